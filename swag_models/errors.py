@@ -1,0 +1,62 @@
+"""Every error a user can cause, in one tree.
+
+SwagModelsError
+├── UnknownModelError (ValueError)   a name that is not in the catalog
+├── ConfigError (ValueError)         an argument that no model, device or file can satisfy
+├── CheckpointError (ValueError)     a weight file that is broken, foreign, or does not fit the model
+│   └── UnsafeCheckpointError        a weight file that would run code
+├── FetchError (OSError)             no source could give the weights
+│   ├── HashMismatchError            bytes arrived that are not the published ones
+│   └── CacheError                   the cache folder cannot take the file
+└── ImageError (ValueError)          a picture that cannot be read
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CacheError",
+    "CheckpointError",
+    "ConfigError",
+    "FetchError",
+    "HashMismatchError",
+    "ImageError",
+    "SwagModelsError",
+    "UnknownModelError",
+    "UnsafeCheckpointError",
+]
+
+
+class SwagModelsError(Exception):
+    """Base of all errors of this library; its message is complete and meant to be read."""
+
+
+class UnknownModelError(SwagModelsError, ValueError):
+    """The name is not in the catalog."""
+
+
+class ConfigError(SwagModelsError, ValueError):
+    """An argument has a value that cannot be satisfied."""
+
+
+class CheckpointError(SwagModelsError, ValueError):
+    """A weight file is broken, of an unknown layout, or does not fit the model."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A weight file asks for code to be run; it was refused and nothing ran."""
+
+
+class FetchError(SwagModelsError, OSError):
+    """No source could give the weights."""
+
+
+class HashMismatchError(FetchError):
+    """The bytes are not those that were published, or not those pinned on first use."""
+
+
+class CacheError(FetchError):
+    """The cache folder cannot be written, or its disk is full."""
+
+
+class ImageError(SwagModelsError, ValueError):
+    """A picture is broken, too large, or of a kind without a defined conversion to RGB."""

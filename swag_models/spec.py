@@ -1,0 +1,185 @@
+"""The nouns of the library as frozen values, with JSON both ways. Imports no torch.
+
+Sizes are in pixels, (height, width) where two are given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, TypeVar
+
+from swag_models.errors import ConfigError
+
+ImageSize = int | tuple[int, int]
+Layout = Literal["swag", "torchvision", "timm"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A Vision Transformer (Dosovitskiy et al., arXiv 2010.11929)."""
+
+    family: ClassVar[str] = "vit"
+    patch_size: int
+    depth: int
+    width: int
+    num_heads: int
+    mlp_width: int
+
+
+@dataclass(frozen=True)
+class RegNetConfig:
+    """A RegNetY (Radosavovic et al., arXiv 2003.13678), given by the rule its stage widths come from."""
+
+    family: ClassVar[str] = "regnet"
+    depth: int
+    w_0: int
+    w_a: float
+    w_m: float
+    group_width: int
+    se_ratio: float = 0.25
+    stem_width: int = 32
+
+    @property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """(width, depth) of each stage: block widths w_0 + w_a * j, quantised to w_0 * w_m ** k, in whole groups."""
+        widths = []
+        for block in range(self.depth):
+            power = round(math.log((self.w_0 + self.w_a * block) / self.w_0) / math.log(self.w_m))
+            width = round(self.w_0 * self.w_m**power / 8) * 8
+            group_width = min(self.group_width, width)
+            widths.append(round(width / group_width) * group_width)
+        return tuple((width, widths.count(width)) for width in sorted(set(widths)))
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a picture becomes a model's input: resize to cover `image_size`, crop its centre, scale to [0, 1], normalise."""
+
+    image_size: ImageSize
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """`image_size` as (height, width)."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that offers a weight file.
+
+    `url` is https://..., hf://org/repo[@revision]/file, file:///path or package://file (shipped with this library).
+    `sha256` is what the publisher states: all 64 hex digits, or the leading ones; None where nothing is stated.
+    """
+
+    url: str
+    layout: Layout
+    sha256: str | None = None
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Published accuracy, in percent, on the validation or held-out split of `dataset`."""
+
+    dataset: str
+    top1: float
+    top5: float | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is known of one model: enough to fetch, build, feed and cite it.
+
+    `classes` is the name of a public label set ("imagenet-1k") or the class names themselves; None goes with no head.
+    `num_params` counts parameters without buffers; `gmacs` is 10^9 multiply-adds for one image of `image_size`.
+    """
+
+    name: str
+    arch: str
+    variant: str
+    description: str
+    config: ViTConfig | RegNetConfig
+    preprocess: Preprocess
+    num_classes: int | None
+    classes: str | tuple[str, ...] | None
+    num_params: int
+    gmacs: float
+    metrics: Metrics | None
+    license: str
+    license_url: str
+    sources: tuple[Source, ...]
+
+    @property
+    def family(self) -> str:
+        return self.config.family
+
+    @property
+    def image_size(self) -> ImageSize:
+        return self.preprocess.image_size
+
+    @property
+    def size_mib(self) -> float:
+        """Size of the float32 weights in MiB, hence about that of a download."""
+        return self.num_params * 4 / 2**20
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON-ready values; the configuration carries its `family`."""
+        return {**asdict(self), "config": {"family": self.family, **asdict(self.config)}}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
+        """The inverse of `to_dict`; ConfigError names an unknown or missing field."""
+        spec: ModelSpec = _decode(cls, data)
+        config = dict(data["config"])
+        families: dict[object, type[ViTConfig] | type[RegNetConfig]] = {
+            family.family: family for family in (ViTConfig, RegNetConfig)
+        }
+        family = families.get(config.pop("family", None))
+        if family is None:
+            raise ConfigError(f"config.family is {data['config'].get('family')!r}; allowed: {', '.join(map(str, families))}")
+        return replace(
+            spec,
+            config=_decode(family, config),
+            preprocess=_decode(Preprocess, data["preprocess"]),
+            classes=_tuple(data["classes"]),
+            metrics=None if data["metrics"] is None else _decode(Metrics, data["metrics"]),
+            sources=tuple(_decode(Source, source) for source in data["sources"]),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelSpec:
+        """The inverse of `to_json`; ConfigError says what is wrong with the text."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"not a model spec: invalid JSON ({error})") from None
+        return cls.from_dict(data)
+
+
+def _decode(cls: type[T], data: Any) -> T:
+    """A dataclass from a mapping of its fields, lists made tuples."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"not a {cls.__name__}: expected a JSON object, got {data!r}")
+    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(data) - set(known)):
+        raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; fields: {', '.join(known)}")
+    try:
+        return cls(**{name: _tuple(value) for name, value in data.items()})
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {str(error).split('() ')[-1]}") from None
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
