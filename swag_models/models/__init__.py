@@ -1,0 +1,69 @@
+"""Configurations made into modules: `build` is the one place that knows which class serves which configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from swag_models.errors import ConfigError
+from swag_models.models.backbone import Backbone
+from swag_models.models.regnet import RegNet
+from swag_models.models.vit import ViT
+from swag_models.spec import ImageSize, RegNetConfig, ViTConfig
+
+__all__ = ["Backbone", "RegNet", "ViT", "build"]
+
+
+def build(
+    config: ViTConfig | RegNetConfig,
+    *,
+    num_classes: int | None,
+    image_size: ImageSize,
+    in_chans: int = 3,
+    drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    global_pool: Literal["token", "avg"] | None = None,
+) -> ViT | RegNet:
+    """A freshly initialised model, in training mode, on torch's current default device (`meta` for no memory at all).
+
+    `image_size` is in pixels, an int or (height, width): for a ViT a multiple of the patch, for a RegNet at least 32.
+    `drop_rate` drops features before the head, `attn_drop_rate` attention weights, `drop_path_rate` residual branches
+    (of the last layer; less in earlier ones). `global_pool` is "token" (default) or "avg" for a ViT, "avg" for a RegNet.
+    ConfigError names a value that cannot be.
+    """
+    size = check_image_size(image_size)
+    match config:
+        case ViTConfig():
+            return ViT(
+                config,
+                num_classes=num_classes,
+                image_size=size,
+                in_chans=in_chans,
+                drop_rate=drop_rate,
+                attn_drop_rate=attn_drop_rate,
+                drop_path_rate=drop_path_rate,
+                global_pool=global_pool or "token",
+            )
+        case RegNetConfig():
+            if attn_drop_rate:
+                raise ConfigError(f"attn_drop_rate is {attn_drop_rate}; a RegNet has no attention, leave it at 0")
+            if global_pool not in (None, "avg"):
+                raise ConfigError(f"global_pool is {global_pool!r}; allowed for a RegNet: avg")
+            return RegNet(
+                config,
+                num_classes=num_classes,
+                image_size=size,
+                in_chans=in_chans,
+                drop_rate=drop_rate,
+                drop_path_rate=drop_path_rate,
+            )
+        case _:
+            raise ConfigError(f"config is {config!r}; give a ViTConfig or a RegNetConfig")
+
+
+def check_image_size(image_size: ImageSize) -> tuple[int, int]:
+    """(height, width) of an int or a pair, or ConfigError."""
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ConfigError(f"image_size is {image_size!r}; give pixels as an int or (height, width)")
+    return size[0], size[1]

@@ -1,0 +1,148 @@
+"""RegNetY, as the SWAG models use it: residual bottlenecks of ratio 1 with grouped convolutions and squeeze-excite.
+
+Axes: N batch, C channels, H W pixels, h w grid (H/32, W/32 at the end). Parameter names are timm's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from swag_models.errors import ConfigError
+from swag_models.models.backbone import Backbone, DropPath, check_num_classes, spread_rates
+from swag_models.spec import RegNetConfig
+
+MIN_SIZE = 32
+
+
+class ConvNorm(nn.Module):
+    """Bias-free convolution, batch norm and, unless it ends a branch, ReLU."""
+
+    def __init__(self, in_width: int, width: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_width, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the channel means (Hu et al., arXiv 1709.01507)."""
+
+    def __init__(self, width: int, squeeze_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(width, squeeze_width, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.fc2 = nn.Conv2d(squeeze_width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H, W)
+        gate = self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True))))  # (N, C, 1, 1)
+        return x * gate.sigmoid()
+
+
+class Block(nn.Module):
+    """1x1, grouped 3x3, squeeze-excite, 1x1; added to the input, projected where the shape changes."""
+
+    def __init__(
+        self, in_width: int, width: int, stride: int, group_width: int, se_ratio: float, drop_path_rate: float
+    ) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_width, width)
+        self.conv2 = ConvNorm(width, width, kernel=3, stride=stride, groups=width // min(group_width, width))
+        self.se = SqueezeExcite(width, round(se_ratio * in_width))
+        self.conv3 = ConvNorm(width, width, act=False)
+        reshapes = in_width != width or stride != 1
+        self.downsample = ConvNorm(in_width, width, stride=stride, act=False) if reshapes else nn.Identity()
+        self.drop_path = DropPath(drop_path_rate)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H / stride, W / stride)
+        branch = self.conv3(self.se(self.conv2(self.conv1(x))))
+        return self.act(self.drop_path(branch) + self.downsample(x))
+
+
+class Head(nn.Module):
+    """Global average pool and a linear layer."""
+
+    def __init__(self, width: int, num_classes: int | None) -> None:
+        super().__init__()
+        check_num_classes(num_classes)
+        self.fc: nn.Module = nn.Identity()
+        if num_classes is not None:
+            self.fc = nn.Linear(width, num_classes)
+            if not self.fc.weight.is_meta:
+                nn.init.normal_(self.fc.weight, std=0.01)
+                nn.init.zeros_(self.fc.bias)
+
+
+class RegNet(Backbone):
+    """Images (N, C, H, W), sides >= 32 -> logits (N, num_classes), or without a head the feature map (N, D, h, w)."""
+
+    def __init__(
+        self,
+        config: RegNetConfig,
+        *,
+        num_classes: int | None,
+        image_size: tuple[int, int],
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__(config.stages[-1][0], num_classes, image_size, in_chans, drop_rate)
+        self._check_size(*image_size)
+        self.stem = ConvNorm(in_chans, config.stem_width, kernel=3, stride=2)
+        rates = iter(spread_rates(drop_path_rate, config.depth))
+        in_width = config.stem_width
+        for stage, (width, depth) in enumerate(config.stages, start=1):
+            blocks = nn.Sequential()
+            for block in range(1, depth + 1):
+                stride = 2 if block == 1 else 1
+                made = Block(in_width, width, stride, config.group_width, config.se_ratio, next(rates))
+                blocks.add_module(f"b{block}", made)
+                in_width = width
+            self.add_module(f"s{stage}", blocks)
+        self.stages = [f"s{stage}" for stage, _ in enumerate(config.stages, start=1)]
+        self.head = Head(in_width, num_classes)
+        if not self.stem.conv.weight.is_meta:
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """The published initialisation: convolutions N(0, 2/fan_out), batch norm 1 and 0 (torch's own), head N(0, 0.01)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> feature map (N, D, h, w)."""
+        self._check_size(*self._check_input(x))
+        if x.device.type == "cpu":  # oneDNN's convolutions are about 1.4x faster on pixels laid out channel by channel
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.stem(x)
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        return x.contiguous()
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map (N, D, h, w) -> logits (N, num_classes), or pooled (N, D) if `pre_logits` or without a head."""
+        x = x.mean((2, 3))  # (N, D)
+        return x if pre_logits else self.head.fc(self.head_drop(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.forward_features(x)
+        return x if self.num_classes is None else self.forward_head(x)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int | None) -> None:
+        self.num_classes = num_classes or None
+        self.head = self._join_trunk(Head(self.num_features, self.num_classes), self.stem.conv.weight)
+
+    def _check_size(self, height: int, width: int) -> None:
+        if min(height, width) < MIN_SIZE:
+            raise ConfigError(f"image size {height}x{width} is too small; a RegNet needs at least {MIN_SIZE}x{MIN_SIZE}")

@@ -1,0 +1,193 @@
+"""Vision Transformer, as the SWAG models use it: pre-norm, fused qkv, class token, learned positions.
+
+Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches. Parameter names are timm's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from swag_models.errors import ConfigError
+from swag_models.layouts import resize_position_embedding
+from swag_models.models.backbone import Backbone, DropPath, check_num_classes, check_rate, spread_rates
+from swag_models.spec import ViTConfig
+
+Pool = Literal["token", "avg"]
+LAYER_NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and project each linearly."""
+
+    def __init__(self, patch_size: int, in_chans: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, h w, D)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, width: int, num_heads: int, drop_rate: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.drop_rate = drop_rate
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
+        n, s, d = x.shape
+        qkv = self.qkv(x).reshape(n, s, 3, self.num_heads, d // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, S, D / heads)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop_rate if self.training else 0.0)
+        return self.proj(x.transpose(1, 2).reshape(n, s, d))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, mlp_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, mlp_width)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(mlp_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each on the normalised input and added to it."""
+
+    def __init__(self, config: ViTConfig, attn_drop_rate: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.attn = Attention(config.width, config.num_heads, attn_drop_rate)
+        self.norm2 = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.mlp = MLP(config.width, config.mlp_width)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ViT(Backbone):
+    """Images (N, C, H, W) -> logits (N, num_classes), or without a head pooled features (N, D).
+
+    H and W may be any multiples of the patch size: position embeddings are resized to the grid and kept for the next call.
+    `global_pool` is "token" (the class token, as published) or "avg" (mean of the patch tokens).
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        num_classes: int | None,
+        image_size: tuple[int, int],
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: Pool = "token",
+    ) -> None:
+        super().__init__(config.width, num_classes, image_size, in_chans, drop_rate)
+        if global_pool not in get_args(Pool):
+            raise ConfigError(f"global_pool is {global_pool!r}; allowed for a ViT: {', '.join(get_args(Pool))}")
+        check_rate("attn_drop_rate", attn_drop_rate)
+        self.global_pool = global_pool
+        self.patch_size = config.patch_size
+        self.grid_size = self._grid(*image_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
+        self.patch_embed = PatchEmbed(config.patch_size, in_chans, config.width)
+        rates = spread_rates(drop_path_rate, config.depth)
+        self.blocks = nn.Sequential(*(Block(config, attn_drop_rate, rate) for rate in rates))
+        self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.head = _make_head(config.width, num_classes)
+        self._resized: tuple[object, Tensor] | None = None
+        if not self.pos_embed.is_meta:
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """The published initialisation: position N(0, 0.02), patches truncated N(0, 1/fan_in), MLP Xavier, head zero."""
+        nn.init.normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=math.sqrt(1 / self.patch_embed.proj.weight[0].numel()))
+        if self.patch_embed.proj.bias is not None:
+            nn.init.zeros_(self.patch_embed.proj.bias)
+        for module in self.blocks.modules():
+            if isinstance(module, Attention):
+                nn.init.xavier_uniform_(module.qkv.weight)
+                nn.init.zeros_(module.qkv.bias)
+                nn.init.zeros_(module.proj.bias)
+            elif isinstance(module, MLP):
+                for linear in (module.fc1, module.fc2):
+                    nn.init.xavier_uniform_(linear.weight)
+                    nn.init.normal_(linear.bias, std=1e-6)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> all tokens after the last norm (N, 1 + h w, D), the class token first."""
+        grid = self._grid(*self._check_input(x))
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], dim=1)  # (N, S, D)
+        x = x + self._position_embedding(grid)
+        return self.norm(self.blocks(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens (N, S, D) -> logits (N, num_classes), or pooled features (N, D) if `pre_logits` or without a head."""
+        x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(dim=1)  # (N, D)
+        return x if pre_logits else self.head(self.head_drop(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int | None) -> None:
+        self.num_classes = num_classes or None
+        self.head = self._join_trunk(_make_head(self.num_features, self.num_classes), self.norm.weight)
+
+    def train(self, mode: bool = True) -> ViT:
+        self._resized = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        self._resized = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """Patches along (height, width), or ConfigError."""
+        patch = self.patch_size
+        if height < patch or width < patch or height % patch or width % patch:
+            raise ConfigError(f"image size {height}x{width} is not a multiple of the patch size {patch}")
+        return height // patch, width // patch
+
+    def _position_embedding(self, grid: tuple[int, int]) -> Tensor:
+        """Position embedding for a grid (1, 1 + h w, D); the last resized one is kept as long as it stays valid."""
+        position = self.pos_embed
+        if grid == self.grid_size:
+            return position
+        differentiable = torch.is_grad_enabled() and position.requires_grad
+        if differentiable or position.is_inference() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return resize_position_embedding(position, self.grid_size, grid)
+        key = (grid, position.data_ptr(), position._version)
+        if self._resized is None or self._resized[0] != key:
+            self._resized = key, resize_position_embedding(position, self.grid_size, grid)
+        return self._resized[1]
+
+
+def _make_head(width: int, num_classes: int | None) -> nn.Module:
+    check_num_classes(num_classes)
+    if num_classes is None:
+        return nn.Identity()
+    head = nn.Linear(width, num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
