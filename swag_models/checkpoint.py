@@ -1,0 +1,218 @@
+"""A weight file -> a state dict in our names that fits a model. Never runs code from a file.
+
+Tensors are mapped from the file, not copied, wherever the format allows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import re
+import struct
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from swag_models.errors import CheckpointError, UnsafeCheckpointError
+from swag_models.layouts import recognise_layout, resize_position_embedding, translate_layout, unknown_keys
+from swag_models.spec import Layout
+
+Backend = Literal["mmap", "pread"]
+WRAPPERS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")  # the first one present wins
+PREFIXES = ("module.", "_orig_mod.")
+PICKLE_SUFFIXES = (".pth", ".pt", ".torch", ".bin")
+STEMS = ("patch_embed.proj.weight", "stem.conv.weight")
+LISTED = 8  # tensors named in one error
+
+logger = logging.getLogger("swag_models")
+
+
+def read_state_dict(path: str | os.PathLike[str], *, backend: Backend = "mmap") -> dict[str, Tensor]:
+    """The state dict of a .safetensors or torch file, unwrapped, in the layout it has, on the CPU.
+
+    `backend="mmap"` maps the file; `"pread"` reads it into memory (for network disks and files that may change).
+    CheckpointError if the file is no such thing; UnsafeCheckpointError, with nothing run, if it asks for code.
+    """
+    if backend not in get_args(Backend):
+        raise CheckpointError(f"unknown backend {backend!r}; allowed: {', '.join(get_args(Backend))}")
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise CheckpointError(f"cannot read weight file {path}: {error.strerror}") from None
+    if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
+        return _unwrap(_load_safetensors(path, backend), path)
+    if head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, which can be mapped, or a bare pickle, which cannot
+        return _unwrap(_load_pickle(path, mmap=backend == "mmap" and head.startswith(b"PK")), path)
+    raise CheckpointError(f"{path} is not a weight file: it starts with {head!r}, neither safetensors nor torch.save")
+
+
+def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write .safetensors, or a torch file for .pth .pt .torch .bin; the file appears whole or not at all."""
+    path = Path(path)
+    write: Callable[[Path], None]
+    if path.suffix == ".safetensors":
+        write = lambda to: save_file({k: v.contiguous() for k, v in state.items()}, to, {"format": "pt"})  # noqa: E731
+    elif path.suffix in PICKLE_SUFFIXES:
+        write = lambda to: torch.save(dict(state), to)  # noqa: E731
+    else:
+        raise CheckpointError(f"cannot write {path}: end the name in .safetensors or {', '.join(PICKLE_SUFFIXES)}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a failed write
+        raise CheckpointError(f"cannot write {path}: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def convert_checkpoint(source: str | os.PathLike[str], target: str | os.PathLike[str], layout: Layout) -> None:
+    """Rewrite a weight file in another layout; CheckpointError lists tensors that no table knows."""
+    state = read_state_dict(source)
+    if unknown := unknown_keys(state):
+        raise CheckpointError(f"{source}: no layout has {_list(unknown)}")
+    write_state_dict(translate_layout(state, layout), target)
+
+
+def fit_state_dict(
+    state: Mapping[str, Tensor], model: nn.Module, *, origin: str, drop_head: bool = False, fresh_head: bool = True
+) -> dict[str, Tensor]:
+    """The state dict in native names, fitted to `model` (which may be on meta): head, input channels, positions.
+
+    A head of another size than the model's is replaced by a fresh one, and so is a missing head if `fresh_head`;
+    `drop_head` leaves out the file's own in any case. Everything else must match: CheckpointError lists what does not.
+    `origin` names the file in messages.
+    """
+    wanted = model.state_dict()
+    kind, found = recognise_layout(wanted), recognise_layout(state)
+    assert kind is not None
+    if found is None or found[0] != kind[0]:
+        holds = "an unknown layout" if found is None else f"a {found[0]}"
+        raise CheckpointError(f"{origin} holds {holds}, the model is a {kind[0]}")
+    state = {key: tensor.detach() for key, tensor in translate_layout(state, "timm").items()}
+    state = _fit_head(state, model, wanted, origin, drop_head, fresh_head)
+    for stem in STEMS:
+        if stem in state and stem in wanted:
+            state[stem] = _fit_channels(state[stem], wanted[stem].shape[1])
+    if "pos_embed" in state:
+        state["pos_embed"] = _fit_position(state["pos_embed"], model.grid_size)  # type: ignore[arg-type]
+    _check_match(state, wanted, origin)
+    return state
+
+
+def _fit_head(
+    state: dict[str, Tensor], model: Any, wanted: dict[str, Tensor], origin: str, drop_head: bool, fresh_head: bool
+) -> dict[str, Tensor]:
+    body = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+    if model.num_classes is None:
+        return body
+    rows = {tensor.shape[0] for key, tensor in state.items() if key.startswith("head.")} if not drop_head else set()
+    if rows == {model.num_classes} or (not rows and not fresh_head and not drop_head):
+        return state
+    has = "no head" if not rows else f"a head of {max(rows)} classes"
+    logger.warning("%s has %s: the head of %d classes is freshly initialised", origin, has, model.num_classes)
+    model.reset_classifier(model.num_classes)
+    fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("head.")}
+    return {**body, **fresh}
+
+
+def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
+    """First convolution (out, 3, k, k) -> (out, in_chans, k, k), responses kept in scale: summed for 1, else repeated."""
+    if weight.shape[1] != 3 or in_chans == 3:
+        return weight
+    if in_chans == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight.repeat(1, math.ceil(in_chans / 3), 1, 1)[:, :in_chans]
+    return repeated * (3 / in_chans)
+
+
+def _fit_position(position: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embedding (1, 1 + h w, D) resized to `grid`; the file's own grid is square unless the count forbids it."""
+    tokens = position.shape[1] - 1
+    side = math.isqrt(tokens)
+    if side * side != tokens or (side, side) == grid:
+        return position
+    return resize_position_embedding(position, (side, side), grid)
+
+
+def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
+    problems = []
+    if missing := [key for key in wanted if key not in state]:
+        problems.append(f"missing {_list(missing)}")
+    if extra := [key for key in state if key not in wanted]:
+        problems.append(f"unexpected {_list(extra)}")
+    if misshapen := [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in state and state[key].shape != tensor.shape
+    ]:
+        problems.append(f"misshapen {_list(misshapen)}")
+    if problems:
+        hint = (
+            "; for a model without this head pass num_classes=None"
+            if missing and all(key.startswith("head.") for key in missing)
+            else ""
+        )
+        raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems)}{hint}")
+
+
+def _load_safetensors(path: Path, backend: Backend) -> dict[str, Tensor]:
+    try:
+        return load_file(path, backend=backend)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is broken or cut short: {error}") from None
+
+
+def _load_pickle(path: Path, mmap: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if code := re.search(r"GLOBAL (\S+)|unrecognized function ([^\n]+)|Unsupported (?:class|operand)[^\n]*", str(error)):
+            what = (code[1] or code[2] or code[0]).strip()
+            raise UnsafeCheckpointError(
+                f"{path} was refused, nothing in it ran: besides tensors it asks for {what}. "
+                "Only plain state dicts are loaded; ask its author for safetensors"
+            ) from None
+        raise CheckpointError(f"{path} is broken: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is broken or cut short: {str(error).splitlines()[0]}") from None
+
+
+def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside the wrappers that training code puts around it."""
+    inside = "the file"
+    while isinstance(loaded, Mapping):
+        state = {_strip(str(key)): value for key, value in loaded.items() if key != "n_averaged"}
+        if recognise_layout(state) is not None:
+            if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+                raise CheckpointError(f"{path}: not tensors: {_list(others)}")
+            return state
+        present = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
+        if not present:
+            keys = ", ".join(map(str, list(loaded)[:5])) or "no keys"
+            raise CheckpointError(f"{path} holds no ViT or RegNet in the swag, torchvision or timm layout: {inside} has {keys}")
+        if len(present) > 1:
+            logger.warning("%s holds %s: %s is taken", path, " and ".join(present), present[0])
+        inside, loaded = present[0], loaded[present[0]]
+    raise CheckpointError(f"{path} holds no state dict: {inside} is a {type(loaded).__name__}")
+
+
+def _strip(key: str) -> str:
+    for prefix in PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
