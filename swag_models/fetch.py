@@ -1,0 +1,343 @@
+"""A model's sources -> one verified local file. Imports no torch.
+
+In the cache folder:
+  files/<sha256>/<name>      weights, by content: never changed once there
+  records/<host>/<path>.json which file a source gave, its SHA-256, size and time: the pin of a source without published hash
+  parts/                     downloads under way
+  locks/                     who is downloading; only to save work, nothing relies on them
+  <name>                     where a file copied by hand is found
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sys
+import uuid
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from swag_models.errors import CacheError, FetchError, HashMismatchError
+from swag_models.spec import ModelSpec, Source
+from swag_models.transfer import download, hash_file, remove_parts
+
+logger = logging.getLogger("swag_models")
+PACKAGE_DATA = Path(__file__).parent / "weights"
+TRUE = {"1", "true", "yes", "on"}
+LOCK_TIMEOUT = 3600  # seconds to wait for another process before going on without it
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of the file a source gave; its size and time tell cheaply whether it is still the file verified."""
+
+    url: str
+    path: str
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of verifying one file: whole or not, and the digest found."""
+
+    url: str
+    path: str
+    sha256: str
+    ok: bool
+
+
+def fetch_weights(spec: ModelSpec, *, progress: bool = True) -> Path:
+    """The verified local weight file of a model: from this machine if any source's file is here, else downloaded.
+
+    Sources are tried in the catalog's order. FetchError lists each with its reason, and where to put a file by hand.
+    """
+    if path := find_weights(spec):
+        return path
+    reasons = []
+    for source in spec.sources:
+        try:
+            return _download_source(source, spec, progress)
+        except CacheError:
+            raise
+        except FetchError as error:
+            reasons.append(f"  {source.url}: {error}")
+    raise FetchError(
+        "\n".join(
+            [
+                f"no source could give the weights of {spec.name}:",
+                *reasons,
+                "A file copied by hand is found at",
+                *(f"  {cache_folder() / source.file_name}" for source in spec.sources if _is_remote(source)),
+            ]
+        )
+    )
+
+
+def find_weights(spec: ModelSpec) -> Path | None:
+    """The verified weight file of a model if it is on this machine already; asks no network."""
+    return next((path for source in spec.sources if (path := _find_source(source))), None)
+
+
+def verify_weights(spec: ModelSpec) -> list[Check]:
+    """Read every local file of a model's sources again and compare it with its published or pinned hash."""
+    checks = []
+    for source in spec.sources:
+        path = _find_source(source)
+        record = _read_record(source)
+        if record is None and path is None:
+            continue
+        path = path or Path(record.path)  # type: ignore[union-attr]
+        digest = hash_file(path) if path.is_file() else "missing"
+        expected = record.sha256 if record else source.sha256 or ""
+        checks.append(Check(source.url, str(path), digest, digest.startswith(expected)))
+    return checks
+
+
+def cache_folder() -> Path:
+    """SWAG_MODELS_CACHE, else `swag_models` in the platform's cache folder."""
+    if chosen := os.environ.get("SWAG_MODELS_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = _xdg_cache()
+    return base / "swag_models"
+
+
+def is_offline() -> bool:
+    """Whether SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE asks for no network."""
+    return any(os.environ.get(name, "").lower() in TRUE for name in ("SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"))
+
+
+def _find_source(source: Source) -> Path | None:
+    """This source's file where it already lies, its content verified; None if it is nowhere."""
+    if not _is_remote(source) and source.sha256 is None:  # the user's own file, free to change
+        return path if (path := _local_path(source)).is_file() else None
+    record = _read_record(source)
+    if record and _matches(record, source):
+        return Path(record.path)
+    expected = source.sha256 or (record.sha256 if record else None)
+    for path in _candidates(source, record, expected):
+        if not path.is_file():
+            continue
+        digest = hash_file(path)
+        if digest.startswith(expected or ""):
+            if expected is None and not _looks_whole(path):
+                logger.warning("%s is ignored: it is cut short or no weight file", path)
+                continue
+            _remember(source, path, digest, new_pin=expected is None)
+            return path
+        logger.warning("%s is ignored: its SHA-256 is %s, not %s", path, digest, expected)
+    return None
+
+
+def _candidates(source: Source, record: Record | None, expected: str | None) -> Iterator[Path]:
+    """Where the file might lie, nearest first."""
+    if not _is_remote(source):
+        yield _local_path(source)
+        return
+    cache = cache_folder()
+    if record:
+        yield Path(record.path)
+    if expected:
+        yield from sorted(cache.glob(f"files/{expected}*/*"))
+    yield cache / source.file_name
+    if source.url.startswith("hf://"):
+        from huggingface_hub import try_to_load_from_cache
+
+        repo, revision, name = _parse_hf(source.url)
+        if isinstance(path := try_to_load_from_cache(repo, name, revision=revision), str):
+            yield Path(path)
+    else:
+        torch_home = Path(os.environ.get("TORCH_HOME") or _xdg_cache() / "torch").expanduser()
+        yield torch_home / "hub" / "checkpoints" / source.file_name
+
+
+def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
+    """The source's file brought here and verified, or a FetchError with the reason."""
+    if not _is_remote(source):
+        path = _local_path(source)
+        found = hash_file(path) if path.is_file() else None
+        raise FetchError("no such file" if found is None else f"SHA-256 is {found}, not {source.sha256}")
+    if is_offline():
+        raise FetchError("offline, and not on this machine")
+    with _lock(source):
+        if found_path := _find_source(source):  # another process brought it while this one waited
+            return found_path
+        logger.warning("%s: the weights are licensed %s, see %s", spec.name, spec.license.upper(), spec.license_url)
+        record = _read_record(source)
+        expected = source.sha256 or (record.sha256 if record else None)
+        try:
+            path, digest = _download_verified(source, expected, progress)
+        except HashMismatchError as error:
+            pin = f" (pinned on first use; if the change is expected, delete {_record_path(source)})" if record else ""
+            raise HashMismatchError(f"{error}{pin}") from None
+        _remember(source, path, digest, new_pin=expected is None)
+        return path
+
+
+def _download_verified(source: Source, expected: str | None, progress: bool) -> tuple[Path, str]:
+    """(final path, SHA-256) of a complete download with the expected hash, or with none to expect."""
+    if source.url.startswith("hf://"):
+        path = _download_hf(source.url, progress)
+        digest = hash_file(path)
+        if not digest.startswith(expected or ""):
+            raise HashMismatchError(f"SHA-256 is {digest}, not {expected}")
+        return path, digest
+    cache, key = cache_folder(), _key(source)
+    while True:
+        part, digest = download(_mirrored(source.url), cache / "parts", key=key, sha256=expected, progress=progress)
+        if expected is None and not _looks_whole(part):
+            part.unlink(missing_ok=True)
+            raise FetchError("what came is cut short or no weight file")
+        path = cache / "files" / digest / source.file_name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part, path)
+        except FileNotFoundError:  # another process finished the same download and cleaned up
+            if path.is_file():
+                return path, digest
+            continue
+        except OSError as error:
+            raise CacheError(f"cannot write {path}: {error.strerror}; set SWAG_MODELS_CACHE to another folder") from None
+        remove_parts(cache / "parts", key)
+        return path, digest
+
+
+def _download_hf(url: str, progress: bool) -> Path:
+    """A file of a Hugging Face repository, in the Hub client's own cache."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    transport_error: type[BaseException] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, as the client's version has it
+    repo, revision, name = _parse_hf(url)
+    silence = not progress and not are_progress_bars_disabled()
+    try:
+        if silence:
+            disable_progress_bars()
+        return Path(hf_hub_download(repo, name, revision=revision))
+    except (OSError, ValueError, transport_error) as error:
+        raise FetchError(str(error).strip().splitlines()[0] or type(error).__name__) from None
+    finally:
+        if silence:
+            enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _lock(source: Source) -> Iterator[None]:
+    """One download of a source at a time, where locks work; where they do not, go on without."""
+    from filelock import FileLock, Timeout
+
+    folder = cache_folder() / "locks"
+    lock = FileLock(folder / f"{_key(source)}.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("waiting for another process that downloads %s", source.url)
+            lock.acquire(timeout=LOCK_TIMEOUT)
+    except (OSError, NotImplementedError):  # filelock's Timeout is an OSError too
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _matches(record: Record, source: Source) -> bool:
+    """Whether the recorded file is still the one that was verified, judged by size and time."""
+    try:
+        status = os.stat(record.path)
+    except OSError:
+        return False
+    same = (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns)
+    return same and record.sha256.startswith(source.sha256 or "")
+
+
+def _read_record(source: Source) -> Record | None:
+    try:
+        return Record(**json.loads(_record_path(source).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _remember(source: Source, path: Path, digest: str, new_pin: bool) -> None:
+    """Record a verified file; a cache that cannot be written only means that the file is hashed again next time."""
+    status = path.stat()
+    record = Record(source.url, str(path), digest, status.st_size, status.st_mtime_ns)
+    target = _record_path(source)
+    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+    with contextlib.suppress(OSError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(asdict(record), indent=2))
+        os.replace(temporary, target)
+    if new_pin:
+        logger.warning("%s has no published hash: SHA-256 %s is pinned from now on in %s", source.url, digest, target)
+
+
+def _record_path(source: Source) -> Path:
+    parts = urlsplit(source.url)
+    names = [(parts.netloc or parts.scheme).replace(":", "_"), *Path(unquote(parts.path)).parts]
+    path = cache_folder().joinpath("records", *(name for name in names if name not in ("/", "..")))
+    return path.with_name(path.name + ".json")
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file without a known hash has the beginning and the end of a weight file."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        if head.startswith(b"PK"):
+            return zipfile.is_zipfile(path)
+        length = int.from_bytes(head, "little")
+        if length >= path.stat().st_size:
+            return head.startswith(b"\x80")  # a bare pickle
+        try:
+            header = json.loads(file.read(length))
+            end = max((value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return False
+        return path.stat().st_size == 8 + length + int(end)
+
+
+def _mirrored(url: str) -> str:
+    """The URL with scheme and host replaced by SWAG_MODELS_MIRROR, if that is set."""
+    mirror = os.environ.get("SWAG_MODELS_MIRROR")
+    return mirror.rstrip("/") + urlsplit(url).path if mirror else url
+
+
+def _parse_hf(url: str) -> tuple[str, str, str]:
+    """hf://org/repo[@revision]/file -> (org/repo, revision, file)."""
+    org, repo, name = url.removeprefix("hf://").split("/", 2)
+    repo, _, revision = repo.partition("@")
+    return f"{org}/{repo}", revision or "main", name
+
+
+def _local_path(source: Source) -> Path:
+    if source.url.startswith("package://"):
+        return PACKAGE_DATA / source.url.removeprefix("package://")
+    return Path(unquote(urlsplit(source.url).path))
+
+
+def _is_remote(source: Source) -> bool:
+    return not source.url.startswith(("package://", "file://"))
+
+
+def _key(source: Source) -> str:
+    """A short file name for the source, its version of the content included."""
+    return hashlib.sha256(f"{source.url} {source.sha256}".encode()).hexdigest()[:16]
+
+
+def _xdg_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
