@@ -1,0 +1,95 @@
+"""Pictures -> model input: any file or PIL image to upright RGB, then the `Preprocess` of a model.
+
+Axes: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from swag_models.errors import ImageError
+from swag_models.spec import Preprocess
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspicious file: a quarter of 1 GiB as RGB
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """A picture file as an upright RGB image, the first frame if it is animated; ImageError says what is wrong with it."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{path} has {width}x{height} pixels; at most {MAX_PIXELS} are read, resize it first")
+            return to_rgb(image)
+    except UnidentifiedImageError:
+        raise ImageError(f"{path} is not an image that Pillow can read") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{path} has too many pixels; at most {MAX_PIXELS} are read, resize it first") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three on broken files
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright 8-bit RGB image: EXIF rotation applied, 16 bits scaled to 8, transparency laid on white.
+
+    ImageError for 32-bit floating-point images, whose range is not defined.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError("a 32-bit floating-point image has no defined range; convert it to 8 or 16 bits")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+class Transform:
+    """What a `Preprocess` says, done: PIL image, or uint8 tensor (..., 3, H, W) -> float32 tensor (..., 3, h, w).
+
+    On PIL images it equals torchvision's own preset for these weights. It can be sent to worker processes.
+    """
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        self.preprocess = preprocess
+
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        import torch
+        from torchvision.transforms.v2 import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
+
+        if isinstance(image, Image.Image):
+            image = to_rgb(image)
+            width, height = image.size
+        elif isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == 3:
+            height, width = image.shape[-2:]
+        else:
+            what = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+            raise ImageError(f"cannot preprocess {what}; give a PIL image or a tensor (..., 3, H, W)")
+        resized = list(cover_size(height, width, *self.preprocess.size))
+        image = F.resize(image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True)
+        image = F.center_crop(image, list(self.preprocess.size))
+        tensor = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
+        tensor = F.to_dtype(tensor, torch.float32, scale=True)
+        return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))
+
+    def __repr__(self) -> str:
+        return f"Transform({self.preprocess})"
+
+
+def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:
+    """The size an image (height, width) is resized to, in proportion, to just cover (to_height, to_width)."""
+    if to_height * width >= to_width * height:
+        return to_height, max(to_width, int(to_height * width / height))
+    return max(to_height, int(to_width * height / width)), to_width
