@@ -1,0 +1,35 @@
+"""Vision backbones pre-trained on hashtags: a name gives verified weights, the right preprocessing and a ready model.
+
+Every name in the catalog is also a function here: `swag_models.vit_b16_in1k(pretrained=True, progress=True, **kwargs)`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from swag_models.api import get_spec, hub_entries, list_models, load_classes, load_model, load_preprocess
+from swag_models.errors import SwagModelsError
+from swag_models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from swag_models.models import RegNet, ViT
+
+    def __getattr__(name: str) -> Callable[..., ViT | RegNet]: ...
+
+
+__version__ = "0.1.0"
+__all__ = [
+    "ModelSpec",
+    "SwagModelsError",
+    "get_spec",
+    "hub_entries",
+    "list_models",
+    "load_classes",
+    "load_model",
+    "load_preprocess",
+]
+
+globals().update(hub_entries())
+__all__ += list(hub_entries())
