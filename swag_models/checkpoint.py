@@ -68,7 +68,10 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
         raise CheckpointError(f"cannot write {path}: end the name in .safetensors or {', '.join(PICKLE_SUFFIXES)}")
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # safetensors writes files that only their owner can read
         os.replace(temporary, path)
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a failed write
         raise CheckpointError(f"cannot write {path}: {error}") from None
