@@ -1,0 +1,116 @@
+"""Time and memory from a local file to a ready model, against the usual ways.
+
+    python benchmarks/load.py [--arch vit_l16 vit_h14] [--rounds 5]
+
+Every way runs in a process of its own, all ways in turn, round after round, on files with the published keys and shapes that
+lie in the page cache. Time counts from the end of the imports to a model in eval mode; memory is the process's peak after
+a first forward of one 224-pixel image, and, for comparison, right after the imports.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TORCHVISION = {"vit_b16": "vit_b_16", "vit_l16": "vit_l_16", "vit_h14": "vit_h_14"}
+TIMM = {"vit_b16": "vit_base_patch16_224", "vit_l16": "vit_large_patch16_224", "vit_h14": "vit_huge_patch14_224"}
+WAYS = {  # way -> the file it reads
+    "swag_models, swag layout": "swag.torch",
+    "swag_models, torchvision layout": "torchvision.pth",
+    "swag_models, safetensors": "timm.safetensors",
+    "usual: construct, torch.load, load_state_dict": "swag.torch",
+    "torchvision": "torchvision.pth",
+    "timm": "timm.safetensors",
+}
+
+
+def write_files(arch: str, folder: Path) -> None:
+    """The linear classifier of an architecture, random weights, in the three layouts."""
+    import swag_models
+    from swag_models.checkpoint import write_state_dict
+    from swag_models.layouts import translate_layout
+
+    state = swag_models.load_model(f"{arch}_in1k_linear", pretrained=False).state_dict()
+    for name in set(WAYS.values()):
+        write_state_dict(translate_layout(state, name.split(".")[0]), folder / name)
+
+
+def run_way(way: str, arch: str, path: str) -> dict[str, float]:
+    """Load once, in this process; seconds and MiB."""
+    import timm
+    import torch
+    import torchvision
+
+    import swag_models
+    from swag_models.models import build
+
+    spec = swag_models.get_spec(f"{arch}_in1k_linear")
+    imported = peak_mib()
+    start = time.perf_counter()
+    if way.startswith("swag_models"):
+        model = swag_models.load_model(spec.name, weights=path)
+    elif way == "torchvision":
+        model = getattr(torchvision.models, TORCHVISION[arch])()
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    elif way == "timm":
+        model = timm.create_model(TIMM[arch], num_classes=1000, checkpoint_path=path)
+    else:
+        model = build(spec.config, num_classes=1000, image_size=224)
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    model.eval()
+    seconds = time.perf_counter() - start
+    loaded = peak_mib()
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 224, 224))
+    return {"seconds": seconds, "imported": imported, "loaded": loaded, "peak": peak_mib()}
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=["vit_l16", "vit_h14"], choices=list(TIMM))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", nargs=3, metavar=("WAY", "ARCH", "FILE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(run_way(*options.one)))
+        return
+    for arch in options.arch:
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(arch, Path(folder))
+            results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+            for turn in range(options.rounds + 1):  # the first warms the page cache and is not counted
+                for way, name in WAYS.items():
+                    command = [sys.executable, __file__, "--one", way, arch, f"{folder}/{name}"]
+                    done = subprocess.run(command, check=True, capture_output=True, text=True)
+                    if turn:
+                        results[way].append(json.loads(done.stdout))
+            size = (Path(folder) / "swag.torch").stat().st_size / 2**20
+        report(arch, size, results)
+
+
+def report(arch: str, size: float, results: dict[str, list[dict[str, float]]]) -> None:
+    middle = {way: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for way, runs in results.items()}
+    usual = middle["usual: construct, torch.load, load_state_dict"]["seconds"]
+    print(f"\n### {arch}, file of {size:.0f} MiB\n")
+    print("| way | seconds, median (min to max) | usual / this | peak MiB, above imports | peak above imports / file |")
+    print("|---|---|---|---|---|")
+    for way, runs in results.items():
+        times = sorted(run["seconds"] for run in runs)
+        above = middle[way]["peak"] - middle[way]["imported"]
+        print(
+            f"| {way} | {middle[way]['seconds']:.3f} ({times[0]:.3f} to {times[-1]:.3f}) "
+            f"| {usual / middle[way]['seconds']:.1f} | {above:.0f} | {above / size:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Eager float32 images per second of all six architectures, against torchvision and timm.
+
+    python benchmarks/throughput.py [--arch vit_b16 ...] [--rounds 7] [--device cpu]
+
+The three implementations hold the same weights and take turns on the same batch, round after round. The peers run as they come
+and once more with channels-last weights and input; the ratio is to the fastest, the median over rounds.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import torchvision
+
+import swag_models
+from swag_models.layouts import translate_layout
+
+PEERS = {  # architecture -> (torchvision name, timm name, images per batch)
+    "vit_b16": ("vit_b_16", "vit_base_patch16_224", 8),
+    "vit_l16": ("vit_l_16", "vit_large_patch16_224", 4),
+    "vit_h14": ("vit_h_14", "vit_huge_patch14_224", 2),
+    "regnety_16gf": ("regnet_y_16gf", "regnety_160", 8),
+    "regnety_32gf": ("regnet_y_32gf", "regnety_320", 4),
+    "regnety_128gf": ("regnet_y_128gf", "regnety_1280", 2),
+}
+WAYS = {  # column -> (implementation, memory format of its weights and input)
+    "swag_models": ("swag_models", torch.contiguous_format),
+    "torchvision": ("torchvision", torch.contiguous_format),
+    "timm": ("timm", torch.contiguous_format),
+    "torchvision, channels last": ("torchvision", torch.channels_last),
+    "timm, channels last": ("timm", torch.channels_last),
+}
+
+
+def make_models(arch: str, device: str) -> dict[str, torch.nn.Module]:
+    """The three implementations with one set of weights."""
+    ours = swag_models.load_model(f"{arch}_in1k_linear", pretrained=False)
+    tv_name, timm_name, _ = PEERS[arch]
+    models = {"torchvision": getattr(torchvision.models, tv_name)(), "timm": timm.create_model(timm_name)}
+    for layout, model in models.items():
+        model.load_state_dict(translate_layout(ours.state_dict(), layout))
+    return {name: model.to(device).eval() for name, model in {"swag_models": ours, **models}.items()}
+
+
+def seconds(run: Callable[[], object], device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def measure(arch: str, rounds: int, device: str) -> None:
+    models = make_models(arch, device)
+    batch = PEERS[arch][2] * (1 if device == "cpu" else 16)
+    images = torch.randn(batch, 3, 224, 224, device=device)
+    for name in ("torchvision", "timm"):
+        torch.testing.assert_close(models[name](images), models["swag_models"](images), rtol=1e-3, atol=1e-3)
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for turn in range(rounds + 1):  # the first is not counted
+        for way, (name, layout) in WAYS.items():
+            model = models[name].to(memory_format=layout)
+            given = images.contiguous(memory_format=layout)
+            spent = seconds(lambda: model(given), device)  # noqa: B023, called at once
+            if turn:
+                times[way].append(spent)
+    ratios = {way: statistics.median(b / a for a, b in zip(times["swag_models"], times[way])) for way in WAYS}
+    cells = " | ".join(f"{batch / statistics.median(spent):.2f}" for spent in times.values())
+    best = min((way for way in WAYS if way != "swag_models"), key=lambda way: ratios[way])
+    print(f"| {arch} | {batch} | {cells} | {ratios[best]:.3f} ({best}) |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    print(f"| architecture | batch | {' | '.join(WAYS)} | ours / best peer |")
+    print("|---" * (len(WAYS) + 3) + "|")
+    for arch in options.arch:
+        measure(arch, options.rounds, options.device)
+
+
+if __name__ == "__main__":
+    main()
