@@ -1,0 +1,125 @@
+"""The front door: names, filters, options, errors; and what it costs to import it."""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+
+import swag_models
+from swag_models.errors import ConfigError, UnknownModelError
+from swag_models.spec import Preprocess
+
+DIGITS = "vit_nano_digits"
+
+
+def test_listing_and_specs_import_neither_torch_nor_a_network_client() -> None:
+    code = (
+        "import sys, swag_models\n"
+        "swag_models.list_models('vit*', variant='in1k'); swag_models.get_spec('vit_b16').to_json()\n"
+        "print(sorted({'torch', 'torchvision', 'numpy', 'requests', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    named = [name for name in swag_models.__all__ if name not in swag_models.list_models()]
+    assert named == sorted(named)
+    assert all(hasattr(swag_models, name) for name in swag_models.__all__)
+    assert set(swag_models.list_models()) <= set(swag_models.__all__)
+
+
+def test_names_are_listed_by_pattern_and_filters() -> None:
+    assert swag_models.list_models("vit*", variant="in1k") == ["vit_b16_in1k", "vit_l16_in1k", "vit_h14_in1k"]
+    assert swag_models.list_models(family="regnet", num_classes=None) == ["regnety_16gf", "regnety_32gf", "regnety_128gf"]
+    assert swag_models.list_models(image_size=518) == ["vit_h14_in1k"]
+    assert swag_models.list_models("resnet*") == []
+
+
+def test_an_unknown_filter_is_named_with_those_allowed() -> None:
+    with pytest.raises(ConfigError, match="unknown filter size; allowed: arch, family, variant"):
+        swag_models.list_models(size=384)
+
+
+def test_an_unknown_name_gets_the_nearest_ones() -> None:
+    with pytest.raises(UnknownModelError, match="unknown model 'vit_b_16_in1k'; did you mean: vit_b16_in1k"):
+        swag_models.load_model("vit_b_16_in1k")
+    with pytest.raises(UnknownModelError, match="known: regnety_16gf, "):
+        swag_models.get_spec("?")
+
+
+def test_a_model_is_loaded_in_eval_mode_with_trainable_parameters() -> None:
+    model = swag_models.load_model(DIGITS)
+    assert not model.training
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_every_name_is_a_function_with_the_originals_signature() -> None:
+    for name in swag_models.list_models():
+        entry = getattr(swag_models, name)
+        assert str(inspect.signature(entry)).startswith("(pretrained: 'bool' = True, progress: 'bool' = True, **kwargs")
+        assert entry.__name__ == name
+        assert swag_models.get_spec(name).license in entry.__doc__
+
+
+def test_a_named_function_gives_what_load_model_gives() -> None:
+    images = torch.randn(1, 3, 32, 32)
+    by_name = swag_models.vit_nano_digits(True, False)(images)
+    torch.testing.assert_close(by_name, swag_models.load_model(DIGITS)(images), rtol=0, atol=0)
+    assert swag_models.vit_nano_digits(pretrained=False, num_classes=3)(images).shape == (1, 3)
+
+
+def test_options_after_the_name_are_keywords_only() -> None:
+    kinds = {parameter.kind for parameter in list(inspect.signature(swag_models.load_model).parameters.values())[1:]}
+    assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_a_spec_of_ones_own_is_built() -> None:
+    spec = dataclasses.replace(swag_models.get_spec(DIGITS), name="mine", preprocess=Preprocess(16), num_classes=4)
+    assert swag_models.load_model(spec, pretrained=False)(torch.zeros(1, 3, 16, 16)).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+        ({"dtype": "float12"}, "dtype 'float12' is not allowed; give float32"),
+        ({"dtype": torch.int64}, "torch.int64 is not allowed"),
+        ({"num_classes": -1}, "num_classes is -1; give a positive number, or None"),
+        ({"image_size": 30}, "30x30 is not a multiple of the patch size 4"),
+        ({"image_size": (32, 32, 3)}, "give pixels as an int or"),
+        ({"global_pool": "max"}, "allowed for a ViT: token, avg"),
+        ({"drop_rate": 1.5}, "drop_rate is 1.5"),
+    ],
+)
+def test_a_value_that_cannot_be_gets_one_clear_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        swag_models.load_model(DIGITS, **options)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_gets_one_clear_line() -> None:
+    with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
+        swag_models.load_model(DIGITS, device="cuda")
+
+
+def test_dtype_is_applied_to_weights() -> None:
+    model = swag_models.load_model(DIGITS, dtype="bfloat16")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_class_names_are_the_specs_or_torchvisions() -> None:
+    assert swag_models.load_classes(DIGITS)[3] == "three"
+    categories = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.meta["categories"]
+    assert list(swag_models.load_classes("regnety_16gf_in1k")) == categories
+
+
+def test_a_trunk_has_no_class_names_and_says_which_models_have() -> None:
+    with pytest.raises(ConfigError, match=r"vit_b16 gives features and has no classes; .*vit_b16_in1k, vit_b16_in1k_linear"):
+        swag_models.load_classes("vit_b16")

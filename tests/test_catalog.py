@@ -1,0 +1,91 @@
+"""The catalog against the publishers' own metadata, as torchvision and timm carry it."""
+
+import re
+
+import pytest
+import timm
+import torchvision
+
+import swag_models
+from swag_models.spec import ModelSpec
+
+TORCHVISION = {
+    "regnety_16gf": torchvision.models.RegNet_Y_16GF_Weights,
+    "regnety_32gf": torchvision.models.RegNet_Y_32GF_Weights,
+    "regnety_128gf": torchvision.models.RegNet_Y_128GF_Weights,
+    "vit_b16": torchvision.models.ViT_B_16_Weights,
+    "vit_l16": torchvision.models.ViT_L_16_Weights,
+    "vit_h14": torchvision.models.ViT_H_14_Weights,
+}
+TIMM = {"regnety_16gf": "regnety_160", "regnety_32gf": "regnety_320", "regnety_128gf": "regnety_1280"}
+SPECS = [swag_models.get_spec(name) for name in swag_models.list_models() if name != "vit_nano_digits"]
+every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+
+
+def weights_of(spec: ModelSpec) -> torchvision.models.WeightsEnum:
+    member = "IMAGENET1K_SWAG_E2E_V1" if spec.variant == "in1k" else "IMAGENET1K_SWAG_LINEAR_V1"
+    return getattr(TORCHVISION[spec.arch], member)
+
+
+def test_the_catalog_has_the_18_published_models_in_three_variants_of_six_architectures() -> None:
+    expected = {arch + suffix for arch in TORCHVISION for suffix in ("", "_in1k", "_in1k_linear")}
+    assert {spec.name for spec in SPECS} == expected
+    assert all(name.isidentifier() for name in swag_models.list_models())
+
+
+@every_spec
+def test_the_first_source_is_torchvisions_file_with_the_hash_of_its_name(spec: ModelSpec) -> None:
+    source = spec.sources[0]
+    assert source.url == weights_of(spec).url
+    assert source.layout == "torchvision"
+    assert source.sha256 == re.search(r"-([0-9a-f]{8})\.pth$", source.url)[1]  # type: ignore[index]
+
+
+@every_spec
+def test_the_original_file_follows_where_there_is_one(spec: ModelSpec) -> None:
+    originals = [source.url for source in spec.sources if source.layout == "swag"]
+    published = [] if spec.variant == "in1k_linear" else [f"https://dl.fbaipublicfiles.com/SWAG/{spec.name}.torch"]
+    assert originals == published
+    assert spec.sources[1 : 1 + len(published)] == tuple(s for s in spec.sources if s.layout == "swag")
+
+
+@every_spec
+def test_timms_repository_comes_last_for_regnets(spec: ModelSpec) -> None:
+    urls = [source.url for source in spec.sources if source.layout == "timm"]
+    if spec.family == "vit":
+        assert urls == []
+        return
+    tag = "swag_ft_in1k" if spec.variant == "in1k" else "swag_lc_in1k"
+    config = timm.get_pretrained_cfg(f"{TIMM[spec.arch]}.{tag}")
+    assert config is not None
+    assert urls == [f"hf://{config.hf_hub_id}/model.safetensors"]
+    assert spec.sources[-1].url == urls[0]
+
+
+@every_spec
+def test_facts_are_those_of_torchvisions_metadata(spec: ModelSpec) -> None:
+    weights = weights_of(spec)
+    assert spec.gmacs == weights.meta["_ops"]
+    if spec.num_classes is None:
+        assert spec.metrics is None
+        assert spec.num_params < weights.meta["num_params"]
+        return
+    assert spec.num_params == weights.meta["num_params"]
+    assert spec.num_classes == len(weights.meta["categories"])
+    published = weights.meta["_metrics"]["ImageNet-1K"]
+    assert spec.metrics is not None
+    assert spec.metrics.top1 == pytest.approx(published["acc@1"], abs=0.02)  # the authors' and torchvision's runs differ
+    assert spec.metrics.top5 == pytest.approx(published["acc@5"], abs=0.02)
+
+
+@every_spec
+def test_preprocessing_is_torchvisions(spec: ModelSpec) -> None:
+    preset = weights_of(spec).transforms()
+    preprocess = spec.preprocess
+    assert [preprocess.image_size] == preset.crop_size == preset.resize_size
+    assert (preprocess.interpolation, list(preprocess.mean), list(preprocess.std)) == ("bicubic", preset.mean, preset.std)
+
+
+@every_spec
+def test_every_published_weight_says_that_it_is_non_commercial(spec: ModelSpec) -> None:
+    assert spec.license == "cc-by-nc-4.0"

@@ -1,0 +1,200 @@
+"""The command line: what goes to which stream, and the exit code."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fetch_support import isolate
+from PIL import Image
+from safetensors.torch import load_file
+from server import Server
+
+import swag_models
+from swag_models.cli import main
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "examples" / "digits"
+CLASSIFY = ["classify", "--model", "vit_nano_digits"]
+Capture = pytest.CaptureFixture[str]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed command in a process of its own."""
+    command = [str(Path(sys.executable).parent / "swag-models"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_list_shows_every_model_with_its_licence(capsys: Capture) -> None:
+    assert main(["list"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "params", "size", "GMACs", "classes", "top-1", "license"]
+    assert [row.split()[0] for row in rows] == swag_models.list_models()
+    assert all(row.endswith(("cc-by-nc-4.0", "apache-2.0")) for row in rows)
+
+
+def test_list_takes_patterns_and_filters(capsys: Capture) -> None:
+    assert main(["list", "vit*", "--variant", "in1k", "--image-size", "518", "--json"]) == 0
+    (spec,) = json.loads(capsys.readouterr().out)
+    assert swag_models.ModelSpec.from_dict(spec) == swag_models.get_spec("vit_h14_in1k")
+
+
+def test_list_does_not_import_torch() -> None:
+    code = (
+        "import sys; from swag_models.cli import main; main(['list']); main(['info', 'vit_b16']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
+    assert main(["info", "regnety_16gf_in1k"]) == 0
+    shown = capsys.readouterr().out
+    for source in swag_models.get_spec("regnety_16gf_in1k").sources:
+        assert source.url in shown
+    assert "SHA-256 43afe44d..." in shown
+    assert "no published hash" in shown
+    assert "cc-by-nc-4.0" in shown
+    assert main(["info", "vit_b16", "--json"]) == 0
+    assert swag_models.ModelSpec.from_json(capsys.readouterr().out) == swag_models.get_spec("vit_b16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "resnet50"], "unknown model 'resnet50'; "),
+        (["list", "resnet*"], "no model matches 'resnet*'; known: "),
+        ([*CLASSIFY, "nothing/*.png"], "no image in nothing/*.png; "),
+        ([*CLASSIFY, str(DIGITS), "--top-k", "0"], "top_k is 0; give a number from 1 to 10"),
+        ([*CLASSIFY, str(DIGITS), "--image-size", "30"], "image size 30x30 is not a multiple of the patch size 4"),
+        ([*CLASSIFY, str(DIGITS), "--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["classify", str(DIGITS), "--model", "vit_b16"], "vit_b16 gives features and has no classes"),
+    ],
+)
+def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], message: str, capsys: Capture) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"swag-models: error: {message}")
+    assert shown.err.count("\n") == 1
+
+
+def test_the_installed_command_keeps_data_and_messages_apart() -> None:
+    listed, unknown, nothing = run("list"), run("info", "resnet50"), run()
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "Traceback" not in unknown.stderr
+    assert nothing.returncode == 2
+    assert nothing.stderr.startswith("usage: swag-models")
+    assert run("--version").stdout.strip() == f"swag-models {swag_models.__version__}"
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f"{Path(sys.executable).parent / 'swag-models'} list --json"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{command} | head -n 1"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["list", "info", "fetch", "verify", "convert", "classify"])
+def test_help_shows_an_example(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"example: swag-models {command}" in capsys.readouterr().out
+
+
+def test_fetch_and_verify_the_model_that_ships(capsys: Capture) -> None:
+    assert main(["fetch", "vit_nano*", "--quiet"]) == 0
+    name, path = capsys.readouterr().out.strip().split("\t")
+    assert name == "vit_nano_digits"
+    assert Path(path).is_file()
+    assert main(["verify", "vit_nano_digits"]) == 0
+    assert capsys.readouterr().out.startswith("ok\tvit_nano_digits\tae3a5ec0")
+
+
+def test_fetch_takes_the_next_source_and_verify_finds_a_flipped_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    isolate(tmp_path, monkeypatch)
+    torch.save({"x": torch.ones(1000)}, tmp_path / "made.torch")
+    with Server() as server:
+        url = server.put("/SWAG/vit_b16.torch", tmp_path / "made.torch")
+        monkeypatch.setenv("SWAG_MODELS_MIRROR", url.removesuffix("/SWAG/vit_b16.torch"))
+        assert main(["fetch", "vit_b16"]) == 0
+    path = Path(capsys.readouterr().out.strip().split("\t")[1])
+    assert zipfile.is_zipfile(path)
+    assert "CC-BY-NC-4.0" in caplog.text
+    assert main(["verify", "vit_b16"]) == 0
+    content = bytearray(path.read_bytes())
+    content[1000] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert main(["verify", "vit_b16"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.startswith("FAILED\tvit_b16\t")
+    assert f"{path} is not what was verified before; delete it" in shown.err
+
+
+def test_verify_says_when_there_is_nothing_to_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    isolate(tmp_path, monkeypatch)
+    assert main(["verify", "vit_b16"]) == 1
+    assert "vit_b16: no weights on this machine" in capsys.readouterr().err
+
+
+def test_convert_goes_through_every_layout_and_back(tmp_path: Path, capsys: Capture) -> None:
+    start = swag_models.load_model("vit_nano_digits").state_dict()
+    path = Path(swag_models.__file__).parent / "weights" / "vit_nano_digits.safetensors"
+    for layout, name in (("swag", "a.torch"), ("torchvision", "b.pth"), ("timm", "c.safetensors")):
+        assert main(["convert", str(path), str(tmp_path / name), "--to", layout]) == 0
+        path = tmp_path / name
+        assert capsys.readouterr().out == f"{path}\n"
+    end = load_file(path)
+    assert set(end) == set(start)
+    assert all(torch.equal(end[key], start[key]) for key in start)
+
+
+def test_convert_of_a_foreign_file_fails_without_a_target(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    assert main(["convert", str(tmp_path / "page.pth"), str(tmp_path / "out.pth"), "--to", "timm"]) == 1
+    assert "is not a weight file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["page.pth"]
+
+
+def test_classify_names_held_out_digits(capsys: Capture) -> None:
+    assert main([*CLASSIFY, str(DIGITS), "--top-k", "2", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(row["image"]).name for row in rows] == [f"digit_{digit}.png" for digit in range(10)]
+    assert [row["predictions"][0]["index"] for row in rows] == list(range(10))
+    for row in rows:
+        best, second = row["predictions"]
+        assert 1 >= best["probability"] >= second["probability"] >= 0
+
+
+def test_classify_takes_files_patterns_and_skips_what_is_broken(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "broken.png").write_bytes((DIGITS / "digit_1.png").read_bytes()[:60])
+    missing = tmp_path / "missing.png"
+    assert main([*CLASSIFY, str(tmp_path / "broken.png"), str(missing), str(DIGITS / "digit_[34].png"), "--top-k", "1"]) == 1
+    shown = capsys.readouterr()
+    assert [line.split()[-1] for line in shown.out.splitlines()[1::2]] == ["three", "four"]
+    assert f"skipped: {tmp_path / 'broken.png'}" in shown.err
+    assert f"skipped: {missing} cannot be read: No such file or directory" in shown.err
+    assert "2 of 4 images could not be read" in shown.err
+
+
+def test_classify_reads_a_picture_whatever_its_mode(tmp_path: Path, capsys: Capture) -> None:
+    seven = Image.open(DIGITS / "digit_7.png").resize((64, 64))
+    seven.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    seven.convert("P").save(tmp_path / "palette.gif", save_all=True, append_images=[Image.new("P", seven.size)])
+    seven.convert("RGBA").save(tmp_path / "alpha.png")
+    seven.rotate(90).save(
+        tmp_path / "turned.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    )
+    Image.fromarray(np.asarray(seven).astype(np.uint16) * 257).save(tmp_path / "sixteen_bits.png")
+    assert main([*CLASSIFY, str(tmp_path), "--top-k", "1"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1::2]] == ["seven"] * 5

@@ -1,0 +1,113 @@
+"""README and the files beside it are true: snippets run, tables and trees match, nothing is written that does not exist."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import swag_models
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+STAND_IN = {"vit_b16_in1k": "vit_nano_digits", "vit_b16(": "vit_nano_digits(", "path/to/swag_models": str(ROOT)}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def between(mark: str) -> str:
+    found = re.search(rf"<!-- {mark}:.*?-->\n(.*?)<!-- /{mark} -->", README, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def stand_in(text: str) -> str:
+    """The text with the model that ships in place of those that would have to be downloaded."""
+    for published, shipped in STAND_IN.items():
+        text = text.replace(published, shipped)
+    return text
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder with a photo, a checkpoint, and nothing on the network."""
+    Image.new("RGB", (60, 40), "teal").save(tmp_path / "photo.jpg")
+    weights = Path(swag_models.__file__).parent / "weights" / "vit_nano_digits.safetensors"
+    shutil.copy(weights, tmp_path / "vit_b16.torch")
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_snippets_run(number: int, folder: Path) -> None:
+    start = "import torch\npicture = torch.zeros(3, 224, 224, dtype=torch.uint8)\n"
+    (folder / "snippet.py").write_text(start + stand_in(blocks("python")[number]))
+    done = subprocess.run([sys.executable, "snippet.py"], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [line for block in blocks("sh") for line in block.splitlines() if line.startswith("swag")])
+def test_commands_run(command: str, folder: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SWAG_MODELS_CACHE": str(folder / "cache"), "SWAG_MODELS_OFFLINE": "1"}
+    done = subprocess.run(
+        stand_in(command), shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_there_are_snippets_and_commands_to_run() -> None:
+    assert len(blocks("python")) >= 3
+    assert len(blocks("sh")) == 2
+
+
+def test_make_targets_that_the_documents_name_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+def test_the_model_table_is_the_catalog() -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in between("models").splitlines()[2:]]
+    expected = []
+    for name in swag_models.list_models():
+        spec = swag_models.get_spec(name)
+        accuracy = "-"
+        if spec.metrics and spec.metrics.dataset == "imagenet-1k":
+            accuracy = f"{spec.metrics.top1} / {spec.metrics.top5}"
+        output = "features" if spec.num_classes is None else f"{spec.num_classes} classes"
+        parameters = f"{spec.num_params / 1e6:.1f}M"
+        expected.append([f"`{name}`", parameters, str(spec.image_size), f"{spec.gmacs:.2f}", output, accuracy, spec.license])
+    assert rows == expected
+
+
+def test_the_tree_names_every_file_of_the_package() -> None:
+    lines = [line.split()[0] for line in between("tree").splitlines() if line and not line.startswith("```")]
+    assert all((ROOT / name).exists() or (ROOT / "swag_models" / name).exists() for name in lines)
+    written = {name.rstrip("/") for name in lines}
+    present = {path.name for path in (ROOT / "swag_models").iterdir() if path.suffix != ".typed" and path.name != "__pycache__"}
+    assert present <= written
+
+
+def test_the_errors_drawn_are_the_errors_there_are() -> None:
+    from swag_models import errors
+
+    assert errors.__doc__
+    drawn = re.findall(r"([A-Z]\w+Error)(?: \((\w+)\))?", errors.__doc__)
+    assert sorted(name for name, _ in drawn) == sorted(errors.__all__)
+    for name, base in drawn:
+        assert not base or base in {parent.__name__ for parent in getattr(errors, name).__mro__}
+
+
+def test_links_to_files_lead_somewhere() -> None:
+    for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"):
+        text = (ROOT / document).read_text()
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"

@@ -1,0 +1,63 @@
+"""Specs are frozen, and survive the way to JSON and back."""
+
+import dataclasses
+import json
+
+import pytest
+
+import swag_models
+from swag_models.errors import ConfigError
+from swag_models.spec import ModelSpec, RegNetConfig
+
+SPECS = [swag_models.get_spec(name) for name in swag_models.list_models()]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_json_round_trip_gives_an_equal_spec(spec: ModelSpec) -> None:
+    assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+def test_non_square_image_size_survives_json() -> None:
+    spec = dataclasses.replace(SPECS[0], preprocess=dataclasses.replace(SPECS[0].preprocess, image_size=(256, 128)))
+    assert ModelSpec.from_json(spec.to_json()).preprocess.size == (256, 128)
+
+
+def test_specs_are_frozen_and_hashable() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SPECS[0].name = "other"  # type: ignore[misc]
+    assert len(set(SPECS)) == len(SPECS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.update(colour="red"), "ModelSpec has no field colour"),
+        (lambda data: data.pop("license"), "license"),
+        (lambda data: data["config"].update(family="mlp"), "config.family is 'mlp'; allowed: vit, regnet"),
+        (lambda data: data["config"].update(heads=3), "has no field heads"),
+        (lambda data: data.update(preprocess=3), "not a Preprocess"),
+        (lambda data: data.update(sources=[{"url": "https://x/y"}]), "layout"),
+    ],
+)
+def test_a_wrong_spec_is_named(change, message: str) -> None:
+    data = json.loads(SPECS[0].to_json())
+    change(data)
+    with pytest.raises(ConfigError, match=message):
+        ModelSpec.from_dict(data)
+
+
+def test_text_that_is_no_json_is_named() -> None:
+    with pytest.raises(ConfigError, match="invalid JSON"):
+        ModelSpec.from_json("{")
+
+
+@pytest.mark.parametrize(
+    ("config", "stages"),
+    [
+        (RegNetConfig(18, 200, 106.23, 2.48, 112), ((224, 2), (448, 4), (1232, 11), (3024, 1))),
+        (RegNetConfig(20, 232, 115.89, 2.53, 232), ((232, 2), (696, 5), (1392, 12), (3712, 1))),
+        (RegNetConfig(27, 456, 160.83, 2.52, 264), ((528, 2), (1056, 7), (2904, 17), (7392, 1))),
+    ],
+)
+def test_regnet_stages_follow_the_rule_of_the_paper(config: RegNetConfig, stages: tuple[tuple[int, int], ...]) -> None:
+    assert config.stages == stages
