@@ -1,0 +1,135 @@
+"""Sources on the Hugging Face Hub, through its real client, against an endpoint of our own.
+
+The client reads its settings when it is imported, hence a process for each call.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fetch_support import isolate, list_files, make_safetensors, make_spec, run
+from server import Server, Twist, sha256
+
+from swag_models.spec import Source
+
+WEIGHTS = make_safetensors()
+OTHER = make_safetensors(seed=1)
+REPO, NAME = "org/tiny.swag", "model.safetensors"
+COMMITS = ["1" * 40, "2" * 40]
+HF_DOWNLOAD = f"""
+from huggingface_hub import hf_hub_download
+print(hf_hub_download({REPO!r}, {NAME!r}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our cache folder."""
+    return isolate(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        server.put_hub(REPO, NAME, WEIGHTS, COMMITS[0])
+        yield server
+
+
+def source(content: bytes | None = WEIGHTS, revision: str = "", name: str = NAME) -> Source:
+    return Source(f"hf://{REPO}{revision}/{name}", "timm", None if content is None else sha256(content))
+
+
+@pytest.mark.parametrize("content", [WEIGHTS, None], ids=["hash", "no-hash"])
+def test_a_file_of_the_hub_stays_in_its_cache(hub: Server, cache: Path, tmp_path: Path, content: bytes | None) -> None:
+    spec = make_spec(source(content))
+    path, errors = run(spec)
+    assert path is not None, errors
+    assert path.is_relative_to(tmp_path / "hf" / "hub")
+    assert path.read_bytes() == WEIGHTS
+    assert not list_files(cache / "files")
+    assert ("is pinned from now on" in errors) == (content is None)
+    assert len(hub.asked(f"/{REPO}/resolve/main/{NAME}")) == 1
+    hub.requests.clear()
+    assert run(spec) == (path, "")
+    assert run(spec, HF_HUB_OFFLINE="1") == (path, "")
+    assert not hub.requests
+
+
+def test_a_file_that_the_hub_client_brought_is_used_in_place(hub: Server) -> None:
+    expected, errors = run(make_spec(), HF_DOWNLOAD)
+    assert expected is not None, errors
+    hub.requests.clear()
+    path, errors = run(make_spec(source()))
+    assert path == expected, errors
+    assert not hub.requests
+
+
+def test_a_wrong_file_of_the_hub_gives_way_to_the_next_source(hub: Server, cache: Path) -> None:
+    spec = make_spec(source(OTHER), Source(hub.put("/x.pth", OTHER), "timm", sha256(OTHER)))
+    path, errors = run(spec)
+    assert path == cache / "files" / sha256(OTHER) / "x.pth", errors
+
+
+def test_a_wrong_file_of_the_hub_is_an_error_with_both_hashes(hub: Server) -> None:
+    path, errors = run(make_spec(source(OTHER)))
+    assert path is None
+    assert f"SHA-256 is {sha256(WEIGHTS)}, not {sha256(OTHER)}" in errors
+
+
+def test_a_file_of_the_hub_that_differs_from_the_pin_is_an_error(hub: Server, cache: Path, tmp_path: Path) -> None:
+    spec = make_spec(source(None))
+    assert run(spec)[0] is not None
+    (record,) = list_files(cache / "records")
+    shutil.rmtree(tmp_path / "hf")
+    hub.put_hub(REPO, NAME, OTHER, COMMITS[1])
+    path, errors = run(spec)
+    assert path is None
+    assert f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)} (pinned on first use" in errors
+    assert f"delete {record})" in errors
+
+
+def test_a_revision_and_a_folder_of_the_hub_can_be_named(hub: Server) -> None:
+    hub.put_hub(REPO, f"deep/{NAME}", OTHER, COMMITS[1])
+    path, errors = run(make_spec(source(OTHER, f"@{COMMITS[1]}", f"deep/{NAME}")))
+    assert path is not None, errors
+    assert path.read_bytes() == OTHER
+    assert len(hub.asked(f"/{REPO}/resolve/{COMMITS[1]}/deep/{NAME}")) == 1
+
+
+def test_a_file_that_the_hub_does_not_have_is_one_line(hub: Server, cache: Path) -> None:
+    path, errors = run(make_spec(source(name="missing.safetensors")))
+    assert path is None
+    lines = errors.splitlines()
+    (reason,) = (line for line in lines if line.startswith("  hf://"))
+    assert "404" in reason
+    assert lines[-1] == f"  {cache / 'missing.safetensors'}"
+
+
+def test_the_reason_for_a_refusal_of_the_hub_is_told(hub: Server) -> None:
+    hub.twists[f"/{REPO}/resolve/main/{NAME}"] = [Twist(status=403, headers={"X-Error-Code": "none"})] * 9
+    path, errors = run(make_spec(source()))
+    assert path is None
+    (reason,) = (line for line in errors.splitlines() if line.startswith("  hf://"))
+    assert "403" in reason
+
+
+@pytest.mark.slow  # the client itself is patient
+def test_a_hub_that_does_not_answer_gives_way_to_the_next_source(hub: Server) -> None:
+    with Server() as gone:
+        pass
+    spec = make_spec(source(), Source(hub.put("/x.pth", WEIGHTS), "timm", sha256(WEIGHTS)))
+    path, errors = run(spec, HF_ENDPOINT=gone.url)
+    assert path is not None, errors
+    assert path.read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_asks_nothing_of_the_hub(hub: Server, variable: str) -> None:
+    path, errors = run(make_spec(source()), **{variable: "1"})
+    assert path is None
+    assert "offline, and not on this machine" in errors
+    assert not hub.requests
