@@ -69,21 +69,16 @@ def fetch_weights(spec: ModelSpec, *, progress: bool = True) -> Path:
             raise
         except FetchError as error:
             reasons.append(f"  {source.url}: {error}")
-    raise FetchError(
-        "\n".join(
-            [
-                f"no source could give the weights of {spec.name}:",
-                *reasons,
-                "A file copied by hand is found at",
-                *(f"  {cache_folder() / source.file_name}" for source in spec.sources if _is_remote(source)),
-            ]
-        )
-    )
+    by_hand = [f"  {cache_folder() / source.file_name}" for source in spec.sources if _is_remote(source)]
+    lines = [f"no source could give the weights of {spec.name}:", *reasons, "A file copied by hand is found at", *by_hand]
+    raise FetchError("\n".join(lines))
 
 
 def find_weights(spec: ModelSpec) -> Path | None:
     """The verified weight file of a model if it is on this machine already; asks no network."""
-    return next((path for source in spec.sources if (path := _find_source(source))), None)
+    records = ((source, _read_record(source)) for source in spec.sources)
+    known = (Path(record.path) for source, record in records if record and _matches(record, source))
+    return next(known, None) or next((path for source in spec.sources if (path := _find_source(source))), None)
 
 
 def verify_weights(spec: ModelSpec) -> list[Check]:
@@ -130,7 +125,11 @@ def _find_source(source: Source) -> Path | None:
     for path in _candidates(source, record, expected):
         if not path.is_file():
             continue
-        digest = hash_file(path)
+        try:
+            digest = hash_file(path)
+        except OSError as error:
+            logger.warning("%s is ignored: %s", path, error.strerror)
+            continue
         if digest.startswith(expected or ""):
             if expected is None and not _looks_whole(path):
                 logger.warning("%s is ignored: it is cut short or no weight file", path)
@@ -174,7 +173,6 @@ def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
     with _lock(source):
         if found_path := _find_source(source):  # another process brought it while this one waited
             return found_path
-        logger.warning("%s: the weights are licensed %s, see %s", spec.name, spec.license.upper(), spec.license_url)
         record = _read_record(source)
         expected = source.sha256 or (record.sha256 if record else None)
         try:
@@ -182,6 +180,7 @@ def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
         except HashMismatchError as error:
             pin = f" (pinned on first use; if the change is expected, delete {_record_path(source)})" if record else ""
             raise HashMismatchError(f"{error}{pin}") from None
+        logger.warning("%s: the weights are licensed %s, see %s", spec.name, spec.license.upper(), spec.license_url)
         _remember(source, path, digest, new_pin=expected is None)
         return path
 
@@ -197,13 +196,12 @@ def _download_verified(source: Source, expected: str | None, progress: bool) -> 
     cache, key = cache_folder(), _key(source)
     while True:
         part, digest = download(_mirrored(source.url), cache / "parts", key=key, sha256=expected, progress=progress)
-        if expected is None and not _looks_whole(part):
-            part.unlink(missing_ok=True)
-            raise FetchError("what came is cut short or no weight file")
         path = cache / "files" / digest / source.file_name
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part, path)
+            whole = expected is not None or _looks_whole(part)
+            if whole:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(part, path)
         except FileNotFoundError:  # another process finished the same download and cleaned up
             if path.is_file():
                 return path, digest
@@ -211,6 +209,8 @@ def _download_verified(source: Source, expected: str | None, progress: bool) -> 
         except OSError as error:
             raise CacheError(f"cannot write {path}: {error.strerror}; set SWAG_MODELS_CACHE to another folder") from None
         remove_parts(cache / "parts", key)
+        if not whole:
+            raise FetchError("what came is cut short or no weight file")
         return path, digest
 
 
@@ -228,7 +228,8 @@ def _download_hf(url: str, progress: bool) -> Path:
             disable_progress_bars()
         return Path(hf_hub_download(repo, name, revision=revision))
     except (OSError, ValueError, transport_error) as error:
-        raise FetchError(str(error).strip().splitlines()[0] or type(error).__name__) from None
+        reasons = [str(each).strip().split("\n")[0] or type(each).__name__ for each in (error, error.__cause__) if each]
+        raise FetchError(": ".join(reasons)) from None
     finally:
         if silence:
             enable_progress_bars()
@@ -283,15 +284,16 @@ def _remember(source: Source, path: Path, digest: str, new_pin: bool) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(asdict(record), indent=2))
         os.replace(temporary, target)
-    if new_pin:
-        logger.warning("%s has no published hash: SHA-256 %s is pinned from now on in %s", source.url, digest, target)
+        if new_pin:
+            logger.warning("%s has no published hash: SHA-256 %s is pinned from now on in %s", source.url, digest, target)
 
 
 def _record_path(source: Source) -> Path:
     parts = urlsplit(source.url)
+    query = f"-{hashlib.sha256(parts.query.encode()).hexdigest()[:16]}" if parts.query else ""
     names = [(parts.netloc or parts.scheme).replace(":", "_"), *Path(unquote(parts.path)).parts]
     path = cache_folder().joinpath("records", *(name for name in names if name not in ("/", "..")))
-    return path.with_name(path.name + ".json")
+    return path.with_name(f"{path.name}{query}.json")
 
 
 def _looks_whole(path: Path) -> bool:
@@ -306,15 +308,15 @@ def _looks_whole(path: Path) -> bool:
         try:
             header = json.loads(file.read(length))
             end = max((value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            return path.stat().st_size == 8 + length + int(end)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return False
-        return path.stat().st_size == 8 + length + int(end)
 
 
 def _mirrored(url: str) -> str:
     """The URL with scheme and host replaced by SWAG_MODELS_MIRROR, if that is set."""
     mirror = os.environ.get("SWAG_MODELS_MIRROR")
-    return mirror.rstrip("/") + urlsplit(url).path if mirror else url
+    return mirror.rstrip("/") + "/" + url.split("/", 3)[3] if mirror else url
 
 
 def _parse_hf(url: str) -> tuple[str, str, str]:

@@ -83,7 +83,7 @@ class Source:
 
     @property
     def file_name(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
+        return self.url.split("?")[0].rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)

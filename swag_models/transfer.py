@@ -7,6 +7,7 @@ lies), both write the same bytes to the same places: no harm done.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import hashlib
 import os
@@ -26,7 +27,7 @@ from swag_models.errors import CacheError, FetchError, HashMismatchError
 if TYPE_CHECKING:
     import requests
 
-CHUNK = 1 << 20  # bytes
+CHUNK = 1 << 16  # bytes; fewer than that are lost when a response breaks off
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
 ATTEMPTS = 5  # in a row without a byte of progress
 CONNECT_ATTEMPTS = 2  # the same, for a host that cannot be reached at all
@@ -51,9 +52,9 @@ def download(url: str, folder: Path, *, key: str, sha256: str | None, progress: 
     FetchError gives the reason, HashMismatchError the two digests, CacheError if the folder cannot take the file.
     """
     check_url(url)
+    part = _Part(folder, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = _Part(folder, key)
         continued = part.claim()
         while True:
             _complete(part, url, progress)
@@ -67,6 +68,9 @@ def download(url: str, folder: Path, *, key: str, sha256: str | None, progress: 
     except FetchError:
         raise
     except OSError as error:
+        if not part.validator:  # nothing could continue it
+            with contextlib.suppress(OSError):
+                part.discard()
         raise CacheError(
             f"cannot write to {folder}: {error.strerror or error}; free some space, or set SWAG_MODELS_CACHE to another folder"
         ) from None
@@ -104,7 +108,7 @@ class _Part:
 
     def claim(self) -> bool:
         """Take over the longest earlier part that can be continued, if there is one."""
-        earlier = sorted(self.folder.glob(f"{self.key}.*.part"), key=_size, reverse=True)
+        earlier = sorted(self.folder.glob(f"{self.key}.*.*.part"), key=_size, reverse=True)
         for path in earlier:
             validator = unquote(path.name.removesuffix(".part").split(".", 2)[2])
             if not validator or not _size(path):
@@ -198,13 +202,17 @@ def _request(session: requests.Session, part: _Part, url: str, progress: bool) -
         part.reset()
         raise _InterruptedError("another process took over this download") from None
     except requests.exceptions.SSLError as error:
-        raise FetchError(f"TLS: {error}; for a private certificate authority set REQUESTS_CA_BUNDLE") from None
+        raise FetchError(f"TLS: {_cause(error)}; for a private certificate authority set REQUESTS_CA_BUNDLE") from None
     except requests.exceptions.ChunkedEncodingError as error:
         raise _InterruptedError(f"connection broken after {part.size} bytes ({_cause(error)})") from None
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
         raise _InterruptedError(_cause(error), CONNECT_ATTEMPTS if not part.size else ATTEMPTS) from None
     except requests.RequestException as error:
         raise FetchError(_cause(error)) from None
+    except OSError as error:
+        if isinstance(error, FetchError) or error.errno is not None:
+            raise
+        raise FetchError(str(error)) from None  # how requests reports a REQUESTS_CA_BUNDLE that does not exist
     if total is not None and part.size != total:
         raise _InterruptedError(f"{part.size} of {total} bytes arrived")
 
@@ -217,6 +225,10 @@ def _prepare(response: requests.Response, part: _Part) -> int | None:
     if status == 206 or (status == 416 and part.size):
         span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
         if span and int(span[2]) >= part.size and int(span[1] or span[2]) == part.size:
+            current = response.headers.get("ETag" if part.validator.startswith('"') else "Last-Modified")
+            if status == 206 and current not in (None, part.validator):  # a server that ignores If-Range
+                part.discard()
+                raise _InterruptedError("the file has changed")
             total = int(span[2])
             _check_space(part.folder, total - part.size)
             return total
@@ -226,9 +238,9 @@ def _prepare(response: requests.Response, part: _Part) -> int | None:
         raise FetchError(f"HTTP {status} {response.reason}")
     length = response.headers.get("Content-Length", "")
     size = int(length) if length.isdigit() and "Content-Encoding" not in response.headers else None
-    _check_space(part.folder, size or 0)
     etag = response.headers.get("ETag", "")
     part.discard()  # if there was one, the file has changed since, or the server cannot continue
+    _check_space(part.folder, size or 0)
     part.start(etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", ""))
     return size
 
@@ -247,9 +259,10 @@ def _retry_after(response: requests.Response) -> float | None:
     value = response.headers.get("Retry-After", "")
     if value.isdigit():
         return float(value)
-    if not (date := email.utils.parsedate_tz(value)):
+    try:
+        moment = email.utils.parsedate_to_datetime(value).astimezone(timezone.utc)
+    except (ValueError, OverflowError):  # a senseless date, or none
         return None
-    moment = datetime.fromtimestamp(email.utils.mktime_tz(date), timezone.utc)
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
