@@ -1,4 +1,4 @@
-"""Makes the modules beside this file (`tiny`, `golden`) importable from every test, and random numbers repeatable."""
+"""Makes the modules beside this file importable from every test, random numbers repeatable, and the user's cache untouched."""
 
 import pytest
 import torch
@@ -7,3 +7,8 @@ import torch
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWAG_MODELS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

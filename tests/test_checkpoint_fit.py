@@ -1,0 +1,228 @@
+"""Fitting a state dict to a model: head, input channels, positions; everything else must match."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONFIGS, TINY_SPECS, images, tiny
+from torch import Tensor, nn
+
+from swag_models import load_model
+from swag_models.checkpoint import fit_state_dict
+from swag_models.errors import CheckpointError
+from swag_models.layouts import resize_position_embedding
+from swag_models.models import build
+
+FAMILIES = ("vit", "regnet")
+STEM = {"vit": "patch_embed.proj.weight", "regnet": "stem.conv.weight"}
+State = dict[str, Tensor]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Any]:
+    def save_and_load(family: str, state: State, **options: Any) -> Any:
+        torch.save(state, tmp_path / "file.pth")
+        return load_model(TINY_SPECS[family], weights=tmp_path / "file.pth", **options)
+
+    return save_and_load
+
+
+def without_head(state: State) -> State:
+    return {key: tensor for key, tensor in state.items() if not key.startswith("head")}
+
+
+def assert_same_trunk(model: nn.Module, state: State) -> None:
+    trunk = without_head(model.state_dict())
+    assert trunk.keys() == without_head(state).keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in trunk.items())
+
+
+def assert_fresh_head(model: Any, num_classes: int) -> None:
+    head = model.get_classifier()
+    assert model.num_classes == num_classes
+    assert head.weight.shape == (num_classes, model.num_features)
+    assert not head.bias.any()
+    assert float(head.weight.detach().abs().max()) < 0.1
+    assert head.weight.requires_grad
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestHead:
+    @pytest.mark.parametrize("asked", [{}, {"num_classes": 10}])
+    def test_of_the_same_size_is_loaded(
+        self, family: str, asked: dict[str, int], load: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        state = tiny(family).state_dict()
+        with caplog.at_level(logging.DEBUG, "swag_models"):
+            model = load(family, state, **asked)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+        assert not caplog.messages
+
+    @pytest.mark.parametrize(("in_file", "asked"), [(10, {"num_classes": 7}), (4, {}), (4, {"num_classes": 10})])
+    def test_of_another_size_is_replaced_and_told(
+        self, family: str, in_file: int, asked: dict[str, int], load: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        state = tiny(family, num_classes=in_file).state_dict()
+        model = load(family, state, **asked)
+        wanted = asked.get("num_classes", 10)
+        assert_fresh_head(model, wanted)
+        assert_same_trunk(model, state)
+        (message,) = caplog.messages
+        assert f"a head of {in_file} classes" in message
+        assert f"the head of {wanted} classes is freshly initialised" in message
+        assert "file.pth" in message
+
+    def test_of_no_size_at_all_is_replaced(self, family: str, load: Any) -> None:
+        state = tiny(family).state_dict()
+        state[next(key for key in state if key.startswith("head") and key.endswith("bias"))] = torch.tensor(1.0)
+        assert_fresh_head(load(family, state), 10)
+
+    def test_that_is_missing_is_fresh_if_asked_for(self, family: str, load: Any, caplog: pytest.LogCaptureFixture) -> None:
+        state = tiny(family, num_classes=None).state_dict()
+        model = load(family, state, num_classes=10)
+        assert_fresh_head(model, 10)
+        assert_same_trunk(model, state)
+        assert model(images()).shape == (2, 10)
+        (message,) = caplog.messages
+        assert "has no head" in message
+
+    def test_that_is_missing_is_an_error_by_default(self, family: str, load: Any) -> None:
+        with pytest.raises(CheckpointError, match=r"missing head.*pass num_classes=None"):
+            load(family, tiny(family, num_classes=None).state_dict())
+
+    def test_is_left_out_if_none_is_asked(self, family: str, load: Any) -> None:
+        state = tiny(family).state_dict()
+        model = load(family, state, num_classes=None)
+        assert model.num_classes is None
+        assert_same_trunk(model, state)
+
+    def test_is_left_out_of_a_model_without_classes(self, family: str, tmp_path: Path) -> None:
+        state = tiny(family).state_dict()
+        torch.save(state, tmp_path / "file.pth")
+        spec = replace(TINY_SPECS[family], num_classes=None, classes=None)
+        assert_same_trunk(load_model(spec, weights=tmp_path / "file.pth"), state)
+        assert load_model(spec, weights=tmp_path / "file.pth", num_classes=10).num_classes == 10
+
+    def test_can_be_dropped_though_it_fits(self, family: str) -> None:
+        state = tiny(family).state_dict()
+        model = build(CONFIGS[family], num_classes=10, image_size=64)
+        model.load_state_dict(fit_state_dict(state, model, origin="here", drop_head=True))
+        assert_fresh_head(model, 10)
+        assert_same_trunk(model, state)
+
+
+class TestPositions:
+    @pytest.mark.parametrize("image_size", [96, 32, (32, 96), (64, 72)])
+    def test_are_resized_to_the_image(self, image_size: int | tuple[int, int], load: Any) -> None:
+        state = tiny("vit").state_dict()
+        model = load("vit", state, image_size=image_size)
+        height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        expected = resize_position_embedding(state["pos_embed"], (8, 8), (height // 8, width // 8))
+        assert torch.equal(model.pos_embed, expected)
+        assert model.image_size == (height, width)
+
+    def test_of_the_same_size_are_kept(self, load: Any) -> None:
+        state = tiny("vit").state_dict()
+        assert torch.equal(load("vit", state).pos_embed, state["pos_embed"])
+
+    def test_of_the_same_oblong_grid_are_kept(self, load: Any) -> None:
+        state = tiny("vit", image_size=(32, 96)).state_dict()
+        assert torch.equal(load("vit", state, image_size=(32, 96)).pos_embed, state["pos_embed"])
+
+    def test_of_another_oblong_grid_are_refused(self, load: Any) -> None:
+        state = tiny("vit", image_size=(32, 96)).state_dict()
+        with pytest.raises(CheckpointError, match=r"misshapen pos_embed \(1, 49, 32\) instead of \(1, 65, 32\)"):
+            load("vit", state)
+
+    def test_of_half_precision_are_resized_in_full(self, load: Any) -> None:
+        state = tiny("vit").half().state_dict()
+        model = load("vit", state, image_size=96)
+        assert torch.equal(model.pos_embed, resize_position_embedding(state["pos_embed"], (8, 8), (12, 12)).float())
+
+    def test_leave_a_regnet_of_any_size_alone(self, load: Any) -> None:
+        state = tiny("regnet").state_dict()
+        model = load("regnet", state, image_size=(96, 33))
+        assert_same_trunk(model, state)
+
+
+class TestMismatch:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_is_listed_in_one_line(self, family: str, load: Any) -> None:
+        state = tiny(family).state_dict()
+        (missing, *_, misshapen) = [key for key in without_head(state) if key.endswith("bias")]
+        del state[missing]
+        state["neck.weight"] = torch.ones(2, 3)
+        state[misshapen] = torch.ones(5)
+        with pytest.raises(CheckpointError) as error:
+            load(family, state)
+        message = str(error.value)
+        assert f"missing {missing}" in message
+        assert "unexpected neck.weight" in message
+        assert f"misshapen {misshapen} (5,) instead of (" in message
+        assert "file.pth" in message
+        assert "\n" not in message
+        assert "num_classes=None" not in message
+
+    def test_of_many_tensors_is_counted(self, load: Any) -> None:
+        state = {key: tensor for key, tensor in tiny("vit").state_dict().items() if not key.startswith("blocks.1.")}
+        with pytest.raises(CheckpointError, match=r"missing blocks\.1\.norm1\.weight, .* and 4 more"):
+            load("vit", state)
+
+    def test_of_families_is_named(self, load: Any) -> None:
+        with pytest.raises(CheckpointError, match=r"file\.pth holds a regnet, the model is a vit"):
+            load("vit", tiny("regnet").state_dict())
+        model = build(CONFIGS["vit"], num_classes=10, image_size=64)
+        with pytest.raises(CheckpointError, match="here holds an unknown layout, the model is a vit"):
+            fit_state_dict({"weight": torch.ones(1)}, model, origin="here")
+
+    @pytest.mark.parametrize(
+        ("family", "key", "shape"),
+        [
+            ("vit", "patch_embed.proj.weight", (3,)),
+            ("vit", "patch_embed.proj.weight", (32, 5, 8, 8)),
+            ("vit", "patch_embed.proj.weight", ()),
+            ("vit", "pos_embed", (65,)),
+            ("vit", "pos_embed", (65, 32)),
+            ("vit", "pos_embed", (5, 17, 32)),
+            ("vit", "pos_embed", (1, 17, 33)),
+            ("vit", "pos_embed", (1, 1, 32)),
+            ("vit", "pos_embed", (1, 0, 32)),
+            ("vit", "head.weight", (10, 33)),
+            ("regnet", "stem.conv.weight", (32,)),
+        ],
+    )
+    def test_of_a_special_tensor_is_listed(self, family: str, key: str, shape: tuple[int, ...], load: Any) -> None:
+        state = tiny(family).state_dict()
+        state[key] = torch.ones(shape)
+        with pytest.raises(CheckpointError, match=f"misshapen {key}"):
+            load(family, state)
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+    def test_of_kind_is_listed(self, dtype: torch.dtype, load: Any) -> None:
+        state = tiny("vit").state_dict()
+        state["norm.weight"] = torch.ones(32, dtype=dtype)
+        with pytest.raises(CheckpointError, match=r"norm\.weight"):
+            load("vit", state)
+
+
+class TestStem:
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("in_chans", [1, 2, 4, 6])
+    def test_keeps_a_constant_picture_in_scale(self, family: str, in_chans: int, load: Any) -> None:
+        state = tiny(family).state_dict()
+        state[STEM[family]] = state[STEM[family]].mean(dim=1, keepdim=True).repeat(1, 3, 1, 1)
+        adapted = load(family, state, in_chans=in_chans).state_dict()[STEM[family]]
+        torch.testing.assert_close(adapted.sum(dim=1), state[STEM[family]].sum(dim=1))
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_of_a_file_with_the_same_channels_is_kept(self, family: str, load: Any) -> None:
+        state = tiny(family, in_chans=4).state_dict()
+        assert torch.equal(load(family, state, in_chans=4).state_dict()[STEM[family]], state[STEM[family]])
+        with pytest.raises(CheckpointError, match=f"misshapen {STEM[family]}"):
+            load(family, state)

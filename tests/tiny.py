@@ -1,0 +1,90 @@
+"""Models small enough to test everything on, random weights that exercise every tensor, and comparisons."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.regnet import BlockParams
+from torchvision.models.regnet import RegNet as TorchvisionRegNet
+from torchvision.models.vision_transformer import VisionTransformer
+
+from swag_models.api import SPECS
+from swag_models.models import RegNet, ViT, build
+from swag_models.spec import ImageSize, ModelSpec, Preprocess, RegNetConfig, ViTConfig
+
+M = TypeVar("M", bound=nn.Module)
+
+VIT = ViTConfig(patch_size=8, depth=2, width=32, num_heads=4, mlp_width=64)
+REGNET = RegNetConfig(depth=8, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
+CONFIGS: dict[str, ViTConfig | RegNetConfig] = {"vit": VIT, "regnet": REGNET}
+IMAGE_SIZE = 64
+
+VIT_SPEC = replace(
+    SPECS["vit_b16_in1k"], name="tiny_vit", config=VIT, preprocess=Preprocess(IMAGE_SIZE), num_classes=10, sources=()
+)
+REGNET_SPEC = replace(VIT_SPEC, name="tiny_regnet", config=REGNET)
+TINY_SPECS: dict[str, ModelSpec] = {"vit": VIT_SPEC, "regnet": REGNET_SPEC}
+
+
+def tiny(family: str, num_classes: int | None = 10, image_size: ImageSize = IMAGE_SIZE, **options: Any) -> ViT | RegNet:
+    """A tiny model in eval mode, every tensor of it random."""
+    return randomise(build(CONFIGS[family], num_classes=num_classes, image_size=image_size, **options)).eval()
+
+
+@torch.no_grad()
+def randomise(model: M) -> M:
+    """Fill all parameters and buffers so that no two tensors, and none of their effects, could be mistaken."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if name.endswith("num_batches_tracked"):
+            tensor.fill_(7)
+        elif name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            tensor.uniform_(0.5, 1.5)
+        elif tensor.ndim == 1:
+            tensor.normal_(std=0.1)
+        elif tensor.ndim == 3:  # class token and positions
+            tensor.normal_(std=0.5)
+        else:
+            tensor.normal_(std=1 / math.sqrt(tensor[0].numel()))
+    return model
+
+
+def images(count: int = 2, image_size: ImageSize = IMAGE_SIZE, in_chans: int = 3) -> Tensor:
+    size = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+    return torch.randn(count, in_chans, *size)
+
+
+def deviation(ours: Tensor, reference: Tensor) -> float:
+    """Largest difference in units of the reference's spread."""
+    assert ours.shape == reference.shape
+    return float((ours - reference).detach().abs().max() / reference.detach().std())
+
+
+def torchvision_twin(config: ViTConfig | RegNetConfig, num_classes: int, image_size: int, device: str = "cpu") -> nn.Module:
+    """torchvision's own module of the same shape, in eval mode."""
+    if isinstance(config, ViTConfig):
+        with torch.device(device):
+            return VisionTransformer(
+                image_size=image_size,
+                patch_size=config.patch_size,
+                num_layers=config.depth,
+                num_heads=config.num_heads,
+                hidden_dim=config.width,
+                mlp_dim=config.mlp_width,
+                num_classes=num_classes,
+                norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            ).eval()
+    shape = BlockParams.from_init_params(
+        depth=config.depth,
+        w_0=config.w_0,
+        w_a=config.w_a,
+        w_m=config.w_m,
+        group_width=config.group_width,
+        se_ratio=config.se_ratio,
+    )
+    with torch.device(device):
+        return TorchvisionRegNet(shape, num_classes, norm_layer=partial(nn.BatchNorm2d, eps=1e-5)).eval()
