@@ -5,16 +5,19 @@ Tensors are mapped from the file, not copied, wherever the format allows it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import pickle
+import pickletools
 import re
 import struct
 import uuid
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -27,7 +30,13 @@ from swag_models.spec import Layout
 
 Backend = Literal["mmap", "pread"]
 WRAPPERS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")  # the first one present wins
-PREFIXES = ("module.", "_orig_mod.")
+LEGACY_PICKLES = 5  # one after the other in a file older than torch 1.6
+MAX_WRAPPERS = 16  # one inside the other
+PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
+BROKEN: tuple[type[Exception], ...] = (  # what torch's unpickler raises on bytes that are not what it expects
+    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+    *(AssertionError, ImportError, MemoryError, OverflowError, struct.error),
+)
 PICKLE_SUFFIXES = (".pth", ".pt", ".torch", ".bin")
 STEMS = ("patch_embed.proj.weight", "stem.conv.weight")
 LISTED = 8  # tensors named in one error
@@ -66,7 +75,7 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
         write = lambda to: torch.save(dict(state), to)  # noqa: E731
     else:
         raise CheckpointError(f"cannot write {path}: end the name in .safetensors or {', '.join(PICKLE_SUFFIXES)}")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -76,7 +85,8 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a failed write
         raise CheckpointError(f"cannot write {path}: {error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def convert_checkpoint(source: str | os.PathLike[str], target: str | os.PathLike[str], layout: Layout) -> None:
@@ -108,7 +118,7 @@ def fit_state_dict(
         if stem in state and stem in wanted:
             state[stem] = _fit_channels(state[stem], wanted[stem].shape[1])
     if "pos_embed" in state:
-        state["pos_embed"] = _fit_position(state["pos_embed"], model.grid_size)  # type: ignore[arg-type]
+        state["pos_embed"] = _fit_position(state["pos_embed"], model.grid_size, origin)  # type: ignore[arg-type]
     _check_match(state, wanted, origin)
     return state
 
@@ -119,10 +129,10 @@ def _fit_head(
     body = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
     if model.num_classes is None:
         return body
-    rows = {tensor.shape[0] for key, tensor in state.items() if key.startswith("head.")} if not drop_head else set()
-    if rows == {model.num_classes} or (not rows and not fresh_head and not drop_head):
+    rows = {tensor.shape[:1] for key, tensor in state.items() if key.startswith("head.")} if not drop_head else set()
+    if rows == {(model.num_classes,)} or (not rows and not fresh_head and not drop_head):
         return state
-    has = "no head" if not rows else f"a head of {max(rows)} classes"
+    has = "no head" if not rows else f"a head of {max(rows)[0]} classes"
     logger.warning("%s has %s: the head of %d classes is freshly initialised", origin, has, model.num_classes)
     model.reset_classifier(model.num_classes)
     fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("head.")}
@@ -131,7 +141,7 @@ def _fit_head(
 
 def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
     """First convolution (out, 3, k, k) -> (out, in_chans, k, k), responses kept in scale: summed for 1, else repeated."""
-    if weight.shape[1] != 3 or in_chans == 3:
+    if weight.ndim != 4 or weight.shape[1] != 3 or in_chans == 3:
         return weight
     if in_chans == 1:
         return weight.sum(dim=1, keepdim=True)
@@ -139,12 +149,16 @@ def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
     return repeated * (3 / in_chans)
 
 
-def _fit_position(position: Tensor, grid: tuple[int, int]) -> Tensor:
+def _fit_position(position: Tensor, grid: tuple[int, int], origin: str) -> Tensor:
     """Position embedding (1, 1 + h w, D) resized to `grid`; the file's own grid is square unless the count forbids it."""
+    if position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
+        return position
     tokens = position.shape[1] - 1
     side = math.isqrt(tokens)
     if side * side != tokens or (side, side) == grid:
         return position
+    if tokens == math.prod(grid):
+        logger.warning("%s: its %d positions are taken as a square and resized to %dx%d", origin, tokens, *grid)
     return resize_position_embedding(position, (side, side), grid)
 
 
@@ -160,6 +174,12 @@ def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], orig
         if key in state and state[key].shape != tensor.shape
     ]:
         problems.append(f"misshapen {_list(misshapen)}")
+    if foreign := [
+        f"{key} {state[key].dtype}"
+        for key, tensor in wanted.items()
+        if key in state and state[key].is_floating_point() != tensor.is_floating_point()
+    ]:
+        problems.append(f"of another kind {_list(foreign)}")
     if problems:
         hint = (
             "; for a model without this head pass num_classes=None"
@@ -179,23 +199,48 @@ def _load_safetensors(path: Path, backend: Backend) -> dict[str, Tensor]:
 def _load_pickle(path: Path, mmap: bool) -> Any:
     try:
         return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if code := re.search(r"GLOBAL (\S+)|unrecognized function ([^\n]+)|Unsupported (?:class|operand)[^\n]*", str(error)):
-            what = (code[1] or code[2] or code[0]).strip()
-            raise UnsafeCheckpointError(
-                f"{path} was refused, nothing in it ran: besides tensors it asks for {what}. "
-                "Only plain state dicts are loaded; ask its author for safetensors"
-            ) from None
-        raise CheckpointError(f"{path} is broken: {str(error).splitlines()[0]}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is broken or cut short: {str(error).splitlines()[0]}") from None
+    except BROKEN as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            if names := _list_imports(path):
+                raise UnsafeCheckpointError(
+                    f"{path} was refused, nothing in it ran: besides tensors it asks for {_list(names)}. "
+                    "Only plain state dicts are loaded; ask its author for safetensors"
+                ) from None
+            if "Unsupported operand" in str(error):
+                reason = "unless it is broken, it is a pickle of protocol 4 or newer; save it with torch.save's default"
+        raise CheckpointError(f"{path} is broken, cut short or of another kind: {reason}") from None
+
+
+def _list_imports(path: Path) -> list[str]:
+    """What a pickle would import beyond tensors and dicts, read off its opcodes without running any."""
+    names: dict[str, None] = {}
+    with contextlib.suppress(*BROKEN, zipfile.BadZipFile), contextlib.ExitStack() as stack:
+        file: IO[bytes] = stack.enter_context(path.open("rb"))
+        if zipfile.is_zipfile(file):
+            archive = stack.enter_context(zipfile.ZipFile(file))
+            file = stack.enter_context(archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl"))))
+        else:
+            file.seek(0)
+        for _ in range(LEGACY_PICKLES):
+            strings = [""]
+            for opcode, argument, _position in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    names[str(argument).replace(" ", ".")] = None
+                elif opcode.name == "STACK_GLOBAL":
+                    names[".".join(strings[-2:])] = None
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    return [name.removeprefix("__builtin__.") for name in names if not name.startswith(("torch.", "collections."))]
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
     """The state dict inside the wrappers that training code puts around it."""
     inside = "the file"
-    while isinstance(loaded, Mapping):
-        state = {_strip(str(key)): value for key, value in loaded.items() if key != "n_averaged"}
+    for _ in range(MAX_WRAPPERS):
+        if not isinstance(loaded, Mapping):
+            break
+        state = {PREFIXES.sub("", str(key)): value for key, value in loaded.items() if key != "n_averaged"}
         if recognise_layout(state) is not None:
             if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
                 raise CheckpointError(f"{path}: not tensors: {_list(others)}")
@@ -208,12 +253,6 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
             logger.warning("%s holds %s: %s is taken", path, " and ".join(present), present[0])
         inside, loaded = present[0], loaded[present[0]]
     raise CheckpointError(f"{path} holds no state dict: {inside} is a {type(loaded).__name__}")
-
-
-def _strip(key: str) -> str:
-    for prefix in PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
 
 
 def _list(names: list[str]) -> str:

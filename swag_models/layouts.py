@@ -20,12 +20,13 @@ from swag_models.spec import Layout
 class Names(NamedTuple):
     """One tensor, or family of tensors, in each layout; timm's names are also our own.
 
-    {i} a layer, {s} a stage, {b} a block counted from 0, {b1} the same from 1, * any rest. None: not a name to write.
+    {i} a layer, {s} a stage, {b} a block counted from 0, {b1} the same from 1, * any rest. Of several rows with one name the
+    first is written, all are read.
     """
 
     timm: str
     torchvision: str
-    swag: str | None
+    swag: str
 
 
 VIT = (
@@ -47,8 +48,8 @@ VIT = (
     Names("blocks.{i}.mlp.fc1.*", "encoder.layers.encoder_layer_{i}.mlp.0.*", "encoder.layers.layer_{i}.mlp.linear_1.*"),
     Names("blocks.{i}.mlp.fc2.*", "encoder.layers.encoder_layer_{i}.mlp.3.*", "encoder.layers.layer_{i}.mlp.linear_2.*"),
     # torchvision before 0.13 wrote the MLP so, and still reads it
-    Names("blocks.{i}.mlp.fc1.*", "encoder.layers.encoder_layer_{i}.mlp.linear_1.*", None),
-    Names("blocks.{i}.mlp.fc2.*", "encoder.layers.encoder_layer_{i}.mlp.linear_2.*", None),
+    Names("blocks.{i}.mlp.fc1.*", "encoder.layers.encoder_layer_{i}.mlp.linear_1.*", "encoder.layers.layer_{i}.mlp.linear_1.*"),
+    Names("blocks.{i}.mlp.fc2.*", "encoder.layers.encoder_layer_{i}.mlp.linear_2.*", "encoder.layers.layer_{i}.mlp.linear_2.*"),
     Names("norm.*", "encoder.ln.*", "encoder.ln.*"),
     Names("head.*", "heads.head.*", "head.layers.head.*"),
 )
@@ -132,13 +133,13 @@ def resize_position_embedding(position: Tensor, old: tuple[int, int], new: tuple
 
 def _rename(key: str, family: str, source: Layout, target: Layout) -> str:
     for pattern, row in _patterns(family, source):
-        if (match := pattern.fullmatch(key)) and (template := getattr(row, target)) is not None:
+        if match := pattern.fullmatch(key):
             values = match.groupdict()
             if "b1" in values:
                 values["b"] = str(int(values["b1"]) - 1)
             elif "b" in values:
                 values["b1"] = str(int(values["b"]) + 1)
-            return str(template).replace("*", "{rest}").format(**values)
+            return str(getattr(row, target)).replace("*", "{rest}").format(**values)
     return key
 
 
@@ -147,9 +148,8 @@ def _patterns(family: str, layout: Layout) -> tuple[tuple[re.Pattern[str], Names
     """Each row's template in `layout` as a regular expression."""
     compiled = []
     for row in TABLES[family]:
-        if (template := getattr(row, layout)) is not None:
-            text = re.escape(template).replace(r"\*", "(?P<rest>.+)")
-            for name in ("i", "s", "b", "b1"):
-                text = text.replace(rf"\{{{name}\}}", rf"(?P<{name}>\d+)", 1).replace(rf"\{{{name}\}}", f"(?P={name})")
-            compiled.append((re.compile(text), row))
+        text = re.escape(getattr(row, layout)).replace(r"\*", "(?P<rest>.+)")
+        for name in ("i", "s", "b", "b1"):
+            text = text.replace(rf"\{{{name}\}}", rf"(?P<{name}>\d+)", 1).replace(rf"\{{{name}\}}", f"(?P={name})")
+        compiled.append((re.compile(text), row))
     return tuple(compiled)

@@ -24,17 +24,14 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """A picture file as an upright RGB image, the first frame if it is animated; ImageError says what is wrong with it."""
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{path} has {width}x{height} pixels; at most {MAX_PIXELS} are read, resize it first")
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
             return to_rgb(image)
     except UnidentifiedImageError:
         raise ImageError(f"{path} is not an image that Pillow can read") from None
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(f"{path} has too many pixels; at most {MAX_PIXELS} are read, resize it first") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three on broken files
-        if isinstance(error, ImageError):
-            raise
         raise ImageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -49,7 +46,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ImageError("a 32-bit floating-point image has no defined range; convert it to 8 or 16 bits")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode == "La":
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
@@ -66,6 +65,7 @@ class Transform:
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         import torch
+        from torchvision.transforms.functional import convert_image_dtype
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
@@ -81,7 +81,7 @@ class Transform:
         image = F.resize(image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True)
         image = F.center_crop(image, list(self.preprocess.size))
         tensor = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
-        tensor = F.to_dtype(tensor, torch.float32, scale=True)
+        tensor = convert_image_dtype(tensor, torch.float32)  # v2's own differs in the last bit
         return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))
 
     def __repr__(self) -> str:

@@ -104,5 +104,5 @@ def check_rate(name: str, rate: float) -> float:
 
 
 def check_num_classes(num_classes: int | None) -> None:
-    if num_classes is not None and num_classes < 1:
-        raise ConfigError(f"num_classes is {num_classes}; give a positive number, or None for no head")
+    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+        raise ConfigError(f"num_classes is {num_classes!r}; give a positive number, or None for no head")

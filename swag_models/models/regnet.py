@@ -114,7 +114,7 @@ class RegNet(Backbone):
         """The published initialisation: convolutions N(0, 2/fan_out), batch norm 1 and 0 (torch's own), head N(0, 0.01)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
     def forward_features(self, x: Tensor) -> Tensor:

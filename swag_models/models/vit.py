@@ -6,7 +6,7 @@ Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches. P
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,14 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
+class Resized(NamedTuple):
+    """A resized position embedding, and what it was made from."""
+
+    grid: tuple[int, int]
+    source: Tensor
+    result: Tensor
+
+
 class ViT(Backbone):
     """Images (N, C, H, W) -> logits (N, num_classes), or without a head pooled features (N, D).
 
@@ -112,7 +120,7 @@ class ViT(Backbone):
         self.blocks = nn.Sequential(*(Block(config, attn_drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head = _make_head(config.width, num_classes)
-        self._resized: tuple[object, Tensor] | None = None
+        self._resized: Resized | None = None
         if not self.pos_embed.is_meta:
             self.init_weights()
 
@@ -154,14 +162,6 @@ class ViT(Backbone):
         self.num_classes = num_classes or None
         self.head = self._join_trunk(_make_head(self.num_features, self.num_classes), self.norm.weight)
 
-    def train(self, mode: bool = True) -> ViT:
-        self._resized = None
-        return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        self._resized = None
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches along (height, width), or ConfigError."""
         patch = self.patch_size
@@ -170,17 +170,23 @@ class ViT(Backbone):
         return height // patch, width // patch
 
     def _position_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """Position embedding for a grid (1, 1 + h w, D); the last resized one is kept as long as it stays valid."""
+        """Position embedding for a grid (1, 1 + h w, D).
+
+        On the CPU, where resizing takes milliseconds, the last result is kept with the values it was made from; comparing
+        those is ten times faster, and sees changes that leave no other trace. Elsewhere a comparison would cost more.
+        """
         position = self.pos_embed
         if grid == self.grid_size:
             return position
-        differentiable = torch.is_grad_enabled() and position.requires_grad
-        if differentiable or position.is_inference() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        learning = torch.is_grad_enabled() and position.requires_grad
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if learning or traced or position.device.type != "cpu":
             return resize_position_embedding(position, self.grid_size, grid)
-        key = (grid, position.data_ptr(), position._version)
-        if self._resized is None or self._resized[0] != key:
-            self._resized = key, resize_position_embedding(position, self.grid_size, grid)
-        return self._resized[1]
+        made = self._resized
+        if made is None or made.grid != grid or made.source.dtype != position.dtype or not made.source.equal(position):
+            result = resize_position_embedding(position, self.grid_size, grid)
+            self._resized = made = Resized(grid, position.detach().clone(), result)
+        return made.result
 
 
 def _make_head(width: int, num_classes: int | None) -> nn.Module:
