@@ -4,7 +4,8 @@
 
 Every way runs in a process of its own, all ways in turn, round after round, on files with the published keys and shapes that
 lie in the page cache. Time counts from the end of the imports to a model in eval mode, and on to the output for one 224-pixel
-image, by which time every weight has been read; memory is the process's peak by then. The imports are torch's and what the way itself needs.
+image, by which time every weight has been read; memory is the process's peak by then. The imports are torch's and what the way
+itself needs.
 """
 
 import argparse
@@ -103,9 +104,7 @@ def report(arch: str, size: float, results: dict[str, list[dict[str, float]]]) -
     middle = {way: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for way, runs in results.items()}
     usual = middle["usual: construct, torch.load, load_state_dict"]["seconds"]
     print(f"\n### {arch}, file of {size:.0f} MiB\n")
-    print(
-        "| way | seconds, median (min to max) | usual / this | seconds to a first output | peak MiB, of which imports | above / file |"
-    )
+    print("| way | seconds, median (min to max) | usual / this | to a first output | peak MiB, imports | above / file |")
     print("|---|---|---|---|---|---|")
     for way, runs in results.items():
         figures = middle[way]
