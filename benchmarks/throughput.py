@@ -3,7 +3,8 @@
     python benchmarks/throughput.py [--arch vit_b16 ...] [--rounds 7] [--device cpu]
 
 The three implementations hold the same weights and take turns on the same batch, round after round. The peers run as they come
-and once more with channels-last weights and input; the ratio is to the fastest, the median over rounds.
+and once more with channels-last weights and input; the ratio is that of the medians, to the fastest peer, with the smallest and
+the largest ratio of any round.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def make_models(arch: str, device: str) -> dict[str, torch.nn.Module]:
     """The three implementations with one set of weights."""
     ours = swag_models.load_model(f"{arch}_in1k_linear", pretrained=False)
     tv_name, timm_name, _ = PEERS[arch]
-    models = {"torchvision": getattr(torchvision.models, tv_name)(), "timm": timm.create_model(timm_name)}
+    models = {"torchvision": getattr(torchvision.models, tv_name)(), "timm": timm.create_model(timm_name, num_classes=1000)}
     for layout, model in models.items():
         model.load_state_dict(translate_layout(ours.state_dict(), layout))
     return {name: model.to(device).eval() for name, model in {"swag_models": ours, **models}.items()}
@@ -70,10 +71,12 @@ def measure(arch: str, rounds: int, device: str) -> None:
             spent = seconds(lambda: model(given), device)  # noqa: B023, called at once
             if turn:
                 times[way].append(spent)
-    ratios = {way: statistics.median(b / a for a, b in zip(times["swag_models"], times[way])) for way in WAYS}
-    cells = " | ".join(f"{batch / statistics.median(spent):.2f}" for spent in times.values())
-    best = min((way for way in WAYS if way != "swag_models"), key=lambda way: ratios[way])
-    print(f"| {arch} | {batch} | {cells} | {ratios[best]:.3f} ({best}) |", flush=True)
+    rates = {way: batch / statistics.median(spent) for way, spent in times.items()}
+    best = max((way for way in WAYS if way != "swag_models"), key=lambda way: rates[way])
+    ratios = sorted(theirs / ours for ours, theirs in zip(times["swag_models"], times[best]))
+    cells = " | ".join(f"{rate:.2f}" for rate in rates.values())
+    ratio = f"{rates['swag_models'] / rates[best]:.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f}; {best})"
+    print(f"| {arch} | {batch} | {cells} | {ratio} |", flush=True)
 
 
 def main() -> None:

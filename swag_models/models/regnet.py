@@ -61,8 +61,9 @@ class Block(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H / stride, W / stride)
-        branch = self.conv3(self.se(self.conv2(self.conv1(x))))
-        return self.act(self.drop_path(branch) + self.downsample(x))
+        branch = self.drop_path(self.conv3(self.se(self.conv2(self.conv1(x)))))
+        branch += self.downsample(x)
+        return self.act(branch)
 
 
 class Head(nn.Module):
