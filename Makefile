@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check fix clean
+.PHONY: demo test test-slow lint check fix clean
 
 demo: .venv/core
 	$(BIN)/swag-models list
@@ -15,12 +15,13 @@ test: .venv/dev
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 
-check: .venv/dev
+lint: .venv/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+
+check: lint test
 
 fix: .venv/dev
 	$(BIN)/ruff check --fix .

@@ -123,9 +123,9 @@ def _find_source(source: Source) -> Path | None:
         return Path(record.path)
     expected = source.sha256 or (record.sha256 if record else None)
     for path in _candidates(source, record, expected):
-        if not path.is_file():
-            continue
         try:
+            if not path.is_file():
+                continue
             digest = hash_file(path)
         except OSError as error:
             logger.warning("%s is ignored: %s", path, error.strerror)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from swag_models.errors import ConfigError
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.backbone import Backbone, DropPath, check_num_classes, check_rate, spread_rates
+from swag_models.models.linear import apply_linear
 from swag_models.spec import ViTConfig
 
 Pool = Literal["token", "avg"]
@@ -44,10 +45,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
         n, s, d = x.shape
-        qkv = self.qkv(x).reshape(n, s, 3, self.num_heads, d // self.num_heads)
+        qkv = apply_linear(self.qkv, x).reshape(n, s, 3, self.num_heads, d // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, S, D / heads)
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop_rate if self.training else 0.0)
-        return self.proj(x.transpose(1, 2).reshape(n, s, d))
+        return apply_linear(self.proj, x.transpose(1, 2).reshape(n, s, d))
 
 
 class MLP(nn.Module):
@@ -60,7 +61,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(mlp_width, width)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
-        return self.fc2(self.act(self.fc1(x)))
+        return apply_linear(self.fc2, self.act(apply_linear(self.fc1, x)))
 
 
 class Block(nn.Module):
@@ -173,7 +174,7 @@ class ViT(Backbone):
         """Position embedding for a grid (1, 1 + h w, D).
 
         On the CPU, where resizing takes milliseconds, the last result is kept with the values it was made from; comparing
-        those is ten times faster, and sees changes that leave no other trace. Elsewhere a comparison would cost more.
+        those is several times faster, and sees changes that leave no other trace. Elsewhere a comparison would cost more.
         """
         position = self.pos_embed
         if grid == self.grid_size:
