@@ -116,13 +116,13 @@ class _Part:
             self.start(validator, create=False)
             try:
                 os.rename(path, self.path)
+                with self.path.open("rb") as file:
+                    while chunk := file.read(CHUNK):
+                        self.digest.update(chunk)
+                        self.size += len(chunk)
             except OSError:  # another process was faster, or the system does not rename open files
                 self.reset()
                 continue
-            with self.path.open("rb") as file:
-                while chunk := file.read(CHUNK):
-                    self.digest.update(chunk)
-                    self.size += len(chunk)
             return True
         return False
 
