@@ -1,4 +1,4 @@
-"""The front door: a name -> a spec, a model, its preprocessing, its class names. Imports torch only to make a model."""
+"""The front door: a name -> a spec, a model, its preprocessing, its class names. Listing imports no torch."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def load_model(
     in_chans: input channels; the first convolution's weights are adapted if it is not 3.
     device, dtype: as torch's, or their names; dtype defaults to float32.
     drop_rate, attn_drop_rate, drop_path_rate, global_pool: see `models.build`.
-    backend: "mmap" maps the file into memory, "pread" reads it (for network disks, or a file that may change).
+    backend: "mmap" maps the file, which must then not be overwritten in place, as torch.save does, while the model is in use;
+        "pread" reads it into memory, for network disks and for saving under the same name.
 
     Raises UnknownModelError, ConfigError, FetchError or CheckpointError, each with the value and the fix.
     """
@@ -87,7 +88,7 @@ def load_model(
     from swag_models.models import build
 
     spec = name if isinstance(name, ModelSpec) else get_spec(name)
-    on, kind = _check_device(device), _check_dtype(dtype)
+    on_device, as_dtype = _check_device(device), _check_dtype(dtype)
     classes = spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes
     read = pretrained or weights is not None
     with torch.device("meta" if read else "cpu"):
@@ -112,9 +113,10 @@ def load_model(
             origin=f"{spec.name} ({path})" if weights is None else str(path),
             drop_head=weights is None and spec.num_classes is None,  # a trunk may come in a file that has some head
             fresh_head=num_classes is not ...,
+            square=weights is None,
         )
         model.load_state_dict(state, assign=True)
-    return model.to(on, kind).eval()
+    return model.to(on_device, as_dtype).eval()
 
 
 def load_preprocess(name: str | ModelSpec, *, image_size: ImageSize | None = None) -> Transform:

@@ -25,14 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
-from swag_models.layouts import recognise_layout, resize_position_embedding, translate_layout, unknown_keys
+from swag_models.layouts import find_unknown_keys, recognise_layout, resize_position_embedding, translate_layout
 from swag_models.spec import Layout
 
 Backend = Literal["mmap", "pread"]
 WRAPPERS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")  # the first one present wins
 LEGACY_PICKLES = 5  # one after the other in a file older than torch 1.6
 MAX_WRAPPERS = 16  # one inside the other
-PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
+PREFIXES = re.compile(r"^((module|_orig_mod|model|backbone)\.)+")
 BROKEN: tuple[type[Exception], ...] = (  # what torch's unpickler raises on bytes that are not what it expects
     *(pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
     *(AssertionError, ImportError, MemoryError, OverflowError, struct.error),
@@ -92,48 +92,57 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
 def convert_checkpoint(source: str | os.PathLike[str], target: str | os.PathLike[str], layout: Layout) -> None:
     """Rewrite a weight file in another layout; CheckpointError lists tensors that no table knows."""
     state = read_state_dict(source)
-    if unknown := unknown_keys(state):
-        raise CheckpointError(f"{source}: no layout has {_list(unknown)}")
+    if unknown := find_unknown_keys(state):
+        raise CheckpointError(f"{source}: no layout has {_join_some(unknown)}")
     write_state_dict(translate_layout(state, layout), target)
 
 
 def fit_state_dict(
-    state: Mapping[str, Tensor], model: nn.Module, *, origin: str, drop_head: bool = False, fresh_head: bool = True
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    *,
+    origin: str,
+    drop_head: bool = False,
+    fresh_head: bool = True,
+    square: bool = False,
 ) -> dict[str, Tensor]:
     """The state dict in native names, fitted to `model` (which may be on meta): head, input channels, positions.
 
     A head of another size than the model's is replaced by a fresh one, and so is a missing head if `fresh_head`;
-    `drop_head` leaves out the file's own in any case. Everything else must match: CheckpointError lists what does not.
-    `origin` names the file in messages.
+    `drop_head` leaves out the file's own in any case. `square` says that positions were learned on a square grid, as they
+    always are in the swag and torchvision layouts; else as many positions as the model has are taken as they are.
+    Everything else must match: CheckpointError lists what does not. `origin` names the file in messages.
     """
     wanted = model.state_dict()
-    kind, found = recognise_layout(wanted), recognise_layout(state)
-    assert kind is not None
-    if found is None or found[0] != kind[0]:
+    expected, found = recognise_layout(wanted), recognise_layout(state)
+    assert expected is not None
+    if found is None or found[0] != expected[0]:
         holds = "an unknown layout" if found is None else f"a {found[0]}"
-        raise CheckpointError(f"{origin} holds {holds}, the model is a {kind[0]}")
+        raise CheckpointError(f"{origin} holds {holds}, the model is a {expected[0]}")
     state = {key: tensor.detach() for key, tensor in translate_layout(state, "timm").items()}
-    state = _fit_head(state, model, wanted, origin, drop_head, fresh_head)
+    state = _fit_head(state, model, origin, drop_head, fresh_head)
     for stem in STEMS:
         if stem in state and stem in wanted:
             state[stem] = _fit_channels(state[stem], wanted[stem].shape[1])
     if "pos_embed" in state:
-        state["pos_embed"] = _fit_position(state["pos_embed"], model.grid_size, origin)  # type: ignore[arg-type]
+        grid: tuple[int, int] = model.grid_size  # type: ignore[assignment]
+        state["pos_embed"] = _fit_position(state["pos_embed"], grid, square or found[1] != "timm")
     _check_match(state, wanted, origin)
     return state
 
 
-def _fit_head(
-    state: dict[str, Tensor], model: Any, wanted: dict[str, Tensor], origin: str, drop_head: bool, fresh_head: bool
-) -> dict[str, Tensor]:
+def _fit_head(state: dict[str, Tensor], model: Any, origin: str, drop_head: bool, fresh_head: bool) -> dict[str, Tensor]:
     body = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+    rows = sorted({tuple(tensor.shape[:1]) for key, tensor in state.items() if key.startswith("head.") and not drop_head})
+    has = f"a head of {rows[-1][0]} classes" if rows and rows[-1] else "no head"
+    keep = f"; to keep it, pass num_classes={rows[-1][0]}" if rows and rows[-1] else ""
     if model.num_classes is None:
+        if rows and not fresh_head:
+            logger.warning("%s has %s, which is left out%s", origin, has, keep)
         return body
-    rows = {tensor.shape[:1] for key, tensor in state.items() if key.startswith("head.")} if not drop_head else set()
-    if rows == {(model.num_classes,)} or (not rows and not fresh_head and not drop_head):
+    if rows == [(model.num_classes,)] or (not rows and not fresh_head and not drop_head):
         return state
-    has = "no head" if not rows else f"a head of {max(rows)[0]} classes"
-    logger.warning("%s has %s: the head of %d classes is freshly initialised", origin, has, model.num_classes)
+    logger.warning("%s has %s: the head of %d classes is freshly initialised%s", origin, has, model.num_classes, keep)
     model.reset_classifier(model.num_classes)
     fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("head.")}
     return {**body, **fresh}
@@ -149,37 +158,35 @@ def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
     return repeated * (3 / in_chans)
 
 
-def _fit_position(position: Tensor, grid: tuple[int, int], origin: str) -> Tensor:
-    """Position embedding (1, 1 + h w, D) resized to `grid`; the file's own grid is square unless the count forbids it."""
+def _fit_position(position: Tensor, grid: tuple[int, int], square: bool) -> Tensor:
+    """Position embedding (1, 1 + h w, D) of a square grid resized to `grid`; one that can be no square is left as it is."""
     if position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
         return position
     tokens = position.shape[1] - 1
     side = math.isqrt(tokens)
-    if side * side != tokens or (side, side) == grid:
+    if side * side != tokens or (side, side) == grid or (tokens == math.prod(grid) and not square):
         return position
-    if tokens == math.prod(grid):
-        logger.warning("%s: its %d positions are taken as a square and resized to %dx%d", origin, tokens, *grid)
     return resize_position_embedding(position, (side, side), grid)
 
 
 def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
     problems = []
     if missing := [key for key in wanted if key not in state]:
-        problems.append(f"missing {_list(missing)}")
+        problems.append(f"missing {_join_some(missing)}")
     if extra := [key for key in state if key not in wanted]:
-        problems.append(f"unexpected {_list(extra)}")
+        problems.append(f"unexpected {_join_some(extra)}")
     if misshapen := [
         f"{key} {tuple(state[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in wanted.items()
         if key in state and state[key].shape != tensor.shape
     ]:
-        problems.append(f"misshapen {_list(misshapen)}")
+        problems.append(f"misshapen {_join_some(misshapen)}")
     if foreign := [
         f"{key} {state[key].dtype}"
         for key, tensor in wanted.items()
         if key in state and state[key].is_floating_point() != tensor.is_floating_point()
     ]:
-        problems.append(f"of another kind {_list(foreign)}")
+        problems.append(f"of another kind {_join_some(foreign)}")
     if problems:
         hint = (
             "; for a model without this head pass num_classes=None"
@@ -202,17 +209,17 @@ def _load_pickle(path: Path, mmap: bool) -> Any:
     except BROKEN as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, pickle.UnpicklingError):
-            if names := _list_imports(path):
+            if names := _read_imports(path):
                 raise UnsafeCheckpointError(
-                    f"{path} was refused, nothing in it ran: besides tensors it asks for {_list(names)}. "
-                    "Only plain state dicts are loaded; ask its author for safetensors"
+                    f"{path} was refused, nothing in it ran: besides tensors it asks for {_join_some(names)}. "
+                    "Only state dicts are loaded: save model.state_dict() alone, or safetensors"
                 ) from None
             if "Unsupported operand" in str(error):
                 reason = "unless it is broken, it is a pickle of protocol 4 or newer; save it with torch.save's default"
         raise CheckpointError(f"{path} is broken, cut short or of another kind: {reason}") from None
 
 
-def _list_imports(path: Path) -> list[str]:
+def _read_imports(path: Path) -> list[str]:
     """What a pickle would import beyond tensors and dicts, read off its opcodes without running any."""
     names: dict[str, None] = {}
     with contextlib.suppress(*BROKEN, zipfile.BadZipFile), contextlib.ExitStack() as stack:
@@ -243,7 +250,7 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
         state = {PREFIXES.sub("", str(key)): value for key, value in loaded.items() if key != "n_averaged"}
         if recognise_layout(state) is not None:
             if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
-                raise CheckpointError(f"{path}: not tensors: {_list(others)}")
+                raise CheckpointError(f"{path}: not tensors: {_join_some(others)}")
             return state
         present = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
         if not present:
@@ -255,6 +262,6 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{path} holds no state dict: {inside} is a {type(loaded).__name__}")
 
 
-def _list(names: list[str]) -> str:
+def _join_some(names: list[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more

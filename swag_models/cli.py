@@ -21,7 +21,7 @@ OK, FAILED, USAGE = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the exit code is 0, 1 (something failed) or 2 (wrong usage)."""
+    """Run one subcommand; the exit code is 0, 1 (something failed), 2 (wrong usage) or 130 (interrupted)."""
     options = _make_parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
@@ -180,7 +180,9 @@ def _make_parser() -> argparse.ArgumentParser:
     command.add_argument("pattern", nargs="*", help="names or shell patterns (default: all)")
     for name in FILTERS:
         kind: Any = int if name in ("image_size", "num_classes") else str
-        command.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"only models with this {name.replace('_', ' ')}")
+        allowed = sorted({getattr(spec, name) for spec in SPECS.values()} - {None})
+        flag = f"--{name.replace('_', '-')}"
+        command.add_argument(flag, type=kind, choices=allowed, metavar=name.upper(), help=", ".join(map(str, allowed)))
     command.add_argument("--json", action="store_true", help="print the full specs as JSON")
 
     command = add("info", info, "swag-models info vit_b16_in1k")

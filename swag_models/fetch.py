@@ -228,8 +228,8 @@ def _download_hf(url: str, progress: bool) -> Path:
             disable_progress_bars()
         return Path(hf_hub_download(repo, name, revision=revision))
     except (OSError, ValueError, transport_error) as error:
-        reasons = [str(each).strip().split("\n")[0] or type(each).__name__ for each in (error, error.__cause__) if each]
-        raise FetchError(": ".join(reasons)) from None
+        cause = error.__cause__ or error
+        raise FetchError((str(cause) or type(cause).__name__).strip().split("\n")[0]) from None
     finally:
         if silence:
             enable_progress_bars()
@@ -316,6 +316,8 @@ def _looks_whole(path: Path) -> bool:
 def _mirrored(url: str) -> str:
     """The URL with scheme and host replaced by SWAG_MODELS_MIRROR, if that is set."""
     mirror = os.environ.get("SWAG_MODELS_MIRROR")
+    if mirror and "://" not in mirror:
+        raise FetchError(f"SWAG_MODELS_MIRROR is {mirror!r}; give an address such as https://mirror.example")
     return mirror.rstrip("/") + "/" + url.split("/", 3)[3] if mirror else url
 
 

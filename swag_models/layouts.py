@@ -112,7 +112,7 @@ def translate_layout(state: Mapping[str, Tensor], target: Layout) -> dict[str, T
     return translated
 
 
-def unknown_keys(state: Iterable[str]) -> list[str]:
+def find_unknown_keys(state: Iterable[str]) -> list[str]:
     """The keys of a recognised layout that its table does not know."""
     found = recognise_layout(state)
     assert found is not None

@@ -83,7 +83,9 @@ class Source:
 
     @property
     def file_name(self) -> str:
-        return self.url.split("?")[0].rsplit("/", 1)[-1]
+        """The file's name on disk; with its repository, where every repository has a file of the same name."""
+        path = self.url.split("?")[0]
+        return path.removeprefix("hf://").replace("/", "--") if path.startswith("hf://") else path.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)

@@ -89,3 +89,8 @@ def test_preprocessing_is_torchvisions(spec: ModelSpec) -> None:
 @every_spec
 def test_every_published_weight_says_that_it_is_non_commercial(spec: ModelSpec) -> None:
     assert spec.license == "cc-by-nc-4.0"
+
+
+def test_no_two_files_share_a_name_so_that_one_copied_by_hand_is_taken_for_what_it_is() -> None:
+    names = {source.url: source.file_name for spec in SPECS for source in spec.sources}
+    assert len(set(names.values())) == len(names)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from swag_models import load_model
 from swag_models.checkpoint import fit_state_dict
 from swag_models.errors import CheckpointError
-from swag_models.layouts import resize_position_embedding
+from swag_models.layouts import resize_position_embedding, translate_layout
 from swag_models.models import build
 
 FAMILIES = ("vit", "regnet")
@@ -109,6 +109,15 @@ class TestHead:
         assert_same_trunk(load_model(spec, weights=tmp_path / "file.pth"), state)
         assert load_model(spec, weights=tmp_path / "file.pth", num_classes=10).num_classes == 10
 
+    def test_that_a_trunk_leaves_out_is_told(self, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        torch.save(tiny(family, 3).state_dict(), tmp_path / "file.pth")
+        trunk = replace(TINY_SPECS[family], num_classes=None, classes=None)
+        load_model(trunk, weights=tmp_path / "file.pth")
+        assert "a head of 3 classes, which is left out; to keep it, pass num_classes=3" in caplog.text
+        caplog.clear()
+        load_model(trunk, weights=tmp_path / "file.pth", num_classes=None)
+        assert caplog.text == ""
+
     def test_can_be_dropped_though_it_fits(self, family: str) -> None:
         state = tiny(family).state_dict()
         model = build(CONFIGS[family], num_classes=10, image_size=64)
@@ -134,6 +143,13 @@ class TestPositions:
     def test_of_the_same_oblong_grid_are_kept(self, load: Any) -> None:
         state = tiny("vit", image_size=(32, 96)).state_dict()
         assert torch.equal(load("vit", state, image_size=(32, 96)).pos_embed, state["pos_embed"])
+
+    def test_of_an_oblong_grid_with_as_many_are_kept_in_native_names_only(self, load: Any) -> None:
+        oblong = tiny("vit", image_size=(32, 128))  # 4x16 positions, as many as 8x8
+        assert torch.equal(load("vit", oblong.state_dict(), image_size=(32, 128)).pos_embed, oblong.pos_embed)
+        published = translate_layout(oblong.state_dict(), "swag")  # that layout knows squares only
+        resized = resize_position_embedding(oblong.pos_embed, (8, 8), (4, 16))
+        torch.testing.assert_close(load("vit", published, image_size=(32, 128)).pos_embed, resized)
 
     def test_of_another_oblong_grid_are_refused(self, load: Any) -> None:
         state = tiny("vit", image_size=(32, 96)).state_dict()

@@ -106,7 +106,7 @@ def test_a_file_that_the_hub_does_not_have_is_one_line(hub: Server, cache: Path)
     lines = errors.splitlines()
     (reason,) = (line for line in lines if line.startswith("  hf://"))
     assert "404" in reason
-    assert lines[-1] == f"  {cache / 'missing.safetensors'}"
+    assert lines[-1] == f"  {cache / 'org--tiny.swag--missing.safetensors'}"
 
 
 def test_the_reason_for_a_refusal_of_the_hub_is_told(hub: Server) -> None:

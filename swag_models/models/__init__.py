@@ -64,6 +64,6 @@ def build(
 def check_image_size(image_size: ImageSize) -> tuple[int, int]:
     """(height, width) of an int or a pair, or ConfigError."""
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise ConfigError(f"image_size is {image_size!r}; give pixels as an int or (height, width)")
     return size[0], size[1]

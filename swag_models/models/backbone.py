@@ -33,8 +33,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         check_num_classes(num_classes)
-        if in_chans < 1:
-            raise ConfigError(f"in_chans is {in_chans}; give a positive number of channels")
+        if type(in_chans) is not int or in_chans < 1:
+            raise ConfigError(f"in_chans is {in_chans!r}; give a positive number of channels")
         self.num_features = num_features
         self.num_classes = num_classes
         self.image_size = image_size
@@ -58,7 +58,10 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, for a state dict in the swag, torchvision or timm layout (timm's names are the native ones)."""
+        """As torch's, for a state dict in the swag, torchvision or timm layout (timm's names are the native ones).
+
+        Names are translated; nothing is resized or replaced, as `load_model(weights=...)` does.
+        """
         if recognise_layout(state_dict) is not None:
             state_dict = translate_layout(state_dict, "timm")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -98,11 +101,11 @@ def spread_rates(rate: float, depth: int) -> list[float]:
 
 
 def check_rate(name: str, rate: float) -> float:
-    if not 0 <= rate < 1:
-        raise ConfigError(f"{name} is {rate}; give a number from 0 up to, not including, 1")
+    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+        raise ConfigError(f"{name} is {rate!r}; give a number from 0 up to, not including, 1")
     return rate
 
 
 def check_num_classes(num_classes: int | None) -> None:
-    if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise ConfigError(f"num_classes is {num_classes!r}; give a positive number, or None for no head")

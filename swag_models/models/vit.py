@@ -111,6 +111,8 @@ class ViT(Backbone):
         if global_pool not in get_args(Pool):
             raise ConfigError(f"global_pool is {global_pool!r}; allowed for a ViT: {', '.join(get_args(Pool))}")
         check_rate("attn_drop_rate", attn_drop_rate)
+        if config.width % config.num_heads:
+            raise ConfigError(f"width {config.width} is not a multiple of num_heads {config.num_heads}")
         self.global_pool = global_pool
         self.patch_size = config.patch_size
         self.grid_size = self._grid(*image_size)
@@ -167,7 +169,8 @@ class ViT(Backbone):
         """Patches along (height, width), or ConfigError."""
         patch = self.patch_size
         if height < patch or width < patch or height % patch or width % patch:
-            raise ConfigError(f"image size {height}x{width} is not a multiple of the patch size {patch}")
+            near = "x".join(str(max(patch, round(side / patch) * patch)) for side in (height, width))
+            raise ConfigError(f"image size {height}x{width} is not a multiple of the patch size {patch}; nearest: {near}")
         return height // patch, width // patch
 
     def _position_embedding(self, grid: tuple[int, int]) -> Tensor:
