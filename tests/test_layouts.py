@@ -17,10 +17,10 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from swag_models.api import SPECS
 from swag_models.errors import CheckpointError
 from swag_models.layouts import (
+    find_unknown_keys,
     recognise_layout,
     resize_position_embedding,
     translate_layout,
-    unknown_keys,
 )
 from swag_models.models import build
 from swag_models.spec import Layout
@@ -114,7 +114,7 @@ class TestRoundTrip:
         state = tiny("vit").state_dict() | {"extra.weight": torch.ones(3)}
         for layout in LAYOUTS:
             assert torch.equal(translate_layout(state, layout)["extra.weight"], torch.ones(3))
-            assert unknown_keys(translate_layout(state, layout)) == ["extra.weight"]
+            assert find_unknown_keys(translate_layout(state, layout)) == ["extra.weight"]
 
 
 class TestRecognition:
@@ -124,7 +124,7 @@ class TestRecognition:
         state = translate_layout(tiny(family).state_dict(), layout)
         assert recognise_layout(state) == (family, layout)
         assert recognise_layout(reversed(list(state))) == (family, layout)
-        assert unknown_keys(state) == []
+        assert find_unknown_keys(state) == []
 
     @pytest.mark.parametrize("keys", [[], ["layer1.0.conv1.weight"], ["pos_embed", "encoder.pos_embedding"]])
     def test_of_nothing_known(self, keys: list[str]) -> None:
