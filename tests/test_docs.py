@@ -108,5 +108,6 @@ def test_the_errors_drawn_are_the_errors_there_are() -> None:
 def test_links_to_files_lead_somewhere() -> None:
     for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"):
         text = (ROOT / document).read_text()
+        assert text
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
             assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
