@@ -2,7 +2,7 @@
 
     python examples/train_digits.py weights.safetensors [folder for some held-out pictures]
 
-A quarter of the 1,797 pictures is held out; its accuracy is printed. Two minutes on two cores.
+A quarter of the 1,797 pictures is held out; its accuracy is printed. A few minutes on two cores.
 """
 
 import sys
