@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def list_(options: argparse.Namespace) -> int:
     """Models of the catalog, one a line."""
     filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name) is not None}
-    names = {name for pattern in options.pattern or ["*"] for name in _match(pattern)}
+    names = _match_all(options.pattern or ["*"])
     specs = [SPECS[name] for name in list_models("*", **filters) if name in names]
     if options.json:
         print(json.dumps([spec.to_dict() for spec in specs], indent=2))

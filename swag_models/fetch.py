@@ -121,7 +121,7 @@ def _find_source(source: Source) -> Path | None:
     record = _read_record(source)
     if record and _matches(record, source):
         return Path(record.path)
-    expected = source.sha256 or (record.sha256 if record else None)
+    expected = _expected_hash(source, record)
     for path in _candidates(source, record, expected):
         try:
             if not path.is_file():
@@ -174,7 +174,7 @@ def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
         if found_path := _find_source(source):  # another process brought it while this one waited
             return found_path
         record = _read_record(source)
-        expected = source.sha256 or (record.sha256 if record else None)
+        expected = _expected_hash(source, record)
         try:
             path, digest = _download_verified(source, expected, progress)
         except HashMismatchError as error:
@@ -242,19 +242,22 @@ def _lock(source: Source) -> Iterator[None]:
 
     folder = cache_folder() / "locks"
     lock = FileLock(folder / f"{_key(source)}.lock")
-    try:
+    with contextlib.suppress(OSError, NotImplementedError):  # filelock's Timeout is an OSError too
         folder.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
             logger.warning("waiting for another process that downloads %s", source.url)
             lock.acquire(timeout=LOCK_TIMEOUT)
-    except (OSError, NotImplementedError):  # filelock's Timeout is an OSError too
-        pass
     try:
         yield
     finally:
         lock.release()
+
+
+def _expected_hash(source: Source, record: Record | None) -> str | None:
+    """The published digest, or its beginning; else the one pinned on first use."""
+    return source.sha256 or (record.sha256 if record else None)
 
 
 def _matches(record: Record, source: Source) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,12 +30,6 @@ HTML = b"<!DOCTYPE html><title>Sign in</title>" + b" " * 5000
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Our cache folder."""
     return isolate(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
 
 
 def source(url: str, content: bytes | None = WEIGHTS) -> Source:

@@ -18,12 +18,6 @@ ADVICE = "set SWAG_MODELS_CACHE to another folder"
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
-
-
-@pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A disk of 6 MiB for our cache folder."""
     isolate(tmp_path, monkeypatch)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,12 +46,6 @@ HASHES = pytest.mark.parametrize("sha", [sha256(CONTENT), None], ids=["hash", "n
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Our cache folder."""
     return isolate(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        yield server
 
 
 def serve(server: Server, *twists: Twist, sha: str | None = None, validators: bool = True) -> ModelSpec:
