@@ -15,14 +15,13 @@ import hashlib
 import json
 import logging
 import os
-import sys
-import uuid
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from swag_models.cache import Record, cache_folder, is_unchanged, read_record, record_path, remember, xdg_cache
 from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.spec import ModelSpec, Source
 from swag_models.transfer import download, hash_file, remove_parts
@@ -31,17 +30,6 @@ logger = logging.getLogger("swag_models")
 PACKAGE_DATA = Path(__file__).parent / "weights"
 TRUE = {"1", "true", "yes", "on"}
 LOCK_TIMEOUT = 3600  # seconds to wait for another process before going on without it
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of the file a source gave; its size and time tell cheaply whether it is still the file verified."""
-
-    url: str
-    path: str
-    sha256: str
-    size: int
-    mtime_ns: int
 
 
 @dataclass(frozen=True)
@@ -76,8 +64,8 @@ def fetch_weights(spec: ModelSpec, *, progress: bool = True) -> Path:
 
 def find_weights(spec: ModelSpec) -> Path | None:
     """The verified weight file of a model if it is on this machine already; asks no network."""
-    records = ((source, _read_record(source)) for source in spec.sources)
-    known = (Path(record.path) for source, record in records if record and _matches(record, source))
+    records = ((source, read_record(source)) for source in spec.sources)
+    known = (Path(record.path) for source, record in records if record and is_unchanged(record, source))
     return next(known, None) or next((path for source in spec.sources if (path := _find_source(source))), None)
 
 
@@ -86,7 +74,7 @@ def verify_weights(spec: ModelSpec) -> list[Check]:
     checks = []
     for source in spec.sources:
         path = _find_source(source)
-        record = _read_record(source)
+        record = read_record(source)
         if record is None and path is None:
             continue
         path = path or Path(record.path)  # type: ignore[union-attr]
@@ -94,19 +82,6 @@ def verify_weights(spec: ModelSpec) -> list[Check]:
         expected = record.sha256 if record else source.sha256 or ""
         checks.append(Check(source.url, str(path), digest, digest.startswith(expected)))
     return checks
-
-
-def cache_folder() -> Path:
-    """SWAG_MODELS_CACHE, else `swag_models` in the platform's cache folder."""
-    if chosen := os.environ.get("SWAG_MODELS_CACHE"):
-        return Path(chosen).expanduser().absolute()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = _xdg_cache()
-    return base / "swag_models"
 
 
 def is_offline() -> bool:
@@ -118,8 +93,8 @@ def _find_source(source: Source) -> Path | None:
     """This source's file where it already lies, its content verified; None if it is nowhere."""
     if not _is_remote(source) and source.sha256 is None:  # the user's own file, free to change
         return path if (path := _local_path(source)).is_file() else None
-    record = _read_record(source)
-    if record and _matches(record, source):
+    record = read_record(source)
+    if record and is_unchanged(record, source):
         return Path(record.path)
     expected = _expected_hash(source, record)
     for path in _candidates(source, record, expected):
@@ -134,7 +109,7 @@ def _find_source(source: Source) -> Path | None:
             if expected is None and not _looks_whole(path):
                 logger.warning("%s is ignored: it is cut short or no weight file", path)
                 continue
-            _remember(source, path, digest, new_pin=expected is None)
+            remember(source, path, digest, new_pin=expected is None)
             return path
         logger.warning("%s is ignored: its SHA-256 is %s, not %s", path, digest, expected)
     return None
@@ -158,7 +133,7 @@ def _candidates(source: Source, record: Record | None, expected: str | None) -> 
         if isinstance(path := try_to_load_from_cache(repo, name, revision=revision), str):
             yield Path(path)
     else:
-        torch_home = Path(os.environ.get("TORCH_HOME") or _xdg_cache() / "torch").expanduser()
+        torch_home = Path(os.environ.get("TORCH_HOME") or xdg_cache() / "torch").expanduser()
         yield torch_home / "hub" / "checkpoints" / source.file_name
 
 
@@ -173,15 +148,15 @@ def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
     with _lock(source):
         if found_path := _find_source(source):  # another process brought it while this one waited
             return found_path
-        record = _read_record(source)
+        record = read_record(source)
         expected = _expected_hash(source, record)
         try:
             path, digest = _download_verified(source, expected, progress)
         except HashMismatchError as error:
-            pin = f" (pinned on first use; if the change is expected, delete {_record_path(source)})" if record else ""
+            pin = f" (pinned on first use; if the change is expected, delete {record_path(source)})" if record else ""
             raise HashMismatchError(f"{error}{pin}") from None
         logger.warning("%s: the weights are licensed %s, see %s", spec.name, spec.license.upper(), spec.license_url)
-        _remember(source, path, digest, new_pin=expected is None)
+        remember(source, path, digest, new_pin=expected is None)
         return path
 
 
@@ -260,45 +235,6 @@ def _expected_hash(source: Source, record: Record | None) -> str | None:
     return source.sha256 or (record.sha256 if record else None)
 
 
-def _matches(record: Record, source: Source) -> bool:
-    """Whether the recorded file is still the one that was verified, judged by size and time."""
-    try:
-        status = os.stat(record.path)
-    except OSError:
-        return False
-    same = (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns)
-    return same and record.sha256.startswith(source.sha256 or "")
-
-
-def _read_record(source: Source) -> Record | None:
-    try:
-        return Record(**json.loads(_record_path(source).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _remember(source: Source, path: Path, digest: str, new_pin: bool) -> None:
-    """Record a verified file; a cache that cannot be written only means that the file is hashed again next time."""
-    status = path.stat()
-    record = Record(source.url, str(path), digest, status.st_size, status.st_mtime_ns)
-    target = _record_path(source)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-    with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(asdict(record), indent=2))
-        os.replace(temporary, target)
-        if new_pin:
-            logger.warning("%s has no published hash: SHA-256 %s is pinned from now on in %s", source.url, digest, target)
-
-
-def _record_path(source: Source) -> Path:
-    parts = urlsplit(source.url)
-    query = f"-{hashlib.sha256(parts.query.encode()).hexdigest()[:16]}" if parts.query else ""
-    names = [(parts.netloc or parts.scheme).replace(":", "_"), *Path(unquote(parts.path)).parts]
-    path = cache_folder().joinpath("records", *(name for name in names if name not in ("/", "..")))
-    return path.with_name(f"{path.name}{query}.json")
-
-
 def _looks_whole(path: Path) -> bool:
     """Whether a file without a known hash has the beginning and the end of a weight file."""
     with path.open("rb") as file:
@@ -344,7 +280,3 @@ def _is_remote(source: Source) -> bool:
 def _key(source: Source) -> str:
     """A short file name for the source, its version of the content included."""
     return hashlib.sha256(f"{source.url} {source.sha256}".encode()).hexdigest()[:16]
-
-
-def _xdg_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()

@@ -1,0 +1,32 @@
+"""What the subcommands share: exit codes, messages, names of models, and how a subcommand is added."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from swag_models.api import SPECS, get_spec, list_models
+from swag_models.errors import UnknownModelError
+
+Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+OK, FAILED, USAGE = 0, 1, 2
+
+
+def say(message: object) -> None:
+    """A message to the user, on stderr."""
+    print(f"swag-models: {message}", file=sys.stderr)
+
+
+def match_all(patterns: Sequence[str]) -> list[str]:
+    """Catalog names for names and shell patterns, each once; UnknownModelError if one has no match."""
+    return list(dict.fromkeys(name for pattern in patterns for name in _match(pattern)))
+
+
+def _match(pattern: str) -> list[str]:
+    """Catalog names for a name or shell pattern; UnknownModelError if there is none."""
+    if any(sign in pattern for sign in "*?["):
+        if names := list_models(pattern):
+            return names
+        raise UnknownModelError(f"no model matches {pattern!r}; known: {', '.join(SPECS)}")
+    return [get_spec(pattern).name]
