@@ -24,7 +24,7 @@ from urllib.parse import unquote, urlsplit
 from swag_models.cache import Record, cache_folder, is_unchanged, read_record, record_path, remember, xdg_cache
 from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.spec import ModelSpec, Source
-from swag_models.transfer import download, hash_file, remove_parts
+from swag_models.transfer import Progress, download, hash_file, remove_parts
 
 logger = logging.getLogger("swag_models")
 PACKAGE_DATA = Path(__file__).parent / "weights"
@@ -42,7 +42,7 @@ class Check:
     ok: bool
 
 
-def fetch_weights(spec: ModelSpec, *, progress: bool = True) -> Path:
+def fetch_weights(spec: ModelSpec, *, progress: Progress = True) -> Path:
     """The verified local weight file of a model: from this machine if any source's file is here, else downloaded.
 
     Sources are tried in the catalog's order. FetchError lists each with its reason, and where to put a file by hand.
@@ -137,7 +137,7 @@ def _candidates(source: Source, record: Record | None, expected: str | None) -> 
         yield torch_home / "hub" / "checkpoints" / source.file_name
 
 
-def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
+def _download_source(source: Source, spec: ModelSpec, progress: Progress) -> Path:
     """The source's file brought here and verified, or a FetchError with the reason."""
     if not _is_remote(source):
         path = _local_path(source)
@@ -160,7 +160,7 @@ def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
         return path
 
 
-def _download_verified(source: Source, expected: str | None, progress: bool) -> tuple[Path, str]:
+def _download_verified(source: Source, expected: str | None, progress: Progress) -> tuple[Path, str]:
     """(final path, SHA-256) of a complete download with the expected hash, or with none to expect."""
     if source.url.startswith("hf://"):
         path = _download_hf(source.url, progress)
@@ -189,7 +189,7 @@ def _download_verified(source: Source, expected: str | None, progress: bool) -> 
         return path, digest
 
 
-def _download_hf(url: str, progress: bool) -> Path:
+def _download_hf(url: str, progress: Progress) -> Path:
     """A file of a Hugging Face repository, in the Hub client's own cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -201,7 +201,8 @@ def _download_hf(url: str, progress: bool) -> Path:
     try:
         if silence:
             disable_progress_bars()
-        return Path(hf_hub_download(repo, name, revision=revision))
+        bar = {"tqdm_class": progress} if isinstance(progress, type) else {}
+        return Path(hf_hub_download(repo, name, revision=revision, **bar))
     except (OSError, ValueError, transport_error) as error:
         cause = error.__cause__ or error
         raise FetchError((str(cause) or type(cause).__name__).strip().split("\n")[0]) from None
