@@ -96,8 +96,8 @@ def merge_embeddings(parts: Sequence[str | os.PathLike[str]], output: str | os.P
         raise ConfigError(f"{output} exists; delete it or choose another name")
     with _explain(output), _Work(output, {**job, "rank": 0, "world_size": 1}, fresh=True) as work:
         for part in ordered:
-            vectors, names, skipped = read_embeddings(part)
-            work.append(len(names) + len(skipped), names, skipped, vectors.numpy())
+            found = read_embeddings(part)
+            work.append(len(found.names) + len(found.skipped), found.names, found.skipped, found.vectors.numpy())
         return work.finish()
 
 
@@ -154,7 +154,7 @@ class _Work:
     def append(self, count: int, names: list[str], skipped: list[Skipped], vectors: np.ndarray[Any, Any] | None) -> None:
         """Add `count` pictures: rows (N, D) with their names, and those skipped."""
         if vectors is not None:
-            self._vectors.write(np.ascontiguousarray(vectors, dtype="<f4"))
+            self._vectors.write(np.ascontiguousarray(vectors, dtype="<f4").data)
             self._vectors.flush()
         self._rows.write(json.dumps({"count": count, "names": names, "skipped": skipped}).encode() + b"\n")
         self._rows.flush()
