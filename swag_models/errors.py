@@ -8,6 +8,7 @@ SwagModelsError
 ├── FetchError (OSError)             no source could give the weights
 │   ├── HashMismatchError            bytes arrived that are not the published ones
 │   └── CacheError                   the cache folder cannot take the file
+├── OutputError (OSError)            a file that cannot be written
 └── ImageError (ValueError)          a picture that cannot be read
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "FetchError",
     "HashMismatchError",
     "ImageError",
+    "OutputError",
     "SwagModelsError",
     "UnknownModelError",
     "UnsafeCheckpointError",
@@ -56,6 +58,10 @@ class HashMismatchError(FetchError):
 
 class CacheError(FetchError):
     """The cache folder cannot be written, or its disk is full."""
+
+
+class OutputError(SwagModelsError, OSError):
+    """A result cannot be written: no such folder, no permission, or a full disk."""
 
 
 class ImageError(SwagModelsError, ValueError):

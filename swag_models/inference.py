@@ -1,16 +1,30 @@
-"""A loaded model put to work on pictures."""
+"""A model put to work on pictures of any kind: classes with their probabilities, or embeddings.
+
+Axes: N batch, D features, K classes, H W pixels.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image
+from torch import Tensor
 
-from swag_models.api import get_spec, load_classes, load_model, load_preprocess
-from swag_models.errors import ConfigError
-from swag_models.spec import ModelSpec
+from swag_models.api import load_classes, load_model, load_preprocess
+from swag_models.errors import ConfigError, ImageError
+from swag_models.fast import compile_forward, has_compiler, pick_dtype, prepare, repays_compiling
+from swag_models.pictures import Picture, count_processors, find_pictures, read_ahead
+from swag_models.spec import ImageSize, ModelSpec
+
+BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
+MAX_WORKERS = 16  # more threads than that wait for each other's Python
+
+logger = logging.getLogger("swag_models")
 
 
 @dataclass(frozen=True)
@@ -22,32 +36,199 @@ class Prediction:
     probability: float
 
 
-class Classifier:
-    """A model with its preprocessing and class names: PIL images -> most probable classes.
+class Skipped(NamedTuple):
+    """A picture that could not be read, and why."""
 
-    `options` go to `load_model`; `num_classes` cannot be among them, as the names belong to the published head.
+    name: str
+    reason: str
+
+
+class Embeddings(NamedTuple):
+    """Features (N, D) in float32 and the names of their pictures, in order, and the pictures that were skipped."""
+
+    vectors: Tensor
+    names: list[str]
+    skipped: list[Skipped]
+
+
+class Batch(NamedTuple):
+    """Some pictures, in order, with why those that could not be read were skipped, by their index among the pictures.
+
+    `values` has a row for each of the others: bytes (N, 3, H, W) on the way in, float32 on the way out; None if none is left.
+    """
+
+    pictures: Sequence[Picture]
+    errors: dict[int, str]
+    values: Tensor | None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the pictures that have a row."""
+        return [picture.name for index, picture in enumerate(self.pictures) if index not in self.errors]
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return [Skipped(self.pictures[index].name, reason) for index, reason in self.errors.items()]
+
+
+class Engine:
+    """A model in inference, fed by threads that read pictures ahead of it; the order of the pictures is kept.
+
+    model: what `load_model` takes. device, dtype: as torch's, or their names.
+    fast: the best safe setting for the hardware: bfloat16 where that is faster, a RegNet's batch norms folded and its pixels
+        channels last, and compiled if the pictures at hand are so many that compiling repays. A dtype of your own is kept.
+    compile: True compiles at once, False never; None leaves it to `fast`.
+    batch_size: pictures in one forward pass; by default 32, on a GPU 256.
+    workers: threads that read; by default one for each processor, at most 16.
+    options: of `load_model`.
+
+    ConfigError names a value that cannot be.
+    """
+
+    keeps_head: bool
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ModelSpec,
+        *,
+        fast: bool = False,
+        compile: bool | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        image_size: ImageSize | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        **options: Any,
+    ) -> None:
+        if fixed := sorted({"num_classes", "in_chans"} & set(options)):
+            raise ConfigError(f"a {type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out")
+        for name, value in {"batch_size": batch_size, "workers": workers}.items():
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{name} is {value!r}; give a positive number")
+        head: dict[str, Any] = {} if self.keeps_head else {"num_classes": None}
+        self.model = load_model(model, device=device, dtype=dtype, image_size=image_size, **head, **options)
+        self.name = model.name if isinstance(model, ModelSpec) else str(model)
+        self.device = next(self.model.parameters()).device
+        self.batch_size = batch_size or (BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
+        self.workers = workers or min(MAX_WORKERS, count_processors())
+        self.preprocess = load_preprocess(model, image_size=image_size)
+        if fast:
+            prepare(self.model, next(self.model.parameters()).dtype if dtype else pick_dtype(self.device))
+        self.dtype = next(self.model.parameters()).dtype
+        if compile and not has_compiler(self.device):
+            raise ConfigError(
+                f"compile is True, but torch.compile finds no compiler for {self.device}; install g++ or leave it out"
+            )
+        self._compiled = compile_forward(self.forward) if compile else None
+        self._may_compile = fast and compile is None
+        self._warm = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> what the engine gives for each."""
+        raise NotImplementedError
+
+    def run(self, images: Any) -> Iterator[Batch]:
+        """Batches of pictures with their results, in order; `images` is anything `find_pictures` takes."""
+        pictures = find_pictures(images)
+        size = self.batch_size
+        batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
+        left = len(pictures)
+        for batch in read_ahead(self._read, batches, self.workers, overlap=self.device.type != "cpu"):
+            left -= len(batch.pictures)
+            yield batch if batch.values is None else batch._replace(values=self._infer(batch.values, left))
+
+    def _read(self, pictures: Sequence[Picture]) -> Batch:
+        """Pictures -> bytes (N, 3, H, W); what cannot be read is left out."""
+        errors, pixels = {}, []
+        for index, picture in enumerate(pictures):
+            try:
+                pixels.append(self.preprocess.fit(picture.read()))
+            except ImageError as error:
+                errors[index] = str(error)
+        return Batch(pictures, errors, torch.stack(pixels) if pixels else None)
+
+    @torch.inference_mode()
+    def _infer(self, pixels: Tensor, left: int) -> Tensor:
+        """Bytes (N, 3, H, W) -> results (N, ...) in float32 on the CPU; `left` pictures are still to come."""
+        start = time.perf_counter()
+        count = len(pixels)
+        if self._compiled and count < self.batch_size:  # compiled for whole batches only
+            pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1)])
+        inputs = self.preprocess.normalise(pixels.to(self.device)).to(self.dtype)
+        values = (self._compiled or self.forward)(inputs)[:count].float().cpu()
+        if self._may_compile and self._warm:  # the first batch takes longer than those to come
+            seconds = (time.perf_counter() - start) / count * left
+            self._may_compile = not repays_compiling(self.model, self.device, seconds)
+            self._compiled = None if self._may_compile else compile_forward(self.forward)
+        self._warm = True
+        return values
+
+
+class Classifier(Engine):
+    """A model with its preprocessing and class names: pictures -> most probable classes; see `Engine` for the options.
+
     ConfigError if the model has no classes.
     """
 
-    def __init__(self, model: str | ModelSpec, **options: Any) -> None:
-        if "num_classes" in options:
-            raise ConfigError("a Classifier keeps the model's own classes; leave num_classes out")
-        spec = model if isinstance(model, ModelSpec) else get_spec(model)
-        self.classes = load_classes(spec)
-        self.model = load_model(spec, **options)
-        self.preprocess = load_preprocess(spec, image_size=options.get("image_size"))
+    keeps_head = True
 
-    @torch.inference_mode()
-    def __call__(self, images: list[Image.Image], top_k: int = 5) -> list[list[Prediction]]:
-        """The `top_k` most probable classes of each image, best first."""
+    def __init__(self, model: str | os.PathLike[str] | ModelSpec, **options: Any) -> None:
+        self.classes = load_classes(model)
+        super().__init__(model, **options)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, K)
+        return self.model(x)
+
+    def __call__(self, images: Any, top_k: int = 5) -> list[list[Prediction]]:
+        """The `top_k` most probable classes of each picture, best first; none for one that cannot be read, which is logged.
+
+        `images` is anything `find_pictures` takes: a path, folder, shell pattern, tar shard, PIL image, array or tensor, or a
+        list of those.
+        """
+        found: list[list[Prediction]] = []
+        for _, predictions, reason in self.stream(images, top_k):
+            if reason:
+                logger.warning("skipped: %s", reason)
+            found.append(predictions)
+        return found
+
+    def stream(self, images: Any, top_k: int = 5) -> Iterator[tuple[str, list[Prediction], str | None]]:
+        """(name, most probable classes, None) of each picture as it is done, or (name, [], reason) if it cannot be read."""
         if not 1 <= top_k <= len(self.classes):
             raise ConfigError(f"top_k is {top_k}; give a number from 1 to {len(self.classes)}, the classes of the model")
-        if not images:
-            return []
-        weight = next(self.model.parameters())
-        batch = torch.stack([self.preprocess(image) for image in images]).to(weight.device, weight.dtype)
-        top = self.model(batch).float().softmax(dim=-1).topk(top_k)
+        for batch in self.run(images):
+            rows = iter([] if batch.values is None else self._rank(batch.values, top_k))
+            for index, picture in enumerate(batch.pictures):
+                reason = batch.errors.get(index)
+                yield picture.name, [] if reason else next(rows), reason
+
+    def _rank(self, logits: Tensor, top_k: int) -> list[list[Prediction]]:
+        top = logits.softmax(dim=-1).topk(top_k)
         return [
             [Prediction(self.classes[index], index, value) for value, index in zip(values, indices)]
             for values, indices in zip(top.values.tolist(), top.indices.tolist())
         ]
+
+
+class Embedder(Engine):
+    """A model with its preprocessing: pictures -> features before the head (D); see `Engine` for the options."""
+
+    keeps_head = False
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, D)
+        return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
+
+    def __call__(self, images: Any) -> Embeddings:
+        """Features of each picture in order; pictures that cannot be read have no row, they are in `skipped` and logged.
+
+        `images` is anything `find_pictures` takes: a path, folder, shell pattern, tar shard, PIL image, array or tensor, or a
+        list of those.
+        """
+        vectors, names, skipped = [torch.empty(0, self.model.num_features)], [], []
+        for batch in self.run(images):
+            names += batch.names
+            skipped += batch.skipped
+            vectors += [] if batch.values is None else [batch.values]
+        for each in skipped:
+            logger.warning("skipped: %s", each.reason)
+        return Embeddings(torch.cat(vectors), names, skipped)

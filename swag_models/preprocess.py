@@ -6,10 +6,10 @@ Axes: C channels, H W pixels.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from swag_models.errors import ImageError
 from swag_models.spec import Preprocess
@@ -20,19 +20,25 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspicious file: a quarter of 1 GiB as RGB
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """A picture file as an upright RGB image, the first frame if it is animated; ImageError says what is wrong with it."""
+def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, name: str | None = None) -> Image.Image:
+    """A picture as an upright RGB image, the first frame if it is animated; ImageError says what is wrong with it.
+
+    `name` is what to call it in messages, if `source` is not a path.
+    """
+    name = name or str(source)
     try:
-        with Image.open(path) as image:
+        if isinstance(source, Image.Image):
+            return to_rgb(source)
+        with Image.open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             return to_rgb(image)
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not an image that Pillow can read") from None
+        raise ImageError(f"{name} is not an image that Pillow can read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{path} has too many pixels; at most {MAX_PIXELS} are read, resize it first") from None
+        raise ImageError(f"{name} has too many pixels; at most {MAX_PIXELS} are read, resize it first") from None
     except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three on broken files
-        raise ImageError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ImageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -40,7 +46,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     ImageError for 32-bit floating-point images, whose range is not defined.
     """
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
@@ -51,7 +58,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class Transform:
@@ -64,8 +72,11 @@ class Transform:
         self.preprocess = preprocess
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        return self.normalise(self.fit(image))
+
+    def fit(self, image: Image.Image | Tensor) -> Tensor:
+        """The first half, for workers: resize and crop; bytes (..., 3, h, w) unless floats were given."""
         import torch
-        from torchvision.transforms.functional import convert_image_dtype
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
@@ -80,7 +91,14 @@ class Transform:
         resized = list(cover_size(height, width, *self.preprocess.size))
         image = F.resize(image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True)
         image = F.center_crop(image, list(self.preprocess.size))
-        tensor = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
+        return image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
+
+    def normalise(self, tensor: Tensor) -> Tensor:
+        """The second half, for whole batches on any device: bytes (..., 3, h, w) -> float32 of the weights' mean and std."""
+        import torch
+        from torchvision.transforms.functional import convert_image_dtype
+        from torchvision.transforms.v2 import functional as F
+
         tensor = convert_image_dtype(tensor, torch.float32)  # v2's own differs in the last bit
         return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))
 

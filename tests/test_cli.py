@@ -68,7 +68,7 @@ def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
     [
         (["info", "resnet50"], "unknown model 'resnet50'; "),
         (["list", "resnet*"], "no model matches 'resnet*'; known: "),
-        ([*CLASSIFY, "nothing/*.png"], "no image in nothing/*.png; "),
+        ([*CLASSIFY, "nothing/*.png"], "no picture in nothing/*.png; "),
         ([*CLASSIFY, str(DIGITS), "--top-k", "0"], "top_k is 0; give a number from 1 to 10"),
         ([*CLASSIFY, str(DIGITS), "--image-size", "30"], "image size 30x30 is not a multiple of the patch size 4"),
         ([*CLASSIFY, str(DIGITS), "--device", "gpu"], "device 'gpu' cannot be used here"),

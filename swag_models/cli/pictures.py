@@ -4,66 +4,98 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import os
 from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 from swag_models.cli.terms import FAILED, OK, Add, say
-from swag_models.errors import ConfigError, ImageError
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
 def classify(options: argparse.Namespace) -> int:
     """Most probable classes of pictures."""
-    paths = list(_find_images(options.image))
     from swag_models.inference import Classifier
-    from swag_models.preprocess import read_image
+    from swag_models.pictures import find_pictures
 
-    size = {} if options.image_size is None else {"image_size": options.image_size}
-    classifier = Classifier(options.model, device=options.device, **size)
+    pictures = find_pictures(options.image)
+    classifier = Classifier(options.model, **_engine_options(options))
     failed = 0
-    for path in paths:
-        try:
-            (predictions,) = classifier([read_image(path)], top_k=options.top_k)
-        except ImageError as error:
-            say(f"skipped: {error}")
+    for name, predictions, reason in classifier.stream(pictures, options.top_k):
+        if reason:
+            say(f"skipped: {reason}")
             failed += 1
-            continue
-        if options.json:
-            print(json.dumps({"image": str(path), "predictions": [asdict(each) for each in predictions]}), flush=True)
+        elif options.json:
+            print(json.dumps({"image": name, "predictions": [asdict(each) for each in predictions]}), flush=True)
         else:
-            print(path)
+            print(name)
             for each in predictions:
                 print(f"  {each.probability:7.2%}  {each.label}", flush=True)
     if failed:
-        say(f"{failed} of {len(paths)} images could not be read")
+        say(f"{failed} of {len(pictures)} images could not be read")
     return FAILED if failed else OK
+
+
+def embed(options: argparse.Namespace) -> int:
+    """Features of pictures, in one file; run again after a kill, it goes on; torchrun splits the work."""
+    from swag_models.embed import write_embeddings
+    from swag_models.inference import Embedder
+    from swag_models.pictures import find_pictures
+
+    pictures = find_pictures(options.image)
+    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if options.device == "cuda" and world_size > 1:
+        options.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    embedder = Embedder(options.model, **_engine_options(options))
+    report = write_embeddings(
+        embedder, pictures, options.output, rank=rank, world_size=world_size, progress=not options.quiet and rank == 0
+    )
+    for each in report.skipped:
+        say(f"skipped: {each.reason}")
+    say(f"{report.rows} rows" + (f", {len(report.skipped)} pictures could not be read" if report.skipped else ""))
+    print(report.path)
+    return FAILED if report.skipped else OK
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Put the embeddings that several processes wrote into one file."""
+    from swag_models.embed import merge_embeddings
+
+    report = merge_embeddings(options.part, options.output)
+    say(f"{report.rows} rows")
+    print(report.path)
+    return OK
 
 
 def add_commands(add: Add) -> None:
     """Declare the subcommands of this module."""
     command = add("classify", classify, "swag-models classify photo.jpg --model vit_b16_in1k --top-k 3")
-    command.add_argument("image", nargs="+", help="files, folders or shell patterns")
-    command.add_argument("--model", required=True, help="model with classes")
+    _add_engine_options(command)
     command.add_argument("--top-k", type=int, default=5, help="classes per image (default: 5)")
-    command.add_argument("--image-size", type=int, help="pixels (default: the model's)")
-    command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
     command.add_argument("--json", action="store_true", help="print one JSON object per image and line")
 
+    command = add("embed", embed, "swag-models embed photos/ --model vit_b16 -o photos.parquet")
+    _add_engine_options(command)
+    command.add_argument("-o", "--output", required=True, help="file to write: .parquet or .npy")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
 
-def _find_images(patterns: Sequence[str]) -> Iterator[Path]:
-    """Files as given, images below folders, matches of shell patterns; each group in sorted order."""
-    import glob
+    command = add("merge", merge, "swag-models merge photos-0*-of-00002.parquet -o photos.parquet")
+    command.add_argument("part", nargs="+", help="the files that the processes wrote")
+    command.add_argument("-o", "--output", required=True, help="file to write")
 
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            found = sorted(each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES)
-        elif path.exists() or not glob.has_magic(pattern):
-            found = [path]  # also if it is missing: reading it will say so
-        else:
-            found = [Path(each) for each in sorted(glob.glob(pattern, recursive=True))]
-        if not found:
-            raise ConfigError(f"no image in {pattern}; give files, folders or patterns with {' '.join(sorted(IMAGE_SUFFIXES))}")
-        yield from found
+
+def _add_engine_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("image", nargs="+", help="files, folders, tar shards or shell patterns")
+    command.add_argument("--model", required=True, help="name, folder or hf-hub:org/repo")
+    command.add_argument("--image-size", type=int, help="pixels (default: the model's)")
+    command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32, or with --fast the best)")
+    command.add_argument("--fast", action="store_true", help="the best safe setting for the hardware")
+    command.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: if --fast and it repays)"
+    )
+    command.add_argument("--batch-size", type=int, help="pictures in one forward pass (default: 32, on a GPU 256)")
+    command.add_argument("--workers", type=int, help="threads that read pictures (default: one per processor)")
+
+
+def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("image_size", "device", "dtype", "fast", "compile", "batch_size", "workers")
+    return {name: getattr(options, name) for name in names}

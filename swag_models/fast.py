@@ -1,0 +1,81 @@
+"""The best safe setting of a model for the hardware it is on: bf16, folded batch norm, channels last, compiled if that repays.
+
+Axes: N batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from swag_models.models import Backbone, RegNet
+from swag_models.models.regnet import ConvNorm
+
+# Share of the time that compiling saves over what `prepare` has made of the model already, and seconds it takes for each
+# block of the model: measured by benchmarks/fast.py at batch 8 and 224 px, rounded to the careful side.
+SAVED = {"matrix": {"ViT": 0.15, "RegNet": 0.35}, "vector": {"ViT": 0.0, "RegNet": 0.1}, "cuda": {"ViT": 0.1, "RegNet": 0.2}}
+SECONDS_PER_BLOCK = 1.5
+
+
+def pick_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor or GPU multiplies it faster than float32, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if device.type == "cpu" and _cpu_kind() else torch.float32
+
+
+def prepare(model: Backbone, dtype: torch.dtype) -> Backbone:
+    """The model itself, in `dtype`, for inference only: a RegNet's batch norms folded into its convolutions, channels last."""
+    if isinstance(model, RegNet):
+        fold_batch_norm(model)
+        model = model.to(memory_format=torch.channels_last)
+    return model.to(dtype).requires_grad_(False)
+
+
+def fold_batch_norm(model: nn.Module) -> None:
+    """Put each batch norm's scale and shift into the convolution before it, in place; in float32 the outputs stay the same."""
+    for module in model.modules():
+        if isinstance(module, ConvNorm) and isinstance(module.bn, nn.BatchNorm2d):
+            module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()  # type: ignore[assignment]
+
+
+def repays_compiling(model: Backbone, device: torch.device, seconds: float) -> bool:
+    """Whether compiling saves more than it takes, if the model as it is would be busy for so many more seconds."""
+    kind = "cuda" if device.type == "cuda" else _cpu_kind() if device.type == "cpu" else None
+    if kind is None or not has_compiler(device):
+        return False
+    blocks = sum(type(module).__name__ == "Block" for module in model.modules())
+    return seconds * SAVED[kind][type(model).__name__] > blocks * SECONDS_PER_BLOCK
+
+
+def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of the model compiled for one input shape, its weights laid out for the processor in advance."""
+    compiled = torch.compile(forward, dynamic=False)
+
+    def run(x: Tensor) -> Tensor:
+        import torch._inductor.config as inductor
+
+        with inductor.patch(freezing=True), torch.no_grad():
+            return compiled(x)
+
+    return run
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Whether torch.compile finds what it needs on this machine: a C++ compiler, or Triton for a GPU."""
+    if device.type == "cuda":
+        return importlib.util.find_spec("triton") is not None
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name)
+
+
+def _cpu_kind() -> str | None:
+    """ "matrix" or "vector" for a processor with matrix or vector instructions for bfloat16, None for one without."""
+    if torch.cpu._is_amx_tile_supported():
+        return "matrix"
+    return "vector" if torch.cpu._is_avx512_bf16_supported() else None

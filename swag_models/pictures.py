@@ -1,0 +1,154 @@
+"""Where pictures come from: files, folders, shell patterns, tar shards, or memory -> one ordered list, read ahead by threads.
+
+Axes: N batch, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from swag_models.errors import ConfigError, ImageError
+from swag_models.preprocess import read_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Picture(NamedTuple):
+    """A picture that is not read yet: a name for reports, and where it is.
+
+    `source` is a file's path, or an image in memory; `span` is (offset, bytes) of a member within a tar file.
+    """
+
+    name: str
+    source: Path | Image.Image | Tensor
+    span: tuple[int, int] | None = None
+
+    def read(self) -> Image.Image | Tensor:
+        """An upright RGB image, or the tensor it is; ImageError, which names the picture, says what is wrong with it."""
+        if not isinstance(self.source, (Path, Image.Image)):
+            return self.source
+        if self.span is None or isinstance(self.source, Image.Image):
+            return read_image(self.source, self.name)
+        offset, size = self.span
+        try:
+            with self.source.open("rb") as file:
+                file.seek(offset)
+                content = file.read(size)
+        except OSError as error:
+            raise ImageError(f"{self.name} cannot be read: {error.strerror}") from None
+        return read_image(io.BytesIO(content), self.name)
+
+
+def find_pictures(images: Any) -> list[Picture]:
+    """Every picture in `images`, in order: one of these, or a sequence of them.
+
+    A path of a file, a folder (searched to any depth), a tar shard, or a shell pattern of those; a PIL image; an array
+    (H, W), (H, W, 3) or (N, H, W, 3) or a tensor (3, H, W) or (N, 3, H, W), of bytes. Folders, patterns and shards are listed
+    in sorted order. ConfigError names what is none of these, and a folder or pattern without a picture.
+    """
+    single = isinstance(images, (str, os.PathLike, Image.Image, Picture)) or hasattr(images, "ndim")
+    given = [images] if single else images
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"images is a {type(images).__name__}; give paths, PIL images, arrays or tensors")
+    pictures: list[Picture] = []
+    for each in given:
+        if isinstance(each, Picture):
+            pictures.append(each)
+        elif isinstance(each, (str, os.PathLike)):
+            pictures += _find_files(each)
+        else:
+            pictures += [Picture(f"image {len(pictures) + i}", image) for i, image in enumerate(_unbind(each))]
+    return pictures
+
+
+def read_ahead(read: Callable[[S], T], batches: Sequence[S], workers: int, *, overlap: bool) -> Iterator[T]:
+    """`read` of every batch, in order, each by one of `workers` threads.
+
+    Threads do: Pillow decodes and resizes without holding the interpreter, and nothing has to be copied between processes.
+    With `overlap` they read up to two batches each while earlier ones are used: right if those are used on a GPU. Without,
+    reading and using take turns: right on a processor, whose cores both need.
+    """
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        try:
+            if overlap:
+                waiting: deque[Future[T]] = deque()
+                for batch in batches:
+                    waiting.append(pool.submit(read, batch))
+                    if len(waiting) > 2 * workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            else:
+                for start in range(0, len(batches), workers):
+                    yield from list(pool.map(read, batches[start : start + workers]))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def count_processors() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _find_files(pattern: str | os.PathLike[str]) -> list[Picture]:
+    path = Path(pattern)
+    if path.is_dir():
+        found = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES]
+    elif path.exists() or not glob.has_magic(str(pattern)):
+        found = [path]  # also if it is missing: reading it will say so
+    else:
+        found = [Path(each) for each in glob.glob(str(pattern), recursive=True)]
+    pictures = [picture for each in sorted(found) for picture in _expand(each)]
+    if not pictures:
+        raise ConfigError(
+            f"no picture in {pattern}; give files, folders, tar shards or patterns with {' '.join(sorted(SUFFIXES))}"
+        )
+    return pictures
+
+
+def _expand(path: Path) -> list[Picture]:
+    """The pictures of a tar shard in the order they lie there, or the file itself."""
+    if path.suffix.lower() != ".tar":
+        return [Picture(str(path), path)]
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return [
+                Picture(f"{path}/{member.name}", path, (member.offset_data, member.size))
+                for member in archive
+                if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES
+            ]
+    except (OSError, tarfile.TarError) as error:
+        raise ConfigError(f"{path} is no uncompressed tar file: {error}") from None
+
+
+def _unbind(image: Any) -> list[Image.Image | Tensor]:
+    """The single images of an image or a batch in memory."""
+    if isinstance(image, Image.Image):
+        return [image]
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim in (3, 4) and image.shape[-1] == 3)):
+            return [Image.fromarray(each) for each in (image if image.ndim == 4 else image[None])]
+        raise ConfigError(f"array {image.shape} of {image.dtype}; give bytes (H, W), (H, W, 3) or (N, H, W, 3)")
+    import torch
+
+    if isinstance(image, torch.Tensor):
+        if image.dtype == torch.uint8 and image.ndim in (3, 4) and image.shape[-3] == 3:
+            return list(image if image.ndim == 4 else image[None])
+        raise ConfigError(f"tensor {tuple(image.shape)} of {image.dtype}; give bytes (3, H, W) or (N, 3, H, W)")
+    raise ConfigError(f"cannot read a {type(image).__name__}; give paths, PIL images, arrays or tensors")
