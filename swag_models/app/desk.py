@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from swag_models.app.heat import find_heat
 from swag_models.app.overlay import Heat
-from swag_models.app.placeholder import Embedder
 from swag_models.errors import FetchError
 from swag_models.fetch import fetch_weights, find_weights, is_offline
-from swag_models.inference import Classifier, Prediction
+from swag_models.inference import Classifier, Embedder, Prediction
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
-Report = Callable[[int, int | None], None]  # is told how much is done, and of how much if that is known
+Report = Callable[[int, int | None], None]  # is told how many bytes are here, and of how many if that is known
+BATCH_SIZE = 8  # pictures between two reports: seconds, even for a large model
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def fetch(spec: ModelSpec, report: Report) -> None:
 
 def classify(spec: ModelSpec, path: str, name: str, top_k: int = 5) -> Sight:
     """Read a picture, called `name` in messages, and find its most probable classes; none if the model gives features only."""
-    picture = read_image(path)
+    picture = read_image(path, name)
     model = open_model(spec)
     if not isinstance(model, Classifier):
         return Sight(spec, picture)
@@ -92,4 +92,4 @@ def open_model(spec: ModelSpec) -> Classifier | Embedder:
 
 @lru_cache(maxsize=2)
 def open_embedder(spec: ModelSpec) -> Embedder:
-    return Embedder(spec, progress=False)
+    return Embedder(spec, progress=False, batch_size=BATCH_SIZE)

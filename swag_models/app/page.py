@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,20 @@ LABEL_EXAMPLES = """(...inputs) => {
   document.querySelectorAll("#examples button").forEach((button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
   return inputs;
 }"""
-Updates = dict[Any, Any]  # component -> what to change
+Updates = Iterator[dict[Any, Any]]  # each: component -> what to change
 
 
 def tell(*cleared: str) -> Callable[[Callable[..., Updates]], Callable[..., Updates]]:
-    """Makes a handler say what went wrong in the page's notice, and clear the components that would show old results."""
+    """Makes a handler say what goes wrong in the page's notice, and clear the components that would show old results."""
 
     def decorate(handler: Callable[..., Updates]) -> Callable[..., Updates]:
         @wraps(handler)
         def answer(page: Page, *inputs: Any) -> Updates:
             try:
-                return handler(page, *inputs)
+                yield from handler(page, *inputs)
             except SwagModelsError as error:
                 line, _, detail = str(error).partition("\n")
-                return {**{getattr(page, name): None for name in cleared}, page.notice: panel.say(line, detail)}
+                yield {**{getattr(page, name): None for name in cleared}, page.notice: panel.say(line, detail)}
 
         return answer
 
@@ -78,7 +78,7 @@ class Page:
         self.facts = gr.HTML(elem_id="facts")
         self.loading = gr.HTML(elem_id="loading")
         self.fetch_button = gr.Button(visible=False, variant="primary", elem_id="fetch")
-        self.stop_button = gr.Button("Stop the download", visible=False, elem_id="stop")
+        self.stop_button = gr.Button(visible=False, elem_id="stop")
 
     def lay_out_answer(self) -> None:
         self.notice = gr.HTML(elem_id="notice")
@@ -103,58 +103,65 @@ class Page:
         self.near = gr.HTML(elem_id="near")
 
     def connect(self) -> None:
-        """Which handler answers which event. What works with a model is done one at a time."""
+        """Which handler answers which event. What works with a model is done one at a time, so that the last one asked wins."""
+        # the page's own checks take the place of Gradio's preprocessing, which has no line to say about a broken file
         quick: dict[str, Any] = {"api_visibility": "private", "preprocess": False, "show_progress": "hidden"}
         work = {**quick, "show_progress": "minimal", "concurrency_id": "model", "concurrency_limit": 1}
-        find = {**work, "show_progress": "full", "show_progress_on": self.near, "concurrency_id": "folder"}
-        load = {**work, "show_progress": "full", "show_progress_on": self.loading, "concurrency_id": "fetch"}
+        load = {**quick, "show_progress": "full", "show_progress_on": self.loading, "concurrency_id": "fetch"}
+        near = {**quick, "show_progress": "full", "show_progress_on": self.near, "concurrency_id": "folder"}
         card = [self.facts, self.fetch_button, self.stop_button, self.layer, self.head]
-        paint = [self.sight, self.head, self.blend]
+        how = [self.layer, self.head, self.blend]
 
-        def look(event: Any) -> Any:
-            step = event(self.look, [self.sight, self.layer], [self.sight, self.notice], **work)
-            return step.then(self.paint, paint, self.overlay, **quick)
+        def choose(event: Any, **options: Any) -> None:
+            answer(event(self.choose, self.model, card, **quick, **options))
 
         def answer(step: Any) -> None:
-            step = step.then(self.classify, [self.picture, self.model], [self.sight, self.bars, self.notice], **work)
-            look(step.then).then(self.find, [self.sight, self.typed], [self.near, self.notice], **find)
+            outputs = [self.sight, self.bars, self.overlay, self.notice]
+            find(step.then(self.answer, [self.picture, self.model, *how], outputs, **work))
+
+        def find(step: Any) -> None:
+            step.then(self.find, [self.sight, self.typed], [self.near, self.notice], **near)
 
         def hush(event: Any) -> Any:
             return event(lambda: None, None, self.notice, **quick)
 
-        answer(self.blocks.load(self.choose, self.model, card, **quick, js=LABEL_EXAMPLES))
-        answer(hush(self.model.change).then(self.choose, self.model, card, **quick))
+        choose(self.blocks.load, js=LABEL_EXAMPLES)
+        choose(hush(self.model.change).then)
         answer(hush(self.picture.change))
-        look(self.layer.input)
-        gr.on([self.head.input, self.blend.input], self.paint, paint, self.overlay, **quick, trigger_mode="always_last")
-        hush(self.typed.submit).then(self.find, [self.sight, self.typed], [self.near, self.notice], **find)
+        find(hush(self.typed.submit))
         started = hush(self.fetch_button.click).then(self.start, self.model, [self.fetch_button, self.stop_button], **quick)
-        fetched = started.then(self.fetch, self.model, [self.loading, self.notice], **load)
-        answer(fetched.then(self.choose, self.model, card, **quick))
-        self.stop_button.click(self.stop, self.model, None, queue=False, **quick)
+        choose(started.then(self.fetch, self.model, [self.loading, self.notice], **load).then)
+        self.stop_button.click(self.stop, self.model, self.stop_button, queue=False, **quick)
+        changed = [self.layer.input, self.head.input, self.blend.input]
+        outputs = [self.sight, self.overlay, self.notice]
+        gr.on(changed, self.look, [self.sight, *how], outputs, **work, trigger_mode="always_last")
 
     @tell()
     def choose(self, name: str) -> Updates:
-        """Show a model's card, and the controls that it has."""
+        """A model's card, and the controls that it has."""
         spec = self.specs[name]
         here = find_weights(spec) is not None
-        vit = isinstance(spec.config, ViTConfig)
         layers = count_layers(spec.config)
-        heads = [MEAN, *map(str, range(1, spec.config.num_heads + 1))] if isinstance(spec.config, ViTConfig) else [MEAN]
-        return {
+        heads = range(1, spec.config.num_heads + 1) if isinstance(spec.config, ViTConfig) else []
+        yield {
             self.facts: panel.describe(spec, here),
             self.fetch_button: gr.Button(panel.ask_consent(spec), visible=not here),
             self.stop_button: gr.Button(visible=False),
-            self.layer: gr.Slider(1, layers, layers, label="Block" if vit else "Stage"),
-            self.head: gr.Dropdown(heads, value=MEAN, visible=vit),
+            self.layer: gr.Slider(1, layers, layers, label="Block" if heads else "Stage"),
+            self.head: gr.Dropdown([MEAN, *map(str, heads)], value=MEAN, visible=bool(heads)),
         }
 
-    def start(self, name: str) -> Updates:
+    def start(self, name: str) -> dict[Any, Any]:
         self.stopping.discard(name)
-        return {self.fetch_button: gr.Button(visible=False), self.stop_button: gr.Button(visible=True)}
+        return {
+            self.fetch_button: gr.Button(visible=False),
+            self.stop_button: gr.Button("Stop the download", visible=True, interactive=True),
+        }
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str) -> dict[Any, Any]:
+        """Ask a download to stop, which it does when the next bytes arrive."""
         self.stopping.add(name)
+        return {self.stop_button: gr.Button("Stopping ...", interactive=False)}
 
     @tell()
     def fetch(self, name: str, progress: gr.Progress = gr.Progress()) -> Updates:
@@ -168,46 +175,48 @@ class Page:
 
         try:
             desk.fetch(self.specs[name], report)
+            yield {self.notice: None}
         except desk.StoppedError:
-            return {self.notice: panel.hint("The download was stopped; what has arrived is kept, and continued next time.")}
-        return {self.loading: None}
+            yield {self.notice: panel.hint("The download was stopped; what has arrived is kept, and continued next time.")}
 
-    @tell("sight", "bars")
-    def classify(self, upload: dict[str, Any] | None, name: str) -> Updates:
-        """The classes of the picture, if there is one and the model is here."""
+    @tell("sight", "bars", "overlay")
+    def answer(self, upload: dict[str, Any] | None, name: str, layer: int, head: str, blend: float) -> Updates:
+        """The classes of the picture and where the model looks, if there is a picture and the model is here."""
         spec = self.specs[name]
         if upload is None:
-            return {self.sight: None, self.bars: panel.hint("Give a picture, and its most probable classes are listed here.")}
-        if find_weights(spec) is None:
+            hint = "Give a picture, and its most probable classes are listed here."
+        elif find_weights(spec) is None:
             hint = f"{name} is not on this machine yet; its card says what it would take to download it."
-            return {self.sight: None, self.bars: panel.hint(hint)}
-        sight = desk.classify(spec, upload["path"], upload["orig_name"])
-        hint = f"{name} gives features and has no classes; below is where it looks."
-        return {self.sight: sight, self.bars: panel.draw_bars(sight.predictions) if sight.predictions else panel.hint(hint)}
+        else:
+            sight = desk.classify(spec, upload["path"], upload["orig_name"])
+            hint = f"{name} has no classes with names; below is where it looks."
+            yield {self.bars: panel.draw_bars(sight.predictions) if sight.predictions else panel.hint(hint)}
+            yield from self.look(sight, layer, head, blend)
+            return
+        yield {self.sight: None, self.bars: panel.hint(hint), self.overlay: None}
 
-    @tell("sight")
-    def look(self, sight: desk.Sight | None, layer: int) -> Updates:
-        """The maps of a layer."""
-        return {self.sight: sight and desk.look(sight, layer - 1)}
-
-    def paint(self, sight: desk.Sight | None, head: str, blend: float) -> Updates:
-        """One of the maps, or their mean, over the part of the picture that the model sees."""
-        if sight is None or sight.maps is None:
-            return {self.overlay: gr.Image(None, label="Where it looks")}
-        known = head.isdigit() and int(head) <= len(sight.maps)  # another model has other heads
-        heat = sight.maps[int(head) - 1] if known else sight.maps.mean(axis=0)
+    @tell("sight", "overlay")
+    def look(self, sight: desk.Sight | None, layer: int | None, head: str, blend: float) -> Updates:
+        """One of a layer's maps, or their mean, over the part of the picture that the model sees."""
+        if sight is None:
+            yield {self.overlay: None}
+            return
+        layers = count_layers(sight.spec.config)
+        sight = desk.look(sight, min(max(int(layer or layers), 1), layers) - 1)
+        heat = sight.maps[int(head) - 1] if head.isdigit() and 0 < int(head) <= len(sight.maps) else sight.maps.mean(axis=0)
         picture = lay_over(crop_seen(sight.picture, sight.spec.preprocess.size), heat, blend)
-        return {self.overlay: gr.Image(picture, label=sight.caption, alt_text=sight.caption)}
+        yield {self.sight: sight, self.overlay: gr.Image(picture, label=sight.caption, alt_text=sight.caption)}
 
     @tell("near")
     def find(self, sight: desk.Sight | None, typed: str, progress: gr.Progress = gr.Progress()) -> Updates:
         """The most similar pictures of the folder."""
         folder = (typed if self.may_type else self.folder).strip()
         if sight is None or not folder:
-            return {self.near: None}
+            yield {self.near: None}
+            return
 
         def report(done: int, total: int) -> None:
             progress((done, total), desc=f"Embedding {total} pictures", unit="pictures")
 
         near, skipped = self.shelf.find(sight.spec, sight.picture, folder, report)
-        return {self.near: panel.draw_neighbours(near) + panel.list_skipped(skipped)}
+        yield {self.near: panel.draw_neighbours(near) + panel.list_skipped(skipped)}

@@ -9,9 +9,8 @@ from html import escape
 
 from PIL import Image
 
-from swag_models.app.placeholder import Skipped
 from swag_models.app.shelf import Neighbour
-from swag_models.inference import Prediction
+from swag_models.inference import Prediction, Skipped
 from swag_models.spec import ModelSpec
 
 HEADER = """

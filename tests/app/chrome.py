@@ -33,7 +33,7 @@ class Chrome:
     def find(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
-    def wait(self, selector: str, saying: str = "") -> WebElement:
+    def wait(self, selector: str, saying: str = "", seconds: float = 30) -> WebElement:
         """The first element there is, and shown, with that text in it; waits until there is one."""
 
         def look() -> WebElement | None:
@@ -42,7 +42,7 @@ class Chrome:
               each => each.checkVisibility() && each.textContent.includes(arguments[1]))"""
             return self.run(script, selector, saying)
 
-        return until(look, f"{selector} saying {saying!r}")
+        return until(look, f"{selector} saying {saying!r}", seconds)
 
     def run(self, script: str, *arguments: Any) -> Any:
         return self.driver.execute_script(script, *arguments)

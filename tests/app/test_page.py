@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,9 +29,10 @@ DIGITS = ROOT / "examples" / "digits"
 PICTURE = os.environ.get("SWAG_MODELS_SCREENSHOT")  # docs/app.png, to take the picture in the README again
 needs_chromium = pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed")
 SERVE = """
-import sys
+import signal, sys
 from swag_models.app import serve
 from swag_models.spec import ModelSpec
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 serve(ModelSpec.from_json(sys.argv[1]), port=0, ready=lambda address: print(address, flush=True))
 """
 
@@ -48,8 +48,11 @@ def run_server(folder: Path, *command: str, **environment: str) -> Iterator[str]
         try:
             yield process.stdout.readline().strip()
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
+            process.terminate()
+            try:
+                process.wait(timeout=30)
+            finally:
+                process.kill()  # so that leaving does not wait for it forever
     assert list(temporary.iterdir()) == []
 
 
@@ -177,21 +180,19 @@ def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
     """Every stop of the Tab key has a name and a visible focus; with them a picture is chosen and a block looked at."""
     focus = """
     const each = document.activeElement, style = getComputedStyle(each), label = each.closest('label');
-    return each === document.body ? null : {
-      name: each.ariaLabel || each.textContent.trim() || (label && label.textContent.trim()) || '',
-      outline: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2}"""
+    if (each.dataset.seen) return null;
+    if (each !== document.body) each.dataset.seen = 'yes';  // which has it for a moment after a drop-down list
+    return {
+      name: each === document.body ? 'body' : each.ariaLabel || each.textContent.trim() || (label && label.textContent.trim()),
+      outline: each === document.body || (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2)}"""
     stops = []
-    while len(stops) < 60:
-        page.press(Keys.TAB)
-        stop = page.run(focus)
-        if stop is None or stop in stops:
-            break
+    page.press(Keys.TAB)
+    while (stop := page.run(focus)) and len(stops) < 60:
         stops.append(stop)
-        if stop["name"] == "Example 4":
-            page.press(Keys.ENTER)
+        page.press(*[Keys.ENTER] * (stop["name"] == "Example 4"), Keys.TAB)
     assert [stop for stop in stops if not stop["name"] or not stop["outline"]] == []
     names = [stop["name"] for stop in stops]
-    expected = ["Example 4", "Model", "range slider for Block", "Head", "Similar pictures in a folder of yours"]
+    expected = ["Example 4", "Model", "range slider for Block", "Head", "Find"]
     assert [name for name in names if name in expected] == expected
     page.wait(".bars li:first-child", "three")
 
@@ -226,9 +227,9 @@ def test_only_what_the_page_shows_is_served(page: Chrome, address: str, folder: 
         assert ask(f"{address}gradio_api/file={quote(str(path))}")[0] == 403
     config = json.loads(ask(f"{address}config")[1])
     picture, model = (find_component(config, label) for label in ("Picture", "Model"))
-    (event,) = {each["id"] for each in config["dependencies"] if each["inputs"] == [picture, model] and each["queue"]}
+    event = next(each["id"] for each in config["dependencies"] if each["inputs"][:2] == [picture, model])
     forged = {"path": str(folder / "my 7 <b>.png"), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [forged, "vit_nano_digits"], "fn_index": event, "session_hash": "forger"}
+    body = {"data": [forged, "vit_nano_digits", 1, "mean", 0.5], "fn_index": event, "session_hash": "forger"}
     assert ask(f"{address}gradio_api/queue/join", body)[0] == 200
     told = ask(f"{address}gradio_api/queue/data?session_hash=forger")[1]
     assert '"success":false' in told
@@ -248,8 +249,8 @@ def test_the_picture_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) ->
     path = ROOT / PICTURE if PICTURE else tmp_path / "app.png"
     page.photograph(path)
     with Image.open(path) as taken:
-        assert taken.width == 1100
-        assert len(set(taken.convert("RGB").resize((50, 50)).getdata())) > 100
+        assert taken.width > 1000
+        assert len(taken.convert("RGB").resize((50, 50)).getcolors(2500) or []) > 100
 
 
 def test_a_model_is_downloaded_with_progress_stopped_and_continued(chrome: Chrome, tmp_path: Path) -> None:
@@ -266,16 +267,18 @@ def test_a_model_is_downloaded_with_progress_stopped_and_continued(chrome: Chrom
             chrome.wait("#bars", "tiny_regnet is not on this machine yet")
             assert server.requests == []
             chrome.wait("#fetch", "Accept CC-BY-NC-4.0 and download 0.496 MiB").click()
-            chrome.wait("#loading [role=progressbar]")
+            try: chrome.wait("#loading [role=progressbar]", seconds=5)
+            except AssertionError: chrome.photograph(Path("/tmp/look/failed.png")); raise
             chrome.wait("#loading", "of 0.5 MiB")
-            chrome.wait("#stop").click()
+            chrome.wait("#stop", "Stop the download").click()
+            chrome.wait("#stop", "Stopping")
             server.release.set()
             chrome.wait("#notice", "The download was stopped")
             chrome.wait("#fetch").click()
             chrome.wait(".facts", "on this machine")
             assert server.starts("/tiny.safetensors")[0] is None
             assert (server.starts("/tiny.safetensors")[1] or 0) >= 1 << 16
-            chrome.wait("#bars", "tiny_regnet gives features and has no classes")
+            chrome.wait("#bars", "tiny_regnet has no classes with names")
             chrome.wait("#overlay", "Grad-CAM of the features at stage 4")
             chrome.wait("#overlay img")
             assert not chrome.find(".bars li, .notice, #fetch")
