@@ -84,7 +84,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def reset_classifier(self, num_classes: int | None, global_pool: Any = None) -> None:
-        """Put a fresh head of `num_classes` outputs in place, None or 0 for none; `global_pool` as in `build`, None: as before."""
+        """Put a fresh head of `num_classes` outputs in place, None or 0 for none; `global_pool` as in `build`, or kept."""
         raise NotImplementedError
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -107,13 +107,13 @@ class Backbone(nn.Module):
         Their parameters get no gradients, and their batch norm, dropout and stochastic depth stay as in evaluation, whatever
         `train()` is told. Freezing adds to what is frozen; the head is not part of it. ConfigError lists the names.
         """
-        parts = [part for layer in self.layers for part in layer]
-        ends: dict[str | None, int] = {}
-        for end, part in enumerate(parts, start=1):
+        ends: dict[str, int] = {}
+        for end, part in enumerate(part for layer in self.layers for part in layer):
             ends[part.split(".")[0]] = ends[part] = end  # a stage ends with its last block
         if up_to is not None and up_to not in ends:
-            raise ConfigError(f"up_to is {up_to!r}; allowed: {', '.join(map(str, ends))}, or None for the whole trunk")
-        self.frozen = tuple(parts[: max(ends.get(up_to, len(parts)), len(self.frozen))])
+            raise ConfigError(f"up_to is {up_to!r}; allowed: {', '.join(ends)}, or None for the whole trunk")
+        last = max(ends.values()) if up_to is None else ends[up_to]
+        self.frozen = max(self.frozen, tuple(part for part, end in ends.items() if end <= last), key=len)
         for part in self.frozen:
             attrgetter(part)(self).requires_grad_(False)
         self.train(self.training)
