@@ -8,6 +8,7 @@ SwagModelsError
 ├── FetchError (OSError)             no source could give the weights
 │   ├── HashMismatchError            bytes arrived that are not the published ones
 │   └── CacheError                   the cache folder cannot take the file
+├── ExportError (RuntimeError)       an exported file that does not do what the model does, or cannot be written or read
 └── ImageError (ValueError)          a picture that cannot be read
 """
 
@@ -17,6 +18,7 @@ __all__ = [
     "CacheError",
     "CheckpointError",
     "ConfigError",
+    "ExportError",
     "FetchError",
     "HashMismatchError",
     "ImageError",
@@ -56,6 +58,10 @@ class HashMismatchError(FetchError):
 
 class CacheError(FetchError):
     """The cache folder cannot be written, or its disk is full."""
+
+
+class ExportError(SwagModelsError, RuntimeError):
+    """An exported file does not give what the model gives, or cannot be written or read."""
 
 
 class ImageError(SwagModelsError, ValueError):
