@@ -9,6 +9,7 @@ SwagModelsError
 │   ├── HashMismatchError            bytes arrived that are not the published ones
 │   └── CacheError                   the cache folder cannot take the file
 ├── OutputError (OSError)            a file that cannot be written
+├── ExportError (RuntimeError)       an exported file that does not do what the model does, or cannot be written or read
 └── ImageError (ValueError)          a picture that cannot be read
 """
 
@@ -18,6 +19,7 @@ __all__ = [
     "CacheError",
     "CheckpointError",
     "ConfigError",
+    "ExportError",
     "FetchError",
     "HashMismatchError",
     "ImageError",
@@ -62,6 +64,10 @@ class CacheError(FetchError):
 
 class OutputError(SwagModelsError, OSError):
     """A result cannot be written: no such folder, no permission, or a full disk."""
+
+
+class ExportError(SwagModelsError, RuntimeError):
+    """An exported file does not give what the model gives, or cannot be written or read."""
 
 
 class ImageError(SwagModelsError, ValueError):

@@ -43,7 +43,7 @@ def make_grad_cam(model: RegNet, x: Tensor, stage: int) -> Tensor:
         taken.append(output.detach().requires_grad_())
         return taken[0]
 
-    handle = model.get_submodule(model.stages[stage]).register_forward_hook(take)
+    handle = model.get_submodule(model.feature_info[1 + stage]["module"]).register_forward_hook(take)
     try:
         with torch.enable_grad():
             features = model.forward_features(x)

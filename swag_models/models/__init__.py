@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from swag_models.errors import ConfigError
-from swag_models.models.backbone import Backbone
+from swag_models.models.backbone import Backbone, check_choice
+from swag_models.models.groups import group_parameters
+from swag_models.models.pyramid import FeaturePyramid
 from swag_models.models.regnet import RegNet
 from swag_models.models.vit import ViT
 from swag_models.spec import ImageSize, RegNetConfig, ViTConfig
 
-__all__ = ["Backbone", "RegNet", "ViT", "build"]
+__all__ = ["Backbone", "FeaturePyramid", "RegNet", "ViT", "build", "group_parameters"]
 
 
 def build(
@@ -47,8 +49,7 @@ def build(
         case RegNetConfig():
             if attn_drop_rate:
                 raise ConfigError(f"attn_drop_rate is {attn_drop_rate}; a RegNet has no attention, leave it at 0")
-            if global_pool not in (None, "avg"):
-                raise ConfigError(f"global_pool is {global_pool!r}; allowed for a RegNet: avg")
+            check_choice("global_pool", global_pool or "avg", "RegNet", "avg")
             return RegNet(
                 config,
                 num_classes=num_classes,

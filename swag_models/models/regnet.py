@@ -6,12 +6,15 @@ Axes: N batch, C channels, H W pixels, h w grid (H/32, W/32 at the end). Paramet
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from swag_models.errors import ConfigError
-from swag_models.models.backbone import Backbone, DropPath, check_num_classes, spread_rates
+from swag_models.models.backbone import Backbone, DropPath, check_choice, check_num_classes, choose_levels, spread_rates
+from swag_models.models.blocks import Blocks
 from swag_models.spec import RegNetConfig
 
 MIN_SIZE = 32
@@ -98,15 +101,20 @@ class RegNet(Backbone):
         self.stem = ConvNorm(in_chans, config.stem_width, kernel=3, stride=2)
         rates = iter(spread_rates(drop_path_rate, config.depth))
         in_width = config.stem_width
+        self.feature_info = [{"num_chs": in_width, "reduction": 2, "module": "stem"}]
+        layers = ["stem"]
         for stage, (width, depth) in enumerate(config.stages, start=1):
-            blocks = nn.Sequential()
+            blocks = Blocks()
             for block in range(1, depth + 1):
                 stride = 2 if block == 1 else 1
                 made = Block(in_width, width, stride, config.group_width, config.se_ratio, next(rates))
                 blocks.add_module(f"b{block}", made)
+                layers.append(f"s{stage}.b{block}")
                 in_width = width
             self.add_module(f"s{stage}", blocks)
-        self.stages = [f"s{stage}" for stage, _ in enumerate(config.stages, start=1)]
+            self.feature_info.append({"num_chs": width, "reduction": 2 ** (stage + 1), "module": f"s{stage}"})
+        self.layers = tuple((layer,) for layer in layers)
+        self.head_drop = nn.Dropout(drop_rate)
         self.head = Head(in_width, num_classes)
         if not self.stem.conv.weight.is_meta:
             self.init_weights()
@@ -120,13 +128,35 @@ class RegNet(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> feature map (N, D, h, w)."""
-        self._check_size(*self._check_input(x))
-        if x.device.type == "cpu":  # oneDNN's convolutions are 1.2 to 1.4x faster on pixels laid out channel by channel
-            x = x.contiguous(memory_format=torch.channels_last)
-        x = self.stem(x)
-        for stage in self.stages:
-            x = self.get_submodule(stage)(x)
+        x = self._lay_out(x)
+        for level in self.feature_info:
+            x = self.get_submodule(level["module"])(x)
         return x.contiguous()
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Images (N, C, H, W) -> (feature map (N, D, h, w), maps (N, C', H', W') after the stem, 0, and stages from 1).
+
+        `norm` changes nothing: all maps come out of batch norms. The rest as in `Backbone.forward_intermediates`.
+        """
+        check_choice("output_fmt", output_fmt, "RegNet", "NCHW")
+        chosen = choose_levels(indices, len(self.feature_info))
+        maps = []
+        x = self._lay_out(x)
+        for index, level in enumerate(self.feature_info):
+            if stop_early and index > chosen[-1]:
+                break
+            x = self.get_submodule(level["module"])(x)
+            if index in chosen:
+                maps.append(x.contiguous())
+        return maps if intermediates_only else (x.contiguous(), maps)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map (N, D, h, w) -> logits (N, num_classes), or pooled (N, D) if `pre_logits` or without a head."""
@@ -140,9 +170,18 @@ class RegNet(Backbone):
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int | None) -> None:
+    def reset_classifier(self, num_classes: int | None, global_pool: Literal["avg"] | None = None) -> None:
+        check_choice("global_pool", "avg" if global_pool is None else global_pool, "RegNet", "avg")
         self.num_classes = num_classes or None
         self.head = self._join_trunk(Head(self.num_features, self.num_classes), self.stem.conv.weight)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": "^stem", "blocks": r"^s(\d+)" if coarse else r"^s(\d+)\.b(\d+)"}
+
+    def _lay_out(self, x: Tensor) -> Tensor:
+        """Checked images, on the CPU channels last, where oneDNN's convolutions are 1.2 to 1.4 times faster."""
+        self._check_size(*self._check_input(x))
+        return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
     def _check_size(self, height: int, width: int) -> None:
         if min(height, width) < MIN_SIZE:

@@ -6,7 +6,8 @@ Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches. P
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,16 @@ from torch import Tensor, nn
 
 from swag_models.errors import ConfigError
 from swag_models.layouts import resize_position_embedding
-from swag_models.models.backbone import Backbone, DropPath, check_num_classes, check_rate, spread_rates
+from swag_models.models.backbone import (
+    Backbone,
+    DropPath,
+    check_choice,
+    check_num_classes,
+    check_rate,
+    choose_levels,
+    spread_rates,
+)
+from swag_models.models.blocks import Blocks
 from swag_models.models.linear import apply_linear
 from swag_models.spec import ViTConfig
 
@@ -44,11 +54,20 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
+        q, k, v = self._split_heads(x)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop_rate if self.training else 0.0)
+        return apply_linear(self.proj, y.transpose(1, 2).reshape(x.shape))
+
+    def weigh(self, x: Tensor) -> Tensor:
+        """How much each token (rows) takes from each (columns), which `forward` never holds: (N, S, D) -> (N, heads, S, S)."""
+        q, k, _ = self._split_heads(x)
+        return (q / math.sqrt(q.shape[-1]) @ k.mT).softmax(dim=-1)
+
+    def _split_heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each (N, heads, S, D / heads)."""
         n, s, d = x.shape
         qkv = apply_linear(self.qkv, x).reshape(n, s, 3, self.num_heads, d // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, S, D / heads)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop_rate if self.training else 0.0)
-        return apply_linear(self.proj, x.transpose(1, 2).reshape(n, s, d))
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
 class MLP(nn.Module):
@@ -108,8 +127,7 @@ class ViT(Backbone):
         global_pool: Pool = "token",
     ) -> None:
         super().__init__(config.width, num_classes, image_size, in_chans, drop_rate)
-        if global_pool not in get_args(Pool):
-            raise ConfigError(f"global_pool is {global_pool!r}; allowed for a ViT: {', '.join(get_args(Pool))}")
+        check_choice("global_pool", global_pool, "ViT", *get_args(Pool))
         check_rate("attn_drop_rate", attn_drop_rate)
         if config.width % config.num_heads:
             raise ConfigError(f"width {config.width} is not a multiple of num_heads {config.num_heads}")
@@ -120,10 +138,14 @@ class ViT(Backbone):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
         self.patch_embed = PatchEmbed(config.patch_size, in_chans, config.width)
         rates = spread_rates(drop_path_rate, config.depth)
-        self.blocks = nn.Sequential(*(Block(config, attn_drop_rate, rate) for rate in rates))
+        self.blocks = Blocks(*(Block(config, attn_drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
+        self.head_drop = nn.Dropout(drop_rate)
         self.head = _make_head(config.width, num_classes)
         self._resized: Resized | None = None
+        blocks = [f"blocks.{index}" for index in range(config.depth)]
+        self.layers = (("patch_embed", "cls_token", "pos_embed"), *((block,) for block in blocks[:-1]), (blocks[-1], "norm"))
+        self.feature_info = [{"num_chs": config.width, "reduction": config.patch_size, "module": block} for block in blocks]
         if not self.pos_embed.is_meta:
             self.init_weights()
 
@@ -145,10 +167,59 @@ class ViT(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> all tokens after the last norm (N, 1 + h w, D), the class token first."""
+        return self.norm(self.blocks(self._embed(x)))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Images (N, C, H, W) -> (all tokens after the last norm (N, S, D), patch tokens after each block).
+
+        output_fmt: "NCHW" for maps (N, D, h, w), "NLC" for tokens (N, h w, D).
+        norm: whether the last norm is applied to them.
+        return_prefix_tokens: give each as a pair, with the class token (N, 1, D).
+        The rest as in `Backbone.forward_intermediates`.
+        """
+        check_choice("output_fmt", output_fmt, "ViT", "NCHW", "NLC")
+        chosen = choose_levels(indices, len(self.blocks))
         grid = self._grid(*self._check_input(x))
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], dim=1)  # (N, S, D)
-        x = x + self._position_embedding(grid)
-        return self.norm(self.blocks(x))
+        maps: list[Any] = []
+        x = self._embed(x)
+        for index, block in enumerate(self.blocks):
+            if stop_early and index > chosen[-1]:
+                break
+            x = self.blocks.step(block, x)
+            if index in chosen:
+                tokens = self.norm(x) if norm else x
+                token, patches = tokens[:, :1], tokens[:, 1:]  # (N, 1, D), (N, h w, D)
+                if output_fmt == "NCHW":
+                    patches = patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()  # (N, D, h, w)
+                maps.append((patches, token) if return_prefix_tokens else patches)
+        return maps if intermediates_only else (self.norm(x), maps)
+
+    def forward_attention(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+        """Images (N, C, H, W) -> attention maps (N, heads, S, S): row i is how much token i takes from each; it sums to 1.
+
+        Token 0 is the class token, the patches follow row by row. Blocks are chosen as in `forward_intermediates`. Attention
+        dropout is left out.
+        """
+        chosen = choose_levels(indices, len(self.blocks))
+        maps: list[Tensor] = []
+        x = self._embed(x)
+        block: Any
+        for index, block in enumerate(self.blocks):
+            if index in chosen:
+                maps.append(block.attn.weigh(block.norm1(x)))
+            if index == chosen[-1]:
+                break
+            x = block(x)
+        return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens (N, S, D) -> logits (N, num_classes), or pooled features (N, D) if `pre_logits` or without a head."""
@@ -161,9 +232,28 @@ class ViT(Backbone):
     def get_classifier(self) -> nn.Module:
         return self.head
 
-    def reset_classifier(self, num_classes: int | None) -> None:
+    def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
+        if global_pool is not None:
+            check_choice("global_pool", global_pool, "ViT", *get_args(Pool))
+            self.global_pool = global_pool
         self.num_classes = num_classes or None
         self.head = self._join_trunk(_make_head(self.num_features, self.num_classes), self.norm.weight)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        with_previous = (99999,)  # timm's mark
+        return {
+            "stem": r"^(?:cls_token|pos_embed|patch_embed)",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", with_previous)],
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        return {"cls_token", "pos_embed"}
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> tokens with positions (N, S, D)."""
+        grid = self._grid(*self._check_input(x))
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], dim=1)  # (N, S, D)
+        return x + self._position_embedding(grid)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches along (height, width), or ConfigError."""

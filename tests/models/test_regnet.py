@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import pytest
 import timm
 import torch
-from timm.models.regnet import RegNet as TimmRegNet
-from timm.models.regnet import RegNetCfg, adjust_widths_groups_comp, generate_regnet, model_cfgs
+from timm.models.regnet import adjust_widths_groups_comp, generate_regnet, model_cfgs
 from tiny import REGNET, deviation, images, randomise, tiny, torchvision_twin
 from torch import Tensor, nn
 from torchvision.models.regnet import BlockParams
+from twins import timm_regnet
 
 from swag_models.catalog import REGNETY_16GF, REGNETY_32GF, REGNETY_128GF
 from swag_models.errors import ConfigError
@@ -23,13 +22,6 @@ from swag_models.spec import RegNetConfig
 RULES = {  # timm's RegNetY models that follow the paper without additions
     name: shape for name, shape in model_cfgs.items() if name.startswith("regnety_") and not name.endswith(("_tv", "_sgn"))
 }
-
-
-def timm_twin(**options: Any) -> TimmRegNet:
-    shape = RegNetCfg(
-        depth=REGNET.depth, w0=REGNET.w_0, wa=REGNET.w_a, wm=REGNET.w_m, group_size=REGNET.group_width, se_ratio=0.25
-    )
-    return TimmRegNet(shape, **({"num_classes": 10} | options)).eval()
 
 
 def freeze_statistics(model: nn.Module) -> nn.Module:
@@ -68,7 +60,7 @@ class TestEquality:
 
     @pytest.mark.parametrize("image_size", [64, (33, 47)])
     def test_with_timm(self, image_size: int | tuple[int, int]) -> None:
-        model, reference, batch = tiny("regnet"), timm_twin(), images(image_size=image_size)
+        model, reference, batch = tiny("regnet"), timm_regnet(), images(image_size=image_size)
         reference.load_state_dict(model.state_dict())
         assert deviation(model(batch), reference(batch)) < 1e-4
         assert deviation(model.forward_features(batch), reference.forward_features(batch)) < 1e-4
@@ -76,14 +68,14 @@ class TestEquality:
         assert deviation(model.forward_head(model.forward_features(batch), pre_logits=True), pooled) < 1e-4
 
     def test_of_features_without_a_head_with_timm(self) -> None:
-        model, reference, batch = tiny("regnet", num_classes=None), timm_twin(num_classes=0), images()
+        model, reference, batch = tiny("regnet", num_classes=None), timm_regnet(num_classes=0), images()
         reference.load_state_dict(model.state_dict())
         assert model(batch).shape == (2, 128, 2, 2)
         assert deviation(model(batch), reference.forward_features(batch)) < 1e-4
 
     @pytest.mark.parametrize("in_chans", [1, 2, 4])
     def test_with_timm_for_other_channel_counts(self, in_chans: int) -> None:
-        model, reference = tiny("regnet", in_chans=in_chans), timm_twin(in_chans=in_chans)
+        model, reference = tiny("regnet", in_chans=in_chans), timm_regnet(in_chans=in_chans)
         reference.load_state_dict(model.state_dict())
         batch = images(in_chans=in_chans)
         assert deviation(model(batch), reference(batch)) < 1e-4
@@ -97,7 +89,7 @@ class TestEquality:
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
 
     def test_of_gradients_with_timm(self) -> None:
-        model, reference, batch = tiny("regnet"), timm_twin(), images()
+        model, reference, batch = tiny("regnet"), timm_regnet(), images()
         reference.load_state_dict(model.state_dict())
         freeze_statistics(model)(batch).square().sum().backward()
         freeze_statistics(reference)(batch).square().sum().backward()

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer as TimmViT
 from tiny import VIT, deviation, images, randomise, tiny, torchvision_twin
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import interpolate_embeddings
+from twins import timm_vit
 
 from swag_models.catalog import VIT_B16
 from swag_models.errors import ConfigError
@@ -21,11 +21,6 @@ from swag_models.layouts import resize_position_embedding, translate_layout
 from swag_models.models import ViT, build
 
 OTHER_SIZES = [32, 96, (48, 96), (8, 64)]
-
-
-def timm_twin(**options: Any) -> TimmViT:
-    shape = {"img_size": 64, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "mlp_ratio": 2, "num_classes": 10}
-    return TimmViT(**(shape | options)).eval()
 
 
 def at_size(model: ViT, image_size: int | tuple[int, int]) -> ViT:
@@ -54,14 +49,14 @@ class TestEquality:
     @pytest.mark.parametrize("num_classes", [10, None])
     def test_with_timm(self, num_classes: int | None, image_size: int | tuple[int, int]) -> None:
         model = tiny("vit", num_classes=num_classes, image_size=image_size)
-        reference = timm_twin(img_size=image_size, num_classes=num_classes or 0)
+        reference = timm_vit(img_size=image_size, num_classes=num_classes or 0)
         reference.load_state_dict(model.state_dict())
         batch = images(image_size=image_size)
         assert deviation(model(batch), reference(batch)) < 1e-4
         assert deviation(model.forward_features(batch), reference.forward_features(batch)) < 1e-4
 
     def test_with_timm_when_patch_tokens_are_averaged(self) -> None:
-        model, reference, batch = tiny("vit", global_pool="avg"), timm_twin(global_pool="avg", fc_norm=False), images()
+        model, reference, batch = tiny("vit", global_pool="avg"), timm_vit(global_pool="avg", fc_norm=False), images()
         reference.load_state_dict(model.state_dict())
         assert deviation(model(batch), reference(batch)) < 1e-4
         token = tiny("vit")
@@ -70,13 +65,13 @@ class TestEquality:
 
     @pytest.mark.parametrize("in_chans", [1, 2, 4])
     def test_with_timm_for_other_channel_counts(self, in_chans: int) -> None:
-        model, reference = tiny("vit", in_chans=in_chans), timm_twin(in_chans=in_chans)
+        model, reference = tiny("vit", in_chans=in_chans), timm_vit(in_chans=in_chans)
         reference.load_state_dict(model.state_dict())
         batch = images(in_chans=in_chans)
         assert deviation(model(batch), reference(batch)) < 1e-4
 
     def test_of_gradients_with_timm(self) -> None:
-        model, reference, batch = tiny("vit").train(), timm_twin().train(), images()
+        model, reference, batch = tiny("vit").train(), timm_vit().train(), images()
         reference.load_state_dict(model.state_dict())
         model(batch).square().sum().backward()
         reference(batch).square().sum().backward()
@@ -225,7 +220,7 @@ class TestOtherInputSizes:
         with torch.no_grad():
             model(images(image_size=96))
         assert model.state_dict()["pos_embed"].shape == (1, 65, 32)
-        assert set(model.state_dict()) == set(timm_twin().state_dict())
+        assert set(model.state_dict()) == set(timm_vit().state_dict())
 
     def test_compiled_and_exported_equal_eager(self) -> None:
         model, batch = tiny("vit"), images(image_size=(32, 96))

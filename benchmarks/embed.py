@@ -1,0 +1,101 @@
+"""`embed` against what bounds it: the model alone, and Pillow's decoding and resizing alone, on the same cores.
+
+    python benchmarks/embed.py [--model vit_b16] [--pictures 2000] [--rounds 5] [--fast]
+
+JPEGs of 500 x 500 pixels are made in a temporary folder. In each round take turns: embedding them all into a .npy file; the
+model alone, on as many batches of ready inputs; and Pillow alone, decoding, converting and resizing each to the model's size in
+one thread per processor. Random weights of the model's architecture are used, which take the same time.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import swag_models
+from swag_models.checkpoint import write_state_dict
+from swag_models.embed import write_embeddings
+from swag_models.inference import Embedder
+from swag_models.pictures import count_processors
+
+SIDE = 500  # pixels
+
+
+def make_pictures(folder: Path, count: int) -> list[Path]:
+    """Photo-like JPEGs: smooth colours with some noise, about 90 KB each."""
+    random = np.random.default_rng(0)
+    paths = [folder / f"{number:05d}.jpg" for number in range(count)]
+    for path in paths:
+        smooth = Image.fromarray(random.integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize(
+            (SIDE, SIDE), Image.Resampling.BICUBIC
+        )
+        noisy = np.asarray(smooth) + random.normal(0, 6, (SIDE, SIDE, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=88)
+    return paths
+
+
+def decode(path: Path, size: int) -> None:
+    with Image.open(path) as image:
+        image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_b16")
+    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--fast", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = folder / "weights.safetensors"
+        write_state_dict(swag_models.load_model(options.model, pretrained=False).state_dict(), weights)
+        (folder / "jpegs").mkdir()
+        paths = make_pictures(folder / "jpegs", options.pictures)
+        embedder = Embedder(options.model, weights=weights, fast=options.fast, compile=options.fast or None)
+        size, batch = embedder.preprocess.preprocess.size[0], embedder.batch_size
+        pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
+        pool = ThreadPoolExecutor(count_processors())
+
+        def embed() -> None:
+            write_embeddings(embedder, paths, folder / "out.npy", progress=False)
+            (folder / "out.npy").unlink()
+
+        def run_model() -> None:
+            for _ in range(options.pictures // batch):
+                embedder._infer(pixels, 0)
+
+        ways: dict[str, Callable[[], object]] = {
+            "embed": embed,
+            "model alone": run_model,
+            "Pillow alone": lambda: list(pool.map(lambda path: decode(path, size), paths)),
+        }
+        embedder._infer(pixels, 0)
+        counts = {"embed": len(paths), "model alone": options.pictures // batch * batch, "Pillow alone": len(paths)}
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(options.rounds):
+            for way, run in ways.items():
+                rates[way].append(counts[way] / seconds(run))
+    median = {way: statistics.median(rate) for way, rate in rates.items()}
+    bound = min(("model alone", "Pillow alone"), key=lambda way: median[way])
+    cells = " | ".join(f"{median[way]:.1f} ({min(rate):.1f} to {max(rate):.1f})" for way, rate in rates.items())
+    setting = f"{options.model}{', fast' if options.fast else ''}, {options.pictures} JPEGs"
+    print("| model | embed, pictures/s | model alone | Pillow alone | embed / slower of the two |\n|---|---|---|---|---|")
+    print(f"| {setting} | {cells} | {median['embed'] / median[bound]:.2f} ({bound}) |")
+
+
+if __name__ == "__main__":
+    main()

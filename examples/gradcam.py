@@ -1,0 +1,44 @@
+"""Show with Grad-CAM (the package grad-cam) where a model looks, as an overlay on the picture.
+
+    python examples/gradcam.py [picture] [overlay.png]
+
+As a check, the hottest and the coldest quarter of the picture are covered in turn. Another model with classes needs nothing but
+its name in NAME.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.image import show_cam_on_image
+
+import swag_models
+from swag_models.models import ViT
+from swag_models.preprocess import read_image
+
+NAME = "vit_nano_digits"
+path = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "digits" / "digit_3.png"
+
+model = swag_models.load_model(NAME)
+inputs = swag_models.load_preprocess(NAME)(read_image(path))[None]  # (1, 3, H, W)
+
+
+def make_map(tokens):  # (N, 1 + h w, D) -> (N, D, h, w)
+    return tokens[:, 1:].unflatten(1, model.grid_size).permute(0, 3, 1, 2)
+
+
+layers = [model.blocks[-1].norm1] if isinstance(model, ViT) else [model.s4]
+with GradCAM(model, layers, make_map if isinstance(model, ViT) else None) as explain:
+    (heat,) = explain(inputs, targets=None)  # (H, W), 0 to 1, for the likeliest class
+low, high = inputs.amin(), inputs.amax()
+picture = ((inputs[0] - low) / (high - low)).permute(1, 2, 0).numpy()
+Image.fromarray(show_cam_on_image(picture, heat, use_rgb=True)).save(sys.argv[2] if len(sys.argv) > 2 else "overlay.png")
+
+with torch.inference_mode():
+    likeliest = model(inputs).argmax()
+    for part, covered in (("hottest", heat > np.quantile(heat, 0.75)), ("coldest", heat < np.quantile(heat, 0.25))):
+        logits = model(torch.where(torch.from_numpy(covered), low, inputs))
+        print(f"{likeliest}: probability {logits.softmax(dim=1)[0, likeliest]:.2f} with the {part} quarter covered")

@@ -1,0 +1,36 @@
+"""Classify pictures with an exported model: onnxruntime, Pillow and numpy, nothing of this library.
+
+swag-models export vit_nano_digits digits.onnx
+python examples/serve_onnx.py digits.onnx examples/digits/*.png
+"""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession(sys.argv[1])
+metadata = session.get_modelmeta().custom_metadata_map
+preprocess, classes = json.loads(metadata["preprocess"]), json.loads(metadata["classes"])
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def prepare(path: str) -> np.ndarray:  # (3, H, W)
+    """Resize to cover the model's size, crop the centre, normalise."""
+    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    height, width = preprocess["image_size"]
+    scale = max(height / picture.height, width / picture.width)
+    size = max(width, int(picture.width * scale)), max(height, int(picture.height * scale))
+    picture = picture.resize(size, FILTERS[preprocess["interpolation"]])
+    left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
+    normalised = (pixels - np.float32(preprocess["mean"])) / np.float32(preprocess["std"])
+    return normalised.transpose(2, 0, 1)
+
+
+images = np.stack([prepare(path) for path in sys.argv[2:]])  # (N, 3, H, W)
+(logits,) = session.run([metadata["output"]], {metadata["input"]: images})
+for path, index in zip(sys.argv[2:], logits.argmax(axis=1)):
+    print(f"{path}\t{classes[index]}")

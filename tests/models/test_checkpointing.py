@@ -1,0 +1,146 @@
+"""Gradient checkpointing changes nothing but memory: outputs, gradients, random numbers and running statistics stay."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny import images, tiny
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from swag_models.models import RegNet, ViT
+from swag_models.models.blocks import Blocks
+
+FAMILIES = ("vit", "regnet")
+RATES: dict[str, dict[str, float]] = {
+    "vit": {"drop_rate": 0.2, "attn_drop_rate": 0.2, "drop_path_rate": 0.3},
+    "regnet": {"drop_rate": 0.2, "drop_path_rate": 0.3},
+}
+BATCH = 4
+
+
+def train_once(model: nn.Module, call: Any = None) -> dict[str, Tensor]:
+    """Everything one training step leaves: output, gradients, parameters and buffers, the next random number."""
+    torch.manual_seed(1)
+    output = (model if call is None else call)(images(BATCH))
+    output.square().mean().backward()
+    left = {"output": output.detach(), "random": torch.rand(1), **model.state_dict()}
+    return left | {f"{name}.grad": parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=0, msg=name)
+
+
+def pair(family: str, **options: Any) -> tuple[ViT | RegNet, ViT | RegNet]:
+    """A model in training mode, and the same with checkpointing."""
+    plain = tiny(family, **options).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.set_grad_checkpointing()
+    return plain, checkpointed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestSameResults:
+    def test_a_training_step_leaves_exactly_the_same(self, family: str) -> None:
+        plain, checkpointed = pair(family, **RATES[family])
+        assert_equal(train_once(checkpointed), train_once(plain))
+
+    def test_so_does_a_step_in_eval_mode(self, family: str) -> None:
+        plain, checkpointed = pair(family, **RATES[family])
+        assert_equal(train_once(checkpointed.eval()), train_once(plain.eval()))
+
+    def test_so_does_a_step_through_intermediates(self, family: str) -> None:
+        plain, checkpointed = pair(family, **RATES[family])
+        ours, theirs = (
+            train_once(model, lambda x, model=model: model.forward_intermediates(x, stop_early=True)[1][-1])
+            for model in (checkpointed, plain)
+        )
+        given = {name for name, tensor in theirs.items() if tensor is not None}
+        assert given == {name for name, tensor in ours.items() if tensor is not None}
+        assert_equal({name: ours[name] for name in given}, {name: theirs[name] for name in given})
+
+    @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+    def test_so_does_a_compiled_step(self, family: str, backend: str) -> None:
+        plain, checkpointed = pair(family, **RATES[family])
+        torch._dynamo.reset()
+        ours, theirs = (
+            train_once(model, torch.compile(model, backend=backend, fullgraph=True)) for model in (checkpointed, plain)
+        )
+        if backend == "aot_eager":
+            return assert_equal(ours, theirs)
+        for name, tensor in ours.items():  # fused another way
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+        return None
+
+    def test_so_does_a_step_with_frozen_layers(self, family: str) -> None:
+        plain, checkpointed = pair(family, **RATES[family])
+        for model in (plain, checkpointed):
+            model.freeze(up_to={"vit": "blocks.0", "regnet": "s2"}[family])
+        ours, theirs = train_once(checkpointed), train_once(plain)
+        assert [name for name, tensor in ours.items() if tensor is None] == [n for n, t in theirs.items() if t is None]
+        assert_equal(*({name: tensor for name, tensor in left.items() if tensor is not None} for left in (ours, theirs)))
+
+    def test_turned_off_again_nothing_runs_twice(self, family: str) -> None:
+        _, model = pair(family)
+        ran: list[int] = []
+        first = next(module for module in model.modules() if isinstance(module, Blocks))[0]
+        first.register_forward_pre_hook(lambda *_: ran.append(1))
+        train_once(model)
+        assert len(ran) == 2
+        model.set_grad_checkpointing(False)
+        train_once(model)
+        assert len(ran) == 3
+
+    def test_without_gradients_it_costs_nothing(self, family: str) -> None:
+        plain, checkpointed = pair(family)
+        batch = images()
+        with torch.no_grad():
+            assert torch.equal(checkpointed.eval()(batch), plain.eval()(batch))
+
+    def test_exported_and_saved_models_do_not_know_of_it(self, family: str) -> None:
+        plain, checkpointed = (model.eval() for model in pair(family))
+        assert list(checkpointed.state_dict()) == list(plain.state_dict())
+        batch = images()
+        exported = torch.export.export(checkpointed, (batch,))
+        assert torch.equal(exported.module()(batch), plain(batch))
+        assert "checkpoint" not in str(exported.graph)
+
+
+def kept_bytes(model: nn.Module, batch: Tensor) -> int:
+    """Memory that a forward pass leaves for the backward pass, without the model's own tensors."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers(), batch]}
+    storages: dict[int, int] = {}
+    alive = []
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+            alive.append(storage)  # so that no other takes its address
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        output = model(batch)
+    assert output.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_less_memory_is_kept(family: str) -> None:
+    plain, checkpointed = pair(family)
+    batch = images(BATCH)
+    assert kept_bytes(plain, batch) > {"vit": 4, "regnet": 2}[family] * kept_bytes(checkpointed, batch)
+
+
+def test_memory_kept_by_a_vit_is_one_input_for_each_block() -> None:
+    _, model = pair("vit")
+    tokens = BATCH * (1 + 64) * 32 * 4
+    kept = kept_bytes(model, images(BATCH))
+    blocks = len(model.blocks) * tokens
+    assert blocks <= kept < blocks + 5 * tokens  # beside them what patches, last norm and head need

@@ -1,0 +1,154 @@
+"""The feature pyramid: right places, right sizes, and torchvision's own detectors on top."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONFIGS, REGNET, VIT, deviation, images, randomise, tiny
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
+
+from swag_models.models import FeaturePyramid, build
+from swag_models.spec import RegNetConfig, ViTConfig
+
+SHAPES: dict[str, ViTConfig | RegNetConfig] = {
+    "regnet": REGNET,
+    **{f"vit, patch {patch}": replace(VIT, patch_size=patch) for patch in (4, 8, 14, 32)},
+}
+LEVELS = {"0": 4, "1": 8, "2": 16, "3": 32, "pool": 64}
+
+
+def make_pyramid(shape: str, out_channels: int = 8) -> FeaturePyramid:
+    config = SHAPES[shape]
+    size = 7 * config.patch_size if isinstance(config, ViTConfig) else 64
+    return FeaturePyramid(randomise(build(config, num_classes=3, image_size=size)), out_channels).eval()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+class TestLevels:
+    @pytest.mark.parametrize("image_size", [(64, 96), (100, 45), (7, 33), (1, 1)])
+    @torch.no_grad()
+    def test_have_one_cell_for_each_stride_begun(self, shape: str, image_size: tuple[int, int]) -> None:
+        levels = make_pyramid(shape)(images(image_size=image_size))
+        sizes = {name: tuple(level.shape) for name, level in levels.items()}
+        assert sizes == {name: (2, 8, *(math.ceil(side / stride) for side in image_size)) for name, stride in LEVELS.items()}
+
+    @torch.no_grad()
+    def test_cells_lie_where_their_pixels_do(self, shape: str) -> None:
+        """A change of the image shows most in the cell above it: cut the attention, which carries it everywhere."""
+        pyramid = make_pyramid(shape)
+        for name, module in pyramid.named_modules():
+            if name.endswith(("attn.proj", "se.fc2")):
+                nn.init.zeros_(module.weight)
+        batch = images(1, (160, 288))
+        for row, column in ((16, 16), (80, 264), (144, 176)):
+            changed = batch.clone()
+            changed[..., row - 2 : row + 2, column - 2 : column + 2] += 5
+            before, after = pyramid(batch), pyramid(changed)
+            for name, stride in LEVELS.items():
+                if name == "pool":
+                    continue
+                change = (after[name] - before[name]).square().sum(dim=(0, 1))  # (h, w)
+                rows, columns = ((torch.arange(length) + 0.5) * stride for length in change.shape)
+                centre = (change.sum(1) @ rows / change.sum(), change.sum(0) @ columns / change.sum())
+                tolerance = 1.5 * max(stride, 16)
+                assert abs(float(centre[0]) - row) <= tolerance, (name, row, centre)
+                assert abs(float(centre[1]) - column) <= tolerance, (name, column, centre)
+
+    def test_every_parameter_learns(self, shape: str) -> None:
+        pyramid = make_pyramid(shape).train()
+        sum(level.square().mean() * index for index, level in enumerate(pyramid(images(4)).values(), 1)).backward()
+        assert not [name for name, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()]
+
+    def test_trunk_is_the_model_given_without_its_head(self, shape: str) -> None:
+        model = build(SHAPES[shape], num_classes=3, image_size=224)
+        trunk = dict(model.named_parameters())
+        pyramid = FeaturePyramid(model)
+        assert pyramid.trunk is model
+        assert pyramid.out_channels == 256
+        assert model.num_classes is None
+        for name, parameter in model.named_parameters():
+            assert parameter is trunk[name]
+
+
+@pytest.mark.parametrize("family", ["vit", "regnet"])
+class TestTrunk:
+    def test_frozen_stays_frozen(self, family: str) -> None:
+        pyramid = FeaturePyramid(tiny(family, num_classes=None, drop_path_rate=0.5), 8)
+        pyramid.trunk.freeze()
+        batch = images()
+        expected = pyramid.eval()(batch)
+        pyramid.train()
+        assert not pyramid.trunk.get_submodule({"vit": "blocks.0", "regnet": "s1"}[family]).training
+        levels = pyramid(batch)
+        for name, level in levels.items():
+            assert torch.equal(level, expected[name])
+        sum(level.square().mean() for level in levels.values()).backward()
+        assert all(parameter.grad is None for parameter in pyramid.trunk.parameters())
+        assert all(parameter.grad is not None for parameter in pyramid.neck.parameters())
+
+    def test_precision_and_device_are_the_trunks(self, family: str) -> None:
+        pyramid = FeaturePyramid(tiny(family).bfloat16(), 8)
+        assert {level.dtype for level in pyramid(images().bfloat16()).values()} == {torch.bfloat16}
+        with torch.device("meta"):
+            model = build(CONFIGS[family], num_classes=None, image_size=64)
+        assert all(parameter.is_meta for parameter in FeaturePyramid(model).parameters())
+
+    def test_checkpointing_changes_nothing(self, family: str) -> None:
+        pyramid, batch = FeaturePyramid(tiny(family), 8), images(4)
+        gradients = []
+        for enable in (False, True):
+            pyramid.trunk.set_grad_checkpointing(enable)
+            pyramid.zero_grad()
+            sum(level.square().mean() for level in pyramid(batch).values()).backward()
+            gradients.append([parameter.grad.clone() for parameter in pyramid.parameters()])
+        for ours, theirs in zip(*gradients, strict=True):
+            assert torch.equal(ours, theirs)
+
+    def test_compiled_equals_eager(self, family: str) -> None:
+        pyramid, batch = FeaturePyramid(tiny(family), 8).eval(), images(image_size=(40, 72))
+        torch._dynamo.reset()
+        with torch.no_grad():
+            compiled = torch.compile(pyramid, backend="aot_eager", fullgraph=True)(batch)
+            for name, level in pyramid(batch).items():
+                assert deviation(compiled[name], level) < 1e-4
+
+
+def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Pictures of unequal size, neither a multiple of anything, with a bright square each."""
+    pictures, targets = [], []
+    for height, width in ((90, 130), (75, 61)):
+        picture = torch.rand(3, height, width)
+        picture[:, 20:50, 10:40] = 1
+        target: dict[str, Tensor] = {"boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]), "labels": torch.tensor([1])}
+        if masks:
+            target["masks"] = torch.zeros(1, height, width, dtype=torch.uint8)
+            target["masks"][:, 20:50, 10:40] = 1
+        pictures.append(picture)
+        targets.append(target)
+    return pictures, targets
+
+
+@pytest.mark.parametrize("shape", ["regnet", "vit, patch 14"])
+@pytest.mark.parametrize("detector", [FasterRCNN, MaskRCNN, RetinaNet])
+def test_torchvisions_detectors_train_and_predict(shape: str, detector: Any) -> None:
+    model = detector(make_pyramid(shape, 32), num_classes=2, min_size=64, max_size=96)
+    pictures, targets = make_scene(masks=detector is MaskRCNN)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        loss = sum(model(pictures, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+    with torch.no_grad():
+        found = model.eval()(pictures)
+    assert len(found) == 2
+    assert all(len(each["boxes"]) == len(each["scores"]) for each in found)

@@ -1,0 +1,51 @@
+"""The examples of fine-tuning, adapters, heat maps and detection do what they say, offline, on the model that ships."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run_example(*arguments: str | Path, cwd: Path) -> str:
+    """What an example prints, run in another folder with nothing to fetch from."""
+    environment = {**os.environ, "SWAG_MODELS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / arguments[0]), *map(str, arguments[1:])]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def find_number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found, text
+    return float(found[1])
+
+
+@pytest.mark.parametrize("example", ["finetune.py", "lora.py", "accelerate_finetune.py"])
+def test_a_fine_tuned_model_knows_the_new_task(example: str, tmp_path: Path) -> None:
+    printed = run_example(example, cwd=tmp_path)
+    assert find_number(r"held-out accuracy ([\d.]+)%", printed) >= 96
+    if example == "lora.py":
+        assert find_number(r"trainable%: ([\d.]+)", printed) < 5
+        assert find_number(r"ViT, merging changed logits by at most (\S+)", printed) < 1e-4
+
+
+def test_grad_cam_points_at_what_the_model_needs(tmp_path: Path) -> None:
+    printed = run_example("gradcam.py", EXAMPLES / "digits" / "digit_3.png", "overlay.png", cwd=tmp_path)
+    assert find_number(r"3: probability ([\d.]+) with the hottest quarter", printed) < 0.5
+    assert find_number(r"3: probability ([\d.]+) with the coldest quarter", printed) > 0.8
+    with Image.open(tmp_path / "overlay.png") as overlay:
+        assert (overlay.size, overlay.mode) == ((32, 32), "RGB")
+        assert len(overlay.getcolors(1024) or ()) > 100
+
+
+def test_a_detector_finds_the_digits_it_was_shown(tmp_path: Path) -> None:
+    printed = run_example("detection.py", cwd=tmp_path)
+    assert find_number(r"step 19 loss ([\d.]+)", printed) < 0.5 * find_number(r"step 0 loss ([\d.]+)", printed)
+    assert find_number(r"found 3 of 3 digits with (\d+) boxes", printed) <= 5
