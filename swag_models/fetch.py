@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from swag_models.cache import Record, cache_folder, is_unchanged, read_record, record_path, remember, xdg_cache
@@ -201,7 +202,7 @@ def _download_hf(url: str, progress: Progress) -> Path:
     try:
         if silence:
             disable_progress_bars()
-        bar = {"tqdm_class": progress} if isinstance(progress, type) else {}
+        bar: dict[str, Any] = {"tqdm_class": progress} if isinstance(progress, type) else {}
         return Path(hf_hub_download(repo, name, revision=revision, **bar))
     except (OSError, ValueError, transport_error) as error:
         cause = error.__cause__ or error

@@ -35,7 +35,9 @@ CONNECT_ATTEMPTS = 2  # the same, for a host that cannot be reached at all
 MAX_WAIT = 60  # seconds; a server that asks for more is passed over
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-Progress = Union[bool, "type[tqdm[Any]]"]  # whether to draw a bar, where that is a terminal, or a kind of bar to use in any case
+Progress = Union[
+    bool, "type[tqdm[Any]]"
+]  # whether to draw a bar, where that is a terminal, or a kind of bar to use in any case
 
 
 class _InterruptedError(Exception):

@@ -48,8 +48,10 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 1 << 16:
+        raise ConfigError(f"port is {port}; give one from 1 to 65535, or 0 for any free one")
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = str(error.strerror).split(" (while")[0]
         raise ConfigError(f"cannot listen on {host} port {port}: {reason}; give another port, or 0 for any free one") from None

@@ -35,7 +35,7 @@ def describe(spec: ModelSpec, here: bool) -> str:
         "Weights": "on this machine" if here else f"<strong>{format_size(spec)} to download</strong>, nothing fetched yet",
     }
     rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items() if value)
-    return f'<dl class="facts">{rows}</dl>'
+    return f'<dl class="facts" aria-label="{escape(spec.name)}">{rows}</dl>'
 
 
 def ask_consent(spec: ModelSpec) -> str:
@@ -50,6 +50,13 @@ def draw_bars(predictions: Sequence[Prediction]) -> str:
         for each in predictions
     )
     return f'<ol class="bars" aria-label="Most probable classes">{rows}</ol>'
+
+
+def name_map(spec: ModelSpec, predictions: Sequence[Prediction], layer: int) -> str:
+    """What the overlay shows; layers are counted from 1."""
+    if spec.family == "vit":
+        return f"Attention of the class token in block {layer}"
+    return f"Grad-CAM of {predictions[0].label if predictions else 'the features'} at stage {layer}"
 
 
 def draw_neighbours(neighbours: Sequence[Neighbour]) -> str:
@@ -69,17 +76,31 @@ def embed_image(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
+def draw_bytes(done: int, total: int) -> str:
+    """How far a download is; `total` is 0 while that is not known."""
+    whole = f" of {total / 2**20:.1f}" if total else ""
+    return draw_progress(f"{done / 2**20:.1f}{whole} MiB", done, total)
+
+
+def draw_progress(text: str, done: int, total: int) -> str:
+    amount = f'value="{done}" max="{total}"' if total else ""
+    return f'<label class="progress">{escape(text)}<progress {amount}></progress></label>'
+
+
 def list_skipped(skipped: Sequence[Skipped]) -> str:
     """Which pictures of a folder could not be read, and why."""
     if not skipped:
         return ""
     reasons = "".join(f"<li>{escape(each.reason)}</li>" for each in skipped)
-    return f'<details class="quiet"><summary>{len(skipped)} could not be read and are left out</summary><ul>{reasons}</ul></details>'
+    count = f"{len(skipped)} could not be read and are left out"
+    return f'<details class="quiet"><summary>{count}</summary><ul>{reasons}</ul></details>'
 
 
-def say(line: str, detail: str = "") -> str:
-    """One line that the page is to show and a screen reader to read at once; the detail on request."""
-    more = f"<details><summary>Details</summary><pre>{escape(detail)}</pre></details>" if detail else ""
+def say(message: str) -> str:
+    """An error that a screen reader reads at once: one line of it, with the first of the reasons it lists; all on request."""
+    lines = message.splitlines()
+    line = " ".join(each.strip() for each in lines[:2])
+    more = f"<details><summary>Details</summary><pre>{escape(message)}</pre></details>" if len(lines) > 2 else ""
     return f'<div class="notice" role="alert"><p>{escape(line)}</p>{more}</div>'
 
 

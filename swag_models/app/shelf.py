@@ -5,9 +5,10 @@ Axes: N pictures, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,11 @@ from torch import Tensor
 
 from swag_models.app.desk import open_embedder
 from swag_models.errors import ConfigError
-from swag_models.inference import Embedder, Skipped
-from swag_models.pictures import Picture, find_pictures
+from swag_models.inference import Skipped
+from swag_models.pictures import find_pictures
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
-Report = Callable[[int, int], None]  # is told how many are done, and of how many
 THUMBNAIL = 320  # pixels
 
 
@@ -45,60 +45,58 @@ class Version(NamedTuple):
 
 @dataclass
 class Shelf:
-    """The embeddings (D,) of every picture seen so far."""
+    """The embedding (D,) of every picture seen so far, or why there is none."""
 
-    vectors: dict[Version, Tensor] = field(default_factory=dict)
+    known: dict[Version, Tensor | Skipped] = field(default_factory=dict)
+    busy: Lock = field(default_factory=Lock)
 
-    def find(
-        self, spec: ModelSpec, picture: Image.Image, folder: str, report: Report, count: int = 8
-    ) -> tuple[list[Neighbour], list[Skipped]]:
-        """The `count` pictures of a folder most like the given one, best first, and those that could not be read.
+    def embed(self, spec: ModelSpec, folder: str, seconds: float = 1) -> tuple[int, int]:
+        """Work on a folder for about so long; how many of its pictures are embedded, and of how many.
 
         ConfigError if there is no such folder, or no picture in it.
         """
-        root = Path(folder).expanduser()
-        if not root.is_dir():
-            raise ConfigError(f"{folder} is no folder on this machine; give the path of a folder of pictures")
-        pictures = find_pictures(root)
-        versions = {each.name: make_version(spec, each.name) for each in pictures}
-        missing = [each for each in pictures if versions[each.name] not in self.vectors]
-        embedder = open_embedder(spec)
-        skipped = self.embed(embedder, missing, versions, report)
-        found = {name: self.vectors[version] for name, version in versions.items() if version in self.vectors}
-        if not found:
+        start = time.monotonic()
+        with self.busy:
+            versions = find_versions(spec, folder)
+            missing = {path: version for path, version in versions.items() if version not in self.known}
+            for batch in open_embedder(spec).run(list(missing)):
+                self.known |= {missing[each.name]: each for each in batch.skipped}
+                if batch.values is not None:
+                    self.known |= {missing[path]: vector for path, vector in zip(batch.names, batch.values)}
+                if time.monotonic() > start + seconds:
+                    break
+        return sum(version in self.known for version in versions.values()), len(versions)
+
+    def rank(self, spec: ModelSpec, folder: str, picture: Image.Image, count: int = 8) -> tuple[list[Neighbour], list[Skipped]]:
+        """The `count` pictures of an embedded folder most like the given one, best first, and those that could not be read."""
+        known = {path: self.known[version] for path, version in find_versions(spec, folder).items() if version in self.known}
+        vectors = {path: each for path, each in known.items() if isinstance(each, Tensor)}
+        skipped = [each for each in known.values() if isinstance(each, Skipped)]
+        if not vectors:
             return [], skipped
-        query = embedder(picture).vectors  # (1, D)
-        similarity = F.cosine_similarity(torch.stack(list(found.values())), query)  # (N,)
-        best = similarity.topk(min(count, len(found)))
-        names = [list(found)[index] for index in best.indices.tolist()]
-        near = [
-            Neighbour(str(Path(name).relative_to(root)), value, make_thumbnail(name))
-            for name, value in zip(names, best.values.tolist())
-        ]
+        query = open_embedder(spec)(picture).vectors  # (1, D)
+        similarity = F.cosine_similarity(torch.stack(list(vectors.values())), query)  # (N,)
+        best = similarity.topk(min(count, len(vectors)))
+        paths = list(vectors)
+        root = Path(folder).expanduser()
+        near = []
+        for index, value in zip(best.indices.tolist(), best.values.tolist()):
+            thumbnail = read_image(paths[index])
+            thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+            near.append(Neighbour(str(Path(paths[index]).relative_to(root)), value, thumbnail))
         return near, skipped
 
-    def embed(self, embedder: Embedder, pictures: list[Picture], versions: dict[str, Version], report: Report) -> list[Skipped]:
-        """Remember the embeddings of pictures; which of them could not be read."""
-        skipped: list[Skipped] = []
-        done = len(versions) - len(pictures)
-        for batch in embedder.run(pictures):
-            done += len(batch.pictures)
-            skipped += batch.skipped
-            if batch.values is not None:
-                self.vectors |= {versions[name]: vector for name, vector in zip(batch.names, batch.values)}
-            report(done, len(versions))
-        return skipped
 
-
-def make_version(spec: ModelSpec, path: str) -> Version:
-    try:
-        status = Path(path).stat()
-    except OSError:  # reading it will say so
-        return Version(spec, path, 0, 0)
-    return Version(spec, path, status.st_mtime_ns, status.st_size)
-
-
-def make_thumbnail(path: str) -> Image.Image:
-    picture = read_image(path)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return picture
+def find_versions(spec: ModelSpec, folder: str) -> dict[str, Version]:
+    """Every picture of a folder by its path, or ConfigError."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"{folder} is no folder on this machine; give the path of a folder of pictures")
+    versions = {}
+    for picture in find_pictures(root):
+        try:
+            status = Path(picture.name).stat()
+            versions[picture.name] = Version(spec, picture.name, status.st_mtime_ns, status.st_size)
+        except OSError:  # reading it will say so
+            versions[picture.name] = Version(spec, picture.name, 0, 0)
+    return versions

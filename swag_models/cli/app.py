@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import webbrowser
 
 from swag_models.cli.terms import OK, Add, say
@@ -20,7 +19,7 @@ def app(options: argparse.Namespace) -> int:
         if options.open:
             webbrowser.open(address)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(OK))  # else the uploads would stay behind
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the uploads would stay behind
     serve(options.model, folder=options.folder, host=options.host, port=options.port, ready=announce)
     return OK
 

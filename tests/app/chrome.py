@@ -52,12 +52,14 @@ class Chrome:
 
     def upload(self, path: Path) -> None:
         """Give the page a picture, in place of the one it has."""
-        self.find("#picture input[type=file]")[0].send_keys(str(path))
+        (field,) = until(lambda: self.find("#picture input[type=file]"), "a field for files")  # none during another upload
+        field.send_keys(str(path))
 
     def choose(self, label: str, value: str) -> None:
         """Choose from a drop-down list, by keyboard."""
         box = self.find(f"input[aria-label='{label}']")[0]
         box.click()
+        self.wait("[role=option]")
         box.send_keys(Keys.CONTROL, "a")
         box.send_keys(value)
         self.wait("[role=option]", value)
