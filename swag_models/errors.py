@@ -8,6 +8,7 @@ SwagModelsError
 ├── FetchError (OSError)             no source could give the weights
 │   ├── HashMismatchError            bytes arrived that are not the published ones
 │   └── CacheError                   the cache folder cannot take the file
+├── PublishError (OSError)           a folder or repository that could not take a model
 └── ImageError (ValueError)          a picture that cannot be read
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "FetchError",
     "HashMismatchError",
     "ImageError",
+    "PublishError",
     "SwagModelsError",
     "UnknownModelError",
     "UnsafeCheckpointError",
@@ -56,6 +58,10 @@ class HashMismatchError(FetchError):
 
 class CacheError(FetchError):
     """The cache folder cannot be written, or its disk is full."""
+
+
+class PublishError(SwagModelsError, OSError):
+    """A folder or a repository of the Hub could not take a model."""
 
 
 class ImageError(SwagModelsError, ValueError):
