@@ -6,7 +6,6 @@ Axes: N batch, D features, K classes, H W pixels.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.api import load_classes, load_model, load_preprocess
+from swag_models.api import Name, load_classes, load_model, load_preprocess
 from swag_models.errors import ConfigError, ImageError
 from swag_models.fast import compile_forward, has_compiler, pick_dtype, prepare, repays_compiling
 from swag_models.pictures import Picture, count_processors, find_pictures, read_ahead
@@ -89,7 +88,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | ModelSpec,
+        model: Name,
         *,
         fast: bool = False,
         compile: bool | None = None,
@@ -172,7 +171,7 @@ class Classifier(Engine):
 
     keeps_head = True
 
-    def __init__(self, model: str | os.PathLike[str] | ModelSpec, **options: Any) -> None:
+    def __init__(self, model: Name, **options: Any) -> None:
         self.classes = load_classes(model)
         super().__init__(model, **options)
 

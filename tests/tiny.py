@@ -13,7 +13,7 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.regnet import RegNet as TorchvisionRegNet
 from torchvision.models.vision_transformer import VisionTransformer
 
-from swag_models.api import SPECS
+from swag_models.api import SPECS, load_model
 from swag_models.models import RegNet, ViT, build
 from swag_models.spec import ImageSize, ModelSpec, Preprocess, RegNetConfig, ViTConfig
 
@@ -34,6 +34,11 @@ TINY_SPECS: dict[str, ModelSpec] = {"vit": VIT_SPEC, "regnet": REGNET_SPEC}
 def tiny(family: str, num_classes: int | None = 10, image_size: ImageSize = IMAGE_SIZE, **options: Any) -> ViT | RegNet:
     """A tiny model in eval mode, every tensor of it random."""
     return randomise(build(CONFIGS[family], num_classes=num_classes, image_size=image_size, **options)).eval()
+
+
+def load_tiny(family: str = "vit", **options: Any) -> ViT | RegNet:
+    """The same from `load_model`, so that it knows where it came from."""
+    return randomise(load_model(replace(TINY_SPECS[family], classes=None), pretrained=False, **options))
 
 
 @torch.no_grad()
