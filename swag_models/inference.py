@@ -101,7 +101,7 @@ class Engine:
         **options: Any,
     ) -> None:
         if fixed := sorted({"num_classes", "in_chans"} & set(options)):
-            raise ConfigError(f"a {type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out")
+            raise ConfigError(f"{type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out")
         for name, value in {"batch_size": batch_size, "workers": workers}.items():
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; give a positive number")
