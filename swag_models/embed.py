@@ -66,7 +66,8 @@ def write_embeddings(
     if _is_taken(output):
         if {key: value for key, value in _read_meta(output).items() if key in job} != job:
             raise ConfigError(f"{output} holds other embeddings; delete it or choose another name")
-        if output.exists():  # else it was killed just before
+        if output.exists():
+            shutil.rmtree(_folder_of(output), ignore_errors=True)  # still there if the process was killed just then
             found = read_embeddings(output)
             return Report(output, len(found.names), found.skipped)
     with _explain(output), _Work(output, job) as work:
@@ -123,7 +124,7 @@ class _Work:
 
     def __init__(self, output: Path, job: dict[str, Any], fresh: bool = False) -> None:
         self.output, self.job, self.fresh = output, job, fresh
-        self.folder = output.with_name(f"{output.name}.work")
+        self.folder = _folder_of(output)
         self.done, self.names, self.skipped = 0, list[str](), list[Skipped]()
 
     def __enter__(self) -> _Work:
@@ -187,7 +188,7 @@ class _Work:
             _write_whole(self.output, lambda to: _write_npy(to, vectors))
         else:
             _write_whole(self.output, lambda to: _write_parquet(to, vectors, self.names, meta))
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
         return Report(self.output, len(self.names), self.skipped)
 
     def __exit__(self, *error: object) -> None:
@@ -249,6 +250,11 @@ def _name_part(output: Path, rank: int, world_size: int) -> Path:
     return output if world_size == 1 else output.with_stem(f"{output.stem}-{rank:05d}-of-{world_size:05d}")
 
 
+def _folder_of(output: Path) -> Path:
+    """Where the work for it is under way."""
+    return output.with_name(f"{output.name}.work")
+
+
 def _record_of(path: Path) -> Path:
     """The file with our metadata."""
     return path.with_suffix(".json") if path.suffix == ".npy" else path
@@ -271,7 +277,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def _write_npy(to: Path, vectors: np.ndarray[Any, Any]) -> None:
     with to.open("wb") as file:
-        np.lib.format.write_array(file, vectors, allow_pickle=False)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+        file.write(vectors.data)  # numpy's own way does not say that a disk is full
 
 
 def _write_parquet(to: Path, vectors: np.ndarray[Any, Any], names: list[str], meta: dict[str, Any]) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from fetch_support import wait_until
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
@@ -46,6 +51,16 @@ def encode(seed: int, kind: str = "png") -> bytes:
     return file.getvalue()
 
 
+def put(path: Path, content: bytes) -> Path:
+    """A file with this content."""
+    path.write_bytes(content)
+    return path
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def write_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:
     """A tar file of these members, in this order, in the form that `mode` says."""
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
@@ -79,3 +94,19 @@ def make_command(*arguments: str | Path) -> list[str]:
 def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """`swag-models` in a process of its own, once it has ended."""
     return subprocess.run(make_command(*arguments), capture_output=True, text=True, check=False)
+
+
+@contextlib.contextmanager
+def interrupt_when(condition: Callable[[], bool]) -> Iterator[None]:
+    """As if Ctrl-C were pressed once the condition holds."""
+
+    def watch() -> None:
+        wait_until(condition)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()

@@ -20,7 +20,7 @@ import pytest
 import torch
 from fetch_support import wait_until
 from numpy.typing import NDArray
-from pictures_support import encode, make_pictures, make_pixels, write_tar
+from pictures_support import encode, make_pictures, make_pixels, put, write_tar
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
@@ -230,11 +230,6 @@ def test_a_folder_that_may_not_be_searched_is_refused() -> None:
             os.seteuid(user)
 
 
-def write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
-
-
 def link(path: Path) -> Path:
     path.symlink_to("nowhere")
     return path
@@ -244,9 +239,9 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: folder / "gone.jpg", "gone.jpg cannot be read: No such file or directory"),
     "dangling": (lambda folder: link(folder / "x.png"), "x.png cannot be read: No such file or directory"),
     "folder": (lambda folder: Picture(str(folder), folder), " cannot be read: Is a directory"),
-    "empty": (lambda folder: write(folder / "x.png", b""), "x.png is not an image that Pillow can read"),
-    "page": (lambda folder: write(folder / "x.jpg", b"<html>not found</html>"), "x.jpg is not an image that Pillow can read"),
-    "cut": (lambda folder: write(folder / "x.png", encode(0)[:500]), "x.png cannot be read: "),
+    "empty": (lambda folder: put(folder / "x.png", b""), "x.png is not an image that Pillow can read"),
+    "page": (lambda folder: put(folder / "x.jpg", b"<html>not found</html>"), "x.jpg is not an image that Pillow can read"),
+    "cut": (lambda folder: put(folder / "x.png", encode(0)[:500]), "x.png cannot be read: "),
     "cut and opened": (lambda folder: Image.open(io.BytesIO(encode(0)[:500])), "image 0 cannot be read: "),
     "float": (
         lambda folder: Image.new("F", (4, 4)),
