@@ -128,7 +128,7 @@ def load_model(
     from swag_models.models import build
 
     spec = get_spec(name)
-    on_device, as_dtype = _check_device(device), _check_dtype(dtype)
+    on_device, as_dtype = _check_device(device), check_dtype(dtype)
     classes = spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes
     read = pretrained or weights is not None
     with torch.device("meta" if read else "cpu"):
@@ -234,7 +234,8 @@ def _check_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _check_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """A floating-point dtype for a dtype, its name, or None for float32; or ConfigError."""
     import torch
 
     chosen = torch.float32 if dtype is None else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype

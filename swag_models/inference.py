@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.api import Name, load_classes, load_model, load_preprocess
+from swag_models.api import Name, check_dtype, load_classes, load_model, load_preprocess
 from swag_models.errors import ConfigError, ImageError
 from swag_models.fast import compile_forward, has_compiler, pick_dtype, prepare, repays_compiling
 from swag_models.pictures import Picture, count_processors, find_pictures, read_ahead
@@ -100,23 +100,24 @@ class Engine:
         **options: Any,
     ) -> None:
         if fixed := sorted({"num_classes", "in_chans"} & set(options)):
-            raise ConfigError(f"a {type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out")
+            raise ConfigError(f"{type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out")
         for name, value in {"batch_size": batch_size, "workers": workers}.items():
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; give a positive number")
         head: dict[str, Any] = {} if self.keeps_head else {"num_classes": None}
-        self.model = load_model(model, device=device, dtype=dtype, image_size=image_size, **head, **options)
+        self.model = load_model(model, device=device, dtype=None if fast else dtype, image_size=image_size, **head, **options)
         self.name = model.name if isinstance(model, ModelSpec) else str(model)
         self.device = next(self.model.parameters()).device
         self.batch_size = batch_size or (BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
         self.workers = workers or min(MAX_WORKERS, count_processors())
         self.preprocess = load_preprocess(model, image_size=image_size)
         if fast:
-            prepare(self.model, next(self.model.parameters()).dtype if dtype else pick_dtype(self.device))
+            prepare(self.model, check_dtype(dtype) if dtype else pick_dtype(self.device))
         self.dtype = next(self.model.parameters()).dtype
         if compile and not has_compiler(self.device):
             raise ConfigError(
-                f"compile is True, but torch.compile finds no compiler for {self.device}; install g++ or leave it out"
+                f"compile is True, but torch.compile lacks what it needs for {self.device}; "
+                f"install g++ and Python's headers (for a GPU Triton), or leave it out"
             )
         self._compiled = compile_forward(self.forward) if compile else None
         self._may_compile = fast and compile is None
