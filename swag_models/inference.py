@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.api import Name, check_dtype, load_classes, load_model, load_preprocess
+from swag_models.api import Name, check_dtype, get_spec, load_classes, load_model, load_preprocess
 from swag_models.errors import ConfigError, ImageError
 from swag_models.fast import compile_forward, has_compiler, pick_dtype, prepare, repays_compiling
 from swag_models.pictures import Picture, count_processors, find_pictures, read_ahead
-from swag_models.spec import ImageSize, ModelSpec
+from swag_models.spec import ImageSize
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
 MAX_WORKERS = 16  # more threads than that wait for each other's Python
@@ -105,12 +105,13 @@ class Engine:
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; give a positive number")
         head: dict[str, Any] = {} if self.keeps_head else {"num_classes": None}
-        self.model = load_model(model, device=device, dtype=None if fast else dtype, image_size=image_size, **head, **options)
-        self.name = model.name if isinstance(model, ModelSpec) else str(model)
+        spec = get_spec(model)
+        self.model = load_model(spec, device=device, dtype=None if fast else dtype, image_size=image_size, **head, **options)
+        self.name = spec.name
         self.device = next(self.model.parameters()).device
         self.batch_size = batch_size or (BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
         self.workers = workers or min(MAX_WORKERS, count_processors())
-        self.preprocess = load_preprocess(model, image_size=image_size)
+        self.preprocess = load_preprocess(spec, image_size=image_size)
         if fast:
             prepare(self.model, check_dtype(dtype) if dtype else pick_dtype(self.device))
         self.dtype = next(self.model.parameters()).dtype
@@ -173,8 +174,9 @@ class Classifier(Engine):
     keeps_head = True
 
     def __init__(self, model: Name, **options: Any) -> None:
-        self.classes = load_classes(model)
-        super().__init__(model, **options)
+        spec = get_spec(model)
+        self.classes = load_classes(spec)
+        super().__init__(spec, **options)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, K)
         return self.model(x)
