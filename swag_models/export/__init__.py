@@ -77,7 +77,7 @@ def export_model(
 ) -> Report:
     """Write a model as .onnx or .pt2, by the suffix of `path`, once the written file has proven to give what the model gives.
 
-    model: what `load_model` takes, to which `options` go; or a loaded model, which is left as it is; `spec` in place of its own.
+    model: what `load_model` takes, to which `options` go; or a loaded model, left as it is; `spec` replaces its own.
     image_size: pixels, int or (height, width), default the model's.
     dtype: float32 or float16; bfloat16 for .pt2; int8 for .onnx, which makes a ViT's matrix products integer and scales their
         inputs batch by batch, and a RegNet integer throughout with ranges measured on pictures. int8 is checked on this
