@@ -18,7 +18,7 @@ from swag_models.errors import ConfigError, OutputError
 from swag_models.inference import Embedder
 
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".npy"])
-COUNT = 120
+COUNT = 200
 
 
 @pytest.fixture(scope="module")
