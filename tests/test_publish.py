@@ -56,14 +56,14 @@ class TestRoundTrip:
         assert_same(loaded, model)
         assert (loaded.num_classes, loaded.image_size, loaded.in_chans) == (model.num_classes, model.image_size, model.in_chans)
         inputs = images(2, model.image_size, model.in_chans)
-        assert torch.equal(loaded(inputs), model(inputs))
+        torch.testing.assert_close(loaded(inputs), model(inputs))  # mapped weights may lie differently, which moves last bits
         assert load_preprocess(folder).preprocess.size == model.image_size
 
     def test_pooling_is_kept(self, folder: Path) -> None:
         model = load_tiny(global_pool="avg")
         save(model, folder)
         inputs = images()
-        assert torch.equal(load_model(folder)(inputs), model(inputs))
+        torch.testing.assert_close(load_model(folder)(inputs), model(inputs))
         assert load_model(folder, global_pool="token").global_pool == "token"
 
     def test_positions_of_an_oblong_grid_are_taken_for_no_square(self, folder: Path) -> None:
