@@ -22,3 +22,12 @@ def server() -> Iterator[Server]:
     """A server of weight files on loopback."""
     with Server() as server:
         yield server
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny models on one thread: with more, they mostly wait for each other, ten times as long where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

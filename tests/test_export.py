@@ -16,26 +16,26 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from tiny import REGNET_SPEC, TINY_SPECS, VIT_SPEC, deviation, images, randomise, tiny
+from tiny import REGNET_SPEC, SMALL_REGNET, TINY_SPECS, VIT_SPEC, deviation, images, randomise, tiny
 from torch import Tensor
 
 import swag_models
 from swag_models.errors import ConfigError, ExportError
 from swag_models.export import OPSETS, export_model, formats, read_metadata
 from swag_models.models import RegNet, ViT, build, linear
-from swag_models.spec import ImageSize, RegNetConfig
+from swag_models.spec import ImageSize
 
 ROOT = Path(__file__).parents[1]
 DIGITS = sorted((ROOT / "examples" / "digits").glob("*.png"))
 SUFFIXES = [".onnx", ".pt2"]
-REGNET = RegNetConfig(depth=3, w_0=16, w_a=32.0, w_m=2.0, group_width=8)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(family: str, num_classes: int | None = 10, image_size: ImageSize = 64, **options: Any) -> ViT | RegNet:
     """As `tiny`, the RegNet of three blocks only: exporting takes its time for each."""
     if family == "vit":
         return tiny(family, num_classes, image_size, **options)
-    return randomise(build(REGNET, num_classes=num_classes, image_size=image_size, **options)).eval()
+    return randomise(build(SMALL_REGNET, num_classes=num_classes, image_size=image_size, **options)).eval()
 
 
 def run(path: Path, pictures: Tensor) -> Tensor:

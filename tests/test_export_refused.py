@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from swag_models.export import export_model
 from swag_models.models import ViT
 
 Capture = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Turncoat(nn.Linear):
@@ -91,7 +93,10 @@ def test_a_loaded_model_goes_with_its_spec_alone(given: dict[str, Any], tmp_path
 def export_in_process(setup: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, after some code."""
     code = f"import sys; {setup}; from swag_models.cli import main; sys.exit(main(['export', *sys.argv[1:]]))"
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
@@ -115,12 +120,13 @@ def test_without_the_extra_onnx_says_what_to_install_and_pt2_works(tmp_path: Pat
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'model.pt2'}\n")
 
 
-def test_the_command_prints_the_path_and_reports_beside(tmp_path: Path) -> None:
+def test_the_command_prints_the_path_and_reports_beside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     weights = Path(swag_models.__file__).parent / "weights" / "vit_nano_digits.safetensors"
     path = tmp_path / "model.onnx"
-    done = export_in_process("pass", "vit_nano_digits", str(path), "--image-size", "24x40", "--weights", str(weights))
-    assert (done.returncode, done.stdout) == (0, f"{path}\n")
-    assert re.fullmatch(r"swag-models: float32, 0\.6 MiB; differs from eager float32 by at most \d\.\de-0\d .*\n", done.stderr)
+    assert main(["export", "vit_nano_digits", str(path), "--image-size", "24x40", "--weights", str(weights)]) == 0
+    shown = capfd.readouterr()
+    assert shown.out == f"{path}\n"
+    assert re.fullmatch(r"swag-models: float32, 0\.6 MiB; differs from eager float32 by at most \d\.\de-0\d .*\n", shown.err)
 
 
 def test_the_command_refuses_a_size_that_is_none(tmp_path: Path, capsys: Capture) -> None:
