@@ -60,3 +60,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, options in {"first": {}, "second": {}, "sharded": {"max_shard_size": 20_000}}.items():
         made[name] = save(load_tiny(), tmp_path_factory.mktemp("models") / name, license="mit", **options)
     return made
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny models on one thread: with more, they mostly wait for each other, ten times as long where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

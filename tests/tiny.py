@@ -21,6 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 VIT = ViTConfig(patch_size=8, depth=2, width=32, num_heads=4, mlp_width=64)
 REGNET = RegNetConfig(depth=8, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
+SMALL_REGNET = RegNetConfig(depth=3, w_0=16, w_a=32.0, w_m=2.0, group_width=8)  # where each block costs a second
 CONFIGS: dict[str, ViTConfig | RegNetConfig] = {"vit": VIT, "regnet": REGNET}
 IMAGE_SIZE = 64
 
