@@ -107,6 +107,7 @@ def test_each_runtime_shows_the_metadata(digits: dict[str, Path]) -> None:
     strings = read_metadata(digits[".onnx"]).to_strings()
     session = onnxruntime.InferenceSession(digits[".onnx"])
     assert session.get_modelmeta().custom_metadata_map == strings
+    assert not any(node.metadata_props for node in onnx.load(digits[".onnx"]).graph.node), "nothing of the exporter's own"
     assert [tensor.shape for tensor in session.get_inputs()] == [["batch", 3, 32, 32]]
     assert [(tensor.name, tensor.shape) for tensor in session.get_outputs()] == [("logits", ["batch", 10])]
     extra = dict.fromkeys(strings, "")
