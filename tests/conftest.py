@@ -22,3 +22,14 @@ def server() -> Iterator[Server]:
     """A server of weight files on loopback."""
     with Server() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch, here and in processes: small models are no slower, and a busy machine makes several wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
