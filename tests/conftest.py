@@ -62,10 +62,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Tiny models on one thread: with more, they mostly wait for each other, ten times as long where the machine is busy."""
-    threads = torch.get_num_threads()
+    """One thread for torch, here and in processes: small models are no slower, and a busy machine makes several wait."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)

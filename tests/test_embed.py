@@ -20,11 +20,13 @@ from swag_models.embed import Report, merge_embeddings, read_embeddings, write_e
 from swag_models.errors import ConfigError
 from swag_models.inference import Embedder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".npy"])
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Embedder:
+def embedder(one_thread: None) -> Embedder:
     return Embedder(NANO, batch_size=4, workers=2)
 
 

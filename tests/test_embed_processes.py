@@ -22,16 +22,13 @@ from swag_models.embed import read_embeddings, write_embeddings
 from swag_models.errors import ConfigError
 from swag_models.inference import Embedder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COUNT, BATCH = 320, 4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture(scope="module")
-def embedder() -> Embedder:
+def embedder(one_thread: None) -> Embedder:
     return Embedder(NANO, batch_size=BATCH)
 
 

@@ -17,12 +17,14 @@ from swag_models.embed import write_embeddings
 from swag_models.errors import ConfigError, OutputError
 from swag_models.inference import Embedder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SUFFIXES = pytest.mark.parametrize("suffix", [".parquet", ".npy"])
 COUNT = 200
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Embedder:
+def embedder(one_thread: None) -> Embedder:
     return Embedder(NANO, batch_size=4, workers=2)
 
 

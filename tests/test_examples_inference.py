@@ -17,12 +17,14 @@ from PIL import Image
 from swag_models.cli import main
 from swag_models.inference import Embedder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 
-def run_example(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+
+def run_example(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """An example in a process of its own, without a network."""
     command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
-    offline = {"OMP_NUM_THREADS": "1", "SWAG_MODELS_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | offline | environment)
+    environment = {**os.environ, "SWAG_MODELS_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def write_digits(folder: Path, per_digit: int) -> list[Path]:
@@ -68,7 +70,7 @@ def test_the_nearest_neighbours_of_a_digit_show_that_digit(tmp_path: Path) -> No
 def test_ray_embeds_a_folder(tmp_path: Path) -> None:
     files = write_digits(tmp_path / "digits", 8)
     put(tmp_path / "digits" / "broken.png", b"")
-    done = run_example("ray_embed.py", tmp_path / "digits", tmp_path / "rows", RAY_USAGE_STATS_ENABLED="0")
+    done = run_example("ray_embed.py", tmp_path / "digits", tmp_path / "rows")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"80 embeddings in {tmp_path / 'rows'}\n")
     assert f"skipped: {tmp_path}/digits/broken.png is not an image" in done.stderr

@@ -24,6 +24,8 @@ from swag_models.fast import fold_batch_norm, has_compiler, pick_dtype, prepare,
 from swag_models.inference import Classifier, Embedder
 from swag_models.models import Backbone, build
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 FAMILIES = pytest.mark.parametrize("family", ["vit", "regnet"])
 HOURS = 1e6  # seconds

@@ -18,6 +18,8 @@ from swag_models.errors import ConfigError, ImageError, SwagModelsError
 from swag_models.inference import Classifier, Embedder
 from swag_models.spec import ModelSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES = pytest.mark.parametrize("family", ["vit", "regnet"])
 Model = tuple[ModelSpec, Path]
 
