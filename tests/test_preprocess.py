@@ -299,5 +299,5 @@ class TestBrokenFiles:
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
 def test_a_picture_too_narrow_to_resize_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ImageError, match=f"a picture of {size[0]}x{size[1]} would be resized to .* pixels; crop it first"):
+    with pytest.raises(ImageError, match=f"a picture of {size[0]}x{size[1]} would be .* when resized; crop it first"):
         Transform(Preprocess(384))(Image.new("RGB", size))
