@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
+from swag_models.folder import INDEX, read_index
 from swag_models.layouts import find_unknown_keys, recognise_layout, resize_position_embedding, translate_layout
 from swag_models.spec import Layout
 
@@ -47,12 +48,15 @@ logger = logging.getLogger("swag_models")
 def read_state_dict(path: str | os.PathLike[str], *, backend: Backend = "mmap") -> dict[str, Tensor]:
     """The state dict of a .safetensors or torch file, unwrapped, in the layout it has, on the CPU.
 
+    The index of a sharded model (*.safetensors.index.json) stands for the files it names.
     `backend="mmap"` maps the file; `"pread"` reads it into memory (for network disks and files that may change).
     CheckpointError if the file is no such thing; UnsafeCheckpointError, with nothing run, if it asks for code.
     """
     if backend not in get_args(Backend):
         raise CheckpointError(f"unknown backend {backend!r}; allowed: {', '.join(get_args(Backend))}")
     path = Path(path)
+    if path.name.endswith(INDEX):
+        return _unwrap(_load_shards(path, backend), path)
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -104,13 +108,13 @@ def fit_state_dict(
     origin: str,
     drop_head: bool = False,
     fresh_head: bool = True,
-    square: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
     """The state dict in native names, fitted to `model` (which may be on meta): head, input channels, positions.
 
     A head of another size than the model's is replaced by a fresh one, and so is a missing head if `fresh_head`;
-    `drop_head` leaves out the file's own in any case. `square` says that positions were learned on a square grid, as they
-    always are in the swag and torchvision layouts; else as many positions as the model has are taken as they are.
+    `drop_head` leaves out the file's own in any case. `grid` is that on which positions were learned, where it is known: it is
+    square in the swag and torchvision layouts; else as many positions as the model has are taken as they are.
     Everything else must match: CheckpointError lists what does not. `origin` names the file in messages.
     """
     wanted = model.state_dict()
@@ -125,8 +129,9 @@ def fit_state_dict(
         if stem in state and stem in wanted:
             state[stem] = _fit_channels(state[stem], wanted[stem].shape[1])
     if "pos_embed" in state:
-        grid: tuple[int, int] = model.grid_size  # type: ignore[assignment]
-        state["pos_embed"] = _fit_position(state["pos_embed"], grid, square or found[1] != "timm")
+        wished: tuple[int, int] = model.grid_size  # type: ignore[assignment]
+        learned = (grid or wished) if found[1] == "timm" else None
+        state["pos_embed"] = _fit_position(state["pos_embed"], wished, learned)
     _check_match(state, wanted, origin)
     return state
 
@@ -158,15 +163,17 @@ def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
     return repeated * (3 / in_chans)
 
 
-def _fit_position(position: Tensor, grid: tuple[int, int], square: bool) -> Tensor:
-    """Position embedding (1, 1 + h w, D) of a square grid resized to `grid`; one that can be no square is left as it is."""
+def _fit_position(position: Tensor, grid: tuple[int, int], learned: tuple[int, int] | None) -> Tensor:
+    """Position embedding (1, 1 + h w, D) resized to `grid`, from the grid it was learned on if that has as many, else a square.
+
+    One that fits neither is left as it is.
+    """
     if position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
         return position
     tokens = position.shape[1] - 1
     side = math.isqrt(tokens)
-    if side * side != tokens or (side, side) == grid or (tokens == math.prod(grid) and not square):
-        return position
-    return resize_position_embedding(position, (side, side), grid)
+    old = learned if learned and tokens == math.prod(learned) else (side, side)
+    return position if tokens != math.prod(old) or old == grid else resize_position_embedding(position, old, grid)
 
 
 def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
@@ -201,6 +208,21 @@ def _load_safetensors(path: Path, backend: Backend) -> dict[str, Tensor]:
         return load_file(path, backend=backend)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is broken or cut short: {error}") from None
+
+
+def _load_shards(path: Path, backend: Backend) -> dict[str, Tensor]:
+    index = read_index(path)
+    state: dict[str, Tensor] = {}
+    for name in index.shards:
+        shard = path.parent / name
+        if not shard.is_file():
+            raise CheckpointError(f"{path} names {name}, which is not beside it")
+        part = _load_safetensors(shard, backend)
+        promised = {key for key, file in index.tensors.items() if file == name}
+        if wrong := sorted(promised ^ set(part)):
+            raise CheckpointError(f"{shard} does not hold what {path.name} says; they differ in {_join_some(wrong)}")
+        state |= part
+    return state
 
 
 def _load_pickle(path: Path, mmap: bool) -> Any:

@@ -4,6 +4,7 @@ While the work lasts, a folder `<output>.work` beside the output holds
   job.json      what is being done: model, settings, pictures; only the same work continues it
   vectors.f32   rows so far, appended batch by batch
   rows.jsonl    one line for each batch, written after its rows: what no line accounts for is cut off and done again
+  lock          held by the process at work
 The output appears whole, and the folder goes.
 
 Axes: N pictures, D features.
@@ -15,9 +16,8 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,13 +26,14 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from swag_models.errors import ConfigError, OutputError
+from swag_models.errors import ConfigError, ImageError, OutputError
 from swag_models.inference import Embedder, Embeddings, Skipped
 from swag_models.pictures import Picture, find_pictures
 
 SUFFIXES = (".parquet", ".npy")
 ROWS = 8192  # in one group of a Parquet file
-KEY = b"swag_models"  # of our metadata in a Parquet file
+FILES = ("rows.jsonl", "vectors.f32")
+KEY = "swag_models"  # of our metadata
 
 
 class Report(NamedTuple):
@@ -58,15 +59,17 @@ def write_embeddings(
     Of `world_size` processes each takes one stretch of the pictures and writes `<stem>-<rank>-of-<world_size><suffix>`, for
     `merge_embeddings`. ConfigError if the output holds other work, OutputError if it cannot be written.
     """
-    output = _name_part(_check_output(output), rank, world_size)
+    output = _name_part(check_output(output), rank, world_size)
     pictures = find_pictures(images)
     start, stop = (len(pictures) * part // world_size for part in (rank, rank + 1))
     job = {**_describe(embedder, pictures), "pictures": len(pictures), "rank": rank, "world_size": world_size}
-    if output.exists():
+    if _is_taken(output):
         if {key: value for key, value in _read_meta(output).items() if key in job} != job:
             raise ConfigError(f"{output} holds other embeddings; delete it or choose another name")
-        found = read_embeddings(output)
-        return Report(output, len(found.names), found.skipped)
+        if output.exists():
+            shutil.rmtree(_folder_of(output), ignore_errors=True)  # still there if the process was killed just then
+            found = read_embeddings(output)
+            return Report(output, len(found.names), found.skipped)
     with _explain(output), _Work(output, job) as work:
         with tqdm(total=stop - start, initial=work.done, unit=" pictures", disable=not progress, smoothing=0.1) as bar:
             for batch in embedder.run(pictures[start + work.done : stop]):
@@ -81,7 +84,7 @@ def merge_embeddings(parts: Sequence[str | os.PathLike[str]], output: str | os.P
 
     ConfigError if they are not all the parts of one run.
     """
-    output = _check_output(output)
+    output = check_output(output)
     metas = {Path(part): _read_meta(Path(part)) for part in parts}
     ordered = sorted(metas, key=lambda part: int(metas[part]["rank"]))
     runs = {json.dumps({**meta, "rank": 0, "skipped": []}, sort_keys=True) for meta in metas.values()}
@@ -91,8 +94,10 @@ def merge_embeddings(parts: Sequence[str | os.PathLike[str]], output: str | os.P
     if missing := sorted(set(range(world_size)) - {meta["rank"] for meta in metas.values()}):
         names = ", ".join(_name_part(Path("part" + ordered[0].suffix), rank, world_size).name for rank in missing)
         raise ConfigError(f"{len(ordered)} of {world_size} parts given; missing: {names}")
+    if len(ordered) > world_size:
+        raise ConfigError(f"{len(ordered)} of {world_size} parts given; give each once")
     job = {key: value for key, value in metas[ordered[0]].items() if key != "skipped"}
-    if output.exists():
+    if _is_taken(output):
         raise ConfigError(f"{output} exists; delete it or choose another name")
     with _explain(output), _Work(output, {**job, "rank": 0, "world_size": 1}, fresh=True) as work:
         for part in ordered:
@@ -103,12 +108,12 @@ def merge_embeddings(parts: Sequence[str | os.PathLike[str]], output: str | os.P
 
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """What `write_embeddings` wrote: vectors (N, D), names and skipped pictures; the vectors of a .npy file are mapped."""
-    path = _check_output(path)
+    path = Path(path)
     meta = _read_meta(path)
     skipped = [Skipped(*each) for each in meta["skipped"]]
     if path.suffix == ".npy":
         vectors = np.load(path, mmap_mode="c")
-        return Embeddings(torch.from_numpy(vectors), json.loads(_names_of(path).read_text())["names"], skipped)
+        return Embeddings(torch.from_numpy(vectors), json.loads(_record_of(path).read_text())["names"], skipped)
     table = _import_pyarrow().parquet.read_table(path).combine_chunks()
     flat = table["embedding"].combine_chunks().flatten().to_numpy()
     return Embeddings(torch.from_numpy(flat.reshape(-1, meta["width"]).copy()), table["name"].to_pylist(), skipped)
@@ -119,37 +124,46 @@ class _Work:
 
     def __init__(self, output: Path, job: dict[str, Any], fresh: bool = False) -> None:
         self.output, self.job, self.fresh = output, job, fresh
-        self.folder = output.with_name(f"{output.name}.work")
-        self.lock = FileLock(output.with_name(f".{output.name}.lock"))
+        self.folder = _folder_of(output)
         self.done, self.names, self.skipped = 0, list[str](), list[Skipped]()
 
     def __enter__(self) -> _Work:
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(f"another process is writing {self.output}; wait for it, or choose another name") from None
-        if self.fresh:
-            shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(exist_ok=True)
-        described = self.folder / "job.json"
-        if not described.exists():
-            _write_whole(described, lambda to: to.write_text(json.dumps(self.job, indent=2)))
-        elif json.loads(described.read_text()) != self.job:
-            raise ConfigError(f"{self.folder} holds other work for {self.output}; delete it or choose another name")
-        self._rows, self._vectors = ((self.folder / name).open("a+b") for name in ("rows.jsonl", "vectors.f32"))
+        with ExitStack() as held:  # let go of all again if the work is refused
+            try:
+                held.enter_context(FileLock(self.folder / "lock").acquire(timeout=0))
+            except Timeout:
+                raise ConfigError(f"another process is writing {self.output}; wait for it, or choose another name") from None
+            described = self.folder / "job.json"
+            if self.fresh:
+                for name in (described.name, *FILES):
+                    (self.folder / name).unlink(missing_ok=True)
+            if not described.exists():
+                _write_whole(described, lambda to: to.write_text(json.dumps(self.job, indent=2)))
+            elif json.loads(described.read_text()) != self.job:
+                raise ConfigError(f"{self.folder} holds other work for {self.output}; delete it or choose another name")
+            self._rows, self._vectors = (held.enter_context((self.folder / name).open("a+b")) for name in FILES)
+            self._recall()
+            self._held = held.pop_all()
+        return self
+
+    def _recall(self) -> None:
+        """Take up what the journal accounts for, and cut off the rest."""
+        row, space = 4 * self.job["width"], self._vectors.seek(0, os.SEEK_END)  # bytes
         self._rows.seek(0)
         whole = 0
         for line in self._rows:
             if not line.endswith(b"\n"):
                 break
-            whole += len(line)
             batch = json.loads(line)
+            if row * (len(self.names) + len(batch["names"])) > space:  # the machine lost its power
+                break
+            whole += len(line)
             self.done += batch["count"]
             self.names += batch["names"]
             self.skipped += [Skipped(*each) for each in batch["skipped"]]
         self._rows.truncate(whole)
-        self._vectors.truncate(len(self.names) * self.job["width"] * 4)
-        return self
+        self._vectors.truncate(row * len(self.names))
 
     def append(self, count: int, names: list[str], skipped: list[Skipped], vectors: np.ndarray[Any, Any] | None) -> None:
         """Add `count` pictures: rows (N, D) with their names, and those skipped."""
@@ -169,22 +183,16 @@ class _Work:
         vectors = np.memmap(path, "<f4", "r", shape=shape) if self.names else np.empty(shape, "<f4")
         meta = {**self.job, "skipped": self.skipped}
         if self.output.suffix == ".npy":
-            content = json.dumps({**meta, "names": self.names})
-            _write_whole(_names_of(self.output), lambda to: to.write_text(content))
+            content = json.dumps({KEY: meta, "names": self.names})
+            _write_whole(_record_of(self.output), lambda to: to.write_text(content))
             _write_whole(self.output, lambda to: _write_npy(to, vectors))
         else:
             _write_whole(self.output, lambda to: _write_parquet(to, vectors, self.names, meta))
-        self._close()
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
         return Report(self.output, len(self.names), self.skipped)
 
-    def _close(self) -> None:
-        self._rows.close()
-        self._vectors.close()
-
     def __exit__(self, *error: object) -> None:
-        self._close()
-        self.lock.release()
+        self._held.close()
 
 
 def _describe(embedder: Embedder, pictures: Sequence[Picture]) -> dict[str, Any]:
@@ -195,22 +203,35 @@ def _describe(embedder: Embedder, pictures: Sequence[Picture]) -> dict[str, Any]
         weights.update(f"{name} {tuple(tensor.shape)}".encode() + start.tobytes())
     for picture in pictures:
         listing.update(f"{picture.name}\0".encode())
+        if not isinstance(picture.source, Path):  # a number is all the name it has
+            listing.update(_digest(picture))
     return {
         "model": embedder.name,
         "width": embedder.model.num_features,
         "preprocess": repr(embedder.preprocess),
         "dtype": str(embedder.dtype).removeprefix("torch."),
         "weights_sha256": weights.hexdigest(),
-        "names_sha256": listing.hexdigest(),
+        "pictures_sha256": listing.hexdigest(),
     }
 
 
-def _check_output(output: str | os.PathLike[str]) -> Path:
+def _digest(picture: Picture) -> bytes:
+    """SHA-256 of the pixels, or of what is wrong with them."""
+    try:
+        return hashlib.sha256(np.ascontiguousarray(picture.read()).data).digest()
+    except ImageError as error:
+        return hashlib.sha256(str(error).encode()).digest()
+
+
+def check_output(output: str | os.PathLike[str]) -> Path:
+    """A path that embeddings can be written to, or ConfigError: that is better known before the work than after it."""
     path = Path(output)
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; make it, or choose another one for {path.name}")
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"embeddings in {path}: end the name in {' or '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
-        _import_pyarrow()  # now, rather than when the work is done
+        _import_pyarrow()
     return path
 
 
@@ -229,24 +250,35 @@ def _name_part(output: Path, rank: int, world_size: int) -> Path:
     return output if world_size == 1 else output.with_stem(f"{output.stem}-{rank:05d}-of-{world_size:05d}")
 
 
-def _names_of(path: Path) -> Path:
-    return path.with_suffix(".json")
+def _folder_of(output: Path) -> Path:
+    """Where the work for it is under way."""
+    return output.with_name(f"{output.name}.work")
+
+
+def _record_of(path: Path) -> Path:
+    """The file with our metadata."""
+    return path.with_suffix(".json") if path.suffix == ".npy" else path
+
+
+def _is_taken(output: Path) -> bool:
+    return output.exists() or _record_of(output).exists()
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
+    record = _record_of(path)
+    parquet = None if path.suffix == ".npy" else _import_pyarrow().parquet
     try:
-        if path.suffix == ".npy":
-            content = json.loads(_names_of(path).read_text())
-            return {key: value for key, value in content.items() if key != "names"}
-        found: dict[str, Any] = json.loads(_import_pyarrow().parquet.read_schema(path).metadata[KEY])
+        content = parquet.read_schema(path).metadata[KEY.encode()] if parquet else record.read_text()
+        found: dict[str, Any] = json.loads(content) if parquet else json.loads(content)[KEY]
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are ValueErrors
-        raise ConfigError(f"{path} is no file of embeddings that swag-models wrote: {error}") from None
+        raise ConfigError(f"{record} is not what swag-models embed wrote: {error}") from None
     return found
 
 
 def _write_npy(to: Path, vectors: np.ndarray[Any, Any]) -> None:
     with to.open("wb") as file:
-        np.lib.format.write_array(file, vectors, allow_pickle=False)
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+        file.write(vectors.data)  # numpy's own way does not say that a disk is full
 
 
 def _write_parquet(to: Path, vectors: np.ndarray[Any, Any], names: list[str], meta: dict[str, Any]) -> None:
@@ -265,7 +297,7 @@ def _write_parquet(to: Path, vectors: np.ndarray[Any, Any], names: list[str], me
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """A file that appears whole or not at all."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # ours alone, under the lock
     try:
         write(temporary)
         os.replace(temporary, path)

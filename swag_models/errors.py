@@ -10,6 +10,7 @@ SwagModelsError
 │   └── CacheError                   the cache folder cannot take the file
 ├── OutputError (OSError)            a file that cannot be written
 ├── ExportError (RuntimeError)       an exported file that does not do what the model does, or cannot be written or read
+├── PublishError (OSError)           a folder or repository that could not take a model
 └── ImageError (ValueError)          a picture that cannot be read
 """
 
@@ -24,6 +25,7 @@ __all__ = [
     "HashMismatchError",
     "ImageError",
     "OutputError",
+    "PublishError",
     "SwagModelsError",
     "UnknownModelError",
     "UnsafeCheckpointError",
@@ -68,6 +70,10 @@ class OutputError(SwagModelsError, OSError):
 
 class ExportError(SwagModelsError, RuntimeError):
     """An exported file does not give what the model gives, or cannot be written or read."""
+
+
+class PublishError(SwagModelsError, OSError):
+    """A folder or a repository of the Hub could not take a model."""
 
 
 class ImageError(SwagModelsError, ValueError):

@@ -8,7 +8,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -68,10 +71,11 @@ def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs on this machine: a C++ compiler, or Triton for a GPU."""
+    """Whether torch.compile finds what it needs on this machine: a C++ compiler and Python's headers, or Triton for a GPU."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name)
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # as inductor does
+    return shutil.which(compiler.split()[0]) is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def _cpu_kind() -> str | None:

@@ -17,13 +17,27 @@ import logging
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+<<<<<<< HEAD
 from typing import Any
 from urllib.parse import unquote, urlsplit
+=======
+from urllib.parse import urlsplit
+>>>>>>> main
 
 from swag_models.cache import Record, cache_folder, is_unchanged, read_record, record_path, remember, xdg_cache
 from swag_models.errors import CacheError, FetchError, HashMismatchError
+from swag_models.folder import CONFIG, INDEX, read_index
+from swag_models.hub import (
+    COMMIT,
+    PREFIX,
+    UnreachableError,
+    download_file,
+    find_cached,
+    find_commit,
+    parse_url,
+)
 from swag_models.spec import ModelSpec, Source
 from swag_models.transfer import Progress, download, hash_file, remove_parts
 
@@ -58,29 +72,54 @@ def fetch_weights(spec: ModelSpec, *, progress: Progress = True) -> Path:
             raise
         except FetchError as error:
             reasons.append(f"  {source.url}: {error}")
-    by_hand = [f"  {cache_folder() / source.file_name}" for source in spec.sources if _is_remote(source)]
-    lines = [f"no source could give the weights of {spec.name}:", *reasons, "A file copied by hand is found at", *by_hand]
+    lines = [f"no source could give the weights of {spec.name}:", *reasons]
+    if by_hand := [f"  {cache_folder() / source.file_name}" for source in spec.sources if _is_remote(source)]:
+        lines += ["A file copied by hand is found at", *by_hand]
     raise FetchError("\n".join(lines))
+
+
+def fetch_config(repo: str, revision: str) -> Path:
+    """config.json of a Hub repository as `revision` stands now, in a folder named after the commit.
+
+    One request for a branch or tag, none for a commit that is here. Without network, the version that was here last, with a
+    notice; FetchError if there is none.
+    """
+    cached = find_cached(repo, revision, CONFIG)
+    if cached and (COMMIT.fullmatch(revision) or is_offline()):
+        return cached
+    if is_offline():
+        raise FetchError(f"{PREFIX}{repo}@{revision} is not on this machine, and offline is asked for")
+    try:
+        if cached and find_commit(repo, revision, CONFIG) == cached.parent.name:
+            return cached
+        return download_file(repo, revision, CONFIG, progress=False)
+    except UnreachableError as error:
+        if cached is None:
+            raise
+        logger.warning("%s: %s is used as it was here last, at %s", error, f"{PREFIX}{repo}@{revision}", cached.parent.name)
+        return cached
 
 
 def find_weights(spec: ModelSpec) -> Path | None:
     """The verified weight file of a model if it is on this machine already; asks no network."""
     records = ((source, read_record(source)) for source in spec.sources)
-    known = (Path(record.path) for source, record in records if record and is_unchanged(record, source))
-    return next(known, None) or next((path for source in spec.sources if (path := _find_source(source))), None)
+    known = ((source, Path(record.path)) for source, record in records if record and is_unchanged(record, source))
+    recorded = next((path for source, path in known if _has_shards(source, path)), None)
+    return recorded or next((path for source in spec.sources if (path := _find_source(source))), None)
 
 
 def verify_weights(spec: ModelSpec) -> list[Check]:
     """Read every local file of a model's sources again and compare it with its published or pinned hash."""
     checks = []
-    for source in spec.sources:
-        path = _find_source(source)
+    found = [(source, _find_file(source)) for source in spec.sources]
+    found += [(shard, place) for source, path in found if path for shard, place in _list_shards(source, path)]
+    for source, path in found:
         record = read_record(source)
         if record is None and path is None:
             continue
         path = path or Path(record.path)  # type: ignore[union-attr]
         digest = hash_file(path) if path.is_file() else "missing"
-        expected = record.sha256 if record else source.sha256 or ""
+        expected = record.sha256 if record and record.sha256.startswith(source.sha256 or "") else source.sha256 or ""
         checks.append(Check(source.url, str(path), digest, digest.startswith(expected)))
     return checks
 
@@ -91,14 +130,35 @@ def is_offline() -> bool:
 
 
 def _find_source(source: Source) -> Path | None:
-    """This source's file where it already lies, its content verified; None if it is nowhere."""
+    """This source's file where it already lies, its content verified, and with all its shards; None if it is nowhere."""
+    path = _find_file(source)
+    return path if path and _has_shards(source, path) else None
+
+
+def _list_shards(source: Source, path: Path) -> list[tuple[Source, Path]]:
+    """The files beside a sharded model's index: as sources, and where they belong. None for a model in one file."""
+    if not path.name.endswith(INDEX):
+        return []
+    folder = source.url.rsplit("/", 1)[0]
+    return [
+        (replace(source, url=f"{folder}/{name}", sha256=digest), path.parent / name)
+        for name, digest in read_index(path).shards.items()
+    ]
+
+
+def _has_shards(source: Source, path: Path) -> bool:
+    return all(_find_file(shard, place) == place for shard, place in _list_shards(source, path))
+
+
+def _find_file(source: Source, place: Path | None = None) -> Path | None:
+    """The verified file of a source, or of a shard, which has but one place to be."""
     if not _is_remote(source) and source.sha256 is None:  # the user's own file, free to change
         return path if (path := _local_path(source)).is_file() else None
     record = read_record(source)
-    if record and is_unchanged(record, source):
+    if record and is_unchanged(record, source) and place in (None, Path(record.path)):
         return Path(record.path)
     expected = _expected_hash(source, record)
-    for path in _candidates(source, record, expected):
+    for path in [place] if place else _candidates(source, record, expected):
         try:
             if not path.is_file():
                 continue
@@ -128,43 +188,73 @@ def _candidates(source: Source, record: Record | None, expected: str | None) -> 
         yield from sorted(cache.glob(f"files/{expected}*/*"))
     yield cache / source.file_name
     if source.url.startswith("hf://"):
-        from huggingface_hub import try_to_load_from_cache
-
-        repo, revision, name = _parse_hf(source.url)
-        if isinstance(path := try_to_load_from_cache(repo, name, revision=revision), str):
-            yield Path(path)
+        if path := find_cached(*parse_url(source.url)):
+            yield path
     else:
         torch_home = Path(os.environ.get("TORCH_HOME") or xdg_cache() / "torch").expanduser()
         yield torch_home / "hub" / "checkpoints" / source.file_name
 
 
+<<<<<<< HEAD
 def _download_source(source: Source, spec: ModelSpec, progress: Progress) -> Path:
     """The source's file brought here and verified, or a FetchError with the reason."""
+=======
+def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
+    """The source's file, with its shards, brought here and verified, or a FetchError with the reason."""
+>>>>>>> main
     if not _is_remote(source):
-        path = _local_path(source)
-        found = hash_file(path) if path.is_file() else None
-        raise FetchError("no such file" if found is None else f"SHA-256 is {found}, not {source.sha256}")
+        raise FetchError(_explain_local(source))
     if is_offline():
         raise FetchError("offline, and not on this machine")
     with _lock(source):
-        if found_path := _find_source(source):  # another process brought it while this one waited
-            return found_path
-        record = read_record(source)
-        expected = _expected_hash(source, record)
-        try:
-            path, digest = _download_verified(source, expected, progress)
-        except HashMismatchError as error:
-            pin = f" (pinned on first use; if the change is expected, delete {record_path(source)})" if record else ""
-            raise HashMismatchError(f"{error}{pin}") from None
-        logger.warning("%s: the weights are licensed %s, see %s", spec.name, spec.license.upper(), spec.license_url)
-        remember(source, path, digest, new_pin=expected is None)
+        if found := _find_source(source):  # another process brought it while this one waited
+            return found
+        path = _bring(source, progress)
+        for shard, place in _list_shards(source, path):
+            if _find_file(shard, place) != place and _bring(shard, progress) != place:
+                raise FetchError(f"{place.name} did not come to where its index is, {path}")
+        see = f", see {spec.license_url}" if spec.license_url else ""
+        logger.warning("%s: the weights are licensed %s%s", spec.name, spec.license.upper(), see)
         return path
 
 
+<<<<<<< HEAD
 def _download_verified(source: Source, expected: str | None, progress: Progress) -> tuple[Path, str]:
+=======
+def _bring(source: Source, progress: bool) -> Path:
+    """One file downloaded, verified and recorded."""
+    record = read_record(source)
+    expected = _expected_hash(source, record)
+    try:
+        path, digest = _download_verified(source, expected, progress)
+    except HashMismatchError as error:
+        if source.sha256:
+            raise
+        hint = f"pinned on first use; if the change is expected, delete {record_path(source)}"
+        raise HashMismatchError(f"{error} ({hint})") from None
+    remember(source, path, digest, new_pin=expected is None)
+    return path
+
+
+def _explain_local(source: Source) -> str:
+    """Why a file that should be on this machine does not do."""
+    path = _local_path(source)
+    if not path.is_file():
+        return "no such file"
+    for part, place in [(source, path), *_list_shards(source, path)]:
+        which = "" if place == path else f"{place.name}: "
+        if not place.is_file():
+            return f"{which}no such file"
+        if not (found := hash_file(place)).startswith(part.sha256 or ""):
+            return f"{which}SHA-256 is {found}, not {part.sha256}"
+    return "it changed while it was read; try again"
+
+
+def _download_verified(source: Source, expected: str | None, progress: bool) -> tuple[Path, str]:
+>>>>>>> main
     """(final path, SHA-256) of a complete download with the expected hash, or with none to expect."""
     if source.url.startswith("hf://"):
-        path = _download_hf(source.url, progress)
+        path = download_file(*parse_url(source.url), progress)
         digest = hash_file(path)
         if not digest.startswith(expected or ""):
             raise HashMismatchError(f"SHA-256 is {digest}, not {expected}")
@@ -190,6 +280,7 @@ def _download_verified(source: Source, expected: str | None, progress: Progress)
         return path, digest
 
 
+<<<<<<< HEAD
 def _download_hf(url: str, progress: Progress) -> Path:
     """A file of a Hugging Face repository, in the Hub client's own cache."""
     from huggingface_hub import hf_hub_download
@@ -212,6 +303,8 @@ def _download_hf(url: str, progress: Progress) -> Path:
             enable_progress_bars()
 
 
+=======
+>>>>>>> main
 @contextlib.contextmanager
 def _lock(source: Source) -> Iterator[None]:
     """One download of a source at a time, where locks work; where they do not, go on without."""
@@ -262,17 +355,12 @@ def _mirrored(url: str) -> str:
     return mirror.rstrip("/") + "/" + url.split("/", 3)[3] if mirror else url
 
 
-def _parse_hf(url: str) -> tuple[str, str, str]:
-    """hf://org/repo[@revision]/file -> (org/repo, revision, file)."""
-    org, repo, name = url.removeprefix("hf://").split("/", 2)
-    repo, _, revision = repo.partition("@")
-    return f"{org}/{repo}", revision or "main", name
-
-
 def _local_path(source: Source) -> Path:
     if source.url.startswith("package://"):
         return PACKAGE_DATA / source.url.removeprefix("package://")
-    return Path(unquote(urlsplit(source.url).path))
+    from urllib.request import url2pathname  # which knows Windows' drives
+
+    return Path(url2pathname(urlsplit(source.url).path))
 
 
 def _is_remote(source: Source) -> bool:

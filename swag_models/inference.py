@@ -6,7 +6,6 @@ Axes: N batch, D features, K classes, H W pixels.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.api import load_classes, load_model, load_preprocess
+from swag_models.api import Name, check_dtype, get_spec, load_classes, load_model, load_preprocess
 from swag_models.errors import ConfigError, ImageError
 from swag_models.fast import compile_forward, has_compiler, pick_dtype, prepare, repays_compiling
 from swag_models.pictures import Picture, count_processors, find_pictures, read_ahead
-from swag_models.spec import ImageSize, ModelSpec
+from swag_models.spec import ImageSize
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
 MAX_WORKERS = 16  # more threads than that wait for each other's Python
@@ -89,7 +88,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | ModelSpec,
+        model: Name,
         *,
         fast: bool = False,
         compile: bool | None = None,
@@ -101,23 +100,25 @@ class Engine:
         **options: Any,
     ) -> None:
         if fixed := sorted({"num_classes", "in_chans"} & set(options)):
-            raise ConfigError(f"a {type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out")
+            raise ConfigError(f"{type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out")
         for name, value in {"batch_size": batch_size, "workers": workers}.items():
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; give a positive number")
         head: dict[str, Any] = {} if self.keeps_head else {"num_classes": None}
-        self.model = load_model(model, device=device, dtype=dtype, image_size=image_size, **head, **options)
-        self.name = model.name if isinstance(model, ModelSpec) else str(model)
+        spec = get_spec(model)
+        self.model = load_model(spec, device=device, dtype=None if fast else dtype, image_size=image_size, **head, **options)
+        self.name = spec.name
         self.device = next(self.model.parameters()).device
         self.batch_size = batch_size or (BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
         self.workers = workers or min(MAX_WORKERS, count_processors())
-        self.preprocess = load_preprocess(model, image_size=image_size)
+        self.preprocess = load_preprocess(spec, image_size=image_size)
         if fast:
-            prepare(self.model, next(self.model.parameters()).dtype if dtype else pick_dtype(self.device))
+            prepare(self.model, check_dtype(dtype) if dtype else pick_dtype(self.device))
         self.dtype = next(self.model.parameters()).dtype
         if compile and not has_compiler(self.device):
             raise ConfigError(
-                f"compile is True, but torch.compile finds no compiler for {self.device}; install g++ or leave it out"
+                f"compile is True, but torch.compile lacks what it needs for {self.device}; "
+                f"install g++ and Python's headers (for a GPU Triton), or leave it out"
             )
         self._compiled = compile_forward(self.forward) if compile else None
         self._may_compile = fast and compile is None
@@ -172,9 +173,10 @@ class Classifier(Engine):
 
     keeps_head = True
 
-    def __init__(self, model: str | os.PathLike[str] | ModelSpec, **options: Any) -> None:
-        self.classes = load_classes(model)
-        super().__init__(model, **options)
+    def __init__(self, model: Name, **options: Any) -> None:
+        spec = get_spec(model)
+        self.classes = load_classes(spec)
+        super().__init__(spec, **options)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, K)
         return self.model(x)

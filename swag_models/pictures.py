@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # only the first can be read, at any offset
+TAR_BLOCK = 512
+LOCKS = [Lock() for _ in range(61)]  # an image in memory that is given twice must not be decoded by two threads at once
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -41,9 +46,18 @@ class Picture(NamedTuple):
 
     def read(self) -> Image.Image | Tensor:
         """An upright RGB image, or the tensor it is; ImageError, which names the picture, says what is wrong with it."""
-        if not isinstance(self.source, (Path, Image.Image)):
+        image = self._open()
+        if 0 in (image.size if isinstance(image, Image.Image) else image.shape):
+            raise ImageError(f"{self.name} has no pixels")
+        return image
+
+    def _open(self) -> Image.Image | Tensor:
+        if isinstance(self.source, Image.Image):
+            with LOCKS[id(self.source) % len(LOCKS)]:
+                return read_image(self.source, self.name)
+        if not isinstance(self.source, Path):
             return self.source
-        if self.span is None or isinstance(self.source, Image.Image):
+        if self.span is None:
             return read_image(self.source, self.name)
         offset, size = self.span
         try:
@@ -108,12 +122,10 @@ def count_processors() -> int:
 
 def _find_files(pattern: str | os.PathLike[str]) -> list[Picture]:
     path = Path(pattern)
-    if path.is_dir():
-        found = [each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES]
-    elif path.exists() or not glob.has_magic(str(pattern)):
-        found = [path]  # also if it is missing: reading it will say so
-    else:
-        found = [Path(each) for each in glob.glob(str(pattern), recursive=True)]
+    given = [path]  # also if it is missing: reading it will say so
+    if glob.has_magic(str(pattern)) and not path.exists():
+        given = [Path(each) for each in glob.glob(str(pattern), recursive=True)]
+    found = {file for each in given for file in (_search(each) if each.is_dir() else [each])}
     pictures = [picture for each in sorted(found) for picture in _expand(each)]
     if not pictures:
         raise ConfigError(
@@ -122,19 +134,41 @@ def _find_files(pattern: str | os.PathLike[str]) -> list[Picture]:
     return pictures
 
 
+def _search(folder: Path) -> Iterator[Path]:
+    """The files in a folder, at any depth, that are named like pictures."""
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
+
+    for root, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(root, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+
+
 def _expand(path: Path) -> list[Picture]:
     """The pictures of a tar shard in the order they lie there, or the file itself."""
-    if path.suffix.lower() != ".tar":
-        return [Picture(str(path), path)]
+    if not path.name.lower().endswith(SHARDS):
+        return [Picture(_spell(path), path)]
     try:
         with tarfile.open(path, "r:") as archive:
-            return [
-                Picture(f"{path}/{member.name}", path, (member.offset_data, member.size))
+            pictures = [
+                Picture(_spell(f"{path}/{member.name}"), path, (member.offset_data, member.size))
                 for member in archive
                 if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES
             ]
+            end = archive.offset
+        with path.open("rb") as file:
+            file.seek(end)
+            if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):  # tarfile itself takes a cut before a member for the end
+                raise tarfile.ReadError("unexpected end of data")
     except (OSError, tarfile.TarError) as error:
-        raise ConfigError(f"{path} is no uncompressed tar file: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read as an uncompressed tar file: {reason}") from None
+    return pictures
+
+
+def _spell(path: str | os.PathLike[str]) -> str:
+    """A path as text that can be written to any file; bytes that are no UTF-8 are spelled out."""
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _unbind(image: Any) -> list[Image.Image | Tensor]:

@@ -89,6 +89,8 @@ class Transform:
             what = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ImageError(f"cannot preprocess {what}; give a PIL image or a tensor (..., 3, H, W)")
         resized = list(cover_size(height, width, *self.preprocess.size))
+        if resized[0] * resized[1] > MAX_PIXELS:
+            raise ImageError(f"a picture of {width}x{height} would be {resized[1]}x{resized[0]} when resized; crop it first")
         image = F.resize(image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True)
         image = F.center_crop(image, list(self.preprocess.size))
         return image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from swag_models.errors import ConfigError
 
 ImageSize = int | tuple[int, int]
 Layout = Literal["swag", "torchvision", "timm"]
+Pool = Literal["token", "avg"]
+UNKNOWN = "unknown"  # the licence of weights of which nobody stated one, in the Hub's word
 T = TypeVar("T")
 
 
@@ -41,6 +44,10 @@ class RegNetConfig:
     group_width: int
     se_ratio: float = 0.25
     stem_width: int = 32
+
+    def __post_init__(self) -> None:
+        if self.w_0 < 8 or self.w_a < 0 or self.w_m <= 1:
+            raise ConfigError(f"{self} has no widths; w_0 must be at least 8, w_a at least 0, w_m above 1")
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
@@ -102,7 +109,8 @@ class ModelSpec:
     """All that is known of one model: enough to fetch, build, feed and cite it.
 
     `classes` is the name of a public label set ("imagenet-1k") or the class names themselves; None goes with no head.
-    `num_params` counts parameters without buffers; `gmacs` is 10^9 multiply-adds for one image of `image_size`.
+    `num_params` counts parameters without buffers; `gmacs` is 10^9 multiply-adds for one image of `image_size`;
+    `global_pool` is what `models.build` takes, None for the family's own.
     """
 
     name: str
@@ -119,6 +127,8 @@ class ModelSpec:
     license: str
     license_url: str
     sources: tuple[Source, ...]
+    in_chans: int = 3
+    global_pool: Pool | None = None
 
     @property
     def family(self) -> str:
@@ -141,24 +151,9 @@ class ModelSpec:
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ModelSpec:
-        """The inverse of `to_dict`; ConfigError names an unknown or missing field."""
-        spec: ModelSpec = _decode(cls, data)
-        config = dict(data["config"])
-        families: dict[object, type[ViTConfig] | type[RegNetConfig]] = {
-            family.family: family for family in (ViTConfig, RegNetConfig)
-        }
-        family = families.get(config.pop("family", None))
-        if family is None:
-            raise ConfigError(f"config.family is {data['config'].get('family')!r}; allowed: {', '.join(map(str, families))}")
-        return replace(
-            spec,
-            config=_decode(family, config),
-            preprocess=_decode(Preprocess, data["preprocess"]),
-            classes=_tuple(data["classes"]),
-            metrics=None if data["metrics"] is None else _decode(Metrics, data["metrics"]),
-            sources=tuple(_decode(Source, source) for source in data["sources"]),
-        )
+    def from_dict(cls, data: Any) -> ModelSpec:
+        """The inverse of `to_dict`; ConfigError names a field that is unknown, missing or of another kind."""
+        return _decode_fields(cls, data, "")
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -170,18 +165,52 @@ class ModelSpec:
         return cls.from_dict(data)
 
 
-def _decode(cls: type[T], data: Any) -> T:
-    """A dataclass from a mapping of its fields, lists made tuples."""
+def _decode_fields(cls: type[T], data: Any, path: str) -> T:
+    """A dataclass from the JSON object of its fields; `path` leads to it in messages."""
     if not isinstance(data, dict):
-        raise ConfigError(f"not a {cls.__name__}: expected a JSON object, got {data!r}")
-    known = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]
+        raise ConfigError(f"{path or 'this'} is not a {cls.__name__}: expected a JSON object, got {data!r}")
+    known = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(known)):
         raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; fields: {', '.join(known)}")
+    hints = get_type_hints(cls)
     try:
-        return cls(**{name: _tuple(value) for name, value in data.items()})
+        return cls(**{name: _decode(hints[name], value, f"{path}{name}", known[name]) for name, value in data.items()})
     except TypeError as error:
         raise ConfigError(f"{cls.__name__}: {str(error).split('() ')[-1]}") from None
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _decode(hint: Any, data: Any, path: str, expected: Any) -> Any:
+    """What JSON holds, made into what an annotation says."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for option in options:
+        if not _suits(option, data):
+            continue
+        if is_dataclass(option):
+            inner = {name: value for name, value in data.items() if name != "family"}
+            return _decode_fields(option, inner, f"{path}.")  # type: ignore[arg-type]
+        if get_origin(option) is not tuple:
+            return data
+        parts = get_args(option)
+        each = parts[:1] * len(data) if parts[-1] is Ellipsis else parts
+        if len(each) == len(data):
+            return tuple(_decode(kind, item, f"{path}[{i}]", kind) for i, (kind, item) in enumerate(zip(each, data)))
+    families = [option.family for option in options if hasattr(option, "family")]
+    if families and isinstance(data, dict):
+        raise ConfigError(f"{path}.family is {data.get('family')!r}; allowed: {', '.join(families)}")
+    limits = ", finite, and positive if whole" if isinstance(data, (int, float)) else ""
+    raise ConfigError(f"{path} is {data!r}; expected {getattr(expected, '__name__', expected)}{limits}")
+
+
+def _suits(hint: Any, data: Any) -> bool:
+    """Whether JSON data is of the kind an annotation asks for, looking at its outside only."""
+    if is_dataclass(hint):
+        return isinstance(data, dict) and getattr(hint, "family", None) == data.get("family")
+    if get_origin(hint) is Literal:
+        return data in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(data, list)
+    if hint is int:  # all our whole numbers count something
+        return type(data) is int and data > 0
+    if hint is float:
+        return type(data) in (int, float) and math.isfinite(data)
+    return isinstance(data, hint)

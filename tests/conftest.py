@@ -1,10 +1,17 @@
 """Makes the modules beside this file importable from every test, random numbers repeatable, and the user's cache untouched."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from fetch_support import isolate
+from hub import Hub
+from hub_support import READER, WRITER
 from server import Server
+from tiny import load_tiny
+
+from swag_models.publish import save
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +29,45 @@ def server() -> Iterator[Server]:
     """A server of weight files on loopback."""
     with Server() as server:
         yield server
+
+
+@pytest.fixture
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for every cache, and the client's plain protocol."""
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    isolate(tmp_path / "caches", monkeypatch)
+    return tmp_path / "caches"
+
+
+@pytest.fixture
+def hub(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hugging Face Hub on loopback, and where the client looks for it."""
+    with Hub({WRITER: ("org",), READER: ()}) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        yield hub
+
+
+@pytest.fixture
+def token(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that may write to the Hub."""
+    monkeypatch.setenv("HF_TOKEN", WRITER)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Published models: two of one kind, and one in several files."""
+    made = {}
+    for name, options in {"first": {}, "second": {}, "sharded": {"max_shard_size": 20_000}}.items():
+        made[name] = save(load_tiny(), tmp_path_factory.mktemp("models") / name, license="mit", **options)
+    return made
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch, here and in processes: small models are no slower, and a busy machine makes several wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)

@@ -234,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.server.owner.answer(self)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from server import Server
 
 import swag_models
 from swag_models.cli import main
+from swag_models.embed import read_embeddings
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "examples" / "digits"
 CLASSIFY = ["classify", "--model", "vit_nano_digits"]
+EMBED = ["embed", "--model", "vit_nano_digits"]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -73,6 +76,14 @@ def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
         ([*CLASSIFY, str(DIGITS), "--image-size", "30"], "image size 30x30 is not a multiple of the patch size 4"),
         ([*CLASSIFY, str(DIGITS), "--device", "gpu"], "device 'gpu' cannot be used here"),
         (["classify", str(DIGITS), "--model", "vit_b16"], "vit_b16 gives features and has no classes"),
+        ([*CLASSIFY, str(DIGITS), "--batch-size", "0"], "batch_size is 0; give a positive number"),
+        ([*CLASSIFY, str(DIGITS), "--dtype", "int8"], "dtype 'int8' is not allowed; "),
+        ([*CLASSIFY, "gone.tar"], "gone.tar cannot be read as an uncompressed tar file: No such file or directory"),
+        ([*EMBED, str(DIGITS), "-o", "x.csv"], "embeddings in x.csv: end the name in .parquet or .npy"),
+        ([*EMBED, str(DIGITS), "-o", "no/x.npy"], "no is no folder; make it, or choose another one for x.npy"),
+        ([*EMBED, "nothing/*.png", "-o", "x.npy"], "no picture in nothing/*.png; "),
+        (["embed", str(DIGITS), "--model", "vit_b61", "-o", "x.npy"], "unknown model 'vit_b61'; did you mean: vit_b16, "),
+        (["merge", "gone.npy", "-o", "x.npy"], "gone.json is not what swag-models embed wrote: "),
     ],
 )
 def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], message: str, capsys: Capture) -> None:
@@ -101,7 +112,7 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["list", "info", "fetch", "verify", "convert", "classify", "app"])
+@pytest.mark.parametrize("command", ["list", "info", "fetch", "verify", "convert", "classify", "embed", "merge", "app"])
 def test_help_shows_an_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -198,3 +209,60 @@ def test_classify_reads_a_picture_whatever_its_mode(tmp_path: Path, capsys: Capt
     Image.fromarray(np.asarray(seven).astype(np.uint16) * 257).save(tmp_path / "sixteen_bits.png")
     assert main([*CLASSIFY, str(tmp_path), "--top-k", "1"]) == 0
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1::2]] == ["seven"] * 5
+
+
+def test_classify_gives_the_same_whatever_the_engines_setting(tmp_path: Path, capsys: Capture) -> None:
+    files = [str(path) for path in sorted(DIGITS.iterdir())]
+    with tarfile.open(tmp_path / "digits.tar", "w") as archive:
+        for file in files:
+            archive.add(file, Path(file).name)
+    settings = [[], ["--batch-size", "3"], ["--workers", "1"], ["--fast"], ["--dtype", "bfloat16"], ["--image-size", "32"]]
+    for setting in settings:
+        for images in (files, [f"{DIGITS}/*.png"], [str(tmp_path / "digits.tar")]):
+            assert main([*CLASSIFY, *images, "--top-k", "1", "--json", *setting]) == 0
+            shown = capsys.readouterr()
+            rows = [json.loads(line) for line in shown.out.splitlines()]
+            assert [row["predictions"][0]["index"] for row in rows] == list(range(10))
+            assert [row["image"].rsplit("/", 1)[1] for row in rows] == [f"digit_{digit}.png" for digit in range(10)]
+            assert shown.err == ""
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.npy"])
+def test_embed_writes_a_file_and_says_where(name: str, tmp_path: Path, capsys: Capture) -> None:
+    output = tmp_path / name
+    assert main([*EMBED, str(DIGITS), "-o", str(output)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{output}\n"
+    assert "10/10 [" in shown.err, "a bar"
+    assert shown.err.endswith("swag-models: 10 rows\n")
+    found = read_embeddings(output)
+    assert found.names == [str(path) for path in sorted(DIGITS.iterdir())]
+    assert found.vectors.shape == (10, 64)
+    assert main([*EMBED, str(DIGITS), "-o", str(output), "--quiet"]) == 0
+    assert capsys.readouterr() == (f"{output}\n", "swag-models: 10 rows\n")
+
+
+def test_embed_reports_what_it_skips_each_time(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "broken.png").write_bytes(b"")
+    for _ in range(2):
+        arguments = [str(tmp_path / "broken.png"), str(DIGITS), str(tmp_path / "gone.png"), "-o", str(tmp_path / "x.npy")]
+        assert main([*EMBED, *arguments, "--quiet"]) == 1
+        shown = capsys.readouterr()
+        assert shown.out == f"{tmp_path}/x.npy\n"
+        assert shown.err.splitlines() == [
+            f"swag-models: skipped: {tmp_path}/broken.png is not an image that Pillow can read",
+            f"swag-models: skipped: {tmp_path}/gone.png cannot be read: No such file or directory",
+            "swag-models: 10 rows, 2 pictures could not be read",
+        ]
+
+
+def test_parquet_without_pyarrow_is_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # Python's way to say that a module cannot be imported
+    message = "swag-models: error: a .parquet file needs pyarrow; pip install 'swag-models[embed]', or write .npy\n"
+    assert main(["embed", str(DIGITS), "--model", "no_such_model", "-o", str(tmp_path / "x.parquet")]) == 2
+    assert capsys.readouterr().err == message
+    assert main(["merge", str(tmp_path / "x.parquet"), "-o", str(tmp_path / "x.npy")]) == 2
+    assert capsys.readouterr().err == message
+    assert main([*EMBED, str(DIGITS), "-o", str(tmp_path / "x.npy")]) == 0

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import swag_models
+from swag_models import publish
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,8 +37,11 @@ def stand_in(text: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder with a photo, a checkpoint, and nothing on the network."""
-    Image.new("RGB", (60, 40), "teal").save(tmp_path / "photo.jpg")
+    """A user's folder with photos, a checkpoint, a published model, and nothing on the network."""
+    (tmp_path / "photos").mkdir()
+    for path in (tmp_path / "photo.jpg", tmp_path / "photos" / "other.jpg"):
+        Image.new("RGB", (60, 40), "teal").save(path)
+    publish.save(swag_models.load_model("vit_nano_digits"), tmp_path / "vit-folder")
     weights = Path(swag_models.__file__).parent / "weights" / "vit_nano_digits.safetensors"
     shutil.copy(weights, tmp_path / "vit_b16.torch")
     return tmp_path

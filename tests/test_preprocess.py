@@ -295,3 +295,9 @@ class TestBrokenFiles:
         chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b""))
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
         assert "pixels" in refuse(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_a_picture_too_narrow_to_resize_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match=f"a picture of {size[0]}x{size[1]} would be .* when resized; crop it first"):
+        Transform(Preprocess(384))(Image.new("RGB", size))

@@ -35,7 +35,18 @@ def test_specs_are_frozen_and_hashable() -> None:
         (lambda data: data.pop("license"), "license"),
         (lambda data: data["config"].update(family="mlp"), "config.family is 'mlp'; allowed: vit, regnet"),
         (lambda data: data["config"].update(heads=3), "has no field heads"),
-        (lambda data: data.update(preprocess=3), "not a Preprocess"),
+        (lambda data: data.update(preprocess=3), "preprocess is 3; expected Preprocess"),
+        (lambda data: data.update(config="vit"), r"config is 'vit'; expected ViTConfig \| RegNetConfig"),
+        (lambda data: data.update(sources="https://x/y"), "sources is 'https://x/y'"),
+        (lambda data: data.update(num_classes=0), "num_classes is 0; expected int"),
+        (lambda data: data.update(in_chans=True), "in_chans is True; expected int"),
+        (lambda data: data.update(gmacs=float("nan")), "gmacs is nan; expected float, finite"),
+        (lambda data: data.update(classes=[1, 2]), r"classes\[0\] is 1; expected str"),
+        (lambda data: data.update(global_pool="max"), "global_pool is 'max'"),
+        (lambda data: data["preprocess"].update(mean=[0.5, 0.5]), r"preprocess.mean is \[0.5, 0.5\]"),
+        (lambda data: data["config"].update(depth="18"), "config.depth is '18'; expected int"),
+        (lambda data: data["config"].update(w_m=1), "has no widths; .* w_m above 1"),
+        (lambda data: data["sources"][0].update(layout="keras"), r"sources\[0\].layout is 'keras'"),
         (lambda data: data.update(sources=[{"url": "https://x/y"}]), "layout"),
     ],
 )
@@ -44,6 +55,12 @@ def test_a_wrong_spec_is_named(change, message: str) -> None:
     change(data)
     with pytest.raises(ConfigError, match=message):
         ModelSpec.from_dict(data)
+
+
+def test_a_spec_written_before_channels_and_pooling_were_in_it_still_reads() -> None:
+    data = json.loads(SPECS[0].to_json())
+    del data["in_chans"], data["global_pool"]
+    assert ModelSpec.from_dict(data) == SPECS[0]
 
 
 def test_text_that_is_no_json_is_named() -> None:

@@ -13,7 +13,7 @@ from torchvision.models.regnet import BlockParams
 from torchvision.models.regnet import RegNet as TorchvisionRegNet
 from torchvision.models.vision_transformer import VisionTransformer
 
-from swag_models.api import SPECS
+from swag_models.api import SPECS, load_model
 from swag_models.models import RegNet, ViT, build
 from swag_models.spec import ImageSize, ModelSpec, Preprocess, RegNetConfig, ViTConfig
 
@@ -21,6 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 
 VIT = ViTConfig(patch_size=8, depth=2, width=32, num_heads=4, mlp_width=64)
 REGNET = RegNetConfig(depth=8, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
+SMALL_REGNET = RegNetConfig(depth=3, w_0=16, w_a=32.0, w_m=2.0, group_width=8)  # where each block costs a second
 CONFIGS: dict[str, ViTConfig | RegNetConfig] = {"vit": VIT, "regnet": REGNET}
 IMAGE_SIZE = 64
 
@@ -34,6 +35,11 @@ TINY_SPECS: dict[str, ModelSpec] = {"vit": VIT_SPEC, "regnet": REGNET_SPEC}
 def tiny(family: str, num_classes: int | None = 10, image_size: ImageSize = IMAGE_SIZE, **options: Any) -> ViT | RegNet:
     """A tiny model in eval mode, every tensor of it random."""
     return randomise(build(CONFIGS[family], num_classes=num_classes, image_size=image_size, **options)).eval()
+
+
+def load_tiny(family: str = "vit", **options: Any) -> ViT | RegNet:
+    """The same from `load_model`, so that it knows where it came from."""
+    return randomise(load_model(replace(TINY_SPECS[family], classes=None), pretrained=False, **options))
 
 
 @torch.no_grad()

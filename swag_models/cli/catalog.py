@@ -14,8 +14,8 @@ from swag_models.spec import ModelSpec
 def list_(options: argparse.Namespace) -> int:
     """Models of the catalog, one a line."""
     filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name) is not None}
-    names = match_all(options.pattern or ["*"])
-    specs = [SPECS[name] for name in list_models("*", **filters) if name in names]
+    matching = match_all(options.pattern or ["*"])
+    specs = [SPECS[name] for name in list_models("*", **filters) if SPECS[name] in matching]
     if options.json:
         print(json.dumps([spec.to_dict() for spec in specs], indent=2))
         return OK
@@ -63,7 +63,7 @@ def info(options: argparse.Namespace) -> int:
         "compute": f"{spec.gmacs} GMACs per image",
         "classes": "none (features)" if spec.num_classes is None else f"{spec.num_classes} ({_classes(spec)})",
         "accuracy": accuracy,
-        "license": f"{spec.license}, {spec.license_url}",
+        "license": f"{spec.license}, {spec.license_url}".removesuffix(", "),
         "on this machine": str(where or "no"),
     }
     for name, value in rows.items():
@@ -80,8 +80,8 @@ def fetch(options: argparse.Namespace) -> int:
     """Download and verify weights; print each file's path."""
     from swag_models.fetch import fetch_weights
 
-    for name in match_all(options.name):
-        print(f"{name}\t{fetch_weights(get_spec(name), progress=not options.quiet)}", flush=True)
+    for spec in match_all(options.name):
+        print(f"{spec.name}\t{fetch_weights(spec, progress=not options.quiet)}", flush=True)
     return OK
 
 
@@ -90,15 +90,15 @@ def verify(options: argparse.Namespace) -> int:
     from swag_models.fetch import verify_weights
 
     failed = False
-    for name in match_all(options.name or ["*"]):
-        checks = verify_weights(get_spec(name))
+    for spec in match_all(options.name or ["*"]):
+        name, checks = spec.name, verify_weights(spec)
         if options.name and not checks:
             say(f"{name}: no weights on this machine; get them with: swag-models fetch {name}")
             failed = True
         for check in checks:
             print(f"{'ok' if check.ok else 'FAILED'}\t{name}\t{check.sha256}\t{check.path}", flush=True)
             if not check.ok:
-                say(f"{check.path} is not what was verified before; delete it and run: swag-models fetch {name}")
+                say(f"{check.path} is not what was verified before; delete it and get {name} anew")
                 failed = True
     return FAILED if failed else OK
 
@@ -124,7 +124,7 @@ def add_commands(add: Add) -> None:
     command.add_argument("--json", action="store_true", help="print the full specs as JSON")
 
     command = add("info", info, "swag-models info vit_b16_in1k")
-    command.add_argument("name", help="model")
+    command.add_argument("name", help="model, folder, or hf-hub:org/repo[@revision]")
     command.add_argument("--json", action="store_true", help="print the full spec as JSON")
 
     command = add("fetch", fetch, "swag-models fetch vit_b16 'regnety_16gf*'")
@@ -149,4 +149,4 @@ def _pixels(spec: ModelSpec) -> str:
 
 
 def _classes(spec: ModelSpec) -> str:
-    return spec.classes if isinstance(spec.classes, str) else ", ".join(spec.classes or ())
+    return spec.classes if isinstance(spec.classes, str) else ", ".join(spec.classes or ("without names",))

@@ -23,8 +23,8 @@ def export(options: argparse.Namespace) -> int:
     )
     print(report.path)
     say(
-        f"{report.dtype}, {report.size / 2**20:.1f} MiB; of the output's standard deviation, "
-        f"it is at most {report.largest:.2g} and in the mean {report.mean:.2g} from eager float32"
+        f"{report.dtype}, {report.size / 2**20:.1f} MiB; differs from eager float32 by at most {report.largest:.2g} of the "
+        f"output's standard deviation, {report.mean:.2g} in the mean"
     )
     if report.kept is not None:
         say(f"{report.kept:.2%} of {report.pictures} pictures keep their answer")

@@ -36,17 +36,18 @@ def classify(options: argparse.Namespace) -> int:
 
 def embed(options: argparse.Namespace) -> int:
     """Features of pictures, in one file; run again after a kill, it goes on; torchrun splits the work."""
-    from swag_models.embed import write_embeddings
+    from swag_models.embed import check_output, write_embeddings
     from swag_models.inference import Embedder
     from swag_models.pictures import find_pictures
 
+    output = check_output(options.output)
     pictures = find_pictures(options.image)
     rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if options.device == "cuda" and world_size > 1:
         options.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     embedder = Embedder(options.model, **_engine_options(options))
     report = write_embeddings(
-        embedder, pictures, options.output, rank=rank, world_size=world_size, progress=not options.quiet and rank == 0
+        embedder, pictures, output, rank=rank, world_size=world_size, progress=not options.quiet and rank == 0
     )
     for each in report.skipped:
         say(f"skipped: {each.reason}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from swag_models.api import SPECS, get_spec, list_models
 from swag_models.errors import UnknownModelError
+from swag_models.spec import ModelSpec
 
 Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 OK, FAILED, USAGE = 0, 1, 2
@@ -18,15 +20,15 @@ def say(message: object) -> None:
     print(f"swag-models: {message}", file=sys.stderr)
 
 
-def match_all(patterns: Sequence[str]) -> list[str]:
-    """Catalog names for names and shell patterns, each once; UnknownModelError if one has no match."""
-    return list(dict.fromkeys(name for pattern in patterns for name in _match(pattern)))
+def match_all(patterns: Sequence[str]) -> list[ModelSpec]:
+    """Specs for names and shell patterns, each once; UnknownModelError if one has no match."""
+    return list(dict.fromkeys(spec for pattern in patterns for spec in _match(pattern)))
 
 
-def _match(pattern: str) -> list[str]:
-    """Catalog names for a name or shell pattern; UnknownModelError if there is none."""
-    if any(sign in pattern for sign in "*?["):
+def _match(pattern: str) -> list[ModelSpec]:
+    """Catalog entries for a shell pattern, or whatever a name stands for; UnknownModelError if there is none."""
+    if any(sign in pattern for sign in "*?[") and not os.path.exists(pattern):
         if names := list_models(pattern):
-            return names
+            return [SPECS[name] for name in names]
         raise UnknownModelError(f"no model matches {pattern!r}; known: {', '.join(SPECS)}")
-    return [get_spec(pattern).name]
+    return [get_spec(pattern)]

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from swag_models import __version__
-from swag_models.api import get_spec, load_classes, load_model
+from swag_models.api import Name, get_spec, load_classes, load_model
 from swag_models.errors import ConfigError, ExportError
 from swag_models.export.formats import INPUT, Run, move_file, open_file, trace_model, write_onnx, write_pt2
 from swag_models.export.metadata import SUFFIXES, Metadata, check_suffix, import_onnx, read_metadata
@@ -65,7 +65,7 @@ class Report:
 
 
 def export_model(
-    model: str | ModelSpec | Backbone,
+    model: Name | Backbone,
     path: str | os.PathLike[str],
     *,
     spec: ModelSpec | None = None,
@@ -77,7 +77,7 @@ def export_model(
 ) -> Report:
     """Write a model as .onnx or .pt2, by the suffix of `path`, once the written file has proven to give what the model gives.
 
-    model: what `load_model` takes, to which `options` go; or a loaded model, which is left as it is, with its `spec`.
+    model: what `load_model` takes, to which `options` go; or a loaded model, left as it is; `spec` replaces its own.
     image_size: pixels, int or (height, width), default the model's.
     dtype: float32 or float16; bfloat16 for .pt2; int8 for .onnx, which makes a ViT's matrix products integer and scales their
         inputs batch by batch, and a RegNet integer throughout with ranges measured on pictures. int8 is checked on this
@@ -147,18 +147,21 @@ def _check_request(path: Path, dtype: str, opset: int, pictures: str | os.PathLi
 
 
 def _load(
-    model: str | ModelSpec | Backbone, spec: ModelSpec | None, image_size: ImageSize | None, options: dict[str, Any]
+    model: Name | Backbone, spec: ModelSpec | None, image_size: ImageSize | None, options: dict[str, Any]
 ) -> tuple[Backbone, ModelSpec]:
     """The model in float32 on the CPU, in eval mode and needing no gradients, and its spec."""
     made: Backbone
     if isinstance(model, Backbone):
-        if spec is None or image_size is not None or options:
-            raise ConfigError("a loaded model goes with spec=, and with nothing that load_model takes, such as image_size")
+        spec = spec or model.spec
+        if spec is None:
+            raise ConfigError("this model does not say where it came from; make it with load_model, or give spec=")
+        if image_size is not None or options:
+            raise ConfigError("a loaded model is exported as it is; load it with image_size and the like")
         made = copy.deepcopy(model)
     else:
         if spec is not None:
             raise ConfigError("spec= goes with a loaded model; a name has its own")
-        spec = model if isinstance(model, ModelSpec) else get_spec(model)
+        spec = get_spec(model)
         made = load_model(spec, image_size=image_size, **options)
     return made.to("cpu", torch.float32).eval().requires_grad_(False), spec
 

@@ -6,6 +6,7 @@ Axes: N batch, C channels, H W pixels.
 from __future__ import annotations
 
 import copy
+import io
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -50,10 +51,25 @@ def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedPro
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:
     """Write the graph as torch.export's own format."""
-    try:
-        torch.export.save(program, path, extra_files=metadata.to_strings())
-    except RuntimeError as error:  # how torch reports a failed write
-        raise OSError(str(error).splitlines()[0]) from None
+    with _Sink(path, "w") as file:
+        torch.export.save(program, file, extra_files=metadata.to_strings())
+    if file.error:
+        raise file.error
+
+
+class _Sink(io.FileIO):
+    """A file that takes everything and keeps its error for later: where a write fails, torch ends the whole process."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)
+        while rest and not self.error:
+            try:
+                rest = rest[super().write(rest) :]
+            except OSError as error:
+                self.error = error
+        return len(data)
 
 
 def write_onnx(
@@ -82,13 +98,12 @@ def write_onnx(
 
 
 def _label_onnx(path: Path, strings: dict[str, str]) -> None:
-    """Put metadata in, and take the exporter's own out, which tell of this machine's folders."""
+    """Put metadata in; the exporter's own on every node, a quarter of a small file, goes."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph, *model.functions):
-        part.ClearField("metadata_props")
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
     onnx.helper.set_model_props(model, strings)
     onnx.save(model, path)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from swag_models.errors import ConfigError
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.models.blocks import Blocks
+from swag_models.spec import ModelSpec
 
 B = TypeVar("B", bound="Backbone")
 M = TypeVar("M", bound=nn.Module)
@@ -34,6 +35,7 @@ class Backbone(nn.Module):
     num_classes: int | None
     image_size: tuple[int, int]
     in_chans: int
+    spec: ModelSpec | None = None  # where the model came from, if `load_model` made it
 
     def __init__(
         self, num_features: int, num_classes: int | None, image_size: tuple[int, int], in_chans: int, drop_rate: float

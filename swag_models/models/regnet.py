@@ -172,8 +172,8 @@ class RegNet(Backbone):
 
     def reset_classifier(self, num_classes: int | None, global_pool: Literal["avg"] | None = None) -> None:
         check_choice("global_pool", "avg" if global_pool is None else global_pool, "RegNet", "avg")
+        self.head = self._join_trunk(Head(self.num_features, num_classes or None), self.stem.conv.weight)
         self.num_classes = num_classes or None
-        self.head = self._join_trunk(Head(self.num_features, self.num_classes), self.stem.conv.weight)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": "^stem", "blocks": r"^s(\d+)" if coarse else r"^s(\d+)\.b(\d+)"}

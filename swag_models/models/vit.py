@@ -233,11 +233,10 @@ class ViT(Backbone):
         return self.head
 
     def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
-        if global_pool is not None:
-            check_choice("global_pool", global_pool, "ViT", *get_args(Pool))
-            self.global_pool = global_pool
-        self.num_classes = num_classes or None
-        self.head = self._join_trunk(_make_head(self.num_features, self.num_classes), self.norm.weight)
+        pool = self.global_pool if global_pool is None else global_pool
+        check_choice("global_pool", pool, "ViT", *get_args(Pool))
+        self.head = self._join_trunk(_make_head(self.num_features, num_classes or None), self.norm.weight)
+        self.num_classes, self.global_pool = num_classes or None, pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         with_previous = (99999,)  # timm's mark

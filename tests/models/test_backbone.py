@@ -111,8 +111,10 @@ class TestHead:
         assert model.get_classifier().weight.shape == (4, model.num_features)
 
     def test_reset_classifier_refuses_a_negative_number(self, family: str) -> None:
+        model = tiny(family)
         with pytest.raises(ConfigError, match=r"num_classes is -2; give a positive number, or None"):
-            tiny(family).reset_classifier(-2)
+            model.reset_classifier(-2)
+        assert (model.num_classes, model(images()).shape) == (10, (2, 10))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

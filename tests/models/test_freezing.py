@@ -140,6 +140,13 @@ class TestFrozen:
         fresh.load_state_dict(model.state_dict())
         assert all(parameter.requires_grad for parameter in fresh.parameters())
 
+    @pytest.mark.parametrize("assign", [False, True])
+    def test_loading_other_weights_leaves_it_frozen(self, family: str, assign: bool) -> None:
+        model, other = tiny(family), tiny(family)
+        model.freeze()
+        model.load_state_dict(other.state_dict(), assign=assign)
+        assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"head"}
+
     def test_frozen_layers_keep_nothing_for_the_backward_pass(self, family: str) -> None:
         model = tiny(family).train()
         kept: list[Tensor] = []

@@ -1,0 +1,82 @@
+"""The examples that put embeddings to use do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from pictures_support import NANO, ROOT, put, split_digits
+from PIL import Image
+
+from swag_models.cli import main
+from swag_models.inference import Embedder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def run_example(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """An example in a process of its own, without a network."""
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    environment = {**os.environ, "SWAG_MODELS_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def write_digits(folder: Path, per_digit: int) -> list[Path]:
+    """Held-out digits as files `<digit>-<number>.png`."""
+    folder.mkdir()
+    pictures, digits = split_digits()
+    for digit in range(10):
+        for number, picture in enumerate(pictures[digits == digit][:per_digit]):
+            Image.fromarray(picture).save(folder / f"{digit}-{number}.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sklearn_probe.py", "nearest.py", "ray_embed.py"])
+def test_an_example_is_short(name: str) -> None:
+    assert len((ROOT / "examples" / name).read_text().splitlines()) <= 40
+
+
+def test_scikit_learn_reads_digits_from_embeddings() -> None:
+    done = run_example("sklearn_probe.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = re.findall(r"^(\w+) ([\d.]+)% of 450 held-out pictures from 64 features$", done.stdout, re.MULTILINE)
+    assert [name for name, _ in found] == ["linear", "nearest"]
+    assert min(float(accuracy) for _, accuracy in found) >= 97
+
+
+def test_the_nearest_neighbours_of_a_digit_show_that_digit(tmp_path: Path) -> None:
+    files = write_digits(tmp_path / "digits", 12)
+    file = tmp_path / "digits.parquet"
+    assert main(["embed", str(tmp_path / "digits"), "--model", NANO, "-o", str(file), "--quiet"]) == 0
+    query = put(tmp_path / "query.png", files[50].read_bytes())  # shows a 4
+    done = run_example("nearest.py", file, query, NANO)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split("  ", 1) for line in done.stdout.splitlines()]
+    assert lines[0] == ["1.0000", str(files[50])], "itself"
+    assert [Path(name).name[0] for _, name in lines] == ["4"] * 5
+    cosines = [float(cosine) for cosine, _ in lines]
+    assert cosines == sorted(cosines, reverse=True)
+    done = run_example("nearest.py", file, put(tmp_path / "broken.png", b""))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == f"{tmp_path}/broken.png is not an image that Pillow can read"
+
+
+def test_ray_embeds_a_folder(tmp_path: Path) -> None:
+    files = write_digits(tmp_path / "digits", 8)
+    put(tmp_path / "digits" / "broken.png", b"")
+    done = run_example("ray_embed.py", tmp_path / "digits", tmp_path / "rows")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(f"80 embeddings in {tmp_path / 'rows'}\n")
+    assert f"skipped: {tmp_path}/digits/broken.png is not an image" in done.stderr
+    assert "Traceback" not in done.stderr
+    table = pyarrow.parquet.read_table(tmp_path / "rows").sort_by("name")
+    assert table["name"].to_pylist() == [str(file) for file in files]
+    expected = Embedder(NANO)(files).vectors.numpy()
+    difference = np.stack(table["embedding"].to_numpy()) - expected
+    assert np.abs(difference).mean() <= 0.02 * expected.std()  # fast, and so perhaps in bfloat16
