@@ -19,12 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-<<<<<<< HEAD
-from typing import Any
-from urllib.parse import unquote, urlsplit
-=======
 from urllib.parse import urlsplit
->>>>>>> main
 
 from swag_models.cache import Record, cache_folder, is_unchanged, read_record, record_path, remember, xdg_cache
 from swag_models.errors import CacheError, FetchError, HashMismatchError
@@ -38,8 +33,8 @@ from swag_models.hub import (
     find_commit,
     parse_url,
 )
-from swag_models.spec import ModelSpec, Source
-from swag_models.transfer import Progress, download, hash_file, remove_parts
+from swag_models.spec import ModelSpec, Progress, Source
+from swag_models.transfer import download, hash_file, remove_parts
 
 logger = logging.getLogger("swag_models")
 PACKAGE_DATA = Path(__file__).parent / "weights"
@@ -195,13 +190,8 @@ def _candidates(source: Source, record: Record | None, expected: str | None) -> 
         yield torch_home / "hub" / "checkpoints" / source.file_name
 
 
-<<<<<<< HEAD
 def _download_source(source: Source, spec: ModelSpec, progress: Progress) -> Path:
-    """The source's file brought here and verified, or a FetchError with the reason."""
-=======
-def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
     """The source's file, with its shards, brought here and verified, or a FetchError with the reason."""
->>>>>>> main
     if not _is_remote(source):
         raise FetchError(_explain_local(source))
     if is_offline():
@@ -218,10 +208,7 @@ def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
         return path
 
 
-<<<<<<< HEAD
-def _download_verified(source: Source, expected: str | None, progress: Progress) -> tuple[Path, str]:
-=======
-def _bring(source: Source, progress: bool) -> Path:
+def _bring(source: Source, progress: Progress) -> Path:
     """One file downloaded, verified and recorded."""
     record = read_record(source)
     expected = _expected_hash(source, record)
@@ -250,8 +237,7 @@ def _explain_local(source: Source) -> str:
     return "it changed while it was read; try again"
 
 
-def _download_verified(source: Source, expected: str | None, progress: bool) -> tuple[Path, str]:
->>>>>>> main
+def _download_verified(source: Source, expected: str | None, progress: Progress) -> tuple[Path, str]:
     """(final path, SHA-256) of a complete download with the expected hash, or with none to expect."""
     if source.url.startswith("hf://"):
         path = download_file(*parse_url(source.url), progress)
@@ -280,31 +266,6 @@ def _download_verified(source: Source, expected: str | None, progress: bool) -> 
         return path, digest
 
 
-<<<<<<< HEAD
-def _download_hf(url: str, progress: Progress) -> Path:
-    """A file of a Hugging Face repository, in the Hub client's own cache."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    transport_error: type[BaseException] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, as the client's version has it
-    repo, revision, name = _parse_hf(url)
-    silence = not progress and not are_progress_bars_disabled()
-    try:
-        if silence:
-            disable_progress_bars()
-        bar: dict[str, Any] = {"tqdm_class": progress} if isinstance(progress, type) else {}
-        return Path(hf_hub_download(repo, name, revision=revision, **bar))
-    except (OSError, ValueError, transport_error) as error:
-        cause = error.__cause__ or error
-        raise FetchError((str(cause) or type(cause).__name__).strip().split("\n")[0]) from None
-    finally:
-        if silence:
-            enable_progress_bars()
-
-
-=======
->>>>>>> main
 @contextlib.contextmanager
 def _lock(source: Source) -> Iterator[None]:
     """One download of a source at a time, where locks work; where they do not, go on without."""

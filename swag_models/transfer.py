@@ -19,14 +19,14 @@ import time
 import uuid
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from swag_models.errors import CacheError, FetchError, HashMismatchError
+from swag_models.spec import Progress
 
 if TYPE_CHECKING:
     import requests
-    from tqdm import tqdm
 
 CHUNK = 1 << 16  # bytes; fewer than that are lost when a response breaks off
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
@@ -35,9 +35,6 @@ CONNECT_ATTEMPTS = 2  # the same, for a host that cannot be reached at all
 MAX_WAIT = 60  # seconds; a server that asks for more is passed over
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-Progress = Union[
-    bool, "type[tqdm[Any]]"
-]  # whether to draw a bar, where that is a terminal, or a kind of bar to use in any case
 
 
 class _InterruptedError(Exception):
