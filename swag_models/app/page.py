@@ -98,9 +98,9 @@ class Page:
                 label=WHERE, interactive=False, height=380, format="jpeg", buttons=["fullscreen"], elem_id="overlay"
             )
             with gr.Row():
-                self.layer = gr.Slider(1, 2, 1, step=1, label="Block", min_width=140, buttons=[])
-                self.blend = gr.Slider(0, 1, 0.55, step=0.05, label="Blend", min_width=140, buttons=[])
-                self.head = gr.Dropdown([MEAN], value=MEAN, label="Head", min_width=140)
+                self.layer = gr.Slider(1, 2, 1, step=1, label="Block", min_width=200, buttons=[])
+                self.blend = gr.Slider(0, 1, 0.55, step=0.05, label="Blend", min_width=200, buttons=[])
+                self.head = gr.Dropdown([MEAN], value=MEAN, label="Head", min_width=200)
         self.typed = gr.Textbox(
             self.folder,
             label="Similar pictures in a folder of yours",

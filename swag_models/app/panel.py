@@ -92,8 +92,7 @@ def list_skipped(skipped: Sequence[Skipped]) -> str:
     if not skipped:
         return ""
     reasons = "".join(f"<li>{escape(each.reason)}</li>" for each in skipped)
-    count = f"{len(skipped)} could not be read and are left out"
-    return f'<details class="quiet"><summary>{count}</summary><ul>{reasons}</ul></details>'
+    return f'<details class="quiet"><summary>Left out as unreadable: {len(skipped)}</summary><ul>{reasons}</ul></details>'
 
 
 def say(message: str) -> str:

@@ -17,6 +17,7 @@ from swag_models.app.page import Page
 from swag_models.app.style import HEAD, STYLE_SHEET, make_theme
 from swag_models.spec import ModelSpec
 
+logger = logging.getLogger("swag_models")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "digits"  # there in a clone of the repository
 MAX_UPLOAD = "64mb"
 
@@ -27,7 +28,9 @@ def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> F
     page = Page(specs, folder=folder, may_type=private, examples=sorted(EXAMPLES.glob("*.png")))
     server = FastAPI(openapi_url=None)
     if private:  # no other page may read this one by making its own name lead here
-        server.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost"])
+        server.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, f"[{host}]", "localhost"])
+    else:
+        logger.warning("other machines can reach the page; they cannot name a folder to look in")
     gr.mount_gradio_app(
         server,
         page.blocks,
