@@ -33,7 +33,7 @@ from swag_models.hub import (
     find_commit,
     parse_url,
 )
-from swag_models.spec import ModelSpec, Source
+from swag_models.spec import ModelSpec, Progress, Source
 from swag_models.transfer import download, hash_file, remove_parts
 
 logger = logging.getLogger("swag_models")
@@ -52,7 +52,7 @@ class Check:
     ok: bool
 
 
-def fetch_weights(spec: ModelSpec, *, progress: bool = True) -> Path:
+def fetch_weights(spec: ModelSpec, *, progress: Progress = True) -> Path:
     """The verified local weight file of a model: from this machine if any source's file is here, else downloaded.
 
     Sources are tried in the catalog's order. FetchError lists each with its reason, and where to put a file by hand.
@@ -190,7 +190,7 @@ def _candidates(source: Source, record: Record | None, expected: str | None) -> 
         yield torch_home / "hub" / "checkpoints" / source.file_name
 
 
-def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
+def _download_source(source: Source, spec: ModelSpec, progress: Progress) -> Path:
     """The source's file, with its shards, brought here and verified, or a FetchError with the reason."""
     if not _is_remote(source):
         raise FetchError(_explain_local(source))
@@ -208,7 +208,7 @@ def _download_source(source: Source, spec: ModelSpec, progress: bool) -> Path:
         return path
 
 
-def _bring(source: Source, progress: bool) -> Path:
+def _bring(source: Source, progress: Progress) -> Path:
     """One file downloaded, verified and recorded."""
     record = read_record(source)
     expected = _expected_hash(source, record)
@@ -237,7 +237,7 @@ def _explain_local(source: Source) -> str:
     return "it changed while it was read; try again"
 
 
-def _download_verified(source: Source, expected: str | None, progress: bool) -> tuple[Path, str]:
+def _download_verified(source: Source, expected: str | None, progress: Progress) -> tuple[Path, str]:
     """(final path, SHA-256) of a complete download with the expected hash, or with none to expect."""
     if source.url.startswith("hf://"):
         path = download_file(*parse_url(source.url), progress)

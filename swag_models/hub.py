@@ -9,9 +9,11 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 from swag_models.errors import ConfigError, FetchError, SwagModelsError
+from swag_models.spec import Progress
 
 PREFIX = "hf-hub:"
 NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./+-]*))?")
@@ -67,17 +69,18 @@ def find_commit(repo: str, revision: str, file: str) -> str:
     return str(commit)
 
 
-def download_file(repo: str, revision: str, file: str, progress: bool) -> Path:
+def download_file(repo: str, revision: str, file: str, progress: Progress) -> Path:
     """A file brought into the client's cache; its folder is named after the commit."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
+    bar: dict[str, Any] = {"tqdm_class": progress} if isinstance(progress, type) else {}
     silence = not progress and not are_progress_bars_disabled()
     try:
         if silence:
             disable_progress_bars()
         with readable_errors(repo):
-            return Path(hf_hub_download(repo, file, revision=revision))
+            return Path(hf_hub_download(repo, file, revision=revision, **bar))
     finally:
         if silence:
             enable_progress_bars()

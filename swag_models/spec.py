@@ -9,13 +9,17 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from swag_models.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 ImageSize = int | tuple[int, int]
 Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg"]
+Progress = Union[bool, "type[tqdm[Any]]"]  # of a download: whether to draw a bar on a terminal, or a bar to use in any case
 UNKNOWN = "unknown"  # the licence of weights of which nobody stated one, in the Hub's word
 T = TypeVar("T")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from swag_models.errors import CacheError, FetchError, HashMismatchError
+from swag_models.spec import Progress
 
 if TYPE_CHECKING:
     import requests
@@ -45,7 +46,7 @@ class _InterruptedError(Exception):
         self.wait = wait
 
 
-def download(url: str, folder: Path, *, key: str, sha256: str | None, progress: bool = True) -> tuple[Path, str]:
+def download(url: str, folder: Path, *, key: str, sha256: str | None, progress: Progress = True) -> tuple[Path, str]:
     """Download `url` into `folder`, continuing an earlier part of the same `key`; (part file, its SHA-256).
 
     `sha256` is the expected digest or its leading digits. The part is complete and on disk; the caller moves it.
@@ -146,14 +147,15 @@ class _Part:
         self.path.unlink(missing_ok=True)
         self.reset()
 
-    def extend(self, response: requests.Response, total: int | None, progress: bool) -> None:
+    def extend(self, response: requests.Response, total: int | None, progress: Progress) -> None:
         """Append the body to the file, and make sure it is on disk."""
         from tqdm import tqdm
 
         label = urlsplit(response.url).path.rsplit("/", 1)[-1]
-        quiet = not progress or not sys.stderr.isatty()
+        bar_class = progress if isinstance(progress, type) else tqdm
+        quiet = isinstance(progress, bool) and not (progress and sys.stderr.isatty())
         with (
-            tqdm(total=total, initial=self.size, unit="B", unit_scale=True, desc=label, disable=quiet) as bar,
+            bar_class(total=total, initial=self.size, unit="B", unit_scale=True, desc=label, disable=quiet) as bar,
             self.path.open("r+b") as file,
         ):
             file.seek(self.size)
@@ -166,7 +168,7 @@ class _Part:
             os.fsync(file.fileno())
 
 
-def _complete(part: _Part, url: str, progress: bool) -> None:
+def _complete(part: _Part, url: str, progress: Progress) -> None:
     """Request until the part holds the whole file."""
     failures, most = 0, part.size
     with _open_session() as session:
@@ -184,7 +186,7 @@ def _complete(part: _Part, url: str, progress: bool) -> None:
                 time.sleep(wait)
 
 
-def _request(session: requests.Session, part: _Part, url: str, progress: bool) -> None:
+def _request(session: requests.Session, part: _Part, url: str, progress: Progress) -> None:
     """One request for what is missing."""
     import requests
 

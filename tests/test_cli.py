@@ -112,7 +112,7 @@ def test_a_reader_that_stops_early_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["list", "info", "fetch", "verify", "convert", "classify", "embed", "merge"])
+@pytest.mark.parametrize("command", ["list", "info", "fetch", "verify", "convert", "classify", "embed", "merge", "app"])
 def test_help_shows_an_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from swag_models import __version__
-from swag_models.cli import catalog, export, pictures, sharing
+from swag_models.cli import app, catalog, export, pictures, sharing
 from swag_models.cli.terms import FAILED, OK, USAGE, say
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
-MODULES = (catalog, pictures, sharing, export)  # in the order of the help
+MODULES = (catalog, pictures, sharing, export, app)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,118 @@
+"""The work behind the page: weights fetched, models kept open, a picture classified and looked at.
+
+Axes: K maps, h w grid.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from threading import Lock, Thread
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from swag_models.app.heat import find_heat
+from swag_models.app.overlay import Heat
+from swag_models.errors import FetchError, SwagModelsError
+from swag_models.fetch import fetch_weights, find_weights, is_offline
+from swag_models.inference import Classifier, Embedder, Prediction
+from swag_models.preprocess import read_image
+from swag_models.spec import ModelSpec
+
+ONE_AT_A_TIME = Lock()  # two large models at once would be no faster
+BATCH_SIZE = 8  # of a folder's pictures at a time: seconds, even for a large model
+
+
+@dataclass(frozen=True, eq=False)  # each is another one, also to Gradio, which looks at hashes for changes
+class Sight:
+    """A picture and what a model made of it: its classes, best first, and the maps (K, h, w) of the layers looked at."""
+
+    spec: ModelSpec
+    picture: Image.Image
+    predictions: Sequence[Prediction] = ()
+    maps: dict[int, Heat] = field(default_factory=dict)
+
+
+class StoppedError(Exception):
+    """The user stopped a download."""
+
+
+class Download:
+    """A model's weights on their way to this machine, in a thread that ends with the process; the next one continues it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.done, self.total = 0, 0  # bytes; 0 in all while that is not known
+        self.stopping = False
+        self.error: SwagModelsError | None = None
+        self.thread = Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        if is_offline() and find_weights(self.spec) is None:
+            forbidden = "SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids the network"
+            self.error = FetchError(f"{self.spec.name} is not on this machine, and {forbidden}")
+            return
+        try:
+            fetch_weights(self.spec, progress=self.make_bar())
+        except StoppedError:
+            pass
+        except SwagModelsError as error:
+            self.error = error
+
+    def make_bar(self) -> type[tqdm[Any]]:
+        """A kind of tqdm's bar that says here how far it is, instead of drawing."""
+        download = self
+
+        class Bar(tqdm):  # type: ignore[type-arg]
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **{**options, "disable": False, "file": io.StringIO()})
+                download.done, download.total = int(self.n), int(self.total or 0)
+
+            def update(self, n: float | None = 1) -> bool | None:
+                if download.stopping:  # not while drawing, when tqdm holds a lock
+                    raise StoppedError
+                due = super().update(n)
+                download.done = int(self.n)
+                return due
+
+            def display(self, *args: Any, **options: Any) -> None:
+                pass
+
+        return Bar
+
+
+def classify(spec: ModelSpec, path: str, name: str, top_k: int = 5) -> Sight:
+    """Read a picture, called `name` in messages, and find its most probable classes; none if the model names none."""
+    picture = read_image(path, name)
+    with ONE_AT_A_TIME:
+        model = open_model(spec)
+        if not isinstance(model, Classifier):
+            return Sight(spec, picture)
+        (predictions,) = model(picture, top_k=min(top_k, len(model.classes)))
+        return Sight(spec, picture, predictions)
+
+
+def look(sight: Sight, layer: int) -> Heat:
+    """The maps (K, h, w) of a layer, counted from 0."""
+    with ONE_AT_A_TIME:
+        if layer not in sight.maps:
+            model = open_model(sight.spec)
+            sight.maps[layer] = find_heat(model.model, model.preprocess(sight.picture).unsqueeze(0), layer)
+        return sight.maps[layer]
+
+
+@lru_cache(maxsize=2)
+def open_model(spec: ModelSpec) -> Classifier | Embedder:
+    """A model that is on this machine, ready; the last two stay open."""
+    return Classifier(spec, progress=False) if spec.classes else Embedder(spec, progress=False)
+
+
+@lru_cache(maxsize=1)
+def open_embedder(spec: ModelSpec) -> Embedder:
+    """The same model again, for folders, since Grad-CAM changes the other while it is made; both share the mapped weights."""
+    return Embedder(spec, progress=False, batch_size=BATCH_SIZE)
