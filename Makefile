@@ -10,7 +10,7 @@ demo: .venv/core
 	$(BIN)/swag-models classify examples/digits --model vit_nano_digits --top-k 3
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

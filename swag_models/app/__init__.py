@@ -11,13 +11,12 @@ import socket
 import tempfile
 from collections.abc import Callable
 
-from swag_models.api import SPECS, get_spec
+from swag_models.api import SPECS, Name, get_spec
 from swag_models.errors import ConfigError
-from swag_models.spec import ModelSpec
 
 
 def serve(
-    model: str | ModelSpec = "vit_nano_digits",
+    model: Name = "vit_nano_digits",
     *,
     folder: str = "",
     host: str = "127.0.0.1",
@@ -26,14 +25,15 @@ def serve(
 ) -> None:
     """Serve the page until interrupted.
 
-    model: what is chosen at first; any model of the catalog can be chosen in the page.
+    model: what is chosen at first, anything `get_spec` takes; any model of the catalog can be chosen in the page.
     folder: where similar pictures are looked for. Another one can be named in the page if only this machine can reach it.
     host, port: where to listen; port 0 takes a free one. `ready` is called with the page's address.
 
     Nothing is sent anywhere, and no file of this machine is served. What the page was given is deleted at the end.
     ConfigError if the extra is not installed, or it cannot listen there.
     """
-    spec = model if isinstance(model, ModelSpec) else get_spec(model)
+    spec = get_spec(model)
+    others = {name: other for name, other in SPECS.items() if name != spec.name}
     with tempfile.TemporaryDirectory(prefix="swag_models_") as scratch, _listen(host, port) as listener:
         os.environ["GRADIO_TEMP_DIR"] = scratch  # for what is uploaded and shown; Gradio reads it when it is imported
         try:
@@ -42,7 +42,7 @@ def serve(
             if error.name != "gradio":
                 raise
             raise ConfigError("the page needs gradio; install it with: pip install 'swag-models[app]'") from None
-        server = build_server({spec.name: spec, **SPECS}, folder=folder, host=host)
+        server = build_server({spec.name: spec, **others}, folder=folder, host=host)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/")
         run_server(server, listener)
 

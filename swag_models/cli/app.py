@@ -27,7 +27,9 @@ def app(options: argparse.Namespace) -> int:
 def add_commands(add: Add) -> None:
     """Declare the subcommands of this module."""
     command = add("app", app, "swag-models app --folder ~/Pictures --open")
-    command.add_argument("--model", default="vit_nano_digits", help="model to begin with (default: vit_nano_digits)")
+    command.add_argument(
+        "--model", default="vit_nano_digits", help="name, folder or hf-hub:org/repo to begin with (default: vit_nano_digits)"
+    )
     command.add_argument("--folder", default="", help="pictures of yours among which similar ones are found")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     command.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one (default: 7860)")
