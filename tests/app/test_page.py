@@ -263,6 +263,7 @@ def test_the_picture_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) ->
     until(lambda: len(page.find(".near figure")) == 8, "the pictures of the folder")
     page.wait("#overlay img")
     path = ROOT / PICTURE if PICTURE else tmp_path / "app.png"
+    page.run("document.activeElement.blur()")
     page.photograph(path)
     with Image.open(path) as taken:
         assert taken.width > 1000
