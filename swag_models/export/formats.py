@@ -104,12 +104,17 @@ def write_onnx(
 
 
 def _label_onnx(path: Path, strings: dict[str, str]) -> None:
-    """Put metadata in; the exporter's own on every node, a quarter of a small file, goes."""
+    """Put metadata in.
+
+    The exporter's own on every node, a quarter of a small file, goes; so do the shapes of what lies between, which runtimes
+    infer, and which older quantisers leave behind wrong.
+    """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         node.ClearField("metadata_props")
+    model.graph.ClearField("value_info")
     onnx.helper.set_model_props(model, strings)
     onnx.save(model, path)
 
