@@ -59,6 +59,26 @@ def test_a_file_that_does_something_else_is_not_written(suffix: str, change: flo
     assert path.read_text() == "the one before"
 
 
+class Airy(nn.Linear):
+    """A head that ONNX has no operator for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.airy_ai(super().forward(x))
+
+
+def test_what_onnx_cannot_say_is_refused_and_pt2_takes_it(tmp_path: Path) -> None:
+    model = tiny("vit")
+    assert isinstance(model, ViT)
+    model.head = Airy(32, 10)
+    with pytest.raises(
+        ExportError, match=r"model\.onnx was not written: torch .* cannot write it as ONNX \(.*airy.*\)"
+    ) as caught:
+        export_model(model, tmp_path / "model.onnx", spec=VIT_SPEC)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    assert export_model(model, tmp_path / "model.pt2", spec=VIT_SPEC).path.is_file()
+
+
 @pytest.mark.parametrize(
     ("name", "given", "message"),
     [

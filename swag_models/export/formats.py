@@ -40,7 +40,7 @@ class Served(nn.Module):
 def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedProgram:
     """The model as a graph with a free batch, fit for any device, without the paths of the source files."""
     sample = torch.zeros(2, model.in_chans, *model.image_size)  # a batch of 1 would be taken for a constant
-    batch = ({0: torch.export.Dim("batch")},)
+    batch = ({0: torch.export.Dim("batch", min=1, max=2**31 - 1)},)  # without an end, torch 2.6 refuses slices
     program = torch.export.export(Served(model, dtype), (sample,), dynamic_shapes=batch, strict=False)
     for node in list(program.graph.nodes):
         node.meta.pop("stack_trace", None)
@@ -76,15 +76,21 @@ def write_onnx(
     program: torch.export.ExportedProgram, path: Path, metadata: Metadata, opset: int, calibration: Iterable[Tensor] | None
 ) -> None:
     """Write the graph as ONNX; as 8-bit integers if the metadata say so."""
-    made = torch.onnx.export(
-        program,
-        dynamo=True,
-        verbose=False,
-        input_names=[metadata.input],
-        output_names=[metadata.output],
-        opset_version=opset,
-        dynamic_shapes=({0: "batch"},),  # names the free axis
-    )
+    try:
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=[metadata.input],
+            output_names=[metadata.output],
+            opset_version=opset,
+            dynamic_shapes=({0: "batch"},),  # names the free axis
+        )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ExportError(
+            f"torch {torch.__version__} cannot write it as ONNX ({reason}); newer torch and onnxscript may"
+        ) from None
     assert made is not None
     aside = sum(tensor.nbytes for tensor in program.state_dict.values()) > ONE_FILE
     if metadata.dtype == "int8":
@@ -98,12 +104,17 @@ def write_onnx(
 
 
 def _label_onnx(path: Path, strings: dict[str, str]) -> None:
-    """Put metadata in; the exporter's own on every node, a quarter of a small file, goes."""
+    """Put metadata in.
+
+    The exporter's own on every node, a quarter of a small file, goes; so do the shapes of what lies between, which runtimes
+    infer, and which older quantisers leave behind wrong.
+    """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         node.ClearField("metadata_props")
+    model.graph.ClearField("value_info")
     onnx.helper.set_model_props(model, strings)
     onnx.save(model, path)
 
