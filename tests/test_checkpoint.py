@@ -68,7 +68,7 @@ class TestReading:
         model = load_model(TINY_SPECS[family], weights=str(tmp_path / "file"))
         assert not model.training
         assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
-        assert torch.equal(model(batch), source(batch))
+        torch.testing.assert_close(model(batch), source(batch))  # mapped weights lie differently, which may move last bits
 
     def test_backend_must_be_known(self, tmp_path: Path) -> None:
         torch.save(tiny("vit").state_dict(), tmp_path / "file")
