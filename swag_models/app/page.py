@@ -20,7 +20,8 @@ from swag_models.spec import ModelSpec, ViTConfig
 WELCOME = "Give a picture, and its most probable classes are listed here."
 WHERE = "Where it looks"
 STOPPED = "The download was stopped; what has arrived is kept, and continued next time."
-PAUSE = 0.5  # seconds between two reports of a download
+PAUSE = 0.5  # seconds between two reports
+LINGER = 4  # reports
 MEAN = "mean"
 LABEL_EXAMPLES = """(...inputs) => {
   document.querySelectorAll("#examples button").forEach((button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
@@ -62,7 +63,7 @@ class Page:
         self.shelf = Shelf()
         self.downloads: dict[str, desk.Download] = {}
         with gr.Blocks(title="swag_models", analytics_enabled=False) as self.blocks:
-            self.sight = gr.State(None)
+            self.sight, self.idle = gr.State(None), gr.State(0)
             self.coming, self.embedding = gr.Timer(PAUSE, active=False), gr.Timer(PAUSE, active=False)
             gr.HTML(panel.HEADER)
             with gr.Row(equal_height=False):
@@ -122,7 +123,8 @@ class Page:
         plain = {"queue": False, "api_visibility": "private", "preprocess": False, "trigger_mode": "always_last"}
         quick: dict[str, Any] = {**plain, "show_progress": "hidden"}
         work: dict[str, Any] = {**plain, "show_progress": "minimal"}
-        card = [self.facts, self.fetch_button, self.stop_button, self.layer, self.head, self.coming]
+        card = [self.facts, self.fetch_button, self.stop_button, self.coming, self.idle]
+        controls = [self.layer, self.head]
         shown = [self.sight, self.layer, self.head, self.blend]
 
         def hush(event: Any) -> Any:
@@ -138,8 +140,8 @@ class Page:
             step = event(self.classify, [self.picture, self.model], [self.sight, self.bars, self.notice], **work)
             find(look(step.then).then)
 
-        self.blocks.load(self.choose, self.model, card, **quick, js=LABEL_EXAMPLES)
-        hush(self.model.change).then(self.choose, self.model, card, **quick)
+        self.blocks.load(self.choose, self.model, card + controls, **quick, js=LABEL_EXAMPLES)
+        hush(self.model.change).then(self.choose, self.model, card + controls, **quick)
         answer(self.facts.change)  # another model is chosen, or its weights have come
         answer(hush(self.picture.change).then)
         for control in (self.layer, self.head, self.blend):
@@ -148,28 +150,36 @@ class Page:
         find(self.embedding.tick)
         hush(self.fetch_button.click).then(self.fetch, self.model, card, **quick)
         self.stop_button.click(self.stop, self.model, self.stop_button, **quick)
-        self.coming.tick(self.watch, self.model, [*card, self.loading, self.notice], **quick)
+        self.coming.tick(self.watch, [self.model, self.idle], [*card, self.loading, self.notice], **quick)
 
     def choose(self, name: str) -> Updates:
         """A model's card, and the controls that it has."""
+        config = self.specs[name].config
+        layers = count_layers(config)
+        heads = range(1, config.num_heads + 1) if isinstance(config, ViTConfig) else []
+        return {
+            **self.show_card(name),
+            self.layer: gr.Slider(1, layers, layers, label="Block" if heads else "Stage"),
+            self.head: gr.Dropdown([MEAN, *map(str, heads)], value=MEAN, visible=bool(heads)),
+        }
+
+    def show_card(self, name: str) -> Updates:
+        """What a model is, and a button to download it, or to stop that."""
         spec = self.specs[name]
         here, coming = find_weights(spec) is not None, name in self.downloads
-        layers = count_layers(spec.config)
-        heads = range(1, spec.config.num_heads + 1) if isinstance(spec.config, ViTConfig) else []
         return {
             self.facts: panel.describe(spec, here),
             self.fetch_button: gr.Button(panel.ask_consent(spec), visible=not here and not coming),
             self.stop_button: gr.Button("Stop the download", visible=coming, interactive=True),
-            self.layer: gr.Slider(1, layers, layers, label="Block" if heads else "Stage"),
-            self.head: gr.Dropdown([MEAN, *map(str, heads)], value=MEAN, visible=bool(heads)),
             self.coming: gr.Timer(active=True),
+            self.idle: 0,
         }
 
     def fetch(self, name: str) -> Updates:
         """Begin to download a model whose licence was accepted."""
         if name not in self.downloads:
             self.downloads[name] = desk.Download(self.specs[name])
-        return self.choose(name)
+        return self.show_card(name)
 
     def stop(self, name: str) -> Updates:
         """Ask a download to stop, which it does when the next bytes arrive."""
@@ -177,16 +187,17 @@ class Page:
             self.downloads[name].stopping = True
         return {self.stop_button: gr.Button("Stopping ...", interactive=False)}
 
-    def watch(self, name: str) -> Updates:
+    def watch(self, name: str, idle: int) -> Updates:
         """How far the model's download is, if there is one; what came of it once it has ended."""
         download = self.downloads.get(name)
-        if download is None:
-            return {self.loading: None, self.coming: gr.Timer(active=False)}
+        if download is None:  # goes on for a while, in case that an answer has overtaken a later one
+            timer = gr.Timer(active=idle < LINGER)
+            return {**self.show_card(name), self.loading: None, self.coming: timer, self.idle: idle + 1}
         if download.thread.is_alive():
             return {self.loading: panel.draw_bytes(download.done, download.total)}
         self.downloads.pop(name, None)
         notice = panel.say(str(download.error)) if download.error else panel.hint(STOPPED) if download.stopping else None
-        return {**self.choose(name), self.loading: None, self.notice: notice}
+        return {**self.show_card(name), self.loading: None, self.notice: notice}
 
     @tell("sight", "bars")
     def classify(self, upload: dict[str, Any] | None, name: str) -> Updates:
