@@ -8,12 +8,12 @@ import json
 import logging
 import os
 import sys
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from swag_models.spec import Source
+from swag_models.whole import write_whole
 
 logger = logging.getLogger("swag_models")
 
@@ -68,11 +68,10 @@ def remember(source: Source, path: Path, digest: str, new_pin: bool) -> None:
     status = path.stat()
     record = Record(source.url, str(path), digest, status.st_size, status.st_mtime_ns)
     target = record_path(source)
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(asdict(record), indent=2))
-        os.replace(temporary, target)
+        with write_whole(target) as temporary:
+            temporary.write_text(json.dumps(asdict(record), indent=2))
         if new_pin:
             logger.warning("%s has no published hash: SHA-256 %s is pinned from now on in %s", source.url, digest, target)
 

@@ -13,7 +13,6 @@ import pickle
 import pickletools
 import re
 import struct
-import uuid
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from swag_models.errors import CheckpointError, UnsafeCheckpointError
 from swag_models.folder import INDEX, read_index
 from swag_models.layouts import find_unknown_keys, recognise_layout, resize_position_embedding, translate_layout
 from swag_models.spec import Layout
+from swag_models.whole import write_whole
 
 Backend = Literal["mmap", "pread"]
 WRAPPERS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")  # the first one present wins
@@ -79,18 +79,14 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
         write = lambda to: torch.save(dict(state), to)  # noqa: E731
     else:
         raise CheckpointError(f"cannot write {path}: end the name in .safetensors or {', '.join(PICKLE_SUFFIXES)}")
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)  # safetensors writes files that only their owner can read
-        os.replace(temporary, path)
+        with write_whole(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            write(temporary)
+            temporary.chmod(mode)  # safetensors writes files that only their owner can read
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a failed write
         raise CheckpointError(f"cannot write {path}: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def convert_checkpoint(source: str | os.PathLike[str], target: str | os.PathLike[str], layout: Layout) -> None:

@@ -16,8 +16,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from swag_models.errors import ConfigError, ImageError, OutputError
 from swag_models.inference import Embedder, Embeddings, Skipped
 from swag_models.pictures import Picture, find_pictures
+from swag_models.whole import write_whole
 
 SUFFIXES = (".parquet", ".npy")
 ROWS = 8192  # in one group of a Parquet file
@@ -139,7 +140,8 @@ class _Work:
                 for name in (described.name, *FILES):
                     (self.folder / name).unlink(missing_ok=True)
             if not described.exists():
-                _write_whole(described, lambda to: to.write_text(json.dumps(self.job, indent=2)))
+                with _write(described) as to:
+                    to.write_text(json.dumps(self.job, indent=2))
             elif json.loads(described.read_text()) != self.job:
                 raise ConfigError(f"{self.folder} holds other work for {self.output}; delete it or choose another name")
             self._rows, self._vectors = (held.enter_context((self.folder / name).open("a+b")) for name in FILES)
@@ -183,11 +185,13 @@ class _Work:
         vectors = np.memmap(path, "<f4", "r", shape=shape) if self.names else np.empty(shape, "<f4")
         meta = {**self.job, "skipped": self.skipped}
         if self.output.suffix == ".npy":
-            content = json.dumps({KEY: meta, "names": self.names})
-            _write_whole(_record_of(self.output), lambda to: to.write_text(content))
-            _write_whole(self.output, lambda to: _write_npy(to, vectors))
+            with _write(_record_of(self.output)) as to:
+                to.write_text(json.dumps({KEY: meta, "names": self.names}))
+            with _write(self.output) as to:
+                _write_npy(to, vectors)
         else:
-            _write_whole(self.output, lambda to: _write_parquet(to, vectors, self.names, meta))
+            with _write(self.output) as to:
+                _write_parquet(to, vectors, self.names, meta)
         shutil.rmtree(self.folder, ignore_errors=True)
         return Report(self.output, len(self.names), self.skipped)
 
@@ -295,14 +299,8 @@ def _write_parquet(to: Path, vectors: np.ndarray[Any, Any], names: list[str], me
             writer.write_table(pa.table(arrays, schema=schema))
 
 
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")  # ours alone, under the lock
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _write(path: Path) -> AbstractContextManager[Path]:
+    return write_whole(path, name=f".{path.name}.tmp")  # ours alone, under the lock
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from swag_models.folder import CARD, CONFIG, INDEX, STALE, WEIGHTS, make_config,
 from swag_models.hub import LOG_IN, PREFIX, is_repo, parse_url, readable_errors
 from swag_models.spec import Metrics, Source
 from swag_models.transfer import hash_file
+from swag_models.whole import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -175,15 +175,11 @@ def _write_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) 
 
 
 def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, path)
+        with write_whole(path) as temporary:
+            temporary.write_text(text, "utf-8")
     except OSError as error:
         raise PublishError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _push_folder(
