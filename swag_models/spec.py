@@ -157,7 +157,7 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, data: Any) -> ModelSpec:
         """The inverse of `to_dict`; ConfigError names a field that is unknown, missing or of another kind."""
-        return _decode_fields(cls, data, "")
+        return decode_fields(cls, data, "")
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
@@ -169,7 +169,7 @@ class ModelSpec:
         return cls.from_dict(data)
 
 
-def _decode_fields(cls: type[T], data: Any, path: str) -> T:
+def decode_fields(cls: type[T], data: Any, path: str) -> T:
     """A dataclass from the JSON object of its fields; `path` leads to it in messages."""
     if not isinstance(data, dict):
         raise ConfigError(f"{path or 'this'} is not a {cls.__name__}: expected a JSON object, got {data!r}")
@@ -191,7 +191,7 @@ def _decode(hint: Any, data: Any, path: str, expected: Any) -> Any:
             continue
         if is_dataclass(option):
             inner = {name: value for name, value in data.items() if name != "family"}
-            return _decode_fields(option, inner, f"{path}.")  # type: ignore[arg-type]
+            return decode_fields(option, inner, f"{path}.")  # type: ignore[arg-type]
         if get_origin(option) is not tuple:
             return data
         parts = get_args(option)

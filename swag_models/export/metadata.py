@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from swag_models.errors import ConfigError, ExportError
-from swag_models.spec import Preprocess
+from swag_models.spec import Preprocess, decode_fields
 
 SUFFIXES = (".onnx", ".pt2")
 
@@ -39,9 +39,7 @@ class Metadata:
         if missing := [field.name for field in fields(cls) if field.name not in strings]:
             raise ValueError(f"it says nothing of {', '.join(missing)}")
         values: dict[str, Any] = {field.name: strings[field.name] for field in fields(cls)}
-        numbers: dict[str, Any] = {name: _tuple(value) for name, value in json.loads(values["preprocess"]).items()}
-        values.update(preprocess=Preprocess(**numbers), classes=_tuple(json.loads(values["classes"])))
-        return cls(**values)
+        return decode_fields(cls, {**values, **{name: json.loads(values[name]) for name in ("preprocess", "classes")}}, "")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
@@ -89,7 +87,3 @@ def _read_onnx(path: Path) -> dict[str, str]:
     except DecodeError as error:
         raise ValueError(error) from None
     return {prop.key: prop.value for prop in model.metadata_props}
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
