@@ -110,11 +110,11 @@ def merge_embeddings(parts: Sequence[str | os.PathLike[str]], output: str | os.P
 def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """What `write_embeddings` wrote: vectors (N, D), names and skipped pictures; the vectors of a .npy file are mapped."""
     path = Path(path)
-    meta = _read_meta(path)
+    record = _read_record(path)
+    meta = record[KEY]
     skipped = [Skipped(*each) for each in meta["skipped"]]
     if path.suffix == ".npy":
-        vectors = np.load(path, mmap_mode="c")
-        return Embeddings(torch.from_numpy(vectors), json.loads(_record_of(path).read_text())["names"], skipped)
+        return Embeddings(torch.from_numpy(np.load(path, mmap_mode="c")), record["names"], skipped)
     table = _import_pyarrow().parquet.read_table(path).combine_chunks()
     flat = table["embedding"].combine_chunks().flatten().to_numpy()
     return Embeddings(torch.from_numpy(flat.reshape(-1, meta["width"]).copy()), table["name"].to_pylist(), skipped)
@@ -269,14 +269,20 @@ def _is_taken(output: Path) -> bool:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    record = _record_of(path)
+    meta: dict[str, Any] = _read_record(path)[KEY]
+    return meta
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Our metadata under `KEY`, and for .npy the names."""
     parquet = None if path.suffix == ".npy" else _import_pyarrow().parquet
     try:
-        content = parquet.read_schema(path).metadata[KEY.encode()] if parquet else record.read_text()
-        found: dict[str, Any] = json.loads(content) if parquet else json.loads(content)[KEY]
+        if parquet:
+            return {KEY: json.loads(parquet.read_schema(path).metadata[KEY.encode()])}
+        record: dict[str, Any] = json.loads(_record_of(path).read_text())
+        return {KEY: record[KEY], "names": record["names"]}
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are ValueErrors
-        raise ConfigError(f"{record} is not what swag-models embed wrote: {error}") from None
-    return found
+        raise ConfigError(f"{_record_of(path)} is not what swag-models embed wrote: {error}") from None
 
 
 def _write_npy(to: Path, vectors: np.ndarray[Any, Any]) -> None:
@@ -309,8 +315,6 @@ def _explain(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, (ConfigError, OutputError)):
-            raise
         raise OutputError(
             f"cannot write {output}: {error.strerror or error}; what is done is kept, run again to go on"
         ) from None
