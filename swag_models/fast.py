@@ -51,10 +51,10 @@ def fold_batch_norm(model: nn.Module) -> None:
 def repays_compiling(model: Backbone, device: torch.device, seconds: float) -> bool:
     """Whether compiling saves more than it takes, if the model as it is would be busy for so many more seconds."""
     kind = "cuda" if device.type == "cuda" else _cpu_kind() if device.type == "cpu" else None
-    if kind is None or not has_compiler(device):
+    if kind is None:
         return False
-    blocks = sum(type(module).__name__ == "Block" for module in model.modules())
-    return seconds * SAVED[kind][type(model).__name__] > blocks * SECONDS_PER_BLOCK
+    blocks = len(model.layers) - 1  # all but the stem
+    return seconds * SAVED[kind][type(model).__name__] > blocks * SECONDS_PER_BLOCK and has_compiler(device)
 
 
 def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
