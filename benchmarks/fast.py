@@ -12,7 +12,6 @@ import argparse
 import importlib.util
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ import torch
 import torch._inductor.config
 import torchvision
 from PIL import Image
+from throughput import PEERS, seconds
 from torch import Tensor
 
 import swag_models
@@ -32,12 +32,6 @@ from swag_models.fast import compile_forward, pick_dtype, prepare
 from swag_models.inference import Classifier
 from swag_models.layouts import translate_layout
 
-PEERS = {  # architecture -> (torchvision name, timm name)
-    "vit_b16": ("vit_b_16", "vit_base_patch16_224"),
-    "vit_l16": ("vit_l_16", "vit_large_patch16_224"),
-    "regnety_16gf": ("regnet_y_16gf", "regnety_160"),
-    "regnety_32gf": ("regnet_y_32gf", "regnety_320"),
-}
 FEW = (1, 8, 64)  # pictures
 
 
@@ -64,7 +58,7 @@ def make_runners(arch: str, x: Tensor, device: str) -> dict[str, Callable[[], Te
         "fast, not compiled": lambda: eager(half),
         "fast": lambda: run(half),
     }
-    tv_name, timm_name = PEERS[arch]
+    tv_name, timm_name, _ = PEERS[arch]
     made = {"torchvision": getattr(torchvision.models, tv_name)(), "timm": timm.create_model(timm_name, num_classes=1000)}
     if importlib.util.find_spec("openvino") and device == "cpu":
         made["timm"].load_state_dict(translate_layout(state, "timm"))
@@ -86,16 +80,6 @@ def make_openvino(model: torch.nn.Module, x: Tensor) -> Callable[[], Tensor]:
     executable = openvino.Core().compile_model(converted, "CPU", hints)
     pixels = x.numpy()
     return lambda: torch.from_numpy(executable(pixels)[0])
-
-
-def seconds(run: Callable[[], object], device: str) -> float:
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def measure_peak(device: str) -> float:
