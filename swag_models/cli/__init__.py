@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from swag_models import __version__
-from swag_models.cli import app, catalog, export, pictures, sharing
-from swag_models.cli.terms import FAILED, OK, USAGE, say
+from swag_models.cli import app, catalog, export, pictures, recipe, sharing
+from swag_models.cli.terms import FAILED, OK, USAGE, make_add, say
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
-MODULES = (catalog, pictures, sharing, export, app)  # in the order of the help
+MODULES = (catalog, pictures, sharing, export, app, recipe)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,14 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
     parser = argparse.ArgumentParser(prog="swag-models", description="Vision backbones pre-trained on hashtags.")
     parser.add_argument("--version", action="version", version=f"swag-models {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, run: Callable[[argparse.Namespace], int], example: str) -> argparse.ArgumentParser:
-        summary = (run.__doc__ or "").strip()
-        command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
-        command.set_defaults(run=run)
-        return command
-
+    add = make_add(parser)
     for module in MODULES:
         module.add_commands(add)
     return parser

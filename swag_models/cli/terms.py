@@ -11,13 +11,26 @@ from swag_models.api import SPECS, get_spec, list_models
 from swag_models.errors import UnknownModelError
 from swag_models.spec import ModelSpec
 
-Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+Add = Callable[[str, Callable[[argparse.Namespace], int] | str, str], argparse.ArgumentParser]
 OK, FAILED, USAGE = 0, 1, 2
 
 
 def say(message: object) -> None:
     """A message to the user, on stderr."""
     print(f"swag-models: {message}", file=sys.stderr)
+
+
+def make_add(parser: argparse.ArgumentParser) -> Add:
+    """A function that adds a subcommand to `parser`: its name, the function that runs it, and an example for its help."""
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int] | str, example: str) -> argparse.ArgumentParser:
+        summary = run if isinstance(run, str) else (run.__doc__ or "").strip()
+        command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+        command.set_defaults(run=run)
+        return command
+
+    return add
 
 
 def match_all(patterns: Sequence[str]) -> list[ModelSpec]:
