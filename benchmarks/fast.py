@@ -3,9 +3,9 @@
     python benchmarks/fast.py [--arch vit_b16 regnety_16gf] [--batch 8] [--rounds 7] [--device cpu] [--few]
 
 All hold the same random weights and take turns on the same batch at 224 px, round after round. Peers: torchvision and timm in
-bfloat16, channels last for RegNets, compiled with inductor's freezing; OpenVINO with its bfloat16 hint, if it is installed.
-The peak is that of a large bfloat16 matrix product in the same run. `--few` times whole calls instead, from a name to results,
-for a few pictures, where compiling could cost more than it saves.
+the same dtype (bfloat16 where `fast` picks it), channels last for RegNets, compiled with inductor's freezing; OpenVINO with
+that precision as its hint, if it is installed. The peak is that of a large matrix product of that dtype in the same run.
+`--few` times whole calls instead, from a name to results, for a few pictures, where compiling could cost more than it saves.
 """
 
 import argparse
@@ -44,6 +44,7 @@ def make_runners(arch: str, x: Tensor, device: str) -> dict[str, Callable[[], Te
     state = {key: tensor.clone() for key, tensor in ours.state_dict().items()}
     layout = torch.channels_last if arch.startswith("regnet") else torch.contiguous_format
     dtype = pick_dtype(torch.device(device))
+    short = {torch.bfloat16: "bf16", torch.float32: "f32"}[dtype]
     half = x.to(dtype).contiguous(memory_format=layout)
 
     def make_ours() -> torch.nn.Module:
@@ -62,21 +63,21 @@ def make_runners(arch: str, x: Tensor, device: str) -> dict[str, Callable[[], Te
     made = {"torchvision": getattr(torchvision.models, tv_name)(), "timm": timm.create_model(timm_name, num_classes=1000)}
     if importlib.util.find_spec("openvino") and device == "cpu":
         made["timm"].load_state_dict(translate_layout(state, "timm"))
-        runners["OpenVINO bf16"] = make_openvino(made["timm"].eval(), x)
+        runners[f"OpenVINO {short}"] = make_openvino(made["timm"].eval(), x, short)
     for peer, model in made.items():
         model.load_state_dict(translate_layout(state, peer))
         peer_compiled = torch.compile(model.to(device, dtype, memory_format=layout).eval())
-        runners[f"{peer} bf16 compiled"] = partial(peer_compiled, half)
+        runners[f"{peer} {short} compiled"] = partial(peer_compiled, half)
     return runners
 
 
-def make_openvino(model: torch.nn.Module, x: Tensor) -> Callable[[], Tensor]:
+def make_openvino(model: torch.nn.Module, x: Tensor, precision: str) -> Callable[[], Tensor]:
     import openvino
 
     with warnings.catch_warnings(action="ignore"):
         converted = openvino.convert_model(model, example_input=x)
     converted.reshape(x.shape)
-    hints = {"INFERENCE_PRECISION_HINT": "bf16", "PERFORMANCE_HINT": "LATENCY"}
+    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     executable = openvino.Core().compile_model(converted, "CPU", hints)
     pixels = x.numpy()
     return lambda: torch.from_numpy(executable(pixels)[0])

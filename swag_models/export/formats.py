@@ -120,7 +120,10 @@ def _label_onnx(path: Path, strings: dict[str, str]) -> None:
 
 
 def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) -> None:
-    """8-bit weights, each output channel with a scale of its own.
+    """8-bit weights of a range of 7, each output channel with a scale of its own.
+
+    Processors without VNNI add pairs of products in 16 bits, which 8-bit weights overflow: a ViT was 21% off there (mean). The
+    file is to answer the same wherever it runs.
 
     With pictures to calibrate on, the ranges of activations are measured and the whole network computes in integers. Without,
     matrix products do, and scale their inputs batch by batch. On two cores with VNNI and random weights, a ViT-B/16 is twice as
@@ -134,6 +137,7 @@ def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) 
             target,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
+            reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
         )
         return
@@ -143,6 +147,7 @@ def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) 
         _Feed(calibration),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
+        reduce_range=True,
         activation_type=quantization.QuantType.QUInt8,
         weight_type=quantization.QuantType.QInt8,
     )
