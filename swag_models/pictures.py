@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # only the first can be read, at any offset
 TAR_BLOCK = 512
+TURN = 4  # batches a thread reads before the model's turn: of one alone, the faster threads would wait for the slowest
 LOCKS = [Lock() for _ in range(61)]  # an image in memory that is given twice must not be decoded by two threads at once
 
 S = TypeVar("S")
@@ -109,8 +110,9 @@ def read_ahead(read: Callable[[S], T], batches: Sequence[S], workers: int, *, ov
                 while waiting:
                     yield waiting.popleft().result()
             else:
-                for start in range(0, len(batches), workers):
-                    yield from list(pool.map(read, batches[start : start + workers]))
+                turn = TURN * workers
+                for start in range(0, len(batches), turn):
+                    yield from list(pool.map(read, batches[start : start + turn]))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

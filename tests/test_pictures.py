@@ -24,7 +24,7 @@ from pictures_support import encode, make_pictures, make_pixels, put, write_tar
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.pictures import Picture, find_pictures, read_ahead
+from swag_models.pictures import TURN, Picture, find_pictures, read_ahead
 
 PIXELS = make_pixels(0)
 
@@ -300,7 +300,7 @@ def test_reading_ahead_keeps_the_order_and_uses_its_workers(overlap: bool) -> No
     assert not readers()
 
 
-@pytest.mark.parametrize(("overlap", "most"), [(True, 5), (False, 2)])
+@pytest.mark.parametrize(("overlap", "most"), [(True, 5), (False, 2 * TURN)])
 def test_reading_ahead_goes_only_so_far(overlap: bool, most: int) -> None:
     begun = []
     ahead = read_ahead(begun.append, range(100), 2, overlap=overlap)
