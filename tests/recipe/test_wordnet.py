@@ -1,0 +1,144 @@
+"""WordNet is found where it may be, read as it is written, and refused in a line if it is not what it should be."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from wordnet_support import DATA, EXCEPTIONS, FILES, INDEX, LICENCE, has_wordnet, needs_wordnet, write_wordnet
+
+from swag_models.errors import ConfigError
+from swag_models.recipe.wordnet import WordNet, find_wordnet
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home without WordNet, where the environment does not point at one."""
+    for name in ("WNHOME", "WNSEARCHDIR", "NLTK_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_synsets_have_lemmas_parents_and_a_gloss(tmp_path: Path) -> None:
+    wordnet = WordNet.load(write_wordnet(tmp_path))
+    assert wordnet.synsets["n02132136"] == (
+        "n02132136",
+        ("brown_bear", "bruin", "Ursus_arctos"),
+        ("n02131653",),
+        "large bear of Eurasia",
+    )
+    assert wordnet.synsets["n02131653"].gloss == 'massive plantigrade mammals; "a bear | a cub"'
+    assert wordnet.synsets["n09041785"].parents == ("n00001740",), "an instance"
+    assert len(wordnet.synsets) == DATA.count("\n")
+
+
+def test_senses_are_in_the_order_of_the_index(tmp_path: Path) -> None:
+    wordnet = WordNet.load(write_wordnet(tmp_path))
+    assert wordnet.senses["crane"] == ["n03126707", "n02012849"]
+    assert wordnet.exceptions["mice"] == ["mouse"]
+
+
+def test_ancestors_and_descendants_come_with_their_distance(tmp_path: Path) -> None:
+    wordnet = WordNet.load(write_wordnet(tmp_path))
+    assert wordnet.ancestors("n02132136") == {"n02131653": 1, "n00015388": 2, "n00001740": 3}
+    assert wordnet.descendants("n02131653") == {"n02132136": 1, "n02132466": 2}
+    assert wordnet.ancestors("n00001740") == {}
+    assert wordnet.descendants("n99999999") == {}
+
+
+def test_an_excerpt_may_lack_senses_and_parents_of_what_it_has(tmp_path: Path) -> None:
+    lines = [line for line in DATA.splitlines(keepends=True) if not line.startswith(("09845191", "00015388"))]
+    wordnet = WordNet.load(write_wordnet(tmp_path, data="".join(lines)))
+    assert wordnet.senses["bear"] == ["n02131653"]
+    assert wordnet.ancestors("n02132136") == {"n02131653": 1}
+
+
+@pytest.mark.parametrize("place", ["WNHOME", "WNSEARCHDIR", "NLTK_DATA", "home", "prefix", "zip"])
+def test_the_usual_places_are_searched(place: str, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nltk = bare / "data" / "corpora" / "wordnet"
+    if place in ("WNHOME", "WNSEARCHDIR"):
+        found = write_wordnet(bare / "wn" / "dict")
+        monkeypatch.setenv(place, str(found.parent if place == "WNHOME" else found))
+    elif place == "NLTK_DATA":
+        found = write_wordnet(nltk)
+        monkeypatch.setenv(place, f"{bare / 'nowhere'}:{bare / 'data'}")
+    elif place == "zip":  # as nltk's downloader leaves it
+        write_wordnet(nltk)
+        shutil.make_archive(str(nltk), "zip", nltk.parent, "wordnet")
+        shutil.rmtree(nltk)
+        monkeypatch.setenv("NLTK_DATA", str(bare / "data"))
+        found = nltk.with_suffix(".zip")
+    else:
+        if place == "prefix":
+            monkeypatch.setattr(sys, "prefix", str(bare / "venv"))
+        found = write_wordnet(bare / ("venv/share" if place == "prefix" else ".") / "nltk_data" / "corpora" / "wordnet")
+    assert str(find_wordnet()).rstrip("/").removesuffix("/wordnet") == str(found).removesuffix("/wordnet")
+    assert WordNet.load().senses["bruin"] == ["n02132136"]
+
+
+@pytest.mark.parametrize("part", ["", "dict", "zip"])
+def test_a_folder_or_archive_may_be_given(part: str, tmp_path: Path) -> None:
+    given = write_wordnet(tmp_path / "wordnet" / part).parent if part == "dict" else write_wordnet(tmp_path / "wordnet")
+    if part == "zip":
+        given = Path(shutil.make_archive(str(given), "zip", tmp_path, "wordnet"))
+    assert WordNet.load(given).senses["bruin"] == ["n02132136"]
+
+
+def test_a_missing_database_is_a_line_that_says_how_to_get_it(bare: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no WordNet database; .*apt install wordnet-base.*nltk.*--wordnet") as caught:
+        WordNet.load(bare)
+    assert "\n" not in str(caught.value)
+    if not has_wordnet():
+        with pytest.raises(ConfigError, match=r"no WordNet database was found; .*apt install"):
+            WordNet.load()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": (LICENCE + DATA).replace("3.0", "3.1")}, r"data\.noun is of WordNet 3\.1"),
+        ({"data": DATA[:-60]}, r"data\.noun line 19 is not of WordNet's format"),
+        ({"data": DATA.replace(" n 03 brown", " n 04 brown")}, r"data\.noun line 4 .*02132136"),
+        ({"data": '{"synsets": []}\n'}, r"data\.noun line 1 .*synsets"),
+        ({"data": "\x00\x01\n"}, r"data\.noun line 1"),
+        ({"index": INDEX.replace("bank n 2", "bank n 3")}, r"index\.noun line 2 .*bank n 3"),
+        ({"index": LICENCE}, r"index\.noun holds no nouns"),
+        ({"noun": EXCEPTIONS + "geese\n"}, r"noun\.exc line 3 .*geese"),
+        ({"data": "00000000" + DATA[8:]}, r"data\.noun lacks a synset of 'entity', it may be cut short"),
+    ],
+)
+def test_a_broken_or_foreign_file_is_named_in_a_line(changed: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        WordNet.load(write_wordnet(tmp_path, **changed))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (write_wordnet(tmp_path) / "noun.exc").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"noun\.exc cannot be read"):
+        WordNet.load(tmp_path)
+
+
+@needs_wordnet
+def test_all_of_wordnet_is_read_in_a_moment() -> None:
+    start = time.process_time()
+    wordnet = WordNet.load()
+    assert time.process_time() - start < 5, "it takes 1.2 s on a machine of 2026"
+    assert (len(wordnet.synsets), len(wordnet.senses)) == (82115, 117798)
+    assert wordnet.ancestors("n02084071").keys() >= {"n02083346", "n01317541", "n00001740"}, "a dog is a canine, and domestic"
+    assert len(wordnet.descendants("n00001740")) == 82114
+
+
+@needs_wordnet
+def test_a_database_that_was_cut_short_is_refused(tmp_path: Path) -> None:
+    whole = Path(str(find_wordnet()))
+    for name in FILES:
+        shutil.copy(whole / name, tmp_path)
+    lines = (whole / "data.noun").read_bytes().splitlines(keepends=True)
+    (tmp_path / "data.noun").write_bytes(b"".join(lines[: len(lines) // 2]))
+    with pytest.raises(ConfigError, match=r"lacks a synset of .* it may be cut short"):
+        WordNet.load(tmp_path)
