@@ -63,7 +63,8 @@ def repeat_factors(counts: Sequence[int], rarest: Sequence[int], sampling: Sampl
     weights = [count**-exponent for count in counts]
     length = sampling.epoch_ratio * images
     if sampling.tail_share is None:
-        return [_quantise(weight * length / _total(weights, rarest)) for weight in weights]
+        scale = length / _total(weights, rarest)
+        return [_quantise(weight * scale) for weight in weights]
     tail = [count < sampling.tail_below for count in counts]
     scales = {}
     for of_tail, share in ((True, sampling.tail_share), (False, 1 - sampling.tail_share)):

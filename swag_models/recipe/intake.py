@@ -1,0 +1,92 @@
+"""Files of posts, of any format -> one table; what is no post goes to the rejects."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.dataset
+import pyarrow.parquet
+
+from swag_models.errors import ConfigError
+from swag_models.recipe import tables
+from swag_models.recipe.columns import UNNAMED, Columns, parquet_columns
+from swag_models.recipe.conversion import convert_posts
+from swag_models.recipe.engine import Engine, remove
+from swag_models.recipe.posts import NO_ID, SUFFIXES, find_format
+from swag_models.recipe.posts import SHOWN as CUT_AT
+from swag_models.whole import write_whole
+
+if TYPE_CHECKING:
+    import ibis
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How posts are read: names of columns, a format if the names of files do not tell it, and whether to show progress."""
+
+    columns: Columns = UNNAMED
+    format: str | None = None
+    progress: bool = True
+
+
+def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> list[Path]:
+    """The files of posts, those of a folder by name; ConfigError if one is missing or a folder has none."""
+    found = []
+    for path in map(Path, inputs):
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist; give files of posts, or folders of them")
+        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if _is_known(each))
+        if not files:
+            raise ConfigError(f"{path} has no file of posts; they are named {' '.join(SUFFIXES)}, or those with .gz or .bz2")
+        found += files
+    for path in found:
+        _ = format or find_format(path)
+    return found
+
+
+def _is_known(path: Path) -> bool:
+    return path.is_file() and Path(path.name.lower().removesuffix(".gz").removesuffix(".bz2")).suffix in SUFFIXES
+
+
+def unite_posts(
+    engine: Engine, files: Sequence[Path], reading: Reading, folder: Path, rejects: Path
+) -> tuple[ibis.Table, dict[str, int]]:
+    """All posts as one table, and how many rows are no posts, by reason; those are written to `rejects`."""
+    import ibis
+
+    parquet = [file for file in files if (reading.format or find_format(file)) == "parquet"]
+    rest = [file for file in files if file not in set(parquet)]
+    done = convert_posts(
+        rest, folder / "posts", columns=reading.columns, format=reading.format, progress=reading.progress and bool(rest)
+    )
+    counts = Counter(done.rejects)
+    parts = [engine.read_all(done.parts)] if done.parts else []
+    alike: dict[Columns, list[Path]] = defaultdict(list)
+    for file in parquet:
+        try:
+            schema = pyarrow.parquet.read_schema(file)
+        except pyarrow.ArrowInvalid:
+            raise ConfigError(f"{file} is no whole Parquet file; make it again, or leave it out") from None
+        alike[parquet_columns(schema, reading.columns, file)].append(file)
+    with write_whole(rejects) as temporary, temporary.open("wb") as output:
+        for path in done.rejects_files:
+            output.write(path.read_bytes())
+        for columns, files_alike in alike.items():
+            table = tables.select_posts(engine.read_all(files_alike), columns._asdict())
+            parts.append(table.filter(table.id != ""))
+            nameless = folder / "nameless.parquet"
+            engine.write(table.filter(table.id.isnull() | (table.id == "")).select("url", "hashtags"), nameless)
+            shown = " ... ".join(dict.fromkeys(files_alike[place].name for place in (0, -1)))
+            for batch in pyarrow.dataset.dataset(nameless).to_batches():
+                counts[NO_ID] += len(batch)
+                for row in batch.to_pylist():
+                    text = " ".join([row["url"] or "", *(row["hashtags"] or [])])[:CUT_AT]
+                    output.write(json.dumps({"input": shown, "reason": NO_ID, "text": text}).encode() + b"\n")
+            remove(nameless)
+    return ibis.union(*parts) if len(parts) > 1 else parts[0], dict(sorted((+counts).items()))
