@@ -1,0 +1,79 @@
+"""What the small world holds: things, the words people tag them with, and how often each club of photographers meets them.
+
+Synsets and senses are those of WordNet 3.0. A word is listed where its most frequent sense is the thing, with these exceptions,
+made on purpose: `table` is first of all an array of numbers, `banana` the plant, and `bike` a motorcycle.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Thing(NamedTuple):
+    """A noun that can be drawn.
+
+    name: its most frequent hashtag. synset: the WordNet id of what is meant. synonyms: further lemmas.
+    broader: hypernyms people use. foreign: words of other languages, unknown to WordNet.
+    """
+
+    name: str
+    synset: str
+    synonyms: str
+    broader: str
+    foreign: str
+
+    def words(self) -> list[str]:
+        """English words, the most frequent first; several words of one lemma are joined by underscores."""
+        return [self.name, *self.synonyms.split()]
+
+
+# The most frequent first: the k-th is met 1 / k times as often as the first.
+THINGS = (
+    Thing("flower", "n11669921", "", "plant_life", "fleur blume flor цветок 花"),
+    Thing("car", "n02958343", "auto automobile motorcar", "vehicle motor_vehicle", "voiture coche mashina 車"),
+    Thing("fish", "n02512053", "", "animal", "poisson fisch pez рыба 魚"),
+    Thing("apple", "n07739125", "", "fruit edible_fruit", "pomme apfel manzana яблоко"),
+    Thing("house", "n03544360", "", "dwelling building", "haus maison casa дом"),
+    Thing("star", "n09444100", "", "celestial_body", "estrella étoile звезда 星"),
+    Thing("cup", "n03147509", "", "tableware container", "taza чашка カップ"),
+    Thing("butterfly", "n02274259", "", "insect animal", "schmetterling vlinder бабочка"),
+    Thing("chair", "n03001627", "", "furniture", "stuhl silla стул"),
+    Thing("sailboat", "n04128499", "sailing_boat", "vehicle", "voilier segelboot парусник"),
+    Thing("airplane", "n02691156", "plane aeroplane", "aircraft vehicle", "avion flugzeug самолёт 飛行機"),
+    Thing("tree", "n13104059", "", "plant_life", "arbre árbol дерево 木"),
+    Thing("mushroom", "n13001041", "", "fungus", "pilz гриб"),
+    Thing("banana", "n07753592", "", "fruit edible_fruit", "banane plátano банан"),
+    Thing("guitar", "n03467517", "", "musical_instrument", "gitarre guitarra гитара"),
+    Thing("duck", "n01846331", "", "bird animal", "ente pato утка"),
+    Thing("umbrella", "n04507155", "", "", "regenschirm parapluie зонт"),
+    Thing("bicycle", "n02834778", "bike", "vehicle wheeled_vehicle", "fahrrad vélo велосипед 自転車"),
+    Thing("owl", "n01621127", "", "bird animal", "eule búho сова"),
+    Thing("table", "n04379243", "", "furniture", "tisch стол"),
+    Thing("cactus", "n11842204", "", "succulent plant_life", "kaktus кактус"),
+    Thing("moon", "n09358358", "", "celestial_body", "mond lune луна 月"),
+    Thing("bottle", "n02876657", "", "container", "flasche bouteille бутылка"),
+    Thing("truck", "n04490091", "motortruck", "vehicle motor_vehicle", "lkw грузовик トラック"),
+    Thing("strawberry", "n07745940", "", "fruit berry", "erdbeere fresa клубника"),
+    Thing("spider", "n01772222", "", "arachnid animal", "spinne araignée паук"),
+    Thing("teapot", "n04398044", "", "pot container", "teekanne théière чайник"),
+    Thing("bed", "n02818832", "", "furniture", "bett cama кровать"),
+    Thing("rocket", "n04099429", "", "vehicle", "cohete raketa ракета"),
+    Thing("pear", "n07767847", "", "fruit edible_fruit", "poire birne груша"),
+    Thing("snail", "n01944390", "", "animal", "schnecke caracol улитка"),
+    Thing("scissors", "n04148054", "pair_of_scissors", "tool", "schere ciseaux ножницы"),
+)
+NAMES = tuple(thing.name for thing in THINGS)
+BY_NAME = dict(zip(NAMES, THINGS, strict=True))
+
+# Each post is of one of two clubs, "a" and "b". These things are met MORE times as often by the one as by the other; all
+# others equally often, within a fifth of a percent: that is why just these ranks were chosen.
+CLUBS = "ab"
+MORE = 3.0
+PLANTED = {"apple": "a", "star": "a", "guitar": "a", "fish": "b", "cup": "b"}
+
+
+def list_weights(club: str) -> list[float]:
+    """How often a club meets each thing, up to a common factor."""
+    more, less = 2 * MORE / (MORE + 1), 2 / (MORE + 1)
+    sides = [PLANTED.get(name) for name in NAMES]
+    return [(1.0 if side is None else more if side == club else less) / rank for rank, side in enumerate(sides, 1)]
