@@ -11,6 +11,7 @@ SwagModelsError
 ├── OutputError (OSError)            a file that cannot be written
 ├── ExportError (RuntimeError)       an exported file that does not do what the model does, or cannot be written or read
 ├── PublishError (OSError)           a folder or repository that could not take a model
+├── ShardError (OSError)             a training shard that cannot be read, or is not what was packed
 └── ImageError (ValueError)          a picture that cannot be read
 """
 
@@ -26,6 +27,7 @@ __all__ = [
     "ImageError",
     "OutputError",
     "PublishError",
+    "ShardError",
     "SwagModelsError",
     "UnknownModelError",
     "UnsafeCheckpointError",
@@ -74,6 +76,10 @@ class ExportError(SwagModelsError, RuntimeError):
 
 class PublishError(SwagModelsError, OSError):
     """A folder or a repository of the Hub could not take a model."""
+
+
+class ShardError(SwagModelsError, OSError):
+    """A training shard cannot be read to its end, or its bytes are not those that were packed."""
 
 
 class ImageError(SwagModelsError, ValueError):

@@ -92,6 +92,22 @@ def find_pictures(images: Any) -> list[Picture]:
     return pictures
 
 
+def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
+    """The names of the files in a tar shard and their spans, in the order they lie there; ConfigError if it was cut."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            members = [(member.name, (member.offset_data, member.size)) for member in archive if member.isfile()]
+            end = archive.offset
+        with path.open("rb") as file:
+            file.seek(end)
+            if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):  # tarfile itself takes a cut before a member for the end
+                raise tarfile.ReadError("unexpected end of data")
+    except (OSError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read as an uncompressed tar file: {reason}") from None
+    return members
+
+
 def read_ahead(read: Callable[[S], T], batches: Sequence[S], workers: int, *, overlap: bool) -> Iterator[T]:
     """`read` of every batch, in order, each by one of `workers` threads.
 
@@ -150,22 +166,11 @@ def _expand(path: Path) -> list[Picture]:
     """The pictures of a tar shard in the order they lie there, or the file itself."""
     if not path.name.lower().endswith(SHARDS):
         return [Picture(_spell(path), path)]
-    try:
-        with tarfile.open(path, "r:") as archive:
-            pictures = [
-                Picture(_spell(f"{path}/{member.name}"), path, (member.offset_data, member.size))
-                for member in archive
-                if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES
-            ]
-            end = archive.offset
-        with path.open("rb") as file:
-            file.seek(end)
-            if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):  # tarfile itself takes a cut before a member for the end
-                raise tarfile.ReadError("unexpected end of data")
-    except (OSError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path} cannot be read as an uncompressed tar file: {reason}") from None
-    return pictures
+    return [
+        Picture(_spell(f"{path}/{name}"), path, span)
+        for name, span in find_members(path)
+        if Path(name).suffix.lower() in SUFFIXES
+    ]
 
 
 def _spell(path: str | os.PathLike[str]) -> str:

@@ -1,0 +1,95 @@
+"""What the tests of packing and reading share: pictures with labels, and the shards of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pictures_support import make_pixels, write_tar
+from PIL import Image
+
+from swag_models.recipe.pack import pack
+
+COUNT = 60
+
+Label = tuple[Sequence[int], float]  # classes and repeat factor
+
+
+def encode_jpeg(seed: int, side: int = 8, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(make_pixels(seed, side, side)).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def write_labels(path: Path, labels: Mapping[str, Label]) -> Path:
+    """labels.parquet, as curating writes it."""
+    rows = [{"id": name, "classes": list(classes), "repeat": repeat} for name, (classes, repeat) in sorted(labels.items())]
+    kinds = [("id", pa.string()), ("classes", pa.list_(pa.int32())), ("repeat", pa.float64())]
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds)), path)
+    return path
+
+
+def make_labels(count: int) -> dict[str, Label]:
+    """Labels of images "0000" and so on: classes fall in frequency, rare ones repeat."""
+    draw = random.Random(0)
+    labels: dict[str, Label] = {}
+    for number in range(count):
+        classes = sorted({min(int(draw.expovariate(0.5)), 9) for _ in range(draw.randint(1, 3))})
+        labels[f"{number:04d}"] = classes, 0.5 + max(classes) / 2 + draw.randrange(4) / 4
+    return labels
+
+
+def make_images(folder: Path, names: Sequence[str]) -> Path:
+    """A folder of small JPEGs, each of other pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.jpg").write_bytes(encode_jpeg(int(name)))
+    return folder
+
+
+def make_shards(folder: Path, count: int, shard_size: int) -> Path:
+    """Packed shards of `count` samples."""
+    labels = make_labels(count)
+    pack(
+        write_labels(folder / "labels.parquet", labels),
+        [make_images(folder / "images", list(labels))],
+        folder / "shards",
+        shard_size=shard_size,
+        processes=1,
+        progress=False,
+    )
+    return folder / "shards"
+
+
+def write_bare_shards(folder: Path, labels: Mapping[str, Label], shards: int) -> list[str]:
+    """Shards of samples without a picture, for what is about numbers alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names, paths = sorted(labels, key=hash_name), []
+    for number in range(shards):
+        members = {}
+        for name in names[number::shards]:
+            record = {"id": name, "classes": list(labels[name][0]), "repeat": labels[name][1]}
+            members[f"{name}.json"] = json.dumps(record).encode()
+        paths.append(str(write_tar(folder / f"bare-{number:03d}.tar", members)))
+    return paths
+
+
+def hash_name(name: str) -> float:
+    return random.Random(name).random()
+
+
+def read_bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def run(folder: Path, images: Any, labels: Any = None, **options: Any) -> dict[str, Any]:
+    """Pack COUNT labelled images, or others, into `folder/shards`."""
+    labels = write_labels(folder / "labels.parquet", make_labels(COUNT) if labels is None else labels)
+    return pack(labels, images, folder / "shards", **{"processes": 1, "progress": False, **options})
