@@ -15,11 +15,12 @@ from swag_models import publish
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RECIPE = (ROOT / "docs" / "recipe.md").read_text()
 STAND_IN = {"vit_b16_in1k": "vit_nano_digits", "vit_b16(": "vit_nano_digits(", "path/to/swag_models": str(ROOT)}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 def between(mark: str) -> str:
@@ -63,6 +64,22 @@ def test_commands_run(command: str, folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_the_recipe_runs_from_scenes_to_batches(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    (commands,) = blocks("sh", RECIPE)
+    small = commands.replace("20000", "200 --held-out 32").replace("--shard-size 1000", "--shard-size 25")
+    assert small.count("\n") == 3
+    done = subprocess.run(
+        ["bash", "-ec", small], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (snippet,) = blocks("python", RECIPE)
+    checked = "assert images.shape == (32, 3, 64, 64) and len(classes) == 32 and state"
+    code = f"{snippet.replace('256', '32')}\n{checked}\n"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_there_are_snippets_and_commands_to_run() -> None:
@@ -110,7 +127,7 @@ def test_the_errors_drawn_are_the_errors_there_are() -> None:
 
 
 def test_links_to_files_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/recipe.md"):
         text = (ROOT / document).read_text()
         assert text
         for target in re.findall(r"\]\(([^)#:]+)\)", text):
