@@ -57,7 +57,7 @@ def count_done(output: Path) -> int:
     return sum(json.loads(line)["count"] for line in lines)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_work_that_is_killed_again_and_again_loses_and_repeats_nothing(
     kills: int, embedder: Embedder, pictures: list[Path], tmp_path: Path
 ) -> None:

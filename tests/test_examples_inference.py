@@ -42,6 +42,7 @@ def test_an_example_is_short(name: str) -> None:
     assert len((ROOT / "examples" / name).read_text().splitlines()) <= 40
 
 
+@pytest.mark.slow
 def test_scikit_learn_reads_digits_from_embeddings() -> None:
     done = run_example("sklearn_probe.py")
     assert (done.returncode, done.stderr) == (0, "")
@@ -50,6 +51,7 @@ def test_scikit_learn_reads_digits_from_embeddings() -> None:
     assert min(float(accuracy) for _, accuracy in found) >= 97
 
 
+@pytest.mark.slow
 def test_the_nearest_neighbours_of_a_digit_show_that_digit(tmp_path: Path) -> None:
     files = write_digits(tmp_path / "digits", 12)
     file = tmp_path / "digits.parquet"
@@ -67,6 +69,7 @@ def test_the_nearest_neighbours_of_a_digit_show_that_digit(tmp_path: Path) -> No
     assert done.stderr.splitlines()[-1] == f"{tmp_path}/broken.png is not an image that Pillow can read"
 
 
+@pytest.mark.slow
 def test_ray_embeds_a_folder(tmp_path: Path) -> None:
     files = write_digits(tmp_path / "digits", 8)
     put(tmp_path / "digits" / "broken.png", b"")

@@ -27,7 +27,12 @@ def find_number(pattern: str, text: str) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("example", ["finetune.py", "lora.py", "accelerate_finetune.py"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "example", ["finetune.py", pytest.param("lora.py", marks=SLOW), pytest.param("accelerate_finetune.py", marks=SLOW)]
+)
 def test_a_fine_tuned_model_knows_the_new_task(example: str, tmp_path: Path) -> None:
     printed = run_example(example, cwd=tmp_path)
     assert find_number(r"held-out accuracy ([\d.]+)%", printed) >= 96
@@ -36,6 +41,7 @@ def test_a_fine_tuned_model_knows_the_new_task(example: str, tmp_path: Path) -> 
         assert find_number(r"ViT, merging changed logits by at most (\S+)", printed) < 1e-4
 
 
+@pytest.mark.slow
 def test_grad_cam_points_at_what_the_model_needs(tmp_path: Path) -> None:
     printed = run_example("gradcam.py", EXAMPLES / "digits" / "digit_3.png", "overlay.png", cwd=tmp_path)
     assert find_number(r"3: probability ([\d.]+) with the hottest quarter", printed) < 0.5
@@ -45,6 +51,7 @@ def test_grad_cam_points_at_what_the_model_needs(tmp_path: Path) -> None:
         assert len(overlay.getcolors(1024) or ()) > 100
 
 
+@pytest.mark.slow
 def test_a_detector_finds_the_digits_it_was_shown(tmp_path: Path) -> None:
     printed = run_example("detection.py", cwd=tmp_path)
     assert find_number(r"step 19 loss ([\d.]+)", printed) < 0.5 * find_number(r"step 0 loss ([\d.]+)", printed)

@@ -159,6 +159,7 @@ print([each[0].index for each in found], "torch._inductor.compile_fx" in sys.mod
     assert done.stdout == f"{list(range(10))} False\n"
 
 
+@pytest.mark.slow
 def test_a_compiled_model_equals_the_eager_one_whatever_the_batches_hold(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(encode(0)[:300])
     pictures: list[Any] = sorted(DIGITS.iterdir())

@@ -270,6 +270,7 @@ def test_the_picture_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) ->
         assert len(taken.convert("RGB").resize((50, 50)).getcolors(2500) or []) > 100
 
 
+@pytest.mark.slow
 def test_a_model_is_downloaded_with_progress_stopped_and_continued(chrome: Chrome, tmp_path: Path) -> None:
     """A trunk of a RegNet: it has no bars, but Grad-CAM."""
     model = tiny("regnet", num_classes=None)

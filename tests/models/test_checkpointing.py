@@ -65,7 +65,8 @@ class TestSameResults:
         assert given == {name for name, tensor in ours.items() if tensor is not None}
         assert_equal({name: ours[name] for name in given}, {name: theirs[name] for name in given})
 
-    @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
     def test_so_does_a_compiled_step(self, family: str, backend: str) -> None:
         plain, checkpointed = pair(family, **RATES[family])
         torch._dynamo.reset()
