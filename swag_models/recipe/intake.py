@@ -15,11 +15,11 @@ import pyarrow.parquet
 
 from swag_models.errors import ConfigError
 from swag_models.recipe import tables
-from swag_models.recipe.columns import UNNAMED, Columns, parquet_columns
+from swag_models.recipe.columns import UNNAMED, Columns, parquet_columns, resolve_columns
 from swag_models.recipe.conversion import convert_posts
 from swag_models.recipe.engine import Engine, remove
-from swag_models.recipe.posts import NO_ID, SUFFIXES, find_format
 from swag_models.recipe.posts import SHOWN as CUT_AT
+from swag_models.recipe.posts import SUFFIXES, find_format
 from swag_models.whole import write_whole
 
 if TYPE_CHECKING:
@@ -67,26 +67,28 @@ def unite_posts(
     )
     counts = Counter(done.rejects)
     parts = [engine.read_all(done.parts)] if done.parts else []
-    alike: dict[Columns, list[Path]] = defaultdict(list)
+    alike: dict[tuple[str, ...], list[Path]] = defaultdict(list)  # files with columns of the same names
     for file in parquet:
         try:
             schema = pyarrow.parquet.read_schema(file)
         except pyarrow.ArrowInvalid:
             raise ConfigError(f"{file} is no whole Parquet file; make it again, or leave it out") from None
-        alike[parquet_columns(schema, reading.columns, file)].append(file)
+        parquet_columns(schema, reading.columns, file)
+        alike[tuple(schema.names)].append(file)
     with write_whole(rejects) as temporary, temporary.open("wb") as output:
         for path in done.rejects_files:
             output.write(path.read_bytes())
-        for columns, files_alike in alike.items():
-            table = tables.select_posts(engine.read_all(files_alike), columns._asdict())
-            parts.append(table.filter(table.id != ""))
-            nameless = folder / "nameless.parquet"
-            engine.write(table.filter(table.id.isnull() | (table.id == "")).select("url", "hashtags"), nameless)
-            shown = " ... ".join(dict.fromkeys(files_alike[place].name for place in (0, -1)))
-            for batch in pyarrow.dataset.dataset(nameless).to_batches():
-                counts[NO_ID] += len(batch)
+        for names, group in alike.items():
+            columns = resolve_columns(reading.columns, names)
+            rows = tables.select_posts(engine.read_all(group), columns._asdict())
+            parts.append(rows.filter(rows.reason.isnull()).drop("reason"))
+            unfit = folder / "unfit.parquet"
+            engine.write(rows.filter(rows.reason.notnull()).select("id", "reason", "url", "hashtags"), unfit)
+            shown = " ... ".join(dict.fromkeys(group[place].name for place in (0, -1)))
+            for batch in pyarrow.dataset.dataset(unfit).to_batches():
                 for row in batch.to_pylist():
-                    text = " ".join([row["url"] or "", *(row["hashtags"] or [])])[:CUT_AT]
-                    output.write(json.dumps({"input": shown, "reason": NO_ID, "text": text}).encode() + b"\n")
-            remove(nameless)
+                    counts[row["reason"]] += 1
+                    text = " ".join(filter(None, [row["id"], row["url"], *(row["hashtags"] or [])]))[:CUT_AT]
+                    output.write(json.dumps({"input": shown, "reason": row["reason"], "text": text}).encode() + b"\n")
+            remove(unfit)
     return ibis.union(*parts) if len(parts) > 1 else parts[0], dict(sorted((+counts).items()))

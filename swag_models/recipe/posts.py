@@ -43,6 +43,7 @@ NO_HASHTAGS, ODD_HASHTAGS = "no hashtags and no caption", "hashtags are not a li
 ODD_CAPTION, ODD_URL, ODD_HASH = "caption is not text", "url is not text", "hash is not text"
 ODD_LICENSE = "license is not text"
 NO_UTF8, NO_ROW, NO_CSV = "bad UTF-8", "wrong number of columns", "not CSV"
+NOT_DOWNLOADED = "not downloaded"
 NO_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
 TOO_LARGE, CUT = "row too large", "unreadable from here on"
 

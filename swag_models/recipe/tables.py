@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from swag_models.recipe.hashtags import extract_hashtags
+from swag_models.recipe.posts import NO_ID, NOT_DOWNLOADED
 
 if TYPE_CHECKING:
     import ibis
 
 
 def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Table:
-    """posts from a table with columns of other names, by what each is for; hashtags may be a list, text, or in a caption."""
+    """posts from a table with columns of other names, by what each is for, and the `reason` why a row is none, or null.
+
+    Hashtags may be a list, text, or in a caption. A `status` other than "success" is img2dataset's for what it could not get.
+    """
     import ibis
 
     def pick(role: str) -> ibis.Value:
@@ -30,7 +34,12 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
         hashtags = written if written.type().is_array() else written.re_split(r"[\s,]+").filter(lambda tag: tag != "")
     else:
         hashtags = extract_hashtags(table[names["caption"]])
-    return table.select(id=pick("id"), url=pick("url"), hashtags=hashtags, hash=pick("hash"), license=pick("license"))
+    identifier = pick("id")
+    failed = table.status != "success" if "status" in table.columns else ibis.literal(False)
+    reason = ibis.cases((identifier.isnull() | (identifier == ""), NO_ID), (failed, NOT_DOWNLOADED))
+    return table.select(
+        id=identifier, reason=reason, url=pick("url"), hashtags=hashtags, hash=pick("hash"), license=pick("license")
+    )
 
 
 def drop_excluded(posts: ibis.Table, excluded: ibis.Table) -> ibis.Table:

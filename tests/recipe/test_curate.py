@@ -253,6 +253,15 @@ def test_what_is_no_post_is_counted_and_kept_aside(wordnet: Path, tmp_path: Path
     assert {row["input"] for row in rejects} >= {"b.parquet"}
 
 
+def test_what_img2dataset_could_not_get_is_rejected(wordnet: Path, tmp_path: Path) -> None:
+    rows = [{"key": str(n), "caption": "#bear", "status": status} for n, status in enumerate(["success", "failed_to_download"])]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
+    manifest = curate([tmp_path / "00000.parquet"], tmp_path / "out", wordnet=wordnet, progress=False)
+    assert (manifest["posts"]["rejected"], manifest["labels"]["images"]) == ({"not downloaded": 1}, 1)
+    (line,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"input": "00000.parquet", "reason": "not downloaded", "text": "1 bear"}
+
+
 def test_posts_under_other_licences_are_left_out(wordnet: Path, tmp_path: Path) -> None:
     rows = [
         {"id": str(n), "tags": ["bear"], "license": name} for n, name in enumerate(["CC BY", "CC0", "CC BY-NC", None, "CC0"])
