@@ -17,7 +17,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -184,8 +185,16 @@ def _paint(scenes: Sequence[Scene], image_size: int, processes: int) -> Generato
     if count <= 1:
         yield from map(encode_one, scenes)
         return
-    with open_pool(count) as pool:
-        yield from pool.map(encode_one, scenes, chunksize=chunk)
+    with open_pool(
+        count
+    ) as pool:  # its own `map` would cancel what waits when closed, which a pool that ends at once takes amiss
+        futures = deque(pool.submit(_encode_all, encode_one, scenes[at : at + chunk]) for at in range(0, len(scenes), chunk))
+        while futures:
+            yield from futures.popleft().result()
+
+
+def _encode_all(encode_one: Callable[[Scene], bytes], scenes: Sequence[Scene]) -> list[bytes]:
+    return [encode_one(scene) for scene in scenes]
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
