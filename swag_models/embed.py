@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,7 +140,7 @@ class _Work:
                 for name in (described.name, *FILES):
                     (self.folder / name).unlink(missing_ok=True)
             if not described.exists():
-                with _write(described) as to:
+                with write_whole(described, alone=True) as to:
                     to.write_text(json.dumps(self.job, indent=2))
             elif json.loads(described.read_text()) != self.job:
                 raise ConfigError(f"{self.folder} holds other work for {self.output}; delete it or choose another name")
@@ -185,12 +185,12 @@ class _Work:
         vectors = np.memmap(path, "<f4", "r", shape=shape) if self.names else np.empty(shape, "<f4")
         meta = {**self.job, "skipped": self.skipped}
         if self.output.suffix == ".npy":
-            with _write(_record_of(self.output)) as to:
+            with write_whole(_record_of(self.output), alone=True) as to:
                 to.write_text(json.dumps({KEY: meta, "names": self.names}))
-            with _write(self.output) as to:
+            with write_whole(self.output, alone=True) as to:
                 _write_npy(to, vectors)
         else:
-            with _write(self.output) as to:
+            with write_whole(self.output, alone=True) as to:
                 _write_parquet(to, vectors, self.names, meta)
         shutil.rmtree(self.folder, ignore_errors=True)
         return Report(self.output, len(self.names), self.skipped)
@@ -303,10 +303,6 @@ def _write_parquet(to: Path, vectors: np.ndarray[Any, Any], names: list[str], me
                 pa.FixedSizeListArray.from_arrays(rows, vectors.shape[1]),
             ]
             writer.write_table(pa.table(arrays, schema=schema))
-
-
-def _write(path: Path) -> AbstractContextManager[Path]:
-    return write_whole(path, name=f".{path.name}.tmp")  # ours alone, under the lock
 
 
 @contextmanager

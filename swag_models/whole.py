@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 @contextmanager
-def write_whole(path: Path, name: str | None = None) -> Iterator[Path]:
+def write_whole(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """A file beside `path` to write to; it takes the place of `path` at the end, or goes if something fails.
 
-    `name` is what to call it meanwhile: a fixed one leaves at most one behind if the process is killed, and is for those who
-    write alone. By default each has its own.
+    `alone` is for those who hold a lock: the file then has the same name every time, so that a killed process leaves at most
+    one behind, which the next takes over. By default each has its own.
     """
-    temporary = path.with_name(name or f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name if alone else uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)

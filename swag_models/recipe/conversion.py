@@ -1,7 +1,7 @@
 """Files of posts in any format -> Parquet, one part for each, in parallel; parts that are done are kept.
 
 For each input, in order, the folder holds
-  00000.parquet         id, url, hashtags, hash
+  00000.parquet         id, url, hashtags, hash, license
   00000.rejects.jsonl   what was malformed: input, row, reason, text
   00000.json            which input it was, and how many rows and rejects; written last: a part without it is made again
 The first two depend on the content and name of the input alone, to the byte.
@@ -15,7 +15,7 @@ import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from tqdm import tqdm
 from swag_models.errors import ConfigError, OutputError
 from swag_models.pictures import count_processors
 from swag_models.recipe.columns import UNNAMED, Columns
+from swag_models.recipe.extras import import_extra
 from swag_models.recipe.posts import Post, Reject, find_format, read_posts
 from swag_models.recipe.workers import open_pool
 from swag_models.whole import write_whole
@@ -68,10 +69,7 @@ def convert_posts(
     A part is kept if the name, size and time of its input are what they were, and so are columns and format. ConfigError for
     an input that cannot be read, OutputError if the folder cannot be written.
     """
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError:
-        raise ConfigError('converting posts needs pyarrow; pip install "swag-models[recipe]"') from None
+    import_extra("pyarrow")
     if processes is not None and processes < 1:
         raise ConfigError(f"processes is {processes}; give 1 or more")
     jobs = [_plan(path, folder / f"{i:05d}", columns, format) for i, path in enumerate(inputs)]
@@ -121,7 +119,12 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> None:
     schema = pa.schema({"id": text, "url": text, "hashtags": pa.list_(text), "hash": text, "license": text})
     record, rows, rejects = _describe(job), 0, Counter[str]()
     job.record.unlink(missing_ok=True)
-    with _write(job.part) as part, _write(job.rejects) as rejected, _pause_collector(), ExitStack() as files:
+    with (
+        write_whole(job.part, alone=True) as part,
+        write_whole(job.rejects, alone=True) as rejected,
+        _pause_collector(),
+        ExitStack() as files,
+    ):
         writer = files.enter_context(pq.ParquetWriter(part, schema, compression="zstd"))
         log = files.enter_context(rejected.open("w"))
         found = read_posts(job.source, job.columns, job.format, see)
@@ -136,7 +139,7 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> None:
                     rejects[row.reason] += 1
     see(record["size"])
     written = [job.part.stat().st_size, job.rejects.stat().st_size]
-    with _write(job.record) as to:
+    with write_whole(job.record, alone=True) as to:
         to.write_text(json.dumps({**record, "written": written, "rows": rows, "rejects": rejects}, indent=2))
 
 
@@ -198,10 +201,6 @@ def _pause_collector() -> Iterator[None]:
     finally:
         if paused:
             gc.enable()
-
-
-def _write(path: Path) -> AbstractContextManager[Path]:
-    return write_whole(path, name=f".{path.name}.tmp")  # ours alone, under the lock
 
 
 @contextmanager

@@ -122,7 +122,7 @@ def curate(
 def _write_report(folder: Path, manifest: Facts) -> Facts:
     """manifest.json, and the report for people."""
     write_report(folder, manifest, pyarrow.parquet.read_table(folder / "vocabulary.parquet").to_pylist())
-    with write_whole(folder / "manifest.json") as temporary:
+    with write_whole(folder / "manifest.json", alone=True) as temporary:
         temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return {}
 

@@ -24,7 +24,7 @@ def write_report(folder: Path, facts: Mapping[str, Any], vocabulary: Sequence[Ma
     _draw(plots / "frequency.png", _plot_frequency(images, [row["samples"] for row in vocabulary]))
     _draw(plots / "labels.png", _plot_labels(facts["labels"]["per_image"]))
     _draw(plots / "coverage.png", _plot_coverage(images))
-    with write_whole(folder / "report.md") as temporary:
+    with write_whole(folder / "report.md", alone=True) as temporary:
         temporary.write_text("\n".join(_write_lines(facts, vocabulary)), encoding="utf-8")
 
 
@@ -149,5 +149,5 @@ def _make_figure(x: str, y: str) -> tuple[Figure, Any]:
 
 
 def _draw(path: Path, figure: Figure) -> None:
-    with write_whole(path) as temporary:
+    with write_whole(path, alone=True) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -52,7 +52,7 @@ class Engine:
         """Rows made in Python, by way of a file, which stays."""
         import pyarrow.parquet
 
-        with write_whole(path) as temporary:
+        with write_whole(path, alone=True) as temporary:
             pyarrow.parquet.write_table(rows, temporary)
         return self.read(path)
 
@@ -69,7 +69,7 @@ class Engine:
     def write(self, table: ibis.Table, path: Path) -> None:
         """A table as Parquet, whole or not at all: one file by DuckDB, a folder of them by Spark."""
         if self.kind == "duckdb":
-            with write_whole(path) as temporary:
+            with write_whole(path, alone=True) as temporary:
                 self._copy(table, temporary, compression="zstd")
         else:
             with _write_folder(path) as temporary:

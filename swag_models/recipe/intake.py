@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from swag_models.errors import ConfigError
 from swag_models.recipe import tables
-from swag_models.recipe.columns import UNNAMED, Columns, parquet_columns, resolve_columns
+from swag_models.recipe.columns import UNNAMED, Columns, parquet_columns
 from swag_models.recipe.conversion import convert_posts
 from swag_models.recipe.engine import Engine, remove
 from swag_models.recipe.posts import SHOWN as CUT_AT
@@ -45,8 +45,9 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
         if not files:
             raise ConfigError(f"{path} has no file of posts; they are named {' '.join(SUFFIXES)}, or those with .gz or .bz2")
         found += files
-    for path in found:
-        _ = format or find_format(path)
+    if not format:
+        for path in found:
+            find_format(path)  # refuses what it does not know, before any work is done
     return found
 
 
@@ -67,19 +68,17 @@ def unite_posts(
     )
     counts = Counter(done.rejects)
     parts = [engine.read_all(done.parts)] if done.parts else []
-    alike: dict[tuple[str, ...], list[Path]] = defaultdict(list)  # files with columns of the same names
+    alike: dict[tuple[Columns, tuple[str, ...]], list[Path]] = defaultdict(list)  # files with columns of the same names
     for file in parquet:
         try:
             schema = pyarrow.parquet.read_schema(file)
         except pyarrow.ArrowInvalid:
             raise ConfigError(f"{file} is no whole Parquet file; make it again, or leave it out") from None
-        parquet_columns(schema, reading.columns, file)
-        alike[tuple(schema.names)].append(file)
-    with write_whole(rejects) as temporary, temporary.open("wb") as output:
+        alike[parquet_columns(schema, reading.columns, file), tuple(schema.names)].append(file)
+    with write_whole(rejects, alone=True) as temporary, temporary.open("wb") as output:
         for path in done.rejects_files:
             output.write(path.read_bytes())
-        for names, group in alike.items():
-            columns = resolve_columns(reading.columns, names)
+        for (columns, _), group in alike.items():
             rows = tables.select_posts(engine.read_all(group), columns._asdict())
             parts.append(rows.filter(rows.reason.isnull()).drop("reason"))
             unfit = folder / "unfit.parquet"

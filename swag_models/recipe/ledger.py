@@ -66,5 +66,5 @@ class Ledger:
 
 
 def _write(path: Path, value: Any) -> None:
-    with write_whole(path) as temporary:
+    with write_whole(path, alone=True) as temporary:
         temporary.write_text(json.dumps(value))

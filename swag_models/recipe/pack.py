@@ -103,7 +103,7 @@ def write_shard(output: Path, work: Path, number: int, short_side: int | None) -
     parquet = import_extra("pyarrow.parquet")
     name, rejects, repeats = f"shard-{number:06d}.tar", list[dict[str, str]](), list[float]()
     rows = parquet.read_table(work / "plan.parquet", filters=[("shard", "=", number)]).to_pylist()
-    with write_whole(output / name, name=f".{name}.tmp") as path, tarfile.open(path, "w") as archive:
+    with write_whole(output / name, alone=True) as path, tarfile.open(path, "w") as archive:
         for row in rows:
             place = Place(row["id"], row["path"], row["offset"], row["size"])
             try:
@@ -274,7 +274,7 @@ def _to_lines(rows: Iterable[dict[str, str]]) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with write_whole(path, name=f".{path.name}.tmp") as to:
+    with write_whole(path, alone=True) as to:
         to.write_text(text)
 
 

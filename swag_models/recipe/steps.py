@@ -114,7 +114,8 @@ class Steps:
 
         def choose() -> Facts:
             counts = self.engine.fetch(tables.count_images(self.engine.read(self.images)))
-            synsets = dict(zip(*(_read(self.matches)[name].to_pylist() for name in ("number", "synset")), strict=True))
+            matches = _read(self.matches)
+            synsets = dict(zip(matches["number"].to_pylist(), matches["synset"].to_pylist(), strict=True))
             rows = sorted(counts.to_pylist(), key=lambda row: (-row["images"], synsets[row["number"]]))
             enough = [row for row in rows if row["images"] >= least]
             if not enough:
@@ -169,7 +170,7 @@ class Steps:
                 ],
                 VOCABULARY,
             )
-            with write_whole(vocabulary) as temporary:
+            with write_whole(vocabulary, alone=True) as temporary:
                 pyarrow.parquet.write_table(table, temporary, compression="zstd")
             return {
                 "images": sum(rarest.values()),

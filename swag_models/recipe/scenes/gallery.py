@@ -141,7 +141,7 @@ def _hold(work: Path, job: dict[str, int]) -> Iterator[None]:
     try:
         if (work / "scenes.json").exists():
             _compare(work, job)
-        with write_whole(work / "scenes.json", ".scenes.tmp") as to:
+        with write_whole(work / "scenes.json", alone=True) as to:
             to.write_text(json.dumps({**job, **_describe_world()}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         yield
     finally:
@@ -172,7 +172,7 @@ def _write_pictures(work: Path, pictures: Sequence[Picture], image_size: int, pr
     with closing(_paint([picture.scene for picture in missing], image_size, processes)) as painted:
         for picture, data in zip(missing, painted, strict=True):
             path = work / picture.path
-            with write_whole(path, f".{path.name}.tmp") as to:
+            with write_whole(path, alone=True) as to:
                 to.write_bytes(data)
             bar.update()
 
@@ -185,9 +185,8 @@ def _paint(scenes: Sequence[Scene], image_size: int, processes: int) -> Generato
     if count <= 1:
         yield from map(encode_one, scenes)
         return
-    with open_pool(
-        count
-    ) as pool:  # its own `map` would cancel what waits when closed, which a pool that ends at once takes amiss
+    with open_pool(count) as pool:
+        # The pool's own `map` would cancel what waits when it is closed, and break where processes are ended at once.
         futures = deque(pool.submit(_encode_all, encode_one, scenes[at : at + chunk]) for at in range(0, len(scenes), chunk))
         while futures:
             yield from futures.popleft().result()
