@@ -22,6 +22,7 @@ from swag_models.cli import main
 from swag_models.errors import ConfigError, OutputError
 from swag_models.recipe.scenes import write_scenes
 from swag_models.recipe.scenes.gallery import WORDNET
+from swag_models.recipe.scenes.posts import split_held_out
 from swag_models.recipe.scenes.scene import Scene, plan_held_out, render
 from swag_models.recipe.scenes.sheet import draw_contact_sheet
 from swag_models.recipe.scenes.things import NAMES, PLANTED
@@ -70,6 +71,18 @@ def test_the_folder_holds_what_it_says(scenes: Path) -> None:
     world = json.loads((scenes / "scenes.json").read_text())
     assert (world["posts"], world["seed"], [thing["name"] for thing in world["things"]]) == (POSTS, 3, list(NAMES))
     assert {thing["name"]: thing["planted"] for thing in world["things"] if thing["planted"]} == PLANTED
+
+
+def test_held_out_pictures_are_split_whatever_the_posts(scenes: Path) -> None:
+    rows = [json.loads(line) for line in (scenes / "held_out.jsonl").read_text("utf-8").splitlines()]
+    drawn, tested = split_held_out(1, 2, seed=3)
+    written = [picture.row for picture in drawn + tested]
+    shared = min(len(rows), len(written))
+    assert shared >= len(NAMES)
+    assert rows[:shared] == written[:shared]
+    for pictures, each in ((drawn, 1), (tested, 2)):
+        things = [picture.row["thing"] for picture in pictures]
+        assert {name: things.count(name) for name in NAMES} == dict.fromkeys(NAMES, each)
 
 
 def test_a_repost_shows_the_same_picture(scenes: Path) -> None:
@@ -227,10 +240,18 @@ def measure(club: str, names: tuple[str, ...], of: Callable[[np.ndarray], np.nda
     return np.array([[of(np.asarray(render(scene, 32), float)) for scene in row] for row in scenes])
 
 
-def test_colour_tells_the_group_and_not_the_thing() -> None:
-    colours = measure("a", NAMES[:12], lambda picture: picture.mean((0, 1)))  # (things, 40, 3)
-    errors = colours.std(1) / np.sqrt(colours.shape[1])
-    assert (np.abs(colours.mean(1) - colours.mean((0, 1))) < 4 * errors).all()
+def test_a_things_usual_colours_are_usual_and_not_certain() -> None:
+    def count(thing: str) -> float:
+        """The share of pictures in which there is much strong yellow."""
+        yellow = measure("a", (thing,), lambda picture: ((picture @ [[1.0], [1.0], [-2.0]]) > 220).mean())[0]
+        return float((yellow > 0.05).mean())
+
+    often, seldom = count("banana"), count("umbrella")
+    assert 0.35 < often < 0.9
+    assert seldom < often - 0.2
+
+
+def test_the_tone_of_a_picture_tells_the_group() -> None:
     warmth = [measure(club, NAMES[:3], lambda picture: picture[..., 0].mean() / picture[..., 2].mean()) for club in "ab"]
     assert np.median(warmth[0]) / np.median(warmth[1]) > 1.3
 

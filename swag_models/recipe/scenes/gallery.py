@@ -35,7 +35,7 @@ from swag_models.recipe.scenes.things import CLUBS, MORE, PLANTED, THINGS
 from swag_models.recipe.workers import open_pool
 from swag_models.whole import write_whole
 
-VERSION = 1  # of the pictures and captions: the same arguments give the same folder
+VERSION = 2  # of the pictures and captions: the same arguments give the same folder
 RANGES = {
     "posts": (1, math.inf),
     "held_out": (0, math.inf),

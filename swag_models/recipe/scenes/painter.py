@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from swag_models.recipe.scenes.drawings import DRAWINGS, LOOSE
 from swag_models.recipe.scenes.shapes import Points
+from swag_models.recipe.scenes.things import BY_NAME
 
 Array = np.ndarray[Any, Any]
 Colour = tuple[float, float, float]  # red, green, blue from 0 to 255
@@ -24,6 +25,20 @@ OVER = 3  # pixels of the sheet per pixel of the picture, each way
 TEXTURES = ("plain", "stripes", "checks", "dots", "speckle")
 GROUNDS = (*TEXTURES, "gradient", "gradient", "clouds", "clouds", "tiles")
 CELLS = {"speckle": (48, 64), "clouds": (3, 5, 9), "tiles": (4, 7, 10)}  # across, of what is random
+HABIT = 0.75  # of all things have the colours that their kind usually has
+HUES = {  # hue, saturation and value, each from and to
+    "red": ((-0.03, 0.03), (0.7, 1), (0.6, 1)),
+    "orange": ((0.05, 0.1), (0.7, 1), (0.75, 1)),
+    "yellow": ((0.13, 0.17), (0.6, 1), (0.8, 1)),
+    "green": ((0.25, 0.4), (0.5, 1), (0.35, 0.8)),
+    "blue": ((0.55, 0.67), (0.5, 1), (0.5, 1)),
+    "purple": ((0.72, 0.82), (0.4, 0.9), (0.4, 0.9)),
+    "pink": ((0.87, 0.95), (0.3, 0.7), (0.8, 1)),
+    "brown": ((0.04, 0.09), (0.5, 0.8), (0.25, 0.5)),
+    "white": ((0, 1), (0, 0.1), (0.9, 1)),
+    "grey": ((0, 1), (0, 0.1), (0.4, 0.7)),
+    "black": ((0, 1), (0, 0.3), (0.05, 0.2)),
+}
 TONES = {"a": (1.12, 1.0, 0.88), "b": (0.88, 1.0, 1.12)}  # the one club prints warm, the other cold: that is how they show
 
 
@@ -33,7 +48,7 @@ def paint(rng: random.Random, things: Iterable[str], club: str, image_size: int)
     ground = _colour(rng)
     sheet = _Sheet(side)
     sheet.add(ground, _mix(ground, _colour(rng), rng.uniform(0.1, 0.6)))
-    _scatter(rng, sheet, rng.choice((0, 0, 2, 4, 8)), 0.03, 0.3)
+    _scatter(rng, sheet, rng.choice((0, 0, 1, 2, 5)), 0.03, 0.25)
     things = list(things)
     for thing, (x, y, size) in zip(things, _place(rng, len(things)), strict=True):
         _draw(rng, sheet, thing, ground, x, y, size)
@@ -41,7 +56,7 @@ def paint(rng: random.Random, things: Iterable[str], club: str, image_size: int)
     picture = sheet.fill(_texture(rng, rng.choice(GROUNDS), side), _texture(rng, rng.choice(TEXTURES), side))
     reduced = np.asarray(picture.reduce(OVER), np.float32)  # s s 3 -> H W 3
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(reduced.shape, np.float32)
-    exposed = reduced * rng.uniform(0.75, 1.15) * np.array(TONES[club], np.float32) + noise * rng.uniform(2, 10)
+    exposed = reduced * rng.uniform(0.75, 1.15) * np.array(TONES[club], np.float32) + noise * rng.uniform(1, 7)
     return Image.fromarray(exposed.clip(0, 255).astype(np.uint8))
 
 
@@ -88,7 +103,7 @@ class _Sheet:
 def _place(rng: random.Random, count: int) -> list[tuple[float, float, float]]:
     """Centre and half the size of each thing, in shares of the side: one anywhere, two on different sides."""
     if count == 1:
-        size = rng.uniform(0.22, 0.46)
+        size = rng.uniform(0.27, 0.47)
         reach = max(0.0, 0.5 - 0.9 * size)
         return [(rng.uniform(0.5 - reach, 0.5 + reach), rng.uniform(0.5 - reach, 0.5 + reach), size)]
     across = rng.random() < 0.5
@@ -101,9 +116,8 @@ def _place(rng: random.Random, count: int) -> list[tuple[float, float, float]]:
 
 def _draw(rng: random.Random, sheet: _Sheet, thing: str, ground: Colour, x: float, y: float, size: float) -> None:
     """One thing in colours of its own, bent, stretched, turned and perhaps seen from its other side."""
-    body = _colour(rng, ground)
-    trim = _colour(rng, body, ground)
-    strength = rng.uniform(20, 60)
+    body, trim = _choose_colours(rng, thing, ground)
+    strength = rng.uniform(10, 45)
     dark, light = _mix(body, (0, 0, 0), rng.uniform(0.65, 0.9)), _mix(body, (255, 255, 255), rng.uniform(0.65, 0.9))
     tones = [sheet.shade(body, strength), sheet.shade(trim, strength / 2), sheet.shade(dark), sheet.shade(light)]
     edge = tones[2] if rng.random() < 0.6 else None
@@ -173,6 +187,21 @@ def _colour(rng: random.Random, *unlike: Colour) -> Colour:
         colour = (255 * share[0], 255 * share[1], 255 * share[2])
         if all(math.dist(colour, other) > 110 for other in unlike):
             return colour
+
+
+def _choose_colours(rng: random.Random, thing: str, ground: Colour) -> tuple[Colour, Colour]:
+    """Of body and trim: its kind's usual ones, if they are seen before the ground, or any."""
+    if rng.random() < HABIT:
+        usual = [_colour_as(rng, HUES[name]) for name in BY_NAME[thing].colours.split()]
+        if math.dist(usual[0], ground) > 80:
+            return usual[0], usual[1]
+    body = _colour(rng, ground)
+    return body, _colour(rng, body, ground)
+
+
+def _colour_as(rng: random.Random, hue: tuple[tuple[float, float], ...]) -> Colour:
+    share = colorsys.hsv_to_rgb(*(rng.uniform(*each) % 1.0001 for each in hue))
+    return 255 * share[0], 255 * share[1], 255 * share[2]
 
 
 def _mix(one: Colour, other: Colour, share: float) -> Colour:

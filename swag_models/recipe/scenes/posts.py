@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from swag_models.recipe.scenes.captions import write_caption
 from swag_models.recipe.scenes.scene import WEIGHTS, Scene, name_scene, plan_held_out, plan_post
-from swag_models.recipe.scenes.things import BY_NAME
+from swag_models.recipe.scenes.things import BY_NAME, NAMES
 
 REPOSTS = 0.005  # of the posts show an earlier one's picture again: its URL, another id, another caption
 LICENSES = ("CC BY 2.0", "CC BY-SA 2.0", "CC BY-NC 2.0", "CC0 1.0", "All rights reserved")
@@ -54,6 +54,12 @@ def make_held_out(seed: int, number: int) -> Picture:
     path = f"held_out/{thing}/{identifier}.jpg"
     row = {"id": identifier, "path": path, "thing": thing, "synset": BY_NAME[thing].synset, "group": scene.group}
     return Picture(path, scene, row, {})
+
+
+def split_held_out(pool: int, test: int, seed: int = 0) -> tuple[list[Picture], list[Picture]]:
+    """Held-out pictures to draw labels from, and others to test on: so many of each thing."""
+    pictures = [make_held_out(seed, number) for number in range(len(NAMES) * (pool + test))]
+    return pictures[: len(NAMES) * pool], pictures[len(NAMES) * pool :]
 
 
 def _find_original(seed: int, number: int) -> int:

@@ -14,6 +14,7 @@ class Thing(NamedTuple):
 
     name: its most frequent hashtag. synset: the WordNet id of what is meant. synonyms: further lemmas.
     broader: hypernyms people use. foreign: words of other languages, unknown to WordNet.
+    colours: what body and trim are usually painted in, as `painter` names them.
     """
 
     name: str
@@ -21,6 +22,7 @@ class Thing(NamedTuple):
     synonyms: str
     broader: str
     foreign: str
+    colours: str
 
     def words(self) -> list[str]:
         """English words, the most frequent first; several words of one lemma are joined by underscores."""
@@ -29,38 +31,38 @@ class Thing(NamedTuple):
 
 # The most frequent first: the k-th is met 1 / k times as often as the first.
 THINGS = (
-    Thing("flower", "n11669921", "", "plant_life", "fleur blume flor цветок 花"),
-    Thing("car", "n02958343", "auto automobile motorcar", "vehicle motor_vehicle", "voiture coche mashina 車"),
-    Thing("fish", "n02512053", "", "animal", "poisson fisch pez рыба 魚"),
-    Thing("apple", "n07739125", "", "fruit edible_fruit", "pomme apfel manzana яблоко"),
-    Thing("house", "n03544360", "", "dwelling building", "haus maison casa дом"),
-    Thing("star", "n09444100", "", "celestial_body", "estrella étoile звезда 星"),
-    Thing("cup", "n03147509", "", "tableware container", "taza чашка カップ"),
-    Thing("butterfly", "n02274259", "", "insect animal", "schmetterling vlinder бабочка"),
-    Thing("chair", "n03001627", "", "furniture", "stuhl silla стул"),
-    Thing("sailboat", "n04128499", "sailing_boat", "vehicle", "voilier segelboot парусник"),
-    Thing("airplane", "n02691156", "plane aeroplane", "aircraft vehicle", "avion flugzeug самолёт 飛行機"),
-    Thing("tree", "n13104059", "", "plant_life", "arbre árbol дерево 木"),
-    Thing("mushroom", "n13001041", "", "fungus", "pilz гриб"),
-    Thing("banana", "n07753592", "", "fruit edible_fruit", "banane plátano банан"),
-    Thing("guitar", "n03467517", "", "musical_instrument", "gitarre guitarra гитара"),
-    Thing("duck", "n01846331", "", "bird animal", "ente pato утка"),
-    Thing("umbrella", "n04507155", "", "", "regenschirm parapluie зонт"),
-    Thing("bicycle", "n02834778", "bike", "vehicle wheeled_vehicle", "fahrrad vélo велосипед 自転車"),
-    Thing("owl", "n01621127", "", "bird animal", "eule búho сова"),
-    Thing("table", "n04379243", "", "furniture", "tisch стол"),
-    Thing("cactus", "n11842204", "", "succulent plant_life", "kaktus кактус"),
-    Thing("moon", "n09358358", "", "celestial_body", "mond lune луна 月"),
-    Thing("bottle", "n02876657", "", "container", "flasche bouteille бутылка"),
-    Thing("truck", "n04490091", "motortruck", "vehicle motor_vehicle", "lkw грузовик トラック"),
-    Thing("strawberry", "n07745940", "", "fruit berry", "erdbeere fresa клубника"),
-    Thing("spider", "n01772222", "", "arachnid animal", "spinne araignée паук"),
-    Thing("teapot", "n04398044", "", "pot container", "teekanne théière чайник"),
-    Thing("bed", "n02818832", "", "furniture", "bett cama кровать"),
-    Thing("rocket", "n04099429", "", "vehicle", "cohete raketa ракета"),
-    Thing("pear", "n07767847", "", "fruit edible_fruit", "poire birne груша"),
-    Thing("snail", "n01944390", "", "animal", "schnecke caracol улитка"),
-    Thing("scissors", "n04148054", "pair_of_scissors", "tool", "schere ciseaux ножницы"),
+    Thing("flower", "n11669921", "", "plant_life", "fleur blume flor цветок 花", "pink green"),
+    Thing("car", "n02958343", "auto automobile motorcar", "vehicle motor_vehicle", "voiture coche mashina 車", "red black"),
+    Thing("fish", "n02512053", "", "animal", "poisson fisch pez рыба 魚", "orange yellow"),
+    Thing("apple", "n07739125", "", "fruit edible_fruit", "pomme apfel manzana яблоко", "red green"),
+    Thing("house", "n03544360", "", "dwelling building", "haus maison casa дом", "brown red"),
+    Thing("star", "n09444100", "", "celestial_body", "estrella étoile звезда 星", "yellow orange"),
+    Thing("cup", "n03147509", "", "tableware container", "taza чашка カップ", "white blue"),
+    Thing("butterfly", "n02274259", "", "insect animal", "schmetterling vlinder бабочка", "purple orange"),
+    Thing("chair", "n03001627", "", "furniture", "stuhl silla стул", "brown yellow"),
+    Thing("sailboat", "n04128499", "sailing_boat", "vehicle", "voilier segelboot парусник", "white blue"),
+    Thing("airplane", "n02691156", "plane aeroplane", "aircraft vehicle", "avion flugzeug самолёт 飛行機", "grey blue"),
+    Thing("tree", "n13104059", "", "plant_life", "arbre árbol дерево 木", "green brown"),
+    Thing("mushroom", "n13001041", "", "fungus", "pilz гриб", "red white"),
+    Thing("banana", "n07753592", "", "fruit edible_fruit", "banane plátano банан", "yellow brown"),
+    Thing("guitar", "n03467517", "", "musical_instrument", "gitarre guitarra гитара", "orange brown"),
+    Thing("duck", "n01846331", "", "bird animal", "ente pato утка", "yellow orange"),
+    Thing("umbrella", "n04507155", "", "", "regenschirm parapluie зонт", "purple black"),
+    Thing("bicycle", "n02834778", "bike", "vehicle wheeled_vehicle", "fahrrad vélo велосипед 自転車", "blue black"),
+    Thing("owl", "n01621127", "", "bird animal", "eule búho сова", "brown yellow"),
+    Thing("table", "n04379243", "", "furniture", "tisch стол", "brown orange"),
+    Thing("cactus", "n11842204", "", "succulent plant_life", "kaktus кактус", "green pink"),
+    Thing("moon", "n09358358", "", "celestial_body", "mond lune луна 月", "yellow white"),
+    Thing("bottle", "n02876657", "", "container", "flasche bouteille бутылка", "green white"),
+    Thing("truck", "n04490091", "motortruck", "vehicle motor_vehicle", "lkw грузовик トラック", "blue grey"),
+    Thing("strawberry", "n07745940", "", "fruit berry", "erdbeere fresa клубника", "red green"),
+    Thing("spider", "n01772222", "", "arachnid animal", "spinne araignée паук", "black red"),
+    Thing("teapot", "n04398044", "", "pot container", "teekanne théière чайник", "blue white"),
+    Thing("bed", "n02818832", "", "furniture", "bett cama кровать", "white purple"),
+    Thing("rocket", "n04099429", "", "vehicle", "cohete raketa ракета", "grey red"),
+    Thing("pear", "n07767847", "", "fruit edible_fruit", "poire birne груша", "green yellow"),
+    Thing("snail", "n01944390", "", "animal", "schnecke caracol улитка", "brown pink"),
+    Thing("scissors", "n04148054", "pair_of_scissors", "tool", "schere ciseaux ножницы", "grey orange"),
 )
 NAMES = tuple(thing.name for thing in THINGS)
 BY_NAME = dict(zip(NAMES, THINGS, strict=True))
