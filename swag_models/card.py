@@ -104,7 +104,10 @@ CITATION = """
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells besides the spec. `from_hashtags`: the weights derive from SWAG's; `base_model`: a Hub repository."""
+    """What a card tells besides the spec.
+
+    `from_hashtags`: the weights derive from SWAG's; `base_model`: a Hub repository; `training`: Markdown.
+    """
 
     dtype: str
     sharded: bool
@@ -112,6 +115,7 @@ class Facts:
     datasets: Sequence[str] = ()
     base_model: str | None = None
     tags: Sequence[str] = ()
+    training: str | None = None
 
 
 def make_card(spec: ModelSpec, facts: Facts) -> str:
@@ -139,9 +143,9 @@ def make_card(spec: ModelSpec, facts: Facts) -> str:
         channels="" if spec.in_chans == 3 else f" The model itself takes {spec.in_chans} channels.",
         classes=_describe_classes(spec),
         accuracy=_describe_accuracy(spec),
-        training=HASHTAGS if facts.from_hashtags else _describe_training(facts),
+        training="\n\n".join([*([HASHTAGS] if facts.from_hashtags else []), *_describe_training(facts)]),
         license=_describe_license(spec),
-        limits=HASHTAG_LIMITS + LIMITS if facts.from_hashtags else LIMITS,
+        limits=HASHTAG_LIMITS + LIMITS if facts.from_hashtags or spec.synsets else LIMITS,
     )
     return f"---\n{_make_metadata(spec, facts, for_timm)}\n---\n\n{body}{CITATION if facts.from_hashtags else ''}"
 
@@ -203,8 +207,12 @@ def _describe_accuracy(spec: ModelSpec) -> str:
     return f"Top-1 {spec.metrics.top1}%{top5} on {spec.metrics.dataset}."
 
 
-def _describe_training(facts: Facts) -> str:
-    return f"Trained on {', '.join(facts.datasets)}." if facts.datasets else "Nothing is told beyond the description above."
+def _describe_training(facts: Facts) -> list[str]:
+    """Paragraphs."""
+    told = [f"Trained on {', '.join(facts.datasets)}."] if facts.datasets and not facts.from_hashtags else []
+    if facts.training:
+        told.append(facts.training.strip())
+    return told if told or facts.from_hashtags else ["Nothing is told beyond the description above."]
 
 
 def _describe_license(spec: ModelSpec) -> str:

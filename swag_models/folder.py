@@ -4,6 +4,7 @@ config.json        the spec under `swag_models`, its source relative; beside it 
 model.safetensors  the weights in timm's names, which are ours; or, above a size,
 model-0000i-of-0000n.safetensors and model.safetensors.index.json, which names the file of each tensor and the files' SHA-256
 README.md          the model card
+recipe.json        how it was trained, and vocabulary.parquet, its hashtags; of a model that the recipe made
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 
 CONFIG, CARD, WEIGHTS = "config.json", "README.md", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+RECIPE, VOCABULARY = "recipe.json", "vocabulary.parquet"
 KEY = "swag_models"
 SHARD = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -28,6 +28,7 @@ def describe_model(
     name: str,
     description: str | None,
     classes: str | Sequence[str] | None,
+    synsets: Sequence[str] | None,
     metrics: Metrics | None,
     license: str | None,
     license_url: str | None,
@@ -62,6 +63,7 @@ def describe_model(
         preprocess=replace(origin.preprocess, image_size=size),
         num_classes=model.num_classes or None,
         classes=_choose_classes(model.num_classes or None, classes, origin, name),
+        synsets=_choose_synsets(model.num_classes or None, synsets, origin if classes is None else None),
         num_params=sum(parameter.numel() for parameter in model.parameters()),
         metrics=metrics,
         license=license.lower(),
@@ -92,11 +94,25 @@ def _choose_classes(
     return tuple(classes)
 
 
+def _choose_synsets(num_classes: int | None, synsets: Sequence[str] | None, origin: ModelSpec | None) -> tuple[str, ...] | None:
+    """Those given, or those of a model whose classes are still its own."""
+    if synsets is None:
+        return origin.synsets if origin and num_classes == origin.num_classes else None
+    if len(synsets) != num_classes:
+        raise ConfigError(f"{len(synsets)} synsets for {num_classes or 'no'} classes; give the WordNet id of each")
+    return tuple(synsets)
+
+
 def count_gmacs(spec: ModelSpec) -> float:
     """10^9 multiply-adds for one image of the spec's size."""
+    return round(count_flops(spec) / 2e9, 3)
+
+
+def count_flops(spec: ModelSpec) -> int:
+    """Additions and multiplications for one image of the spec's size; two are one multiply-add."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         _build(spec)(torch.empty(1, spec.in_chans, *spec.preprocess.size))
-    return round(counter.get_total_flops() / 2e9, 3)
+    return counter.get_total_flops()
 
 
 def _build(spec: ModelSpec) -> nn.Module:

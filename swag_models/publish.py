@@ -19,7 +19,7 @@ from swag_models.card import Facts, address_card, make_card
 from swag_models.catalog import NC_URL
 from swag_models.errors import CheckpointError, ConfigError, FetchError, PublishError
 from swag_models.fetch import fetch_weights
-from swag_models.folder import CARD, CONFIG, INDEX, STALE, WEIGHTS, make_config, read_folder, read_index
+from swag_models.folder import CARD, CONFIG, INDEX, RECIPE, STALE, VOCABULARY, WEIGHTS, make_config, read_folder, read_index
 from swag_models.hub import LOG_IN, PREFIX, is_repo, parse_url, readable_errors
 from swag_models.spec import Metrics, Source
 from swag_models.transfer import hash_file
@@ -52,12 +52,14 @@ def save(
     name: str | None = None,
     description: str | None = None,
     classes: str | Sequence[str] | None = None,
+    synsets: Sequence[str] | None = None,
     metrics: Metrics | None = None,
     license: str | None = None,
     license_url: str | None = None,
     datasets: Sequence[str] = (),
     base_model: str | None = None,
     tags: Sequence[str] = (),
+    training: str | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Path:
     """Write a model as a folder that `load_model` takes: weights, config.json and a model card. The folder.
@@ -70,9 +72,11 @@ def save(
     description: of these weights, for the card; default what they derive from.
     classes: the names in the order of the logits, or "imagenet-1k"; default those of the model it was made from, if the head
         has still as many.
+    synsets: the WordNet 3.0 ids of classes that are hashtags; default as for the classes.
     metrics: measured with these weights; never taken over from the model it was made from.
     license, license_url: default those of the weights that the model was loaded with; unknown if it was loaded with none.
     datasets, base_model, tags: for the card, as the Hub writes them; base_model defaults to the repository it was loaded from.
+    training: what the card tells of it, as Markdown.
     max_shard_size: bytes; weights beyond it are spread over several files.
 
     ConfigError if the model is none of ours or was changed beyond what config.json can tell, PublishError if the folder cannot
@@ -84,7 +88,7 @@ def save(
     name = re.sub(r"[^\w.-]+", "-", folder.absolute().name).strip("-") if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"name is {name!r}; use letters, digits and . _ -")
-    spec, origin = describe_model(model, name, description, classes, metrics, license, license_url)
+    spec, origin = describe_model(model, name, description, classes, synsets, metrics, license, license_url)
     state = collect_state(model, spec)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     try:
@@ -100,6 +104,7 @@ def save(
         datasets=datasets,
         base_model=base_model or next((parse_url(s.url)[0] for s in origin.sources if s.url.startswith("hf://")), None),
         tags=tags,
+        training=training,
     )
     _write_text(folder / CARD, make_card(spec, facts))
     _write_text(folder / CONFIG, json.dumps(make_config(spec, dtype), indent=2) + "\n")
@@ -188,6 +193,7 @@ def _push_folder(
     spec = read_folder(folder)
     weights = fetch_weights(spec)  # verified
     names = [CARD, CONFIG, weights.name, *(read_index(weights).shards if weights.name == INDEX else ())]
+    names += [name for name in (RECIPE, VOCABULARY) if (folder / name).is_file()]
     address = f"{repo}@{revision}" if revision else repo
     try:
         card = address_card((folder / CARD).read_text("utf-8"), spec.name, address)

@@ -113,6 +113,7 @@ class ModelSpec:
     """All that is known of one model: enough to fetch, build, feed and cite it.
 
     `classes` is the name of a public label set ("imagenet-1k") or the class names themselves; None goes with no head.
+    `synsets` is the WordNet 3.0 id of each class ("n07739125"), where the classes are hashtags.
     `num_params` counts parameters without buffers; `gmacs` is 10^9 multiply-adds for one image of `image_size`;
     `global_pool` is what `models.build` takes, None for the family's own.
     """
@@ -133,6 +134,7 @@ class ModelSpec:
     sources: tuple[Source, ...]
     in_chans: int = 3
     global_pool: Pool | None = None
+    synsets: tuple[str, ...] | None = None
 
     @property
     def family(self) -> str:

@@ -19,12 +19,12 @@ from torch import nn
 
 import swag_models
 from swag_models import load_model, load_preprocess
-from swag_models.errors import CheckpointError, FetchError, PublishError, UnknownModelError
+from swag_models.errors import CheckpointError, ConfigError, FetchError, PublishError, UnknownModelError
 from swag_models.fetch import verify_weights
 from swag_models.folder import CONFIG, INDEX
-from swag_models.publish import save
+from swag_models.publish import push, save
 
-DIGITS = "vit_nano_digits"
+NANO = "vit_nano_hashtags"
 every_family = pytest.mark.parametrize("family", TINY_SPECS)
 Caplog = pytest.LogCaptureFixture
 
@@ -109,11 +109,11 @@ class TestRoundTrip:
 
     def test_a_name_of_the_catalog_wins_over_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        save(load_tiny(), Path(DIGITS))
-        assert swag_models.get_spec(DIGITS).num_classes == 10
-        assert swag_models.get_spec(DIGITS).arch == "vit_nano"
-        assert swag_models.get_spec(f"./{DIGITS}").arch == "vit_b16"
-        assert swag_models.get_spec(Path(DIGITS)).arch == "vit_b16"
+        save(load_tiny(), Path(NANO))
+        assert swag_models.get_spec(NANO).num_classes == 65
+        assert swag_models.get_spec(NANO).arch == "vit_nano"
+        assert swag_models.get_spec(f"./{NANO}").arch == "vit_b16"
+        assert swag_models.get_spec(Path(NANO)).arch == "vit_b16"
 
     @pytest.mark.parametrize("name", ["no/such", "~/no_such_model", Path("no_such")])
     def test_a_folder_that_is_not_there_is_one_line(self, name: str | Path) -> None:
@@ -226,9 +226,9 @@ class TestFolder:
         script = """
 import os, signal, sys, torch
 from swag_models import load_model
-from swag_models.publish import save
+from swag_models.publish import push, save
 folder, replaced = sys.argv[1], os.replace
-model = load_model("vit_nano_digits")
+model = load_model("vit_nano_hashtags")
 for moment in range(3):
     if os.fork() == 0:
         calls = iter(range(9))
@@ -242,7 +242,7 @@ for moment in range(3):
         save(model, f"{folder}{moment}")
     assert os.wait()[1] == signal.SIGKILL
 """
-        model = load_model(DIGITS)
+        model = load_model(NANO)
         for moment in range(3):
             save(model, f"{folder}{moment}")
         subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(folder)], check=True)
@@ -268,5 +268,27 @@ for moment in range(3):
 
 def test_saving_logs_nothing_when_all_is_clear(folder: Path, caplog: Caplog) -> None:
     with caplog.at_level(logging.DEBUG, "swag_models"):
-        save(load_model(DIGITS), folder)
+        save(load_model(NANO), folder)
     assert not caplog.messages
+
+
+def test_synsets_go_with_the_classes_they_are_of(tmp_path: Path) -> None:
+    model = swag_models.load_model("vit_nano_hashtags")
+    save(model, tmp_path / "kept")
+    assert swag_models.get_spec(tmp_path / "kept").synsets == swag_models.get_spec("vit_nano_hashtags").synsets
+    model.reset_classifier(2)
+    save(model, tmp_path / "other", classes=["cat", "dog"])
+    assert swag_models.get_spec(tmp_path / "other").synsets is None
+    save(model, tmp_path / "named", classes=["cat", "dog"], synsets=["n02121620", "n02084071"], training="For an hour.")
+    assert swag_models.get_spec(tmp_path / "named").synsets == ("n02121620", "n02084071")
+    assert "\nFor an hour.\n" in (tmp_path / "named" / "README.md").read_text()
+    with pytest.raises(ConfigError, match="1 synsets for 2 classes; give the WordNet id of each"):
+        save(model, tmp_path / "wrong", classes=["cat", "dog"], synsets=["n02121620"])
+
+
+def test_what_the_recipe_leaves_in_the_folder_is_sent_too(tmp_path: Path) -> None:
+    save(swag_models.load_model("vit_nano_hashtags"), tmp_path / "model")
+    for name in ("recipe.json", "vocabulary.parquet", "notes.txt"):
+        (tmp_path / "model" / name).write_text("{}")
+    sent = [name for name, _ in push(tmp_path / "model", "org/repo", dry_run=True).files]
+    assert sorted(sent) == ["README.md", "config.json", "model.safetensors", "recipe.json", "vocabulary.parquet"]
