@@ -1,0 +1,107 @@
+"""The loss on sparse targets against `F.cross_entropy` with one label to an image, both forward and backward.
+
+    python benchmarks/loss.py [--classes 27000] [--batch 64 256] [--rounds 15] [--threads 1] [--device cpu]
+
+The logits are given. All take turns in each round. Memory is the most that is allocated beyond the logits, their gradient
+included: on the CPU as the profiler counts it, on a GPU as its allocator does. Below the single label, for comparison, torch's
+own losses with dense targets, which are made anew each time as a loader's labels would have them.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from swag_models.recipe.config import Objective
+from swag_models.recipe.objectives import Targets, compute_losses, make_targets
+
+Loss = Callable[[Tensor], Tensor]
+
+
+def make_losses(classes: int, batch: int, device: str) -> dict[str, Loss]:
+    chance = random.Random(0)
+    drawn = [chance.sample(range(classes), chance.randint(1, 5)) for _ in range(batch)]
+    label = torch.tensor([each[0] for each in drawn], device=device)
+    soft, yes = (make_targets(drawn, kind, classes).to(device) for kind in ("softmax", "sigmoid"))
+
+    def densify(targets: Targets, logits: Tensor) -> Tensor:
+        return torch.zeros_like(logits).scatter_add_(1, *targets)
+
+    return {
+        "F.cross_entropy, one label": lambda logits: F.cross_entropy(logits, label),
+        "softmax, 1 to 5 classes": lambda logits: compute_losses(Objective("softmax"), logits, soft).mean(),
+        "softmax, smoothed": lambda logits: compute_losses(Objective("softmax", 0.1), logits, soft).mean(),
+        "sigmoid, 1 to 5 classes": lambda logits: compute_losses(Objective("sigmoid"), logits, yes).mean(),
+        "F.cross_entropy, dense": lambda logits: F.cross_entropy(logits, densify(soft, logits)),
+        "F.binary_cross_entropy_with_logits, dense": lambda logits: F.binary_cross_entropy_with_logits(
+            logits, densify(yes, logits)
+        ),
+    }
+
+
+def step(loss: Loss, logits: Tensor) -> None:
+    logits.grad = None
+    loss(logits).backward()
+    if logits.is_cuda:
+        torch.cuda.synchronize()
+
+
+def measure_seconds(loss: Loss, logits: Tensor) -> float:
+    start = time.perf_counter()
+    step(loss, logits)
+    return time.perf_counter() - start
+
+
+def measure_peak(loss: Loss, logits: Tensor) -> float:
+    """MiB."""
+    logits.grad = None
+    if logits.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(loss, logits)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step(loss, logits)
+    alive = peak = 0
+    for event in record.profiler.kineto_results.events():  # in the order of time
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classes", type=int, default=27_000)
+    parser.add_argument("--batch", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("| batch | loss | ms, median (min to max) | / one label | MiB | / one label |\n|---|---|---|---|---|---|")
+    for batch in options.batch:
+        logits = torch.randn(batch, options.classes, device=options.device, requires_grad=True)
+        losses = make_losses(options.classes, batch, options.device)
+        times: dict[str, list[float]] = {name: [] for name in losses}
+        for loss in losses.values():
+            step(loss, logits)
+        for _ in range(options.rounds):
+            for name, loss in losses.items():
+                times[name].append(1e3 * measure_seconds(loss, logits))
+        peaks = {name: measure_peak(loss, logits) for name, loss in losses.items()}
+        base, least = statistics.median(times["F.cross_entropy, one label"]), peaks["F.cross_entropy, one label"]
+        for name, spent in times.items():
+            median = statistics.median(spent)
+            cells = [f"{median:.2f} ({min(spent):.2f} to {max(spent):.2f})", f"{median / base:.2f}"]
+            print(f"| {batch} | {name} | {' | '.join(cells)} | {peaks[name]:.1f} | {peaks[name] / least:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
