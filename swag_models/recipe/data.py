@@ -175,6 +175,10 @@ class Loader:
             raise
         return entry
 
+    def close(self) -> None:
+        """End worker processes, unless they persist; the next `for` starts others, after the last batch received."""
+        self._running = None
+
     def state_dict(self) -> dict[str, Any]:
         """What to give `load_state_dict` to go on after the last batch received; what workers read ahead does not count."""
         return {

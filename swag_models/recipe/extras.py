@@ -8,10 +8,10 @@ from typing import Any
 from swag_models.errors import ConfigError
 
 
-def import_extra(name: str) -> Any:
-    """A module of the extra [recipe]; ConfigError says how to install it."""
+def import_extra(name: str, install: str = '"swag-models[recipe]"') -> Any:
+    """A module of the extra [recipe], or of what pip installs as `install`; ConfigError says how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError:
         package = name.partition(".")[0]
-        raise ConfigError(f'the recipe needs {package}; install it with: pip install "swag-models[recipe]"') from None
+        raise ConfigError(f"the recipe needs {package}; install it with: pip install {install}") from None

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from swag_models import __version__
 from swag_models.errors import ConfigError, ImageError, OutputError, SwagModelsError
+from swag_models.folder import VOCABULARY
 from swag_models.pictures import count_processors
 from swag_models.recipe.extras import import_extra
 from swag_models.recipe.images import Place, find_places
@@ -63,7 +64,8 @@ def pack(
 ) -> dict[str, Any]:
     """Write the images that have labels into shards, continuing what an earlier run began; the manifest, as in `shards`.
 
-    labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`. images: one or more of what
+    labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`; a vocabulary.parquet beside it is
+    taken along, so that training knows the names of the classes. images: one or more of what
     `find_places` takes. A shard has about `shard_size` samples, fewer if their files would come to more than `max_bytes`.
     Pictures lose their metadata, and become smaller if their shorter side has more than `image_short_side` pixels: see
     `scrub_image`. Labels without an image, further images of an id, and unreadable images are listed in rejects.jsonl.
@@ -93,7 +95,7 @@ def pack(
                 raise
             output.mkdir(exist_ok=True)
             records = _write_shards(output, work, plan, image_short_side, processes or count_processors(), progress)
-            manifest = _finish(output, work, plan, records)
+            manifest = _finish(labels, output, work, plan, records)
         shutil.rmtree(work, ignore_errors=True)
     return manifest
 
@@ -227,8 +229,11 @@ def _run(
             yield futures[future], future.result()
 
 
-def _finish(output: Path, work: Path, plan: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write what was rejected, and last the manifest."""
+def _finish(labels: Path, output: Path, work: Path, plan: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write what was rejected, what the classes are if that lies beside the labels, and last the manifest."""
+    if (vocabulary := labels.with_name(VOCABULARY)).is_file():
+        with write_whole(output / VOCABULARY, alone=True) as to:
+            shutil.copyfile(vocabulary, to)
     lines = (work / REJECTS).read_text() + _to_lines(each for record in records for each in record["rejects"])
     _write_text(output / REJECTS, lines)
     reasons = Counter(json.loads(line)["reason"] for line in lines.splitlines())

@@ -1,6 +1,6 @@
 """Training shards: tar files of the WebDataset convention, what a manifest says of them, and their samples one after the other.
 
-A packed folder holds shard-000000.tar and so on, rejects.jsonl, and manifest.json:
+A packed folder holds shard-000000.tar and so on, rejects.jsonl, the vocabulary.parquet of the labels, and manifest.json:
   format            1
   versions          of this library, and of Pillow, which resized
   parameters        of the packing
@@ -16,6 +16,7 @@ A packed folder holds shard-000000.tar and so on, rejects.jsonl, and manifest.js
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
 import os
 import shlex
@@ -70,8 +71,7 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     """What a manifest.json, at a path or URL, says; ConfigError if it is none that this version reads."""
     source = os.fspath(source)
     try:
-        with import_extra("webdataset.gopen").gopen(source) if "://" in source else open(source, "rb") as stream:
-            manifest = json.loads(stream.read())
+        manifest = json.loads(_read_whole(source))
         if manifest["format"] != FORMAT:
             raise ConfigError(f"{source} has format {manifest['format']}; this version reads {FORMAT}: update swag-models")
         return {**manifest, "shards": [{**shard, "name": str(shard["name"])} for shard in manifest["shards"]]}
@@ -81,6 +81,16 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(
             f"{source} is not the manifest of packed shards: {getattr(error, 'strerror', None) or error}"
         ) from None
+
+
+def hash_shards(shards: Shards) -> str:
+    """SHA-256 of the manifest, or of the names of the shards and, but for URLs, their sizes."""
+    urls, manifest = find_shards(shards)
+    if manifest:
+        source = os.fspath(shards)  # type: ignore[arg-type]  # a sequence has no manifest
+        return hashlib.sha256(_read_whole(os.path.join(source, MANIFEST) if os.path.isdir(source) else source)).hexdigest()
+    sizes = [(os.path.basename(url), os.path.getsize(url) if os.path.exists(url) else None) for url in urls]
+    return hashlib.sha256(json.dumps(sorted(sizes, key=str)).encode()).hexdigest()
 
 
 def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
@@ -147,6 +157,12 @@ def _read_members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
             archive.members = []  # type: ignore[attr-defined]  # else a long shard's would fill the memory
         if archive.fileobj.tell() < archive.offset + TAR_BLOCK:
             raise tarfile.ReadError("unexpected end of data")
+
+
+def _read_whole(source: str) -> bytes:
+    """The content of a path or URL."""
+    with import_extra("webdataset.gopen").gopen(source) if "://" in source else open(source, "rb") as stream:
+        return stream.read()
 
 
 def _expand(url: str) -> list[str]:

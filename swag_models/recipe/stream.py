@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple
@@ -107,12 +108,8 @@ class Stream(IterableDataset[Entry]):
             yield Entry(None, number, position, dict(skipped), error)
 
     def _decode(self, sample: Sample) -> Any:
-        before = torch.get_rng_state()
-        torch.default_generator.manual_seed(sample["seed"])
-        try:
+        with seed_torch(sample["seed"]):
             return self.decode(sample)
-        finally:
-            torch.set_rng_state(before)
 
     def _draw(self, number: int, start: Position, stop: int, skipped: Counter[str]) -> Iterator[tuple[Sample, Position]]:
         """A stream's samples, each with the position after it."""
@@ -125,7 +122,7 @@ class Stream(IterableDataset[Entry]):
                 for count, (sample, copy) in enumerate(self._shuffle(shards, epoch, skipped), 1):
                     barren = 0
                     if count > taken:
-                        seed = int.from_bytes(self._hash(epoch, sample["id"], copy)[:8], "big") >> 1
+                        seed = hash_seed(self.seed, epoch, sample["id"], copy)
                         yield {**sample, "epoch": epoch, "seed": seed}, Position(epoch, window, count)
                 taken = 0
             if barren == BARREN and stop == ENDLESS:
@@ -177,8 +174,24 @@ class Stream(IterableDataset[Entry]):
 
     def _order(self, epoch: int) -> list[int]:
         """The shards in the order of an epoch."""
-        return sorted(range(len(self.urls)), key=lambda shard: self._hash(epoch, "shard", shard))
+        return sorted(range(len(self.urls)), key=lambda shard: _hash(self.seed, epoch, "shard", shard))
 
-    def _hash(self, *what: object) -> bytes:
-        text = "/".join(map(str, (self.seed, *what)))
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+def hash_seed(*what: object) -> int:
+    """A seed for generators, from 0 to below 2**63, that follows from these values alone."""
+    return int.from_bytes(_hash(*what)[:8], "big") >> 1
+
+
+@contextmanager
+def seed_torch(seed: int) -> Iterator[None]:
+    """Let torch's generator begin with this seed, and afterwards go on as if nothing had been drawn."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def _hash(*what: object) -> bytes:
+    return hashlib.blake2b("/".join(map(str, what)).encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -14,3 +14,17 @@ def decode_name(sample: dict[str, Any]) -> tuple[str, int, int]:
 
 def keep(batch: list[Any]) -> list[Any]:
     return batch
+
+
+def to_bytes(image: Any) -> torch.Tensor:
+    """All pixels, (3, H, W)."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    return pil_to_tensor(image)
+
+
+def crop_randomly(image: Any) -> torch.Tensor:
+    """Some pixels, (3, 6, 6), by torch's generator."""
+    from torchvision.transforms.v2 import RandomResizedCrop
+
+    return to_bytes(RandomResizedCrop(6)(image))
