@@ -54,6 +54,18 @@ class TestTransform:
             image = picture(width, height)
             assert torch.equal(ours(image), preset(image)), (width, height)
 
+    @pytest.mark.parametrize("floats", [False, True])
+    def test_a_batch_in_any_layout_is_normalised_as_its_pictures_are_and_left_as_it_was(self, floats: bool) -> None:
+        transform = Transform(Preprocess(32))
+        picked = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        picked = picked / 255 if floats else picked
+        layouts = [picked, picked.contiguous(memory_format=torch.channels_last), picked[:1].expand(4, -1, -1, -1)]
+        for batch in layouts:
+            before = batch.clone()
+            made = transform.normalise(batch)
+            assert torch.equal(made, torch.stack([transform.normalise(each) for each in before]))
+            assert torch.equal(batch, before)
+
     def test_grey_pictures_equal_torchvisions_on_rgb(self) -> None:
         image = picture(300, 200, "L")
         expected = PRESETS["vit_b16_in1k"].transforms()(image.convert("RGB"))
