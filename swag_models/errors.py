@@ -12,6 +12,8 @@ SwagModelsError
 ├── ExportError (RuntimeError)       an exported file that does not do what the model does, or cannot be written or read
 ├── PublishError (OSError)           a folder or repository that could not take a model
 ├── ShardError (OSError)             a training shard that cannot be read, or is not what was packed
+├── TrainingError (RuntimeError)     a run whose loss went bad
+│   └── PreemptedError               a run that a signal stopped, after a checkpoint
 └── ImageError (ValueError)          a picture that cannot be read
 """
 
@@ -26,9 +28,11 @@ __all__ = [
     "HashMismatchError",
     "ImageError",
     "OutputError",
+    "PreemptedError",
     "PublishError",
     "ShardError",
     "SwagModelsError",
+    "TrainingError",
     "UnknownModelError",
     "UnsafeCheckpointError",
 ]
@@ -80,6 +84,14 @@ class PublishError(SwagModelsError, OSError):
 
 class ShardError(SwagModelsError, OSError):
     """A training shard cannot be read to its end, or its bytes are not those that were packed."""
+
+
+class TrainingError(SwagModelsError, RuntimeError):
+    """A training run cannot go on: its loss is not finite, or exploded."""
+
+
+class PreemptedError(TrainingError):
+    """A signal asked a training run to stop; it did, after a checkpoint, and goes on when it is started again."""
 
 
 class ImageError(SwagModelsError, ValueError):

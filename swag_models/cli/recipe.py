@@ -1,9 +1,13 @@
-"""Subcommands that make such weights: from posts with hashtags to training shards. They need the extra [recipe]."""
+"""Subcommands that make such weights: from posts with hashtags to training shards; `training` has the rest.
+
+They need the extra [recipe].
+"""
 
 from __future__ import annotations
 
 import argparse
 
+from swag_models.cli import training
 from swag_models.cli.terms import FAILED, OK, Add, make_add, say
 
 
@@ -157,3 +161,5 @@ def add_commands(add: Add) -> None:
     shards = make_add(add("shards", "Look after packed shards.", "swag-models recipe shards verify shards/"))
     command = shards("verify", verify, "swag-models recipe shards verify shards/")
     command.add_argument("folder", help="folder with manifest.json")
+
+    training.add_commands(add)

@@ -1,4 +1,4 @@
-"""How such weights are made: from posts with hashtags to training shards. Needs the extra [recipe].
+"""How such weights are made: from posts with hashtags to a published model. Needs the extra [recipe].
 
 scenes        a small generated world of pictures and hashtags, to try the rest on
 
@@ -10,5 +10,14 @@ curate        posts -> vocabulary.parquet, labels.parquet, manifest.json, report
 
 pack          images and labels -> WebDataset shards; `images` finds, `scrub` cleans them, `shards` reads and verifies
 data          shards -> batches, the same for a seed wherever they are read; `stream` is their order
+
+config        a training run as values; `presets` are those with names, `plan` is what one will take
+train         the loop. `outcome` is what it begins and ends with: folder, model, classes, and the model it publishes
+feed          labelled pictures -> endless batches, the same for any number of ranks; `check`: each once, to evaluate; `albums`
+              are folders and datasets, `batches` what both share, `augment` crops and flips
+objectives    losses and mixup; `optim` updates, schedule and average; `parallel` the ranks, DDP and FSDP2
+checkpoints   what a run goes on from; `journal` is what it tells, `meter` how fast it works
+study         all of it in miniature; `findings` is what people read of it
+
 workers       processes that work for this one; `extras` imports what the extra brings
 """

@@ -1,4 +1,4 @@
-"""Processes that work for this one, and end with it."""
+"""Processes that work for this one, and end with it; and the signals that a scheduler sends to them all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from swag_models.errors import OutputError
+
+PREEMPTION = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 @contextmanager
@@ -34,6 +36,27 @@ def open_pool(count: int, begin: Callable[..., None] | None = None, *arguments: 
                     "`if __name__ == '__main__':`; run it again, it goes on where it was"
                 ) from None
             raise
+
+
+@contextmanager
+def watch_signals() -> Iterator[threading.Event]:
+    """An event that is set when SIGTERM or SIGUSR1 arrives, as schedulers send them before they end a job."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # where torch's own launchers or a notebook may call
+        yield told
+        return
+    before = {number: signal.signal(number, lambda *_: told.set()) for number in PREEMPTION}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def outlast_signals(worker: int) -> None:
+    """For a DataLoader's `worker_init_fn`: what is sent to all processes of a job is for the one that trains to act on."""
+    for number in (signal.SIGINT, *PREEMPTION):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _start(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

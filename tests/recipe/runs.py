@@ -1,0 +1,150 @@
+"""Small training runs: their data, their settings, and the processes that they are trained in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from swag_models.cli import main
+from swag_models.recipe.checkpoints import STATE
+
+STEPS = 12
+SETTINGS = (
+    *("image_size=32", "batch_size=12", "epochs=none", f"steps={STEPS}", "augment.interpolation=bilinear"),
+    *("safety.log_every=1", "safety.checkpoint_every=4", "optimizer.lr=0.003"),
+)
+REGNET = ("arch=regnety_nano", "optimizer.kind=sgd", "optimizer.lr=0.05")
+HARD = ("ema.share=0.1", "objective.mixup=0.4", "drop_path_rate=0.2", "safety.checkpoint_every=2")  # much to go on with
+LOADED = (
+    *("torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "torchvision.transforms.v2", "safetensors.torch"),
+    *("matplotlib.backends.backend_agg", "webdataset", "pyarrow.parquet", "torch._dynamo"),
+)
+PRESET = "vit_nano_hashtags"
+
+
+def make_digits(root: Path, count: int, first: int = 0) -> Path:
+    """Handwritten digits in a folder for each."""
+    from PIL import Image
+    from sklearn.datasets import load_digits  # which the processes need not load
+
+    images, digits = load_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 8, 8) * 255 / 16).round().astype("uint8")
+    for number in range(first, first + count):
+        path = root / f"digit {digits[number]}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[number]).save(path)
+    return root
+
+
+def spell(data: Any, output: Path, *settings: str, options: Sequence[str | Path] = (), preset: str = PRESET) -> list[str]:
+    """The arguments of `swag-models recipe train`."""
+    chosen = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
+    return ["recipe", "train", preset, "--data", str(data), "-o", str(output), "--quiet", *chosen, *map(str, options)]
+
+
+def start(arguments: Sequence[str], ranks: int = 1) -> list[BaseProcess]:
+    """`swag-models` with these arguments, on so many ranks, in processes whose stderr goes to `<output>.err`.
+
+    They are forked from one that has imported what takes seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["swag_models.recipe.train", "torch.utils.tensorboard", "matplotlib.figure", *LOADED])
+    port = find_port()
+    processes = [context.Process(target=_begin, args=(list(arguments), rank, ranks, port)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def finish(processes: Sequence[BaseProcess], seconds: float = 90) -> list[int | None]:
+    """Their exit codes."""
+    try:
+        for process in processes:
+            process.join(seconds)
+        return [process.exitcode for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def run(arguments: Sequence[str], ranks: int = 1) -> None:
+    """Train to the end."""
+    codes = finish(start(arguments, ranks))
+    assert codes == [0] * ranks, read_errors(arguments)
+
+
+def read_errors(arguments: Sequence[str]) -> str:
+    path = _find_errors(arguments)
+    return path.read_text() if path.exists() else ""
+
+
+def read_lines(output: Path, kind: str = "train") -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def read_losses(output: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(output)]
+
+
+def read_weights(output: Path) -> bytes:
+    return (output / "model" / "model.safetensors").read_bytes()
+
+
+def list_steps(output: Path) -> list[int]:
+    """Of complete checkpoints."""
+    return sorted(int(path.parent.name.removeprefix("step-")) for path in (output / "checkpoints").glob(f"step-*/{STATE}"))
+
+
+def compare(one: Path, two: Path, losses: float = 2e-5, weights: float = 1e-3) -> None:
+    """Loss curves and published weights of two runs are as close as that."""
+    ours, theirs = read_losses(one), read_losses(two)
+    assert len(ours) == len(theirs)
+    assert max(abs(a - b) for a, b in zip(ours, theirs)) < losses
+    first, second = (load_file(each / "model" / "model.safetensors") for each in (one, two))
+    assert first.keys() == second.keys()
+    assert max((first[name] - second[name]).abs().max().item() for name in first) < weights
+
+
+def find_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def ended(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Whatever happens inside, they are no more after it."""
+    try:
+        yield
+    finally:
+        finish(processes, 0)
+
+
+def _find_errors(arguments: Sequence[str]) -> Path:
+    output = Path(arguments[arguments.index("-o") + 1])
+    return output.with_name(f"{output.name}.err")
+
+
+def _begin(arguments: list[str], rank: int, ranks: int, port: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    if ranks > 1:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    errors = os.open(_find_errors(arguments), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(errors, 2)
+    os.dup2(errors, 1)
+    sys.stderr = sys.stdout = open(2, "w", closefd=False, buffering=1)  # noqa: SIM115
+    sys.exit(main(arguments))
