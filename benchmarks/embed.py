@@ -29,15 +29,15 @@ from swag_models.pictures import count_processors
 SIDE = 500  # pixels
 
 
-def make_pictures(folder: Path, count: int) -> list[Path]:
-    """Photo-like JPEGs: smooth colours with some noise, about 90 KB each."""
+def make_pictures(folder: Path, count: int, width: int = SIDE, height: int = SIDE) -> list[Path]:
+    """Photo-like JPEGs: smooth colours with some noise; of 500 x 500 pixels, about 90 KB each."""
     random = np.random.default_rng(0)
     paths = [folder / f"{number:05d}.jpg" for number in range(count)]
     for path in paths:
         smooth = Image.fromarray(random.integers(0, 256, (60, 60, 3), dtype=np.uint8)).resize(
-            (SIDE, SIDE), Image.Resampling.BICUBIC
+            (width, height), Image.Resampling.BICUBIC
         )
-        noisy = np.asarray(smooth) + random.normal(0, 6, (SIDE, SIDE, 3))
+        noisy = np.asarray(smooth) + random.normal(0, 6, (height, width, 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=88)
     return paths
 
