@@ -2,12 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint check fix clean
+.PHONY: demo study test test-slow lint check fix clean
 
 demo: .venv/core
 	$(BIN)/swag-models list
-	$(BIN)/swag-models info vit_nano_digits
-	$(BIN)/swag-models classify examples/digits --model vit_nano_digits --top-k 3
+	$(BIN)/swag-models verify '*_nano_*'
+	$(BIN)/swag-models classify examples/scenes --model regnety_nano_hashtags --top-k 3
+	$(BIN)/python examples/finetune.py
+
+# About 20 minutes; goes on where it was stopped. Other weights need their numbers and hashes in the catalog.
+study: .venv/dev
+	mkdir -p build
+	$(BIN)/swag-models recipe study build/study
+	cp build/study/report/study.md build/study/report/study.png docs/
+	for name in regnety_nano_hashtags vit_nano_hashtags; do \
+	  cp build/study/report/$$name/model.safetensors swag_models/weights/$$name.safetensors; done
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup

@@ -1,4 +1,4 @@
-"""Faster R-CNN from torchvision on a feature pyramid of a model: training steps on one scene of digits, then a prediction.
+"""Faster R-CNN from torchvision on a feature pyramid of a model: training on a picture of three things, then a prediction.
 
     python examples/detection.py [steps]
 
@@ -6,24 +6,25 @@ Another model needs nothing but its name in NAME; for photographs leave `min_siz
 """
 
 import sys
+from pathlib import Path
 
-import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from PIL import Image
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import box_iou
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 import swag_models
 from swag_models.models import FeaturePyramid
 
-NAME, SIDE, RATE = "vit_nano_digits", 96, 1e-3
+NAME, SIDE, RATE = "vit_nano_hashtags", 96, 1e-3
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 
 torch.manual_seed(0)
-digits = load_digits()
-scene, corners = torch.zeros(3, SIDE, SIDE), ((8, 8), (12, 50), (56, 30))  # left and top of digits 0, 1 and 2
-for pixels, (left, top) in zip(digits.images, corners):
-    scene[:, top : top + 32, left : left + 32] = torch.from_numpy(np.kron(pixels / 16, np.ones((4, 4))))
+scene, corners = torch.zeros(3, SIDE, SIDE), ((8, 8), (12, 50), (56, 30))  # left and top of each thing
+for thing, (left, top) in zip(("flower", "house", "star"), corners):
+    picture = Image.open(Path(__file__).parent / "scenes" / f"{thing}.jpg").resize((32, 32))
+    scene[:, top : top + 32, left : left + 32] = pil_to_tensor(picture) / 255
 boxes = torch.tensor([[left, top, left + 32, top + 32] for left, top in corners]).float()
 truth = {"boxes": boxes, "labels": torch.arange(1, 4)}  # label 0 is the background
 
@@ -42,4 +43,4 @@ for step in range(STEPS):
 with torch.inference_mode():
     (found,) = detector.eval()([scene])
 right = (box_iou(boxes, found["boxes"]) > 0.5) & (truth["labels"][:, None] == found["labels"])
-print(f"found {int(right.any(dim=1).sum())} of {len(boxes)} digits with {len(found['boxes'])} boxes")
+print(f"found {int(right.any(dim=1).sum())} of {len(boxes)} things with {len(found['boxes'])} boxes")

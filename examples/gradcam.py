@@ -19,8 +19,8 @@ import swag_models
 from swag_models.models import ViT
 from swag_models.preprocess import read_image
 
-NAME = "vit_nano_digits"
-path = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "digits" / "digit_3.png"
+NAME = "vit_nano_hashtags"
+path = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "scenes" / "flower.jpg"
 
 model = swag_models.load_model(NAME)
 inputs = swag_models.load_preprocess(NAME)(read_image(path))[None]  # (1, 3, H, W)

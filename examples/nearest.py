@@ -1,7 +1,7 @@
 """The pictures most like another one, in a file that `swag-models embed` wrote with the same model.
 
-swag-models embed examples/digits --model vit_nano_digits -o digits.parquet
-python examples/nearest.py digits.parquet examples/digits/digit_3.png [model]
+swag-models embed examples/scenes --model regnety_nano_hashtags -o scenes.parquet
+python examples/nearest.py scenes.parquet examples/scenes/chair.jpg [model]
 """
 
 import sys
@@ -15,7 +15,7 @@ NUMBER = 5
 
 file, query, *model = sys.argv[1:]
 known = read_embeddings(file)  # vectors (N, D), mapped if the file is .npy
-asked = Embedder(*model or ["vit_nano_digits"])(query)
+asked = Embedder(*model or ["regnety_nano_hashtags"])(query)
 if asked.skipped:
     sys.exit(asked.skipped[0].reason)
 similarity = F.normalize(known.vectors) @ F.normalize(asked.vectors)[0]  # (N,), cosines

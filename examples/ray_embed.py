@@ -1,6 +1,6 @@
 """Embed a folder with Ray Data, for more pictures than one machine can take: one engine in each actor, Parquet files out.
 
-    python examples/ray_embed.py examples/digits embeddings/ [model]
+    python examples/ray_embed.py examples/scenes embeddings/ [model]
 
 On a cluster the folder is on a disk that all its machines share. Each actor takes a processor; with `num_gpus=1` in
 `map_batches` and `device="cuda"` in the Embedder it takes a GPU.
@@ -20,7 +20,7 @@ folder, output, *model = sys.argv[1:]
 
 class Embed:
     def __init__(self):
-        self.embedder = Embedder(*model or ["vit_nano_digits"], fast=True, workers=1)
+        self.embedder = Embedder(*model or ["regnety_nano_hashtags"], fast=True, workers=1)
 
     def __call__(self, batch):
         found = self.embedder(list(batch["name"]))  # a picture that cannot be read is logged and has no row

@@ -1,7 +1,7 @@
 """Classify pictures with an exported model: onnxruntime, Pillow and numpy, nothing of this library.
 
-swag-models export vit_nano_digits digits.onnx
-python examples/serve_onnx.py digits.onnx examples/digits/*.png
+swag-models export regnety_nano_hashtags nano.onnx
+python examples/serve_onnx.py nano.onnx examples/scenes/*.jpg
 """
 
 import json

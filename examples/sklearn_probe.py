@@ -2,31 +2,29 @@
 
     python examples/sklearn_probe.py [model]
 
-The pictures are scikit-learn's handwritten digits; put your own arrays, or lists of paths, in their place.
+The pictures are painted, of 32 things; put your own, arrays, or lists of paths, in their place.
 """
 
 import sys
 
-from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from swag_models.inference import Embedder
+from swag_models.recipe.scenes.scene import plan_held_out, render
+from swag_models.recipe.scenes.things import NAMES
 
-digits = load_digits()
-pictures = list((digits.images * 255 / 16).round().astype("uint8"))  # arrays (8, 8) of grey
-split = train_test_split(pictures, digits.target, test_size=0.25, random_state=0, stratify=digits.target)
-train_pictures, test_pictures, train_digits, test_digits = split
+scenes = [plan_held_out(0, number) for number in range(50 * len(NAMES))]
+pictures, things = [render(scene, 64) for scene in scenes], [scene.things[0] for scene in scenes]
 
-embedder = Embedder(*sys.argv[1:] or ["vit_nano_digits"], fast=True)
-train, test = (embedder(each).vectors.numpy() for each in (train_pictures, test_pictures))  # (N, D)
+embedder = Embedder(*sys.argv[1:] or ["regnety_nano_hashtags"], fast=True)
+train, test = (embedder(each).vectors.numpy() for each in (pictures[: 40 * len(NAMES)], pictures[40 * len(NAMES) :]))  # (N, D)
 classifiers = {
     "linear": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
     "nearest": KNeighborsClassifier(n_neighbors=5, metric="cosine"),
 }
 for name, classifier in classifiers.items():
-    accuracy = classifier.fit(train, train_digits).score(test, test_digits)
+    accuracy = classifier.fit(train, things[: len(train)]).score(test, things[len(train) :])
     print(f"{name} {accuracy:.2%} of {len(test)} held-out pictures from {train.shape[1]} features")

@@ -50,7 +50,7 @@ def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def make_spec(*sources: Source) -> ModelSpec:
     """A small model with these sources."""
-    return replace(get_spec("vit_nano_digits"), sources=sources)
+    return replace(get_spec("vit_nano_hashtags"), sources=sources)
 
 
 def make_bytes(size: int, seed: int = 0) -> bytes:

@@ -13,7 +13,7 @@ import swag_models
 from swag_models.errors import ConfigError, UnknownModelError
 from swag_models.spec import Preprocess
 
-DIGITS = "vit_nano_digits"
+NANO = "vit_nano_hashtags"
 
 
 def test_listing_and_specs_import_neither_torch_nor_a_network_client() -> None:
@@ -53,10 +53,10 @@ def test_an_unknown_name_gets_the_nearest_ones() -> None:
 
 
 def test_a_model_is_loaded_in_eval_mode_with_trainable_parameters() -> None:
-    model = swag_models.load_model(DIGITS)
+    model = swag_models.load_model(NANO)
     assert not model.training
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
-    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert model(torch.zeros(2, 3, 48, 48)).shape == (2, 65)
 
 
 def test_every_name_is_a_function_with_the_originals_signature() -> None:
@@ -68,10 +68,10 @@ def test_every_name_is_a_function_with_the_originals_signature() -> None:
 
 
 def test_a_named_function_gives_what_load_model_gives() -> None:
-    images = torch.randn(1, 3, 32, 32)
-    by_name = swag_models.vit_nano_digits(True, False)(images)
-    torch.testing.assert_close(by_name, swag_models.load_model(DIGITS)(images), rtol=0, atol=0)
-    assert swag_models.vit_nano_digits(pretrained=False, num_classes=3)(images).shape == (1, 3)
+    images = torch.randn(1, 3, 48, 48)
+    by_name = swag_models.vit_nano_hashtags(True, False)(images)
+    torch.testing.assert_close(by_name, swag_models.load_model(NANO)(images), rtol=0, atol=0)
+    assert swag_models.vit_nano_hashtags(pretrained=False, num_classes=3)(images).shape == (1, 3)
 
 
 def test_options_after_the_name_are_keywords_only() -> None:
@@ -80,7 +80,7 @@ def test_options_after_the_name_are_keywords_only() -> None:
 
 
 def test_a_spec_of_ones_own_is_built() -> None:
-    spec = dataclasses.replace(swag_models.get_spec(DIGITS), name="mine", preprocess=Preprocess(16), num_classes=4)
+    spec = dataclasses.replace(swag_models.get_spec(NANO), name="mine", preprocess=Preprocess(16), num_classes=4)
     assert swag_models.load_model(spec, pretrained=False)(torch.zeros(1, 3, 16, 16)).shape == (1, 4)
 
 
@@ -91,7 +91,7 @@ def test_a_spec_of_ones_own_is_built() -> None:
         ({"dtype": "float12"}, "dtype 'float12' is not allowed; give float32"),
         ({"dtype": torch.int64}, "torch.int64 is not allowed"),
         ({"num_classes": -1}, "num_classes is -1; give a positive number, or None"),
-        ({"image_size": 30}, "30x30 is not a multiple of the patch size 4; nearest: 32x32"),
+        ({"image_size": 30}, "30x30 is not a multiple of the patch size 8; nearest: 32x32"),
         ({"image_size": True}, "give pixels as an int or"),
         ({"in_chans": "1"}, "in_chans is '1'; give a positive number"),
         ({"drop_path_rate": "x"}, "drop_path_rate is 'x'; give a number"),
@@ -102,23 +102,23 @@ def test_a_spec_of_ones_own_is_built() -> None:
 )
 def test_a_value_that_cannot_be_gets_one_clear_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        swag_models.load_model(DIGITS, **options)  # type: ignore[arg-type]
+        swag_models.load_model(NANO, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there_gets_one_clear_line() -> None:
     with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
-        swag_models.load_model(DIGITS, device="cuda")
+        swag_models.load_model(NANO, device="cuda")
 
 
 def test_dtype_is_applied_to_weights() -> None:
-    model = swag_models.load_model(DIGITS, dtype="bfloat16")
+    model = swag_models.load_model(NANO, dtype="bfloat16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 def test_class_names_are_the_specs_or_torchvisions() -> None:
-    assert swag_models.load_classes(DIGITS)[3] == "three"
+    assert swag_models.load_classes(NANO)[:2] == ("flower", "car")
     categories = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.meta["categories"]
     assert list(swag_models.load_classes("regnety_16gf_in1k")) == categories
 

@@ -6,11 +6,13 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fetch_support import isolate
+from pictures_support import SCENES, name_by_hand, run_by_hand
 from PIL import Image
 from safetensors.torch import load_file
 from server import Server
@@ -19,10 +21,9 @@ import swag_models
 from swag_models.cli import main
 from swag_models.embed import read_embeddings
 
-ROOT = Path(__file__).parents[1]
-DIGITS = ROOT / "examples" / "digits"
-CLASSIFY = ["classify", "--model", "vit_nano_digits"]
-EMBED = ["embed", "--model", "vit_nano_digits"]
+FILES = sorted(SCENES.iterdir())
+CLASSIFY = ["classify", "--model", "vit_nano_hashtags"]
+EMBED = ["embed", "--model", "vit_nano_hashtags"]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -30,6 +31,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The installed command in a process of its own."""
     command = [str(Path(sys.executable).parent / "swag-models"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def probabilities(row: dict[str, Any]) -> torch.Tensor:
+    """Those of a line of JSON, in the order of the classes."""
+    found = {each["index"]: each["probability"] for each in row["predictions"]}
+    return torch.tensor([found[index] for index in range(65)])
 
 
 def test_list_shows_every_model_with_its_licence(capsys: Capture) -> None:
@@ -72,17 +79,17 @@ def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
         (["info", "resnet50"], "unknown model 'resnet50'; "),
         (["list", "resnet*"], "no model matches 'resnet*'; known: "),
         ([*CLASSIFY, "nothing/*.png"], "no picture in nothing/*.png; "),
-        ([*CLASSIFY, str(DIGITS), "--top-k", "0"], "top_k is 0; give a number from 1 to 10"),
-        ([*CLASSIFY, str(DIGITS), "--image-size", "30"], "image size 30x30 is not a multiple of the patch size 4"),
-        ([*CLASSIFY, str(DIGITS), "--device", "gpu"], "device 'gpu' cannot be used here"),
-        (["classify", str(DIGITS), "--model", "vit_b16"], "vit_b16 gives features and has no classes"),
-        ([*CLASSIFY, str(DIGITS), "--batch-size", "0"], "batch_size is 0; give a positive number"),
-        ([*CLASSIFY, str(DIGITS), "--dtype", "int8"], "dtype 'int8' is not allowed; "),
+        ([*CLASSIFY, str(SCENES), "--top-k", "0"], "top_k is 0; give a number from 1 to 65"),
+        ([*CLASSIFY, str(SCENES), "--image-size", "30"], "image size 30x30 is not a multiple of the patch size 8"),
+        ([*CLASSIFY, str(SCENES), "--device", "gpu"], "device 'gpu' cannot be used here"),
+        (["classify", str(SCENES), "--model", "vit_b16"], "vit_b16 gives features and has no classes"),
+        ([*CLASSIFY, str(SCENES), "--batch-size", "0"], "batch_size is 0; give a positive number"),
+        ([*CLASSIFY, str(SCENES), "--dtype", "int8"], "dtype 'int8' is not allowed; "),
         ([*CLASSIFY, "gone.tar"], "gone.tar cannot be read as an uncompressed tar file: No such file or directory"),
-        ([*EMBED, str(DIGITS), "-o", "x.csv"], "embeddings in x.csv: end the name in .parquet or .npy"),
-        ([*EMBED, str(DIGITS), "-o", "no/x.npy"], "no is no folder; make it, or choose another one for x.npy"),
+        ([*EMBED, str(SCENES), "-o", "x.csv"], "embeddings in x.csv: end the name in .parquet or .npy"),
+        ([*EMBED, str(SCENES), "-o", "no/x.npy"], "no is no folder; make it, or choose another one for x.npy"),
         ([*EMBED, "nothing/*.png", "-o", "x.npy"], "no picture in nothing/*.png; "),
-        (["embed", str(DIGITS), "--model", "vit_b61", "-o", "x.npy"], "unknown model 'vit_b61'; did you mean: vit_b16, "),
+        (["embed", str(SCENES), "--model", "vit_b61", "-o", "x.npy"], "unknown model 'vit_b61'; did you mean: vit_b16, "),
         (["merge", "gone.npy", "-o", "x.npy"], "gone.json is not what swag-models embed wrote: "),
     ],
 )
@@ -123,10 +130,10 @@ def test_help_shows_an_example(command: str, capsys: Capture) -> None:
 def test_fetch_and_verify_the_model_that_ships(capsys: Capture) -> None:
     assert main(["fetch", "vit_nano*", "--quiet"]) == 0
     name, path = capsys.readouterr().out.strip().split("\t")
-    assert name == "vit_nano_digits"
+    assert name == "vit_nano_hashtags"
     assert Path(path).is_file()
-    assert main(["verify", "vit_nano_digits"]) == 0
-    assert capsys.readouterr().out.startswith("ok\tvit_nano_digits\tae3a5ec0")
+    assert main(["verify", "vit_nano_hashtags"]) == 0
+    assert capsys.readouterr().out.startswith(f"ok\tvit_nano_hashtags\t{swag_models.get_spec(name).sources[0].sha256}")
 
 
 def test_fetch_takes_the_next_source_and_verify_finds_a_flipped_byte(
@@ -159,8 +166,8 @@ def test_verify_says_when_there_is_nothing_to_verify(tmp_path: Path, monkeypatch
 
 
 def test_convert_goes_through_every_layout_and_back(tmp_path: Path, capsys: Capture) -> None:
-    start = swag_models.load_model("vit_nano_digits").state_dict()
-    path = Path(swag_models.__file__).parent / "weights" / "vit_nano_digits.safetensors"
+    start = swag_models.load_model("vit_nano_hashtags").state_dict()
+    path = Path(swag_models.__file__).parent / "weights" / "vit_nano_hashtags.safetensors"
     for layout, name in (("swag", "a.torch"), ("torchvision", "b.pth"), ("timm", "c.safetensors")):
         assert main(["convert", str(path), str(tmp_path / name), "--to", layout]) == 0
         path = tmp_path / name
@@ -177,75 +184,80 @@ def test_convert_of_a_foreign_file_fails_without_a_target(tmp_path: Path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["page.pth"]
 
 
-def test_classify_names_held_out_digits(capsys: Capture) -> None:
-    assert main([*CLASSIFY, str(DIGITS), "--top-k", "2", "--json"]) == 0
+def test_classify_names_held_out_scenes(capsys: Capture) -> None:
+    assert main([*CLASSIFY, str(SCENES), "--top-k", "2", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [Path(row["image"]).name for row in rows] == [f"digit_{digit}.png" for digit in range(10)]
-    assert [row["predictions"][0]["index"] for row in rows] == list(range(10))
+    assert [row["image"] for row in rows] == [str(file) for file in FILES]
+    assert [row["predictions"][0]["label"] for row in rows] == name_by_hand(*FILES)
     for row in rows:
         best, second = row["predictions"]
         assert 1 >= best["probability"] >= second["probability"] >= 0
 
 
 def test_classify_takes_files_patterns_and_skips_what_is_broken(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "broken.png").write_bytes((DIGITS / "digit_1.png").read_bytes()[:60])
+    (tmp_path / "broken.png").write_bytes((SCENES / "butterfly.jpg").read_bytes()[:60])
     missing = tmp_path / "missing.png"
-    assert main([*CLASSIFY, str(tmp_path / "broken.png"), str(missing), str(DIGITS / "digit_[34].png"), "--top-k", "1"]) == 1
+    assert main([*CLASSIFY, str(tmp_path / "broken.png"), str(missing), str(SCENES / "c[ah]*.jpg"), "--top-k", "1"]) == 1
     shown = capsys.readouterr()
-    assert [line.split()[-1] for line in shown.out.splitlines()[1::2]] == ["three", "four"]
+    files = [SCENES / "car.jpg", SCENES / "chair.jpg"]
+    assert [line.split()[-1] for line in shown.out.splitlines()[1::2]] == name_by_hand(*files)
     assert f"skipped: {tmp_path / 'broken.png'}" in shown.err
     assert f"skipped: {missing} cannot be read: No such file or directory" in shown.err
     assert "2 of 4 images could not be read" in shown.err
 
 
 def test_classify_reads_a_picture_whatever_its_mode(tmp_path: Path, capsys: Capture) -> None:
-    seven = Image.open(DIGITS / "digit_7.png").resize((64, 64))
-    seven.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
-    seven.convert("P").save(tmp_path / "palette.gif", save_all=True, append_images=[Image.new("P", seven.size)])
-    seven.convert("RGBA").save(tmp_path / "alpha.png")
-    seven.rotate(90).save(
+    house = Image.open(SCENES / "house.jpg").convert("L")
+    house.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
+    house.convert("P").save(tmp_path / "palette.gif", save_all=True, append_images=[Image.new("P", house.size)])
+    house.convert("RGBA").save(tmp_path / "alpha.png")
+    house.rotate(90).save(
         tmp_path / "turned.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     )
-    Image.fromarray(np.asarray(seven).astype(np.uint16) * 257).save(tmp_path / "sixteen_bits.png")
-    assert main([*CLASSIFY, str(tmp_path), "--top-k", "1"]) == 0
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1::2]] == ["seven"] * 5
+    Image.fromarray(np.asarray(house).astype(np.uint16) * 257).save(tmp_path / "sixteen_bits.png")
+    assert main([*CLASSIFY, str(tmp_path), "--top-k", "65", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == 5
+    assert max(abs(run_by_hand([house.convert("RGB")])[0] - probabilities(row)).max() for row in rows) < 0.02
 
 
 def test_classify_gives_the_same_whatever_the_engines_setting(tmp_path: Path, capsys: Capture) -> None:
-    files = [str(path) for path in sorted(DIGITS.iterdir())]
-    with tarfile.open(tmp_path / "digits.tar", "w") as archive:
+    files = [str(path) for path in FILES]
+    with tarfile.open(tmp_path / "scenes.tar", "w") as archive:
         for file in files:
             archive.add(file, Path(file).name)
-    settings = [[], ["--batch-size", "3"], ["--workers", "1"], ["--fast"], ["--dtype", "bfloat16"], ["--image-size", "32"]]
+    settings = [[], ["--batch-size", "3"], ["--workers", "1"], ["--fast"], ["--dtype", "bfloat16"], ["--image-size", "48"]]
+    expected = run_by_hand(FILES)
     for setting in settings:
-        for images in (files, [f"{DIGITS}/*.png"], [str(tmp_path / "digits.tar")]):
-            assert main([*CLASSIFY, *images, "--top-k", "1", "--json", *setting]) == 0
+        for images in (files, [f"{SCENES}/*.jpg"], [str(tmp_path / "scenes.tar")]):
+            assert main([*CLASSIFY, *images, "--top-k", "65", "--json", *setting]) == 0
             shown = capsys.readouterr()
             rows = [json.loads(line) for line in shown.out.splitlines()]
-            assert [row["predictions"][0]["index"] for row in rows] == list(range(10))
-            assert [row["image"].rsplit("/", 1)[1] for row in rows] == [f"digit_{digit}.png" for digit in range(10)]
+            assert [row["image"].rsplit("/", 1)[1] for row in rows] == [path.name for path in FILES]
+            found = torch.stack([probabilities(row) for row in rows])
+            assert (found - expected).abs().max() < 0.03  # in bfloat16
             assert shown.err == ""
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.npy"])
 def test_embed_writes_a_file_and_says_where(name: str, tmp_path: Path, capsys: Capture) -> None:
     output = tmp_path / name
-    assert main([*EMBED, str(DIGITS), "-o", str(output)]) == 0
+    assert main([*EMBED, str(SCENES), "-o", str(output)]) == 0
     shown = capsys.readouterr()
     assert shown.out == f"{output}\n"
     assert "10/10 [" in shown.err, "a bar"
     assert shown.err.endswith("swag-models: 10 rows\n")
     found = read_embeddings(output)
-    assert found.names == [str(path) for path in sorted(DIGITS.iterdir())]
-    assert found.vectors.shape == (10, 64)
-    assert main([*EMBED, str(DIGITS), "-o", str(output), "--quiet"]) == 0
+    assert found.names == [str(path) for path in sorted(SCENES.iterdir())]
+    assert found.vectors.shape == (10, 96)
+    assert main([*EMBED, str(SCENES), "-o", str(output), "--quiet"]) == 0
     assert capsys.readouterr() == (f"{output}\n", "swag-models: 10 rows\n")
 
 
 def test_embed_reports_what_it_skips_each_time(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "broken.png").write_bytes(b"")
     for _ in range(2):
-        arguments = [str(tmp_path / "broken.png"), str(DIGITS), str(tmp_path / "gone.png"), "-o", str(tmp_path / "x.npy")]
+        arguments = [str(tmp_path / "broken.png"), str(SCENES), str(tmp_path / "gone.png"), "-o", str(tmp_path / "x.npy")]
         assert main([*EMBED, *arguments, "--quiet"]) == 1
         shown = capsys.readouterr()
         assert shown.out == f"{tmp_path}/x.npy\n"
@@ -261,8 +273,8 @@ def test_parquet_without_pyarrow_is_refused_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # Python's way to say that a module cannot be imported
     message = "swag-models: error: a .parquet file needs pyarrow; pip install 'swag-models[embed]', or write .npy\n"
-    assert main(["embed", str(DIGITS), "--model", "no_such_model", "-o", str(tmp_path / "x.parquet")]) == 2
+    assert main(["embed", str(SCENES), "--model", "no_such_model", "-o", str(tmp_path / "x.parquet")]) == 2
     assert capsys.readouterr().err == message
     assert main(["merge", str(tmp_path / "x.parquet"), "-o", str(tmp_path / "x.npy")]) == 2
     assert capsys.readouterr().err == message
-    assert main([*EMBED, str(DIGITS), "-o", str(tmp_path / "x.npy")]) == 0
+    assert main([*EMBED, str(SCENES), "-o", str(tmp_path / "x.npy")]) == 0

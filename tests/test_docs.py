@@ -16,7 +16,7 @@ from swag_models import publish
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RECIPE = (ROOT / "docs" / "recipe.md").read_text()
-STAND_IN = {"vit_b16_in1k": "vit_nano_digits", "vit_b16(": "vit_nano_digits(", "path/to/swag_models": str(ROOT)}
+STAND_IN = {"vit_b16_in1k": "vit_nano_hashtags", "vit_b16(": "vit_nano_hashtags(", "path/to/swag_models": str(ROOT)}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -42,8 +42,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "photos").mkdir()
     for path in (tmp_path / "photo.jpg", tmp_path / "photos" / "other.jpg"):
         Image.new("RGB", (60, 40), "teal").save(path)
-    publish.save(swag_models.load_model("vit_nano_digits"), tmp_path / "vit-folder")
-    weights = Path(swag_models.__file__).parent / "weights" / "vit_nano_digits.safetensors"
+    publish.save(swag_models.load_model("vit_nano_hashtags"), tmp_path / "vit-folder")
+    weights = Path(swag_models.__file__).parent / "weights" / "vit_nano_hashtags.safetensors"
     shutil.copy(weights, tmp_path / "vit_b16.torch")
     return tmp_path
 
@@ -66,20 +66,28 @@ def test_commands_run(command: str, folder: Path) -> None:
     assert done.stdout
 
 
-def test_the_recipe_runs_from_scenes_to_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    (commands,) = blocks("sh", RECIPE)
+    commands, training, presets, _ = blocks("sh", RECIPE)
     small = commands.replace("20000", "200 --held-out 32").replace("--shard-size 1000", "--shard-size 25")
     assert small.count("\n") == 3
+    short = training.replace("--license", "--set steps=2 --set epochs=none --license")
     done = subprocess.run(
-        ["bash", "-ec", small], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+        ["bash", "-ec", small + (short if trained else "") + presets],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    (snippet,) = blocks("python", RECIPE)
+    loading, running = blocks("python", RECIPE)
     checked = "assert images.shape == (32, 3, 64, 64) and len(classes) == 32 and state"
-    code = f"{snippet.replace('256', '32')}\n{checked}\n"
+    code = f"{loading.replace('256', '32')}\n{checked}\n{running.replace('steps=20', 'steps=2') if trained else ''}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "short" / "model" / "config.json").exists() == trained
 
 
 def test_there_are_snippets_and_commands_to_run() -> None:

@@ -50,10 +50,10 @@ def test_other_libraries_read_the_file(embedder: Embedder, tmp_path: Path) -> No
     for suffix in (".parquet", ".npy"):
         write_embeddings(embedder, pictures, tmp_path / f"x{suffix}", progress=False)
     table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
-    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[64]"
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[96]"
     assert table["name"].to_pylist() == [str(path) for path in pictures]
     about = json.loads(table.schema.metadata[b"swag_models"])
-    assert about.items() >= {"model": NANO, "width": 64, "dtype": "float32", "pictures": 5, "skipped": []}.items()
+    assert about.items() >= {"model": NANO, "width": 96, "dtype": "float32", "pictures": 5, "skipped": []}.items()
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert np.array_equal(np.stack(frame["embedding"]), expected)
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
@@ -78,7 +78,7 @@ def test_a_file_without_rows_can_be_read(embedder: Embedder, tmp_path: Path, suf
     report = write_embeddings(embedder, missing, tmp_path / f"x{suffix}", progress=False)
     assert (report.rows, [each.name for each in report.skipped]) == (0, [str(path) for path in missing])
     found = read_embeddings(report.path)
-    assert found.vectors.shape == (0, 64)
+    assert found.vectors.shape == (0, 96)
     assert (found.names, found.skipped) == ([], report.skipped)
     raw = np.load(report.path) if suffix == ".npy" else pyarrow.parquet.read_table(report.path)
     assert len(raw) == 0

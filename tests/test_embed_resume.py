@@ -91,7 +91,7 @@ def cut_newline(work: Path) -> None:
 def add_rows(work: Path) -> None:
     """As a kill between rows and their line leaves it."""
     with (work / "vectors.f32").open("ab") as file:
-        file.write(bytes(64 * 4 * 3 + 10))
+        file.write(bytes(96 * 4 * 3 + 10))
 
 
 def lose_rows(work: Path) -> None:

@@ -1,34 +1,39 @@
-"""The examples do what they say."""
+"""The pictures and weights that ship are what they are said to be."""
 
-import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-import torch
-from PIL import Image
+from pictures_support import SCENES, name_by_hand
 
 import swag_models
+from swag_models.recipe.scenes.scene import encode, plan_held_out
+from swag_models.recipe.scenes.things import NAMES, THINGS
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-@pytest.mark.slow
-def test_the_model_that_ships_can_be_made_again(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "train_digits.py"), str(tmp_path / "made.safetensors"), str(tmp_path / "digits")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    accuracy = re.search(r"held-out accuracy ([\d.]+)%", done.stdout)
-    assert accuracy
-    assert float(accuracy[1]) >= 95
-    model = swag_models.load_model("vit_nano_digits", weights=tmp_path / "made.safetensors")
-    picture = Image.open(tmp_path / "digits" / "digit_3.png")
-    assert int(model(swag_models.load_preprocess("vit_nano_digits")(picture)[None]).argmax()) == 3
-    shipped = EXAMPLES / "digits" / "digit_3.png"
-    assert shipped.read_bytes() == (tmp_path / "digits" / "digit_3.png").read_bytes()
+WEIGHTS = Path(swag_models.__file__).parent / "weights"
 
 
-def test_the_pictures_that_ship_are_read_right() -> None:
-    model, preprocess = swag_models.load_model("vit_nano_digits"), swag_models.load_preprocess("vit_nano_digits")
-    pictures = torch.stack([preprocess(Image.open(EXAMPLES / "digits" / f"digit_{digit}.png")) for digit in range(10)])
-    assert model(pictures).argmax(dim=1).tolist() == list(range(10))
+def test_the_pictures_are_the_first_held_out_ones_of_the_ten_most_frequent_things() -> None:
+    assert {path.name for path in SCENES.iterdir()} == {f"{name}.jpg" for name in NAMES[:10]}
+    for number, name in enumerate(NAMES[:10]):
+        assert (SCENES / f"{name}.jpg").read_bytes() == encode(plan_held_out(0, number), 64)
+
+
+def test_the_pictures_are_told_apart() -> None:
+    for model in swag_models.list_models(variant="hashtags"):
+        assert len(set(name_by_hand(*SCENES.iterdir(), name=model))) >= 4, "of 10"
+
+
+def test_weights_that_ship_are_small_and_no_others_do() -> None:
+    assert {path.stem for path in WEIGHTS.iterdir()} == set(swag_models.list_models(variant="hashtags"))
+    assert all(path.stat().st_size <= 2e6 for path in WEIGHTS.iterdir())
+
+
+def test_every_thing_has_its_hashtag_in_the_vocabulary_that_ships() -> None:
+    for model in swag_models.list_models(variant="hashtags"):
+        spec = swag_models.get_spec(model)
+        assert isinstance(spec.classes, tuple)
+        assert spec.synsets
+        assert len(set(spec.classes)) == len(set(spec.synsets)) == spec.num_classes
+        assert set(NAMES) <= set(spec.classes)
+        found = dict(zip(spec.classes, spec.synsets, strict=True))
+        others = {thing.name for thing in THINGS if found[thing.name] != thing.synset}
+        assert others == {"banana", "table"}, "which WordNet takes for something else"

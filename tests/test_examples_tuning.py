@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pictures_support import SCENES
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -30,12 +31,20 @@ def find_number(pattern: str, text: str) -> float:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "example", ["finetune.py", pytest.param("lora.py", marks=SLOW), pytest.param("accelerate_finetune.py", marks=SLOW)]
-)
-def test_a_fine_tuned_model_knows_the_new_task(example: str, tmp_path: Path) -> None:
+def test_fine_tuning_on_a_few_labels_beats_random_weights(tmp_path: Path) -> None:
+    printed = run_example("finetune.py", cwd=tmp_path)
+    before = find_number(r"by its hashtags alone: ([\d.]+)%", printed)
+    tuned = find_number(r"fine-tuned, 20 labels of each: ([\d.]+)% of 240 other pictures", printed)
+    scratch = find_number(r"random weights, 20 labels of each: ([\d.]+)%", printed)
+    assert before > 2 * 100 / 8, "of guessing"
+    assert tuned > scratch + 10
+    assert len((EXAMPLES / "finetune.py").read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize("example", [pytest.param("lora.py", marks=SLOW), pytest.param("accelerate_finetune.py", marks=SLOW)])
+def test_an_adapted_model_knows_the_new_task(example: str, tmp_path: Path) -> None:
     printed = run_example(example, cwd=tmp_path)
-    assert find_number(r"held-out accuracy ([\d.]+)%", printed) >= 96
+    assert find_number(r"held-out accuracy ([\d.]+)%", printed) >= 3 * 100 / 8, "of guessing"
     if example == "lora.py":
         assert find_number(r"trainable%: ([\d.]+)", printed) < 5
         assert find_number(r"ViT, merging changed logits by at most (\S+)", printed) < 1e-4
@@ -43,16 +52,18 @@ def test_a_fine_tuned_model_knows_the_new_task(example: str, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_grad_cam_points_at_what_the_model_needs(tmp_path: Path) -> None:
-    printed = run_example("gradcam.py", EXAMPLES / "digits" / "digit_3.png", "overlay.png", cwd=tmp_path)
-    assert find_number(r"3: probability ([\d.]+) with the hottest quarter", printed) < 0.5
-    assert find_number(r"3: probability ([\d.]+) with the coldest quarter", printed) > 0.8
+    printed = run_example("gradcam.py", SCENES / "flower.jpg", "overlay.png", cwd=tmp_path)
+    hottest, coldest = (
+        find_number(rf"probability ([\d.]+) with the {part} quarter", printed) for part in ("hottest", "coldest")
+    )
+    assert hottest < coldest
     with Image.open(tmp_path / "overlay.png") as overlay:
-        assert (overlay.size, overlay.mode) == ((32, 32), "RGB")
-        assert len(overlay.getcolors(1024) or ()) > 100
+        assert (overlay.size, overlay.mode) == ((48, 48), "RGB")
+        assert len(overlay.getcolors(48 * 48) or ()) > 100
 
 
 @pytest.mark.slow
-def test_a_detector_finds_the_digits_it_was_shown(tmp_path: Path) -> None:
+def test_a_detector_finds_the_things_it_was_shown(tmp_path: Path) -> None:
     printed = run_example("detection.py", cwd=tmp_path)
     assert find_number(r"step 19 loss ([\d.]+)", printed) < 0.5 * find_number(r"step 0 loss ([\d.]+)", printed)
-    assert find_number(r"found 3 of 3 digits with (\d+) boxes", printed) <= 5
+    assert find_number(r"found 3 of 3 things with (\d+) boxes", printed) <= 6

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from pictures_support import name_by_hand
 from PIL import Image
 from tiny import REGNET_SPEC, SMALL_REGNET, TINY_SPECS, VIT_SPEC, deviation, images, randomise, tiny
 from torch import Tensor
@@ -26,7 +27,7 @@ from swag_models.models import RegNet, ViT, build, linear
 from swag_models.spec import ImageSize
 
 ROOT = Path(__file__).parents[1]
-DIGITS = sorted((ROOT / "examples" / "digits").glob("*.png"))
+SCENES = sorted((ROOT / "examples" / "scenes").iterdir())
 SUFFIXES = [".onnx", ".pt2"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,11 +53,11 @@ def run(path: Path, pictures: Tensor) -> Tensor:
     ("family", "suffix", "num_classes", "image_size"),
     [
         ("vit", ".onnx", 10, 64),
-        ("vit", ".onnx", None, (64, 96)),
+        pytest.param("vit", ".onnx", None, (64, 96), marks=pytest.mark.slow),
         ("vit", ".pt2", None, (96, 64)),
         ("regnet", ".onnx", 10, (33, 47)),
-        ("regnet", ".onnx", None, 64),
-        ("regnet", ".pt2", 10, (64, 96)),
+        pytest.param("regnet", ".onnx", None, 64, marks=pytest.mark.slow),
+        pytest.param("regnet", ".pt2", 10, (64, 96), marks=pytest.mark.slow),
     ],
 )
 def test_a_file_gives_what_the_model_gives(
@@ -97,25 +98,25 @@ def test_reduced_precision_takes_and_gives_float32(
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The model that ships in both formats, by suffix."""
-    folder = tmp_path_factory.mktemp("digits")
-    return {suffix: export_model("vit_nano_digits", folder / f"digits{suffix}").path for suffix in SUFFIXES}
+    folder = tmp_path_factory.mktemp("shipped")
+    return {suffix: export_model("vit_nano_hashtags", folder / f"nano{suffix}").path for suffix in SUFFIXES}
 
 
-def test_each_runtime_shows_the_metadata(digits: dict[str, Path]) -> None:
-    strings = read_metadata(digits[".onnx"]).to_strings()
-    session = onnxruntime.InferenceSession(digits[".onnx"])
+def test_each_runtime_shows_the_metadata(shipped: dict[str, Path]) -> None:
+    strings = read_metadata(shipped[".onnx"]).to_strings()
+    session = onnxruntime.InferenceSession(shipped[".onnx"])
     assert session.get_modelmeta().custom_metadata_map == strings
-    assert not any(node.metadata_props for node in onnx.load(digits[".onnx"]).graph.node), "nothing of the exporter's own"
-    assert [tensor.shape for tensor in session.get_inputs()] == [["batch", 3, 32, 32]]
-    assert [(tensor.name, tensor.shape) for tensor in session.get_outputs()] == [("logits", ["batch", 10])]
+    assert not any(node.metadata_props for node in onnx.load(shipped[".onnx"]).graph.node), "nothing of the exporter's own"
+    assert [tensor.shape for tensor in session.get_inputs()] == [["batch", 3, 48, 48]]
+    assert [(tensor.name, tensor.shape) for tensor in session.get_outputs()] == [("logits", ["batch", 65])]
     extra = dict.fromkeys(strings, "")
-    torch.export.load(digits[".pt2"], extra_files=extra)
+    torch.export.load(shipped[".pt2"], extra_files=extra)
     assert extra == strings
-    metadata, spec = read_metadata(digits[".pt2"]), swag_models.get_spec("vit_nano_digits")
+    metadata, spec = read_metadata(shipped[".pt2"]), swag_models.get_spec("vit_nano_hashtags")
     assert metadata.classes == spec.classes
-    assert metadata.preprocess == replace(spec.preprocess, image_size=(32, 32))
+    assert metadata.preprocess == replace(spec.preprocess, image_size=(48, 48))
     assert (metadata.license, metadata.license_url) == (spec.license, spec.license_url)
     assert metadata.library == f"swag_models {swag_models.__version__}"
 
@@ -130,28 +131,28 @@ def serve(model: Path, *pictures: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_onnxruntime_pillow_and_numpy_are_enough_to_serve(digits: dict[str, Path]) -> None:
-    done = serve(digits[".onnx"], *DIGITS)
+def test_onnxruntime_pillow_and_numpy_are_enough_to_serve(shipped: dict[str, Path]) -> None:
+    done = serve(shipped[".onnx"], *SCENES)
     assert (done.returncode, done.stderr) == (0, "")
     names = [line.split("\t")[1] for line in done.stdout.splitlines()]
-    assert tuple(names) == swag_models.get_spec("vit_nano_digits").classes
+    assert names == name_by_hand(*SCENES)
 
 
 @pytest.mark.parametrize("size", [(61, 47), (20, 90), (32, 32)])
 def test_the_serving_example_prepares_pictures_as_the_library_does(
-    digits: dict[str, Path], size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: dict[str, Path], size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8))
     picture.save(tmp_path / "noise.png")
-    monkeypatch.setattr(sys, "argv", ["serve_onnx.py", str(digits[".onnx"]), str(tmp_path / "noise.png")])
+    monkeypatch.setattr(sys, "argv", ["serve_onnx.py", str(shipped[".onnx"]), str(tmp_path / "noise.png")])
     prepared = runpy.run_path(str(ROOT / "examples" / "serve_onnx.py"))["images"]
-    torch.testing.assert_close(torch.from_numpy(prepared)[0], swag_models.load_preprocess("vit_nano_digits")(picture))
+    torch.testing.assert_close(torch.from_numpy(prepared)[0], swag_models.load_preprocess("vit_nano_hashtags")(picture))
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_no_path_of_this_machine_is_in_a_file(digits: dict[str, Path], suffix: str) -> None:
-    content = digits[suffix].read_bytes()
-    for folder in (ROOT, Path(torch.__file__).parent, Path.home(), digits[suffix].parent):
+def test_no_path_of_this_machine_is_in_a_file(shipped: dict[str, Path], suffix: str) -> None:
+    content = shipped[suffix].read_bytes()
+    for folder in (ROOT, Path(torch.__file__).parent, Path.home(), shipped[suffix].parent):
         assert os.fsencode(folder) + b"/" not in content
 
 
@@ -203,11 +204,12 @@ def test_other_heads_and_channels_are_exported(tmp_path: Path) -> None:
     batch = images(5, in_chans=1)
     assert deviation(run(path, batch), model(batch)) < 1e-4
     assert read_metadata(path).classes is None
-    report = export_model("vit_nano_digits", path, num_classes=7, image_size=(24, 40))  # its fresh head gives zeros
+    report = export_model("vit_nano_hashtags", path, num_classes=7, image_size=(24, 40))  # its fresh head gives zeros
     assert (report.largest, read_metadata(path).classes) == (0, None)
     assert run(path, images(2, (24, 40))).shape == (2, 7)
 
 
+@pytest.mark.slow
 def test_many_weights_lie_beside_an_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = tiny("vit"), tmp_path / "model.onnx"
     monkeypatch.setattr(formats, "ONE_FILE", 10_000)
@@ -247,9 +249,9 @@ def test_a_model_beyond_protobufs_limit_is_exported(tmp_path: Path) -> None:
     assert run(tmp_path / "model.onnx", images(1, 224)).shape == (1, 1280)
 
 
-def test_files_of_others_have_no_metadata(tmp_path: Path, digits: dict[str, Path]) -> None:
+def test_files_of_others_have_no_metadata(tmp_path: Path, shipped: dict[str, Path]) -> None:
     torch.save({}, tmp_path / "weights.pt2")
-    other = onnx.load(digits[".onnx"])
+    other = onnx.load(shipped[".onnx"])
     del other.metadata_props[:]
     onnx.save(other, tmp_path / "other.onnx")
     for name in ("weights.pt2", "other.onnx"):

@@ -53,7 +53,7 @@ def pinned(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_model_is_loaded_from_its_source(server: Server, tmp_path: Path) -> None:
-    spec = get_spec("vit_nano_digits")
+    spec = get_spec("vit_nano_hashtags")
     torch.manual_seed(0)
     state = build(spec.config, num_classes=spec.num_classes, image_size=spec.image_size).state_dict()
     write_state_dict(state, tmp_path / "x.pth")
@@ -110,7 +110,7 @@ def test_one_error_lists_every_source_and_where_to_put_a_file(server: Server, ca
     with pytest.raises(FetchError) as caught:
         fetch_weights(spec)
     assert str(caught.value).splitlines() == [
-        "no source could give the weights of vit_nano_digits:",
+        "no source could give the weights of vit_nano_hashtags:",
         f"  {urls[0]}: HTTP 404 Not Found",
         f"  {urls[1]}: SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}",
         f"  {urls[2]}: http://example.invalid/x.pth is not allowed: use https (plain http only on loopback)",
@@ -235,7 +235,7 @@ def test_a_file_of_the_user_is_used_as_it_is(tmp_path: Path, cache: Path) -> Non
 
 def test_a_file_of_the_package_is_found() -> None:
     folder = Path(swag_models.fetch.__file__).parent
-    assert fetch_weights(get_spec("vit_nano_digits")) == folder / "weights" / "vit_nano_digits.safetensors"
+    assert fetch_weights(get_spec("vit_nano_hashtags")) == folder / "weights" / "vit_nano_hashtags.safetensors"
     with pytest.raises(FetchError, match=r"package://missing\.safetensors: no such file"):
         fetch_one("package://missing.safetensors", None)
 
@@ -266,7 +266,7 @@ def test_the_licence_is_told_once_per_download(server: Server, caplog: pytest.Lo
     caplog.set_level(logging.INFO)
     spec = make_spec(source(server.url + "/gone.pth"), source(server.put("/x.pth", WEIGHTS)))
     fetch_weights(spec)
-    notice = f"vit_nano_digits: the weights are licensed APACHE-2.0, see {spec.license_url}"
+    notice = f"vit_nano_hashtags: the weights are licensed APACHE-2.0, see {spec.license_url}"
     assert caplog.messages == [notice]
     fetch_weights(spec)
     assert caplog.messages == [notice]

@@ -187,7 +187,7 @@ def test_a_terminal_gets_no_progress_bar_that_is_not_wanted(server: Server) -> N
 def test_a_pipe_gets_no_progress_bar(server: Server) -> None:
     spec = serve(server, sha=sha256(CONTENT))
     _, errors = run(spec)
-    assert errors == f"vit_nano_digits: the weights are licensed APACHE-2.0, see {spec.license_url}\n"
+    assert errors == f"vit_nano_hashtags: the weights are licensed APACHE-2.0, see {spec.license_url}\n"
     assert run(spec)[1] == ""
 
 

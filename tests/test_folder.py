@@ -117,7 +117,7 @@ def test_timm_prepares_pictures_as_we_do(tmp_path: Path) -> None:
 
     from swag_models import load_preprocess
 
-    save(load_model("vit_nano_digits"), tmp_path)
+    save(load_model("vit_nano_hashtags"), tmp_path)
     config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}"))
     transform = timm.data.create_transform(**config, is_training=False)
     picture = Image.effect_noise((200, 150), 80).convert("RGB")

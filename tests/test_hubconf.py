@@ -40,22 +40,22 @@ def test_hub_lists_the_models_and_nothing_else(folder: Path) -> None:
 def test_hub_loads_a_model_from_its_repository(folder: Path) -> None:
     code = (
         "import torch\n"
-        f"model = torch.hub.load({REPOSITORY!r}, 'vit_nano_digits', trust_repo=True, verbose=False)\n"
-        "print(tuple(model(torch.zeros(1, 3, 32, 32)).shape), model.training)"
+        f"model = torch.hub.load({REPOSITORY!r}, 'vit_nano_hashtags', trust_repo=True, verbose=False)\n"
+        "print(tuple(model(torch.zeros(1, 3, 48, 48)).shape), model.training)"
     )
-    assert run(code, folder) == "(1, 10) False"
+    assert run(code, folder) == "(1, 65) False"
 
 
 def test_hub_loads_a_model_from_a_folder_beside_a_users_module_called_models(folder: Path) -> None:
     (folder / "models.py").write_text("mine = True")
     code = (
         "import models, torch\n"
-        f"model = torch.hub.load({str(ROOT)!r}, 'vit_nano_digits', source='local', pretrained=False)\n"
+        f"model = torch.hub.load({str(ROOT)!r}, 'vit_nano_hashtags', source='local', pretrained=False)\n"
         "import models as again\n"
         "assert again.mine and again is models\n"
-        "print(tuple(model(torch.zeros(1, 3, 32, 32)).shape))"
+        "print(tuple(model(torch.zeros(1, 3, 48, 48)).shape))"
     )
-    assert run(code, folder) == "(1, 10)"
+    assert run(code, folder) == "(1, 65)"
 
 
 def test_hub_help_shows_what_a_model_is(folder: Path) -> None:

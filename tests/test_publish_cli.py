@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from hub import Hub
+from pictures_support import name_by_hand
 
 import swag_models
 from swag_models.cli import main
 from swag_models.publish import save
 
 ROOT = Path(__file__).parents[1]
-DIGITS = "vit_nano_digits"
+NANO = "vit_nano_hashtags"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -35,38 +36,38 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_save_writes_a_folder_and_prints_it(folder: Path, capsys: Capture) -> None:
-    assert main(["save", DIGITS, str(folder)]) == 0
+    assert main(["save", NANO, str(folder)]) == 0
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == (f"{folder}\n", "")
-    spec, origin = swag_models.get_spec(folder), swag_models.get_spec(DIGITS)
+    spec, origin = swag_models.get_spec(folder), swag_models.get_spec(NANO)
     assert (spec.metrics, spec.description, spec.license) == (origin.metrics, origin.description, "apache-2.0")
 
 
 def test_save_of_changed_weights_claims_no_accuracy(folder: Path) -> None:
     for option in (["--image-size", "64"], ["--dtype", "bfloat16"]):
-        assert main(["save", DIGITS, str(folder), *option]) == 0
+        assert main(["save", NANO, str(folder), *option]) == 0
         assert swag_models.get_spec(folder).metrics is None
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_what_save_made_serves_the_other_subcommands(folder: Path, capsys: Capture) -> None:
-    save(swag_models.load_model(DIGITS), folder)
+    save(swag_models.load_model(NANO), folder)
     assert main(["info", str(folder)]) == 0
     assert f"on this machine  {folder / 'model.safetensors'}" in capsys.readouterr().out
     assert main(["fetch", str(folder)]) == 0
     assert capsys.readouterr().out == f"mine\t{folder / 'model.safetensors'}\n"
     assert main(["verify", str(folder)]) == 0
     assert capsys.readouterr().out.startswith("ok\tmine\t")
-    digit = ROOT / "examples" / "digits" / "digit_7.png"
-    assert main(["classify", "--model", str(folder), str(digit), "--top-k", "1"]) == 0
-    assert capsys.readouterr().out.split()[-1] == "seven"
+    house = ROOT / "examples" / "scenes" / "house.jpg"
+    assert main(["classify", "--model", str(folder), str(house), "--top-k", "1"]) == 0
+    assert capsys.readouterr().out.split()[-1] == name_by_hand(house)[0]
     (folder / "model.safetensors").write_bytes(b"x")
     assert main(["verify", str(folder)]) == 1
     assert capsys.readouterr().out.startswith("FAILED\tmine\t")
 
 
 def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: Capture) -> None:
-    save(swag_models.load_model(DIGITS, pretrained=False, num_classes=3), folder)
+    save(swag_models.load_model(NANO, pretrained=False, num_classes=3), folder)
     assert main(["info", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "license          unknown\n" in shown
@@ -77,9 +78,9 @@ def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: 
     ("arguments", "code", "message"),
     [
         (["save", "vit_b17", "x"], 2, "unknown model 'vit_b17'; did you mean: vit_b16"),
-        (["save", DIGITS, "x", "--image-size", "30"], 2, "30x30 is not a multiple of the patch size 4"),
-        (["push", DIGITS, "tiny", "--dry-run"], 2, "repository is 'tiny'; write org/repo"),
-        (["push", DIGITS, "org/tiny"], 1, "no token to write to org/tiny with; set HF_TOKEN, or run: hf auth login"),
+        (["save", NANO, "x", "--image-size", "30"], 2, "30x30 is not a multiple of the patch size 8"),
+        (["push", NANO, "tiny", "--dry-run"], 2, "repository is 'tiny'; write org/repo"),
+        (["push", NANO, "org/tiny"], 1, "no token to write to org/tiny with; set HF_TOKEN, or run: hf auth login"),
         (["push", str(ROOT), "org/tiny"], 2, "is no published model: it has no config.json"),
         (["info", "hf-hub:tiny"], 2, "'hf-hub:tiny' names no repository"),
     ],
@@ -94,7 +95,7 @@ def test_what_cannot_be_is_one_line(arguments: list[str], code: int, message: st
 
 def test_a_dry_run_lists_files_and_card_and_asks_nothing() -> None:
     with Hub({}) as hub:
-        done = run("push", DIGITS, "org/tiny", "--dry-run", HF_ENDPOINT=hub.url)
+        done = run("push", NANO, "org/tiny", "--dry-run", HF_ENDPOINT=hub.url)
         assert done.returncode == 0, done.stderr
         assert not hub.requests
     files, card = done.stdout.split("\n\n", 1)
@@ -108,7 +109,7 @@ def test_a_dry_run_lists_files_and_card_and_asks_nothing() -> None:
 
 def test_push_sends_a_catalog_model_with_its_licence_and_accuracy() -> None:
     with Hub({"hf_writer": ("org",)}) as hub:
-        done = run("push", DIGITS, "org/tiny", "--private", "--message", "Hello", HF_ENDPOINT=hub.url, HF_TOKEN="hf_writer")
+        done = run("push", NANO, "org/tiny", "--private", "--message", "Hello", HF_ENDPOINT=hub.url, HF_TOKEN="hf_writer")
         assert done.returncode == 0, done.stderr
         repo = hub.repos["org/tiny"]
         assert repo.private
@@ -117,4 +118,6 @@ def test_push_sends_a_catalog_model_with_its_licence_and_accuracy() -> None:
     assert "load it with: swag_models.load_model('hf-hub:org/tiny')" in done.stderr
     card = repo.commits[commit]["README.md"].decode()
     assert "license: apache-2.0" in card
-    assert "Top-1 98.89% on 450 held-out digits." in card
+    metrics = swag_models.get_spec(NANO).metrics
+    assert metrics
+    assert f"Top-1 {metrics.top1}% on 960 held-out scenes." in card

@@ -16,7 +16,7 @@ from swag_models.errors import ConfigError
 
 
 def serve(
-    model: Name = "vit_nano_digits",
+    model: Name = "vit_nano_hashtags",
     *,
     folder: str = "",
     host: str = "127.0.0.1",

@@ -18,14 +18,14 @@ from swag_models.app.style import HEAD, STYLE_SHEET, make_theme
 from swag_models.spec import ModelSpec
 
 logger = logging.getLogger("swag_models")
-EXAMPLES = Path(__file__).parents[2] / "examples" / "digits"  # there in a clone of the repository
+EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"  # there in a clone of the repository
 MAX_UPLOAD = "64mb"
 
 
 def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> FastAPI:
     """The page as an ASGI application, to be reached under the name `host`."""
     private = is_loopback(host)
-    page = Page(specs, folder=folder, may_type=private, examples=sorted(EXAMPLES.glob("*.png")))
+    page = Page(specs, folder=folder, may_type=private, examples=sorted(EXAMPLES.glob("*.jpg")))
     server = FastAPI(openapi_url=None)
     if private:  # no other page may read this one by making its own name lead here
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, f"[{host}]", "localhost"])

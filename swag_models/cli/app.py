@@ -28,7 +28,9 @@ def add_commands(add: Add) -> None:
     """Declare the subcommands of this module."""
     command = add("app", app, "swag-models app --folder ~/Pictures --open")
     command.add_argument(
-        "--model", default="vit_nano_digits", help="name, folder or hf-hub:org/repo to begin with (default: vit_nano_digits)"
+        "--model",
+        default="vit_nano_hashtags",
+        help="name, folder or hf-hub:org/repo to begin with (default: vit_nano_hashtags)",
     )
     command.add_argument("--folder", default="", help="pictures of yours among which similar ones are found")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")

@@ -16,6 +16,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from chrome import BROWSER, DRIVER, Chrome, open_chrome, until
+from pictures_support import SCENES, name_by_hand
 from PIL import Image
 from safetensors.torch import save_file
 from selenium.webdriver.common.keys import Keys
@@ -25,7 +26,6 @@ from tiny import REGNET_SPEC, tiny
 from swag_models.spec import Source
 
 ROOT = Path(__file__).parents[2]
-DIGITS = ROOT / "examples" / "digits"
 PICTURE = os.environ.get("SWAG_MODELS_SCREENSHOT")  # docs/app.png, to take the picture in the README again
 needs_chromium = pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed")
 SERVE = """
@@ -58,11 +58,11 @@ def run_server(folder: Path, *command: str, **environment: str) -> Iterator[str]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's pictures: three digits and a broken file."""
+    """A user's pictures: three scenes and a broken file."""
     folder = tmp_path_factory.mktemp("pictures")
-    for digit in (3, 7, 8):
-        Image.open(DIGITS / f"digit_{digit}.png").resize((48, 48)).save(folder / f"my {digit} <b>.png")
-    (folder / "broken.png").write_bytes((DIGITS / "digit_1.png").read_bytes()[:60])
+    for thing in ("chair", "house", "sailboat"):
+        Image.open(SCENES / f"{thing}.jpg").resize((96, 96)).save(folder / f"my {thing} <b>.png")
+    (folder / "broken.png").write_bytes((SCENES / "butterfly.jpg").read_bytes()[:60])
     return folder
 
 
@@ -101,8 +101,8 @@ pytestmark = [needs_chromium, pytest.mark.xdist_group("chromium")]  # one window
 
 
 def test_a_picture_is_named_and_shown_with_what_the_model_looks_at(page: Chrome) -> None:
-    page.upload(DIGITS / "digit_7.png")
-    page.wait(".bars li:first-child", "seven")
+    page.upload(SCENES / "house.jpg")
+    page.wait(".bars li:first-child", name("house"))
     assert len(page.find(".bars li")) == 5
     page.wait("#overlay", "block 4")
     first = overlay(page)
@@ -118,40 +118,43 @@ def test_a_picture_is_named_and_shown_with_what_the_model_looks_at(page: Chrome)
 
 
 def test_the_picture_given_last_is_the_one_shown(page: Chrome) -> None:
-    for digit in (1, 9, 3, 8):
-        page.upload(DIGITS / f"digit_{digit}.png")
-    page.wait(".bars li:first-child", "eight")
-    until(lambda: page.find(".near figure") and "my 8" in page.find(".near figure")[0].text, "what is similar to the last one")
-    page.upload(DIGITS / "digit_7.png")
-    page.wait(".bars li:first-child", "seven")
-    until(lambda: "my 7" in page.find(".near figure")[0].text, "what is similar to the last one")
+    for thing in ("butterfly", "star", "chair", "sailboat"):
+        page.upload(SCENES / f"{thing}.jpg")
+    page.wait(".bars li:first-child", name("sailboat"))
+    until(
+        lambda: page.find(".near figure") and "my sailboat" in page.find(".near figure")[0].text,
+        "what is similar to the last one",
+    )
+    page.upload(SCENES / "house.jpg")
+    page.wait(".bars li:first-child", name("house"))
+    until(lambda: "my house" in page.find(".near figure")[0].text, "what is similar to the last one")
 
 
 def test_an_example_is_there_to_begin_with(page: Chrome) -> None:
     page.wait("#examples button[aria-label='Example 4']").click()
-    page.wait(".bars li:first-child", "three")
+    page.wait(".bars li:first-child", name("chair"))
 
 
 @pytest.mark.parametrize(("content", "reason"), [("cut", "cannot be read: "), ("text", "is not an image that Pillow can read")])
 def test_a_broken_file_gives_one_line_and_the_page_goes_on(page: Chrome, tmp_path: Path, content: str, reason: str) -> None:
     broken = tmp_path / "my photo.png"
-    broken.write_bytes((DIGITS / "digit_1.png").read_bytes()[:60] if content == "cut" else b"<script>alert(1)</script>")
-    page.upload(DIGITS / "digit_7.png")
-    page.wait(".bars li:first-child", "seven")
+    broken.write_bytes((SCENES / "butterfly.jpg").read_bytes()[:60] if content == "cut" else b"<script>alert(1)</script>")
+    page.upload(SCENES / "house.jpg")
+    page.wait(".bars li:first-child", name("house"))
     page.wait("#overlay img")
     page.upload(broken)
     notice = page.wait(".notice[role=alert]", reason).text
     assert notice.startswith("my photo.png")
     assert "\n" not in notice
     until(lambda: not page.find(".bars li, #overlay img, .near figure"), "the last answer to go")
-    page.upload(DIGITS / "digit_3.png")
-    page.wait(".bars li:first-child", "three")
+    page.upload(SCENES / "chair.jpg")
+    page.wait(".bars li:first-child", name("chair"))
     assert not page.find(".notice")
 
 
 def test_licence_and_size_are_shown_and_nothing_is_fetched_before_consent(page: Chrome, proxy: Proxy) -> None:
-    page.upload(DIGITS / "digit_7.png")
-    page.wait(".bars li:first-child", "seven")
+    page.upload(SCENES / "house.jpg")
+    page.wait(".bars li:first-child", name("house"))
     page.choose("Model", "vit_b16_in1k_linear")
     page.wait(".facts", "CC-BY-NC-4.0, no commercial use")
     page.wait(".facts", "330 MiB to download")
@@ -159,18 +162,18 @@ def test_licence_and_size_are_shown_and_nothing_is_fetched_before_consent(page: 
     page.wait("#fetch", "Accept CC-BY-NC-4.0 and download 330 MiB").click()
     page.wait(".notice", "vit_b16_in1k_linear is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids")
     page.wait("#fetch")
-    page.choose("Model", "vit_nano_digits")
-    page.wait(".bars li:first-child", "seven")
+    page.choose("Model", "vit_nano_hashtags")
+    page.wait(".bars li:first-child", name("house"))
     assert not page.find(".notice")
     assert proxy.requests == []
 
 
 def test_similar_pictures_are_found_in_the_users_folder(page: Chrome, folder: Path) -> None:
-    page.upload(DIGITS / "digit_8.png")
-    page.wait(".near figure", "my 8 <b>.png")
+    page.upload(SCENES / "sailboat.jpg")
+    page.wait(".near figure", "my sailboat <b>.png")
     similarities = [float(figure.text.split()[0]) for figure in page.find(".near figure")]
     assert len(similarities) == 3
-    assert page.find(".near figure")[0].text.endswith("my 8 <b>.png")
+    assert page.find(".near figure")[0].text.endswith("my sailboat <b>.png")
     assert similarities == sorted(similarities, reverse=True)
     assert similarities[0] > 0.9
     said = page.wait("#near details", "Left out as unreadable: 1")
@@ -180,7 +183,7 @@ def test_similar_pictures_are_found_in_the_users_folder(page: Chrome, folder: Pa
     box.send_keys(str(folder / "nowhere"), Keys.ENTER)
     page.wait(".notice", f"{folder / 'nowhere'} is no folder on this machine")
     box.clear()
-    box.send_keys(str(DIGITS), Keys.ENTER)
+    box.send_keys(str(SCENES), Keys.ENTER)
     until(lambda: len(page.find(".near figure")) == 8, "the pictures of the other folder")
     assert not page.find(".notice")
 
@@ -205,14 +208,14 @@ def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
     names = [stop["name"] for stop in stops]
     expected = ["Example 4", "Model", "range slider for Block", "Head", "Find"]
     assert [name for name in names if name in expected] == expected
-    page.wait(".bars li:first-child", "three")
+    page.wait(".bars li:first-child", name("chair"))
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_fits_a_phone(page: Chrome, dark: bool) -> None:
     page.resize(390, 844, dark)
-    page.upload(DIGITS / "digit_7.png")
-    page.wait(".near figure", "my 7 <b>.png")
+    page.upload(SCENES / "house.jpg")
+    page.wait(".near figure", "my house <b>.png")
     assert page.run("return document.documentElement.scrollWidth") <= 390
     left = page.run(
         "return ['#picture', '#overlay', '#near'].map(each => document.querySelector(each).getBoundingClientRect().left)"
@@ -236,17 +239,17 @@ def test_nothing_leaves_the_machine(page: Chrome, address: str, proxy: Proxy) ->
 
 
 def test_only_what_the_page_shows_is_served(page: Chrome, address: str, folder: Path) -> None:
-    for path in (folder / "my 7 <b>.png", ROOT / "setup.cfg", "/etc/hostname"):
+    for path in (folder / "my house <b>.png", ROOT / "setup.cfg", "/etc/hostname"):
         assert ask(f"{address}gradio_api/file={quote(str(path))}")[0] == 403
     config = json.loads(ask(f"{address}config")[1])
     picture, model = (find_component(config, label) for label in ("Picture", "Model"))
     event = next(each["id"] for each in config["dependencies"] if each["inputs"][:2] == [picture, model])
-    forged = {"path": str(folder / "my 7 <b>.png"), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [forged, "vit_nano_digits", 1, "mean", 0.5], "fn_index": event, "session_hash": "forger"}
+    forged = {"path": str(folder / "my house <b>.png"), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [forged, "vit_nano_hashtags", 1, "mean", 0.5], "fn_index": event, "session_hash": "forger"}
     assert ask(f"{address}gradio_api/queue/join", body)[0] == 200
     told = ask(f"{address}gradio_api/queue/data?session_hash=forger")[1]
     assert '"success":false' in told
-    assert "seven" not in told
+    assert name("house") not in told
 
 
 def test_a_foreign_name_for_this_machine_is_refused(address: str) -> None:
@@ -259,7 +262,7 @@ def test_the_picture_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) ->
     page.wait("#examples button[aria-label='Example 8']").click()
     box = page.find("#folder textarea")[0]
     box.clear()
-    box.send_keys(str(DIGITS.relative_to(ROOT)), Keys.ENTER)
+    box.send_keys(str(SCENES.relative_to(ROOT)), Keys.ENTER)
     until(lambda: len(page.find(".near figure")) == 8, "the pictures of the folder")
     page.wait("#overlay img")
     path = ROOT / PICTURE if PICTURE else tmp_path / "app.png"
@@ -282,7 +285,7 @@ def test_a_model_is_downloaded_with_progress_stopped_and_continued(chrome: Chrom
         with run_server(tmp_path, "-c", SERVE, spec.to_json()) as address:
             chrome.driver.get(address)
             chrome.wait(".facts", "0.496 MiB to download")
-            chrome.upload(DIGITS / "digit_7.png")
+            chrome.upload(SCENES / "house.jpg")
             chrome.wait("#bars", "tiny_regnet is not on this machine yet")
             assert server.requests == []
             chrome.wait("#fetch", "Accept CC-BY-NC-4.0 and download 0.496 MiB").click()
@@ -303,6 +306,11 @@ def test_a_model_is_downloaded_with_progress_stopped_and_continued(chrome: Chrom
             chrome.wait("#overlay", "Grad-CAM of the features at stage 4")
             chrome.wait("#overlay img")
             assert not chrome.find(".bars li, .notice, #fetch")
+
+
+def name(thing: str) -> str:
+    """What the model that ships takes the picture of a thing for."""
+    return name_by_hand(SCENES / f"{thing}.jpg")[0]
 
 
 def overlay(page: Chrome) -> str:

@@ -32,12 +32,12 @@ def test_only_a_safe_address_becomes_a_link(url: str) -> None:
     assert "<a " in describe(SPECS["vit_b16"], here=True)
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_nano_digits", "0.542 MiB"), ("vit_b16", "327 MiB"), ("vit_h14", "2.3 GiB")])
+@pytest.mark.parametrize(("name", "size"), [("vit_nano_hashtags", "1.25 MiB"), ("vit_b16", "327 MiB"), ("vit_h14", "2.3 GiB")])
 def test_consent_names_licence_and_size(name: str, size: str) -> None:
     spec = SPECS[name]
     assert ask_consent(spec) == f"Accept {spec.license.upper()} and download {size}"
     assert f"{size} to download" in describe(spec, here=False)
-    assert ("no commercial use" in describe(spec, here=False)) == (name != "vit_nano_digits")
+    assert ("no commercial use" in describe(spec, here=False)) == (name != "vit_nano_hashtags")
 
 
 def test_of_a_long_error_one_line_is_shown_and_the_rest_on_request() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+SCENES = Path(__file__).parents[2] / "examples" / "scenes"
 NAMES = ["127.0.0.1", "localhost:80", "[::1]:80", "elsewhere.example"]
 ASK = """
 import json, sys
@@ -19,17 +19,17 @@ from swag_models.app import desk
 from swag_models.app.page import Page
 from swag_models.app.server import build_server, is_loopback
 
-digits, secret, names = sys.argv[1], sys.argv[2], sys.argv[3:]
-specs = {"vit_nano_digits": SPECS["vit_nano_digits"]}
+scenes, secret, names = sys.argv[1], sys.argv[2], sys.argv[3:]
+specs = {"vit_nano_hashtags": SPECS["vit_nano_hashtags"]}
 hosts = ["127.0.0.1", "127.8.8.8", "::1", "localhost", "0.0.0.0", "::", "192.168.1.2", "example.org"]
 answers = {}
 for host in ("127.0.0.1", "::1", "0.0.0.0"):
     client = TestClient(build_server(specs, folder="", host=host))
     answers[host] = [client.get("/", headers={"Host": name}).status_code for name in names]
-sight = desk.classify(specs["vit_nano_digits"], digits + "/digit_7.png", "digit_7.png")
+sight = desk.classify(specs["vit_nano_hashtags"], scenes + "/house.jpg", "house.jpg")
 near = {}
 for may_type in (True, False):
-    page = Page(specs, folder=digits, may_type=may_type, examples=[])
+    page = Page(specs, folder=scenes, may_type=may_type, examples=[])
     near[str(may_type)] = page.find(sight, secret)[page.near]
 print(json.dumps({"private": [host for host in hosts if is_loopback(host)], "answers": answers, "near": near}))
 """
@@ -39,8 +39,8 @@ print(json.dumps({"private": [host for host in hosts if is_loopback(host)], "ans
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the script above prints, and `said`, its stderr."""
     secret = tmp_path_factory.mktemp("secret")
-    shutil.copy(DIGITS / "digit_7.png", secret / "mine.png")
-    command = [sys.executable, "-c", ASK, str(DIGITS), str(secret), *NAMES]
+    shutil.copy(SCENES / "house.jpg", secret / "mine.png")
+    command = [sys.executable, "-c", ASK, str(SCENES), str(secret), *NAMES]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return {**json.loads(done.stdout), "said": done.stderr}
 
@@ -60,5 +60,5 @@ def test_a_page_for_this_machine_answers_to_its_own_names_only(found: Any) -> No
 def test_other_machines_cannot_name_a_folder(found: Any) -> None:
     assert "mine.png" in found["near"]["True"]
     assert "mine.png" not in found["near"]["False"]
-    assert "digit_7.png" in found["near"]["False"]
+    assert "house.jpg" in found["near"]["False"]
     assert found["said"].count("other machines can reach the page; they cannot name a folder to look in") == 1

@@ -11,13 +11,13 @@ from swag_models.errors import ConfigError
 from swag_models.inference import Skipped
 from swag_models.preprocess import read_image
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
-SPEC = get_spec("vit_nano_digits")
+SCENES = Path(__file__).parents[2] / "examples" / "scenes"
+SPEC = get_spec("vit_nano_hashtags")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    shutil.copytree(DIGITS, tmp_path / "a" / "digits")
+    shutil.copytree(SCENES, tmp_path / "a" / "scenes")
     return tmp_path / "a"
 
 
@@ -28,8 +28,8 @@ def find(shelf: Shelf, picture: Path, folder: Path) -> tuple[list[Neighbour], li
 
 
 def test_the_most_similar_pictures_come_first(folder: Path) -> None:
-    near, skipped = find(Shelf(), DIGITS / "digit_3.png", folder)
-    assert near[0].name == "digits/digit_3.png"
+    near, skipped = find(Shelf(), SCENES / "chair.jpg", folder)
+    assert near[0].name == "scenes/chair.jpg"
     assert near[0].similarity == pytest.approx(1)
     assert [each.similarity for each in near] == sorted((each.similarity for each in near), reverse=True)
     assert len(near) == 8
@@ -44,20 +44,20 @@ def test_a_folder_is_embedded_in_turns(folder: Path) -> None:
 
 def test_only_what_is_new_or_has_changed_is_embedded_again(folder: Path) -> None:
     shelf = Shelf()
-    find(shelf, DIGITS / "digit_7.png", folder)
+    find(shelf, SCENES / "house.jpg", folder)
     before = dict(shelf.known)
-    shutil.copy(DIGITS / "digit_7.png", folder / "digits" / "digit_0.png")
-    shutil.copy(DIGITS / "digit_7.png", folder / "another.png")
-    near, _ = find(shelf, DIGITS / "digit_7.png", folder)
-    assert {each.name for each in near[:3]} == {"digits/digit_0.png", "digits/digit_7.png", "another.png"}
+    shutil.copy(SCENES / "house.jpg", folder / "scenes" / "apple.jpg")
+    shutil.copy(SCENES / "house.jpg", folder / "another.png")
+    near, _ = find(shelf, SCENES / "house.jpg", folder)
+    assert {each.name for each in near[:3]} == {"scenes/apple.jpg", "scenes/house.jpg", "another.png"}
     assert all(shelf.known[version] is vector for version, vector in before.items())
     assert len(shelf.known) == len(before) + 2
 
 
 def test_broken_files_are_left_out_and_named(folder: Path) -> None:
-    (folder / "broken.png").write_bytes((DIGITS / "digit_1.png").read_bytes()[:60])
+    (folder / "broken.png").write_bytes((SCENES / "butterfly.jpg").read_bytes()[:60])
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
-    near, skipped = find(Shelf(), DIGITS / "digit_1.png", folder)
+    near, skipped = find(Shelf(), SCENES / "butterfly.jpg", folder)
     assert len(near) == 8
     assert [Path(each.name).name for each in skipped] == ["broken.png", "gone.png"]
     assert "No such file" in skipped[1].reason
@@ -65,7 +65,7 @@ def test_broken_files_are_left_out_and_named(folder: Path) -> None:
 
 def test_a_folder_of_broken_files_has_nothing_similar(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_text("no picture")
-    near, skipped = find(Shelf(), DIGITS / "digit_1.png", tmp_path)
+    near, skipped = find(Shelf(), SCENES / "butterfly.jpg", tmp_path)
     assert near == []
     assert len(skipped) == 1
 
