@@ -135,6 +135,7 @@ class TestMapping:
     CONFIG = ViTConfig(patch_size=16, depth=4, width=512, num_heads=8, mlp_width=2048)
     CODE = """
 import sys
+from dataclasses import replace
 from swag_models import ModelSpec, load_model
 from swag_models.checkpoint import read_state_dict
 
@@ -144,7 +145,8 @@ def anonymous():
 
 spec, big, small, backend = ModelSpec.from_json(sys.argv[1]), *sys.argv[2:]
 read_state_dict(small)
-load_model(spec, pretrained=False, num_classes=1)
+less = replace(spec.config, depth=1, width=64, mlp_width=64)  # whose memory, once free again, is not enough for the other
+load_model(replace(spec, config=less), pretrained=False, num_classes=1)
 before = anonymous()
 model = load_model(spec, weights=big, backend=backend)
 assert sum(float(parameter.detach().sum()) for parameter in model.parameters()) != 0

@@ -94,6 +94,7 @@ def learn(folder: Path) -> RegNet:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_a_regnet_measures_ranges_on_other_pictures_than_it_is_checked_on(digits: Path, tmp_path: Path) -> None:
     report = export_model(learn(digits), tmp_path / "int8.onnx", spec=REGNET_SPEC, dtype="int8", pictures=digits)
     assert report.kept is not None

@@ -49,7 +49,9 @@ def save(tmp_path: Path) -> Iterator[Callable[[dict[str, Tensor]], Path]]:
     path.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("vit_l16") else name for name in CASES]
+)
 def test_output_equals_the_recorded_one(name: str, save: Callable[[dict[str, Tensor]], Path]) -> None:
     case: dict[str, Any] = CASES[name]
     arch, classes = case["architecture"], case["num_classes"]

@@ -128,6 +128,7 @@ def fill_one_disk(folder: Path) -> None:
     assert checkpoints.failed == 2
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
+    dist.barrier()  # else the other may have begun with the next
     checkpoints.save(4, tensors, {}, wait=True)
     assert checkpoints.failed == 2
     assert checkpoints.find_latest() == folder / "step-00000004"
