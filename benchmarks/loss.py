@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from checkpointing import measure_peak
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from swag_models.recipe.config import Objective
 from swag_models.recipe.objectives import Targets, compute_losses, make_targets
@@ -58,22 +58,10 @@ def measure_seconds(loss: Loss, logits: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def measure_peak(loss: Loss, logits: Tensor) -> float:
+def measure_memory(loss: Loss, logits: Tensor) -> float:
     """MiB."""
     logits.grad = None
-    if logits.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(loss, logits)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step(loss, logits)
-    alive = peak = 0
-    for event in record.profiler.kineto_results.events():  # in the order of time
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            peak = max(peak, alive)
-    return peak / 2**20
+    return measure_peak(lambda: step(loss, logits), logits.device)
 
 
 def main() -> None:
@@ -95,7 +83,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, loss in losses.items():
                 times[name].append(1e3 * measure_seconds(loss, logits))
-        peaks = {name: measure_peak(loss, logits) for name, loss in losses.items()}
+        peaks = {name: measure_memory(loss, logits) for name, loss in losses.items()}
         base, least = statistics.median(times["F.cross_entropy, one label"]), peaks["F.cross_entropy, one label"]
         for name, spent in times.items():
             median = statistics.median(spent)

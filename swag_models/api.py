@@ -5,7 +5,6 @@ A name is one of the catalog, else a folder that `publish.save` wrote, or hf-hub
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal
 
 from swag_models.catalog import MODELS
-from swag_models.errors import ConfigError, UnknownModelError
+from swag_models.errors import ConfigError, UnknownModelError, suggest_names
 from swag_models.folder import read_config, read_folder
 from swag_models.hub import PREFIX, make_url, parse_name, parse_url
 from swag_models.spec import UNKNOWN, ImageSize, ModelSpec, Pool, ViTConfig
@@ -67,8 +66,7 @@ def get_spec(name: Name) -> ModelSpec:
         raise UnknownModelError(f"{path} is a file; a model is a folder, a weight file goes with a name: weights={path!r}")
     if not isinstance(name, str) or os.path.dirname(path):
         raise UnknownModelError(f"no folder {path!r}; a repository of the Hub is written {PREFIX}org/repo")
-    near = difflib.get_close_matches(str(name), SPECS, n=3, cutoff=0.5)
-    raise UnknownModelError(f"unknown model {name!r}; {'did you mean' if near else 'known'}: {', '.join(near or SPECS)}")
+    raise UnknownModelError(suggest_names("model", name, SPECS))
 
 
 def _find_on_hub(name: str) -> ModelSpec:

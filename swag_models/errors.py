@@ -19,6 +19,9 @@ SwagModelsError
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "CacheError",
     "CheckpointError",
@@ -96,3 +99,10 @@ class PreemptedError(TrainingError):
 
 class ImageError(SwagModelsError, ValueError):
     """A picture is broken, too large, or of a kind without a defined conversion to RGB."""
+
+
+def suggest_names(what: str, name: str, known: Iterable[str]) -> str:
+    """What to say of an unknown name: the known ones that are most like it, or all."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"unknown {what} {name!r}; {'did you mean' if near else 'known'}: {', '.join(near or known)}"

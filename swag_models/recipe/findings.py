@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swag_models.recipe.extras import import_extra
+from swag_models.recipe.outcome import find_versions
 from swag_models.whole import write_whole
 
 Row = Mapping[str, Any]
@@ -30,7 +30,7 @@ def write_findings(folder: Path, rows: Sequence[Row], facts: Mapping[str, int]) 
     """
     folder.mkdir(parents=True, exist_ok=True)
     _draw(rows, folder / "study.png")
-    versions = _find_versions()
+    versions = find_versions()
     for name, text in {
         "results.json": json.dumps({**facts, "versions": versions, "rows": rows}, indent=1) + "\n",
         "study.md": "\n".join(_write_lines(rows, facts, versions)) + "\n",
@@ -138,14 +138,6 @@ def _judge(claim: str, these: Sequence[float], others: Sequence[float]) -> str:
     else:
         verdict = "**not seen**"
     return f"- {claim}: {verdict} ({_write(these)} against {_write(others)})."
-
-
-def _find_versions() -> dict[str, str]:
-    import torch
-
-    from swag_models import __version__
-
-    return {"swag_models": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _draw(rows: Sequence[Row], path: Path) -> None:

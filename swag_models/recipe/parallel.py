@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from swag_models.errors import ConfigError, OutputError, SwagModelsError, TrainingError
+from swag_models.errors import OutputError, SwagModelsError, TrainingError
 from swag_models.models import Backbone
 from swag_models.models.blocks import Blocks
 from swag_models.recipe.config import Engine
@@ -150,13 +150,6 @@ def hold_gradients(model: nn.Module, hold: bool) -> AbstractContextManager[Any]:
     elif hold and isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
-
-
-def divide(name: str, value: int, parts: int, what: str) -> int:
-    """`value` / `parts`, or ConfigError if it does not come out even."""
-    if value % parts:
-        raise ConfigError(f"{name} is {value}, which {parts} {what} cannot share; give a multiple of {parts}")
-    return value // parts
 
 
 def collect_weights(model: nn.Module) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Axes: N batch, C channels, H W pixels.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from swag_models.catalog import MODELS
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, suggest_names
 from swag_models.models import Backbone, build
 from swag_models.models.blocks import Blocks
 from swag_models.provenance import count_flops
@@ -159,8 +158,7 @@ def find_arch(arch: str) -> ModelSpec:
     """A spec of the catalog with this architecture; ConfigError suggests the nearest names."""
     specs = {spec.arch: spec for spec in MODELS}
     if arch not in specs:
-        near = difflib.get_close_matches(arch, specs, n=3, cutoff=0.5)
-        raise ConfigError(f"unknown arch {arch!r}; {'did you mean' if near else 'known'}: {', '.join(near or specs)}")
+        raise ConfigError(suggest_names("arch", arch, specs))
     return specs[arch]
 
 

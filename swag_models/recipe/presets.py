@@ -8,12 +8,11 @@ we take the recipe to be, and "our choice" is ours alone. Papers: Singh et al. 2
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, suggest_names
 from swag_models.recipe.config import EMA, Augment, Engine, Objective, Optimizer, Run, Safety, walk
 
 Mark = Literal["confirmed", "quoted", "our reading", "our choice"]
@@ -49,8 +48,7 @@ def get_preset(name: str) -> Preset:
     known = {preset.name: preset for preset in PRESETS}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    raise ConfigError(f"unknown preset {name!r}; {'did you mean' if near else 'known'}: {', '.join(near or known)}")
+    raise ConfigError(suggest_names("preset", name, known))
 
 
 def find_source(preset: Preset, field: str) -> Source:

@@ -197,15 +197,15 @@ def measure(model: Path, test: Path, things: Sequence[str] | None) -> dict[str, 
     from swag_models.recipe.check import open_check
 
     network, preprocess = load_model(model), load_preprocess(model)
+    labels = sorted(NAMES)  # the classes of a folder
+    names = things or labels
     columns = find_columns(model, things) if things else list(range(len(NAMES)))
     hits: dict[str, list[bool]] = defaultdict(list)
     for batch in open_check(test, preprocess.fit, batch_size=100, rank=0, world_size=1, workers=0):
         with torch.inference_mode():
             found = network(preprocess.normalise(batch.images))[:, columns].argmax(1)
-        names = things or sorted(NAMES)
         for each, (label,) in zip(found.tolist(), batch.classes):
-            thing = sorted(NAMES)[label]
-            hits[thing].append(names[each] == thing)
+            hits[labels[label]].append(names[each] == labels[label])
     accuracy = {thing: 100 * sum(each) / len(each) for thing, each in hits.items()}
     tail = NAMES[len(NAMES) // 2 :]
     return {"all": sum(accuracy.values()) / len(NAMES), "tail": sum(accuracy[thing] for thing in tail) / len(tail)}

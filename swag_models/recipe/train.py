@@ -33,7 +33,7 @@ from swag_models.recipe.checkpoints import Checkpoints, collect, restore
 from swag_models.recipe.config import Run
 from swag_models.recipe.feed import merge_states, open_feed
 from swag_models.recipe.journal import Journal
-from swag_models.recipe.meter import Meter
+from swag_models.recipe.meter import DTYPES, Meter
 from swag_models.recipe.objectives import compute_losses, count_hits, make_targets, mix
 from swag_models.recipe.optim import Average, make_optimizer, schedule_lr, set_lr
 from swag_models.recipe.outcome import (
@@ -49,7 +49,6 @@ from swag_models.recipe.parallel import (
     Ranks,
     average_statistics,
     collect_weights,
-    divide,
     hold_gradients,
     open_ranks,
     spread,
@@ -60,7 +59,6 @@ from swag_models.recipe.shards import Shards
 from swag_models.recipe.stream import hash_seed
 from swag_models.recipe.workers import watch_signals
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MEMORY = 0.98  # of the running mean of the loss, per step
 MAX_SKIPPED = 20  # steps in a row, after which a run that skips bad losses stops as well
 
@@ -88,7 +86,7 @@ def train(
         ExitStack() as stack,
     ):
         # The data.
-        share = divide("batch_size", run.batch_size, ranks.world_size, "ranks")
+        share = run.batch_size // ranks.world_size  # `open_feed` refuses what does not come out even
         size = min(run.engine.micro_batch or share, share)  # of what goes through the model at once
         feed = open_feed(
             data,
@@ -122,9 +120,7 @@ def train(
         optimizer = make_optimizer(model, run.optimizer, run.lr)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.engine.precision == "fp16")
-        autocast = torch.autocast(
-            ranks.device.type, DTYPES.get(run.engine.precision, torch.bfloat16), run.engine.precision in DTYPES
-        )
+        autocast = torch.autocast(ranks.device.type, DTYPES[run.engine.precision], enabled=run.engine.precision != "fp32")
         checker = None
         if val is not None:
             checker = open_check(
