@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from swag_models.cli import training
+from swag_models.cli import evaluation, training
 from swag_models.cli.terms import FAILED, OK, Add, make_add, say
 
 
@@ -163,3 +163,4 @@ def add_commands(add: Add) -> None:
     command.add_argument("folder", help="folder with manifest.json")
 
     training.add_commands(add)
+    evaluation.add_commands(add)

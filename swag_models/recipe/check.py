@@ -62,7 +62,7 @@ class Check(ABC):
 
 
 def open_check(
-    data: Shards,
+    data: Shards | Album,
     transform: Transform,
     *,
     batch_size: int,
@@ -73,10 +73,13 @@ def open_check(
 ) -> Check:
     """What to validate one rank on: as `open_feed`, but `batch_size` is the rank's own, and repeat factors are ignored.
 
-    Of a dataset with several splits, "validation", "val" or "test" is taken.
+    Of a dataset with several splits, "validation", "val" or "test" is taken. An album has its classes already. What has an
+    index comes in the same batches whatever ranks there are, dealt out in turn.
     """
     assert 0 <= rank < world_size
     check_division("batch_size", batch_size, 1, "ranks")
+    if isinstance(data, Album):
+        return AlbumCheck(data, transform, batch_size, rank, world_size, workers)
     if (root := find_folder(data)) is None:
         return ShardCheck(data, transform, batch_size, rank, world_size, workers, classes)
     return AlbumCheck(open_album(root, classes, SPLITS), transform, batch_size, rank, world_size, workers)
@@ -87,8 +90,8 @@ class AlbumCheck(Check):
         super().__init__()
         self.num_classes, self.class_names, self.samples = album.num_classes, album.class_names, len(album)
         self.facts = describe_data(album.kind, album.title, self.samples, self.num_classes, album.sha256)
-        mine = range(rank, self.samples, world_size)
-        self._parts = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+        every = range(self.samples)
+        self._parts = [every[start : start + batch_size] for start in every[rank * batch_size :: world_size * batch_size]]
         self._reader, self._workers = _Listing(album, transform), workers
 
     def _read(self) -> Iterator[Batch]:

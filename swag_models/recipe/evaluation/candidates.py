@@ -1,0 +1,191 @@
+"""A model that is measured: of our catalog, a folder or the Hub, or for comparison one of timm's or torchvision's.
+
+Axes: N batch, D features, K classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from swag_models.api import Name, check_dtype, get_spec, load_classes, load_model, load_preprocess
+from swag_models.errors import ConfigError, UnknownModelError, suggest_names
+from swag_models.recipe.extras import import_extra
+from swag_models.recipe.hashtags import load_imagenet
+from swag_models.spec import ImageSize, Metrics
+
+PEERS = ("timm:", "torchvision:")
+IMAGENET = "imagenet-1k"
+
+
+class Candidate(ABC):
+    """A model in inference, with its own preprocessing.
+
+    name: as it was asked for. classes: the name of each, None if it has none or nobody named them. synsets: the WordNet id of
+    each class, where they are known. published: its accuracy as its makers state it, in percent. preprocess: in words.
+    """
+
+    name: str
+    network: nn.Module
+    num_classes: int | None
+    classes: tuple[str, ...] | None
+    synsets: tuple[str, ...] | None
+    published: Metrics | None
+    preprocess: str
+    device: torch.device
+    dtype: torch.dtype
+
+    @abstractmethod
+    def fit(self, image: Image.Image) -> Tensor:
+        """An upright RGB image -> what `classify` and `embed` take in batches: bytes or floats (3, H, W). For workers."""
+
+    @abstractmethod
+    def normalise(self, images: Tensor) -> Tensor:
+        """Those (N, 3, H, W) -> the model's input, float32."""
+
+    @abstractmethod
+    def _embed(self, inputs: Tensor) -> Tensor:
+        """Normalised images -> features before the head (N, D)."""
+
+    @torch.inference_mode()
+    def classify(self, images: Tensor) -> Tensor:
+        """What `fit` gave (N, 3, H, W) -> logits (N, K), float32 on the CPU."""
+        logits: Tensor = self.network(self._prepare(images))
+        return logits.float().cpu()
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Tensor:
+        """What `fit` gave (N, 3, H, W) -> features before the head (N, D), float32 on the CPU."""
+        return self._embed(self._prepare(images)).float().cpu()
+
+    def hash_content(self) -> str:
+        """SHA-256 of all weights, the preprocessing and the dtype: what makes the features what they are."""
+        digest = hashlib.sha256(f"{self.preprocess}\n{self.dtype}\n".encode())
+        for name, tensor in self.network.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(np.ascontiguousarray(content).data)
+        return digest.hexdigest()
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        return self.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
+
+
+class OwnCandidate(Candidate):
+    """Whatever `load_model` takes."""
+
+    def __init__(self, name: Name, device: torch.device, dtype: torch.dtype, image_size: ImageSize | None) -> None:
+        spec = get_spec(name)
+        self.name, self.num_classes, self.published = spec.name, spec.num_classes, spec.metrics
+        self.classes = load_classes(spec) if spec.classes is not None else None
+        self.synsets = tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
+        self.network = self._model = load_model(spec, device=device, dtype=dtype, image_size=image_size)
+        self._transform = load_preprocess(spec, image_size=image_size)
+        self.preprocess, self.device, self.dtype = repr(self._transform), device, dtype
+
+    def fit(self, image: Image.Image) -> Tensor:
+        return self._transform.fit(image)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return self._transform.normalise(images)
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        return self._model.forward_head(self._model.forward_features(inputs), pre_logits=True)
+
+
+class PeerCandidate(Candidate):
+    """What others offer: their transform makes normalised floats of a picture, and features are what their last layer gets."""
+
+    published = None
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        transform: Any,
+        classes: Sequence[str] | None,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.name, self.network = name, network.eval().to(device, dtype)
+        self._transform, self.preprocess = transform, " ".join(repr(transform).split())
+        self._last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+        self.num_classes, self.device, self.dtype = self._last.out_features, device, dtype
+        self.synsets = tuple(load_imagenet()) if self.num_classes == 1000 else None
+        self.classes = tuple(classes) if classes else None
+
+    def fit(self, image: Image.Image) -> Tensor:
+        values: Tensor = self._transform(image)
+        return values
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return images
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        found: list[Tensor] = []
+        hook = self._last.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        try:
+            self.network(inputs)
+        finally:
+            hook.remove()
+        return found[0].flatten(1)
+
+
+def open_candidate(
+    name: Name,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    image_size: ImageSize | None = None,
+) -> Candidate:
+    """A name of the catalog, a folder that `publish.save` wrote, hf-hub:org/repo, timm:NAME, or torchvision:NAME[@WEIGHTS].
+
+    dtype: of the weights, float32 by default. image_size: in place of the model's own, of ours only. UnknownModelError suggests
+    names, ConfigError says what else cannot be.
+    """
+    where, kind = torch.device(device), check_dtype(dtype)
+    if not isinstance(name, str) or not name.startswith(PEERS):
+        return OwnCandidate(name, where, kind, image_size)
+    if image_size is not None:
+        raise ConfigError(f"image_size goes with our own models; {name} is measured as its makers prepare pictures")
+    prefix, _, rest = name.partition(":")
+    open_peer = _open_timm if prefix == "timm" else _open_torchvision
+    return PeerCandidate(name, *open_peer(rest), where, kind)
+
+
+def _open_timm(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
+    timm = import_extra("timm", install="timm")
+    known = timm.list_models()
+    if name.partition(".")[0] not in known:
+        raise UnknownModelError(suggest_names("timm model", name, known))
+    network = timm.create_model(name, pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
+    return network, transform, _name_classes(network.num_classes)
+
+
+def _open_torchvision(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
+    from torchvision import models
+
+    name, _, chosen = name.partition("@")
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UnknownModelError(suggest_names("torchvision model", name, known))
+    kinds = models.get_model_weights(name)
+    if chosen and chosen not in kinds.__members__:
+        raise ConfigError(f"{name} has no weights {chosen!r}; allowed: {', '.join(kinds.__members__)}")
+    weights = kinds[chosen] if chosen else kinds.DEFAULT
+    return models.get_model(name, weights=weights), weights.transforms(), weights.meta["categories"]
+
+
+def _name_classes(count: int) -> Sequence[str] | None:
+    """The classes of ImageNet-1k as torchvision names them, if they are so many."""
+    from torchvision.models import ResNet18_Weights
+
+    return ResNet18_Weights.IMAGENET1K_V1.meta["categories"] if count == 1000 else None
