@@ -1,7 +1,7 @@
 """The miniature study: the paper's argument on generated scenes, from nothing, on a laptop's processor.
 
-Two small networks are pre-trained by hashtags and brought to true labels, beside the same networks without pre-training. Of one
-it is also asked how images are best resampled, and what is best minimised. Each is done with several seeds.
+Two small networks are pre-trained by hashtags, with three ways of resampling images and two objectives, and brought to true
+labels, beside the same networks without pre-training. Each is done with several seeds.
 
 The folder of a study holds
   scenes/               the pictures; labels/ the held-out ones, split into some to learn from and the rest to test on
@@ -122,13 +122,12 @@ def run_study(
 
 
 def list_tasks(study: Study) -> list[Task]:
-    """Every network, with and without pre-training; the smaller questions with the first."""
+    """Every network, from scratch, pre-trained with each sampling, and with the other objective."""
     tasks = []
     for seed in range(study.seeds):
         for arch in ARCHS:
-            tasks += [Task(arch, seed, "sqrt"), Task(arch, seed)]
-        tasks += [Task(ARCHS[0], seed, sampling) for sampling in SAMPLINGS[1:]]
-        tasks += [Task(ARCHS[0], seed, "sqrt", "sigmoid")]
+            tasks += [Task(arch, seed, sampling) for sampling in (*SAMPLINGS, None)]
+            tasks += [Task(arch, seed, "sqrt", "sigmoid")]
     return tasks
 
 

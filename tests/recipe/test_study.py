@@ -37,7 +37,7 @@ def make_rows(seeds: int = 3, lead: float = 10.0) -> list[dict[str, Any]]:
 
 def test_every_question_is_asked_with_every_seed() -> None:
     tasks = list_tasks(Study(seeds=2))
-    assert len(tasks) == len(set(tasks)) == 2 * (2 * len(ARCHS) + len(SAMPLINGS))
+    assert len(tasks) == len(set(tasks)) == 2 * len(ARCHS) * (len(SAMPLINGS) + 2)
     assert len({task.name for task in tasks}) == len(tasks)
     for arch in ARCHS:
         for seed in range(2):
@@ -57,7 +57,7 @@ def test_claims_are_judged_by_the_numbers(tmp_path: Path) -> None:
         return [line for line in (tmp_path / "study.md").read_text().splitlines() if line.startswith("- ")]
 
     ahead, behind, equal = judge(10), judge(-10), judge(0)
-    assert len(ahead) == len(behind) == len(equal) == 10
+    assert len(ahead) == len(behind) == len(equal) == 16
     assert all("**seen**, with every seed" in line for line in ahead)
     assert all("**not seen**" in line for line in behind)
     assert len({line.split("**")[1] for line in equal}) > 1
