@@ -241,17 +241,19 @@ NANO_HASHTAGS = Run(
     arch="vit_nano",
     image_size=48,
     batch_size=32,
-    epochs=2.0,
+    epochs=1.25,
     warmup=0.05,
-    optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.05, clip_norm=1.0),
+    optimizer=Optimizer("adamw", lr=2e-3, weight_decay=0.05, clip_norm=1.0),
     augment=Augment(scale=(0.8, 1.0)),
     engine=Engine(precision="fp32", workers=0),
     safety=Safety(checkpoint_every=1000, log_every=50),
 )
-NANO_FINETUNE = replace(NANO_HASHTAGS, epochs=None, steps=200, init="vit_nano_hashtags")
+NANO_FINETUNE = replace(
+    NANO_HASHTAGS, epochs=None, steps=200, init="vit_nano_hashtags", optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-3)
+)
 NANO_LINEAR = replace(NANO_FINETUNE, train="head", optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-2))
 REGNETY_NANO_HASHTAGS = replace(
-    NANO_HASHTAGS, arch="regnety_nano", batch_size=64, epochs=1.0, optimizer=replace(NANO_HASHTAGS.optimizer, lr=4e-3)
+    NANO_HASHTAGS, arch="regnety_nano", batch_size=64, epochs=0.85, optimizer=replace(NANO_HASHTAGS.optimizer, lr=4e-3)
 )
 REGNETY_NANO_FINETUNE = replace(
     REGNETY_NANO_HASHTAGS,
