@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from swag_models.cli import evaluation, training
+from swag_models.cli import associations, evaluation, training, zeroshot
 from swag_models.cli.terms import FAILED, OK, Add, make_add, say
 
 
@@ -164,3 +164,5 @@ def add_commands(add: Add) -> None:
 
     training.add_commands(add)
     evaluation.add_commands(add)
+    zeroshot.add_commands(add)
+    associations.add_commands(add)

@@ -1,0 +1,70 @@
+"""The subcommand that asks which labels go with whose pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from swag_models.cli.terms import FAILED, OK, Add, say
+
+
+def associations(options: argparse.Namespace) -> int:
+    """Whether a model gives some labels more often to the pictures of one group, and whose pictures it takes to be alike."""
+    import torch
+
+    from swag_models.pictures import count_processors
+    from swag_models.recipe.evaluation.associations import Settings, find_associations
+    from swag_models.recipe.evaluation.audit import make_folder, tabulate_disparities, to_dict, write_audit
+    from swag_models.recipe.evaluation.candidates import open_candidate
+    from swag_models.recipe.evaluation.roster import open_roster
+
+    settings = Settings(
+        top_k=options.top_k,
+        threshold=options.threshold,
+        min_group=options.min_group,
+        permutations=options.permutations,
+        neighbours=options.neighbours,
+        seed=options.seed,
+    )
+    roster = open_roster(options.groups, options.group_column, options.path_column)
+    make_folder(Path(options.output))
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    candidate = open_candidate(options.model, device=device, dtype=options.dtype)
+    workers = options.workers
+    if workers is None:  # a processor runs the model itself
+        workers = 0 if candidate.device.type == "cpu" else count_processors()
+    found = find_associations(
+        candidate, roster, settings, batch_size=options.batch_size, workers=workers, progress=not options.quiet
+    )
+    write_audit(found, Path(options.output))
+    if found.unread:
+        say(f"{found.unread:,} pictures could not be read")
+    print(json.dumps(to_dict(found), indent=2) if options.json else tabulate_disparities(found), end="")
+    return FAILED if found.unread else OK
+
+
+def add_commands(add: Add) -> None:
+    """Declare the subcommand of this module, under `swag-models recipe`."""
+    command = add(
+        "associations",
+        associations,
+        "swag-models recipe associations vit_b16_in1k --groups posts.jsonl --group-column country -o associations/",
+    )
+    command.add_argument("model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]")
+    command.add_argument("--groups", required=True, metavar="TABLE", help=".csv, .jsonl or .parquet: a picture in each row")
+    command.add_argument("--group-column", required=True, metavar="COLUMN", help="with the group of each picture")
+    command.add_argument("--path-column", default="path", metavar="COLUMN", help="relative to the table (default: path)")
+    command.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for .md, .json and plots")
+    command.add_argument("--top-k", type=int, default=5, help="labels of a picture, at most (default: 5)")
+    command.add_argument("--threshold", type=float, default=0.1, help="their probability must exceed it (default: 0.1)")
+    command.add_argument("--min-group", type=int, default=30, help="pictures a group must have (default: 30)")
+    command.add_argument("--permutations", type=int, default=2000, help="of the groups, for p-values (default: 2000)")
+    command.add_argument("--neighbours", type=int, default=10, help="of each picture; 0 for none (default: 10)")
+    command.add_argument("--seed", type=int, default=0, help="of permutations and resampling (default: 0)")
+    command.add_argument("--device", help="default: the GPU if there is one")
+    command.add_argument("--dtype", help="float32 (default), bfloat16, float16")
+    command.add_argument("--batch-size", type=int, default=64, help="default: 64")
+    command.add_argument("--workers", type=int, help="processes that read pictures (default: with a GPU one per processor)")
+    command.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")

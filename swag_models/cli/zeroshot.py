@@ -1,0 +1,98 @@
+"""The subcommand that tells pictures apart by hashtags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from swag_models.cli.terms import FAILED, OK, Add, say
+from swag_models.errors import ConfigError
+
+
+def zeroshot(options: argparse.Namespace) -> int:
+    """Tell pictures apart by hashtags and WordNet, without training or labels."""
+    from swag_models.recipe.evaluation.candidates import open_candidate
+    from swag_models.recipe.evaluation.logits import find_classes, is_labelled
+    from swag_models.recipe.evaluation.mapping import Mapping
+    from swag_models.recipe.evaluation.targets import parse_targets
+    from swag_models.recipe.evaluation.zeroshot import (
+        Way,
+        list_ways,
+        run_ablation,
+        write_lines,
+        write_predictions,
+        write_results,
+        write_table,
+    )
+    from swag_models.recipe.wordnet import WordNet
+
+    wordnet = WordNet.load(options.wordnet)
+    if (given := options.targets or find_classes(options.data)) is None:
+        raise ConfigError(
+            f"{options.data} is no folder with a sub-folder for each class; give one, or say what to tell apart, for example "
+            "--targets imagenet-1k"
+        )
+    if options.ablation and not is_labelled(options.data):
+        raise ConfigError(f"--ablation compares accuracies, and {options.data} has no labels; leave it out")
+    targets = parse_targets(given, wordnet, senses=options.senses)
+    mapping = Mapping(options.mapping, options.decay, options.threshold, options.best)
+    ways = list_ways(mapping) if options.ablation else [Way(options.platt, mapping, options.aggregation)]
+    candidate = open_candidate(options.model, device=options.device, dtype=options.dtype)
+    results = run_ablation(
+        candidate,
+        options.data,
+        targets,
+        wordnet,
+        ways,
+        unlabelled=options.unlabelled,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        progress=not options.quiet,
+    )
+    first = results[0]
+    for reason, count in first.skipped.items():
+        say(f"skipped: {reason}" + (f" ({count} times)" if count > 1 else ""))
+    if options.output:
+        write_results(results, Path(options.output))
+    if first.labelled:
+        print(json.dumps([each.to_dict() for each in results], indent=2) if options.json else write_table(results))
+    else:
+        print(write_lines(first) if options.json else write_predictions(first))
+    return FAILED if first.skipped else OK
+
+
+def add_commands(add: Add) -> None:
+    """Declare the subcommand of this module, under `swag-models recipe`."""
+    command = add(
+        "zeroshot", zeroshot, "swag-models recipe zeroshot vit_nano_hashtags --data held_out/ --wordnet scenes/wordnet"
+    )
+    command.add_argument("model", help="name, folder or hf-hub:org/repo; one whose classes are hashtags with WordNet ids")
+    command.add_argument(
+        "--data", required=True, help="labelled: shards, dataset, a sub-folder per target; or pictures, to predict only"
+    )
+    command.add_argument(
+        "--targets", help="what to tell apart: imagenet-1k, a file, or words,with,commas (default: the classes of the data)"
+    )
+    command.add_argument(
+        "--senses", choices=("first", "all"), default="first", help="of targets that are words (default: first, the usual one)"
+    )
+    kinds = ("same", "hyponyms", "hypernyms", "related", "path", "wup")
+    command.add_argument("--mapping", choices=kinds, default="related", help="from hashtags to targets (default: related)")
+    command.add_argument("--decay", type=float, default=0.5, help="of weights with each step up or down (default: 0.5)")
+    command.add_argument("--threshold", type=float, help="weights that count (default: 1/3 with path, 0.8 with wup, else all)")
+    command.add_argument("--best", type=int, metavar="COUNT", help="hashtags that count for a target (default: all)")
+    command.add_argument("--aggregation", choices=("sum", "max"), default="sum", help="over hashtags (default: sum)")
+    command.add_argument("--no-platt", dest="platt", action="store_false", help="take hashtags as frequent as the model does")
+    command.add_argument("--unlabelled", metavar="FOLDER", help="pictures to fit Platt scaling on (default: those of --data)")
+    command.add_argument("--wordnet", metavar="FOLDER", help="WordNet 3.0's database files (default: where they usually are)")
+    command.add_argument(
+        "--ablation", action="store_true", help="every mapping and aggregation, with and without Platt scaling"
+    )
+    command.add_argument("-o", "--output", metavar="FOLDER", help="for zeroshot.json, zeroshot.md and predictions.jsonl")
+    command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32)")
+    command.add_argument("--batch-size", type=int, default=64, help="pictures in one forward pass (default: 64)")
+    command.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0, this one)")
+    command.add_argument("--json", action="store_true", help="print JSON; without labels an object for each picture and line")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
