@@ -126,7 +126,7 @@ def load_model(
     from swag_models.models import build
 
     spec = get_spec(name)
-    on_device, as_dtype = _check_device(device), check_dtype(dtype)
+    on_device, as_dtype = check_device(device), check_dtype(dtype)
     classes = spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes
     read = pretrained or weights is not None
     with torch.device("meta" if read else "cpu"):
@@ -220,7 +220,8 @@ def _find_grid(spec: ModelSpec) -> tuple[int, int] | None:
     return height // spec.config.patch_size, width // spec.config.patch_size
 
 
-def _check_device(device: str | torch.device) -> torch.device:
+def check_device(device: str | torch.device) -> torch.device:
+    """A device that this machine has, or ConfigError."""
     import torch
 
     try:

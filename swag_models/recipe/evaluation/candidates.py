@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from swag_models.api import Name, check_dtype, get_spec, load_classes, load_model, load_preprocess
+from swag_models.api import Name, check_device, check_dtype, get_spec, load_classes, load_model, load_preprocess
 from swag_models.errors import ConfigError, UnknownModelError, suggest_names
 from swag_models.recipe.extras import import_extra
 from swag_models.recipe.hashtags import load_imagenet
@@ -150,7 +150,7 @@ def open_candidate(
     dtype: of the weights, float32 by default. image_size: in place of the model's own, of ours only. UnknownModelError suggests
     names, ConfigError says what else cannot be.
     """
-    where, kind = torch.device(device), check_dtype(dtype)
+    where, kind = check_device(device), check_dtype(dtype)
     if not isinstance(name, str) or not name.startswith(PEERS):
         return OwnCandidate(name, where, kind, image_size)
     if image_size is not None:
