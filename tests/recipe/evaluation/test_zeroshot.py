@@ -16,8 +16,8 @@ import torch
 from tiny import load_tiny
 
 from swag_models.cli import main
-from swag_models.cli.zeroshot import add_commands
 from swag_models.cli.terms import make_add
+from swag_models.cli.zeroshot import add_commands
 from swag_models.errors import ConfigError
 from swag_models.publish import save
 from swag_models.recipe.evaluation.candidates import Candidate, open_candidate
