@@ -6,17 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from swag_models.cli.terms import FAILED, OK, Add, say
+from swag_models.cli.terms import FAILED, OK, Add, add_measuring_options, open_measured, say
 
 
 def associations(options: argparse.Namespace) -> int:
     """Whether a model gives some labels more often to the pictures of one group, and whose pictures it takes to be alike."""
-    import torch
-
-    from swag_models.pictures import count_processors
     from swag_models.recipe.evaluation.associations import Settings, find_associations
     from swag_models.recipe.evaluation.audit import make_folder, tabulate_disparities, to_dict, write_audit
-    from swag_models.recipe.evaluation.candidates import open_candidate
     from swag_models.recipe.evaluation.roster import open_roster
 
     settings = Settings(
@@ -29,14 +25,8 @@ def associations(options: argparse.Namespace) -> int:
     )
     roster = open_roster(options.groups, options.group_column, options.path_column)
     make_folder(Path(options.output))
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    candidate = open_candidate(options.model, device=device, dtype=options.dtype)
-    workers = options.workers
-    if workers is None:  # a processor runs the model itself
-        workers = 0 if candidate.device.type == "cpu" else count_processors()
-    found = find_associations(
-        candidate, roster, settings, batch_size=options.batch_size, workers=workers, progress=not options.quiet
-    )
+    candidate, reading = open_measured(options, options.model)
+    found = find_associations(candidate, roster, settings, **reading)
     write_audit(found, Path(options.output))
     if found.unread:
         say(f"{found.unread:,} pictures could not be read")
@@ -62,9 +52,4 @@ def add_commands(add: Add) -> None:
     command.add_argument("--permutations", type=int, default=2000, help="of the groups, for p-values (default: 2000)")
     command.add_argument("--neighbours", type=int, default=10, help="of each picture; 0 for none (default: 10)")
     command.add_argument("--seed", type=int, default=0, help="of permutations and resampling (default: 0)")
-    command.add_argument("--device", help="default: the GPU if there is one")
-    command.add_argument("--dtype", help="float32 (default), bfloat16, float16")
-    command.add_argument("--batch-size", type=int, default=64, help="default: 64")
-    command.add_argument("--workers", type=int, help="processes that read pictures (default: with a GPU one per processor)")
-    command.add_argument("--json", action="store_true", help="print JSON in place of the table")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_measuring_options(command)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from swag_models.api import SPECS, get_spec, list_models
 from swag_models.errors import UnknownModelError
 from swag_models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from swag_models.recipe.evaluation.candidates import Candidate
 
 Add = Callable[[str, Callable[[argparse.Namespace], int] | str, str], argparse.ArgumentParser]
 OK, FAILED, USAGE = 0, 1, 2
@@ -31,6 +35,42 @@ def make_add(parser: argparse.ArgumentParser) -> Add:
         return command
 
     return add
+
+
+def add_measuring_options(command: argparse.ArgumentParser) -> None:
+    """Declare how a model that is measured is run, and what is printed: what `open_measured` reads."""
+    command.add_argument("--device", help="default: the GPU if there is one, under torchrun one for each process")
+    command.add_argument("--dtype", help="float32 (default), bfloat16, float16")
+    command.add_argument("--batch-size", type=int, default=64, help="pictures in one forward pass (default: 64)")
+    command.add_argument("--workers", type=int, help="processes that read pictures (default: with a GPU one per processor)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def open_measured(options: argparse.Namespace, name: str) -> tuple[Candidate, dict[str, Any]]:
+    """A model that is measured, and how its pictures are read: batch_size, workers, progress."""
+    import torch
+
+    from swag_models.pictures import count_processors
+    from swag_models.recipe.evaluation.candidates import open_candidate
+
+    device = options.device
+    if device in (None, "cuda") and torch.cuda.is_available():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    sizes = {"image_size": options.image_size} if "image_size" in options else {}
+    candidate = open_candidate(name, device=device or "cpu", dtype=options.dtype, **sizes)
+    workers = options.workers
+    if workers is None:  # a processor runs the model itself
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = 0 if candidate.device.type == "cpu" else max(1, count_processors() // processes)
+    return candidate, {"batch_size": options.batch_size, "workers": workers, "progress": not options.quiet}
+
+
+def report_skipped(skipped: Mapping[str, int]) -> int:
+    """Tell which pictures could not be read, by message; the exit code."""
+    for reason, count in skipped.items():
+        say(f"skipped: {reason}" + (f" ({count:,} times)" if count > 1 else ""))
+    return FAILED if skipped else OK
 
 
 def match_all(patterns: Sequence[str]) -> list[ModelSpec]:

@@ -6,13 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
-from swag_models.cli.terms import FAILED, OK, Add, say
+from swag_models.cli.terms import Add, add_measuring_options, open_measured, report_skipped
 from swag_models.errors import ConfigError
 
 
 def zeroshot(options: argparse.Namespace) -> int:
     """Tell pictures apart by hashtags and WordNet, without training or labels."""
-    from swag_models.recipe.evaluation.candidates import open_candidate
     from swag_models.recipe.evaluation.logits import find_classes, is_labelled
     from swag_models.recipe.evaluation.mapping import Mapping
     from swag_models.recipe.evaluation.targets import parse_targets
@@ -38,7 +37,7 @@ def zeroshot(options: argparse.Namespace) -> int:
     targets = parse_targets(given, wordnet, senses=options.senses)
     mapping = Mapping(options.mapping, options.decay, options.threshold, options.best)
     ways = list_ways(mapping) if options.ablation else [Way(options.platt, mapping, options.aggregation)]
-    candidate = open_candidate(options.model, device=options.device, dtype=options.dtype)
+    candidate, reading = open_measured(options, options.model)
     results = run_ablation(
         candidate,
         options.data,
@@ -46,20 +45,16 @@ def zeroshot(options: argparse.Namespace) -> int:
         wordnet,
         ways,
         unlabelled=options.unlabelled,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        progress=not options.quiet,
+        **reading,
     )
     first = results[0]
-    for reason, count in first.skipped.items():
-        say(f"skipped: {reason}" + (f" ({count} times)" if count > 1 else ""))
     if options.output:
         write_results(results, Path(options.output))
     if first.labelled:
         print(json.dumps([each.to_dict() for each in results], indent=2) if options.json else write_table(results))
     else:
         print(write_lines(first) if options.json else write_predictions(first))
-    return FAILED if first.skipped else OK
+    return report_skipped(first.skipped)
 
 
 def add_commands(add: Add) -> None:
@@ -90,9 +85,4 @@ def add_commands(add: Add) -> None:
         "--ablation", action="store_true", help="every mapping and aggregation, with and without Platt scaling"
     )
     command.add_argument("-o", "--output", metavar="FOLDER", help="for zeroshot.json, zeroshot.md and predictions.jsonl")
-    command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
-    command.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32)")
-    command.add_argument("--batch-size", type=int, default=64, help="pictures in one forward pass (default: 64)")
-    command.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0, this one)")
-    command.add_argument("--json", action="store_true", help="print JSON; without labels an object for each picture and line")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_measuring_options(command)
