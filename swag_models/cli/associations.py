@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from swag_models.cli.terms import FAILED, OK, Add, add_measuring_options, open_measured, say
+from swag_models.cli.terms import FAILED, OK, Add, add_measuring_options, open_measured, refuse_ranks, say
 
 
 def associations(options: argparse.Namespace) -> int:
@@ -15,6 +15,7 @@ def associations(options: argparse.Namespace) -> int:
     from swag_models.recipe.evaluation.audit import make_folder, tabulate_disparities, to_dict, write_audit
     from swag_models.recipe.evaluation.roster import open_roster
 
+    refuse_ranks()
     settings = Settings(
         top_k=options.top_k,
         threshold=options.threshold,

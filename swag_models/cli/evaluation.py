@@ -1,4 +1,4 @@
-"""Subcommands that measure a model: its classes, its features, its hashtags, and what they go with."""
+"""Subcommands that measure models: their classes, their features, and several of them side by side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from swag_models.cli.terms import FAILED, OK, Add, add_measuring_options, open_measured, report_skipped
+from swag_models.cli.terms import FAILED, OK, Add, add_measuring_options, open_measured, refuse_ranks, report_skipped
+from swag_models.errors import ConfigError
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -25,6 +26,32 @@ def evaluate(options: argparse.Namespace) -> int:
     return FAILED if found.skipped else OK
 
 
+def probe(options: argparse.Namespace) -> int:
+    """Measure the features of a frozen model: nearest neighbours, and linear classifiers with few labels and with all."""
+    from swag_models.recipe.evaluation.probe import format_probes, probe, write_probes
+
+    refuse_ranks()
+    candidate, reading = open_measured(options, options.model)
+    probes = probe(
+        candidate,
+        options.train,
+        options.test,
+        methods=options.methods.split(","),
+        shots=[_read_shots(text) for text in options.shots.split(",")],
+        splits=options.splits,
+        cache=options.cache,
+        features=options.features,
+        output=options.output,
+        init=options.model,
+        settings=options.set,
+        **reading,
+    )
+    if options.output:
+        write_probes(probes, options.output)
+    print(json.dumps([each.to_dict() for each in probes], indent=2) if options.json else format_probes(probes))
+    return OK
+
+
 def add_commands(add: Add) -> None:
     """Declare the subcommands of this module, under `swag-models recipe`."""
     command = add("evaluate", evaluate, "swag-models recipe evaluate vit_b16_in1k --data imagenet/ --suite imagenet-real")
@@ -39,3 +66,40 @@ def add_commands(add: Add) -> None:
     command.add_argument("--only-present", action="store_true", help="only the classes of the pictures compete")
     command.add_argument("--image-size", type=int, metavar="PIXELS", help="in place of the model's own")
     add_measuring_options(command)
+
+    command = add("probe", probe, "swag-models recipe probe vit_b16 --train pets/train --test pets/test --shots 1,5,all")
+    command.add_argument("model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]")
+    data = "packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on disk"
+    command.add_argument("--train", required=True, metavar="DATA", help=data)
+    command.add_argument("--test", required=True, metavar="DATA", help="the like, with the same classes")
+    command.add_argument("--methods", default="knn,logistic", help="of knn, logistic and sgd (default: knn,logistic)")
+    command.add_argument(
+        "--shots",
+        default="1,2,5,10,1%,10%,all",
+        help="labels of each class for logistic, or shares, or all (default: 1,2,5,10,1%%,10%%,all)",
+    )
+    command.add_argument("--splits", type=int, default=5, help="choices of so few labels (default: 5)")
+    command.add_argument("--cache", metavar="FOLDER", help="for features (default: in the cache of downloads)")
+    command.add_argument("--features", choices=("float16", "float32"), default="float16", help="as kept (default: float16)")
+    command.add_argument("-o", "--output", metavar="FOLDER", help="for probes.json, probes.md and the run of sgd")
+    command.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="for sgd, in place of the preset's; may be given again",
+    )
+    add_measuring_options(command)
+
+
+def _read_shots(text: str) -> int | float | None:
+    """A number of labels, a share such as 10%, or all."""
+    try:
+        shots = None if text == "all" else float(text[:-1]) / 100 if text.endswith("%") else int(text)
+    except ValueError:
+        shots = 0
+    if shots is not None and not (0 < shots < 1 if text.endswith("%") else shots >= 1):
+        raise ConfigError(
+            f"--shots has {text!r}; allowed: labels of each class such as 5, shares below 100% such as 10%, and all"
+        )
+    return shots

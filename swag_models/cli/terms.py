@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swag_models.api import SPECS, get_spec, list_models
-from swag_models.errors import UnknownModelError
+from swag_models.errors import ConfigError, UnknownModelError
 from swag_models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -64,6 +64,12 @@ def open_measured(options: argparse.Namespace, name: str) -> tuple[Candidate, di
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = 0 if candidate.device.type == "cpu" else max(1, count_processors() // processes)
     return candidate, {"batch_size": options.batch_size, "workers": workers, "progress": not options.quiet}
+
+
+def refuse_ranks() -> None:
+    """ConfigError if torchrun started several processes for what one does alone."""
+    if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ConfigError(f"this is done by one process, not {count}; start it without torchrun")
 
 
 def report_skipped(skipped: Mapping[str, int]) -> int:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from swag_models.cli.terms import Add, add_measuring_options, open_measured, report_skipped
+from swag_models.cli.terms import Add, add_measuring_options, open_measured, refuse_ranks, report_skipped
 from swag_models.errors import ConfigError
 
 
@@ -26,6 +26,7 @@ def zeroshot(options: argparse.Namespace) -> int:
     )
     from swag_models.recipe.wordnet import WordNet
 
+    refuse_ranks()
     wordnet = WordNet.load(options.wordnet)
     if (given := options.targets or find_classes(options.data)) is None:
         raise ConfigError(

@@ -83,7 +83,8 @@ class OwnCandidate(Candidate):
 
     def __init__(self, name: Name, device: torch.device, dtype: torch.dtype, image_size: ImageSize | None) -> None:
         spec = get_spec(name)
-        self.name, self.num_classes, self.published = spec.name, spec.num_classes, spec.metrics
+        self.name, self.arch = spec.name, spec.arch
+        self.num_classes, self.published = spec.num_classes, spec.metrics
         self.classes = load_classes(spec) if spec.classes is not None else None
         self.synsets = tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
         self.network = self._model = load_model(spec, device=device, dtype=dtype, image_size=image_size)
