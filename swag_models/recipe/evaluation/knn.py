@@ -85,7 +85,7 @@ def _merge(found: Tensor, first: int, similarities: Tensor, places: Tensor) -> N
     """Put what is better among the products (m, n), which begin at a place of the bank, into the best so far (m, k).
 
     Few are, after the first block, so all products are read only once, for the maxima of groups of them: what is above the
-    worst of the best so far, and above the k-th of the maxima, is looked at again.
+    worst of the best so far, and where many are, above the k-th of the maxima, is looked at again.
     """
     k = similarities.shape[1]
     size = GROUP
@@ -94,7 +94,7 @@ def _merge(found: Tensor, first: int, similarities: Tensor, places: Tensor) -> N
     grouped = found.view(len(found), -1, size)
     maxima = grouped.amax(2)
     bound = similarities[:, -1]
-    if maxima.shape[1] >= k:
+    if maxima.shape[1] >= k and int((maxima > bound[:, None]).sum()) > k * len(found):
         least = maxima.topk(k).values[:, -1]
         bound = bound.maximum(least.nextafter(least.new_tensor(-torch.inf)))  # itself is to pass
     rows, groups = (maxima > bound[:, None]).nonzero(as_tuple=True)
