@@ -26,7 +26,7 @@ def associations(options: argparse.Namespace) -> int:
     )
     roster = open_roster(options.groups, options.group_column, options.path_column)
     make_folder(Path(options.output))
-    candidate, reading = open_measured(options, options.model)
+    candidate, reading = open_measured(options)
     found = find_associations(candidate, roster, settings, **reading)
     write_audit(found, Path(options.output))
     if found.unread:
@@ -53,4 +53,5 @@ def add_commands(add: Add) -> None:
     command.add_argument("--permutations", type=int, default=2000, help="of the groups, for p-values (default: 2000)")
     command.add_argument("--neighbours", type=int, default=10, help="of each picture; 0 for none (default: 10)")
     command.add_argument("--seed", type=int, default=0, help="of permutations and resampling (default: 0)")
+    command.add_argument("--json", action="store_true", help="print JSON")
     add_measuring_options(command)

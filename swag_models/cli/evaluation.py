@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from datetime import date
 from pathlib import Path
 
-from swag_models.cli.terms import FAILED, OK, Add, add_measuring_options, open_measured, refuse_ranks, report_skipped
+from swag_models.cli.terms import (
+    FAILED,
+    OK,
+    Add,
+    add_measuring_options,
+    open_measured,
+    read_running,
+    refuse_ranks,
+    report_skipped,
+)
 from swag_models.errors import ConfigError
 
 
@@ -16,7 +26,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from swag_models.recipe.parallel import open_ranks
 
     with open_ranks() as ranks:
-        candidate, reading = open_measured(options, options.model)
+        candidate, reading = open_measured(options)
         found = evaluate(candidate, options.data, options.suite, ranks=ranks, only_present=options.only_present, **reading)
         if options.output:
             ranks.lead(lambda: write_evaluation(found, Path(options.output)))
@@ -31,7 +41,7 @@ def probe(options: argparse.Namespace) -> int:
     from swag_models.recipe.evaluation.probe import format_probes, probe, write_probes
 
     refuse_ranks()
-    candidate, reading = open_measured(options, options.model)
+    candidate, reading = open_measured(options)
     probes = probe(
         candidate,
         options.train,
@@ -52,6 +62,28 @@ def probe(options: argparse.Namespace) -> int:
     return OK
 
 
+def report(options: argparse.Namespace) -> int:
+    """Measure models on suites, and by probes, and show them side by side; what is measured already is not done again."""
+    from swag_models.recipe.evaluation.report import collect_report
+
+    refuse_ranks()
+    today = date.today()
+    running, reading = read_running(options)
+    page = collect_report(
+        options.models,
+        [_read_suite(text) for text in options.suites],
+        options.output,
+        date=f"{today.day} {today:%B %Y}",
+        train=options.train,
+        test=options.test,
+        shots=[_read_shots(text) for text in options.shots.split(",")],
+        **running,
+        **reading,
+    )
+    print(page)
+    return OK
+
+
 def add_commands(add: Add) -> None:
     """Declare the subcommands of this module, under `swag-models recipe`."""
     command = add("evaluate", evaluate, "swag-models recipe evaluate vit_b16_in1k --data imagenet/ --suite imagenet-real")
@@ -65,6 +97,7 @@ def add_commands(add: Add) -> None:
     command.add_argument("-o", "--output", metavar="FOLDER", help="folder for .json, .md, and .parquet with every picture")
     command.add_argument("--only-present", action="store_true", help="only the classes of the pictures compete")
     command.add_argument("--image-size", type=int, metavar="PIXELS", help="in place of the model's own")
+    command.add_argument("--json", action="store_true", help="print JSON")
     add_measuring_options(command)
 
     command = add("probe", probe, "swag-models recipe probe vit_b16 --train pets/train --test pets/test --shots 1,5,all")
@@ -89,7 +122,26 @@ def add_commands(add: Add) -> None:
         default=[],
         help="for sgd, in place of the preset's; may be given again",
     )
+    command.add_argument("--json", action="store_true", help="print JSON")
     add_measuring_options(command)
+
+    command = add("report", report, "swag-models recipe report vit_nano_hashtags --suites folder=scenes/held_out -o report/")
+    command.add_argument("models", nargs="+", metavar="MODEL", help="as evaluate takes them")
+    command.add_argument(
+        "--suites", nargs="+", default=[], metavar="NAME=FOLDER", help="what to measure on, for example imagenet-v2=data/v2"
+    )
+    command.add_argument("--train", metavar="FOLDER", help="labelled pictures for probes to learn from")
+    command.add_argument("--test", metavar="FOLDER", help="the like, to test probes on")
+    command.add_argument("--shots", default="1,5,10,all", help="labels of each class, shares or all (default: 1,5,10,all)")
+    command.add_argument("-o", "--output", required=True, help="folder of the report")
+    add_measuring_options(command)
+
+
+def _read_suite(text: str) -> tuple[str, str]:
+    name, sign, folder = text.partition("=")
+    if not (name and sign and folder):
+        raise ConfigError(f"--suites has {text!r}; allowed: NAME=FOLDER, for example folder={text or 'pictures'}")
+    return name, folder
 
 
 def _read_shots(text: str) -> int | float | None:

@@ -38,32 +38,38 @@ def make_add(parser: argparse.ArgumentParser) -> Add:
 
 
 def add_measuring_options(command: argparse.ArgumentParser) -> None:
-    """Declare how a model that is measured is run, and what is printed: what `open_measured` reads."""
+    """Declare how a model that is measured is run: what `read_running` reads."""
     command.add_argument("--device", help="default: the GPU if there is one, under torchrun one for each process")
     command.add_argument("--dtype", help="float32 (default), bfloat16, float16")
     command.add_argument("--batch-size", type=int, default=64, help="pictures in one forward pass (default: 64)")
     command.add_argument("--workers", type=int, help="processes that read pictures (default: with a GPU one per processor)")
-    command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def open_measured(options: argparse.Namespace, name: str) -> tuple[Candidate, dict[str, Any]]:
-    """A model that is measured, and how its pictures are read: batch_size, workers, progress."""
+def read_running(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Where a model that is measured runs (device, dtype), and how its pictures are read (batch_size, workers, progress)."""
     import torch
 
     from swag_models.pictures import count_processors
-    from swag_models.recipe.evaluation.candidates import open_candidate
 
-    device = options.device
-    if device in (None, "cuda") and torch.cuda.is_available():
+    device, workers = options.device or "cuda", options.workers
+    if device == "cuda" and (options.device or torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    sizes = {"image_size": options.image_size} if "image_size" in options else {}
-    candidate = open_candidate(name, device=device or "cpu", dtype=options.dtype, **sizes)
-    workers = options.workers
+    elif device == "cuda":
+        device = "cpu"
     if workers is None:  # a processor runs the model itself
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = 0 if candidate.device.type == "cpu" else max(1, count_processors() // processes)
-    return candidate, {"batch_size": options.batch_size, "workers": workers, "progress": not options.quiet}
+        workers = 0 if device == "cpu" else max(1, count_processors() // processes)
+    reading = {"batch_size": options.batch_size, "workers": workers, "progress": not options.quiet}
+    return {"device": device, "dtype": options.dtype}, reading
+
+
+def open_measured(options: argparse.Namespace) -> tuple[Candidate, dict[str, Any]]:
+    """The model that is measured, and how its pictures are read."""
+    from swag_models.recipe.evaluation.candidates import open_candidate
+
+    running, reading = read_running(options)
+    return open_candidate(options.model, **running, image_size=getattr(options, "image_size", None)), reading
 
 
 def refuse_ranks() -> None:

@@ -38,7 +38,7 @@ def zeroshot(options: argparse.Namespace) -> int:
     targets = parse_targets(given, wordnet, senses=options.senses)
     mapping = Mapping(options.mapping, options.decay, options.threshold, options.best)
     ways = list_ways(mapping) if options.ablation else [Way(options.platt, mapping, options.aggregation)]
-    candidate, reading = open_measured(options, options.model)
+    candidate, reading = open_measured(options)
     results = run_ablation(
         candidate,
         options.data,
@@ -86,4 +86,5 @@ def add_commands(add: Add) -> None:
         "--ablation", action="store_true", help="every mapping and aggregation, with and without Platt scaling"
     )
     command.add_argument("-o", "--output", metavar="FOLDER", help="for zeroshot.json, zeroshot.md and predictions.jsonl")
+    command.add_argument("--json", action="store_true", help="print JSON")
     add_measuring_options(command)

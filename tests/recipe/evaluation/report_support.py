@@ -1,0 +1,89 @@
+"""What the tests of the report share: pictures of scenes, the shipped models measured on them, and tables read back."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from swag_models.recipe.evaluation.report import MEASURED, collect_report, restore_evaluation, restore_probe
+from swag_models.recipe.evaluation.results import Evaluation, Probe
+from swag_models.recipe.scenes.posts import split_held_out
+from swag_models.recipe.scenes.scene import encode
+
+MODELS = ("regnety_nano_hashtags", "vit_nano_hashtags")
+DATE = "24 November 2026"
+
+
+def make_scenes(root: Path, count: int = 3) -> tuple[Path, Path]:
+    """Folders of labelled pictures: so many of each thing to learn from, and to test on."""
+    folders = (root / "labelled", root / "held out")
+    for folder, pictures in zip(folders, split_held_out(count, count)):
+        for number, picture in enumerate(pictures):
+            path = folder / picture.row["thing"] / f"{number:04}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(picture.scene, 64))
+    return folders
+
+
+def measure(
+    output: Path, train: Path, test: Path, models: tuple[str, ...] = MODELS, shots: tuple[int | None, ...] = (1, 2, None)
+) -> Path:
+    """The page of a report with all its parts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWAG_MODELS_CACHE", str(output.parent / "cache"))
+        return collect_report(
+            models,
+            [("folder", str(test))],
+            output,
+            date=DATE,
+            train=str(train),
+            test=str(test),
+            shots=shots,
+            progress=False,
+        )
+
+
+def read_measured(output: Path) -> tuple[list[Evaluation], list[Probe]]:
+    """What a report keeps, by model."""
+    evaluations, probes = [], []
+    for path in (output / MEASURED).glob("*.json"):
+        values = json.loads(path.read_text())
+        if isinstance(values, dict):
+            evaluations.append(restore_evaluation(values))
+        else:
+            probes += [restore_probe(each) for each in values]
+    return sorted(evaluations, key=lambda each: each.model), sorted(probes, key=lambda each: each.model)
+
+
+class Tables(HTMLParser):
+    """The text of the cells of every row below a head, of every table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self._body = self._cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tbody":
+            self._body = True
+        elif self._body and tag == "tr":
+            self.tables[-1].append([])
+        elif self._body and tag in ("th", "td"):
+            self._cell = True
+            self.tables[-1][-1].append("")
+        elif self._cell and tag == "small":
+            self.tables[-1][-1][-1] += " "
+
+    def handle_endtag(self, tag: str) -> None:
+        self._body = self._body and tag != "tbody"
+        self._cell = self._cell and tag not in ("th", "td")
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.tables[-1][-1][-1] += data
