@@ -2,8 +2,8 @@
 
     python benchmarks/knn.py [--features 1000000] [--width 768] [--queries 512] [--k 20 200] [--rounds 5] [--threads 2]
 
-Both take turns in each round. Memory is the most that the process takes beyond bank and queries while ours searches; faiss has
-a copy of the bank of its own.
+Both take turns in each round; ours looks whether lengths are 1, faiss takes it for granted. Memory is the most that the
+process takes beyond bank and queries while ours searches; faiss has a copy of the bank of its own.
 """
 
 import argparse

@@ -106,7 +106,7 @@ def find_associations(
     retrieval = None
     if settings.neighbours:
         features = torch.cat(vectors)[torch.from_numpy(mask)]
-        retrieval = compare_neighbours(list_neighbours(features, settings.neighbours, candidate.device), groups, **options)
+        retrieval = compare_neighbours(list_neighbours(features.numpy(), settings.neighbours), groups, **options)
     return Associations(
         model=candidate.name,
         facts=check.facts,

@@ -20,6 +20,7 @@ from swag_models.errors import ConfigError
 TEMPERATURE = 0.07  # of DINO's protocol (Caron et al. 2021), with k of 10, 20, 100 and 200, of which 20 is best
 MEMORY = 64 * 2**20  # bytes of each of three blocks: of the bank, of the queries, and of their products
 ROWS = 16384  # of a block of the bank at most: shorter features are multiplied no faster in longer ones
+EXACT = 1e-6  # by which rounding may keep a length from 1
 GROUP = 64  # products that are compared by their maximum
 
 
@@ -28,8 +29,8 @@ def find_neighbours(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Cosine similarities (Q, k), falling, and the places in the bank (Q, k); among equals the first.
 
-    bank (N, D), queries (Q, D): float16 or float32, in memory or mapped, of any norm; zeros are like nothing. memory: bytes of
-    each block. ConfigError if the bank has fewer than k.
+    bank (N, D), queries (Q, D): float16 or float32, in memory or mapped, of any length; zeros are like nothing. float32 of
+    length 1 is not copied. memory: bytes of each block. ConfigError if the bank has fewer than k.
     """
     (count, width), total = bank.shape, len(queries)
     if not 1 <= k <= count:
@@ -41,12 +42,10 @@ def find_neighbours(
     similarities, places = torch.full((total, k), -torch.inf), torch.full((total, k), -1)
     for first in tqdm(range(0, count, high), "neighbours", disable=not progress):
         here = min(high, count - first)
-        block = rows[: -(-here // GROUP) * GROUP]  # (n, D)
-        _normalise(bank[first : first + here], block)
+        block = _normalise(bank[first : first + here], rows[: -(-here // GROUP) * GROUP])  # (n, D)
         for start in range(0, total, wide):
             some = slice(start, start + wide)
-            asked = part[: len(similarities[some])]  # (m, D)
-            _normalise(queries[some], asked)
+            asked = _normalise(queries[some], part[: len(similarities[some])])  # (m, D)
             found = products.reshape(-1)[: len(asked) * len(block)].reshape(len(asked), len(block))
             np.dot(asked, block.T, out=found)
             found[:, here:] = -np.inf
@@ -69,16 +68,22 @@ def classify_neighbours(
     return chosen
 
 
-def _normalise(vectors: NDArray[Any], to: NDArray[np.float32]) -> None:
-    """Write the vectors at length 1, and zeros after them."""
+def _normalise(vectors: NDArray[Any], space: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vectors at length 1, and zeros after them, in the space; or as they are, if they are that and fill it."""
     count = len(vectors)
-    values = torch.from_numpy(to)
+    values = torch.from_numpy(space)
     if vectors.flags.writeable:  # torch takes no others without a warning, and is ten times as fast with float16
-        values[:count] = torch.from_numpy(vectors)
+        given = torch.from_numpy(vectors)
+        if vectors.dtype == np.float32 and vectors.shape == space.shape:
+            lengths = torch.linalg.vector_norm(given, dim=1)
+            if bool(((lengths - 1).abs() < EXACT).all()):
+                return vectors
+        values[:count] = given
     else:
-        to[:count] = vectors
+        space[:count] = vectors
     values[count:] = 0
     values /= torch.linalg.vector_norm(values, dim=1, keepdim=True).clamp_min(torch.finfo().tiny)
+    return space
 
 
 def _merge(found: Tensor, first: int, similarities: Tensor, places: Tensor) -> None:

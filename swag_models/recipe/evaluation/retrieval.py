@@ -1,6 +1,6 @@
 """Whose pictures are near whose: of which groups the nearest neighbours of a group's pictures are.
 
-Axes: N pictures, D features, k neighbours, G groups, P permutations, B a block of pictures.
+Axes: N pictures, D features, k neighbours, G groups, P permutations.
 """
 
 from __future__ import annotations
@@ -8,14 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from swag_models.recipe.evaluation.groups import Groups, adjust
-
-BLOCK = 1024  # pictures compared with all others at a time
+from swag_models.recipe.evaluation.knn import find_neighbours
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +54,12 @@ def compare_neighbours(
     )
 
 
-def list_neighbours(features: Tensor, neighbours: int, device: torch.device | str = "cpu") -> NDArray[np.int64]:
+def list_neighbours(features: NDArray[np.float32], neighbours: int) -> NDArray[np.int64]:
     """Features (N, D) -> the k nearest others of each picture (N, k), by cosine, the nearest first."""
-    bank = torch.nn.functional.normalize(features.to(device), dim=1)
-    nearest = []
-    for start in range(0, len(bank), BLOCK):
-        block = bank[start : start + BLOCK] @ bank.T  # (B, N)
-        block[torch.arange(len(block)), torch.arange(start, start + len(block))] = -torch.inf  # itself
-        nearest.append(block.topk(neighbours).indices.cpu())
-    found: NDArray[np.int64] = torch.cat(nearest).numpy()
-    return found
+    _, places = find_neighbours(features, features, neighbours + 1)  # (N, k + 1)
+    own = places == np.arange(len(places))[:, None]
+    own[~own.any(1), -1] = True  # where more than k others are just as near
+    return places[~own].reshape(len(places), neighbours)
 
 
 def _count_pairs(codes: NDArray[np.int64], neighbours: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:

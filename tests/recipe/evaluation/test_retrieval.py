@@ -6,37 +6,38 @@ Axes: N pictures, D features.
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
-from swag_models.recipe.evaluation import retrieval
 from swag_models.recipe.evaluation.groups import Groups
 from swag_models.recipe.evaluation.retrieval import Retrieval, compare_neighbours, list_neighbours
 
 CODES = np.repeat([0, 1, 2], [40, 100, 60])
 
 
-def compare(features: torch.Tensor, codes: np.ndarray = CODES, permutations: int = 99, seed: int = 0) -> Retrieval:
+def compare(features: np.ndarray, codes: np.ndarray = CODES, permutations: int = 99, seed: int = 0) -> Retrieval:
     groups = Groups(codes, ("a", "b", "c"))
     return compare_neighbours(list_neighbours(features, 5), groups, permutations=permutations, seed=seed)
 
 
-def test_neighbours_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "BLOCK", 64)  # of which 200 pictures fill several
-    features = torch.randn(200, 8, dtype=torch.float64)
-    theirs = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features.numpy()).kneighbors(return_distance=False)
+def draw() -> np.ndarray:
+    return torch.randn(200, 8).numpy()
+
+
+def test_neighbours_are_those_of_scikit_learn() -> None:
+    features = draw()
+    theirs = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features).kneighbors(return_distance=False)
     np.testing.assert_array_equal(list_neighbours(features, 5), theirs)
 
 
 def test_a_picture_is_not_its_own_neighbour_though_others_are_the_same() -> None:
-    found = list_neighbours(torch.ones(6, 3), 5)
+    found = list_neighbours(np.ones((6, 3), np.float32), 5)
     assert all(set(row) == set(range(6)) - {index} for index, row in enumerate(found.tolist()))
 
 
 def test_shares_are_those_of_counting_one_by_one() -> None:
-    features = torch.randn(200, 8)
+    features = draw()
     found, near = compare(features), list_neighbours(features, 5)
     for row in range(3):
         kinds = [CODES[other] for index in range(200) if CODES[index] == row for other in near[index]]
@@ -46,13 +47,13 @@ def test_shares_are_those_of_counting_one_by_one() -> None:
 
 
 def test_expected_shares_are_the_mean_of_permutations() -> None:
-    near, groups = list_neighbours(torch.randn(200, 8), 5), Groups(CODES, ("a", "b", "c"))
+    near, groups = list_neighbours(draw(), 5), Groups(CODES, ("a", "b", "c"))
     shares = [compare_neighbours(near, Groups(codes, groups.names), permutations=1).share for codes in groups.permute(800, 0)]
-    np.testing.assert_allclose(np.mean(shares, 0), compare(torch.randn(200, 8)).expected, atol=0.006)
+    np.testing.assert_allclose(np.mean(shares, 0), compare(draw()).expected, atol=0.006)
 
 
 def test_a_planted_cluster_is_found() -> None:
-    features = torch.randn(200, 8)
+    features = draw()
     features[:40, 0] += 2
     found = compare(features)
     assert found.share[0, 0] > 1.5 * found.expected[0, 0]
@@ -64,7 +65,7 @@ def test_without_clusters_any_finding_is_as_rare_as_promised() -> None:
     """Also where few pictures are the neighbours of many."""
     seeds, hits = 200, 0
     for seed in range(seeds):
-        features = torch.randn(200, 20, generator=torch.Generator().manual_seed(seed)) + 0.5
+        features = (torch.randn(200, 20, generator=torch.Generator().manual_seed(seed)) + 0.5).numpy()
         hits += int((compare(features, seed=seed).p <= 0.05).any())
     low, high = stats.binom.ppf([0.001, 0.999], seeds, 0.05)
     assert low <= hits <= high
