@@ -135,7 +135,7 @@ def test_the_errors_drawn_are_the_errors_there_are() -> None:
 
 
 def test_links_to_files_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/recipe.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/recipe.md", "docs/evaluation.md"):
         text = (ROOT / document).read_text()
         assert text
         for target in re.findall(r"\]\(([^)#:]+)\)", text):

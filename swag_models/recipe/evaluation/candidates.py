@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ class Candidate(ABC):
 
     name: as it was asked for. classes: the name of each, None if it has none or nobody named them. synsets: the WordNet id of
     each class, where they are known. published: its accuracy as its makers state it, in percent. preprocess: in words.
+    fit: an upright RGB image -> what `classify` and `embed` take in batches: bytes or floats (3, H, W). It is sent to worker
+    processes, and so knows nothing of the network.
     """
 
     name: str
@@ -39,12 +41,9 @@ class Candidate(ABC):
     synsets: tuple[str, ...] | None
     published: Metrics | None
     preprocess: str
+    fit: Callable[[Image.Image], Tensor]
     device: torch.device
     dtype: torch.dtype
-
-    @abstractmethod
-    def fit(self, image: Image.Image) -> Tensor:
-        """An upright RGB image -> what `classify` and `embed` take in batches: bytes or floats (3, H, W). For workers."""
 
     @abstractmethod
     def normalise(self, images: Tensor) -> Tensor:
@@ -89,10 +88,8 @@ class OwnCandidate(Candidate):
         self.synsets = tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
         self.network = self._model = load_model(spec, device=device, dtype=dtype, image_size=image_size)
         self._transform = load_preprocess(spec, image_size=image_size)
-        self.preprocess, self.device, self.dtype = repr(self._transform), device, dtype
-
-    def fit(self, image: Image.Image) -> Tensor:
-        return self._transform.fit(image)
+        self.preprocess, self.fit = repr(self._transform), self._transform.fit
+        self.device, self.dtype = device, dtype
 
     def normalise(self, images: Tensor) -> Tensor:
         return self._transform.normalise(images)
@@ -116,15 +113,11 @@ class PeerCandidate(Candidate):
         dtype: torch.dtype,
     ) -> None:
         self.name, self.network = name, network.eval().to(device, dtype)
-        self._transform, self.preprocess = transform, " ".join(repr(transform).split())
+        self.preprocess, self.fit = " ".join(repr(transform).split()), transform
         self._last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
         self.num_classes, self.device, self.dtype = self._last.out_features, device, dtype
         self.synsets = tuple(load_imagenet()) if self.num_classes == 1000 else None
         self.classes = tuple(classes) if classes else None
-
-    def fit(self, image: Image.Image) -> Tensor:
-        values: Tensor = self._transform(image)
-        return values
 
     def normalise(self, images: Tensor) -> Tensor:
         return images
