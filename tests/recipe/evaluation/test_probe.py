@@ -95,7 +95,7 @@ def test_more_labels_and_more_pictures_are_better(folder: Path, candidate: Candi
     assert [len(each.values) for each in (one, ten, share, every)] == [3, 3, 3, 1]
     assert 15 < one.mean + 5 < ten.mean < every.mean
     assert one.mean < share.mean < ten.mean
-    assert by["knn", None, 10].mean > 40
+    assert by["knn", None, 10].mean > 20  # of ten digits
     validation = every.settings["validation"]
     assert validation[every.settings["C"]] == max(validation.values())
     assert all(each.settings["converged"] for each in (one, ten, share))
@@ -126,7 +126,7 @@ def test_a_head_is_trained_as_the_preset_says(folder: Path, candidate: Candidate
     tuned = open_candidate(str(tmp_path / "sgd" / "sgd" / "model"))
     check = open_check(folder / "test", tuned.fit, batch_size=50, rank=0, world_size=1, workers=0)
     hits = sum(count_hits(tuned.classify(batch.images), batch.classes) for batch in check)
-    assert found["mean"] == 100 * hits / 200 > 20
+    assert found["mean"] == 100 * hits / 200 > 15
     with pytest.raises(ConfigError, match="give output"):
         ask(folder, candidate, methods=["sgd"])
 
@@ -147,6 +147,10 @@ def test_the_command_prints_and_writes_a_table(
     assert [f"{each['mean']:.2f} ± {each['spread']:.2f}" for each in told] == [row[3] for row in rows]
     write_probes(ask(folder, candidate, methods=["logistic"], shots=(1, 0.05), splits=2), tmp_path / "other")
     assert (tmp_path / "other" / "probes.json").read_text() == (tmp_path / "probes.json").read_text()
-    for wrong, words_of_it in (("--shots=x", "shots 'x' are no number"), ("--methods=svm", "no method 'svm'")):
+    for wrong, words_of_it in (
+        ("--shots=x", "--shots has 'x'"),
+        ("--shots=100%", "shares below 100%"),
+        ("--methods=svm", "no method 'svm'"),
+    ):
         assert main([*words, wrong]) == 2
         assert words_of_it in capsys.readouterr().err
