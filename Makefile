@@ -19,7 +19,7 @@ study: .venv/dev
 	  cp build/study/report/$$name/model.safetensors swag_models/weights/$$name.safetensors; done
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow

@@ -31,6 +31,7 @@ def find_number(pattern: str, text: str) -> float:
 SLOW = pytest.mark.slow
 
 
+@SLOW  # `make demo` runs it too
 def test_fine_tuning_on_a_few_labels_beats_random_weights(tmp_path: Path) -> None:
     printed = run_example("finetune.py", cwd=tmp_path)
     before = find_number(r"by its hashtags alone: ([\d.]+)%", printed)

@@ -97,7 +97,7 @@ def page(chrome: Chrome, address: str) -> Chrome:
     return chrome
 
 
-pytestmark = [needs_chromium, pytest.mark.xdist_group("chromium")]  # one window, in one process
+pytestmark = needs_chromium
 
 
 def test_a_picture_is_named_and_shown_with_what_the_model_looks_at(page: Chrome) -> None:

@@ -38,7 +38,6 @@ return [...document.querySelectorAll('body *')].filter(
 
 pytestmark = [
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"),
-    pytest.mark.xdist_group("chromium"),
     pytest.mark.usefixtures("one_thread"),
 ]
 
