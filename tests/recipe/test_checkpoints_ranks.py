@@ -134,6 +134,7 @@ def fill_one_disk(folder: Path) -> None:
     assert checkpoints.find_latest() == folder / "step-00000004"
 
 
+@pytest.mark.slow
 def test_ranks_agree_that_a_save_failed_on_one_of_them(tmp_path: Path) -> None:
     run_ranks(2, fill_one_disk, tmp_path / "run")
 

@@ -230,6 +230,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(wordnet: Path, tmp_path: Path) -
     assert not [path for path in (tmp_path / "killed").iterdir() if path.name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_more_posts_than_fit_in_memory(wordnet: Path, tmp_path: Path) -> None:
     words = pa.array(["".join(random.Random(n).choices("abcdefghij", k=80)) for n in range(20_000)])
     ids = pa.array([f"{n:012}" for n in range(300_000)])

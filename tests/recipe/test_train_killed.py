@@ -28,7 +28,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "settings", "kills"),
     [
-        ("pictures", (), 1),
+        ("pictures", (), 2),
         pytest.param("pictures", (), 20, marks=pytest.mark.slow),
         pytest.param("pictures", REGNET, 5, marks=pytest.mark.slow),
         pytest.param("pictures", ("engine.precision=bf16", "engine.micro_batch=4"), 5, marks=pytest.mark.slow),

@@ -99,10 +99,11 @@ def _merge(found: Tensor, first: int, similarities: Tensor, places: Tensor) -> N
     grouped = found.view(len(found), -1, size)
     maxima = grouped.amax(2)
     bound = similarities[:, -1]
-    if maxima.shape[1] >= k and int((maxima > bound[:, None]).sum()) > k * len(found):
+    rows, groups = (maxima > bound[:, None]).nonzero(as_tuple=True)
+    if len(rows) > k * len(found) and maxima.shape[1] >= k:
         least = maxima.topk(k).values[:, -1]
         bound = bound.maximum(least.nextafter(least.new_tensor(-torch.inf)))  # itself is to pass
-    rows, groups = (maxima > bound[:, None]).nonzero(as_tuple=True)
+        rows, groups = (maxima > bound[:, None]).nonzero(as_tuple=True)
     passing = grouped[rows, groups]
     which, columns = (passing > bound[rows, None]).nonzero(as_tuple=True)
     if not len(which):
