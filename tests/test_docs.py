@@ -66,7 +66,8 @@ def test_commands_run(command: str, folder: Path) -> None:
     assert done.stdout
 
 
-@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [False, True])
 def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     commands, training, presets, _ = blocks("sh", RECIPE)

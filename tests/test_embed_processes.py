@@ -57,7 +57,8 @@ def count_done(output: Path) -> int:
     return sum(json.loads(line)["count"] for line in lines)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 12])
 def test_work_that_is_killed_again_and_again_loses_and_repeats_nothing(
     kills: int, embedder: Embedder, pictures: list[Path], tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_work_that_is_killed_again_and_again_loses_and_repeats_nothing(
     assert list_names(tmp_path) == ["pictures", "whole.parquet", "x.parquet"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_at_once_and_another_process_is_kept_off_and_may_go_on_afterwards(
     embedder: Embedder, pictures: list[Path], tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def read_pictures(folder: Path, preprocess: Preprocess) -> tuple[torch.Tensor, t
     return inputs, torch.tensor([int(picture.stem.split("_")[1]) for picture in pictures])
 
 
+@pytest.mark.slow
 def test_a_vit_shrinks_and_keeps_its_answers(scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     full = export_model("vit_nano_hashtags", tmp_path / "full.onnx", pictures=scenes)
     report = export_model("vit_nano_hashtags", tmp_path / "int8.onnx", dtype="int8", pictures=scenes)

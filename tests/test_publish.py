@@ -221,6 +221,7 @@ class TestFolder:
             load_model(folder)
         assert "copied by hand" not in str(caught.value)
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
     def test_a_kill_at_any_moment_leaves_what_was_there_or_an_error(self, folder: Path) -> None:
         script = """

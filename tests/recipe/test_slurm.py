@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.slurm"
@@ -31,6 +32,7 @@ exit $code
 """
 
 
+@pytest.mark.slow
 def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
         (tmp_path / name).write_text(text)

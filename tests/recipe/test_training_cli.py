@@ -81,6 +81,7 @@ def test_show_does_not_import_torch() -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
+@pytest.mark.slow
 def test_the_installed_command_plans() -> None:
     options = ["--gpus", "2", "--throughput", "50", "--epoch", "6400", "--classes", "7", "--set", "epochs=3"]
     done = run(*PLAN, "vit_nano_hashtags", *options, "--json")

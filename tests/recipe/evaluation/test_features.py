@@ -103,6 +103,7 @@ def test_what_float16_cannot_hold_is_refused_and_leaves_nothing(digits: Path, tm
     assert np.abs(extract_features(large, digits, tmp_path, dtype="float32").vectors).max() > 65504
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(candidate: Candidate, tmp_path: Path) -> None:
     data, cache = make_digits(tmp_path / "data", 300), tmp_path / "cache"
     process = multiprocessing.get_context("forkserver").Process(target=_extract, args=(data, cache))
