@@ -18,8 +18,8 @@ from tqdm import tqdm
 from swag_models.errors import ConfigError
 
 TEMPERATURE = 0.07  # of DINO's protocol (Caron et al. 2021), with k of 10, 20, 100 and 200, of which 20 is best
-MEMORY = 64 * 2**20  # bytes of each of three blocks: of the bank, of the queries, and of their products
-ROWS = 16384  # of a block of the bank at most: shorter features are multiplied no faster in longer ones
+MEMORY = 128 * 2**20  # bytes of each of three blocks: of the bank, of the queries, and of their products
+ROWS = 32768  # of a block of the bank at most: shorter features are multiplied no faster in longer ones
 EXACT = 1e-6  # by which rounding may keep a length from 1
 GROUP = 64  # products that are compared by their maximum
 
