@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from swag_models.errors import OutputError
 from swag_models.recipe.evaluation.associations import Associations
 from swag_models.recipe.evaluation.disparity import LEVEL
+from swag_models.recipe.evaluation.results import explain_writing, write_texts
 from swag_models.recipe.evaluation.retrieval import Retrieval
 from swag_models.recipe.extras import import_extra
 from swag_models.recipe.outcome import find_versions
@@ -40,7 +39,7 @@ LIMITS = """- These are rates of a model's labels in these pictures. They are no
 def make_folder(folder: Path) -> None:
     """See to it that an audit can be written there: better known before the work than after it."""
     import_extra("matplotlib.figure")
-    with _explain(folder):
+    with explain_writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -50,7 +49,7 @@ def write_audit(found: Associations, folder: Path) -> None:
     OutputError if they cannot be written.
     """
     make_folder(folder)
-    with _explain(folder):
+    with explain_writing(folder):
         for name, drawn in {
             "disparities.png": partial(_draw_disparities, found) if len(found.disparities.labels) else None,
             "neighbours.png": partial(_draw_retrieval, found.retrieval) if found.retrieval else None,
@@ -59,12 +58,11 @@ def write_audit(found: Associations, folder: Path) -> None:
                 drawn(folder / name)
             else:
                 (folder / name).unlink(missing_ok=True)  # of an earlier audit
-        for name, text in {
-            "associations.json": json.dumps(to_dict(found), indent=1, ensure_ascii=False) + "\n",
-            "associations.md": "\n".join(_write_lines(found)) + "\n",
-        }.items():
-            with write_whole(folder / name, alone=True) as to:
-                to.write_text(text, "utf-8")
+    files = {
+        "associations.json": json.dumps(to_dict(found), indent=1, ensure_ascii=False) + "\n",
+        "associations.md": "\n".join(_write_lines(found)) + "\n",
+    }
+    write_texts(folder, files)
 
 
 def to_dict(found: Associations) -> dict[str, Any]:
@@ -276,11 +274,3 @@ def _draw_retrieval(found: Retrieval, path: Path) -> None:
 def _save(figure: Any, path: Path) -> None:
     with write_whole(path, alone=True) as to:
         figure.savefig(to, format="png", dpi=110, metadata={"Software": None})
-
-
-@contextmanager
-def _explain(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from None

@@ -161,7 +161,7 @@ def _open_timm(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
         raise UnknownModelError(suggest_names("timm model", name, known))
     network = timm.create_model(name, pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-    return network, transform, _name_classes(network.num_classes)
+    return network, transform, load_classes("vit_b16_in1k") if network.num_classes == 1000 else None
 
 
 def _open_torchvision(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
@@ -176,10 +176,3 @@ def _open_torchvision(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
         raise ConfigError(f"{name} has no weights {chosen!r}; allowed: {', '.join(kinds.__members__)}")
     weights = kinds[chosen] if chosen else kinds.DEFAULT
     return models.get_model(name, weights=weights), weights.transforms(), weights.meta["categories"]
-
-
-def _name_classes(count: int) -> Sequence[str] | None:
-    """The classes of ImageNet-1k as torchvision names them, if they are so many."""
-    from torchvision.models import ResNet18_Weights
-
-    return ResNet18_Weights.IMAGENET1K_V1.meta["categories"] if count == 1000 else None

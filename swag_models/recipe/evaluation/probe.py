@@ -31,13 +31,12 @@ from swag_models.recipe.evaluation.candidates import Candidate, OwnCandidate, op
 from swag_models.recipe.evaluation.features import Features, Kind, extract_features
 from swag_models.recipe.evaluation.knn import classify_neighbours, find_neighbours
 from swag_models.recipe.evaluation.logistic import Logistic, fit_logistic
-from swag_models.recipe.evaluation.results import Probe
+from swag_models.recipe.evaluation.results import Probe, write_texts
 from swag_models.recipe.evaluation.scaling import Scaled, scale, scale_like
 from swag_models.recipe.evaluation.shots import choose_shots, hold_back
 from swag_models.recipe.objectives import count_hits
 from swag_models.recipe.presets import PRESETS, get_preset
 from swag_models.recipe.shards import Shards
-from swag_models.whole import write_whole
 
 Method = Literal["knn", "logistic", "sgd"]
 METHODS: tuple[Method, ...] = ("knn", "logistic", "sgd")
@@ -105,14 +104,12 @@ def probe(
 
 
 def write_probes(probes: Sequence[Probe], folder: str | os.PathLike[str]) -> None:
-    """probes.json and probes.md."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for name, text in {
+    """probes.json and probes.md; OutputError if they cannot be written."""
+    files = {
         "probes.json": json.dumps([each.to_dict() for each in probes], indent=2) + "\n",
         "probes.md": format_probes(probes) + "\n",
-    }.items():
-        with write_whole(Path(folder) / name) as to:
-            to.write_text(text, "utf-8")
+    }
+    write_texts(Path(folder), files)
 
 
 def format_probes(probes: Sequence[Probe]) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from swag_models.errors import OutputError
+from swag_models.whole import write_whole
 
 TOLERANCE = 0.1  # points by which a measured accuracy may differ from the published one
 
@@ -35,6 +40,24 @@ class Record(NamedTuple):
     labels: tuple[int, ...]
     top: tuple[int, ...]
     probability: float
+
+
+@contextmanager
+def explain_writing(folder: Path) -> Iterator[None]:
+    """OutputError, in a line, if what is written to the folder cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def write_texts(folder: Path, files: Mapping[str, str]) -> None:
+    """Files of these names, each whole, in a folder that is made if need be. OutputError if they cannot be written."""
+    with explain_writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            with write_whole(folder / name, alone=True) as to:
+                to.write_text(text, "utf-8")
 
 
 @dataclass(frozen=True)

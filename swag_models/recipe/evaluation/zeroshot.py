@@ -19,14 +19,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.errors import ConfigError, OutputError
+from swag_models.errors import ConfigError
 from swag_models.recipe.evaluation.candidates import Candidate
 from swag_models.recipe.evaluation.logits import Data, Logits, read_logits
 from swag_models.recipe.evaluation.mapping import MAPPINGS, Mapping
 from swag_models.recipe.evaluation.platt import Platt, fit_platt, split_blocks
+from swag_models.recipe.evaluation.results import write_texts
 from swag_models.recipe.evaluation.targets import Target, describe
 from swag_models.recipe.wordnet import WordNet
-from swag_models.whole import write_whole
 
 Aggregation = Literal["sum", "max"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("sum", "max")
@@ -202,13 +202,7 @@ def write_results(results: Sequence[Zeroshot], folder: Path) -> None:
         files["zeroshot.md"] = write_table(results)
     if len(results) == 1:
         files["predictions.jsonl"] = write_lines(results[0])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            with write_whole(folder / name, alone=True) as to:
-                to.write_text(text + "\n", "utf-8")
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from None
+    write_texts(folder, {name: text + "\n" for name, text in files.items()})
 
 
 def write_lines(result: Zeroshot) -> str:
