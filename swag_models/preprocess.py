@@ -66,10 +66,14 @@ class Transform:
     """What a `Preprocess` says, done: PIL image, or uint8 tensor (..., 3, H, W) -> float32 tensor (..., 3, h, w).
 
     On PIL images it equals torchvision's own preset for these weights. It can be sent to worker processes.
+
+    vectorised: PIL images too are resized by torch instead of Pillow: with the vector instructions of `fast.resizes_faster`
+        in a fifth of the time, for a byte in some hundreds that is one off.
     """
 
-    def __init__(self, preprocess: Preprocess) -> None:
+    def __init__(self, preprocess: Preprocess, *, vectorised: bool = False) -> None:
         self.preprocess = preprocess
+        self.vectorised = vectorised
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         return self.normalise(self.fit(image))
@@ -83,6 +87,7 @@ class Transform:
         if isinstance(image, Image.Image):
             image = to_rgb(image)
             width, height = image.size
+            image = F.pil_to_tensor(image) if self.vectorised and width * height else image
         elif isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == 3:
             height, width = image.shape[-2:]
         else:
@@ -109,7 +114,7 @@ class Transform:
         return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std), inplace=True)
 
     def __repr__(self) -> str:
-        return f"Transform({self.preprocess})"
+        return f"Transform({self.preprocess}{', vectorised=True' if self.vectorised else ''})"
 
 
 def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:

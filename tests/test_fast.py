@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from pictures_support import NANO, SCENES, encode, make_command, make_pictures, make_spec, name_by_hand, paint_scenes
+from PIL import Image
 from tiny import deviation, images, tiny
 from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
 
 import swag_models
 from swag_models import fast
@@ -97,12 +99,14 @@ def test_full_models_are_within_two_percent_too(name: str) -> None:
     assert drift(prepare(model, torch.bfloat16)(x.bfloat16()), exact) <= 0.02
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("name", [NANO, "regnety_nano_hashtags"])
-def test_fast_predicts_what_float32_predicts_on_held_out_scenes(name: str) -> None:
-    pictures, things = paint_scenes(320)
-    exact, quick = (Classifier(name, **options)(pictures, top_k=1) for options in ({}, {"fast": True}))
+def test_fast_predicts_what_float32_predicts_on_held_out_scenes(name: str, dtype: str | None) -> None:
+    pictures, things = paint_scenes(960)
+    options = {"fast": True, **({"dtype": dtype} if dtype else {})}
+    exact, quick = (Classifier(name, **each)(pictures, top_k=1) for each in ({}, options))
     agreement = sum(a[0].index == b[0].index for a, b in zip(exact, quick)) / len(things)
-    assert agreement >= 0.97
+    assert agreement >= 0.99
     right = [sum(row[0].label == thing for row, thing in zip(rows, things)) for rows in (exact, quick)]
     assert abs(right[0] - right[1]) <= 0.02 * len(things)
 
@@ -119,7 +123,24 @@ def test_batch_norms_are_folded_before_the_dtype_is_narrowed(tmp_path: Path) -> 
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     exact = Embedder(spec, weights=weights)(files).vectors
     assert drift(embedder(files).vectors, exact) <= 0.02
-    assert deviation(Embedder(spec, weights=weights, fast=True, dtype="float32")(files).vectors, exact) <= 1e-5
+    tensors = [pil_to_tensor(Image.open(file)) for file in files]  # which are resized alike
+    both = [Embedder(spec, weights=weights, fast=fast, dtype="float32")(tensors).vectors for fast in (True, False)]
+    assert deviation(*both) <= 1e-5
+
+
+@pytest.mark.parametrize("capability", ["default", None])
+def test_pictures_are_resized_by_torch_where_it_has_vector_instructions_and_only_if_fast(capability: str | None) -> None:
+    code = f"""
+import torch
+from swag_models.inference import Embedder
+quick, exact = (Embedder({NANO!r}, fast=fast).preprocess.vectorised for fast in (True, False))
+print(quick, exact, torch.backends.cpu.get_cpu_capability().startswith("AVX"))
+"""
+    limit = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | limit, capture_output=True, text=True, check=True)
+    quick, exact, vectors = run.stdout.split()
+    assert (quick, exact) == (vectors, "False")
+    assert capability is None or vectors == "False"
 
 
 @pytest.mark.parametrize("name", ["vit_b16", "regnety_16gf", "regnety_128gf_in1k", NANO])

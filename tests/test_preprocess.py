@@ -79,6 +79,17 @@ class TestTransform:
         assert (from_tensor - transform(image)).abs().max() < 0.04  # two steps of 255 after normalisation
         assert torch.equal(transform(torch.stack([tensor, tensor]))[1], from_tensor)
 
+    @pytest.mark.parametrize("size", [(640, 480), (100, 300), (4000, 3000), (224, 224)])
+    def test_vectorised_resizing_is_torchs_own_and_all_but_equals_pillows(self, size: tuple[int, int]) -> None:
+        image, preprocess = picture(*size), Preprocess(224)
+        quick = Transform(preprocess, vectorised=True)
+        found, exact = quick.fit(image), Transform(preprocess).fit(image)
+        assert torch.equal(found, quick.fit(F.pil_to_tensor(image)))
+        apart = (found.int() - exact.int()).abs()
+        assert apart.max() <= 2
+        assert (apart > 0).float().mean() <= 0.02
+        assert repr(quick) != repr(Transform(preprocess))  # what goes on with embeddings begun by the other tells by that
+
     @pytest.mark.parametrize("bilinear", [True, False])
     def test_says_what_the_preprocess_says(self, bilinear: bool) -> None:
         preprocess = Preprocess(32, "bilinear" if bilinear else "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
