@@ -58,13 +58,13 @@ def test_bfloat16_is_picked_where_the_processor_multiplies_it() -> None:
 def test_folded_batch_norms_change_no_output() -> None:
     model = tiny("regnet")
     folded = copy.deepcopy(model)
-    fold_batch_norm(folded)
+    fold_batch_norm(folded, torch.float32)
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     x = images(4)
     assert deviation(folded(x), model(x)) <= 1e-5
     assert deviation(folded.forward_features(x), model.forward_features(x)) <= 1e-5
-    fold_batch_norm(folded)  # nothing is left to fold
+    fold_batch_norm(folded, torch.float32)  # nothing is left to fold
     assert deviation(folded(x), model(x)) <= 1e-5
 
 
