@@ -95,9 +95,10 @@ def find_associations(
     given, vectors, codes = list[Tensor](), list[Tensor](), list[int]()
     with tqdm(total=len(roster), unit=" pictures", disable=not progress, smoothing=0.1) as bar:
         for batch in check:
-            given.append(choose_labels(candidate.classify(batch.images), settings.top_k, settings.threshold))
+            logits, features = candidate.look(batch.images)
+            given.append(choose_labels(logits, settings.top_k, settings.threshold))
             if settings.neighbours:
-                vectors.append(candidate.embed(batch.images))
+                vectors.append(features)
             codes += [group for (group,) in batch.classes]
             bar.update(len(batch.ids))
     mask, groups, small = _keep_groups(codes, roster, settings)
@@ -105,8 +106,8 @@ def find_associations(
     labels = torch.cat(given).numpy()[mask]
     retrieval = None
     if settings.neighbours:
-        features = torch.cat(vectors)[torch.from_numpy(mask)]
-        retrieval = compare_neighbours(list_neighbours(features.numpy(), settings.neighbours), groups, **options)
+        places = list_neighbours(torch.cat(vectors)[torch.from_numpy(mask)].numpy(), settings.neighbours)
+        retrieval = compare_neighbours(places, groups, **options)
     return Associations(
         model=candidate.name,
         facts=check.facts,

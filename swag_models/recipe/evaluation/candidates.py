@@ -50,19 +50,23 @@ class Candidate(ABC):
         """Those (N, 3, H, W) -> the model's input, float32."""
 
     @abstractmethod
-    def _embed(self, inputs: Tensor) -> Tensor:
-        """Normalised images -> features before the head (N, D)."""
+    def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images -> logits (N, K), anything if there are no classes, and features before the head (N, D)."""
 
     @torch.inference_mode()
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What `fit` gave (N, 3, H, W) -> logits (N, K) and features before the head (N, D), float32 on the CPU."""
+        inputs = self.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
+        logits, features = self._run(inputs)
+        return logits.float().cpu(), features.float().cpu()
+
     def classify(self, images: Tensor) -> Tensor:
-        """What `fit` gave (N, 3, H, W) -> logits (N, K), float32 on the CPU."""
-        logits: Tensor = self.network(self._prepare(images))
-        return logits.float().cpu()
+        """The logits alone."""
+        return self.look(images)[0]
 
-    @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
-        """What `fit` gave (N, 3, H, W) -> features before the head (N, D), float32 on the CPU."""
-        return self._embed(self._prepare(images)).float().cpu()
+        """The features alone."""
+        return self.look(images)[1]
 
     def hash_content(self) -> str:
         """SHA-256 of all weights, the preprocessing and the dtype: what makes the features what they are."""
@@ -72,9 +76,6 @@ class Candidate(ABC):
             content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             digest.update(np.ascontiguousarray(content).data)
         return digest.hexdigest()
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        return self.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
 
 
 class OwnCandidate(Candidate):
@@ -94,8 +95,9 @@ class OwnCandidate(Candidate):
     def normalise(self, images: Tensor) -> Tensor:
         return self._transform.normalise(images)
 
-    def _embed(self, inputs: Tensor) -> Tensor:
-        return self._model.forward_head(self._model.forward_features(inputs), pre_logits=True)
+    def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        last = self._model.forward_features(inputs)
+        return self._model.forward_head(last), self._model.forward_head(last, pre_logits=True)
 
 
 class PeerCandidate(Candidate):
@@ -122,14 +124,14 @@ class PeerCandidate(Candidate):
     def normalise(self, images: Tensor) -> Tensor:
         return images
 
-    def _embed(self, inputs: Tensor) -> Tensor:
+    def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         found: list[Tensor] = []
         hook = self._last.register_forward_pre_hook(lambda _, given: found.append(given[0]))
         try:
-            self.network(inputs)
+            logits: Tensor = self.network(inputs)
         finally:
             hook.remove()
-        return found[0].flatten(1)
+        return logits, found[0].flatten(1)
 
 
 def open_candidate(
