@@ -16,8 +16,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +26,10 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from swag_models.errors import ConfigError, ImageError, OutputError
+from swag_models.errors import ConfigError, ImageError
 from swag_models.inference import Embedder, Embeddings, Skipped
 from swag_models.pictures import Picture, find_pictures
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 SUFFIXES = (".parquet", ".npy")
 ROWS = 8192  # in one group of a Parquet file
@@ -71,7 +71,7 @@ def write_embeddings(
             shutil.rmtree(_folder_of(output), ignore_errors=True)  # still there if the process was killed just then
             found = read_embeddings(output)
             return Report(output, len(found.names), found.skipped)
-    with _explain(output), _Work(output, job) as work:
+    with explain_writing(output, kept=True), _Work(output, job) as work:
         with tqdm(total=stop - start, initial=work.done, unit=" pictures", disable=not progress, smoothing=0.1) as bar:
             for batch in embedder.run(pictures[start + work.done : stop]):
                 vectors = None if batch.values is None else batch.values.numpy()
@@ -100,7 +100,7 @@ def merge_embeddings(parts: Sequence[str | os.PathLike[str]], output: str | os.P
     job = {key: value for key, value in metas[ordered[0]].items() if key != "skipped"}
     if _is_taken(output):
         raise ConfigError(f"{output} exists; delete it or choose another name")
-    with _explain(output), _Work(output, {**job, "rank": 0, "world_size": 1}, fresh=True) as work:
+    with explain_writing(output, kept=True), _Work(output, {**job, "rank": 0, "world_size": 1}, fresh=True) as work:
         for part in ordered:
             found = read_embeddings(part)
             work.append(len(found.names) + len(found.skipped), found.names, found.skipped, found.vectors.numpy())
@@ -303,14 +303,3 @@ def _write_parquet(to: Path, vectors: np.ndarray[Any, Any], names: list[str], me
                 pa.FixedSizeListArray.from_arrays(rows, vectors.shape[1]),
             ]
             writer.write_table(pa.table(arrays, schema=schema))
-
-
-@contextmanager
-def _explain(output: Path) -> Iterator[None]:
-    """Turn a disk's refusal into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {output}: {error.strerror or error}; what is done is kept, run again to go on"
-        ) from None

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and one line where they cannot."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from swag_models.errors import OutputError, SwagModelsError
 
 
 @contextmanager
@@ -24,3 +26,15 @@ def write_whole(path: Path, *, alone: bool = False) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def explain_writing(path: Path, *, kept: bool = False) -> Iterator[None]:
+    """Turn what the disk refuses into an OutputError of one line; `kept` if the next run goes on with what is done."""
+    try:
+        yield
+    except SwagModelsError:
+        raise
+    except OSError as error:
+        more = "; what is done is kept, run again to go on" if kept else ""
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}{more}") from None

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from swag_models.errors import ConfigError, OutputError
+from swag_models.errors import ConfigError
 from swag_models.pictures import count_processors
 from swag_models.recipe.columns import UNNAMED, Columns
 from swag_models.recipe.extras import import_extra
 from swag_models.recipe.posts import Post, Reject, find_format, read_posts
 from swag_models.recipe.workers import open_pool
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 ROWS = 2**14  # in one group of a Parquet file: so many are in memory at a time
 VERSION = 2  # of the parts: those of another are made again
@@ -73,7 +73,7 @@ def convert_posts(
     if processes is not None and processes < 1:
         raise ConfigError(f"processes is {processes}; give 1 or more")
     jobs = [_plan(path, folder / f"{i:05d}", columns, format) for i, path in enumerate(inputs)]
-    with _explain(folder), ExitStack() as held:
+    with explain_writing(folder, kept=True), ExitStack() as held:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             held.enter_context(FileLock(folder / "lock").acquire(timeout=0))
@@ -201,16 +201,3 @@ def _pause_collector() -> Iterator[None]:
     finally:
         if paused:
             gc.enable()
-
-
-@contextmanager
-def _explain(folder: Path) -> Iterator[None]:
-    """Turn a disk's refusal into one line."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {folder}: {error.strerror or error}; what is done is kept, run again to go on"
-        ) from None

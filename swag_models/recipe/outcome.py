@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from swag_models import __version__
 from swag_models.api import get_spec, load_model
-from swag_models.errors import ConfigError, OutputError
+from swag_models.errors import ConfigError
 from swag_models.folder import CONFIG, RECIPE, VOCABULARY
 from swag_models.models import Backbone, build
 from swag_models.publish import save
@@ -28,7 +28,7 @@ from swag_models.recipe.parallel import Ranks
 from swag_models.recipe.plan import find_arch
 from swag_models.recipe.shards import Shards
 from swag_models.spec import UNKNOWN, Metrics, ModelSpec
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 RUN = "run.json"
 
@@ -139,13 +139,12 @@ def claim_folder(output: Path, ranks: Ranks) -> Iterator[Callable[[Run, Mapping[
 
 
 def _lock(lock: FileLock, output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"another process is training in {output}; wait for it, or choose another folder") from None
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror}") from None
+    with explain_writing(output):
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(f"another process is training in {output}; wait for it, or choose another folder") from None
 
 
 def _claim(path: Path, run: Run, data: Mapping[str, Any]) -> None:

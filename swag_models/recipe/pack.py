@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from swag_models import __version__
-from swag_models.errors import ConfigError, ImageError, OutputError, SwagModelsError
+from swag_models.errors import ConfigError, ImageError, SwagModelsError
 from swag_models.folder import VOCABULARY
 from swag_models.pictures import count_processors
 from swag_models.recipe.extras import import_extra
@@ -42,7 +42,7 @@ from swag_models.recipe.scrub import scrub_image
 from swag_models.recipe.shards import FORMAT, MANIFEST
 from swag_models.recipe.workers import open_pool
 from swag_models.transfer import hash_file
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 SHARD_SIZE = 10_000  # samples
 MAX_BYTES = 1 << 30
@@ -84,7 +84,7 @@ def pack(
     given = [images] if isinstance(images, (str, os.PathLike)) else images
     sources = [os.path.abspath(each) for each in given]
     job = {"parameters": parameters, "labels_sha256": _hash_labels(labels), "images": sources}
-    with _explain(output):
+    with explain_writing(output, kept=True):
         work.mkdir(exist_ok=True)
         with _hold(work, output):
             try:
@@ -296,16 +296,3 @@ def _hold(work: Path, output: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise ConfigError(f"another process is writing {output}; wait for it, or choose another name") from None
-
-
-@contextmanager
-def _explain(output: Path) -> Iterator[None]:
-    """Turn a disk's refusal into one line."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"cannot write {output}: {error.strerror or error}; what is done is kept, run again to go on"
-        ) from None

@@ -229,7 +229,7 @@ def test_a_missing_extra_is_named(packed: Path, tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_in_a_line(packed: Path) -> None:
-    with pytest.raises(OutputError, match="cannot write /proc/shards: No such file or directory"):
+    with pytest.raises(OutputError, match="/proc/shards cannot be written: No such file or directory"):
         pack(packed.with_name("labels.parquet"), [packed.with_name("images")], "/proc/shards")
 
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from swag_models.recipe.evaluation.associations import Associations
 from swag_models.recipe.evaluation.disparity import LEVEL
-from swag_models.recipe.evaluation.results import explain_writing, write_texts
+from swag_models.recipe.evaluation.results import write_texts
 from swag_models.recipe.evaluation.retrieval import Retrieval
 from swag_models.recipe.extras import import_extra
 from swag_models.recipe.outcome import find_versions
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 SHOWN = 30  # rows of the table; the JSON file has all
 DRAWN = 20  # of the plot

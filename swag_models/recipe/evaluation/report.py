@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from swag_models.errors import ConfigError, OutputError
+from swag_models.errors import ConfigError
 from swag_models.recipe.albums import Album, open_album
 from swag_models.recipe.batches import find_folder, name_shards
 from swag_models.recipe.check import open_check
@@ -38,7 +38,7 @@ from swag_models.recipe.evaluation.suites import open_suite
 from swag_models.recipe.outcome import find_versions
 from swag_models.recipe.parallel import open_ranks
 from swag_models.recipe.shards import hash_shards
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 PAGE, TEXT, CURVES, CALIBRATION, MEASURED = "index.html", "report.md", "curves.png", "calibration.png", "measured"
 METHODS: tuple[Method, ...] = ("knn", "logistic")
@@ -62,7 +62,7 @@ def write_report(
     """
     folder = Path(folder)
     story = Story(evaluations, probes, date, find_versions(), origins or {}, facts)
-    with _explain(folder):
+    with explain_writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if story.curves:
             write_png(story.curves, folder / CURVES)
@@ -148,7 +148,7 @@ def _recall(measured: Path, key: Sequence[Any], work: Callable[[], Evaluation | 
     path = measured / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
     if not path.exists():
         text = json.dumps(work(), default=vars)
-        with _explain(measured):
+        with explain_writing(measured):
             _write(path, text)
     return json.loads(path.read_text("utf-8"))
 
@@ -172,7 +172,7 @@ def _index(album: Album) -> dict[str, int]:
 def _claim(measured: Path) -> Iterator[Path]:
     """Have the folder to oneself."""
     lock = FileLock(measured / ".lock")
-    with _explain(measured):
+    with explain_writing(measured):
         measured.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
@@ -182,14 +182,6 @@ def _claim(measured: Path) -> Iterator[Path]:
         yield measured
     finally:
         lock.release()
-
-
-@contextmanager
-def _explain(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from None
 
 
 def _write(path: Path, text: str) -> None:

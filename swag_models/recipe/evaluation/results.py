@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from swag_models.errors import OutputError
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 TOLERANCE = 0.1  # points by which a measured accuracy may differ from the published one
 
@@ -40,15 +38,6 @@ class Record(NamedTuple):
     labels: tuple[int, ...]
     top: tuple[int, ...]
     probability: float
-
-
-@contextmanager
-def explain_writing(folder: Path) -> Iterator[None]:
-    """OutputError, in a line, if what is written to the folder cannot be."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from None
 
 
 def write_texts(folder: Path, files: Mapping[str, str]) -> None:

@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from swag_models.errors import ConfigError, OutputError
+from swag_models.errors import ConfigError
 from swag_models.pictures import count_processors
 from swag_models.recipe.scenes.posts import Picture, make_held_out, make_post
 from swag_models.recipe.scenes.scene import Scene, encode
 from swag_models.recipe.scenes.things import CLUBS, MORE, PLANTED, THINGS
 from swag_models.recipe.workers import open_pool
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 VERSION = 2  # of the pictures and captions: the same arguments give the same folder
 RANGES = {
@@ -85,7 +85,7 @@ def write_scenes(
     if not folder.absolute().parent.is_dir():
         raise ConfigError(f"{folder.absolute().parent} is no folder; make it, or choose another one for {folder.name}")
     work = folder.with_name(f"{folder.name}.work")
-    with _explain(folder), _hold(work, job):
+    with explain_writing(folder), _hold(work, job):
         pictures = [make_post(seed, number) for number in range(posts)]
         labelled = [make_held_out(seed, number) for number in range(held_out)]
         with tqdm(total=posts + held_out, unit=" pictures", disable=not progress, smoothing=0.1) as bar:
@@ -199,13 +199,3 @@ def _encode_all(encode_one: Callable[[Scene], bytes], scenes: Sequence[Scene]) -
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as to:
         to.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-@contextmanager
-def _explain(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
