@@ -9,7 +9,7 @@ import os
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from swag_models.errors import ImageError
 from swag_models.spec import Preprocess
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspicious file: a quarter of 1 GiB as RGB
+TURNS = {  # by EXIF's orientation; Pillow's own function also writes the other tags anew, and fails on odd ones
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, name: str | None = None) -> Image.Image:
@@ -46,8 +55,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     ImageError for 32-bit floating-point images, whose range is not defined.
     """
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    if (turn := TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))) is not None:
+        info = image.info
+        image = image.transpose(turn)
+        image.info = {name: info[name] for name in info if name == "transparency"}  # EXIF would have it turned again
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")

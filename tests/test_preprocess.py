@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.models import RegNet_Y_16GF_Weights, ViT_B_16_Weights, ViT_H_14_Weights, ViT_L_16_Weights
 from torchvision.transforms.v2 import functional as F
 
@@ -167,6 +167,20 @@ class TestColours:
         with Image.open(tmp_path / "turned.png") as image:
             transform = Transform(Preprocess(32))
             assert torch.equal(transform(image), transform(upright))
+
+    @pytest.mark.parametrize("mode", ["RGB", "P", "L"])
+    def test_a_picture_is_turned_once_whatever_else_its_exif_says(self, mode: str, tmp_path: Path) -> None:
+        entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI4s", 0x0128, 2, 2, b"a")  # a unit is no text
+        exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
+        upright = picture(30, 20).quantize(16) if mode == "P" else picture(30, 20, mode)
+        more = {"transparency": 3} if mode == "P" else {}
+        upright.save(tmp_path / "upright.png", **more)
+        upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif, **more)
+        with Image.open(tmp_path / "turned.png") as image, pytest.raises(struct.error):
+            ImageOps.exif_transpose(image)
+        found = read_image(tmp_path / "turned.png")
+        assert np.array_equal(array(found), array(read_image(tmp_path / "upright.png")))
+        assert np.array_equal(array(to_rgb(found)), array(found))
 
     def test_16_bit_grey_is_scaled_not_clipped(self, tmp_path: Path) -> None:
         exact = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
