@@ -7,9 +7,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from swag_models.spec import Source
@@ -79,6 +80,7 @@ def remember(source: Source, path: Path, digest: str, new_pin: bool) -> None:
 def record_path(source: Source) -> Path:
     parts = urlsplit(source.url)
     query = f"-{hashlib.sha256(parts.query.encode()).hexdigest()[:16]}" if parts.query else ""
-    names = [(parts.netloc or parts.scheme).replace(":", "_"), *Path(unquote(parts.path)).parts]
-    path = cache_folder().joinpath("records", *(name for name in names if name not in ("/", "..")))
+    names = [parts.netloc or parts.scheme, *PurePosixPath(unquote(parts.path)).parts]
+    safe = [re.sub(r"[:\\]", "_", name) for name in names if name not in ("/", "..")]  # on Windows these part paths too
+    path = cache_folder().joinpath("records", *safe)
     return path.with_name(f"{path.name}{query}.json")

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from server import Server, Twist, sha256
 
 import swag_models.fetch
 from swag_models import get_spec, load_model
+from swag_models.cache import record_path
 from swag_models.checkpoint import write_state_dict
 from swag_models.errors import FetchError
 from swag_models.fetch import fetch_weights, find_weights, verify_weights
@@ -60,6 +61,15 @@ def test_a_model_is_loaded_from_its_source(server: Server, tmp_path: Path) -> No
     content = (tmp_path / "x.pth").read_bytes()
     model = load_model(replace(spec, sources=(source(server.put("/x.pth", content), content),)))
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("folder", [PurePosixPath("/cache"), PureWindowsPath("C:\\cache")])
+def test_records_lie_below_the_cache_on_any_system(monkeypatch: pytest.MonkeyPatch, folder: PurePath) -> None:
+    monkeypatch.setattr("swag_models.cache.cache_folder", lambda: folder)
+    for url in ("https://host:80/models/x.pth", "hf://org/repo/x", "file:///D:/cats/x", "https://host/..%2f..%5c..%5cC:%5cx"):
+        path = record_path(Source(url, "swag"))
+        assert path.is_relative_to(folder / "records")
+        assert not any(part == ".." or ":" in part for part in path.relative_to(folder).parts)
 
 
 def test_weights_lie_by_content_and_are_recorded(server: Server, cache: Path) -> None:
