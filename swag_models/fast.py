@@ -23,6 +23,7 @@ from swag_models.models.regnet import ConvNorm
 # block of the model: measured by benchmarks/fast.py at batch 8 and 224 px, rounded to the careful side.
 SAVED = {"matrix": {"ViT": 0.15, "RegNet": 0.35}, "vector": {"ViT": 0.0, "RegNet": 0.1}, "cuda": {"ViT": 0.1, "RegNet": 0.2}}
 SECONDS_PER_BLOCK = 1.5
+TRITON_NEEDS = (7, 0)  # compute capability
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
@@ -84,11 +85,16 @@ def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs on this machine: a C++ compiler and Python's headers, or Triton for a GPU."""
+    """Whether torch.compile finds Python's headers and a C++ compiler, or for a GPU Triton and the C compiler that it needs."""
     if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # as inductor does
-    return shutil.which(compiler.split()[0]) is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+        if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < TRITON_NEEDS:
+            return False
+        named, usual = os.environ.get("CC"), ["gcc", "clang"]  # as Triton does
+    else:
+        named = os.environ.get("CXX")  # as inductor does
+        usual = [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
+    found = any(shutil.which(compiler) for compiler in ([named.split()[0]] if named else usual))
+    return found and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def _cpu_kind() -> str | None:

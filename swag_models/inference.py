@@ -5,9 +5,10 @@ Axes: N batch, D features, K classes, H W pixels.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from swag_models.spec import ImageSize
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
 MAX_WORKERS = 16  # more threads than that wait for each other's Python
+TURN = 16  # pictures a thread reads before the model's turn: of few, the faster threads would wait for the slowest
 
 logger = logging.getLogger("swag_models")
 
@@ -54,7 +56,7 @@ class Embeddings(NamedTuple):
 class Batch(NamedTuple):
     """Some pictures, in order, with why those that could not be read were skipped, by their index among the pictures.
 
-    `values` has a row for each of the others: bytes (N, 3, H, W) on the way in, float32 on the way out; None if none is left.
+    `values` has a row for each of the others, in float32; None if none is left.
     """
 
     pictures: Sequence[Picture]
@@ -109,6 +111,10 @@ class Engine:
         head: dict[str, Any] = {} if self.keeps_head else {"num_classes": None}
         spec = get_spec(model)
         self.model = load_model(spec, device=device, dtype=None if fast else dtype, image_size=image_size, **head, **options)
+        if self.model.in_chans not in (1, 3):
+            raise ConfigError(
+                f"{spec.name} takes {self.model.in_chans} channels; pictures have 3, or as grey 1: call the model"
+            )
         self.name = spec.name
         self.device = next(self.model.parameters()).device
         self.batch_size = batch_size or (BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
@@ -121,7 +127,7 @@ class Engine:
         if compile and not has_compiler(self.device):
             raise ConfigError(
                 f"compile is True, but torch.compile lacks what it needs for {self.device}; "
-                f"install g++ and Python's headers (for a GPU Triton), or leave it out"
+                f"install g++ and Python's headers (for a GPU also Triton), or leave it out"
             )
         self._compiled = compile_forward(self.forward) if compile else None
         self._may_compile = fast and compile is None
@@ -133,33 +139,42 @@ class Engine:
 
     def run(self, images: Any) -> Iterator[Batch]:
         """Batches of pictures with their results, in order; `images` is anything `find_pictures` takes."""
-        pictures = find_pictures(images)
-        size = self.batch_size
-        batches = [pictures[start : start + size] for start in range(0, len(pictures), size)]
-        left = len(pictures)
-        for batch in read_ahead(self._read, batches, self.workers, overlap=self.device.type != "cpu"):
-            left -= len(batch.pictures)
-            yield batch if batch.values is None else batch._replace(values=self._infer(batch.values, left))
+        pictures, size = find_pictures(images), self.batch_size
+        overlap = self.device.type != "cpu"
+        ahead = 2 * size if overlap else size * -(-TURN * self.workers // size)  # whole batches
+        pixels = read_ahead(self._read, pictures, self.workers, ahead, overlap=overlap)
+        for start in range(0, len(pictures), size):
+            part = pictures[start : start + size]
+            read = list(itertools.islice(pixels, size))
+            errors = {index: each for index, each in enumerate(read) if isinstance(each, str)}
+            given = [each for each in read if not isinstance(each, str)]
+            values = self._infer(torch.stack(given), len(pictures) - start - len(part)) if given else None
+            yield Batch(part, errors, values)
 
-    def _read(self, pictures: Sequence[Picture]) -> Batch:
-        """Pictures -> bytes (N, 3, H, W); what cannot be read is left out."""
-        errors, pixels = {}, []
-        for index, picture in enumerate(pictures):
-            try:
-                pixels.append(self.preprocess.fit(picture.read()))
-            except ImageError as error:
-                errors[index] = str(error)
-        return Batch(pictures, errors, torch.stack(pixels) if pixels else None)
+    def _read(self, picture: Picture) -> Tensor | str:
+        """A picture -> bytes (3, H, W), or what is wrong with it."""
+        try:
+            return self.preprocess.fit(picture.read())
+        except ImageError as error:
+            return str(error)
 
     @torch.inference_mode()
     def _infer(self, pixels: Tensor, left: int) -> Tensor:
         """Bytes (N, 3, H, W) -> results (N, ...) in float32 on the CPU; `left` pictures are still to come."""
         start = time.perf_counter()
         count = len(pixels)
-        if self._compiled and count < self.batch_size:  # compiled for whole batches only
-            pixels = torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1)])
+        run: Callable[[Tensor], Tensor] = self.forward
+        if self._compiled and 2 * count > self.batch_size:  # compiled for whole batches only: filling up costs less than half
+            pixels, run = torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1)]), self._compiled
         inputs = self.preprocess.normalise(pixels.to(self.device)).to(self.dtype)
-        values = (self._compiled or self.forward)(inputs)[:count].float().cpu()
+        if self.model.in_chans == 1:
+            inputs = inputs.mean(1, keepdim=True)
+        try:
+            values = run(inputs)[:count].float().cpu()
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"{self.device} has too little memory for {len(inputs)} pictures at once; give a smaller batch_size"
+            ) from None
         if self._may_compile and self._warm:  # the first batch takes longer than those to come
             seconds = (time.perf_counter() - start) / count * left
             self._may_compile = not repays_compiling(self.model, self.device, seconds)
@@ -187,8 +202,8 @@ class Classifier(Engine):
     def __call__(self, images: Any, top_k: int = 5) -> list[list[Prediction]]:
         """The `top_k` most probable classes of each picture, best first; none for one that cannot be read, which is logged.
 
-        `images` is anything `find_pictures` takes: a path, folder, shell pattern, tar shard, PIL image, array or tensor, or a
-        list of those.
+        A model with fewer classes gives them all. `images` is anything `find_pictures` takes: a path, folder, shell pattern,
+        tar shard, PIL image, array or tensor, or a list of those.
         """
         found: list[list[Prediction]] = []
         for _, predictions, reason in self.stream(images, top_k):
@@ -199,8 +214,8 @@ class Classifier(Engine):
 
     def stream(self, images: Any, top_k: int = 5) -> Iterator[tuple[str, list[Prediction], str | None]]:
         """(name, most probable classes, None) of each picture as it is done, or (name, [], reason) if it cannot be read."""
-        if not 1 <= top_k <= len(self.classes):
-            raise ConfigError(f"top_k is {top_k}; give a number from 1 to {len(self.classes)}, the classes of the model")
+        if top_k < 1:
+            raise ConfigError(f"top_k is {top_k}; give 1 or more")
         for batch in self.run(images):
             rows = iter([] if batch.values is None else self._rank(batch.values, top_k))
             for index, picture in enumerate(batch.pictures):
@@ -208,7 +223,7 @@ class Classifier(Engine):
                 yield picture.name, [] if reason else next(rows), reason
 
     def _rank(self, logits: Tensor, top_k: int) -> list[list[Prediction]]:
-        top = logits.softmax(dim=-1).topk(top_k)
+        top = logits.softmax(dim=-1).topk(min(top_k, logits.shape[1]))
         return [
             [Prediction(self.classes[index], index, value) for value, index in zip(values, indices)]
             for values, indices in zip(top.values.tolist(), top.indices.tolist())

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # only the first can be read, at any offset
 TAR_BLOCK = 512
-TURN = 4  # batches a thread reads before the model's turn: of one alone, the faster threads would wait for the slowest
 LOCKS = [Lock() for _ in range(61)]  # an image in memory that is given twice must not be decoded by two threads at once
 
 S = TypeVar("S")
@@ -108,27 +107,26 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
     return members
 
 
-def read_ahead(read: Callable[[S], T], batches: Sequence[S], workers: int, *, overlap: bool) -> Iterator[T]:
-    """`read` of every batch, in order, each by one of `workers` threads.
+def read_ahead(read: Callable[[S], T], items: Sequence[S], workers: int, ahead: int, *, overlap: bool) -> Iterator[T]:
+    """`read` of every item, in order, each by one of `workers` threads.
 
     Threads do: Pillow decodes and resizes without holding the interpreter, and nothing has to be copied between processes.
-    With `overlap` they read up to two batches each while earlier ones are used: right if those are used on a GPU. Without,
-    reading and using take turns: right on a processor, whose cores both need.
+    With `overlap` they read up to `ahead` items while earlier ones are used: right if those are used on a GPU. Without, reading
+    so many and using them take turns: right on a processor, whose cores both need.
     """
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
         try:
             if overlap:
                 waiting: deque[Future[T]] = deque()
-                for batch in batches:
-                    waiting.append(pool.submit(read, batch))
-                    if len(waiting) > 2 * workers:
+                for item in items:
+                    waiting.append(pool.submit(read, item))
+                    if len(waiting) > ahead:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
             else:
-                turn = TURN * workers
-                for start in range(0, len(batches), turn):
-                    yield from list(pool.map(read, batches[start : start + turn]))
+                for start in range(0, len(items), ahead):
+                    yield from list(pool.map(read, items[start : start + ahead]))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -223,6 +223,16 @@ def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
     assert done.stderr.startswith(message)
 
 
+def test_a_few_pictures_do_not_fill_up_a_compiled_batch(tmp_path: Path) -> None:
+    spec, weights = make_spec("vit", tmp_path)
+    files = make_pictures(tmp_path / "pictures", 5)
+    embedder = Embedder(spec, weights=weights, batch_size=8)
+    given: list[int] = []
+    embedder._compiled = lambda x: (given.append(len(x)), embedder.forward(x))[1]  # type: ignore[func-returns-value]
+    assert (len(embedder(files[:4]).names), given) == (4, [])
+    assert (len(embedder(files).names), given) == (5, [8])
+
+
 def test_the_compiler_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 import swag_models
 from swag_models.errors import ConfigError, ImageError, SwagModelsError
 from swag_models.inference import Classifier, Embedder
+from swag_models.pictures import Picture
+from swag_models.publish import save
 from swag_models.spec import ModelSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -141,11 +144,11 @@ def test_a_stream_gives_each_picture_as_it_is_done_and_stops_with_its_reader(tmp
     stream = Classifier(NANO, batch_size=2, workers=2).stream(files, top_k=1)
     name, predictions, reason = next(stream)
     assert (name, len(predictions), reason) == (str(files[0]), 1, None)
-    for file in files[20:]:
+    for file in files[32:]:
         file.unlink()  # not read yet
     rest = list(stream)
-    assert [name for name, _, reason in rest if reason is None] == [str(file) for file in files[1:20]]
-    assert [name for name, _, reason in rest if reason] == [str(file) for file in files[20:]]
+    assert [name for name, _, reason in rest if reason is None] == [str(file) for file in files[1:32]]
+    assert [name for name, _, reason in rest if reason] == [str(file) for file in files[32:]]
     abandoned = Classifier(NANO, batch_size=2, workers=2).stream(files)
     next(abandoned)
     abandoned.close()
@@ -205,15 +208,42 @@ def test_an_option_that_cannot_be_is_refused_in_a_line(options: dict[str, Any], 
     assert "\n" not in str(caught.value)
 
 
+def test_a_grey_model_gets_grey_pictures_and_one_of_other_channels_is_refused(tmp_path: Path) -> None:
+    for channels in (1, 5):
+        save(swag_models.load_model(NANO, in_chans=channels), tmp_path / f"{channels}")
+    classifier = Classifier(str(tmp_path / "1"))
+    (found,) = classifier([SCENES / "butterfly.jpg"])
+    inputs = classifier.preprocess(Image.open(SCENES / "butterfly.jpg"))[None].mean(1, keepdim=True)
+    with torch.inference_mode():
+        best = classifier.model(inputs).softmax(1).max()
+    assert found[0].probability == pytest.approx(best.item(), abs=1e-5)
+    with pytest.raises(ConfigError, match="takes 5 channels; pictures have 3, or as grey 1"):
+        Classifier(str(tmp_path / "5"))
+
+
+def test_few_pictures_are_read_by_all_threads(tmp_path: Path) -> None:
+    files = make_pictures(tmp_path, 8)
+    seen = set()
+
+    class Slow(Embedder):
+        def _read(self, picture: Picture) -> Tensor | str:
+            seen.add(threading.current_thread().name)
+            time.sleep(0.05)
+            return super()._read(picture)
+
+    assert len(Slow(NANO, batch_size=8, workers=4)(files).names) == 8
+    assert len(seen) == 4
+
+
 def test_wrong_names_classes_and_pictures_are_refused() -> None:
     with pytest.raises(ConfigError, match="vit_l16 gives features and has no classes"):
         Classifier("vit_l16")
     with pytest.raises(SwagModelsError, match="unknown model 'vit_nano'"):
         Embedder("vit_nano")
     classifier = Classifier(NANO)
-    for top_k in (0, 66):
-        with pytest.raises(ConfigError, match=f"top_k is {top_k}; give a number from 1 to 65"):
-            classifier([SCENES / "butterfly.jpg"], top_k=top_k)
+    with pytest.raises(ConfigError, match="top_k is 0; give 1 or more"):
+        classifier([SCENES / "butterfly.jpg"], top_k=0)
+    assert len(classifier([SCENES / "butterfly.jpg"], top_k=66)[0]) == 65
     with pytest.raises(ConfigError, match="cannot read a dict"):
         classifier([{}])
     assert not issubclass(ImageError, ConfigError), "a broken picture is not wrong usage"

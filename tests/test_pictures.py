@@ -24,7 +24,7 @@ from pictures_support import encode, make_pictures, make_pixels, put, write_tar
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.pictures import TURN, Picture, find_pictures, read_ahead
+from swag_models.pictures import Picture, find_pictures, read_ahead
 
 PIXELS = make_pixels(0)
 
@@ -280,7 +280,7 @@ def test_threads_may_share_an_image_that_is_not_decoded_yet() -> None:
     expected = np.asarray(Image.open(file))
     for _ in range(10):
         pictures = find_pictures([Image.open(file)] * 16)
-        pixels = read_ahead(read, pictures, 8, overlap=True)
+        pixels = read_ahead(read, pictures, 8, 16, overlap=True)
         assert all(np.array_equal(each, expected) for each in pixels)
 
 
@@ -294,16 +294,16 @@ def test_reading_ahead_keeps_the_order_and_uses_its_workers(overlap: bool) -> No
         time.sleep(0.02 if number % 4 == 0 else 0)
         return number, threading.current_thread().name
 
-    done = list(read_ahead(slowest_first, range(20), 4, overlap=overlap))
+    done = list(read_ahead(slowest_first, range(20), 4, 8, overlap=overlap))
     assert [number for number, _ in done] == list(range(20))
     assert 2 <= len({thread for _, thread in done}) <= 4
     assert not readers()
 
 
-@pytest.mark.parametrize(("overlap", "most"), [(True, 5), (False, 2 * TURN)])
+@pytest.mark.parametrize(("overlap", "most"), [(True, 9), (False, 8)])
 def test_reading_ahead_goes_only_so_far(overlap: bool, most: int) -> None:
     begun = []
-    ahead = read_ahead(begun.append, range(100), 2, overlap=overlap)
+    ahead = read_ahead(begun.append, range(100), 2, 8, overlap=overlap)
     assert not begun, "nothing is read before the first is asked for"
     next(ahead)
     time.sleep(0.1)
@@ -313,7 +313,7 @@ def test_reading_ahead_goes_only_so_far(overlap: bool, most: int) -> None:
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_an_abandoned_or_failed_reader_leaves_no_thread(overlap: bool) -> None:
-    ahead = read_ahead(lambda number: time.sleep(0.01), range(1000), 4, overlap=overlap)
+    ahead = read_ahead(lambda number: time.sleep(0.01), range(1000), 4, 8, overlap=overlap)
     next(ahead)
     assert readers()
     del ahead
@@ -323,7 +323,7 @@ def test_an_abandoned_or_failed_reader_leaves_no_thread(overlap: bool) -> None:
         raise RuntimeError(f"number {number}")
 
     with pytest.raises(RuntimeError, match="number 0"):
-        list(read_ahead(fail, range(1000), 4, overlap=overlap))
+        list(read_ahead(fail, range(1000), 4, 8, overlap=overlap))
     assert not readers()
 
 

@@ -93,7 +93,7 @@ def classify(spec: ModelSpec, path: str, name: str, top_k: int = 5) -> Sight:
         model = open_model(spec)
         if not isinstance(model, Classifier):
             return Sight(spec, picture)
-        (predictions,) = model(picture, top_k=min(top_k, len(model.classes)))
+        (predictions,) = model(picture, top_k=top_k)
         return Sight(spec, picture, predictions)
 
 
