@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from swag_models.api import SPECS, Name, get_spec
 from swag_models.errors import ConfigError
+from swag_models.pictures import find_pictures
 
 
 def serve(
@@ -30,9 +31,13 @@ def serve(
     host, port: where to listen; port 0 takes a free one. `ready` is called with the page's address.
 
     Nothing is sent anywhere, and no file of this machine is served. What the page was given is deleted at the end.
-    ConfigError if the extra is not installed, or it cannot listen there.
+    ConfigError if the extra is not installed, it cannot listen there, or the folder has no pictures.
     """
     spec = get_spec(model)
+    if folder:
+        if not os.path.isdir(folder):
+            raise ConfigError(f"{folder} is no folder; give one with pictures, or leave it out")
+        find_pictures(folder)  # says so if there is none
     others = {name: other for name, other in SPECS.items() if name != spec.name}
     with tempfile.TemporaryDirectory(prefix="swag_models_") as scratch, _listen(host, port) as listener:
         os.environ["GRADIO_TEMP_DIR"] = scratch  # for what is uploaded and shown; Gradio reads it when it is imported

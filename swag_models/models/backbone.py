@@ -151,6 +151,9 @@ class Backbone(nn.Module):
 
     def _check_input(self, x: Tensor) -> tuple[int, int]:
         """(H, W) of a batch, or ConfigError."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ConfigError(f"input is {what}; give load_preprocess(name)(picture).unsqueeze(0)")
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ConfigError(f"input has shape {tuple(x.shape)}; expected (N, {self.in_chans}, H, W)")
         return x.shape[2], x.shape[3]

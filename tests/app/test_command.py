@@ -23,6 +23,7 @@ def test_a_port_that_is_taken_is_named(capsys: Capture) -> None:
     [
         (["--port", "70000"], "port is 70000; give one from 1 to 65535"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid port 7860: "),
+        (["--folder", "no/such"], "no/such is no folder; give one with pictures"),
         (["--model", "resnet50"], "unknown model 'resnet50'"),
     ],
 )

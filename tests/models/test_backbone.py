@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import timm.models._manipulate as timm_manipulate
 import torch
+from PIL import Image
 from tiny import CONFIGS, IMAGE_SIZE, TINY_SPECS, deviation, images, tiny, torchvision_twin
 from torch import nn
 
@@ -140,6 +141,13 @@ class TestStem:
         with pytest.raises(ConfigError, match=r"input has shape \(.*\); expected \(N, 3, H, W\)") as error:
             tiny(family)(torch.zeros(shape))
         assert str(shape) in str(error.value)
+
+    def test_what_was_not_preprocessed_is_refused(self, family: str) -> None:
+        model = tiny(family)
+        with pytest.raises(ConfigError, match="input is a tensor of torch.uint8; give load_preprocess"):
+            model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        with pytest.raises(ConfigError, match="input is a Image; give load_preprocess"):
+            model(Image.new("RGB", (64, 64)))
 
 
 class TestRates:
