@@ -16,7 +16,8 @@ from swag_models.errors import ConfigError, FetchError, SwagModelsError
 from swag_models.spec import Progress
 
 PREFIX = "hf-hub:"
-NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\w[\w./+-]*))?")
+NAME = re.compile(r"([^@]+)(?:@(\w[\w./+-]*))?")
+IN_REPO = "letters, digits and . _ -, at most 96, none of . and - at an end, no .. -- or .git"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LOG_IN = "set HF_TOKEN, or run: hf auth login"
 
@@ -26,15 +27,22 @@ class UnreachableError(FetchError):
 
 
 def is_repo(text: str) -> bool:
-    """Whether it reads org/repo."""
-    return "@" not in text and ".." not in text and NAME.fullmatch(text) is not None
+    """Whether it reads org/repo, in characters that the Hub allows."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return "/" in text
 
 
 def parse_name(name: str) -> tuple[str, str]:
     """hf-hub:org/repo[@revision] -> (org/repo, revision), `main` by default; ConfigError if it is not of this form."""
     match = NAME.fullmatch(name.removeprefix(PREFIX))
-    if match is None or ".." in name:
-        raise ConfigError(f"{name!r} names no repository; write {PREFIX}org/repo or {PREFIX}org/repo@revision")
+    if match is None or not is_repo(match[1]) or ".." in name:
+        raise ConfigError(f"{name!r} names no repository; write {PREFIX}org/repo or {PREFIX}org/repo@revision, in {IN_REPO}")
     return match[1], match[2] or "main"
 
 
@@ -54,7 +62,8 @@ def find_cached(repo: str, revision: str, file: str) -> Path | None:
     """A file in the client's cache, in the version that `revision` last stood for; asks no network."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(repo, file, revision=revision)
+    with readable_errors(repo):
+        path = try_to_load_from_cache(repo, file, revision=revision)
     return Path(path) if isinstance(path, str) else None
 
 

@@ -20,7 +20,7 @@ from swag_models.catalog import NC_URL
 from swag_models.errors import CheckpointError, ConfigError, FetchError, PublishError
 from swag_models.fetch import fetch_weights
 from swag_models.folder import CARD, CONFIG, INDEX, RECIPE, STALE, VOCABULARY, WEIGHTS, make_config, read_folder, read_index
-from swag_models.hub import LOG_IN, PREFIX, is_repo, parse_url, readable_errors
+from swag_models.hub import IN_REPO, LOG_IN, PREFIX, is_repo, parse_url, readable_errors
 from swag_models.spec import Metrics, Source
 from swag_models.transfer import hash_file
 from swag_models.whole import write_whole
@@ -137,7 +137,7 @@ def push(
     PublishError with the reason if the Hub does not take it.
     """
     if not is_repo(repo):
-        raise ConfigError(f"repository is {repo!r}; write org/repo, and the branch as revision=")
+        raise ConfigError(f"repository is {repo!r}; write org/repo, and the branch as revision=; allowed: {IN_REPO}")
     if isinstance(model, (str, os.PathLike)):
         if options:
             raise ConfigError(f"{', '.join(options)}: a folder is sent as it is; give what describes a model to save")

@@ -109,6 +109,13 @@ def test_a_file_that_the_hub_does_not_have_is_one_line(hub: Server, cache: Path)
     assert lines[-1] == f"  {cache / 'org--tiny.swag--missing.safetensors'}"
 
 
+def test_a_repository_that_cannot_be_is_told(hub: Server) -> None:
+    path, errors = run(make_spec(Source(f"hf://org/a--b/{NAME}", "timm")))
+    assert path is None
+    assert errors == "FetchError: Cannot have -- or .. in repo_id: 'org/a--b'.\n"
+    assert not hub.requests
+
+
 def test_the_reason_for_a_refusal_of_the_hub_is_told(hub: Server) -> None:
     hub.twists[f"/{REPO}/resolve/main/{NAME}"] = [Twist(status=403, headers={"X-Error-Code": "none"})] * 9
     path, errors = run(make_spec(source()))

@@ -82,7 +82,11 @@ def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: 
         (["push", NANO, "tiny", "--dry-run"], 2, "repository is 'tiny'; write org/repo"),
         (["push", NANO, "org/tiny"], 1, "no token to write to org/tiny with; set HF_TOKEN, or run: hf auth login"),
         (["push", str(ROOT), "org/tiny"], 2, "is no published model: it has no config.json"),
+        (["push", NANO, "org/a--b", "--dry-run"], 2, "repository is 'org/a--b'; write org/repo"),
         (["info", "hf-hub:tiny"], 2, "'hf-hub:tiny' names no repository"),
+        (["info", "hf-hub:org/a--b"], 2, "'hf-hub:org/a--b' names no repository"),
+        (["info", "hf-hub:org/a-@dev"], 2, "'hf-hub:org/a-@dev' names no repository"),
+        (["info", f"hf-hub:org/{97 * 'a'}"], 2, "at most 96"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments: list[str], code: int, message: str, tmp_path: Path, capsys: Capture) -> None:
