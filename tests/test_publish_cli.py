@@ -83,6 +83,16 @@ def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: 
         (["push", NANO, "org/tiny"], 1, "no token to write to org/tiny with; set HF_TOKEN, or run: hf auth login"),
         (["push", str(ROOT), "org/tiny"], 2, "is no published model: it has no config.json"),
         (["push", NANO, "org/a--b", "--dry-run"], 2, "repository is 'org/a--b'; write org/repo"),
+        (
+            ["push", str(ROOT), "org/tiny", "--dtype", "bfloat16"],
+            2,
+            "a folder, which is sent as it is; change it with save first",
+        ),
+        (
+            ["push", str(ROOT), "org/tiny", "--image-size", "64"],
+            2,
+            "a folder, which is sent as it is; change it with save first",
+        ),
         (["info", "hf-hub:tiny"], 2, "'hf-hub:tiny' names no repository"),
         (["info", "hf-hub:org/a--b"], 2, "'hf-hub:org/a--b' names no repository"),
         (["info", "hf-hub:org/a-@dev"], 2, "'hf-hub:org/a-@dev' names no repository"),
@@ -109,6 +119,15 @@ def test_a_dry_run_lists_files_and_card_and_asks_nothing() -> None:
     assert 'load_model("hf-hub:org/tiny")' in card
     assert "# tiny\n" in card
     assert "dry run, nothing is sent; these files and this card would go to hf-hub:org/tiny" in done.stderr
+
+
+def test_a_name_of_the_catalog_is_that_even_beside_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / NANO).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", NANO, "org/tiny", "--dry-run"]) == 0
+    assert "\nmodel.safetensors\t" in capsys.readouterr().out
 
 
 def test_push_sends_a_catalog_model_with_its_licence_and_accuracy() -> None:

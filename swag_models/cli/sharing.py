@@ -6,8 +6,9 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from swag_models.api import get_spec
+from swag_models.api import SPECS, get_spec
 from swag_models.cli.terms import OK, Add, say
+from swag_models.errors import ConfigError
 
 if TYPE_CHECKING:
     from swag_models.models import RegNet, ViT
@@ -26,7 +27,10 @@ def push(options: argparse.Namespace) -> int:
     """Send a model, or a folder that `save` wrote, to the Hugging Face Hub."""
     from swag_models import publish
 
-    model, facts = (options.model, {}) if os.path.isdir(options.model) else _load(options)
+    folder = options.model not in SPECS and os.path.isdir(options.model)
+    if folder and (options.image_size, options.dtype) != (None, None):
+        raise ConfigError("--image-size and --dtype do not go with a folder, which is sent as it is; change it with save first")
+    model, facts = (options.model, {}) if folder else _load(options)
     upload = publish.push(
         model,
         options.repository,
