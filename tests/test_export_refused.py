@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pictures_support import SCENES
 from PIL import Image
 from tiny import VIT_SPEC, tiny
 from torch import Tensor, nn
@@ -88,7 +89,8 @@ def test_what_onnx_cannot_say_is_refused_and_pt2_takes_it(tmp_path: Path) -> Non
         ("model.pt2", {"dtype": "int8"}, r"dtype int8 cannot go into \.pt2; allowed: float32, bfloat16, float16"),
         ("model.pt2", {"dtype": torch.float64}, r"dtype float64 cannot go into \.pt2"),
         ("model.onnx", {"dtype": "int8"}, "int8 needs a folder of pictures"),
-        ("model.onnx", {"dtype": "int8", "pictures": "."}, "no image in "),
+        ("model.onnx", {"dtype": "int8", "pictures": "."}, r"no picture in \."),
+        ("model.onnx", {"pictures": "gone"}, "gone is not a folder; give one of pictures"),
         ("model.onnx", {"opset": 17}, "opset is 17; allowed: 18 to 23"),
         ("nowhere/model.onnx", {}, "nowhere is not a folder; make it first"),
         ("model.onnx", {"image_size": 30}, "image size 30x30 is not a multiple of the patch size 8"),
@@ -167,11 +169,21 @@ def test_the_command_refuses_a_size_that_is_none(tmp_path: Path, capsys: Capture
     assert "example: swag-models export" in capsys.readouterr().out
 
 
-def test_a_broken_picture_is_named(tmp_path: Path, capsys: Capture) -> None:
-    folder = tmp_path / "pictures"
+def test_broken_pictures_are_skipped_but_not_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, path = tmp_path / "pictures", tmp_path / "model.pt2"
     folder.mkdir()
-    Image.new("RGB", (9, 9)).save(folder / "good.png")
     (folder / "broken.png").write_bytes(b"no picture")
-    assert main(["export", "vit_nano_hashtags", str(tmp_path / "model.pt2"), "--calibrate", str(folder)]) == 1
-    assert "broken.png is not an image that Pillow can read" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="none of 1 pictures can be read; give a folder of pictures"):
+        export_model(tiny("vit"), path, spec=VIT_SPEC, pictures=folder)
     assert [each.name for each in tmp_path.iterdir()] == ["pictures"]
+    Image.new("RGB", (9, 9)).save(folder / "good.png")
+    Image.new("RGB", (9, 9)).save(folder / "manual.pdf")
+    caplog.clear()
+    assert export_model(tiny("vit"), path, spec=VIT_SPEC, pictures=folder).pictures == 1
+    said = [record.message for record in caplog.records if record.name == "swag_models"]  # torch says much
+    assert said == [f"skipped: {folder / 'broken.png'} is not an image that Pillow can read"]
+
+
+def test_a_model_of_one_channel_is_checked_on_grey_pictures(tmp_path: Path) -> None:
+    report = export_model(tiny("vit", in_chans=1), tmp_path / "model.pt2", spec=VIT_SPEC, pictures=SCENES)
+    assert (report.kept, report.pictures) == (1, 10)

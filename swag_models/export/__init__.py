@@ -20,16 +20,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from swag_models import __version__
 from swag_models.api import Name, get_spec, load_classes, load_model
-from swag_models.errors import ConfigError, ExportError
+from swag_models.errors import ConfigError, ExportError, ImageError
 from swag_models.export.formats import INPUT, Run, move_file, open_file, trace_model, write_onnx, write_pt2
 from swag_models.export.metadata import Metadata, check_suffix, import_onnx, read_metadata
 from swag_models.models import Backbone
-from swag_models.preprocess import Transform, read_image
+from swag_models.pictures import Picture, find_pictures
+from swag_models.preprocess import Transform
 from swag_models.spec import ImageSize, ModelSpec
 
 __all__ = ["DTYPES", "OPSETS", "Metadata", "Report", "export_model", "read_metadata"]
@@ -85,7 +85,7 @@ def export_model(
     opset: ONNX's, 18 to 23.
     pictures: a folder, which int8 needs. At least 99% of them (of 1,000, if there are more) must keep their top-1 class, or
         without classes give features of cosine similarity 0.99. From 20 pictures on, those are others than the (at most 128)
-        that ranges are measured on.
+        that ranges are measured on. Those that cannot be read are skipped and logged. A model of one channel gets grey ones.
 
     The very file is read back and compared with eager float32 on noise, constants, black and white, in batches and one by one.
     In float32 it may be off by 1e-4 of the output's standard deviation; also on values 10,000 times as large, unless the model
@@ -118,14 +118,16 @@ def export_model(
             if path.suffix == ".pt2":
                 write_pt2(program, made, metadata)
             else:
-                write_onnx(program, made, metadata, opset, _read_batches(calibration, transform) if ranges else None)
+                write_onnx(
+                    program, made, metadata, opset, _read_batches(calibration, transform, eager.in_chans) if ranges else None
+                )
             run = open_file(made)
             largest, mean = _check_deviation(run, eager, dtype)
-            kept = _check_kept(run, eager, checked, transform) if checked else None
+            kept, count = _check_kept(run, eager, checked, transform) if checked else (None, 0)
             size = move_file(made, path)
     except (OSError, ExportError) as error:
         raise ExportError(f"{path} was not written: {error}") from None
-    return Report(path, dtype, size, largest, mean, kept, len(checked))
+    return Report(path, dtype, size, largest, mean, kept, count)
 
 
 def _check_request(path: Path, dtype: str, opset: int, pictures: str | os.PathLike[str] | None) -> None:
@@ -140,6 +142,8 @@ def _check_request(path: Path, dtype: str, opset: int, pictures: str | os.PathLi
         raise ConfigError(f"opset is {opset}; allowed: {OPSETS[0]} to {OPSETS[-1]}")
     if dtype == "int8" and pictures is None:
         raise ConfigError("int8 needs a folder of pictures to be measured on: pictures=, or --calibrate FOLDER")
+    if pictures is not None and not os.path.isdir(pictures):
+        raise ConfigError(f"{pictures} is not a folder; give one of pictures of the kind the model is for")
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder; make it first")
     if path.suffix == ".onnx":
@@ -174,24 +178,34 @@ def _name_classes(spec: ModelSpec, num_classes: int | None) -> tuple[str, ...] |
     return names if len(names) == num_classes else None
 
 
-def _split_pictures(folder: str | os.PathLike[str], ranges: bool) -> tuple[list[Path], list[Path]]:
+def _split_pictures(folder: str | os.PathLike[str], ranges: bool) -> tuple[list[Picture], list[Picture]]:
     """(pictures to measure ranges on, pictures to check), each spread evenly over the folder."""
-    suffixes = Image.registered_extensions()
-    found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
-    if not found:
-        raise ConfigError(f"no image in {folder}; give a folder of pictures of the kind the model is for")
+    found = find_pictures(folder)
     if ranges and len(found) < MIN_SPLIT:
         logger.warning("%s has only %d pictures: ranges are measured on those that are checked", folder, len(found))
         return found, found
     calibration = found[:: max(2, math.ceil(len(found) / MAX_CALIBRATED))] if ranges else []
-    others = sorted(set(found) - set(calibration))
+    measured = set(calibration)
+    others = [picture for picture in found if picture not in measured]
     return calibration, others[:: math.ceil(len(others) / MAX_CHECKED)]
 
 
-def _read_batches(paths: Sequence[Path], transform: Transform) -> Iterator[Tensor]:
-    """Pictures as model input, (N, 3, H, W) at a time."""
-    for start in range(0, len(paths), BATCH):
-        yield torch.stack([transform(read_image(path)) for path in paths[start : start + BATCH]])
+def _read_batches(pictures: Sequence[Picture], transform: Transform, in_chans: int) -> Iterator[Tensor]:
+    """Pictures as model input, (N, C, H, W) at a time; those that cannot be read are left out, ConfigError if that is all."""
+    skipped = 0
+    for start in range(0, len(pictures), BATCH):
+        inputs = []
+        for picture in pictures[start : start + BATCH]:
+            try:
+                inputs.append(transform(picture.read()))
+            except ImageError as error:
+                logger.warning("skipped: %s", error)
+                skipped += 1
+        if inputs:
+            images = torch.stack(inputs)  # (N, 3, H, W)
+            yield images.mean(dim=1, keepdim=True) if in_chans == 1 else images
+    if skipped == len(pictures):
+        raise ConfigError(f"none of {skipped} pictures can be read; give a folder of pictures of the kind the model is for")
 
 
 @torch.inference_mode()
@@ -232,19 +246,23 @@ def _measure_deviation(run: Run, eager: Run, images: Tensor) -> tuple[float, flo
 
 
 @torch.inference_mode()
-def _check_kept(run: Run, eager: Backbone, pictures: Sequence[Path], transform: Transform) -> float:
-    """The share of pictures whose top-1 class, or without classes the features' direction, is kept; ExportError if too low."""
-    same = []
-    for images in _read_batches(pictures, transform):
+def _check_kept(run: Run, eager: Backbone, pictures: Sequence[Picture], transform: Transform) -> tuple[float, int]:
+    """The share of pictures whose top-1 class, or without classes the features' direction, is kept, and of how many.
+
+    ExportError if it is too low.
+    """
+    answers = []
+    for images in _read_batches(pictures, transform, eager.in_chans):
         got, expected = run(images), eager(images)
         if eager.num_classes is None:
-            same.append(F.cosine_similarity(got.flatten(1), expected.flatten(1)) >= SIMILAR)
+            answers.append(F.cosine_similarity(got.flatten(1), expected.flatten(1)) >= SIMILAR)
         else:
-            same.append(got.argmax(dim=1) == expected.argmax(dim=1))
-    kept = float(torch.cat(same).float().mean())
+            answers.append(got.argmax(dim=1) == expected.argmax(dim=1))
+    same = torch.cat(answers)
+    kept = float(same.float().mean())
     if kept < KEPT:
         raise ExportError(
-            f"{kept:.2%} of {len(pictures)} pictures keep their answer, {KEPT:.0%} must; "
+            f"{kept:.2%} of {len(same)} pictures keep their answer, {KEPT:.0%} must; "
             "try another dtype, or pictures of the kind the model is for"
         )
-    return kept
+    return kept, len(same)
