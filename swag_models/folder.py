@@ -26,7 +26,9 @@ RECIPE, VOCABULARY = "recipe.json", "vocabulary.parquet"
 KEY = "swag_models"
 SHARD = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-STALE = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")  # what an earlier version may have left
+STALE = re.compile(  # what an earlier version may have left
+    rf"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|{re.escape(RECIPE)}|{re.escape(VOCABULARY)}"
+)
 
 TIMM_VITS = {768: "vit_base_patch16_224", 1024: "vit_large_patch16_224", 1280: "vit_huge_patch14_224"}  # by width, for the name
 TIMM_REGNETS = {  # RegNetY as Radosavovic et al. (arXiv 2003.13678) and SWAG give them, under timm's names

@@ -65,8 +65,8 @@ def save(
     """Write a model as a folder that `load_model` takes: weights, config.json and a model card. The folder.
 
     The weights keep their dtype; `load_model` gives float32 unless asked otherwise. What was there under the same names is
-    replaced, each file whole, config.json last: an interrupted save never loads as something else. The folder may be the one
-    that the model was loaded from.
+    replaced, each file whole, config.json last: an interrupted save never loads as something else. The recipe and vocabulary of
+    a run that was there go first. The folder may be the one that the model was loaded from.
 
     name: default the folder's.
     description: of these weights, for the card; default what they derive from.
@@ -95,6 +95,11 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PublishError(f"cannot make the folder {folder}: {error.strerror}") from None
+    for file in (RECIPE, VOCABULARY):  # before the weights they are not of are there
+        try:
+            (folder / file).unlink(missing_ok=True)
+        except OSError as error:
+            raise PublishError(f"cannot remove {folder / file}: {error.strerror}") from None
     written = _write_weights(state, folder, max_shard_size)
     spec = replace(spec, sources=(Source(written[-1], "timm", hash_file(folder / written[-1])),))
     facts = Facts(
@@ -129,9 +134,9 @@ def push(
     """Send a model, or a folder that `save` wrote, to a repository of the Hugging Face Hub, in one commit.
 
     The repository is made if there is none, and so is the branch `revision` (default: main); if it is there, `private` asserts
-    that it is private. Only the files of the published model are sent; weights that an earlier version left in the repository
-    are deleted in the same commit. `dry_run` sends nothing. `token` defaults to HF_TOKEN or what `hf auth login` keeps. For a
-    model, `options` are those of `save`.
+    that it is private. Only the files of the published model are sent; weights and a recipe that an earlier version left in the
+    repository are deleted in the same commit. `dry_run` sends nothing. `token` defaults to HF_TOKEN or what `hf auth login`
+    keeps. For a model, `options` are those of `save`.
 
     ConfigError if the folder or the name will not do, FetchError if the folder's weights are not those in its config.json,
     PublishError with the reason if the Hub does not take it.
@@ -214,7 +219,7 @@ def _send(
     message: str | None,
     token: str | None,
 ) -> Upload:
-    """One commit with these files, and without weights that an earlier one left."""
+    """One commit with these files, and without weights and a recipe that an earlier one left."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     if not (token or get_token()):

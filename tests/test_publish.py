@@ -287,6 +287,17 @@ def test_synsets_go_with_the_classes_they_are_of(tmp_path: Path) -> None:
         save(model, tmp_path / "wrong", classes=["cat", "dog"], synsets=["n02121620"])
 
 
+def test_the_recipe_of_other_weights_goes_before_they_come(folder: Path) -> None:
+    save(load_tiny(), folder)
+    for name in ("recipe.json", "vocabulary.parquet"):
+        (folder / name).write_text("{}")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()  # so that saving breaks off at the weights
+    with pytest.raises(PublishError):
+        save(load_tiny(), folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_what_the_recipe_leaves_in_the_folder_is_sent_too(tmp_path: Path) -> None:
     save(swag_models.load_model("vit_nano_hashtags"), tmp_path / "model")
     for name in ("recipe.json", "vocabulary.parquet", "notes.txt"):

@@ -51,16 +51,19 @@ print([model(inputs).tolist(), theirs(inputs).tolist()])
     assert "first: the weights are licensed MIT\n" in errors
 
 
-def test_weights_that_an_earlier_version_left_are_deleted_in_the_same_commit(
+def test_weights_and_a_recipe_that_an_earlier_version_left_are_deleted_in_the_same_commit(
     hub: Hub, token: None, folders: dict[str, Path]
 ) -> None:
     sharded, errors = push(folders["sharded"])
     assert sharded, errors
-    assert "model.safetensors.index.json" in hub.repos[REPO].commits[sharded[1]]
+    there = hub.repos[REPO].commits[sharded[1]]
+    assert "model.safetensors.index.json" in there
+    hub.put_repo(REPO, {**there, "recipe.json": b"{}", "vocabulary.parquet": b"", "notes.txt": b""})
     single, errors = push(folders["first"])
     assert single, errors
-    assert len(hub.repos[REPO].commits) == 3
-    assert sorted(hub.repos[REPO].commits[single[1]]) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
+    assert len(hub.repos[REPO].commits) == 4
+    left = sorted(hub.repos[REPO].commits[single[1]])
+    assert left == [".gitattributes", "README.md", "config.json", "model.safetensors", "notes.txt"]
 
 
 def test_only_the_published_files_are_sent(hub: Hub, token: None, folders: dict[str, Path], tmp_path: Path) -> None:

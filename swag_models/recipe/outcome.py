@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from swag_models import __version__
 from swag_models.api import get_spec, load_model
 from swag_models.errors import ConfigError
-from swag_models.folder import CONFIG, RECIPE, VOCABULARY
+from swag_models.folder import RECIPE, VOCABULARY
 from swag_models.models import Backbone, build
 from swag_models.publish import save
 from swag_models.recipe.config import Run
@@ -190,7 +190,7 @@ def write_bad_loss(output: Path, run: Run, ranks: Ranks, ids: Sequence[str], **n
 
 def is_published(output: Path) -> bool:
     """Whether the model of a run is whole; what makes it one is written last."""
-    return (output / "model" / CONFIG).is_file()
+    return (output / "model" / RECIPE).is_file()
 
 
 def publish_model(
@@ -217,12 +217,6 @@ def publish_model(
         "metrics": scores,
         "versions": find_versions(),
     }
-    folder.mkdir(exist_ok=True)
-    with write_whole(folder / RECIPE, alone=True) as to:
-        to.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    if classes.vocabulary:
-        with write_whole(folder / VOCABULARY, alone=True) as to:
-            shutil.copyfile(classes.vocabulary, to)
     hashtags = f"the hashtags of {data['name']}" if classes.synsets else f"{data['name']}"
     save(
         model,
@@ -237,6 +231,11 @@ def publish_model(
         datasets=about.datasets,
         training=describe_training(recipe),
     )
+    if classes.vocabulary:
+        with write_whole(folder / VOCABULARY, alone=True) as to:
+            shutil.copyfile(classes.vocabulary, to)
+    with write_whole(folder / RECIPE, alone=True) as to:
+        to.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def describe_training(recipe: Mapping[str, Any]) -> str:

@@ -61,8 +61,12 @@ def test_a_model_of_hashtags_says_how_it_was_made(packed: Path, tmp_path: Path, 
     assert "| preset | vit_nano_hashtags |" in card
     assert f"SHA-256 `{recipe['data']['sha256']}`" in card
     assert "license: mit" in card
+    for name in ("recipe.json", "vocabulary.parquet"):  # as a kill between the model and these leaves it
+        (folder / name).unlink()
     assert main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
     assert capsys.readouterr().out == f"{folder}\n"
+    assert (folder / "vocabulary.parquet").is_file()
+    assert json.loads((folder / "recipe.json").read_text()) == recipe
 
 
 def test_weights_pass_their_licence_on(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
