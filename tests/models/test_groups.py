@@ -110,6 +110,10 @@ class TestGroups:
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * rate for rate in before])
         assert len(set(before)) == len(model.layers) + 1
 
+    def test_an_unknown_exemption_is_refused(self, family: str) -> None:
+        with pytest.raises(ConfigError, match="exempt is 'norm'; allowed: nothing, norms, norms and biases"):
+            group_parameters(tiny(family), lr=0.1, weight_decay=0.1, exempt="norm")
+
     @pytest.mark.parametrize("layer_decay", [0, -0.5, 1.5, float("nan")])
     def test_impossible_decay_is_refused(self, family: str, layer_decay: float) -> None:
         message = rf"layer_decay is {layer_decay}; give a number above 0 and up to 1, or None"
