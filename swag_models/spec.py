@@ -74,6 +74,10 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        if not min(self.std) > 0:
+            raise ConfigError(f"preprocess.std is {self.std}; give positive numbers")
+
     @property
     def size(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""

@@ -44,6 +44,10 @@ def test_specs_are_frozen_and_hashable() -> None:
         (lambda data: data.update(classes=[1, 2]), r"classes\[0\] is 1; expected str"),
         (lambda data: data.update(global_pool="max"), "global_pool is 'max'"),
         (lambda data: data["preprocess"].update(mean=[0.5, 0.5]), r"preprocess.mean is \[0.5, 0.5\]"),
+        (
+            lambda data: data["preprocess"].update(std=[0.2, 0, 0.2]),
+            r"preprocess.std is \(0.2, 0, 0.2\); give positive numbers",
+        ),
         (lambda data: data["config"].update(depth="18"), "config.depth is '18'; expected int"),
         (lambda data: data["config"].update(w_m=1), "has no widths; .* w_m above 1"),
         (lambda data: data["sources"][0].update(layout="keras"), r"sources\[0\].layout is 'keras'"),
