@@ -138,6 +138,12 @@ def test_processes_take_their_part_from_the_environment(
     folder = make_pictures(tmp_path / "pictures", 3 * BATCH)[0].parent
     work = ["embed", str(folder), "--model", NANO, "--batch-size", str(BATCH), "--quiet", "-o"]
     assert main([*work, str(tmp_path / "whole.npy")]) == 0
+    for name in ("RANK", "WORLD_SIZE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "x")
+            assert main([*work, str(tmp_path / "x.npy")]) == 2
+            said = f"swag-models: error: {name} is 'x' in the environment; give a whole number as torchrun does, or unset it\n"
+            assert capsys.readouterr().err.endswith(said)
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in (2, 0, 1):
         monkeypatch.setenv("RANK", str(rank))

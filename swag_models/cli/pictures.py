@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from swag_models.cli.terms import FAILED, OK, Add, say
+from swag_models.errors import ConfigError
 
 
 def classify(options: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def embed(options: argparse.Namespace) -> int:
 
     output = check_output(options.output)
     pictures = find_pictures(options.image)
-    rank, world_size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, world_size = _read_number("RANK", 0), _read_number("WORLD_SIZE", 1)
     if options.device == "cuda" and world_size > 1:
         options.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     embedder = Embedder(options.model, **_engine_options(options))
@@ -95,6 +96,15 @@ def _add_engine_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--batch-size", type=int, help="pictures in one forward pass (default: 32, on a GPU 256)")
     command.add_argument("--workers", type=int, help="threads that read pictures (default: one per processor)")
+
+
+def _read_number(name: str, default: int) -> int:
+    """A number that torchrun sets in the environment."""
+    text = os.environ.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name} is {text!r} in the environment; give a whole number as torchrun does, or unset it") from None
 
 
 def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
