@@ -41,6 +41,10 @@ class Album(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
+    def files(self) -> list[Path]:
+        """All that its pictures are read from."""
+
+    @abstractmethod
     def name(self, index: int) -> str:
         """What a picture is called within the album."""
 
@@ -74,6 +78,9 @@ class PictureFolder(Album):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def files(self) -> list[Path]:
+        return [self.root / name for name in self._files]
 
     def name(self, index: int) -> str:
         return _spell(self._files[index])
@@ -129,10 +136,13 @@ class DiskDataset(Album):
         self._images = rows.select_columns("image").with_format(None)
         if not len(self):
             raise ConfigError(f"{self.root} has no rows; give a dataset with pictures")
-        self.sha256 = hash_sizes(self.root, [path.name for path in self.root.iterdir() if path.is_file()])
+        self.sha256 = hash_sizes(self.root, [path.name for path in self.files()])
 
     def __len__(self) -> int:
         return len(self._classes)
+
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.root.iterdir() if path.is_file())
 
     def name(self, index: int) -> str:
         return str(index)

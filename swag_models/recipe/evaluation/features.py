@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache as remember
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,10 +22,11 @@ from tqdm import tqdm
 
 from swag_models.cache import cache_folder
 from swag_models.errors import CacheError, ConfigError
-from swag_models.recipe.albums import Album
-from swag_models.recipe.check import Check, open_check
+from swag_models.recipe.albums import Album, open_album
+from swag_models.recipe.batches import find_folder
+from swag_models.recipe.check import SPLITS, Check, open_check
 from swag_models.recipe.evaluation.candidates import Candidate
-from swag_models.recipe.shards import Shards
+from swag_models.recipe.shards import Shards, find_shards
 
 FLOAT16 = float(np.finfo(np.float16).max)
 Kind = Literal["float16", "float32"]
@@ -56,15 +58,17 @@ def extract_features(
     workers: int = 0,
     progress: bool = False,
 ) -> Features:
-    """The features of all pictures, from the cache if they are there: known by the model's content, the data's files and dtype.
+    """The features of all pictures, from the cache if they are there: known by the model's content, its files' state and dtype.
 
     data, classes: as `open_check` takes them. cache: a folder, by default in that of downloads. ConfigError if a feature is not
     finite or beyond what the dtype holds, or no picture can be read; CacheError if the folder cannot be written.
     """
     if dtype not in ("float16", "float32"):
         raise ConfigError(f"features are {dtype!r}; allowed: float16 and float32")
+    if not isinstance(data, Album) and (root := find_folder(data)):
+        data = open_album(root, classes, SPLITS)
     check = open_check(data, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers, classes=classes)
-    content = [candidate.hash_content(), check.facts["sha256"], dtype, check.class_names]
+    content = [candidate.hash_content(), check.facts["sha256"], hash_state(data), dtype, check.class_names]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     folder = (Path(cache) if cache is not None else cache_folder() / "features") / key
     try:
@@ -84,6 +88,22 @@ def extract_features(
             f"{error.filename or folder} cannot be written: {error.strerror or error}; give another cache"
         ) from None
     return _open(folder)
+
+
+def hash_state(data: Shards | Album) -> str:
+    """SHA-256 of the places, sizes and times of change of all files, and of URLs as they are.
+
+    Unlike the `facts` of data it tells apart what has equal names and sizes, but only on one machine.
+    """
+    digest, resolve = hashlib.sha256(), remember(os.path.realpath)
+    for file in data.files() if isinstance(data, Album) else find_shards(data)[0]:
+        state: list[str | int] = [os.fspath(file)]
+        if os.path.exists(file):
+            folder, name = os.path.split(file)
+            status = os.stat(file)
+            state = [resolve(folder), name, status.st_size, status.st_mtime_ns]
+        digest.update(f"{json.dumps(state)}\n".encode())
+    return digest.hexdigest()
 
 
 def _write(candidate: Candidate, check: Check, folder: Path, dtype: Kind, progress: bool) -> None:

@@ -64,6 +64,9 @@ class Pictures(Album):
     def __len__(self) -> int:
         return len(self._pictures)
 
+    def files(self) -> list[Path]:
+        return [Path(str(picture.source)) for picture in self._pictures]
+
     def name(self, index: int) -> str:
         return self._pictures[index].name
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from swag_models.errors import ConfigError
 from swag_models.recipe.albums import Album, open_album
 from swag_models.recipe.batches import find_folder
-from swag_models.recipe.check import open_check
+from swag_models.recipe.check import SPLITS, open_check
 from swag_models.recipe.config import change
 from swag_models.recipe.evaluation.candidates import Candidate, OwnCandidate, open_candidate
 from swag_models.recipe.evaluation.features import Features, Kind, extract_features
@@ -75,13 +75,12 @@ def probe(
         raise ConfigError(f"no method {unknown[0]!r}; allowed: {', '.join(METHODS)}")
     if splits < 1:
         raise ConfigError(f"splits is {splits}; allowed: 1 or more")
-    if not isinstance(train, Album) and (root := find_folder(train)):
-        train = open_album(root)
+    learnt, tested = open_labelled(train, test)
     probes: list[Probe] = []
     if "knn" in methods or "logistic" in methods:
         options: dict[str, Any] = {"dtype": features, "batch_size": batch_size, "workers": workers, "progress": progress}
-        known = extract_features(candidate, train, cache, **options)
-        asked = extract_features(candidate, test, cache, classes=known.class_names, **options)
+        known = extract_features(candidate, learnt, cache, **options)
+        asked = extract_features(candidate, tested, cache, classes=known.class_names, **options)
         chosen = [  # before anything that takes long
             (count, [choose_shots(known.names, known.labels, count, split, known.class_names) for split in range(splits)])
             for count in shots
@@ -99,8 +98,17 @@ def probe(
         if output is None:
             raise ConfigError("sgd trains a head in a folder of its own; give output")
         folder = Path(output) / "sgd"
-        probes.append(_train_head(candidate, init, train, test, folder, settings, batch_size, workers, progress))
+        probes.append(_train_head(candidate, init, learnt, test, folder, settings, batch_size, workers, progress))
     return probes
+
+
+def open_labelled(train: Shards | Album, test: Shards | Album) -> tuple[Shards | Album, Shards | Album]:
+    """Both, opened where they are folders; the classes to test on are then those learnt."""
+    if not isinstance(train, Album) and (root := find_folder(train)):
+        train = open_album(root)
+    if not isinstance(test, Album) and (root := find_folder(test)):
+        test = open_album(root, train.class_names if isinstance(train, Album) else None, SPLITS)
+    return train, test
 
 
 def write_probes(probes: Sequence[Probe], folder: str | os.PathLike[str]) -> None:

@@ -48,6 +48,9 @@ class Relabelled(Album):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def files(self) -> list[Path]:
+        return self._album.files()
+
     def name(self, index: int) -> str:
         return self._album.name(self._indices[index])
 

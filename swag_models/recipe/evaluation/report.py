@@ -3,8 +3,8 @@
 The folder of a report holds
   index.html            the page, with everything in it
   report.md             the same figures, and its plots curves.png and calibration.png
-  measured/<hash>.json  an evaluation or the probes of a model, named by the content of the model and the data, and by whatever
-                        else decides the numbers; what has its file is not done again
+  measured/<hash>.json  an evaluation or the probes of a model, named by the content of the model, the state of the data's
+                        files, and whatever else decides the numbers; what has its file is not done again
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.albums import Album, open_album
-from swag_models.recipe.batches import find_folder, name_shards
+from swag_models.recipe.albums import Album
+from swag_models.recipe.batches import name_shards
 from swag_models.recipe.check import open_check
 from swag_models.recipe.evaluation.candidates import Candidate, open_candidate
 from swag_models.recipe.evaluation.evaluate import evaluate
+from swag_models.recipe.evaluation.features import hash_state
 from swag_models.recipe.evaluation.markdown import write_markdown
 from swag_models.recipe.evaluation.page import SHOWN, Thumbnails, write_page
 from swag_models.recipe.evaluation.plots import write_png
-from swag_models.recipe.evaluation.probe import Method, probe
+from swag_models.recipe.evaluation.probe import Method, open_labelled, probe
 from swag_models.recipe.evaluation.results import Bin, Estimate, Evaluation, Probe, Record
 from swag_models.recipe.evaluation.story import Story
 from swag_models.recipe.evaluation.suites import open_suite
 from swag_models.recipe.outcome import find_versions
 from swag_models.recipe.parallel import open_ranks
-from swag_models.recipe.shards import hash_shards
+from swag_models.recipe.shards import Shards, hash_shards
 from swag_models.whole import explain_writing, write_whole
 
 PAGE, TEXT, CURVES, CALIBRATION, MEASURED = "index.html", "report.md", "curves.png", "calibration.png", "measured"
@@ -102,8 +103,9 @@ def collect_report(
     evaluations: list[Evaluation] = []
     probes: list[Probe] = []
     origins: dict[str, str] = {}
-    albums: dict[tuple[str, str], Album] = {}
+    albums: dict[tuple[str, str, str], Album] = {}
     facts: list[dict[str, Any]] = []
+    labelled = open_labelled(train, test) if train and test else ()
     with _claim(folder / MEASURED) as measured, open_ranks() as ranks:
         for model in dict.fromkeys(models):
             candidate = open_candidate(model, device=device, dtype=dtype)
@@ -115,15 +117,14 @@ def collect_report(
             for suite, place, data in opened:  # all of them before anything that takes long
                 title, sha256 = (data.title, data.sha256) if isinstance(data, Album) else (name_shards(data), hash_shards(data))
                 if isinstance(data, Album):
-                    albums[suite, sha256] = data
+                    albums[suite, title, sha256] = data
                 task = partial(evaluate, candidate, place, suite, ranks=ranks, batch_size=batch_size, workers=workers)
-                values = _recall(measured, (*key, suite, title, sha256), partial(task, progress=progress))
+                values = _recall(measured, (*key, suite, title, sha256, hash_state(data)), partial(task, progress=progress))
                 evaluations.append(replace(restore_evaluation(values), model=name))
-            if train and test:
-                labelled = open_album(root) if (root := find_folder(train)) else train
-                facts = [_find_facts(data, candidate) for data in (labelled, test)]
-                hashes = [each["sha256"] for each in facts]
-                trial = partial(probe, candidate, labelled, test, methods=METHODS, shots=shots, batch_size=batch_size)
+            if labelled:
+                facts = [_find_facts(data, candidate) for data in labelled]
+                hashes = [(each["sha256"], hash_state(data)) for each, data in zip(facts, labelled)]
+                trial = partial(probe, candidate, *labelled, methods=METHODS, shots=shots, batch_size=batch_size)
                 found = _recall(measured, (*key, METHODS, shots, hashes), partial(trial, workers=workers, progress=progress))
                 probes += [replace(restore_probe(values), model=name) for values in found]
         pictures = partial(_find_picture, albums)
@@ -153,13 +154,13 @@ def _recall(measured: Path, key: Sequence[Any], work: Callable[[], Evaluation | 
     return json.loads(path.read_text("utf-8"))
 
 
-def _find_facts(data: str | Album, candidate: Candidate) -> dict[str, Any]:
+def _find_facts(data: Shards | Album, candidate: Candidate) -> dict[str, Any]:
     return open_check(data, candidate.fit, batch_size=1, rank=0, world_size=1, workers=0).facts
 
 
-def _find_picture(albums: Mapping[tuple[str, str], Album], evaluation: Evaluation, record: Record) -> Image.Image | None:
+def _find_picture(albums: Mapping[tuple[str, str, str], Album], evaluation: Evaluation, record: Record) -> Image.Image | None:
     """From the album it was read from; shards have no index, so of them nothing is shown."""
-    album = albums.get((evaluation.suite, evaluation.facts["sha256"]))
+    album = albums.get((evaluation.suite, evaluation.facts["name"], evaluation.facts["sha256"]))
     return album.read(_index(album)[record.name]) if album else None
 
 

@@ -40,6 +40,9 @@ class Roster(Album):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def files(self) -> list[Path]:
+        return [self.root / path for path, _ in self._rows]
+
     def name(self, index: int) -> str:
         return self._rows[index][0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.evaluation.candidates import Candidate, open_candidate
-from swag_models.recipe.evaluation.features import extract_features
+from swag_models.recipe.evaluation.features import extract_features, hash_state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
@@ -70,6 +71,39 @@ def test_what_is_there_is_not_computed_again(candidate: Candidate, digits: Path,
     extract_features(candidate, data, cache, classes=[f"digit {digit}" for digit in reversed(range(10))])
     assert len(look(cache)) == 5
     assert first in look(cache)
+
+
+def test_pictures_of_equal_names_and_sizes_are_told_apart(candidate: Candidate, tmp_path: Path) -> None:
+    def paint(folder: str, *shades: int) -> Path:
+        for number, shade in enumerate(shades):
+            path = tmp_path / folder / "class" / f"{number}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (shade, 0, 255 - shade)).save(path)
+            os.utime(path, (number, number))
+        return tmp_path / folder
+
+    def ask(data: Any) -> list[float]:
+        features = extract_features(candidate, data, tmp_path / "cache", dtype="float32")
+        return [float(each) for each in features.vectors[:, 0]]
+
+    first, second = ask(paint("first", 0, 90)), ask(paint("second", 180, 250))
+    assert not set(first) & set(second)
+    (tmp_path / "link").symlink_to("first")
+    assert ask(tmp_path / "link") == first
+    assert len(look(tmp_path / "cache")) == 2
+    picture = paint("first", 200, 90) / "class" / "0.bmp"
+    os.utime(picture, (9, 9))  # changed in place, to the same size
+    assert ask(tmp_path / "first")[0] != first[0]
+
+
+def test_shards_of_equal_names_and_sizes_are_told_apart(tmp_path: Path) -> None:
+    shards = [tmp_path / name / "0.tar" for name in "ab"]
+    for shard in shards:
+        shard.parent.mkdir()
+        shard.write_bytes(shard.parent.name.encode() * 8)
+        os.utime(shard, (1, 1))
+    assert hash_state(shards[0]) != hash_state(shards[1])
+    assert hash_state("https://example.com/{0..9}.tar") != hash_state("https://example.com/{0..8}.tar")
 
 
 def test_workers_change_nothing(candidate: Candidate, digits: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -14,7 +15,7 @@ from PIL import Image
 from report_support import DATE, MODELS, Tables, make_scenes, measure, read_measured
 from sklearn.metrics import confusion_matrix
 
-from swag_models.api import load_model
+from swag_models.api import load_classes, load_model
 from swag_models.cli import main
 from swag_models.errors import ConfigError, OutputError
 from swag_models.publish import save
@@ -99,6 +100,18 @@ def test_other_pictures_are_measured_anew_and_broken_ones_are_counted(
     shown, written = read_tables(output / "index.html")
     assert shown[0][0][-1] == written[0][0][-1] == "96 1 skipped"
     assert "zz.jpg" in (output / "report.md").read_text()
+
+
+def test_a_picture_replaced_by_one_of_the_same_size_is_measured_anew(tmp_path: Path) -> None:
+    picture = tmp_path / "data" / load_classes(MODELS[1])[0] / "0.bmp"
+    picture.parent.mkdir(parents=True)
+    tops = []
+    for shade in (0, 200):
+        Image.new("RGB", (16, 16), (shade, 255 - shade, shade)).save(picture)
+        os.utime(picture, (shade, shade))
+        collect_report(MODELS[1:], [("folder", str(tmp_path / "data"))], tmp_path / "out", date=DATE, progress=False)
+        tops.append({each.records[0].probability for each in read_measured(tmp_path / "out")[0]})
+    assert (len(tops[0]), len(tops[1])) == (1, 2)
 
 
 def test_the_best_of_a_column_is_bold(page: Path, evaluations: list[Evaluation]) -> None:
