@@ -58,7 +58,7 @@ def extract_features(
     workers: int = 0,
     progress: bool = False,
 ) -> Features:
-    """The features of all pictures, from the cache if they are there: known by the model's content, its files' state and dtype.
+    """The features of all pictures, from the cache if they are there: known by the model's content, files' state, and dtype.
 
     data, classes: as `open_check` takes them. cache: a folder, by default in that of downloads. ConfigError if a feature is not
     finite or beyond what the dtype holds, or no picture can be read; CacheError if the folder cannot be written.
