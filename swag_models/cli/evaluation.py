@@ -27,9 +27,11 @@ def evaluate(options: argparse.Namespace) -> int:
 
     with open_ranks() as ranks:
         candidate, reading = open_measured(options)
-        found = evaluate(candidate, options.data, options.suite, ranks=ranks, only_present=options.only_present, **reading)
-        if options.output:
-            ranks.lead(lambda: write_evaluation(found, Path(options.output)))
+        output = Path(options.output) if options.output else None
+        asked = {"only_present": options.only_present, "output": output}
+        found = evaluate(candidate, options.data, options.suite, ranks=ranks, **asked, **reading)
+        if output:
+            ranks.lead(lambda: write_evaluation(found, output))
         if ranks.first:
             report_skipped(found.skipped)
             print(json.dumps(found.to_dict(), indent=2) if options.json else tabulate_evaluations([found]).rstrip())

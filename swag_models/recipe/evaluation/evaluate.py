@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from swag_models.recipe.evaluation.suites import FOLDER, SUITES, find_published,
 from swag_models.recipe.extras import import_extra
 from swag_models.recipe.parallel import Ranks
 from swag_models.recipe.shards import Shards
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 TOP = 5
 HEADER = ("model", "suite", "pictures", "top-1", "top-5", "mean per class", "ECE", "expected top-1", "difference")
@@ -41,12 +42,14 @@ def evaluate(
     workers: int = 0,
     only_present: bool = False,
     progress: bool = True,
+    output: Path | None = None,
 ) -> Evaluation:
     """The same on every rank, and however many there are.
 
     suite: one of SUITES; data: the folder of its release, or for "folder" whatever `open_check` takes. only_present: no classes
     compete but those of the pictures, which is not what others published. workers: processes that read pictures. Probabilities
-    are those among the classes that compete. A broken picture is counted in `skipped` and nowhere else.
+    are those among the classes that compete. output: a folder to `check_output` before any picture is read.
+    A broken picture is counted in `skipped` and nowhere else.
     """
     task = open_suite(suite, data, candidate, only_present)
     assert candidate.num_classes is not None
@@ -62,6 +65,9 @@ def evaluate(
         workers=workers,
         classes=classes,
     )
+    settings = {"preprocess": candidate.preprocess, "dtype": str(candidate.dtype), "only_present": only_present}
+    if output:
+        ranks.lead(lambda: check_output(output, candidate.name, suite, check.facts, settings))
     own: list[Record] = []
     total = None if check.samples is None else -(-check.samples // ranks.world_size)
     with tqdm(total=total, desc=suite, unit=" pictures", disable=not (progress and ranks.first)) as bar:
@@ -79,6 +85,7 @@ def evaluate(
         model=candidate.name,
         suite=suite,
         facts=check.facts,
+        settings=settings,
         skipped=dict(sorted(skipped.items())),
         classes=classes,
         **measures._asdict(),
@@ -93,10 +100,32 @@ def tabulate_evaluations(evaluations: Sequence[Evaluation]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def check_output(folder: Path, model: str, suite: str, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """See to it that an evaluation can be written there: what its files are called, but for suffixes.
+
+    ConfigError if those that are there are of other data or settings; OutputError if the folder cannot be made.
+    """
+    with explain_writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"[^\w.-]+", "-", f"{model}-{suite}").lstrip(".-")
+    path = folder / f"{stem}.json"
+    if path.exists():
+        try:
+            old = json.loads(path.read_text("utf-8"))
+            same = {"data": old["facts"] == {**facts}, "settings": old["settings"] == {**settings}}
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ConfigError(f"{path} is no evaluation that can be read; move it, or give another folder") from None
+        if others := " and ".join(name for name, equal in same.items() if not equal):
+            raise ConfigError(f"{path} has results of other {others}; give another folder, or move it to have it made anew")
+    return stem
+
+
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """<model>-<suite>.json with all but the pictures, .md with a table, and .parquet with a row for each picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"[^\w.-]+", "-", f"{evaluation.model}-{evaluation.suite}").lstrip(".-")
+    """<model>-<suite>.json with all but the pictures, .md with a table, and .parquet with a row for each picture.
+
+    Errors of `check_output`.
+    """
+    stem = check_output(folder, evaluation.model, evaluation.suite, evaluation.facts, evaluation.settings)
     for suffix, text in (
         (".json", json.dumps(evaluation.to_dict(), indent=1) + "\n"),
         (".md", tabulate_evaluations([evaluation])),

@@ -53,13 +53,15 @@ def write_texts(folder: Path, files: Mapping[str, str]) -> None:
 class Evaluation:
     """A model on a suite: every picture once.
 
-    facts: of the data, as a `Check` has them. skipped: broken pictures by message. classes: the name of each class.
+    facts: of the data, as a `Check` has them. settings: preprocess and dtype of the model, only_present.
+    skipped: broken pictures by message. classes: the name of each class.
     published: top-1 as the model's makers state it for this suite, None if they do not. ece: expected calibration error.
     """
 
     model: str
     suite: str
     facts: Mapping[str, Any]
+    settings: Mapping[str, Any]
     skipped: Mapping[str, int]
     classes: tuple[str, ...]
     top1: Estimate

@@ -142,15 +142,41 @@ def test_what_is_written_is_what_was_found(found: Evaluation, tmp_path: Path) ->
     assert np.mean([row["hit5"] for row in rows]) * 100 == pytest.approx(found.top5.value)
 
 
-def test_files_appear_whole_or_not_at_all(found: Evaluation, tmp_path: Path) -> None:
+def test_files_appear_whole_or_not_at_all(found: Evaluation, model: Path, digits: Path, tmp_path: Path) -> None:
     write_evaluation(found, tmp_path)
     before = read_bytes(tmp_path)
-    broken = replace(found, facts={"name": object()}, classes=())  # nothing that JSON or a table could hold
+    broken = replace(found, skipped={"name": object()})  # nothing that JSON could hold
     with pytest.raises(TypeError):
         write_evaluation(broken, tmp_path)
     assert read_bytes(tmp_path) == before
     with open_ranks() as ranks, pytest.raises(OutputError, match="cannot be written"):
+        evaluate(open_candidate(str(model)), digits, ranks=ranks, output=tmp_path / "tiny-folder.md" / "below")
+    with open_ranks() as ranks, pytest.raises(OutputError, match="cannot be written"):
         ranks.lead(lambda: write_evaluation(found, tmp_path / "tiny-folder.md" / "below"))
+
+
+def test_results_of_other_data_or_settings_are_kept(
+    found: Evaluation, model: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = make_digits(tmp_path / "other", 2)
+    command = ["recipe", "evaluate", str(model), "-o", str(tmp_path / "out"), "--quiet", "--data"]
+    assert main([*command, str(other)]) == 0
+    before = read_bytes(tmp_path / "out")
+    for arguments, what in (
+        ([str(digits)], "data"),
+        ([str(other), "--only-present"], "settings"),
+        ([str(other), "--image-size", "64"], "settings"),
+        ([str(digits), "--dtype", "bfloat16"], "data and settings"),
+    ):
+        assert main([*command, *arguments]) == 2
+        assert f"tiny-folder.json has results of other {what}; give another folder" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="results of other data"):
+        write_evaluation(found, tmp_path / "out")
+    assert main([*command, str(other)]) == 0
+    assert read_bytes(tmp_path / "out") == before
+    (tmp_path / "out" / "tiny-folder.json").write_text("[]")
+    assert main([*command, str(other)]) == 2
+    assert "is no evaluation that can be read; move it" in capsys.readouterr().err
 
 
 def test_the_table_marks_a_difference_from_what_was_published(found: Evaluation) -> None:
