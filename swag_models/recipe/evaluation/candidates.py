@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from swag_models.api import Name, check_device, check_dtype, get_spec, load_classes, load_model, load_preprocess
-from swag_models.errors import ConfigError, UnknownModelError, suggest_names
+from swag_models.errors import ConfigError, FetchError, UnknownModelError, suggest_names
 from swag_models.recipe.extras import import_extra
 from swag_models.recipe.hashtags import load_imagenet
 from swag_models.spec import ImageSize, Metrics
@@ -144,7 +145,7 @@ def open_candidate(
     """A name of the catalog, a folder that `publish.save` wrote, hf-hub:org/repo, timm:NAME, or torchvision:NAME[@WEIGHTS].
 
     dtype: of the weights, float32 by default. image_size: in place of the model's own, of ours only. UnknownModelError suggests
-    names, ConfigError says what else cannot be.
+    names, ConfigError says what else cannot be, and FetchError why weights do not come.
     """
     where, kind = check_device(device), check_dtype(dtype)
     if not isinstance(name, str) or not name.startswith(PEERS):
@@ -161,7 +162,8 @@ def _open_timm(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
     known = timm.list_models()
     if name.partition(".")[0] not in known:
         raise UnknownModelError(suggest_names("timm model", name, known))
-    network = timm.create_model(name, pretrained=True)
+    with _explain_fetching(f"timm:{name}"):
+        network = timm.create_model(name, pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     return network, transform, load_classes("vit_b16_in1k") if network.num_classes == 1000 else None
 
@@ -177,4 +179,16 @@ def _open_torchvision(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
     if chosen and chosen not in kinds.__members__:
         raise ConfigError(f"{name} has no weights {chosen!r}; allowed: {', '.join(kinds.__members__)}")
     weights = kinds[chosen] if chosen else kinds.DEFAULT
-    return models.get_model(name, weights=weights), weights.transforms(), weights.meta["categories"]
+    with _explain_fetching(f"torchvision:{name}"):
+        network = models.get_model(name, weights=weights)
+    return network, weights.transforms(), weights.meta["categories"]
+
+
+@contextmanager
+def _explain_fetching(name: str) -> Iterator[None]:
+    """Both clients' errors are OSErrors, where the network or the disk fails."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise FetchError(f"weights of {name} cannot be fetched: {reason}; try again with a network") from None

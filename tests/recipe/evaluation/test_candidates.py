@@ -17,7 +17,7 @@ from safetensors.torch import save
 from suites_support import IDS, save_tiny, write_picture
 from tiny import randomise
 
-from swag_models.errors import ConfigError, UnknownModelError
+from swag_models.errors import ConfigError, FetchError, UnknownModelError
 from swag_models.recipe.evaluation.candidates import PeerCandidate, open_candidate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,6 +114,14 @@ def test_what_cannot_be_opened_is_said() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             open_candidate(**options)
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", f"timm:{TIMM}"])
+def test_weights_that_do_not_come_are_told_in_one_line(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens; the Hub is there and has no such repository
+    with pytest.raises(FetchError, match=f"weights of {name} cannot be fetched: .*; try again with a network") as caught:
+        open_candidate(name)
+    assert "\n" not in str(caught.value)
 
 
 def test_timm_is_evaluated_as_by_hand(hub: Hub, tmp_path: Path) -> None:
