@@ -126,5 +126,6 @@ def describe_data(kind: str, name: str, samples: int | None, classes: int | None
 def check_division(name: str, value: int, by: int, what: str) -> None:
     """ConfigError unless a positive number can be divided by so many of `what`."""
     if value < 1 or value % by:
-        near = f", for example {max(1, round(value / by)) * by}" if by > 1 else ""
-        raise ConfigError(f"{name} is {value}; with {by} {what} it is a positive multiple of {by}{near}")
+        near = max(1, round(value / by)) * by
+        allowed = f"with {by} {what} it is a positive multiple of {by}, for example {near}" if by > 1 else "allowed: 1 or more"
+        raise ConfigError(f"{name} is {value}; {allowed}")

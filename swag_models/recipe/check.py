@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from swag_models.errors import ImageError
+from swag_models.errors import ConfigError, ImageError
 from swag_models.recipe.albums import Album, open_album
 from swag_models.recipe.batches import (
     Batch,
@@ -78,6 +78,8 @@ def open_check(
     """
     assert 0 <= rank < world_size
     check_division("batch_size", batch_size, 1, "ranks")
+    if workers < 0:
+        raise ConfigError(f"workers is {workers}; allowed: 0 or more")
     if isinstance(data, Album):
         return AlbumCheck(data, transform, batch_size, rank, world_size, workers)
     if (root := find_folder(data)) is None:

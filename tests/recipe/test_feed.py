@@ -364,7 +364,7 @@ def test_what_is_no_data_or_cannot_be_divided_is_refused_in_a_line(
             {"batch_size": 9, "world_size": 2},
             "batch_size is 9; with 2 ranks it is a positive multiple of 2, for example 8",
         ),
-        (folder, {"batch_size": 0}, "batch_size is 0; with 1 ranks it is a positive multiple of 1"),
+        (folder, {"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
         (packed, {"lanes": 3, "world_size": 2}, "lanes is 3; with 2 ranks it is a positive multiple of 2"),
         (packed, {"lanes": 3}, "batch_size is 8; with 3 lanes it is a positive multiple of 3, for example 9"),
         (packed, {"lanes": 16, "batch_size": 16}, "12 shards cannot feed 16 lanes; use fewer or pack smaller shards"),

@@ -206,8 +206,9 @@ def test_nothing_to_read_is_refused(model: Path, tmp_path: Path) -> None:
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"no picture in .* can be read: .*png"):
         measure(str(model), tmp_path)
-    with pytest.raises(ConfigError, match="batch_size is 0"):
-        measure(str(model), tmp_path, batch_size=0)
+    for name, wrong, allowed in (("batch_size", 0, "1 or more"), ("workers", -1, "0 or more")):
+        with pytest.raises(ConfigError, match=f"{name} is {wrong}; allowed: {allowed}"):
+            measure(str(model), tmp_path, **{name: wrong})
     bare = {"0.jpg": encode_jpeg(0), "0.json": b'{"id": "a", "classes": [], "repeat": 1}'}
     with pytest.raises(ConfigError, match="a has no class to compare with"):
         measure(str(model), write_tar(tmp_path / "x.tar", bare))
