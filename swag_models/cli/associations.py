@@ -25,8 +25,8 @@ def associations(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     roster = open_roster(options.groups, options.group_column, options.path_column)
-    make_folder(Path(options.output))
     candidate, reading = open_measured(options)
+    make_folder(Path(options.output))
     found = find_associations(candidate, roster, settings, **reading)
     write_audit(found, Path(options.output))
     if found.unread:

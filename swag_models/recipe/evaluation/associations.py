@@ -101,7 +101,13 @@ def find_associations(
                 vectors.append(features)
             codes += [group for (group,) in batch.classes]
             bar.update(len(batch.ids))
-    mask, groups, small = _keep_groups(codes, roster, settings)
+    try:
+        mask, groups, small = _keep_groups(codes, roster, settings)
+    except ConfigError:  # before they were read there were enough
+        raise ConfigError(
+            f"{check.skipped.total():,} of {len(roster):,} pictures cannot be read, and the others are too few to compare: "
+            f"{next(iter(check.skipped))}; paths are relative to {roster.root}, the table's folder"
+        ) from None
     options: dict[str, Any] = {"permutations": settings.permutations, "seed": settings.seed, "progress": progress}
     labels = torch.cat(given).numpy()[mask]
     retrieval = None

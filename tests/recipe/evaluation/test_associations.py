@@ -136,6 +136,21 @@ def test_the_command_says_where_it_cannot_write(table: Path, tmp_path: Path, cap
     assert "out cannot be written" in capsys.readouterr().err
 
 
+def test_paths_that_lead_nowhere_are_told(tmp_path: Path, capsys: Capture) -> None:
+    lines = [f"pictures/{number}.png,{number % 2}" for number in range(80)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,motif", *lines]))
+    assert main(spell(tmp_path / "table.csv", tmp_path / "out")) == 2
+    said = capsys.readouterr().err
+    assert "80 of 80 pictures cannot be read, and the others are too few to compare: " in said
+    assert "0.png" in said
+    assert f"paths are relative to {tmp_path}, the table's folder" in said
+
+
+def test_a_model_that_cannot_be_opened_leaves_no_folder(table: Path, tmp_path: Path) -> None:
+    assert main([*spell(table, tmp_path / "out"), "--device", "nowhere"]) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_without_classes_gives_no_labels(table: Path, tmp_path: Path) -> None:
     folder = save(load_tiny(num_classes=None), tmp_path / "model", license="mit")
     with pytest.raises(ConfigError, match="has no classes, so it gives no labels"):
