@@ -75,6 +75,10 @@ def probe(
         raise ConfigError(f"no method {unknown[0]!r}; allowed: {', '.join(METHODS)}")
     if splits < 1:
         raise ConfigError(f"splits is {splits}; allowed: 1 or more")
+    if settings and "sgd" not in methods:
+        raise ConfigError(f"settings has {settings[0]!r}, and only sgd has any; add it to the methods, or leave them out")
+    if "sgd" in methods and output is None:
+        raise ConfigError("sgd trains a head in a folder of its own; give output")
     learnt, tested = open_labelled(train, test)
     probes: list[Probe] = []
     if "knn" in methods or "logistic" in methods:
@@ -95,8 +99,7 @@ def probe(
         if "logistic" in methods and None in shots:
             probes.append(_sweep(candidate.name, known, asked, progress))
     if "sgd" in methods:
-        if output is None:
-            raise ConfigError("sgd trains a head in a folder of its own; give output")
+        assert output is not None
         folder = Path(output) / "sgd"
         probes.append(_train_head(candidate, init, learnt, test, folder, settings, batch_size, workers, progress))
     return probes

@@ -151,6 +151,8 @@ def test_the_command_prints_and_writes_a_table(
         ("--shots=x", "--shots has 'x'"),
         ("--shots=100%", "shares below 100%"),
         ("--methods=svm", "no method 'svm'"),
+        ("--methods=knn,sgd", "sgd trains a head in a folder of its own"),
+        ("--set=foo=1", "settings has 'foo=1', and only sgd has any"),
     ):
         assert main([*words, wrong]) == 2
         assert words_of_it in capsys.readouterr().err
