@@ -64,13 +64,13 @@ class PictureFolder(Album):
 
     kind = "folder"
 
-    def __init__(self, root: Path, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, root: Path, classes: Sequence[str] | None = None, owner: str = "the model") -> None:
         self.root, self.title = root, root.resolve().name
         own = find_folders(root)
         self.class_names = tuple(classes or own)
         self.num_classes = len(self.class_names)
         self._files, self._classes = list[str](), list[int]()
-        for folder, number in zip(own, match_names(own, self.class_names, root)):
+        for folder, number in zip(own, match_names(own, self.class_names, root, owner)):
             found = [os.path.relpath(str(picture.source), root) for picture in find_pictures(root / folder)]
             self._files += found
             self._classes += [number] * len(found)
@@ -102,7 +102,13 @@ class DiskDataset(Album):
 
     kind = "dataset"
 
-    def __init__(self, root: Path, classes: Sequence[str] | None = None, splits: Sequence[str] = ("train",)) -> None:
+    def __init__(
+        self,
+        root: Path,
+        classes: Sequence[str] | None = None,
+        splits: Sequence[str] = ("train",),
+        owner: str = "the model",
+    ) -> None:
         datasets = import_extra("datasets", install="datasets")
         self.root = _choose_split(root, splits)
         self.title = "/".join((root.resolve().name, *self.root.relative_to(root).parts))
@@ -124,10 +130,10 @@ class DiskDataset(Album):
         own = getattr(getattr(feature, "feature", feature), "names", None)  # of a list it is inside
         count = len(own or ()) or max((label for each in self._classes for label in each), default=-1) + 1
         if own and classes:
-            places = match_names(own, classes, self.root)
+            places = match_names(own, classes, self.root, owner)
             self._classes = [tuple(places[label] for label in each) for each in self._classes]
         elif classes and count > len(classes):
-            raise ConfigError(f"{self.root} has {count} classes without names; the model has {len(classes)}")
+            raise ConfigError(f"{self.root} has {count} classes without names; {owner} has {len(classes)}")
         names = classes or own
         self.class_names = tuple(names) if names else None
         self.num_classes = len(names or ()) or count
@@ -161,15 +167,17 @@ class DiskDataset(Album):
         raise ImageError(f"{name} has no image, but {type(content).__name__}")
 
 
-def open_album(root: Path, classes: Sequence[str] | None = None, splits: Sequence[str] = ("train",)) -> Album:
+def open_album(
+    root: Path, classes: Sequence[str] | None = None, splits: Sequence[str] = ("train",), owner: str = "the model"
+) -> Album:
     """The album in a folder; ConfigError says what is there instead.
 
-    classes: the names of all classes of a model, among which the album's must be, in place of its own.
+    classes: the names of all classes of their owner, among which the album's must be, in place of its own.
     """
     if is_dataset(root):
-        return DiskDataset(root, classes, splits)
+        return DiskDataset(root, classes, splits, owner)
     if find_folders(root):
-        return PictureFolder(root, classes)
+        return PictureFolder(root, classes, owner)
     found = sorted(path.name for path in root.iterdir())
     raise ConfigError(
         f"data folder {root} has {', '.join(found[:5]) or 'nothing'}{' and more' if len(found) > 5 else ''}; allowed: packed "
@@ -188,12 +196,12 @@ def find_folders(root: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def match_names(own: Sequence[str], classes: Sequence[str], what: object) -> list[int]:
+def match_names(own: Sequence[str], classes: Sequence[str], what: object, owner: str = "the model") -> list[int]:
     """The place of each of these names among the classes; ConfigError names those that are not there, or are there twice."""
     places, counts = {name: place for place, name in enumerate(classes)}, Counter(classes)
     for problem, names in (
-        ("that the model has not", [name for name in own if name not in places]),
-        ("that the model has more than once", [name for name in own if counts[name] > 1]),
+        (f"that {owner} has not", [name for name in own if name not in places]),
+        (f"that {owner} has more than once", [name for name in own if counts[name] > 1]),
     ):
         if names:
             raise ConfigError(

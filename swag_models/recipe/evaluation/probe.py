@@ -110,7 +110,7 @@ def open_labelled(train: Shards | Album, test: Shards | Album) -> tuple[Shards |
     if not isinstance(train, Album) and (root := find_folder(train)):
         train = open_album(root)
     if not isinstance(test, Album) and (root := find_folder(test)):
-        test = open_album(root, train.class_names if isinstance(train, Album) else None, SPLITS)
+        test = open_album(root, train.class_names if isinstance(train, Album) else None, SPLITS, "the training set")
     return train, test
 
 

@@ -131,6 +131,15 @@ def test_a_head_is_trained_as_the_preset_says(folder: Path, candidate: Candidate
         ask(folder, candidate, methods=["sgd"])
 
 
+def test_classes_that_were_not_learnt_are_told(folder: Path, candidate: Candidate, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for number in range(3):
+        (tmp_path / "train" / f"digit {number}").symlink_to(folder / "train" / f"digit {number}")
+    with pytest.raises(ConfigError, match=r"test has classes that the training set has not: digit 3, .*; its 3 classes begin"):
+        probe(candidate, tmp_path / "train", folder / "test", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_command_prints_and_writes_a_table(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], candidate: Candidate
 ) -> None:
