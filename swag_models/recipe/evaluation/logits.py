@@ -100,7 +100,7 @@ def find_classes(data: Data) -> tuple[str, ...] | None:
 
 def read_logits(
     candidate: Candidate,
-    data: Data,
+    data: Data | Pictures,
     classes: Sequence[str] | None,
     *,
     batch_size: int = 64,
@@ -112,14 +112,14 @@ def read_logits(
     classes: what labels are indices of, or None to leave labels alone and take any pictures. ConfigError if a picture has not
     one label, a folder's name is none of the classes, no picture can be read, or logits overflow.
     """
-    known = classes if is_labelled(data) else None
-    if known and (others := sorted(set(find_classes(data) or ()).difference(known))):
+    known = None if isinstance(data, Pictures) or not is_labelled(data) else classes
+    if known and not isinstance(data, Pictures) and (others := sorted(set(find_classes(data) or ()).difference(known))):
         raise ConfigError(
             f"{data} has {len(others)} classes that are no targets, such as {others[0]!r}; targets begin with "
             f"{', '.join(known[:3])}: rename either, or say what a name means, as in: {others[0]} n02084071"
         )
     check = open_check(
-        data if known else Pictures(data),
+        data if known or isinstance(data, Pictures) else Pictures(data),
         candidate.fit,
         batch_size=batch_size,
         rank=0,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.evaluation.candidates import Candidate
-from swag_models.recipe.evaluation.logits import Data, Logits, read_logits
+from swag_models.recipe.evaluation.logits import Data, Logits, Pictures, read_logits
 from swag_models.recipe.evaluation.mapping import MAPPINGS, Mapping
 from swag_models.recipe.evaluation.platt import Platt, fit_platt, split_blocks
 from swag_models.recipe.evaluation.results import write_texts
@@ -148,11 +148,12 @@ def run_ablation(
     if unlabelled is not None and not fits:
         raise ConfigError("unlabelled pictures are for Platt scaling, which is off; leave them out, or switch it on")
     synsets, names = _find_hashtags(candidate, wordnet), tuple(target.name for target in targets)
+    others = None if unlabelled is None else Pictures(unlabelled)  # better known before the work
     read = seen = read_logits(candidate, data, names, **options)
     plain = fitted = Platt(1.0, torch.zeros(len(synsets), dtype=torch.float64))
     if fits:
-        if unlabelled is not None:
-            seen = read_logits(candidate, unlabelled, None, **options)
+        if others is not None:
+            seen = read_logits(candidate, others, None, **options)
         fitted = fit_platt(seen.values)
     tables = {mapping: mapping.weigh(wordnet, synsets, targets) for mapping in {way.mapping for way in ways}}
     results = []

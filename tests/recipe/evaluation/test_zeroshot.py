@@ -268,6 +268,12 @@ def test_what_cannot_be_is_refused(
     excerpt = WordNet({each: wordnet.synsets[each] for each in targets[0].synsets}, {}, {})
     with pytest.raises(ConfigError, match=r"this WordNet lacks 64 of the 65 synsets of vit_nano_hashtags, such as n"):
         zeroshot(candidate, scenes, targets, excerpt, progress=False)
+    looked: list[object] = []
+    hook = candidate.network.register_forward_pre_hook(lambda *given: looked.append(given))
+    with pytest.raises(ConfigError, match="nosuch"):
+        zeroshot(candidate, scenes, targets, wordnet, unlabelled=scenes / "nosuch", progress=False)
+    hook.remove()
+    assert not looked
     with pytest.raises(ConfigError, match="unlabelled pictures are for Platt scaling, which is off"):
         zeroshot(candidate, scenes, targets, wordnet, Way(platt=False), unlabelled=scenes, progress=False)
     nameless = open_candidate(str(save(load_tiny(), tmp_path / "model", license="mit")))
