@@ -11,17 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from swag_models.recipe.hashtags import extract_hashtags
-from swag_models.recipe.posts import NO_ID, NOT_DOWNLOADED
+from swag_models.recipe.hashtags import HASH, extract_hashtags
+from swag_models.recipe.posts import EDGES, NO_ID, NOT_DOWNLOADED
 
 if TYPE_CHECKING:
     import ibis
+
+SPACES = r"[\s\x0b\x1c-\x1f\x85\p{Z}]+"  # where Python's str.split splits
 
 
 def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Table:
     """posts from a table with columns of other names, by what each is for, and the `reason` why a row is none, or null.
 
-    Hashtags may be a list, text, or in a caption. A `status` other than "success" is img2dataset's for what it could not get.
+    Hashtags may be a list, text, or where there are none in a caption, as in `posts`. A `status` other than "success" is
+    img2dataset's for what it could not get.
     """
     import ibis
 
@@ -29,17 +32,32 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
         name = names.get(role)
         return table[name].cast("string") if name else ibis.null("string")
 
+    hashtags = extract_hashtags(pick("caption"))
     if name := names.get("hashtags"):
-        written = table[name]
-        hashtags = written if written.type().is_array() else written.re_split(r"[\s,]+").filter(lambda tag: tag != "")
-    else:
-        hashtags = extract_hashtags(table[names["caption"]])
+        hashtags = ibis.coalesce(_list_hashtags(table[name]), hashtags)
     identifier = pick("id")
     failed = table.status != "success" if "status" in table.columns else ibis.literal(False)
     reason = ibis.cases((identifier.isnull() | (identifier == ""), NO_ID), (failed, NOT_DOWNLOADED))
     return table.select(
         id=identifier, reason=reason, url=pick("url"), hashtags=hashtags, hash=pick("hash"), license=pick("license")
     )
+
+
+def _list_hashtags(cell: ibis.Value) -> ibis.Value:
+    """As `posts` does of a list, a JSON list, or text where # or else commas or else spaces tell them apart; null stays null.
+
+    Escapes in a JSON list stay as they are.
+    """
+    import ibis
+
+    if not cell.type().is_array():
+        cell = ibis.cases(
+            (cell.startswith("["), cell.re_replace(r'^\[\s*"?|"?\s*\]\s*$', "").re_split(r'"\s*,\s*"')),
+            (cell.re_search(f"[{HASH}]"), extract_hashtags(cell)),
+            (cell.contains(","), cell.split(",")),
+            else_=cell.re_split(SPACES),
+        )
+    return cell.map(lambda tag: tag.re_replace(f"^[{EDGES}]+|[{EDGES}]+$", "")).filter(lambda tag: tag != "")
 
 
 def drop_excluded(posts: ibis.Table, excluded: ibis.Table) -> ibis.Table:

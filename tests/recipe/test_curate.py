@@ -277,7 +277,7 @@ def test_posts_under_other_licences_are_left_out(wordnet: Path, tmp_path: Path) 
 
 
 def test_columns_of_other_names_and_kinds(wordnet: Path, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"n": [1, 2], "words": ["#bear, crane", '["mouse"]'], "id": ["a", "b"]}), tmp_path / "p.parquet")
+    pq.write_table(pa.table({"n": [1, 2], "words": ["bear, crane", '["mouse"]'], "id": ["a", "b"]}), tmp_path / "p.parquet")
     columns = Columns(id="n", hashtags="words")
     curate([tmp_path / "p.parquet"], tmp_path / "out", columns=columns, wordnet=wordnet, progress=False)
     labels = pq.read_table(tmp_path / "out" / "labels.parquet").to_pylist()
