@@ -20,7 +20,7 @@ from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.pictures import SHARDS
 from swag_models.recipe.albums import Album, is_dataset
 from swag_models.recipe.data import Decode
-from swag_models.recipe.shards import MANIFEST, Shards
+from swag_models.recipe.shards import MANIFEST, Shards, find_vocabulary, read_vocabulary
 from swag_models.recipe.stream import Sample
 from swag_models.recipe.workers import outlast_signals
 
@@ -106,6 +106,13 @@ def count_classes(
     if classes and count and count > len(classes):
         raise ConfigError(f"{name_shards(shards)} has {count} classes; the model has {len(classes)}")
     return (len(classes), tuple(classes)) if classes else (count, None)
+
+
+def check_vocabulary(shards: Shards, synsets: Sequence[str] | None) -> None:
+    """ConfigError if a vocabulary beside the shards has other classes than these, or has them in another order."""
+    path = find_vocabulary(shards)
+    if path and synsets is not None and [row["synset"] for row in read_vocabulary(path)] != list(synsets):
+        raise ConfigError(f"{path} is not the vocabulary of the model; give shards of the curation it learns from")
 
 
 def name_shards(shards: Shards) -> str:

@@ -20,6 +20,7 @@ from swag_models.recipe.batches import (
     Share,
     Transform,
     check_division,
+    check_vocabulary,
     collate_samples,
     count_classes,
     describe_data,
@@ -70,11 +71,13 @@ def open_check(
     world_size: int,
     workers: int,
     classes: Sequence[str] | None = None,
+    synsets: Sequence[str] | None = None,
 ) -> Check:
     """What to validate one rank on: as `open_feed`, but `batch_size` is the rank's own, and repeat factors are ignored.
 
-    Of a dataset with several splits, "validation", "val" or "test" is taken. An album has its classes already. What has an
-    index comes in the same batches whatever ranks there are, dealt out in turn.
+    synsets: of all classes of a model; ConfigError if shards, whose classes are numbers, have a vocabulary of others. Of a
+    dataset with several splits, "validation", "val" or "test" is taken. An album has its classes already. What has an index
+    comes in the same batches whatever ranks there are, dealt out in turn.
     """
     assert 0 <= rank < world_size
     check_division("batch_size", batch_size, 1, "ranks")
@@ -83,6 +86,7 @@ def open_check(
     if isinstance(data, Album):
         return AlbumCheck(data, transform, batch_size, rank, world_size, workers)
     if (root := find_folder(data)) is None:
+        check_vocabulary(data, synsets)
         return ShardCheck(data, transform, batch_size, rank, world_size, workers, classes)
     return AlbumCheck(open_album(root, classes, SPLITS), transform, batch_size, rank, world_size, workers)
 

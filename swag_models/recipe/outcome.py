@@ -22,11 +22,10 @@ from swag_models.folder import RECIPE, VOCABULARY
 from swag_models.models import Backbone, build
 from swag_models.publish import save
 from swag_models.recipe.config import Run
-from swag_models.recipe.extras import import_extra
 from swag_models.recipe.feed import Feed
 from swag_models.recipe.parallel import Ranks
 from swag_models.recipe.plan import find_arch
-from swag_models.recipe.shards import Shards
+from swag_models.recipe.shards import Shards, find_vocabulary, read_vocabulary
 from swag_models.spec import UNKNOWN, Metrics, ModelSpec
 from swag_models.whole import explain_writing, write_whole
 
@@ -60,9 +59,8 @@ class Classes:
 
 def read_classes(feed: Feed, data: Shards) -> Classes:
     """The classes of the data: of shards with a vocabulary beside them, its hashtags."""
-    if isinstance(data, (str, Path)) and (path := Path(data) / VOCABULARY).is_file():
-        rows = import_extra("pyarrow.parquet").read_table(path, columns=["class", "synset", "hashtag"]).to_pylist()
-        rows.sort(key=lambda row: row["class"])
+    if path := find_vocabulary(data):
+        rows = read_vocabulary(path)
         return Classes(len(rows), tuple(row["hashtag"] for row in rows), tuple(row["synset"] for row in rows), path)
     if feed.num_classes is None:
         raise ConfigError(f"{data} does not say how many classes it has; give a packed folder, with its manifest.json")

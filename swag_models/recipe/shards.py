@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError, ShardError
+from swag_models.folder import VOCABULARY
 from swag_models.pictures import TAR_BLOCK, count_processors
 from swag_models.recipe.extras import import_extra
 from swag_models.transfer import hash_file
@@ -91,6 +92,20 @@ def hash_shards(shards: Shards) -> str:
         return hashlib.sha256(_read_whole(os.path.join(source, MANIFEST) if os.path.isdir(source) else source)).hexdigest()
     sizes = [(os.path.basename(url), os.path.getsize(url) if os.path.exists(url) else None) for url in urls]
     return hashlib.sha256(json.dumps(sorted(sizes, key=str)).encode()).hexdigest()
+
+
+def find_vocabulary(shards: Shards) -> Path | None:
+    """The vocabulary.parquet beside packed shards, if there is one."""
+    if not isinstance(shards, (str, os.PathLike)):
+        return None
+    path = os.path.join(os.fspath(shards).removesuffix(MANIFEST), VOCABULARY)
+    return Path(path) if os.path.isfile(path) else None
+
+
+def read_vocabulary(path: Path) -> list[dict[str, Any]]:
+    """The class, synset and hashtag of each class, in order."""
+    rows = import_extra("pyarrow.parquet").read_table(path, columns=["class", "synset", "hashtag"]).to_pylist()
+    return sorted(rows, key=lambda row: int(row["class"]))
 
 
 def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:

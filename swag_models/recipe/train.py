@@ -131,6 +131,7 @@ def train(
                 world_size=ranks.world_size,
                 workers=run.engine.workers,
                 classes=classes.names,
+                synsets=classes.synsets,
             )
 
         # Where it stands: what was wrong so far claims no folder.

@@ -41,6 +41,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("digits") / "train", 30)
 
 
+def test_shards_of_another_curation_validate_nothing(packed: Path, tmp_path: Path, capsys: Capture) -> None:
+    shards = Path(shutil.copytree(packed, tmp_path / "shards"))
+    vocabulary = pq.read_table(shards / "vocabulary.parquet").to_pylist()
+    others = [{**row, "synset": f"n{row['class'] ^ 1:08d}"} for row in vocabulary]  # as many, of the same names
+    pq.write_table(pa.Table.from_pylist(others), shards / "vocabulary.parquet")
+    assert main(spell(packed, tmp_path / "run", "steps=2", options=["--val", shards / "manifest.json"])) == 2
+    assert re.fullmatch(r".*/vocabulary.parquet is not the vocabulary of the model; .*\n", capsys.readouterr().err)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_a_model_of_hashtags_says_how_it_was_made(packed: Path, tmp_path: Path, capsys: Capture) -> None:
     options = ["--name", "tagger", "--license", "mit", "--val", str(packed)]
     assert main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0

@@ -209,7 +209,8 @@ def _train_head(
     data = train_on.root if isinstance(train_on, Album) else train_on
     model = train(run, data, folder, progress=progress)
     tuned = open_candidate(str(model), device=candidate.device, dtype=candidate.dtype)
-    check = open_check(test, tuned.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers, classes=tuned.classes)
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "classes": tuned.classes, "synsets": tuned.synsets}
+    check = open_check(test, tuned.fit, rank=0, world_size=1, **options)
     hits = sum(count_hits(tuned.classify(batch.images), batch.classes) for batch in check)
     return Probe(candidate.name, "sgd", None, (100 * hits / check.seen,), {"preset": name, "run": run.to_dict()})
 

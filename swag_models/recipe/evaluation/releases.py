@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.folder import VOCABULARY
 from swag_models.recipe.albums import Album, PictureFolder, find_folders, match_names, open_album
+from swag_models.recipe.batches import check_vocabulary
 from swag_models.recipe.check import SPLITS
 from swag_models.recipe.evaluation.candidates import Candidate
-from swag_models.recipe.extras import import_extra
 from swag_models.recipe.hashtags import canonicalise, load_imagenet
 from swag_models.recipe.shards import Shards
 
@@ -82,10 +81,7 @@ def open_folder(root: Path, candidate: Candidate) -> Task:
 
 def open_shards(shards: Shards, candidate: Candidate) -> Task:
     """Packed pictures, whose classes are numbers: ConfigError if a vocabulary beside them is not the model's."""
-    if isinstance(shards, (str, os.PathLike)) and (path := Path(shards) / VOCABULARY).is_file() and candidate.synsets:
-        rows = import_extra("pyarrow.parquet").read_table(path, columns=["class", "synset"]).to_pylist()
-        if tuple(row["synset"] for row in sorted(rows, key=lambda row: row["class"])) != candidate.synsets:
-            raise ConfigError(f"{path} is not the vocabulary of {candidate.name}; give shards of the curation it learned from")
+    check_vocabulary(shards, candidate.synsets)
     return Task(shards)
 
 

@@ -250,9 +250,10 @@ def test_shards_have_the_models_numbers(tmp_path: Path) -> None:
         open_suite("folder", shards, candidate, only_present=True)
     pyarrow = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet").write_table(
-        pyarrow.table({"class": [1, 0], "synset": ["n00000001", "n00000002"]}), shards / "vocabulary.parquet"
+        pyarrow.table({"class": [1, 0], "synset": ["n00000001", "n00000002"], "hashtag": ["a", "b"]}),
+        shards / "vocabulary.parquet",
     )
-    with pytest.raises(ConfigError, match=r"vocabulary.parquet is not the vocabulary of vit_nano_hashtags"):
+    with pytest.raises(ConfigError, match=r"vocabulary.parquet is not the vocabulary of the model"):
         open_suite("folder", shards, candidate)
 
 
