@@ -133,7 +133,9 @@ def add_commands(add: Add) -> None:
     command.add_argument("--max-classes", type=int, default=27_000, help="the most frequent are kept (default: 27000)")
     command.add_argument("--sampling", choices=("natural", "sqrt", "uniform"), default="sqrt", help="default: sqrt")
     command.add_argument("--epoch-ratio", type=float, default=5 / 3.6, help="samples in an epoch per image (default: 5/3.6)")
-    command.add_argument("--threshold", type=float, help="images; factors are max(1, sqrt(threshold / images)), unscaled")
+    command.add_argument(
+        "--threshold", type=float, help="images; with sqrt: factors max(1, sqrt(threshold / images)), unscaled"
+    )
     command.add_argument("--tail-share", type=float, help="share of an epoch for images whose rarest class is of the tail")
     command.add_argument("--tail-below", type=int, default=5000, help="images of a class of the tail (default: below 5000)")
     command.add_argument("--engine", choices=("duckdb", "spark"), default="duckdb", help="default: duckdb, in this process")

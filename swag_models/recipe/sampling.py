@@ -27,7 +27,8 @@ class Sampling:
     kind: "natural" (every image alike), "sqrt" (inverse square root of frequency) or "uniform" (inverse frequency).
     epoch_ratio: samples in an epoch per unique image, to which all factors are scaled; a factor below 1 is the share of epochs
         in which the image is seen.
-    threshold: images; if given, nothing is scaled: the factor of a hashtag that f images carry is max(1, sqrt(threshold / f)).
+    threshold: images; with "sqrt" only. Nothing is scaled then: the factor of a hashtag that f images carry is
+        max(1, sqrt(threshold / f)).
     tail_share: share of an epoch that images of the tail make up, whose rarest hashtag has fewer than `tail_below` images.
     """
 
@@ -44,6 +45,8 @@ class Sampling:
             raise ConfigError(f"epoch_ratio {self.epoch_ratio} is not a positive number of samples per image")
         if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold > 0):
             raise ConfigError(f"threshold {self.threshold} is not a positive number of images")
+        if self.threshold is not None and self.kind != "sqrt":
+            raise ConfigError(f"threshold is a rule of sampling 'sqrt', not {self.kind!r}; leave one of them out")
         if self.tail_share is not None and not 0 <= self.tail_share <= 1:
             raise ConfigError(f"tail_share {self.tail_share} is not a share between 0 and 1")
         if self.threshold is not None and self.tail_share is not None:
@@ -59,7 +62,7 @@ def repeat_factors(counts: Sequence[int], rarest: Sequence[int], sampling: Sampl
     if not images:
         return [0.0] * len(counts)
     if sampling.threshold is not None:
-        return [_quantise(max(1.0, (sampling.threshold / count) ** exponent)) for count in counts]
+        return [_quantise(max(1.0, math.sqrt(sampling.threshold / count))) for count in counts]
     weights = [count**-exponent for count in counts]
     length = sampling.epoch_ratio * images
     if sampling.tail_share is None:

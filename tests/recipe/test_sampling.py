@@ -66,6 +66,8 @@ def test_nothing_to_sample() -> None:
         ({"epoch_ratio": 0}, "epoch_ratio 0 is not a positive number"),
         ({"threshold": math.inf}, "threshold inf is not a positive number"),
         ({"tail_share": 1.5}, "tail_share 1.5 is not a share between 0 and 1"),
+        ({"kind": "natural", "threshold": 5}, "threshold is a rule of sampling 'sqrt', not 'natural'"),
+        ({"kind": "uniform", "threshold": 5}, "threshold is a rule of sampling 'sqrt', not 'uniform'"),
         ({"threshold": 5, "tail_share": 0.5}, "exclude each other"),
     ],
 )
