@@ -105,6 +105,9 @@ class Engine:
         except duckdb.IOException as error:
             reason = str(error).splitlines()[0]
             raise OutputError(f"DuckDB cannot read or write ({reason}); what is done is kept, run again to go on") from None
+        except duckdb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"DuckDB cannot read the posts ({reason}); make damaged files again, or leave them out") from None
 
 
 def find_versions(kind: str, master: str | None = None) -> dict[str, str]:

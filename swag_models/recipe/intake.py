@@ -68,13 +68,14 @@ def unite_posts(
     )
     counts = Counter(done.rejects)
     parts = [engine.read_all(done.parts)] if done.parts else []
-    alike: dict[tuple[Columns, tuple[str, ...]], list[Path]] = defaultdict(list)  # files with columns of the same names
+    alike: dict[tuple[Columns, tuple[tuple[str, str], ...]], list[Path]] = defaultdict(list)  # by names and types
     for file in parquet:
         try:
             schema = pyarrow.parquet.read_schema(file)
         except pyarrow.ArrowInvalid:
             raise ConfigError(f"{file} is no whole Parquet file; make it again, or leave it out") from None
-        alike[parquet_columns(schema, reading.columns, file), tuple(schema.names)].append(file)
+        kinds = tuple(zip(schema.names, map(str, schema.types), strict=True))
+        alike[parquet_columns(schema, reading.columns, file), kinds].append(file)
     with write_whole(rejects, alone=True) as temporary, temporary.open("wb") as output:
         for path in done.rejects_files:
             output.write(path.read_bytes())

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from swag_models.errors import ConfigError
 from swag_models.recipe.engine import Engine, open_engine
 from swag_models.recipe.intake import Reading, unite_posts
 
@@ -71,3 +72,24 @@ def test_lists_of_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("p.parquet", "p.jsonl"):
         assert [row["hashtags"] for row in read(engine, tmp_path, [name])] == [["hot dog", "bear, mouse"], ["raptor"]], name
+
+
+def test_columns_may_have_other_types_in_other_files(engine: Engine, tmp_path: Path) -> None:
+    for name, identifier, hashtags in (("a", 1, ["bear"]), ("b", "two", ["bear"]), ("c", "three", "#bear")):
+        pq.write_table(pa.Table.from_pylist([{"id": identifier, "hashtags": hashtags}]), tmp_path / f"{name}.parquet")
+    found = read(engine, tmp_path, ["a.parquet", "b.parquet", "c.parquet"])
+    assert [(row["id"], row["hashtags"]) for row in found] == [("1", ["bear"]), ("three", ["bear"]), ("two", ["bear"])]
+
+
+def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
+    rows = [{"id": f"{number * 7919 % 1000}", "hashtags": ["bear"]} for number in range(1000)]
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[100:200] = bytes(100)
+    path.write_bytes(content)
+    with (
+        open_engine("duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None) as engine,
+        pytest.raises(ConfigError, match=r"^DuckDB cannot read the posts \(.*\); make damaged files again.*$"),
+    ):
+        read(engine, tmp_path, ["p.parquet"])
