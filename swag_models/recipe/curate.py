@@ -32,7 +32,7 @@ from swag_models.recipe.ledger import Facts, Ledger
 from swag_models.recipe.sampling import Sampling
 from swag_models.recipe.steps import Steps
 from swag_models.recipe.wordnet import WordNet
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 STEPS = 6
 VERSION = 1  # of what the steps write; another number makes them all run again
@@ -84,12 +84,13 @@ def curate(
     the posts name them. engine, master, memory, threads: see
     `engine.open_engine`.
 
-    What a run before has finished with the same inputs and choices is not done again. ConfigError names what cannot be.
+    What a run before has finished with the same inputs and choices is not done again. ConfigError names what cannot be,
+    OutputError what cannot be written.
     """
     versions = find_versions(engine, master)
     folder, net, files = Path(output), WordNet.load(wordnet), find_files(inputs, format)
     stop, excluded = load_stoplist(stoplist), _read_values(exclude)
-    with ExitStack() as stack:
+    with explain_writing(folder, kept=True), ExitStack() as stack:
         ledger = Ledger(stack, folder / "steps", STEPS, progress)
         hashes = ledger.hash_files(files)
         opened = open_engine(engine, scratch=ledger.folder / "scratch", memory=memory, threads=threads, master=master)

@@ -71,6 +71,8 @@ class Engine:
         if self.kind == "duckdb":
             with write_whole(path, alone=True) as temporary:
                 self._copy(table, temporary, compression="zstd")
+                if path.is_dir():  # which Spark left
+                    remove(path)
         else:
             with _write_folder(path) as temporary:
                 self._copy(table, temporary)

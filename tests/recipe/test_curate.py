@@ -21,7 +21,7 @@ import pytest
 from wordnet_support import write_wordnet
 
 from swag_models.cli import main
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, OutputError
 from swag_models.recipe.columns import Columns
 from swag_models.recipe.curate import Curation, curate
 from swag_models.recipe.hashtags import Matcher, load_stoplist
@@ -188,6 +188,12 @@ def test_a_second_run_does_nothing_and_a_changed_choice_only_what_depends_on_it(
     assert not changed & {"posts.json", "hashtags.json", "images.json", "classes.json", "matches.parquet"}
     assert first["classes"] == second["classes"]
     assert first["labels"]["samples"] == pytest.approx(second["labels"]["samples"], rel=1e-3)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(wordnet: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "report.md").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"out cannot be written: .*; what is done is kept, run again to go on"):
+        curate([write_posts(tmp_path / "p.parquet", make_posts(50))], tmp_path / "out", wordnet=wordnet, progress=False)
 
 
 def test_the_same_inputs_give_the_same_bytes(wordnet: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Posts of any format become the same rows."""
+"""Posts of any format become the same rows, and tables take each other's place."""
 
 from __future__ import annotations
 
@@ -93,3 +93,11 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
         pytest.raises(ConfigError, match=r"^DuckDB cannot read the posts \(.*\); make damaged files again.*$"),
     ):
         read(engine, tmp_path, ["p.parquet"])
+
+
+def test_a_table_takes_the_place_of_what_another_engine_wrote(tmp_path: Path) -> None:
+    (tmp_path / "labels.parquet").mkdir()
+    (tmp_path / "labels.parquet" / "part-0.parquet").touch()
+    with open_engine("duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None) as engine:
+        engine.write(engine.read_rows(pa.table({"id": ["a"]}), tmp_path / "rows.parquet"), tmp_path / "labels.parquet")
+    assert pq.ParquetFile(tmp_path / "labels.parquet").read().to_pylist() == [{"id": "a"}]
