@@ -39,7 +39,7 @@ from swag_models.pictures import count_processors
 from swag_models.recipe.extras import import_extra
 from swag_models.recipe.images import Place, find_places
 from swag_models.recipe.scrub import scrub_image
-from swag_models.recipe.shards import FORMAT, MANIFEST
+from swag_models.recipe.shards import FORMAT, MANIFEST, read_manifest
 from swag_models.recipe.workers import open_pool
 from swag_models.transfer import hash_file
 from swag_models.whole import explain_writing, write_whole
@@ -65,10 +65,11 @@ def pack(
     """Write the images that have labels into shards, continuing what an earlier run began; the manifest, as in `shards`.
 
     labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`; a vocabulary.parquet beside it is
-    taken along, so that training knows the names of the classes. images: one or more of what
-    `find_places` takes. A shard has about `shard_size` samples, fewer if their files would come to more than `max_bytes`.
-    Pictures lose their metadata, and become smaller if their shorter side has more than `image_short_side` pixels: see
-    `scrub_image`. Labels without an image, further images of an id, and unreadable images are listed in rejects.jsonl.
+    taken along, so that training knows the names of the classes. images: one or more of what `find_places` takes; finished
+    shards of these labels stay, whatever the images are now. A shard has about `shard_size` samples, fewer if their files
+    would come to more than `max_bytes`. Pictures lose their metadata, and become smaller if their shorter side has more than
+    `image_short_side` pixels: see `scrub_image`. Labels without an image, further images of an id, and unreadable images are
+    listed in rejects.jsonl.
     ConfigError if the output holds other work, OutputError if it cannot be written. With several `processes`, a script that
     calls this needs `if __name__ == "__main__":`.
     """
@@ -78,12 +79,15 @@ def pack(
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it is at least 1")
     parameters = {"seed": seed, "shard_size": shard_size, "max_bytes": max_bytes, "image_short_side": image_short_side}
+    known = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     if output.exists() and not work.exists() and (not output.is_dir() or any(output.iterdir())):
+        if (output / MANIFEST).is_file() and (done := read_manifest(output / MANIFEST)) | known == done:
+            return done
         raise ConfigError(f"{output} is not empty; delete it or choose another name")
     given = [images] if isinstance(images, (str, os.PathLike)) else images
     sources = [os.path.abspath(each) for each in given]
-    job = {"parameters": parameters, "labels_sha256": _hash_labels(labels), "images": sources}
+    job = {**known, "images": sources}
     with explain_writing(output, kept=True):
         work.mkdir(exist_ok=True)
         with _hold(work, output):

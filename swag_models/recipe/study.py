@@ -140,9 +140,8 @@ def prepare(folder: Path, study: Study, progress: bool) -> None:
         curated, shards = folder / f"curated-{sampling}", folder / f"shards-{sampling}"
         choices = Curation(sampling=Sampling(kind=sampling))
         curate([scenes / "posts.jsonl"], curated, choices, wordnet=scenes / "wordnet", progress=progress)
-        if not (shards / "manifest.json").exists():
-            size = max(1, study.posts // 20)
-            pack(curated / "labels.parquet", scenes / "posts.jsonl", shards, shard_size=size, progress=progress)
+        size = max(1, study.posts // 20)
+        pack(curated / "labels.parquet", scenes / "posts.jsonl", shards, shard_size=size, progress=progress)
     drawn, tested = (_group(scenes, pictures) for pictures in split_held_out(study.pool, study.test))
     sets = {f"{shots}-{seed}": (seed, shots) for shots in study.shots for seed in range(study.seeds)}
     for name in ("test", *sets):

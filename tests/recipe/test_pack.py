@@ -163,6 +163,17 @@ def test_large_images_become_smaller(tmp_path: Path) -> None:
     assert {Image.open(io.BytesIO(image)).size for _, _, image in read_all(tmp_path / "shards").values()} == {(30, 20)}
 
 
+def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
+    images, shards = make_images(tmp_path / "images", list(make_labels(3))), tmp_path / "shards"
+    manifest = run(tmp_path, images, make_labels(3))
+    times = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
+    assert run(tmp_path, images, make_labels(3)) == manifest
+    for labels, seed in ((3, 1), (2, 0)):
+        with pytest.raises(ConfigError, match=r"shards is not empty; delete it"):
+            run(tmp_path, images, make_labels(labels), seed=seed)
+    assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == times
+
+
 def test_other_work_is_not_continued_and_nothing_is_overwritten(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shards is not empty; delete it"):
         pack(packed.with_name("labels.parquet"), [packed.with_name("images")], packed)
