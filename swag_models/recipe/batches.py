@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.pictures import SHARDS
-from swag_models.recipe.albums import Album, is_dataset
+from swag_models.recipe.albums import Album, find_folders, is_dataset
 from swag_models.recipe.data import Decode
 from swag_models.recipe.shards import MANIFEST, Shards, find_vocabulary, read_vocabulary
 from swag_models.recipe.stream import Sample
@@ -72,8 +72,10 @@ def find_folder(data: Shards) -> Path | None:
             f"data {text} is {'a file' if root.exists() else 'not there'}; allowed: packed shards, paths or URLs of .tar "
             "files, a folder with a sub-folder of pictures for each class, or what save_to_disk of datasets wrote"
         )
-    packed = (root / MANIFEST).is_file() or (not is_dataset(root) and any(root.glob("*.tar")))
-    return None if packed else root
+    if (root / MANIFEST).is_file():
+        return None
+    bare = not is_dataset(root) and not find_folders(root)  # beside pictures, a .tar is what they were unpacked from
+    return None if bare and any(root.glob("*.tar")) else root
 
 
 def take_sample(album: Album, index: int, transform: Transform) -> tuple[Tensor, tuple[int, ...], str]:

@@ -99,6 +99,16 @@ def test_what_is_broken_in_a_shard_is_counted_in_every_pass(tmp_path: Path) -> N
         assert (whole.seen, whole.skipped.total(), whole.samples) == (1, 1, None)
 
 
+def test_a_tar_beside_the_folders_of_classes_is_passed_over(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "cat", 2, height=8, width=8)
+    write_tar(tmp_path / "cat.tar", {"0.jpg": encode_jpeg(0)})
+    assert check(tmp_path).class_names == ("cat",)
+    (tmp_path / "cut").mkdir()
+    write_tar(tmp_path / "cut" / "shard-000000.tar", {})
+    with pytest.raises(ConfigError, match=r"has no manifest.json: it was not packed to the end"):
+        check(tmp_path / "cut")
+
+
 def test_classes_are_those_of_the_model(folder: Path) -> None:
     batches = list(check(folder, classes=["dog", "cat"], batch_size=13))
     assert Counter(batches[0].classes) == {(1,): 5, (0,): 8}
