@@ -230,14 +230,14 @@ def train(
             if done % run.safety.log_every == 0 or done == steps:
                 broken = int(ranks.add(sum(feed.skipped.values()))[0])
                 journal.record(done, "train", loss=value, lr=lr, grad_norm=norm.item(), broken_images=broken, **meter.read())
+            if stop and done < steps:  # before an evaluation, which may take longer than there is time
+                save(done, None, wait=True)
+                raise PreemptedError(f"{output}: stopped after step {done} of {steps}, as asked; run the same command to go on")
             score = None  # of these weights
             if checker and (done == steps or (run.safety.evaluate_every and done % run.safety.evaluate_every == 0)):
                 scores = evaluate(averaged or model, checker, transform, autocast, ranks)
                 score = scores["top1"]
                 journal.record(done, "eval", **scores)
-            if stop and done < steps:
-                save(done, score, wait=True)
-                raise PreemptedError(f"{output}: stopped after step {done} of {steps}, as asked; run the same command to go on")
             if done == steps:
                 save(done, score, wait=True)
             elif done % run.safety.checkpoint_every == 0 or score is not None:

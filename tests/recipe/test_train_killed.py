@@ -85,6 +85,22 @@ def test_a_signal_stops_a_run_after_a_checkpoint(ranks: int, number: int, pictur
     assert read_weights(tmp_path / "run") == read_weights(tmp_path / "whole")
 
 
+def test_a_signal_is_heeded_before_the_evaluation_that_is_due(pictures: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = spell(pictures, output, LONG, "safety.evaluate_every=1", options=["--val", pictures])
+    (process,) = start(arguments)
+    with ended([process]):
+        wait_until(lambda: bool(list_steps(output)), 60)
+        os.kill(process.pid or 0, signal.SIGTERM)
+        process.join(30)
+        assert process.exitcode == 75, read_errors(arguments)
+    step = list_steps(output)[-1]
+    assert read_lines(output)[-1]["step"] == step
+    assert [line["step"] for line in read_lines(output, "eval")] == list(range(1, step))
+    run(arguments)
+    assert [line["step"] for line in read_lines(output, "eval")] == [each for each in range(1, 41) if each != step]
+
+
 def test_ctrl_c_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
     arguments = spell(pictures, tmp_path / "run", LONG, *HARD, "engine.workers=1")
     (process,) = start(arguments)
