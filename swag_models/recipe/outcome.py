@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -122,7 +123,8 @@ def find_spec(run: Run) -> ModelSpec:
 def claim_folder(output: Path, ranks: Ranks) -> Iterator[Callable[[Run, Mapping[str, Any]], None]]:
     """Have the folder of a run to oneself; what is given claims it for one run.
 
-    ConfigError if another process has it, or if it is another run's; OutputError if it cannot be written.
+    ConfigError if another process has it, if it is another run's, or if a rank does not see it; OutputError if it cannot be
+    written.
     """
 
     def claim(run: Run, data: Mapping[str, Any]) -> None:
@@ -131,6 +133,7 @@ def claim_folder(output: Path, ranks: Ranks) -> Iterator[Callable[[Run, Mapping[
     lock = FileLock(output / ".lock")
     ranks.lead(lambda: _lock(lock, output))
     try:
+        _meet(output, ranks)
         yield claim
     finally:
         lock.release()
@@ -143,6 +146,16 @@ def _lock(lock: FileLock, output: Path) -> None:
             lock.acquire(timeout=0)
         except Timeout:
             raise ConfigError(f"another process is training in {output}; wait for it, or choose another folder") from None
+
+
+def _meet(output: Path, ranks: Ranks) -> None:
+    """ConfigError on every rank unless all see what the first writes; checkpoints would else lack the parts of others."""
+    name = ranks.lead(lambda: f".{uuid.uuid4().hex}.tmp")  # a new one, of which no network disk remembers that it is missing
+    ranks.lead((output / name).touch)
+    seen = ranks.gather((output / name).exists())
+    ranks.lead((output / name).unlink)
+    if not all(seen):
+        raise ConfigError(f"rank {seen.index(False)} does not see {output}; give a folder that all nodes share")
 
 
 def _claim(path: Path, run: Run, data: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import torch.distributed as dist
 from filelock import FileLock
+from ranks import run_ranks
 from runs import make_digits, spell
 from shards_support import make_shards
 from tiny import load_tiny
@@ -18,9 +22,11 @@ from tiny import load_tiny
 from swag_models import load_model
 from swag_models.catalog import NC, NC_URL
 from swag_models.cli import main
+from swag_models.errors import ConfigError
 from swag_models.publish import save
 from swag_models.recipe.config import change
-from swag_models.recipe.outcome import Classes, find_spec, make_model
+from swag_models.recipe.outcome import Classes, claim_folder, find_spec, make_model
+from swag_models.recipe.parallel import Ranks
 from swag_models.recipe.presets import get_preset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -124,3 +130,21 @@ def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys
         assert main(spell(pictures, bare)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r".*another process is training in .*bare; wait for it, or choose another folder", line)
+
+
+def test_a_folder_that_a_rank_does_not_see_is_refused_by_all(tmp_path: Path) -> None:
+    run_ranks(2, claim_apart, tmp_path)
+
+
+def claim_apart(root: Path) -> None:
+    """As on two nodes with disks of their own; then on a disk that they share."""
+    ranks = Ranks(dist.get_rank(), 2, torch.device("cpu"))
+    own = root / f"node {ranks.rank}"
+    (own / "runs").mkdir(parents=True)
+    os.chdir(own)
+    message = "rank 1 does not see runs; give a folder that all nodes share"
+    with pytest.raises(ConfigError, match=message), claim_folder(Path("runs"), ranks):
+        pass
+    with claim_folder(Path("../shared"), ranks):
+        pass
+    assert all(path.name == ".lock" for folder in ("runs", "../shared") for path in Path(folder).iterdir())
