@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from swag_models.errors import OutputError, SwagModelsError, TrainingError
+from swag_models.errors import ConfigError, OutputError, SwagModelsError, TrainingError
 from swag_models.models import Backbone
 from swag_models.models.blocks import Blocks
 from swag_models.recipe.config import Engine
@@ -72,6 +72,8 @@ def open_ranks() -> Iterator[Ranks]:
     """Join the other ranks, as RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT tell; alone without them.
 
     Tensors go by NCCL on GPUs, one for each rank, and by Gloo on processors; what is not a tensor of a GPU always by Gloo.
+    ConfigError if they do not meet; TrainingError if a GPU's memory is too little or another rank is lost inside, OutputError
+    if a process of a DataLoader is killed.
     """
     rank, world_size = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))
     device = torch.device("cpu")
@@ -79,15 +81,33 @@ def open_ranks() -> Iterator[Ranks]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend, rank=rank, world_size=world_size)
-    else:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        if "RANK" in os.environ:
+            dist.init_process_group(backend, rank=rank, world_size=world_size)
+        else:
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    except (ValueError, dist.DistError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"rank {rank} cannot meet the others ({reason}); "
+            "use torchrun, or set MASTER_ADDR and MASTER_PORT to a free port of rank 0"
+        ) from None
     try:
         yield Ranks(rank, world_size, device)
         dist.barrier()  # else a rank may leave while another still needs it
+    except torch.OutOfMemoryError:
+        raise TrainingError(
+            f"the memory of {device} is too little (rank {rank}); take fewer pictures at once (engine.micro_batch in training, "
+            "--batch-size in an evaluation), or train with engine.grad_checkpointing=true"
+        ) from None
     except RuntimeError as error:
+        # Raised anywhere, since torch hears of it by a signal.
+        if str(error).startswith("DataLoader worker"):
+            raise OutputError(
+                "a process that reads pictures was killed, perhaps for its memory, or because /dev/shm is too small; set fewer "
+                "engine.workers, or give more of either, and run it again"
+            ) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise TrainingError(f"rank {rank} lost another, whose own last words say why; run it again to go on") from None
         raise

@@ -101,6 +101,21 @@ def test_a_signal_is_heeded_before_the_evaluation_that_is_due(pictures: Path, tm
     assert [line["step"] for line in read_lines(output, "eval")] == [each for each in range(1, 41) if each != step]
 
 
+def test_a_killed_reader_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
+    arguments = spell(pictures, tmp_path / "run", LONG, "engine.workers=1")
+    (process,) = start(arguments)
+    with ended([process]):
+        wait_until(lambda: bool(list_steps(tmp_path / "run")), 60)
+        for pid in find_children(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.join(30)
+        assert process.exitcode == 1
+    (line,) = read_errors(arguments).splitlines()
+    assert line.startswith(
+        "swag-models: error: a process that reads pictures was killed, perhaps for its memory, or because /dev"
+    )
+
+
 def test_ctrl_c_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
     arguments = spell(pictures, tmp_path / "run", LONG, *HARD, "engine.workers=1")
     (process,) = start(arguments)
