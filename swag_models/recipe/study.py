@@ -4,6 +4,7 @@ Two small networks are pre-trained by hashtags, with three ways of resampling im
 labels, beside the same networks without pre-training. Each is done with several seeds.
 
 The folder of a study holds
+  study.json            how large it is, in all but the number of seeds, of which more may come
   scenes/               the pictures; labels/ the held-out ones, split into some to learn from and the rest to test on
   curated-sqrt/, ...    vocabulary and labels for each sampling; shards-sqrt/, ... what is trained on
   runs/<task>/<run>/    training runs
@@ -14,12 +15,13 @@ The folder of a study holds
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -38,7 +40,7 @@ from swag_models.recipe.scenes.gallery import write_scenes
 from swag_models.recipe.scenes.posts import Picture, split_held_out
 from swag_models.recipe.scenes.things import NAMES
 from swag_models.recipe.workers import open_pool
-from swag_models.whole import write_whole
+from swag_models.whole import explain_writing, write_whole
 
 ARCHS = ("regnety_nano", "vit_nano")
 SAMPLINGS = ("sqrt", "natural", "uniform")
@@ -61,6 +63,11 @@ class Study:
     length: float = 1.0
 
     def __post_init__(self) -> None:
+        for name in ("posts", "pool", "test", "seeds"):
+            if (value := getattr(self, name)) < 1:
+                raise ConfigError(f"{name} is {value}; give 1 or more")
+        if not 0 < self.length < math.inf:
+            raise ConfigError(f"length is {self.length}; give a number above 0")
         if not self.shots or max(self.shots) > self.pool or min(self.shots) < 1:
             raise ConfigError(f"shots are {self.shots}; give numbers from 1 to {self.pool}, the pictures to draw from")
 
@@ -96,8 +103,12 @@ def run_study(
     """Do the study, or what is left of it, and return the folder of its report.
 
     processes: tasks at a time, each on one core. A script that calls this needs `if __name__ == "__main__":`.
+    ConfigError if the folder is another study's.
     """
     folder, study = Path(folder), study or Study()
+    if processes is not None and processes < 1:
+        raise ConfigError(f"processes is {processes}; give 1 or more")
+    claim_folder(folder, study)
     prepare(folder, study, progress)
     tasks = list_tasks(study)
     left = [task for task in tasks if not _record_of(folder, task).exists()]
@@ -131,10 +142,23 @@ def list_tasks(study: Study) -> list[Task]:
     return tasks
 
 
+def claim_folder(folder: Path, study: Study) -> None:
+    """Write study.json, or compare."""
+    sizes = json.loads(json.dumps({name: value for name, value in asdict(study).items() if name != "seeds"}))
+    path = folder / "study.json"
+    before = json.loads(path.read_text("utf-8")) if path.exists() else sizes
+    for name, value in sizes.items():
+        if before.get(name) != value:
+            raise ConfigError(f"{folder} holds a study with {name} {before.get(name)}, not {value}; choose another folder")
+    with explain_writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as to:
+            to.write_text(json.dumps(sizes, indent=1) + "\n", "utf-8")
+
+
 def prepare(folder: Path, study: Study, progress: bool) -> None:
     """Scenes, labels and shards."""
     scenes = folder / "scenes"
-    folder.mkdir(parents=True, exist_ok=True)
     write_scenes(scenes, study.posts, len(NAMES) * (study.pool + study.test), progress=progress)
     for sampling in SAMPLINGS:
         curated, shards = folder / f"curated-{sampling}", folder / f"shards-{sampling}"

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 import swag_models
+from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.recipe.findings import write_findings
 from swag_models.recipe.outcome import About
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.study import ARCHS, SAMPLINGS, Study, list_tasks
+from swag_models.recipe.study import ARCHS, SAMPLINGS, Study, claim_folder, list_tasks, run_study
 from swag_models.recipe.train import train
 
 FACTS = {"posts": 1000, "things": 32, "test": 30, "seeds": 3}
@@ -49,6 +50,29 @@ def test_every_question_is_asked_with_every_seed() -> None:
 def test_shots_that_the_pool_cannot_give_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"shots are \(5, 50\); give numbers from 1 to 30"):
         Study(shots=(5, 50))
+
+
+def test_what_no_study_can_do_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value, message in (
+        ("posts", "0", "posts is 0; give 1 or more"),
+        ("seeds", "0", "seeds is 0; give 1 or more"),
+        ("length", "0", "length is 0.0; give a number above 0"),
+        ("processes", "-1", "processes is -1; give 1 or more"),
+    ):
+        assert main(["recipe", "study", str(tmp_path / "study"), f"--{name}={value}"]) == 2
+        assert capsys.readouterr().err == f"swag-models: error: {message}\n"
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_is_of_one_study_which_may_get_more_seeds(tmp_path: Path) -> None:
+    study = Study(length=0.005, seeds=1)
+    claim_folder(tmp_path, study)
+    claim_folder(tmp_path, study)
+    claim_folder(tmp_path, replace(study, seeds=2))
+    for other, message in (({"length": 1.0}, "length 0.005, not 1.0"), ({"shots": (5,)}, r"shots \[5, 25\], not \[5\]")):
+        with pytest.raises(ConfigError, match=rf"holds a study with {message}; choose another folder"):
+            run_study(tmp_path, replace(study, **other))  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
 
 
 def test_claims_are_judged_by_the_numbers(tmp_path: Path) -> None:
