@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
@@ -175,9 +176,20 @@ def prepare(folder: Path, study: Study, progress: bool) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         for thing in NAMES:
             (temporary / thing).mkdir(parents=True)
-            for path in tested[thing] if name == "test" else _draw(drawn[thing], *sets[name]):
+            for path in tested[thing] if name == "test" else draw(drawn[thing], *sets[name]):
                 shutil.copyfile(path, temporary / thing / path.name)
         temporary.rename(target)
+
+
+def draw(paths: list[Path], seed: int, count: int) -> list[Path]:
+    """Some of the pictures, other ones for each seed; fewer of them are among the more.
+
+    Three seeds share an order of the pictures, a third of it apart; they do not depend on how many seeds there are.
+    """
+    turn, third = divmod(seed, 3)
+    order = random.Random(turn).sample(paths, len(paths)) if turn else paths
+    start = third * len(order) // 3
+    return [order[(start + place) % len(order)] for place in range(count)]
 
 
 def do_task(folder: Path, study: Study, task: Task) -> str:
@@ -256,12 +268,6 @@ def _group(scenes: Path, pictures: Sequence[Picture]) -> dict[str, list[Path]]:
     for picture in pictures:
         found[picture.row["thing"]].append(scenes / picture.path)
     return found
-
-
-def _draw(paths: list[Path], seed: int, count: int) -> list[Path]:
-    """Some of the pictures, other ones for each seed; fewer of them are among the more."""
-    start = seed * len(paths) // 3
-    return [paths[(start + place) % len(paths)] for place in range(count)]
 
 
 def _rate(task: Task, rows: Sequence[dict[str, Any]]) -> float:

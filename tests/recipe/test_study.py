@@ -18,7 +18,7 @@ from swag_models.errors import ConfigError
 from swag_models.recipe.findings import write_findings
 from swag_models.recipe.outcome import About
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.study import ARCHS, SAMPLINGS, Study, claim_folder, list_tasks, run_study
+from swag_models.recipe.study import ARCHS, SAMPLINGS, Study, claim_folder, draw, list_tasks, run_study
 from swag_models.recipe.train import train
 
 FACTS = {"posts": 1000, "things": 32, "test": 30, "seeds": 3}
@@ -73,6 +73,16 @@ def test_a_folder_is_of_one_study_which_may_get_more_seeds(tmp_path: Path) -> No
         with pytest.raises(ConfigError, match=rf"holds a study with {message}; choose another folder"):
             run_study(tmp_path, replace(study, **other))  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+
+
+def test_every_seed_draws_other_pictures_and_fewer_are_among_the_more() -> None:
+    pool = [Path(f"{number}.jpg") for number in range(30)]
+    draws = [draw(pool, seed, 25) for seed in range(30)]
+    assert len({frozenset(each) for each in draws}) == 30
+    assert all(len(set(each)) == 25 for each in draws)
+    assert all(draw(pool, seed, 5) == draws[seed][:5] for seed in range(30))
+    for seed in range(3):  # what docs/study.md was found with
+        assert draws[seed] == [pool[(10 * seed + place) % 30] for place in range(25)]
 
 
 def test_claims_are_judged_by_the_numbers(tmp_path: Path) -> None:
