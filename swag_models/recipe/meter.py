@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-# Dense products in bf16 or fp16, FLOP/s, by a part of the device's name, the special ones first. Source: NVIDIA's data sheets
-# of B200 and GB200 NVL72, H200, H100 and A100; where these give figures with sparsity, half of them.
+# Dense products in bf16 or fp16, FLOP/s, by words of the device's name, the special ones first. Source: NVIDIA's data sheets
+# of B200 and GB200 NVL72, H200, GH200, H100 and A100; where these give figures with sparsity, half of them.
 PEAKS = {
     "GB200": 2500e12,
     "B200": 2250e12,
     "H200 NVL": 835e12,
     "H200": 989e12,
+    "GH200": 989e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
@@ -34,8 +36,7 @@ class Meter:
         self.flops_per_image, self.device = flops_per_image, device
         peak = None
         if device.type == "cuda" and precision != "fp32":
-            name = torch.cuda.get_device_name(device)
-            peak = next((value for part, value in PEAKS.items() if part in name), None)
+            peak = find_peak(torch.cuda.get_device_name(device))
         self.measured = peak is None
         self.peak = peak or measure_peak(device, DTYPES[precision])
         self._begin()
@@ -84,6 +85,11 @@ class Meter:
         import sys
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def find_peak(name: str) -> float | None:
+    """Of the device of this name, if it is one of `PEAKS`: an A1000 is no A100."""
+    return next((peak for words, peak in PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from swag_models.recipe.meter import PEAKS, Meter, measure_peak
+from swag_models.recipe.meter import Meter, find_peak, measure_peak
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,12 +60,23 @@ def test_a_measured_peak_is_what_a_product_takes(precision: str) -> None:
     assert 1e7 < peak < 1e14
 
 
+def test_a_peak_is_found_by_whole_words() -> None:
+    for name, peak in (
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA RTX A1000 6GB Laptop GPU", None),
+    ):
+        assert find_peak(name) == peak, name
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_has_the_peak_of_its_data_sheet_and_the_memory_of_its_tensors() -> None:
     device = torch.device("cuda")
     meter = Meter(1, device, "bf16")
-    name = torch.cuda.get_device_name(device)
-    if any(part in name for part in PEAKS):
+    if find_peak(torch.cuda.get_device_name(device)):
         assert not meter.measured
         assert 0.3 * meter.peak < measure_peak(device, torch.bfloat16) <= meter.peak
     assert Meter(1, device, "fp32").measured
