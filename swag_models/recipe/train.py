@@ -180,7 +180,7 @@ def train(
             loss = torch.zeros((), device=ranks.device)
             for start in range(0, share, size):
                 part = slice(start, start + size)
-                images = transform.normalise(batch.images[part].to(ranks.device, non_blocking=True))  # (N, 3, S, S)
+                images = transform.normalise(batch.images[part].to(ranks.device))  # (N, 3, S, S)
                 targets = make_targets(batch.classes[part], run.objective.kind, len(classes)).to(ranks.device)
                 images, targets = mix(images, targets, run.objective.mixup, torch.default_generator)
                 if run.engine.channels_last:
