@@ -141,6 +141,7 @@ def train(
         checkpoints = Checkpoints(output / "checkpoints", run.safety.keep)
         first, usual, skipped = 0, math.nan, 0  # the step to begin with, the running mean of the loss, bad losses in a row
         scores: dict[str, float] = {}
+        broken = 0  # pictures, before that step
         if latest := checkpoints.find_latest():
             tensors = collect(model, optimizer, averaged)
             facts = checkpoints.load(latest, tensors)
@@ -149,10 +150,14 @@ def train(
             if facts["scaler"]:  # empty without fp16, which may have come since
                 scaler.load_state_dict(facts["scaler"])
             first, usual, skipped, scores = facts["step"], facts["usual"], facts["skipped"], facts["scores"]
+            broken = facts.get("broken_images", 0)  # older checkpoints have none
         journal = Journal(output, first, steps, progress=progress, silent=not ranks.first)
         stack.enter_context(closing(journal))
         flops = count_flops(spec) * (1 if run.train == "head" else 3)
         meter = Meter(flops / ranks.world_size, ranks.device, run.engine.precision)
+
+        def count_broken() -> int:
+            return broken + int(ranks.add(sum(feed.skipped.values()))[0])
 
         def save(step: int, score: float | None, wait: bool = False) -> None:
             facts = {
@@ -162,6 +167,7 @@ def train(
                 "usual": usual,
                 "skipped": skipped,
                 "scores": scores,
+                "broken_images": count_broken(),
             }
             tensors = collect(model, optimizer, averaged)
             checkpoints.save(step, tensors, facts, score=score, wait=wait)
@@ -228,8 +234,8 @@ def train(
             done = step + 1
             checkpoints.poll()
             if done % run.safety.log_every == 0 or done == steps:
-                broken = int(ranks.add(sum(feed.skipped.values()))[0])
-                journal.record(done, "train", loss=value, lr=lr, grad_norm=norm.item(), broken_images=broken, **meter.read())
+                counts = {"broken_images": count_broken(), **meter.read()}
+                journal.record(done, "train", loss=value, lr=lr, grad_norm=norm.item(), **counts)
             if stop and done < steps:  # before an evaluation, which may take longer than there is time
                 save(done, None, wait=True)
                 raise PreemptedError(f"{output}: stopped after step {done} of {steps}, as asked; run the same command to go on")

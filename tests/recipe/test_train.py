@@ -231,13 +231,18 @@ def test_a_skipped_step_leaves_no_trace_in_weights_and_statistics(pictures: Path
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_broken_pictures_are_counted_and_skipped(pictures: Path, tmp_path: Path) -> None:
+def test_broken_pictures_are_counted_over_restarts_and_skipped(pictures: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
     for path in sorted(data.rglob("*.png"))[:3]:
         path.write_bytes(path.read_bytes()[:50])
     go(data, tmp_path / "run", "steps=10")  # two epochs
     assert read_lines(tmp_path / "run")[-1]["broken_images"] == 6
+    lines = [(line["step"], line["broken_images"]) for line in read_lines(tmp_path / "run")]
+    for gone in ("model", "checkpoints/step-00000010"):
+        shutil.rmtree(tmp_path / "run" / gone)
+    go(data, tmp_path / "run", "steps=10")  # on from step 8
+    assert [(line["step"], line["broken_images"]) for line in read_lines(tmp_path / "run")] == lines
 
 
 def test_a_dataset_on_disk_trains_as_the_folder_it_was_made_from(pictures: Path, tmp_path: Path) -> None:
