@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspicious file: a quarter of 1 GiB as RGB
+EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for it
 TURNS = {  # by EXIF's orientation; Pillow's own function also writes the other tags anew, and fails on odd ones
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,7 +59,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if (turn := TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))) is not None:
         info = image.info
         image = image.transpose(turn)
-        image.info = {name: info[name] for name in info if name == "transparency"}  # EXIF would have it turned again
+        image.info = {name: info[name] for name in info if name not in EXIF}  # which would have it turned again
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
