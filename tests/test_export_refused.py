@@ -128,7 +128,8 @@ def export_in_process(setup: str, *arguments: str) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".pt2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(suffix: str, tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
     done = export_in_process(limit, "vit_nano_hashtags", str(tmp_path / f"model{suffix}"))

@@ -102,7 +102,7 @@ def test_full_models_are_within_two_percent_too(name: str) -> None:
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("name", [NANO, "regnety_nano_hashtags"])
 def test_fast_predicts_what_float32_predicts_on_held_out_scenes(name: str, dtype: str | None) -> None:
-    pictures, things = paint_scenes(480)
+    pictures, things = paint_scenes(320)
     options = {"fast": True, **({"dtype": dtype} if dtype else {})}
     exact, quick = (Classifier(name, **each)(pictures, top_k=1) for each in ({}, options))
     agreement = sum(a[0].index == b[0].index for a, b in zip(exact, quick)) / len(things)

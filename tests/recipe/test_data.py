@@ -146,7 +146,7 @@ def test_a_resumed_stream_is_the_uninterrupted_one(steps: Any, bare: list[str]) 
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-@pytest.mark.parametrize(("workers", "steps"), [(1, "exact"), (2, 13), (3, "exact")])
+@pytest.mark.parametrize(("workers", "steps"), [(1, "exact"), (2, 13), pytest.param(3, "exact", marks=pytest.mark.slow)])
 def test_a_resumed_stream_of_workers_is_the_uninterrupted_one(workers: int, steps: Any, bare: list[str]) -> None:
     shards = bare[:4] if workers == 3 else bare  # three workers end an epoch of four shards at different times
     make = lambda: load(shards, steps=steps, workers=workers, prefetch_factor=3)  # noqa: E731

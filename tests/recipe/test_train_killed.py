@@ -85,6 +85,7 @@ def test_a_signal_stops_a_run_after_a_checkpoint(ranks: int, number: int, pictur
     assert read_weights(tmp_path / "run") == read_weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_signal_is_heeded_before_the_evaluation_that_is_due(pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     arguments = spell(pictures, output, LONG, "safety.evaluate_every=1", options=["--val", pictures])
@@ -128,6 +129,7 @@ def test_ctrl_c_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
     assert read_errors(arguments).splitlines() == ["swag-models: error: interrupted"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_and_with_space_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
     settings = ("steps=24", "safety.log_every=3")
     run(spell(pictures, tmp_path / "whole", *settings))

@@ -88,7 +88,7 @@ def test_equal_classes_are_in_their_order(model: Path, digits: Path) -> None:
     assert all(each == [2, 5, 8][: len(each)] for each in together)
 
 
-@pytest.mark.parametrize("kind", ["folder", "shards"])
+@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.slow), "shards"])
 def test_one_two_and_three_ranks_find_the_same(kind: str, model: Path, digits: Path, packed: Path, tmp_path: Path) -> None:
     """A RegNet's logits depend on the size of the batch, and how shards end in batches on the number of ranks."""
     data, name, expected = (digits, str(model), 1) if kind == "folder" else (packed, NANO, 0)  # 1: a picture is broken

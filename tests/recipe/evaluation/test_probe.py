@@ -117,6 +117,7 @@ def test_the_constant_for_few_shots_does_for_other_pictures_too(folder: Path, ca
     assert means[FEW_SHOT_C] > means[1e-3] + 5
 
 
+@pytest.mark.slow
 def test_a_head_is_trained_as_the_preset_says(folder: Path, candidate: Candidate, tmp_path: Path) -> None:
     words = ["recipe", "probe", MODEL, "--train", str(folder / "train"), "--test", str(folder / "test"), "--methods", "sgd"]
     settings = ["--set", "steps=80", "--set", "image_size=32", "--set", "augment.interpolation=bilinear"]
