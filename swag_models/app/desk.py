@@ -6,9 +6,12 @@ Axes: K maps, h w grid.
 from __future__ import annotations
 
 import io
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -17,7 +20,7 @@ from tqdm import tqdm
 
 from swag_models.app.heat import find_heat
 from swag_models.app.overlay import Heat
-from swag_models.errors import FetchError, SwagModelsError
+from swag_models.errors import FetchError, ImageError, SwagModelsError
 from swag_models.fetch import fetch_weights, find_weights, is_offline
 from swag_models.inference import Classifier, Embedder, Prediction
 from swag_models.preprocess import read_image
@@ -86,7 +89,27 @@ class Download:
         return Bar
 
 
-def classify(spec: ModelSpec, path: str, name: str, top_k: int = 5) -> Sight:
+def find_upload(upload: Any, folder: Path) -> tuple[Path, str]:
+    """The file that a request names as its image, and what the user calls it.
+
+    A request can name any path of this machine, so nothing is opened unless it is a regular file inside of `folder`, where
+    uploads are stored, after symbolic links are resolved. ImageError otherwise, whether or not such a file exists.
+    """
+    path = upload.get("path") if isinstance(upload, dict) else None
+    refused = ImageError(f"{path!r} is not an uploaded image: upload the file, then choose it")
+    if not isinstance(path, str):
+        raise refused
+    try:
+        real = Path(path).resolve()
+        if not real.is_relative_to(folder.resolve()) or not stat.S_ISREG(os.stat(real).st_mode):
+            raise refused
+    except (OSError, ValueError, RuntimeError):  # missing, a NUL byte, a circle of links
+        raise refused from None
+    name = upload.get("orig_name")
+    return real, name if isinstance(name, str) and name else real.name
+
+
+def classify(spec: ModelSpec, path: str | os.PathLike[str], name: str, top_k: int = 5) -> Sight:
     """Read a picture, called `name` in messages, and find its most probable classes; none if the model names none."""
     picture = read_image(path, name)
     with ONE_AT_A_TIME:

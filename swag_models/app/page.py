@@ -54,10 +54,14 @@ class Page:
     specs: the models to choose from, by name; the first is chosen.
     folder: where similar pictures are looked for; `may_type` allows to name another one in the page.
     examples: pictures to begin with.
+    uploads: the folder of uploaded files; no other file is opened for a request.
     """
 
-    def __init__(self, specs: Mapping[str, ModelSpec], folder: str, may_type: bool, examples: list[Path]) -> None:
+    def __init__(
+        self, specs: Mapping[str, ModelSpec], folder: str, may_type: bool, examples: list[Path], uploads: Path
+    ) -> None:
         self.specs = specs
+        self.uploads = uploads
         self.folder = folder
         self.may_type = may_type
         self.shelf = Shelf()
@@ -200,7 +204,7 @@ class Page:
         return {**self.show_card(name), self.loading: None, self.notice: notice}
 
     @tell("sight", "bars")
-    def classify(self, upload: dict[str, Any] | None, name: str) -> Updates:
+    def classify(self, upload: Any, name: str) -> Updates:
         """The classes of the picture, if there is one and the model is here."""
         spec = self.specs[name]
         if upload is None:
@@ -208,7 +212,7 @@ class Page:
         if find_weights(spec) is None:
             hint = f"{name} is not on this machine yet; its card says what it would take to download it."
             return {self.sight: None, self.bars: panel.hint(hint)}
-        sight = desk.classify(spec, upload["path"], upload["orig_name"])
+        sight = desk.classify(spec, *desk.find_upload(upload, self.uploads))
         hint = f"{name} has no classes with names; below is where it looks."
         return {self.sight: sight, self.bars: panel.draw_bars(sight.predictions) if sight.predictions else panel.hint(hint)}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from gradio.utils import get_upload_folder
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from swag_models.app.page import Page
@@ -25,7 +26,8 @@ MAX_UPLOAD = "64mb"
 def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> FastAPI:
     """The page as an ASGI application, to be reached under the name `host`."""
     private = is_loopback(host)
-    page = Page(specs, folder=folder, may_type=private, examples=sorted(EXAMPLES.glob("*.jpg")))
+    uploads = Path(get_upload_folder())
+    page = Page(specs, folder=folder, may_type=private, examples=sorted(EXAMPLES.glob("*.jpg")), uploads=uploads)
     server = FastAPI(openapi_url=None)
     if private:  # no other page may read this one by making its own name lead here
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, f"[{host}]", "localhost"])

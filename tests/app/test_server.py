@@ -12,7 +12,8 @@ import pytest
 SCENES = Path(__file__).parents[2] / "examples" / "scenes"
 NAMES = ["127.0.0.1", "localhost:80", "[::1]:80", "elsewhere.example"]
 ASK = """
-import json, sys
+import json, os, sys
+from pathlib import Path
 from starlette.testclient import TestClient
 from swag_models.api import SPECS
 from swag_models.app import desk
@@ -26,12 +27,40 @@ answers = {}
 for host in ("127.0.0.1", "::1", "0.0.0.0"):
     client = TestClient(build_server(specs, folder="", host=host))
     answers[host] = [client.get("/", headers={"Host": name}).status_code for name in names]
+client = TestClient(build_server(specs, folder="", host="localhost"), base_url="http://localhost")
+sent = client.post("/gradio_api/upload", files={"files": ("house.jpg", open(scenes + "/house.jpg", "rb"))}).json()[0]
+config = client.get("/config").json()
+(number,) = (each["id"] for each in config["dependencies"] if each["api_name"] == "classify")
+outside = secret + "/mine.png"
+os.symlink(outside, os.path.join(os.path.dirname(sent), "link.png"))
+os.mkfifo(os.path.join(os.path.dirname(sent), "fifo.png"))
+requests = {
+    "uploaded": {"path": sent, "orig_name": "house.jpg"},
+    "uploaded, without a name": {"path": sent},
+    "another file": {"path": outside, "orig_name": "a"},
+    "a file that is not there": {"path": outside + "x", "orig_name": "a"},
+    "through the folder": {"path": os.path.dirname(sent) + "/../../" + outside, "orig_name": "a"},
+    "a link": {"path": os.path.join(os.path.dirname(sent), "link.png"), "orig_name": "a"},
+    "a FIFO": {"path": os.path.join(os.path.dirname(sent), "fifo.png"), "orig_name": "a"},
+    "a folder": {"path": os.path.dirname(sent), "orig_name": "a"},
+    "a device": {"path": "/dev/zero", "orig_name": "a"},
+    "NUL": {"path": sent + chr(0), "orig_name": "a"},
+    "relative": {"path": os.path.relpath(outside), "orig_name": "a"},
+    "a URL": {"path": "file://" + outside, "orig_name": "a"},
+    "no path": {"orig_name": "a"},
+    "text": outside,
+    "a list": [outside],
+}
+shown = {}
+for way, upload in requests.items():
+    body = {"data": [upload, "vit_nano_hashtags"], "fn_index": number, "session_hash": way}
+    shown[way] = client.post("/gradio_api/run/predict", json=body).text
 sight = desk.classify(specs["vit_nano_hashtags"], scenes + "/house.jpg", "house.jpg")
 near = {}
 for may_type in (True, False):
-    page = Page(specs, folder=scenes, may_type=may_type, examples=[])
+    page = Page(specs, folder=scenes, may_type=may_type, examples=[], uploads=Path(scenes))
     near[str(may_type)] = page.find(sight, secret)[page.near]
-print(json.dumps({"private": [host for host in hosts if is_loopback(host)], "answers": answers, "near": near}))
+print(json.dumps({"private": [host for host in hosts if is_loopback(host)], "answers": answers, "near": near, "shown": shown}))
 """
 
 
@@ -62,3 +91,12 @@ def test_other_machines_cannot_name_a_folder(found: Any) -> None:
     assert "mine.png" not in found["near"]["False"]
     assert "house.jpg" in found["near"]["False"]
     assert found["said"].count("other machines can reach the page; they cannot name a folder to look in") == 1
+
+
+def test_only_uploaded_files_are_opened(found: Any) -> None:
+    shown = dict(found["shown"])
+    for way in ("uploaded", "uploaded, without a name"):
+        assert "house" in shown.pop(way)
+    for way, answer in shown.items():
+        assert "is not an uploaded image: upload the file, then choose it" in answer, way
+        assert "%" not in answer, way  # no probability of any class
