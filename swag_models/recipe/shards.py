@@ -19,6 +19,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shlex
 import tarfile
 import zlib
@@ -37,6 +38,7 @@ from swag_models.transfer import hash_file
 FORMAT = 1
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20  # bytes read at a time
+NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*", re.ASCII)  # of a shard in a manifest: a plain file name, no path, URL or command
 
 Shards = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -65,17 +67,21 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
     if not source.endswith(MANIFEST):
         return _refuse_none(_expand(source), shards), None
     manifest = read_manifest(source)
-    return _refuse_none([source.removesuffix(MANIFEST) + shard["name"] for shard in manifest["shards"]], shards), manifest
+    prefix = source.removesuffix(MANIFEST) or f".{os.sep}"  # so that a name alone is never taken for a URL
+    return _refuse_none([prefix + shard["name"] for shard in manifest["shards"]], shards), manifest
 
 
 def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     """What a manifest.json, at a path or URL, says; ConfigError if it is none that this version reads."""
     source = os.fspath(source)
     try:
-        manifest = json.loads(_read_whole(source))
+        manifest: dict[str, Any] = json.loads(_read_whole(source))
         if manifest["format"] != FORMAT:
             raise ConfigError(f"{source} has format {manifest['format']}; this version reads {FORMAT}: update swag-models")
-        return {**manifest, "shards": [{**shard, "name": str(shard["name"])} for shard in manifest["shards"]]}
+        for shard in manifest["shards"]:
+            if not (isinstance(shard["name"], str) and NAME.fullmatch(shard["name"])):
+                raise ConfigError(f"{source} names the shard {shard['name']!r}; allowed is a plain file name: pack again")
+        return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise

@@ -161,6 +161,47 @@ def test_what_is_no_shard_is_refused_in_a_line(packed: Path, tmp_path: Path) -> 
         assert "\n" not in str(caught.value)
 
 
+NAMES = (
+    "pipe:touch run; cat shard-000000.tar",
+    "file:///etc/passwd",
+    "https://example.org/x.tar",
+    "s3://bucket/x.tar",
+    "../shard-000000.tar",
+    "/etc/passwd",
+    "below/shard-000000.tar",
+    "..",
+    "",
+    "-.tar",
+    "shard-{000000..000001}.tar",
+    "*.tar",
+    "a\n.tar",
+    7,
+    None,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_manifest_names_plain_files_only(name: object, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given by a relative path, a folder or a URL: a name is never a path, a URL or a command."""
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["shards"][1]["name"] = name
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir(shards)
+    for source in ("manifest.json", ".", shards, f"file://{shards}/manifest.json"):
+        with pytest.raises(ConfigError, match=re.escape(f"names the shard {name!r}; allowed is a plain file name")) as caught:
+            find_shards(source)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="allowed is a plain file name"):
+        verify_shards(shards)
+    assert not (shards / "run").exists()
+
+
+def test_a_manifest_by_a_relative_path(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read_all(shards)
+    monkeypatch.chdir(shards)
+    assert read_all("manifest.json") == expected
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
