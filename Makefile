@@ -13,7 +13,7 @@ demo: .venv/core
 # About 20 minutes; goes on where it was stopped. Other weights need their numbers and hashes in the catalog.
 study: .venv/dev
 	mkdir -p build
-	$(BIN)/swag-models recipe study build/study
+	$(BIN)/python -m studies run build/study
 	cp build/study/report/study.md build/study/report/study.png docs/
 	for name in regnety_nano_hashtags vit_nano_hashtags; do \
 	  cp build/study/report/$$name/model.safetensors swag_models/weights/$$name.safetensors; done

@@ -25,7 +25,7 @@ from swag_models.recipe.wordnet import WordNet
 
 CURATE = """
 import json, sys
-from swag_models.recipe.curate import Curation, curate
+from swag_models.recipe.curation.curate import Curation, curate
 posts, output, wordnet, memory, threads = sys.argv[1:]
 curate([posts], output, wordnet=wordnet or None, memory=memory, threads=int(threads), progress=False)
 """

@@ -22,9 +22,9 @@ from PIL import Image
 
 import swag_models
 from swag_models.checkpoint import write_state_dict
-from swag_models.embed import write_embeddings
-from swag_models.inference import Embedder
-from swag_models.pictures import count_processors
+from swag_models.inference.embed import write_embeddings
+from swag_models.inference.image_sources import count_processors
+from swag_models.inference.predict import Embedder
 
 SIDE = 500  # pixels
 

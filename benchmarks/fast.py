@@ -28,8 +28,8 @@ from torch import Tensor
 
 import swag_models
 from swag_models.checkpoint import write_state_dict
-from swag_models.fast import compile_forward, pick_dtype, prepare
-from swag_models.inference import Classifier
+from swag_models.inference.acceleration import compile_forward, pick_dtype, prepare
+from swag_models.inference.predict import Classifier
 from swag_models.layouts import translate_layout
 
 FEW = (1, 8, 64)  # pictures

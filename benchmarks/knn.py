@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import torch
 
-from swag_models.recipe.evaluation.knn import find_neighbours
+from swag_models.recipe.evaluation.probes.knn import find_neighbours
 
 
 def draw(count: int, width: int, seed: int) -> np.ndarray:

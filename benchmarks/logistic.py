@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from swag_models.recipe.evaluation.logistic import fit_logistic
+from swag_models.recipe.evaluation.probes.logistic_regression import fit_logistic
 
 Fit = Callable[[], tuple[Any, Any, int]]
 

@@ -19,7 +19,7 @@ from checkpointing import measure_peak
 from torch import Tensor
 
 from swag_models.recipe.config import Objective
-from swag_models.recipe.objectives import Targets, compute_losses, make_targets
+from swag_models.recipe.training.losses import Targets, compute_losses, make_targets
 
 Loss = Callable[[Tensor], Tensor]
 

@@ -22,8 +22,8 @@ import webdataset as wds
 from embed import make_pictures, seconds
 from torchvision.transforms import v2
 
-from swag_models.recipe.data import Decode, Loader
-from swag_models.recipe.pack import pack
+from swag_models.recipe.data.loader import Decode, Loader
+from swag_models.recipe.data.pack import pack
 
 BUFFER = 1000  # samples
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {

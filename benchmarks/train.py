@@ -34,11 +34,11 @@ from timm.data import create_dataset, create_loader
 
 from swag_models.models import build
 from swag_models.preprocess import Transform
-from swag_models.recipe.augment import Augmentation
 from swag_models.recipe.config import EMA, Augment, Engine, Optimizer, Run, Safety
-from swag_models.recipe.feed import open_feed
-from swag_models.recipe.journal import LOG, read_log
-from swag_models.recipe.outcome import find_spec
+from swag_models.recipe.data.train_loader import open_feed
+from swag_models.recipe.data.transforms import Augmentation
+from swag_models.recipe.training.logging import LOG, read_log
+from swag_models.recipe.training.run_dir import find_spec
 
 NUM_CLASSES = 10
 TIMM = {  # architecture -> timm's name, what makes it the same, image size
@@ -56,7 +56,7 @@ LINE = re.compile(r"Train: 0 \[ *(\d+)/.* Data: [\d.]+ \(([\d.]+)\)")
 OURS = """
 import json, sys
 from swag_models.recipe.config import Run
-from swag_models.recipe.train import train
+from swag_models.recipe.training.trainer import train
 train(Run.from_dict(json.loads(sys.argv[1])), sys.argv[2], sys.argv[3], progress=False)
 """
 

@@ -10,9 +10,9 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 import swag_models
+from studies.scenes.scene import plan_held_out, render
+from studies.scenes.things import NAMES
 from swag_models.models import group_parameters
-from swag_models.recipe.scenes.scene import plan_held_out, render
-from swag_models.recipe.scenes.things import NAMES
 
 NAME, THINGS, EPOCHS, BATCH, RATE = "vit_nano_hashtags", NAMES[:8], 5, 32, 2e-3
 

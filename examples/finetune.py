@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import swag_models
+from studies.scenes.scene import plan_held_out, render
+from studies.scenes.things import NAMES
 from swag_models.models import group_parameters
-from swag_models.recipe.scenes.scene import plan_held_out, render
-from swag_models.recipe.scenes.things import NAMES
 
 NAME, THINGS, LABELS, STEPS, BATCH, RATE = "regnety_nano_hashtags", NAMES[-8:], 20, 80, 32, 2e-3
 

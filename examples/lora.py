@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import swag_models
-from swag_models.recipe.scenes.scene import plan_held_out, render
-from swag_models.recipe.scenes.things import NAMES
+from studies.scenes.scene import plan_held_out, render
+from studies.scenes.things import NAMES
 
 NAME, THINGS, EPOCHS, BATCH, RATE = "vit_nano_hashtags", NAMES[:8], 5, 32, 5e-3
 

@@ -8,8 +8,8 @@ import sys
 
 import torch.nn.functional as F
 
-from swag_models.embed import read_embeddings
-from swag_models.inference import Embedder
+from swag_models.inference.embed import read_embeddings
+from swag_models.inference.predict import Embedder
 
 NUMBER = 5
 

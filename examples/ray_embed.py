@@ -12,8 +12,8 @@ import sys
 import numpy as np
 import ray
 
-from swag_models.inference import Embedder
-from swag_models.pictures import find_pictures
+from swag_models.inference.image_sources import find_pictures
+from swag_models.inference.predict import Embedder
 
 folder, output, *model = sys.argv[1:]
 

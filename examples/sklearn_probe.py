@@ -12,9 +12,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from swag_models.inference import Embedder
-from swag_models.recipe.scenes.scene import plan_held_out, render
-from swag_models.recipe.scenes.things import NAMES
+from studies.scenes.scene import plan_held_out, render
+from studies.scenes.things import NAMES
+from swag_models.inference.predict import Embedder
 
 scenes = [plan_held_out(0, number) for number in range(50 * len(NAMES))]
 pictures, things = [render(scene, 64) for scene in scenes], [scene.things[0] for scene in scenes]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, UnknownModelError, suggest_names
-from swag_models.folder import read_config, read_folder
-from swag_models.hub import PREFIX, make_url, parse_name, parse_url
+from swag_models.hub.hf_format import read_config, read_folder
+from swag_models.hub.huggingface import PREFIX, make_url, parse_name, parse_url
 from swag_models.spec import UNKNOWN, ImageSize, ModelSpec, Pool, ViTConfig
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def get_spec(name: Name) -> ModelSpec:
 
 def _find_on_hub(name: str) -> ModelSpec:
     """The spec in a Hub repository at the commit its revision stands for; the catalog's own if this is one of its sources."""
-    from swag_models.fetch import fetch_config
+    from swag_models.hub.fetch import fetch_config
 
     repo, revision = parse_name(name)
     for spec in sorted(MODELS, key=lambda spec: spec.num_classes is None):  # of a head and its trunk in one file, the head
@@ -147,7 +147,7 @@ def load_model(
         model.spec = replace(spec, metrics=None, sources=(), description=SCRATCH, license=UNKNOWN, license_url="")
     if read:
         from swag_models.checkpoint import fit_state_dict, read_state_dict
-        from swag_models.fetch import fetch_weights
+        from swag_models.hub.fetch import fetch_weights
 
         path = fetch_weights(spec, progress=progress) if weights is None else weights
         state = fit_state_dict(

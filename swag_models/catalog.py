@@ -21,7 +21,7 @@ NC, NC_URL = "cc-by-nc-4.0", "https://github.com/facebookresearch/SWAG/blob/main
 TRUNK = "pre-trained on the hashtags of 3.6 billion public images; features only"
 FINE_TUNED = "pre-trained on hashtags, then fine-tuned end to end on ImageNet-1k"
 LINEAR = "pre-trained on hashtags, trunk frozen, linear classifier on ImageNet-1k"
-SCENES = "pre-trained on the hashtags of generated scenes by `swag-models recipe study`; ships with the library"
+SCENES = "pre-trained on the hashtags of generated scenes by `python -m studies run`; ships with the library"
 
 # The vocabulary of the scenes, the most frequent first: a hashtag and the WordNet id of each class
 _HASHTAGS = """

@@ -23,11 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from swag_models.atomic import write_whole
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
-from swag_models.folder import INDEX, read_index
+from swag_models.hub.hf_format import INDEX, read_index
 from swag_models.layouts import find_unknown_keys, recognise_layout, resize_position_embedding, translate_layout
 from swag_models.spec import Layout
-from swag_models.whole import write_whole
 
 Backend = Literal["mmap", "pread"]
 WRAPPERS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")  # the first one present wins

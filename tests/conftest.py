@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_hub import Hub
 from fetch_support import isolate
-from hub import Hub
 from hub_support import READER, WRITER
 from server import Server
 from tiny import load_tiny

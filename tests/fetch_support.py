@@ -29,14 +29,14 @@ CLEARED = (
 FETCH = """
 import sys
 from swag_models.errors import SwagModelsError
-from swag_models.fetch import fetch_weights
+from swag_models.hub.fetch import fetch_weights
 from swag_models.spec import ModelSpec
 try:
     print(fetch_weights(ModelSpec.from_json(sys.argv[1])))
 except SwagModelsError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
-FETCH_WITHOUT_LOCK = "import contextlib, swag_models.fetch\nswag_models.fetch._lock = contextlib.nullcontext\n" + FETCH
+FETCH_WITHOUT_LOCK = "import contextlib, swag_models.hub.fetch\nswag_models.fetch._lock = contextlib.nullcontext\n" + FETCH
 
 
 def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

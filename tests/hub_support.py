@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hub import Hub
+from fake_hub import Hub
 
 from swag_models import ModelSpec
 
@@ -23,7 +23,7 @@ GET = """
 import json, sys
 from swag_models import get_spec
 from swag_models.errors import SwagModelsError
-from swag_models.fetch import fetch_weights
+from swag_models.hub.fetch import fetch_weights
 try:
     spec = get_spec(sys.argv[1])
     print(json.dumps([spec.to_dict(), str(fetch_weights(spec, progress=False))]))

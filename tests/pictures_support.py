@@ -23,11 +23,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny import TINY_SPECS, tiny
 
+from studies.scenes.posts import split_held_out
+from studies.scenes.scene import encode as encode_scene
+from studies.scenes.things import NAMES
 from swag_models.api import load_classes, load_model, load_preprocess
 from swag_models.preprocess import read_image
-from swag_models.recipe.scenes.posts import split_held_out
-from swag_models.recipe.scenes.scene import encode as encode_scene
-from swag_models.recipe.scenes.things import NAMES
 from swag_models.spec import ModelSpec
 
 ROOT = Path(__file__).parents[1]

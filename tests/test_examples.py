@@ -5,8 +5,8 @@ from pathlib import Path
 from pictures_support import SCENES, name_by_hand
 
 import swag_models
-from swag_models.recipe.scenes.scene import encode, plan_held_out
-from swag_models.recipe.scenes.things import NAMES, THINGS
+from studies.scenes.scene import encode, plan_held_out
+from studies.scenes.things import NAMES, THINGS
 
 WEIGHTS = Path(swag_models.__file__).parent / "weights"
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from pictures_support import ROOT, paint_scenes, put
 
+from studies.scenes.things import NAMES
 from swag_models.cli import main
-from swag_models.inference import Embedder
-from swag_models.recipe.scenes.things import NAMES
+from swag_models.inference.predict import Embedder
 
 NANO = "regnety_nano_hashtags"
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from swag_models.api import SPECS, Name, get_spec
 from swag_models.errors import ConfigError
-from swag_models.pictures import find_pictures
+from swag_models.inference.image_sources import find_pictures
 
 
 def serve(

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from swag_models.app.page import Page
 from swag_models.app.style import HEAD, STYLE_SHEET, make_theme
+from swag_models.app.ui import Page
 from swag_models.spec import ModelSpec
 
 logger = logging.getLogger("swag_models")

@@ -11,16 +11,20 @@ import sys
 from collections.abc import Callable, Sequence
 
 from swag_models import __version__
-from swag_models.cli import app, catalog, export, pictures, recipe, sharing
-from swag_models.cli.terms import FAILED, OK, USAGE, make_add, say
+from swag_models.cli import app, curate, export, models, predict, publish
+from swag_models.cli.common import FAILED, OK, USAGE, make_add, say
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
-MODULES = (catalog, pictures, sharing, export, app, recipe)  # in the order of the help
+MODULES = (models, predict, publish, export, app, curate)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit code is 0, 1 (something failed), 2 (wrong usage) or 130 (interrupted)."""
-    options = make_parser().parse_args(arguments)
+    return run_command(make_parser().parse_args(arguments))
+
+
+def run_command(options: argparse.Namespace) -> int:
+    """Run the function of a parsed subcommand, and turn what it raises into a message and an exit code."""
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)

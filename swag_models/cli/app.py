@@ -6,7 +6,7 @@ import argparse
 import signal
 import webbrowser
 
-from swag_models.cli.terms import OK, Add, say
+from swag_models.cli.common import OK, Add, say
 
 
 def app(options: argparse.Namespace) -> int:

@@ -6,14 +6,14 @@ import argparse
 import json
 from pathlib import Path
 
-from swag_models.cli.terms import FAILED, OK, Add, add_measuring_options, open_measured, refuse_ranks, say
+from swag_models.cli.common import FAILED, OK, Add, add_measuring_options, open_measured, refuse_ranks, say
 
 
 def associations(options: argparse.Namespace) -> int:
     """Whether a model gives some labels more often to the pictures of one group, and whose pictures it takes to be alike."""
-    from swag_models.recipe.evaluation.associations import Settings, find_associations
-    from swag_models.recipe.evaluation.audit import make_folder, tabulate_disparities, to_dict, write_audit
-    from swag_models.recipe.evaluation.roster import open_roster
+    from swag_models.recipe.evaluation.bias.associations import Settings, find_associations
+    from swag_models.recipe.evaluation.bias.dataset import open_roster
+    from swag_models.recipe.evaluation.bias.report import make_folder, tabulate_disparities, to_dict, write_audit
 
     refuse_ranks()
     settings = Settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from swag_models.cli.terms import OK, Add, say
+from swag_models.cli.common import OK, Add, say
 
 
 def export(options: argparse.Namespace) -> int:

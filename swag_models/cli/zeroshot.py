@@ -6,16 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from swag_models.cli.terms import Add, add_measuring_options, open_measured, refuse_ranks, report_skipped
+from swag_models.cli.common import Add, add_measuring_options, open_measured, refuse_ranks, report_skipped
 from swag_models.errors import ConfigError
 
 
 def zeroshot(options: argparse.Namespace) -> int:
     """Tell pictures apart by hashtags and WordNet, without training or labels."""
-    from swag_models.recipe.evaluation.logits import find_classes, is_labelled
-    from swag_models.recipe.evaluation.mapping import Mapping
-    from swag_models.recipe.evaluation.targets import parse_targets
-    from swag_models.recipe.evaluation.zeroshot import (
+    from swag_models.recipe.evaluation.zero_shot.classifier import (
         Way,
         list_ways,
         run_ablation,
@@ -24,6 +21,9 @@ def zeroshot(options: argparse.Namespace) -> int:
         write_results,
         write_table,
     )
+    from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
+    from swag_models.recipe.evaluation.zero_shot.targets import parse_targets
+    from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import Mapping
     from swag_models.recipe.wordnet import WordNet
 
     refuse_ranks()

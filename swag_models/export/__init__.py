@@ -27,8 +27,8 @@ from swag_models.api import Name, get_spec, load_classes, load_model
 from swag_models.errors import ConfigError, ExportError, ImageError
 from swag_models.export.formats import INPUT, Run, move_file, open_file, trace_model, write_onnx, write_pt2
 from swag_models.export.metadata import Metadata, check_suffix, import_onnx, read_metadata
+from swag_models.inference.image_sources import Picture, find_pictures
 from swag_models.models import Backbone
-from swag_models.pictures import Picture, find_pictures
 from swag_models.preprocess import Transform
 from swag_models.spec import ImageSize, ModelSpec
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from swag_models.errors import ConfigError
 from swag_models.models.backbone import Backbone, check_choice
-from swag_models.models.groups import group_parameters
-from swag_models.models.pyramid import FeaturePyramid
+from swag_models.models.fpn import FeaturePyramid
+from swag_models.models.param_groups import group_parameters
 from swag_models.models.regnet import RegNet
 from swag_models.models.vit import ViT
 from swag_models.spec import ImageSize, RegNetConfig, ViTConfig

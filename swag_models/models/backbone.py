@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from swag_models.errors import ConfigError
 from swag_models.layouts import recognise_layout, translate_layout
-from swag_models.models.blocks import Blocks
+from swag_models.models.layers import Blocks
 from swag_models.spec import ModelSpec
 
 B = TypeVar("B", bound="Backbone")

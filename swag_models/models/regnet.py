@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from swag_models.errors import ConfigError
 from swag_models.models.backbone import Backbone, DropPath, check_choice, check_num_classes, choose_levels, spread_rates
-from swag_models.models.blocks import Blocks
+from swag_models.models.layers import Blocks
 from swag_models.spec import RegNetConfig
 
 MIN_SIZE = 32

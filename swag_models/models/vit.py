@@ -24,7 +24,7 @@ from swag_models.models.backbone import (
     choose_levels,
     spread_rates,
 )
-from swag_models.models.blocks import Blocks
+from swag_models.models.layers import Blocks
 from swag_models.models.linear import apply_linear
 from swag_models.spec import ViTConfig
 

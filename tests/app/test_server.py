@@ -18,7 +18,7 @@ from pathlib import Path
 from starlette.testclient import TestClient
 from swag_models.api import SPECS
 from swag_models.app import desk
-from swag_models.app.page import Page
+from swag_models.app.ui import Page
 from swag_models.app.server import build_server, is_loopback
 
 scenes, secret, names = sys.argv[1], sys.argv[2], sys.argv[3:]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from swag_models.models import RegNet, ViT
-from swag_models.models.blocks import Blocks
+from swag_models.models.layers import Blocks
 
 FAMILIES = ("vit", "regnet")
 RATES: dict[str, dict[str, float]] = {

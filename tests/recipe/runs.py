@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from swag_models.cli import main
-from swag_models.recipe.checkpoints import STATE
+from swag_models.recipe.training.checkpointer import STATE
 
 STEPS = 12
 SETTINGS = (
@@ -59,7 +59,9 @@ def start(arguments: Sequence[str], ranks: int = 1) -> list[BaseProcess]:
     They are forked from one that has imported what takes seconds.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["swag_models.recipe.train", "torch.utils.tensorboard", "matplotlib.figure", *LOADED])
+    context.set_forkserver_preload(
+        ["swag_models.recipe.training.trainer", "torch.utils.tensorboard", "matplotlib.figure", *LOADED]
+    )
     port = find_port()
     processes = [context.Process(target=_begin, args=(list(arguments), rank, ranks, port)) for rank in range(ranks)]
     for process in processes:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pictures_support import make_pixels, write_tar
 from PIL import Image
 
-from swag_models.recipe.pack import pack
+from swag_models.recipe.data.pack import pack
 
 COUNT = 60
 

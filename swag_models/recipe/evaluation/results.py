@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from swag_models.whole import explain_writing, write_whole
+from swag_models.atomic import explain_writing, write_whole
 
 TOLERANCE = 0.1  # points by which a measured accuracy may differ from the published one
 

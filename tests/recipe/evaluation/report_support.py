@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from swag_models.recipe.evaluation.report import MEASURED, collect_report, restore_evaluation, restore_probe
+from studies.scenes.posts import split_held_out
+from studies.scenes.scene import encode
+from swag_models.recipe.evaluation.report.collect import MEASURED, collect_report, restore_evaluation, restore_probe
 from swag_models.recipe.evaluation.results import Evaluation, Probe
-from swag_models.recipe.scenes.posts import split_held_out
-from swag_models.recipe.scenes.scene import encode
 
 MODELS = ("regnety_nano_hashtags", "vit_nano_hashtags")
 DATE = "24 November 2026"

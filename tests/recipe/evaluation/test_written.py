@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from studies.scenes import write_scenes
 from swag_models.cli import main
-from swag_models.recipe.scenes import write_scenes
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -1,0 +1,1 @@
+"""Research that is not installed with the package: run it from a clone of the repository."""

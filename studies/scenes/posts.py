@@ -1,0 +1,68 @@
+"""Rows about pictures: what the site says of a post, what is true of it, and the labels of the held-out pictures."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, NamedTuple
+
+from studies.scenes.captions import write_caption
+from studies.scenes.scene import WEIGHTS, Scene, name_scene, plan_held_out, plan_post
+from studies.scenes.things import BY_NAME, NAMES
+
+REPOSTS = 0.005  # of the posts show an earlier one's picture again: its URL, another id, another caption
+LICENSES = ("CC BY 2.0", "CC BY-SA 2.0", "CC BY-NC 2.0", "CC0 1.0", "All rights reserved")
+
+
+class Picture(NamedTuple):
+    """A file to be, inside the folder, the scene that it shows, and the row and the truth about it."""
+
+    path: str
+    scene: Scene
+    row: dict[str, Any]
+    truth: dict[str, Any]
+
+
+def make_post(seed: int, number: int) -> Picture:
+    """A post with its hashtags, and for analysis what it shows and which hashtags are wrong."""
+    original = _find_original(seed, number)
+    scene, identifier = plan_post(seed, original), name_scene(plan_post(seed, number))
+    rng = random.Random(f"{seed}/post/{number}/caption")
+    caption = write_caption(rng, scene, WEIGHTS[scene.group])
+    path = f"images/{identifier[:2]}/{identifier}.jpg"
+    row = {
+        "id": identifier,
+        "url": f"https://clubs.example/{scene.group}/{name_scene(scene)}.jpg",
+        "path": path,
+        "caption": caption.text,
+        "license": rng.choice(LICENSES),
+        "group": scene.group,
+    }
+    truth = {
+        "id": identifier,
+        "things": scene.things,
+        "hashtags": caption.hashtags,
+        "wrong": caption.wrong,
+        "repost_of": None if original == number else name_scene(scene),
+    }
+    return Picture(path, scene, row, truth)
+
+
+def make_held_out(seed: int, number: int) -> Picture:
+    """A picture with its true label."""
+    scene = plan_held_out(seed, number)
+    identifier, thing = name_scene(scene), scene.things[0]
+    path = f"held_out/{thing}/{identifier}.jpg"
+    row = {"id": identifier, "path": path, "thing": thing, "synset": BY_NAME[thing].synset, "group": scene.group}
+    return Picture(path, scene, row, {})
+
+
+def split_held_out(pool: int, test: int, seed: int = 0) -> tuple[list[Picture], list[Picture]]:
+    """Held-out pictures to draw labels from, and others to test on: so many of each thing."""
+    pictures = [make_held_out(seed, number) for number in range(len(NAMES) * (pool + test))]
+    return pictures[: len(NAMES) * pool], pictures[len(NAMES) * pool :]
+
+
+def _find_original(seed: int, number: int) -> int:
+    """The post whose picture this one shows: nearly always its own."""
+    rng = random.Random(f"{seed}/post/{number}/original")
+    return _find_original(seed, rng.randrange(number)) if number and rng.random() < REPOSTS else number

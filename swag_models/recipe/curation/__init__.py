@@ -1,0 +1,1 @@
+"""Posts with hashtags -> vocabulary, labels and sampling factors."""

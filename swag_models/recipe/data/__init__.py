@@ -1,0 +1,1 @@
+"""Images and labels -> shards -> batches for training and evaluation."""

@@ -1,0 +1,1 @@
+"""Label and neighbour disparities between groups of images."""

@@ -1,0 +1,1 @@
+"""k-nearest-neighbour and linear probes on frozen features."""

@@ -1,0 +1,1 @@
+"""Classification by hashtag logits and WordNet, without labelled images."""

@@ -1,0 +1,79 @@
+"""Weights on their way here: how far they are, stopped, continued, refused, and from the Hub."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_hub import Hub
+from hub_support import REPO
+from safetensors.torch import save_file
+from server import Server, Twist
+from tiny import VIT_SPEC, tiny
+
+from swag_models.app.service import Download
+from swag_models.hub.fetch import find_weights
+from swag_models.spec import ModelSpec, Source
+
+FROM_HUB = """
+import sys
+from swag_models import get_spec
+from swag_models.app.service import Download
+download = Download(get_spec(sys.argv[1]))
+download.thread.join()
+print(download.done, download.total, download.error)
+"""
+
+
+@pytest.fixture
+def spec(server: Server, caches: Path, tmp_path: Path) -> ModelSpec:
+    """A model whose weights lie on the server."""
+    save_file({f"{i}": each for i, each in enumerate(tiny("vit", image_size=1024).parameters())}, tmp_path / "tiny.safetensors")
+    return replace(VIT_SPEC, sources=(Source(server.put("/tiny.safetensors", tmp_path / "tiny.safetensors"), "timm"),))
+
+
+def test_a_download_is_told_stopped_and_continued_in_another_thread(spec: ModelSpec, server: Server) -> None:
+    server.twists["/tiny.safetensors"] = [Twist(hold=1 << 20)]
+    size = server.files["/tiny.safetensors"].size
+    assert size > 1 << 21
+    download = Download(spec)
+    while download.done < 1 << 20:
+        assert download.thread.is_alive()
+        download.thread.join(0.01)
+    assert download.total == size
+    download.stopping = True
+    server.release.set()
+    download.thread.join(30)
+    assert find_weights(spec) is None
+    assert download.error is None
+    continued = Download(spec)
+    continued.thread.join(30)
+    assert find_weights(spec)
+    assert (continued.done, continued.total, continued.error) == (size, size, None)
+    assert (server.starts("/tiny.safetensors")[1] or 0) >= 1 << 20
+
+
+def test_a_download_that_fails_says_why(spec: ModelSpec, server: Server) -> None:
+    server.twists["/tiny.safetensors"] = [Twist(status=404)]
+    download = Download(spec)
+    download.thread.join(30)
+    assert "HTTP 404" in str(download.error)
+
+
+@pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_nothing_is_asked_for(spec: ModelSpec, server: Server, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
+    download = Download(spec)
+    download.thread.join(30)
+    assert f"{spec.name} is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids" in str(download.error)
+    assert server.requests == []
+
+
+def test_a_download_from_the_hub_is_told_too(hub: Hub, folders: dict[str, Path]) -> None:
+    hub.put_repo(REPO, {path.name: path.read_bytes() for path in folders["first"].iterdir()})
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_HUB, f"hf-hub:{REPO}"], capture_output=True, text=True, check=True, timeout=120
+    )
+    size = (folders["first"] / "model.safetensors").stat().st_size
+    assert done.stdout == f"{size} {size} None\n"

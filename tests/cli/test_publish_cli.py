@@ -1,0 +1,146 @@
+"""`swag-models save` and `push`, and the other subcommands on what they made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_hub import Hub
+from pictures_support import name_by_hand
+
+import swag_models
+from swag_models.cli import main
+from swag_models.publish import save
+
+ROOT = Path(__file__).parents[2]
+NANO = "vit_nano_hashtags"
+Capture = pytest.CaptureFixture[str]
+
+
+pytestmark = pytest.mark.usefixtures("caches")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "mine"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "swag_models", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+def test_save_writes_a_folder_and_prints_it(folder: Path, capsys: Capture) -> None:
+    assert main(["save", NANO, str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (f"{folder}\n", "")
+    spec, origin = swag_models.get_spec(folder), swag_models.get_spec(NANO)
+    assert (spec.metrics, spec.description, spec.license) == (origin.metrics, origin.description, "apache-2.0")
+
+
+def test_save_of_changed_weights_claims_no_accuracy(folder: Path) -> None:
+    for option in (["--image-size", "64"], ["--dtype", "bfloat16"]):
+        assert main(["save", NANO, str(folder), *option]) == 0
+        assert swag_models.get_spec(folder).metrics is None
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_what_save_made_serves_the_other_subcommands(folder: Path, capsys: Capture) -> None:
+    save(swag_models.load_model(NANO), folder)
+    assert main(["info", str(folder)]) == 0
+    assert f"on this machine  {folder / 'model.safetensors'}" in capsys.readouterr().out
+    assert main(["fetch", str(folder)]) == 0
+    assert capsys.readouterr().out == f"mine\t{folder / 'model.safetensors'}\n"
+    assert main(["verify", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("ok\tmine\t")
+    house = ROOT / "examples" / "scenes" / "house.jpg"
+    assert main(["classify", "--model", str(folder), str(house), "--top-k", "1"]) == 0
+    assert capsys.readouterr().out.split()[-1] == name_by_hand(house)[0]
+    (folder / "model.safetensors").write_bytes(b"x")
+    assert main(["verify", str(folder)]) == 1
+    assert capsys.readouterr().out.startswith("FAILED\tmine\t")
+
+
+def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: Capture) -> None:
+    save(swag_models.load_model(NANO, pretrained=False, num_classes=3), folder)
+    assert main(["info", str(folder)]) == 0
+    shown = capsys.readouterr().out
+    assert "license          unknown\n" in shown
+    assert "classes          3 (without names)\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["save", "vit_b17", "x"], 2, "unknown model 'vit_b17'; did you mean: vit_b16"),
+        (["save", NANO, "x", "--image-size", "30"], 2, "30x30 is not a multiple of the patch size 8"),
+        (["push", NANO, "tiny", "--dry-run"], 2, "repository is 'tiny'; write org/repo"),
+        (["push", NANO, "org/tiny"], 1, "no token to write to org/tiny with; set HF_TOKEN, or run: hf auth login"),
+        (["push", str(ROOT), "org/tiny"], 2, "is no published model: it has no config.json"),
+        (["push", NANO, "org/a--b", "--dry-run"], 2, "repository is 'org/a--b'; write org/repo"),
+        (
+            ["push", str(ROOT), "org/tiny", "--dtype", "bfloat16"],
+            2,
+            "a folder, which is sent as it is; change it with save first",
+        ),
+        (
+            ["push", str(ROOT), "org/tiny", "--image-size", "64"],
+            2,
+            "a folder, which is sent as it is; change it with save first",
+        ),
+        (["info", "hf-hub:tiny"], 2, "'hf-hub:tiny' names no repository"),
+        (["info", "hf-hub:org/a--b"], 2, "'hf-hub:org/a--b' names no repository"),
+        (["info", "hf-hub:org/a-@dev"], 2, "'hf-hub:org/a-@dev' names no repository"),
+        (["info", f"hf-hub:org/{97 * 'a'}"], 2, "at most 96"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments: list[str], code: int, message: str, tmp_path: Path, capsys: Capture) -> None:
+    assert main([str(tmp_path / each) if each == "x" else each for each in arguments]) == code
+    shown = capsys.readouterr()
+    assert not shown.out
+    assert len(shown.err.splitlines()) == 1
+    assert message in shown.err
+
+
+def test_a_dry_run_lists_files_and_card_and_asks_nothing() -> None:
+    with Hub({}) as hub:
+        done = run("push", NANO, "org/tiny", "--dry-run", HF_ENDPOINT=hub.url)
+        assert done.returncode == 0, done.stderr
+        assert not hub.requests
+    files, card = done.stdout.split("\n\n", 1)
+    sizes = dict(line.split("\t") for line in files.splitlines())
+    assert list(sizes) == ["README.md", "config.json", "model.safetensors"]
+    assert int(sizes["README.md"]) == len(card.encode())
+    assert 'load_model("hf-hub:org/tiny")' in card
+    assert "# tiny\n" in card
+    assert "dry run, nothing is sent; these files and this card would go to hf-hub:org/tiny" in done.stderr
+
+
+def test_a_name_of_the_catalog_is_that_even_beside_a_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / NANO).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["push", NANO, "org/tiny", "--dry-run"]) == 0
+    assert "\nmodel.safetensors\t" in capsys.readouterr().out
+
+
+def test_push_sends_a_catalog_model_with_its_licence_and_accuracy() -> None:
+    with Hub({"hf_writer": ("org",)}) as hub:
+        done = run("push", NANO, "org/tiny", "--private", "--message", "Hello", HF_ENDPOINT=hub.url, HF_TOKEN="hf_writer")
+        assert done.returncode == 0, done.stderr
+        repo = hub.repos["org/tiny"]
+        assert repo.private
+        commit = repo.branches["main"]
+    assert done.stdout == f"{hub.url}/org/tiny/commit/{commit}\n"
+    assert "load it with: swag_models.load_model('hf-hub:org/tiny')" in done.stderr
+    card = repo.commits[commit]["README.md"].decode()
+    assert "license: apache-2.0" in card
+    metrics = swag_models.get_spec(NANO).metrics
+    assert metrics
+    assert f"Top-1 {metrics.top1}% on 960 held-out scenes." in card

@@ -1,0 +1,332 @@
+"""Downloading one URL from a server that misbehaves: the right bytes in the end, or one line that says why not."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from fetch_support import MIB, isolate, list_files, make_bytes, small_disk
+from server import MODIFIED, Proxy, Served, Server, Twist, make_certificates, sha256
+
+from swag_models.errors import CacheError, FetchError, HashMismatchError
+from swag_models.hub import download as download_module
+from swag_models.hub.download import download
+
+BIG = make_bytes(4 * MIB + 12345)  # some pieces and a rest
+OTHER = make_bytes(4 * MIB + 12345, seed=1)
+SMALL = make_bytes(5000)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the downloads go."""
+    return isolate(tmp_path, monkeypatch) / "parts"
+
+
+def get(url: str, folder: Path, content: bytes | None = None) -> bytes:
+    """What `download` brings, with the hash of `content` to expect; its own hash is right."""
+    path, digest = download(url, folder, key="key", sha256=None if content is None else sha256(content))
+    assert path.parent == folder
+    assert digest == sha256(path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The part of BIG that a download left which ended half-way."""
+    folder = tmp_path_factory.mktemp("earlier")
+    with pytest.MonkeyPatch.context() as monkeypatch, Server() as server:
+        isolate(folder, monkeypatch)
+        url = server.put("/x.pth", BIG, Twist(cut=3 * MIB), Twist(status=404))
+        with pytest.raises(FetchError, match="404"):
+            download(url, folder, key="key", sha256=None)
+    (part,) = list_files(folder)
+    assert 2 * MIB <= part.stat().st_size <= 3 * MIB
+    return part
+
+
+@pytest.fixture
+def part(earlier: Path, folder: Path) -> Path:
+    """The same, where the next download looks for it."""
+    folder.mkdir(parents=True)
+    return Path(shutil.copy(earlier, folder))
+
+
+def pauses(server: Server) -> list[float]:
+    """Seconds between the requests."""
+    times = [request.time for request in server.requests]
+    return [after - before for before, after in pairwise(times)]
+
+
+def test_a_file_takes_one_request(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
+    assert [(request.method, request.start) for request in server.requests] == [("GET", None)]
+    assert server.requests[0].headers["user-agent"] == "swag_models"
+
+
+@pytest.mark.parametrize(
+    "twist",
+    [
+        Twist(cut=3 * MIB),
+        Twist(cut=0),
+        Twist(cut=3 * MIB, reset=True),
+        Twist(cut=3 * MIB, chunked=True),
+        Twist(longer=100),
+        Twist(status=503),
+        Twist(status=429),
+    ],
+    ids=["cut", "cut-at-once", "reset", "cut-chunked", "length-too-large", "503", "429"],
+)
+def test_one_failure_is_made_good(server: Server, folder: Path, twist: Twist) -> None:
+    assert get(server.put("/x.pth", BIG, twist), folder) == BIG
+    assert len(server.requests) == 2
+
+
+def test_a_broken_download_is_continued_where_it_stopped(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG, Twist(cut=3 * MIB + 1000)), folder) == BIG
+    second = server.asked("/x.pth")[1]
+    assert second.start is not None
+    assert 3 * MIB <= second.start <= 3 * MIB + 1000
+    assert second.headers["if-range"] == f'"{sha256(BIG)[:20]}"'
+
+
+def test_any_progress_keeps_a_download_going(server: Server, folder: Path) -> None:
+    content = make_bytes(3 * MIB)
+    assert get(server.put("/x.pth", content, *[Twist(cut=MIB // 2)] * 5), folder) == content
+    starts = [request.start or 0 for request in server.asked("/x.pth")]
+    assert starts == sorted(set(starts))
+
+
+def test_a_part_of_an_earlier_download_is_continued(server: Server, folder: Path, part: Path) -> None:
+    size = part.stat().st_size
+    assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
+    assert server.starts("/x.pth") == [size]
+
+
+def test_a_part_that_is_already_whole_is_not_fetched_again(server: Server, folder: Path, part: Path) -> None:
+    part.write_bytes(BIG)
+    assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
+    assert server.starts("/x.pth") == [len(BIG)]
+
+
+def test_a_part_of_another_key_is_left_alone(server: Server, folder: Path, part: Path) -> None:
+    part = part.rename(part.with_name(part.name.replace("key.", "yek.", 1)))
+    assert get(server.put("/x.pth", BIG), folder) == BIG
+    assert server.starts("/x.pth") == [None]
+    assert part.exists()
+
+
+def test_a_corrupt_part_is_fetched_again_from_the_start(server: Server, folder: Path, part: Path) -> None:
+    size = part.stat().st_size
+    part.write_bytes(bytes(size))
+    assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
+    assert server.starts("/x.pth") == [size, None]
+
+
+def test_a_file_that_changed_is_fetched_from_the_start(server: Server, folder: Path, part: Path) -> None:
+    assert get(server.put("/x.pth", OTHER), folder) == OTHER
+    assert len(server.requests) == 1
+    assert not part.exists()
+
+
+def test_a_file_that_changes_during_the_download_is_fetched_from_the_start(server: Server, folder: Path) -> None:
+    old = Served(BIG, '"old"', MODIFIED)
+    assert get(server.put("/x.pth", OTHER, Twist(served=old, cut=3 * MIB)), folder) == OTHER
+    assert server.asked("/x.pth")[1].headers["if-range"] == '"old"'
+
+
+def test_versions_are_not_mixed_by_a_server_that_ignores_if_range(server: Server, folder: Path) -> None:
+    old = Served(BIG, '"old"', None)
+    url = server.put("/x.pth", OTHER, Twist(served=old, cut=3 * MIB), Twist(ignore_if_range=True))
+    assert get(url, folder) == OTHER
+
+
+def test_a_server_that_ignores_range_sends_everything_again(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG, Twist(cut=3 * MIB), Twist(ignore_range=True)), folder, BIG) == BIG
+    assert [start is None for start in server.starts("/x.pth")] == [True, False]
+
+
+@pytest.mark.parametrize("span", ["bytes 7-4206648/4206649", "bytes 0-9/10", "nonsense"])
+def test_a_server_that_continues_elsewhere_is_asked_for_everything(server: Server, folder: Path, part: Path, span: str) -> None:
+    url, size = server.put("/x.pth", BIG, Twist(headers={"Content-Range": span})), part.stat().st_size
+    assert get(url, folder) == BIG
+    assert server.starts("/x.pth") == [size, None]
+
+
+def test_without_validators_a_download_starts_over(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG, Twist(cut=3 * MIB), validators=False), folder, BIG) == BIG
+    assert server.starts("/x.pth") == [None, None]
+
+
+def test_a_weak_etag_is_not_relied_on(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG, Twist(cut=3 * MIB), weak=True), folder) == BIG
+    assert server.asked("/x.pth")[1].headers["if-range"] == MODIFIED
+
+
+def test_without_content_length_the_whole_body_counts(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG, Twist(chunked=True)), folder) == BIG
+
+
+def test_wrong_content_gives_both_hashes_and_leaves_nothing(server: Server, folder: Path) -> None:
+    with pytest.raises(HashMismatchError) as caught:
+        get(server.put("/x.pth", OTHER), folder, BIG)
+    assert str(caught.value) == f"SHA-256 is {sha256(OTHER)}, not {sha256(BIG)}"
+    assert len(server.requests) == 1
+    assert not list_files(folder)
+
+
+def test_leading_digits_of_a_hash_are_enough(server: Server, folder: Path) -> None:
+    url = server.put("/x.pth", SMALL)
+    path, digest = download(url, folder, key="key", sha256=sha256(SMALL)[:8])
+    assert (path.read_bytes(), digest) == (SMALL, sha256(SMALL))
+    with pytest.raises(HashMismatchError):
+        download(url, folder, key="other", sha256="0" + sha256(SMALL)[:7])
+
+
+def test_a_content_length_too_small_shows_in_the_hash(server: Server, folder: Path) -> None:
+    with pytest.raises(HashMismatchError, match=sha256(SMALL[:-100])):
+        get(server.put("/x.pth", SMALL, Twist(longer=-100)), folder, SMALL)
+
+
+def test_a_missing_file_is_not_asked_for_twice(server: Server, folder: Path) -> None:
+    with pytest.raises(FetchError, match=r"^HTTP 404 Not Found$"):
+        get(server.url + "/missing", folder)
+    assert len(server.requests) == 1
+
+
+def test_attempts_end_when_nothing_more_arrives(server: Server, folder: Path, part: Path) -> None:
+    size = part.stat().st_size
+    url = server.put("/x.pth", BIG, *[Twist(status=503, headers={"Retry-After": "0"})] * 99)
+    with pytest.raises(FetchError, match=rf"^HTTP 503, {download_module.ATTEMPTS} times in a row$"):
+        get(url, folder)
+    assert server.starts("/x.pth") == [size] * download_module.ATTEMPTS
+    assert [path.stat().st_size for path in list_files(folder)] == [size], "what has arrived is kept for the next time"
+
+
+def test_a_host_that_does_not_answer_is_given_up_soon(folder: Path) -> None:
+    with Server() as server:
+        pass
+    began = time.monotonic()
+    with pytest.raises(FetchError, match="refused") as caught:
+        get(server.url + "/x.pth", folder)
+    assert time.monotonic() - began < 5
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("as_date", [False, True], ids=["seconds", "date"])
+def test_retry_after_is_waited_for(server: Server, folder: Path, as_date: bool) -> None:
+    moment = datetime.now(timezone.utc) + timedelta(seconds=3)
+    wait = format_datetime(moment, usegmt=True) if as_date else "2"  # more than the usual wait
+    get(server.put("/x.pth", SMALL, Twist(status=429, headers={"Retry-After": wait})), folder)
+    (pause,) = pauses(server)
+    assert 1.5 < pause < 6
+
+
+@pytest.mark.parametrize("wait", ["0", "Thu, 20 Jan 2022 00:00:00 GMT"])
+def test_retry_after_that_has_passed_is_no_wait(server: Server, folder: Path, wait: str) -> None:
+    get(server.put("/x.pth", SMALL, Twist(status=503, headers={"Retry-After": wait})), folder)
+    assert pauses(server)[0] < 0.45  # less than the usual wait
+
+
+@pytest.mark.parametrize("wait", ["soon", "-1", "Thu, 20 Jan 99999 00:00:00 GMT"])
+def test_a_senseless_retry_after_is_ignored(server: Server, folder: Path, wait: str) -> None:
+    url = server.put("/x.pth", SMALL, Twist(status=503, headers={"Retry-After": wait}))
+    assert get(url, folder) == SMALL
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_too_long_a_retry_after_is_an_error(server: Server, folder: Path, form: str) -> None:
+    date = format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)
+    wait = {"seconds": "3600", "date": date}[form]
+    with pytest.raises(FetchError, match=r"^HTTP 429, and the server asks to wait 3[56]\d\d s$"):
+        get(server.put("/x.pth", SMALL, Twist(status=429, headers={"Retry-After": wait})), folder)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.invalid/x", "ftp://localhost/x", "http://127.0.0.1.example.invalid/x", "x.pth"]
+)
+def test_only_https_and_loopback_are_allowed(folder: Path, url: str) -> None:
+    with pytest.raises(FetchError, match="is not allowed: use https"):
+        get(url, folder)
+
+
+def test_a_redirect_is_followed_also_when_continuing(server: Server, folder: Path) -> None:
+    server.put("/y.pth", BIG, Twist(cut=3 * MIB))
+    redirect = Twist(status=302, headers={"Location": "/y.pth"})
+    assert get(server.put("/x.pth", b"", redirect, redirect), folder, BIG) == BIG
+    assert [start is None for start in server.starts("/y.pth")] == [True, False]
+
+
+@pytest.mark.parametrize("target", ["http://example.invalid/y", "//example.invalid/y", "ftp://localhost/y"])
+def test_a_redirect_to_plain_http_elsewhere_is_refused(server: Server, folder: Path, target: str) -> None:
+    with pytest.raises(FetchError, match=r"^(http|ftp)://.*/y is not allowed: use https"):
+        get(server.put("/x.pth", b"", Twist(status=302, headers={"Location": target})), folder)
+
+
+def test_a_redirect_to_https_is_followed(tmp_path: Path, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority, certificate = make_certificates(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    with Server(certificate) as secure:
+        redirect = Twist(status=302, headers={"Location": secure.put("/y.pth", SMALL)})
+        assert get(server.put("/x.pth", b"", redirect), folder) == SMALL
+
+
+def test_redirects_in_a_circle_are_an_error(server: Server, folder: Path) -> None:
+    with pytest.raises(FetchError, match="redirects"):
+        get(server.put("/x.pth", b"", *[Twist(status=302, headers={"Location": "/x.pth"})] * 99), folder)
+
+
+def test_the_proxy_of_the_environment_is_used(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = server.put("/x.pth", BIG)
+    with Proxy() as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        assert get(url, folder, BIG) == BIG
+        assert [request.path for request in proxy.requests] == [url]
+    assert [request.headers["via"] for request in server.requests] == ["1.1 test"]
+
+
+@pytest.mark.parametrize("twist", [Twist(), Twist(cut=3 * MIB), Twist(cut=3 * MIB, reset=True)], ids=["whole", "cut", "reset"])
+def test_a_private_certificate_authority_can_be_trusted(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, twist: Twist
+) -> None:
+    authority, certificate = make_certificates(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    with Server(certificate) as server:
+        assert get(server.put("/x.pth", BIG, twist), folder, BIG) == BIG
+
+
+def test_an_unknown_certificate_authority_is_an_error_that_says_so(tmp_path: Path, folder: Path) -> None:
+    with Server(make_certificates(tmp_path)[1]) as server:
+        url = server.put("/x.pth", SMALL)
+        with pytest.raises(FetchError, match=r"^TLS: .*certificate verify failed.*set REQUESTS_CA_BUNDLE$"):
+            get(url, folder)
+        assert not server.requests
+
+
+def test_a_missing_certificate_file_is_not_blamed_on_the_cache(
+    tmp_path: Path, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
+    with pytest.raises(FetchError, match=r"missing\.pem") as caught:
+        get("https://127.0.0.1:1/x.pth", folder)
+    assert not isinstance(caught.value, CacheError)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_cache(server: Server, folder: Path) -> None:
+    folder.parent.write_text("a file where the cache should be")
+    with pytest.raises(CacheError, match="set SWAG_MODELS_CACHE to another folder"):
+        get(server.put("/x.pth", SMALL), folder)
+
+
+def test_a_file_larger_than_the_free_space_is_not_begun(server: Server, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 1) as disk:
+        url = server.put("/x.pth", BIG)
+        with pytest.raises(CacheError, match=r"needs 4 MiB more and has 1 MiB free"):
+            get(url, disk)
+        assert not list_files(disk)

@@ -1,0 +1,313 @@
+"""From a model's sources to one verified local file: order, errors, records, pins, mirrors, offline."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+
+import pytest
+import torch
+from fetch_support import isolate, list_files, make_safetensors, make_spec, make_zip
+from server import Server, Twist, sha256
+
+import swag_models.hub.fetch
+from swag_models import get_spec, load_model
+from swag_models.checkpoint import write_state_dict
+from swag_models.errors import FetchError
+from swag_models.hub.cache import record_path
+from swag_models.hub.fetch import fetch_weights, find_weights, verify_weights
+from swag_models.models import build
+from swag_models.spec import Source
+
+WEIGHTS = make_safetensors()
+OTHER = make_safetensors(seed=1)
+HTML = b"<!DOCTYPE html><title>Sign in</title>" + b" " * 5000
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Our cache folder."""
+    return isolate(tmp_path, monkeypatch)
+
+
+def source(url: str, content: bytes | None = WEIGHTS) -> Source:
+    return Source(url, "timm", None if content is None else sha256(content))
+
+
+def fetch_one(url: str, content: bytes | None = WEIGHTS) -> bytes:
+    """The weights of a model with this one source, `content` giving its published hash."""
+    return fetch_weights(make_spec(source(url, content))).read_bytes()
+
+
+def put(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def pinned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The notices of new pins so far."""
+    return [message for message in caplog.messages if "is pinned from now on" in message]
+
+
+def test_a_model_is_loaded_from_its_source(server: Server, tmp_path: Path) -> None:
+    spec = get_spec("vit_nano_hashtags")
+    torch.manual_seed(0)
+    state = build(spec.config, num_classes=spec.num_classes, image_size=spec.image_size).state_dict()
+    write_state_dict(state, tmp_path / "x.pth")
+    content = (tmp_path / "x.pth").read_bytes()
+    model = load_model(replace(spec, sources=(source(server.put("/x.pth", content), content),)))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("folder", [PurePosixPath("/cache"), PureWindowsPath("C:\\cache")])
+def test_records_lie_below_the_cache_on_any_system(monkeypatch: pytest.MonkeyPatch, folder: PurePath) -> None:
+    monkeypatch.setattr("swag_models.hub.cache.cache_folder", lambda: folder)
+    for url in ("https://host:80/models/x.pth", "hf://org/repo/x", "file:///D:/cats/x", "https://host/..%2f..%5c..%5cC:%5cx"):
+        path = record_path(Source(url, "swag"))
+        assert path.is_relative_to(folder / "records")
+        assert not any(part == ".." or ":" in part for part in path.relative_to(folder).parts)
+
+
+def test_weights_lie_by_content_and_are_recorded(server: Server, cache: Path) -> None:
+    url = server.put("/models/x.pth", WEIGHTS)
+    path = fetch_weights(make_spec(source(url)))
+    assert path == cache / "files" / sha256(WEIGHTS) / "x.pth"
+    assert path.read_bytes() == WEIGHTS
+    host = server.url.removeprefix("http://").replace(":", "_")
+    assert json.loads((cache / "records" / host / "models" / "x.pth.json").read_text()) == {
+        "url": url,
+        "path": str(path),
+        "sha256": sha256(WEIGHTS),
+        "size": len(WEIGHTS),
+        "mtime_ns": path.stat().st_mtime_ns,
+    }
+    assert not list_files(cache / "parts")
+
+
+def test_weights_on_this_machine_take_no_request(server: Server) -> None:
+    spec = make_spec(source(server.put("/x.pth", WEIGHTS)))
+    assert find_weights(spec) is None
+    path = fetch_weights(spec)
+    server.requests.clear()
+    assert fetch_weights(spec) == find_weights(spec) == path
+    assert not server.requests
+
+
+def test_sources_are_tried_in_order(server: Server) -> None:
+    first, second, third = (server.put(f"/{name}/x.pth", WEIGHTS) for name in "abc")
+    server.files.pop("/a/x.pth")
+    spec = make_spec(source(first), source(second), source(third))
+    assert fetch_weights(spec).read_bytes() == WEIGHTS
+    assert [request.path for request in server.requests] == ["/a/x.pth", "/b/x.pth"]
+
+
+@pytest.mark.parametrize(
+    "twist", [Twist(status=503, headers={"Retry-After": "3600"}), Twist(longer=-100)], ids=["long-wait", "wrong-hash"]
+)
+def test_the_next_source_stands_in_for_one_that_fails(server: Server, twist: Twist) -> None:
+    first, second = server.put("/a/x.pth", WEIGHTS, twist), server.put("/b/x.pth", WEIGHTS)
+    assert fetch_weights(make_spec(source(first), source(second))).read_bytes() == WEIGHTS
+    assert [request.path for request in server.requests] == ["/a/x.pth", "/b/x.pth"]
+
+
+def test_one_error_lists_every_source_and_where_to_put_a_file(server: Server, cache: Path) -> None:
+    urls = [server.url + "/gone.pth", server.put("/wrong.pth", OTHER), "http://example.invalid/x.pth", "file:///none/x.pth"]
+    spec = make_spec(*(source(url) for url in urls))
+    with pytest.raises(FetchError) as caught:
+        fetch_weights(spec)
+    assert str(caught.value).splitlines() == [
+        "no source could give the weights of vit_nano_hashtags:",
+        f"  {urls[0]}: HTTP 404 Not Found",
+        f"  {urls[1]}: SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}",
+        f"  {urls[2]}: http://example.invalid/x.pth is not allowed: use https (plain http only on loopback)",
+        f"  {urls[3]}: no such file",
+        "A file copied by hand is found at",
+        *(f"  {cache / name}" for name in ("gone.pth", "wrong.pth", "x.pth")),
+    ]
+    assert not list_files(cache / "files")
+    server.requests.clear()
+    path = put(Path(str(caught.value).splitlines()[-1].strip()), WEIGHTS)
+    assert fetch_weights(spec) == path
+    assert not server.requests
+
+
+def test_a_file_in_the_cache_of_torch_hub_is_used_in_place(server: Server, cache: Path, tmp_path: Path) -> None:
+    path = put(tmp_path / "torch" / "hub" / "checkpoints" / "x.pth", WEIGHTS)
+    spec = make_spec(source(server.put("/x.pth", WEIGHTS)))
+    assert fetch_weights(spec) == path
+    assert not server.requests
+    assert not list_files(cache / "files")
+    path.unlink()
+    assert fetch_weights(spec).is_relative_to(cache)
+
+
+@pytest.mark.parametrize("folder", ["torch/hub/checkpoints", "cache"])
+def test_a_wrong_file_of_the_same_name_is_ignored_with_a_message(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, folder: str
+) -> None:
+    path = put(tmp_path / folder / "x.pth", OTHER)
+    assert fetch_one(server.put("/x.pth", WEIGHTS)) == WEIGHTS
+    assert f"{path} is ignored: its SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}" in caplog.messages
+    assert path.read_bytes() == OTHER
+
+
+def test_the_same_name_with_other_content_does_not_collide(server: Server) -> None:
+    with Server() as second:
+        urls = {server.put("/x.pth", WEIGHTS): WEIGHTS, second.put("/x.pth", OTHER): OTHER}
+        for _ in range(2):
+            assert [fetch_one(url, content) for url, content in urls.items()] == [WEIGHTS, OTHER]
+        assert (len(server.requests), len(second.requests)) == (1, 1)
+
+
+def test_urls_that_differ_in_their_query_do_not_collide(server: Server) -> None:
+    urls = {server.put("/x.pth?id=1", WEIGHTS): WEIGHTS, server.put("/x.pth?id=2", OTHER): OTHER}
+    assert [fetch_one(url, None) for url in urls] == [WEIGHTS, OTHER]
+
+
+def test_the_same_content_is_not_fetched_from_a_second_url(server: Server) -> None:
+    first, second = server.put("/x.pth", WEIGHTS), server.put("/y.pth", WEIGHTS)
+    assert fetch_one(first) == fetch_one(second) == WEIGHTS
+    assert not server.asked("/y.pth")
+
+
+def test_a_source_without_hash_is_pinned_on_first_use(server: Server, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    url = server.put("/x.pth", WEIGHTS)
+    spec = make_spec(source(url, None))
+    path = fetch_weights(spec)
+    (record,) = list_files(cache / "records")
+    assert pinned(caplog) == [f"{url} has no published hash: SHA-256 {sha256(WEIGHTS)} is pinned from now on in {record}"]
+    path.unlink()
+    assert fetch_weights(spec) == path
+    assert len(server.requests) == 2
+    assert len(pinned(caplog)) == 1
+
+
+def test_content_that_differs_from_the_pin_is_an_error_that_names_the_record(server: Server, cache: Path) -> None:
+    url = server.put("/x.pth", WEIGHTS)
+    spec = make_spec(source(url, None))
+    fetch_weights(spec).unlink()
+    server.put("/x.pth", OTHER)
+    (record,) = list_files(cache / "records")
+    with pytest.raises(FetchError) as caught:
+        fetch_weights(spec)
+    assert f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)} (pinned on first use; " in str(caught.value)
+    assert f"if the change is expected, delete {record})" in str(caught.value)
+    assert not list_files(cache / "files")
+    record.unlink()
+    assert fetch_weights(spec).read_bytes() == OTHER
+
+
+BROKEN = {
+    "html": HTML,
+    "empty": b"",
+    "cut-safetensors": WEIGHTS[:-1],
+    "cut-zip": make_zip()[:-100],
+    "header-without-numbers": (30).to_bytes(8, "little") + b'{"a":{"data_offsets":[0,"x"]}}',
+    "header-nested-deep": (100_000).to_bytes(8, "little") + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_what_is_no_whole_weight_file_is_refused_and_not_pinned(server: Server, cache: Path, content: bytes) -> None:
+    url = server.put("/x.pth", content)
+    with pytest.raises(FetchError, match="what came is cut short or no weight file"):
+        fetch_one(url, None)
+    assert not [path for path in list_files(cache) if path.suffix != ".lock"]
+    server.put("/x.pth", WEIGHTS)
+    assert fetch_one(url, None) == WEIGHTS
+
+
+@pytest.mark.parametrize("content", [make_safetensors(0), make_safetensors(100_000), make_zip()], ids=["0", "100000", "zip"])
+def test_whole_weight_files_without_hash_are_taken(server: Server, content: bytes) -> None:
+    assert fetch_one(server.put("/x.pth", content), None) == content
+
+
+def test_a_broken_copy_without_hash_is_ignored(server: Server, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = put(cache / "x.pth", WEIGHTS[:-1])
+    assert fetch_one(server.put("/x.pth", WEIGHTS), None) == WEIGHTS
+    assert f"{path} is ignored: it is cut short or no weight file" in caplog.messages
+
+
+def test_a_file_of_the_user_is_used_as_it_is(tmp_path: Path, cache: Path) -> None:
+    path = put(tmp_path / "my weights.pth", WEIGHTS)
+    spec = make_spec(source(path.as_uri(), None))
+    assert fetch_weights(spec) == path
+    path.write_bytes(OTHER)
+    assert fetch_weights(spec) == path
+    with pytest.raises(FetchError, match=f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}"):
+        fetch_one(path.as_uri(), WEIGHTS)
+    assert not list_files(cache)
+
+
+def test_a_file_of_the_package_is_found() -> None:
+    folder = Path(swag_models.hub.fetch.__file__).parent
+    assert fetch_weights(get_spec("vit_nano_hashtags")) == folder / "weights" / "vit_nano_hashtags.safetensors"
+    with pytest.raises(FetchError, match=r"package://missing\.safetensors: no such file"):
+        fetch_one("package://missing.safetensors", None)
+
+
+def test_the_mirror_stands_in_for_the_host(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.put("/base/SWAG/x.pth", WEIGHTS)
+    monkeypatch.setenv("SWAG_MODELS_MIRROR", server.url + "/base/")
+    spec = make_spec(source("https://unreachable.invalid/SWAG/x.pth"))
+    path = fetch_weights(spec)
+    assert path.read_bytes() == WEIGHTS
+    monkeypatch.delenv("SWAG_MODELS_MIRROR")
+    assert fetch_weights(spec) == path, "the record goes by the source, whoever gave the file"
+
+
+@pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_makes_no_request(server: Server, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    here, elsewhere = server.put("/x.pth", WEIGHTS), server.put("/y.pth", OTHER)
+    fetch_one(here)
+    server.requests.clear()
+    monkeypatch.setenv(variable, "1")
+    assert fetch_one(here) == WEIGHTS
+    with pytest.raises(FetchError, match=r"/y.pth: offline, and not on this machine"):
+        fetch_one(elsewhere, OTHER)
+    assert not server.requests
+
+
+def test_the_licence_is_told_once_per_download(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    spec = make_spec(source(server.url + "/gone.pth"), source(server.put("/x.pth", WEIGHTS)))
+    fetch_weights(spec)
+    notice = f"vit_nano_hashtags: the weights are licensed APACHE-2.0, see {spec.license_url}"
+    assert caplog.messages == [notice]
+    fetch_weights(spec)
+    assert caplog.messages == [notice]
+
+
+def flip(path: Path, keep_time: bool) -> None:
+    """Change the last byte of a file."""
+    status = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    if keep_time:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("keep_time", [True, False])
+@pytest.mark.parametrize("content", [WEIGHTS, None], ids=["hash", "pin"])
+def test_verifying_finds_a_flipped_bit(server: Server, content: bytes | None, keep_time: bool) -> None:
+    spec = make_spec(source(server.put("/x.pth", WEIGHTS), content))
+    assert verify_weights(spec) == []
+    path = fetch_weights(spec)
+    assert [(check.path, check.sha256, check.ok) for check in verify_weights(spec)] == [(str(path), sha256(WEIGHTS), True)]
+    flip(path, keep_time)
+    assert [(check.sha256, check.ok) for check in verify_weights(spec)] == [(sha256(path), False)]
+    path.unlink()
+    assert [(check.sha256, check.ok) for check in verify_weights(spec)] == [("missing", False)]
+    fetch_weights(spec)
+    assert [check.ok for check in verify_weights(spec)] == [True]
+
+
+def test_a_file_that_changed_since_it_was_verified_is_fetched_again(server: Server) -> None:
+    spec = make_spec(source(server.put("/x.pth", WEIGHTS)))
+    flip(fetch_weights(spec), keep_time=False)
+    assert fetch_weights(spec).read_bytes() == WEIGHTS
+    assert len(server.requests) == 2

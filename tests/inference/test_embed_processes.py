@@ -1,0 +1,158 @@
+"""`swag-models embed` in processes of its own: killed, interrupted, two at once, and split by torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fetch_support import wait_until
+from pictures_support import NANO, encode, list_names, make_command, make_pictures
+
+from swag_models.cli import main
+from swag_models.errors import ConfigError
+from swag_models.inference.embed import read_embeddings, write_embeddings
+from swag_models.inference.predict import Embedder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+COUNT, BATCH = 320, 4
+
+
+@pytest.fixture(scope="module")
+def embedder(one_thread: None) -> Embedder:
+    return Embedder(NANO, batch_size=BATCH)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = make_pictures(tmp_path / "pictures", COUNT)
+    paths[7].write_bytes(encode(7)[:300])
+    return paths
+
+
+@contextlib.contextmanager
+def start(pictures: list[Path], output: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command at work on an output; killed at the end of the `with` block."""
+    command = make_command("embed", *pictures, "--model", NANO, "-o", output, "--batch-size", str(BATCH), "--workers", "1")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def count_done(output: Path) -> int:
+    """Pictures that the journal accounts for."""
+    journal = output.with_name(f"{output.name}.work") / "rows.jsonl"
+    lines = journal.read_text().split("\n")[:-1] if journal.exists() else []
+    return sum(json.loads(line)["count"] for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 12])
+def test_work_that_is_killed_again_and_again_loses_and_repeats_nothing(
+    kills: int, embedder: Embedder, pictures: list[Path], tmp_path: Path
+) -> None:
+    whole, output = tmp_path / "whole.parquet", tmp_path / "x.parquet"
+    write_embeddings(embedder, pictures, whole, progress=False)
+    moments, done = random.Random(), 0
+    for _ in range(kills):
+        aim = done + moments.randint(1, COUNT // (2 * kills))
+        with start(pictures, output) as process:
+            wait_until(lambda aim=aim: count_done(output) >= aim, timeout=120)
+            time.sleep(moments.uniform(0, 0.01))
+            process.kill()
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+        done = count_done(output)
+        assert aim <= done < COUNT
+        assert not output.exists()
+        for path in pictures[:done]:
+            path.unlink(missing_ok=True)  # reading one of them again would show
+    with start(pictures, output) as process:
+        written, said = process.communicate(timeout=120)
+    assert process.returncode == 1, "one picture cannot be read"
+    assert written == f"{output}\n"
+    assert re.search(r"(\d+)/320 \[", said), said
+    assert int(re.findall(r"(\d+)/320 \[", said)[0]) == done
+    assert "100%" in said
+    assert f"skipped: {pictures[7]}" in said
+    assert "319 rows, 1 pictures could not be read" in said
+    assert output.read_bytes() == whole.read_bytes()
+    assert list_names(tmp_path) == ["pictures", "whole.parquet", "x.parquet"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_at_once_and_another_process_is_kept_off_and_may_go_on_afterwards(
+    embedder: Embedder, pictures: list[Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "x.npy"
+    with start(pictures, output) as process:
+        wait_until(lambda: count_done(output) > 0, timeout=120)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ConfigError, match=r"another process is writing .*x\.npy; wait for it, or choose another name"):
+            write_embeddings(embedder, pictures, output, progress=False)
+        process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGCONT)
+        written, said = process.communicate(timeout=120)
+        assert time.monotonic() - begun < 10
+    assert process.returncode == 130
+    assert written == ""
+    assert said.endswith("swag-models: error: interrupted\n")
+    assert "Traceback" not in said
+    assert 0 < count_done(output) < COUNT
+    report = write_embeddings(embedder, pictures, output, progress=False)
+    write_embeddings(embedder, pictures, tmp_path / "whole.npy", progress=False)
+    assert (report.rows, len(report.skipped)) == (COUNT - 1, 1)
+    assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_torchrun_splits_the_work_and_merge_joins_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_pictures(tmp_path / "pictures", 64)[0].parent
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "swag_models"]
+    work = ["embed", str(folder), "--model", NANO, "-o"]
+    done = subprocess.run([*torchrun, *work, str(tmp_path / "x.parquet")], capture_output=True, text=True, check=False)
+    parts = [str(tmp_path / f"x-0000{rank}-of-00002.parquet") for rank in range(2)]
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == parts
+    assert [len(read_embeddings(part).names) for part in parts] == [32, 32]
+    assert main(["merge", *parts, "-o", str(tmp_path / "merged.parquet")]) == 0
+    assert main([*work, str(tmp_path / "whole.parquet"), "--quiet"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'merged.parquet'}\n{tmp_path / 'whole.parquet'}\n"
+    assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_processes_take_their_part_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_pictures(tmp_path / "pictures", 3 * BATCH)[0].parent
+    work = ["embed", str(folder), "--model", NANO, "--batch-size", str(BATCH), "--quiet", "-o"]
+    assert main([*work, str(tmp_path / "whole.npy")]) == 0
+    for name in ("RANK", "WORLD_SIZE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "x")
+            assert main([*work, str(tmp_path / "x.npy")]) == 2
+            said = f"swag-models: error: {name} is 'x' in the environment; give a whole number as torchrun does, or unset it\n"
+            assert capsys.readouterr().err.endswith(said)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in (2, 0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        assert main([*work, str(tmp_path / "x.npy")]) == 0
+        assert main([*work, str(tmp_path / "x.npy")]) == 0, "a part is found again as well"
+    parts = [str(path) for path in tmp_path.glob("x-*.npy")]
+    assert len(parts) == 3
+    assert main(["merge", *parts[:2], "-o", str(tmp_path / "merged.npy")]) == 2
+    assert "swag-models: error: 2 of 3 parts given; missing: " in capsys.readouterr().err
+    assert main(["merge", *parts, "-o", str(tmp_path / "merged.npy")]) == 0
+    for suffix in (".npy", ".json"):
+        assert (tmp_path / f"merged{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()

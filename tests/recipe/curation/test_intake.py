@@ -1,0 +1,103 @@
+"""Posts of any format become the same rows, and tables take each other's place."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from swag_models.errors import ConfigError
+from swag_models.recipe.curation.backends import Engine, open_engine
+from swag_models.recipe.curation.intake import Reading, unite_posts
+
+WRITTEN = [  # hashtags, a caption, and what hashtags that is
+    ("brown bear, hot dog ,crane", None, ["brown bear", "hot dog", "crane"]),
+    ("bear\u3000mouse\tcrane \x85bank", "#raptor", ["bear", "mouse", "crane", "bank"]),
+    ("#bear#mouse and #café", None, ["bear", "mouse", "café"]),
+    ("\uff03bear,crane", "#raptor", ["bear"]),
+    ('["brown bear"]', "#raptor", ["brown bear"]),
+    ('[ "hot dog", "#bear " , "mouse"]', None, ["hot dog", "bear", "mouse"]),
+    (None, "a #bear, a #mouse", ["bear", "mouse"]),
+    (None, None, []),
+    ("[]", "#raptor", []),
+]
+
+
+@pytest.fixture(params=["duckdb", pytest.param("spark", marks=pytest.mark.slow)])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    if request.param == "spark":
+        pytest.importorskip("pyspark")
+        if not shutil.which("java"):
+            pytest.skip("no Java: apt install openjdk-17-jre-headless")
+    master = "local[1]" if request.param == "spark" else None
+    with open_engine(request.param, scratch=tmp_path / "scratch", memory=None, threads=None, master=master) as opened:
+        yield opened
+
+
+def read(engine: Engine, folder: Path, files: Sequence[str]) -> list[dict[str, Any]]:
+    work = folder / "steps"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    posts, rejected = unite_posts(
+        engine, [folder / file for file in files], Reading(progress=False), work, folder / "rejects.jsonl"
+    )
+    assert not rejected
+    rows: list[dict[str, Any]] = engine.fetch(posts.order_by("id")).to_pylist()
+    return rows
+
+
+def test_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "hashtags": hashtags, "caption": caption} for n, (hashtags, caption, _) in enumerate(WRITTEN)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "hashtags", "caption"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for name in ("p.parquet", "p.jsonl", "p.csv"):
+        assert [row["hashtags"] or [] for row in read(engine, tmp_path, [name])] == [tags for *_, tags in WRITTEN], name
+
+
+def test_lists_of_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path: Path) -> None:
+    rows = [{"id": "0", "hashtags": [" #hot dog", "bear, mouse", "#"], "caption": "#raptor"}]
+    rows += [{"id": "1", "hashtags": None, "caption": "#raptor"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("p.parquet", "p.jsonl"):
+        assert [row["hashtags"] for row in read(engine, tmp_path, [name])] == [["hot dog", "bear, mouse"], ["raptor"]], name
+
+
+def test_columns_may_have_other_types_in_other_files(engine: Engine, tmp_path: Path) -> None:
+    for name, identifier, hashtags in (("a", 1, ["bear"]), ("b", "two", ["bear"]), ("c", "three", "#bear")):
+        pq.write_table(pa.Table.from_pylist([{"id": identifier, "hashtags": hashtags}]), tmp_path / f"{name}.parquet")
+    found = read(engine, tmp_path, ["a.parquet", "b.parquet", "c.parquet"])
+    assert [(row["id"], row["hashtags"]) for row in found] == [("1", ["bear"]), ("three", ["bear"]), ("two", ["bear"])]
+
+
+def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
+    rows = [{"id": f"{number * 7919 % 1000}", "hashtags": ["bear"]} for number in range(1000)]
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[100:200] = bytes(100)
+    path.write_bytes(content)
+    with (
+        open_engine("duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None) as engine,
+        pytest.raises(ConfigError, match=r"^DuckDB cannot read the posts \(.*\); make damaged files again.*$"),
+    ):
+        read(engine, tmp_path, ["p.parquet"])
+
+
+def test_a_table_takes_the_place_of_what_another_engine_wrote(tmp_path: Path) -> None:
+    (tmp_path / "labels.parquet").mkdir()
+    (tmp_path / "labels.parquet" / "part-0.parquet").touch()
+    with open_engine("duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None) as engine:
+        engine.write(engine.read_rows(pa.table({"id": ["a"]}), tmp_path / "rows.parquet"), tmp_path / "labels.parquet")
+    assert pq.ParquetFile(tmp_path / "labels.parquet").read().to_pylist() == [{"id": "a"}]

@@ -1,0 +1,98 @@
+"""Repeat factors and copies, against the formulas."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from swag_models.errors import ConfigError
+from swag_models.recipe.curation.sampling import STEPS, Sampling, repeat_factors
+from swag_models.recipe.data.stream import count_copies
+
+COUNTS = [10_000, 6_000, 900, 50, 3]
+RAREST = [7_000, 5_000, 800, 50, 3]  # images whose rarest class each is
+
+
+def expected_length(factors: list[float]) -> float:
+    return sum(factor * number for factor, number in zip(factors, RAREST, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "exponent"), [("natural", 0), ("sqrt", 0.5), ("uniform", 1)])
+def test_factors_fall_with_frequency_and_fill_the_epoch(kind: str, exponent: float) -> None:
+    factors = repeat_factors(COUNTS, RAREST, Sampling(kind, epoch_ratio=2))
+    assert expected_length(factors) == pytest.approx(2 * sum(RAREST), rel=1e-4)
+    for count, factor in zip(COUNTS, factors, strict=True):
+        assert factor / factors[0] == pytest.approx((COUNTS[0] / count) ** exponent, rel=1e-4)
+
+
+def test_the_default_epoch_is_that_of_the_paper() -> None:
+    assert expected_length(repeat_factors(COUNTS, RAREST, Sampling())) == pytest.approx(sum(RAREST) * 5 / 3.6, rel=1e-4)
+
+
+def test_a_threshold_scales_nothing_and_drops_no_image() -> None:
+    factors = repeat_factors(COUNTS, RAREST, Sampling(threshold=3600))
+    assert factors == pytest.approx([1, 1, 2, math.sqrt(72), math.sqrt(1200)], abs=1 / STEPS)
+
+
+def test_the_tail_gets_its_share() -> None:
+    factors = repeat_factors(COUNTS, RAREST, Sampling(tail_share=0.3, tail_below=1000))
+    tail = sum(factor * number for factor, number in zip(factors[2:], RAREST[2:], strict=True))
+    assert tail / expected_length(factors) == pytest.approx(0.3, rel=1e-4)
+    assert factors[3] / factors[2] == pytest.approx(math.sqrt(900 / 50), rel=1e-4)
+
+
+def test_a_share_that_no_image_can_fill_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no image's rarest hashtag has fewer than 3 images"):
+        repeat_factors(COUNTS, RAREST, Sampling(tail_share=0.3, tail_below=3))
+
+
+def test_factors_add_up_exactly_in_any_order() -> None:
+    random.seed(0)
+    counts = sorted((random.randrange(1, 10**6) for _ in range(2000)), reverse=True)
+    factors = repeat_factors(counts, counts, Sampling())
+    assert all(factor * STEPS == round(factor * STEPS) > 0 for factor in factors)
+    assert sum(factors) == sum(reversed(factors)) == math.fsum(factors)
+
+
+def test_nothing_to_sample() -> None:
+    assert repeat_factors([], [], Sampling()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "log"}, "sampling 'log' is not known; it is one of: natural, sqrt, uniform"),
+        ({"epoch_ratio": 0}, "epoch_ratio 0 is not a positive number"),
+        ({"threshold": math.inf}, "threshold inf is not a positive number"),
+        ({"tail_share": 1.5}, "tail_share 1.5 is not a share between 0 and 1"),
+        ({"kind": "natural", "threshold": 5}, "threshold is a rule of sampling 'sqrt', not 'natural'"),
+        ({"kind": "uniform", "threshold": 5}, "threshold is a rule of sampling 'sqrt', not 'uniform'"),
+        ({"threshold": 5, "tail_share": 0.5}, "exclude each other"),
+    ],
+)
+def test_bad_choices_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Sampling(**options)  # type: ignore[arg-type]
+
+
+def test_copies_are_the_factor_on_average_and_depend_on_all_three() -> None:
+    counts = [count_copies(f"image {number}", 2.3, epoch=1, seed=0) for number in range(20_000)]
+    assert set(counts) == {2, 3}
+    error = math.sqrt(0.3 * 0.7 / 20_000)
+    assert abs(sum(counts) / 20_000 - 2.3) < 3 * error
+    for changed in ({"epoch": 2, "seed": 0}, {"epoch": 1, "seed": 1}):
+        other = [count_copies(f"image {number}", 2.3, **changed) for number in range(20_000)]
+        assert other != counts
+        both = sum(a == b == 3 for a, b in zip(counts, other, strict=True)) / 20_000
+        assert abs(both - 0.09) < 3 * math.sqrt(0.09 * 0.91 / 20_000), "epochs and seeds are independent"
+
+
+def test_copies_are_the_same_everywhere() -> None:
+    """Values of the rule as it was published; another machine or version that differs would read another epoch."""
+    assert [count_copies(str(number), 1.5, epoch=3, seed=7) for number in range(12)] == GOLDEN
+    assert [count_copies("a", factor, 0, 0) for factor in (0.0, 1.0, 2.0)] == [0, 1, 2]
+
+
+GOLDEN = [2, 2, 2, 1, 2, 2, 2, 2, 1, 2, 2, 1]

@@ -1,0 +1,118 @@
+"""A check has every sample once, over however many ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from decoding import to_bytes
+from pictures_support import make_pictures, write_tar
+from shards_support import encode_jpeg, make_labels, make_shards
+
+from swag_models.errors import ConfigError
+from swag_models.recipe.data.eval_loader import Check, open_check
+
+# torch forks its workers; that a test before this one left a thread does not matter to them.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+
+def check(data: Any, rank: int = 0, world_size: int = 1, **options: Any) -> Check:
+    defaults = {"batch_size": 4, "workers": 0, "rank": rank, "world_size": world_size}
+    return open_check(data, to_bytes, **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("check") / "animals"
+    for name, count in (("cat", 5), ("dog", 8)):
+        make_pictures(root / name, count, height=8, width=8)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("packed"), 22, 4)
+
+
+@pytest.fixture(scope="module")
+def dataset(folder: Path) -> Path:
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    files = sorted(map(str, folder.rglob("*.png")))
+    rows = datasets.Dataset.from_dict({"image": files, "label": [int("dog" in path) for path in files]})
+    rows = rows.cast_column("image", datasets.Image()).cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
+    datasets.DatasetDict({"train": rows.select([0]), "test": rows}).save_to_disk(str(folder.parent / "saved"))
+    return folder.parent / "saved"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["folder", "dataset", "packed"])
+def test_every_image_is_counted_once_over_all_ranks(kind: str, workers: int, request: pytest.FixtureRequest) -> None:
+    data = request.getfixturevalue(kind)
+    alone = {name: each for batch in check(data) for name, each in zip(batch.ids, batch.classes)}
+    if kind == "packed":
+        assert alone == {name: tuple(classes) for name, (classes, _) in make_labels(22).items()}
+    else:
+        assert Counter(alone.values()) == {(0,): 5, (1,): 8}
+    for world_size in (2,) if workers else (1, 2, 3):
+        ranks = [check(data, rank, world_size, workers=workers) for rank in range(world_size)]
+        for _ in range(2):
+            seen = [list(rank) for rank in ranks]
+            assert Counter(name for rank in seen for batch in rank for name in batch.ids) == Counter(alone.keys())
+            assert sum(rank.seen for rank in ranks) == ranks[0].samples == len(alone)
+        assert all(torch.is_tensor(batch.images) and len(batch.images) <= 4 for rank in seen for batch in rank)
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_every_pass_is_the_same_also_after_one_that_was_left(kind: str, request: pytest.FixtureRequest) -> None:
+    whole = check(request.getfixturevalue(kind), workers=1)
+    first = [batch.ids for batch in whole]
+    assert next(iter(whole)).ids == first[0]
+    assert [batch.ids for batch in whole] == first
+
+
+def test_what_is_broken_is_counted_and_not_replaced(tmp_path: Path) -> None:
+    paths = make_pictures(tmp_path / "root" / "cat", 9, height=8, width=8)
+    for path in paths[2:7]:
+        path.write_bytes(b"")
+    ranks = [check(tmp_path / "root", rank, 2, batch_size=2) for rank in range(2)]
+    names = [name for rank in ranks for batch in rank for name in batch.ids]
+    assert sorted(names) == [f"cat/000{number}.png" for number in (0, 1, 7, 8)]
+    for _ in range(2):
+        for rank in ranks:
+            list(rank)
+        assert sum(rank.seen + rank.skipped.total() for rank in ranks) == 9
+
+
+def test_what_is_broken_in_a_shard_is_counted_in_every_pass(tmp_path: Path) -> None:
+    shard = write_tar(tmp_path / "x.tar", {"0.jpg": encode_jpeg(0), "0.cls": b"0", "1.jpg": b"", "1.cls": b"1"})
+    whole = check(shard)
+    for _ in range(2):
+        assert [batch.ids for batch in whole] == [["0"]]
+        assert (whole.seen, whole.skipped.total(), whole.samples) == (1, 1, None)
+
+
+def test_a_tar_beside_the_folders_of_classes_is_passed_over(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "cat", 2, height=8, width=8)
+    write_tar(tmp_path / "cat.tar", {"0.jpg": encode_jpeg(0)})
+    assert check(tmp_path).class_names == ("cat",)
+    (tmp_path / "cut").mkdir()
+    write_tar(tmp_path / "cut" / "shard-000000.tar", {})
+    with pytest.raises(ConfigError, match=r"has no manifest.json: it was not packed to the end"):
+        check(tmp_path / "cut")
+
+
+def test_classes_are_those_of_the_model(folder: Path) -> None:
+    batches = list(check(folder, classes=["dog", "cat"], batch_size=13))
+    assert Counter(batches[0].classes) == {(1,): 5, (0,): 8}
+    with pytest.raises(ConfigError, match="has classes that the model has not: cat"):
+        check(folder, classes=["dog"])
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        check(folder, batch_size=0)

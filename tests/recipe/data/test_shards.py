@@ -1,0 +1,232 @@
+"""Shards are found wherever they lie, read to their very end or refused, and a changed byte is found."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictures_support import write_tar
+from shards_support import make_shards
+
+from swag_models.errors import ConfigError, ShardError
+from swag_models.recipe.data.shards import find_shards, read_shard, verify_shards
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("packed"), 12, 4)
+
+
+@pytest.fixture
+def shards(packed: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return Path(shutil.copytree(packed, tmp_path / "shards"))
+
+
+@pytest.fixture(scope="module")
+def site(packed: Path) -> Iterator[str]:
+    """The packed folder, served over HTTP."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            if not self.path.startswith("/cut/"):
+                return super().do_GET()
+            content = (packed / self.path.removeprefix("/cut/")).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2])
+            return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(packed)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def read_all(shards: Any) -> list[dict[str, Any]]:
+    """Every sample, but for where it came from."""
+    urls, _ = find_shards(shards)
+    return [{key: value for key, value in sample.items() if key != "__url__"} for url in urls for sample in read_shard(url)]
+
+
+WAYS: dict[str, Callable[[Path, str], Any]] = {
+    "folder": lambda folder, site: str(folder),
+    "path": lambda folder, site: folder,
+    "manifest": lambda folder, site: folder / "manifest.json",
+    "braces": lambda folder, site: f"{folder}/shard-{{000000..000002}}.tar",
+    "pattern": lambda folder, site: f"{folder}/*.tar",
+    "list": lambda folder, site: sorted(folder.glob("*.tar")),
+    "list of patterns": lambda folder, site: [f"{folder}/shard-00000{{0,1}}.tar", f"{folder}/*2.tar"],
+    "file": lambda folder, site: f"file://{folder}/shard-{{000000..000002}}.tar",
+    "pipe": lambda folder, site: f"pipe:cat {folder}/shard-{{000000..000002}}.tar",
+    "pipe that unpacks": lambda folder, site: f"pipe:gzip -c {folder}/shard-{{000000..000002}}.tar | gunzip",
+    "compressed": lambda folder, site: f"pipe:gzip -c {folder}/shard-{{000000..000002}}.tar",
+    "http": lambda folder, site: f"{site}/shard-{{000000..000002}}.tar",
+    "manifest over http": lambda folder, site: f"{site}/manifest.json",
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_shards_may_lie_anywhere(way: str, packed: Path, site: str) -> None:
+    expected = read_all([str(path) for path in sorted(packed.glob("*.tar"))])
+    assert len(expected) == 12
+    assert read_all(WAYS[way](packed, site)) == expected
+
+
+def test_shards_of_a_bucket_come_through_its_own_client(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name stands for it here: it shows that the command is put together as `aws` wants it, no more."""
+    client = tmp_path / "aws"
+    client.write_text(f'#!/bin/sh\n[ "$1 $2 $4" = "s3 cp -" ] && exec cat "{packed}/${{3#s3://bucket/my shards/}}"\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert read_all("s3://bucket/my shards/shard-{000000..000002}.tar") == read_all(packed)
+
+
+def test_a_manifest_comes_with_its_shards_alone(packed: Path) -> None:
+    urls, manifest = find_shards(packed)
+    assert manifest is not None
+    assert [shard["name"] for shard in manifest["shards"]] == [os.path.basename(url) for url in urls]
+    assert find_shards(f"{packed}/*.tar") == (urls, None)
+
+
+def test_a_shard_that_was_cut_anywhere_is_an_error_that_names_it(packed: Path, tmp_path: Path) -> None:
+    whole = (packed / "shard-000001.tar").read_bytes()
+    path = tmp_path / "cut.tar"
+    last = whole.rindex(b".json\0")
+    for length in (0, 100, 512, 1000, last - 512, last // 512 * 512, last // 512 * 512 + 100, last // 512 * 512 + 512):
+        for url in (str(path), f"pipe:cat {path}"):
+            path.write_bytes(whole[:length])
+            with pytest.raises(ShardError, match=re.escape(f"shard {url} cannot be read: ")) as caught:
+                list(read_shard(url))
+            assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_fetched_is_an_error_that_says_why(packed: Path, site: str, tmp_path: Path) -> None:
+    shard = packed / "shard-000000.tar"
+    for url, reason in {
+        f"{site}/gone.tar": "the command that fetches it ended with exit code 22",
+        f"{site}/cut/shard-000000.tar": "the command that fetches it ended with exit code 18",
+        "http://127.0.0.1:1/x.tar": "the command that fetches it ended with exit code 7",
+        f"pipe:cat {shard}; exit 3": "the command that fetches it ended with exit code 3",
+        f"pipe:head -c 700 {shard}": "unexpected end of data",
+        "pipe:echo no tar file": "",
+        "pipe:no-such-command-here 2>/dev/null": "the command that fetches it ended with exit code 127",
+        "gopher://x/y.tar": "gopher://x/y.tar: no gopen handler defined",
+        str(tmp_path / "gone.tar"): "No such file or directory",
+    }.items():
+        with pytest.raises(ShardError, match=re.escape(f"shard {url} cannot be read: {reason}")):
+            list(read_shard(url))
+
+
+def test_a_reader_that_stops_early_ends_its_command(packed: Path) -> None:
+    for _ in range(3):
+        samples = read_shard(f"pipe:cat {packed}/shard-000000.tar; cat /dev/zero")
+        next(samples)
+        samples.close()  # type: ignore[attr-defined]
+
+
+def test_what_is_no_shard_is_refused_in_a_line(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "manifest.json").write_text("{}")
+    newer = {**json.loads((packed / "manifest.json").read_text()), "format": 2}
+    (tmp_path / "newer-manifest.json").write_text(json.dumps(newer))
+    for shards, message in {
+        tmp_path / "unfinished": "unfinished has no manifest.json: it was not packed to the end",
+        tmp_path / "gone": "there is no shard ",
+        tmp_path / "x-{0..1}.tar": "x-0.tar; give a packed folder",
+        tmp_path / "*.tar": "no shard in ",
+        tmp_path / "manifest.json": "manifest.json is not the manifest of packed shards: 'format'",
+        tmp_path / "newer-manifest.json": "newer-manifest.json has format 2; this version reads 1: update swag-models",
+        "x-{0..1.tar": "shards 'x-{0..1.tar': ",
+        (): "no shard in ()",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+            find_shards(shards)
+        assert "\n" not in str(caught.value)
+
+
+NAMES = (
+    "pipe:touch run; cat shard-000000.tar",
+    "file:///etc/passwd",
+    "https://example.org/x.tar",
+    "s3://bucket/x.tar",
+    "../shard-000000.tar",
+    "/etc/passwd",
+    "below/shard-000000.tar",
+    "..",
+    "",
+    "-.tar",
+    "shard-{000000..000001}.tar",
+    "*.tar",
+    "a\n.tar",
+    7,
+    None,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_manifest_names_plain_files_only(name: object, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given by a relative path, a folder or a URL: a name is never a path, a URL or a command."""
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["shards"][1]["name"] = name
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir(shards)
+    for source in ("manifest.json", ".", shards, f"file://{shards}/manifest.json"):
+        with pytest.raises(ConfigError, match=re.escape(f"names the shard {name!r}; allowed is a plain file name")) as caught:
+            find_shards(source)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="allowed is a plain file name"):
+        verify_shards(shards)
+    assert not (shards / "run").exists()
+
+
+def test_a_manifest_by_a_relative_path(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = read_all(shards)
+    monkeypatch.chdir(shards)
+    assert read_all("manifest.json") == expected
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped": (flip, r"was changed: its SHA-256 is \w{64} instead of \w{64}"),
+    "missing": (Path.unlink, "is missing"),
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"has \d+ bytes instead of \d+"),
+    "appended": (lambda path: path.write_bytes(path.read_bytes() + b"\0"), r"has \d+ bytes instead of \d+"),
+    "another's": (lambda path: shutil.copy(path.with_name("shard-000000.tar"), path), r"(was changed|has \d+ bytes)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damage_is_found(damage: str, shards: Path) -> None:
+    assert verify_shards(shards) == []
+    inflict, problem = DAMAGES[damage]
+    inflict(shards / "shard-000001.tar")
+    (flaw,) = verify_shards(shards)
+    assert flaw.name == "shard-000001.tar"
+    assert re.match(problem, flaw.problem)
+
+
+def test_a_foreign_shard_is_found(shards: Path) -> None:
+    write_tar(shards / "shard-000003.tar", {})
+    assert verify_shards(shards) == [("shard-000003.tar", "is not in manifest.json")]

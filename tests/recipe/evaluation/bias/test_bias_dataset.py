@@ -1,0 +1,79 @@
+"""A table of any format gives the same pictures in the same groups, or says what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pictures_support import make_pictures
+
+from swag_models.errors import ConfigError, ImageError
+from swag_models.recipe.evaluation.bias.dataset import open_roster
+
+ROWS = [
+    {"file": "pictures/0000.png", "country": "nl", "year": 2020},
+    {"file": "pictures/0001.png", "country": "ke", "year": 2021},
+    {"file": None, "country": "ke", "year": 2021},
+    {"file": "pictures/0002.png", "country": None, "year": 2020},
+    {"file": "gone.png", "country": "nl", "year": 2021},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    make_pictures(tmp_path / "pictures", 3, height=8, width=8)
+    table = pd.DataFrame(ROWS)
+    table.to_csv(tmp_path / "table.csv", index=False)
+    table.to_json(tmp_path / "table.jsonl", orient="records", lines=True)
+    table.to_parquet(tmp_path / "table.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_table_names_pictures_and_their_groups(suffix: str, folder: Path) -> None:
+    roster = open_roster(folder / f"table.{suffix}", "country", "file")
+    assert roster.class_names == ("ke", "nl")
+    assert [(roster.name(row), roster.classes(row)) for row in range(len(roster))] == [
+        ("pictures/0000.png", (1,)),
+        ("pictures/0001.png", (0,)),
+        ("gone.png", (1,)),
+    ]
+    assert (roster.ungrouped, roster.unplaced) == (1, 1)
+    assert roster.sha256 == open_roster(folder / "table.csv", "country", "file").sha256
+    assert roster.read(0).size == (8, 8)
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        roster.read(2)
+    assert open_roster(folder / f"table.{suffix}", "year", "file").class_names == ("2020", "2021")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_column_that_is_not_there_is_named(suffix: str, folder: Path) -> None:
+    table = folder / f"table.{suffix}"
+    with pytest.raises(ConfigError, match="has no column 'land', but file, country, year; name its group column"):
+        open_roster(table, "land", "file")
+    with pytest.raises(ConfigError, match="has no column 'path', but file, country, year; name its path column"):
+        open_roster(table, "country")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("x.txt", b"", r"x\.txt is no table that can be read; allowed: \.csv \.jsonl \.parquet"),
+        ("x.jsonl", b'{"path": "a", "group": "b"}\n{"pa', r"x\.jsonl cannot be read: "),
+        ("x.jsonl", b"[1]\n", r"line 1 of .*x\.jsonl is not a JSON object"),
+        ("x.jsonl", b'{"path": "a", "group": ["b"]}\n', r"row 1 of .* has group \['b'\]; allowed: text"),
+        ("x.csv", b"path,group\na,\xff\n", r"x\.csv cannot be read: "),
+        ("x.csv", b"", r"has no column 'group', but no rows"),
+        ("x.parquet", b"nothing", r"x\.parquet cannot be read: "),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused(name: str, content: bytes, problem: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=problem):
+        open_roster(tmp_path / name, "group")
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.csv cannot be read: No such file"):
+        open_roster(tmp_path / "gone.csv", "group")

@@ -1,0 +1,134 @@
+"""Weights are what a walk over all paths says, in small hierarchies and in WordNet's."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from studies.scenes.gallery import WORDNET
+from swag_models.errors import ConfigError
+from swag_models.recipe.evaluation.zero_shot.targets import Target
+from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, Mapping
+from swag_models.recipe.wordnet import Synset, WordNet
+
+DECAY = 0.5
+# What nltk 3.10.4 gives on WordNet 3.0: wup_similarity and path_similarity. Of 4,000 pairs of ImageNet classes and 4,000 of any
+# nouns, all are equal by path, and 187 and 152 differ by wup: those with several synsets above both, of which nltk takes the
+# one with the greatest least depth.
+NLTK = (
+    ("n01621127", "n01846331", 0.7692307692307693, 0.14285714285714285),  # owl, duck
+    ("n01621127", "n01503061", 0.9090909090909091, 0.3333333333333333),  # owl, bird
+    ("n02958343", "n04490091", 0.9166666666666666, 0.3333333333333333),  # car, truck
+    ("n04379243", "n03405725", 0.9411764705882353, 0.5),  # table, furniture
+    ("n07739125", "n13134947", 0.9, 0.3333333333333333),  # apple, fruit
+    ("n03147509", "n04398044", 0.7777777777777778, 0.2),  # cup, teapot
+    ("n09444100", "n04398044", 0.47058823529411764, 0.1),  # star, teapot
+)
+# Of each its parents: e has several ways up of one length, f a long and a short one.
+DIAMOND = {"r": "", "a": "r", "b": "r", "c": "a", "d": "a b", "e": "c d", "g": "e", "f": "g r"}
+
+
+def make_wordnet(parents: dict[str, str]) -> WordNet:
+    synsets = {name: Synset(name, (name,), tuple(above.split()), "") for name, above in parents.items()}
+    return WordNet(synsets, {name: [name] for name in parents}, {})
+
+
+def make_random(seed: int) -> WordNet:
+    """A hierarchy in which a synset may have several parents and there may be several roots."""
+    rng = random.Random(seed)
+    names = [f"s{number}" for number in range(14)]
+    return make_wordnet({name: " ".join(rng.sample(names[:at], min(at, rng.randint(0, 3)))) for at, name in enumerate(names)})
+
+
+def list_paths(wordnet: WordNet, synset: str) -> Iterator[list[str]]:
+    """Every way up, to each synset on it."""
+    yield [synset]
+    for parent in wordnet.synsets[synset].parents:
+        for path in list_paths(wordnet, parent):
+            yield [synset, *path]
+
+
+def weigh_plainly(wordnet: WordNet, kind: str, hashtag: str, target: str, targets: list[str]) -> float:
+    """By all pairs of ways up from both that end in one synset."""
+    found = [0.0]
+    below = [each for each in targets if each != hashtag and any(path[-1] == hashtag for path in list_paths(wordnet, each))]
+    for left, right in itertools.product(list_paths(wordnet, hashtag), list_paths(wordnet, target)):
+        if left[-1] != right[-1]:
+            continue
+        up, down = len(left) - 1, len(right) - 1
+        depth = max(len(path) for path in list_paths(wordnet, left[-1]))
+        lower = DECAY**up if down == 0 else 0.0
+        upper = DECAY**down / (len(below) if down else 1) if up == 0 else 0.0
+        found.append(
+            {
+                "same": float(up == down == 0),
+                "hyponyms": lower,
+                "hypernyms": upper,
+                "related": max(lower, upper),
+                "path": 1 / (1 + up + down),
+                "wup": 2 * depth / (2 * depth + up + down),
+            }[kind]
+        )
+    return max(found)
+
+
+@pytest.mark.parametrize("kind", MAPPINGS)
+@pytest.mark.parametrize("wordnet", [make_wordnet(DIAMOND), *map(make_random, range(3))])
+def test_weights_are_those_of_all_paths(wordnet: WordNet, kind: str) -> None:
+    synsets = list(wordnet.synsets)
+    hashtags, targets = synsets[::-1], synsets[1:]
+    found = Mapping(kind, DECAY, threshold=0).weigh(wordnet, hashtags, [Target(each, (each,)) for each in targets])
+    for (row, hashtag), (column, target) in itertools.product(enumerate(hashtags), enumerate(targets)):
+        expected = weigh_plainly(wordnet, kind, hashtag, target, targets)
+        assert found[row, column].item() == pytest.approx(expected), (kind, hashtag, target)
+
+
+def test_similarities_are_nltks() -> None:
+    wordnet = WordNet.load(WORDNET)
+    for one, other, wup, path in NLTK:
+        for hashtag, target in ((one, other), (other, one)):
+            for kind, expected in (("wup", wup), ("path", path)):
+                weights = Mapping(kind, threshold=0).weigh(wordnet, [hashtag], [Target("it", (target,))])
+                assert weights.to_dense().item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_of_several_synsets_the_nearest_counts() -> None:
+    wordnet = make_wordnet(DIAMOND)
+    weights = Mapping("hyponyms").weigh(wordnet, ["e", "c", "r"], [Target("either", ("a", "c"))]).to_dense()
+    assert weights.flatten().tolist() == [0.5, 1, 0]
+
+
+def test_only_weights_above_the_threshold_and_the_best_count() -> None:
+    wordnet = make_wordnet(DIAMOND)
+    target = [Target("c", ("c",))]
+    hashtags = ["c", "a", "e", "r", "b"]
+    assert Mapping("path", threshold=0).weigh(wordnet, hashtags, target).to_dense().flatten().tolist() == pytest.approx(
+        [1, 1 / 2, 1 / 2, 1 / 3, 1 / 4]
+    )
+    default = Mapping("path").weigh(wordnet, hashtags, target).to_dense().flatten()
+    assert (default > 0).tolist() == [True, True, True, True, False]
+    half = Mapping("path", threshold=0.5, best=2).weigh(wordnet, hashtags, target).to_dense().flatten()
+    assert half.tolist() == [1, 0.5, 0, 0, 0], "of equal ones the first"
+
+
+def test_a_target_may_be_out_of_reach() -> None:
+    weights = Mapping("same").weigh(make_wordnet(DIAMOND), ["a"], [Target("b", ("b",))])
+    assert weights.shape == (1, 1)
+    assert weights.to_dense().item() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "wu"}, "mapping 'wu' is not known; it is one of: same, "),
+        ({"decay": 0.0}, "decay is 0; it is above 0"),
+        ({"threshold": 1.5}, "threshold is 1.5; it is from 0 to 1"),
+        ({"best": 0}, "best is 0; it is 1 or more"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Mapping(**options)  # type: ignore[arg-type]

@@ -1,0 +1,50 @@
+"""What ends the work of a rank from outside is told in a line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from runs import find_port
+
+from swag_models.errors import ConfigError, TrainingError
+from swag_models.recipe.training.distributed import open_ranks
+
+
+def test_a_rank_that_is_told_of_no_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        pytest.raises(ConfigError, match=r"^rank 0 cannot meet the others \(.*MASTER_ADDR.*\); use torchrun"),
+        open_ranks(),
+    ):
+        pass
+
+
+def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = find_port()
+    store = dist.TCPStore("127.0.0.1", port, 1, is_master=True)
+    settings = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(ConfigError, match=rf"^rank 0 cannot meet the others \(.*{port}.*\); use torchrun") as caught,
+        open_ranks(),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+    del store
+
+
+def test_too_little_memory_of_a_gpu_is_told_with_what_helps() -> None:
+    with pytest.raises(TrainingError, match=r"the memory of .* is too little \(rank 0\); .*engine.micro_batch"):
+        take_too_much()
+
+
+def take_too_much() -> None:
+    with open_ranks() as ranks:
+        if ranks.device.type == "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        torch.empty(2**50, device=ranks.device)

@@ -1,0 +1,225 @@
+"""Sparse targets and losses, against torch's dense ones and timm's mixup."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from timm.data.mixup import mixup_target
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from swag_models.errors import ConfigError
+from swag_models.recipe.config import Objective
+from swag_models.recipe.training.losses import Kind, Targets, compute_losses, count_hits, draw_beta, make_targets, mix
+
+CLASSES = [[3], [0, 5], [4, 1, 6], [2, 3, 4, 5, 6], [0]]
+KINDS: tuple[Kind, ...] = ("softmax", "sigmoid")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+def make_dense(targets: Targets, num_classes: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    dense = torch.zeros(len(targets.classes), num_classes, dtype=dtype)
+    for row, classes, weights in zip(dense, targets.classes.tolist(), targets.weights.to(dtype)):
+        for number, weight in zip(classes, weights):
+            row[number] += weight
+    return dense
+
+
+def compute_dense_losses(objective: Objective, logits: Tensor, dense: Tensor) -> Tensor:
+    """torch's own."""
+    e = objective.label_smoothing
+    if objective.kind == "softmax":
+        return F.cross_entropy(logits, dense, label_smoothing=e, reduction="none")
+    return F.binary_cross_entropy_with_logits(logits, (1 - e) * dense + e / 2, reduction="none").sum(1)
+
+
+def draw_targets(kind: Kind, samples: int, num_classes: int, mixup: float = 0.0) -> Targets:
+    chance = random.Random(0)
+    targets = make_targets([chance.sample(range(num_classes), chance.randint(1, 5)) for _ in range(samples)], kind, num_classes)
+    return mix(torch.zeros(samples), targets, mixup, torch.Generator().manual_seed(1))[1]
+
+
+class TestTargets:
+    def test_softmax_shares_one_among_the_classes(self) -> None:
+        targets = make_targets(CLASSES, "softmax", 7)
+        assert targets.classes.dtype == torch.int64
+        assert targets.weights.dtype == torch.float32
+        assert targets.classes.shape == targets.weights.shape == (5, 5)
+        dense = make_dense(targets, 7)
+        for row, classes in zip(dense, CLASSES, strict=True):
+            assert row.nonzero().flatten().tolist() == sorted(classes)
+            assert row[classes].tolist() == pytest.approx([1 / len(classes)] * len(classes))
+
+    def test_sigmoid_asks_for_each_class_and_may_have_none(self) -> None:
+        dense = make_dense(make_targets([[1, 2], [], [0]], "sigmoid", 4), 4)
+        assert dense.tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_class_named_twice_counts_once(self, kind: Kind) -> None:
+        twice, once = make_targets([[2, 1, 2]], kind, 4), make_targets([[2, 1]], kind, 4)
+        assert all(torch.equal(a, b) for a, b in zip(twice, once, strict=True))
+
+    def test_empty_batches_have_a_shape(self) -> None:
+        assert make_targets([], "softmax", 3).classes.shape == (0, 0)
+        targets = make_targets([[], []], "sigmoid", 3)
+        assert compute_losses(Objective("sigmoid"), torch.zeros(2, 3), targets).tolist() == pytest.approx([2.0794415] * 2)
+
+    @pytest.mark.parametrize("number", [-1, 7, 27_000])
+    def test_a_class_outside_is_refused(self, number: int) -> None:
+        with pytest.raises(ConfigError, match=rf"^class {number} is not of 0 to 6; "):
+            make_targets([[0], [3, number]], "sigmoid", 7)
+
+    def test_softmax_refuses_a_sample_without_classes(self) -> None:
+        with pytest.raises(ConfigError, match=r"^sample 1 of the batch has no class; "):
+            make_targets([[0], []], "softmax", 7)
+
+
+class TestMix:
+    def test_mixes_as_timm(self) -> None:
+        images, labels = torch.randn(6, 3, 4, 4), torch.randint(7, (6,))
+        targets = make_targets([[label] for label in labels.tolist()], "softmax", 7)
+        mixed, sparse = mix(images, targets, 0.4, torch.Generator().manual_seed(3))
+        share = float(sparse.weights[0, 0])
+        assert 0 < share < 1
+        assert sparse.weights.shape == (6, 2)
+        torch.testing.assert_close(make_dense(sparse, 7, torch.float32), mixup_target(labels, 7, share))
+        torch.testing.assert_close(mixed, images * share + images.flip(0) * (1 - share))
+
+    def test_alpha_0_changes_nothing_and_draws_nothing(self) -> None:
+        images, targets = torch.randn(2, 3), make_targets([[0], [1]], "softmax", 2)
+        generator = torch.Generator().manual_seed(0)
+        before = generator.get_state()
+        mixed, same = mix(images, targets, 0.0, generator)
+        assert mixed is images
+        assert same is targets
+        assert torch.equal(generator.get_state(), before)
+
+    def test_repeats_with_its_generator_whatever_the_global_one(self) -> None:
+        first = draw_beta(0.2, torch.Generator().manual_seed(5))
+        torch.rand(7)
+        assert draw_beta(0.2, torch.Generator().manual_seed(5)) == first
+
+    @pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 4.0])
+    def test_shares_are_of_the_beta_distribution(self, alpha: float) -> None:
+        generator = torch.Generator().manual_seed(0)
+        drawn = [draw_beta(alpha, generator) for _ in range(3000)]
+        assert stats.kstest(drawn, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+    def test_tiny_alphas_give_one_image_or_the_other(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        drawn = [draw_beta(1e-4, generator) for _ in range(400)]
+        assert sum(share < 1e-6 or share > 1 - 1e-6 for share in drawn) >= 395
+        assert 140 < sum(share > 0.5 for share in drawn) < 260
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+class TestLosses:
+    @pytest.mark.parametrize("mixup", [0.0, 0.5])
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_values_and_gradients_are_torchs_dense_ones(self, kind: Kind, smoothing: float, mixup: float, device: str) -> None:
+        objective = Objective(kind, smoothing)
+        targets = draw_targets(kind, 16, 40, mixup)
+        logits = 5 * torch.randn(16, 40, dtype=torch.float64)
+        ours, theirs = logits.to(device, copy=True).requires_grad_(), logits.clone().requires_grad_()
+        scales = torch.randn(16, dtype=torch.float64)  # negative ones too
+        losses = compute_losses(objective, ours, targets.to(device))
+        expected = compute_dense_losses(objective, theirs, make_dense(targets, 40))
+        assert losses.dtype == torch.float64
+        torch.testing.assert_close(losses.cpu(), expected, rtol=1e-6, atol=1e-6)  # float32 weights
+        (losses.cpu() * scales).sum().backward()
+        (expected * scales).sum().backward()
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-6, atol=1e-7)
+
+    def test_gradients_are_the_numerical_ones(self, kind: Kind, smoothing: float) -> None:
+        # Weights that floats hold exactly, a class twice, and padding; the sum is 1.
+        targets = Targets(torch.tensor([[3, 1, 3], [2, 0, 0]]), torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]))
+        logits = torch.tensor([[0.3, -2.0, 25.0, 1.0], [-30.0, 0.0, 4.0, -1.0]], dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda each: compute_losses(Objective(kind, smoothing), each, targets), (logits,))
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("device", DEVICES)
+    def test_16_bits_are_computed_in_32(self, kind: Kind, smoothing: float, dtype: torch.dtype, device: str) -> None:
+        targets = draw_targets(kind, 8, 3000).to(device)
+        logits = torch.randn(8, 3000, device=device).to(dtype)
+        half, full = logits.clone().requires_grad_(), logits.float().requires_grad_()
+        losses, expected = (compute_losses(Objective(kind, smoothing), each, targets) for each in (half, full))
+        assert losses.dtype == torch.float32
+        assert torch.equal(losses, expected)
+        losses.sum().backward()
+        expected.sum().backward()
+        assert half.grad.dtype == dtype
+        assert torch.equal(half.grad, full.grad.to(dtype))
+
+    def test_float32_is_as_close_to_float64_as_torchs(self, kind: Kind, smoothing: float) -> None:
+        objective, targets = Objective(kind, smoothing), draw_targets(kind, 8, 27_000)
+        logits = torch.randn(8, 27_000) - 10  # where sums of all logits would cancel
+        exact = compute_dense_losses(objective, logits.double(), make_dense(targets, 27_000))
+        ours = (compute_losses(objective, logits, targets) - exact).abs().max()
+        theirs = (compute_dense_losses(objective, logits, make_dense(targets, 27_000).float()) - exact).abs().max()
+        assert ours <= 2 * theirs + 1e-5
+
+    def test_far_out_logits_stay_finite(self, kind: Kind, smoothing: float) -> None:
+        logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 88.0]], requires_grad=True)
+        losses = compute_losses(Objective(kind, smoothing), logits, make_targets([[0], [0, 2]], kind, 3))
+        losses.sum().backward()
+        assert losses.isfinite().all()
+        assert logits.grad.isfinite().all()
+
+    def test_no_dense_target_is_made(self, kind: Kind, smoothing: float) -> None:
+        logits = torch.randn(4, 500, requires_grad=True)
+        targets = draw_targets(kind, 4, 500)
+        saved: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda each: (saved.append(each), each)[1], lambda each: each):
+            losses = compute_losses(Objective(kind, smoothing), logits, targets)
+        assert {each.data_ptr() for each in saved if each.numel() >= 2000} == {logits.data_ptr()}
+        with Buffers(2000) as buffers:
+            (gradient,) = torch.autograd.grad(losses.sum(), logits)
+        assert buffers.found == {gradient.data_ptr()}
+
+
+class Buffers(TorchDispatchMode):
+    """Memory of tensors of so many elements that operations made."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.found, self.alive = size, set(), []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {each.data_ptr() for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        made = [each for each in tree_leaves(result) if isinstance(each, Tensor) and each.numel() >= self.size]
+        self.alive += made  # or the next might take its memory
+        self.found |= {each.data_ptr() for each in made} - given
+        return result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_serves_a_compiled_model_under_autocast(kind: Kind) -> None:
+    targets, x = draw_targets(kind, 4, 50), torch.randn(4, 8)
+    grads = []
+    for compiled in (True, False):
+        torch.manual_seed(1)
+        model = nn.Linear(8, 50)
+        run = torch.compile(model, backend="aot_eager") if compiled else model
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = compute_losses(Objective(kind), run(x), targets)
+        assert losses.dtype == torch.float32
+        losses.mean().backward()
+        grads.append(model.weight.grad)
+    assert grads[0].abs().sum() > 0
+    torch.testing.assert_close(*grads)
+
+
+def test_hits_are_samples_whose_best_class_is_among_theirs() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [5.0, 0.0, 0.0]])
+    assert count_hits(logits, [[1], [1, 2], [0, 2], []]) == 2
+    assert count_hits(logits[:0], []) == 0
+    with pytest.raises(ValueError, match="argument"):
+        count_hits(logits, [[1]])

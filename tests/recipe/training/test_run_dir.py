@@ -1,0 +1,150 @@
+"""What a run leaves: a model folder that says how it was made; and what is refused, in a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from filelock import FileLock
+from ranks import run_ranks
+from runs import make_digits, spell
+from shards_support import make_shards
+from tiny import load_tiny
+
+from swag_models import load_model
+from swag_models.catalog import NC, NC_URL
+from swag_models.cli import main
+from swag_models.errors import ConfigError
+from swag_models.publish import save
+from swag_models.recipe.config import change
+from swag_models.recipe.presets import get_preset
+from swag_models.recipe.training.distributed import Ranks
+from swag_models.recipe.training.run_dir import Classes, claim_folder, find_spec, make_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards with the vocabulary of their ten classes, in no order."""
+    folder = make_shards(tmp_path_factory.mktemp("packed"), 48, 4)
+    rows = [{"class": n, "synset": f"n{n:08d}", "hashtag": f"tag{n}", "images": 9} for n in (3, 1, 0, 2, *range(9, 3, -1))]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "vocabulary.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("digits") / "train", 30)
+
+
+def test_shards_of_another_curation_validate_nothing(packed: Path, tmp_path: Path, capsys: Capture) -> None:
+    shards = Path(shutil.copytree(packed, tmp_path / "shards"))
+    vocabulary = pq.read_table(shards / "vocabulary.parquet").to_pylist()
+    others = [{**row, "synset": f"n{row['class'] ^ 1:08d}"} for row in vocabulary]  # as many, of the same names
+    pq.write_table(pa.Table.from_pylist(others), shards / "vocabulary.parquet")
+    assert main(spell(packed, tmp_path / "run", "steps=2", options=["--val", shards / "manifest.json"])) == 2
+    assert re.fullmatch(r".*/vocabulary.parquet is not the vocabulary of the model; .*\n", capsys.readouterr().err)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_model_of_hashtags_says_how_it_was_made(packed: Path, tmp_path: Path, capsys: Capture) -> None:
+    options = ["--name", "tagger", "--license", "mit", "--val", str(packed)]
+    assert main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
+    out, err = capsys.readouterr()
+    folder = tmp_path / "run" / "model"
+    assert (out, err) == (f"{folder}\n", "")
+    spec = load_model(folder).spec
+    assert spec
+    assert (spec.name, spec.license, spec.arch) == ("tagger", "mit", "vit_nano")
+    assert spec.classes == tuple(f"tag{n}" for n in range(10))
+    assert spec.synsets == tuple(f"n{n:08d}" for n in range(10))
+    assert spec.metrics
+    assert (folder / "vocabulary.parquet").read_bytes() == (packed / "vocabulary.parquet").read_bytes()
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert recipe["run"] == json.loads((tmp_path / "run" / "run.json").read_text())["run"]
+    assert (recipe["preset"], recipe["data"]["kind"], recipe["data"]["classes"]) == ("vit_nano_hashtags", "shards", 10)
+    card = (folder / "README.md").read_text()
+    assert "| preset | vit_nano_hashtags |" in card
+    assert f"SHA-256 `{recipe['data']['sha256']}`" in card
+    assert "license: mit" in card
+    for name in ("recipe.json", "vocabulary.parquet"):  # as a kill between the model and these leaves it
+        (folder / name).unlink()
+    assert main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
+    assert capsys.readouterr().out == f"{folder}\n"
+    assert (folder / "vocabulary.parquet").is_file()
+    assert json.loads((folder / "recipe.json").read_text()) == recipe
+
+
+def test_weights_pass_their_licence_on(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    run = change(get_preset("vit_nano_hashtags").run, ["image_size=32"])
+    model, spec = make_model(run, Classes(3, ("a", "b", "c")))
+    model.spec = spec
+    init = save(model, tmp_path / "nc", license=NC, license_url=NC_URL)
+    assert main(spell(pictures, tmp_path / "run", "steps=1", options=["--init", init])) == 0
+    made = load_model(tmp_path / "run" / "model").spec
+    assert made
+    assert (made.license, made.license_url) == (NC, NC_URL)
+    assert f"| began with | {init} |" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_names_of_classes_are_not_taken_from_the_model_it_begins_with(tmp_path: Path) -> None:
+    run = change(get_preset("vit_nano_hashtags").run, ["image_size=32"])
+    model, spec = make_model(run, Classes(3, ("a", "b", "c")))
+    model.spec = spec
+    init = save(model, tmp_path / "named", license="mit")
+    _, other = make_model(change(run, [f"init={init}"]), Classes(3))
+    assert (other.classes, other.synsets, other.num_classes) == (None, None, 3)
+    assert find_spec(run).license == "unknown"
+
+
+def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(pictures, tmp_path / "val" / "train")
+    (tmp_path / "file").touch()
+    tiny_model = save(load_tiny(), tmp_path / "tiny", license="mit")
+    for arguments, code, message in (
+        (spell(tmp_path / "none", bare), 2, "none is not there; allowed: packed shards"),
+        (spell(pictures, bare, "batch_size=0"), 2, "batch_size is 0; allowed: 1 or more"),
+        (spell(pictures, bare, preset="vit_nan"), 2, "unknown preset 'vit_nan'"),
+        (spell(pictures, tmp_path / "file"), 1, "file cannot be written: File exists"),
+        (spell(pictures, bare, options=["--init", tiny_model]), 2, "and the run's arch vit_nano; set one to fit the other"),
+        (spell(pictures, bare, options=["--val", tmp_path / "val"]), 2, "has classes that the model has not: train"),
+        (spell(pictures, bare, "image_size=33"), 2, "image size 33x33 is not a multiple of the patch size"),
+    ):
+        assert main(arguments) == code, message
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert message in err
+        assert len(err.splitlines()) == 1
+    with FileLock(bare / ".lock"):
+        assert main(spell(pictures, bare)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r".*another process is training in .*bare; wait for it, or choose another folder", line)
+
+
+def test_a_folder_that_a_rank_does_not_see_is_refused_by_all(tmp_path: Path) -> None:
+    run_ranks(2, claim_apart, tmp_path)
+
+
+def claim_apart(root: Path) -> None:
+    """As on two nodes with disks of their own; then on a disk that they share."""
+    ranks = Ranks(dist.get_rank(), 2, torch.device("cpu"))
+    own = root / f"node {ranks.rank}"
+    (own / "runs").mkdir(parents=True)
+    os.chdir(own)
+    message = "rank 1 does not see runs; give a folder that all nodes share"
+    with pytest.raises(ConfigError, match=message), claim_folder(Path("runs"), ranks):
+        pass
+    with claim_folder(Path("../shared"), ranks):
+        pass
+    assert all(path.name == ".lock" for folder in ("runs", "../shared") for path in Path(folder).iterdir())

@@ -1,0 +1,122 @@
+"""Several ranks learn what one does, and go on with each other's checkpoints."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fetch_support import wait_until
+from runs import (
+    HARD,
+    REGNET,
+    compare,
+    ended,
+    find_port,
+    list_steps,
+    make_digits,
+    read_errors,
+    read_lines,
+    read_weights,
+    run,
+    spell,
+    start,
+)
+from shards_support import make_shards
+
+LANES = ("engine.lanes=2", "engine.buffer=20")
+FSDP = "engine.parallel=fsdp"
+MOVES = [("fsdp", "ddp"), ("ddp", "fsdp")]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("digits") / "train", 60)
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two ranks with batches of 6 the first has three of them, the second two."""
+    return make_digits(tmp_path_factory.mktemp("digits") / "val", 25, first=60)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("packed"), 48, 4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, pictures: Path, held_out: Path) -> Path:
+    output = tmp_path_factory.mktemp("alone") / "run"
+    run(spell(pictures, output, "ema.share=0.1", "safety.evaluate_every=6", options=["--val", held_out]))
+    return output
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_learn_what_one_does(parallel: str, alone: Path, pictures: Path, held_out: Path, tmp_path: Path) -> None:
+    output, settings = tmp_path / "run", ("ema.share=0.1", "safety.evaluate_every=6", f"engine.parallel={parallel}")
+    run(spell(pictures, output, *settings, options=["--val", held_out]), ranks=2)
+    compare(output, alone)
+    assert [(line["step"], line["top1"]) for line in read_lines(output, "eval")] == [
+        (line["step"], line["top1"]) for line in read_lines(alone, "eval")
+    ]
+    assert list_steps(output) == list_steps(alone)
+
+
+@pytest.mark.parametrize("kinds", [("ddp", "ddp"), *(pytest.param(each, marks=pytest.mark.slow) for each in MOVES)])
+def test_a_run_moves_between_numbers_of_ranks(kinds: tuple[str, str], packed: Path, tmp_path: Path) -> None:
+    """From two ranks to one and to two again, each time killed."""
+    run(spell(packed, tmp_path / "whole", *LANES))
+    output, (first, last) = tmp_path / "run", kinds
+    for ranks, kind, steps in ((2, first, 4), (1, "ddp", 8)):
+        processes = start(spell(packed, output, *LANES, f"engine.parallel={kind}"), ranks)
+        with ended(processes):
+            wait_until(lambda steps=steps: steps in list_steps(output), 60)  # type: ignore[misc]
+            for process in processes:
+                process.kill()
+    run(spell(packed, output, *LANES, f"engine.parallel={last}"), 2)
+    compare(output, tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [REGNET, (FSDP, *REGNET)])
+def test_two_ranks_that_were_killed_end_in_the_same_weights(settings: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+    """Batch statistics too, of which each rank has its own on a processor."""
+    settings = (*settings, *HARD)
+    run(spell(pictures, tmp_path / "whole", *settings), 2)
+    arguments = spell(pictures, tmp_path / "run", *settings)
+    processes = start(arguments, 2)
+    with ended(processes):
+        wait_until(lambda: bool(list_steps(tmp_path / "run")), 60)
+        processes[1].kill()
+        processes[0].join(30)
+        assert processes[0].exitcode == 1
+    (line,) = read_errors(arguments).splitlines()[-1:]
+    assert line == "swag-models: error: rank 0 lost another, whose own last words say why; run it again to go on"
+    assert "Traceback" not in read_errors(arguments)
+    run(arguments, 2)
+    assert read_weights(tmp_path / "run") == read_weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_torchrun_passes_a_signal_on_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
+    """torchrun ends whole groups of processes, and so those that read pictures hear the signal too."""
+    output, settings = tmp_path / "run", ("engine.workers=1", "steps=60")
+    arguments = spell(pictures, output, *settings)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(find_port())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    launched = subprocess.Popen([*launch, "-m", "swag_models", *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: bool(list_steps(output)), 60)
+        launched.send_signal(signal.SIGTERM)
+        _, errors = launched.communicate(timeout=60)
+    finally:
+        launched.kill()
+    assert f"{output}: stopped after step {max(list_steps(output))} of 60, as asked" in errors
+    assert "[rank" not in errors, errors
+    run(arguments, 2)
+    run(spell(pictures, tmp_path / "whole", *settings), 2)
+    assert read_weights(output) == read_weights(tmp_path / "whole")
