@@ -52,7 +52,9 @@ def measure_seconds(model: torch.nn.Module, images: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", nargs="+", default=["vit_b16"])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", default="cpu")
@@ -68,8 +70,16 @@ def main() -> None:
             model.set_grad_checkpointing(enable)
             memory[enable] = measure_peak(lambda: train_step(model, images), images.device)  # noqa: B023  (called at once)
             seconds[enable] = measure_seconds(model, images)
-        cells = [f"{memory[False]:.0f}", f"{memory[True]:.0f}", f"{memory[True] / memory[False]:.2f}"]
-        cells += [f"{seconds[False]:.2f}", f"{seconds[True]:.2f}", f"{seconds[True] / seconds[False]:.2f}"]
+        cells = [
+            f"{memory[False]:.0f}",
+            f"{memory[True]:.0f}",
+            f"{memory[True] / memory[False]:.2f}",
+        ]
+        cells += [
+            f"{seconds[False]:.2f}",
+            f"{seconds[True]:.2f}",
+            f"{seconds[True] / seconds[False]:.2f}",
+        ]
         print(f"| {arch} | {options.batch} | {' | '.join(cells)} |", flush=True)
 
 

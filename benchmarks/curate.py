@@ -66,11 +66,17 @@ def make_posts(path: Path, count: int, wordnet: str | None) -> None:
     for number, lemma in enumerate(lemmas):
         tags.append(lemma.replace("_", ""))
         tags += [f"unknown{number}"] if number % 2 else []
-        tags += ["".join(word.capitalize() for word in lemma.split("_")) + "s"] if number % 10 == 0 else []
+        tags += (
+            ["".join(word.capitalize() for word in lemma.split("_")) + "s"]
+            if number % 10 == 0
+            else []
+        )
     con = duckdb.connect(config={"threads": 2, "memory_limit": "8GB"})
     con.execute("set enable_progress_bar = false")
     con.execute("select setseed(0.5)")
-    con.execute("create table tags as select list(tag) as tags from (select unnest(?) as tag)", [tags])
+    con.execute(
+        "create table tags as select list(tag) as tags from (select unnest(?) as tag)", [tags]
+    )
     rank = f"least({len(tags)}, cast(floor(exp(random() * ln({len(tags)}))) as bigint))"
     written = ", ".join(f"tags[{rank}]" for _ in range(5))
     con.execute(
@@ -90,37 +96,72 @@ def run(code: str, *arguments: object) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--millions", nargs="+", type=float, default=[1, 10, 30])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", default="4GB")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--wordnet")
     options = parser.parse_args()
-    print("| posts, millions | curate, s (min to max) | MiB | SQL, s (min to max) | MiB | curate / SQL | curate, µs per post |")
+    print(
+        "| posts, millions | curate, s (min to max) | MiB | SQL, s (min to max) | MiB | curate / SQL | curate, µs per post |"
+    )
     print("|---|---|---|---|---|---|---|")
     for millions in options.millions:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            posts, labels, matches = folder / "posts.parquet", folder / "sql.parquet", folder / "matches.parquet"
+            posts, labels, matches = (
+                folder / "posts.parquet",
+                folder / "sql.parquet",
+                folder / "matches.parquet",
+            )
             make_posts(posts, round(millions * 1e6), options.wordnet)
             ours, theirs = [], []
             for turn in range(1 if millions > 10 else options.rounds):
                 output = folder / f"curated{turn}"
-                ours.append(run(CURATE, posts, output, options.wordnet or "", options.memory, options.threads))
+                ours.append(
+                    run(
+                        CURATE,
+                        posts,
+                        output,
+                        options.wordnet or "",
+                        options.memory,
+                        options.threads,
+                    )
+                )
                 (output / "steps" / "matches.parquet").replace(matches)
-                theirs.append(run(SQL, posts, labels, matches, options.memory, options.threads, folder / "scratch"))
+                theirs.append(
+                    run(
+                        SQL,
+                        posts,
+                        labels,
+                        matches,
+                        options.memory,
+                        options.threads,
+                        folder / "scratch",
+                    )
+                )
                 same = "select count(*), sum(len(classes)) from '{}'"
-                counted = [duckdb.sql(same.format(path)).fetchall() for path in (output / "labels.parquet", labels)]
+                counted = [
+                    duckdb.sql(same.format(path)).fetchall()
+                    for path in (output / "labels.parquet", labels)
+                ]
                 assert counted[0] == counted[1], counted
                 subprocess.run(["rm", "-rf", output], check=True)
         cells = []
         for figures in (ours, theirs):
             seconds = [each for each, _ in figures]
             peak = max(each for _, each in figures)
-            cells.append(f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f}) | {peak:.0f}")
+            cells.append(
+                f"{statistics.median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f}) | {peak:.0f}"
+            )
         mine, other = (statistics.median(each for each, _ in figures) for figures in (ours, theirs))
-        print(f"| {millions:g} | {' | '.join(cells)} | {mine / other:.2f} | {mine / millions:.1f} |", flush=True)
+        print(
+            f"| {millions:g} | {' | '.join(cells)} | {mine / other:.2f} | {mine / millions:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from PIL import Image
 import swag_models
 from swag_models.checkpoint import write_state_dict
 from swag_models.inference.embed import write_embeddings
-from swag_models.inference.image_sources import count_processors
 from swag_models.inference.predict import Embedder
+from swag_models.runtime import count_cpus
 
 SIDE = 500  # pixels
 
@@ -54,7 +54,9 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="vit_b16")
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -63,13 +65,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = folder / "weights.safetensors"
-        write_state_dict(swag_models.load_model(options.model, pretrained=False).state_dict(), weights)
+        write_state_dict(
+            swag_models.load_model(options.model, pretrained=False).state_dict(), weights
+        )
         (folder / "jpegs").mkdir()
         paths = make_pictures(folder / "jpegs", options.pictures)
         embedder = Embedder(options.model, weights=weights, fast=options.fast)
         size, batch = embedder.preprocess.preprocess.size[0], embedder.batch_size
         pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
-        pool = ThreadPoolExecutor(count_processors())
+        pool = ThreadPoolExecutor(count_cpus())
 
         def embed() -> None:
             write_embeddings(embedder, paths, folder / "out.npy", progress=False)
@@ -84,24 +88,34 @@ def main() -> None:
             "model alone": run_model,
             "Pillow alone": lambda: list(pool.map(lambda path: decode(path, size), paths)),
         }
-        for _ in range(2):  # as many pictures as there are to come: now is the time to compile, if that repays
+        for _ in range(
+            2
+        ):  # as many pictures as there are to come: now is the time to compile, if that repays
             embedder._infer(pixels, options.pictures)
         embedder._infer(pixels, 0)
-        counts = {"embed": len(paths), "model alone": options.pictures // batch * batch, "Pillow alone": len(paths)}
+        counts = {
+            "embed": len(paths),
+            "model alone": options.pictures // batch * batch,
+            "Pillow alone": len(paths),
+        }
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(options.rounds):
             for way, run in ways.items():
                 rates[way].append(counts[way] / seconds(run))
     median = {way: statistics.median(rate) for way, rate in rates.items()}
     bound = min(("model alone", "Pillow alone"), key=lambda way: median[way])
-    cells = " | ".join(f"{median[way]:.1f} ({min(rate):.1f} to {max(rate):.1f})" for way, rate in rates.items())
+    cells = " | ".join(
+        f"{median[way]:.1f} ({min(rate):.1f} to {max(rate):.1f})" for way, rate in rates.items()
+    )
     setting = f"{options.model}{', fast' if options.fast else ''}, {options.pictures} JPEGs"
     both = 1 / (1 / median["model alone"] + 1 / median["Pillow alone"])
     print(
         "| model | embed, pictures/s | model alone | Pillow alone | embed / slower of the two | embed / one after the other |"
     )
     print("|---|---|---|---|---|---|")
-    print(f"| {setting} | {cells} | {median['embed'] / median[bound]:.2f} ({bound}) | {median['embed'] / both:.2f} |")
+    print(
+        f"| {setting} | {cells} | {median['embed'] / median[bound]:.2f} ({bound}) | {median['embed'] / both:.2f} |"
+    )
 
 
 if __name__ == "__main__":

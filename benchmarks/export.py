@@ -21,24 +21,39 @@ from PIL import Image
 import swag_models
 from swag_models import export
 
-BATCHES = {"vit_b16": 8, "vit_l16": 4, "vit_h14": 2, "regnety_16gf": 8, "regnety_32gf": 4, "regnety_128gf": 2}
+BATCHES = {
+    "vit_b16": 8,
+    "vit_l16": 4,
+    "vit_h14": 2,
+    "regnety_16gf": 8,
+    "regnety_32gf": 4,
+    "regnety_128gf": 2,
+}
 
 
 def write_noise(folder: Path, count: int = 32) -> Path:
     """A folder of pictures."""
     folder.mkdir()
-    for index, pixels in enumerate(np.random.default_rng(0).integers(256, size=(count, 64, 64, 3), dtype=np.uint8)):
+    for index, pixels in enumerate(
+        np.random.default_rng(0).integers(256, size=(count, 64, 64, 3), dtype=np.uint8)
+    ):
         Image.fromarray(pixels).save(folder / f"{index}.png")
     return folder
 
 
 @torch.inference_mode()
 def measure(arch: str, rounds: int, dtypes: list[str], folder: Path) -> None:
-    count, model, spec = BATCHES[arch], swag_models.load_model(arch, pretrained=False), swag_models.get_spec(arch)
+    count, model, spec = (
+        BATCHES[arch],
+        swag_models.load_model(arch, pretrained=False),
+        swag_models.get_spec(arch),
+    )
     reports, runs = {}, {"eager": model}
     for dtype in dtypes:
         pictures = folder / "pictures" if dtype == "int8" else None
-        report = export.export_model(model, folder / f"{dtype}.onnx", spec=spec, dtype=dtype, pictures=pictures)
+        report = export.export_model(
+            model, folder / f"{dtype}.onnx", spec=spec, dtype=dtype, pictures=pictures
+        )
         session = onnxruntime.InferenceSession(report.path)
         reports[dtype] = report
         runs[dtype] = lambda images, session=session: session.run(None, {"images": images.numpy()})
@@ -53,23 +68,42 @@ def measure(arch: str, rounds: int, dtypes: list[str], folder: Path) -> None:
     for dtype, report in reports.items():
         eager, exported = (count / statistics.median(times[side]) for side in ("eager", dtype))
         ratios = sorted(ours / theirs for ours, theirs in zip(times["eager"], times[dtype]))
-        cells = [arch, dtype, f"{report.size / 2**20:.0f}", f"{report.largest:.1e}", f"{report.mean:.1e}", count]
-        cells += [f"{eager:.2f}", f"{exported:.2f}", f"{exported / eager:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"]
+        cells = [
+            arch,
+            dtype,
+            f"{report.size / 2**20:.0f}",
+            f"{report.largest:.1e}",
+            f"{report.mean:.1e}",
+            count,
+        ]
+        cells += [
+            f"{eager:.2f}",
+            f"{exported:.2f}",
+            f"{exported / eager:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        ]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", default=["vit_b16", "regnety_16gf"], choices=list(BATCHES))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--arch", nargs="+", default=["vit_b16", "regnety_16gf"], choices=list(BATCHES)
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--int8", action="store_true")
     options = parser.parse_args()
-    print("| architecture | dtype | MiB | largest deviation | mean | batch | eager, images/s | onnxruntime | ratio |")
+    print(
+        "| architecture | dtype | MiB | largest deviation | mean | batch | eager, images/s | onnxruntime | ratio |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for arch in options.arch:
         with tempfile.TemporaryDirectory() as folder:
             write_noise(Path(folder) / "pictures")
-            measure(arch, options.rounds, ["float32", *(["int8"] if options.int8 else [])], Path(folder))
+            measure(
+                arch, options.rounds, ["float32", *(["int8"] if options.int8 else [])], Path(folder)
+            )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import swag_models
 from swag_models.checkpoint import write_state_dict
-from swag_models.inference.acceleration import compile_forward, pick_dtype, prepare
+from swag_models.inference.acceleration import accelerate, compile_forward, pick_dtype
 from swag_models.inference.predict import Classifier
 from swag_models.layouts import translate_layout
 
@@ -50,7 +50,7 @@ def make_runners(arch: str, x: Tensor, device: str) -> dict[str, Callable[[], Te
     def make_ours() -> torch.nn.Module:
         model = swag_models.load_model(name, pretrained=False, device=device)
         model.load_state_dict(state)
-        return prepare(model, dtype)
+        return accelerate(model, dtype)
 
     eager, compiled = make_ours(), make_ours()
     run = compile_forward(compiled.forward)
@@ -60,7 +60,10 @@ def make_runners(arch: str, x: Tensor, device: str) -> dict[str, Callable[[], Te
         "fast": lambda: run(half),
     }
     tv_name, timm_name, _ = PEERS[arch]
-    made = {"torchvision": getattr(torchvision.models, tv_name)(), "timm": timm.create_model(timm_name, num_classes=1000)}
+    made = {
+        "torchvision": getattr(torchvision.models, tv_name)(),
+        "timm": timm.create_model(timm_name, num_classes=1000),
+    }
     if importlib.util.find_spec("openvino") and device == "cpu":
         made["timm"].load_state_dict(translate_layout(state, "timm"))
         runners[f"OpenVINO {short}"] = make_openvino(made["timm"].eval(), x, short)
@@ -106,7 +109,9 @@ def measure(arch: str, batch: int, rounds: int, device: str) -> None:
     gflops = 2 * swag_models.get_spec(f"{arch}_in1k_linear").gmacs
     base = statistics.median(times["eager float32"])
     print(f"\n### {arch}, batch {batch}, {device}; peak of a matrix product {peak:.2f} TFLOP/s\n")
-    print("| setting | images/s, median (min to max) | / eager float32 | share of peak | first call, s | deviation |")
+    print(
+        "| setting | images/s, median (min to max) | / eager float32 | share of peak | first call, s | deviation |"
+    )
     print("|---|---|---|---|---|---|")
     for name, spent in times.items():
         rate = batch / statistics.median(spent)
@@ -114,21 +119,30 @@ def measure(arch: str, batch: int, rounds: int, device: str) -> None:
         span = f"{rate:.1f} ({batch / max(spent):.1f} to {batch / min(spent):.1f})"
         share = rate * gflops / 1e3 / peak
         print(
-            f"| {name} | {span} | {base * rate / batch:.2f} | {share:.0%} | {first[name]:.1f} | {deviation:.2%} |", flush=True
+            f"| {name} | {span} | {base * rate / batch:.2f} | {share:.0%} | {first[name]:.1f} | {deviation:.2%} |",
+            flush=True,
         )
     best = min(
-        (name for name in times if "fast" not in name and "eager" not in name), key=lambda n: statistics.median(times[n])
+        (name for name in times if "fast" not in name and "eager" not in name),
+        key=lambda n: statistics.median(times[n]),
     )
-    print(f"\nfast / best peer ({best}): {statistics.median(times[best]) / statistics.median(times['fast']):.2f}", flush=True)
+    print(
+        f"\nfast / best peer ({best}): {statistics.median(times[best]) / statistics.median(times['fast']):.2f}",
+        flush=True,
+    )
 
 
 def measure_few(arch: str, rounds: int, device: str) -> None:
-    print("\n| architecture | pictures | eager float32, s | fast, s | eager / fast |\n|---|---|---|---|---|")
+    print(
+        "\n| architecture | pictures | eager float32, s | fast, s | eager / fast |\n|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         model = swag_models.load_model(f"{arch}_in1k_linear", pretrained=False)
         write_state_dict(model.state_dict(), weights)
-        pictures = np.random.default_rng(0).integers(0, 256, (max(FEW), 256, 256, 3), dtype=np.uint8)
+        pictures = np.random.default_rng(0).integers(
+            0, 256, (max(FEW), 256, 256, 3), dtype=np.uint8
+        )
         images = [Image.fromarray(picture) for picture in pictures]
         for count in FEW:
             times: dict[bool, list[float]] = {False: [], True: []}
@@ -136,19 +150,28 @@ def measure_few(arch: str, rounds: int, device: str) -> None:
                 for fast, spent in times.items():
 
                     def call() -> object:
-                        engine = Classifier(f"{arch}_in1k_linear", weights=weights, fast=fast, device=device)  # noqa: B023
+                        engine = Classifier(
+                            f"{arch}_in1k_linear", weights=weights, fast=fast, device=device
+                        )  # noqa: B023
                         return engine(images[:count])  # noqa: B023
 
                     passed = seconds(call, device)
                     if turn:
                         spent.append(passed)
             eager, quick = statistics.median(times[False]), statistics.median(times[True])
-            print(f"| {arch} | {count} | {eager:.2f} | {quick:.2f} | {eager / quick:.2f} |", flush=True)
+            print(
+                f"| {arch} | {count} | {eager:.2f} | {quick:.2f} | {eager / quick:.2f} |",
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", nargs="+", default=["vit_b16", "regnety_16gf"], choices=list(PEERS))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--arch", nargs="+", default=["vit_b16", "regnety_16gf"], choices=list(PEERS)
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")

@@ -40,7 +40,9 @@ def read_peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--features", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--queries", type=int, default=512)
@@ -50,13 +52,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
-    bank, queries = draw(options.features, options.width, 0), draw(options.queries, options.width, 1)
+    bank, queries = (
+        draw(options.features, options.width, 0),
+        draw(options.queries, options.width, 1),
+    )
     before = read_peak()
     find_neighbours(bank, queries, max(options.k))
     peak = read_peak() - before
     index = faiss.IndexFlatIP(options.width)
     index.add(bank)
-    print("| k | search | seconds, median (min to max) | / faiss | same neighbours |\n|---|---|---|---|---|")
+    print(
+        "| k | search | seconds, median (min to max) | / faiss | same neighbours |\n|---|---|---|---|---|"
+    )
     for k in options.k:
         found = {"faiss": index.search(queries, k)[1], "ours": find_neighbours(bank, queries, k)[1]}
         same = (found["faiss"] == found["ours"]).mean()
@@ -67,7 +74,10 @@ def main() -> None:
         base = statistics.median(times["faiss"])
         for name, spent in times.items():
             cells = f"{statistics.median(spent):.2f} ({min(spent):.2f} to {max(spent):.2f})"
-            print(f"| {k} | {name} | {cells} | {statistics.median(spent) / base:.2f} | {same:.5f} |", flush=True)
+            print(
+                f"| {k} | {name} | {cells} | {statistics.median(spent) / base:.2f} | {same:.5f} |",
+                flush=True,
+            )
     print(f"\nOurs takes {peak:.0f} MiB beside a bank of {bank.nbytes / 2**20:.0f} MiB.")
 
 

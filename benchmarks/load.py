@@ -18,7 +18,11 @@ import time
 from pathlib import Path
 
 TORCHVISION = {"vit_b16": "vit_b_16", "vit_l16": "vit_l_16", "vit_h14": "vit_h_14"}
-TIMM = {"vit_b16": "vit_base_patch16_224", "vit_l16": "vit_large_patch16_224", "vit_h14": "vit_huge_patch14_224"}
+TIMM = {
+    "vit_b16": "vit_base_patch16_224",
+    "vit_l16": "vit_large_patch16_224",
+    "vit_h14": "vit_huge_patch14_224",
+}
 WAYS = {  # way -> the file it reads
     "swag_models, swag layout": "swag.torch",
     "swag_models, torchvision layout": "torchvision.pth",
@@ -68,17 +72,27 @@ def run_way(way: str, arch: str, path: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     with torch.inference_mode():
         model(torch.zeros(1, 3, 224, 224))
-    return {"seconds": seconds, "first": time.perf_counter() - start, "imported": imported, "peak": peak_mib()}
+    return {
+        "seconds": seconds,
+        "first": time.perf_counter() - start,
+        "imported": imported,
+        "peak": peak_mib(),
+    }
 
 
 def peak_mib() -> float:
     """The most memory this process has had resident, mapped files included, in MiB."""
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    return (
+        int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+        / 1024
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", nargs="+", default=["vit_l16", "vit_h14"], choices=list(TIMM))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one", nargs=3, metavar=("WAY", "ARCH", "FILE"), help=argparse.SUPPRESS)
@@ -90,7 +104,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_files(arch, Path(folder))
             results: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-            for turn in range(options.rounds + 1):  # the first warms the page cache and is not counted
+            for turn in range(
+                options.rounds + 1
+            ):  # the first warms the page cache and is not counted
                 for way, name in WAYS.items():
                     command = [sys.executable, __file__, "--one", way, arch, f"{folder}/{name}"]
                     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -101,10 +117,15 @@ def main() -> None:
 
 
 def report(arch: str, size: float, results: dict[str, list[dict[str, float]]]) -> None:
-    middle = {way: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for way, runs in results.items()}
+    middle = {
+        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for way, runs in results.items()
+    }
     usual = middle["usual: construct, torch.load, load_state_dict"]["seconds"]
     print(f"\n### {arch}, file of {size:.0f} MiB\n")
-    print("| way | seconds, median (min to max) | usual / this | to a first output | peak MiB, imports | above / file |")
+    print(
+        "| way | seconds, median (min to max) | usual / this | to a first output | peak MiB, imports | above / file |"
+    )
     print("|---|---|---|---|---|---|")
     for way, runs in results.items():
         figures = middle[way]

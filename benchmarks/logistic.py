@@ -36,16 +36,22 @@ def draw(pictures: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarra
     return vectors / np.sqrt((vectors**2).mean()), labels
 
 
-def measure_objective(vectors: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray, strength: float) -> float:
+def measure_objective(
+    vectors: np.ndarray, labels: np.ndarray, weight: np.ndarray, bias: np.ndarray, strength: float
+) -> float:
     weight, total = weight.astype(np.float64), 0.0
     for part in np.array_split(np.arange(len(labels)), max(1, len(labels) // 10_000)):
         logits = vectors[part].astype(np.float64) @ weight.T + bias
-        total += (np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(part)), labels[part]]).sum()
+        total += (
+            np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(part)), labels[part]]
+        ).sum()
     return strength * total + 0.5 * float((weight**2).sum())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=50_000)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--classes", type=int, default=100)
@@ -59,14 +65,20 @@ def main() -> None:
     vectors, labels = draw(options.pictures, options.width, options.classes)
 
     def fit_peer(strength: float) -> tuple[Any, Any, int]:
-        peer = LogisticRegression(C=strength, tol=options.tolerance, max_iter=1000).fit(vectors, labels)
+        peer = LogisticRegression(C=strength, tol=options.tolerance, max_iter=1000).fit(
+            vectors, labels
+        )
         return peer.coef_, peer.intercept_, int(peer.n_iter_[0])
 
     def fit_ours(strength: float) -> tuple[Any, Any, int]:
-        ours = fit_logistic(vectors, labels, options.classes, strength, tolerance=options.tolerance / 3)
+        ours = fit_logistic(
+            vectors, labels, options.classes, strength, tolerance=options.tolerance / 3
+        )
         return ours.weight, ours.bias, ours.steps
 
-    print("| C | solver | seconds, median (min to max) | / scikit-learn | steps | objective |\n|---|---|---|---|---|---|")
+    print(
+        "| C | solver | seconds, median (min to max) | / scikit-learn | steps | objective |\n|---|---|---|---|---|---|"
+    )
     with threadpool_limits(options.threads):
         for strength in options.C:
             times: dict[str, list[float]] = {"scikit-learn": [], "ours": []}
@@ -76,11 +88,16 @@ def main() -> None:
                     start = time.perf_counter()
                     weight, bias, steps = fit(strength)
                     times[name].append(time.perf_counter() - start)
-                    ends[name] = f"{steps} | {measure_objective(vectors, labels, weight, bias, strength):.3f}"
+                    ends[name] = (
+                        f"{steps} | {measure_objective(vectors, labels, weight, bias, strength):.3f}"
+                    )
             base = statistics.median(times["scikit-learn"])
             for name, spent in times.items():
                 cells = f"{statistics.median(spent):.2f} ({min(spent):.2f} to {max(spent):.2f})"
-                print(f"| {strength:g} | {name} | {cells} | {statistics.median(spent) / base:.2f} | {ends[name]} |", flush=True)
+                print(
+                    f"| {strength:g} | {name} | {cells} | {statistics.median(spent) / base:.2f} | {ends[name]} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

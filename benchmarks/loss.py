@@ -35,12 +35,18 @@ def make_losses(classes: int, batch: int, device: str) -> dict[str, Loss]:
 
     return {
         "F.cross_entropy, one label": lambda logits: F.cross_entropy(logits, label),
-        "softmax, 1 to 5 classes": lambda logits: compute_losses(Objective("softmax"), logits, soft).mean(),
-        "softmax, smoothed": lambda logits: compute_losses(Objective("softmax", 0.1), logits, soft).mean(),
-        "sigmoid, 1 to 5 classes": lambda logits: compute_losses(Objective("sigmoid"), logits, yes).mean(),
+        "softmax, 1 to 5 classes": lambda logits: compute_losses(
+            Objective("softmax"), logits, soft
+        ).mean(),
+        "softmax, smoothed": lambda logits: compute_losses(
+            Objective("softmax", 0.1), logits, soft
+        ).mean(),
+        "sigmoid, 1 to 5 classes": lambda logits: compute_losses(
+            Objective("sigmoid"), logits, yes
+        ).mean(),
         "F.cross_entropy, dense": lambda logits: F.cross_entropy(logits, densify(soft, logits)),
-        "F.binary_cross_entropy_with_logits, dense": lambda logits: F.binary_cross_entropy_with_logits(
-            logits, densify(yes, logits)
+        "F.binary_cross_entropy_with_logits, dense": lambda logits: (
+            F.binary_cross_entropy_with_logits(logits, densify(yes, logits))
         ),
     }
 
@@ -65,7 +71,9 @@ def measure_memory(loss: Loss, logits: Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--classes", type=int, default=27_000)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 256])
     parser.add_argument("--rounds", type=int, default=15)
@@ -73,7 +81,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print("| batch | loss | ms, median (min to max) | / one label | MiB | / one label |\n|---|---|---|---|---|---|")
+    print(
+        "| batch | loss | ms, median (min to max) | / one label | MiB | / one label |\n|---|---|---|---|---|---|"
+    )
     for batch in options.batch:
         logits = torch.randn(batch, options.classes, device=options.device, requires_grad=True)
         losses = make_losses(options.classes, batch, options.device)
@@ -84,11 +94,17 @@ def main() -> None:
             for name, loss in losses.items():
                 times[name].append(1e3 * measure_seconds(loss, logits))
         peaks = {name: measure_memory(loss, logits) for name, loss in losses.items()}
-        base, least = statistics.median(times["F.cross_entropy, one label"]), peaks["F.cross_entropy, one label"]
+        base, least = (
+            statistics.median(times["F.cross_entropy, one label"]),
+            peaks["F.cross_entropy, one label"],
+        )
         for name, spent in times.items():
             median = statistics.median(spent)
             cells = [f"{median:.2f} ({min(spent):.2f} to {max(spent):.2f})", f"{median / base:.2f}"]
-            print(f"| {batch} | {name} | {' | '.join(cells)} | {peaks[name]:.1f} | {peaks[name] / least:.2f} |", flush=True)
+            print(
+                f"| {batch} | {name} | {' | '.join(cells)} | {peaks[name]:.1f} | {peaks[name] / least:.2f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ from swag_models.recipe.data.pack import pack
 BUFFER = 1000  # samples
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {
     "decode": lambda image: torch.tensor(image.size),
-    "decode, crop to 224, flip": v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]),
+    "decode, crop to 224, flip": v2.Compose(
+        [v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    ),
 }
 
 
@@ -37,18 +39,33 @@ def make_shards(folder: Path, count: int) -> Path:
     names = [path.stem for path in make_pictures(folder, count)]
     table = pa.table({"id": names, "classes": [[0]] * count, "repeat": [1.0] * count})
     pq.write_table(table, folder / "labels.parquet")
-    pack(folder / "labels.parquet", [folder], folder / "shards", shard_size=-(-count // 16), progress=False)
+    pack(
+        folder / "labels.parquet",
+        [folder],
+        folder / "shards",
+        shard_size=-(-count // 16),
+        progress=False,
+    )
     return folder / "shards"
 
 
-def read_ours(shards: Path, transform: Callable[[Any], Any], workers: int, batch: int) -> Iterable[Any]:
+def read_ours(
+    shards: Path, transform: Callable[[Any], Any], workers: int, batch: int
+) -> Iterable[Any]:
     return Loader(shards, Decode(transform), batch_size=batch, workers=workers, buffer=BUFFER)
 
 
-def read_plain(shards: Path, transform: Callable[[Any], Any], workers: int, batch: int) -> Iterable[Any]:
+def read_plain(
+    shards: Path, transform: Callable[[Any], Any], workers: int, batch: int
+) -> Iterable[Any]:
     urls = sorted(map(str, shards.glob("*.tar")))
     data = wds.WebDataset(urls, shardshuffle=len(urls), workersplitter=wds.split_by_worker)
-    data = data.shuffle(BUFFER).decode("pilrgb").to_tuple("jpg", "json").map_tuple(transform, lambda label: label["classes"])
+    data = (
+        data.shuffle(BUFFER)
+        .decode("pilrgb")
+        .to_tuple("jpg", "json")
+        .map_tuple(transform, lambda label: label["classes"])
+    )
     return wds.WebLoader(data.batched(batch), batch_size=None, num_workers=workers)
 
 
@@ -60,14 +77,18 @@ def count(reader: Iterable[Any]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| work | workers | reader | images/s, median (min to max) | / plain webdataset |\n|---|---|---|---|---|")
+    print(
+        "| work | workers | reader | images/s, median (min to max) | / plain webdataset |\n|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as name:
         shards = make_shards(Path(name), options.pictures)
         assert json.loads((shards / "manifest.json").read_text())["count"] == options.pictures
@@ -85,7 +106,8 @@ def main() -> None:
                 base = statistics.median(times["plain webdataset"])
                 for reader, spent in times.items():
                     rate, fastest, slowest = (
-                        options.pictures / each for each in (statistics.median(spent), min(spent), max(spent))
+                        options.pictures / each
+                        for each in (statistics.median(spent), min(spent), max(spent))
                     )
                     ratio = base / statistics.median(spent)
                     print(

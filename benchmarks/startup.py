@@ -13,7 +13,11 @@ from pathlib import Path
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "swag-models list": [str(Path(sys.executable).parent / "swag-models"), "list"],
-    "import swag_models; list_models()": [sys.executable, "-c", "import swag_models; swag_models.list_models()"],
+    "import swag_models; list_models()": [
+        sys.executable,
+        "-c",
+        "import swag_models; swag_models.list_models()",
+    ],
     "import torch": [sys.executable, "-c", "import torch"],
     "import timm; timm.list_models()": [sys.executable, "-c", "import timm; timm.list_models()"],
 }
@@ -26,7 +30,9 @@ def seconds(command: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
@@ -39,7 +45,9 @@ def main() -> None:
     print("| command | seconds, median (min to max) | above a bare interpreter |\n|---|---|---|")
     for name, spent in times.items():
         middle = statistics.median(spent)
-        print(f"| `{name}` | {middle:.3f} ({min(spent):.3f} to {max(spent):.3f}) | {middle - bare:.3f} |")
+        print(
+            f"| `{name}` | {middle:.3f} ({min(spent):.3f} to {max(spent):.3f}) | {middle - bare:.3f} |"
+        )
 
 
 if __name__ == "__main__":

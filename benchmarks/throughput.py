@@ -37,10 +37,15 @@ def make_models(arch: str, device: str) -> dict[str, torch.nn.Module]:
     """The three implementations with one set of weights."""
     ours = swag_models.load_model(f"{arch}_in1k_linear", pretrained=False)
     tv_name, timm_name, _ = PEERS[arch]
-    models = {"torchvision": getattr(torchvision.models, tv_name)(), "timm": timm.create_model(timm_name, num_classes=1000)}
+    models = {
+        "torchvision": getattr(torchvision.models, tv_name)(),
+        "timm": timm.create_model(timm_name, num_classes=1000),
+    }
     for layout, model in models.items():
         model.load_state_dict(translate_layout(ours.state_dict(), layout))
-    return {name: model.to(device).eval() for name, model in {"swag_models": ours, **models}.items()}
+    return {
+        name: model.to(device).eval() for name, model in {"swag_models": ours, **models}.items()
+    }
 
 
 def seconds(run: Callable[[], object], device: str) -> float:
@@ -59,9 +64,15 @@ def measure(arch: str, rounds: int, device: str) -> None:
     batch = PEERS[arch][2] * (1 if device == "cpu" else 16)
     images = torch.randn(batch, 3, 224, 224, device=device)
     for name in ("torchvision", "timm"):
-        torch.testing.assert_close(models[name](images), models["swag_models"](images), rtol=1e-3, atol=1e-3)
-    layouts = list(LAYOUTS) if arch.startswith("regnet") else ["as they come"]  # a ViT has one convolution only
-    times: dict[tuple[str, str], list[float]] = {(layout, name): [] for layout in layouts for name in models}
+        torch.testing.assert_close(
+            models[name](images), models["swag_models"](images), rtol=1e-3, atol=1e-3
+        )
+    layouts = (
+        list(LAYOUTS) if arch.startswith("regnet") else ["as they come"]
+    )  # a ViT has one convolution only
+    times: dict[tuple[str, str], list[float]] = {
+        (layout, name): [] for layout in layouts for name in models
+    }
     for turn in range(rounds + 1):  # the first is not counted
         for (layout, name), spent in times.items():
             model = models[name].to(memory_format=LAYOUTS[layout])
@@ -72,14 +83,18 @@ def measure(arch: str, rounds: int, device: str) -> None:
     for layout in layouts:
         rates = {name: batch / statistics.median(times[layout, name]) for name in models}
         best = max(("torchvision", "timm"), key=lambda name: rates[name])
-        ratios = sorted(theirs / ours for ours, theirs in zip(times[layout, "swag_models"], times[layout, best]))
+        ratios = sorted(
+            theirs / ours for ours, theirs in zip(times[layout, "swag_models"], times[layout, best])
+        )
         cells = " | ".join(f"{rate:.2f}" for rate in rates.values())
         ratio = f"{rates['swag_models'] / rates[best]:.3f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         print(f"| {arch} | {batch} | {layout} | {cells} | {ratio} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")

@@ -34,8 +34,8 @@ from timm.data import create_dataset, create_loader
 
 from swag_models.models import build
 from swag_models.preprocess import Transform
-from swag_models.recipe.config import EMA, Augment, Engine, Optimizer, Run, Safety
-from swag_models.recipe.data.train_loader import open_feed
+from swag_models.recipe.config import EMA, Augment, Engine, Optimizer, Run
+from swag_models.recipe.data.train_loader import open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
 from swag_models.recipe.training.logging import LOG, read_log
 from swag_models.recipe.training.run_dir import find_spec
@@ -48,7 +48,14 @@ TIMM = {  # architecture -> timm's name, what makes it the same, image size
     "regnety_32gf": ("regnety_320", {}, 224),
     "vit_nano": (
         "vit_tiny_patch16_224",
-        {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3, "mlp_ratio": 2.0},
+        {
+            "img_size": 48,
+            "patch_size": 8,
+            "embed_dim": 96,
+            "depth": 4,
+            "num_heads": 3,
+            "mlp_ratio": 2.0,
+        },
         48,
     ),
 }
@@ -88,7 +95,7 @@ def make_run(arch: str, options: argparse.Namespace) -> Run:
         optimizer=Optimizer("adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
         ema=EMA() if options.ema else None,
         engine=Engine(precision=options.precision, workers=options.workers),
-        safety=Safety(log_every=options.steps),
+        log_every=options.steps,
     )
 
 
@@ -96,9 +103,13 @@ def check_models(arch: str) -> None:
     """That both have as many parameters."""
     name, changes, size = TIMM[arch]
     with torch.device("meta"):
-        ours = build(find_spec(Run(arch, size, 1, steps=1)).config, num_classes=NUM_CLASSES, image_size=size)
+        ours = build(
+            find_spec(Run(arch, size, 1, steps=1)).config, num_classes=NUM_CLASSES, image_size=size
+        )
         theirs = timm.create_model(name, num_classes=NUM_CLASSES, **changes)
-    counts = [sum(parameter.numel() for parameter in model.parameters()) for model in (ours, theirs)]
+    counts = [
+        sum(parameter.numel() for parameter in model.parameters()) for model in (ours, theirs)
+    ]
     assert counts[0] == counts[1], counts
 
 
@@ -117,16 +128,63 @@ def measure_ours(arch: str, data: Path, output: Path, options: argparse.Namespac
 
 def measure_timm(arch: str, data: Path, output: Path, options: argparse.Namespace) -> Speed:
     name, changes, size = TIMM[arch]
-    (output.parent / "timm.yaml").write_text(f"device: {options.device}\n")  # older versions have no option for it
-    command: list[Any] = [options.timm_script, "--config", output.parent / "timm.yaml", "--data-dir", data]
-    command += ["--model", name, "--num-classes", NUM_CLASSES, "--input-size", 3, size, size, "--batch-size", options.batch]
-    command += ["--opt", "adamw", "--lr", 1e-4, "--opt-betas", 0.9, 0.999, "--weight-decay", 0.05, "--warmup-epochs", 0]
-    command += ["--color-jitter", 0, "--smoothing", 0, "--train-interpolation", "bicubic", "--channels-last"]
+    (output.parent / "timm.yaml").write_text(
+        f"device: {options.device}\n"
+    )  # older versions have no option for it
+    command: list[Any] = [
+        options.timm_script,
+        "--config",
+        output.parent / "timm.yaml",
+        "--data-dir",
+        data,
+    ]
+    command += [
+        "--model",
+        name,
+        "--num-classes",
+        NUM_CLASSES,
+        "--input-size",
+        3,
+        size,
+        size,
+        "--batch-size",
+        options.batch,
+    ]
+    command += [
+        "--opt",
+        "adamw",
+        "--lr",
+        1e-4,
+        "--opt-betas",
+        0.9,
+        0.999,
+        "--weight-decay",
+        0.05,
+        "--warmup-epochs",
+        0,
+    ]
+    command += [
+        "--color-jitter",
+        0,
+        "--smoothing",
+        0,
+        "--train-interpolation",
+        "bicubic",
+        "--channels-last",
+    ]
     command += ["--workers", options.workers, "--log-interval", options.steps, "--output", output]
-    command += ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[options.precision]] if options.amp else []
+    command += (
+        ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[options.precision]]
+        if options.amp
+        else []
+    )
     command += ["--model-ema"] if options.ema else []
-    command += ["--model-kwargs", *(f"{key}={value}" for key, value in changes.items())] if changes else []
-    seen: list[tuple[float, float]] = []  # when the line came, and what was waited in all, in seconds
+    command += (
+        ["--model-kwargs", *(f"{key}={value}" for key, value in changes.items())] if changes else []
+    )
+    seen: list[
+        tuple[float, float]
+    ] = []  # when the line came, and what was waited in all, in seconds
     told = []
     with start(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
@@ -137,13 +195,17 @@ def measure_timm(arch: str, data: Path, output: Path, options: argparse.Namespac
                     break
     assert len(seen) == 3, "".join(told)
     (begun, waited), (ended, waited_all) = seen[1:]
-    return Speed(options.steps * options.batch / (ended - begun), (waited_all - waited) / (ended - begun))
+    return Speed(
+        options.steps * options.batch / (ended - begun), (waited_all - waited) / (ended - begun)
+    )
 
 
 @contextmanager
 def start(arguments: list[Any], **options: Any) -> Iterator[subprocess.Popen[Any]]:
     """Python as a process, which in the end is killed with its workers: it is not to write a checkpoint."""
-    process = subprocess.Popen([sys.executable, *map(str, arguments)], start_new_session=True, **options)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)], start_new_session=True, **options
+    )
     try:
         yield process
     finally:
@@ -156,7 +218,9 @@ def compare_training(arch: str, data: Path, scratch: Path, options: argparse.Nam
     check_models(arch)
     speeds: dict[str, list[Speed]] = {"swag_models": [], "timm": []}
     for turn in range(options.rounds):
-        speeds["swag_models"].append(measure_ours(arch, data, scratch / f"{arch}_ours{turn}", options))
+        speeds["swag_models"].append(
+            measure_ours(arch, data, scratch / f"{arch}_ours{turn}", options)
+        )
         speeds["timm"].append(measure_timm(arch, data, scratch / f"{arch}_timm{turn}", options))
     peak = statistics.median(speed.mfu / speed.rate for speed in speeds["swag_models"])
     base = statistics.median(speed.rate for speed in speeds["timm"])
@@ -171,16 +235,23 @@ def compare_training(arch: str, data: Path, scratch: Path, options: argparse.Nam
 
 
 def feed_ours(data: Path, workers: int, options: argparse.Namespace) -> Iterator[torch.Tensor]:
-    engine, normalise = Engine(workers=workers), Transform(find_spec(make_run("vit_b16", options)).preprocess).normalise
+    engine, normalise = (
+        Engine(workers=workers),
+        Transform(find_spec(make_run("vit_b16", options)).preprocess).normalise,
+    )
     augmentation = Augmentation(Augment(), options.size)
-    feed = open_feed(data, augmentation, batch_size=options.batch, seed=0, rank=0, world_size=1, engine=engine)
+    feed = open_train_loader(
+        data, augmentation, batch_size=options.batch, seed=0, rank=0, world_size=1, engine=engine
+    )
     for batch in feed:
         yield normalise(batch.images)
 
 
 def feed_timm(data: Path, workers: int, options: argparse.Namespace) -> Iterator[torch.Tensor]:
     loader = create_loader(
-        create_dataset("", root=str(data), split="train", is_training=True, batch_size=options.batch),
+        create_dataset(
+            "", root=str(data), split="train", is_training=True, batch_size=options.batch
+        ),
         input_size=(3, options.size, options.size),
         batch_size=options.batch,
         is_training=True,
@@ -207,7 +278,10 @@ def measure_feed(batches: Iterator[torch.Tensor], steps: int, skip: int) -> floa
 
 
 def compare_feeds(data: Path, options: argparse.Namespace) -> None:
-    feeds: dict[str, Callable[..., Iterator[torch.Tensor]]] = {"swag_models": feed_ours, "timm": feed_timm}
+    feeds: dict[str, Callable[..., Iterator[torch.Tensor]]] = {
+        "swag_models": feed_ours,
+        "timm": feed_timm,
+    }
     for workers in (0, 1, 2):
         rates: dict[str, list[float]] = {name: [] for name in feeds}
         for _ in range(options.rounds):
@@ -216,14 +290,21 @@ def compare_feeds(data: Path, options: argparse.Namespace) -> None:
         base = statistics.median(rates["timm"])
         for name, each in rates.items():
             rate = statistics.median(each)
-            print(f"| {workers} | {name} | {rate:.0f} ({min(each):.0f} to {max(each):.0f}) | {rate / base:.2f} |", flush=True)
+            print(
+                f"| {workers} | {name} | {rate:.0f} ({min(each):.0f} to {max(each):.0f}) | {rate / base:.2f} |",
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--timm-script")
     parser.add_argument("--feed", action="store_true")
-    parser.add_argument("--arch", nargs="+", default=["vit_b16", "regnety_16gf"], choices=list(TIMM))
+    parser.add_argument(
+        "--arch", nargs="+", default=["vit_b16", "regnety_16gf"], choices=list(TIMM)
+    )
     parser.add_argument("--batch", type=int, help="default: 4, or 32 for --feed")
     parser.add_argument("--steps", type=int, help="default: 3, or 24 for --feed")
     parser.add_argument("--size", type=int, default=224, help="pixels, for --feed")
@@ -234,7 +315,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     if not options.feed and not options.timm_script:
-        parser.error("--timm-script is missing; get train.py of https://github.com/huggingface/pytorch-image-models")
+        parser.error(
+            "--timm-script is missing; get train.py of https://github.com/huggingface/pytorch-image-models"
+        )
     options.batch = options.batch or (32 if options.feed else 4)
     options.steps = options.steps or (24 if options.feed else 3)
     options.amp = options.precision != "fp32"
@@ -247,7 +330,9 @@ def main() -> None:
             print("| workers | feed | images/s, median (min to max) | / timm |\n|---|---|---|---|")
             compare_feeds(data, options)
             return
-        print("| architecture | loop | images/s, median (min to max) | / timm | waiting for data | MFU |")
+        print(
+            "| architecture | loop | images/s, median (min to max) | / timm | waiting for data | MFU |"
+        )
         print("|---|---|---|---|---|---|")
         for arch in options.arch:
             compare_training(arch, data, Path(name), options)

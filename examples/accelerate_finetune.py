@@ -18,7 +18,11 @@ NAME, THINGS, EPOCHS, BATCH, RATE = "vit_nano_hashtags", NAMES[:8], 5, 32, 2e-3
 
 set_seed(0)
 preprocess = swag_models.load_preprocess(NAME)
-scenes = [scene for scene in (plan_held_out(0, number) for number in range(60 * len(NAMES))) if scene.things[0] in THINGS]
+scenes = [
+    scene
+    for scene in (plan_held_out(0, number) for number in range(60 * len(NAMES)))
+    if scene.things[0] in THINGS
+]
 labelled = [(preprocess(render(scene, 64)), THINGS.index(scene.things[0])) for scene in scenes]
 train, test = (DataLoader(part, BATCH, shuffle=True) for part in (labelled[:320], labelled[320:]))
 
@@ -28,7 +32,9 @@ optimizer = torch.optim.AdamW(group_parameters(model, lr=RATE, weight_decay=0.05
 schedule = torch.optim.lr_scheduler.OneCycleLR(
     optimizer, [group["lr"] for group in optimizer.param_groups], EPOCHS * len(train)
 )
-model, optimizer, schedule, train, test = accelerator.prepare(model, optimizer, schedule, train, test)
+model, optimizer, schedule, train, test = accelerator.prepare(
+    model, optimizer, schedule, train, test
+)
 for _ in range(EPOCHS):
     for inputs, targets in train:
         loss = F.cross_entropy(model(inputs), targets)
@@ -38,5 +44,8 @@ for _ in range(EPOCHS):
 
 model.eval()
 with torch.inference_mode():
-    right = [accelerator.gather_for_metrics(model(inputs).argmax(dim=1) == targets) for inputs, targets in test]
+    right = [
+        accelerator.gather_for_metrics(model(inputs).argmax(dim=1) == targets)
+        for inputs, targets in test
+    ]
 accelerator.print(f"held-out accuracy {torch.cat(right).float().mean():.2%}")

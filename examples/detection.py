@@ -21,7 +21,10 @@ NAME, SIDE, RATE = "vit_nano_hashtags", 96, 1e-3
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 
 torch.manual_seed(0)
-scene, corners = torch.zeros(3, SIDE, SIDE), ((8, 8), (12, 50), (56, 30))  # left and top of each thing
+scene, corners = (
+    torch.zeros(3, SIDE, SIDE),
+    ((8, 8), (12, 50), (56, 30)),
+)  # left and top of each thing
 for thing, (left, top) in zip(("flower", "house", "star"), corners):
     picture = Image.open(Path(__file__).parent / "scenes" / f"{thing}.jpg").resize((32, 32))
     scene[:, top : top + 32, left : left + 32] = pil_to_tensor(picture) / 255
@@ -30,8 +33,12 @@ truth = {"boxes": boxes, "labels": torch.arange(1, 4)}  # label 0 is the backgro
 
 backbone = FeaturePyramid(swag_models.load_model(NAME), out_channels=64)
 backbone.trunk.freeze()  # only what is on top of it learns
-detector = FasterRCNN(backbone, num_classes=4, min_size=SIDE, max_size=SIDE, box_score_thresh=0.5).train()
-optimizer = torch.optim.AdamW([parameter for parameter in detector.parameters() if parameter.requires_grad], lr=RATE)
+detector = FasterRCNN(
+    backbone, num_classes=4, min_size=SIDE, max_size=SIDE, box_score_thresh=0.5
+).train()
+optimizer = torch.optim.AdamW(
+    [parameter for parameter in detector.parameters() if parameter.requires_grad], lr=RATE
+)
 for step in range(STEPS):
     loss = sum(detector([scene], [truth]).values())
     optimizer.zero_grad()
@@ -43,4 +50,6 @@ for step in range(STEPS):
 with torch.inference_mode():
     (found,) = detector.eval()([scene])
 right = (box_iou(boxes, found["boxes"]) > 0.5) & (truth["labels"][:, None] == found["labels"])
-print(f"found {int(right.any(dim=1).sum())} of {len(boxes)} things with {len(found['boxes'])} boxes")
+print(
+    f"found {int(right.any(dim=1).sum())} of {len(boxes)} things with {len(found['boxes'])} boxes"
+)

@@ -35,10 +35,17 @@ with GradCAM(model, layers, make_map if isinstance(model, ViT) else None) as exp
     (heat,) = explain(inputs, targets=None)  # (H, W), 0 to 1, for the likeliest class
 low, high = inputs.amin(), inputs.amax()
 picture = ((inputs[0] - low) / (high - low)).permute(1, 2, 0).numpy()
-Image.fromarray(show_cam_on_image(picture, heat, use_rgb=True)).save(sys.argv[2] if len(sys.argv) > 2 else "overlay.png")
+Image.fromarray(show_cam_on_image(picture, heat, use_rgb=True)).save(
+    sys.argv[2] if len(sys.argv) > 2 else "overlay.png"
+)
 
 with torch.inference_mode():
     likeliest = model(inputs).argmax()
-    for part, covered in (("hottest", heat > np.quantile(heat, 0.75)), ("coldest", heat < np.quantile(heat, 0.25))):
+    for part, covered in (
+        ("hottest", heat > np.quantile(heat, 0.75)),
+        ("coldest", heat < np.quantile(heat, 0.25)),
+    ):
         logits = model(torch.where(torch.from_numpy(covered), low, inputs))
-        print(f"{likeliest}: probability {logits.softmax(dim=1)[0, likeliest]:.2f} with the {part} quarter covered")
+        print(
+            f"{likeliest}: probability {logits.softmax(dim=1)[0, likeliest]:.2f} with the {part} quarter covered"
+        )

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import ray
 
-from swag_models.inference.image_sources import find_pictures
+from swag_models.inference.image_sources import find_images
 from swag_models.inference.predict import Embedder
 
 folder, output, *model = sys.argv[1:]
@@ -23,14 +23,16 @@ class Embed:
         self.embedder = Embedder(*model or ["regnety_nano_hashtags"], fast=True, workers=1)
 
     def __call__(self, batch):
-        found = self.embedder(list(batch["name"]))  # a picture that cannot be read is logged and has no row
+        found = self.embedder(
+            list(batch["name"])
+        )  # a picture that cannot be read is logged and has no row
         return {"name": np.array(found.names), "embedding": found.vectors.numpy()}
 
 
 ray.init(include_dashboard=False, logging_level="error")
 ray.data.DataContext.get_current().enable_progress_bars = False
 logging.disable(logging.WARNING)
-names = ray.data.from_items([{"name": picture.name} for picture in find_pictures(folder)])
+names = ray.data.from_items([{"name": picture.name} for picture in find_images(folder)])
 actors = ray.data.ActorPoolStrategy(size=max(1, int(ray.available_resources()["CPU"]) - 1))
 names.map_batches(Embed, compute=actors, batch_size=64).write_parquet(output)
 print(f"{ray.data.read_parquet(output).count()} embeddings in {output}")

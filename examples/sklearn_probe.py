@@ -20,7 +20,10 @@ scenes = [plan_held_out(0, number) for number in range(50 * len(NAMES))]
 pictures, things = [render(scene, 64) for scene in scenes], [scene.things[0] for scene in scenes]
 
 embedder = Embedder(*sys.argv[1:] or ["regnety_nano_hashtags"], fast=True)
-train, test = (embedder(each).vectors.numpy() for each in (pictures[: 40 * len(NAMES)], pictures[40 * len(NAMES) :]))  # (N, D)
+train, test = (
+    embedder(each).vectors.numpy()
+    for each in (pictures[: 40 * len(NAMES)], pictures[40 * len(NAMES) :])
+)  # (N, D)
 classifiers = {
     "linear": make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
     "nearest": KNeighborsClassifier(n_neighbors=5, metric="cosine"),

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swag_models.atomic import write_whole
-from swag_models.recipe.extras import import_extra
+from swag_models.atomic import atomic_write
 from swag_models.recipe.training.run_dir import find_versions
+from swag_models.runtime import import_extra
 
 Row = Mapping[str, Any]
 INTRODUCTION = """{posts:,} generated posts with hashtags, {things} things, {test} test pictures of each with their true names;
@@ -34,11 +34,13 @@ def write_findings(folder: Path, rows: Sequence[Row], facts: Mapping[str, int]) 
         "results.json": json.dumps({**facts, "versions": versions, "rows": rows}, indent=1) + "\n",
         "study.md": "\n".join(_write_lines(rows, facts, versions)) + "\n",
     }.items():
-        with write_whole(folder / name) as to:
+        with atomic_write(folder / name, unique=True) as to:
             to.write_text(text, "utf-8")
 
 
-def _write_lines(rows: Sequence[Row], facts: Mapping[str, int], versions: Mapping[str, str]) -> list[str]:
+def _write_lines(
+    rows: Sequence[Row], facts: Mapping[str, int], versions: Mapping[str, str]
+) -> list[str]:
     archs = sorted({row["arch"] for row in rows})
     shots = sorted({row["shots"] for row in rows if row["shots"]})
     made = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -56,7 +58,9 @@ def _write_lines(rows: Sequence[Row], facts: Mapping[str, int], versions: Mappin
     ]
     for arch in archs:
         for measure, start in (("finetune", "sqrt"), ("linear", "sqrt"), ("finetune", None)):
-            cells = [_write(_collect(rows, arch, start, "softmax", measure, count)) for count in shots]
+            cells = [
+                _write(_collect(rows, arch, start, "softmax", measure, count)) for count in shots
+            ]
             begins = "hashtags" if start else "random weights"
             trained = "everything" if measure == "finetune" else "linear classifier"
             lines.append(f"| {arch} | {begins} | {trained} | {' | '.join(cells)} |")
@@ -69,7 +73,9 @@ def _write_lines(rows: Sequence[Row], facts: Mapping[str, int], versions: Mappin
         f"| network | sampling | objective | by hashtags | tail | linear, {shots[-1]} labels | tail |",
         "|---|---|---|---|---|---|---|",
     ]
-    for arch, sampling, objective in dict.fromkeys((row["arch"], row["sampling"], row["objective"]) for row in rows):
+    for arch, sampling, objective in dict.fromkeys(
+        (row["arch"], row["sampling"], row["objective"]) for row in rows
+    ):
         if sampling:
             cells = [
                 _write(_collect(rows, arch, sampling, objective, measure, count, part))
@@ -109,18 +115,29 @@ def _write_lines(rows: Sequence[Row], facts: Mapping[str, int], versions: Mappin
 
 
 def _collect(
-    rows: Sequence[Row], arch: str, sampling: str | None, objective: str, measure: str, shots: int, part: str = "all"
+    rows: Sequence[Row],
+    arch: str,
+    sampling: str | None,
+    objective: str,
+    measure: str,
+    shots: int,
+    part: str = "all",
 ) -> list[float]:
     """A figure of every seed, by seed."""
     wanted = (arch, sampling, objective, measure, shots)
     found = [
-        row for row in rows if tuple(row[name] for name in ("arch", "sampling", "objective", "measure", "shots")) == wanted
+        row
+        for row in rows
+        if tuple(row[name] for name in ("arch", "sampling", "objective", "measure", "shots"))
+        == wanted
     ]
     return [row[part] for row in sorted(found, key=lambda row: row["seed"])]
 
 
 def _write(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
+    return (
+        f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
+    )
 
 
 def _judge(claim: str, these: Sequence[float], others: Sequence[float]) -> str:
@@ -150,14 +167,30 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
             means = [statistics.mean(values) for values in series]
             spread = [statistics.stdev(values) if len(values) > 1 else 0 for values in series]
             axes.errorbar(
-                shots, means, spread, marker="o", capsize=3, label=label, color=COLOURS[measure if start else "scratch"]
+                shots,
+                means,
+                spread,
+                marker="o",
+                capsize=3,
+                label=label,
+                color=COLOURS[measure if start else "scratch"],
             )
-        axes.set(title=arch, xlabel="labels of each thing", ylabel="top-1, %", xscale="log", ylim=(0, None))
+        axes.set(
+            title=arch,
+            xlabel="labels of each thing",
+            ylabel="top-1, %",
+            xscale="log",
+            ylim=(0, None),
+        )
         axes.set_xticks(shots, [str(count) for count in shots])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
-    kinds = [key for key in dict.fromkeys((row["arch"], row["sampling"], row["objective"]) for row in rows) if key[1]]
+    kinds = [
+        key
+        for key in dict.fromkeys((row["arch"], row["sampling"], row["objective"]) for row in rows)
+        if key[1]
+    ]
     for shift, part in ((-0.2, "all"), (0.2, "tail")):
         series = [_collect(rows, *key, "hashtags", 0, part) for key in kinds]
         right.bar(
@@ -169,11 +202,14 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
             label={"all": "all things", "tail": "tail"}[part],
         )
     right.set_xticks(
-        range(len(kinds)), [f"{arch.split('_')[0]}\n{sampling}\n{objective}" for arch, sampling, objective in kinds]
+        range(len(kinds)),
+        [f"{arch.split('_')[0]}\n{sampling}\n{objective}" for arch, sampling, objective in kinds],
     )
     right.tick_params(axis="x", labelsize=7)
-    right.set(title="by hashtags, without labels", ylabel="top-1, %", ylim=(0, 1.25 * right.get_ylim()[1]))
+    right.set(
+        title="by hashtags, without labels", ylabel="top-1, %", ylim=(0, 1.25 * right.get_ylim()[1])
+    )
     right.grid(alpha=0.3, axis="y")
     right.legend()
-    with write_whole(path) as to:
+    with atomic_write(path, unique=True) as to:
         figure.savefig(to, format="png", dpi=110, metadata={"Software": None})

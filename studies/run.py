@@ -30,18 +30,17 @@ from tqdm import tqdm
 
 from studies.report import write_findings
 from studies.scenes.gallery import write_scenes
-from studies.scenes.posts import Picture, split_held_out
+from studies.scenes.posts import SceneImage, split_held_out
 from studies.scenes.things import NAMES
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
-from swag_models.inference.image_sources import count_processors
 from swag_models.recipe.config import Run
 from swag_models.recipe.curation.curate import Curation, curate
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.data.pack import pack
-from swag_models.recipe.extras import import_extra
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.worker_pool import open_pool
+from swag_models.runtime import count_cpus, import_extra
 
 ARCHS = ("regnety_nano", "vit_nano")
 SAMPLINGS = ("sqrt", "natural", "uniform")
@@ -70,10 +69,12 @@ class Study:
         if not 0 < self.length < math.inf:
             raise ConfigError(f"length is {self.length}; give a number above 0")
         if not self.shots or max(self.shots) > self.pool or min(self.shots) < 1:
-            raise ConfigError(f"shots are {self.shots}; give numbers from 1 to {self.pool}, the pictures to draw from")
+            raise ConfigError(
+                f"shots are {self.shots}; give numbers from 1 to {self.pool}, the pictures to draw from"
+            )
 
 
-class Task(NamedTuple):
+class StudyTask(NamedTuple):
     """One network with one seed: pre-trained with a sampling and an objective, or from scratch, and brought to true labels."""
 
     arch: str
@@ -99,7 +100,11 @@ class Task(NamedTuple):
 
 
 def run_study(
-    folder: str | os.PathLike[str], study: Study | None = None, *, processes: int | None = None, progress: bool = True
+    folder: str | os.PathLike[str],
+    study: Study | None = None,
+    *,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> Path:
     """Do the study, or what is left of it, and return the folder of its report.
 
@@ -109,19 +114,28 @@ def run_study(
     folder, study = Path(folder), study or Study()
     if processes is not None and processes < 1:
         raise ConfigError(f"processes is {processes}; give 1 or more")
-    claim_folder(folder, study)
-    prepare(folder, study, progress)
+    claim_study_folder(folder, study)
+    prepare_data(folder, study, progress)
     tasks = list_tasks(study)
     left = [task for task in tasks if not _record_of(folder, task).exists()]
     # The slowest ones first, so that no core is idle at the end.
     left.sort(key=lambda task: (task.sampling is None, not task.main))
-    with tqdm(total=len(tasks), initial=len(tasks) - len(left), unit="task", disable=None if progress else True) as bar:
+    with tqdm(
+        total=len(tasks),
+        initial=len(tasks) - len(left),
+        unit="task",
+        disable=None if progress else True,
+    ) as bar:
         if left:
-            with open_pool(min(processes or count_processors(), len(left)), _use_one_core) as pool:
-                for done in as_completed([pool.submit(do_task, folder, study, task) for task in left]):
+            with open_pool(min(processes or count_cpus(), len(left)), _use_one_core) as pool:
+                for done in as_completed(
+                    [pool.submit(do_task, folder, study, task) for task in left]
+                ):
                     bar.set_postfix_str(done.result())
                     bar.update()
-    rows = [row for task in tasks for row in json.loads(_record_of(folder, task).read_text("utf-8"))]
+    rows = [
+        row for task in tasks for row in json.loads(_record_of(folder, task).read_text("utf-8"))
+    ]
     facts = {"posts": study.posts, "things": len(NAMES), "test": study.test, "seeds": study.seeds}
     write_findings(folder / "report", rows, facts)
     for arch in ARCHS:
@@ -133,42 +147,62 @@ def run_study(
     return folder / "report"
 
 
-def list_tasks(study: Study) -> list[Task]:
+def list_tasks(study: Study) -> list[StudyTask]:
     """Every network, from scratch, pre-trained with each sampling, and with the other objective."""
     tasks = []
     for seed in range(study.seeds):
         for arch in ARCHS:
-            tasks += [Task(arch, seed, sampling) for sampling in (*SAMPLINGS, None)]
-            tasks += [Task(arch, seed, "sqrt", "sigmoid")]
+            tasks += [StudyTask(arch, seed, sampling) for sampling in (*SAMPLINGS, None)]
+            tasks += [StudyTask(arch, seed, "sqrt", "sigmoid")]
     return tasks
 
 
-def claim_folder(folder: Path, study: Study) -> None:
+def claim_study_folder(folder: Path, study: Study) -> None:
     """Write study.json, or compare."""
-    sizes = json.loads(json.dumps({name: value for name, value in asdict(study).items() if name != "seeds"}))
+    sizes = json.loads(
+        json.dumps({name: value for name, value in asdict(study).items() if name != "seeds"})
+    )
     path = folder / "study.json"
     before = json.loads(path.read_text("utf-8")) if path.exists() else sizes
     for name, value in sizes.items():
         if before.get(name) != value:
-            raise ConfigError(f"{folder} holds a study with {name} {before.get(name)}, not {value}; choose another folder")
-    with explain_writing(folder):
+            raise ConfigError(
+                f"{folder} holds a study with {name} {before.get(name)}, not {value}; choose another folder"
+            )
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with write_whole(path) as to:
+        with atomic_write(path, unique=True) as to:
             to.write_text(json.dumps(sizes, indent=1) + "\n", "utf-8")
 
 
-def prepare(folder: Path, study: Study, progress: bool) -> None:
+def prepare_data(folder: Path, study: Study, progress: bool) -> None:
     """Scenes, labels and shards."""
     scenes = folder / "scenes"
     write_scenes(scenes, study.posts, len(NAMES) * (study.pool + study.test), progress=progress)
     for sampling in SAMPLINGS:
         curated, shards = folder / f"curated-{sampling}", folder / f"shards-{sampling}"
         choices = Curation(sampling=Sampling(kind=sampling))
-        curate([scenes / "posts.jsonl"], curated, choices, wordnet=scenes / "wordnet", progress=progress)
+        curate(
+            [scenes / "posts.jsonl"],
+            curated,
+            choices,
+            wordnet=scenes / "wordnet",
+            progress=progress,
+        )
         size = max(1, study.posts // 20)
-        pack(curated / "labels.parquet", scenes / "posts.jsonl", shards, shard_size=size, progress=progress)
-    drawn, tested = (_group(scenes, pictures) for pictures in split_held_out(study.pool, study.test))
-    sets = {f"{shots}-{seed}": (seed, shots) for shots in study.shots for seed in range(study.seeds)}
+        pack(
+            curated / "labels.parquet",
+            scenes / "posts.jsonl",
+            shards,
+            shard_size=size,
+            progress=progress,
+        )
+    drawn, tested = (
+        _group(scenes, pictures) for pictures in split_held_out(study.pool, study.test)
+    )
+    sets = {
+        f"{shots}-{seed}": (seed, shots) for shots in study.shots for seed in range(study.seeds)
+    }
     for name in ("test", *sets):
         if (target := folder / "labels" / name).exists():
             continue
@@ -192,30 +226,52 @@ def draw(paths: list[Path], seed: int, count: int) -> list[Path]:
     return [order[(start + place) % len(order)] for place in range(count)]
 
 
-def do_task(folder: Path, study: Study, task: Task) -> str:
+def do_task(folder: Path, study: Study, task: StudyTask) -> str:
     """Train and measure what a task asks for, and record it; its name."""
-    from swag_models.recipe.training.run_dir import About
+    from swag_models.recipe.training.run_dir import PublishInfo
     from swag_models.recipe.training.trainer import train
 
-    told = About(name=task.name, license="apache-2.0", license_url="https://www.apache.org/licenses/LICENSE-2.0")
+    told = PublishInfo(
+        name=task.name,
+        license="apache-2.0",
+        license_url="https://www.apache.org/licenses/LICENSE-2.0",
+    )
     about = task._asdict()
     rows: list[dict[str, Any]] = []
     runs, init = folder / "runs" / task.name, None
     if task.sampling:
         run = _scale(get_preset(f"{task.arch}_hashtags").run, study, task.seed)
         run = replace(run, objective=replace(run.objective, kind=task.objective))
-        model = train(run, folder / f"shards-{task.sampling}", runs / "hashtags", progress=False, about=told)
-        rows.append({**about, "measure": "hashtags", "shots": 0, **measure(model, folder / "labels" / "test", NAMES)})
+        model = train(
+            run, folder / f"shards-{task.sampling}", runs / "hashtags", progress=False, about=told
+        )
+        rows.append(
+            {
+                **about,
+                "measure": "hashtags",
+                "shots": 0,
+                **measure(model, folder / "labels" / "test", NAMES),
+            }
+        )
         init = str(model)
     for shots in study.shots:
         data = folder / "labels" / f"{shots}-{task.seed}"
         for kind in task.choose_transfers(shots == max(study.shots)):
-            run = replace(_scale(get_preset(f"{task.arch}_{kind}").run, study, task.seed), init=init)
+            run = replace(
+                _scale(get_preset(f"{task.arch}_{kind}").run, study, task.seed), init=init
+            )
             model = train(run, data, runs / f"{kind}-{shots}", progress=False, about=told)
-            rows.append({**about, "measure": kind, "shots": shots, **measure(model, folder / "labels" / "test", None)})
+            rows.append(
+                {
+                    **about,
+                    "measure": kind,
+                    "shots": shots,
+                    **measure(model, folder / "labels" / "test", None),
+                }
+            )
     record = _record_of(folder, task)
     record.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(record) as to:
+    with atomic_write(record, unique=True) as to:
         to.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     return task.name
 
@@ -228,29 +284,38 @@ def measure(model: Path, test: Path, things: Sequence[str] | None) -> dict[str, 
     import torch
 
     from swag_models import load_model, load_preprocess
-    from swag_models.recipe.data.eval_loader import open_check
+    from swag_models.recipe.data.eval_loader import open_eval_loader
 
     network, preprocess = load_model(model), load_preprocess(model)
     labels = sorted(NAMES)  # the classes of a folder
     names = things or labels
-    columns = find_columns(model, things) if things else list(range(len(NAMES)))
+    columns = find_class_indices(model, things) if things else list(range(len(NAMES)))
     hits: dict[str, list[bool]] = defaultdict(list)
-    for batch in open_check(test, preprocess.fit, batch_size=100, rank=0, world_size=1, workers=0):
+    for batch in open_eval_loader(
+        test, preprocess.fit, batch_size=100, rank=0, world_size=1, workers=0
+    ):
         with torch.inference_mode():
             found = network(preprocess.normalise(batch.images))[:, columns].argmax(1)
         for each, (label,) in zip(found.tolist(), batch.classes):
             hits[labels[label]].append(names[each] == labels[label])
     accuracy = {thing: 100 * sum(each) / len(each) for thing, each in hits.items()}
     tail = NAMES[len(NAMES) // 2 :]
-    return {"all": sum(accuracy.values()) / len(NAMES), "tail": sum(accuracy[thing] for thing in tail) / len(tail)}
+    return {
+        "all": sum(accuracy.values()) / len(NAMES),
+        "tail": sum(accuracy[thing] for thing in tail) / len(tail),
+    }
 
 
-def find_columns(model: Path, things: Sequence[str]) -> list[int]:
+def find_class_indices(model: Path, things: Sequence[str]) -> list[int]:
     """The class of each thing's own hashtag, as people write it."""
-    table = import_extra("pyarrow.parquet").read_table(model / "vocabulary.parquet", columns=["class", "hashtags"])
+    table = import_extra("pyarrow.parquet").read_table(
+        model / "vocabulary.parquet", columns=["class", "hashtags"]
+    )
     classes = {hashtag: row["class"] for row in table.to_pylist() for hashtag in row["hashtags"]}
     if missing := [thing for thing in things if thing not in classes]:
-        raise ConfigError(f"no class of {model} has the hashtag {missing[0]!r}; more posts are needed")
+        raise ConfigError(
+            f"no class of {model} has the hashtag {missing[0]!r}; more posts are needed"
+        )
     return [classes[thing] for thing in things]
 
 
@@ -262,7 +327,7 @@ def _scale(run: Run, study: Study, seed: int) -> Run:
     return replace(run, seed=seed, epochs=run.epochs * study.length)
 
 
-def _group(scenes: Path, pictures: Sequence[Picture]) -> dict[str, list[Path]]:
+def _group(scenes: Path, pictures: Sequence[SceneImage]) -> dict[str, list[Path]]:
     """The files of held-out pictures, by thing."""
     found: dict[str, list[Path]] = defaultdict(list)
     for picture in pictures:
@@ -270,13 +335,21 @@ def _group(scenes: Path, pictures: Sequence[Picture]) -> dict[str, list[Path]]:
     return found
 
 
-def _rate(task: Task, rows: Sequence[dict[str, Any]]) -> float:
+def _rate(task: StudyTask, rows: Sequence[dict[str, Any]]) -> float:
     """Accuracy by hashtags, which needs no true label."""
-    own = {"arch": task.arch, "seed": task.seed, "sampling": task.sampling, "objective": task.objective, "measure": "hashtags"}
-    return next(float(row["all"]) for row in rows if all(row[name] == value for name, value in own.items()))
+    own = {
+        "arch": task.arch,
+        "seed": task.seed,
+        "sampling": task.sampling,
+        "objective": task.objective,
+        "measure": "hashtags",
+    }
+    return next(
+        float(row["all"]) for row in rows if all(row[name] == value for name, value in own.items())
+    )
 
 
-def _record_of(folder: Path, task: Task) -> Path:
+def _record_of(folder: Path, task: StudyTask) -> Path:
     return folder / "results" / f"{task.name}.json"
 
 

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from swag_models.api import get_spec, hub_entries, list_models, load_classes, load_model, load_preprocess
+from swag_models.api import (
+    get_spec,
+    hub_entries,
+    list_models,
+    load_classes,
+    load_model,
+    load_preprocess,
+)
 from swag_models.errors import SwagModelsError
 from swag_models.spec import ModelSpec
 

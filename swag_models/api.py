@@ -42,7 +42,8 @@ def list_models(pattern: str = "*", **filters: object) -> list[str]:
     return [
         spec.name
         for spec in MODELS
-        if fnmatch.fnmatchcase(spec.name, pattern) and all(getattr(spec, name) == value for name, value in filters.items())
+        if fnmatch.fnmatchcase(spec.name, pattern)
+        and all(getattr(spec, name) == value for name, value in filters.items())
     ]
 
 
@@ -63,9 +64,13 @@ def get_spec(name: Name) -> ModelSpec:
     if os.path.isdir(path):
         return read_folder(Path(path))
     if os.path.exists(path):
-        raise UnknownModelError(f"{path} is a file; a model is a folder, a weight file goes with a name: weights={path!r}")
+        raise UnknownModelError(
+            f"{path} is a file; a model is a folder, a weight file goes with a name: weights={path!r}"
+        )
     if not isinstance(name, str) or os.path.dirname(path):
-        raise UnknownModelError(f"no folder {path!r}; a repository of the Hub is written {PREFIX}org/repo")
+        raise UnknownModelError(
+            f"no folder {path!r}; a repository of the Hub is written {PREFIX}org/repo"
+        )
     raise UnknownModelError(suggest_names("model", name, SPECS))
 
 
@@ -74,10 +79,16 @@ def _find_on_hub(name: str) -> ModelSpec:
     from swag_models.hub.fetch import fetch_config
 
     repo, revision = parse_name(name)
-    for spec in sorted(MODELS, key=lambda spec: spec.num_classes is None):  # of a head and its trunk in one file, the head
+    for spec in sorted(
+        MODELS, key=lambda spec: spec.num_classes is None
+    ):  # of a head and its trunk in one file, the head
         for source in spec.sources:
             if source.url.startswith(f"hf://{repo}/"):
-                url = make_url(repo, revision, parse_url(source.url)[2]) if "@" in name else source.url
+                url = (
+                    make_url(repo, revision, parse_url(source.url)[2])
+                    if "@" in name
+                    else source.url
+                )
                 return replace(spec, sources=(replace(source, url=url),))
     config = fetch_config(repo, revision)
     return read_config(config, make_url(repo, config.parent.name, "").rstrip("/"))
@@ -144,7 +155,9 @@ def load_model(
     if weights is not None:
         model.spec = replace(spec, metrics=None, sources=())
     elif not pretrained:
-        model.spec = replace(spec, metrics=None, sources=(), description=SCRATCH, license=UNKNOWN, license_url="")
+        model.spec = replace(
+            spec, metrics=None, sources=(), description=SCRATCH, license=UNKNOWN, license_url=""
+        )
     if read:
         from swag_models.checkpoint import fit_state_dict, read_state_dict
         from swag_models.hub.fetch import fetch_weights
@@ -154,7 +167,8 @@ def load_model(
             read_state_dict(path, backend=backend),
             model,
             origin=f"{spec.name} ({path})" if weights is None else str(path),
-            drop_head=weights is None and spec.num_classes is None,  # a trunk may come in a file that has some head
+            drop_head=weights is None
+            and spec.num_classes is None,  # a trunk may come in a file that has some head
             fresh_head=num_classes is not ...,
             grid=_find_grid(spec) if weights is None else None,
         )
@@ -171,7 +185,11 @@ def load_preprocess(name: Name, *, image_size: ImageSize | None = None) -> Trans
     from swag_models.preprocess import Transform
 
     spec = get_spec(name)
-    chosen = spec.preprocess if image_size is None else replace(spec.preprocess, image_size=check_image_size(image_size))
+    chosen = (
+        spec.preprocess
+        if image_size is None
+        else replace(spec.preprocess, image_size=check_image_size(image_size))
+    )
     return Transform(chosen)
 
 
@@ -180,9 +198,13 @@ def load_classes(name: Name) -> tuple[str, ...]:
     spec = get_spec(name)
     match spec.classes:
         case None if spec.num_classes is not None:
-            raise ConfigError(f"{spec.name} has {spec.num_classes} classes without names; save it again with classes=[...]")
+            raise ConfigError(
+                f"{spec.name} has {spec.num_classes} classes without names; save it again with classes=[...]"
+            )
         case None:
-            headed = ", ".join(other.name for other in MODELS if other.arch == spec.arch and other.classes)
+            headed = ", ".join(
+                other.name for other in MODELS if other.arch == spec.arch and other.classes
+            )
             with_classes = f"; models with classes: {headed}" if headed else ""
             raise ConfigError(f"{spec.name} gives features and has no classes{with_classes}")
         case "imagenet-1k":
@@ -190,7 +212,9 @@ def load_classes(name: Name) -> tuple[str, ...]:
 
             return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
         case str(other):
-            raise ConfigError(f"{spec.name}: unknown label set {other!r}; allowed: imagenet-1k, or the names themselves")
+            raise ConfigError(
+                f"{spec.name}: unknown label set {other!r}; allowed: imagenet-1k, or the names themselves"
+            )
         case names:
             return names
 
@@ -229,7 +253,9 @@ def check_device(device: str | torch.device) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {device!r} cannot be used here ({reason}); for example: cpu, cuda, cuda:0, mps") from None
+        raise ConfigError(
+            f"device {device!r} cannot be used here ({reason}); for example: cpu, cuda, cuda:0, mps"
+        ) from None
     return chosen
 
 
@@ -237,7 +263,15 @@ def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     """A floating-point dtype for a dtype, its name, or None for float32; or ConfigError."""
     import torch
 
-    chosen = torch.float32 if dtype is None else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    chosen = (
+        torch.float32
+        if dtype is None
+        else getattr(torch, dtype, None)
+        if isinstance(dtype, str)
+        else dtype
+    )
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point or chosen.itemsize < 2:
-        raise ConfigError(f"dtype {dtype!r} is not allowed; give float32, bfloat16, float16 or float64")
+        raise ConfigError(
+            f"dtype {dtype!r} is not allowed; give float32, bfloat16, float16 or float64"
+        )
     return chosen

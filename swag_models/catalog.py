@@ -56,7 +56,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_16gf_lc_swag-f3ec0043.pth", "torchvision", "f3ec0043"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_16gf_lc_swag-f3ec0043.pth",
+                "torchvision",
+                "f3ec0043",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/regnety_16gf.torch", "swag"),
             Source("hf://timm/regnety_160.swag_lc_in1k/model.safetensors", "timm"),
         ),
@@ -76,7 +80,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_16gf_swag-43afe44d.pth", "torchvision", "43afe44d"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_16gf_swag-43afe44d.pth",
+                "torchvision",
+                "43afe44d",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/regnety_16gf_in1k.torch", "swag"),
             Source("hf://timm/regnety_160.swag_ft_in1k/model.safetensors", "timm"),
         ),
@@ -96,7 +104,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_16gf_lc_swag-f3ec0043.pth", "torchvision", "f3ec0043"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_16gf_lc_swag-f3ec0043.pth",
+                "torchvision",
+                "f3ec0043",
+            ),
             Source("hf://timm/regnety_160.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
@@ -115,7 +127,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_32gf_lc_swag-e1583746.pth", "torchvision", "e1583746"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_32gf_lc_swag-e1583746.pth",
+                "torchvision",
+                "e1583746",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/regnety_32gf.torch", "swag"),
             Source("hf://timm/regnety_320.swag_lc_in1k/model.safetensors", "timm"),
         ),
@@ -135,7 +151,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_32gf_swag-04fdfa75.pth", "torchvision", "04fdfa75"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_32gf_swag-04fdfa75.pth",
+                "torchvision",
+                "04fdfa75",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/regnety_32gf_in1k.torch", "swag"),
             Source("hf://timm/regnety_320.swag_ft_in1k/model.safetensors", "timm"),
         ),
@@ -155,7 +175,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_32gf_lc_swag-e1583746.pth", "torchvision", "e1583746"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_32gf_lc_swag-e1583746.pth",
+                "torchvision",
+                "e1583746",
+            ),
             Source("hf://timm/regnety_320.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
@@ -174,7 +198,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_128gf_lc_swag-cbe8ce12.pth", "torchvision", "cbe8ce12"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_128gf_lc_swag-cbe8ce12.pth",
+                "torchvision",
+                "cbe8ce12",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/regnety_128gf.torch", "swag"),
             Source("hf://timm/regnety_1280.swag_lc_in1k/model.safetensors", "timm"),
         ),
@@ -194,7 +222,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_128gf_swag-c8ce3e52.pth", "torchvision", "c8ce3e52"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_128gf_swag-c8ce3e52.pth",
+                "torchvision",
+                "c8ce3e52",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/regnety_128gf_in1k.torch", "swag"),
             Source("hf://timm/regnety_1280.swag_ft_in1k/model.safetensors", "timm"),
         ),
@@ -214,7 +246,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/regnet_y_128gf_lc_swag-cbe8ce12.pth", "torchvision", "cbe8ce12"),
+            Source(
+                "https://download.pytorch.org/models/regnet_y_128gf_lc_swag-cbe8ce12.pth",
+                "torchvision",
+                "cbe8ce12",
+            ),
             Source("hf://timm/regnety_1280.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
@@ -233,7 +269,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/vit_b_16_lc_swag-4e70ced5.pth", "torchvision", "4e70ced5"),
+            Source(
+                "https://download.pytorch.org/models/vit_b_16_lc_swag-4e70ced5.pth",
+                "torchvision",
+                "4e70ced5",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_b16.torch", "swag"),
         ),
     ),
@@ -252,7 +292,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/vit_b_16_swag-9ac1b537.pth", "torchvision", "9ac1b537"),
+            Source(
+                "https://download.pytorch.org/models/vit_b_16_swag-9ac1b537.pth",
+                "torchvision",
+                "9ac1b537",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_b16_in1k.torch", "swag"),
         ),
     ),
@@ -270,7 +314,13 @@ MODELS = (
         metrics=Metrics("imagenet-1k", top1=81.886, top5=96.18),
         license=NC,
         license_url=NC_URL,
-        sources=(Source("https://download.pytorch.org/models/vit_b_16_lc_swag-4e70ced5.pth", "torchvision", "4e70ced5"),),
+        sources=(
+            Source(
+                "https://download.pytorch.org/models/vit_b_16_lc_swag-4e70ced5.pth",
+                "torchvision",
+                "4e70ced5",
+            ),
+        ),
     ),
     ModelSpec(
         name="vit_l16",
@@ -287,7 +337,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/vit_l_16_lc_swag-4d563306.pth", "torchvision", "4d563306"),
+            Source(
+                "https://download.pytorch.org/models/vit_l_16_lc_swag-4d563306.pth",
+                "torchvision",
+                "4d563306",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_l16.torch", "swag"),
         ),
     ),
@@ -306,7 +360,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/vit_l_16_swag-4f3808c9.pth", "torchvision", "4f3808c9"),
+            Source(
+                "https://download.pytorch.org/models/vit_l_16_swag-4f3808c9.pth",
+                "torchvision",
+                "4f3808c9",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_l16_in1k.torch", "swag"),
         ),
     ),
@@ -324,7 +382,13 @@ MODELS = (
         metrics=Metrics("imagenet-1k", top1=85.146, top5=97.422),
         license=NC,
         license_url=NC_URL,
-        sources=(Source("https://download.pytorch.org/models/vit_l_16_lc_swag-4d563306.pth", "torchvision", "4d563306"),),
+        sources=(
+            Source(
+                "https://download.pytorch.org/models/vit_l_16_lc_swag-4d563306.pth",
+                "torchvision",
+                "4d563306",
+            ),
+        ),
     ),
     ModelSpec(
         name="vit_h14",
@@ -341,7 +405,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/vit_h_14_lc_swag-c1eb923e.pth", "torchvision", "c1eb923e"),
+            Source(
+                "https://download.pytorch.org/models/vit_h_14_lc_swag-c1eb923e.pth",
+                "torchvision",
+                "c1eb923e",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_h14.torch", "swag"),
         ),
     ),
@@ -360,7 +428,11 @@ MODELS = (
         license=NC,
         license_url=NC_URL,
         sources=(
-            Source("https://download.pytorch.org/models/vit_h_14_swag-80465313.pth", "torchvision", "80465313"),
+            Source(
+                "https://download.pytorch.org/models/vit_h_14_swag-80465313.pth",
+                "torchvision",
+                "80465313",
+            ),
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_h14_in1k.torch", "swag"),
         ),
     ),
@@ -378,7 +450,13 @@ MODELS = (
         metrics=Metrics("imagenet-1k", top1=85.708, top5=97.73),
         license=NC,
         license_url=NC_URL,
-        sources=(Source("https://download.pytorch.org/models/vit_h_14_lc_swag-c1eb923e.pth", "torchvision", "c1eb923e"),),
+        sources=(
+            Source(
+                "https://download.pytorch.org/models/vit_h_14_lc_swag-c1eb923e.pth",
+                "torchvision",
+                "c1eb923e",
+            ),
+        ),
     ),
     ModelSpec(
         name="vit_nano_hashtags",

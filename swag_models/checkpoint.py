@@ -23,19 +23,42 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from swag_models.atomic import write_whole
+from swag_models.atomic import atomic_write
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
 from swag_models.hub.hf_format import INDEX, read_index
-from swag_models.layouts import find_unknown_keys, recognise_layout, resize_position_embedding, translate_layout
+from swag_models.layouts import (
+    find_unknown_keys,
+    recognise_layout,
+    resize_position_embedding,
+    translate_layout,
+)
 from swag_models.spec import Layout
 
 Backend = Literal["mmap", "pread"]
-WRAPPERS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")  # the first one present wins
+WRAPPERS = (
+    "model_ema",
+    "state_dict",
+    "model",
+    "classy_state_dict",
+    "base_model",
+    "trunk",
+)  # the first one present wins
 LEGACY_PICKLES = 5  # one after the other in a file older than torch 1.6
 MAX_WRAPPERS = 16  # one inside the other
 PREFIXES = re.compile(r"^((module|_orig_mod|model|backbone)\.)+")
-BROKEN: tuple[type[Exception], ...] = (  # what torch's unpickler raises on bytes that are not what it expects
-    *(pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError),
+BROKEN: tuple[
+    type[Exception], ...
+] = (  # what torch's unpickler raises on bytes that are not what it expects
+    *(
+        pickle.UnpicklingError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ),
     *(AssertionError, ImportError, MemoryError, OverflowError, struct.error),
 )
 PICKLE_SUFFIXES = (".pth", ".pt", ".torch", ".bin")
@@ -45,7 +68,9 @@ LISTED = 8  # tensors named in one error
 logger = logging.getLogger("swag_models")
 
 
-def read_state_dict(path: str | os.PathLike[str], *, backend: Backend = "mmap") -> dict[str, Tensor]:
+def read_state_dict(
+    path: str | os.PathLike[str], *, backend: Backend = "mmap"
+) -> dict[str, Tensor]:
     """The state dict of a .safetensors or torch file, unwrapped, in the layout it has, on the CPU.
 
     The index of a sharded model (*.safetensors.index.json) stands for the files it names.
@@ -53,7 +78,9 @@ def read_state_dict(path: str | os.PathLike[str], *, backend: Backend = "mmap") 
     CheckpointError if the file is no such thing; UnsafeCheckpointError, with nothing run, if it asks for code.
     """
     if backend not in get_args(Backend):
-        raise CheckpointError(f"unknown backend {backend!r}; allowed: {', '.join(get_args(Backend))}")
+        raise CheckpointError(
+            f"unknown backend {backend!r}; allowed: {', '.join(get_args(Backend))}"
+        )
     path = Path(path)
     if path.name.endswith(INDEX):
         return _unwrap(_load_shards(path, backend), path)
@@ -64,9 +91,13 @@ def read_state_dict(path: str | os.PathLike[str], *, backend: Backend = "mmap") 
         raise CheckpointError(f"cannot read weight file {path}: {error.strerror}") from None
     if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
         return _unwrap(_load_safetensors(path, backend), path)
-    if head.startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, which can be mapped, or a bare pickle, which cannot
+    if head.startswith(
+        (b"PK\x03\x04", b"\x80")
+    ):  # a zip archive, which can be mapped, or a bare pickle, which cannot
         return _unwrap(_load_pickle(path, mmap=backend == "mmap" and head.startswith(b"PK")), path)
-    raise CheckpointError(f"{path} is not a weight file: it starts with {head!r}, neither safetensors nor torch.save")
+    raise CheckpointError(
+        f"{path} is not a weight file: it starts with {head!r}, neither safetensors nor torch.save"
+    )
 
 
 def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -74,22 +105,32 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
     path = Path(path)
     write: Callable[[Path], None]
     if path.suffix == ".safetensors":
-        write = lambda to: save_file({k: v.contiguous() for k, v in state.items()}, to, {"format": "pt"})  # noqa: E731
+        write = lambda to: save_file(
+            {k: v.contiguous() for k, v in state.items()}, to, {"format": "pt"}
+        )  # noqa: E731
     elif path.suffix in PICKLE_SUFFIXES:
         write = lambda to: torch.save(dict(state), to)  # noqa: E731
     else:
-        raise CheckpointError(f"cannot write {path}: end the name in .safetensors or {', '.join(PICKLE_SUFFIXES)}")
+        raise CheckpointError(
+            f"cannot write {path}: end the name in .safetensors or {', '.join(PICKLE_SUFFIXES)}"
+        )
     try:
-        with write_whole(path) as temporary:
+        with atomic_write(path, unique=True) as temporary:
             temporary.touch()
             mode = temporary.stat().st_mode
             write(temporary)
             temporary.chmod(mode)  # safetensors writes files that only their owner can read
-    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a failed write
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+    ) as error:  # RuntimeError is how torch.save reports a failed write
         raise CheckpointError(f"cannot write {path}: {error}") from None
 
 
-def convert_checkpoint(source: str | os.PathLike[str], target: str | os.PathLike[str], layout: Layout) -> None:
+def convert_checkpoint(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], layout: Layout
+) -> None:
     """Rewrite a weight file in another layout; CheckpointError lists tensors that no table knows."""
     state = read_state_dict(source)
     if unknown := find_unknown_keys(state):
@@ -132,9 +173,17 @@ def fit_state_dict(
     return state
 
 
-def _fit_head(state: dict[str, Tensor], model: Any, origin: str, drop_head: bool, fresh_head: bool) -> dict[str, Tensor]:
+def _fit_head(
+    state: dict[str, Tensor], model: Any, origin: str, drop_head: bool, fresh_head: bool
+) -> dict[str, Tensor]:
     body = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
-    rows = sorted({tuple(tensor.shape[:1]) for key, tensor in state.items() if key.startswith("head.") and not drop_head})
+    rows = sorted(
+        {
+            tuple(tensor.shape[:1])
+            for key, tensor in state.items()
+            if key.startswith("head.") and not drop_head
+        }
+    )
     has = f"a head of {rows[-1][0]} classes" if rows and rows[-1] else "no head"
     keep = f"; to keep it, pass num_classes={rows[-1][0]}" if rows and rows[-1] else ""
     if model.num_classes is None:
@@ -143,7 +192,13 @@ def _fit_head(state: dict[str, Tensor], model: Any, origin: str, drop_head: bool
         return body
     if rows == [(model.num_classes,)] or (not rows and not fresh_head and not drop_head):
         return state
-    logger.warning("%s has %s: the head of %d classes is freshly initialised%s", origin, has, model.num_classes, keep)
+    logger.warning(
+        "%s has %s: the head of %d classes is freshly initialised%s",
+        origin,
+        has,
+        model.num_classes,
+        keep,
+    )
     model.reset_classifier(model.num_classes)
     fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("head.")}
     return {**body, **fresh}
@@ -159,7 +214,9 @@ def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
     return repeated * (3 / in_chans)
 
 
-def _fit_position(position: Tensor, grid: tuple[int, int], learned: tuple[int, int] | None) -> Tensor:
+def _fit_position(
+    position: Tensor, grid: tuple[int, int], learned: tuple[int, int] | None
+) -> Tensor:
     """Position embedding (1, 1 + h w, D) resized to `grid`, from the grid it was learned on if that has as many, else a square.
 
     One that fits neither is left as it is.
@@ -169,7 +226,11 @@ def _fit_position(position: Tensor, grid: tuple[int, int], learned: tuple[int, i
     tokens = position.shape[1] - 1
     side = math.isqrt(tokens)
     old = learned if learned and tokens == math.prod(learned) else (side, side)
-    return position if tokens != math.prod(old) or old == grid else resize_position_embedding(position, old, grid)
+    return (
+        position
+        if tokens != math.prod(old) or old == grid
+        else resize_position_embedding(position, old, grid)
+    )
 
 
 def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
@@ -216,7 +277,9 @@ def _load_shards(path: Path, backend: Backend) -> dict[str, Tensor]:
         part = _load_safetensors(shard, backend)
         promised = {key for key, file in index.tensors.items() if file == name}
         if wrong := sorted(promised ^ set(part)):
-            raise CheckpointError(f"{shard} does not hold what {path.name} says; they differ in {_join_some(wrong)}")
+            raise CheckpointError(
+                f"{shard} does not hold what {path.name} says; they differ in {_join_some(wrong)}"
+            )
         state |= part
     return state
 
@@ -244,7 +307,9 @@ def _read_imports(path: Path) -> list[str]:
         file: IO[bytes] = stack.enter_context(path.open("rb"))
         if zipfile.is_zipfile(file):
             archive = stack.enter_context(zipfile.ZipFile(file))
-            file = stack.enter_context(archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl"))))
+            file = stack.enter_context(
+                archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+            )
         else:
             file.seek(0)
         for _ in range(LEGACY_PICKLES):
@@ -256,7 +321,11 @@ def _read_imports(path: Path) -> list[str]:
                     names[".".join(strings[-2:])] = None
                 elif isinstance(argument, str):
                     strings.append(argument)
-    return [name.removeprefix("__builtin__.") for name in names if not name.startswith(("torch.", "collections."))]
+    return [
+        name.removeprefix("__builtin__.")
+        for name in names
+        if not name.startswith(("torch.", "collections."))
+    ]
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -265,7 +334,11 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(MAX_WRAPPERS):
         if not isinstance(loaded, Mapping):
             break
-        state = {PREFIXES.sub("", str(key)): value for key, value in loaded.items() if key != "n_averaged"}
+        state = {
+            PREFIXES.sub("", str(key)): value
+            for key, value in loaded.items()
+            if key != "n_averaged"
+        }
         if recognise_layout(state) is not None:
             if others := [key for key, value in state.items() if not isinstance(value, Tensor)]:
                 raise CheckpointError(f"{path}: not tensors: {_join_some(others)}")
@@ -273,7 +346,9 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
         present = [key for key in WRAPPERS if isinstance(loaded.get(key), Mapping)]
         if not present:
             keys = ", ".join(map(str, list(loaded)[:5])) or "no keys"
-            raise CheckpointError(f"{path} holds no ViT or RegNet in the swag, torchvision or timm layout: {inside} has {keys}")
+            raise CheckpointError(
+                f"{path} holds no ViT or RegNet in the swag, torchvision or timm layout: {inside} has {keys}"
+            )
         if len(present) > 1:
             logger.warning("%s holds %s: %s is taken", path, " and ".join(present), present[0])
         inside, loaded = present[0], loaded[present[0]]

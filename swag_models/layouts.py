@@ -33,8 +33,16 @@ VIT = (
     Names("cls_token", "class_token", "class_token"),
     Names("pos_embed", "encoder.pos_embedding", "encoder.pos_embedding"),
     Names("patch_embed.proj.*", "conv_proj.*", "conv_proj.*"),
-    Names("blocks.{i}.norm1.*", "encoder.layers.encoder_layer_{i}.ln_1.*", "encoder.layers.layer_{i}.ln_1.*"),
-    Names("blocks.{i}.norm2.*", "encoder.layers.encoder_layer_{i}.ln_2.*", "encoder.layers.layer_{i}.ln_2.*"),
+    Names(
+        "blocks.{i}.norm1.*",
+        "encoder.layers.encoder_layer_{i}.ln_1.*",
+        "encoder.layers.layer_{i}.ln_1.*",
+    ),
+    Names(
+        "blocks.{i}.norm2.*",
+        "encoder.layers.encoder_layer_{i}.ln_2.*",
+        "encoder.layers.layer_{i}.ln_2.*",
+    ),
     Names(
         "blocks.{i}.attn.qkv.*",
         "encoder.layers.encoder_layer_{i}.self_attention.in_proj_*",
@@ -45,11 +53,27 @@ VIT = (
         "encoder.layers.encoder_layer_{i}.self_attention.out_proj.*",
         "encoder.layers.layer_{i}.self_attention.out_proj.*",
     ),
-    Names("blocks.{i}.mlp.fc1.*", "encoder.layers.encoder_layer_{i}.mlp.0.*", "encoder.layers.layer_{i}.mlp.linear_1.*"),
-    Names("blocks.{i}.mlp.fc2.*", "encoder.layers.encoder_layer_{i}.mlp.3.*", "encoder.layers.layer_{i}.mlp.linear_2.*"),
+    Names(
+        "blocks.{i}.mlp.fc1.*",
+        "encoder.layers.encoder_layer_{i}.mlp.0.*",
+        "encoder.layers.layer_{i}.mlp.linear_1.*",
+    ),
+    Names(
+        "blocks.{i}.mlp.fc2.*",
+        "encoder.layers.encoder_layer_{i}.mlp.3.*",
+        "encoder.layers.layer_{i}.mlp.linear_2.*",
+    ),
     # torchvision before 0.13 wrote the MLP so, and still reads it
-    Names("blocks.{i}.mlp.fc1.*", "encoder.layers.encoder_layer_{i}.mlp.linear_1.*", "encoder.layers.layer_{i}.mlp.linear_1.*"),
-    Names("blocks.{i}.mlp.fc2.*", "encoder.layers.encoder_layer_{i}.mlp.linear_2.*", "encoder.layers.layer_{i}.mlp.linear_2.*"),
+    Names(
+        "blocks.{i}.mlp.fc1.*",
+        "encoder.layers.encoder_layer_{i}.mlp.linear_1.*",
+        "encoder.layers.layer_{i}.mlp.linear_1.*",
+    ),
+    Names(
+        "blocks.{i}.mlp.fc2.*",
+        "encoder.layers.encoder_layer_{i}.mlp.linear_2.*",
+        "encoder.layers.layer_{i}.mlp.linear_2.*",
+    ),
     Names("norm.*", "encoder.ln.*", "encoder.ln.*"),
     Names("head.*", "heads.head.*", "head.layers.head.*"),
 )
@@ -98,7 +122,9 @@ def translate_layout(state: Mapping[str, Tensor], target: Layout) -> dict[str, T
     found = recognise_layout(state)
     if found is None:
         seen = ", ".join(list(state)[:3]) or "none"
-        raise CheckpointError(f"unknown state-dict layout (first keys: {seen}); allowed: {', '.join(get_args(Layout))}")
+        raise CheckpointError(
+            f"unknown state-dict layout (first keys: {seen}); allowed: {', '.join(get_args(Layout))}"
+        )
     family, source = found
     if source == target:
         return dict(state)
@@ -116,10 +142,14 @@ def find_unknown_keys(state: Iterable[str]) -> list[str]:
     """The keys of a recognised layout that its table does not know."""
     found = recognise_layout(state)
     assert found is not None
-    return [key for key in state if not any(pattern.fullmatch(key) for pattern, _ in _patterns(*found))]
+    return [
+        key for key in state if not any(pattern.fullmatch(key) for pattern, _ in _patterns(*found))
+    ]
 
 
-def resize_position_embedding(position: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def resize_position_embedding(
+    position: Tensor, old: tuple[int, int], new: tuple[int, int]
+) -> Tensor:
     """(1, 1 + h w, D) learned on grid `old` -> the same for grid `new`.
 
     The class token is kept; the grid is resized bicubically with aligned corners and no antialiasing, as the published
@@ -127,7 +157,9 @@ def resize_position_embedding(position: Tensor, old: tuple[int, int], new: tuple
     """
     token, grid = position[:, :1], position[:, 1:]
     grid = grid.reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
-    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=True).to(position.dtype)
+    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=True).to(
+        position.dtype
+    )
     return cat([token, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
@@ -150,6 +182,8 @@ def _patterns(family: str, layout: Layout) -> tuple[tuple[re.Pattern[str], Names
     for row in TABLES[family]:
         text = re.escape(getattr(row, layout)).replace(r"\*", "(?P<rest>.+)")
         for name in ("i", "s", "b", "b1"):
-            text = text.replace(rf"\{{{name}\}}", rf"(?P<{name}>\d+)", 1).replace(rf"\{{{name}\}}", f"(?P={name})")
+            text = text.replace(rf"\{{{name}\}}", rf"(?P<{name}>\d+)", 1).replace(
+                rf"\{{{name}\}}", f"(?P={name})"
+            )
         compiled.append((re.compile(text), row))
     return tuple(compiled)

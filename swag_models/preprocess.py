@@ -30,7 +30,9 @@ TURNS = {  # by EXIF's orientation; Pillow's own function also writes the other 
 }
 
 
-def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, name: str | None = None) -> Image.Image:
+def read_image(
+    source: str | os.PathLike[str] | IO[bytes] | Image.Image, name: str | None = None
+) -> Image.Image:
     """A picture as an upright RGB image, the first frame if it is animated; ImageError says what is wrong with it.
 
     `name` is what to call it in messages, if `source` is not a path.
@@ -46,9 +48,17 @@ def read_image(source: str | os.PathLike[str] | IO[bytes] | Image.Image, name: s
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image that Pillow can read") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{name} has too many pixels; at most {MAX_PIXELS} are read, resize it first") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's decoders raise all three on broken files
-        raise ImageError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ImageError(
+            f"{name} has too many pixels; at most {MAX_PIXELS} are read, resize it first"
+        ) from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:  # Pillow's decoders raise all three on broken files
+        raise ImageError(
+            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -59,12 +69,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if (turn := TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))) is not None:
         info = image.info
         image = image.transpose(turn)
-        image.info = {name: info[name] for name in info if name not in EXIF}  # which would have it turned again
+        image.info = {
+            name: info[name] for name in info if name not in EXIF
+        }  # which would have it turned again
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ImageError("a 32-bit floating-point image has no defined range; convert it to 8 or 16 bits")
+        raise ImageError(
+            "a 32-bit floating-point image has no defined range; convert it to 8 or 16 bits"
+        )
     if image.mode == "La":
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -104,11 +118,17 @@ class Transform:
             height, width = image.shape[-2:]
         else:
             what = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
-            raise ImageError(f"cannot preprocess {what}; give a PIL image or a tensor (..., 3, H, W)")
+            raise ImageError(
+                f"cannot preprocess {what}; give a PIL image or a tensor (..., 3, H, W)"
+            )
         resized = list(cover_size(height, width, *self.preprocess.size))
         if resized[0] * resized[1] > MAX_PIXELS:
-            raise ImageError(f"a picture of {width}x{height} would be {resized[1]}x{resized[0]} when resized; crop it first")
-        image = F.resize(image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True)
+            raise ImageError(
+                f"a picture of {width}x{height} would be {resized[1]}x{resized[0]} when resized; crop it first"
+            )
+        image = F.resize(
+            image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True
+        )
         image = F.center_crop(image, list(self.preprocess.size))
         return image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
 
@@ -123,7 +143,9 @@ class Transform:
             return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))
         # The same, in one piece of memory: for a batch, making more of it takes longer than the arithmetic.
         tensor = tensor.to(torch.float32).div_(255)
-        return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std), inplace=True)
+        return F.normalize(
+            tensor, list(self.preprocess.mean), list(self.preprocess.std), inplace=True
+        )
 
     def __repr__(self) -> str:
         return f"Transform({self.preprocess}{', vectorised=True' if self.vectorised else ''})"

@@ -9,7 +9,17 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from swag_models.errors import ConfigError
 
@@ -19,7 +29,9 @@ if TYPE_CHECKING:
 ImageSize = int | tuple[int, int]
 Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg"]
-Progress = Union[bool, "type[tqdm[Any]]"]  # of a download: whether to draw a bar on a terminal, or a bar to use in any case
+Progress = Union[
+    bool, "type[tqdm[Any]]"
+]  # of a download: whether to draw a bar on a terminal, or a bar to use in any case
 UNKNOWN = "unknown"  # the licence of weights of which nobody stated one, in the Hub's word
 T = TypeVar("T")
 
@@ -51,7 +63,9 @@ class RegNetConfig:
 
     def __post_init__(self) -> None:
         if self.w_0 < 8 or self.w_a < 0 or self.w_m <= 1:
-            raise ConfigError(f"{self} has no widths; w_0 must be at least 8, w_a at least 0, w_m above 1")
+            raise ConfigError(
+                f"{self} has no widths; w_0 must be at least 8, w_a at least 0, w_m above 1"
+            )
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
@@ -81,7 +95,11 @@ class Preprocess:
     @property
     def size(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        return (
+            self.image_size
+            if isinstance(self.image_size, tuple)
+            else (self.image_size, self.image_size)
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,11 @@ class Source:
     def file_name(self) -> str:
         """The file's name on disk; with its repository, where every repository has a file of the same name."""
         path = self.url.split("?")[0]
-        return path.removeprefix("hf://").replace("/", "--") if path.startswith("hf://") else path.rsplit("/", 1)[-1]
+        return (
+            path.removeprefix("hf://").replace("/", "--")
+            if path.startswith("hf://")
+            else path.rsplit("/", 1)[-1]
+        )
 
 
 @dataclass(frozen=True)
@@ -178,13 +200,22 @@ class ModelSpec:
 def decode_fields(cls: type[T], data: Any, path: str) -> T:
     """A dataclass from the JSON object of its fields; `path` leads to it in messages."""
     if not isinstance(data, dict):
-        raise ConfigError(f"{path or 'this'} is not a {cls.__name__}: expected a JSON object, got {data!r}")
+        raise ConfigError(
+            f"{path or 'this'} is not a {cls.__name__}: expected a JSON object, got {data!r}"
+        )
     known = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(known)):
-        raise ConfigError(f"{cls.__name__} has no field {', '.join(unknown)}; fields: {', '.join(known)}")
+        raise ConfigError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; fields: {', '.join(known)}"
+        )
     hints = get_type_hints(cls)
     try:
-        return cls(**{name: _decode(hints[name], value, f"{path}{name}", known[name]) for name, value in data.items()})
+        return cls(
+            **{
+                name: _decode(hints[name], value, f"{path}{name}", known[name])
+                for name, value in data.items()
+            }
+        )
     except TypeError as error:
         raise ConfigError(f"{cls.__name__}: {str(error).split('() ')[-1]}") from None
 
@@ -203,12 +234,19 @@ def _decode(hint: Any, data: Any, path: str, expected: Any) -> Any:
         parts = get_args(option)
         each = parts[:1] * len(data) if parts[-1] is Ellipsis else parts
         if len(each) == len(data):
-            return tuple(_decode(kind, item, f"{path}[{i}]", kind) for i, (kind, item) in enumerate(zip(each, data)))
+            return tuple(
+                _decode(kind, item, f"{path}[{i}]", kind)
+                for i, (kind, item) in enumerate(zip(each, data))
+            )
     families = [option.family for option in options if hasattr(option, "family")]
     if families and isinstance(data, dict):
-        raise ConfigError(f"{path}.family is {data.get('family')!r}; allowed: {', '.join(families)}")
+        raise ConfigError(
+            f"{path}.family is {data.get('family')!r}; allowed: {', '.join(families)}"
+        )
     limits = ", finite, and positive if whole" if isinstance(data, (int, float)) else ""
-    raise ConfigError(f"{path} is {data!r}; expected {getattr(expected, '__name__', expected)}{limits}")
+    raise ConfigError(
+        f"{path} is {data!r}; expected {getattr(expected, '__name__', expected)}{limits}"
+    )
 
 
 def _suits(hint: Any, data: Any) -> bool:

@@ -52,7 +52,9 @@ class Chrome:
 
     def upload(self, path: Path) -> None:
         """Give the page a picture, in place of the one it has."""
-        (field,) = until(lambda: self.find("#picture input[type=file]"), "a field for files")  # none during another upload
+        (field,) = until(
+            lambda: self.find("#picture input[type=file]"), "a field for files"
+        )  # none during another upload
         field.send_keys(str(path))
 
     def choose(self, label: str, value: str) -> None:
@@ -76,13 +78,21 @@ class Chrome:
         """The whole page as a PNG file."""
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        taken = self.driver.execute_cdp_cmd(
+            "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+        )
         path.write_bytes(base64.b64decode(taken["data"]))
 
     def read_requests(self) -> list[str]:
         """Addresses asked for by pages since this was last called."""
-        events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
-        return [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+        events = (
+            json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
+        )
+        return [
+            each["params"]["request"]["url"]
+            for each in events
+            if each["method"] == "Network.requestWillBeSent"
+        ]
 
 
 @contextmanager

@@ -58,7 +58,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Published models: two of one kind, and one in several files."""
     made = {}
     for name, options in {"first": {}, "second": {}, "sharded": {"max_shard_size": 20_000}}.items():
-        made[name] = save(load_tiny(), tmp_path_factory.mktemp("models") / name, license="mit", **options)
+        made[name] = save(
+            load_tiny(), tmp_path_factory.mktemp("models") / name, license="mit", **options
+        )
     return made
 
 

@@ -22,9 +22,25 @@ from swag_models.spec import ModelSpec, Source
 
 MIB = 1 << 20
 CLEARED = (
-    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *(
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+    ),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-    *("SWAG_MODELS_OFFLINE", "SWAG_MODELS_MIRROR", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_TOKEN"),
+    *(
+        "SWAG_MODELS_OFFLINE",
+        "SWAG_MODELS_MIRROR",
+        "HF_HUB_OFFLINE",
+        "HF_ENDPOINT",
+        "HF_HUB_CACHE",
+        "HF_TOKEN",
+    ),
 )
 FETCH = """
 import sys
@@ -36,14 +52,22 @@ try:
 except SwagModelsError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
-FETCH_WITHOUT_LOCK = "import contextlib, swag_models.hub.fetch\nswag_models.fetch._lock = contextlib.nullcontext\n" + FETCH
+FETCH_WITHOUT_LOCK = (
+    "import contextlib, swag_models.hub.fetch\nswag_models.fetch._lock = contextlib.nullcontext\n"
+    + FETCH
+)
 
 
 def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Point every cache below `folder` and clear what else steers downloads; our cache folder, which does not exist yet."""
     for name in CLEARED:
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"TORCH_HOME": "torch", "XDG_CACHE_HOME": "xdg", "HF_HOME": "hf", "SWAG_MODELS_CACHE": "cache"}.items():
+    for name, value in {
+        "TORCH_HOME": "torch",
+        "XDG_CACHE_HOME": "xdg",
+        "HF_HOME": "hf",
+        "SWAG_MODELS_CACHE": "cache",
+    }.items():
         monkeypatch.setenv(name, str(folder / value))
     return folder / "cache"
 
@@ -60,7 +84,9 @@ def make_bytes(size: int, seed: int = 0) -> bytes:
 
 def make_safetensors(size: int = 4096, seed: int = 0) -> bytes:
     """A safetensors file with one tensor of `size` bytes."""
-    header = json.dumps({"weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    header = json.dumps(
+        {"weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    ).encode()
     return len(header).to_bytes(8, "little") + header + make_bytes(size, seed)
 
 
@@ -87,7 +113,9 @@ def wait_until(condition: Callable[[], bool], timeout: float = 30) -> None:
 
 
 @contextlib.contextmanager
-def start(spec: ModelSpec, script: str = FETCH, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def start(
+    spec: ModelSpec, script: str = FETCH, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
     """A process that fetches the weights of `spec` and prints their path; killed at the end of the `with` block."""
     with subprocess.Popen(
         [sys.executable, "-c", script, spec.to_json()],
@@ -132,4 +160,7 @@ def remount(folder: Path, option: str) -> None:
 
 
 def _mount(*arguments: str) -> bool:
-    return shutil.which("mount") is not None and subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
+    return (
+        shutil.which("mount") is not None
+        and subprocess.run(["mount", *arguments], capture_output=True).returncode == 0
+    )

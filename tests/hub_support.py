@@ -62,7 +62,10 @@ class Got:
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -74,7 +77,11 @@ def run(script: str, *arguments: str) -> tuple[Any, str]:
 
 def get(name: str) -> Got:
     found, errors = run(GET, name)
-    return Got(ModelSpec.from_dict(found[0]), Path(found[1]), errors) if found else Got(None, None, errors)
+    return (
+        Got(ModelSpec.from_dict(found[0]), Path(found[1]), errors)
+        if found
+        else Got(None, None, errors)
+    )
 
 
 def push(model: Path | str, repo: str = REPO, **options: Any) -> tuple[Any, str]:

@@ -87,7 +87,10 @@ def make_spec(family: str, folder: Path) -> tuple[ModelSpec, Path]:
 def paint_scenes(count: int = 960) -> tuple[list[Image.Image], list[str]]:
     """Held-out pictures and the things that they show, all of them as often: the first of those that studies test on."""
     _, tested = split_held_out(30, 30)
-    pictures = [Image.open(io.BytesIO(encode_scene(each.scene, 64))).convert("RGB") for each in tested[:count]]
+    pictures = [
+        Image.open(io.BytesIO(encode_scene(each.scene, 64))).convert("RGB")
+        for each in tested[:count]
+    ]
     return pictures, [each.row["thing"] for each in tested[:count]]
 
 
@@ -101,7 +104,9 @@ def run_by_hand(pictures: Sequence[Image.Image | Path], name: str = NANO) -> tor
 
 def name_by_hand(*pictures: Image.Image | Path, name: str = NANO) -> list[str]:
     """The likeliest hashtag of each picture."""
-    return [load_classes(name)[index] for index in run_by_hand(pictures, name).argmax(dim=1).tolist()]
+    return [
+        load_classes(name)[index] for index in run_by_hand(pictures, name).argmax(dim=1).tolist()
+    ]
 
 
 def measure_top1(name: str) -> float:
@@ -109,7 +114,11 @@ def measure_top1(name: str) -> float:
     pictures, things = paint_scenes()
     columns = [load_classes(name).index(thing) for thing in NAMES]
     found = run_by_hand(pictures, name)[:, columns].argmax(dim=1).tolist()
-    return 100 * sum(NAMES[each] == thing for each, thing in zip(found, things, strict=True)) / len(things)
+    return (
+        100
+        * sum(NAMES[each] == thing for each, thing in zip(found, things, strict=True))
+        / len(things)
+    )
 
 
 def make_command(*arguments: str | Path) -> list[str]:

@@ -53,7 +53,9 @@ class Served:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def open(self) -> BinaryIO:
-        return self.content.open("rb") if isinstance(self.content, Path) else io.BytesIO(self.content)
+        return (
+            self.content.open("rb") if isinstance(self.content, Path) else io.BytesIO(self.content)
+        )
 
     @property
     def size(self) -> int:
@@ -93,9 +95,13 @@ class Server:
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
-            self._http.socket = context.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
+            self._http.socket = context.wrap_socket(
+                self._http.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.02}
+        )
 
     def __enter__(self) -> Server:
         self._thread.start()
@@ -108,10 +114,19 @@ class Server:
         self._thread.join()
         self._http.server_close()  # waits for the threads that answer
 
-    def put(self, path: str, content: bytes | Path, *twists: Twist, validators: bool = True, weak: bool = False) -> str:
+    def put(
+        self,
+        path: str,
+        content: bytes | Path,
+        *twists: Twist,
+        validators: bool = True,
+        weak: bool = False,
+    ) -> str:
         """Serve `content` at `path`, its first answers twisted; the URL."""
         etag = f'{"W/" if weak else ""}"{sha256(content)[:20]}"'
-        self.files[path] = Served(content, etag if validators else None, MODIFIED if validators else None)
+        self.files[path] = Served(
+            content, etag if validators else None, MODIFIED if validators else None
+        )
         self.twists[path] = list(twists)
         return self.url + path
 
@@ -124,7 +139,11 @@ class Server:
     def asked(self, path: str) -> list[Request]:
         """The GET requests for `path` so far."""
         with self._arrival:
-            return [request for request in self.requests if request.path == path and request.method == "GET"]
+            return [
+                request
+                for request in self.requests
+                if request.path == path and request.method == "GET"
+            ]
 
     def starts(self, path: str) -> list[int | None]:
         """The first byte each GET request for `path` asked for, None where it asked for everything."""
@@ -133,7 +152,9 @@ class Server:
     def wait_for(self, path: str, count: int, timeout: float = 30) -> None:
         """Return once `path` was asked for `count` times."""
         with self._arrival:
-            assert self._arrival.wait_for(lambda: sum(r.path == path for r in self.requests) >= count, timeout)
+            assert self._arrival.wait_for(
+                lambda: sum(r.path == path for r in self.requests) >= count, timeout
+            )
 
     def record(self, handler: BaseHTTPRequestHandler) -> Twist:
         """Note a request; the twist that its answer takes."""
@@ -149,9 +170,15 @@ class Server:
         served = twist.served or self.files.get(handler.path)
         if twist.status is not None or served is None:
             code = {"X-Error-Code": "EntryNotFound"} if "/resolve/" in handler.path else {}
-            _send_head(handler, twist.status or 404, {"Content-Length": "0", **code, **twist.headers})
+            _send_head(
+                handler, twist.status or 404, {"Content-Length": "0", **code, **twist.headers}
+            )
             return
-        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **served.headers}
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Accept-Ranges": "bytes",
+            **served.headers,
+        }
         if served.etag:
             headers["ETag"] = served.etag
         if served.modified:
@@ -159,23 +186,37 @@ class Server:
         start, status = 0, 200
         span = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
         condition = handler.headers.get("If-Range")
-        current = condition is None or condition in (served.etag, served.modified) or twist.ignore_if_range
+        current = (
+            condition is None
+            or condition in (served.etag, served.modified)
+            or twist.ignore_if_range
+        )
         if span and current and not twist.ignore_range:
             start, status = int(span[1]), 206
             if start >= served.size:
-                _send_head(handler, 416, {"Content-Length": "0", "Content-Range": f"bytes */{served.size}", **headers})
+                _send_head(
+                    handler,
+                    416,
+                    {"Content-Length": "0", "Content-Range": f"bytes */{served.size}", **headers},
+                )
                 return
             headers["Content-Range"] = f"bytes {start}-{served.size - 1}/{served.size}"
         length = {"Content-Length": str(served.size - start + twist.longer)}
         _send_head(
-            handler, status, headers | ({"Transfer-Encoding": "chunked"} if twist.chunked else length) | dict(twist.headers)
+            handler,
+            status,
+            headers
+            | ({"Transfer-Encoding": "chunked"} if twist.chunked else length)
+            | dict(twist.headers),
         )
         if handler.command == "HEAD":
             return
         for piece in self._pieces(served, start, min(0, twist.longer), twist):
             handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if twist.chunked else piece)
         if twist.cut is not None and twist.reset:
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
             os.close(handler.connection.detach())
         elif twist.cut is None and twist.chunked:
             handler.wfile.write(b"0\r\n\r\n")
@@ -203,9 +244,13 @@ class Proxy(Server):
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         self.record(handler)
         target = urlsplit(handler.path)
-        connection = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=30)
+        connection = http.client.HTTPConnection(
+            target.hostname or "", target.port or 80, timeout=30
+        )
         try:
-            connection.request(handler.command, target.path, headers={**handler.headers, "Via": "1.1 test"})
+            connection.request(
+                handler.command, target.path, headers={**handler.headers, "Via": "1.1 test"}
+            )
             response = connection.getresponse()
             _send_head(handler, response.status, dict(response.getheaders()))
             while piece := response.read(PIECE):
@@ -222,7 +267,9 @@ class _HTTPServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exc_info()[1], OSError):  # a client that went away is part of the tests
+        if not isinstance(
+            sys.exc_info()[1], OSError
+        ):  # a client that went away is part of the tests
             super().handle_error(request, client_address)
 
 
@@ -268,9 +315,14 @@ def make_certificates(folder: Path) -> tuple[Path, Path]:
 
     now = datetime.now(timezone.utc)
     root_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root_name, name = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)]) for each in ("test authority", "test server"))
+    root_name, name = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each)])
+        for each in ("test authority", "test server")
+    )
 
-    def build(subject: x509.Name, public: ec.EllipticCurvePublicKey, authority: bool) -> x509.Certificate:
+    def build(
+        subject: x509.Name, public: ec.EllipticCurvePublicKey, authority: bool
+    ) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -281,11 +333,24 @@ def make_certificates(folder: Path) -> tuple[Path, Path]:
             .not_valid_after(now + timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()),
+                critical=False,
+            )
         )
         if authority:
-            others = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
-            usage = x509.KeyUsage(True, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False, **others)
+            others = dict.fromkeys(
+                ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"),
+                False,
+            )
+            usage = x509.KeyUsage(
+                True,
+                key_cert_sign=True,
+                crl_sign=True,
+                encipher_only=False,
+                decipher_only=False,
+                **others,
+            )
             builder = builder.add_extension(usage, critical=True)
         else:
             address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
@@ -295,6 +360,8 @@ def make_certificates(folder: Path) -> tuple[Path, Path]:
     pem = serialization.Encoding.PEM
     root, server = folder / "authority.pem", folder / "server.pem"
     root.write_bytes(build(root_name, root_key.public_key(), authority=True).public_bytes(pem))
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     server.write_bytes(private + build(name, key.public_key(), authority=False).public_bytes(pem))
     return root, server

@@ -34,8 +34,16 @@ def test_public_names_are_sorted_and_exist() -> None:
 
 
 def test_names_are_listed_by_pattern_and_filters() -> None:
-    assert swag_models.list_models("vit*", variant="in1k") == ["vit_b16_in1k", "vit_l16_in1k", "vit_h14_in1k"]
-    assert swag_models.list_models(family="regnet", num_classes=None) == ["regnety_16gf", "regnety_32gf", "regnety_128gf"]
+    assert swag_models.list_models("vit*", variant="in1k") == [
+        "vit_b16_in1k",
+        "vit_l16_in1k",
+        "vit_h14_in1k",
+    ]
+    assert swag_models.list_models(family="regnet", num_classes=None) == [
+        "regnety_16gf",
+        "regnety_32gf",
+        "regnety_128gf",
+    ]
     assert swag_models.list_models(image_size=518) == ["vit_h14_in1k"]
     assert swag_models.list_models("resnet*") == []
 
@@ -46,7 +54,9 @@ def test_an_unknown_filter_is_named_with_those_allowed() -> None:
 
 
 def test_an_unknown_name_gets_the_nearest_ones() -> None:
-    with pytest.raises(UnknownModelError, match="unknown model 'vit_b_16_in1k'; did you mean: vit_b16_in1k"):
+    with pytest.raises(
+        UnknownModelError, match="unknown model 'vit_b_16_in1k'; did you mean: vit_b16_in1k"
+    ):
         swag_models.load_model("vit_b_16_in1k")
     with pytest.raises(UnknownModelError, match="known: regnety_16gf, "):
         swag_models.get_spec("?")
@@ -55,14 +65,18 @@ def test_an_unknown_name_gets_the_nearest_ones() -> None:
 def test_a_model_is_loaded_in_eval_mode_with_trainable_parameters() -> None:
     model = swag_models.load_model(NANO)
     assert not model.training
-    assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
+    assert all(
+        parameter.requires_grad and not parameter.is_meta for parameter in model.parameters()
+    )
     assert model(torch.zeros(2, 3, 48, 48)).shape == (2, 65)
 
 
 def test_every_name_is_a_function_with_the_originals_signature() -> None:
     for name in swag_models.list_models():
         entry = getattr(swag_models, name)
-        assert str(inspect.signature(entry)).startswith("(pretrained: 'bool' = True, progress: 'bool' = True, **kwargs")
+        assert str(inspect.signature(entry)).startswith(
+            "(pretrained: 'bool' = True, progress: 'bool' = True, **kwargs"
+        )
         assert entry.__name__ == name
         assert swag_models.get_spec(name).license in entry.__doc__
 
@@ -75,12 +89,17 @@ def test_a_named_function_gives_what_load_model_gives() -> None:
 
 
 def test_options_after_the_name_are_keywords_only() -> None:
-    kinds = {parameter.kind for parameter in list(inspect.signature(swag_models.load_model).parameters.values())[1:]}
+    kinds = {
+        parameter.kind
+        for parameter in list(inspect.signature(swag_models.load_model).parameters.values())[1:]
+    }
     assert kinds == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_a_spec_of_ones_own_is_built() -> None:
-    spec = dataclasses.replace(swag_models.get_spec(NANO), name="mine", preprocess=Preprocess(16), num_classes=4)
+    spec = dataclasses.replace(
+        swag_models.get_spec(NANO), name="mine", preprocess=Preprocess(16), num_classes=4
+    )
     assert swag_models.load_model(spec, pretrained=False)(torch.zeros(1, 3, 16, 16)).shape == (1, 4)
 
 
@@ -100,7 +119,9 @@ def test_a_spec_of_ones_own_is_built() -> None:
         ({"drop_rate": 1.5}, "drop_rate is 1.5"),
     ],
 )
-def test_a_value_that_cannot_be_gets_one_clear_line(options: dict[str, object], message: str) -> None:
+def test_a_value_that_cannot_be_gets_one_clear_line(
+    options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         swag_models.load_model(NANO, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
@@ -124,5 +145,8 @@ def test_class_names_are_the_specs_or_torchvisions() -> None:
 
 
 def test_a_trunk_has_no_class_names_and_says_which_models_have() -> None:
-    with pytest.raises(ConfigError, match=r"vit_b16 gives features and has no classes; .*vit_b16_in1k, vit_b16_in1k_linear"):
+    with pytest.raises(
+        ConfigError,
+        match=r"vit_b16 gives features and has no classes; .*vit_b16_in1k, vit_b16_in1k_linear",
+    ):
         swag_models.load_classes("vit_b16")

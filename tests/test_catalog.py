@@ -17,7 +17,11 @@ TORCHVISION = {
     "vit_l16": torchvision.models.ViT_L_16_Weights,
     "vit_h14": torchvision.models.ViT_H_14_Weights,
 }
-TIMM = {"regnety_16gf": "regnety_160", "regnety_32gf": "regnety_320", "regnety_128gf": "regnety_1280"}
+TIMM = {
+    "regnety_16gf": "regnety_160",
+    "regnety_32gf": "regnety_320",
+    "regnety_128gf": "regnety_1280",
+}
 SPECS = [swag_models.get_spec(name) for name in swag_models.list_models() if "_nano_" not in name]
 every_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
@@ -44,9 +48,15 @@ def test_the_first_source_is_torchvisions_file_with_the_hash_of_its_name(spec: M
 @every_spec
 def test_the_original_file_follows_where_there_is_one(spec: ModelSpec) -> None:
     originals = [source.url for source in spec.sources if source.layout == "swag"]
-    published = [] if spec.variant == "in1k_linear" else [f"https://dl.fbaipublicfiles.com/SWAG/{spec.name}.torch"]
+    published = (
+        []
+        if spec.variant == "in1k_linear"
+        else [f"https://dl.fbaipublicfiles.com/SWAG/{spec.name}.torch"]
+    )
     assert originals == published
-    assert spec.sources[1 : 1 + len(published)] == tuple(s for s in spec.sources if s.layout == "swag")
+    assert spec.sources[1 : 1 + len(published)] == tuple(
+        s for s in spec.sources if s.layout == "swag"
+    )
 
 
 @every_spec
@@ -74,7 +84,9 @@ def test_facts_are_those_of_torchvisions_metadata(spec: ModelSpec) -> None:
     assert spec.num_classes == len(weights.meta["categories"])
     published = weights.meta["_metrics"]["ImageNet-1K"]
     assert spec.metrics is not None
-    assert spec.metrics.top1 == pytest.approx(published["acc@1"], abs=0.02)  # the authors' and torchvision's runs differ
+    assert spec.metrics.top1 == pytest.approx(
+        published["acc@1"], abs=0.02
+    )  # the authors' and torchvision's runs differ
     assert spec.metrics.top5 == pytest.approx(published["acc@5"], abs=0.02)
 
 
@@ -83,7 +95,11 @@ def test_preprocessing_is_torchvisions(spec: ModelSpec) -> None:
     preset = weights_of(spec).transforms()
     preprocess = spec.preprocess
     assert [preprocess.image_size] == preset.crop_size == preset.resize_size
-    assert (preprocess.interpolation, list(preprocess.mean), list(preprocess.std)) == ("bicubic", preset.mean, preset.std)
+    assert (preprocess.interpolation, list(preprocess.mean), list(preprocess.std)) == (
+        "bicubic",
+        preset.mean,
+        preset.std,
+    )
 
 
 @every_spec

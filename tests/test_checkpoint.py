@@ -37,7 +37,11 @@ def save_legacy(state: Any, path: Path) -> None:
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
-SAVERS: dict[str, Callable[[Any, Path], None]] = {"safetensors": save_file, "zip": torch.save, "legacy": save_legacy}
+SAVERS: dict[str, Callable[[Any, Path], None]] = {
+    "safetensors": save_file,
+    "zip": torch.save,
+    "legacy": save_legacy,
+}
 
 
 def assert_same(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -52,7 +56,9 @@ class TestReading:
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("kind", SAVERS)
     @pytest.mark.parametrize("backend", ["mmap", "pread"])
-    def test_of_every_kind_and_layout(self, family: str, layout: Layout, kind: str, backend: Any, tmp_path: Path) -> None:
+    def test_of_every_kind_and_layout(
+        self, family: str, layout: Layout, kind: str, backend: Any, tmp_path: Path
+    ) -> None:
         state = translate_layout(tiny(family).state_dict(), layout)
         SAVERS[kind](state, tmp_path / "file")  # the content tells the kind, not the name
         read = read_state_dict(tmp_path / "file", backend=backend)
@@ -62,13 +68,19 @@ class TestReading:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("kind", SAVERS)
-    def test_gives_the_model_that_was_saved(self, family: str, layout: Layout, kind: str, tmp_path: Path) -> None:
+    def test_gives_the_model_that_was_saved(
+        self, family: str, layout: Layout, kind: str, tmp_path: Path
+    ) -> None:
         source, batch = tiny(family), images()
         SAVERS[kind](translate_layout(source.state_dict(), layout), tmp_path / "file")
         model = load_model(TINY_SPECS[family], weights=str(tmp_path / "file"))
         assert not model.training
-        assert all(parameter.requires_grad and parameter.is_leaf for parameter in model.parameters())
-        torch.testing.assert_close(model(batch), source(batch))  # mapped weights lie differently, which may move last bits
+        assert all(
+            parameter.requires_grad and parameter.is_leaf for parameter in model.parameters()
+        )
+        torch.testing.assert_close(
+            model(batch), source(batch)
+        )  # mapped weights lie differently, which may move last bits
 
     def test_backend_must_be_known(self, tmp_path: Path) -> None:
         torch.save(tiny("vit").state_dict(), tmp_path / "file")
@@ -77,13 +89,23 @@ class TestReading:
 
     @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-    def test_half_precision_becomes_float32_or_what_is_asked(self, kind: str, half: torch.dtype, tmp_path: Path) -> None:
+    def test_half_precision_becomes_float32_or_what_is_asked(
+        self, kind: str, half: torch.dtype, tmp_path: Path
+    ) -> None:
         state = tiny("regnet").to(half).state_dict()
         SAVERS[kind](state, tmp_path / "file")
-        for asked, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)):
-            loaded = load_model(TINY_SPECS["regnet"], weights=tmp_path / "file", dtype=asked).state_dict()
+        for asked, expected in (
+            (None, torch.float32),
+            ("bfloat16", torch.bfloat16),
+            (torch.float16, torch.float16),
+        ):
+            loaded = load_model(
+                TINY_SPECS["regnet"], weights=tmp_path / "file", dtype=asked
+            ).state_dict()
             for key, tensor in state.items():
-                assert torch.equal(loaded[key], tensor.to(expected) if tensor.is_floating_point() else tensor), key
+                assert torch.equal(
+                    loaded[key], tensor.to(expected) if tensor.is_floating_point() else tensor
+                ), key
 
 
 class TestWrappers:
@@ -94,34 +116,53 @@ class TestWrappers:
             lambda state: {"model": state},
             lambda state: {"model_ema": state},
             lambda state: {"model": {"state_dict": state}},
-            lambda state: {"classy_state_dict": {"base_model": {"model": {"trunk": state, "heads": {}}}, "phase": 1}},
+            lambda state: {
+                "classy_state_dict": {
+                    "base_model": {"model": {"trunk": state, "heads": {}}},
+                    "phase": 1,
+                }
+            },
             lambda state: {f"module.{key}": value for key, value in state.items()},
             lambda state: {f"_orig_mod.{key}": value for key, value in state.items()},
             lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
             lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
             lambda state: {f"module.module.{key}": value for key, value in state.items()},
             lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}},
-            lambda state: {"n_averaged": torch.tensor(5), **{f"module.{key}": value for key, value in state.items()}},
+            lambda state: {
+                "n_averaged": torch.tensor(5),
+                **{f"module.{key}": value for key, value in state.items()},
+            },
         ],
         ids=lambda wrap: ", ".join(map(str, wrap({"cls_token": 0}))),
     )
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_are_taken_off(self, wrap: Callable[[dict[str, Tensor]], Any], layout: Layout, tmp_path: Path) -> None:
+    def test_are_taken_off(
+        self, wrap: Callable[[dict[str, Tensor]], Any], layout: Layout, tmp_path: Path
+    ) -> None:
         state = translate_layout(tiny("vit").state_dict(), layout)
         torch.save(wrap(state), tmp_path / "file")
         assert_same(read_state_dict(tmp_path / "file"), state)
 
     @pytest.mark.parametrize(
         "wrap",
-        [nn.DataParallel, AveragedModel, lambda model: AveragedModel(nn.DataParallel(model)), torch.compile],
+        [
+            nn.DataParallel,
+            AveragedModel,
+            lambda model: AveragedModel(nn.DataParallel(model)),
+            torch.compile,
+        ],
         ids=["DataParallel", "AveragedModel", "AveragedModel of DataParallel", "compile"],
     )
-    def test_of_torch_itself_are_taken_off(self, wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    def test_of_torch_itself_are_taken_off(
+        self, wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+    ) -> None:
         model = tiny("regnet")
         torch.save(wrap(model).state_dict(), tmp_path / "file")
         assert_same(read_state_dict(tmp_path / "file"), model.state_dict())
 
-    def test_averaged_weights_come_first_and_the_choice_is_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_averaged_weights_come_first_and_the_choice_is_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         state = tiny("vit").state_dict()
         torch.save({"model": tiny("vit").state_dict(), "model_ema": state}, tmp_path / "file")
         with caplog.at_level(logging.WARNING, "swag_models"):
@@ -156,8 +197,12 @@ print(anonymous() - before)
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     @pytest.mark.parametrize(("backend", "copies"), [("mmap", False), ("pread", True)])
     @pytest.mark.parametrize("kind", ["safetensors", "zip"])
-    def test_loading_copies_nothing_unless_asked(self, kind: str, backend: str, copies: bool, tmp_path: Path) -> None:
-        spec = replace(VIT_SPEC, config=self.CONFIG, preprocess=replace(VIT_SPEC.preprocess, image_size=64))
+    def test_loading_copies_nothing_unless_asked(
+        self, kind: str, backend: str, copies: bool, tmp_path: Path
+    ) -> None:
+        spec = replace(
+            VIT_SPEC, config=self.CONFIG, preprocess=replace(VIT_SPEC.preprocess, image_size=64)
+        )
         big, small = tmp_path / "big", tmp_path / "small"
         SAVERS[kind](build(self.CONFIG, num_classes=10, image_size=64).state_dict(), big)
         SAVERS[kind](tiny("vit").state_dict(), small)
@@ -171,7 +216,9 @@ print(anonymous() - before)
 
     @pytest.mark.parametrize("backend", ["mmap", "pread"])
     @pytest.mark.parametrize("kind", SAVERS)
-    def test_changing_the_model_leaves_the_file_alone(self, kind: str, backend: Any, tmp_path: Path) -> None:
+    def test_changing_the_model_leaves_the_file_alone(
+        self, kind: str, backend: Any, tmp_path: Path
+    ) -> None:
         SAVERS[kind](tiny("vit").state_dict(), tmp_path / "file")
         before = (tmp_path / "file").read_bytes()
         model = load_model(VIT_SPEC, weights=tmp_path / "file", backend=backend)
@@ -207,7 +254,9 @@ class TestConverting:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("pair", list(itertools.product(LAYOUTS, repeat=2)), ids="-".join)
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_in_every_direction(self, family: str, pair: tuple[Layout, Layout], suffix: str, tmp_path: Path) -> None:
+    def test_in_every_direction(
+        self, family: str, pair: tuple[Layout, Layout], suffix: str, tmp_path: Path
+    ) -> None:
         state = tiny(family).state_dict()
         for index, save in enumerate(SAVERS.values()):
             source, target = tmp_path / f"source{index}", tmp_path / f"target{index}{suffix}"
@@ -218,7 +267,10 @@ class TestConverting:
 
     def test_of_torchvisions_early_names(self, tmp_path: Path) -> None:
         state = translate_layout(tiny("vit").state_dict(), "torchvision")
-        early = {key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): state[key] for key in state}
+        early = {
+            key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): state[key]
+            for key in state
+        }
         torch.save(early, tmp_path / "early.pth")
         for layout in ("swag", "timm"):
             convert_checkpoint(tmp_path / "early.pth", tmp_path / "new.pth", layout)  # type: ignore[arg-type]
@@ -252,20 +304,29 @@ class TestConverting:
 
     @pytest.mark.parametrize("name", ["model.onnx", "model", "model.safetensors.gz"])
     def test_refuses_an_unknown_suffix(self, name: str, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match=rf"cannot write .*{name}: end the name in \.safetensors or \.pth"):
+        with pytest.raises(
+            CheckpointError, match=rf"cannot write .*{name}: end the name in \.safetensors or \.pth"
+        ):
             write_state_dict(tiny("vit").state_dict(), tmp_path / name)
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
     @pytest.mark.parametrize("existing", [True, False])
-    def test_leaves_nothing_behind_on_a_full_disk(self, suffix: str, existing: bool, tmp_path: Path) -> None:
+    def test_leaves_nothing_behind_on_a_full_disk(
+        self, suffix: str, existing: bool, tmp_path: Path
+    ) -> None:
         path = tmp_path / f"model{suffix}"
         if existing:
             path.write_bytes(b"precious")
-        with file_size_limit(20_000), pytest.raises(CheckpointError, match=r"cannot write .*model") as error:
+        with (
+            file_size_limit(20_000),
+            pytest.raises(CheckpointError, match=r"cannot write .*model") as error,
+        ):
             write_state_dict(tiny("vit").state_dict(), path)
         assert "\n" not in str(error.value)
-        assert [(left.name, left.read_bytes()) for left in tmp_path.iterdir()] == [(path.name, b"precious")] * existing
+        assert [(left.name, left.read_bytes()) for left in tmp_path.iterdir()] == [
+            (path.name, b"precious")
+        ] * existing
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
     @pytest.mark.parametrize("place", ["missing", "file", "long"])

@@ -23,7 +23,9 @@ from swag_models import load_model
 from swag_models.checkpoint import read_state_dict
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:.*torch.jit.* is deprecated")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Detected pickle protocol", "ignore:.*torch.jit.* is deprecated"
+)
 
 
 class Call:
@@ -81,7 +83,13 @@ class TestHostile:
         ],
     )
     def test_call_is_refused_by_name_and_not_made(
-        self, function: Callable[..., Any], argument: str, save: Any, protocol: int, backend: Any, tmp_path: Path
+        self,
+        function: Callable[..., Any],
+        argument: str,
+        save: Any,
+        protocol: int,
+        backend: Any,
+        tmp_path: Path,
     ) -> None:
         marker = tmp_path / "marker"
         call = Call(function, argument.format(str(marker)))
@@ -127,7 +135,9 @@ class TestHostile:
 
 
 def saved(kind: str, path: Path) -> bytes:
-    state = {key: tensor.clone() for key, tensor in itertools.islice(tiny("vit").state_dict().items(), 4)}
+    state = {
+        key: tensor.clone() for key, tensor in itertools.islice(tiny("vit").state_dict().items(), 4)
+    }
     match kind:
         case "safetensors":
             save_file(state, path)
@@ -202,7 +212,9 @@ class TestBroken:
             archive.writestr("papers/readme.txt", "hello")
         refuse(tmp_path / "papers.zip")
 
-    @pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript archive")
+    @pytest.mark.filterwarnings(
+        "ignore:'torch.load' received a zip file that looks like a TorchScript archive"
+    )
     def test_torchscript(self, tmp_path: Path) -> None:
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
         assert "TorchScript" in refuse(tmp_path / "script.pt")

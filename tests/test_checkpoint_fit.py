@@ -64,9 +64,16 @@ class TestHead:
         assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
         assert not caplog.messages
 
-    @pytest.mark.parametrize(("in_file", "asked"), [(10, {"num_classes": 7}), (4, {}), (4, {"num_classes": 10})])
+    @pytest.mark.parametrize(
+        ("in_file", "asked"), [(10, {"num_classes": 7}), (4, {}), (4, {"num_classes": 10})]
+    )
     def test_of_another_size_is_replaced_and_told(
-        self, family: str, in_file: int, asked: dict[str, int], load: Any, caplog: pytest.LogCaptureFixture
+        self,
+        family: str,
+        in_file: int,
+        asked: dict[str, int],
+        load: Any,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         state = tiny(family, num_classes=in_file).state_dict()
         model = load(family, state, **asked)
@@ -80,10 +87,14 @@ class TestHead:
 
     def test_of_no_size_at_all_is_replaced(self, family: str, load: Any) -> None:
         state = tiny(family).state_dict()
-        state[next(key for key in state if key.startswith("head") and key.endswith("bias"))] = torch.tensor(1.0)
+        state[next(key for key in state if key.startswith("head") and key.endswith("bias"))] = (
+            torch.tensor(1.0)
+        )
         assert_fresh_head(load(family, state), 10)
 
-    def test_that_is_missing_is_fresh_if_asked_for(self, family: str, load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def test_that_is_missing_is_fresh_if_asked_for(
+        self, family: str, load: Any, caplog: pytest.LogCaptureFixture
+    ) -> None:
         state = tiny(family, num_classes=None).state_dict()
         model = load(family, state, num_classes=10)
         assert_fresh_head(model, 10)
@@ -109,11 +120,15 @@ class TestHead:
         assert_same_trunk(load_model(spec, weights=tmp_path / "file.pth"), state)
         assert load_model(spec, weights=tmp_path / "file.pth", num_classes=10).num_classes == 10
 
-    def test_that_a_trunk_leaves_out_is_told(self, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_that_a_trunk_leaves_out_is_told(
+        self, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         torch.save(tiny(family, 3).state_dict(), tmp_path / "file.pth")
         trunk = replace(TINY_SPECS[family], num_classes=None, classes=None)
         load_model(trunk, weights=tmp_path / "file.pth")
-        assert "a head of 3 classes, which is left out; to keep it, pass num_classes=3" in caplog.text
+        assert (
+            "a head of 3 classes, which is left out; to keep it, pass num_classes=3" in caplog.text
+        )
         caplog.clear()
         load_model(trunk, weights=tmp_path / "file.pth", num_classes=None)
         assert caplog.text == ""
@@ -146,20 +161,26 @@ class TestPositions:
 
     def test_of_an_oblong_grid_with_as_many_are_kept_in_native_names_only(self, load: Any) -> None:
         oblong = tiny("vit", image_size=(32, 128))  # 4x16 positions, as many as 8x8
-        assert torch.equal(load("vit", oblong.state_dict(), image_size=(32, 128)).pos_embed, oblong.pos_embed)
+        assert torch.equal(
+            load("vit", oblong.state_dict(), image_size=(32, 128)).pos_embed, oblong.pos_embed
+        )
         published = translate_layout(oblong.state_dict(), "swag")  # that layout knows squares only
         resized = resize_position_embedding(oblong.pos_embed, (8, 8), (4, 16))
         torch.testing.assert_close(load("vit", published, image_size=(32, 128)).pos_embed, resized)
 
     def test_of_another_oblong_grid_are_refused(self, load: Any) -> None:
         state = tiny("vit", image_size=(32, 96)).state_dict()
-        with pytest.raises(CheckpointError, match=r"misshapen pos_embed \(1, 49, 32\) instead of \(1, 65, 32\)"):
+        with pytest.raises(
+            CheckpointError, match=r"misshapen pos_embed \(1, 49, 32\) instead of \(1, 65, 32\)"
+        ):
             load("vit", state)
 
     def test_of_half_precision_are_resized_in_full(self, load: Any) -> None:
         state = tiny("vit").half().state_dict()
         model = load("vit", state, image_size=96)
-        assert torch.equal(model.pos_embed, resize_position_embedding(state["pos_embed"], (8, 8), (12, 12)).float())
+        assert torch.equal(
+            model.pos_embed, resize_position_embedding(state["pos_embed"], (8, 8), (12, 12)).float()
+        )
 
     def test_leave_a_regnet_of_any_size_alone(self, load: Any) -> None:
         state = tiny("regnet").state_dict()
@@ -186,15 +207,23 @@ class TestMismatch:
         assert "num_classes=None" not in message
 
     def test_of_many_tensors_is_counted(self, load: Any) -> None:
-        state = {key: tensor for key, tensor in tiny("vit").state_dict().items() if not key.startswith("blocks.1.")}
-        with pytest.raises(CheckpointError, match=r"missing blocks\.1\.norm1\.weight, .* and 4 more"):
+        state = {
+            key: tensor
+            for key, tensor in tiny("vit").state_dict().items()
+            if not key.startswith("blocks.1.")
+        }
+        with pytest.raises(
+            CheckpointError, match=r"missing blocks\.1\.norm1\.weight, .* and 4 more"
+        ):
             load("vit", state)
 
     def test_of_families_is_named(self, load: Any) -> None:
         with pytest.raises(CheckpointError, match=r"file\.pth holds a regnet, the model is a vit"):
             load("vit", tiny("regnet").state_dict())
         model = build(CONFIGS["vit"], num_classes=10, image_size=64)
-        with pytest.raises(CheckpointError, match="here holds an unknown layout, the model is a vit"):
+        with pytest.raises(
+            CheckpointError, match="here holds an unknown layout, the model is a vit"
+        ):
             fit_state_dict({"weight": torch.ones(1)}, model, origin="here")
 
     @pytest.mark.parametrize(
@@ -213,7 +242,9 @@ class TestMismatch:
             ("regnet", "stem.conv.weight", (32,)),
         ],
     )
-    def test_of_a_special_tensor_is_listed(self, family: str, key: str, shape: tuple[int, ...], load: Any) -> None:
+    def test_of_a_special_tensor_is_listed(
+        self, family: str, key: str, shape: tuple[int, ...], load: Any
+    ) -> None:
         state = tiny(family).state_dict()
         state[key] = torch.ones(shape)
         with pytest.raises(CheckpointError, match=f"misshapen {key}"):
@@ -239,6 +270,8 @@ class TestStem:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_of_a_file_with_the_same_channels_is_kept(self, family: str, load: Any) -> None:
         state = tiny(family, in_chans=4).state_dict()
-        assert torch.equal(load(family, state, in_chans=4).state_dict()[STEM[family]], state[STEM[family]])
+        assert torch.equal(
+            load(family, state, in_chans=4).state_dict()[STEM[family]], state[STEM[family]]
+        )
         with pytest.raises(CheckpointError, match=f"misshapen {STEM[family]}"):
             load(family, state)

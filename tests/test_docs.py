@@ -16,7 +16,11 @@ from swag_models import publish
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RECIPE = (ROOT / "docs" / "recipe.md").read_text()
-STAND_IN = {"vit_b16_in1k": "vit_nano_hashtags", "vit_b16(": "vit_nano_hashtags(", "path/to/swag_models": str(ROOT)}
+STAND_IN = {
+    "vit_b16_in1k": "vit_nano_hashtags",
+    "vit_b16(": "vit_nano_hashtags(",
+    "path/to/swag_models": str(ROOT),
+}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -51,16 +55,32 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
 def test_python_snippets_run(number: int, folder: Path) -> None:
     (folder / "snippet.py").write_text(stand_in(blocks("python")[number]))
-    done = subprocess.run([sys.executable, "snippet.py"], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "snippet.py"], cwd=folder, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [line for block in blocks("sh") for line in block.splitlines() if line.startswith("swag")])
+@pytest.mark.parametrize(
+    "command",
+    [line for block in blocks("sh") for line in block.splitlines() if line.startswith("swag")],
+)
 def test_commands_run(command: str, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "SWAG_MODELS_CACHE": str(folder / "cache"), "SWAG_MODELS_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "SWAG_MODELS_CACHE": str(folder / "cache"),
+        "SWAG_MODELS_OFFLINE": "1",
+    }
     done = subprocess.run(
-        stand_in(command), shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        stand_in(command),
+        shell=True,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
@@ -71,7 +91,9 @@ def test_commands_run(command: str, folder: Path) -> None:
 def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     commands, training, presets, _ = blocks("sh", RECIPE)
-    small = commands.replace("20000", "200 --held-out 32").replace("--shard-size 1000", "--shard-size 25")
+    small = commands.replace("20000", "200 --held-out 32").replace(
+        "--shard-size 1000", "--shard-size 25"
+    )
     assert small.count("\n") == 3
     short = training.replace("--license", "--set steps=2 --set epochs=none --license")
     done = subprocess.run(
@@ -86,7 +108,9 @@ def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -
     loading, running = blocks("python", RECIPE)
     checked = "assert images.shape == (32, 3, 64, 64) and len(classes) == 32 and state"
     code = f"{loading.replace('256', '32')}\n{checked}\n{running.replace('steps=20', 'steps=2') if trained else ''}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "short" / "model" / "config.json").exists() == trained
 
@@ -98,13 +122,20 @@ def test_there_are_snippets_and_commands_to_run() -> None:
 
 def test_make_targets_that_the_documents_name_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    named = set(
+        re.findall(
+            r"(?:`|^)make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+        )
+    )
     assert named
     assert named <= targets
 
 
 def test_the_model_table_is_the_catalog() -> None:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in between("models").splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in between("models").splitlines()[2:]
+    ]
     expected = []
     for name in swag_models.list_models():
         spec = swag_models.get_spec(name)
@@ -113,15 +144,33 @@ def test_the_model_table_is_the_catalog() -> None:
             accuracy = f"{spec.metrics.top1} / {spec.metrics.top5}"
         output = "features" if spec.num_classes is None else f"{spec.num_classes} classes"
         parameters = f"{spec.num_params / 1e6:.1f}M"
-        expected.append([f"`{name}`", parameters, str(spec.image_size), f"{spec.gmacs:.2f}", output, accuracy, spec.license])
+        expected.append(
+            [
+                f"`{name}`",
+                parameters,
+                str(spec.image_size),
+                f"{spec.gmacs:.2f}",
+                output,
+                accuracy,
+                spec.license,
+            ]
+        )
     assert rows == expected
 
 
 def test_the_tree_names_every_file_of_the_package() -> None:
-    lines = [line.split()[0] for line in between("tree").splitlines() if line and not line.startswith("```")]
+    lines = [
+        line.split()[0]
+        for line in between("tree").splitlines()
+        if line and not line.startswith("```")
+    ]
     assert all((ROOT / name).exists() or (ROOT / "swag_models" / name).exists() for name in lines)
     written = {name.rstrip("/") for name in lines}
-    present = {path.name for path in (ROOT / "swag_models").iterdir() if path.suffix != ".typed" and path.name != "__pycache__"}
+    present = {
+        path.name
+        for path in (ROOT / "swag_models").iterdir()
+        if path.suffix != ".typed" and path.name != "__pycache__"
+    }
     assert present <= written
 
 
@@ -136,7 +185,13 @@ def test_the_errors_drawn_are_the_errors_there_are() -> None:
 
 
 def test_links_to_files_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "docs/recipe.md", "docs/evaluation.md"):
+    for document in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "benchmarks/README.md",
+        "docs/recipe.md",
+        "docs/evaluation.md",
+    ):
         text = (ROOT / document).read_text()
         assert text
         for target in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -23,7 +23,9 @@ def test_the_pictures_are_told_apart() -> None:
 
 
 def test_weights_that_ship_are_small_and_no_others_do() -> None:
-    assert {path.stem for path in WEIGHTS.iterdir()} == set(swag_models.list_models(variant="hashtags"))
+    assert {path.stem for path in WEIGHTS.iterdir()} == set(
+        swag_models.list_models(variant="hashtags")
+    )
     assert all(path.stat().st_size <= 2e6 for path in WEIGHTS.iterdir())
 
 

@@ -49,7 +49,9 @@ def test_an_example_is_short(name: str) -> None:
 def test_scikit_learn_reads_things_from_embeddings() -> None:
     done = run_example("sklearn_probe.py")
     assert (done.returncode, done.stderr) == (0, "")
-    found = re.findall(r"^(\w+) ([\d.]+)% of 320 held-out pictures from 192 features$", done.stdout, re.MULTILINE)
+    found = re.findall(
+        r"^(\w+) ([\d.]+)% of 320 held-out pictures from 192 features$", done.stdout, re.MULTILINE
+    )
     assert [name for name, _ in found] == ["linear", "nearest"]
     assert min(float(accuracy) for _, accuracy in found) >= 5 * 100 / 32, "of guessing"
 
@@ -58,7 +60,9 @@ def test_scikit_learn_reads_things_from_embeddings() -> None:
 def test_the_nearest_neighbours_of_a_picture_are_like_it(tmp_path: Path) -> None:
     files = write_scenes(tmp_path / "scenes", 12)
     file = tmp_path / "scenes.parquet"
-    assert main(["embed", str(tmp_path / "scenes"), "--model", NANO, "-o", str(file), "--quiet"]) == 0
+    assert (
+        main(["embed", str(tmp_path / "scenes"), "--model", NANO, "-o", str(file), "--quiet"]) == 0
+    )
     query = put(tmp_path / "query.png", files[50].read_bytes())
     done = run_example("nearest.py", file, query, NANO)
     assert (done.returncode, done.stderr) == (0, "")
@@ -71,7 +75,10 @@ def test_the_nearest_neighbours_of_a_picture_are_like_it(tmp_path: Path) -> None
     assert cosines == sorted(cosines, reverse=True)
     done = run_example("nearest.py", file, put(tmp_path / "broken.png", b""))
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.splitlines()[-1] == f"{tmp_path}/broken.png is not an image that Pillow can read"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"{tmp_path}/broken.png is not an image that Pillow can read"
+    )
 
 
 @pytest.mark.slow

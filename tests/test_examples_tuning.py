@@ -15,9 +15,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def run_example(*arguments: str | Path, cwd: Path) -> str:
     """What an example prints, run in another folder with nothing to fetch from."""
-    environment = {**os.environ, "SWAG_MODELS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "SWAG_MODELS_OFFLINE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, str(EXAMPLES / arguments[0]), *map(str, arguments[1:])]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -42,7 +49,10 @@ def test_fine_tuning_on_a_few_labels_beats_random_weights(tmp_path: Path) -> Non
     assert len((EXAMPLES / "finetune.py").read_text().splitlines()) <= 40
 
 
-@pytest.mark.parametrize("example", [pytest.param("lora.py", marks=SLOW), pytest.param("accelerate_finetune.py", marks=SLOW)])
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param("lora.py", marks=SLOW), pytest.param("accelerate_finetune.py", marks=SLOW)],
+)
 def test_an_adapted_model_knows_the_new_task(example: str, tmp_path: Path) -> None:
     printed = run_example(example, cwd=tmp_path)
     assert find_number(r"held-out accuracy ([\d.]+)%", printed) >= 3 * 100 / 8, "of guessing"
@@ -55,7 +65,8 @@ def test_an_adapted_model_knows_the_new_task(example: str, tmp_path: Path) -> No
 def test_grad_cam_points_at_what_the_model_needs(tmp_path: Path) -> None:
     printed = run_example("gradcam.py", SCENES / "flower.jpg", "overlay.png", cwd=tmp_path)
     hottest, coldest = (
-        find_number(rf"probability ([\d.]+) with the {part} quarter", printed) for part in ("hottest", "coldest")
+        find_number(rf"probability ([\d.]+) with the {part} quarter", printed)
+        for part in ("hottest", "coldest")
     )
     assert hottest < coldest
     with Image.open(tmp_path / "overlay.png") as overlay:
@@ -66,5 +77,7 @@ def test_grad_cam_points_at_what_the_model_needs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_detector_finds_the_things_it_was_shown(tmp_path: Path) -> None:
     printed = run_example("detection.py", cwd=tmp_path)
-    assert find_number(r"step 19 loss ([\d.]+)", printed) < 0.5 * find_number(r"step 0 loss ([\d.]+)", printed)
+    assert find_number(r"step 19 loss ([\d.]+)", printed) < 0.5 * find_number(
+        r"step 0 loss ([\d.]+)", printed
+    )
     assert find_number(r"found 3 of 3 things with (\d+) boxes", printed) <= 6

@@ -26,14 +26,22 @@ def run(code: str, folder: Path) -> str:
     (folder / "script.py").write_text(code)
     environment = {**os.environ, "TORCH_HOME": str(folder)}
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "script.py"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
 def test_hub_lists_the_models_and_nothing_else(folder: Path) -> None:
-    listed = run(f"import torch; print(*sorted(torch.hub.list({REPOSITORY!r}, trust_repo=True, verbose=False)))", folder)
+    listed = run(
+        f"import torch; print(*sorted(torch.hub.list({REPOSITORY!r}, trust_repo=True, verbose=False)))",
+        folder,
+    )
     assert listed.split() == sorted(swag_models.list_models())
 
 
@@ -59,5 +67,8 @@ def test_hub_loads_a_model_from_a_folder_beside_a_users_module_called_models(fol
 
 
 def test_hub_help_shows_what_a_model_is(folder: Path) -> None:
-    shown = run(f"import torch; print(torch.hub.help({REPOSITORY!r}, 'vit_b16_in1k', trust_repo=True))", folder)
+    shown = run(
+        f"import torch; print(torch.hub.help({REPOSITORY!r}, 'vit_b16_in1k', trust_repo=True))",
+        folder,
+    )
     assert "fine-tuned end to end on ImageNet-1k" in shown

@@ -46,31 +46,40 @@ def shapes(state: dict[str, Tensor]) -> Shapes:
 def meta_state(name: str, image_size: int | None = None) -> dict[str, Tensor]:
     spec = SPECS[name]
     with torch.device("meta"):
-        return build(spec.config, num_classes=spec.num_classes, image_size=image_size or spec.image_size).state_dict()
+        return build(
+            spec.config, num_classes=spec.num_classes, image_size=image_size or spec.image_size
+        ).state_dict()
 
 
 class TestPublishedNames:
     @pytest.mark.parametrize("name", PUBLISHED)
     def test_swag_layout_is_that_of_the_published_file(self, name: str) -> None:
         expected = {
-            key: (getattr(torch, dtype), torch.Size(shape)) for key, (dtype, shape) in PUBLISHED[name]["tensors"].items()
+            key: (getattr(torch, dtype), torch.Size(shape))
+            for key, (dtype, shape) in PUBLISHED[name]["tensors"].items()
         }
         assert shapes(translate_layout(meta_state(name), "swag")) == expected
 
     def test_all_published_files_are_checked(self) -> None:
-        assert set(PUBLISHED) == {spec.name for spec in SPECS.values() if spec.variant in ("trunk", "in1k")}
+        assert set(PUBLISHED) == {
+            spec.name for spec in SPECS.values() if spec.variant in ("trunk", "in1k")
+        }
 
     @pytest.mark.parametrize("arch", TIMM)
     def test_torchvision_layout_is_that_of_its_own_module(self, arch: str) -> None:
         name = f"{arch}_in1k"
         twin = torchvision_twin(SPECS[name].config, 1000, 224, device="meta")
-        assert shapes(translate_layout(meta_state(name, 224), "torchvision")) == shapes(twin.state_dict())
+        assert shapes(translate_layout(meta_state(name, 224), "torchvision")) == shapes(
+            twin.state_dict()
+        )
 
     @pytest.mark.parametrize("arch", TIMM)
     def test_timm_layout_is_that_of_its_own_module(self, arch: str) -> None:
         with torch.device("meta"):
             twin = timm.create_model(TIMM[arch], pretrained=False, num_classes=1000)
-        assert shapes(translate_layout(meta_state(f"{arch}_in1k", 224), "timm")) == shapes(twin.state_dict())
+        assert shapes(translate_layout(meta_state(f"{arch}_in1k", 224), "timm")) == shapes(
+            twin.state_dict()
+        )
 
 
 class TestRoundTrip:
@@ -99,7 +108,9 @@ class TestRoundTrip:
     def test_copies_no_tensor(self, family: str, layout: Layout) -> None:
         state = tiny(family).state_dict()
         pointers = {tensor.data_ptr() for tensor in state.values()}
-        assert {tensor.data_ptr() for tensor in translate_layout(state, layout).values()} == pointers
+        assert {
+            tensor.data_ptr() for tensor in translate_layout(state, layout).values()
+        } == pointers
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_leaves_the_given_dict_alone(self, family: str) -> None:
@@ -126,18 +137,24 @@ class TestRecognition:
         assert recognise_layout(reversed(list(state))) == (family, layout)
         assert find_unknown_keys(state) == []
 
-    @pytest.mark.parametrize("keys", [[], ["layer1.0.conv1.weight"], ["pos_embed", "encoder.pos_embedding"]])
+    @pytest.mark.parametrize(
+        "keys", [[], ["layer1.0.conv1.weight"], ["pos_embed", "encoder.pos_embedding"]]
+    )
     def test_of_nothing_known(self, keys: list[str]) -> None:
         assert recognise_layout(keys) is None
 
     def test_error_shows_the_first_keys_and_the_layouts(self) -> None:
-        with pytest.raises(CheckpointError, match=r"layer1\.weight, bn\.bias.*swag, torchvision, timm"):
+        with pytest.raises(
+            CheckpointError, match=r"layer1\.weight, bn\.bias.*swag, torchvision, timm"
+        ):
             translate_layout({"layer1.weight": torch.ones(1), "bn.bias": torch.ones(1)}, "timm")
         with pytest.raises(CheckpointError, match=r"unknown state-dict layout .*none"):
             translate_layout({}, "timm")
 
     def test_error_names_an_unknown_target(self) -> None:
-        with pytest.raises(CheckpointError, match=r"unknown layout 'keras'; allowed: swag, torchvision, timm"):
+        with pytest.raises(
+            CheckpointError, match=r"unknown layout 'keras'; allowed: swag, torchvision, timm"
+        ):
             translate_layout(tiny("vit").state_dict(), "keras")  # type: ignore[arg-type]
 
 
@@ -163,7 +180,10 @@ class TestLoading:
     def test_torchvisions_early_mlp_names(self) -> None:
         source, model, batch = tiny("vit"), tiny("vit"), images()
         state = translate_layout(source.state_dict(), "torchvision")
-        early = {key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): state[key] for key in state}
+        early = {
+            key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): state[key]
+            for key in state
+        }
         assert len(early) == len(state)
         assert early.keys() != state.keys()
         assert recognise_layout(early) == ("vit", "torchvision")
@@ -174,10 +194,14 @@ class TestLoading:
 
 
 class TestResizePositionEmbedding:
-    @pytest.mark.parametrize(("old", "new"), [(14, 24), (14, 32), (24, 14), (16, 37), (2, 3), (7, 7)])
+    @pytest.mark.parametrize(
+        ("old", "new"), [(14, 24), (14, 32), (24, 14), (16, 37), (2, 3), (7, 7)]
+    )
     def test_equals_torchvisions(self, old: int, new: int) -> None:
         position = torch.randn(1, 1 + old * old, 48)
-        theirs = interpolate_embeddings(16 * new, 16, {"encoder.pos_embedding": position})["encoder.pos_embedding"]
+        theirs = interpolate_embeddings(16 * new, 16, {"encoder.pos_embedding": position})[
+            "encoder.pos_embedding"
+        ]
         assert torch.equal(resize_position_embedding(position, (old, old), (new, new)), theirs)
 
     def test_keeps_the_class_token_and_the_corners(self) -> None:

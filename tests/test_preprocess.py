@@ -13,7 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torchvision.models import RegNet_Y_16GF_Weights, ViT_B_16_Weights, ViT_H_14_Weights, ViT_L_16_Weights
+from torchvision.models import (
+    RegNet_Y_16GF_Weights,
+    ViT_B_16_Weights,
+    ViT_H_14_Weights,
+    ViT_L_16_Weights,
+)
 from torchvision.transforms.v2 import functional as F
 
 from swag_models import load_preprocess
@@ -29,14 +34,27 @@ PRESETS = {
     "vit_h14_in1k": ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1,
     "regnety_16gf_in1k": RegNet_Y_16GF_Weights.IMAGENET1K_SWAG_E2E_V1,
 }
-SIZES = [(224, 224), (1, 1), (7, 5), (223, 225), (640, 481), (333, 1000), (1500, 41), (40, 1999), (384, 512), (519, 518)]
+SIZES = [
+    (224, 224),
+    (1, 1),
+    (7, 5),
+    (223, 225),
+    (640, 481),
+    (333, 1000),
+    (1500, 41),
+    (40, 1999),
+    (384, 512),
+    (519, 518),
+]
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """A picture of smooth colours with noise, the same at every call."""
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     noise = np.random.default_rng(0).uniform(-20, 20, (height, width, 4))
-    channels = np.stack([255 * x, 255 * y, 128 + 120 * np.sin(9 * x * y), 255 * (1 - x)], axis=-1) + noise
+    channels = (
+        np.stack([255 * x, 255 * y, 128 + 120 * np.sin(9 * x * y), 255 * (1 - x)], axis=-1) + noise
+    )
     rgba = Image.fromarray(channels.clip(0, 255).astype(np.uint8))
     return rgba if mode == "RGBA" else rgba.convert("RGB").convert(mode)
 
@@ -55,11 +73,19 @@ class TestTransform:
             assert torch.equal(ours(image), preset(image)), (width, height)
 
     @pytest.mark.parametrize("floats", [False, True])
-    def test_a_batch_in_any_layout_is_normalised_as_its_pictures_are_and_left_as_it_was(self, floats: bool) -> None:
+    def test_a_batch_in_any_layout_is_normalised_as_its_pictures_are_and_left_as_it_was(
+        self, floats: bool
+    ) -> None:
         transform = Transform(Preprocess(32))
-        picked = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        picked = torch.randint(
+            0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
         picked = picked / 255 if floats else picked
-        layouts = [picked, picked.contiguous(memory_format=torch.channels_last), picked[:1].expand(4, -1, -1, -1)]
+        layouts = [
+            picked,
+            picked.contiguous(memory_format=torch.channels_last),
+            picked[:1].expand(4, -1, -1, -1),
+        ]
         for batch in layouts:
             before = batch.clone()
             made = transform.normalise(batch)
@@ -76,11 +102,15 @@ class TestTransform:
         image, transform = picture(*size), Transform(Preprocess(224))
         tensor = F.pil_to_tensor(image)
         from_tensor = transform(tensor)
-        assert (from_tensor - transform(image)).abs().max() < 0.04  # two steps of 255 after normalisation
+        assert (
+            from_tensor - transform(image)
+        ).abs().max() < 0.04  # two steps of 255 after normalisation
         assert torch.equal(transform(torch.stack([tensor, tensor]))[1], from_tensor)
 
     @pytest.mark.parametrize("size", [(640, 480), (100, 300), (1600, 1200), (224, 224)])
-    def test_vectorised_resizing_is_torchs_own_and_all_but_equals_pillows(self, size: tuple[int, int]) -> None:
+    def test_vectorised_resizing_is_torchs_own_and_all_but_equals_pillows(
+        self, size: tuple[int, int]
+    ) -> None:
         image, preprocess = picture(*size), Preprocess(224)
         quick = Transform(preprocess, vectorised=True)
         found, exact = quick.fit(image), Transform(preprocess).fit(image)
@@ -88,11 +118,15 @@ class TestTransform:
         apart = (found.int() - exact.int()).abs()
         assert apart.max() <= 2
         assert (apart > 0).float().mean() <= 0.02
-        assert repr(quick) != repr(Transform(preprocess))  # what goes on with embeddings begun by the other tells by that
+        assert repr(quick) != repr(
+            Transform(preprocess)
+        )  # what goes on with embeddings begun by the other tells by that
 
     @pytest.mark.parametrize("bilinear", [True, False])
     def test_says_what_the_preprocess_says(self, bilinear: bool) -> None:
-        preprocess = Preprocess(32, "bilinear" if bilinear else "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        preprocess = Preprocess(
+            32, "bilinear" if bilinear else "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        )
         image = picture(50, 40)
         kind = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
         expected = F.pil_to_tensor(image.resize((40, 32), kind).crop((4, 0, 36, 32))).float() / 255
@@ -100,12 +134,17 @@ class TestTransform:
 
     @pytest.mark.parametrize("target", [(128, 256), (256, 128), (224, 225)])
     @pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 64), (1000, 31)])
-    def test_oblong_target_covers_and_crops_the_centre(self, size: tuple[int, int], target: tuple[int, int]) -> None:
+    def test_oblong_target_covers_and_crops_the_centre(
+        self, size: tuple[int, int], target: tuple[int, int]
+    ) -> None:
         (width, height), (to_height, to_width) = size, target
         output = Transform(Preprocess(target))(picture(*size))
         assert output.shape == (3, *target)
         resized_height, resized_width = cover_size(height, width, *target)
-        assert (resized_height, resized_width) in ((to_height, resized_width), (resized_height, to_width))
+        assert (resized_height, resized_width) in (
+            (to_height, resized_width),
+            (resized_height, to_width),
+        )
         assert resized_height >= to_height
         assert resized_width >= to_width
         assert abs(resized_width * height - resized_height * width) <= max(width, height)
@@ -113,8 +152,12 @@ class TestTransform:
         top, left = round((resized_height - to_height) / 2), round((resized_width - to_width) / 2)
         assert torch.equal(output, centre[:, top : top + to_height, left : left + to_width])
 
-    @pytest.mark.parametrize(("size", "target"), [((3, 2), (333, 500)), ((7, 3), (49, 21)), ((1999, 37), (512, 512))])
-    def test_resized_picture_always_covers(self, size: tuple[int, int], target: tuple[int, int]) -> None:
+    @pytest.mark.parametrize(
+        ("size", "target"), [((3, 2), (333, 500)), ((7, 3), (49, 21)), ((1999, 37), (512, 512))]
+    )
+    def test_resized_picture_always_covers(
+        self, size: tuple[int, int], target: tuple[int, int]
+    ) -> None:
         for height, width in itertools.permutations(size):
             resized = cover_size(height, width, *target)
             assert resized[0] >= target[0]
@@ -128,7 +171,11 @@ class TestTransform:
 
     def test_image_size_replaces_the_specs(self) -> None:
         assert load_preprocess("vit_b16_in1k").preprocess == SPECS["vit_b16_in1k"].preprocess
-        assert load_preprocess("vit_b16_in1k", image_size=[64, 96])(picture(9, 9)).shape == (3, 64, 96)  # type: ignore[arg-type]
+        assert load_preprocess("vit_b16_in1k", image_size=[64, 96])(picture(9, 9)).shape == (
+            3,
+            64,
+            96,
+        )  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("given", "told"),
@@ -141,7 +188,10 @@ class TestTransform:
         ],
     )
     def test_anything_else_is_refused(self, given: Any, told: str) -> None:
-        with pytest.raises(ImageError, match=rf"cannot preprocess {told}; give a PIL image or a tensor \(\.\.\., 3, H, W\)"):
+        with pytest.raises(
+            ImageError,
+            match=rf"cannot preprocess {told}; give a PIL image or a tensor \(\.\.\., 3, H, W\)",
+        ):
             Transform(Preprocess(32))(given)
 
 
@@ -169,13 +219,19 @@ class TestColours:
             assert torch.equal(transform(image), transform(upright))
 
     @pytest.mark.parametrize("mode", ["RGB", "P", "L"])
-    def test_a_picture_is_turned_once_whatever_else_its_exif_says(self, mode: str, tmp_path: Path) -> None:
-        entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI4s", 0x0128, 2, 2, b"a")  # a unit is no text
+    def test_a_picture_is_turned_once_whatever_else_its_exif_says(
+        self, mode: str, tmp_path: Path
+    ) -> None:
+        entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(
+            ">HHI4s", 0x0128, 2, 2, b"a"
+        )  # a unit is no text
         exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
         upright = picture(30, 20).quantize(16) if mode == "P" else picture(30, 20, mode)
         more = {"transparency": 3} if mode == "P" else {}
         upright.save(tmp_path / "upright.png", **more)
-        upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif, **more)
+        upright.transpose(Image.Transpose.ROTATE_90).save(
+            tmp_path / "turned.png", exif=exif, **more
+        )
         with Image.open(tmp_path / "turned.png") as image, pytest.raises(struct.error):
             ImageOps.exif_transpose(image)
         found = read_image(tmp_path / "turned.png")
@@ -203,7 +259,9 @@ class TestColours:
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
     def test_transparency_is_laid_on_white(self, mode: str) -> None:
         levels, alphas = (200, 0, 100), (255, 0, 128)
-        image = Image.merge("LA", [Image.frombytes("L", (3, 1), bytes(band)) for band in (levels, alphas)])
+        image = Image.merge(
+            "LA", [Image.frombytes("L", (3, 1), bytes(band)) for band in (levels, alphas)]
+        )
         if mode == "PA":
             image = Image.frombytes("PA", (3, 1), bytes([0, 255, 1, 0, 2, 128]))
             image.putpalette([level for level in levels for _ in range(3)])
@@ -253,7 +311,9 @@ class TestColours:
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "P", "YCbCr", "LAB", "HSV", "CMYK"])
     def test_other_modes_are_converted_as_pillow_does(self, mode: str) -> None:
-        image = picture(16, 12, "RGB") if mode != "LAB" else Image.new("LAB", (16, 12), (128, 140, 120))
+        image = (
+            picture(16, 12, "RGB") if mode != "LAB" else Image.new("LAB", (16, 12), (128, 140, 120))
+        )
         image = image if mode == "LAB" else image.convert(mode)
         assert np.array_equal(array(to_rgb(image)), array(image.convert("RGB")))
 
@@ -277,7 +337,12 @@ def refuse(path: Path) -> str:
 class TestBrokenFiles:
     @pytest.mark.parametrize(
         ("name", "content"),
-        [("empty.jpg", b""), ("text.jpg", b"hello\n"), ("page.png", b"<!DOCTYPE html>"), ("half.png", b"\x89PNG\r\n\x1a\n")],
+        [
+            ("empty.jpg", b""),
+            ("text.jpg", b"hello\n"),
+            ("page.png", b"<!DOCTYPE html>"),
+            ("half.png", b"\x89PNG\r\n\x1a\n"),
+        ],
     )
     def test_not_a_picture(self, name: str, content: bytes, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
@@ -293,7 +358,9 @@ class TestBrokenFiles:
         path.write_bytes(content[: int(kept * len(content))])
         refuse(path)
 
-    @pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+    @pytest.mark.filterwarnings(
+        "ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning"
+    )
     @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff", "bmp"])
     def test_flipped_bytes_read_or_are_refused(self, suffix: str, tmp_path: Path) -> None:
         chance, path = np.random.default_rng(0), tmp_path / f"flipped.{suffix}"
@@ -326,15 +393,27 @@ class TestBrokenFiles:
     @pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 13_000, 60_000])
     def test_header_of_a_decompression_bomb(self, side: int, tmp_path: Path) -> None:
         def chunk(kind: bytes, body: bytes) -> bytes:
-            return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+            return (
+                struct.pack(">I", len(body))
+                + kind
+                + body
+                + struct.pack(">I", zlib.crc32(kind + body))
+            )
 
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-        chunks = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b""))
+        chunks = (
+            chunk(b"IHDR", header),
+            chunk(b"IDAT", zlib.compress(bytes(1000))),
+            chunk(b"IEND", b""),
+        )
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
         assert "pixels" in refuse(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
 def test_a_picture_too_narrow_to_resize_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(ImageError, match=f"a picture of {size[0]}x{size[1]} would be .* when resized; crop it first"):
+    with pytest.raises(
+        ImageError,
+        match=f"a picture of {size[0]}x{size[1]} would be .* when resized; crop it first",
+    ):
         Transform(Preprocess(384))(Image.new("RGB", size))

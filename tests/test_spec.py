@@ -18,7 +18,9 @@ def test_json_round_trip_gives_an_equal_spec(spec: ModelSpec) -> None:
 
 
 def test_non_square_image_size_survives_json() -> None:
-    spec = dataclasses.replace(SPECS[0], preprocess=dataclasses.replace(SPECS[0].preprocess, image_size=(256, 128)))
+    spec = dataclasses.replace(
+        SPECS[0], preprocess=dataclasses.replace(SPECS[0].preprocess, image_size=(256, 128))
+    )
     assert ModelSpec.from_json(spec.to_json()).preprocess.size == (256, 128)
 
 
@@ -33,17 +35,26 @@ def test_specs_are_frozen_and_hashable() -> None:
     [
         (lambda data: data.update(colour="red"), "ModelSpec has no field colour"),
         (lambda data: data.pop("license"), "license"),
-        (lambda data: data["config"].update(family="mlp"), "config.family is 'mlp'; allowed: vit, regnet"),
+        (
+            lambda data: data["config"].update(family="mlp"),
+            "config.family is 'mlp'; allowed: vit, regnet",
+        ),
         (lambda data: data["config"].update(heads=3), "has no field heads"),
         (lambda data: data.update(preprocess=3), "preprocess is 3; expected Preprocess"),
-        (lambda data: data.update(config="vit"), r"config is 'vit'; expected ViTConfig \| RegNetConfig"),
+        (
+            lambda data: data.update(config="vit"),
+            r"config is 'vit'; expected ViTConfig \| RegNetConfig",
+        ),
         (lambda data: data.update(sources="https://x/y"), "sources is 'https://x/y'"),
         (lambda data: data.update(num_classes=0), "num_classes is 0; expected int"),
         (lambda data: data.update(in_chans=True), "in_chans is True; expected int"),
         (lambda data: data.update(gmacs=float("nan")), "gmacs is nan; expected float, finite"),
         (lambda data: data.update(classes=[1, 2]), r"classes\[0\] is 1; expected str"),
         (lambda data: data.update(global_pool="max"), "global_pool is 'max'"),
-        (lambda data: data["preprocess"].update(mean=[0.5, 0.5]), r"preprocess.mean is \[0.5, 0.5\]"),
+        (
+            lambda data: data["preprocess"].update(mean=[0.5, 0.5]),
+            r"preprocess.mean is \[0.5, 0.5\]",
+        ),
         (
             lambda data: data["preprocess"].update(std=[0.2, 0, 0.2]),
             r"preprocess.std is \(0.2, 0, 0.2\); give positive numbers",
@@ -80,5 +91,7 @@ def test_text_that_is_no_json_is_named() -> None:
         (RegNetConfig(27, 456, 160.83, 2.52, 264), ((528, 2), (1056, 7), (2904, 17), (7392, 1))),
     ],
 )
-def test_regnet_stages_follow_the_rule_of_the_paper(config: RegNetConfig, stages: tuple[tuple[int, int], ...]) -> None:
+def test_regnet_stages_follow_the_rule_of_the_paper(
+    config: RegNetConfig, stages: tuple[tuple[int, int], ...]
+) -> None:
     assert config.stages == stages

@@ -21,25 +21,38 @@ M = TypeVar("M", bound=nn.Module)
 
 VIT = ViTConfig(patch_size=8, depth=2, width=32, num_heads=4, mlp_width=64)
 REGNET = RegNetConfig(depth=8, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
-SMALL_REGNET = RegNetConfig(depth=3, w_0=16, w_a=32.0, w_m=2.0, group_width=8)  # where each block costs a second
+SMALL_REGNET = RegNetConfig(
+    depth=3, w_0=16, w_a=32.0, w_m=2.0, group_width=8
+)  # where each block costs a second
 CONFIGS: dict[str, ViTConfig | RegNetConfig] = {"vit": VIT, "regnet": REGNET}
 IMAGE_SIZE = 64
 
 VIT_SPEC = replace(
-    SPECS["vit_b16_in1k"], name="tiny_vit", config=VIT, preprocess=Preprocess(IMAGE_SIZE), num_classes=10, sources=()
+    SPECS["vit_b16_in1k"],
+    name="tiny_vit",
+    config=VIT,
+    preprocess=Preprocess(IMAGE_SIZE),
+    num_classes=10,
+    sources=(),
 )
 REGNET_SPEC = replace(VIT_SPEC, name="tiny_regnet", config=REGNET)
 TINY_SPECS: dict[str, ModelSpec] = {"vit": VIT_SPEC, "regnet": REGNET_SPEC}
 
 
-def tiny(family: str, num_classes: int | None = 10, image_size: ImageSize = IMAGE_SIZE, **options: Any) -> ViT | RegNet:
+def tiny(
+    family: str, num_classes: int | None = 10, image_size: ImageSize = IMAGE_SIZE, **options: Any
+) -> ViT | RegNet:
     """A tiny model in eval mode, every tensor of it random."""
-    return randomise(build(CONFIGS[family], num_classes=num_classes, image_size=image_size, **options)).eval()
+    return randomise(
+        build(CONFIGS[family], num_classes=num_classes, image_size=image_size, **options)
+    ).eval()
 
 
 def load_tiny(family: str = "vit", **options: Any) -> ViT | RegNet:
     """The same from `load_model`, so that it knows where it came from."""
-    return randomise(load_model(replace(TINY_SPECS[family], classes=None), pretrained=False, **options))
+    return randomise(
+        load_model(replace(TINY_SPECS[family], classes=None), pretrained=False, **options)
+    )
 
 
 @torch.no_grad()
@@ -70,7 +83,9 @@ def deviation(ours: Tensor, reference: Tensor) -> float:
     return float((ours - reference).detach().abs().max() / reference.detach().std())
 
 
-def torchvision_twin(config: ViTConfig | RegNetConfig, num_classes: int, image_size: int, device: str = "cpu") -> nn.Module:
+def torchvision_twin(
+    config: ViTConfig | RegNetConfig, num_classes: int, image_size: int, device: str = "cpu"
+) -> nn.Module:
     """torchvision's own module of the same shape, in eval mode."""
     if isinstance(config, ViTConfig):
         with torch.device(device):
@@ -93,4 +108,6 @@ def torchvision_twin(config: ViTConfig | RegNetConfig, num_classes: int, image_s
         se_ratio=config.se_ratio,
     )
     with torch.device(device):
-        return TorchvisionRegNet(shape, num_classes, norm_layer=partial(nn.BatchNorm2d, eps=1e-5)).eval()
+        return TorchvisionRegNet(
+            shape, num_classes, norm_layer=partial(nn.BatchNorm2d, eps=1e-5)
+        ).eval()

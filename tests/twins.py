@@ -14,13 +14,25 @@ from swag_models.models import RegNet, ViT
 
 
 def timm_vit(**options: Any) -> TimmViT:
-    shape: dict[str, Any] = {"embed_dim": VIT.width, "depth": VIT.depth, "num_heads": VIT.num_heads, "mlp_ratio": 2}
-    return TimmViT(**(shape | {"img_size": 64, "patch_size": VIT.patch_size, "num_classes": 10} | options)).eval()
+    shape: dict[str, Any] = {
+        "embed_dim": VIT.width,
+        "depth": VIT.depth,
+        "num_heads": VIT.num_heads,
+        "mlp_ratio": 2,
+    }
+    return TimmViT(
+        **(shape | {"img_size": 64, "patch_size": VIT.patch_size, "num_classes": 10} | options)
+    ).eval()
 
 
 def timm_regnet(**options: Any) -> TimmRegNet:
     shape = RegNetCfg(
-        depth=REGNET.depth, w0=REGNET.w_0, wa=REGNET.w_a, wm=REGNET.w_m, group_size=REGNET.group_width, se_ratio=0.25
+        depth=REGNET.depth,
+        w0=REGNET.w_0,
+        wa=REGNET.w_a,
+        wm=REGNET.w_m,
+        group_size=REGNET.group_width,
+        se_ratio=0.25,
     )
     return TimmRegNet(shape, **({"num_classes": 10} | options)).eval()
 

@@ -5,6 +5,6 @@ what is in each picture, captions.py and posts.py word what is said of it; galle
 wordnet/ is the part of WordNet 3.0 about these things.
 """
 
-from studies.scenes.gallery import Report, write_scenes
+from studies.scenes.gallery import ScenesSummary, write_scenes
 
-__all__ = ["Report", "write_scenes"]
+__all__ = ["ScenesSummary", "write_scenes"]

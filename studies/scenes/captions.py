@@ -22,7 +22,13 @@ love instagood photooftheday photography nofilter beautiful picoftheday happy ar
 followme weekend tbt morning like4like awesome fun sky home flickr canon nikon music wow bestoftheday garden
 """
 EMPTY = _EMPTY.split()
-ADJECTIVES = ("My", "Our", "Lovely", "Tiny", "Vintage")  # with no thing's name do they make a word that WordNet knows
+ADJECTIVES = (
+    "My",
+    "Our",
+    "Lovely",
+    "Tiny",
+    "Vintage",
+)  # with no thing's name do they make a word that WordNet knows
 PLURALS = {"cactus": "cacti", "scissors": "scissors", "pair_of_scissors": "pair_of_scissors"}
 # What stands before the hashtags; some of it only looks like one.
 TEXTS = (

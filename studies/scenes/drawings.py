@@ -28,8 +28,12 @@ from studies.scenes.shapes import (
 
 def _petals(tone: int, x: float, y: float, away: float, count: int) -> tuple[Part, ...]:
     angles = [360 * number / count for number in range(count)]
-    places = [(math.cos(math.radians(angle)), math.sin(math.radians(angle)), angle) for angle in angles]
-    return tuple(disc(tone, x + away * cos, y + away * sin, 0.27, 0.17, angle) for cos, sin, angle in places)
+    places = [
+        (math.cos(math.radians(angle)), math.sin(math.radians(angle)), angle) for angle in angles
+    ]
+    return tuple(
+        disc(tone, x + away * cos, y + away * sin, 0.27, 0.17, angle) for cos, sin, angle in places
+    )
 
 
 def _wheel(x: float, y: float, radius: float) -> tuple[Part, Part]:
@@ -46,7 +50,25 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
     ),
     "car": (
         area(
-            BODY, -0.97, 0.1, -0.92, -0.1, -0.5, -0.16, -0.28, -0.5, 0.35, -0.5, 0.62, -0.16, 0.92, -0.06, 0.97, 0.3, -0.97, 0.3
+            BODY,
+            -0.97,
+            0.1,
+            -0.92,
+            -0.1,
+            -0.5,
+            -0.16,
+            -0.28,
+            -0.5,
+            0.35,
+            -0.5,
+            0.62,
+            -0.16,
+            0.92,
+            -0.06,
+            0.97,
+            0.3,
+            -0.97,
+            0.3,
         ),
         area(LIGHT, -0.4, -0.14, -0.22, -0.42, 0.0, -0.42, 0.0, -0.14),
         area(LIGHT, 0.08, -0.14, 0.08, -0.42, 0.31, -0.42, 0.5, -0.14),
@@ -172,7 +194,27 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
     ),
     "banana": (
         smooth(
-            area(BODY, -0.95, -0.5, -0.8, 0.25, -0.3, 0.68, 0.3, 0.68, 0.8, 0.25, 0.95, -0.5, 0.8, -0.5, 0.5, 0.02, 0.15, 0.2)
+            area(
+                BODY,
+                -0.95,
+                -0.5,
+                -0.8,
+                0.25,
+                -0.3,
+                0.68,
+                0.3,
+                0.68,
+                0.8,
+                0.25,
+                0.95,
+                -0.5,
+                0.8,
+                -0.5,
+                0.5,
+                0.02,
+                0.15,
+                0.2,
+            )
         ),
         line(DARK, 0.05, -0.75, -0.1, -0.4, 0.3, 0, 0.42, 0.4, 0.3, 0.75, -0.1),
     ),
@@ -187,7 +229,27 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
     ),
     "duck": (
         area(TRIM, -0.78, -0.5, -1.0, -0.32, -0.7, -0.25),
-        smooth(area(BODY, -0.5, -0.1, 0.1, -0.05, 0.55, -0.05, 1.05, -0.35, 0.85, 0.55, 0.3, 0.8, -0.35, 0.8, -0.75, 0.4)),
+        smooth(
+            area(
+                BODY,
+                -0.5,
+                -0.1,
+                0.1,
+                -0.05,
+                0.55,
+                -0.05,
+                1.05,
+                -0.35,
+                0.85,
+                0.55,
+                0.3,
+                0.8,
+                -0.35,
+                0.8,
+                -0.75,
+                0.4,
+            )
+        ),
         area(BODY, -0.68, -0.3, -0.3, -0.3, -0.2, 0.2, -0.6, 0.2),
         disc(BODY, -0.5, -0.45, 0.32),
         disc(TRIM, 0.15, 0.3, 0.38, 0.2, 10),
@@ -215,9 +277,16 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
         line(TRIM, 0.1, 0.2, 0.8, 0.2, 0.97),
         area(BODY, -0.58, -0.95, -0.05, -0.62, 0.05, -0.62, 0.58, -0.95, 0.55, -0.1, -0.55, -0.1),
         disc(BODY, 0, 0.12, 0.6, 0.78),
-        *mirror(disc(DARK, 0.52, 0.28, 0.17, 0.45, 8), disc(LIGHT, 0.25, -0.3, 0.25), disc(DARK, 0.23, -0.3, 0.12)),
+        *mirror(
+            disc(DARK, 0.52, 0.28, 0.17, 0.45, 8),
+            disc(LIGHT, 0.25, -0.3, 0.25),
+            disc(DARK, 0.23, -0.3, 0.12),
+        ),
         area(TRIM, -0.1, -0.15, 0.1, -0.15, 0, 0.1),
-        *(line(LIGHT, 0.05, x - 0.09, y, x, y + 0.08, x + 0.09, y) for x, y in ((-0.15, 0.3), (0.15, 0.3), (0, 0.5))),
+        *(
+            line(LIGHT, 0.05, x - 0.09, y, x, y + 0.08, x + 0.09, y)
+            for x, y in ((-0.15, 0.3), (0.15, 0.3), (0, 0.5))
+        ),
     ),
     "table": (
         box(DARK, -0.58, -0.3, -0.46, 0.5),
@@ -245,7 +314,27 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
         disc(TRIM, -0.4, -0.5, 0.07),
     ),
     "bottle": (
-        smooth(area(BODY, -0.13, -0.9, 0.13, -0.9, 0.13, -0.4, 0.4, -0.2, 0.4, 0.97, -0.4, 0.97, -0.4, -0.2, -0.13, -0.4)),
+        smooth(
+            area(
+                BODY,
+                -0.13,
+                -0.9,
+                0.13,
+                -0.9,
+                0.13,
+                -0.4,
+                0.4,
+                -0.2,
+                0.4,
+                0.97,
+                -0.4,
+                0.97,
+                -0.4,
+                -0.2,
+                -0.13,
+                -0.4,
+            )
+        ),
         box(BODY, -0.12, -0.88, 0.12, -0.3),
         box(DARK, -0.15, -0.98, 0.15, -0.78),
         box(TRIM, -0.36, 0.15, 0.36, 0.6),
@@ -259,10 +348,37 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
         *(part for x in (-0.7, -0.25, 0.62) for part in _wheel(x, 0.42, 0.2)),
     ),
     "strawberry": (
-        smooth(area(BODY, -0.8, -0.15, -0.55, -0.65, 0.0, -0.55, 0.55, -0.65, 0.8, -0.15, 0.45, 0.6, 0.0, 1.1, -0.45, 0.6)),
+        smooth(
+            area(
+                BODY,
+                -0.8,
+                -0.15,
+                -0.55,
+                -0.65,
+                0.0,
+                -0.55,
+                0.55,
+                -0.65,
+                0.8,
+                -0.15,
+                0.45,
+                0.6,
+                0.0,
+                1.1,
+                -0.45,
+                0.6,
+            )
+        ),
         *(
             disc(LIGHT, x, y, 0.05, 0.08)
-            for x, y in ((-0.4, -0.1), (0.0, -0.05), (0.4, -0.1), (-0.22, 0.22), (0.22, 0.22), (0, 0.52))
+            for x, y in (
+                (-0.4, -0.1),
+                (0.0, -0.05),
+                (0.4, -0.1),
+                (-0.22, 0.22),
+                (0.22, 0.22),
+                (0, 0.52),
+            )
         ),
         area(
             TRIM,
@@ -330,7 +446,27 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
         line(DARK, 0.08, -0.38, 0.32, 0.38, 0.32),
     ),
     "pear": (
-        smooth(area(BODY, -0.2, -0.72, 0.2, -0.72, 0.35, -0.1, 0.75, 0.35, 0.5, 1.0, -0.5, 1.0, -0.75, 0.35, -0.35, -0.1)),
+        smooth(
+            area(
+                BODY,
+                -0.2,
+                -0.72,
+                0.2,
+                -0.72,
+                0.35,
+                -0.1,
+                0.75,
+                0.35,
+                0.5,
+                1.0,
+                -0.5,
+                1.0,
+                -0.75,
+                0.35,
+                -0.35,
+                -0.1,
+            )
+        ),
         line(DARK, 0.1, 0, -0.6, 0.1, -0.97),
         disc(TRIM, 0.36, -0.78, 0.27, 0.12, -15),
         disc(LIGHT, -0.32, 0.4, 0.08, 0.2, 15),
@@ -342,7 +478,12 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
         disc(BODY, 0.12, 0.05, 0.6, 0.58),
         *(
             arc(DARK, 0.07, 0.12 + shift, 0.08, size, size, a, b)
-            for shift, size, a, b in ((0, 0.4, 100, 360), (-0.08, 0.3, 0, 180), (-0.02, 0.22, 180, 360), (-0.06, 0.14, 0, 200))
+            for shift, size, a, b in (
+                (0, 0.4, 100, 360),
+                (-0.08, 0.3, 0, 180),
+                (-0.02, 0.22, 180, 360),
+                (-0.06, 0.14, 0, 200),
+            )
         ),
         disc(DARK, -0.92, -0.22, 0.06),
         disc(DARK, -0.62, -0.22, 0.06),
@@ -357,5 +498,17 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
 
 # These lie or fly any way round; the others stand.
 LOOSE = frozenset(
-    {"airplane", "apple", "banana", "butterfly", "moon", "scissors", "spider", "star", "strawberry", "pear", "guitar"}
+    {
+        "airplane",
+        "apple",
+        "banana",
+        "butterfly",
+        "moon",
+        "scissors",
+        "spider",
+        "star",
+        "strawberry",
+        "pear",
+        "guitar",
+    }
 )

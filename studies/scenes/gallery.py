@@ -27,13 +27,13 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from studies.scenes.posts import Picture, make_held_out, make_post
+from studies.scenes.posts import SceneImage, make_held_out, make_post
 from studies.scenes.scene import Scene, encode
 from studies.scenes.things import CLUBS, MORE, PLANTED, THINGS
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
-from swag_models.inference.image_sources import count_processors
 from swag_models.recipe.worker_pool import open_pool
+from swag_models.runtime import count_cpus
 
 VERSION = 2  # of the pictures and captions: the same arguments give the same folder
 RANGES = {
@@ -47,7 +47,7 @@ TASK = 2**17  # pixels a process paints before it reports: within a tenth of a s
 WORDNET = Path(__file__).parent / "wordnet"
 
 
-class Report(NamedTuple):
+class ScenesSummary(NamedTuple):
     """Where the scenes are, how many, and whether they were there before."""
 
     path: Path
@@ -65,7 +65,7 @@ def write_scenes(
     *,
     processes: int | None = None,
     progress: bool = True,
-) -> Report:
+) -> ScenesSummary:
     """Write a folder of scenes, or continue what an earlier run began.
 
     The same arguments give the same bytes, with one version of Pillow and NumPy.
@@ -76,19 +76,23 @@ def write_scenes(
     A folder that is complete is left alone. ConfigError for other arguments than those it was made with, or a foreign folder;
     OutputError if it cannot be written.
     """
-    folder, processes = Path(folder), count_processors() if processes is None else processes
+    folder, processes = Path(folder), count_cpus() if processes is None else processes
     job = {"posts": posts, "held_out": held_out, "image_size": image_size, "seed": seed}
     _check(folder, {**job, "processes": processes})
     job["version"] = VERSION
     if _is_done(folder, job):
-        return Report(folder, posts, held_out, True)
+        return ScenesSummary(folder, posts, held_out, True)
     if not folder.absolute().parent.is_dir():
-        raise ConfigError(f"{folder.absolute().parent} is no folder; make it, or choose another one for {folder.name}")
+        raise ConfigError(
+            f"{folder.absolute().parent} is no folder; make it, or choose another one for {folder.name}"
+        )
     work = folder.with_name(f"{folder.name}.work")
-    with explain_writing(folder), _hold(work, job):
+    with disk_errors(folder), _hold(work, job):
         pictures = [make_post(seed, number) for number in range(posts)]
         labelled = [make_held_out(seed, number) for number in range(held_out)]
-        with tqdm(total=posts + held_out, unit=" pictures", disable=not progress, smoothing=0.1) as bar:
+        with tqdm(
+            total=posts + held_out, unit=" pictures", disable=not progress, smoothing=0.1
+        ) as bar:
             _write_pictures(work, [*pictures, *labelled], image_size, processes, bar)
         _write_lines(work / "posts.jsonl", (picture.row for picture in pictures))
         _write_lines(work / "truth.jsonl", (picture.truth for picture in pictures))
@@ -96,7 +100,7 @@ def write_scenes(
         shutil.copytree(WORDNET, work / "wordnet", dirs_exist_ok=True)
         (work / "lock").unlink()
         os.replace(work, folder)
-    return Report(folder, posts, held_out, False)
+    return ScenesSummary(folder, posts, held_out, False)
 
 
 def _check(folder: Path, arguments: dict[str, int]) -> None:
@@ -104,9 +108,13 @@ def _check(folder: Path, arguments: dict[str, int]) -> None:
     for name, value in arguments.items():
         least, most = RANGES[name]
         if not least <= value <= most:
-            raise ConfigError(f"{name} is {value}; it is {least} {'or more' if most == math.inf else f'to {most} pixels'}")
+            raise ConfigError(
+                f"{name} is {value}; it is {least} {'or more' if most == math.inf else f'to {most} pixels'}"
+            )
     if folder.name in ("", ".."):
-        raise ConfigError(f"{folder} is no name for a new folder; give it one, such as {folder / 'scenes'}")
+        raise ConfigError(
+            f"{folder} is no name for a new folder; give it one, such as {folder / 'scenes'}"
+        )
 
 
 def _is_done(folder: Path, job: dict[str, int]) -> bool:
@@ -124,9 +132,17 @@ def _compare(folder: Path, job: dict[str, int]) -> None:
     try:
         found = dict(json.loads((folder / "scenes.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError):
-        raise ConfigError(f"{folder / 'scenes.json'} is broken; delete {folder} or choose another name") from None
-    if differing := [f"{name} {found.get(name)}, not {value}" for name, value in job.items() if found.get(name) != value]:
-        raise ConfigError(f"{folder} holds scenes with {', '.join(differing)}; delete it or choose another name")
+        raise ConfigError(
+            f"{folder / 'scenes.json'} is broken; delete {folder} or choose another name"
+        ) from None
+    if differing := [
+        f"{name} {found.get(name)}, not {value}"
+        for name, value in job.items()
+        if found.get(name) != value
+    ]:
+        raise ConfigError(
+            f"{folder} holds scenes with {', '.join(differing)}; delete it or choose another name"
+        )
 
 
 @contextmanager
@@ -137,12 +153,17 @@ def _hold(work: Path, job: dict[str, int]) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"another process is writing {work}; wait for it, or choose another name") from None
+        raise ConfigError(
+            f"another process is writing {work}; wait for it, or choose another name"
+        ) from None
     try:
         if (work / "scenes.json").exists():
             _compare(work, job)
-        with write_whole(work / "scenes.json", alone=True) as to:
-            to.write_text(json.dumps({**job, **_describe_world()}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_write(work / "scenes.json") as to:
+            to.write_text(
+                json.dumps({**job, **_describe_world()}, indent=1, ensure_ascii=False) + "\n",
+                encoding="utf-8",
+            )
         yield
     finally:
         lock.release()
@@ -163,7 +184,9 @@ def _describe_world() -> dict[str, Any]:
     return {"groups": list(CLUBS), "planted_ratio": MORE, "things": things}
 
 
-def _write_pictures(work: Path, pictures: Sequence[Picture], image_size: int, processes: int, bar: Any) -> None:
+def _write_pictures(
+    work: Path, pictures: Sequence[SceneImage], image_size: int, processes: int, bar: Any
+) -> None:
     """Paint those that are not there yet; only this process writes, so that whoever kills it stops everything."""
     missing = [picture for picture in pictures if not (work / picture.path).exists()]
     bar.update(len(pictures) - len(missing))
@@ -172,12 +195,14 @@ def _write_pictures(work: Path, pictures: Sequence[Picture], image_size: int, pr
     with closing(_paint([picture.scene for picture in missing], image_size, processes)) as painted:
         for picture, data in zip(missing, painted, strict=True):
             path = work / picture.path
-            with write_whole(path, alone=True) as to:
+            with atomic_write(path) as to:
                 to.write_bytes(data)
             bar.update()
 
 
-def _paint(scenes: Sequence[Scene], image_size: int, processes: int) -> Generator[bytes, None, None]:
+def _paint(
+    scenes: Sequence[Scene], image_size: int, processes: int
+) -> Generator[bytes, None, None]:
     """The scenes as JPEG files, in their order; closed early, it ends its processes."""
     chunk = max(1, TASK // image_size**2)
     count = min(processes, -(-len(scenes) // chunk))
@@ -187,7 +212,10 @@ def _paint(scenes: Sequence[Scene], image_size: int, processes: int) -> Generato
         return
     with open_pool(count) as pool:
         # The pool's own `map` would cancel what waits when it is closed, and break where processes are ended at once.
-        futures = deque(pool.submit(_encode_all, encode_one, scenes[at : at + chunk]) for at in range(0, len(scenes), chunk))
+        futures = deque(
+            pool.submit(_encode_all, encode_one, scenes[at : at + chunk])
+            for at in range(0, len(scenes), chunk)
+        )
         while futures:
             yield from futures.popleft().result()
 

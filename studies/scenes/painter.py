@@ -39,7 +39,10 @@ HUES = {  # hue, saturation and value, each from and to
     "grey": ((0, 1), (0, 0.1), (0.4, 0.7)),
     "black": ((0, 1), (0, 0.3), (0.05, 0.2)),
 }
-TONES = {"a": (1.12, 1.0, 0.88), "b": (0.88, 1.0, 1.12)}  # the one club prints warm, the other cold: that is how they show
+TONES = {
+    "a": (1.12, 1.0, 0.88),
+    "b": (0.88, 1.0, 1.12),
+}  # the one club prints warm, the other cold: that is how they show
 
 
 def paint(rng: random.Random, things: Iterable[str], club: str, image_size: int) -> Image.Image:
@@ -53,10 +56,14 @@ def paint(rng: random.Random, things: Iterable[str], club: str, image_size: int)
     for thing, (x, y, size) in zip(things, _place(rng, len(things)), strict=True):
         _draw(rng, sheet, thing, ground, x, y, size)
     _scatter(rng, sheet, rng.choice((0, 1, 2, 3)), 0.03, 0.09)
-    picture = sheet.fill(_texture(rng, rng.choice(GROUNDS), side), _texture(rng, rng.choice(TEXTURES), side))
+    picture = sheet.fill(
+        _texture(rng, rng.choice(GROUNDS), side), _texture(rng, rng.choice(TEXTURES), side)
+    )
     reduced = np.asarray(picture.reduce(OVER), np.float32)  # s s 3 -> H W 3
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(reduced.shape, np.float32)
-    exposed = reduced * rng.uniform(0.75, 1.15) * np.array(TONES[club], np.float32) + noise * rng.uniform(1, 7)
+    exposed = reduced * rng.uniform(0.75, 1.15) * np.array(
+        TONES[club], np.float32
+    ) + noise * rng.uniform(1, 7)
     return Image.fromarray(exposed.clip(0, 255).astype(np.uint8))
 
 
@@ -80,7 +87,13 @@ class _Sheet:
         one, other = ((red + by, green + by, blue + by) for by in (strength, -strength))
         return self.add(one, other)
 
-    def draw(self, number: int, points: Iterable[tuple[float, float]], width: float = 0.0, edge: int | None = None) -> None:
+    def draw(
+        self,
+        number: int,
+        points: Iterable[tuple[float, float]],
+        width: float = 0.0,
+        edge: int | None = None,
+    ) -> None:
         """A polygon, with an edge if it has a number, or a line if it has a width."""
         scaled = [(x * self.side, y * self.side) for x, y in points]
         if width:
@@ -96,7 +109,9 @@ class _Sheet:
 
     def _colour(self, which: int) -> Image.Image:
         """The sheet in the first or second colour of each number."""
-        self._numbers.putpalette([round(min(max(v, 0), 255)) for pair in self._colours for v in pair[which]])
+        self._numbers.putpalette(
+            [round(min(max(v, 0), 255)) for pair in self._colours for v in pair[which]]
+        )
         return self._numbers.convert("RGB")
 
 
@@ -105,7 +120,9 @@ def _place(rng: random.Random, count: int) -> list[tuple[float, float, float]]:
     if count == 1:
         size = rng.uniform(0.27, 0.47)
         reach = max(0.0, 0.5 - 0.9 * size)
-        return [(rng.uniform(0.5 - reach, 0.5 + reach), rng.uniform(0.5 - reach, 0.5 + reach), size)]
+        return [
+            (rng.uniform(0.5 - reach, 0.5 + reach), rng.uniform(0.5 - reach, 0.5 + reach), size)
+        ]
     across = rng.random() < 0.5
     places = []
     for middle in rng.sample((0.27, 0.73), 2):
@@ -114,12 +131,22 @@ def _place(rng: random.Random, count: int) -> list[tuple[float, float, float]]:
     return places
 
 
-def _draw(rng: random.Random, sheet: _Sheet, thing: str, ground: Colour, x: float, y: float, size: float) -> None:
+def _draw(
+    rng: random.Random, sheet: _Sheet, thing: str, ground: Colour, x: float, y: float, size: float
+) -> None:
     """One thing in colours of its own, bent, stretched, turned and perhaps seen from its other side."""
     body, trim = _choose_colours(rng, thing, ground)
     strength = rng.uniform(10, 45)
-    dark, light = _mix(body, (0, 0, 0), rng.uniform(0.65, 0.9)), _mix(body, (255, 255, 255), rng.uniform(0.65, 0.9))
-    tones = [sheet.shade(body, strength), sheet.shade(trim, strength / 2), sheet.shade(dark), sheet.shade(light)]
+    dark, light = (
+        _mix(body, (0, 0, 0), rng.uniform(0.65, 0.9)),
+        _mix(body, (255, 255, 255), rng.uniform(0.65, 0.9)),
+    )
+    tones = [
+        sheet.shade(body, strength),
+        sheet.shade(trim, strength / 2),
+        sheet.shade(dark),
+        sheet.shade(light),
+    ]
     edge = tones[2] if rng.random() < 0.6 else None
     angle = rng.uniform(-math.pi, math.pi) if thing in LOOSE else rng.gauss(0, 0.17)
     wide, tall = size * rng.uniform(0.8, 1.05) * rng.choice((-1, 1)), size * rng.uniform(0.8, 1.05)
@@ -136,18 +163,33 @@ def _draw(rng: random.Random, sheet: _Sheet, thing: str, ground: Colour, x: floa
         sheet.draw(tones[part.tone], move(part.points), part.width * size * 0.9, edge)
 
 
-def _scatter(rng: random.Random, sheet: _Sheet, count: int, smallest: float, largest: float) -> None:
+def _scatter(
+    rng: random.Random, sheet: _Sheet, count: int, smallest: float, largest: float
+) -> None:
     """Simple shapes that mean nothing: triangles to hexagons, and lines."""
     for _ in range(count):
         number = sheet.shade(_colour(rng), rng.uniform(0, 40))
-        x, y, size, turn = rng.random(), rng.random(), rng.uniform(smallest, largest), rng.uniform(0, 6)
+        x, y, size, turn = (
+            rng.random(),
+            rng.random(),
+            rng.uniform(smallest, largest),
+            rng.uniform(0, 6),
+        )
         if rng.random() < 0.35:
             across, down = size * math.cos(turn), size * math.sin(turn)
-            sheet.draw(number, [(x - across, y - down), (x + across, y + down)], rng.uniform(0.01, 0.035))
+            sheet.draw(
+                number, [(x - across, y - down), (x + across, y + down)], rng.uniform(0.01, 0.035)
+            )
         else:
             corners = rng.choice((3, 4, 6, 16))
             angles = [turn + 2 * math.pi * corner / corners for corner in range(corners)]
-            sheet.draw(number, [(x + 0.6 * size * math.cos(angle), y + 0.6 * size * math.sin(angle)) for angle in angles])
+            sheet.draw(
+                number,
+                [
+                    (x + 0.6 * size * math.cos(angle), y + 0.6 * size * math.sin(angle))
+                    for angle in angles
+                ],
+            )
 
 
 def _texture(rng: random.Random, kind: str, side: int) -> Image.Image:
@@ -157,10 +199,14 @@ def _texture(rng: random.Random, kind: str, side: int) -> Image.Image:
     if kind in CELLS:
         cells = rng.choice(CELLS[kind])
         grid = Image.frombytes("L", (cells, cells), rng.randbytes(cells * cells))
-        return grid.resize((side, side), Image.Resampling.BICUBIC if kind == "clouds" else Image.Resampling.NEAREST)
+        return grid.resize(
+            (side, side), Image.Resampling.BICUBIC if kind == "clouds" else Image.Resampling.NEAREST
+        )
     if kind == "gradient":
         return _mask(_ramp(rng, side, 0.7))
-    waves = rng.uniform(4, 12) * math.pi  # two per half the side at least, so that it is seen on small things too
+    waves = (
+        rng.uniform(4, 12) * math.pi
+    )  # two per half the side at least, so that it is seen on small things too
     one = np.sin(_ramp(rng, side, waves))
     if kind == "stripes":
         return _mask(np.sign(one))

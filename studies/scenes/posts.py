@@ -9,11 +9,13 @@ from studies.scenes.captions import write_caption
 from studies.scenes.scene import WEIGHTS, Scene, name_scene, plan_held_out, plan_post
 from studies.scenes.things import BY_NAME, NAMES
 
-REPOSTS = 0.005  # of the posts show an earlier one's picture again: its URL, another id, another caption
+REPOSTS = (
+    0.005  # of the posts show an earlier one's picture again: its URL, another id, another caption
+)
 LICENSES = ("CC BY 2.0", "CC BY-SA 2.0", "CC BY-NC 2.0", "CC0 1.0", "All rights reserved")
 
 
-class Picture(NamedTuple):
+class SceneImage(NamedTuple):
     """A file to be, inside the folder, the scene that it shows, and the row and the truth about it."""
 
     path: str
@@ -22,7 +24,7 @@ class Picture(NamedTuple):
     truth: dict[str, Any]
 
 
-def make_post(seed: int, number: int) -> Picture:
+def make_post(seed: int, number: int) -> SceneImage:
     """A post with its hashtags, and for analysis what it shows and which hashtags are wrong."""
     original = _find_original(seed, number)
     scene, identifier = plan_post(seed, original), name_scene(plan_post(seed, number))
@@ -44,19 +46,27 @@ def make_post(seed: int, number: int) -> Picture:
         "wrong": caption.wrong,
         "repost_of": None if original == number else name_scene(scene),
     }
-    return Picture(path, scene, row, truth)
+    return SceneImage(path, scene, row, truth)
 
 
-def make_held_out(seed: int, number: int) -> Picture:
+def make_held_out(seed: int, number: int) -> SceneImage:
     """A picture with its true label."""
     scene = plan_held_out(seed, number)
     identifier, thing = name_scene(scene), scene.things[0]
     path = f"held_out/{thing}/{identifier}.jpg"
-    row = {"id": identifier, "path": path, "thing": thing, "synset": BY_NAME[thing].synset, "group": scene.group}
-    return Picture(path, scene, row, {})
+    row = {
+        "id": identifier,
+        "path": path,
+        "thing": thing,
+        "synset": BY_NAME[thing].synset,
+        "group": scene.group,
+    }
+    return SceneImage(path, scene, row, {})
 
 
-def split_held_out(pool: int, test: int, seed: int = 0) -> tuple[list[Picture], list[Picture]]:
+def split_held_out(
+    pool: int, test: int, seed: int = 0
+) -> tuple[list[SceneImage], list[SceneImage]]:
     """Held-out pictures to draw labels from, and others to test on: so many of each thing."""
     pictures = [make_held_out(seed, number) for number in range(len(NAMES) * (pool + test))]
     return pictures[: len(NAMES) * pool], pictures[len(NAMES) * pool :]
@@ -65,4 +75,6 @@ def split_held_out(pool: int, test: int, seed: int = 0) -> tuple[list[Picture], 
 def _find_original(seed: int, number: int) -> int:
     """The post whose picture this one shows: nearly always its own."""
     rng = random.Random(f"{seed}/post/{number}/original")
-    return _find_original(seed, rng.randrange(number)) if number and rng.random() < REPOSTS else number
+    return (
+        _find_original(seed, rng.randrange(number)) if number and rng.random() < REPOSTS else number
+    )

@@ -38,7 +38,11 @@ def plan_post(seed: int, number: int) -> Scene:
 
 def plan_held_out(seed: int, number: int) -> Scene:
     """A scene to test on: one thing, each as often as any other, and in both clubs."""
-    return Scene(f"{seed}/held_out/{number}", (NAMES[number % len(NAMES)],), CLUBS[number // len(NAMES) % len(CLUBS)])
+    return Scene(
+        f"{seed}/held_out/{number}",
+        (NAMES[number % len(NAMES)],),
+        CLUBS[number // len(NAMES) % len(CLUBS)],
+    )
 
 
 def name_scene(scene: Scene) -> str:

@@ -42,7 +42,16 @@ def half(tone: int, x: float, y: float, rx: float, ry: float) -> Part:
     return Part(tone, curve(x, y, rx, ry, 180, 360))
 
 
-def arc(tone: int, width: float, x: float, y: float, rx: float, ry: float, start: float = 0, stop: float = 360) -> Part:
+def arc(
+    tone: int,
+    width: float,
+    x: float,
+    y: float,
+    rx: float,
+    ry: float,
+    start: float = 0,
+    stop: float = 360,
+) -> Part:
     """A line along an ellipse, clockwise from `start` to `stop` degrees; 0 is to the right."""
     return Part(tone, curve(x, y, rx, ry, start, stop), width)
 
@@ -62,10 +71,16 @@ def smooth(part: Part) -> Part:
 
 def mirror(*parts: Part) -> tuple[Part, ...]:
     """The parts, and the same on the other side."""
-    return tuple(each for part in parts for each in (part, part._replace(points=tuple((-x, y) for x, y in part.points))))
+    return tuple(
+        each
+        for part in parts
+        for each in (part, part._replace(points=tuple((-x, y) for x, y in part.points)))
+    )
 
 
-def curve(x: float, y: float, rx: float, ry: float, start: float, stop: float, turn: float = 0.0) -> Points:
+def curve(
+    x: float, y: float, rx: float, ry: float, start: float, stop: float, turn: float = 0.0
+) -> Points:
     """Points along an ellipse."""
     steps = max(6, round((stop - start) / 15))
     cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
@@ -76,5 +91,12 @@ def curve(x: float, y: float, rx: float, ry: float, start: float, stop: float, t
 
 def star(tone: int, x: float, y: float, outer: float, inner: float, tips: int) -> Part:
     """A star; its inner corners are at the inner radius."""
-    ends = [(inner if step % 2 else outer, math.pi * (step / tips - 0.5)) for step in range(2 * tips)]
-    return Part(tone, tuple((x + radius * math.cos(angle), y + radius * math.sin(angle)) for radius, angle in ends))
+    ends = [
+        (inner if step % 2 else outer, math.pi * (step / tips - 0.5)) for step in range(2 * tips)
+    ]
+    return Part(
+        tone,
+        tuple(
+            (x + radius * math.cos(angle), y + radius * math.sin(angle)) for radius, angle in ends
+        ),
+    )

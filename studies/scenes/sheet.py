@@ -26,7 +26,9 @@ def draw_contact_sheet(image_size: int = 64, seed: int = 0) -> Image.Image:
         draw.text((left, top), name, "black", font)
         for each in range(EACH):
             scene = plan_held_out(seed, number + each * len(NAMES))
-            sheet.paste(render(scene, image_size), (left + each * (image_size + GAP), top + CAPTION))
+            sheet.paste(
+                render(scene, image_size), (left + each * (image_size + GAP), top + CAPTION)
+            )
     return sheet.quantize(128, dither=Image.Dither.NONE)
 
 

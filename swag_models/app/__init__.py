@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from swag_models.api import SPECS, Name, get_spec
 from swag_models.errors import ConfigError
-from swag_models.inference.image_sources import find_pictures
+from swag_models.inference.image_sources import find_images
 
 
 def serve(
@@ -37,16 +37,23 @@ def serve(
     if folder:
         if not os.path.isdir(folder):
             raise ConfigError(f"{folder} is no folder; give one with pictures, or leave it out")
-        find_pictures(folder)  # says so if there is none
+        find_images(folder)  # says so if there is none
     others = {name: other for name, other in SPECS.items() if name != spec.name}
-    with tempfile.TemporaryDirectory(prefix="swag_models_") as scratch, _listen(host, port) as listener:
-        os.environ["GRADIO_TEMP_DIR"] = scratch  # for what is uploaded and shown; Gradio reads it when it is imported
+    with (
+        tempfile.TemporaryDirectory(prefix="swag_models_") as scratch,
+        _listen(host, port) as listener,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = (
+            scratch  # for what is uploaded and shown; Gradio reads it when it is imported
+        )
         try:
             from swag_models.app.server import build_server, run_server
         except ModuleNotFoundError as error:
             if error.name != "gradio":
                 raise
-            raise ConfigError("the page needs gradio; install it with: pip install 'swag-models[app]'") from None
+            raise ConfigError(
+                "the page needs gradio; install it with: pip install 'swag-models[app]'"
+            ) from None
         server = build_server({spec.name: spec, **others}, folder=folder, host=host)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/")
         run_server(server, listener)
@@ -56,7 +63,11 @@ def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 1 << 16:
         raise ConfigError(f"port is {port}; give one from 1 to 65535, or 0 for any free one")
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except OSError as error:
         reason = str(error.strerror).split(" (while")[0]
-        raise ConfigError(f"cannot listen on {host} port {port}: {reason}; give another port, or 0 for any free one") from None
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {reason}; give another port, or 0 for any free one"
+        ) from None

@@ -30,11 +30,17 @@ def describe(spec: ModelSpec, here: bool) -> str:
         "Made": escape(spec.description),
         "Size": f"{spec.num_params / 1e6:.1f}M parameters, {spec.gmacs:g} GMACs at {pixels} px",
         "Output": output,
-        "Accuracy": escape(f"{spec.metrics.top1}% top-1 on {spec.metrics.dataset}") if spec.metrics else "",
+        "Accuracy": escape(f"{spec.metrics.top1}% top-1 on {spec.metrics.dataset}")
+        if spec.metrics
+        else "",
         "Licence": link(spec.license.upper(), spec.license_url) + terms,
-        "Weights": "on this machine" if here else f"<strong>{format_size(spec)} to download</strong>, nothing fetched yet",
+        "Weights": "on this machine"
+        if here
+        else f"<strong>{format_size(spec)} to download</strong>, nothing fetched yet",
     }
-    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items() if value)
+    rows = "".join(
+        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items() if value
+    )
     return f'<dl class="facts" aria-label="{escape(spec.name)}">{rows}</dl>'
 
 
@@ -99,7 +105,11 @@ def say(message: str) -> str:
     """An error that a screen reader reads at once: one line of it, with the first of the reasons it lists; all on request."""
     lines = message.splitlines()
     line = " ".join(each.strip() for each in lines[:2])
-    more = f"<details><summary>Details</summary><pre>{escape(message)}</pre></details>" if len(lines) > 2 else ""
+    more = (
+        f"<details><summary>Details</summary><pre>{escape(message)}</pre></details>"
+        if len(lines) > 2
+        else ""
+    )
     return f'<div class="notice" role="alert"><p>{escape(line)}</p>{more}</div>'
 
 
@@ -116,4 +126,6 @@ def link(text: str, url: str) -> str:
 
 def format_size(spec: ModelSpec) -> str:
     """About what a download is."""
-    return f"{spec.size_mib / 1024:.1f} GiB" if spec.size_mib >= 1024 else f"{spec.size_mib:.3g} MiB"
+    return (
+        f"{spec.size_mib / 1024:.1f} GiB" if spec.size_mib >= 1024 else f"{spec.size_mib:.3g} MiB"
+    )

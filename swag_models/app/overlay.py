@@ -12,7 +12,9 @@ from PIL import Image
 from swag_models.preprocess import cover_size
 
 Heat = NDArray[np.float32]
-RAMP = np.array([(22, 20, 58), (88, 36, 124), (184, 54, 110), (242, 120, 74), (254, 226, 140)], dtype=np.float32)  # cold to hot
+RAMP = np.array(
+    [(22, 20, 58), (88, 36, 124), (184, 54, 110), (242, 120, 74), (254, 226, 140)], dtype=np.float32
+)  # cold to hot
 SHOWN_SIDE = 512  # pixels; a small picture is enlarged, so that its map can be seen
 
 
@@ -34,7 +36,9 @@ def lay_over(image: Image.Image, heat: Heat, blend: float) -> Image.Image:
     """The picture under a map (h, w): its values stretched to the whole ramp, `blend` from 0 (picture) to 1 (map)."""
     low, high = float(heat.min()), float(heat.max())
     level = (heat - low) / (high - low) if high > low else np.zeros_like(heat)
-    smooth = Image.fromarray(level.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)  # (H, W)
+    smooth = Image.fromarray(level.astype(np.float32)).resize(
+        image.size, Image.Resampling.BILINEAR
+    )  # (H, W)
     return Image.blend(image, colour(np.asarray(smooth)), blend)
 
 

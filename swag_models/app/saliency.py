@@ -20,7 +20,11 @@ def count_layers(config: ViTConfig | RegNetConfig) -> int:
 
 def find_heat(model: ViT | RegNet, x: Tensor, layer: int) -> Heat:
     """One image (1, C, H, W) -> maps (K, h, w) of layer 0, 1, ...: one for each head of a ViT, one for a RegNet."""
-    maps = read_attention(model, x, layer) if isinstance(model, ViT) else make_grad_cam(model, x, layer)
+    maps = (
+        read_attention(model, x, layer)
+        if isinstance(model, ViT)
+        else make_grad_cam(model, x, layer)
+    )
     return maps.float().cpu().numpy()
 
 
@@ -43,11 +47,15 @@ def make_grad_cam(model: RegNet, x: Tensor, stage: int) -> Tensor:
         taken.append(output.detach().requires_grad_())
         return taken[0]
 
-    handle = model.get_submodule(model.feature_info[1 + stage]["module"]).register_forward_hook(take)
+    handle = model.get_submodule(model.feature_info[1 + stage]["module"]).register_forward_hook(
+        take
+    )
     try:
         with torch.enable_grad():
             features = model.forward_features(x)
-            score = model.forward_head(features, pre_logits=model.num_classes is None)  # (1, classes or C)
+            score = model.forward_head(
+                features, pre_logits=model.num_classes is None
+            )  # (1, classes or C)
             target = score.norm() if model.num_classes is None else score.max()
             (gradient,) = torch.autograd.grad(target, taken)  # (1, C, h, w)
     finally:

@@ -27,7 +27,13 @@ def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> F
     """The page as an ASGI application, to be reached under the name `host`."""
     private = is_loopback(host)
     uploads = Path(get_upload_folder())
-    page = Page(specs, folder=folder, may_type=private, examples=sorted(EXAMPLES.glob("*.jpg")), uploads=uploads)
+    page = Page(
+        specs,
+        folder=folder,
+        may_type=private,
+        examples=sorted(EXAMPLES.glob("*.jpg")),
+        uploads=uploads,
+    )
     server = FastAPI(openapi_url=None)
     if private:  # no other page may read this one by making its own name lead here
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, f"[{host}]", "localhost"])
@@ -49,20 +55,26 @@ def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> F
         mcp_server=False,
         enable_monitoring=False,
     )
-    page.blocks.has_launched = True  # else Gradio does not check that the files a request names were uploaded
+    page.blocks.has_launched = (
+        True  # else Gradio does not check that the files a request names were uploaded
+    )
     return server
 
 
 def run_server(server: FastAPI, listener: socket.socket) -> None:
     """Answer what comes to a listening socket until SIGINT or SIGTERM, which is then raised again."""
-    Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)).run(sockets=[listener])
+    Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)).run(
+        sockets=[listener]
+    )
 
 
 class Server(uvicorn.Server):
     """Ends within a second though a page is open, and its connection with it."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # cutting off an open page is no error to be told
+        logging.getLogger("uvicorn.error").setLevel(
+            logging.CRITICAL
+        )  # cutting off an open page is no error to be told
         await super().shutdown(sockets)
 
 

@@ -30,7 +30,9 @@ ONE_AT_A_TIME = Lock()  # two large models at once would be no faster
 BATCH_SIZE = 8  # of a folder's pictures at a time: seconds, even for a large model
 
 
-@dataclass(frozen=True, eq=False)  # each is another one, also to Gradio, which looks at hashes for changes
+@dataclass(
+    frozen=True, eq=False
+)  # each is another one, also to Gradio, which looks at hashes for changes
 class Sight:
     """A picture and what a model made of it: its classes, best first, and the maps (K, h, w) of the layers looked at."""
 
@@ -125,7 +127,9 @@ def look(sight: Sight, layer: int) -> Heat:
     with ONE_AT_A_TIME:
         if layer not in sight.maps:
             model = open_model(sight.spec)
-            sight.maps[layer] = find_heat(model.model, model.preprocess(sight.picture).unsqueeze(0), layer)
+            sight.maps[layer] = find_heat(
+                model.model, model.preprocess(sight.picture).unsqueeze(0), layer
+            )
         return sight.maps[layer]
 
 

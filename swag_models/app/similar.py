@@ -18,7 +18,7 @@ from torch import Tensor
 
 from swag_models.app.service import open_embedder
 from swag_models.errors import ConfigError
-from swag_models.inference.image_sources import find_pictures
+from swag_models.inference.image_sources import find_images
 from swag_models.inference.predict import Skipped
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
@@ -58,18 +58,28 @@ class Shelf:
         start = time.monotonic()
         with self.busy:
             versions = find_versions(spec, folder)
-            missing = {path: version for path, version in versions.items() if version not in self.known}
+            missing = {
+                path: version for path, version in versions.items() if version not in self.known
+            }
             for batch in open_embedder(spec).run(list(missing)):
                 self.known |= {missing[each.name]: each for each in batch.skipped}
                 if batch.values is not None:
-                    self.known |= {missing[path]: vector for path, vector in zip(batch.names, batch.values)}
+                    self.known |= {
+                        missing[path]: vector for path, vector in zip(batch.names, batch.values)
+                    }
                 if time.monotonic() > start + seconds:
                     break
         return sum(version in self.known for version in versions.values()), len(versions)
 
-    def rank(self, spec: ModelSpec, folder: str, picture: Image.Image, count: int = 8) -> tuple[list[Neighbour], list[Skipped]]:
+    def rank(
+        self, spec: ModelSpec, folder: str, picture: Image.Image, count: int = 8
+    ) -> tuple[list[Neighbour], list[Skipped]]:
         """The `count` pictures of an embedded folder most like the given one, best first, and those that could not be read."""
-        known = {path: self.known[version] for path, version in find_versions(spec, folder).items() if version in self.known}
+        known = {
+            path: self.known[version]
+            for path, version in find_versions(spec, folder).items()
+            if version in self.known
+        }
         vectors = {path: each for path, each in known.items() if isinstance(each, Tensor)}
         skipped = [each for each in known.values() if isinstance(each, Skipped)]
         if not vectors:
@@ -91,9 +101,11 @@ def find_versions(spec: ModelSpec, folder: str) -> dict[str, Version]:
     """Every picture of a folder by its path, or ConfigError."""
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise ConfigError(f"{folder} is no folder on this machine; give the path of a folder of pictures")
+        raise ConfigError(
+            f"{folder} is no folder on this machine; give the path of a folder of pictures"
+        )
     versions = {}
-    for picture in find_pictures(root):
+    for picture in find_images(root):
         try:
             status = Path(picture.name).stat()
             versions[picture.name] = Version(spec, picture.name, status.st_mtime_ns, status.st_size)

@@ -60,7 +60,12 @@ class Page:
     """
 
     def __init__(
-        self, specs: Mapping[str, ModelSpec], folder: str, may_type: bool, examples: list[Path], uploads: Path
+        self,
+        specs: Mapping[str, ModelSpec],
+        folder: str,
+        may_type: bool,
+        examples: list[Path],
+        uploads: Path,
     ) -> None:
         self.specs = specs
         self.uploads = uploads
@@ -70,7 +75,10 @@ class Page:
         self.downloads: dict[str, service.Download] = {}
         with gr.Blocks(title="swag_models", analytics_enabled=False) as self.blocks:
             self.sight, self.idle = gr.State(None), gr.State(0)
-            self.coming, self.embedding = gr.Timer(PAUSE, active=False), gr.Timer(PAUSE, active=False)
+            self.coming, self.embedding = (
+                gr.Timer(PAUSE, active=False),
+                gr.Timer(PAUSE, active=False),
+            )
             gr.HTML(components.HEADER)
             with gr.Row(equal_height=False):
                 with gr.Column(elem_id="ask"):
@@ -90,7 +98,12 @@ class Page:
             elem_id="picture",
         )
         if examples:
-            gr.Examples([[str(path)] for path in examples], self.picture, label="Or one of these", elem_id="examples")
+            gr.Examples(
+                [[str(path)] for path in examples],
+                self.picture,
+                label="Or one of these",
+                elem_id="examples",
+            )
         self.model = gr.Dropdown(list(self.specs), value=next(iter(self.specs)), label="Model")
         self.facts = gr.HTML(elem_id="facts")
         self.loading = gr.HTML(elem_id="loading")
@@ -102,11 +115,18 @@ class Page:
         self.bars = gr.HTML(components.hint(WELCOME), elem_id="bars")
         with gr.Group():
             self.overlay = gr.Image(
-                label=WHERE, interactive=False, height=380, format="jpeg", buttons=["fullscreen"], elem_id="overlay"
+                label=WHERE,
+                interactive=False,
+                height=380,
+                format="jpeg",
+                buttons=["fullscreen"],
+                elem_id="overlay",
             )
             with gr.Row():
                 self.layer = gr.Slider(1, 2, 1, step=1, label="Block", min_width=200, buttons=[])
-                self.blend = gr.Slider(0, 1, 0.55, step=0.05, label="Blend", min_width=200, buttons=[])
+                self.blend = gr.Slider(
+                    0, 1, 0.55, step=0.05, label="Blend", min_width=200, buttons=[]
+                )
                 self.head = gr.Dropdown([MEAN], value=MEAN, label="Head", min_width=200)
         self.typed = gr.Textbox(
             self.folder,
@@ -126,7 +146,12 @@ class Page:
         empty. What takes long answers soon how far it is, and is asked again by a timer that runs until it is done.
         """
         # broken files have to reach the handlers, which check what they are given, as Gradio's preprocessing would
-        plain = {"queue": False, "api_visibility": "private", "preprocess": False, "trigger_mode": "always_last"}
+        plain = {
+            "queue": False,
+            "api_visibility": "private",
+            "preprocess": False,
+            "trigger_mode": "always_last",
+        }
         quick: dict[str, Any] = {**plain, "show_progress": "hidden"}
         work: dict[str, Any] = {**plain, "show_progress": "minimal"}
         card = [self.facts, self.fetch_button, self.stop_button, self.coming, self.idle]
@@ -140,10 +165,20 @@ class Page:
             return event(self.look, shown, [self.overlay, self.notice], **work)
 
         def find(event: Any) -> None:
-            event(self.find, [self.sight, self.typed], [self.near, self.notice, self.embedding], **quick)
+            event(
+                self.find,
+                [self.sight, self.typed],
+                [self.near, self.notice, self.embedding],
+                **quick,
+            )
 
         def answer(event: Any) -> None:
-            step = event(self.classify, [self.picture, self.model], [self.sight, self.bars, self.notice], **work)
+            step = event(
+                self.classify,
+                [self.picture, self.model],
+                [self.sight, self.bars, self.notice],
+                **work,
+            )
             find(look(step.then).then)
 
         self.blocks.load(self.choose, self.model, card + controls, **quick, js=LABEL_EXAMPLES)
@@ -156,7 +191,9 @@ class Page:
         find(self.embedding.tick)
         hush(self.fetch_button.click).then(self.fetch, self.model, card, **quick)
         self.stop_button.click(self.stop, self.model, self.stop_button, **quick)
-        self.coming.tick(self.watch, [self.model, self.idle], [*card, self.loading, self.notice], **quick)
+        self.coming.tick(
+            self.watch, [self.model, self.idle], [*card, self.loading, self.notice], **quick
+        )
 
     def choose(self, name: str) -> Updates:
         """A model's card, and the controls that it has."""
@@ -175,7 +212,9 @@ class Page:
         here, coming = find_weights(spec) is not None, name in self.downloads
         return {
             self.facts: components.describe(spec, here),
-            self.fetch_button: gr.Button(components.ask_consent(spec), visible=not here and not coming),
+            self.fetch_button: gr.Button(
+                components.ask_consent(spec), visible=not here and not coming
+            ),
             self.stop_button: gr.Button("Stop the download", visible=coming, interactive=True),
             self.coming: gr.Timer(active=True),
             self.idle: 0,
@@ -196,14 +235,25 @@ class Page:
     def watch(self, name: str, idle: int) -> Updates:
         """How far the model's download is, if there is one; what came of it once it has ended."""
         download = self.downloads.get(name)
-        if download is None:  # goes on for a while, in case that an answer has overtaken a later one
+        if (
+            download is None
+        ):  # goes on for a while, in case that an answer has overtaken a later one
             timer = gr.Timer(active=idle < LINGER)
-            return {**self.show_card(name), self.loading: None, self.coming: timer, self.idle: idle + 1}
+            return {
+                **self.show_card(name),
+                self.loading: None,
+                self.coming: timer,
+                self.idle: idle + 1,
+            }
         if download.thread.is_alive():
             return {self.loading: components.draw_bytes(download.done, download.total)}
         self.downloads.pop(name, None)
         notice = (
-            components.say(str(download.error)) if download.error else components.hint(STOPPED) if download.stopping else None
+            components.say(str(download.error))
+            if download.error
+            else components.hint(STOPPED)
+            if download.stopping
+            else None
         )
         return {**self.show_card(name), self.loading: None, self.notice: notice}
 
@@ -220,18 +270,28 @@ class Page:
         hint = f"{name} has no classes with names; below is where it looks."
         return {
             self.sight: sight,
-            self.bars: components.draw_bars(sight.predictions) if sight.predictions else components.hint(hint),
+            self.bars: components.draw_bars(sight.predictions)
+            if sight.predictions
+            else components.hint(hint),
         }
 
     @tell("overlay")
-    def look(self, sight: service.Sight | None, layer: int | None, head: str, blend: float) -> Updates:
+    def look(
+        self, sight: service.Sight | None, layer: int | None, head: str, blend: float
+    ) -> Updates:
         """One of a layer's maps, or their mean, over the part of the picture that the model sees."""
         if sight is None:
             return {self.overlay: gr.Image(None, label=WHERE)}
         layers = count_layers(sight.spec.config)
-        layer = min(max(int(layer or layers), 1), layers)  # the field beside the slider takes any number, and none
+        layer = min(
+            max(int(layer or layers), 1), layers
+        )  # the field beside the slider takes any number, and none
         maps = service.look(sight, layer - 1)
-        heat = maps[int(head) - 1] if head.isdigit() and 0 < int(head) <= len(maps) else maps.mean(axis=0)
+        heat = (
+            maps[int(head) - 1]
+            if head.isdigit() and 0 < int(head) <= len(maps)
+            else maps.mean(axis=0)
+        )
         picture = lay_over(crop_seen(sight.picture, sight.spec.preprocess.size), heat, blend)
         caption = components.name_map(sight.spec, sight.predictions, layer)
         return {self.overlay: gr.Image(picture, label=caption, alt_text=caption)}

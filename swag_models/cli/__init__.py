@@ -41,7 +41,9 @@ def run_command(options: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
-    parser = argparse.ArgumentParser(prog="swag-models", description="Vision backbones pre-trained on hashtags.")
+    parser = argparse.ArgumentParser(
+        prog="swag-models", description="Vision backbones pre-trained on hashtags."
+    )
     parser.add_argument("--version", action="version", version=f"swag-models {__version__}")
     add = make_add(parser)
     for module in MODULES:

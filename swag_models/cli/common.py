@@ -13,7 +13,7 @@ from swag_models.errors import ConfigError, UnknownModelError
 from swag_models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from swag_models.recipe.evaluation.models import Candidate
+    from swag_models.recipe.evaluation.models import EvaluatedModel
 
 Add = Callable[[str, Callable[[argparse.Namespace], int] | str, str], argparse.ArgumentParser]
 OK, FAILED, USAGE = 0, 1, 2
@@ -28,9 +28,13 @@ def make_add(parser: argparse.ArgumentParser) -> Add:
     """A function that adds a subcommand to `parser`: its name, the function that runs it, and an example for its help."""
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], int] | str, example: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int] | str, example: str
+    ) -> argparse.ArgumentParser:
         summary = run if isinstance(run, str) else (run.__doc__ or "").strip()
-        command = commands.add_parser(name, help=summary, description=summary, epilog=f"example: {example}")
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example: {example}"
+        )
         command.set_defaults(run=run)
         return command
 
@@ -39,10 +43,18 @@ def make_add(parser: argparse.ArgumentParser) -> Add:
 
 def add_measuring_options(command: argparse.ArgumentParser) -> None:
     """Declare how a model that is measured is run: what `read_running` reads."""
-    command.add_argument("--device", help="default: the GPU if there is one, under torchrun one for each process")
+    command.add_argument(
+        "--device", help="default: the GPU if there is one, under torchrun one for each process"
+    )
     command.add_argument("--dtype", help="float32 (default), bfloat16, float16")
-    command.add_argument("--batch-size", type=int, default=64, help="pictures in one forward pass (default: 64)")
-    command.add_argument("--workers", type=int, help="processes that read pictures (default: with a GPU one per processor)")
+    command.add_argument(
+        "--batch-size", type=int, default=64, help="pictures in one forward pass (default: 64)"
+    )
+    command.add_argument(
+        "--workers",
+        type=int,
+        help="processes that read pictures (default: with a GPU one per processor)",
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -50,7 +62,7 @@ def read_running(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
     """Where a model that is measured runs (device, dtype), and how its pictures are read (batch_size, workers, progress)."""
     import torch
 
-    from swag_models.inference.image_sources import count_processors
+    from swag_models.runtime import count_cpus
 
     device, workers = options.device or "cuda", options.workers
     if device == "cuda" and (options.device or torch.cuda.is_available()):
@@ -59,17 +71,19 @@ def read_running(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str,
         device = "cpu"
     if workers is None:  # a processor runs the model itself
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = 0 if device == "cpu" else max(1, count_processors() // processes)
+        workers = 0 if device == "cpu" else max(1, count_cpus() // processes)
     reading = {"batch_size": options.batch_size, "workers": workers, "progress": not options.quiet}
     return {"device": device, "dtype": options.dtype}, reading
 
 
-def open_measured(options: argparse.Namespace) -> tuple[Candidate, dict[str, Any]]:
+def open_measured(options: argparse.Namespace) -> tuple[EvaluatedModel, dict[str, Any]]:
     """The model that is measured, and how its pictures are read."""
-    from swag_models.recipe.evaluation.models import open_candidate
+    from swag_models.recipe.evaluation.models import open_evaluated_model
 
     running, reading = read_running(options)
-    return open_candidate(options.model, **running, image_size=getattr(options, "image_size", None)), reading
+    return open_evaluated_model(
+        options.model, **running, image_size=getattr(options, "image_size", None)
+    ), reading
 
 
 def refuse_ranks() -> None:

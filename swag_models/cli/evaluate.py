@@ -22,19 +22,27 @@ from swag_models.errors import ConfigError
 
 def evaluate(options: argparse.Namespace) -> int:
     """Accuracy and calibration of a model on pictures with labels; torchrun splits the work."""
-    from swag_models.recipe.evaluation.accuracy.evaluate import evaluate, tabulate_evaluations, write_evaluation
-    from swag_models.recipe.training.distributed import open_ranks
+    from swag_models.recipe.evaluation.accuracy.evaluate import (
+        evaluate,
+        tabulate_evaluations,
+        write_evaluation,
+    )
+    from swag_models.recipe.training.distributed import init_distributed
 
-    with open_ranks() as ranks:
+    with init_distributed() as ranks:
         candidate, reading = open_measured(options)
         output = Path(options.output) if options.output else None
         asked = {"only_present": options.only_present, "output": output}
         found = evaluate(candidate, options.data, options.suite, ranks=ranks, **asked, **reading)
         if output:
-            ranks.lead(lambda: write_evaluation(found, output))
-        if ranks.first:
+            ranks.run_on_main(lambda: write_evaluation(found, output))
+        if ranks.is_main:
             report_skipped(found.skipped)
-            print(json.dumps(found.to_dict(), indent=2) if options.json else tabulate_evaluations([found]).rstrip())
+            print(
+                json.dumps(found.to_dict(), indent=2)
+                if options.json
+                else tabulate_evaluations([found]).rstrip()
+            )
     return FAILED if found.skipped else OK
 
 
@@ -60,7 +68,11 @@ def probe(options: argparse.Namespace) -> int:
     )
     if options.output:
         write_probes(probes, options.output)
-    print(json.dumps([each.to_dict() for each in probes], indent=2) if options.json else format_probes(probes))
+    print(
+        json.dumps([each.to_dict() for each in probes], indent=2)
+        if options.json
+        else format_probes(probes)
+    )
     return OK
 
 
@@ -87,35 +99,75 @@ def report(options: argparse.Namespace) -> int:
 
 def add_commands(add: Add) -> None:
     """Declare the subcommands of this module, under `swag-models recipe`."""
-    command = add("evaluate", evaluate, "swag-models recipe evaluate vit_b16_in1k --data imagenet/ --suite imagenet-real")
-    command.add_argument("model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]")
-    command.add_argument("--data", required=True, help="the suite's folder, or a sub-folder of pictures for each class")
+    command = add(
+        "evaluate",
+        evaluate,
+        "swag-models recipe evaluate vit_b16_in1k --data imagenet/ --suite imagenet-real",
+    )
+    command.add_argument(
+        "model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]"
+    )
+    command.add_argument(
+        "--data",
+        required=True,
+        help="the suite's folder, or a sub-folder of pictures for each class",
+    )
     command.add_argument(
         "--suite",
         default="folder",
         help="imagenet, imagenet-v2, imagenet-real, imagenet-a, imagenet-r, sketch, objectnet or folder (default)",
     )
-    command.add_argument("-o", "--output", metavar="FOLDER", help="folder for .json, .md, and .parquet with every picture")
-    command.add_argument("--only-present", action="store_true", help="only the classes of the pictures compete")
-    command.add_argument("--image-size", type=int, metavar="PIXELS", help="in place of the model's own")
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="folder for .json, .md, and .parquet with every picture",
+    )
+    command.add_argument(
+        "--only-present", action="store_true", help="only the classes of the pictures compete"
+    )
+    command.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="in place of the model's own"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     add_measuring_options(command)
 
-    command = add("probe", probe, "swag-models recipe probe vit_b16 --train pets/train --test pets/test --shots 1,5,all")
-    command.add_argument("model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]")
+    command = add(
+        "probe",
+        probe,
+        "swag-models recipe probe vit_b16 --train pets/train --test pets/test --shots 1,5,all",
+    )
+    command.add_argument(
+        "model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]"
+    )
     data = "packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on disk"
     command.add_argument("--train", required=True, metavar="DATA", help=data)
-    command.add_argument("--test", required=True, metavar="DATA", help="the like, with the same classes")
-    command.add_argument("--methods", default="knn,logistic", help="of knn, logistic and sgd (default: knn,logistic)")
+    command.add_argument(
+        "--test", required=True, metavar="DATA", help="the like, with the same classes"
+    )
+    command.add_argument(
+        "--methods", default="knn,logistic", help="of knn, logistic and sgd (default: knn,logistic)"
+    )
     command.add_argument(
         "--shots",
         default="1,2,5,10,1%,10%,all",
         help="labels of each class for logistic, or shares, or all (default: 1,2,5,10,1%%,10%%,all)",
     )
-    command.add_argument("--splits", type=int, default=5, help="choices of so few labels (default: 5)")
-    command.add_argument("--cache", metavar="FOLDER", help="for features (default: in the cache of downloads)")
-    command.add_argument("--features", choices=("float16", "float32"), default="float16", help="as kept (default: float16)")
-    command.add_argument("-o", "--output", metavar="FOLDER", help="for probes.json, probes.md and the run of sgd")
+    command.add_argument(
+        "--splits", type=int, default=5, help="choices of so few labels (default: 5)"
+    )
+    command.add_argument(
+        "--cache", metavar="FOLDER", help="for features (default: in the cache of downloads)"
+    )
+    command.add_argument(
+        "--features",
+        choices=("float16", "float32"),
+        default="float16",
+        help="as kept (default: float16)",
+    )
+    command.add_argument(
+        "-o", "--output", metavar="FOLDER", help="for probes.json, probes.md and the run of sgd"
+    )
     command.add_argument(
         "--set",
         metavar="FIELD=VALUE",
@@ -126,14 +178,28 @@ def add_commands(add: Add) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
     add_measuring_options(command)
 
-    command = add("report", report, "swag-models recipe report vit_nano_hashtags --suites folder=scenes/held_out -o report/")
+    command = add(
+        "report",
+        report,
+        "swag-models recipe report vit_nano_hashtags --suites folder=scenes/held_out -o report/",
+    )
     command.add_argument("models", nargs="+", metavar="MODEL", help="as evaluate takes them")
     command.add_argument(
-        "--suites", nargs="+", default=[], metavar="NAME=FOLDER", help="what to measure on, for example imagenet-v2=data/v2"
+        "--suites",
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="what to measure on, for example imagenet-v2=data/v2",
     )
-    command.add_argument("--train", metavar="FOLDER", help="labelled pictures for probes to learn from")
+    command.add_argument(
+        "--train", metavar="FOLDER", help="labelled pictures for probes to learn from"
+    )
     command.add_argument("--test", metavar="FOLDER", help="the like, to test probes on")
-    command.add_argument("--shots", default="1,5,10,all", help="labels of each class, shares or all (default: 1,5,10,all)")
+    command.add_argument(
+        "--shots",
+        default="1,5,10,all",
+        help="labels of each class, shares or all (default: 1,5,10,all)",
+    )
     command.add_argument("-o", "--output", required=True, help="folder of the report")
     add_measuring_options(command)
 
@@ -141,14 +207,18 @@ def add_commands(add: Add) -> None:
 def _read_suite(text: str) -> tuple[str, str]:
     name, sign, folder = text.partition("=")
     if not (name and sign and folder):
-        raise ConfigError(f"--suites has {text!r}; allowed: NAME=FOLDER, for example folder={text or 'pictures'}")
+        raise ConfigError(
+            f"--suites has {text!r}; allowed: NAME=FOLDER, for example folder={text or 'pictures'}"
+        )
     return name, folder
 
 
 def _read_shots(text: str) -> int | float | None:
     """A number of labels, a share such as 10%, or all."""
     try:
-        shots = None if text == "all" else float(text[:-1]) / 100 if text.endswith("%") else int(text)
+        shots = (
+            None if text == "all" else float(text[:-1]) / 100 if text.endswith("%") else int(text)
+        )
     except ValueError:
         shots = 0
     if shots is not None and not (0 < shots < 1 if text.endswith("%") else shots >= 1):

@@ -36,11 +36,21 @@ def add_commands(add: Add) -> None:
     command = add("export", export, "swag-models export vit_b16_in1k vit_b16.onnx --image-size 224")
     command.add_argument("name", help="model")
     command.add_argument("path", help="file to write: .onnx or .pt2")
-    command.add_argument("--image-size", type=_parse_size, metavar="N|HxW", help="pixels (default: the model's)")
-    command.add_argument("--dtype", default="float32", help="float32 (default), float16, bfloat16 (.pt2), int8 (.onnx)")
+    command.add_argument(
+        "--image-size", type=_parse_size, metavar="N|HxW", help="pixels (default: the model's)"
+    )
+    command.add_argument(
+        "--dtype",
+        default="float32",
+        help="float32 (default), float16, bfloat16 (.pt2), int8 (.onnx)",
+    )
     command.add_argument("--weights", metavar="FILE", help="a checkpoint instead of the catalog's")
     command.add_argument("--opset", type=int, default=18, help="of ONNX (default: 18)")
-    command.add_argument("--calibrate", metavar="FOLDER", help="pictures that must keep their answers; int8 needs them")
+    command.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help="pictures that must keep their answers; int8 needs them",
+    )
 
 
 def _parse_size(text: str) -> int | tuple[int, int]:

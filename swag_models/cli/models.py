@@ -13,7 +13,9 @@ from swag_models.spec import ModelSpec
 
 def list_(options: argparse.Namespace) -> int:
     """Models of the catalog, one a line."""
-    filters = {name: getattr(options, name) for name in FILTERS if getattr(options, name) is not None}
+    filters = {
+        name: getattr(options, name) for name in FILTERS if getattr(options, name) is not None
+    }
     matching = match_all(options.pattern or ["*"])
     specs = [SPECS[name] for name in list_models("*", **filters) if SPECS[name] in matching]
     if options.json:
@@ -61,7 +63,9 @@ def info(options: argparse.Namespace) -> int:
         "image size": f"{_pixels(spec)}, {spec.preprocess.interpolation}",
         "normalisation": f"mean {spec.preprocess.mean}, std {spec.preprocess.std}",
         "compute": f"{spec.gmacs} GMACs per image",
-        "classes": "none (features)" if spec.num_classes is None else f"{spec.num_classes} ({_classes(spec)})",
+        "classes": "none (features)"
+        if spec.num_classes is None
+        else f"{spec.num_classes} ({_classes(spec)})",
         "accuracy": accuracy,
         "license": f"{spec.license}, {spec.license_url}".removesuffix(", "),
         "on this machine": str(where or "no"),
@@ -70,7 +74,9 @@ def info(options: argparse.Namespace) -> int:
         print(f"{name:<16} {value}")
     for source in spec.sources:
         published = (
-            f"SHA-256 {source.sha256}" + ("..." if len(source.sha256) < 64 else "") if source.sha256 else "no published hash"
+            f"SHA-256 {source.sha256}" + ("..." if len(source.sha256) < 64 else "")
+            if source.sha256
+            else "no published hash"
         )
         print(f"{'source':<16} {source.url} ({source.layout} layout, {published})")
     return OK
@@ -96,7 +102,10 @@ def verify(options: argparse.Namespace) -> int:
             say(f"{name}: no weights on this machine; get them with: swag-models fetch {name}")
             failed = True
         for check in checks:
-            print(f"{'ok' if check.ok else 'FAILED'}\t{name}\t{check.sha256}\t{check.path}", flush=True)
+            print(
+                f"{'ok' if check.ok else 'FAILED'}\t{name}\t{check.sha256}\t{check.path}",
+                flush=True,
+            )
             if not check.ok:
                 say(f"{check.path} is not what was verified before; delete it and get {name} anew")
                 failed = True
@@ -120,7 +129,13 @@ def add_commands(add: Add) -> None:
         kind: Any = int if name in ("image_size", "num_classes") else str
         allowed = sorted({getattr(spec, name) for spec in SPECS.values()} - {None})
         flag = f"--{name.replace('_', '-')}"
-        command.add_argument(flag, type=kind, choices=allowed, metavar=name.upper(), help=", ".join(map(str, allowed)))
+        command.add_argument(
+            flag,
+            type=kind,
+            choices=allowed,
+            metavar=name.upper(),
+            help=", ".join(map(str, allowed)),
+        )
     command.add_argument("--json", action="store_true", help="print the full specs as JSON")
 
     command = add("info", info, "swag-models info vit_b16_in1k")
@@ -132,12 +147,18 @@ def add_commands(add: Add) -> None:
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
     command = add("verify", verify, "swag-models verify")
-    command.add_argument("name", nargs="*", help="models or shell patterns (default: all that are on this machine)")
+    command.add_argument(
+        "name", nargs="*", help="models or shell patterns (default: all that are on this machine)"
+    )
 
-    command = add("convert", convert, "swag-models convert vit_b16.torch vit_b16.safetensors --to timm")
+    command = add(
+        "convert", convert, "swag-models convert vit_b16.torch vit_b16.safetensors --to timm"
+    )
     command.add_argument("source", help="checkpoint in any of the layouts")
     command.add_argument("target", help="file to write: .safetensors, or .pth .pt .torch .bin")
-    command.add_argument("--to", required=True, choices=("swag", "torchvision", "timm"), help="layout")
+    command.add_argument(
+        "--to", required=True, choices=("swag", "torchvision", "timm"), help="layout"
+    )
 
 
 def _millions(count: int) -> str:
@@ -149,4 +170,8 @@ def _pixels(spec: ModelSpec) -> str:
 
 
 def _classes(spec: ModelSpec) -> str:
-    return spec.classes if isinstance(spec.classes, str) else ", ".join(spec.classes or ("without names",))
+    return (
+        spec.classes
+        if isinstance(spec.classes, str)
+        else ", ".join(spec.classes or ("without names",))
+    )

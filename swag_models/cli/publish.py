@@ -29,7 +29,9 @@ def push(options: argparse.Namespace) -> int:
 
     folder = options.model not in SPECS and os.path.isdir(options.model)
     if folder and (options.image_size, options.dtype) != (None, None):
-        raise ConfigError("--image-size and --dtype do not go with a folder, which is sent as it is; change it with save first")
+        raise ConfigError(
+            "--image-size and --dtype do not go with a folder, which is sent as it is; change it with save first"
+        )
     model, facts = (options.model, {}) if folder else _load(options)
     upload = publish.push(
         model,
@@ -59,18 +61,26 @@ def add_commands(add: Add) -> None:
     _add_changes(command)
 
     command = add("push", push, "swag-models push my_model org/repo --dry-run")
-    command.add_argument("model", help="folder that save wrote, sent as it is, or another model's name")
+    command.add_argument(
+        "model", help="folder that save wrote, sent as it is, or another model's name"
+    )
     command.add_argument("repository", help="org/repo, made if there is none")
-    command.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print what would be sent, and send nothing"
+    )
     command.add_argument("--private", action="store_true", help="make a new repository private")
-    command.add_argument("--revision", help="branch to send to, made if there is none (default: main)")
+    command.add_argument(
+        "--revision", help="branch to send to, made if there is none (default: main)"
+    )
     command.add_argument("--message", help="of the commit")
     _add_changes(command)
 
 
 def _add_changes(command: argparse.ArgumentParser) -> None:
     command.add_argument("--image-size", type=int, help="pixels (default: the model's)")
-    command.add_argument("--dtype", help="for example bfloat16, for half the size (default: float32)")
+    command.add_argument(
+        "--dtype", help="for example bfloat16, for half the size (default: float32)"
+    )
 
 
 def _load(options: argparse.Namespace) -> tuple[ViT | RegNet, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 from swag_models.cli.common import OK, Add, say
 from swag_models.errors import PreemptedError
 from swag_models.recipe.config import Run, change, walk
-from swag_models.recipe.presets import PLANNED, PRESETS, Preset, find_source, get_preset
+from swag_models.recipe.presets import PLANNED, PRESETS, Preset, find_value_source, get_preset
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: not done, worth another try
 
@@ -31,12 +31,18 @@ def show(options: argparse.Namespace) -> int:
     before, values = _list_values(preset, preset.run), _list_values(preset, run)
     marks = {}
     for name, value in values.items():
-        source = find_source(preset, name) if name in before and before[name] == value else None
+        source = (
+            find_value_source(preset, name) if name in before and before[name] == value else None
+        )
         marks[name] = (source.mark, source.text) if source else ("set here", "")
     if options.json:
         sources = {name: {"mark": mark, "text": text} for name, (mark, text) in marks.items()}
         planned = {name: values[name] for name in PLANNED}
-        print(json.dumps({"name": preset.name, "run": run.to_dict(), **planned, "sources": sources}, indent=2))
+        print(
+            json.dumps(
+                {"name": preset.name, "run": run.to_dict(), **planned, "sources": sources}, indent=2
+            )
+        )
     else:
         _print_columns((name, _write_value(value), *marks[name]) for name, value in values.items())
     return OK
@@ -49,7 +55,9 @@ def plan(options: argparse.Namespace) -> int:
     preset = get_preset(options.preset)
     made = plan(
         change(preset.run, options.set),
-        preset.epoch if options.epoch is None else options.epoch,
+        preset.samples_per_epoch
+        if options.samples_per_epoch is None
+        else options.samples_per_epoch,
         num_classes=preset.num_classes if options.classes is None else options.classes,
         gpus=options.gpus,
         throughput=options.throughput,
@@ -69,23 +77,34 @@ def plan(options: argparse.Namespace) -> int:
         "time": f"{_write_time(made.days)} on {made.gpus:,} GPU{'s' * (made.gpus > 1)}",
         "memory": f"{_write_bytes(made.memory.total)} on each GPU, estimated",
     }
-    rows |= {f"  {name}": _write_bytes(size) for name, size in memory.items() if name not in ("total", "sample")}
-    rows["  activations"] += f", {_write_bytes(made.memory.sample)} of each sample; engine.micro_batch takes fewer at once"
+    rows |= {
+        f"  {name}": _write_bytes(size)
+        for name, size in memory.items()
+        if name not in ("total", "sample")
+    }
+    rows["  activations"] += (
+        f", {_write_bytes(made.memory.sample)} of each sample; engine.micro_batch takes fewer at once"
+    )
     _print_columns(rows.items())
     return OK
 
 
 def train(options: argparse.Namespace) -> int:
     """Train a model, or go on training it; under torchrun or a scheduler on many processes."""
-    from swag_models.recipe.training.run_dir import About
+    from swag_models.recipe.training.run_dir import PublishInfo
     from swag_models.recipe.training.trainer import train
 
     preset = get_preset(options.preset)
     settings = [*options.set, *([f"init={options.init}"] if options.init else [])]
-    about = About(preset.name, options.name, options.description, options.license)
+    about = PublishInfo(preset.name, options.name, options.description, options.license)
     try:
         model = train(
-            change(preset.run, settings), options.data, options.output, val=options.val, progress=not options.quiet, about=about
+            change(preset.run, settings),
+            options.data,
+            options.output,
+            val=options.val,
+            progress=not options.quiet,
+            about=about,
         )
     except PreemptedError as error:
         say(error)
@@ -102,24 +121,52 @@ def add_commands(add: Add) -> None:
     _add_set(command)
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = add("plan", plan, "swag-models recipe plan vit_h14_hashtags --gpus 128 --set engine.micro_batch=32")
+    command = add(
+        "plan",
+        plan,
+        "swag-models recipe plan vit_h14_hashtags --gpus 128 --set engine.micro_batch=32",
+    )
     command.add_argument("preset", help="name of a preset; see: swag-models recipe show")
     _add_set(command)
     command.add_argument("--gpus", type=int, default=8, help="default: 8")
-    command.add_argument("--throughput", type=float, metavar="RATE", help="images/s on each GPU, if you have measured it")
-    command.add_argument("--flops", type=float, help="operations a second that a GPU can do at most (default: an H100's)")
-    command.add_argument("--epoch", type=int, metavar="SAMPLES", help="in an epoch (default: of the preset's own data)")
-    command.add_argument("--classes", type=int, metavar="COUNT", help="default: of the preset's own data")
+    command.add_argument(
+        "--throughput",
+        type=float,
+        metavar="RATE",
+        help="images/s on each GPU, if you have measured it",
+    )
+    command.add_argument(
+        "--flops",
+        type=float,
+        help="operations a second that a GPU can do at most (default: an H100's)",
+    )
+    command.add_argument(
+        "--samples-per-epoch",
+        type=int,
+        metavar="SAMPLES",
+        help="in an epoch (default: of the preset's own data)",
+    )
+    command.add_argument(
+        "--classes", type=int, metavar="COUNT", help="default: of the preset's own data"
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = add("train", train, "swag-models recipe train vit_nano_hashtags --data shards/ -o runs/vit_nano")
+    command = add(
+        "train", train, "swag-models recipe train vit_nano_hashtags --data shards/ -o runs/vit_nano"
+    )
     command.add_argument("preset", help="name of a preset; see: swag-models recipe show")
     command.add_argument(
-        "--data", required=True, help="packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on disk"
+        "--data",
+        required=True,
+        help="packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on disk",
     )
     command.add_argument("--val", help="the like, to evaluate on")
-    command.add_argument("-o", "--output", required=True, help="folder of the run; one that was stopped goes on")
-    command.add_argument("--init", metavar="MODEL", help="weights to begin with: a name, folder or hf-hub:org/repo")
+    command.add_argument(
+        "-o", "--output", required=True, help="folder of the run; one that was stopped goes on"
+    )
+    command.add_argument(
+        "--init", metavar="MODEL", help="weights to begin with: a name, folder or hf-hub:org/repo"
+    )
     _add_set(command)
     command.add_argument("--name", help="of the model, for its card (default: model)")
     command.add_argument("--description", help="of the model, for its card")
@@ -129,7 +176,11 @@ def add_commands(add: Add) -> None:
 
 def _add_set(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--set", metavar="FIELD=VALUE", action="append", default=[], help="in place of the preset's; may be given again"
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="in place of the preset's; may be given again",
     )
 
 

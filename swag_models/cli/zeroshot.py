@@ -6,7 +6,13 @@ import argparse
 import json
 from pathlib import Path
 
-from swag_models.cli.common import Add, add_measuring_options, open_measured, refuse_ranks, report_skipped
+from swag_models.cli.common import (
+    Add,
+    add_measuring_options,
+    open_measured,
+    refuse_ranks,
+    report_skipped,
+)
 from swag_models.errors import ConfigError
 
 
@@ -34,10 +40,16 @@ def zeroshot(options: argparse.Namespace) -> int:
             "--targets imagenet-1k"
         )
     if options.ablation and not is_labelled(options.data):
-        raise ConfigError(f"--ablation compares accuracies, and {options.data} has no labels; leave it out")
+        raise ConfigError(
+            f"--ablation compares accuracies, and {options.data} has no labels; leave it out"
+        )
     targets = parse_targets(given, wordnet, senses=options.senses)
     mapping = Mapping(options.mapping, options.decay, options.threshold, options.best)
-    ways = list_ways(mapping) if options.ablation else [Way(options.platt, mapping, options.aggregation)]
+    ways = (
+        list_ways(mapping)
+        if options.ablation
+        else [Way(options.platt, mapping, options.aggregation)]
+    )
     candidate, reading = open_measured(options)
     results = run_ablation(
         candidate,
@@ -52,7 +64,11 @@ def zeroshot(options: argparse.Namespace) -> int:
     if options.output:
         write_results(results, Path(options.output))
     if first.labelled:
-        print(json.dumps([each.to_dict() for each in results], indent=2) if options.json else write_table(results))
+        print(
+            json.dumps([each.to_dict() for each in results], indent=2)
+            if options.json
+            else write_table(results)
+        )
     else:
         print(write_lines(first) if options.json else write_predictions(first))
     return report_skipped(first.skipped)
@@ -61,30 +77,79 @@ def zeroshot(options: argparse.Namespace) -> int:
 def add_commands(add: Add) -> None:
     """Declare the subcommand of this module, under `swag-models recipe`."""
     command = add(
-        "zeroshot", zeroshot, "swag-models recipe zeroshot vit_nano_hashtags --data held_out/ --wordnet scenes/wordnet"
-    )
-    command.add_argument("model", help="name, folder or hf-hub:org/repo; one whose classes are hashtags with WordNet ids")
-    command.add_argument(
-        "--data", required=True, help="labelled: shards, dataset, a sub-folder per target; or pictures, to predict only"
+        "zeroshot",
+        zeroshot,
+        "swag-models recipe zeroshot vit_nano_hashtags --data held_out/ --wordnet scenes/wordnet",
     )
     command.add_argument(
-        "--targets", help="what to tell apart: imagenet-1k, a file, or words,with,commas (default: the classes of the data)"
+        "model",
+        help="name, folder or hf-hub:org/repo; one whose classes are hashtags with WordNet ids",
     )
     command.add_argument(
-        "--senses", choices=("first", "all"), default="first", help="of targets that are words (default: first, the usual one)"
+        "--data",
+        required=True,
+        help="labelled: shards, dataset, a sub-folder per target; or pictures, to predict only",
+    )
+    command.add_argument(
+        "--targets",
+        help="what to tell apart: imagenet-1k, a file, or words,with,commas (default: the classes of the data)",
+    )
+    command.add_argument(
+        "--senses",
+        choices=("first", "all"),
+        default="first",
+        help="of targets that are words (default: first, the usual one)",
     )
     kinds = ("same", "hyponyms", "hypernyms", "related", "path", "wup")
-    command.add_argument("--mapping", choices=kinds, default="related", help="from hashtags to targets (default: related)")
-    command.add_argument("--decay", type=float, default=0.5, help="of weights with each step up or down (default: 0.5)")
-    command.add_argument("--threshold", type=float, help="weights that count (default: 1/3 with path, 0.8 with wup, else all)")
-    command.add_argument("--best", type=int, metavar="COUNT", help="hashtags that count for a target (default: all)")
-    command.add_argument("--aggregation", choices=("sum", "max"), default="sum", help="over hashtags (default: sum)")
-    command.add_argument("--no-platt", dest="platt", action="store_false", help="take hashtags as frequent as the model does")
-    command.add_argument("--unlabelled", metavar="FOLDER", help="pictures to fit Platt scaling on (default: those of --data)")
-    command.add_argument("--wordnet", metavar="FOLDER", help="WordNet 3.0's database files (default: where they usually are)")
     command.add_argument(
-        "--ablation", action="store_true", help="every mapping and aggregation, with and without Platt scaling"
+        "--mapping",
+        choices=kinds,
+        default="related",
+        help="from hashtags to targets (default: related)",
     )
-    command.add_argument("-o", "--output", metavar="FOLDER", help="for zeroshot.json, zeroshot.md and predictions.jsonl")
+    command.add_argument(
+        "--decay",
+        type=float,
+        default=0.5,
+        help="of weights with each step up or down (default: 0.5)",
+    )
+    command.add_argument(
+        "--threshold",
+        type=float,
+        help="weights that count (default: 1/3 with path, 0.8 with wup, else all)",
+    )
+    command.add_argument(
+        "--best", type=int, metavar="COUNT", help="hashtags that count for a target (default: all)"
+    )
+    command.add_argument(
+        "--aggregation", choices=("sum", "max"), default="sum", help="over hashtags (default: sum)"
+    )
+    command.add_argument(
+        "--no-platt",
+        dest="platt",
+        action="store_false",
+        help="take hashtags as frequent as the model does",
+    )
+    command.add_argument(
+        "--unlabelled",
+        metavar="FOLDER",
+        help="pictures to fit Platt scaling on (default: those of --data)",
+    )
+    command.add_argument(
+        "--wordnet",
+        metavar="FOLDER",
+        help="WordNet 3.0's database files (default: where they usually are)",
+    )
+    command.add_argument(
+        "--ablation",
+        action="store_true",
+        help="every mapping and aggregation, with and without Platt scaling",
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="for zeroshot.json, zeroshot.md and predictions.jsonl",
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
     add_measuring_options(command)

@@ -25,19 +25,31 @@ from torch import Tensor
 from swag_models import __version__
 from swag_models.api import Name, get_spec, load_classes, load_model
 from swag_models.errors import ConfigError, ExportError, ImageError
-from swag_models.export.formats import INPUT, Run, move_file, open_file, trace_model, write_onnx, write_pt2
+from swag_models.export.formats import (
+    INPUT,
+    Run,
+    move_file,
+    open_file,
+    trace_model,
+    write_onnx,
+    write_pt2,
+)
 from swag_models.export.metadata import Metadata, check_suffix, import_onnx, read_metadata
-from swag_models.inference.image_sources import Picture, find_pictures
+from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.models import Backbone
 from swag_models.preprocess import Transform
 from swag_models.spec import ImageSize, ModelSpec
 
-__all__ = ["DTYPES", "OPSETS", "Metadata", "Report", "export_model", "read_metadata"]
+__all__ = ["DTYPES", "OPSETS", "Metadata", "ExportReport", "export_model", "read_metadata"]
 
 DTYPES = {".onnx": ("float32", "float16", "int8"), ".pt2": ("float32", "bfloat16", "float16")}
 OPSETS = range(18, 24)  # ONNX's, as far as torch's exporter writes and onnxruntime runs them
 LARGEST = 1e-4  # difference in float32, in units of the eager output's standard deviation
-MEAN = {"float16": 0.01, "bfloat16": 0.05, "int8": math.inf}  # the same in other precisions, where single values stray
+MEAN = {
+    "float16": 0.01,
+    "bfloat16": 0.05,
+    "int8": math.inf,
+}  # the same in other precisions, where single values stray
 EXTREME = 1e4  # times a picture's range
 LAST_BIT = 2**-23  # of a float32, in units of its value
 KEPT = 0.99  # share of the pictures that must keep their answer
@@ -48,7 +60,7 @@ logger = logging.getLogger("swag_models")
 
 
 @dataclass(frozen=True)
-class Report:
+class ExportReport:
     """A file written, and how it compares with the eager float32 model.
 
     `size` is in bytes, external data included; `largest` and `mean` are differences in units of the eager output's standard
@@ -74,7 +86,7 @@ def export_model(
     opset: int = OPSETS[0],
     pictures: str | os.PathLike[str] | None = None,
     **options: Any,
-) -> Report:
+) -> ExportReport:
     """Write a model as .onnx or .pt2, by the suffix of `path`, once the written file has proven to give what the model gives.
 
     model: what `load_model` takes, to which `options` go; or a loaded model, left as it is; `spec` replaces its own.
@@ -114,12 +126,18 @@ def export_model(
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             made = Path(folder) / path.name
-            program = trace_model(eager, torch.float32 if dtype == "int8" else getattr(torch, dtype))
+            program = trace_model(
+                eager, torch.float32 if dtype == "int8" else getattr(torch, dtype)
+            )
             if path.suffix == ".pt2":
                 write_pt2(program, made, metadata)
             else:
                 write_onnx(
-                    program, made, metadata, opset, _read_batches(calibration, transform, eager.in_chans) if ranges else None
+                    program,
+                    made,
+                    metadata,
+                    opset,
+                    _read_batches(calibration, transform, eager.in_chans) if ranges else None,
                 )
             run = open_file(made)
             largest, mean = _check_deviation(run, eager, dtype)
@@ -127,10 +145,12 @@ def export_model(
             size = move_file(made, path)
     except (OSError, ExportError) as error:
         raise ExportError(f"{path} was not written: {error}") from None
-    return Report(path, dtype, size, largest, mean, kept, count)
+    return ExportReport(path, dtype, size, largest, mean, kept, count)
 
 
-def _check_request(path: Path, dtype: str, opset: int, pictures: str | os.PathLike[str] | None) -> None:
+def _check_request(
+    path: Path, dtype: str, opset: int, pictures: str | os.PathLike[str] | None
+) -> None:
     """ConfigError for what no export can satisfy, before any work."""
     check_suffix(path)
     if dtype not in DTYPES[path.suffix]:
@@ -141,9 +161,13 @@ def _check_request(path: Path, dtype: str, opset: int, pictures: str | os.PathLi
     if opset not in OPSETS:
         raise ConfigError(f"opset is {opset}; allowed: {OPSETS[0]} to {OPSETS[-1]}")
     if dtype == "int8" and pictures is None:
-        raise ConfigError("int8 needs a folder of pictures to be measured on: pictures=, or --calibrate FOLDER")
+        raise ConfigError(
+            "int8 needs a folder of pictures to be measured on: pictures=, or --calibrate FOLDER"
+        )
     if pictures is not None and not os.path.isdir(pictures):
-        raise ConfigError(f"{pictures} is not a folder; give one of pictures of the kind the model is for")
+        raise ConfigError(
+            f"{pictures} is not a folder; give one of pictures of the kind the model is for"
+        )
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder; make it first")
     if path.suffix == ".onnx":
@@ -151,16 +175,23 @@ def _check_request(path: Path, dtype: str, opset: int, pictures: str | os.PathLi
 
 
 def _load(
-    model: Name | Backbone, spec: ModelSpec | None, image_size: ImageSize | None, options: dict[str, Any]
+    model: Name | Backbone,
+    spec: ModelSpec | None,
+    image_size: ImageSize | None,
+    options: dict[str, Any],
 ) -> tuple[Backbone, ModelSpec]:
     """The model in float32 on the CPU, in eval mode and needing no gradients, and its spec."""
     made: Backbone
     if isinstance(model, Backbone):
         spec = spec or model.spec
         if spec is None:
-            raise ConfigError("this model does not say where it came from; make it with load_model, or give spec=")
+            raise ConfigError(
+                "this model does not say where it came from; make it with load_model, or give spec="
+            )
         if image_size is not None or options:
-            raise ConfigError("a loaded model is exported as it is; load it with image_size and the like")
+            raise ConfigError(
+                "a loaded model is exported as it is; load it with image_size and the like"
+            )
         made = copy.deepcopy(model)
     else:
         if spec is not None:
@@ -178,11 +209,17 @@ def _name_classes(spec: ModelSpec, num_classes: int | None) -> tuple[str, ...] |
     return names if len(names) == num_classes else None
 
 
-def _split_pictures(folder: str | os.PathLike[str], ranges: bool) -> tuple[list[Picture], list[Picture]]:
+def _split_pictures(
+    folder: str | os.PathLike[str], ranges: bool
+) -> tuple[list[ImageRef], list[ImageRef]]:
     """(pictures to measure ranges on, pictures to check), each spread evenly over the folder."""
-    found = find_pictures(folder)
+    found = find_images(folder)
     if ranges and len(found) < MIN_SPLIT:
-        logger.warning("%s has only %d pictures: ranges are measured on those that are checked", folder, len(found))
+        logger.warning(
+            "%s has only %d pictures: ranges are measured on those that are checked",
+            folder,
+            len(found),
+        )
         return found, found
     calibration = found[:: max(2, math.ceil(len(found) / MAX_CALIBRATED))] if ranges else []
     measured = set(calibration)
@@ -190,7 +227,9 @@ def _split_pictures(folder: str | os.PathLike[str], ranges: bool) -> tuple[list[
     return calibration, others[:: math.ceil(len(others) / MAX_CHECKED)]
 
 
-def _read_batches(pictures: Sequence[Picture], transform: Transform, in_chans: int) -> Iterator[Tensor]:
+def _read_batches(
+    pictures: Sequence[ImageRef], transform: Transform, in_chans: int
+) -> Iterator[Tensor]:
     """Pictures as model input, (N, C, H, W) at a time; those that cannot be read are left out, ConfigError if that is all."""
     skipped = 0
     for start in range(0, len(pictures), BATCH):
@@ -205,7 +244,9 @@ def _read_batches(pictures: Sequence[Picture], transform: Transform, in_chans: i
             images = torch.stack(inputs)  # (N, 3, H, W)
             yield images.mean(dim=1, keepdim=True) if in_chans == 1 else images
     if skipped == len(pictures):
-        raise ConfigError(f"none of {skipped} pictures can be read; give a folder of pictures of the kind the model is for")
+        raise ConfigError(
+            f"none of {skipped} pictures can be read; give a folder of pictures of the kind the model is for"
+        )
 
 
 @torch.inference_mode()
@@ -213,14 +254,21 @@ def _check_deviation(run: Run, eager: Backbone, dtype: str) -> tuple[float, floa
     """(largest, mean) deviation on inputs of the kind that pictures give; ExportError if it is too much there or far beyond."""
     shape = (eager.in_chans, *eager.image_size)
     noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    constants = torch.stack([torch.full(shape, value) for value in (0.0, 1.0, -2.2, 2.7)])  # the last two: black and white
-    largest, mean = (max(pair) for pair in zip(*(_measure_deviation(run, eager, images) for images in (noise, constants))))
+    constants = torch.stack(
+        [torch.full(shape, value) for value in (0.0, 1.0, -2.2, 2.7)]
+    )  # the last two: black and white
+    largest, mean = (
+        max(pair)
+        for pair in zip(*(_measure_deviation(run, eager, images) for images in (noise, constants)))
+    )
     checks = [(largest, LARGEST) if dtype == "float32" else (mean, MEAN[dtype])]
     if dtype == "float32":
         # A RegNet's gates amplify rounding there until eager float32 itself is a whole standard deviation from float64, so what
         # a change of the input's last bit does is the yardstick; runtimes were found up to 13 times as far apart.
         extreme = torch.cat([noise[:1], constants[1:]]) * EXTREME
-        nudged, _ = _measure_deviation(lambda images: eager(images * (1 + LAST_BIT)), eager, extreme)
+        nudged, _ = _measure_deviation(
+            lambda images: eager(images * (1 + LAST_BIT)), eager, extreme
+        )
         checks.append((_measure_deviation(run, eager, extreme)[0], max(LARGEST, 30 * nudged)))
     for deviation, tolerance in checks:
         if not deviation <= tolerance:  # also if it is not a number
@@ -239,14 +287,24 @@ def _measure_deviation(run: Run, eager: Run, images: Tensor) -> tuple[float, flo
     for count in (len(images), 1):
         got = run(images[:count])
         if got.shape != expected[:count].shape or not got.isfinite().all():
-            what = "values that are not finite" if got.shape == expected[:count].shape else f"shape {tuple(got.shape)}"
-            raise ExportError(f"the exported model gives {what} for {count} images; try another dtype or format")
+            what = (
+                "values that are not finite"
+                if got.shape == expected[:count].shape
+                else f"shape {tuple(got.shape)}"
+            )
+            raise ExportError(
+                f"the exported model gives {what} for {count} images; try another dtype or format"
+            )
         differences.append((got - expected[:count]).abs() / spread)
-    return max(float(each.max()) for each in differences), max(float(each.mean()) for each in differences)
+    return max(float(each.max()) for each in differences), max(
+        float(each.mean()) for each in differences
+    )
 
 
 @torch.inference_mode()
-def _check_kept(run: Run, eager: Backbone, pictures: Sequence[Picture], transform: Transform) -> tuple[float, int]:
+def _check_kept(
+    run: Run, eager: Backbone, pictures: Sequence[ImageRef], transform: Transform
+) -> tuple[float, int]:
     """The share of pictures whose top-1 class, or without classes the features' direction, is kept, and of how many.
 
     ExportError if it is too low.

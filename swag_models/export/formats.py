@@ -39,9 +39,15 @@ class Served(nn.Module):
 
 def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedProgram:
     """The model as a graph with a free batch, fit for any device, without the paths of the source files."""
-    sample = torch.zeros(2, model.in_chans, *model.image_size)  # a batch of 1 would be taken for a constant
-    batch = ({0: torch.export.Dim("batch", min=1, max=2**31 - 1)},)  # without an end, torch 2.6 refuses slices
-    program = torch.export.export(Served(model, dtype), (sample,), dynamic_shapes=batch, strict=False)
+    sample = torch.zeros(
+        2, model.in_chans, *model.image_size
+    )  # a batch of 1 would be taken for a constant
+    batch = (
+        {0: torch.export.Dim("batch", min=1, max=2**31 - 1)},
+    )  # without an end, torch 2.6 refuses slices
+    program = torch.export.export(
+        Served(model, dtype), (sample,), dynamic_shapes=batch, strict=False
+    )
     for node in list(program.graph.nodes):
         node.meta.pop("stack_trace", None)
         if node.target is torch.ops.aten._assert_tensor_metadata.default:  # insists on the CPU
@@ -73,7 +79,11 @@ class _Sink(io.FileIO):
 
 
 def write_onnx(
-    program: torch.export.ExportedProgram, path: Path, metadata: Metadata, opset: int, calibration: Iterable[Tensor] | None
+    program: torch.export.ExportedProgram,
+    path: Path,
+    metadata: Metadata,
+    opset: int,
+    calibration: Iterable[Tensor] | None,
 ) -> None:
     """Write the graph as ONNX; as 8-bit integers if the metadata say so."""
     try:
@@ -96,7 +106,9 @@ def write_onnx(
     if metadata.dtype == "int8":
         full = path.with_name("float32.onnx")
         made.save(full, external_data=aside)
-        _label_onnx(full, {"onnx.quant.pre_process": "onnxruntime.quant"})  # what that would do, torch's exporter has done
+        _label_onnx(
+            full, {"onnx.quant.pre_process": "onnxruntime.quant"}
+        )  # what that would do, torch's exporter has done
         _quantise(full, path, calibration)
     else:
         made.save(path, external_data=aside)
@@ -178,7 +190,9 @@ def open_file(path: Path) -> Run:
         session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
     except (state.Fail, state.InvalidGraph, state.NotImplemented) as error:
         reason = str(error).splitlines()[0]
-        raise ExportError(f"onnxruntime {onnxruntime.__version__} cannot run the model: {reason}; try another opset") from None
+        raise ExportError(
+            f"onnxruntime {onnxruntime.__version__} cannot run the model: {reason}; try another opset"
+        ) from None
     return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
 
 

@@ -31,7 +31,10 @@ class Metadata:
 
     def to_strings(self) -> dict[str, str]:
         """One string a field, JSON where it has parts: ONNX's metadata_props, torch.export's extra_files."""
-        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in asdict(self).items()}
+        return {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_strings(cls, strings: dict[str, str]) -> Metadata:
@@ -39,7 +42,11 @@ class Metadata:
         if missing := [field.name for field in fields(cls) if field.name not in strings]:
             raise ValueError(f"it says nothing of {', '.join(missing)}")
         values: dict[str, Any] = {field.name: strings[field.name] for field in fields(cls)}
-        return decode_fields(cls, {**values, **{name: json.loads(values[name]) for name in ("preprocess", "classes")}}, "")
+        return decode_fields(
+            cls,
+            {**values, **{name: json.loads(values[name]) for name in ("preprocess", "classes")}},
+            "",
+        )
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
@@ -56,7 +63,9 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
 
 def check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path} has no format that is known; end the name in {' or '.join(SUFFIXES)}")
+        raise ConfigError(
+            f"{path} has no format that is known; end the name in {' or '.join(SUFFIXES)}"
+        )
 
 
 def import_onnx() -> None:
@@ -72,7 +81,9 @@ def _read_zip(path: Path) -> dict[str, str]:
     """The extra files of a .pt2."""
     with zipfile.ZipFile(path) as archive:
         names = [PurePosixPath(name) for name in archive.namelist()]
-        extra = [name for name in names if name.parent.name in ("extra", "extra_files")]  # the latter before torch 2.8
+        extra = [
+            name for name in names if name.parent.name in ("extra", "extra_files")
+        ]  # the latter before torch 2.8
         return {name.name: archive.read(str(name)).decode() for name in extra}
 
 

@@ -46,7 +46,9 @@ class _InterruptedError(Exception):
         self.wait = wait
 
 
-def download(url: str, folder: Path, *, key: str, sha256: str | None, progress: Progress = True) -> tuple[Path, str]:
+def download(
+    url: str, folder: Path, *, key: str, sha256: str | None, progress: Progress = True
+) -> tuple[Path, str]:
     """Download `url` into `folder`, continuing an earlier part of the same `key`; (part file, its SHA-256).
 
     `sha256` is the expected digest or its leading digits. The part is complete and on disk; the caller moves it.
@@ -131,7 +133,9 @@ class _Part:
         """A new part of the version that `validator` stands for ("" if there is none)."""
         name = quote(validator, safe="")
         self.validator = validator if len(name) < 150 else ""
-        self.path = self.folder / f"{self.key}.{uuid.uuid4().hex}.{name if self.validator else ''}.part"
+        self.path = (
+            self.folder / f"{self.key}.{uuid.uuid4().hex}.{name if self.validator else ''}.part"
+        )
         if create:
             self.path.touch(exist_ok=False)
 
@@ -155,7 +159,9 @@ class _Part:
         bar_class = progress if isinstance(progress, type) else tqdm
         quiet = isinstance(progress, bool) and not (progress and sys.stderr.isatty())
         with (
-            bar_class(total=total, initial=self.size, unit="B", unit_scale=True, desc=label, disable=quiet) as bar,
+            bar_class(
+                total=total, initial=self.size, unit="B", unit_scale=True, desc=label, disable=quiet
+            ) as bar,
             self.path.open("r+b") as file,
         ):
             file.seek(self.size)
@@ -178,7 +184,11 @@ def _complete(part: _Part, url: str, progress: Progress) -> None:
             except _InterruptedError as error:
                 failures = failures + 1 if part.size <= most else 1
                 most = max(most, part.size)
-                wait = 2 ** (failures - 1) * random.uniform(0.5, 1) if error.wait is None else error.wait
+                wait = (
+                    2 ** (failures - 1) * random.uniform(0.5, 1)
+                    if error.wait is None
+                    else error.wait
+                )
                 if wait > MAX_WAIT:
                     raise FetchError(f"{error}, and the server asks to wait {wait:.0f} s") from None
                 if failures >= error.attempts:
@@ -204,17 +214,25 @@ def _request(session: requests.Session, part: _Part, url: str, progress: Progres
         part.reset()
         raise _InterruptedError("another process took over this download") from None
     except requests.exceptions.SSLError as error:
-        raise FetchError(f"TLS: {_cause(error)}; for a private certificate authority set REQUESTS_CA_BUNDLE") from None
+        raise FetchError(
+            f"TLS: {_cause(error)}; for a private certificate authority set REQUESTS_CA_BUNDLE"
+        ) from None
     except requests.exceptions.ChunkedEncodingError as error:
-        raise _InterruptedError(f"connection broken after {part.size} bytes ({_cause(error)})") from None
+        raise _InterruptedError(
+            f"connection broken after {part.size} bytes ({_cause(error)})"
+        ) from None
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-        raise _InterruptedError(_cause(error), CONNECT_ATTEMPTS if not part.size else ATTEMPTS) from None
+        raise _InterruptedError(
+            _cause(error), CONNECT_ATTEMPTS if not part.size else ATTEMPTS
+        ) from None
     except requests.RequestException as error:
         raise FetchError(_cause(error)) from None
     except OSError as error:
         if isinstance(error, FetchError) or error.errno is not None:
             raise
-        raise FetchError(str(error)) from None  # how requests reports a REQUESTS_CA_BUNDLE that does not exist
+        raise FetchError(
+            str(error)
+        ) from None  # how requests reports a REQUESTS_CA_BUNDLE that does not exist
     if total is not None and part.size != total:
         raise _InterruptedError(f"{part.size} of {total} bytes arrived")
 
@@ -225,10 +243,17 @@ def _prepare(response: requests.Response, part: _Part) -> int | None:
     if status in RETRY_STATUS:
         raise _InterruptedError(f"HTTP {status}", wait=_retry_after(response))
     if status == 206 or (status == 416 and part.size):
-        span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", ""))
+        span = re.fullmatch(
+            r"bytes (?:(\d+)-\d+|\*)/(\d+)", response.headers.get("Content-Range", "")
+        )
         if span and int(span[2]) >= part.size and int(span[1] or span[2]) == part.size:
-            current = response.headers.get("ETag" if part.validator.startswith('"') else "Last-Modified")
-            if status == 206 and current not in (None, part.validator):  # a server that ignores If-Range
+            current = response.headers.get(
+                "ETag" if part.validator.startswith('"') else "Last-Modified"
+            )
+            if status == 206 and current not in (
+                None,
+                part.validator,
+            ):  # a server that ignores If-Range
                 part.discard()
                 raise _InterruptedError("the file has changed")
             total = int(span[2])
@@ -243,7 +268,9 @@ def _prepare(response: requests.Response, part: _Part) -> int | None:
     etag = response.headers.get("ETag", "")
     part.discard()  # if there was one, the file has changed since, or the server cannot continue
     _check_space(part.folder, size or 0)
-    part.start(etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", ""))
+    part.start(
+        etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified", "")
+    )
     return size
 
 

@@ -22,7 +22,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from swag_models.errors import CacheError, FetchError, HashMismatchError
-from swag_models.hub.cache import Record, cache_folder, is_unchanged, read_record, record_path, remember, xdg_cache
+from swag_models.hub.cache import (
+    CacheRecord,
+    cache_folder,
+    is_unchanged,
+    read_record,
+    record_path,
+    remember,
+    xdg_cache,
+)
 from swag_models.hub.download import download, hash_file, remove_parts
 from swag_models.hub.hf_format import CONFIG, INDEX, read_index
 from swag_models.hub.huggingface import (
@@ -43,7 +51,7 @@ LOCK_TIMEOUT = 3600  # seconds to wait for another process before going on witho
 
 
 @dataclass(frozen=True)
-class Check:
+class HashCheck:
     """The outcome of verifying one file: whole or not, and the digest found."""
 
     url: str
@@ -68,7 +76,9 @@ def fetch_weights(spec: ModelSpec, *, progress: Progress = True) -> Path:
         except FetchError as error:
             reasons.append(f"  {source.url}: {error}")
     lines = [f"no source could give the weights of {spec.name}:", *reasons]
-    if by_hand := [f"  {cache_folder() / source.file_name}" for source in spec.sources if _is_remote(source)]:
+    if by_hand := [
+        f"  {cache_folder() / source.file_name}" for source in spec.sources if _is_remote(source)
+    ]:
         lines += ["A file copied by hand is found at", *by_hand]
     raise FetchError("\n".join(lines))
 
@@ -83,7 +93,9 @@ def fetch_config(repo: str, revision: str) -> Path:
     if cached and (COMMIT.fullmatch(revision) or is_offline()):
         return cached
     if is_offline():
-        raise FetchError(f"{PREFIX}{repo}@{revision} is not on this machine, and offline is asked for")
+        raise FetchError(
+            f"{PREFIX}{repo}@{revision} is not on this machine, and offline is asked for"
+        )
     try:
         if cached and find_commit(repo, revision, CONFIG) == cached.parent.name:
             return cached
@@ -91,37 +103,60 @@ def fetch_config(repo: str, revision: str) -> Path:
     except UnreachableError as error:
         if cached is None:
             raise
-        logger.warning("%s: %s is used as it was here last, at %s", error, f"{PREFIX}{repo}@{revision}", cached.parent.name)
+        logger.warning(
+            "%s: %s is used as it was here last, at %s",
+            error,
+            f"{PREFIX}{repo}@{revision}",
+            cached.parent.name,
+        )
         return cached
 
 
 def find_weights(spec: ModelSpec) -> Path | None:
     """The verified weight file of a model if it is on this machine already; asks no network."""
     records = ((source, read_record(source)) for source in spec.sources)
-    known = ((source, Path(record.path)) for source, record in records if record and is_unchanged(record, source))
+    known = (
+        (source, Path(record.path))
+        for source, record in records
+        if record and is_unchanged(record, source)
+    )
     recorded = next((path for source, path in known if _has_shards(source, path)), None)
-    return recorded or next((path for source in spec.sources if (path := _find_source(source))), None)
+    return recorded or next(
+        (path for source in spec.sources if (path := _find_source(source))), None
+    )
 
 
-def verify_weights(spec: ModelSpec) -> list[Check]:
+def verify_weights(spec: ModelSpec) -> list[HashCheck]:
     """Read every local file of a model's sources again and compare it with its published or pinned hash."""
     checks = []
     found = [(source, _find_file(source)) for source in spec.sources]
-    found += [(shard, place) for source, path in found if path for shard, place in _list_shards(source, path)]
+    found += [
+        (shard, place)
+        for source, path in found
+        if path
+        for shard, place in _list_shards(source, path)
+    ]
     for source, path in found:
         record = read_record(source)
         if record is None and path is None:
             continue
         path = path or Path(record.path)  # type: ignore[union-attr]
         digest = hash_file(path) if path.is_file() else "missing"
-        expected = record.sha256 if record and record.sha256.startswith(source.sha256 or "") else source.sha256 or ""
-        checks.append(Check(source.url, str(path), digest, digest.startswith(expected)))
+        expected = (
+            record.sha256
+            if record and record.sha256.startswith(source.sha256 or "")
+            else source.sha256 or ""
+        )
+        checks.append(HashCheck(source.url, str(path), digest, digest.startswith(expected)))
     return checks
 
 
 def is_offline() -> bool:
     """Whether SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE asks for no network."""
-    return any(os.environ.get(name, "").lower() in TRUE for name in ("SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"))
+    return any(
+        os.environ.get(name, "").lower() in TRUE
+        for name in ("SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE")
+    )
 
 
 def _find_source(source: Source) -> Path | None:
@@ -171,7 +206,7 @@ def _find_file(source: Source, place: Path | None = None) -> Path | None:
     return None
 
 
-def _candidates(source: Source, record: Record | None, expected: str | None) -> Iterator[Path]:
+def _candidates(source: Source, record: CacheRecord | None, expected: str | None) -> Iterator[Path]:
     """Where the file might lie, nearest first."""
     if not _is_remote(source):
         yield _local_path(source)
@@ -237,7 +272,9 @@ def _explain_local(source: Source) -> str:
     return "it changed while it was read; try again"
 
 
-def _download_verified(source: Source, expected: str | None, progress: Progress) -> tuple[Path, str]:
+def _download_verified(
+    source: Source, expected: str | None, progress: Progress
+) -> tuple[Path, str]:
     """(final path, SHA-256) of a complete download with the expected hash, or with none to expect."""
     if source.url.startswith("hf://"):
         path = download_file(*parse_url(source.url), progress)
@@ -247,7 +284,9 @@ def _download_verified(source: Source, expected: str | None, progress: Progress)
         return path, digest
     cache, key = cache_folder(), _key(source)
     while True:
-        part, digest = download(_mirrored(source.url), cache / "parts", key=key, sha256=expected, progress=progress)
+        part, digest = download(
+            _mirrored(source.url), cache / "parts", key=key, sha256=expected, progress=progress
+        )
         path = cache / "files" / digest / source.file_name
         try:
             whole = expected is not None or _looks_whole(part)
@@ -259,7 +298,9 @@ def _download_verified(source: Source, expected: str | None, progress: Progress)
                 return path, digest
             continue
         except OSError as error:
-            raise CacheError(f"cannot write {path}: {error.strerror}; set SWAG_MODELS_CACHE to another folder") from None
+            raise CacheError(
+                f"cannot write {path}: {error.strerror}; set SWAG_MODELS_CACHE to another folder"
+            ) from None
         remove_parts(cache / "parts", key)
         if not whole:
             raise FetchError("what came is cut short or no weight file")
@@ -286,7 +327,7 @@ def _lock(source: Source) -> Iterator[None]:
         lock.release()
 
 
-def _expected_hash(source: Source, record: Record | None) -> str | None:
+def _expected_hash(source: Source, record: CacheRecord | None) -> str | None:
     """The published digest, or its beginning; else the one pinned on first use."""
     return source.sha256 or (record.sha256 if record else None)
 
@@ -302,7 +343,14 @@ def _looks_whole(path: Path) -> bool:
             return head.startswith(b"\x80")  # a bare pickle
         try:
             header = json.loads(file.read(length))
-            end = max((value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"), default=0)
+            end = max(
+                (
+                    value["data_offsets"][1]
+                    for name, value in header.items()
+                    if name != "__metadata__"
+                ),
+                default=0,
+            )
             return path.stat().st_size == 8 + length + int(end)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             return False
@@ -312,7 +360,9 @@ def _mirrored(url: str) -> str:
     """The URL with scheme and host replaced by SWAG_MODELS_MIRROR, if that is set."""
     mirror = os.environ.get("SWAG_MODELS_MIRROR")
     if mirror and "://" not in mirror:
-        raise FetchError(f"SWAG_MODELS_MIRROR is {mirror!r}; give an address such as https://mirror.example")
+        raise FetchError(
+            f"SWAG_MODELS_MIRROR is {mirror!r}; give an address such as https://mirror.example"
+        )
     return mirror.rstrip("/") + "/" + url.split("/", 3)[3] if mirror else url
 
 

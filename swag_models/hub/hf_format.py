@@ -30,7 +30,11 @@ STALE = re.compile(  # what an earlier version may have left
     rf"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|{re.escape(RECIPE)}|{re.escape(VOCABULARY)}"
 )
 
-TIMM_VITS = {768: "vit_base_patch16_224", 1024: "vit_large_patch16_224", 1280: "vit_huge_patch14_224"}  # by width, for the name
+TIMM_VITS = {
+    768: "vit_base_patch16_224",
+    1024: "vit_large_patch16_224",
+    1280: "vit_huge_patch14_224",
+}  # by width, for the name
 TIMM_REGNETS = {  # RegNetY as Radosavovic et al. (arXiv 2003.13678) and SWAG give them, under timm's names
     RegNetConfig(depth=13, w_0=24, w_a=36.44, w_m=2.49, group_width=8): "regnety_002",
     RegNetConfig(depth=16, w_0=48, w_a=27.89, w_m=2.09, group_width=8): "regnety_004",
@@ -66,38 +70,64 @@ def read_config(path: Path, place: str) -> ModelSpec:
     try:
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if not isinstance(config, dict) or KEY not in config:
-        raise ConfigError(f"{path} describes no model of this library (it has no {KEY!r}); publish.save writes such a file")
+        raise ConfigError(
+            f"{path} describes no model of this library (it has no {KEY!r}); publish.save writes such a file"
+        )
     try:
         spec = ModelSpec.from_dict(config[KEY])
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}; a newer version of this library may have written it") from None
+        raise ConfigError(
+            f"{path}: {error}; a newer version of this library may have written it"
+        ) from None
     names = [source.url for source in spec.sources]
     classes = spec.classes if isinstance(spec.classes, tuple) else ()
     if names not in ([WEIGHTS], [INDEX]):
-        raise ConfigError(f"{path}: the sources are {', '.join(names) or 'missing'}; expected {WEIGHTS} or {INDEX} alone")
+        raise ConfigError(
+            f"{path}: the sources are {', '.join(names) or 'missing'}; expected {WEIGHTS} or {INDEX} alone"
+        )
     if not re.fullmatch("[0-9a-f]{64}", spec.sources[0].sha256 or ""):
-        raise ConfigError(f"{path}: the SHA-256 of {names[0]} is {spec.sources[0].sha256!r}; expected 64 hex digits")
+        raise ConfigError(
+            f"{path}: the SHA-256 of {names[0]} is {spec.sources[0].sha256!r}; expected 64 hex digits"
+        )
     if classes and len(classes) != spec.num_classes:
-        raise ConfigError(f"{path} has {len(classes)} class names for {spec.num_classes or 'no'} classes")
+        raise ConfigError(
+            f"{path} has {len(classes)} class names for {spec.num_classes or 'no'} classes"
+        )
     check_texts(spec, str(path))
-    return replace(spec, sources=tuple(replace(source, url=f"{place}/{source.url}") for source in spec.sources))
+    return replace(
+        spec, sources=tuple(replace(source, url=f"{place}/{source.url}") for source in spec.sources)
+    )
 
 
 def check_texts(spec: ModelSpec, origin: str) -> None:
     """ConfigError if a text that is going to be shown could act on the terminal instead."""
     names = spec.classes if isinstance(spec.classes, tuple) else ()
-    texts = (spec.name, spec.arch, spec.variant, spec.description, spec.license, spec.license_url, *names)
+    texts = (
+        spec.name,
+        spec.arch,
+        spec.variant,
+        spec.description,
+        spec.license,
+        spec.license_url,
+        *names,
+    )
     if strange := next((text for text in texts if CONTROLS.search(text)), None):
-        raise ConfigError(f"{origin}: {strange!r} holds control characters; texts must be of one line")
+        raise ConfigError(
+            f"{origin}: {strange!r} holds control characters; texts must be of one line"
+        )
 
 
 def read_folder(folder: Path) -> ModelSpec:
     """The spec of a published model in a folder, its source the file there; ConfigError if there is none."""
     path = folder.absolute() / CONFIG
     if not path.is_file():
-        raise ConfigError(f"{folder} is no published model: it has no {CONFIG}; to load a bare weight file pass weights=")
+        raise ConfigError(
+            f"{folder} is no published model: it has no {CONFIG}; to load a bare weight file pass weights="
+        )
     return read_config(path, path.parent.as_uri())
 
 
@@ -106,14 +136,30 @@ def read_index(path: Path) -> Index:
     try:
         data = json.loads(path.read_text("utf-8"), object_pairs_hook=_refuse_repeats)
         tensors, hashes = data["weight_map"], data.get("metadata", {}).get("sha256", {})
-        strange = sorted({str(name) for name in tensors.values() if not (type(name) is str and SHARD.fullmatch(name))})
-        shards = {name: hashes.get(name) for name in sorted(set(tensors.values()))} if not strange else {}
+        strange = sorted(
+            {
+                str(name)
+                for name in tensors.values()
+                if not (type(name) is str and SHARD.fullmatch(name))
+            }
+        )
+        shards = (
+            {name: hashes.get(name) for name in sorted(set(tensors.values()))}
+            if not strange
+            else {}
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} is no index of a sharded model: {reason}") from None
-    if strange or not shards or not all(type(each) is str or each is None for each in shards.values()):
+    if (
+        strange
+        or not shards
+        or not all(type(each) is str or each is None for each in shards.values())
+    ):
         found = f": {strange[0]!r} is none" if strange else ""
-        raise CheckpointError(f"{path} was refused: an index names .safetensors files beside it and their SHA-256{found}")
+        raise CheckpointError(
+            f"{path} was refused: an index names .safetensors files beside it and their SHA-256{found}"
+        )
     return Index(tensors, shards)
 
 
@@ -136,7 +182,11 @@ def _describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
     args: dict[str, Any] = {} if spec.in_chans == 3 else {"in_chans": spec.in_chans}
     pool = spec.global_pool or "avg"
     if isinstance(config, ViTConfig):
-        architecture, first_conv, classifier = TIMM_VITS.get(config.width, TIMM_VITS[768]), "patch_embed.proj", "head"
+        architecture, first_conv, classifier = (
+            TIMM_VITS.get(config.width, TIMM_VITS[768]),
+            "patch_embed.proj",
+            "head",
+        )
         pool = spec.global_pool or "token"
         ratio = config.mlp_width / config.width
         args |= {
@@ -145,9 +195,13 @@ def _describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
             "embed_dim": config.width,
             "depth": config.depth,
             "num_heads": config.num_heads,
-            "mlp_ratio": ratio if int(config.width * ratio) == config.mlp_width else math.nextafter(ratio, math.inf),
+            "mlp_ratio": ratio
+            if int(config.width * ratio) == config.mlp_width
+            else math.nextafter(ratio, math.inf),
         }
-        args |= {"global_pool": pool, "fc_norm": False} if pool == "avg" else {}  # timm would move the norm behind the pool
+        args |= (
+            {"global_pool": pool, "fc_norm": False} if pool == "avg" else {}
+        )  # timm would move the norm behind the pool
         width = config.width
     else:
         architecture, first_conv, classifier = TIMM_REGNETS.get(config, ""), "stem.conv", "head.fc"

@@ -42,7 +42,9 @@ def parse_name(name: str) -> tuple[str, str]:
     """hf-hub:org/repo[@revision] -> (org/repo, revision), `main` by default; ConfigError if it is not of this form."""
     match = NAME.fullmatch(name.removeprefix(PREFIX))
     if match is None or not is_repo(match[1]) or ".." in name:
-        raise ConfigError(f"{name!r} names no repository; write {PREFIX}org/repo or {PREFIX}org/repo@revision, in {IN_REPO}")
+        raise ConfigError(
+            f"{name!r} names no repository; write {PREFIX}org/repo or {PREFIX}org/repo@revision, in {IN_REPO}"
+        )
     return match[1], match[2] or "main"
 
 
@@ -74,14 +76,20 @@ def find_commit(repo: str, revision: str, file: str) -> str:
     with readable_errors(repo):
         commit = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).commit_hash
     if not COMMIT.fullmatch(commit or ""):
-        raise FetchError(f"what answers for {repo} is no Hugging Face Hub: it names no commit; check HF_ENDPOINT")
+        raise FetchError(
+            f"what answers for {repo} is no Hugging Face Hub: it names no commit; check HF_ENDPOINT"
+        )
     return str(commit)
 
 
 def download_file(repo: str, revision: str, file: str, progress: Progress) -> Path:
     """A file brought into the client's cache; its folder is named after the commit."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     bar: dict[str, Any] = {"tqdm_class": progress} if isinstance(progress, type) else {}
     silence = not progress and not are_progress_bars_disabled()
@@ -100,7 +108,9 @@ def readable_errors(repo: str) -> Iterator[None]:
     """FetchError in one line for whatever the client raises."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    transport_error: type[BaseException] = HfHubHTTPError.__bases__[0]  # of httpx or httpx2, as the client's version has it
+    transport_error: type[BaseException] = HfHubHTTPError.__bases__[
+        0
+    ]  # of httpx or httpx2, as the client's version has it
     try:
         yield
     except SwagModelsError:  # our own, and some are OSErrors
@@ -113,23 +123,34 @@ def readable_errors(repo: str) -> Iterator[None]:
         if answer is not None:
             raise _explain(answer, repo) from None
         reason = str(chain[-1]).strip().split("\n")[0] or type(chain[-1]).__name__
-        if any(isinstance(each, (ConnectionError, TimeoutError, transport_error)) for each in chain):
+        if any(
+            isinstance(each, (ConnectionError, TimeoutError, transport_error)) for each in chain
+        ):
             raise UnreachableError(f"the Hub cannot be reached ({reason})") from None
         raise FetchError(reason) from None
 
 
 def _explain(error: BaseException, repo: str) -> FetchError:
     """What an answer of the Hub means, and what to do."""
-    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     response = error.response  # type: ignore[attr-defined]
     status = f"HTTP {response.status_code}"
     said = str(getattr(error, "server_message", None) or response.reason_phrase).split("\n")[0]
     match error:
         case GatedRepoError():
-            return FetchError(f"{repo} is gated ({status}): accept its terms on its page, then {LOG_IN}")
+            return FetchError(
+                f"{repo} is gated ({status}): accept its terms on its page, then {LOG_IN}"
+            )
         case RepositoryNotFoundError():
-            return FetchError(f"{repo} does not exist on the Hub, or is private ({status}): check the name, and {LOG_IN}")
+            return FetchError(
+                f"{repo} does not exist on the Hub, or is private ({status}): check the name, and {LOG_IN}"
+            )
         case RevisionNotFoundError():
             return FetchError(f"{repo} has no such branch, tag or commit ({status})")
         case EntryNotFoundError():
@@ -137,5 +158,7 @@ def _explain(error: BaseException, repo: str) -> FetchError:
     if response.status_code == 429 or response.status_code >= 500:
         return UnreachableError(f"the Hub refuses for now ({status}: {said})")
     if response.status_code in (401, 403):
-        return FetchError(f"no permission for {repo} ({status}: {said}); {LOG_IN}, with a token that may")
+        return FetchError(
+            f"no permission for {repo} ({status}: {said}); {LOG_IN}, with a token that may"
+        )
     return FetchError(f"the Hub refuses ({status}: {said})")

@@ -19,9 +19,13 @@ from torch import Tensor, nn
 from swag_models.models import Backbone, RegNet
 from swag_models.models.regnet import ConvNorm
 
-# Share of the time that compiling saves over what `prepare` has made of the model already, and seconds it takes for each
+# Share of the time that compiling saves over what `accelerate` has made of the model already, and seconds it takes for each
 # block of the model: measured by benchmarks/fast.py at batch 8 and 224 px, rounded to the careful side.
-SAVED = {"matrix": {"ViT": 0.15, "RegNet": 0.35}, "vector": {"ViT": 0.0, "RegNet": 0.1}, "cuda": {"ViT": 0.1, "RegNet": 0.2}}
+SAVED = {
+    "matrix": {"ViT": 0.15, "RegNet": 0.35},
+    "vector": {"ViT": 0.0, "RegNet": 0.1},
+    "cuda": {"ViT": 0.1, "RegNet": 0.2},
+}
 SECONDS_PER_BLOCK = 1.5
 TRITON_NEEDS = (7, 0)  # compute capability
 
@@ -29,7 +33,11 @@ TRITON_NEEDS = (7, 0)  # compute capability
 def pick_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the processor or GPU multiplies it faster than float32, else float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
     return torch.bfloat16 if device.type == "cpu" and _cpu_kind() else torch.float32
 
 
@@ -38,7 +46,7 @@ def resizes_faster() -> bool:
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
-def prepare(model: Backbone, dtype: torch.dtype) -> Backbone:
+def accelerate(model: Backbone, dtype: torch.dtype) -> Backbone:
     """The model itself, in `dtype`, for inference only: a RegNet's batch norms folded into its convolutions, channels last."""
     if isinstance(model, RegNet):
         fold_batch_norm(model, dtype)
@@ -56,8 +64,12 @@ def fold_batch_norm(model: nn.Module, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, ConvNorm) and isinstance(norm := module.bn, nn.BatchNorm2d):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[arg-type, operator]
-            weight = torch.empty_like(module.conv.weight, dtype=dtype, memory_format=torch.channels_last)
-            module.conv.weight = nn.Parameter(torch.mul(module.conv.weight, scale[:, None, None, None], out=weight))
+            weight = torch.empty_like(
+                module.conv.weight, dtype=dtype, memory_format=torch.channels_last
+            )
+            module.conv.weight = nn.Parameter(
+                torch.mul(module.conv.weight, scale[:, None, None, None], out=weight)
+            )
             module.conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)  # type: ignore[operator]
             module.bn = nn.Identity()  # type: ignore[assignment]
 
@@ -68,7 +80,9 @@ def repays_compiling(model: Backbone, device: torch.device, seconds: float) -> b
     if kind is None:
         return False
     blocks = len(model.layers) - 1  # all but the stem
-    return seconds * SAVED[kind][type(model).__name__] > blocks * SECONDS_PER_BLOCK and has_compiler(device)
+    return seconds * SAVED[kind][
+        type(model).__name__
+    ] > blocks * SECONDS_PER_BLOCK and has_compiler(device)
 
 
 def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -87,7 +101,10 @@ def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 def has_compiler(device: torch.device) -> bool:
     """Whether torch.compile finds Python's headers and a C++ compiler, or for a GPU Triton and the C compiler that it needs."""
     if device.type == "cuda":
-        if importlib.util.find_spec("triton") is None or torch.cuda.get_device_capability(device) < TRITON_NEEDS:
+        if (
+            importlib.util.find_spec("triton") is None
+            or torch.cuda.get_device_capability(device) < TRITON_NEEDS
+        ):
             return False
         named, usual = os.environ.get("CC"), ["gcc", "clang"]  # as Triton does
     else:

@@ -26,9 +26,9 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError, ImageError
-from swag_models.inference.image_sources import Picture, find_pictures
+from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.inference.predict import Embedder, Embeddings, Skipped
 
 SUFFIXES = (".parquet", ".npy")
@@ -37,7 +37,7 @@ FILES = ("rows.jsonl", "vectors.f32")
 KEY = "swag_models"  # of our metadata
 
 
-class Report(NamedTuple):
+class EmbedSummary(NamedTuple):
     """Where the embeddings are, how many, and what was skipped."""
 
     path: Path
@@ -53,26 +53,39 @@ def write_embeddings(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
-) -> Report:
-    """Embed `images`, anything `find_pictures` takes, into a .parquet or .npy file, continuing what an earlier run began.
+) -> EmbedSummary:
+    """Embed `images`, anything `find_images` takes, into a .parquet or .npy file, continuing what an earlier run began.
 
     Parquet has columns `name` and `embedding` (float32, D); .npy is (N, D) with the names in a .json file beside it.
     Of `world_size` processes each takes one stretch of the pictures and writes `<stem>-<rank>-of-<world_size><suffix>`, for
     `merge_embeddings`. ConfigError if the output holds other work, OutputError if it cannot be written.
     """
-    output = _name_part(check_output(output), rank, world_size)
-    pictures = find_pictures(images)
+    output = _name_part(check_embeddings_path(output), rank, world_size)
+    pictures = find_images(images)
     start, stop = (len(pictures) * part // world_size for part in (rank, rank + 1))
-    job = {**_describe(embedder, pictures), "pictures": len(pictures), "rank": rank, "world_size": world_size}
+    job = {
+        **_describe(embedder, pictures),
+        "pictures": len(pictures),
+        "rank": rank,
+        "world_size": world_size,
+    }
     if _is_taken(output):
         if {key: value for key, value in _read_meta(output).items() if key in job} != job:
             raise ConfigError(f"{output} holds other embeddings; delete it or choose another name")
         if output.exists():
-            shutil.rmtree(_folder_of(output), ignore_errors=True)  # still there if the process was killed just then
+            shutil.rmtree(
+                _folder_of(output), ignore_errors=True
+            )  # still there if the process was killed just then
             found = read_embeddings(output)
-            return Report(output, len(found.names), found.skipped)
-    with explain_writing(output, kept=True), _Work(output, job) as work:
-        with tqdm(total=stop - start, initial=work.done, unit=" pictures", disable=not progress, smoothing=0.1) as bar:
+            return EmbedSummary(output, len(found.names), found.skipped)
+    with disk_errors(output, resumable=True), _Work(output, job) as work:
+        with tqdm(
+            total=stop - start,
+            initial=work.done,
+            unit=" pictures",
+            disable=not progress,
+            smoothing=0.1,
+        ) as bar:
             for batch in embedder.run(pictures[start + work.done : stop]):
                 vectors = None if batch.values is None else batch.values.numpy()
                 work.append(len(batch.pictures), batch.names, batch.skipped, vectors)
@@ -80,30 +93,46 @@ def write_embeddings(
         return work.finish()
 
 
-def merge_embeddings(parts: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> Report:
+def merge_embeddings(
+    parts: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]
+) -> EmbedSummary:
     """Put the files of all processes of one run together, in the order of the pictures.
 
     ConfigError if they are not all the parts of one run.
     """
-    output = check_output(output)
+    output = check_embeddings_path(output)
     metas = {Path(part): _read_meta(Path(part)) for part in parts}
     ordered = sorted(metas, key=lambda part: int(metas[part]["rank"]))
-    runs = {json.dumps({**meta, "rank": 0, "skipped": []}, sort_keys=True) for meta in metas.values()}
+    runs = {
+        json.dumps({**meta, "rank": 0, "skipped": []}, sort_keys=True) for meta in metas.values()
+    }
     if len(runs) > 1:
-        raise ConfigError(f"{', '.join(map(str, metas))} are of different runs; give the parts of one")
+        raise ConfigError(
+            f"{', '.join(map(str, metas))} are of different runs; give the parts of one"
+        )
     world_size = metas[ordered[0]]["world_size"]
     if missing := sorted(set(range(world_size)) - {meta["rank"] for meta in metas.values()}):
-        names = ", ".join(_name_part(Path("part" + ordered[0].suffix), rank, world_size).name for rank in missing)
+        names = ", ".join(
+            _name_part(Path("part" + ordered[0].suffix), rank, world_size).name for rank in missing
+        )
         raise ConfigError(f"{len(ordered)} of {world_size} parts given; missing: {names}")
     if len(ordered) > world_size:
         raise ConfigError(f"{len(ordered)} of {world_size} parts given; give each once")
     job = {key: value for key, value in metas[ordered[0]].items() if key != "skipped"}
     if _is_taken(output):
         raise ConfigError(f"{output} exists; delete it or choose another name")
-    with explain_writing(output, kept=True), _Work(output, {**job, "rank": 0, "world_size": 1}, fresh=True) as work:
+    with (
+        disk_errors(output, resumable=True),
+        _Work(output, {**job, "rank": 0, "world_size": 1}, fresh=True) as work,
+    ):
         for part in ordered:
             found = read_embeddings(part)
-            work.append(len(found.names) + len(found.skipped), found.names, found.skipped, found.vectors.numpy())
+            work.append(
+                len(found.names) + len(found.skipped),
+                found.names,
+                found.skipped,
+                found.vectors.numpy(),
+            )
         return work.finish()
 
 
@@ -117,7 +146,9 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         return Embeddings(torch.from_numpy(np.load(path, mmap_mode="c")), record["names"], skipped)
     table = _import_pyarrow().parquet.read_table(path).combine_chunks()
     flat = table["embedding"].combine_chunks().flatten().to_numpy()
-    return Embeddings(torch.from_numpy(flat.reshape(-1, meta["width"]).copy()), table["name"].to_pylist(), skipped)
+    return Embeddings(
+        torch.from_numpy(flat.reshape(-1, meta["width"]).copy()), table["name"].to_pylist(), skipped
+    )
 
 
 class _Work:
@@ -134,17 +165,23 @@ class _Work:
             try:
                 held.enter_context(FileLock(self.folder / "lock").acquire(timeout=0))
             except Timeout:
-                raise ConfigError(f"another process is writing {self.output}; wait for it, or choose another name") from None
+                raise ConfigError(
+                    f"another process is writing {self.output}; wait for it, or choose another name"
+                ) from None
             described = self.folder / "job.json"
             if self.fresh:
                 for name in (described.name, *FILES):
                     (self.folder / name).unlink(missing_ok=True)
             if not described.exists():
-                with write_whole(described, alone=True) as to:
+                with atomic_write(described) as to:
                     to.write_text(json.dumps(self.job, indent=2))
             elif json.loads(described.read_text()) != self.job:
-                raise ConfigError(f"{self.folder} holds other work for {self.output}; delete it or choose another name")
-            self._rows, self._vectors = (held.enter_context((self.folder / name).open("a+b")) for name in FILES)
+                raise ConfigError(
+                    f"{self.folder} holds other work for {self.output}; delete it or choose another name"
+                )
+            self._rows, self._vectors = (
+                held.enter_context((self.folder / name).open("a+b")) for name in FILES
+            )
             self._recall()
             self._held = held.pop_all()
         return self
@@ -167,43 +204,53 @@ class _Work:
         self._rows.truncate(whole)
         self._vectors.truncate(row * len(self.names))
 
-    def append(self, count: int, names: list[str], skipped: list[Skipped], vectors: np.ndarray[Any, Any] | None) -> None:
+    def append(
+        self,
+        count: int,
+        names: list[str],
+        skipped: list[Skipped],
+        vectors: np.ndarray[Any, Any] | None,
+    ) -> None:
         """Add `count` pictures: rows (N, D) with their names, and those skipped."""
         if vectors is not None:
             self._vectors.write(np.ascontiguousarray(vectors, dtype="<f4").data)
             self._vectors.flush()
-        self._rows.write(json.dumps({"count": count, "names": names, "skipped": skipped}).encode() + b"\n")
+        self._rows.write(
+            json.dumps({"count": count, "names": names, "skipped": skipped}).encode() + b"\n"
+        )
         self._rows.flush()
         self.done += count
         self.names += names
         self.skipped += skipped
 
-    def finish(self) -> Report:
+    def finish(self) -> EmbedSummary:
         """Write the output and remove the folder."""
         shape = (len(self.names), self.job["width"])
         path = self.folder / "vectors.f32"
         vectors = np.memmap(path, "<f4", "r", shape=shape) if self.names else np.empty(shape, "<f4")
         meta = {**self.job, "skipped": self.skipped}
         if self.output.suffix == ".npy":
-            with write_whole(_record_of(self.output), alone=True) as to:
+            with atomic_write(_record_of(self.output)) as to:
                 to.write_text(json.dumps({KEY: meta, "names": self.names}))
-            with write_whole(self.output, alone=True) as to:
+            with atomic_write(self.output) as to:
                 _write_npy(to, vectors)
         else:
-            with write_whole(self.output, alone=True) as to:
+            with atomic_write(self.output) as to:
                 _write_parquet(to, vectors, self.names, meta)
         shutil.rmtree(self.folder, ignore_errors=True)
-        return Report(self.output, len(self.names), self.skipped)
+        return EmbedSummary(self.output, len(self.names), self.skipped)
 
     def __exit__(self, *error: object) -> None:
         self._held.close()
 
 
-def _describe(embedder: Embedder, pictures: Sequence[Picture]) -> dict[str, Any]:
+def _describe(embedder: Embedder, pictures: Sequence[ImageRef]) -> dict[str, Any]:
     """What must be equal for two runs to give the same rows."""
     weights, listing = hashlib.sha256(), hashlib.sha256()
     for name, tensor in embedder.model.state_dict().items():
-        start = tensor.flatten()[:1024].float().cpu().numpy()  # enough to tell one training from another
+        start = (
+            tensor.flatten()[:1024].float().cpu().numpy()
+        )  # enough to tell one training from another
         weights.update(f"{name} {tuple(tensor.shape)}".encode() + start.tobytes())
     for picture in pictures:
         listing.update(f"{picture.name}\0".encode())
@@ -219,7 +266,7 @@ def _describe(embedder: Embedder, pictures: Sequence[Picture]) -> dict[str, Any]
     }
 
 
-def _digest(picture: Picture) -> bytes:
+def _digest(picture: ImageRef) -> bytes:
     """SHA-256 of the pixels, or of what is wrong with them."""
     try:
         return hashlib.sha256(np.ascontiguousarray(picture.read()).data).digest()
@@ -227,11 +274,13 @@ def _digest(picture: Picture) -> bytes:
         return hashlib.sha256(str(error).encode()).digest()
 
 
-def check_output(output: str | os.PathLike[str]) -> Path:
+def check_embeddings_path(output: str | os.PathLike[str]) -> Path:
     """A path that embeddings can be written to, or ConfigError: that is better known before the work than after it."""
     path = Path(output)
     if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent} is no folder; make it, or choose another one for {path.name}")
+        raise ConfigError(
+            f"{path.parent} is no folder; make it, or choose another one for {path.name}"
+        )
     if path.suffix not in SUFFIXES:
         raise ConfigError(f"embeddings in {path}: end the name in {' or '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
@@ -244,14 +293,22 @@ def _import_pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError("a .parquet file needs pyarrow; pip install 'swag-models[embed]', or write .npy") from None
+        raise ConfigError(
+            "a .parquet file needs pyarrow; pip install 'swag-models[embed]', or write .npy"
+        ) from None
     return pyarrow
 
 
 def _name_part(output: Path, rank: int, world_size: int) -> Path:
     if not 0 <= rank < world_size:
-        raise ConfigError(f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}")
-    return output if world_size == 1 else output.with_stem(f"{output.stem}-{rank:05d}-of-{world_size:05d}")
+        raise ConfigError(
+            f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}"
+        )
+    return (
+        output
+        if world_size == 1
+        else output.with_stem(f"{output.stem}-{rank:05d}-of-{world_size:05d}")
+    )
 
 
 def _folder_of(output: Path) -> Path:
@@ -281,19 +338,33 @@ def _read_record(path: Path) -> dict[str, Any]:
             return {KEY: json.loads(parquet.read_schema(path).metadata[KEY.encode()])}
         record: dict[str, Any] = json.loads(_record_of(path).read_text())
         return {KEY: record[KEY], "names": record["names"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own errors are ValueErrors
-        raise ConfigError(f"{_record_of(path)} is not what swag-models embed wrote: {error}") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # pyarrow's own errors are ValueErrors
+        raise ConfigError(
+            f"{_record_of(path)} is not what swag-models embed wrote: {error}"
+        ) from None
 
 
 def _write_npy(to: Path, vectors: np.ndarray[Any, Any]) -> None:
     with to.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+        np.lib.format.write_array_header_1_0(
+            file, np.lib.format.header_data_from_array_1_0(vectors)
+        )
         file.write(vectors.data)  # numpy's own way does not say that a disk is full
 
 
-def _write_parquet(to: Path, vectors: np.ndarray[Any, Any], names: list[str], meta: dict[str, Any]) -> None:
+def _write_parquet(
+    to: Path, vectors: np.ndarray[Any, Any], names: list[str], meta: dict[str, Any]
+) -> None:
     pa = _import_pyarrow()
-    columns = [pa.field("name", pa.string()), pa.field("embedding", pa.list_(pa.float32(), vectors.shape[1]))]
+    columns = [
+        pa.field("name", pa.string()),
+        pa.field("embedding", pa.list_(pa.float32(), vectors.shape[1])),
+    ]
     schema = pa.schema(columns, metadata={KEY: json.dumps(meta)})
     with pa.parquet.ParquetWriter(to, schema) as writer:
         for start in range(0, len(names), ROWS):

@@ -26,15 +26,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # only the first can be read, at any offset
+SHARDS = (
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".tar.bz2",
+    ".tar.xz",
+    ".tar.zst",
+)  # only the first can be read, at any offset
 TAR_BLOCK = 512
-LOCKS = [Lock() for _ in range(61)]  # an image in memory that is given twice must not be decoded by two threads at once
+LOCKS = [
+    Lock() for _ in range(61)
+]  # an image in memory that is given twice must not be decoded by two threads at once
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
-class Picture(NamedTuple):
+class ImageRef(NamedTuple):
     """A picture that is not read yet: a name for reports, and where it is.
 
     `source` is a file's path, or an image in memory; `span` is (offset, bytes) of a member within a tar file.
@@ -69,25 +78,32 @@ class Picture(NamedTuple):
         return read_image(io.BytesIO(content), self.name)
 
 
-def find_pictures(images: Any) -> list[Picture]:
+def find_images(images: Any) -> list[ImageRef]:
     """Every picture in `images`, in order: one of these, or a sequence of them.
 
     A path of a file, a folder (searched to any depth), a tar shard, or a shell pattern of those; a PIL image; an array
     (H, W), (H, W, 3) or (N, H, W, 3) or a tensor (3, H, W) or (N, 3, H, W), of bytes. Folders, patterns and shards are listed
     in sorted order. ConfigError names what is none of these, and a folder or pattern without a picture.
     """
-    single = isinstance(images, (str, os.PathLike, Image.Image, Picture)) or hasattr(images, "ndim")
+    single = isinstance(images, (str, os.PathLike, Image.Image, ImageRef)) or hasattr(
+        images, "ndim"
+    )
     given = [images] if single else images
     if not isinstance(given, Iterable):
-        raise ConfigError(f"images is a {type(images).__name__}; give paths, PIL images, arrays or tensors")
-    pictures: list[Picture] = []
+        raise ConfigError(
+            f"images is a {type(images).__name__}; give paths, PIL images, arrays or tensors"
+        )
+    pictures: list[ImageRef] = []
     for each in given:
-        if isinstance(each, Picture):
+        if isinstance(each, ImageRef):
             pictures.append(each)
         elif isinstance(each, (str, os.PathLike)):
             pictures += _find_files(each)
         else:
-            pictures += [Picture(f"image {len(pictures) + i}", image) for i, image in enumerate(_unbind(each))]
+            pictures += [
+                ImageRef(f"image {len(pictures) + i}", image)
+                for i, image in enumerate(_unbind(each))
+            ]
     return pictures
 
 
@@ -95,11 +111,17 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
     """The names of the files in a tar shard and their spans, in the order they lie there; ConfigError if it was cut."""
     try:
         with tarfile.open(path, "r:") as archive:
-            members = [(member.name, (member.offset_data, member.size)) for member in archive if member.isfile()]
+            members = [
+                (member.name, (member.offset_data, member.size))
+                for member in archive
+                if member.isfile()
+            ]
             end = archive.offset
         with path.open("rb") as file:
             file.seek(end)
-            if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):  # tarfile itself takes a cut before a member for the end
+            if file.read(TAR_BLOCK) != bytes(
+                TAR_BLOCK
+            ):  # tarfile itself takes a cut before a member for the end
                 raise tarfile.ReadError("unexpected end of data")
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -107,7 +129,9 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
     return members
 
 
-def read_ahead(read: Callable[[S], T], items: Sequence[S], workers: int, ahead: int, *, overlap: bool) -> Iterator[T]:
+def read_ahead(
+    read: Callable[[S], T], items: Sequence[S], workers: int, ahead: int, *, overlap: bool
+) -> Iterator[T]:
     """`read` of every item, in order, each by one of `workers` threads.
 
     Threads do: Pillow decodes and resizes without holding the interpreter, and nothing has to be copied between processes.
@@ -131,12 +155,7 @@ def read_ahead(read: Callable[[S], T], items: Sequence[S], workers: int, ahead: 
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def count_processors() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _find_files(pattern: str | os.PathLike[str]) -> list[Picture]:
+def _find_files(pattern: str | os.PathLike[str]) -> list[ImageRef]:
     path = Path(pattern)
     given = [path]  # also if it is missing: reading it will say so
     if glob.has_magic(str(pattern)) and not path.exists():
@@ -160,12 +179,12 @@ def _search(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
 
 
-def _expand(path: Path) -> list[Picture]:
+def _expand(path: Path) -> list[ImageRef]:
     """The pictures of a tar shard in the order they lie there, or the file itself."""
     if not path.name.lower().endswith(SHARDS):
-        return [Picture(_spell(path), path)]
+        return [ImageRef(_spell(path), path)]
     return [
-        Picture(_spell(f"{path}/{name}"), path, span)
+        ImageRef(_spell(f"{path}/{name}"), path, span)
         for name, span in find_members(path)
         if Path(name).suffix.lower() in SUFFIXES
     ]
@@ -181,13 +200,21 @@ def _unbind(image: Any) -> list[Image.Image | Tensor]:
     if isinstance(image, Image.Image):
         return [image]
     if isinstance(image, np.ndarray):
-        if image.dtype == np.uint8 and (image.ndim == 2 or (image.ndim in (3, 4) and image.shape[-1] == 3)):
+        if image.dtype == np.uint8 and (
+            image.ndim == 2 or (image.ndim in (3, 4) and image.shape[-1] == 3)
+        ):
             return [Image.fromarray(each) for each in (image if image.ndim == 4 else image[None])]
-        raise ConfigError(f"array {image.shape} of {image.dtype}; give bytes (H, W), (H, W, 3) or (N, H, W, 3)")
+        raise ConfigError(
+            f"array {image.shape} of {image.dtype}; give bytes (H, W), (H, W, 3) or (N, H, W, 3)"
+        )
     import torch
 
     if isinstance(image, torch.Tensor):
         if image.dtype == torch.uint8 and image.ndim in (3, 4) and image.shape[-3] == 3:
             return list(image if image.ndim == 4 else image[None])
-        raise ConfigError(f"tensor {tuple(image.shape)} of {image.dtype}; give bytes (3, H, W) or (N, 3, H, W)")
-    raise ConfigError(f"cannot read a {type(image).__name__}; give paths, PIL images, arrays or tensors")
+        raise ConfigError(
+            f"tensor {tuple(image.shape)} of {image.dtype}; give bytes (3, H, W) or (N, 3, H, W)"
+        )
+    raise ConfigError(
+        f"cannot read a {type(image).__name__}; give paths, PIL images, arrays or tensors"
+    )

@@ -18,15 +18,16 @@ from torch import Tensor
 from swag_models.api import Name, check_dtype, get_spec, load_classes, load_model, load_preprocess
 from swag_models.errors import ConfigError, ImageError
 from swag_models.inference.acceleration import (
+    accelerate,
     compile_forward,
     has_compiler,
     pick_dtype,
-    prepare,
     repays_compiling,
     resizes_faster,
 )
-from swag_models.inference.image_sources import Picture, count_processors, find_pictures, read_ahead
+from swag_models.inference.image_sources import ImageRef, find_images, read_ahead
 from swag_models.preprocess import Transform
+from swag_models.runtime import count_cpus
 from swag_models.spec import ImageSize
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
@@ -66,14 +67,16 @@ class Batch(NamedTuple):
     `values` has a row for each of the others, in float32; None if none is left.
     """
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[ImageRef]
     errors: dict[int, str]
     values: Tensor | None
 
     @property
     def names(self) -> list[str]:
         """Of the pictures that have a row."""
-        return [picture.name for index, picture in enumerate(self.pictures) if index not in self.errors]
+        return [
+            picture.name for index, picture in enumerate(self.pictures) if index not in self.errors
+        ]
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -111,24 +114,35 @@ class Engine:
         **options: Any,
     ) -> None:
         if fixed := sorted({"num_classes", "in_chans"} & set(options)):
-            raise ConfigError(f"{type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out")
+            raise ConfigError(
+                f"{type(self).__name__} keeps the model's own; leave {' and '.join(fixed)} out"
+            )
         for name, value in {"batch_size": batch_size, "workers": workers}.items():
             if value is not None and (type(value) is not int or value < 1):
                 raise ConfigError(f"{name} is {value!r}; give a positive number")
         head: dict[str, Any] = {} if self.keeps_head else {"num_classes": None}
         spec = get_spec(model)
-        self.model = load_model(spec, device=device, dtype=None if fast else dtype, image_size=image_size, **head, **options)
+        self.model = load_model(
+            spec,
+            device=device,
+            dtype=None if fast else dtype,
+            image_size=image_size,
+            **head,
+            **options,
+        )
         if self.model.in_chans not in (1, 3):
             raise ConfigError(
                 f"{spec.name} takes {self.model.in_chans} channels; pictures have 3, or as grey 1: call the model"
             )
         self.name = spec.name
         self.device = next(self.model.parameters()).device
-        self.batch_size = batch_size or (BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE)
-        self.workers = workers or min(MAX_WORKERS, count_processors())
+        self.batch_size = batch_size or (
+            BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
+        )
+        self.workers = workers or min(MAX_WORKERS, count_cpus())
         self.preprocess = load_preprocess(spec, image_size=image_size)
         if fast:
-            prepare(self.model, check_dtype(dtype) if dtype else pick_dtype(self.device))
+            accelerate(self.model, check_dtype(dtype) if dtype else pick_dtype(self.device))
             self.preprocess = Transform(self.preprocess.preprocess, vectorised=resizes_faster())
         self.dtype = next(self.model.parameters()).dtype
         if compile and not has_compiler(self.device):
@@ -145,8 +159,8 @@ class Engine:
         raise NotImplementedError
 
     def run(self, images: Any) -> Iterator[Batch]:
-        """Batches of pictures with their results, in order; `images` is anything `find_pictures` takes."""
-        pictures, size = find_pictures(images), self.batch_size
+        """Batches of pictures with their results, in order; `images` is anything `find_images` takes."""
+        pictures, size = find_images(images), self.batch_size
         overlap = self.device.type != "cpu"
         ahead = 2 * size if overlap else size * -(-TURN * self.workers // size)  # whole batches
         pixels = read_ahead(self._read, pictures, self.workers, ahead, overlap=overlap)
@@ -155,10 +169,14 @@ class Engine:
             read = list(itertools.islice(pixels, size))
             errors = {index: each for index, each in enumerate(read) if isinstance(each, str)}
             given = [each for each in read if not isinstance(each, str)]
-            values = self._infer(torch.stack(given), len(pictures) - start - len(part)) if given else None
+            values = (
+                self._infer(torch.stack(given), len(pictures) - start - len(part))
+                if given
+                else None
+            )
             yield Batch(part, errors, values)
 
-    def _read(self, picture: Picture) -> Tensor | str:
+    def _read(self, picture: ImageRef) -> Tensor | str:
         """A picture -> bytes (3, H, W), or what is wrong with it."""
         try:
             return self.preprocess.fit(picture.read())
@@ -171,8 +189,13 @@ class Engine:
         start = time.perf_counter()
         count = len(pixels)
         run: Callable[[Tensor], Tensor] = self.forward
-        if self._compiled and 2 * count > self.batch_size:  # compiled for whole batches only: filling up costs less than half
-            pixels, run = torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1)]), self._compiled
+        if (
+            self._compiled and 2 * count > self.batch_size
+        ):  # compiled for whole batches only: filling up costs less than half
+            pixels, run = (
+                torch.cat([pixels, pixels[-1:].expand(self.batch_size - count, -1, -1, -1)]),
+                self._compiled,
+            )
         inputs = self.preprocess.normalise(pixels.to(self.device)).to(self.dtype)
         if self.model.in_chans == 1:
             inputs = inputs.mean(1, keepdim=True)
@@ -209,7 +232,7 @@ class Classifier(Engine):
     def __call__(self, images: Any, top_k: int = 5) -> list[list[Prediction]]:
         """The `top_k` most probable classes of each picture, best first; none for one that cannot be read, which is logged.
 
-        A model with fewer classes gives them all. `images` is anything `find_pictures` takes: a path, folder, shell pattern,
+        A model with fewer classes gives them all. `images` is anything `find_images` takes: a path, folder, shell pattern,
         tar shard, PIL image, array or tensor, or a list of those.
         """
         found: list[list[Prediction]] = []
@@ -219,7 +242,9 @@ class Classifier(Engine):
             found.append(predictions)
         return found
 
-    def stream(self, images: Any, top_k: int = 5) -> Iterator[tuple[str, list[Prediction], str | None]]:
+    def stream(
+        self, images: Any, top_k: int = 5
+    ) -> Iterator[tuple[str, list[Prediction], str | None]]:
         """(name, most probable classes, None) of each picture as it is done, or (name, [], reason) if it cannot be read."""
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}; give 1 or more")
@@ -248,7 +273,7 @@ class Embedder(Engine):
     def __call__(self, images: Any) -> Embeddings:
         """Features of each picture in order; pictures that cannot be read have no row, they are in `skipped` and logged.
 
-        `images` is anything `find_pictures` takes: a path, folder, shell pattern, tar shard, PIL image, array or tensor, or a
+        `images` is anything `find_images` takes: a path, folder, shell pattern, tar shard, PIL image, array or tensor, or a
         list of those.
         """
         vectors, names, skipped = [torch.empty(0, self.model.num_features)], [], []

@@ -48,7 +48,9 @@ def build(
             )
         case RegNetConfig():
             if attn_drop_rate:
-                raise ConfigError(f"attn_drop_rate is {attn_drop_rate}; a RegNet has no attention, leave it at 0")
+                raise ConfigError(
+                    f"attn_drop_rate is {attn_drop_rate}; a RegNet has no attention, leave it at 0"
+                )
             check_choice("global_pool", global_pool or "avg", "RegNet", "avg")
             return RegNet(
                 config,

@@ -38,14 +38,21 @@ class Backbone(nn.Module):
     spec: ModelSpec | None = None  # where the model came from, if `load_model` made it
 
     def __init__(
-        self, num_features: int, num_classes: int | None, image_size: tuple[int, int], in_chans: int, drop_rate: float
+        self,
+        num_features: int,
+        num_classes: int | None,
+        image_size: tuple[int, int],
+        in_chans: int,
+        drop_rate: float,
     ) -> None:
         super().__init__()
         self.frozen: tuple[str, ...] = ()
         check_num_classes(num_classes)
         if type(in_chans) is not int or in_chans < 1:
             raise ConfigError(f"in_chans is {in_chans!r}; give a positive number of channels")
-        self.num_features = self.head_hidden_size = num_features  # timm's name for what a head is given
+        self.num_features = self.head_hidden_size = (
+            num_features  # timm's name for what a head is given
+        )
         self.num_classes = num_classes
         self.image_size = image_size
         self.in_chans = in_chans
@@ -77,9 +84,13 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
-    def forward_attention(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_attention(
+        self, x: Tensor, indices: int | Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Images -> attention maps of the blocks chosen as in `forward_intermediates`; ConfigError where there is none."""
-        raise ConfigError(f"a {type(self).__name__} has no attention maps; a ViT has, and Grad-CAM works for both")
+        raise ConfigError(
+            f"a {type(self).__name__} has no attention maps; a ViT has, and Grad-CAM works for both"
+        )
 
     def get_classifier(self) -> nn.Module:
         """The linear head, or Identity."""
@@ -113,9 +124,13 @@ class Backbone(nn.Module):
         for end, part in enumerate(part for layer in self.layers for part in layer):
             ends[part.split(".")[0]] = ends[part] = end  # a stage ends with its last block
         if up_to is not None and up_to not in ends:
-            raise ConfigError(f"up_to is {up_to!r}; allowed: {', '.join(ends)}, or None for the whole trunk")
+            raise ConfigError(
+                f"up_to is {up_to!r}; allowed: {', '.join(ends)}, or None for the whole trunk"
+            )
         last = max(ends.values()) if up_to is None else ends[up_to]
-        self.frozen = max(self.frozen, tuple(part for part, end in ends.items() if end <= last), key=len)
+        self.frozen = max(
+            self.frozen, tuple(part for part, end in ends.items() if end <= last), key=len
+        )
         for part in self.frozen:
             attrgetter(part)(self).requires_grad_(False)
         self.train(self.training)
@@ -135,7 +150,9 @@ class Backbone(nn.Module):
                 module.eval()
         return self
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
         """As torch's, for a state dict in the swag, torchvision or timm layout (timm's names are the native ones).
 
         Names are translated; nothing is resized or replaced, as `load_model(weights=...)` does.
@@ -155,7 +172,9 @@ class Backbone(nn.Module):
             what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise ConfigError(f"input is {what}; give load_preprocess(name)(picture).unsqueeze(0)")
         if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ConfigError(f"input has shape {tuple(x.shape)}; expected (N, {self.in_chans}, H, W)")
+            raise ConfigError(
+                f"input has shape {tuple(x.shape)}; expected (N, {self.in_chans}, H, W)"
+            )
         return x.shape[2], x.shape[3]
 
 
@@ -180,8 +199,12 @@ def choose_levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
     """Positions among `count` levels, in order: the last n for an int, all for None, negative ones from the end."""
     last = count if indices is None else indices
     chosen = range(-last, 0) if isinstance(last, int) else last
-    if not chosen or not all(isinstance(level, int) and -count <= level < count for level in chosen):
-        raise ConfigError(f"indices is {indices!r}; give how many of the last, 1 to {count}, or positions below {count}")
+    if not chosen or not all(
+        isinstance(level, int) and -count <= level < count for level in chosen
+    ):
+        raise ConfigError(
+            f"indices is {indices!r}; give how many of the last, 1 to {count}, or positions below {count}"
+        )
     return sorted({level % count for level in chosen})
 
 
@@ -204,4 +227,6 @@ def check_rate(name: str, rate: float) -> float:
 
 def check_num_classes(num_classes: int | None) -> None:
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
-        raise ConfigError(f"num_classes is {num_classes!r}; give a positive number, or None for no head")
+        raise ConfigError(
+            f"num_classes is {num_classes!r}; give a positive number, or None for no head"
+        )

@@ -36,12 +36,20 @@ class FeaturePyramid(nn.Module):
         self.neck: nn.Module
         if isinstance(model, ViT):
             stride = 2 ** round(math.log2(model.patch_size))
-            self.scale = model.patch_size / stride  # patches of 14 cover 16 pixels of an image that is shrunk to 14/16
+            self.scale = (
+                model.patch_size / stride
+            )  # patches of 14 cover 16 pixels of an image that is shrunk to 14/16
             self.indices = [len(model.blocks) - 1]
             self.neck = SimplePyramid(model.num_features, stride, out_channels)
         else:
-            self.indices = [index for index, level in enumerate(model.feature_info) if level["reduction"] in STRIDES]
-            self.neck = FeaturePyramidNetwork([model.feature_info[index]["num_chs"] for index in self.indices], out_channels)
+            self.indices = [
+                index
+                for index, level in enumerate(model.feature_info)
+                if level["reduction"] in STRIDES
+            ]
+            self.neck = FeaturePyramidNetwork(
+                [model.feature_info[index]["num_chs"] for index in self.indices], out_channels
+            )
         self.neck.to(next(model.parameters()))
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
@@ -63,7 +71,9 @@ class SimplePyramid(nn.Module):
 
     def __init__(self, width: int, stride: int, out_channels: int) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(make_level(width, math.log2(stride / target), out_channels) for target in STRIDES)
+        self.levels = nn.ModuleList(
+            make_level(width, math.log2(stride / target), out_channels) for target in STRIDES
+        )
 
     def forward(self, maps: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
         (last,) = maps.values()
@@ -87,5 +97,8 @@ def make_level(width: int, doublings: float, out_channels: int) -> nn.Sequential
     if doublings < 0:
         steps.append(nn.MaxPool2d(2 ** int(-doublings)))
     for in_width, kernel in ((width, 1), (out_channels, 3)):
-        steps += [nn.Conv2d(in_width, out_channels, kernel, padding=kernel // 2, bias=False), ChannelNorm(out_channels)]
+        steps += [
+            nn.Conv2d(in_width, out_channels, kernel, padding=kernel // 2, bias=False),
+            ChannelNorm(out_channels),
+        ]
     return nn.Sequential(*steps)

@@ -27,15 +27,24 @@ class Blocks(nn.Sequential):
             return block(x)
         if torch.compiler.is_compiling():  # it takes no contexts, and runs no update twice
             return checkpoint(block, x, use_reentrant=False)
-        return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_statistics(block)))
+        return checkpoint(
+            block,
+            x,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), keep_statistics(block)),
+        )
 
 
 @contextmanager
 def keep_statistics(module: nn.Module) -> Iterator[None]:
     """Let batch norms work on copies of their running statistics, which a second run must not move again."""
-    kept = [(norm, dict(norm._buffers)) for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    kept = [
+        (norm, dict(norm._buffers)) for norm in module.modules() if isinstance(norm, _BatchNorm)
+    ]
     for norm, buffers in kept:
-        norm._buffers.update({name: buffer if buffer is None else buffer.clone() for name, buffer in buffers.items()})
+        norm._buffers.update(
+            {name: buffer if buffer is None else buffer.clone() for name, buffer in buffers.items()}
+        )
     try:
         yield
     finally:

@@ -50,4 +50,6 @@ def is_mkl_slow() -> bool:
     if "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
     processors = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (processors.read_text() if processors.exists() else platform.processor())
+    return "AuthenticAMD" in (
+        processors.read_text() if processors.exists() else platform.processor()
+    )

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from swag_models.errors import ConfigError
-from swag_models.models.backbone import Backbone, DropPath, check_choice, check_num_classes, choose_levels, spread_rates
+from swag_models.models.backbone import (
+    Backbone,
+    DropPath,
+    check_choice,
+    check_num_classes,
+    choose_levels,
+    spread_rates,
+)
 from swag_models.models.layers import Blocks
 from swag_models.spec import RegNetConfig
 
@@ -23,9 +30,19 @@ MIN_SIZE = 32
 class ConvNorm(nn.Module):
     """Bias-free convolution, batch norm and, unless it ends a branch, ReLU."""
 
-    def __init__(self, in_width: int, width: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> None:
+    def __init__(
+        self,
+        in_width: int,
+        width: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_width, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(
+            in_width, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False
+        )
         self.bn = nn.BatchNorm2d(width)
         self.act = nn.ReLU(inplace=True) if act else nn.Identity()
 
@@ -47,19 +64,29 @@ class SqueezeExcite(nn.Module):
         return x * gate.sigmoid()
 
 
-class Block(nn.Module):
+class RegNetBlock(nn.Module):
     """1x1, grouped 3x3, squeeze-excite, 1x1; added to the input, projected where the shape changes."""
 
     def __init__(
-        self, in_width: int, width: int, stride: int, group_width: int, se_ratio: float, drop_path_rate: float
+        self,
+        in_width: int,
+        width: int,
+        stride: int,
+        group_width: int,
+        se_ratio: float,
+        drop_path_rate: float,
     ) -> None:
         super().__init__()
         self.conv1 = ConvNorm(in_width, width)
-        self.conv2 = ConvNorm(width, width, kernel=3, stride=stride, groups=width // min(group_width, width))
+        self.conv2 = ConvNorm(
+            width, width, kernel=3, stride=stride, groups=width // min(group_width, width)
+        )
         self.se = SqueezeExcite(width, round(se_ratio * in_width))
         self.conv3 = ConvNorm(width, width, act=False)
         reshapes = in_width != width or stride != 1
-        self.downsample = ConvNorm(in_width, width, stride=stride, act=False) if reshapes else nn.Identity()
+        self.downsample = (
+            ConvNorm(in_width, width, stride=stride, act=False) if reshapes else nn.Identity()
+        )
         self.drop_path = DropPath(drop_path_rate)
         self.act = nn.ReLU(inplace=True)
 
@@ -107,12 +134,16 @@ class RegNet(Backbone):
             blocks = Blocks()
             for block in range(1, depth + 1):
                 stride = 2 if block == 1 else 1
-                made = Block(in_width, width, stride, config.group_width, config.se_ratio, next(rates))
+                made = RegNetBlock(
+                    in_width, width, stride, config.group_width, config.se_ratio, next(rates)
+                )
                 blocks.add_module(f"b{block}", made)
                 layers.append(f"s{stage}.b{block}")
                 in_width = width
             self.add_module(f"s{stage}", blocks)
-            self.feature_info.append({"num_chs": width, "reduction": 2 ** (stage + 1), "module": f"s{stage}"})
+            self.feature_info.append(
+                {"num_chs": width, "reduction": 2 ** (stage + 1), "module": f"s{stage}"}
+            )
         self.layers = tuple((layer,) for layer in layers)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = Head(in_width, num_classes)
@@ -170,9 +201,13 @@ class RegNet(Backbone):
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int | None, global_pool: Literal["avg"] | None = None) -> None:
+    def reset_classifier(
+        self, num_classes: int | None, global_pool: Literal["avg"] | None = None
+    ) -> None:
         check_choice("global_pool", "avg" if global_pool is None else global_pool, "RegNet", "avg")
-        self.head = self._join_trunk(Head(self.num_features, num_classes or None), self.stem.conv.weight)
+        self.head = self._join_trunk(
+            Head(self.num_features, num_classes or None), self.stem.conv.weight
+        )
         self.num_classes = num_classes or None
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -185,4 +220,6 @@ class RegNet(Backbone):
 
     def _check_size(self, height: int, width: int) -> None:
         if min(height, width) < MIN_SIZE:
-            raise ConfigError(f"image size {height}x{width} is too small; a RegNet needs at least {MIN_SIZE}x{MIN_SIZE}")
+            raise ConfigError(
+                f"image size {height}x{width} is too small; a RegNet needs at least {MIN_SIZE}x{MIN_SIZE}"
+            )

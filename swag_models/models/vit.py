@@ -55,7 +55,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
         q, k, v = self._split_heads(x)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop_rate if self.training else 0.0)
+        y = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.drop_rate if self.training else 0.0
+        )
         return apply_linear(self.proj, y.transpose(1, 2).reshape(x.shape))
 
     def weigh(self, x: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class MLP(nn.Module):
         return apply_linear(self.fc2, self.act(apply_linear(self.fc1, x)))
 
 
-class Block(nn.Module):
+class ViTBlock(nn.Module):
     """Attention, then MLP, each on the normalised input and added to it."""
 
     def __init__(self, config: ViTConfig, attn_drop_rate: float, drop_path_rate: float) -> None:
@@ -130,7 +132,9 @@ class ViT(Backbone):
         check_choice("global_pool", global_pool, "ViT", *get_args(Pool))
         check_rate("attn_drop_rate", attn_drop_rate)
         if config.width % config.num_heads:
-            raise ConfigError(f"width {config.width} is not a multiple of num_heads {config.num_heads}")
+            raise ConfigError(
+                f"width {config.width} is not a multiple of num_heads {config.num_heads}"
+            )
         self.global_pool = global_pool
         self.patch_size = config.patch_size
         self.grid_size = self._grid(*image_size)
@@ -138,21 +142,30 @@ class ViT(Backbone):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
         self.patch_embed = PatchEmbed(config.patch_size, in_chans, config.width)
         rates = spread_rates(drop_path_rate, config.depth)
-        self.blocks = Blocks(*(Block(config, attn_drop_rate, rate) for rate in rates))
+        self.blocks = Blocks(*(ViTBlock(config, attn_drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = _make_head(config.width, num_classes)
         self._resized: Resized | None = None
         blocks = [f"blocks.{index}" for index in range(config.depth)]
-        self.layers = (("patch_embed", "cls_token", "pos_embed"), *((block,) for block in blocks[:-1]), (blocks[-1], "norm"))
-        self.feature_info = [{"num_chs": config.width, "reduction": config.patch_size, "module": block} for block in blocks]
+        self.layers = (
+            ("patch_embed", "cls_token", "pos_embed"),
+            *((block,) for block in blocks[:-1]),
+            (blocks[-1], "norm"),
+        )
+        self.feature_info = [
+            {"num_chs": config.width, "reduction": config.patch_size, "module": block}
+            for block in blocks
+        ]
         if not self.pos_embed.is_meta:
             self.init_weights()
 
     def init_weights(self) -> None:
         """The published initialisation: position N(0, 0.02), patches truncated N(0, 1/fan_in), MLP Xavier, head zero."""
         nn.init.normal_(self.pos_embed, std=0.02)
-        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=math.sqrt(1 / self.patch_embed.proj.weight[0].numel()))
+        nn.init.trunc_normal_(
+            self.patch_embed.proj.weight, std=math.sqrt(1 / self.patch_embed.proj.weight[0].numel())
+        )
         if self.patch_embed.proj.bias is not None:
             nn.init.zeros_(self.patch_embed.proj.bias)
         for module in self.blocks.modules():
@@ -199,11 +212,15 @@ class ViT(Backbone):
                 tokens = self.norm(x) if norm else x
                 token, patches = tokens[:, :1], tokens[:, 1:]  # (N, 1, D), (N, h w, D)
                 if output_fmt == "NCHW":
-                    patches = patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()  # (N, D, h, w)
+                    patches = (
+                        patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+                    )  # (N, D, h, w)
                 maps.append((patches, token) if return_prefix_tokens else patches)
         return maps if intermediates_only else (self.norm(x), maps)
 
-    def forward_attention(self, x: Tensor, indices: int | Sequence[int] | None = None) -> list[Tensor]:
+    def forward_attention(
+        self, x: Tensor, indices: int | Sequence[int] | None = None
+    ) -> list[Tensor]:
         """Images (N, C, H, W) -> attention maps (N, heads, S, S): row i is how much token i takes from each; it sums to 1.
 
         Token 0 is the class token, the patches follow row by row. Blocks are chosen as in `forward_intermediates`. Attention
@@ -235,7 +252,9 @@ class ViT(Backbone):
     def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
         pool = self.global_pool if global_pool is None else global_pool
         check_choice("global_pool", pool, "ViT", *get_args(Pool))
-        self.head = self._join_trunk(_make_head(self.num_features, num_classes or None), self.norm.weight)
+        self.head = self._join_trunk(
+            _make_head(self.num_features, num_classes or None), self.norm.weight
+        )
         self.num_classes, self.global_pool = num_classes or None, pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -251,15 +270,21 @@ class ViT(Backbone):
     def _embed(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) -> tokens with positions (N, S, D)."""
         grid = self._grid(*self._check_input(x))
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], dim=1)  # (N, S, D)
+        x = torch.cat(
+            [self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], dim=1
+        )  # (N, S, D)
         return x + self._position_embedding(grid)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches along (height, width), or ConfigError."""
         patch = self.patch_size
         if height < patch or width < patch or height % patch or width % patch:
-            near = "x".join(str(max(patch, round(side / patch) * patch)) for side in (height, width))
-            raise ConfigError(f"image size {height}x{width} is not a multiple of the patch size {patch}; nearest: {near}")
+            near = "x".join(
+                str(max(patch, round(side / patch) * patch)) for side in (height, width)
+            )
+            raise ConfigError(
+                f"image size {height}x{width} is not a multiple of the patch size {patch}; nearest: {near}"
+            )
         return height // patch, width // patch
 
     def _position_embedding(self, grid: tuple[int, int]) -> Tensor:
@@ -276,7 +301,12 @@ class ViT(Backbone):
         if learning or traced or position.device.type != "cpu":
             return resize_position_embedding(position, self.grid_size, grid)
         made = self._resized
-        if made is None or made.grid != grid or made.source.dtype != position.dtype or not made.source.equal(position):
+        if (
+            made is None
+            or made.grid != grid
+            or made.source.dtype != position.dtype
+            or not made.source.equal(position)
+        ):
             result = resize_position_embedding(position, self.grid_size, grid)
             self._resized = made = Resized(grid, position.detach().clone(), result)
         return made.result

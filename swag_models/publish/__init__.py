@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swag_models.atomic import write_whole
+from swag_models.atomic import atomic_write
 from swag_models.catalog import NC_URL
 from swag_models.errors import CheckpointError, ConfigError, FetchError, PublishError
 from swag_models.hub.download import hash_file
@@ -99,7 +99,9 @@ def save(
     name = re.sub(r"[^\w.-]+", "-", folder.absolute().name).strip("-") if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ConfigError(f"name is {name!r}; use letters, digits and . _ -")
-    spec, origin = describe_model(model, name, description, classes, synsets, metrics, license, license_url)
+    spec, origin = describe_model(
+        model, name, description, classes, synsets, metrics, license, license_url
+    )
     state = collect_state(model, spec)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     try:
@@ -118,7 +120,8 @@ def save(
         sharded=written != [WEIGHTS],
         from_hashtags=origin.license_url == NC_URL,
         datasets=datasets,
-        base_model=base_model or next((parse_url(s.url)[0] for s in origin.sources if s.url.startswith("hf://")), None),
+        base_model=base_model
+        or next((parse_url(s.url)[0] for s in origin.sources if s.url.startswith("hf://")), None),
         tags=tags,
         training=training,
     )
@@ -153,10 +156,14 @@ def push(
     PublishError with the reason if the Hub does not take it.
     """
     if not is_repo(repo):
-        raise ConfigError(f"repository is {repo!r}; write org/repo, and the branch as revision=; allowed: {IN_REPO}")
+        raise ConfigError(
+            f"repository is {repo!r}; write org/repo, and the branch as revision=; allowed: {IN_REPO}"
+        )
     if isinstance(model, (str, os.PathLike)):
         if options:
-            raise ConfigError(f"{', '.join(options)}: a folder is sent as it is; give what describes a model to save")
+            raise ConfigError(
+                f"{', '.join(options)}: a folder is sent as it is; give what describes a model to save"
+            )
         return _push_folder(Path(model), repo, revision, private, message, dry_run, token)
     with tempfile.TemporaryDirectory(prefix="swag_models-") as folder:
         save(model, folder, **{"name": repo.split("/")[1], **options})
@@ -176,7 +183,10 @@ def _write_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) 
         shards[-1][key] = tensor
         room -= tensor.nbytes
     single = len(shards) == 1
-    files = [WEIGHTS if single else f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    files = [
+        WEIGHTS if single else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        for i in range(1, len(shards) + 1)
+    ]
     for file, shard in zip(files, shards):
         try:
             write_state_dict(shard, folder / file)
@@ -197,26 +207,42 @@ def _write_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) 
 
 def _write_text(path: Path, text: str) -> None:
     try:
-        with write_whole(path) as temporary:
+        with atomic_write(path, unique=True) as temporary:
             temporary.write_text(text, "utf-8")
     except OSError as error:
         raise PublishError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _push_folder(
-    folder: Path, repo: str, revision: str | None, private: bool, message: str | None, dry_run: bool, token: str | None
+    folder: Path,
+    repo: str,
+    revision: str | None,
+    private: bool,
+    message: str | None,
+    dry_run: bool,
+    token: str | None,
 ) -> Upload:
     spec = read_folder(folder)
     weights = fetch_weights(spec)  # verified
-    names = [CARD, CONFIG, weights.name, *(read_index(weights).shards if weights.name == INDEX else ())]
+    names = [
+        CARD,
+        CONFIG,
+        weights.name,
+        *(read_index(weights).shards if weights.name == INDEX else ()),
+    ]
     names += [name for name in (RECIPE, VOCABULARY) if (folder / name).is_file()]
     address = f"{repo}@{revision}" if revision else repo
     try:
         card = address_card((folder / CARD).read_text("utf-8"), spec.name, address)
     except (OSError, ValueError) as error:
         raise PublishError(f"cannot read {folder / CARD}: {error}; save the model again") from None
-    contents: dict[str, bytes | Path] = {file: card.encode() if file == CARD else folder / file for file in names}
-    sizes = {file: len(what) if isinstance(what, bytes) else what.stat().st_size for file, what in contents.items()}
+    contents: dict[str, bytes | Path] = {
+        file: card.encode() if file == CARD else folder / file for file in names
+    }
+    sizes = {
+        file: len(what) if isinstance(what, bytes) else what.stat().st_size
+        for file, what in contents.items()
+    }
     upload = Upload(f"{PREFIX}{address}", tuple(sizes.items()), card)
     return upload if dry_run else _send(upload, contents, repo, revision, private, message, token)
 
@@ -240,7 +266,9 @@ def _send(
         with readable_errors(repo):
             api.create_repo(repo, private=private, exist_ok=True)
             if private and not api.model_info(repo).private:
-                raise PublishError(f"{repo} is there already, and public; make it private on its page, or push without private")
+                raise PublishError(
+                    f"{repo} is there already, and public; make it private on its page, or push without private"
+                )
             if revision:
                 api.create_branch(repo, branch=revision, exist_ok=True)
             there = api.list_repo_files(repo, revision=revision)
@@ -248,7 +276,11 @@ def _send(
                 repo,
                 [
                     *(CommitOperationAdd(file, what) for file, what in contents.items()),
-                    *(CommitOperationDelete(file) for file in there if STALE.fullmatch(file) and file not in contents),
+                    *(
+                        CommitOperationDelete(file)
+                        for file in there
+                        if STALE.fullmatch(file) and file not in contents
+                    ),
                 ],
                 commit_message=message or "Publish with swag_models",
                 revision=revision,

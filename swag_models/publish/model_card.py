@@ -11,13 +11,76 @@ from swag_models.hub.huggingface import PREFIX
 from swag_models.spec import UNKNOWN, ModelSpec
 
 LICENSES = {  # with a name of their own on the Hub, see huggingface.co/docs/hub/repositories-licenses; others are its "other"
-    *("apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0"),
-    *("bigcode-openrail-m", "openrail++", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause"),
-    *("bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0"),
-    *("cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"),
-    *("cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cdla-sharing-1.0", "cdla-permissive-1.0"),
-    *("cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0", "etalab-2.0", "eupl-1.1", "agpl-3.0", "gfdl", "gpl"),
-    *("gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl"),
+    *(
+        "apache-2.0",
+        "mit",
+        "openrail",
+        "bigscience-openrail-m",
+        "creativeml-openrail-m",
+        "bigscience-bloom-rail-1.0",
+    ),
+    *(
+        "bigcode-openrail-m",
+        "openrail++",
+        "afl-3.0",
+        "artistic-2.0",
+        "bsl-1.0",
+        "bsd",
+        "bsd-2-clause",
+        "bsd-3-clause",
+    ),
+    *(
+        "bsd-3-clause-clear",
+        "c-uda",
+        "cc",
+        "cc0-1.0",
+        "cc-by-2.0",
+        "cc-by-2.5",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-sa-3.0",
+    ),
+    *(
+        "cc-by-sa-4.0",
+        "cc-by-nc-2.0",
+        "cc-by-nc-3.0",
+        "cc-by-nc-4.0",
+        "cc-by-nd-4.0",
+        "cc-by-nc-nd-3.0",
+        "cc-by-nc-nd-4.0",
+    ),
+    *(
+        "cc-by-nc-sa-2.0",
+        "cc-by-nc-sa-3.0",
+        "cc-by-nc-sa-4.0",
+        "cdla-sharing-1.0",
+        "cdla-permissive-1.0",
+    ),
+    *(
+        "cdla-permissive-2.0",
+        "wtfpl",
+        "ecl-2.0",
+        "epl-1.0",
+        "epl-2.0",
+        "etalab-2.0",
+        "eupl-1.1",
+        "agpl-3.0",
+        "gfdl",
+        "gpl",
+    ),
+    *(
+        "gpl-2.0",
+        "gpl-3.0",
+        "lgpl",
+        "lgpl-2.1",
+        "lgpl-3.0",
+        "isc",
+        "lppl-1.3c",
+        "ms-pl",
+        "mpl-2.0",
+        "odc-by",
+        "odbl",
+    ),
     *("osl-3.0", "postgresql", "ofl-1.1", "ncsa", "unlicense", "zlib", "pddl", "lgpl-lr", UNKNOWN),
 }
 LISTED = 100  # class names written out
@@ -143,7 +206,9 @@ def make_card(spec: ModelSpec, facts: Facts) -> str:
         channels="" if spec.in_chans == 3 else f" The model itself takes {spec.in_chans} channels.",
         classes=_describe_classes(spec),
         accuracy=_describe_accuracy(spec),
-        training="\n\n".join([*([HASHTAGS] if facts.from_hashtags else []), *_describe_training(facts)]),
+        training="\n\n".join(
+            [*([HASHTAGS] if facts.from_hashtags else []), *_describe_training(facts)]
+        ),
         license=_describe_license(spec),
         limits=HASHTAG_LIMITS + LIMITS if facts.from_hashtags or spec.synsets else LIMITS,
     )
@@ -167,7 +232,10 @@ def _make_metadata(spec: ModelSpec, facts: Facts, for_timm: bool) -> str:
         dataset = re.sub(r"[^\w.-]+", "-", spec.metrics.dataset).strip("-").lower()
         results = [
             EvalResult(task, dataset, spec.metrics.dataset, "accuracy", value, metric_name=name)
-            for name, value in {"Top-1 accuracy": spec.metrics.top1, "Top-5 accuracy": spec.metrics.top5}.items()
+            for name, value in {
+                "Top-1 accuracy": spec.metrics.top1,
+                "Top-5 accuracy": spec.metrics.top5,
+            }.items()
             if value is not None
         ]
     named = spec.license in LICENSES
@@ -196,7 +264,9 @@ def _describe_classes(spec: ModelSpec) -> str:
         case str(label_set):
             return f"The {spec.num_classes} of {label_set}, in torchvision's order."
         case names:
-            more = f" and {len(names) - LISTED} more, in `config.json`" if len(names) > LISTED else ""
+            more = (
+                f" and {len(names) - LISTED} more, in `config.json`" if len(names) > LISTED else ""
+            )
             return f"{len(names)}: {', '.join(names[:LISTED])}{more}."
 
 
@@ -209,10 +279,16 @@ def _describe_accuracy(spec: ModelSpec) -> str:
 
 def _describe_training(facts: Facts) -> list[str]:
     """Paragraphs."""
-    told = [f"Trained on {', '.join(facts.datasets)}."] if facts.datasets and not facts.from_hashtags else []
+    told = (
+        [f"Trained on {', '.join(facts.datasets)}."]
+        if facts.datasets and not facts.from_hashtags
+        else []
+    )
     if facts.training:
         told.append(facts.training.strip())
-    return told if told or facts.from_hashtags else ["Nothing is told beyond the description above."]
+    return (
+        told if told or facts.from_hashtags else ["Nothing is told beyond the description above."]
+    )
 
 
 def _describe_license(spec: ModelSpec) -> str:

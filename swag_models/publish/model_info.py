@@ -42,19 +42,38 @@ def describe_model(
         raise ConfigError(f"cannot publish a {type(model).__name__}; {UNWRAP}")
     origin = model.spec
     if origin is None:
-        raise ConfigError("this model does not say where it came from; make it with load_model, or set its attribute spec")
+        raise ConfigError(
+            "this model does not say where it came from; make it with load_model, or set its attribute spec"
+        )
     if description is None:
         known = origin.description.startswith("derived from ")
-        description = origin.description if known else f"derived from {origin.name}: {origin.description}"
+        description = (
+            origin.description if known else f"derived from {origin.name}: {origin.description}"
+        )
     height, width = model.image_size
-    size = origin.image_size if origin.preprocess.size == (height, width) else height if height == width else (height, width)
+    size = (
+        origin.image_size
+        if origin.preprocess.size == (height, width)
+        else height
+        if height == width
+        else (height, width)
+    )
     if license is None:
         license, license_url = origin.license, license_url or origin.license_url
         if license == UNKNOWN:
-            logger.warning('%s: no licence is known for these weights; say which with license="..."', name)
+            logger.warning(
+                '%s: no licence is known for these weights; say which with license="..."', name
+            )
     elif license != origin.license and origin.license != UNKNOWN:
-        terms = f"{origin.license.upper()}{f' ({origin.license_url})' if origin.license_url else ''}"
-        logger.warning("%s: the weights derive from %s, licensed %s, whose terms go on to hold", name, origin.name, terms)
+        terms = (
+            f"{origin.license.upper()}{f' ({origin.license_url})' if origin.license_url else ''}"
+        )
+        logger.warning(
+            "%s: the weights derive from %s, licensed %s, whose terms go on to hold",
+            name,
+            origin.name,
+            terms,
+        )
     spec = replace(
         origin,
         name=name,
@@ -63,7 +82,9 @@ def describe_model(
         preprocess=replace(origin.preprocess, image_size=size),
         num_classes=model.num_classes or None,
         classes=_choose_classes(model.num_classes or None, classes, origin, name),
-        synsets=_choose_synsets(model.num_classes or None, synsets, origin if classes is None else None),
+        synsets=_choose_synsets(
+            model.num_classes or None, synsets, origin if classes is None else None
+        ),
         num_params=sum(parameter.numel() for parameter in model.parameters()),
         metrics=metrics,
         license=license.lower(),
@@ -83,23 +104,33 @@ def _choose_classes(
         if num_classes == origin.num_classes:
             return origin.classes
         if num_classes is not None:
-            logger.warning("%s: its %d classes have no names; give them with classes=[...]", name, num_classes)
+            logger.warning(
+                "%s: its %d classes have no names; give them with classes=[...]", name, num_classes
+            )
         return None
     if isinstance(classes, str):
         if classes != "imagenet-1k" or num_classes != 1000:
-            raise ConfigError(f'classes is {classes!r}; give {num_classes or "no"} names, or of 1000 "imagenet-1k"')
+            raise ConfigError(
+                f'classes is {classes!r}; give {num_classes or "no"} names, or of 1000 "imagenet-1k"'
+            )
         return classes
     if len(classes) != num_classes or not all(isinstance(each, str) for each in classes):
-        raise ConfigError(f"{len(classes)} class names for {num_classes or 'no'} classes; give one string for each")
+        raise ConfigError(
+            f"{len(classes)} class names for {num_classes or 'no'} classes; give one string for each"
+        )
     return tuple(classes)
 
 
-def _choose_synsets(num_classes: int | None, synsets: Sequence[str] | None, origin: ModelSpec | None) -> tuple[str, ...] | None:
+def _choose_synsets(
+    num_classes: int | None, synsets: Sequence[str] | None, origin: ModelSpec | None
+) -> tuple[str, ...] | None:
     """Those given, or those of a model whose classes are still its own."""
     if synsets is None:
         return origin.synsets if origin and num_classes == origin.num_classes else None
     if len(synsets) != num_classes:
-        raise ConfigError(f"{len(synsets)} synsets for {num_classes or 'no'} classes; give the WordNet id of each")
+        raise ConfigError(
+            f"{len(synsets)} synsets for {num_classes or 'no'} classes; give the WordNet id of each"
+        )
     return tuple(synsets)
 
 
@@ -131,14 +162,24 @@ def collect_state(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
     state: dict[str, Tensor] = model.state_dict()
     with torch.device("meta"):
         wanted = _build(spec).state_dict()
-    shapes, expected = ({key: tuple(tensor.shape) for key, tensor in each.items()} for each in (state, wanted))
-    if wrong := sorted(key for key in shapes.keys() | expected.keys() if shapes.get(key) != expected.get(key)):
+    shapes, expected = (
+        {key: tuple(tensor.shape) for key, tensor in each.items()} for each in (state, wanted)
+    )
+    if wrong := sorted(
+        key for key in shapes.keys() | expected.keys() if shapes.get(key) != expected.get(key)
+    ):
         raise ConfigError(
             f"the model's tensors are not those of a {spec.arch} ({', '.join(wrong[:3])}{', ...' if wrong[3:] else ''}); "
             "merge adapters into it, and undo what else changed its layers"
         )
-    if odd := sorted(key for key in wanted if not state[key].is_floating_point() and wanted[key].is_floating_point()):
-        raise ConfigError(f"{odd[0]} is {state[odd[0]].dtype}; publish the model before it is quantised")
+    if odd := sorted(
+        key
+        for key in wanted
+        if not state[key].is_floating_point() and wanted[key].is_floating_point()
+    ):
+        raise ConfigError(
+            f"{odd[0]} is {state[odd[0]].dtype}; publish the model before it is quantised"
+        )
     if any(tensor.is_meta for tensor in state.values()):
         raise ConfigError("the model is on the meta device and has no weights; load them first")
     return state

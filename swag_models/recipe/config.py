@@ -23,7 +23,7 @@ class Optimizer:
 
     kind: SGD with Nesterov momentum, or AdamW.
     lr: the peak learning rate for `lr_batch` samples in a step, and scaled linearly to `batch_size`; as it is if that is None.
-    exempt: what weight decay leaves alone: nothing, the norms, or norms, biases, class token and position embedding.
+    no_decay: what weight decay leaves alone: nothing, the norms, or norms, biases, class token and position embedding.
     layer_decay: the learning rate of each layer is this times that of the layer above it.
     clip_norm: the largest norm of all gradients together; None for no limit.
     """
@@ -34,19 +34,34 @@ class Optimizer:
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
-    exempt: Literal["nothing", "norms", "norms and biases"] = "norms and biases"
+    no_decay: Literal["nothing", "norms", "norms and biases"] = "norms and biases"
     layer_decay: float = 1.0
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         _settle_kinds(self)
         _check(self, "lr", self.lr > 0, "a positive number")
-        _check(self, "lr_batch", self.lr_batch is None or self.lr_batch > 0, "a number of samples, or none")
+        _check(
+            self,
+            "lr_batch",
+            self.lr_batch is None or self.lr_batch > 0,
+            "a number of samples, or none",
+        )
         _check(self, "momentum", 0 <= self.momentum < 1, "from 0 to below 1")
-        _check(self, "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1")
+        _check(
+            self,
+            "betas",
+            all(0 <= beta < 1 for beta in self.betas),
+            "two numbers from 0 to below 1",
+        )
         _check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
         _check(self, "layer_decay", 0 < self.layer_decay <= 1, "above 0, at most 1")
-        _check(self, "clip_norm", self.clip_norm is None or self.clip_norm > 0, "a positive number, or none")
+        _check(
+            self,
+            "clip_norm",
+            self.clip_norm is None or self.clip_norm > 0,
+            "a positive number, or none",
+        )
 
 
 @dataclass(frozen=True)
@@ -79,25 +94,34 @@ class Augment:
 
     def __post_init__(self) -> None:
         _settle_kinds(self)
-        _check(self, "scale", 0 < self.scale[0] <= self.scale[1] <= 1, "two shares, the smaller first")
-        _check(self, "ratio", 0 < self.ratio[0] <= self.ratio[1], "two positive numbers, the smaller first")
+        _check(
+            self, "scale", 0 < self.scale[0] <= self.scale[1] <= 1, "two shares, the smaller first"
+        )
+        _check(
+            self,
+            "ratio",
+            0 < self.ratio[0] <= self.ratio[1],
+            "two positive numbers, the smaller first",
+        )
         _check(self, "flip", 0 <= self.flip <= 1, "a probability")
 
 
 @dataclass(frozen=True)
 class EMA:
-    """The average of the weights that is published: every step, `share` of the new weights; the first steps only copy them.
+    """Exponential moving average of the weights, which is what gets published.
 
-    copy: the share of all steps that copy.
+    Args:
+        decay: factor of the average in each step; the new weights have 1 - decay.
+        warmup_ratio: fraction of all steps, at the beginning, in which the average is a copy of the weights.
     """
 
-    share: float = 1e-4
-    copy: float = 0.05
+    decay: float = 0.9999
+    warmup_ratio: float = 0.05
 
     def __post_init__(self) -> None:
         _settle_kinds(self)
-        _check(self, "share", 0 < self.share <= 1, "above 0, at most 1")
-        _check(self, "copy", 0 <= self.copy <= 1, "a share from 0 to 1")
+        _check(self, "decay", 0 <= self.decay < 1, "from 0 to below 1")
+        _check(self, "warmup_ratio", 0 <= self.warmup_ratio <= 1, "a fraction from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -125,34 +149,33 @@ class Engine:
 
     def __post_init__(self) -> None:
         _settle_kinds(self)
-        _check(self, "micro_batch", self.micro_batch is None or self.micro_batch > 0, "a number of samples, or none")
+        _check(
+            self,
+            "micro_batch",
+            self.micro_batch is None or self.micro_batch > 0,
+            "a number of samples, or none",
+        )
         _check(self, "workers", self.workers >= 0, "0 or more")
         _check(self, "lanes", self.lanes is None or self.lanes > 0, "1 or more, or none")
         _check(self, "buffer", self.buffer > 0, "1 or more")
 
 
 @dataclass(frozen=True)
-class Safety:
-    """What a run keeps, and what it does when something goes wrong.
+class Checkpointing:
+    """When checkpoints are written, and how many are kept.
 
-    checkpoint_every: steps. keep: the last so many checkpoints are kept, and the best.
-    evaluate_every: steps; None for the end only. log_every: steps.
-    bad_loss: whether a loss that is not finite, or `explode` times its running mean, stops the run or skips the step.
+    Args:
+        every: steps between two checkpoints.
+        keep: number of most recent checkpoints to keep; the one with the best accuracy is kept as well.
     """
 
-    checkpoint_every: int = 1000
+    every: int = 1000
     keep: int = 2
-    evaluate_every: int | None = None
-    log_every: int = 50
-    bad_loss: Literal["stop", "skip"] = "stop"
-    explode: float | None = None
 
     def __post_init__(self) -> None:
         _settle_kinds(self)
-        for name in ("checkpoint_every", "keep", "log_every"):
-            _check(self, name, getattr(self, name) > 0, "1 or more")
-        _check(self, "evaluate_every", self.evaluate_every is None or self.evaluate_every > 0, "1 or more, or none")
-        _check(self, "explode", self.explode is None or self.explode > 1, "above 1, or none")
+        _check(self, "every", self.every > 0, "1 or more")
+        _check(self, "keep", self.keep > 0, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -160,7 +183,10 @@ class Run:
     """A training run. One of `epochs` and `steps` says how long it is.
 
     arch: of the catalog. init: the weights to begin with: a catalog name, a folder, hf-hub:org/repo; None for fresh ones.
-    train: everything, or the head alone on a frozen trunk.
+    trainable: all parameters, or the head alone on a frozen trunk.
+    log_every: steps between two log lines. eval_every: steps between two evaluations; None evaluates at the end only.
+    on_nonfinite_loss: whether a loss or gradient that is not finite stops the run, or the step is skipped.
+    loss_spike_factor: a loss above this times its running mean counts as not finite; None for no limit.
     image_size: pixels. batch_size: samples in a step, over all ranks. warmup: the share of all steps in which the learning
     rate rises linearly from 0; then it falls to 0 along half a cosine.
     """
@@ -171,7 +197,7 @@ class Run:
     epochs: float | None = None
     steps: int | None = None
     init: str | None = None
-    train: Literal["all", "head"] = "all"
+    trainable: Literal["all", "head"] = "all"
     warmup: float = 0.0
     drop_path_rate: float = 0.0
     seed: int = 0
@@ -180,7 +206,11 @@ class Run:
     augment: Augment = field(default_factory=Augment)
     ema: EMA | None = None
     engine: Engine = field(default_factory=Engine)
-    safety: Safety = field(default_factory=Safety)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    log_every: int = 50
+    eval_every: int | None = None
+    on_nonfinite_loss: Literal["stop", "skip"] = "stop"
+    loss_spike_factor: float | None = None
 
     def __post_init__(self) -> None:
         _settle_kinds(self)
@@ -189,14 +219,24 @@ class Run:
         _check(self, "epochs", self.epochs is None or self.epochs > 0, "a positive number, or none")
         _check(self, "steps", self.steps is None or self.steps > 0, "1 or more, or none")
         _check(self, "warmup", 0 <= self.warmup < 1, "a share from 0 to below 1")
+        _check(self, "log_every", self.log_every > 0, "1 or more")
+        _check(
+            self, "eval_every", self.eval_every is None or self.eval_every > 0, "1 or more, or none"
+        )
+        spike = self.loss_spike_factor
+        _check(self, "loss_spike_factor", spike is None or spike > 1, "above 1, or none")
         _check(self, "drop_path_rate", 0 <= self.drop_path_rate < 1, "from 0 to below 1")
         if (self.epochs is None) == (self.steps is None):
-            raise ConfigError(f"epochs is {self.epochs} and steps {self.steps}; give one of them, and none for the other")
+            raise ConfigError(
+                f"epochs is {self.epochs} and steps {self.steps}; give one of them, and none for the other"
+            )
 
     @property
     def lr(self) -> float:
         """The peak learning rate at this run's batch size."""
-        return self.optimizer.lr * (self.batch_size / self.optimizer.lr_batch if self.optimizer.lr_batch else 1)
+        return self.optimizer.lr * (
+            self.batch_size / self.optimizer.lr_batch if self.optimizer.lr_batch else 1
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -217,7 +257,9 @@ def change(run: Run, settings: Sequence[str]) -> Run:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
-            raise ConfigError(f"setting {setting!r} is not field=value; for example optimizer.lr=0.01")
+            raise ConfigError(
+                f"setting {setting!r} is not field=value; for example optimizer.lr=0.01"
+            )
         *parts, name = path.strip().split(".")
         inside: Any = data
         cls: Any = Run
@@ -225,7 +267,9 @@ def change(run: Run, settings: Sequence[str]) -> Run:
             known = get_type_hints(cls) if is_dataclass(cls) else {}
             if part not in known:
                 where = ".".join([*parts, name][:depth]) or "a run"
-                raise ConfigError(f"{path}: {where} has no field {part!r}; fields: {', '.join(known) or 'none'}")
+                raise ConfigError(
+                    f"{path}: {where} has no field {part!r}; fields: {', '.join(known) or 'none'}"
+                )
             cls = next((kind for kind in _options(known[part]) if is_dataclass(kind)), known[part])
             if depth < len(parts):
                 if inside[part] is None and is_dataclass(cls):
@@ -265,9 +309,13 @@ def _decode(cls: type[T], data: Any, path: str) -> T:
     """A part from the JSON object of its fields."""
     hints = get_type_hints(cls)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path.rstrip('.') or 'a run'} is {data!r}; it has fields: {', '.join(hints)}")
+        raise ConfigError(
+            f"{path.rstrip('.') or 'a run'} is {data!r}; it has fields: {', '.join(hints)}"
+        )
     if unknown := sorted(set(data) - set(hints)):
-        raise ConfigError(f"{path.rstrip('.') or 'a run'} has no field {', '.join(unknown)}; fields: {', '.join(hints)}")
+        raise ConfigError(
+            f"{path.rstrip('.') or 'a run'} has no field {', '.join(unknown)}; fields: {', '.join(hints)}"
+        )
     values = {name: _convert(hints[name], value, f"{path}{name}") for name, value in data.items()}
     try:
         return cls(**values)
@@ -286,7 +334,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return _decode(kind, value, f"{path}.")  # type: ignore[arg-type]
         if get_origin(kind) is Literal and value in get_args(kind):
             return value
-        if get_origin(kind) is tuple and isinstance(value, (list, tuple)) and len(value) == len(get_args(kind)):
+        if (
+            get_origin(kind) is tuple
+            and isinstance(value, (list, tuple))
+            and len(value) == len(get_args(kind))
+        ):
             return tuple(_convert(each, item, path) for each, item in zip(get_args(kind), value))
         if kind is float and type(value) in (int, float) and math.isfinite(value):
             return float(value)
@@ -307,7 +359,13 @@ def _name(kind: Any) -> str:
         return f"{len(get_args(kind))} numbers with a comma between"
     if is_dataclass(kind):
         return f"its fields ({', '.join(each.name for each in fields(kind))})"
-    names = {int: "a whole number", float: "a number", bool: "true, false", str: "a text", NoneType: "none"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true, false",
+        str: "a text",
+        NoneType: "none",
+    }
     return names[kind]
 
 

@@ -24,12 +24,23 @@ EMOJI = "\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
 JOINERS = "_\u00b7\u05be\u05f3\u05f4\u0f0b\u30a0\u30fb\u200c\u200d\U000e0020-\U000e007f"  # \u200c on: they join and do not show
 URL = "(?:[Hh]ttps?://|[Ww]ww[.][0-9A-Za-z])[!-~]*"  # skipped: what follows # there is no hashtag
 ENTITY = "&(?:#[0-9]+|#[Xx][0-9A-Fa-f]+|[A-Za-z]+);"  # of HTML, skipped as well
-START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?[\\p{{L}}{EMOJI}]"  # digits alone are no hashtag
+START = (
+    f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?[\\p{{L}}{EMOJI}]"  # digits alone are no hashtag
+)
 PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*)"  # for RE2 and Java alike
 
 SENSES = ("first", "all", "drop")
 # Endings of nouns and what they stand for, in the order in which they are tried: morphy(7WN).
-DETACHMENTS = {"s": "", "ses": "s", "xes": "x", "zes": "z", "ches": "ch", "shes": "sh", "men": "man", "ies": "y"}
+DETACHMENTS = {
+    "s": "",
+    "ses": "s",
+    "xes": "x",
+    "zes": "z",
+    "ches": "ch",
+    "shes": "sh",
+    "men": "man",
+    "ies": "y",
+}
 PREPOSITIONS = {"at", "de", "for", "in", "of", "on", "the", "with"}
 
 
@@ -57,7 +68,11 @@ class Cover(NamedTuple):
 
 def extract(caption: str) -> list[str]:
     """The hashtags of a caption in their order, as written, without #."""
-    return [tag for tag in _compile().findall(caption) if tag] if HASH[0] in caption or HASH[1] in caption else []
+    return (
+        [tag for tag in _compile().findall(caption) if tag]
+        if HASH[0] in caption or HASH[1] in caption
+        else []
+    )
 
 
 def extract_hashtags(captions: Any) -> Any:
@@ -67,7 +82,9 @@ def extract_hashtags(captions: Any) -> Any:
     """
     import ibis
 
-    @ibis.udf.scalar.builtin(name="regexp_extract_all", signature=(("string", "string", "int"), "array<string>"))
+    @ibis.udf.scalar.builtin(
+        name="regexp_extract_all", signature=(("string", "string", "int"), "array<string>")
+    )
     def find_all(text, pattern, group):  # type: ignore[no-untyped-def]
         ...
 
@@ -89,14 +106,18 @@ class Matcher:
     that have no class, nor have their inflections.
     """
 
-    def __init__(self, wordnet: WordNet, senses: str = "first", stop: Collection[str] = frozenset()) -> None:
+    def __init__(
+        self, wordnet: WordNet, senses: str = "first", stop: Collection[str] = frozenset()
+    ) -> None:
         if senses not in SENSES:
             raise ConfigError(f"senses {senses!r} is not known; it is one of: {', '.join(SENSES)}")
         self.policy, self.stop = senses, frozenset(stop)
         self.lemmas: dict[str, tuple[str, ...]] = {}
         for lemma in sorted(wordnet.senses, key=str.isalnum, reverse=True):  # hotdog before hot_dog
             key = canonicalise(lemma)
-            self.lemmas[key] = tuple(dict.fromkeys((*self.lemmas.get(key, ()), *wordnet.senses[lemma])))
+            self.lemmas[key] = tuple(
+                dict.fromkeys((*self.lemmas.get(key, ()), *wordnet.senses[lemma]))
+            )
         self.irregular = _list_irregular(wordnet)
 
     def match(self, tag: str) -> Match:
@@ -145,7 +166,11 @@ def cover(wordnet: WordNet, classes: Iterable[str], targets: Iterable[str]) -> l
 
 def load_stoplist(path: str | os.PathLike[str] | None = None) -> frozenset[str]:
     """Canonical hashtags that say nothing of a picture: of a file with one in a line and comments after #, or our own."""
-    return frozenset(filter(None, map(canonicalise, _read_list(path or Path(__file__).with_name("stoplist.txt")))))
+    return frozenset(
+        filter(
+            None, map(canonicalise, _read_list(path or Path(__file__).with_name("stoplist.txt")))
+        )
+    )
 
 
 def load_imagenet() -> list[str]:
@@ -157,7 +182,9 @@ def _cover(wordnet: WordNet, classes: set[str], target: str) -> Cover:
     if target in classes:
         return Cover(target, "same", target, 0)
     for how, reach in (("hyponym", wordnet.descendants), ("hypernym", wordnet.ancestors)):
-        near = [(distance, synset) for synset, distance in reach(target).items() if synset in classes]
+        near = [
+            (distance, synset) for synset, distance in reach(target).items() if synset in classes
+        ]
         if near:
             distance, synset = min(near)
             return Cover(target, how, synset, distance)
@@ -169,7 +196,9 @@ def _read_list(path: str | os.PathLike[str]) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise ConfigError(f"{path} cannot be read: {reason}; give a text file with one hashtag in a line") from None
+        raise ConfigError(
+            f"{path} cannot be read: {reason}; give a text file with one hashtag in a line"
+        ) from None
     return [word for line in lines if (word := line.partition("# ")[0].strip())]
 
 
@@ -205,7 +234,9 @@ def _pluralise(noun: str) -> str:
 def _compile() -> re.Pattern[str]:
     r"""PATTERN for Python, which has no \p: each is replaced by the ranges of characters that it stands for."""
     ranges: dict[str, str] = dict.fromkeys("LMN", "")
-    for kind, points in groupby(range(sys.maxunicode + 1), lambda point: unicodedata.category(chr(point))[0]):
+    for kind, points in groupby(
+        range(sys.maxunicode + 1), lambda point: unicodedata.category(chr(point))[0]
+    ):
         if kind in ranges:
             span = list(points)
             ranges[kind] += f"{chr(span[0])}-{chr(span[-1])}"
@@ -220,8 +251,12 @@ class _Kept(dict[int, int | None]):
         self.kept = kept
 
     def __missing__(self, point: int) -> int | None:
-        shown = unicodedata.category(chr(point)).startswith(self.kept) and not 0xFE00 <= point <= 0xFE0F  # variation selectors
-        return self.setdefault(point, point if shown or 0x1F3FB <= point <= 0x1F3FF else None)  # skin tones
+        shown = (
+            unicodedata.category(chr(point)).startswith(self.kept) and not 0xFE00 <= point <= 0xFE0F
+        )  # variation selectors
+        return self.setdefault(
+            point, point if shown or 0x1F3FB <= point <= 0x1F3FF else None
+        )  # skin tones
 
 
 _KEPT = _Kept("L", "M", "N", "So", "Cn")

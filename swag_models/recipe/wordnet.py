@@ -53,7 +53,12 @@ class WordNet:
         exceptions: dict[str, list[str]],
         digest: str = "",
     ) -> None:
-        self.synsets, self.senses, self.exceptions, self.digest = synsets, senses, exceptions, digest
+        self.synsets, self.senses, self.exceptions, self.digest = (
+            synsets,
+            senses,
+            exceptions,
+            digest,
+        )
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None = None) -> WordNet:
@@ -65,17 +70,25 @@ class WordNet:
         for lemma, ids in _parse(found / "index.noun", index, _parse_senses):
             known = [each for each in ids if each in synsets]
             if len(known) < len(ids) and _is_original(data):
-                raise ConfigError(f"{found / 'data.noun'} lacks a synset of {lemma!r}, it may be cut short; {ADVICE}")
+                raise ConfigError(
+                    f"{found / 'data.noun'} lacks a synset of {lemma!r}, it may be cut short; {ADVICE}"
+                )
             if known:
                 senses[lemma] = known
         if not senses:
             raise ConfigError(f"{found / 'index.noun'} holds no nouns; {ADVICE}")
-        digest = hashlib.sha256("\n".join(line for lines in texts for line in lines).encode()).hexdigest()
-        return cls(synsets, senses, dict(_parse(found / "noun.exc", exceptions, _parse_exception)), digest)
+        digest = hashlib.sha256(
+            "\n".join(line for lines in texts for line in lines).encode()
+        ).hexdigest()
+        return cls(
+            synsets, senses, dict(_parse(found / "noun.exc", exceptions, _parse_exception)), digest
+        )
 
     def ancestors(self, synset: str) -> dict[str, int]:
         """Every synset above this one, the nearest first, and how many steps it is away."""
-        return _walk(synset, lambda each: [above for above in self._parents(each) if above in self.synsets])
+        return _walk(
+            synset, lambda each: [above for above in self._parents(each) if above in self.synsets]
+        )
 
     def descendants(self, synset: str) -> dict[str, int]:
         """Every synset below this one, the nearest first, and how many steps it is away."""
@@ -108,7 +121,9 @@ def find_wordnet(folder: str | os.PathLike[str] | None = None) -> Folder:
         found = zipfile.Path(place, f"{place.stem}/") if zipfile.is_zipfile(place) else place
         if all((found / name).is_file() for name in FILES):
             return found
-    where = "no WordNet database was found" if folder is None else f"{folder} has no WordNet database"
+    where = (
+        "no WordNet database was found" if folder is None else f"{folder} has no WordNet database"
+    )
     raise ConfigError(f"{where}; {ADVICE}")
 
 
@@ -118,8 +133,14 @@ def _list_places() -> Iterator[Path]:
     if "WNSEARCHDIR" in os.environ:
         yield Path(os.environ["WNSEARCHDIR"])
     roots = [Path(root) for root in os.environ.get("NLTK_DATA", "").split(os.pathsep) if root]
-    roots += [Path.home() / "nltk_data", *(Path(sys.prefix, *parts, "nltk_data") for parts in ((), ("share",), ("lib",)))]
-    roots += [Path("/usr", *parts, "nltk_data") for parts in (("share",), ("local", "share"), ("lib",), ("local", "lib"))]
+    roots += [
+        Path.home() / "nltk_data",
+        *(Path(sys.prefix, *parts, "nltk_data") for parts in ((), ("share",), ("lib",))),
+    ]
+    roots += [
+        Path("/usr", *parts, "nltk_data")
+        for parts in (("share",), ("local", "share"), ("lib",), ("local", "lib"))
+    ]
     for root in roots:
         yield root / "corpora" / "wordnet"
         yield root / "corpora" / "wordnet.zip"
@@ -130,10 +151,14 @@ def _read_lines(path: Folder) -> list[str]:
     try:
         lines = path.read_bytes().decode().splitlines()
     except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {ADVICE}") from None
+        raise ConfigError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {ADVICE}"
+        ) from None
     licence = " ".join(line for line in lines[:40] if line.startswith("  "))
     if (version := re.search(r"WordNet (\d+\.\d+)", licence)) and version[1] != VERSION:
-        raise ConfigError(f"{path} is of WordNet {version[1]}; ids are those of WordNet {VERSION} only; {ADVICE}")
+        raise ConfigError(
+            f"{path} is of WordNet {version[1]}; ids are those of WordNet {VERSION} only; {ADVICE}"
+        )
     return lines
 
 
@@ -144,7 +169,9 @@ def _parse(path: Folder, lines: Sequence[str], parse: Callable[[str], T]) -> Ite
             try:
                 yield parse(line)
             except (ValueError, IndexError):
-                raise ConfigError(f"{path} line {number} is not of WordNet's format: {line[:40]!r}; {ADVICE}") from None
+                raise ConfigError(
+                    f"{path} line {number} is not of WordNet's format: {line[:40]!r}; {ADVICE}"
+                ) from None
 
 
 def _parse_senses(line: str) -> tuple[str, list[str]]:
@@ -198,7 +225,9 @@ def _walk(start: str, follow: Callable[[str], Iterable[str]]) -> dict[str, int]:
     """Everything that `follow` leads to, and in how many steps."""
     steps, edge = {start: 0}, [start]
     for step in itertools.count(1):
-        edge = list(dict.fromkeys(each for known in edge for each in follow(known) if each not in steps))
+        edge = list(
+            dict.fromkeys(each for known in edge for each in follow(known) if each not in steps)
+        )
         if not edge:
             break
         steps.update(dict.fromkeys(edge, step))

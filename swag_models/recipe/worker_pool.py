@@ -17,7 +17,9 @@ PREEMPTION = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasatt
 
 
 @contextmanager
-def open_pool(count: int, begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[ProcessPoolExecutor]:
+def open_pool(
+    count: int, begin: Callable[..., None] | None = None, *arguments: Any
+) -> Iterator[ProcessPoolExecutor]:
     """`count` processes, in each of which `begin` is called first.
 
     They are spawned, because the threads of engines must not be forked; leave Ctrl-C to this process; and end when it does,
@@ -42,7 +44,9 @@ def open_pool(count: int, begin: Callable[..., None] | None = None, *arguments: 
 def watch_signals() -> Iterator[threading.Event]:
     """An event that is set when SIGTERM or SIGUSR1 arrives, as schedulers send them before they end a job."""
     told = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where torch's own launchers or a notebook may call
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # where torch's own launchers or a notebook may call
         yield told
         return
     before = {number: signal.signal(number, lambda *_: told.set()) for number in PREEMPTION}

@@ -15,7 +15,10 @@ def test_a_port_that_is_taken_is_named(capsys: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["app", "--port", str(port)]) == 2
-    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use; give another port" in capsys.readouterr().err
+    assert (
+        f"cannot listen on 127.0.0.1 port {port}: Address already in use; give another port"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,4 +42,7 @@ def test_without_the_extra_it_says_how_to_install_it() -> None:
     code = "import sys; sys.modules['gradio'] = None; from swag_models.cli import main; sys.exit(main(['app', '--port', '0']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "swag-models: error: the page needs gradio; install it with: pip install 'swag-models[app]'\n"
+    assert (
+        done.stderr
+        == "swag-models: error: the page needs gradio; install it with: pip install 'swag-models[app]'\n"
+    )

@@ -6,7 +6,14 @@ import pytest
 from PIL import Image
 
 from swag_models.api import SPECS
-from swag_models.app.components import ask_consent, describe, draw_bars, draw_neighbours, list_skipped, say
+from swag_models.app.components import (
+    ask_consent,
+    describe,
+    draw_bars,
+    draw_neighbours,
+    list_skipped,
+    say,
+)
 from swag_models.app.similar import Neighbour
 from swag_models.inference.predict import Prediction, Skipped
 
@@ -14,7 +21,9 @@ EVIL = "<script>alert('x')</script>"
 
 
 def test_no_text_from_outside_becomes_markup() -> None:
-    spec = replace(SPECS["vit_b16"], description=EVIL, license=EVIL, license_url=f'https://x/"{EVIL}')
+    spec = replace(
+        SPECS["vit_b16"], description=EVIL, license=EVIL, license_url=f'https://x/"{EVIL}'
+    )
     shown = [
         describe(spec, here=False),
         draw_bars([Prediction(EVIL, 0, 1.0)]),
@@ -32,7 +41,10 @@ def test_only_a_safe_address_becomes_a_link(url: str) -> None:
     assert "<a " in describe(SPECS["vit_b16"], here=True)
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_nano_hashtags", "1.25 MiB"), ("vit_b16", "327 MiB"), ("vit_h14", "2.3 GiB")])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("vit_nano_hashtags", "1.25 MiB"), ("vit_b16", "327 MiB"), ("vit_h14", "2.3 GiB")],
+)
 def test_consent_names_licence_and_size(name: str, size: str) -> None:
     spec = SPECS[name]
     assert ask_consent(spec) == f"Accept {spec.license.upper()} and download {size}"

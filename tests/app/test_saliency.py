@@ -19,12 +19,16 @@ from swag_models.spec import Preprocess
 def make_picture(width: int, height: int) -> Image.Image:
     """Smooth, and different everywhere."""
     down, across = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    return Image.fromarray((255 * np.stack([down, across, (down + across) / 2], axis=-1)).astype(np.uint8))
+    return Image.fromarray(
+        (255 * np.stack([down, across, (down + across) / 2], axis=-1)).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("size", [(600, 400), (300, 700), (40, 90)])
 @pytest.mark.parametrize("image_size", [224, (96, 160)])
-def test_the_part_shown_is_the_part_the_model_sees(size: tuple[int, int], image_size: int | tuple[int, int]) -> None:
+def test_the_part_shown_is_the_part_the_model_sees(
+    size: tuple[int, int], image_size: int | tuple[int, int]
+) -> None:
     picture = make_picture(*size)
     preprocess = replace(Preprocess(image_size), mean=(0, 0, 0), std=(1, 1, 1))
     seen = Transform(preprocess)(picture).permute(1, 2, 0).numpy()  # (H, W, 3)
@@ -75,7 +79,9 @@ def test_grad_cam_is_that_of_the_public_package(stage: int) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     with GradCAM(model, [model.get_submodule(f"s{stage + 1}")]) as public:
         (theirs,) = public(x, targets=None)  # enlarged to the picture, then stretched to [0, 1]
-    enlarged = F.interpolate(torch.from_numpy(ours)[None, None], size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")[0, 0].numpy()
+    enlarged = F.interpolate(
+        torch.from_numpy(ours)[None, None], size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear"
+    )[0, 0].numpy()
     low, high = enlarged.min(), enlarged.max()
     assert np.abs((enlarged - low) / (high - low) - theirs).max() < 1e-3
 

@@ -72,7 +72,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     shutil.copy(SCENES / "house.jpg", secret / "mine.png")
     command = [sys.executable, "-c", ASK, str(SCENES), str(secret), *NAMES]
     inherited = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads"))}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=inherited)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, env=inherited
+    )
     return {**json.loads(done.stdout), "said": done.stderr}
 
 
@@ -92,7 +94,12 @@ def test_other_machines_cannot_name_a_folder(found: Any) -> None:
     assert "mine.png" in found["near"]["True"]
     assert "mine.png" not in found["near"]["False"]
     assert "house.jpg" in found["near"]["False"]
-    assert found["said"].count("other machines can reach the page; they cannot name a folder to look in") == 1
+    assert (
+        found["said"].count(
+            "other machines can reach the page; they cannot name a folder to look in"
+        )
+        == 1
+    )
 
 
 def test_only_uploaded_files_are_opened(found: Any) -> None:

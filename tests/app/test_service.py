@@ -29,11 +29,19 @@ print(download.done, download.total, download.error)
 @pytest.fixture
 def spec(server: Server, caches: Path, tmp_path: Path) -> ModelSpec:
     """A model whose weights lie on the server."""
-    save_file({f"{i}": each for i, each in enumerate(tiny("vit", image_size=1024).parameters())}, tmp_path / "tiny.safetensors")
-    return replace(VIT_SPEC, sources=(Source(server.put("/tiny.safetensors", tmp_path / "tiny.safetensors"), "timm"),))
+    save_file(
+        {f"{i}": each for i, each in enumerate(tiny("vit", image_size=1024).parameters())},
+        tmp_path / "tiny.safetensors",
+    )
+    return replace(
+        VIT_SPEC,
+        sources=(Source(server.put("/tiny.safetensors", tmp_path / "tiny.safetensors"), "timm"),),
+    )
 
 
-def test_a_download_is_told_stopped_and_continued_in_another_thread(spec: ModelSpec, server: Server) -> None:
+def test_a_download_is_told_stopped_and_continued_in_another_thread(
+    spec: ModelSpec, server: Server
+) -> None:
     server.twists["/tiny.safetensors"] = [Twist(hold=1 << 20)]
     size = server.files["/tiny.safetensors"].size
     assert size > 1 << 21
@@ -62,18 +70,27 @@ def test_a_download_that_fails_says_why(spec: ModelSpec, server: Server) -> None
 
 
 @pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_nothing_is_asked_for(spec: ModelSpec, server: Server, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_offline_nothing_is_asked_for(
+    spec: ModelSpec, server: Server, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     monkeypatch.setenv(variable, "1")
     download = Download(spec)
     download.thread.join(30)
-    assert f"{spec.name} is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids" in str(download.error)
+    assert (
+        f"{spec.name} is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids"
+        in str(download.error)
+    )
     assert server.requests == []
 
 
 def test_a_download_from_the_hub_is_told_too(hub: Hub, folders: dict[str, Path]) -> None:
     hub.put_repo(REPO, {path.name: path.read_bytes() for path in folders["first"].iterdir()})
     done = subprocess.run(
-        [sys.executable, "-c", FROM_HUB, f"hf-hub:{REPO}"], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", FROM_HUB, f"hf-hub:{REPO}"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     size = (folders["first"] / "model.safetensors").stat().st_size
     assert done.stdout == f"{size} {size} None\n"

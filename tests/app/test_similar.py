@@ -31,7 +31,9 @@ def test_the_most_similar_pictures_come_first(folder: Path) -> None:
     near, skipped = find(Shelf(), SCENES / "chair.jpg", folder)
     assert near[0].name == "scenes/chair.jpg"
     assert near[0].similarity == pytest.approx(1)
-    assert [each.similarity for each in near] == sorted((each.similarity for each in near), reverse=True)
+    assert [each.similarity for each in near] == sorted(
+        (each.similarity for each in near), reverse=True
+    )
     assert len(near) == 8
     assert skipped == []
 
@@ -49,7 +51,11 @@ def test_only_what_is_new_or_has_changed_is_embedded_again(folder: Path) -> None
     shutil.copy(SCENES / "house.jpg", folder / "scenes" / "apple.jpg")
     shutil.copy(SCENES / "house.jpg", folder / "another.png")
     near, _ = find(shelf, SCENES / "house.jpg", folder)
-    assert {each.name for each in near[:3]} == {"scenes/apple.jpg", "scenes/house.jpg", "another.png"}
+    assert {each.name for each in near[:3]} == {
+        "scenes/apple.jpg",
+        "scenes/house.jpg",
+        "another.png",
+    }
     assert all(shelf.known[version] is vector for version, vector in before.items())
     assert len(shelf.known) == len(before) + 2
 
@@ -70,8 +76,12 @@ def test_a_folder_of_broken_files_has_nothing_similar(tmp_path: Path) -> None:
     assert len(skipped) == 1
 
 
-@pytest.mark.parametrize(("name", "message"), [("missing", "is no folder on this machine"), ("empty", "no picture in")])
-def test_a_folder_without_pictures_is_an_error_with_its_name(tmp_path: Path, name: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"), [("missing", "is no folder on this machine"), ("empty", "no picture in")]
+)
+def test_a_folder_without_pictures_is_an_error_with_its_name(
+    tmp_path: Path, name: str, message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=message) as raised:
         Shelf().embed(SPEC, str(tmp_path / name))

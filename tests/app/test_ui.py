@@ -26,8 +26,12 @@ from tiny import REGNET_SPEC, tiny
 from swag_models.spec import Source
 
 ROOT = Path(__file__).parents[2]
-PICTURE = os.environ.get("SWAG_MODELS_SCREENSHOT")  # docs/app.png, to take the picture in the README again
-needs_chromium = pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed")
+PICTURE = os.environ.get(
+    "SWAG_MODELS_SCREENSHOT"
+)  # docs/app.png, to take the picture in the README again
+needs_chromium = pytest.mark.skipif(
+    not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
+)
 SERVE = """
 import signal, sys
 from swag_models.app import serve
@@ -42,8 +46,15 @@ def run_server(folder: Path, *command: str, **environment: str) -> Iterator[str]
     """The address of a page served by another process, which ends by SIGTERM and leaves nothing behind."""
     temporary = folder / "temporary"
     temporary.mkdir()
-    inherited = {**os.environ, "SWAG_MODELS_CACHE": str(folder / "cache"), "TMPDIR": str(temporary), **environment}
-    with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=inherited, cwd=ROOT) as process:
+    inherited = {
+        **os.environ,
+        "SWAG_MODELS_CACHE": str(folder / "cache"),
+        "TMPDIR": str(temporary),
+        **environment,
+    }
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=inherited, cwd=ROOT
+    ) as process:
         assert process.stdout
         try:
             yield process.stdout.readline().strip()
@@ -78,7 +89,9 @@ def address(folder: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory
     """The page as `swag-models app` serves it, without network."""
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy.url)
     command = ["-m", "swag_models", "app", "--port", "0", "--folder", str(folder)]
-    with run_server(tmp_path_factory.mktemp("server"), *command, SWAG_MODELS_OFFLINE="1", **proxies) as address:
+    with run_server(
+        tmp_path_factory.mktemp("server"), *command, SWAG_MODELS_OFFLINE="1", **proxies
+    ) as address:
         yield address
 
 
@@ -127,7 +140,9 @@ def test_the_picture_given_last_is_the_one_shown(page: Chrome) -> None:
     )
     page.upload(SCENES / "house.jpg")
     page.wait(".bars li:first-child", name("house"))
-    until(lambda: "my house" in page.find(".near figure")[0].text, "what is similar to the last one")
+    until(
+        lambda: "my house" in page.find(".near figure")[0].text, "what is similar to the last one"
+    )
 
 
 def test_an_example_is_there_to_begin_with(page: Chrome) -> None:
@@ -135,10 +150,19 @@ def test_an_example_is_there_to_begin_with(page: Chrome) -> None:
     page.wait(".bars li:first-child", name("chair"))
 
 
-@pytest.mark.parametrize(("content", "reason"), [("cut", "cannot be read: "), ("text", "is not an image that Pillow can read")])
-def test_a_broken_file_gives_one_line_and_the_page_goes_on(page: Chrome, tmp_path: Path, content: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("cut", "cannot be read: "), ("text", "is not an image that Pillow can read")],
+)
+def test_a_broken_file_gives_one_line_and_the_page_goes_on(
+    page: Chrome, tmp_path: Path, content: str, reason: str
+) -> None:
     broken = tmp_path / "my photo.png"
-    broken.write_bytes((SCENES / "butterfly.jpg").read_bytes()[:60] if content == "cut" else b"<script>alert(1)</script>")
+    broken.write_bytes(
+        (SCENES / "butterfly.jpg").read_bytes()[:60]
+        if content == "cut"
+        else b"<script>alert(1)</script>"
+    )
     page.upload(SCENES / "house.jpg")
     page.wait(".bars li:first-child", name("house"))
     page.wait("#overlay img")
@@ -152,7 +176,9 @@ def test_a_broken_file_gives_one_line_and_the_page_goes_on(page: Chrome, tmp_pat
     assert not page.find(".notice")
 
 
-def test_licence_and_size_are_shown_and_nothing_is_fetched_before_consent(page: Chrome, proxy: Proxy) -> None:
+def test_licence_and_size_are_shown_and_nothing_is_fetched_before_consent(
+    page: Chrome, proxy: Proxy
+) -> None:
     page.upload(SCENES / "house.jpg")
     page.wait(".bars li:first-child", name("house"))
     page.choose("Model", "vit_b16_in1k_linear")
@@ -160,7 +186,10 @@ def test_licence_and_size_are_shown_and_nothing_is_fetched_before_consent(page: 
     page.wait(".facts", "330 MiB to download")
     page.wait("#bars", "vit_b16_in1k_linear is not on this machine yet")
     page.wait("#fetch", "Accept CC-BY-NC-4.0 and download 330 MiB").click()
-    page.wait(".notice", "vit_b16_in1k_linear is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids")
+    page.wait(
+        ".notice",
+        "vit_b16_in1k_linear is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids",
+    )
     page.wait("#fetch")
     page.choose("Model", "vit_nano_hashtags")
     page.wait(".bars li:first-child", name("house"))
@@ -243,9 +272,19 @@ def test_only_what_the_page_shows_is_served(page: Chrome, address: str, folder: 
         assert ask(f"{address}gradio_api/file={quote(str(path))}")[0] == 403
     config = json.loads(ask(f"{address}config")[1])
     picture, model = (find_component(config, label) for label in ("Picture", "Model"))
-    event = next(each["id"] for each in config["dependencies"] if each["inputs"][:2] == [picture, model])
-    forged = {"path": str(folder / "my house <b>.png"), "orig_name": "x.png", "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [forged, "vit_nano_hashtags", 1, "mean", 0.5], "fn_index": event, "session_hash": "forger"}
+    event = next(
+        each["id"] for each in config["dependencies"] if each["inputs"][:2] == [picture, model]
+    )
+    forged = {
+        "path": str(folder / "my house <b>.png"),
+        "orig_name": "x.png",
+        "meta": {"_type": "gradio.FileData"},
+    }
+    body = {
+        "data": [forged, "vit_nano_hashtags", 1, "mean", 0.5],
+        "fn_index": event,
+        "session_hash": "forger",
+    }
     assert ask(f"{address}gradio_api/queue/join", body)[0] == 200
     told = ask(f"{address}gradio_api/queue/data?session_hash=forger")[1]
     assert '"success":false' in told
@@ -274,14 +313,25 @@ def test_the_picture_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_model_is_downloaded_with_progress_stopped_and_continued(chrome: Chrome, tmp_path: Path) -> None:
+def test_a_model_is_downloaded_with_progress_stopped_and_continued(
+    chrome: Chrome, tmp_path: Path
+) -> None:
     """A trunk of a RegNet: it has no bars, but Grad-CAM."""
     model = tiny("regnet", num_classes=None)
     save_file(model.state_dict(), tmp_path / "tiny.safetensors")
     twists = (Twist(status=404), Twist(hold=1 << 17))
     with Server() as server:
-        source = Source(server.put("/tiny.safetensors", tmp_path / "tiny.safetensors", *twists), "timm")
-        spec = replace(REGNET_SPEC, num_classes=None, classes=None, metrics=None, num_params=130_000, sources=(source,))
+        source = Source(
+            server.put("/tiny.safetensors", tmp_path / "tiny.safetensors", *twists), "timm"
+        )
+        spec = replace(
+            REGNET_SPEC,
+            num_classes=None,
+            classes=None,
+            metrics=None,
+            num_params=130_000,
+            sources=(source,),
+        )
         with run_server(tmp_path, "-c", SERVE, spec.to_json()) as address:
             chrome.driver.get(address)
             chrome.wait(".facts", "0.496 MiB to download")
@@ -289,7 +339,10 @@ def test_a_model_is_downloaded_with_progress_stopped_and_continued(chrome: Chrom
             chrome.wait("#bars", "tiny_regnet is not on this machine yet")
             assert server.requests == []
             chrome.wait("#fetch", "Accept CC-BY-NC-4.0 and download 0.496 MiB").click()
-            chrome.wait(".notice p", f"no source could give the weights of tiny_regnet: {source.url}: HTTP 404")
+            chrome.wait(
+                ".notice p",
+                f"no source could give the weights of tiny_regnet: {source.url}: HTTP 404",
+            )
             chrome.wait("#fetch").click()
             chrome.wait("#loading progress")
             chrome.wait("#loading", "of 0.5 MiB")

@@ -54,9 +54,7 @@ def test_list_takes_patterns_and_filters(capsys: Capture) -> None:
 
 
 def test_list_does_not_import_torch() -> None:
-    code = (
-        "import sys; from swag_models.cli import main; main(['list']); main(['info', 'vit_b16']); print('torch' in sys.modules)"
-    )
+    code = "import sys; from swag_models.cli import main; main(['list']); main(['info', 'vit_b16']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -70,7 +68,9 @@ def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
     assert "no published hash" in shown
     assert "cc-by-nc-4.0" in shown
     assert main(["info", "vit_b16", "--json"]) == 0
-    assert swag_models.ModelSpec.from_json(capsys.readouterr().out) == swag_models.get_spec("vit_b16")
+    assert swag_models.ModelSpec.from_json(capsys.readouterr().out) == swag_models.get_spec(
+        "vit_b16"
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,20 +80,40 @@ def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
         (["list", "resnet*"], "no model matches 'resnet*'; known: "),
         ([*CLASSIFY, "nothing/*.png"], "no picture in nothing/*.png; "),
         ([*CLASSIFY, str(SCENES), "--top-k", "0"], "top_k is 0; give 1 or more"),
-        ([*CLASSIFY, str(SCENES), "--image-size", "30"], "image size 30x30 is not a multiple of the patch size 8"),
+        (
+            [*CLASSIFY, str(SCENES), "--image-size", "30"],
+            "image size 30x30 is not a multiple of the patch size 8",
+        ),
         ([*CLASSIFY, str(SCENES), "--device", "gpu"], "device 'gpu' cannot be used here"),
-        (["classify", str(SCENES), "--model", "vit_b16"], "vit_b16 gives features and has no classes"),
+        (
+            ["classify", str(SCENES), "--model", "vit_b16"],
+            "vit_b16 gives features and has no classes",
+        ),
         ([*CLASSIFY, str(SCENES), "--batch-size", "0"], "batch_size is 0; give a positive number"),
         ([*CLASSIFY, str(SCENES), "--dtype", "int8"], "dtype 'int8' is not allowed; "),
-        ([*CLASSIFY, "gone.tar"], "gone.tar cannot be read as an uncompressed tar file: No such file or directory"),
-        ([*EMBED, str(SCENES), "-o", "x.csv"], "embeddings in x.csv: end the name in .parquet or .npy"),
-        ([*EMBED, str(SCENES), "-o", "no/x.npy"], "no is no folder; make it, or choose another one for x.npy"),
+        (
+            [*CLASSIFY, "gone.tar"],
+            "gone.tar cannot be read as an uncompressed tar file: No such file or directory",
+        ),
+        (
+            [*EMBED, str(SCENES), "-o", "x.csv"],
+            "embeddings in x.csv: end the name in .parquet or .npy",
+        ),
+        (
+            [*EMBED, str(SCENES), "-o", "no/x.npy"],
+            "no is no folder; make it, or choose another one for x.npy",
+        ),
         ([*EMBED, "nothing/*.png", "-o", "x.npy"], "no picture in nothing/*.png; "),
-        (["embed", str(SCENES), "--model", "vit_b61", "-o", "x.npy"], "unknown model 'vit_b61'; did you mean: vit_b16, "),
+        (
+            ["embed", str(SCENES), "--model", "vit_b61", "-o", "x.npy"],
+            "unknown model 'vit_b61'; did you mean: vit_b16, ",
+        ),
         (["merge", "gone.npy", "-o", "x.npy"], "gone.json is not what swag-models embed wrote: "),
     ],
 )
-def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], message: str, capsys: Capture) -> None:
+def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(
+    arguments: list[str], message: str, capsys: Capture
+) -> None:
     assert main(arguments) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -114,12 +134,17 @@ def test_the_installed_command_keeps_data_and_messages_apart() -> None:
 def test_a_reader_that_stops_early_is_no_error() -> None:
     command = f"{Path(sys.executable).parent / 'swag-models'} list --json"
     done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", f"{command} | head -n 1"], capture_output=True, text=True, check=False
+        ["bash", "-o", "pipefail", "-c", f"{command} | head -n 1"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["list", "info", "fetch", "verify", "convert", "classify", "embed", "merge", "app"])
+@pytest.mark.parametrize(
+    "command", ["list", "info", "fetch", "verify", "convert", "classify", "embed", "merge", "app"]
+)
 def test_help_shows_an_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -133,11 +158,16 @@ def test_fetch_and_verify_the_model_that_ships(capsys: Capture) -> None:
     assert name == "vit_nano_hashtags"
     assert Path(path).is_file()
     assert main(["verify", "vit_nano_hashtags"]) == 0
-    assert capsys.readouterr().out.startswith(f"ok\tvit_nano_hashtags\t{swag_models.get_spec(name).sources[0].sha256}")
+    assert capsys.readouterr().out.startswith(
+        f"ok\tvit_nano_hashtags\t{swag_models.get_spec(name).sources[0].sha256}"
+    )
 
 
 def test_fetch_takes_the_next_source_and_verify_finds_a_flipped_byte(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     isolate(tmp_path, monkeypatch)
     torch.save({"x": torch.ones(1000)}, tmp_path / "made.torch")
@@ -159,7 +189,9 @@ def test_fetch_takes_the_next_source_and_verify_finds_a_flipped_byte(
     assert f"{path} is not what was verified before; delete it" in shown.err
 
 
-def test_verify_says_when_there_is_nothing_to_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_verify_says_when_there_is_nothing_to_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     isolate(tmp_path, monkeypatch)
     assert main(["verify", "vit_b16"]) == 1
     assert "vit_b16: no weights on this machine" in capsys.readouterr().err
@@ -179,7 +211,10 @@ def test_convert_goes_through_every_layout_and_back(tmp_path: Path, capsys: Capt
 
 def test_convert_of_a_foreign_file_fails_without_a_target(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "page.pth").write_text("<html>not found</html>")
-    assert main(["convert", str(tmp_path / "page.pth"), str(tmp_path / "out.pth"), "--to", "timm"]) == 1
+    assert (
+        main(["convert", str(tmp_path / "page.pth"), str(tmp_path / "out.pth"), "--to", "timm"])
+        == 1
+    )
     assert "is not a weight file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["page.pth"]
 
@@ -194,10 +229,24 @@ def test_classify_names_held_out_scenes(capsys: Capture) -> None:
         assert 1 >= best["probability"] >= second["probability"] >= 0
 
 
-def test_classify_takes_files_patterns_and_skips_what_is_broken(tmp_path: Path, capsys: Capture) -> None:
+def test_classify_takes_files_patterns_and_skips_what_is_broken(
+    tmp_path: Path, capsys: Capture
+) -> None:
     (tmp_path / "broken.png").write_bytes((SCENES / "butterfly.jpg").read_bytes()[:60])
     missing = tmp_path / "missing.png"
-    assert main([*CLASSIFY, str(tmp_path / "broken.png"), str(missing), str(SCENES / "c[ah]*.jpg"), "--top-k", "1"]) == 1
+    assert (
+        main(
+            [
+                *CLASSIFY,
+                str(tmp_path / "broken.png"),
+                str(missing),
+                str(SCENES / "c[ah]*.jpg"),
+                "--top-k",
+                "1",
+            ]
+        )
+        == 1
+    )
     shown = capsys.readouterr()
     files = [SCENES / "car.jpg", SCENES / "chair.jpg"]
     assert [line.split()[-1] for line in shown.out.splitlines()[1::2]] == name_by_hand(*files)
@@ -209,24 +258,39 @@ def test_classify_takes_files_patterns_and_skips_what_is_broken(tmp_path: Path, 
 def test_classify_reads_a_picture_whatever_its_mode(tmp_path: Path, capsys: Capture) -> None:
     house = Image.open(SCENES / "house.jpg").convert("L")
     house.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
-    house.convert("P").save(tmp_path / "palette.gif", save_all=True, append_images=[Image.new("P", house.size)])
+    house.convert("P").save(
+        tmp_path / "palette.gif", save_all=True, append_images=[Image.new("P", house.size)]
+    )
     house.convert("RGBA").save(tmp_path / "alpha.png")
     house.rotate(90).save(
-        tmp_path / "turned.png", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+        tmp_path / "turned.png",
+        exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0",
     )
     Image.fromarray(np.asarray(house).astype(np.uint16) * 257).save(tmp_path / "sixteen_bits.png")
     assert main([*CLASSIFY, str(tmp_path), "--top-k", "65", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 5
-    assert max(abs(run_by_hand([house.convert("RGB")])[0] - probabilities(row)).max() for row in rows) < 0.02
+    assert (
+        max(abs(run_by_hand([house.convert("RGB")])[0] - probabilities(row)).max() for row in rows)
+        < 0.02
+    )
 
 
-def test_classify_gives_the_same_whatever_the_engines_setting(tmp_path: Path, capsys: Capture) -> None:
+def test_classify_gives_the_same_whatever_the_engines_setting(
+    tmp_path: Path, capsys: Capture
+) -> None:
     files = [str(path) for path in FILES]
     with tarfile.open(tmp_path / "scenes.tar", "w") as archive:
         for file in files:
             archive.add(file, Path(file).name)
-    settings = [[], ["--batch-size", "3"], ["--workers", "1"], ["--fast"], ["--dtype", "bfloat16"], ["--image-size", "48"]]
+    settings = [
+        [],
+        ["--batch-size", "3"],
+        ["--workers", "1"],
+        ["--fast"],
+        ["--dtype", "bfloat16"],
+        ["--image-size", "48"],
+    ]
     expected = run_by_hand(FILES)
     for setting in settings:
         for images in (files, [f"{SCENES}/*.jpg"], [str(tmp_path / "scenes.tar")]):
@@ -257,7 +321,13 @@ def test_embed_writes_a_file_and_says_where(name: str, tmp_path: Path, capsys: C
 def test_embed_reports_what_it_skips_each_time(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "broken.png").write_bytes(b"")
     for _ in range(2):
-        arguments = [str(tmp_path / "broken.png"), str(SCENES), str(tmp_path / "gone.png"), "-o", str(tmp_path / "x.npy")]
+        arguments = [
+            str(tmp_path / "broken.png"),
+            str(SCENES),
+            str(tmp_path / "gone.png"),
+            "-o",
+            str(tmp_path / "x.npy"),
+        ]
         assert main([*EMBED, *arguments, "--quiet"]) == 1
         shown = capsys.readouterr()
         assert shown.out == f"{tmp_path}/x.npy\n"
@@ -271,9 +341,14 @@ def test_embed_reports_what_it_skips_each_time(tmp_path: Path, capsys: Capture) 
 def test_parquet_without_pyarrow_is_refused_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)  # Python's way to say that a module cannot be imported
+    monkeypatch.setitem(
+        sys.modules, "pyarrow", None
+    )  # Python's way to say that a module cannot be imported
     message = "swag-models: error: a .parquet file needs pyarrow; pip install 'swag-models[embed]', or write .npy\n"
-    assert main(["embed", str(SCENES), "--model", "no_such_model", "-o", str(tmp_path / "x.parquet")]) == 2
+    assert (
+        main(["embed", str(SCENES), "--model", "no_such_model", "-o", str(tmp_path / "x.parquet")])
+        == 2
+    )
     assert capsys.readouterr().err == message
     assert main(["merge", str(tmp_path / "x.parquet"), "-o", str(tmp_path / "x.npy")]) == 2
     assert capsys.readouterr().err == message

@@ -32,7 +32,9 @@ def folder(tmp_path: Path) -> Path:
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "swag_models", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
 
 
 def test_save_writes_a_folder_and_prints_it(folder: Path, capsys: Capture) -> None:
@@ -40,7 +42,11 @@ def test_save_writes_a_folder_and_prints_it(folder: Path, capsys: Capture) -> No
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == (f"{folder}\n", "")
     spec, origin = swag_models.get_spec(folder), swag_models.get_spec(NANO)
-    assert (spec.metrics, spec.description, spec.license) == (origin.metrics, origin.description, "apache-2.0")
+    assert (spec.metrics, spec.description, spec.license) == (
+        origin.metrics,
+        origin.description,
+        "apache-2.0",
+    )
 
 
 def test_save_of_changed_weights_claims_no_accuracy(folder: Path) -> None:
@@ -78,9 +84,17 @@ def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: 
     ("arguments", "code", "message"),
     [
         (["save", "vit_b17", "x"], 2, "unknown model 'vit_b17'; did you mean: vit_b16"),
-        (["save", NANO, "x", "--image-size", "30"], 2, "30x30 is not a multiple of the patch size 8"),
+        (
+            ["save", NANO, "x", "--image-size", "30"],
+            2,
+            "30x30 is not a multiple of the patch size 8",
+        ),
         (["push", NANO, "tiny", "--dry-run"], 2, "repository is 'tiny'; write org/repo"),
-        (["push", NANO, "org/tiny"], 1, "no token to write to org/tiny with; set HF_TOKEN, or run: hf auth login"),
+        (
+            ["push", NANO, "org/tiny"],
+            1,
+            "no token to write to org/tiny with; set HF_TOKEN, or run: hf auth login",
+        ),
         (["push", str(ROOT), "org/tiny"], 2, "is no published model: it has no config.json"),
         (["push", NANO, "org/a--b", "--dry-run"], 2, "repository is 'org/a--b'; write org/repo"),
         (
@@ -99,7 +113,9 @@ def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: 
         (["info", f"hf-hub:org/{97 * 'a'}"], 2, "at most 96"),
     ],
 )
-def test_what_cannot_be_is_one_line(arguments: list[str], code: int, message: str, tmp_path: Path, capsys: Capture) -> None:
+def test_what_cannot_be_is_one_line(
+    arguments: list[str], code: int, message: str, tmp_path: Path, capsys: Capture
+) -> None:
     assert main([str(tmp_path / each) if each == "x" else each for each in arguments]) == code
     shown = capsys.readouterr()
     assert not shown.out
@@ -118,7 +134,10 @@ def test_a_dry_run_lists_files_and_card_and_asks_nothing() -> None:
     assert int(sizes["README.md"]) == len(card.encode())
     assert 'load_model("hf-hub:org/tiny")' in card
     assert "# tiny\n" in card
-    assert "dry run, nothing is sent; these files and this card would go to hf-hub:org/tiny" in done.stderr
+    assert (
+        "dry run, nothing is sent; these files and this card would go to hf-hub:org/tiny"
+        in done.stderr
+    )
 
 
 def test_a_name_of_the_catalog_is_that_even_beside_a_folder_of_that_name(
@@ -132,7 +151,16 @@ def test_a_name_of_the_catalog_is_that_even_beside_a_folder_of_that_name(
 
 def test_push_sends_a_catalog_model_with_its_licence_and_accuracy() -> None:
     with Hub({"hf_writer": ("org",)}) as hub:
-        done = run("push", NANO, "org/tiny", "--private", "--message", "Hello", HF_ENDPOINT=hub.url, HF_TOKEN="hf_writer")
+        done = run(
+            "push",
+            NANO,
+            "org/tiny",
+            "--private",
+            "--message",
+            "Hello",
+            HF_ENDPOINT=hub.url,
+            HF_TOKEN="hf_writer",
+        )
         assert done.returncode == 0, done.stderr
         repo = hub.repos["org/tiny"]
         assert repo.private

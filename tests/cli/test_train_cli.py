@@ -11,7 +11,7 @@ import pytest
 
 from swag_models.cli import main
 from swag_models.recipe.config import Run, change, walk
-from swag_models.recipe.presets import PRESETS, find_source, get_preset
+from swag_models.recipe.presets import PRESETS, find_value_source, get_preset
 from swag_models.recipe.training.estimate import plan
 
 Capture = pytest.CaptureFixture[str]
@@ -29,7 +29,9 @@ def test_show_lists_the_presets(capsys: Capture) -> None:
     assert [line.split()[0] for line in lines] == [preset.name for preset in PRESETS]
     assert all(line.endswith(preset.summary) for line, preset in zip(lines, PRESETS, strict=True))
     assert main([*SHOW, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {preset.name: preset.summary for preset in PRESETS}
+    assert json.loads(capsys.readouterr().out) == {
+        preset.name: preset.summary for preset in PRESETS
+    }
 
 
 @pytest.mark.parametrize("name", ["regnety_128gf_in1k", "vit_b16_hashtags", "vit_nano_linear"])
@@ -38,10 +40,10 @@ def test_show_tells_every_value_and_its_source_in_columns(name: str, capsys: Cap
     lines = capsys.readouterr().out.splitlines()
     preset = get_preset(name)
     fields = [field for field, _ in walk(preset.run)]
-    assert [line.split()[0] for line in lines] == [*fields, "epoch", "num_classes"]
+    assert [line.split()[0] for line in lines] == [*fields, "samples_per_epoch", "num_classes"]
     starts = set()
-    for line, field in zip(lines, [*fields, "epoch", "num_classes"], strict=True):
-        source = find_source(preset, field)
+    for line, field in zip(lines, [*fields, "samples_per_epoch", "num_classes"], strict=True):
+        source = find_value_source(preset, field)
         assert line.endswith(f"  {source.text}")
         starts.add(line.index(f"  {source.mark}  ".rstrip(), len(field)))
     assert len(starts) == 1
@@ -53,37 +55,54 @@ def test_values_are_shown_as_set_reads_them(capsys: Capture) -> None:
     settings = []
     for line in capsys.readouterr().out.splitlines():
         name, value, *_ = (cell.strip() for cell in line.split("  ") if cell.strip())
-        if name not in ("epoch", "num_classes", "augment.ratio"):  # thirds are rounded
+        if name not in ("samples_per_epoch", "num_classes", "augment.ratio"):  # thirds are rounded
             settings.append(f"{name}={value}")
     assert change(get_preset("vit_nano_hashtags").run, settings) == preset.run
 
 
 def test_what_was_changed_is_set_here(capsys: Capture) -> None:
-    settings = ["optimizer.lr=0.5", "optimizer.kind=sgd", "ema.share=0.1", "seed=0"]
+    settings = ["optimizer.lr=0.5", "optimizer.kind=sgd", "ema.decay=0.9", "seed=0"]
     options = [option for setting in settings for option in ("--set", setting)]
     assert main([*SHOW, "vit_b16_hashtags", *options]) == 0
-    changed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith("set here")}
-    assert changed == {"optimizer.lr", "optimizer.kind", "ema.share", "ema.copy"}
+    changed = {
+        line.split()[0]
+        for line in capsys.readouterr().out.splitlines()
+        if line.endswith("set here")
+    }
+    assert changed == {"optimizer.lr", "optimizer.kind", "ema.decay", "ema.warmup_ratio"}
     assert main([*SHOW, "vit_b16_hashtags", *options, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert Run.from_dict(shown["run"]) == change(get_preset("vit_b16_hashtags").run, settings)
-    assert shown["epoch"] == 5_000_000_000
+    assert shown["samples_per_epoch"] == 5_000_000_000
     assert shown["sources"]["optimizer.lr"] == {"mark": "set here", "text": ""}
     assert shown["sources"]["objective.kind"]["mark"] == "confirmed"
-    assert shown["sources"].keys() == {*dict(walk(Run.from_dict(shown["run"]))), "epoch", "num_classes"}
+    assert shown["sources"].keys() == {
+        *dict(walk(Run.from_dict(shown["run"]))),
+        "samples_per_epoch",
+        "num_classes",
+    }
 
 
 def test_show_does_not_import_torch() -> None:
-    code = (
-        "import sys; from swag_models.cli import main; main(['recipe', 'show', 'vit_b16_in1k']); print('torch' in sys.modules)"
-    )
+    code = "import sys; from swag_models.cli import main; main(['recipe', 'show', 'vit_b16_in1k']); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.slow
 def test_the_installed_command_plans() -> None:
-    options = ["--gpus", "2", "--throughput", "50", "--epoch", "6400", "--classes", "7", "--set", "epochs=3"]
+    options = [
+        "--gpus",
+        "2",
+        "--throughput",
+        "50",
+        "--samples-per-epoch",
+        "6400",
+        "--classes",
+        "7",
+        "--set",
+        "epochs=3",
+    ]
     done = run(*PLAN, "vit_nano_hashtags", *options, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     shown = json.loads(done.stdout)
@@ -94,7 +113,12 @@ def test_the_installed_command_plans() -> None:
 
 
 def test_plan_reads_as_a_table(capsys: Capture) -> None:
-    assert main([*PLAN, "vit_nano_linear", "--gpus", "1", "--set", "steps=1000", "--set", "epochs=none"]) == 0
+    assert (
+        main(
+            [*PLAN, "vit_nano_linear", "--gpus", "1", "--set", "steps=1000", "--set", "epochs=none"]
+        )
+        == 0
+    )
     shown = capsys.readouterr()
     assert shown.err == ""
     rows = dict(line.strip().split("  ", 1) for line in shown.out.splitlines())
@@ -105,7 +129,15 @@ def test_plan_reads_as_a_table(capsys: Capture) -> None:
     assert "assumed: 40% of 67 TFLOP/s (an H100's in fp32)" in rows["throughput"]
     assert rows["time"].endswith(" hours on 1 GPU")
     assert rows["memory"].endswith("on each GPU, estimated")
-    assert {"weights", "gradients", "optimizer", "ema", "casts", "activations", "layer"} < rows.keys()
+    assert {
+        "weights",
+        "gradients",
+        "optimizer",
+        "ema",
+        "casts",
+        "activations",
+        "layer",
+    } < rows.keys()
 
 
 @pytest.mark.parametrize(
@@ -113,13 +145,21 @@ def test_plan_reads_as_a_table(capsys: Capture) -> None:
     [
         ([*SHOW, "vit_b16"], "unknown preset 'vit_b16'; did you mean: vit_b16_in1k"),
         ([*SHOW, "vit_b16_in1k", "--set", "lr=1"], "lr: a run has no field 'lr'; fields: arch, "),
-        ([*PLAN, "vit_nano_linear", "--set", "optimizer.lr=-1"], "optimizer.lr is -1.0; allowed: a positive number"),
-        ([*PLAN, "vit_nano_linear", "--epoch", "0"], "epoch is 0; give a positive number"),
+        (
+            [*PLAN, "vit_nano_linear", "--set", "optimizer.lr=-1"],
+            "optimizer.lr is -1.0; allowed: a positive number",
+        ),
+        (
+            [*PLAN, "vit_nano_linear", "--samples-per-epoch", "0"],
+            "samples_per_epoch is 0; give a positive number",
+        ),
         ([*PLAN, "vit_nano_linear", "--classes", "0"], "num_classes is 0; give a positive number"),
         ([*PLAN, "vit_nano_linear", "--gpus", "0"], "gpus is 0; give a positive number"),
     ],
 )
-def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(arguments: list[str], message: str, capsys: Capture) -> None:
+def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(
+    arguments: list[str], message: str, capsys: Capture
+) -> None:
     assert main(arguments) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -132,4 +172,6 @@ def test_help_shows_an_example_that_works(command: str, capsys: Capture) -> None
     with pytest.raises(SystemExit) as stopped:
         main(["recipe", command, "--help"])
     assert stopped.value.code == 0
-    assert f"example: swag-models recipe {command} vit_" in " ".join(capsys.readouterr().out.split())
+    assert f"example: swag-models recipe {command} vit_" in " ".join(
+        capsys.readouterr().out.split()
+    )

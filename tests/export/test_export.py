@@ -32,11 +32,15 @@ SUFFIXES = [".onnx", ".pt2"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def small(family: str, num_classes: int | None = 10, image_size: ImageSize = 64, **options: Any) -> ViT | RegNet:
+def small(
+    family: str, num_classes: int | None = 10, image_size: ImageSize = 64, **options: Any
+) -> ViT | RegNet:
     """As `tiny`, the RegNet of three blocks only: exporting takes its time for each."""
     if family == "vit":
         return tiny(family, num_classes, image_size, **options)
-    return randomise(build(SMALL_REGNET, num_classes=num_classes, image_size=image_size, **options)).eval()
+    return randomise(
+        build(SMALL_REGNET, num_classes=num_classes, image_size=image_size, **options)
+    ).eval()
 
 
 def run(path: Path, pictures: Tensor) -> Tensor:
@@ -75,14 +79,25 @@ def test_a_file_gives_what_the_model_gives(
         for batch in batches:
             assert deviation(run(path, batch), model(batch)) < 1e-4
     metadata = read_metadata(path)
-    assert (metadata.name, metadata.dtype, metadata.license) == (f"tiny_{family}", "float32", "cc-by-nc-4.0")
+    assert (metadata.name, metadata.dtype, metadata.license) == (
+        f"tiny_{family}",
+        "float32",
+        "cc-by-nc-4.0",
+    )
     assert metadata.preprocess.size == model.image_size
-    assert (metadata.input, metadata.output) == ("images", "features" if num_classes is None else "logits")
+    assert (metadata.input, metadata.output) == (
+        "images",
+        "features" if num_classes is None else "logits",
+    )
 
 
 @pytest.mark.parametrize(
     ("family", "suffix", "dtype", "tolerance"),
-    [("vit", ".pt2", "float16", 0.02), ("regnet", ".onnx", "float16", 0.02), ("regnet", ".pt2", torch.bfloat16, 0.1)],
+    [
+        ("vit", ".pt2", "float16", 0.02),
+        ("regnet", ".onnx", "float16", 0.02),
+        ("regnet", ".pt2", torch.bfloat16, 0.1),
+    ],
 )
 def test_reduced_precision_takes_and_gives_float32(
     family: str, suffix: str, dtype: str | torch.dtype, tolerance: float, tmp_path: Path
@@ -101,16 +116,23 @@ def test_reduced_precision_takes_and_gives_float32(
 def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The model that ships in both formats, by suffix."""
     folder = tmp_path_factory.mktemp("shipped")
-    return {suffix: export_model("vit_nano_hashtags", folder / f"nano{suffix}").path for suffix in SUFFIXES}
+    return {
+        suffix: export_model("vit_nano_hashtags", folder / f"nano{suffix}").path
+        for suffix in SUFFIXES
+    }
 
 
 def test_each_runtime_shows_the_metadata(shipped: dict[str, Path]) -> None:
     strings = read_metadata(shipped[".onnx"]).to_strings()
     session = onnxruntime.InferenceSession(shipped[".onnx"])
     assert session.get_modelmeta().custom_metadata_map == strings
-    assert not any(node.metadata_props for node in onnx.load(shipped[".onnx"]).graph.node), "nothing of the exporter's own"
+    assert not any(node.metadata_props for node in onnx.load(shipped[".onnx"]).graph.node), (
+        "nothing of the exporter's own"
+    )
     assert [tensor.shape for tensor in session.get_inputs()] == [["batch", 3, 48, 48]]
-    assert [(tensor.name, tensor.shape) for tensor in session.get_outputs()] == [("logits", ["batch", 65])]
+    assert [(tensor.name, tensor.shape) for tensor in session.get_outputs()] == [
+        ("logits", ["batch", 65])
+    ]
     extra = dict.fromkeys(strings, "")
     torch.export.load(shipped[".pt2"], extra_files=extra)
     assert extra == strings
@@ -127,7 +149,14 @@ def serve(model: Path, *pictures: Path) -> subprocess.CompletedProcess[str]:
         "import runpy, sys; sys.modules |= dict.fromkeys(['torch', 'torchvision', 'swag_models']);"
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
     )
-    command = [sys.executable, "-c", code, str(ROOT / "examples" / "serve_onnx.py"), str(model), *map(str, pictures)]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(ROOT / "examples" / "serve_onnx.py"),
+        str(model),
+        *map(str, pictures),
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -142,11 +171,17 @@ def test_onnxruntime_pillow_and_numpy_are_enough_to_serve(shipped: dict[str, Pat
 def test_the_serving_example_prepares_pictures_as_the_library_does(
     shipped: dict[str, Path], size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(256, size=(*size, 3), dtype=np.uint8)
+    )
     picture.save(tmp_path / "noise.png")
-    monkeypatch.setattr(sys, "argv", ["serve_onnx.py", str(shipped[".onnx"]), str(tmp_path / "noise.png")])
+    monkeypatch.setattr(
+        sys, "argv", ["serve_onnx.py", str(shipped[".onnx"]), str(tmp_path / "noise.png")]
+    )
     prepared = runpy.run_path(str(ROOT / "examples" / "serve_onnx.py"))["images"]
-    torch.testing.assert_close(torch.from_numpy(prepared)[0], swag_models.load_preprocess("vit_nano_hashtags")(picture))
+    torch.testing.assert_close(
+        torch.from_numpy(prepared)[0], swag_models.load_preprocess("vit_nano_hashtags")(picture)
+    )
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -165,7 +200,9 @@ def test_a_pt2_moves_to_any_device(family: str, dtype: str, tmp_path: Path) -> N
     assert (elsewhere.device.type, elsewhere.shape) == ("meta", (3, 10))
 
 
-def test_a_graph_has_linear_layers_where_eager_takes_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_has_linear_layers_where_eager_takes_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear, "MIN_PRODUCTS", 0)
     with torch.inference_mode():
         export_model(tiny("vit"), tmp_path / "model.pt2", spec=VIT_SPEC)
@@ -204,7 +241,9 @@ def test_other_heads_and_channels_are_exported(tmp_path: Path) -> None:
     batch = images(5, in_chans=1)
     assert deviation(run(path, batch), model(batch)) < 1e-4
     assert read_metadata(path).classes is None
-    report = export_model("vit_nano_hashtags", path, num_classes=7, image_size=(24, 40))  # its fresh head gives zeros
+    report = export_model(
+        "vit_nano_hashtags", path, num_classes=7, image_size=(24, 40)
+    )  # its fresh head gives zeros
     assert (report.largest, read_metadata(path).classes) == (0, None)
     assert run(path, images(2, (24, 40))).shape == (2, 7)
 
@@ -216,7 +255,9 @@ def test_many_weights_lie_beside_an_onnx(tmp_path: Path, monkeypatch: pytest.Mon
     report = export_model(model, path, spec=VIT_SPEC)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     assert report.size == sum(each.stat().st_size for each in tmp_path.iterdir())
-    assert (tmp_path / "model.onnx.data").stat().st_size > 0.8 * sum(each.nbytes for each in model.parameters())
+    assert (tmp_path / "model.onnx.data").stat().st_size > 0.8 * sum(
+        each.nbytes for each in model.parameters()
+    )
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for name in ("model.onnx", "model.onnx.data"):
@@ -255,11 +296,16 @@ def test_files_of_others_have_no_metadata(tmp_path: Path, shipped: dict[str, Pat
     del other.metadata_props[:]
     onnx.save(other, tmp_path / "other.onnx")
     for name in ("weights.pt2", "other.onnx"):
-        with pytest.raises(ExportError, match=f"{name} is broken, or not from swag-models export: it says nothing of name, "):
+        with pytest.raises(
+            ExportError,
+            match=f"{name} is broken, or not from swag-models export: it says nothing of name, ",
+        ):
             read_metadata(tmp_path / name)
     for suffix in SUFFIXES:
         (tmp_path / f"page{suffix}").write_text("<html>not found</html>")
-        with pytest.raises(ExportError, match=f"page{suffix} is broken, or not from swag-models export: "):
+        with pytest.raises(
+            ExportError, match=f"page{suffix} is broken, or not from swag-models export: "
+        ):
             read_metadata(tmp_path / f"page{suffix}")
         with pytest.raises(ExportError, match=f"cannot read .*missing{suffix}: .*No such file"):
             read_metadata(tmp_path / f"missing{suffix}")

@@ -64,9 +64,13 @@ def read_pictures(folder: Path, preprocess: Preprocess) -> tuple[torch.Tensor, t
 
 
 @pytest.mark.slow
-def test_a_vit_shrinks_and_keeps_its_answers(scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_vit_shrinks_and_keeps_its_answers(
+    scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     full = export_model("vit_nano_hashtags", tmp_path / "full.onnx", pictures=scenes)
-    report = export_model("vit_nano_hashtags", tmp_path / "int8.onnx", dtype="int8", pictures=scenes)
+    report = export_model(
+        "vit_nano_hashtags", tmp_path / "int8.onnx", dtype="int8", pictures=scenes
+    )
     assert capfd.readouterr() == ("", "")
     assert (full.kept, full.pictures) == (1, COUNT)
     assert report.kept is not None
@@ -76,7 +80,9 @@ def test_a_vit_shrinks_and_keeps_its_answers(scenes: Path, tmp_path: Path, capfd
     assert report.mean < 0.05
     assert count_right(full.path, scenes) == COUNT
     assert count_right(report.path, scenes) >= COUNT - 3
-    assert read_metadata(report.path) == export.Metadata(**{**vars(read_metadata(full.path)), "dtype": "int8"})
+    assert read_metadata(report.path) == export.Metadata(
+        **{**vars(read_metadata(full.path)), "dtype": "int8"}
+    )
     assert sorted(each.name for each in tmp_path.iterdir()) == ["full.onnx", "int8.onnx"]
 
 
@@ -96,8 +102,12 @@ def learn(folder: Path) -> RegNet:
 
 
 @pytest.mark.slow
-def test_a_regnet_measures_ranges_on_other_pictures_than_it_is_checked_on(digits: Path, tmp_path: Path) -> None:
-    report = export_model(learn(digits), tmp_path / "int8.onnx", spec=REGNET_SPEC, dtype="int8", pictures=digits)
+def test_a_regnet_measures_ranges_on_other_pictures_than_it_is_checked_on(
+    digits: Path, tmp_path: Path
+) -> None:
+    report = export_model(
+        learn(digits), tmp_path / "int8.onnx", spec=REGNET_SPEC, dtype="int8", pictures=digits
+    )
     assert report.kept is not None
     assert report.kept >= 0.99
     assert report.pictures == COUNT - COUNT // 3
@@ -106,7 +116,9 @@ def test_a_regnet_measures_ranges_on_other_pictures_than_it_is_checked_on(digits
     assert operators >= {"QuantizeLinear", "DequantizeLinear", "Conv"}
 
 
-def test_features_keep_their_direction_and_few_pictures_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_features_keep_their_direction_and_few_pictures_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "swag_models"):
         report = export_model(
             randomise(build(SMALL_REGNET, num_classes=None, image_size=64)).eval(),
@@ -132,8 +144,12 @@ def test_answers_that_hang_by_a_thread_are_refused(scenes: Path, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("count", "calibrated", "checked"), [(20, 10, 10), (300, 100, 200), (5000, 125, 975)])
-def test_pictures_are_split_evenly(count: int, calibrated: int, checked: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "calibrated", "checked"), [(20, 10, 10), (300, 100, 200), (5000, 125, 975)]
+)
+def test_pictures_are_split_evenly(
+    count: int, calibrated: int, checked: int, tmp_path: Path
+) -> None:
     for index in range(count):
         (tmp_path / f"{index:04}.png").touch()
     (tmp_path / "notes.txt").touch()

@@ -48,12 +48,22 @@ def turncoat(change: float) -> ViT:
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(1e-3, r"as float32 it is 0\.00\d+ of the output's standard deviation .* allowed are 0\.0001"), (math.inf, "not finite")],
+    [
+        (
+            1e-3,
+            r"as float32 it is 0\.00\d+ of the output's standard deviation .* allowed are 0\.0001",
+        ),
+        (math.inf, "not finite"),
+    ],
 )
-def test_a_file_that_does_something_else_is_not_written(suffix: str, change: float, message: str, tmp_path: Path) -> None:
+def test_a_file_that_does_something_else_is_not_written(
+    suffix: str, change: float, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_text("the one before")
-    with pytest.raises(ExportError, match=f"{re.escape(str(path))} was not written: .*{message}") as caught:
+    with pytest.raises(
+        ExportError, match=f"{re.escape(str(path))} was not written: .*{message}"
+    ) as caught:
         export_model(turncoat(change), path, spec=VIT_SPEC)
     assert "\n" not in str(caught.value)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
@@ -72,7 +82,8 @@ def test_what_onnx_cannot_say_is_refused_and_pt2_takes_it(tmp_path: Path) -> Non
     assert isinstance(model, ViT)
     model.head = Airy(32, 10)
     with pytest.raises(
-        ExportError, match=r"model\.onnx was not written: torch .* cannot write it as ONNX \(.*airy.*\)"
+        ExportError,
+        match=r"model\.onnx was not written: torch .* cannot write it as ONNX \(.*airy.*\)",
     ) as caught:
         export_model(model, tmp_path / "model.onnx", spec=VIT_SPEC)
     assert "\n" not in str(caught.value)
@@ -85,15 +96,27 @@ def test_what_onnx_cannot_say_is_refused_and_pt2_takes_it(tmp_path: Path) -> Non
     [
         ("model.pth", {}, r"end the name in \.onnx or \.pt2"),
         ("model", {}, r"end the name in \.onnx or \.pt2"),
-        ("model.onnx", {"dtype": "bfloat16"}, r"dtype bfloat16 cannot go into \.onnx; allowed: float32, float16, int8"),
-        ("model.pt2", {"dtype": "int8"}, r"dtype int8 cannot go into \.pt2; allowed: float32, bfloat16, float16"),
+        (
+            "model.onnx",
+            {"dtype": "bfloat16"},
+            r"dtype bfloat16 cannot go into \.onnx; allowed: float32, float16, int8",
+        ),
+        (
+            "model.pt2",
+            {"dtype": "int8"},
+            r"dtype int8 cannot go into \.pt2; allowed: float32, bfloat16, float16",
+        ),
         ("model.pt2", {"dtype": torch.float64}, r"dtype float64 cannot go into \.pt2"),
         ("model.onnx", {"dtype": "int8"}, "int8 needs a folder of pictures"),
         ("model.onnx", {"dtype": "int8", "pictures": "."}, r"no picture in \."),
         ("model.onnx", {"pictures": "gone"}, "gone is not a folder; give one of pictures"),
         ("model.onnx", {"opset": 17}, "opset is 17; allowed: 18 to 23"),
         ("nowhere/model.onnx", {}, "nowhere is not a folder; make it first"),
-        ("model.onnx", {"image_size": 30}, "image size 30x30 is not a multiple of the patch size 8"),
+        (
+            "model.onnx",
+            {"image_size": 30},
+            "image size 30x30 is not a multiple of the patch size 8",
+        ),
         ("model.onnx", {"spec": VIT_SPEC}, "spec= goes with a loaded model"),
     ],
 )
@@ -110,11 +133,16 @@ def test_what_cannot_be_is_refused_before_any_work(
     ("given", "message"),
     [
         ({}, "this model does not say where it came from; make it with load_model, or give spec="),
-        ({"spec": VIT_SPEC, "image_size": 64}, "a loaded model is exported as it is; load it with image_size"),
+        (
+            {"spec": VIT_SPEC, "image_size": 64},
+            "a loaded model is exported as it is; load it with image_size",
+        ),
         ({"spec": VIT_SPEC, "num_classes": 3}, "a loaded model is exported as it is"),
     ],
 )
-def test_a_loaded_model_needs_a_spec_and_takes_no_options(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_loaded_model_needs_a_spec_and_takes_no_options(
+    given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         export_model(tiny("vit"), tmp_path / "model.onnx", **given)
 
@@ -124,7 +152,11 @@ def export_in_process(setup: str, *arguments: str) -> subprocess.CompletedProces
     code = f"import sys; {setup}; from swag_models.cli import main; sys.exit(main(['export', *sys.argv[1:]]))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -146,23 +178,45 @@ def test_without_the_extra_onnx_says_what_to_install_and_pt2_works(tmp_path: Pat
     without = "sys.modules |= dict.fromkeys(['onnx', 'onnxruntime', 'onnxscript'])"
     done = export_in_process(without, "vit_nano_hashtags", str(tmp_path / "model.onnx"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "swag-models: error: .onnx needs onnx: pip install 'swag-models[export]'\n"
+    assert (
+        done.stderr == "swag-models: error: .onnx needs onnx: pip install 'swag-models[export]'\n"
+    )
     done = export_in_process(without, "vit_nano_hashtags", str(tmp_path / "model.pt2"))
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'model.pt2'}\n")
 
 
-def test_the_command_prints_the_path_and_reports_beside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_path_and_reports_beside(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     weights = Path(swag_models.__file__).parent / "weights" / "vit_nano_hashtags.safetensors"
     path = tmp_path / "model.onnx"
-    assert main(["export", "vit_nano_hashtags", str(path), "--image-size", "24x40", "--weights", str(weights)]) == 0
+    assert (
+        main(
+            [
+                "export",
+                "vit_nano_hashtags",
+                str(path),
+                "--image-size",
+                "24x40",
+                "--weights",
+                str(weights),
+            ]
+        )
+        == 0
+    )
     shown = capfd.readouterr()
     assert shown.out == f"{path}\n"
-    assert re.fullmatch(r"swag-models: float32, 1\.3 MiB; differs from eager float32 by at most \d\.\de-0\d .*\n", shown.err)
+    assert re.fullmatch(
+        r"swag-models: float32, 1\.3 MiB; differs from eager float32 by at most \d\.\de-0\d .*\n",
+        shown.err,
+    )
 
 
 def test_the_command_refuses_a_size_that_is_none(tmp_path: Path, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["export", "vit_nano_hashtags", str(tmp_path / "model.onnx"), "--image-size", "24by40"])
+        main(
+            ["export", "vit_nano_hashtags", str(tmp_path / "model.onnx"), "--image-size", "24by40"]
+        )
     assert stopped.value.code == 2
     assert "'24by40' is no size; give pixels as N or HxW" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -170,21 +224,29 @@ def test_the_command_refuses_a_size_that_is_none(tmp_path: Path, capsys: Capture
     assert "example: swag-models export" in capsys.readouterr().out
 
 
-def test_broken_pictures_are_skipped_but_not_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_broken_pictures_are_skipped_but_not_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder, path = tmp_path / "pictures", tmp_path / "model.pt2"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match="none of 1 pictures can be read; give a folder of pictures"):
+    with pytest.raises(
+        ConfigError, match="none of 1 pictures can be read; give a folder of pictures"
+    ):
         export_model(tiny("vit"), path, spec=VIT_SPEC, pictures=folder)
     assert [each.name for each in tmp_path.iterdir()] == ["pictures"]
     Image.new("RGB", (9, 9)).save(folder / "good.png")
     Image.new("RGB", (9, 9)).save(folder / "manual.pdf")
     caplog.clear()
     assert export_model(tiny("vit"), path, spec=VIT_SPEC, pictures=folder).pictures == 1
-    said = [record.message for record in caplog.records if record.name == "swag_models"]  # torch says much
+    said = [
+        record.message for record in caplog.records if record.name == "swag_models"
+    ]  # torch says much
     assert said == [f"skipped: {folder / 'broken.png'} is not an image that Pillow can read"]
 
 
 def test_a_model_of_one_channel_is_checked_on_grey_pictures(tmp_path: Path) -> None:
-    report = export_model(tiny("vit", in_chans=1), tmp_path / "model.pt2", spec=VIT_SPEC, pictures=SCENES)
+    report = export_model(
+        tiny("vit", in_chans=1), tmp_path / "model.pt2", spec=VIT_SPEC, pictures=SCENES
+    )
     assert (report.kept, report.pictures) == (1, 10)

@@ -30,7 +30,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def get(url: str, folder: Path, content: bytes | None = None) -> bytes:
     """What `download` brings, with the hash of `content` to expect; its own hash is right."""
-    path, digest = download(url, folder, key="key", sha256=None if content is None else sha256(content))
+    path, digest = download(
+        url, folder, key="key", sha256=None if content is None else sha256(content)
+    )
     assert path.parent == folder
     assert digest == sha256(path)
     return path.read_bytes()
@@ -102,13 +104,17 @@ def test_any_progress_keeps_a_download_going(server: Server, folder: Path) -> No
     assert starts == sorted(set(starts))
 
 
-def test_a_part_of_an_earlier_download_is_continued(server: Server, folder: Path, part: Path) -> None:
+def test_a_part_of_an_earlier_download_is_continued(
+    server: Server, folder: Path, part: Path
+) -> None:
     size = part.stat().st_size
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
     assert server.starts("/x.pth") == [size]
 
 
-def test_a_part_that_is_already_whole_is_not_fetched_again(server: Server, folder: Path, part: Path) -> None:
+def test_a_part_that_is_already_whole_is_not_fetched_again(
+    server: Server, folder: Path, part: Path
+) -> None:
     part.write_bytes(BIG)
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
     assert server.starts("/x.pth") == [len(BIG)]
@@ -121,39 +127,55 @@ def test_a_part_of_another_key_is_left_alone(server: Server, folder: Path, part:
     assert part.exists()
 
 
-def test_a_corrupt_part_is_fetched_again_from_the_start(server: Server, folder: Path, part: Path) -> None:
+def test_a_corrupt_part_is_fetched_again_from_the_start(
+    server: Server, folder: Path, part: Path
+) -> None:
     size = part.stat().st_size
     part.write_bytes(bytes(size))
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
     assert server.starts("/x.pth") == [size, None]
 
 
-def test_a_file_that_changed_is_fetched_from_the_start(server: Server, folder: Path, part: Path) -> None:
+def test_a_file_that_changed_is_fetched_from_the_start(
+    server: Server, folder: Path, part: Path
+) -> None:
     assert get(server.put("/x.pth", OTHER), folder) == OTHER
     assert len(server.requests) == 1
     assert not part.exists()
 
 
-def test_a_file_that_changes_during_the_download_is_fetched_from_the_start(server: Server, folder: Path) -> None:
+def test_a_file_that_changes_during_the_download_is_fetched_from_the_start(
+    server: Server, folder: Path
+) -> None:
     old = Served(BIG, '"old"', MODIFIED)
     assert get(server.put("/x.pth", OTHER, Twist(served=old, cut=3 * MIB)), folder) == OTHER
     assert server.asked("/x.pth")[1].headers["if-range"] == '"old"'
 
 
-def test_versions_are_not_mixed_by_a_server_that_ignores_if_range(server: Server, folder: Path) -> None:
+def test_versions_are_not_mixed_by_a_server_that_ignores_if_range(
+    server: Server, folder: Path
+) -> None:
     old = Served(BIG, '"old"', None)
     url = server.put("/x.pth", OTHER, Twist(served=old, cut=3 * MIB), Twist(ignore_if_range=True))
     assert get(url, folder) == OTHER
 
 
 def test_a_server_that_ignores_range_sends_everything_again(server: Server, folder: Path) -> None:
-    assert get(server.put("/x.pth", BIG, Twist(cut=3 * MIB), Twist(ignore_range=True)), folder, BIG) == BIG
+    assert (
+        get(server.put("/x.pth", BIG, Twist(cut=3 * MIB), Twist(ignore_range=True)), folder, BIG)
+        == BIG
+    )
     assert [start is None for start in server.starts("/x.pth")] == [True, False]
 
 
 @pytest.mark.parametrize("span", ["bytes 7-4206648/4206649", "bytes 0-9/10", "nonsense"])
-def test_a_server_that_continues_elsewhere_is_asked_for_everything(server: Server, folder: Path, part: Path, span: str) -> None:
-    url, size = server.put("/x.pth", BIG, Twist(headers={"Content-Range": span})), part.stat().st_size
+def test_a_server_that_continues_elsewhere_is_asked_for_everything(
+    server: Server, folder: Path, part: Path, span: str
+) -> None:
+    url, size = (
+        server.put("/x.pth", BIG, Twist(headers={"Content-Range": span})),
+        part.stat().st_size,
+    )
     assert get(url, folder) == BIG
     assert server.starts("/x.pth") == [size, None]
 
@@ -205,7 +227,9 @@ def test_attempts_end_when_nothing_more_arrives(server: Server, folder: Path, pa
     with pytest.raises(FetchError, match=rf"^HTTP 503, {download_module.ATTEMPTS} times in a row$"):
         get(url, folder)
     assert server.starts("/x.pth") == [size] * download_module.ATTEMPTS
-    assert [path.stat().st_size for path in list_files(folder)] == [size], "what has arrived is kept for the next time"
+    assert [path.stat().st_size for path in list_files(folder)] == [size], (
+        "what has arrived is kept for the next time"
+    )
 
 
 def test_a_host_that_does_not_answer_is_given_up_soon(folder: Path) -> None:
@@ -249,7 +273,13 @@ def test_too_long_a_retry_after_is_an_error(server: Server, folder: Path, form: 
 
 
 @pytest.mark.parametrize(
-    "url", ["http://example.invalid/x", "ftp://localhost/x", "http://127.0.0.1.example.invalid/x", "x.pth"]
+    "url",
+    [
+        "http://example.invalid/x",
+        "ftp://localhost/x",
+        "http://127.0.0.1.example.invalid/x",
+        "x.pth",
+    ],
 )
 def test_only_https_and_loopback_are_allowed(folder: Path, url: str) -> None:
     with pytest.raises(FetchError, match="is not allowed: use https"):
@@ -263,13 +293,19 @@ def test_a_redirect_is_followed_also_when_continuing(server: Server, folder: Pat
     assert [start is None for start in server.starts("/y.pth")] == [True, False]
 
 
-@pytest.mark.parametrize("target", ["http://example.invalid/y", "//example.invalid/y", "ftp://localhost/y"])
-def test_a_redirect_to_plain_http_elsewhere_is_refused(server: Server, folder: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    "target", ["http://example.invalid/y", "//example.invalid/y", "ftp://localhost/y"]
+)
+def test_a_redirect_to_plain_http_elsewhere_is_refused(
+    server: Server, folder: Path, target: str
+) -> None:
     with pytest.raises(FetchError, match=r"^(http|ftp)://.*/y is not allowed: use https"):
         get(server.put("/x.pth", b"", Twist(status=302, headers={"Location": target})), folder)
 
 
-def test_a_redirect_to_https_is_followed(tmp_path: Path, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redirect_to_https_is_followed(
+    tmp_path: Path, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority, certificate = make_certificates(tmp_path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
     with Server(certificate) as secure:
@@ -279,10 +315,15 @@ def test_a_redirect_to_https_is_followed(tmp_path: Path, server: Server, folder:
 
 def test_redirects_in_a_circle_are_an_error(server: Server, folder: Path) -> None:
     with pytest.raises(FetchError, match="redirects"):
-        get(server.put("/x.pth", b"", *[Twist(status=302, headers={"Location": "/x.pth"})] * 99), folder)
+        get(
+            server.put("/x.pth", b"", *[Twist(status=302, headers={"Location": "/x.pth"})] * 99),
+            folder,
+        )
 
 
-def test_the_proxy_of_the_environment_is_used(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_of_the_environment_is_used(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = server.put("/x.pth", BIG)
     with Proxy() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -291,7 +332,11 @@ def test_the_proxy_of_the_environment_is_used(server: Server, folder: Path, monk
     assert [request.headers["via"] for request in server.requests] == ["1.1 test"]
 
 
-@pytest.mark.parametrize("twist", [Twist(), Twist(cut=3 * MIB), Twist(cut=3 * MIB, reset=True)], ids=["whole", "cut", "reset"])
+@pytest.mark.parametrize(
+    "twist",
+    [Twist(), Twist(cut=3 * MIB), Twist(cut=3 * MIB, reset=True)],
+    ids=["whole", "cut", "reset"],
+)
 def test_a_private_certificate_authority_can_be_trusted(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, twist: Twist
 ) -> None:
@@ -301,10 +346,14 @@ def test_a_private_certificate_authority_can_be_trusted(
         assert get(server.put("/x.pth", BIG, twist), folder, BIG) == BIG
 
 
-def test_an_unknown_certificate_authority_is_an_error_that_says_so(tmp_path: Path, folder: Path) -> None:
+def test_an_unknown_certificate_authority_is_an_error_that_says_so(
+    tmp_path: Path, folder: Path
+) -> None:
     with Server(make_certificates(tmp_path)[1]) as server:
         url = server.put("/x.pth", SMALL)
-        with pytest.raises(FetchError, match=r"^TLS: .*certificate verify failed.*set REQUESTS_CA_BUNDLE$"):
+        with pytest.raises(
+            FetchError, match=r"^TLS: .*certificate verify failed.*set REQUESTS_CA_BUNDLE$"
+        ):
             get(url, folder)
         assert not server.requests
 
@@ -318,7 +367,9 @@ def test_a_missing_certificate_file_is_not_blamed_on_the_cache(
     assert not isinstance(caught.value, CacheError)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_the_cache(server: Server, folder: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error_of_the_cache(
+    server: Server, folder: Path
+) -> None:
     folder.parent.write_text("a file where the cache should be")
     with pytest.raises(CacheError, match="set SWAG_MODELS_CACHE to another folder"):
         get(server.put("/x.pth", SMALL), folder)

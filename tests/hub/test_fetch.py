@@ -56,7 +56,9 @@ def pinned(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_model_is_loaded_from_its_source(server: Server, tmp_path: Path) -> None:
     spec = get_spec("vit_nano_hashtags")
     torch.manual_seed(0)
-    state = build(spec.config, num_classes=spec.num_classes, image_size=spec.image_size).state_dict()
+    state = build(
+        spec.config, num_classes=spec.num_classes, image_size=spec.image_size
+    ).state_dict()
     write_state_dict(state, tmp_path / "x.pth")
     content = (tmp_path / "x.pth").read_bytes()
     model = load_model(replace(spec, sources=(source(server.put("/x.pth", content), content),)))
@@ -64,9 +66,16 @@ def test_a_model_is_loaded_from_its_source(server: Server, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("folder", [PurePosixPath("/cache"), PureWindowsPath("C:\\cache")])
-def test_records_lie_below_the_cache_on_any_system(monkeypatch: pytest.MonkeyPatch, folder: PurePath) -> None:
+def test_records_lie_below_the_cache_on_any_system(
+    monkeypatch: pytest.MonkeyPatch, folder: PurePath
+) -> None:
     monkeypatch.setattr("swag_models.hub.cache.cache_folder", lambda: folder)
-    for url in ("https://host:80/models/x.pth", "hf://org/repo/x", "file:///D:/cats/x", "https://host/..%2f..%5c..%5cC:%5cx"):
+    for url in (
+        "https://host:80/models/x.pth",
+        "hf://org/repo/x",
+        "file:///D:/cats/x",
+        "https://host/..%2f..%5c..%5cC:%5cx",
+    ):
         path = record_path(Source(url, "swag"))
         assert path.is_relative_to(folder / "records")
         assert not any(part == ".." or ":" in part for part in path.relative_to(folder).parts)
@@ -106,7 +115,9 @@ def test_sources_are_tried_in_order(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "twist", [Twist(status=503, headers={"Retry-After": "3600"}), Twist(longer=-100)], ids=["long-wait", "wrong-hash"]
+    "twist",
+    [Twist(status=503, headers={"Retry-After": "3600"}), Twist(longer=-100)],
+    ids=["long-wait", "wrong-hash"],
 )
 def test_the_next_source_stands_in_for_one_that_fails(server: Server, twist: Twist) -> None:
     first, second = server.put("/a/x.pth", WEIGHTS, twist), server.put("/b/x.pth", WEIGHTS)
@@ -115,7 +126,12 @@ def test_the_next_source_stands_in_for_one_that_fails(server: Server, twist: Twi
 
 
 def test_one_error_lists_every_source_and_where_to_put_a_file(server: Server, cache: Path) -> None:
-    urls = [server.url + "/gone.pth", server.put("/wrong.pth", OTHER), "http://example.invalid/x.pth", "file:///none/x.pth"]
+    urls = [
+        server.url + "/gone.pth",
+        server.put("/wrong.pth", OTHER),
+        "http://example.invalid/x.pth",
+        "file:///none/x.pth",
+    ]
     spec = make_spec(*(source(url) for url in urls))
     with pytest.raises(FetchError) as caught:
         fetch_weights(spec)
@@ -135,7 +151,9 @@ def test_one_error_lists_every_source_and_where_to_put_a_file(server: Server, ca
     assert not server.requests
 
 
-def test_a_file_in_the_cache_of_torch_hub_is_used_in_place(server: Server, cache: Path, tmp_path: Path) -> None:
+def test_a_file_in_the_cache_of_torch_hub_is_used_in_place(
+    server: Server, cache: Path, tmp_path: Path
+) -> None:
     path = put(tmp_path / "torch" / "hub" / "checkpoints" / "x.pth", WEIGHTS)
     spec = make_spec(source(server.put("/x.pth", WEIGHTS)))
     assert fetch_weights(spec) == path
@@ -151,7 +169,10 @@ def test_a_wrong_file_of_the_same_name_is_ignored_with_a_message(
 ) -> None:
     path = put(tmp_path / folder / "x.pth", OTHER)
     assert fetch_one(server.put("/x.pth", WEIGHTS)) == WEIGHTS
-    assert f"{path} is ignored: its SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}" in caplog.messages
+    assert (
+        f"{path} is ignored: its SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}"
+        in caplog.messages
+    )
     assert path.read_bytes() == OTHER
 
 
@@ -174,19 +195,25 @@ def test_the_same_content_is_not_fetched_from_a_second_url(server: Server) -> No
     assert not server.asked("/y.pth")
 
 
-def test_a_source_without_hash_is_pinned_on_first_use(server: Server, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_source_without_hash_is_pinned_on_first_use(
+    server: Server, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     url = server.put("/x.pth", WEIGHTS)
     spec = make_spec(source(url, None))
     path = fetch_weights(spec)
     (record,) = list_files(cache / "records")
-    assert pinned(caplog) == [f"{url} has no published hash: SHA-256 {sha256(WEIGHTS)} is pinned from now on in {record}"]
+    assert pinned(caplog) == [
+        f"{url} has no published hash: SHA-256 {sha256(WEIGHTS)} is pinned from now on in {record}"
+    ]
     path.unlink()
     assert fetch_weights(spec) == path
     assert len(server.requests) == 2
     assert len(pinned(caplog)) == 1
 
 
-def test_content_that_differs_from_the_pin_is_an_error_that_names_the_record(server: Server, cache: Path) -> None:
+def test_content_that_differs_from_the_pin_is_an_error_that_names_the_record(
+    server: Server, cache: Path
+) -> None:
     url = server.put("/x.pth", WEIGHTS)
     spec = make_spec(source(url, None))
     fetch_weights(spec).unlink()
@@ -194,7 +221,9 @@ def test_content_that_differs_from_the_pin_is_an_error_that_names_the_record(ser
     (record,) = list_files(cache / "records")
     with pytest.raises(FetchError) as caught:
         fetch_weights(spec)
-    assert f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)} (pinned on first use; " in str(caught.value)
+    assert f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)} (pinned on first use; " in str(
+        caught.value
+    )
     assert f"if the change is expected, delete {record})" in str(caught.value)
     assert not list_files(cache / "files")
     record.unlink()
@@ -212,7 +241,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_what_is_no_whole_weight_file_is_refused_and_not_pinned(server: Server, cache: Path, content: bytes) -> None:
+def test_what_is_no_whole_weight_file_is_refused_and_not_pinned(
+    server: Server, cache: Path, content: bytes
+) -> None:
     url = server.put("/x.pth", content)
     with pytest.raises(FetchError, match="what came is cut short or no weight file"):
         fetch_one(url, None)
@@ -221,12 +252,18 @@ def test_what_is_no_whole_weight_file_is_refused_and_not_pinned(server: Server, 
     assert fetch_one(url, None) == WEIGHTS
 
 
-@pytest.mark.parametrize("content", [make_safetensors(0), make_safetensors(100_000), make_zip()], ids=["0", "100000", "zip"])
+@pytest.mark.parametrize(
+    "content",
+    [make_safetensors(0), make_safetensors(100_000), make_zip()],
+    ids=["0", "100000", "zip"],
+)
 def test_whole_weight_files_without_hash_are_taken(server: Server, content: bytes) -> None:
     assert fetch_one(server.put("/x.pth", content), None) == content
 
 
-def test_a_broken_copy_without_hash_is_ignored(server: Server, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_copy_without_hash_is_ignored(
+    server: Server, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = put(cache / "x.pth", WEIGHTS[:-1])
     assert fetch_one(server.put("/x.pth", WEIGHTS), None) == WEIGHTS
     assert f"{path} is ignored: it is cut short or no weight file" in caplog.messages
@@ -245,7 +282,10 @@ def test_a_file_of_the_user_is_used_as_it_is(tmp_path: Path, cache: Path) -> Non
 
 def test_a_file_of_the_package_is_found() -> None:
     folder = Path(swag_models.hub.fetch.__file__).parent
-    assert fetch_weights(get_spec("vit_nano_hashtags")) == folder / "weights" / "vit_nano_hashtags.safetensors"
+    assert (
+        fetch_weights(get_spec("vit_nano_hashtags"))
+        == folder / "weights" / "vit_nano_hashtags.safetensors"
+    )
     with pytest.raises(FetchError, match=r"package://missing\.safetensors: no such file"):
         fetch_one("package://missing.safetensors", None)
 
@@ -261,7 +301,9 @@ def test_the_mirror_stands_in_for_the_host(server: Server, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_makes_no_request(server: Server, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_offline_makes_no_request(
+    server: Server, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     here, elsewhere = server.put("/x.pth", WEIGHTS), server.put("/y.pth", OTHER)
     fetch_one(here)
     server.requests.clear()
@@ -272,7 +314,9 @@ def test_offline_makes_no_request(server: Server, monkeypatch: pytest.MonkeyPatc
     assert not server.requests
 
 
-def test_the_licence_is_told_once_per_download(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_licence_is_told_once_per_download(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     spec = make_spec(source(server.url + "/gone.pth"), source(server.put("/x.pth", WEIGHTS)))
     fetch_weights(spec)
@@ -293,11 +337,15 @@ def flip(path: Path, keep_time: bool) -> None:
 
 @pytest.mark.parametrize("keep_time", [True, False])
 @pytest.mark.parametrize("content", [WEIGHTS, None], ids=["hash", "pin"])
-def test_verifying_finds_a_flipped_bit(server: Server, content: bytes | None, keep_time: bool) -> None:
+def test_verifying_finds_a_flipped_bit(
+    server: Server, content: bytes | None, keep_time: bool
+) -> None:
     spec = make_spec(source(server.put("/x.pth", WEIGHTS), content))
     assert verify_weights(spec) == []
     path = fetch_weights(spec)
-    assert [(check.path, check.sha256, check.ok) for check in verify_weights(spec)] == [(str(path), sha256(WEIGHTS), True)]
+    assert [(check.path, check.sha256, check.ok) for check in verify_weights(spec)] == [
+        (str(path), sha256(WEIGHTS), True)
+    ]
     flip(path, keep_time)
     assert [(check.sha256, check.ok) for check in verify_weights(spec)] == [(sha256(path), False)]
     path.unlink()

@@ -34,22 +34,30 @@ def ballast(disk: Path) -> Path:
     return path
 
 
-def serve(server: Server, *twists: Twist, validators: bool = True, content: bytes = CONTENT) -> ModelSpec:
+def serve(
+    server: Server, *twists: Twist, validators: bool = True, content: bytes = CONTENT
+) -> ModelSpec:
     """A model whose file the server has."""
     url = server.put("/x.pth", content, *twists, validators=validators)
     return make_spec(Source(url, "timm", sha256(content)))
 
 
-def test_a_file_too_large_for_the_disk_is_not_begun(server: Server, disk: Path, ballast: Path) -> None:
+def test_a_file_too_large_for_the_disk_is_not_begun(
+    server: Server, disk: Path, ballast: Path
+) -> None:
     spec = serve(server)
-    with pytest.raises(CacheError, match=r"needs 4 MiB more and has [23] MiB free; free some space, or " + ADVICE):
+    with pytest.raises(
+        CacheError, match=r"needs 4 MiB more and has [23] MiB free; free some space, or " + ADVICE
+    ):
         fetch_weights(spec)
     assert not list_files(disk / "cache" / "parts")
     ballast.unlink()
     assert fetch_weights(spec).read_bytes() == CONTENT
 
 
-def test_a_full_disk_does_not_send_the_download_to_the_next_source(server: Server, ballast: Path) -> None:
+def test_a_full_disk_does_not_send_the_download_to_the_next_source(
+    server: Server, ballast: Path
+) -> None:
     spec = serve(server)
     other = Source(server.put("/y.pth", CONTENT), "timm", sha256(CONTENT))
     with pytest.raises(CacheError):
@@ -59,7 +67,9 @@ def test_a_full_disk_does_not_send_the_download_to_the_next_source(server: Serve
 
 
 @pytest.mark.parametrize("validators", [True, False], ids=["validators", "no-validators"])
-def test_a_disk_that_fills_up_is_an_error_until_there_is_space(server: Server, ballast: Path, validators: bool) -> None:
+def test_a_disk_that_fills_up_is_an_error_until_there_is_space(
+    server: Server, ballast: Path, validators: bool
+) -> None:
     spec = serve(server, Twist(chunked=True), validators=validators)
     with pytest.raises(CacheError, match=rf"No space left on device; free some space, or {ADVICE}"):
         fetch_weights(spec)
@@ -67,13 +77,17 @@ def test_a_disk_that_fills_up_is_an_error_until_there_is_space(server: Server, b
     ballast.unlink()  # leaves room for the file, and for no second one
     path = fetch_weights(spec)
     assert path.read_bytes() == CONTENT
-    assert ((server.starts("/x.pth")[1] or 0) > MIB) == validators, "what was written is used where it can be"
+    assert ((server.starts("/x.pth")[1] or 0) > MIB) == validators, (
+        "what was written is used where it can be"
+    )
     assert not list_files(path.parents[2] / "parts")
 
 
 def test_the_part_of_a_file_that_changed_gives_its_space_back(server: Server, disk: Path) -> None:
     old = Served(CONTENT, '"old"', None)
-    spec = serve(server, Twist(served=old, cut=3 * MIB), Twist(status=404), content=make_safetensors(5 * MIB))
+    spec = serve(
+        server, Twist(served=old, cut=3 * MIB), Twist(status=404), content=make_safetensors(5 * MIB)
+    )
     with pytest.raises(FetchError, match="404"):
         fetch_weights(spec)
     assert sum(path.stat().st_size for path in list_files(disk)) >= 2 * MIB
@@ -103,9 +117,14 @@ def test_a_read_only_cache_takes_nothing_new(server: Server, disk: Path, used: b
     assert fetch_weights(serve(server)).read_bytes() == CONTENT
 
 
-def test_a_pin_that_cannot_be_written_is_not_announced(disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pin_that_cannot_be_written_is_not_announced(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (disk / "cache").mkdir()
     (disk / "cache" / "x.pth").write_bytes(CONTENT)
     remount(disk, "ro")
-    assert fetch_weights(make_spec(Source("https://unreachable.invalid/x.pth", "timm"))) == disk / "cache" / "x.pth"
+    assert (
+        fetch_weights(make_spec(Source("https://unreachable.invalid/x.pth", "timm")))
+        == disk / "cache" / "x.pth"
+    )
     assert not [message for message in caplog.messages if "is pinned from now on" in message]

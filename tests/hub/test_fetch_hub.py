@@ -40,11 +40,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def source(content: bytes | None = WEIGHTS, revision: str = "", name: str = NAME) -> Source:
-    return Source(f"hf://{REPO}{revision}/{name}", "timm", None if content is None else sha256(content))
+    return Source(
+        f"hf://{REPO}{revision}/{name}", "timm", None if content is None else sha256(content)
+    )
 
 
 @pytest.mark.parametrize("content", [WEIGHTS, None], ids=["hash", "no-hash"])
-def test_a_file_of_the_hub_stays_in_its_cache(hub: Server, cache: Path, tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_of_the_hub_stays_in_its_cache(
+    hub: Server, cache: Path, tmp_path: Path, content: bytes | None
+) -> None:
     spec = make_spec(source(content))
     path, errors = run(spec)
     assert path is not None, errors
@@ -80,7 +84,9 @@ def test_a_wrong_file_of_the_hub_is_an_error_with_both_hashes(hub: Server) -> No
     assert f"SHA-256 is {sha256(WEIGHTS)}, not {sha256(OTHER)}" in errors
 
 
-def test_a_file_of_the_hub_that_differs_from_the_pin_is_an_error(hub: Server, cache: Path, tmp_path: Path) -> None:
+def test_a_file_of_the_hub_that_differs_from_the_pin_is_an_error(
+    hub: Server, cache: Path, tmp_path: Path
+) -> None:
     spec = make_spec(source(None))
     assert run(spec)[0] is not None
     (record,) = list_files(cache / "records")
@@ -117,7 +123,9 @@ def test_a_repository_that_cannot_be_is_told(hub: Server) -> None:
 
 
 def test_the_reason_for_a_refusal_of_the_hub_is_told(hub: Server) -> None:
-    hub.twists[f"/{REPO}/resolve/main/{NAME}"] = [Twist(status=403, headers={"X-Error-Code": "none"})] * 9
+    hub.twists[f"/{REPO}/resolve/main/{NAME}"] = [
+        Twist(status=403, headers={"X-Error-Code": "none"})
+    ] * 9
     path, errors = run(make_spec(source()))
     assert path is None
     (reason,) = (line for line in errors.splitlines() if line.startswith("  hf://"))

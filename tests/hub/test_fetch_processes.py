@@ -48,9 +48,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return isolate(tmp_path, monkeypatch)
 
 
-def serve(server: Server, *twists: Twist, sha: str | None = None, validators: bool = True) -> ModelSpec:
+def serve(
+    server: Server, *twists: Twist, sha: str | None = None, validators: bool = True
+) -> ModelSpec:
     """A model whose file the server has."""
-    return make_spec(Source(server.put("/x.pth", CONTENT, *twists, validators=validators), "timm", sha))
+    return make_spec(
+        Source(server.put("/x.pth", CONTENT, *twists, validators=validators), "timm", sha)
+    )
 
 
 def parts(cache: Path) -> list[Path]:
@@ -69,7 +73,9 @@ def kill_after(spec: ModelSpec, cache: Path, size: int) -> int:
 
 
 @HASHES
-def test_a_killed_download_is_continued_by_the_next_process(server: Server, cache: Path, sha: str | None) -> None:
+def test_a_killed_download_is_continued_by_the_next_process(
+    server: Server, cache: Path, sha: str | None
+) -> None:
     spec = serve(server, Twist(hold=3 * MIB + 100), sha=sha)
     size = kill_after(spec, cache, 3 * MIB)
     path, errors = run(spec)
@@ -80,7 +86,9 @@ def test_a_killed_download_is_continued_by_the_next_process(server: Server, cach
     assert not parts(cache)
 
 
-def test_a_part_that_nothing_can_continue_is_removed_in_the_end(server: Server, cache: Path) -> None:
+def test_a_part_that_nothing_can_continue_is_removed_in_the_end(
+    server: Server, cache: Path
+) -> None:
     spec = serve(server, Twist(hold=3 * MIB), validators=False)
     kill_after(spec, cache, 2 * MIB)
     path, errors = run(spec)
@@ -120,7 +128,9 @@ def test_two_processes_download_once(server: Server, cache: Path, sha: str | Non
 
 
 @HASHES
-def test_a_process_overtaken_in_spite_of_the_lock_gets_the_file(server: Server, cache: Path, sha: str | None) -> None:
+def test_a_process_overtaken_in_spite_of_the_lock_gets_the_file(
+    server: Server, cache: Path, sha: str | None
+) -> None:
     spec = serve(server, Twist(hold=3 * MIB), sha=sha)
     with start(spec, FETCH_WITHOUT_LOCK) as slow:
         wait_until(lambda: sum(part.stat().st_size for part in parts(cache)) >= 2 * MIB)
@@ -138,7 +148,9 @@ def test_a_process_overtaken_in_spite_of_the_lock_gets_the_file(server: Server, 
 
 @HASHES
 @pytest.mark.parametrize("validators", [True, False], ids=["validators", "no-validators"])
-def test_many_processes_without_locks_all_get_the_file(server: Server, cache: Path, sha: str | None, validators: bool) -> None:
+def test_many_processes_without_locks_all_get_the_file(
+    server: Server, cache: Path, sha: str | None, validators: bool
+) -> None:
     holds = [Twist(hold=size * MIB) for size in (2, 1, 1, 0)]
     spec = serve(server, *holds, sha=sha, validators=validators)
     with contextlib.ExitStack() as stack:
@@ -158,7 +170,9 @@ def run_on_terminal(spec: ModelSpec, script: str) -> str:
     """What a process writes to a terminal on its stderr."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    with subprocess.Popen([sys.executable, "-c", script, spec.to_json()], stdout=subprocess.DEVNULL, stderr=theirs) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, spec.to_json()], stdout=subprocess.DEVNULL, stderr=theirs
+    ) as process:
         os.close(theirs)
         output = b""
         try:
@@ -179,7 +193,9 @@ def test_a_terminal_gets_a_progress_bar(server: Server) -> None:
 
 
 def test_a_terminal_gets_no_progress_bar_that_is_not_wanted(server: Server) -> None:
-    output = run_on_terminal(serve(server), FETCH.replace("sys.argv[1])", "sys.argv[1]), progress=False"))
+    output = run_on_terminal(
+        serve(server), FETCH.replace("sys.argv[1])", "sys.argv[1]), progress=False")
+    )
     assert "are licensed" in output
     assert "%|" not in output
 
@@ -187,12 +203,17 @@ def test_a_terminal_gets_no_progress_bar_that_is_not_wanted(server: Server) -> N
 def test_a_pipe_gets_no_progress_bar(server: Server) -> None:
     spec = serve(server, sha=sha256(CONTENT))
     _, errors = run(spec)
-    assert errors == f"vit_nano_hashtags: the weights are licensed APACHE-2.0, see {spec.license_url}\n"
+    assert (
+        errors
+        == f"vit_nano_hashtags: the weights are licensed APACHE-2.0, see {spec.license_url}\n"
+    )
     assert run(spec)[1] == ""
 
 
 @pytest.mark.slow
-def test_a_model_of_full_size_survives_a_killed_download(server: Server, cache: Path, tmp_path: Path) -> None:
+def test_a_model_of_full_size_survives_a_killed_download(
+    server: Server, cache: Path, tmp_path: Path
+) -> None:
     layouts = json.loads((Path(__file__).parents[1] / "golden" / "layouts.json").read_text())
     state = {key: torch.randn(shape) for key, (_, shape) in layouts["vit_b16"]["tensors"].items()}
     file = tmp_path / "vit_b16.torch"

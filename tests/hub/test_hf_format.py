@@ -14,7 +14,15 @@ from tiny import REGNET_SPEC, VIT, VIT_SPEC, deviation, images, randomise
 
 from swag_models import load_model
 from swag_models.errors import CheckpointError, ConfigError
-from swag_models.hub.hf_format import CONFIG, INDEX, TIMM_REGNETS, is_known_to_timm, make_config, read_folder, read_index
+from swag_models.hub.hf_format import (
+    CONFIG,
+    INDEX,
+    TIMM_REGNETS,
+    is_known_to_timm,
+    make_config,
+    read_folder,
+    read_index,
+)
 from swag_models.publish import save
 from swag_models.spec import ModelSpec, RegNetConfig, Source, ViTConfig
 
@@ -43,39 +51,67 @@ def test_a_spec_survives_config_json_and_learns_where_it_lies(tmp_path: Path) ->
     ("changes", "message"),
     [
         ({"sources": []}, "the sources are missing; expected model.safetensors"),
-        ({"sources": [{"url": "../other.safetensors", "layout": "timm"}]}, r"the sources are \.\./other.safetensors"),
-        ({"sources": [{"url": "https://x/model.safetensors", "layout": "timm"}]}, "the sources are https://x/"),
+        (
+            {"sources": [{"url": "../other.safetensors", "layout": "timm"}]},
+            r"the sources are \.\./other.safetensors",
+        ),
+        (
+            {"sources": [{"url": "https://x/model.safetensors", "layout": "timm"}]},
+            "the sources are https://x/",
+        ),
         ({"sources": [{"url": "/etc/passwd", "layout": "timm"}]}, "the sources are /etc/passwd"),
-        ({"sources": [{"url": "model.safetensors", "layout": "timm"}]}, "SHA-256 of model.safetensors is None; expected 64"),
-        ({"sources": [{"url": "model.safetensors", "layout": "timm", "sha256": "0"}]}, "SHA-256 of .* is '0'; expected 64"),
+        (
+            {"sources": [{"url": "model.safetensors", "layout": "timm"}]},
+            "SHA-256 of model.safetensors is None; expected 64",
+        ),
+        (
+            {"sources": [{"url": "model.safetensors", "layout": "timm", "sha256": "0"}]},
+            "SHA-256 of .* is '0'; expected 64",
+        ),
         ({"classes": ["cat", "dog"]}, "has 2 class names for 10 classes"),
         ({"classes": ["cat"], "num_classes": None}, "has 1 class names for no classes"),
         ({"name": "\x1b[2Jmine"}, r"config.json: '\\x1b\[2Jmine' holds control characters"),
         ({"license_url": "https://x\n"}, "holds control characters; texts must be of one line"),
         ({"colour": "red"}, "ModelSpec has no field colour.*a newer version of this library"),
         (
-            {"config": {"family": "vit", "patch_size": 0, "depth": 1, "width": 8, "num_heads": 1, "mlp_width": 8}},
+            {
+                "config": {
+                    "family": "vit",
+                    "patch_size": 0,
+                    "depth": 1,
+                    "width": 8,
+                    "num_heads": 1,
+                    "mlp_width": 8,
+                }
+            },
             "patch_size is 0",
         ),
     ],
 )
-def test_a_config_that_will_not_do_is_one_line(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_config_that_will_not_do_is_one_line(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_folder(write(tmp_path, **changes))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "null", '{"architecture": "resnet50"}', "[" * 100_000, "\udcff"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "null", '{"architecture": "resnet50"}', "[" * 100_000, "\udcff"]
+)
 def test_a_config_of_something_else_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / CONFIG).write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ConfigError, match=r"config.json (cannot be read|describes no model of this library)") as caught:
+    with pytest.raises(
+        ConfigError, match=r"config.json (cannot be read|describes no model of this library)"
+    ) as caught:
         read_folder(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_config_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"is no published model: it has no config.json; to load a bare weight file pass weights="
+        ConfigError,
+        match=r"is no published model: it has no config.json; to load a bare weight file pass weights=",
     ):
         load_model(tmp_path)
 
@@ -83,7 +119,15 @@ def test_a_folder_without_config_says_what_to_do(tmp_path: Path) -> None:
 def test_the_configs_for_timm_are_timms_own() -> None:
     for config, name in TIMM_REGNETS.items():
         theirs = timm.models.regnet.model_cfgs[name]
-        shape = (theirs.depth, theirs.w0, theirs.wa, theirs.wm, theirs.group_size, theirs.se_ratio, theirs.stem_width)
+        shape = (
+            theirs.depth,
+            theirs.w0,
+            theirs.wa,
+            theirs.wm,
+            theirs.group_size,
+            theirs.se_ratio,
+            theirs.stem_width,
+        )
         assert astuple(config) == shape
 
 
@@ -94,13 +138,18 @@ def test_the_configs_for_timm_are_timms_own() -> None:
         (VIT, {"num_classes": None}),
         (VIT, {"global_pool": "avg"}),
         (VIT, {"image_size": (16, 64), "in_chans": 1}),
-        (ViTConfig(patch_size=16, depth=1, width=1280, num_heads=16, mlp_width=1281), {"num_classes": 3}),
+        (
+            ViTConfig(patch_size=16, depth=1, width=1280, num_heads=16, mlp_width=1281),
+            {"num_classes": 3},
+        ),
         (SMALL, {}),
         (SMALL, {"in_chans": 4, "image_size": 96}),
     ],
     ids=["vit", "trunk", "avg", "one-channel", "odd-mlp", "regnet", "four-channels"],
 )
-def test_timm_reads_the_folder_and_computes_the_same(config: ViTConfig | RegNetConfig, options: Any, tmp_path: Path) -> None:
+def test_timm_reads_the_folder_and_computes_the_same(
+    config: ViTConfig | RegNetConfig, options: Any, tmp_path: Path
+) -> None:
     model = load_model(replace(VIT_SPEC, config=config, classes=None), pretrained=False, **options)
     save(randomise(model), tmp_path, license="mit")
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
@@ -121,7 +170,9 @@ def test_timm_prepares_pictures_as_we_do(tmp_path: Path) -> None:
     config = timm.data.resolve_model_data_config(timm.create_model(f"local-dir:{tmp_path}"))
     transform = timm.data.create_transform(**config, is_training=False)
     picture = Image.effect_noise((200, 150), 80).convert("RGB")
-    torch.testing.assert_close(transform(picture), load_preprocess(tmp_path)(picture), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        transform(picture), load_preprocess(tmp_path)(picture), rtol=0, atol=1e-6
+    )
 
 
 def test_a_regnet_that_timm_has_not_is_not_named_after_one() -> None:
@@ -179,5 +230,9 @@ def test_timm_reads_the_published_architectures(name: str, tmp_path: Path) -> No
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     inputs = images(1, 224)
     with torch.no_grad():
-        ours = model(inputs) if model.num_classes or name.startswith("vit") else model.forward_head(model(inputs))
+        ours = (
+            model(inputs)
+            if model.num_classes or name.startswith("vit")
+            else model.forward_head(model(inputs))
+        )
         assert deviation(ours, theirs(inputs)) < 1e-4

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from pictures_support import NANO, SCENES, encode, make_command, make_pictures, make_spec, name_by_hand, paint_scenes
+from pictures_support import (
+    NANO,
+    SCENES,
+    encode,
+    make_command,
+    make_pictures,
+    make_spec,
+    name_by_hand,
+    paint_scenes,
+)
 from PIL import Image
 from tiny import deviation, images, tiny
 from torch import Tensor, nn
@@ -22,7 +31,13 @@ import swag_models
 from swag_models.api import SPECS
 from swag_models.errors import ConfigError
 from swag_models.inference import acceleration
-from swag_models.inference.acceleration import fold_batch_norm, has_compiler, pick_dtype, prepare, repays_compiling
+from swag_models.inference.acceleration import (
+    accelerate,
+    fold_batch_norm,
+    has_compiler,
+    pick_dtype,
+    repays_compiling,
+)
 from swag_models.inference.predict import Classifier, Embedder
 from swag_models.models import Backbone, build
 
@@ -50,7 +65,9 @@ def test_bfloat16_is_picked_where_the_processor_multiplies_it() -> None:
     multiplies = {"amx_tile", "avx512_bf16"} & set(flags)
     assert pick_dtype(CPU) == (torch.bfloat16 if multiplies else torch.float32)
     assert Classifier(NANO, fast=True).dtype == pick_dtype(CPU)
-    assert Classifier(NANO, fast=True, dtype="float16").dtype == torch.float16, "a dtype of one's own is kept"
+    assert Classifier(NANO, fast=True, dtype="float16").dtype == torch.float16, (
+        "a dtype of one's own is kept"
+    )
     assert pick_dtype(torch.device("meta")) == torch.float32
 
 
@@ -69,10 +86,12 @@ def test_folded_batch_norms_change_no_output() -> None:
 
 
 def test_a_prepared_model_is_for_inference_in_its_dtype() -> None:
-    model = prepare(tiny("regnet"), torch.bfloat16)
+    model = accelerate(tiny("regnet"), torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert model.get_submodule("s1.b1.conv2.conv").weight.is_contiguous(memory_format=torch.channels_last)
+    assert model.get_submodule("s1.b1.conv2.conv").weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
     model.train().eval()
     with torch.inference_mode():
         assert torch.isfinite(model(images(2).bfloat16())).all()
@@ -85,51 +104,64 @@ def test_bfloat16_logits_of_random_weights_are_within_two_percent(family: str) -
         torch.manual_seed(seed)
         model, x = tiny(family), images(8)
         exact = model(x)
-        assert drift(prepare(copy.deepcopy(model), torch.bfloat16)(x.bfloat16()), exact) <= 0.02
-        assert drift(prepare(copy.deepcopy(model), torch.float32)(x), exact) <= 1e-5
+        assert drift(accelerate(copy.deepcopy(model), torch.bfloat16)(x.bfloat16()), exact) <= 0.02
+        assert drift(accelerate(copy.deepcopy(model), torch.float32)(x), exact) <= 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_b16_in1k_linear", "regnety_16gf_in1k_linear", "vit_l16_in1k_linear"])
+@pytest.mark.parametrize(
+    "name", ["vit_b16_in1k_linear", "regnety_16gf_in1k_linear", "vit_l16_in1k_linear"]
+)
 @torch.inference_mode()
 def test_full_models_are_within_two_percent_too(name: str) -> None:
     model, x = swag_models.load_model(name, pretrained=False), images(4, 224)
     nn.init.normal_(model.get_classifier().weight, std=0.02)
     exact = model(x)
-    assert drift(prepare(model, torch.bfloat16)(x.bfloat16()), exact) <= 0.02
+    assert drift(accelerate(model, torch.bfloat16)(x.bfloat16()), exact) <= 0.02
 
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("name", [NANO, "regnety_nano_hashtags"])
-def test_fast_predicts_what_float32_predicts_on_held_out_scenes(name: str, dtype: str | None) -> None:
+def test_fast_predicts_what_float32_predicts_on_held_out_scenes(
+    name: str, dtype: str | None
+) -> None:
     pictures, things = paint_scenes(320)
     options = {"fast": True, **({"dtype": dtype} if dtype else {})}
     exact, quick = (Classifier(name, **each)(pictures, top_k=1) for each in ({}, options))
     agreement = sum(a[0].index == b[0].index for a, b in zip(exact, quick)) / len(things)
     assert agreement >= 0.99
-    right = [sum(row[0].label == thing for row, thing in zip(rows, things)) for rows in (exact, quick)]
+    right = [
+        sum(row[0].label == thing for row, thing in zip(rows, things)) for rows in (exact, quick)
+    ]
     assert abs(right[0] - right[1]) <= 0.02 * len(things)
 
 
 def test_batch_norms_are_folded_before_the_dtype_is_narrowed(tmp_path: Path) -> None:
     spec, weights = make_spec("regnet", tmp_path)
     files = make_pictures(tmp_path / "pictures", 4)
-    model = prepare(swag_models.load_model(spec, weights=weights), torch.bfloat16)
+    model = accelerate(swag_models.load_model(spec, weights=weights), torch.bfloat16)
     with torch.inference_mode():
         embedder = Embedder(spec, weights=weights, fast=True, dtype="bfloat16")
-    expected = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head")}
+    expected = {
+        name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head")
+    }
     found = embedder.model.state_dict()
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     exact = Embedder(spec, weights=weights)(files).vectors
     assert drift(embedder(files).vectors, exact) <= 0.02
     tensors = [pil_to_tensor(Image.open(file)) for file in files]  # which are resized alike
-    both = [Embedder(spec, weights=weights, fast=fast, dtype="float32")(tensors).vectors for fast in (True, False)]
+    both = [
+        Embedder(spec, weights=weights, fast=fast, dtype="float32")(tensors).vectors
+        for fast in (True, False)
+    ]
     assert deviation(*both) <= 1e-5
 
 
 @pytest.mark.parametrize("capability", ["default", None])
-def test_pictures_are_resized_by_torch_where_it_has_vector_instructions_and_only_if_fast(capability: str | None) -> None:
+def test_pictures_are_resized_by_torch_where_it_has_vector_instructions_and_only_if_fast(
+    capability: str | None,
+) -> None:
     code = f"""
 import torch
 from swag_models.inference.predict import Embedder
@@ -137,7 +169,13 @@ quick, exact = (Embedder({NANO!r}, fast=fast).preprocess.vectorised for fast in 
 print(quick, exact, torch.backends.cpu.get_cpu_capability().startswith("AVX"))
 """
     limit = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
-    run = subprocess.run([sys.executable, "-c", code], env=os.environ | limit, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | limit,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     quick, exact, vectors = run.stdout.split()
     assert (quick, exact) == (vectors, "False")
     assert capability is None or vectors == "False"
@@ -156,7 +194,14 @@ def test_compiling_repays_from_some_amount_of_work_on_and_never_for_little(name:
 def test_the_larger_model_needs_more_work_before_compiling_repays() -> None:
     def least(name: str) -> float:
         model = build_on_meta(name)
-        return next((each for each in (10.0 * 1.1**step for step in range(150)) if repays_compiling(model, CPU, each)), HOURS)
+        return next(
+            (
+                each
+                for each in (10.0 * 1.1**step for step in range(150))
+                if repays_compiling(model, CPU, each)
+            ),
+            HOURS,
+        )
 
     for small, large in itertools.pairwise(("vit_b16", "vit_l16", "vit_h14")):
         assert least(small) <= least(large)
@@ -198,7 +243,10 @@ def test_a_compiled_model_equals_the_eager_one_whatever_the_batches_hold(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(pick_dtype(CPU) == torch.float32, reason="compiling is only known to repay with bfloat16 instructions")
+@pytest.mark.skipif(
+    pick_dtype(CPU) == torch.float32,
+    reason="compiling is only known to repay with bfloat16 instructions",
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_that_compiles_itself_half_way_goes_on_as_before(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -215,7 +263,9 @@ def test_a_model_that_compiles_itself_half_way_goes_on_as_before(
 
 
 def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {"PATH": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {
+        "PATH": str(tmp_path)
+    }
     command = make_command("classify", SCENES, "--model", NANO, "--compile")
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
@@ -233,14 +283,19 @@ def test_a_few_pictures_do_not_fill_up_a_compiled_batch(tmp_path: Path) -> None:
     assert (len(embedder(files).names), given) == (5, [8])
 
 
-def test_the_compiler_is_the_one_that_the_environment_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_compiler_is_the_one_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not has_compiler(CPU)
     assert not repays_compiling(build_on_meta("regnety_16gf"), CPU, HOURS)
     with pytest.raises(ConfigError, match="compile is True, but"):
         Classifier(NANO, compile=True)
-    assert Classifier(NANO, fast=True)(SCENES / "cup.jpg", top_k=1)[0][0].label == name_by_hand(SCENES / "cup.jpg")[0]
+    assert (
+        Classifier(NANO, fast=True)(SCENES / "cup.jpg", top_k=1)[0][0].label
+        == name_by_hand(SCENES / "cup.jpg")[0]
+    )
     (tmp_path / "my-c++").write_text("")
     (tmp_path / "my-c++").chmod(0o755)
     monkeypatch.setenv("CXX", "my-c++ -v")

@@ -13,11 +13,25 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
-from pictures_support import NANO, encode, list_names, make_pictures, make_pixels, make_spec, put, write_tar
+from pictures_support import (
+    NANO,
+    encode,
+    list_names,
+    make_pictures,
+    make_pixels,
+    make_spec,
+    put,
+    write_tar,
+)
 
 from swag_models.errors import ConfigError
 from swag_models.inference import embed
-from swag_models.inference.embed import Report, merge_embeddings, read_embeddings, write_embeddings
+from swag_models.inference.embed import (
+    EmbedSummary,
+    merge_embeddings,
+    read_embeddings,
+    write_embeddings,
+)
 from swag_models.inference.predict import Embedder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,17 +45,21 @@ def embedder(one_thread: None) -> Embedder:
 
 
 @SUFFIXES
-def test_the_file_holds_what_the_embedder_gives(embedder: Embedder, tmp_path: Path, suffix: str) -> None:
+def test_the_file_holds_what_the_embedder_gives(
+    embedder: Embedder, tmp_path: Path, suffix: str
+) -> None:
     pictures = make_pictures(tmp_path / "pictures", 10)
     pictures.insert(3, tmp_path / "missing.png")
     expected = embedder(pictures)
     report = write_embeddings(embedder, pictures, tmp_path / f"x{suffix}", progress=False)
-    assert report == Report(tmp_path / f"x{suffix}", 10, expected.skipped)
+    assert report == EmbedSummary(tmp_path / f"x{suffix}", 10, expected.skipped)
     found = read_embeddings(tmp_path / f"x{suffix}")
     assert torch.equal(found.vectors, expected.vectors)
     assert (found.names, found.skipped) == (expected.names, expected.skipped)
     beside = ["x.json"] if suffix == ".npy" else []
-    assert list_names(tmp_path) == sorted(["pictures", f"x{suffix}", *beside]), "nothing else is left"
+    assert list_names(tmp_path) == sorted(["pictures", f"x{suffix}", *beside]), (
+        "nothing else is left"
+    )
 
 
 def test_other_libraries_read_the_file(embedder: Embedder, tmp_path: Path) -> None:
@@ -53,7 +71,10 @@ def test_other_libraries_read_the_file(embedder: Embedder, tmp_path: Path) -> No
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[96]"
     assert table["name"].to_pylist() == [str(path) for path in pictures]
     about = json.loads(table.schema.metadata[b"swag_models"])
-    assert about.items() >= {"model": NANO, "width": 96, "dtype": "float32", "pictures": 5, "skipped": []}.items()
+    assert (
+        about.items()
+        >= {"model": NANO, "width": 96, "dtype": "float32", "pictures": 5, "skipped": []}.items()
+    )
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert np.array_equal(np.stack(frame["embedding"]), expected)
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
@@ -62,21 +83,32 @@ def test_other_libraries_read_the_file(embedder: Embedder, tmp_path: Path) -> No
     assert beside["swag_models"] == about
 
 
-def test_rows_go_into_groups_of_bounded_size(embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_go_into_groups_of_bounded_size(
+    embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(embed, "ROWS", 4)
     pictures = make_pictures(tmp_path / "pictures", 10)
     write_embeddings(embedder, pictures, tmp_path / "x.parquet", progress=False)
     metadata = pyarrow.parquet.read_metadata(tmp_path / "x.parquet")
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [4, 4, 2]
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [
+        4,
+        4,
+        2,
+    ]
     assert torch.equal(read_embeddings(tmp_path / "x.parquet").vectors, embedder(pictures).vectors)
 
 
 @SUFFIXES
 @pytest.mark.parametrize("count", [0, 3])
-def test_a_file_without_rows_can_be_read(embedder: Embedder, tmp_path: Path, suffix: str, count: int) -> None:
+def test_a_file_without_rows_can_be_read(
+    embedder: Embedder, tmp_path: Path, suffix: str, count: int
+) -> None:
     missing = [tmp_path / f"{number}.jpg" for number in range(count)]
     report = write_embeddings(embedder, missing, tmp_path / f"x{suffix}", progress=False)
-    assert (report.rows, [each.name for each in report.skipped]) == (0, [str(path) for path in missing])
+    assert (report.rows, [each.name for each in report.skipped]) == (
+        0,
+        [str(path) for path in missing],
+    )
     found = read_embeddings(report.path)
     assert found.vectors.shape == (0, 96)
     assert (found.names, found.skipped) == ([], report.skipped)
@@ -94,7 +126,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_of_someone_elses_is_refused_and_left_alone(embedder: Embedder, tmp_path: Path, name: str) -> None:
+def test_a_file_of_someone_elses_is_refused_and_left_alone(
+    embedder: Embedder, tmp_path: Path, name: str
+) -> None:
     path = put(tmp_path / name, FOREIGN[name])
     output = path.with_suffix(".npy") if path.suffix == ".json" else path
     with pytest.raises(ConfigError, match=r"is not what swag-models embed wrote: .+"):
@@ -107,7 +141,11 @@ def test_a_file_of_someone_elses_is_refused_and_left_alone(embedder: Embedder, t
 
 def test_pictures_in_memory_are_known_by_what_they_show(embedder: Embedder, tmp_path: Path) -> None:
     ours, others = (np.stack([make_pixels(seed) for seed in seeds]) for seeds in ((0, 1), (0, 2)))
-    images: list[Any] = [ours, torch.from_numpy(ours).permute(0, 3, 1, 2), np.zeros((0, 2), np.uint8)]
+    images: list[Any] = [
+        ours,
+        torch.from_numpy(ours).permute(0, 3, 1, 2),
+        np.zeros((0, 2), np.uint8),
+    ]
     first = write_embeddings(embedder, images, tmp_path / "x.npy", progress=False)
     assert (first.rows, [each.reason for each in first.skipped]) == (4, ["image 4 has no pixels"])
     assert write_embeddings(embedder, images, tmp_path / "x.npy", progress=False) == first
@@ -123,7 +161,9 @@ def test_pictures_in_memory_are_known_by_what_they_show(embedder: Embedder, tmp_
         ("no/x.npy", "{folder}/no is no folder; make it, or choose another one for x.npy"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_in_a_line(embedder: Embedder, tmp_path: Path, name: str, message: str) -> None:
+def test_an_output_that_cannot_be_is_refused_in_a_line(
+    embedder: Embedder, tmp_path: Path, name: str, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         write_embeddings(embedder, [], tmp_path / name)
     assert str(caught.value) == message.format(folder=tmp_path)
@@ -132,17 +172,28 @@ def test_an_output_that_cannot_be_is_refused_in_a_line(embedder: Embedder, tmp_p
 
 @SUFFIXES
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_parts_merge_into_what_one_process_writes(embedder: Embedder, tmp_path: Path, suffix: str, world_size: int) -> None:
+def test_parts_merge_into_what_one_process_writes(
+    embedder: Embedder, tmp_path: Path, suffix: str, world_size: int
+) -> None:
     pictures = make_pictures(tmp_path / "pictures", 4 * 6)  # at 1, 2 and 3 whole batches for each
     pictures[3].write_bytes(b"")
     pictures[20] = tmp_path / "missing.png"
     whole = write_embeddings(embedder, pictures, tmp_path / f"whole{suffix}", progress=False)
     parts = [
-        write_embeddings(embedder, pictures, tmp_path / f"x{suffix}", rank=rank, world_size=world_size, progress=False).path
+        write_embeddings(
+            embedder,
+            pictures,
+            tmp_path / f"x{suffix}",
+            rank=rank,
+            world_size=world_size,
+            progress=False,
+        ).path
         for rank in range(world_size)
     ]
     if world_size > 1:
-        assert [part.name for part in parts] == [f"x-{r:05d}-of-{world_size:05d}{suffix}" for r in range(world_size)]
+        assert [part.name for part in parts] == [
+            f"x-{r:05d}-of-{world_size:05d}{suffix}" for r in range(world_size)
+        ]
     merged = merge_embeddings(parts[::-1], tmp_path / f"merged{suffix}")
     assert (merged.rows, merged.skipped) == (22, whole.skipped)
     found, expected = read_embeddings(merged.path), read_embeddings(whole.path)
@@ -156,19 +207,27 @@ def test_parts_merge_into_what_one_process_writes(embedder: Embedder, tmp_path: 
 def test_more_parts_than_pictures_is_no_trouble(embedder: Embedder, tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures", 2)
     reports = [
-        write_embeddings(embedder, pictures, tmp_path / "x.parquet", rank=rank, world_size=5, progress=False)
+        write_embeddings(
+            embedder, pictures, tmp_path / "x.parquet", rank=rank, world_size=5, progress=False
+        )
         for rank in range(5)
     ]
     assert sorted(report.rows for report in reports) == [0, 0, 0, 1, 1]
-    merged = merge_embeddings([report.path for report in reports], tmp_path / "merged.npy")  # of another kind, too
-    assert torch.allclose(read_embeddings(merged.path).vectors, embedder(pictures).vectors, atol=1e-5)
+    merged = merge_embeddings(
+        [report.path for report in reports], tmp_path / "merged.npy"
+    )  # of another kind, too
+    assert torch.allclose(
+        read_embeddings(merged.path).vectors, embedder(pictures).vectors, atol=1e-5
+    )
 
 
 def test_what_is_not_all_of_one_run_is_not_merged(embedder: Embedder, tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures", 6)
 
     def write(name: str, images: list[Path], rank: int, world_size: int = 2) -> Path:
-        return write_embeddings(embedder, images, tmp_path / name, rank=rank, world_size=world_size, progress=False).path
+        return write_embeddings(
+            embedder, images, tmp_path / name, rank=rank, world_size=world_size, progress=False
+        ).path
 
     first, second = (write("x.npy", pictures, rank) for rank in range(2))
     other = write("y.npy", pictures[:4], 1)
@@ -190,11 +249,15 @@ def test_what_is_not_all_of_one_run_is_not_merged(embedder: Embedder, tmp_path: 
             merge_embeddings(parts, target)
     assert not output.exists()
     assert existing.read_bytes() == b""
-    assert merge_embeddings([second, first, second], output).rows == 6  # one path given twice is one part
+    assert (
+        merge_embeddings([second, first, second], output).rows == 6
+    )  # one path given twice is one part
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (1, 1), (0, 0)])
-def test_a_rank_beyond_the_processes_is_refused(embedder: Embedder, tmp_path: Path, rank: int, world_size: int) -> None:
+def test_a_rank_beyond_the_processes_is_refused(
+    embedder: Embedder, tmp_path: Path, rank: int, world_size: int
+) -> None:
     message = f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}"
     with pytest.raises(ConfigError, match=re.escape(message)):
         write_embeddings(embedder, [], tmp_path / "x.npy", rank=rank, world_size=world_size)
@@ -203,7 +266,10 @@ def test_a_rank_beyond_the_processes_is_refused(embedder: Embedder, tmp_path: Pa
 @pytest.mark.parametrize("family", ["vit", "regnet"])
 def test_shards_and_other_models_are_embedded_too(family: str, tmp_path: Path) -> None:
     spec, weights = make_spec(family, tmp_path)
-    shards = [write_tar(tmp_path / f"{shard}.tar", {f"{n}.png": encode(10 * shard + n) for n in range(4)}) for shard in (1, 2)]
+    shards = [
+        write_tar(tmp_path / f"{shard}.tar", {f"{n}.png": encode(10 * shard + n) for n in range(4)})
+        for shard in (1, 2)
+    ]
     small = Embedder(spec, weights=weights, batch_size=3)
     report = write_embeddings(small, f"{tmp_path}/*.tar", tmp_path / "x.npy", progress=False)
     found = read_embeddings(report.path)

@@ -42,8 +42,21 @@ def pictures(tmp_path: Path) -> list[Path]:
 @contextlib.contextmanager
 def start(pictures: list[Path], output: Path) -> Iterator[subprocess.Popen[str]]:
     """The command at work on an output; killed at the end of the `with` block."""
-    command = make_command("embed", *pictures, "--model", NANO, "-o", output, "--batch-size", str(BATCH), "--workers", "1")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = make_command(
+        "embed",
+        *pictures,
+        "--model",
+        NANO,
+        "-o",
+        output,
+        "--batch-size",
+        str(BATCH),
+        "--workers",
+        "1",
+    )
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
         finally:
@@ -99,7 +112,10 @@ def test_ctrl_c_ends_at_once_and_another_process_is_kept_off_and_may_go_on_after
     with start(pictures, output) as process:
         wait_until(lambda: count_done(output) > 0, timeout=120)
         process.send_signal(signal.SIGSTOP)
-        with pytest.raises(ConfigError, match=r"another process is writing .*x\.npy; wait for it, or choose another name"):
+        with pytest.raises(
+            ConfigError,
+            match=r"another process is writing .*x\.npy; wait for it, or choose another name",
+        ):
             write_embeddings(embedder, pictures, output, progress=False)
         process.send_signal(signal.SIGINT)
         begun = time.monotonic()
@@ -117,18 +133,33 @@ def test_ctrl_c_ends_at_once_and_another_process_is_kept_off_and_may_go_on_after
     assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
-def test_torchrun_splits_the_work_and_merge_joins_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_torchrun_splits_the_work_and_merge_joins_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_pictures(tmp_path / "pictures", 64)[0].parent
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "swag_models"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "swag_models",
+    ]
     work = ["embed", str(folder), "--model", NANO, "-o"]
-    done = subprocess.run([*torchrun, *work, str(tmp_path / "x.parquet")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*torchrun, *work, str(tmp_path / "x.parquet")], capture_output=True, text=True, check=False
+    )
     parts = [str(tmp_path / f"x-0000{rank}-of-00002.parquet") for rank in range(2)]
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == parts
     assert [len(read_embeddings(part).names) for part in parts] == [32, 32]
     assert main(["merge", *parts, "-o", str(tmp_path / "merged.parquet")]) == 0
     assert main([*work, str(tmp_path / "whole.parquet"), "--quiet"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'merged.parquet'}\n{tmp_path / 'whole.parquet'}\n"
+    assert (
+        capsys.readouterr().out == f"{tmp_path / 'merged.parquet'}\n{tmp_path / 'whole.parquet'}\n"
+    )
     assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
@@ -155,4 +186,6 @@ def test_processes_take_their_part_from_the_environment(
     assert "swag-models: error: 2 of 3 parts given; missing: " in capsys.readouterr().err
     assert main(["merge", *parts, "-o", str(tmp_path / "merged.npy")]) == 0
     for suffix in (".npy", ".json"):
-        assert (tmp_path / f"merged{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+        assert (tmp_path / f"merged{suffix}").read_bytes() == (
+            tmp_path / f"whole{suffix}"
+        ).read_bytes()

@@ -49,7 +49,10 @@ def begun(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Begun
         (root / f"x{suffix}").unlink()
     (root / "x.json").unlink()
     journal = root / "x.npy.work" / "rows.jsonl"
-    with interrupt_when(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 8), pytest.raises(KeyboardInterrupt):
+    with (
+        interrupt_when(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 8),
+        pytest.raises(KeyboardInterrupt),
+    ):
         write_embeddings(embedder, pictures, root / "x.npy", progress=False)
     assert 8 <= journal.read_bytes().count(b"\n") < COUNT // 4
     return Begun(pictures, root / "x.npy.work", whole)
@@ -61,7 +64,9 @@ def copy_work(begun: Begun, output: Path) -> Path:
 
 
 @SUFFIXES
-def test_interrupted_work_goes_on_where_it_was(embedder: Embedder, begun: Begun, tmp_path: Path, suffix: str) -> None:
+def test_interrupted_work_goes_on_where_it_was(
+    embedder: Embedder, begun: Begun, tmp_path: Path, suffix: str
+) -> None:
     output = tmp_path / f"x{suffix}"
     work = copy_work(begun, output)
     lines = (work / "rows.jsonl").read_text().splitlines()
@@ -72,7 +77,10 @@ def test_interrupted_work_goes_on_where_it_was(embedder: Embedder, begun: Begun,
     finally:
         for path in hidden:
             path.rename(path.with_suffix(""))
-    assert (report.rows, [each.name for each in report.skipped]) == (COUNT - 1, [str(begun.pictures[5])])
+    assert (report.rows, [each.name for each in report.skipped]) == (
+        COUNT - 1,
+        [str(begun.pictures[5])],
+    )
     assert output.read_bytes() == begun.whole[suffix]
     assert not work.exists()
 
@@ -110,7 +118,9 @@ def lose_files(work: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize("damage", [cut_line, cut_newline, add_rows, lose_rows, lose_all, lose_files])
+@pytest.mark.parametrize(
+    "damage", [cut_line, cut_newline, add_rows, lose_rows, lose_all, lose_files]
+)
 def test_damaged_work_is_done_again_as_far_as_needed(
     damage: Callable[[Path], None], embedder: Embedder, begun: Begun, tmp_path: Path
 ) -> None:
@@ -119,7 +129,9 @@ def test_damaged_work_is_done_again_as_far_as_needed(
     assert (tmp_path / "x.parquet").read_bytes() == begun.whole[".parquet"]
 
 
-def test_work_is_gone_on_with_only_under_the_same_settings(embedder: Embedder, begun: Begun, tmp_path: Path) -> None:
+def test_work_is_gone_on_with_only_under_the_same_settings(
+    embedder: Embedder, begun: Begun, tmp_path: Path
+) -> None:
     output, pictures = tmp_path / "x.npy", begun.pictures
     copy_work(begun, output)
     others = {
@@ -131,15 +143,22 @@ def test_work_is_gone_on_with_only_under_the_same_settings(embedder: Embedder, b
         "pictures": (embedder, [pictures[0].with_name("other.png"), *pictures[1:]]),
     }
     for other, images in others.values():
-        with pytest.raises(ConfigError, match=r"x\.npy\.work holds other work for .*x\.npy; delete it or choose another name"):
+        with pytest.raises(
+            ConfigError,
+            match=r"x\.npy\.work holds other work for .*x\.npy; delete it or choose another name",
+        ):
             write_embeddings(other, images, output, progress=False)
     faster = Embedder(NANO, batch_size=32, workers=1)  # how it is done may change
     write_embeddings(faster, pictures, output, progress=False)
-    assert np.allclose(np.load(output), np.load(put(tmp_path / "whole.npy", begun.whole[".npy"])), atol=1e-4)
+    assert np.allclose(
+        np.load(output), np.load(put(tmp_path / "whole.npy", begun.whole[".npy"])), atol=1e-4
+    )
 
 
 @SUFFIXES
-def test_a_finished_file_is_found_again_and_not_made_again(embedder: Embedder, tmp_path: Path, suffix: str) -> None:
+def test_a_finished_file_is_found_again_and_not_made_again(
+    embedder: Embedder, tmp_path: Path, suffix: str
+) -> None:
     pictures = [*make_pictures(tmp_path / "pictures", 6), tmp_path / "missing.png"]
     output = tmp_path / f"x{suffix}"
     first = write_embeddings(embedder, pictures, output, progress=False)
@@ -150,12 +169,17 @@ def test_a_finished_file_is_found_again_and_not_made_again(embedder: Embedder, t
     assert output.stat().st_ino == before
     assert not output.with_name(f"{output.name}.work").exists()
     for other, images in ((embedder, pictures[1:]), (Embedder(NANO, dtype="bfloat16"), pictures)):
-        with pytest.raises(ConfigError, match=rf"x\{suffix} holds other embeddings; delete it or choose another name"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"x\{suffix} holds other embeddings; delete it or choose another name",
+        ):
             write_embeddings(other, images, output, progress=False)
     assert output.stat().st_ino == before
 
 
-def test_names_without_their_vectors_are_no_finished_file(embedder: Embedder, begun: Begun, tmp_path: Path) -> None:
+def test_names_without_their_vectors_are_no_finished_file(
+    embedder: Embedder, begun: Begun, tmp_path: Path
+) -> None:
     output = tmp_path / "x.npy"
     write_embeddings(embedder, begun.pictures, output, progress=False)
     output.unlink()  # as a kill between the two files leaves it
@@ -173,9 +197,14 @@ def test_a_full_disk_is_an_error_until_there_is_space(
         output, ballast = disk / f"x{suffix}", disk / "ballast"
         ballast.write_bytes(bytes(1024 * (1024 - kibibytes)))
         for _ in range(2):  # trying again without space does no harm
-            with pytest.raises(OutputError, match=rf"{output} cannot be written: .*No space left .*run again to go on"):
+            with pytest.raises(
+                OutputError,
+                match=rf"{output} cannot be written: .*No space left .*run again to go on",
+            ):
                 write_embeddings(embedder, begun.pictures, output, progress=False)
-            assert set(list_names(disk)) <= {"ballast", "x.json", f"{output.name}.work"}, "nothing half-written is left"
+            assert set(list_names(disk)) <= {"ballast", "x.json", f"{output.name}.work"}, (
+                "nothing half-written is left"
+            )
         ballast.unlink()
         write_embeddings(embedder, begun.pictures, output, progress=False)
         assert output.read_bytes() == begun.whole[suffix]

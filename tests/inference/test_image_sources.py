@@ -24,19 +24,19 @@ from pictures_support import encode, make_pictures, make_pixels, put, write_tar
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.inference.image_sources import Picture, find_pictures, read_ahead
+from swag_models.inference.image_sources import ImageRef, find_images, read_ahead
 
 PIXELS = make_pixels(0)
 
 
-def read(picture: Picture) -> NDArray[np.uint8]:
+def read(picture: ImageRef) -> NDArray[np.uint8]:
     """The pixels (H, W, 3) of a picture."""
     image = picture.read()
     return np.asarray(image.permute(1, 2, 0) if isinstance(image, torch.Tensor) else image)
 
 
 def names(images: Any) -> list[str]:
-    return [picture.name for picture in find_pictures(images)]
+    return [picture.name for picture in find_images(images)]
 
 
 @pytest.fixture
@@ -62,13 +62,13 @@ KINDS: dict[str, Callable[[Path], object]] = {
     "list": lambda path: [str(path)],
     "tuple": lambda path: (path,),
     "generator": lambda path: (each for each in [path]),
-    "found": find_pictures,
+    "found": find_images,
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_picture_may_come_in_any_kind(kind: str, path: Path) -> None:
-    (picture,) = find_pictures(KINDS[kind](path))
+    (picture,) = find_images(KINDS[kind](path))
     assert np.array_equal(read(picture), PIXELS)
 
 
@@ -77,7 +77,7 @@ def test_an_image_in_memory_is_read_as_its_file_is(mode: str, tmp_path: Path) ->
     grey = Image.fromarray(PIXELS).convert("L")
     image = grey.convert("I;16") if mode == "I;16" else Image.fromarray(PIXELS).convert(mode)
     image.save(tmp_path / "saved.tiff")
-    in_memory, in_file = find_pictures([image, tmp_path / "saved.tiff"])
+    in_memory, in_file = find_images([image, tmp_path / "saved.tiff"])
     assert read(in_memory).shape == PIXELS.shape
     assert np.array_equal(read(in_memory), read(in_file))
 
@@ -87,26 +87,36 @@ def test_an_image_that_was_taken_sideways_is_turned_upright(tmp_path: Path) -> N
     exif[0x0112] = 6  # the camera was turned by 90 degrees
     Image.fromarray(np.rot90(PIXELS)).save(tmp_path / "turned.png", exif=exif)
     for given in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
-        assert np.array_equal(read(find_pictures(given)[0]), PIXELS)
+        assert np.array_equal(read(find_images(given)[0]), PIXELS)
 
 
 def test_a_grey_array_has_three_equal_channels() -> None:
-    (picture,) = find_pictures(PIXELS[..., 0])
+    (picture,) = find_images(PIXELS[..., 0])
     assert np.array_equal(read(picture), np.repeat(PIXELS[..., :1], 3, axis=2))
 
 
 def test_batches_in_memory_keep_their_order_and_are_numbered() -> None:
     batch = np.stack([make_pixels(seed) for seed in range(4)])
-    pictures = find_pictures([batch[:2], torch.from_numpy(batch[2:]).permute(0, 3, 1, 2)])
+    pictures = find_images([batch[:2], torch.from_numpy(batch[2:]).permute(0, 3, 1, 2)])
     assert [picture.name for picture in pictures] == ["image 0", "image 1", "image 2", "image 3"]
-    assert all(np.array_equal(read(picture), pixels) for picture, pixels in zip(pictures, batch, strict=True))
+    assert all(
+        np.array_equal(read(picture), pixels)
+        for picture, pixels in zip(pictures, batch, strict=True)
+    )
 
 
 def test_a_mixed_list_keeps_its_order(tmp_path: Path) -> None:
     inside = make_pictures(tmp_path / "folder", 2)
     shard = write_tar(tmp_path / "shard.tar", {"b.png": encode(7), "a.png": encode(8)})
     mixed = [PIXELS, shard, str(tmp_path / "folder"), Image.fromarray(PIXELS), inside[0]]
-    assert names(mixed) == ["image 0", f"{shard}/b.png", f"{shard}/a.png", *map(str, inside), "image 5", str(inside[0])]
+    assert names(mixed) == [
+        "image 0",
+        f"{shard}/b.png",
+        f"{shard}/a.png",
+        *map(str, inside),
+        "image 5",
+        str(inside[0]),
+    ]
 
 
 def test_a_folder_is_searched_to_any_depth_in_sorted_order(tmp_path: Path) -> None:
@@ -119,8 +129,13 @@ def test_a_folder_is_searched_to_any_depth_in_sorted_order(tmp_path: Path) -> No
 
 
 def test_a_pattern_may_match_files_folders_and_shards(tmp_path: Path) -> None:
-    paths = make_pictures(tmp_path / "photos" / "2001", 2) + make_pictures(tmp_path / "photos" / "2002", 1)
-    shards = [write_tar(tmp_path / f"{number}.tar", {f"{number}.png": encode(number)}) for number in (1, 0)]
+    paths = make_pictures(tmp_path / "photos" / "2001", 2) + make_pictures(
+        tmp_path / "photos" / "2002", 1
+    )
+    shards = [
+        write_tar(tmp_path / f"{number}.tar", {f"{number}.png": encode(number)})
+        for number in (1, 0)
+    ]
     assert names(f"{tmp_path}/photos/*/000[01].png") == [str(path) for path in paths]
     assert names(f"{tmp_path}/photos/*") == [str(path) for path in paths]
     assert names(f"{tmp_path}/photos/**") == [str(path) for path in paths], "each once"
@@ -141,49 +156,71 @@ def test_a_shard_gives_its_pictures_in_the_order_they_lie_there(tmp_path: Path) 
         "0.jpg": b"?",
     }
     shard = write_tar(tmp_path / "shard.tar", members)
-    pictures = find_pictures(shard)
-    assert [picture.name for picture in pictures] == [f"{shard}/{name}" for name in members if name != "b/c/2.txt"]
-    assert [int((read(picture) == make_pixels(seed)).all()) for picture, seed in zip(pictures, (2, 1, 3))] == [1, 1, 1]
-    with pytest.raises(ImageError, match=re.escape(f"{shard}/0.jpg is not an image that Pillow can read")):
+    pictures = find_images(shard)
+    assert [picture.name for picture in pictures] == [
+        f"{shard}/{name}" for name in members if name != "b/c/2.txt"
+    ]
+    assert [
+        int((read(picture) == make_pixels(seed)).all())
+        for picture, seed in zip(pictures, (2, 1, 3))
+    ] == [1, 1, 1]
+    with pytest.raises(
+        ImageError, match=re.escape(f"{shard}/0.jpg is not an image that Pillow can read")
+    ):
         pictures[3].read()
 
 
 def test_a_cut_picture_in_a_shard_is_named_and_its_neighbours_are_read(tmp_path: Path) -> None:
     shard = write_tar(tmp_path / "shard.tar", {"cut.png": encode(1)[:500], "whole.png": encode(2)})
-    cut, whole = find_pictures(shard)
+    cut, whole = find_images(shard)
     with pytest.raises(ImageError, match=re.escape(f"{shard}/cut.png cannot be read: ")):
         cut.read()
     assert np.array_equal(read(whole), make_pixels(2))
 
 
 def test_a_shard_that_goes_away_is_named(tmp_path: Path) -> None:
-    (picture,) = find_pictures(write_tar(tmp_path / "shard.tar", {"0.png": encode(0)}))
+    (picture,) = find_images(write_tar(tmp_path / "shard.tar", {"0.png": encode(0)}))
     (tmp_path / "shard.tar").unlink()
-    with pytest.raises(ImageError, match=r"shard\.tar/0\.png cannot be read: No such file or directory"):
+    with pytest.raises(
+        ImageError, match=r"shard\.tar/0\.png cannot be read: No such file or directory"
+    ):
         picture.read()
 
 
 def test_a_shard_that_was_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "shard.tar", {f"{number}.png": encode(number) for number in range(2)})
+    shard = write_tar(
+        tmp_path / "shard.tar", {f"{number}.png": encode(number) for number in range(2)}
+    )
     whole = shard.read_bytes()
     second = whole.index(b"1.png")
     for length in (0, 100, 512, 700, second, second + 100, second + 512, second + 600):
         shard.write_bytes(whole[:length])
-        with pytest.raises(ConfigError, match=re.escape(f"{shard} cannot be read as an uncompressed tar file: ")):
-            find_pictures(shard)
+        with pytest.raises(
+            ConfigError, match=re.escape(f"{shard} cannot be read as an uncompressed tar file: ")
+        ):
+            find_images(shard)
 
 
-@pytest.mark.parametrize(("name", "mode"), [("x.tar.gz", "w:gz"), ("x.TGZ", "w:gz"), ("x.tar", "w:gz"), ("x.tar.xz", "w:xz")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("x.tar.gz", "w:gz"), ("x.TGZ", "w:gz"), ("x.tar", "w:gz"), ("x.tar.xz", "w:xz")],
+)
 def test_a_compressed_shard_is_refused_in_a_line(name: str, mode: str, tmp_path: Path) -> None:
     shard = write_tar(tmp_path / name, {"0.png": encode(0)}, mode)
     for images in (shard, f"{tmp_path}/x*"):
-        with pytest.raises(ConfigError, match=re.escape(f"{shard} cannot be read as an uncompressed tar file: invalid header")):
-            find_pictures(images)
+        with pytest.raises(
+            ConfigError,
+            match=re.escape(f"{shard} cannot be read as an uncompressed tar file: invalid header"),
+        ):
+            find_images(images)
 
 
 def test_a_missing_shard_is_refused_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gone\.tar cannot be read as an uncompressed tar file: No such file or directory"):
-        find_pictures(tmp_path / "gone.tar")
+    with pytest.raises(
+        ConfigError,
+        match=r"gone\.tar cannot be read as an uncompressed tar file: No such file or directory",
+    ):
+        find_images(tmp_path / "gone.tar")
 
 
 @pytest.mark.parametrize(
@@ -196,23 +233,29 @@ def test_a_missing_shard_is_refused_in_a_line(tmp_path: Path) -> None:
         (np.zeros((4, 4)), "array (4, 4) of float64; give bytes (H, W), (H, W, 3) or (N, H, W, 3)"),
         (np.zeros((4, 4, 4), np.uint8), "array (4, 4, 4) of uint8; give bytes"),
         (np.uint8(3), "cannot read a uint8; give paths"),
-        (torch.rand(3, 4, 4), "tensor (3, 4, 4) of torch.float32; give bytes (3, H, W) or (N, 3, H, W)"),
+        (
+            torch.rand(3, 4, 4),
+            "tensor (3, 4, 4) of torch.float32; give bytes (3, H, W) or (N, 3, H, W)",
+        ),
         (torch.zeros(1, 4, 4, dtype=torch.uint8), "tensor (1, 4, 4) of torch.uint8; give bytes"),
-        ("nothing/*.jpg", "no picture in nothing/*.jpg; give files, folders, tar shards or patterns with .bmp .gif"),
+        (
+            "nothing/*.jpg",
+            "no picture in nothing/*.jpg; give files, folders, tar shards or patterns with .bmp .gif",
+        ),
     ],
 )
 def test_what_is_no_picture_is_refused_in_a_line(images: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        find_pictures(images)
+        find_images(images)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_picture_is_refused_and_an_empty_list_is_not(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"no picture in {tmp_path}; ")):
-        find_pictures(tmp_path)
-    assert find_pictures([]) == []
-    assert find_pictures(np.zeros((0, 4, 4, 3), np.uint8)) == []
+        find_images(tmp_path)
+    assert find_images([]) == []
+    assert find_images(np.zeros((0, 4, 4, 3), np.uint8)) == []
 
 
 def test_a_folder_that_may_not_be_searched_is_refused() -> None:
@@ -224,8 +267,10 @@ def test_a_folder_that_may_not_be_searched_is_refused() -> None:
         try:
             if user == 0:
                 os.seteuid(65534)  # root may search everything
-            with pytest.raises(ConfigError, match=f"{name}/private cannot be searched: Permission denied"):
-                find_pictures(name)
+            with pytest.raises(
+                ConfigError, match=f"{name}/private cannot be searched: Permission denied"
+            ):
+                find_images(name)
         finally:
             os.seteuid(user)
 
@@ -236,26 +281,44 @@ def link(path: Path) -> Path:
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda folder: folder / "gone.jpg", "gone.jpg cannot be read: No such file or directory"),
-    "dangling": (lambda folder: link(folder / "x.png"), "x.png cannot be read: No such file or directory"),
-    "folder": (lambda folder: Picture(str(folder), folder), " cannot be read: Is a directory"),
-    "empty": (lambda folder: put(folder / "x.png", b""), "x.png is not an image that Pillow can read"),
-    "page": (lambda folder: put(folder / "x.jpg", b"<html>not found</html>"), "x.jpg is not an image that Pillow can read"),
+    "missing": (
+        lambda folder: folder / "gone.jpg",
+        "gone.jpg cannot be read: No such file or directory",
+    ),
+    "dangling": (
+        lambda folder: link(folder / "x.png"),
+        "x.png cannot be read: No such file or directory",
+    ),
+    "folder": (lambda folder: ImageRef(str(folder), folder), " cannot be read: Is a directory"),
+    "empty": (
+        lambda folder: put(folder / "x.png", b""),
+        "x.png is not an image that Pillow can read",
+    ),
+    "page": (
+        lambda folder: put(folder / "x.jpg", b"<html>not found</html>"),
+        "x.jpg is not an image that Pillow can read",
+    ),
     "cut": (lambda folder: put(folder / "x.png", encode(0)[:500]), "x.png cannot be read: "),
-    "cut and opened": (lambda folder: Image.open(io.BytesIO(encode(0)[:500])), "image 0 cannot be read: "),
+    "cut and opened": (
+        lambda folder: Image.open(io.BytesIO(encode(0)[:500])),
+        "image 0 cannot be read: ",
+    ),
     "float": (
         lambda folder: Image.new("F", (4, 4)),
         "image 0 cannot be read: a 32-bit floating-point image has no defined range",
     ),
     "no pixels": (lambda folder: np.zeros((0, 5), np.uint8), "image 0 has no pixels"),
-    "tensor without pixels": (lambda folder: torch.zeros(3, 5, 0, dtype=torch.uint8), "image 0 has no pixels"),
+    "tensor without pixels": (
+        lambda folder: torch.zeros(3, 5, 0, dtype=torch.uint8),
+        "image 0 has no pixels",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_picture_that_cannot_be_read_says_which_and_why(kind: str, tmp_path: Path) -> None:
     make, message = BROKEN[kind]
-    (picture,) = find_pictures(make(tmp_path))
+    (picture,) = find_images(make(tmp_path))
     with pytest.raises(ImageError) as caught:
         picture.read()
     assert message in str(caught.value)
@@ -266,11 +329,11 @@ def test_a_picture_that_cannot_be_read_says_which_and_why(kind: str, tmp_path: P
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path: Path) -> None:
     shutil.copy(make_pictures(tmp_path / "made", 1)[0], os.fsencode(tmp_path) + b"/caf\xe9.png")
-    (picture,) = find_pictures(f"{tmp_path}/*.png")
+    (picture,) = find_images(f"{tmp_path}/*.png")
     assert picture.name == f"{tmp_path}/caf\\xe9.png"
     assert np.array_equal(read(picture), make_pixels(0))
     write_tar(tmp_path / "shard.tar", {"caf\udce9.png": encode(1)})
-    (picture,) = find_pictures(tmp_path / "shard.tar")
+    (picture,) = find_images(tmp_path / "shard.tar")
     assert picture.name == f"{tmp_path}/shard.tar/caf\\xe9.png"
 
 
@@ -279,7 +342,7 @@ def test_threads_may_share_an_image_that_is_not_decoded_yet() -> None:
     Image.fromarray(make_pixels(0, 400, 500)).save(file, "jpeg")
     expected = np.asarray(Image.open(file))
     for _ in range(10):
-        pictures = find_pictures([Image.open(file)] * 16)
+        pictures = find_images([Image.open(file)] * 16)
         pixels = read_ahead(read, pictures, 8, 16, overlap=True)
         assert all(np.array_equal(each, expected) for each in pixels)
 
@@ -328,9 +391,6 @@ def test_an_abandoned_or_failed_reader_leaves_no_thread(overlap: bool) -> None:
 
 
 def test_processors_are_those_that_the_process_may_use() -> None:
-    code = (
-        "import os; os.sched_setaffinity(0, {0}); "
-        "from swag_models.inference.image_sources import count_processors; print(count_processors())"
-    )
+    code = "import os; os.sched_setaffinity(0, {0}); from swag_models.runtime import count_cpus; print(count_cpus())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"

@@ -85,7 +85,9 @@ class TestHead:
 
     def test_reset_classifier_puts_a_fresh_head(self, family: str) -> None:
         model = tiny(family).to(torch.bfloat16)
-        trunk = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head")}
+        trunk = {
+            key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head")
+        }
         model.reset_classifier(3)
         head = model.get_classifier()
         assert isinstance(head, nn.Linear)
@@ -103,7 +105,9 @@ class TestHead:
         model.reset_classifier(none)
         assert model.num_classes is None
         output = model(batch)
-        torch.testing.assert_close(output if output.ndim == 2 else output.mean((2, 3)), pooled, rtol=0, atol=0)
+        torch.testing.assert_close(
+            output if output.ndim == 2 else output.mean((2, 3)), pooled, rtol=0, atol=0
+        )
 
     def test_reset_classifier_works_on_meta(self, family: str) -> None:
         with torch.device("meta"):
@@ -113,7 +117,9 @@ class TestHead:
 
     def test_reset_classifier_refuses_a_negative_number(self, family: str) -> None:
         model = tiny(family)
-        with pytest.raises(ConfigError, match=r"num_classes is -2; give a positive number, or None"):
+        with pytest.raises(
+            ConfigError, match=r"num_classes is -2; give a positive number, or None"
+        ):
             model.reset_classifier(-2)
         assert (model.num_classes, model(images()).shape) == (10, (2, 10))
 
@@ -121,7 +127,9 @@ class TestHead:
 @pytest.mark.parametrize("family", FAMILIES)
 class TestStem:
     @pytest.mark.parametrize("in_chans", [1, 2, 3, 4, 7])
-    def test_pretrained_stem_is_adapted_as_timm_does(self, family: str, in_chans: int, tmp_path: Any) -> None:
+    def test_pretrained_stem_is_adapted_as_timm_does(
+        self, family: str, in_chans: int, tmp_path: Any
+    ) -> None:
         source = tiny(family)
         torch.save(source.state_dict(), tmp_path / "three.pth")
         model = load_model(TINY_SPECS[family], weights=tmp_path / "three.pth", in_chans=in_chans)
@@ -130,21 +138,30 @@ class TestStem:
         torch.testing.assert_close(model.state_dict()[key], expected, rtol=0, atol=1e-7)
         assert model(images(in_chans=in_chans)).shape == (2, 10)
 
-    def test_grey_model_equals_the_original_on_grey_pictures(self, family: str, tmp_path: Any) -> None:
+    def test_grey_model_equals_the_original_on_grey_pictures(
+        self, family: str, tmp_path: Any
+    ) -> None:
         torch.save(tiny(family).state_dict(), tmp_path / "three.pth")
-        colour, grey = (load_model(TINY_SPECS[family], weights=tmp_path / "three.pth", in_chans=n) for n in (3, 1))
+        colour, grey = (
+            load_model(TINY_SPECS[family], weights=tmp_path / "three.pth", in_chans=n)
+            for n in (3, 1)
+        )
         batch = images(in_chans=1)
         assert deviation(grey(batch), colour(batch.expand(-1, 3, -1, -1))) < 1e-4
 
     @pytest.mark.parametrize("shape", [(2, 4, 64, 64), (3, 64, 64), (2, 1, 64, 64)])
     def test_input_of_another_shape_is_refused(self, family: str, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ConfigError, match=r"input has shape \(.*\); expected \(N, 3, H, W\)") as error:
+        with pytest.raises(
+            ConfigError, match=r"input has shape \(.*\); expected \(N, 3, H, W\)"
+        ) as error:
             tiny(family)(torch.zeros(shape))
         assert str(shape) in str(error.value)
 
     def test_what_was_not_preprocessed_is_refused(self, family: str) -> None:
         model = tiny(family)
-        with pytest.raises(ConfigError, match=r"input is a tensor of torch\.uint8; give load_preprocess"):
+        with pytest.raises(
+            ConfigError, match=r"input is a tensor of torch\.uint8; give load_preprocess"
+        ):
             model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
         with pytest.raises(ConfigError, match="input is a Image; give load_preprocess"):
             model(Image.new("RGB", (64, 64)))
@@ -180,7 +197,9 @@ class TestRates:
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_stochastic_depth_grows_linearly_to_the_last_layer(self, family: str) -> None:
-        modules = build(CONFIGS[family], num_classes=None, image_size=IMAGE_SIZE, drop_path_rate=0.3).modules()
+        modules = build(
+            CONFIGS[family], num_classes=None, image_size=IMAGE_SIZE, drop_path_rate=0.3
+        ).modules()
         rates = torch.tensor([module.rate for module in modules if isinstance(module, DropPath)])
         assert torch.allclose(rates, torch.linspace(0, 0.3, CONFIGS[family].depth))
 
@@ -203,7 +222,9 @@ class TestRates:
 class TestConfigError:
     @pytest.mark.parametrize("num_classes", [0, -1])
     def test_number_of_classes(self, family: str, num_classes: int) -> None:
-        with pytest.raises(ConfigError, match=rf"num_classes is {num_classes}; give a positive number, or None"):
+        with pytest.raises(
+            ConfigError, match=rf"num_classes is {num_classes}; give a positive number, or None"
+        ):
             build(CONFIGS[family], num_classes=num_classes, image_size=IMAGE_SIZE)
 
     @pytest.mark.parametrize("in_chans", [0, -3])
@@ -211,21 +232,29 @@ class TestConfigError:
         with pytest.raises(ConfigError, match=rf"in_chans is {in_chans}; give a positive number"):
             build(CONFIGS[family], num_classes=1, image_size=IMAGE_SIZE, in_chans=in_chans)
 
-    @pytest.mark.parametrize("size", [0, -32, "64", 64.0, None, (64,), (64, 64, 64), (64, 0), (64, "64")])
+    @pytest.mark.parametrize(
+        "size", [0, -32, "64", 64.0, None, (64,), (64, 64, 64), (64, 0), (64, "64")]
+    )
     def test_image_size(self, family: str, size: Any) -> None:
-        with pytest.raises(ConfigError, match=r"image_size is .*; give pixels as an int or \(height, width\)") as error:
+        with pytest.raises(
+            ConfigError, match=r"image_size is .*; give pixels as an int or \(height, width\)"
+        ) as error:
             build(CONFIGS[family], num_classes=1, image_size=size)
         assert repr(size) in str(error.value)
 
     @pytest.mark.parametrize("dtype", ["int8", "float7", "nn", torch.int64, 32])
     def test_dtype(self, family: str, dtype: Any) -> None:
-        with pytest.raises(ConfigError, match=r"dtype .* is not allowed; give float32, bfloat16") as error:
+        with pytest.raises(
+            ConfigError, match=r"dtype .* is not allowed; give float32, bfloat16"
+        ) as error:
             load_model(TINY_SPECS[family], pretrained=False, dtype=dtype)
         assert repr(dtype) in str(error.value)
 
     @pytest.mark.parametrize("device", ["tpu9", "cuda:4711", "", 3.5])
     def test_device(self, family: str, device: Any) -> None:
-        with pytest.raises(ConfigError, match=r"device .* cannot be used here .* for example: cpu") as error:
+        with pytest.raises(
+            ConfigError, match=r"device .* cannot be used here .* for example: cpu"
+        ) as error:
             load_model(TINY_SPECS[family], pretrained=False, device=device)
         assert repr(device) in str(error.value)
         assert "\n" not in str(error.value)
@@ -250,7 +279,9 @@ def test_unpretrained_model_is_ready_in_eval_mode_with_the_dtype_asked_for(famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestTools:
-    @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+    )
     def test_compiled_whole_equals_eager(self, family: str, backend: str) -> None:
         model, batch = tiny(family), images()
         torch._dynamo.reset()
@@ -266,14 +297,18 @@ class TestTools:
         assert deviation(exported.module()(batch), model(batch)) < 1e-5
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit.trace.* is deprecated")
-    @pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning")
+    @pytest.mark.filterwarnings(
+        "ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning"
+    )
     def test_traced_runs_at_another_batch_size(self, family: str) -> None:
         model = tiny(family)
         with torch.no_grad():
             traced, batch = torch.jit.trace(model, images(2), check_trace=False), images(5)
             assert deviation(traced(batch), model(batch)) < 1e-5
 
-    @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    @pytest.mark.parametrize(
+        "clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+    )
     def test_copies_are_equal_and_independent(self, family: str, clone: Any) -> None:
         model, batch = tiny(family), images()
         copied = clone(model)
@@ -287,7 +322,9 @@ class TestTraining:
     def test_gradients_reach_every_parameter(self, family: str) -> None:
         model = tiny(family, drop_rate=0.1, drop_path_rate=0.1).train()
         model(images(8)).square().sum().backward()
-        assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not [
+            name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()
+        ]
 
     def test_fresh_model_learns(self, family: str) -> None:
         model = build(CONFIGS[family], num_classes=2, image_size=IMAGE_SIZE).train()

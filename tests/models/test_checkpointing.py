@@ -58,7 +58,9 @@ class TestSameResults:
     def test_so_does_a_step_through_intermediates(self, family: str) -> None:
         plain, checkpointed = pair(family, **RATES[family])
         ours, theirs = (
-            train_once(model, lambda x, model=model: model.forward_intermediates(x, stop_early=True)[1][-1])
+            train_once(
+                model, lambda x, model=model: model.forward_intermediates(x, stop_early=True)[1][-1]
+            )
             for model in (checkpointed, plain)
         )
         given = {name for name, tensor in theirs.items() if tensor is not None}
@@ -71,7 +73,8 @@ class TestSameResults:
         plain, checkpointed = pair(family, **RATES[family])
         torch._dynamo.reset()
         ours, theirs = (
-            train_once(model, torch.compile(model, backend=backend, fullgraph=True)) for model in (checkpointed, plain)
+            train_once(model, torch.compile(model, backend=backend, fullgraph=True))
+            for model in (checkpointed, plain)
         )
         if backend == "aot_eager":
             return assert_equal(ours, theirs)
@@ -84,8 +87,15 @@ class TestSameResults:
         for model in (plain, checkpointed):
             model.freeze(up_to={"vit": "blocks.0", "regnet": "s2"}[family])
         ours, theirs = train_once(checkpointed), train_once(plain)
-        assert [name for name, tensor in ours.items() if tensor is None] == [n for n, t in theirs.items() if t is None]
-        assert_equal(*({name: tensor for name, tensor in left.items() if tensor is not None} for left in (ours, theirs)))
+        assert [name for name, tensor in ours.items() if tensor is None] == [
+            n for n, t in theirs.items() if t is None
+        ]
+        assert_equal(
+            *(
+                {name: tensor for name, tensor in left.items() if tensor is not None}
+                for left in (ours, theirs)
+            )
+        )
 
     def test_turned_off_again_nothing_runs_twice(self, family: str) -> None:
         _, model = pair(family)
@@ -115,7 +125,10 @@ class TestSameResults:
 
 def kept_bytes(model: nn.Module, batch: Tensor) -> int:
     """Memory that a forward pass leaves for the backward pass, without the model's own tensors."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers(), batch]}
+    own = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in [*model.parameters(), *model.buffers(), batch]
+    }
     storages: dict[int, int] = {}
     alive = []
 
@@ -136,7 +149,9 @@ def kept_bytes(model: nn.Module, batch: Tensor) -> int:
 def test_less_memory_is_kept(family: str) -> None:
     plain, checkpointed = pair(family)
     batch = images(BATCH)
-    assert kept_bytes(plain, batch) > {"vit": 4, "regnet": 2}[family] * kept_bytes(checkpointed, batch)
+    assert kept_bytes(plain, batch) > {"vit": 4, "regnet": 2}[family] * kept_bytes(
+        checkpointed, batch
+    )
 
 
 def test_memory_kept_by_a_vit_is_one_input_for_each_block() -> None:

@@ -25,17 +25,24 @@ LEVELS = {"0": 4, "1": 8, "2": 16, "3": 32, "pool": 64}
 def make_pyramid(shape: str, out_channels: int = 8) -> FeaturePyramid:
     config = SHAPES[shape]
     size = 7 * config.patch_size if isinstance(config, ViTConfig) else 64
-    return FeaturePyramid(randomise(build(config, num_classes=3, image_size=size)), out_channels).eval()
+    return FeaturePyramid(
+        randomise(build(config, num_classes=3, image_size=size)), out_channels
+    ).eval()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 class TestLevels:
     @pytest.mark.parametrize("image_size", [(64, 96), (100, 45), (7, 33), (1, 1)])
     @torch.no_grad()
-    def test_have_one_cell_for_each_stride_begun(self, shape: str, image_size: tuple[int, int]) -> None:
+    def test_have_one_cell_for_each_stride_begun(
+        self, shape: str, image_size: tuple[int, int]
+    ) -> None:
         levels = make_pyramid(shape)(images(image_size=image_size))
         sizes = {name: tuple(level.shape) for name, level in levels.items()}
-        assert sizes == {name: (2, 8, *(math.ceil(side / stride) for side in image_size)) for name, stride in LEVELS.items()}
+        assert sizes == {
+            name: (2, 8, *(math.ceil(side / stride) for side in image_size))
+            for name, stride in LEVELS.items()
+        }
 
     @torch.no_grad()
     def test_cells_lie_where_their_pixels_do(self, shape: str) -> None:
@@ -54,15 +61,23 @@ class TestLevels:
                     continue
                 change = (after[name] - before[name]).square().sum(dim=(0, 1))  # (h, w)
                 rows, columns = ((torch.arange(length) + 0.5) * stride for length in change.shape)
-                centre = (change.sum(1) @ rows / change.sum(), change.sum(0) @ columns / change.sum())
+                centre = (
+                    change.sum(1) @ rows / change.sum(),
+                    change.sum(0) @ columns / change.sum(),
+                )
                 tolerance = 1.5 * max(stride, 16)
                 assert abs(float(centre[0]) - row) <= tolerance, (name, row, centre)
                 assert abs(float(centre[1]) - column) <= tolerance, (name, column, centre)
 
     def test_every_parameter_learns(self, shape: str) -> None:
         pyramid = make_pyramid(shape).train()
-        sum(level.square().mean() * index for index, level in enumerate(pyramid(images(4)).values(), 1)).backward()
-        assert not [name for name, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()]
+        sum(
+            level.square().mean() * index
+            for index, level in enumerate(pyramid(images(4)).values(), 1)
+        ).backward()
+        assert not [
+            name for name, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()
+        ]
 
     def test_trunk_is_the_model_given_without_its_head(self, shape: str) -> None:
         model = build(SHAPES[shape], num_classes=3, image_size=224)
@@ -124,7 +139,10 @@ def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     for height, width in ((90, 130), (75, 61)):
         picture = torch.rand(3, height, width)
         picture[:, 20:50, 10:40] = 1
-        target: dict[str, Tensor] = {"boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]), "labels": torch.tensor([1])}
+        target: dict[str, Tensor] = {
+            "boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]),
+            "labels": torch.tensor([1]),
+        }
         if masks:
             target["masks"] = torch.zeros(1, height, width, dtype=torch.uint8)
             target["masks"][:, 20:50, 10:40] = 1
@@ -135,7 +153,12 @@ def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 
 @pytest.mark.parametrize(
     ("detector", "shape"),
-    [(FasterRCNN, "regnet"), (FasterRCNN, "vit, patch 14"), (MaskRCNN, "vit, patch 8"), (RetinaNet, "regnet")],
+    [
+        (FasterRCNN, "regnet"),
+        (FasterRCNN, "vit, patch 14"),
+        (MaskRCNN, "vit, patch 8"),
+        (RetinaNet, "regnet"),
+    ],
 )
 def test_torchvisions_detectors_train_and_predict(detector: Any, shape: str) -> None:
     model = detector(make_pyramid(shape, 32), num_classes=2, min_size=64, max_size=96)

@@ -30,11 +30,16 @@ CASES = [  # family, up_to, how the names of all frozen parameters begin
     ("regnet", "s3", ("stem.", "s1.", "s2.", "s3.")),
     ("regnet", "s2.b1", ("stem.", "s1.", "s2.b1.")),
 ]
-RATES: dict[str, dict[str, float]] = {"vit": {"attn_drop_rate": 0.4, "drop_path_rate": 0.4}, "regnet": {"drop_path_rate": 0.4}}
+RATES: dict[str, dict[str, float]] = {
+    "vit": {"attn_drop_rate": 0.4, "drop_path_rate": 0.4},
+    "regnet": {"drop_path_rate": 0.4},
+}
 
 
 def train_steps(model: ViT | RegNet, steps: int = 2) -> None:
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1, weight_decay=0.1
+    )
     for _ in range(steps):
         model(images(4)).square().mean().backward()
         optimizer.step()
@@ -42,16 +47,20 @@ def train_steps(model: ViT | RegNet, steps: int = 2) -> None:
 
 
 @pytest.mark.parametrize(("family", "up_to", "begins"), CASES)
-def test_training_changes_all_but_what_is_frozen(family: str, up_to: str | None, begins: tuple[str, ...]) -> None:
+def test_training_changes_all_but_what_is_frozen(
+    family: str, up_to: str | None, begins: tuple[str, ...]
+) -> None:
     model = tiny(family, **RATES[family])
     model.freeze(up_to)
     before = copy.deepcopy(model.state_dict())
     train_steps(model.train())
-    unchanged = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
-    assert unchanged == {name for name in before if name.startswith(begins)}
-    assert {name for name, parameter in model.named_parameters() if not parameter.requires_grad} == unchanged - {
-        name for name, _ in model.named_buffers()
+    unchanged = {
+        name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])
     }
+    assert unchanged == {name for name in before if name.startswith(begins)}
+    assert {
+        name for name, parameter in model.named_parameters() if not parameter.requires_grad
+    } == unchanged - {name for name, _ in model.named_buffers()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -61,10 +70,17 @@ class TestFrozen:
         model.freeze()
         for _ in range(2):
             model.train()
-            assert {name for name, module in model.named_modules() if module.training} <= {"", "head_drop", "head", "head.fc"}
+            assert {name for name, module in model.named_modules() if module.training} <= {
+                "",
+                "head_drop",
+                "head",
+                "head.fc",
+            }
             assert model.training
             assert model.head_drop.training
-        still = [module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, DropPath))]
+        still = [
+            module for module in model.modules() if isinstance(module, (nn.BatchNorm2d, DropPath))
+        ]
         assert still
         assert not any(module.training for module in still)
         assert not any(module.training for module in model.eval().modules())
@@ -85,17 +101,23 @@ class TestFrozen:
         before = copy.deepcopy(model.state_dict())
         model.freeze()
         train_steps(model)
-        assert {name.split(".")[0] for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])} == {
-            "head"
-        }
+        assert {
+            name.split(".")[0]
+            for name, tensor in model.state_dict().items()
+            if not torch.equal(tensor, before[name])
+        } == {"head"}
 
     def test_freezing_adds_up_and_unfreezing_undoes_it(self, family: str) -> None:
         first, second = {"vit": ("blocks.0", "patch_embed"), "regnet": ("s2", "stem")}[family]
         model = tiny(family, **RATES[family]).train()
         model.freeze(first)
-        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        frozen = {
+            name for name, parameter in model.named_parameters() if not parameter.requires_grad
+        }
         model.freeze(second)
-        assert frozen == {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        assert frozen == {
+            name for name, parameter in model.named_parameters() if not parameter.requires_grad
+        }
         model.unfreeze()
         assert all(parameter.requires_grad for parameter in model.parameters())
         assert all(module.training for module in model.modules())
@@ -107,9 +129,9 @@ class TestFrozen:
         model.get_classifier().bias.requires_grad_(False)
         model.freeze()
         model.unfreeze()
-        assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == [
-            {"vit": "head.bias", "regnet": "head.fc.bias"}[family]
-        ]
+        assert [
+            name for name, parameter in model.named_parameters() if not parameter.requires_grad
+        ] == [{"vit": "head.bias", "regnet": "head.fc.bias"}[family]]
 
     def test_a_new_head_learns_on_a_trunk_that_stays_frozen(self, family: str) -> None:
         model = tiny(family)
@@ -119,17 +141,27 @@ class TestFrozen:
         assert all(parameter.requires_grad for parameter in model.get_classifier().parameters())
         before = copy.deepcopy(model.state_dict())
         train_steps(model.train())
-        changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+        changed = {
+            name
+            for name, tensor in model.state_dict().items()
+            if not torch.equal(tensor, before[name])
+        }
         assert changed == {
-            f"{name}.{part}" for name in {"vit": ["head"], "regnet": ["head.fc"]}[family] for part in ("weight", "bias")
+            f"{name}.{part}"
+            for name in {"vit": ["head"], "regnet": ["head.fc"]}[family]
+            for part in ("weight", "bias")
         }
 
-    @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    @pytest.mark.parametrize(
+        "clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+    )
     def test_copies_stay_frozen(self, family: str, clone: Any) -> None:
         model = tiny(family, **RATES[family])
         model.freeze()
         batch = images()
-        assert torch.equal(clone(model).train().forward_features(batch), model.forward_features(batch))
+        assert torch.equal(
+            clone(model).train().forward_features(batch), model.forward_features(batch)
+        )
 
     def test_the_state_dict_does_not_know(self, family: str) -> None:
         model = tiny(family)
@@ -145,13 +177,17 @@ class TestFrozen:
         model, other = tiny(family), tiny(family)
         model.freeze()
         model.load_state_dict(other.state_dict(), assign=assign)
-        assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"head"}
+        assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {
+            "head"
+        }
 
     def test_frozen_layers_keep_nothing_for_the_backward_pass(self, family: str) -> None:
         model = tiny(family).train()
         kept: list[Tensor] = []
         model.freeze()
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+        ):
             model.forward_features(images())
         assert kept == []
 
@@ -162,7 +198,10 @@ class TestFrozen:
             "regnet": "stem, s1, s1.b1, s2, s2.b1, ",
         }[family]
         model = tiny(family)
-        with pytest.raises(ConfigError, match=rf"up_to is {up_to!r}; allowed: {allowed}.*, or None for the whole trunk$"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"up_to is {up_to!r}; allowed: {allowed}.*, or None for the whole trunk$",
+        ):
             model.freeze(up_to)
         assert all(parameter.requires_grad for parameter in model.parameters())
 

@@ -26,10 +26,14 @@ LAYOUTS = json.loads((GOLDEN / "layouts.json").read_text())
 PATCH = {"vit_b16": 16, "vit_l16": 16, "vit_h14": 14}
 
 
-def synthetic_state(arch: str, *, salt: str, image_size: int, num_classes: int | None) -> dict[str, Tensor]:
+def synthetic_state(
+    arch: str, *, salt: str, image_size: int, num_classes: int | None
+) -> dict[str, Tensor]:
     """The stand-in weights of one published file, in its own layout."""
     state = {}
-    for key, (_, shape) in LAYOUTS[arch if num_classes is None else f"{arch}_in1k"]["tensors"].items():
+    for key, (_, shape) in LAYOUTS[arch if num_classes is None else f"{arch}_in1k"][
+        "tensors"
+    ].items():
         if key == "encoder.pos_embedding":
             shape = (1 + (image_size // PATCH[arch]) ** 2, *shape[1:])
         state[key] = torch.from_numpy(np.asarray(weight(salt, key, tuple(shape))))
@@ -50,14 +54,27 @@ def save(tmp_path: Path) -> Iterator[Callable[[dict[str, Tensor]], Path]]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("vit_l16") else name for name in CASES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("vit_l16") else name
+        for name in CASES
+    ],
 )
-def test_output_equals_the_recorded_one(name: str, save: Callable[[dict[str, Tensor]], Path]) -> None:
+def test_output_equals_the_recorded_one(
+    name: str, save: Callable[[dict[str, Tensor]], Path]
+) -> None:
     case: dict[str, Any] = CASES[name]
     arch, classes = case["architecture"], case["num_classes"]
-    path = save(synthetic_state(arch, salt=case["salt"], image_size=case["checkpoint_image_size"], num_classes=classes))
+    path = save(
+        synthetic_state(
+            arch, salt=case["salt"], image_size=case["checkpoint_image_size"], num_classes=classes
+        )
+    )
     model = load_model(
-        arch if classes is None else f"{arch}_in1k", weights=path, image_size=case["image_size"], num_classes=classes
+        arch if classes is None else f"{arch}_in1k",
+        weights=path,
+        image_size=case["image_size"],
+        num_classes=classes,
     )
     with torch.inference_mode():
         output = model(torch.from_numpy(images(case["salt"], case["batch"], case["image_size"])))

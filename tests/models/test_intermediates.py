@@ -49,29 +49,40 @@ def regnets() -> tuple[Any, Any]:
 class TestViT:
     @pytest.mark.parametrize("image_size", SIZES)
     @pytest.mark.parametrize("indices", [None, 1, 2, [0], [-1], [1, 0], [0, 0], (-2,)])
-    def test_intermediates_are_timms_for_every_option(self, vits: Any, image_size: Any, indices: Any) -> None:
+    def test_intermediates_are_timms_for_every_option(
+        self, vits: Any, image_size: Any, indices: Any
+    ) -> None:
         model, twin = vits[image_size]
         batch = images(image_size=image_size)
         options = ("norm", "return_prefix_tokens", "stop_early", "intermediates_only")
         for output_fmt, *chosen in product(("NCHW", "NLC"), *[(False, True)] * len(options)):
             given = {"indices": indices, "output_fmt": output_fmt, **dict(zip(options, chosen))}
             with torch.inference_mode():
-                assert_same(model.forward_intermediates(batch, **given), twin.forward_intermediates(batch, **given))
+                assert_same(
+                    model.forward_intermediates(batch, **given),
+                    twin.forward_intermediates(batch, **given),
+                )
 
     def test_arguments_come_in_timms_order(self, vits: Any) -> None:
         model, twin = vits[64]
         batch, given = images(), ([0], True, False, True, "NLC", False)
-        assert_same(model.forward_intermediates(batch, *given), twin.forward_intermediates(batch, *given))
+        assert_same(
+            model.forward_intermediates(batch, *given), twin.forward_intermediates(batch, *given)
+        )
 
     def test_features_are_those_of_forward_features(self, vits: Any) -> None:
         model, batch = vits[64][0], images()
-        features, maps = model.forward_intermediates(batch, norm=True, output_fmt="NLC", return_prefix_tokens=True)
+        features, maps = model.forward_intermediates(
+            batch, norm=True, output_fmt="NLC", return_prefix_tokens=True
+        )
         assert torch.equal(features, model.forward_features(batch))
         patches, token = maps[-1]
         assert torch.equal(torch.cat([token, patches], dim=1), features)
 
     def test_other_sizes_than_the_models_own_give_maps_of_their_own_grid(self, vits: Any) -> None:
-        maps = vits[64][0].forward_intermediates(images(image_size=(24, 80)), intermediates_only=True)
+        maps = vits[64][0].forward_intermediates(
+            images(image_size=(24, 80)), intermediates_only=True
+        )
         assert [each.shape for each in maps] == [(2, 32, 3, 10)] * VIT.depth
 
     def test_stopping_early_runs_no_further_block(self, vits: Any) -> None:
@@ -84,25 +95,36 @@ class TestViT:
         assert ran
 
     def test_unknown_format_is_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"output_fmt is 'NHWC'; allowed for a ViT: NCHW, NLC$"):
+        with pytest.raises(
+            ConfigError, match=r"output_fmt is 'NHWC'; allowed for a ViT: NCHW, NLC$"
+        ):
             tiny("vit").forward_intermediates(images(), output_fmt="NHWC")
 
 
 class TestRegNet:
     @pytest.mark.parametrize("image_size", [64, (96, 40), (33, 47)])
-    @pytest.mark.parametrize("indices", [None, 1, 2, 5, [0], [-1], [3, 1], [2, 2], (-5, -2), [1, 2, 3, 4]])
-    def test_intermediates_are_timms_for_every_option(self, regnets: Any, image_size: Any, indices: Any) -> None:
+    @pytest.mark.parametrize(
+        "indices", [None, 1, 2, 5, [0], [-1], [3, 1], [2, 2], (-5, -2), [1, 2, 3, 4]]
+    )
+    def test_intermediates_are_timms_for_every_option(
+        self, regnets: Any, image_size: Any, indices: Any
+    ) -> None:
         model, twin = regnets
         batch, options = images(image_size=image_size), ("norm", "stop_early", "intermediates_only")
         for chosen in product(*[(False, True)] * len(options)):
             given = {"indices": indices, **dict(zip(options, chosen))}
             with torch.inference_mode():
-                assert_same(model.forward_intermediates(batch, **given), twin.forward_intermediates(batch, **given))
+                assert_same(
+                    model.forward_intermediates(batch, **given),
+                    twin.forward_intermediates(batch, **given),
+                )
 
     def test_arguments_come_in_timms_order(self, regnets: Any) -> None:
         model, twin = regnets
         batch, given = images(), ([0, 2], False, True, "NCHW", False)
-        assert_same(model.forward_intermediates(batch, *given), twin.forward_intermediates(batch, *given))
+        assert_same(
+            model.forward_intermediates(batch, *given), twin.forward_intermediates(batch, *given)
+        )
 
     def test_features_are_those_of_forward_features(self, regnets: Any) -> None:
         model, batch = regnets[0], images()
@@ -121,7 +143,10 @@ class TestRegNet:
 
     def test_timms_feature_lists_can_be_cut_from_it(self) -> None:
         model = tiny("regnet", drop_rate=0.5)
-        ours, theirs = (FeatureListNet(each, out_indices=(0, 2, 4)).train() for each in (model, timm_twin(model)))
+        ours, theirs = (
+            FeatureListNet(each, out_indices=(0, 2, 4)).train()
+            for each in (model, timm_twin(model))
+        )
         batch = images(8)
         for our, their in zip(ours(batch), theirs(batch), strict=True):
             assert deviation(our, their) < 1e-3
@@ -145,14 +170,19 @@ class TestBothFamilies:
         model, batch = tiny(family), images()
         twin = timm_twin(model)
         for each in (model, twin):
-            sum(out.square().mean() for out in each.forward_intermediates(batch, intermediates_only=True)).backward()
+            sum(
+                out.square().mean()
+                for out in each.forward_intermediates(batch, intermediates_only=True)
+            ).backward()
         theirs = {name: parameter.grad for name, parameter in twin.named_parameters()}
         for name, parameter in model.named_parameters():
             assert (parameter.grad is None) == (theirs[name] is None), name
             if parameter.grad is not None:
                 torch.testing.assert_close(parameter.grad, theirs[name], rtol=1e-2, atol=1e-4)
 
-    @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize(
+        "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+    )
     def test_compiled_equals_eager(self, family: str, backend: str) -> None:
         model, batch = tiny(family), images()
         torch._dynamo.reset()
@@ -163,18 +193,29 @@ class TestBothFamilies:
     def test_feature_info_is_timms_and_true(self, family: str) -> None:
         model, batch = tiny(family), images(image_size=96)
         assert model.feature_info == timm_twin(model).feature_info
-        for level, each in zip(model.feature_info, model.forward_intermediates(batch, intermediates_only=True)):
-            assert each.shape[1:] == (level["num_chs"], 96 // level["reduction"], 96 // level["reduction"])
+        for level, each in zip(
+            model.feature_info, model.forward_intermediates(batch, intermediates_only=True)
+        ):
+            assert each.shape[1:] == (
+                level["num_chs"],
+                96 // level["reduction"],
+                96 // level["reduction"],
+            )
             assert model.get_submodule(level["module"])
 
     def test_numbers_of_features_are_timms(self, family: str) -> None:
         model = tiny(family)
         twin = timm_twin(model)
-        assert (model.num_features, model.head_hidden_size) == (twin.num_features, twin.head_hidden_size)
+        assert (model.num_features, model.head_hidden_size) == (
+            twin.num_features,
+            twin.head_hidden_size,
+        )
 
     def test_timms_feature_getter_takes_it(self, family: str) -> None:
         model, batch = tiny(family), images()
-        ours, theirs = (FeatureGetterNet(each, out_indices=2, norm=True) for each in (model, timm_twin(model)))
+        ours, theirs = (
+            FeatureGetterNet(each, out_indices=2, norm=True) for each in (model, timm_twin(model))
+        )
         assert_same(ours(batch), theirs(batch))
         assert ours.feature_info.channels() == theirs.feature_info.channels()
         assert ours.feature_info.reduction() == theirs.feature_info.reduction()
@@ -192,13 +233,19 @@ class TestBothFamilies:
 class TestAttention:
     @pytest.mark.parametrize("image_size", [64, (32, 96), (24, 40)])
     @pytest.mark.parametrize("indices", [None, 1, [0], [-1, 0]])
-    def test_maps_times_values_are_what_the_block_gives(self, image_size: Any, indices: Any) -> None:
+    def test_maps_times_values_are_what_the_block_gives(
+        self, image_size: Any, indices: Any
+    ) -> None:
         model, batch = tiny("vit"), images(image_size=image_size)
-        taken = {None: [0, 1], 1: [1], (0,): [0], (-1, 0): [0, 1]}[tuple(indices) if isinstance(indices, list) else indices]
+        taken = {None: [0, 1], 1: [1], (0,): [0], (-1, 0): [0, 1]}[
+            tuple(indices) if isinstance(indices, list) else indices
+        ]
         seen: list[tuple[Tensor, Tensor]] = []
         for index in taken:
             attention = model.blocks[index].attn
-            attention.register_forward_hook(lambda _layer, inputs, output: seen.append((inputs[0], output)))
+            attention.register_forward_hook(
+                lambda _layer, inputs, output: seen.append((inputs[0], output))
+            )
         with torch.no_grad():
             model(batch)
             maps = model.forward_attention(batch, indices)
@@ -207,8 +254,14 @@ class TestAttention:
                 attention = model.blocks[index].attn
                 tokens = inputs.shape[1]
                 assert weights.shape == (2, VIT.num_heads, tokens, tokens)
-                torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, VIT.num_heads, tokens))
-                values = attention.qkv(inputs)[..., 2 * VIT.width :].unflatten(2, (VIT.num_heads, -1)).transpose(1, 2)
+                torch.testing.assert_close(
+                    weights.sum(dim=-1), torch.ones(2, VIT.num_heads, tokens)
+                )
+                values = (
+                    attention.qkv(inputs)[..., 2 * VIT.width :]
+                    .unflatten(2, (VIT.num_heads, -1))
+                    .transpose(1, 2)
+                )
                 mixed = attention.proj((weights @ values).transpose(1, 2).flatten(2))
                 assert deviation(mixed, output) < 1e-5
 
@@ -234,14 +287,22 @@ class TestAttention:
     def test_half_precision_keeps_its_type(self) -> None:
         (weights,) = tiny("vit").bfloat16().forward_attention(images().bfloat16(), 1)
         assert weights.dtype == torch.bfloat16
-        torch.testing.assert_close(weights.float().sum(dim=-1), torch.ones(weights.shape[:-1]), rtol=0.02, atol=0)
+        torch.testing.assert_close(
+            weights.float().sum(dim=-1), torch.ones(weights.shape[:-1]), rtol=0.02, atol=0
+        )
 
     def test_a_regnet_has_none(self) -> None:
-        with pytest.raises(ConfigError, match=r"a RegNet has no attention maps; a ViT has, and Grad-CAM works for both"):
+        with pytest.raises(
+            ConfigError,
+            match=r"a RegNet has no attention maps; a ViT has, and Grad-CAM works for both",
+        ):
             tiny("regnet").forward_attention(images())
 
     def test_impossible_indices_are_refused(self) -> None:
-        with pytest.raises(ConfigError, match=r"indices is \[2\]; give how many of the last, 1 to 2, or positions below 2"):
+        with pytest.raises(
+            ConfigError,
+            match=r"indices is \[2\]; give how many of the last, 1 to 2, or positions below 2",
+        ):
             tiny("vit").forward_attention(images(), [2])
 
 
@@ -254,7 +315,9 @@ def test_classifier_can_be_reset_with_another_pooling(family: str) -> None:
     randomise(model)
     twin.load_state_dict(model.state_dict())
     assert deviation(model(batch), twin(batch)) < 1e-4
-    with pytest.raises(ConfigError, match=r"global_pool is 'max'; allowed for a (ViT: token, avg|RegNet: avg)$"):
+    with pytest.raises(
+        ConfigError, match=r"global_pool is 'max'; allowed for a (ViT: token, avg|RegNet: avg)$"
+    ):
         model.reset_classifier(4, "max")
     assert model(batch).shape == (2, 4)
     fresh = build(CONFIGS[family], num_classes=4, image_size=64).eval()

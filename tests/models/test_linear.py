@@ -35,9 +35,15 @@ class OwnLinear(nn.Linear):
 
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_the_faster_way_gives_the_same_numbers_in_the_same_layout(convolutions: list[int], bias: bool) -> None:
+def test_the_faster_way_gives_the_same_numbers_in_the_same_layout(
+    convolutions: list[int], bias: bool
+) -> None:
     layer = nn.Linear(48, 80, bias=bias)
-    for x in (torch.randn(3, 17, 48), torch.randn(1, 5, 48), torch.randn(3, 48, 17).transpose(1, 2)):
+    for x in (
+        torch.randn(3, 17, 48),
+        torch.randn(1, 5, 48),
+        torch.randn(3, 48, 17).transpose(1, 2),
+    ):
         given = apply_linear(layer, x)
         assert deviation(given, layer(x)) < 1e-5
         assert given.is_contiguous()
@@ -56,11 +62,18 @@ def entered() -> nn.Linear:
     return layer
 
 
-@pytest.mark.parametrize("make", [hooked, entered, lambda: OwnLinear(8, 8), lambda: nn.Linear(8, 8).double(), nn.Identity])
+@pytest.mark.parametrize(
+    "make",
+    [hooked, entered, lambda: OwnLinear(8, 8), lambda: nn.Linear(8, 8).double(), nn.Identity],
+)
 @torch.no_grad()
-def test_anything_but_a_plain_float32_layer_is_called(convolutions: list[int], make: Callable[[], nn.Module]) -> None:
+def test_anything_but_a_plain_float32_layer_is_called(
+    convolutions: list[int], make: Callable[[], nn.Module]
+) -> None:
     layer = make()
-    x = torch.randn(2, 3, 8, dtype=next((parameter.dtype for parameter in layer.parameters()), torch.float32))
+    x = torch.randn(
+        2, 3, 8, dtype=next((parameter.dtype for parameter in layer.parameters()), torch.float32)
+    )
     torch.testing.assert_close(apply_linear(layer, x), layer(x), rtol=0, atol=0)
     assert convolutions == []
 
@@ -77,7 +90,9 @@ def test_autograd_autocast_and_tracing_see_a_linear_layer(convolutions: list[int
 
 
 @torch.no_grad()
-def test_small_products_are_not_worth_it(convolutions: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_products_are_not_worth_it(
+    convolutions: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer, x = nn.Linear(8, 8), torch.randn(2, 3, 8)
     monkeypatch.setattr(linear, "MIN_PRODUCTS", 2 * 3 * 8 * 8)
     apply_linear(layer, x)

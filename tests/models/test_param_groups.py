@@ -19,14 +19,19 @@ from swag_models.models import group_parameters
 FAMILIES = ("vit", "regnet")
 
 
-def name_groups(model: nn.Module, groups: list[dict[str, Any]], lr: float = 1.0) -> dict[str, tuple[float, float]]:
+def name_groups(
+    model: nn.Module, groups: list[dict[str, Any]], lr: float = 1.0
+) -> dict[str, tuple[float, float]]:
     """(learning rate, weight decay) of each parameter in the groups; no parameter is in two."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     named: dict[str, tuple[float, float]] = {}
     for group in groups:
         for parameter in group["params"]:
             assert names[parameter] not in named
-            named[names[parameter]] = (group.get("lr", lr * group.get("lr_scale", 1.0)), group["weight_decay"])
+            named[names[parameter]] = (
+                group.get("lr", lr * group.get("lr_scale", 1.0)),
+                group["weight_decay"],
+            )
     return named
 
 
@@ -54,27 +59,45 @@ class TestAgainstTimm:
         assert name_groups(model, ours) == name_groups(twin, theirs, lr=0.3)
         assert len(ours) == 2
 
-    def test_timms_own_functions_group_it_as_its_own_model(self, family: str, num_classes: int | None) -> None:
+    def test_timms_own_functions_group_it_as_its_own_model(
+        self, family: str, num_classes: int | None
+    ) -> None:
         model = tiny(family, num_classes=num_classes)
         twin = timm_twin(model)
         for coarse in (False, True):
-            ours, theirs = (timm_group_parameters(each, each.group_matcher(coarse), reverse=True) for each in (model, twin))
+            ours, theirs = (
+                timm_group_parameters(each, each.group_matcher(coarse), reverse=True)
+                for each in (model, twin)
+            )
             assert ours == theirs
-            ours, theirs = (group_modules(each, each.group_matcher(coarse), reverse=True) for each in (model, twin))
-            assert {name: layer for name, layer in ours.items() if name} == {n: layer for n, layer in theirs.items() if n}
+            ours, theirs = (
+                group_modules(each, each.group_matcher(coarse), reverse=True)
+                for each in (model, twin)
+            )
+            assert {name: layer for name, layer in ours.items() if name} == {
+                n: layer for n, layer in theirs.items() if n
+            }
         ours, theirs = (
-            create_optimizer_v2(each, "adamw", lr=0.1, weight_decay=0.05, layer_decay=0.6).param_groups
+            create_optimizer_v2(
+                each, "adamw", lr=0.1, weight_decay=0.05, layer_decay=0.6
+            ).param_groups
             for each in (model, twin)
         )
         assert name_groups(model, ours) == name_groups(twin, theirs)
         assert [group["lr_scale"] for group in ours] == [group["lr_scale"] for group in theirs]
 
-    def test_layers_are_those_of_the_group_matcher(self, family: str, num_classes: int | None) -> None:
+    def test_layers_are_those_of_the_group_matcher(
+        self, family: str, num_classes: int | None
+    ) -> None:
         model = tiny(family, num_classes=num_classes)
         layers = timm_group_parameters(model, model.group_matcher(), reverse=True)
         for number, parts in enumerate(model.layers):
             for part in parts:
-                found = {layer for name, layer in layers.items() if name == part or name.startswith(f"{part}.")}
+                found = {
+                    layer
+                    for name, layer in layers.items()
+                    if name == part or name.startswith(f"{part}.")
+                }
                 assert found == {number}
 
 
@@ -82,37 +105,52 @@ class TestAgainstTimm:
 class TestGroups:
     def test_the_head_learns_fastest_and_the_stem_slowest(self, family: str) -> None:
         model = tiny(family)
-        rates = name_groups(model, group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5))
-        stem, head = {"vit": ("patch_embed.proj.weight", "head.weight"), "regnet": ("stem.conv.weight", "head.fc.weight")}[
-            family
-        ]
+        rates = name_groups(
+            model, group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5)
+        )
+        stem, head = {
+            "vit": ("patch_embed.proj.weight", "head.weight"),
+            "regnet": ("stem.conv.weight", "head.fc.weight"),
+        }[family]
         assert rates[head] == (0.01, 0.1)
         assert rates[stem] == (pytest.approx(0.01 * 0.5 ** len(model.layers)), 0.1)
         assert all(rates[stem][0] <= rate <= 0.01 for rate, _ in rates.values())
 
     def test_what_is_frozen_is_left_out_and_the_other_rates_stay(self, family: str) -> None:
         model = tiny(family)
-        before = name_groups(model, group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5))
+        before = name_groups(
+            model, group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5)
+        )
         model.freeze({"vit": "blocks.0", "regnet": "s3"}[family])
-        after = name_groups(model, group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5))
-        assert after.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        after = name_groups(
+            model, group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5)
+        )
+        assert after.keys() == {
+            name for name, parameter in model.named_parameters() if parameter.requires_grad
+        }
         assert 0 < len(after) < len(before)
         assert after.items() <= before.items()
 
     def test_an_optimizer_takes_them_and_a_schedule_keeps_their_ratios(self, family: str) -> None:
         model = tiny(family).train()
-        optimizer = torch.optim.AdamW(group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5))
+        optimizer = torch.optim.AdamW(
+            group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5)
+        )
         before = [group["lr"] for group in optimizer.param_groups]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1**step)
         model(images(4)).square().mean().backward()
         optimizer.step()
         schedule.step()
-        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 * rate for rate in before])
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+            [0.1 * rate for rate in before]
+        )
         assert len(set(before)) == len(model.layers) + 1
 
     def test_an_unknown_exemption_is_refused(self, family: str) -> None:
-        with pytest.raises(ConfigError, match="exempt is 'norm'; allowed: nothing, norms, norms and biases"):
-            group_parameters(tiny(family), lr=0.1, weight_decay=0.1, exempt="norm")
+        with pytest.raises(
+            ConfigError, match="no_decay is 'norm'; allowed: nothing, norms, norms and biases"
+        ):
+            group_parameters(tiny(family), lr=0.1, weight_decay=0.1, no_decay="norm")
 
     @pytest.mark.parametrize("layer_decay", [0, -0.5, 1.5, float("nan")])
     def test_impossible_decay_is_refused(self, family: str, layer_decay: float) -> None:

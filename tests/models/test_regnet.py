@@ -20,7 +20,9 @@ from swag_models.models import RegNet, build
 from swag_models.spec import RegNetConfig
 
 RULES = {  # timm's RegNetY models that follow the paper without additions
-    name: shape for name, shape in model_cfgs.items() if name.startswith("regnety_") and not name.endswith(("_tv", "_sgn"))
+    name: shape
+    for name, shape in model_cfgs.items()
+    if name.startswith("regnety_") and not name.endswith(("_tv", "_sgn"))
 }
 
 
@@ -39,14 +41,24 @@ def test_stages_follow_the_published_rule(name: str) -> None:
     blocks, stages, groups = generate_regnet(rule.wa, rule.w0, rule.wm, rule.depth, rule.group_size)
     widths = sorted(set(blocks))
     adjusted, _ = adjust_widths_groups_comp(widths, [1.0] * stages, groups)
-    ours = RegNetConfig(depth=rule.depth, w_0=rule.w0, w_a=rule.wa, w_m=rule.wm, group_width=rule.group_size)
-    assert ours.stages == tuple((width, blocks.count(before)) for before, width in zip(widths, adjusted))
+    ours = RegNetConfig(
+        depth=rule.depth, w_0=rule.w0, w_a=rule.wa, w_m=rule.wm, group_width=rule.group_size
+    )
+    assert ours.stages == tuple(
+        (width, blocks.count(before)) for before, width in zip(widths, adjusted)
+    )
 
 
-@pytest.mark.parametrize("config", [REGNETY_16GF, REGNETY_32GF, REGNETY_128GF], ids=lambda config: str(config.w_0))
+@pytest.mark.parametrize(
+    "config", [REGNETY_16GF, REGNETY_32GF, REGNETY_128GF], ids=lambda config: str(config.w_0)
+)
 def test_stages_of_the_published_models_are_torchvisions(config: RegNetConfig) -> None:
     theirs = BlockParams.from_init_params(
-        depth=config.depth, w_0=config.w_0, w_a=config.w_a, w_m=config.w_m, group_width=config.group_width
+        depth=config.depth,
+        w_0=config.w_0,
+        w_a=config.w_a,
+        w_m=config.w_m,
+        group_width=config.group_width,
     )
     assert config.stages == tuple(zip(theirs.widths, theirs.depths))
 
@@ -54,7 +66,11 @@ def test_stages_of_the_published_models_are_torchvisions(config: RegNetConfig) -
 class TestEquality:
     @pytest.mark.parametrize("image_size", [64, 32, (96, 40), (33, 47)])
     def test_with_torchvision(self, image_size: int | tuple[int, int]) -> None:
-        model, reference, batch = tiny("regnet"), torchvision_twin(REGNET, 10, 64), images(image_size=image_size)
+        model, reference, batch = (
+            tiny("regnet"),
+            torchvision_twin(REGNET, 10, 64),
+            images(image_size=image_size),
+        )
         reference.load_state_dict(translate_layout(model.state_dict(), "torchvision"))
         assert deviation(model(batch), reference(batch)) < 1e-4
 
@@ -65,10 +81,17 @@ class TestEquality:
         assert deviation(model(batch), reference(batch)) < 1e-4
         assert deviation(model.forward_features(batch), reference.forward_features(batch)) < 1e-4
         pooled = reference.forward_head(reference.forward_features(batch), pre_logits=True)
-        assert deviation(model.forward_head(model.forward_features(batch), pre_logits=True), pooled) < 1e-4
+        assert (
+            deviation(model.forward_head(model.forward_features(batch), pre_logits=True), pooled)
+            < 1e-4
+        )
 
     def test_of_features_without_a_head_with_timm(self) -> None:
-        model, reference, batch = tiny("regnet", num_classes=None), timm_regnet(num_classes=0), images()
+        model, reference, batch = (
+            tiny("regnet", num_classes=None),
+            timm_regnet(num_classes=0),
+            images(),
+        )
         reference.load_state_dict(model.state_dict())
         assert model(batch).shape == (2, 128, 2, 2)
         assert deviation(model(batch), reference.forward_features(batch)) < 1e-4
@@ -81,7 +104,11 @@ class TestEquality:
         assert deviation(model(batch), reference(batch)) < 1e-4
 
     def test_of_batch_statistics_and_their_running_means_with_torchvision(self) -> None:
-        model, reference, batch = tiny("regnet").train(), torchvision_twin(REGNET, 10, 64).train(), images(8)
+        model, reference, batch = (
+            tiny("regnet").train(),
+            torchvision_twin(REGNET, 10, 64).train(),
+            images(8),
+        )
         reference.load_state_dict(translate_layout(model.state_dict(), "torchvision"))
         assert deviation(model(batch), reference(batch)) < 1e-3
         theirs = reference.state_dict()
@@ -109,7 +136,9 @@ class TestEquality:
 
 class TestFeatureMap:
     @pytest.mark.parametrize("image_size", [64, (96, 224)])
-    def test_is_a_thirty_second_of_the_image_and_contiguous(self, image_size: int | tuple[int, int]) -> None:
+    def test_is_a_thirty_second_of_the_image_and_contiguous(
+        self, image_size: int | tuple[int, int]
+    ) -> None:
         height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
         for model in (tiny("regnet", num_classes=None), tiny("regnet").train()):
             features = model.forward_features(images(image_size=image_size))
@@ -130,7 +159,9 @@ class TestFeatureMap:
 
 
 class TestErrors:
-    @pytest.mark.parametrize(("image_size", "shown"), [(31, "31x31"), ((64, 16), "64x16"), ((8, 64), "8x64")])
+    @pytest.mark.parametrize(
+        ("image_size", "shown"), [(31, "31x31"), ((64, 16), "64x16"), ((8, 64), "8x64")]
+    )
     def test_image_below_32_pixels(self, image_size: int | tuple[int, int], shown: str) -> None:
         message = f"image size {shown} is too small; a RegNet needs at least 32x32"
         with pytest.raises(ConfigError, match=message):
@@ -139,7 +170,9 @@ class TestErrors:
             tiny("regnet")(images(image_size=image_size))
 
     def test_attention_dropout(self) -> None:
-        with pytest.raises(ConfigError, match=r"attn_drop_rate is 0\.1; a RegNet has no attention, leave it at 0"):
+        with pytest.raises(
+            ConfigError, match=r"attn_drop_rate is 0\.1; a RegNet has no attention, leave it at 0"
+        ):
             build(REGNET, num_classes=10, image_size=64, attn_drop_rate=0.1)
 
     def test_token_pooling(self) -> None:
@@ -157,9 +190,15 @@ def initial_state() -> dict[str, Tensor]:
 class TestInitialisation:
     def test_is_as_documented(self) -> None:
         state = initial_state()
-        assert float(state["stem.conv.weight"].std()) == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.1)
-        assert float(state["s4.b1.conv1.conv.weight"].std()) == pytest.approx((2 / 3024) ** 0.5, rel=0.01)
-        assert float(state["s4.b1.conv2.conv.weight"].std()) == pytest.approx((2 / (9 * 3024)) ** 0.5, rel=0.01)
+        assert float(state["stem.conv.weight"].std()) == pytest.approx(
+            (2 / (9 * 32)) ** 0.5, rel=0.1
+        )
+        assert float(state["s4.b1.conv1.conv.weight"].std()) == pytest.approx(
+            (2 / 3024) ** 0.5, rel=0.01
+        )
+        assert float(state["s4.b1.conv2.conv.weight"].std()) == pytest.approx(
+            (2 / (9 * 3024)) ** 0.5, rel=0.01
+        )
         assert float(state["head.fc.weight"].std()) == pytest.approx(0.01, rel=0.05)
         assert not state["head.fc.bias"].any()
         for name, tensor in state.items():
@@ -173,5 +212,7 @@ class TestInitialisation:
             if ours.is_floating_point():
                 theirs = twin[name]
                 spread = float(theirs.std())
-                assert float(ours.mean()) == pytest.approx(float(theirs.mean()), abs=0.5 * spread + 1e-9), name
+                assert float(ours.mean()) == pytest.approx(
+                    float(theirs.mean()), abs=0.5 * spread + 1e-9
+                ), name
                 assert float(ours.std()) == pytest.approx(spread, rel=0.25, abs=1e-9), name

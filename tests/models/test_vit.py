@@ -27,7 +27,9 @@ def at_size(model: ViT, image_size: int | tuple[int, int]) -> ViT:
     """The same weights in a model made for another image size."""
     made = build(VIT, num_classes=model.num_classes, image_size=image_size)
     state = dict(model.state_dict())
-    state["pos_embed"] = resize_position_embedding(state["pos_embed"], model.grid_size, made.grid_size)
+    state["pos_embed"] = resize_position_embedding(
+        state["pos_embed"], model.grid_size, made.grid_size
+    )
     made.load_state_dict(state)
     return made.eval().to(model.pos_embed.dtype)
 
@@ -40,7 +42,11 @@ class TestEquality:
 
     @pytest.mark.parametrize("image_size", [32, 96])
     def test_with_torchvision_at_another_size(self, image_size: int) -> None:
-        model, reference, batch = tiny("vit"), torchvision_twin(VIT, 10, image_size), images(image_size=image_size)
+        model, reference, batch = (
+            tiny("vit"),
+            torchvision_twin(VIT, 10, image_size),
+            images(image_size=image_size),
+        )
         state = translate_layout(model.state_dict(), "torchvision")
         reference.load_state_dict(interpolate_embeddings(image_size, VIT.patch_size, state))
         assert deviation(model(batch), reference(batch)) < 1e-4
@@ -56,7 +62,11 @@ class TestEquality:
         assert deviation(model.forward_features(batch), reference.forward_features(batch)) < 1e-4
 
     def test_with_timm_when_patch_tokens_are_averaged(self) -> None:
-        model, reference, batch = tiny("vit", global_pool="avg"), timm_vit(global_pool="avg", fc_norm=False), images()
+        model, reference, batch = (
+            tiny("vit", global_pool="avg"),
+            timm_vit(global_pool="avg", fc_norm=False),
+            images(),
+        )
         reference.load_state_dict(model.state_dict())
         assert deviation(model(batch), reference(batch)) < 1e-4
         token = tiny("vit")
@@ -147,7 +157,9 @@ CHANGES = [
 class TestOtherInputSizes:
     @pytest.mark.parametrize("image_size", OTHER_SIZES)
     @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-    def test_equals_a_model_made_for_that_size(self, image_size: int | tuple[int, int], mode: Callable[[], Any]) -> None:
+    def test_equals_a_model_made_for_that_size(
+        self, image_size: int | tuple[int, int], mode: Callable[[], Any]
+    ) -> None:
         model, batch = tiny("vit"), images(image_size=image_size)
         with mode():
             outputs = [model(batch) for _ in range(2)]
@@ -164,7 +176,9 @@ class TestOtherInputSizes:
 
     @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
     @pytest.mark.parametrize("change", CHANGES)
-    def test_a_changed_parameter_takes_effect(self, change: Callable[[ViT], None], mode: Callable[[], Any]) -> None:
+    def test_a_changed_parameter_takes_effect(
+        self, change: Callable[[ViT], None], mode: Callable[[], Any]
+    ) -> None:
         model, batch = tiny("vit"), images(image_size=96)
         with mode():
             before = model(batch)
@@ -204,7 +218,9 @@ class TestOtherInputSizes:
             model(images(image_size=96)).sum().backward()
         assert model.patch_embed.proj.weight.grad.any()
 
-    @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    @pytest.mark.parametrize(
+        "clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
+    )
     def test_copies_do_not_share_what_was_kept(self, clone: Callable[[ViT], ViT]) -> None:
         model, batch = tiny("vit"), images(image_size=96)
         with torch.no_grad():
@@ -227,13 +243,20 @@ class TestOtherInputSizes:
         torch._dynamo.reset()
         with torch.no_grad():
             expected = model(batch)
-            assert deviation(torch.compile(model, backend="eager", fullgraph=True)(batch), expected) < 1e-5
+            assert (
+                deviation(torch.compile(model, backend="eager", fullgraph=True)(batch), expected)
+                < 1e-5
+            )
         shapes = {"x": {0: torch.export.Dim("batch")}}
         exported = torch.export.export(model, (batch,), dynamic_shapes=shapes).module()
         assert deviation(exported(batch[:1].repeat(3, 1, 1, 1)), expected[:1].repeat(3, 1)) < 1e-5
 
-    @pytest.mark.parametrize(("image_size", "shown"), [(65, "65x65"), ((64, 60), "64x60"), ((4, 64), "4x64")])
-    def test_size_that_no_patch_divides_is_refused(self, image_size: int | tuple[int, int], shown: str) -> None:
+    @pytest.mark.parametrize(
+        ("image_size", "shown"), [(65, "65x65"), ((64, 60), "64x60"), ((4, 64), "4x64")]
+    )
+    def test_size_that_no_patch_divides_is_refused(
+        self, image_size: int | tuple[int, int], shown: str
+    ) -> None:
         message = f"image size {shown} is not a multiple of the patch size 8"
         with pytest.raises(ConfigError, match=message):
             tiny("vit")(images(image_size=image_size))
@@ -261,6 +284,10 @@ class TestInitialisation:
         twin = torchvision_twin(VIT_B16, 10, 224).state_dict()
         for name, ours in translate_layout(state, "torchvision").items():
             theirs = twin[name]
-            assert float(ours.mean()) == pytest.approx(float(theirs.mean()), abs=0.3 * float(theirs.std()) + 1e-9), name
+            assert float(ours.mean()) == pytest.approx(
+                float(theirs.mean()), abs=0.3 * float(theirs.std()) + 1e-9
+            ), name
             assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=0.2, abs=1e-9), name
-            assert float(ours.abs().max()) == pytest.approx(float(theirs.abs().max()), rel=0.5, abs=1e-9), name
+            assert float(ours.abs().max()) == pytest.approx(
+                float(theirs.abs().max()), rel=0.5, abs=1e-9
+            ), name

@@ -38,7 +38,9 @@ def test_every_model_has_a_card_that_the_hubs_client_reads(name: str) -> None:
     assert data.license == spec.license
     assert data.pipeline_tag == ("image-classification" if headed else "image-feature-extraction")
     assert data.library_name == "swag_models"
-    others = set() if name == "regnety_nano_hashtags" else {"timm"}  # has no RegNet with so narrow a stem
+    others = (
+        set() if name == "regnety_nano_hashtags" else {"timm"}
+    )  # has no RegNet with so narrow a stem
     assert {data.pipeline_tag, "swag_models", spec.family, *others} == set(data.tags)
     metadata = yaml.safe_load(text.split("---")[1])
     assert ("model-index" in metadata) == (spec.metrics is not None)
@@ -48,7 +50,10 @@ def test_every_model_has_a_card_that_the_hubs_client_reads(name: str) -> None:
 def test_accuracy_is_told_as_the_hub_wants_it() -> None:
     data = read_card(replace(SPEC, metrics=Metrics("My Flowers (test)", top1=91.5, top5=99))).data
     assert data.metrics == ["accuracy"]
-    results = [(each.metric_name, each.metric_value, each.dataset_name, each.dataset_type) for each in data.eval_results]
+    results = [
+        (each.metric_name, each.metric_value, each.dataset_name, each.dataset_type)
+        for each in data.eval_results
+    ]
     flowers = ("My Flowers (test)", "my-flowers-test")
     assert results == [("Top-1 accuracy", 91.5, *flowers), ("Top-5 accuracy", 99, *flowers)]
 
@@ -63,8 +68,18 @@ def test_without_accuracy_none_is_told() -> None:
     ("license", "url", "expected", "said"),
     [
         ("mit", "", ("mit", None, None), "licensed mit."),
-        ("apache-2.0", "https://x/l", ("apache-2.0", None, None), "licensed [apache-2.0](https://x/l)."),
-        ("my-own-1.0", "https://x/l", ("other", "my-own-1.0", "https://x/l"), "licensed [my-own-1.0](https://x/l)."),
+        (
+            "apache-2.0",
+            "https://x/l",
+            ("apache-2.0", None, None),
+            "licensed [apache-2.0](https://x/l).",
+        ),
+        (
+            "my-own-1.0",
+            "https://x/l",
+            ("other", "my-own-1.0", "https://x/l"),
+            "licensed [my-own-1.0](https://x/l).",
+        ),
         ("cc-by-nc-4.0", "", ("cc-by-nc-4.0", None, None), "**cc-by-nc-4.0: no commercial use**"),
         ("unknown", "", ("unknown", None, None), "**No licence is stated.**"),
     ],
@@ -138,12 +153,20 @@ def test_the_examples_run(tmp_path: Path, caches: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
     script = "\n".join([*snippets, "assert output.shape == (1, 10) and model.num_classes == 10"])
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_base_model_is_the_repository_that_the_weights_came_from(tmp_path: Path) -> None:
     model = load_tiny()
     model.spec = replace(VIT_SPEC, sources=swag_models.get_spec("regnety_16gf").sources)
-    assert ModelCard.load(save(model, tmp_path) / "README.md").data.base_model == "timm/regnety_160.swag_lc_in1k"
-    assert ModelCard.load(save(model, tmp_path, base_model="org/own") / "README.md").data.base_model == "org/own"
+    assert (
+        ModelCard.load(save(model, tmp_path) / "README.md").data.base_model
+        == "timm/regnety_160.swag_lc_in1k"
+    )
+    assert (
+        ModelCard.load(save(model, tmp_path, base_model="org/own") / "README.md").data.base_model
+        == "org/own"
+    )

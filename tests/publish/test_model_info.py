@@ -65,14 +65,17 @@ class TestWhatIsSaid:
         model.reset_classifier(2)
         assert self.spec_of(model, folder).classes is None
         assert "my_model: its 2 classes have no names; give them with classes=[...]" in caplog.text
-        with pytest.raises(ConfigError, match="my_model has 2 classes without names; save it again with classes="):
+        with pytest.raises(
+            ConfigError, match="my_model has 2 classes without names; save it again with classes="
+        ):
             load_classes(folder)
         assert self.spec_of(model, folder, classes=["cat", "dog"]).classes == ("cat", "dog")
         assert load_classes(folder) == ("cat", "dog")
         model.reset_classifier(None)
         assert self.spec_of(model, folder).classes is None
         with pytest.raises(
-            ConfigError, match="my_model gives features and has no classes; models with classes: vit_nano_hashtags"
+            ConfigError,
+            match="my_model gives features and has no classes; models with classes: vit_nano_hashtags",
         ):
             load_classes(folder)
 
@@ -98,25 +101,37 @@ class TestWhatIsSaid:
         save(load_tiny(num_classes=1000), folder, classes="imagenet-1k")
         assert load_classes(folder)[:2] == ("tench", "goldfish")
 
-    def test_a_licence_goes_with_the_weights(self, folder: Path, tmp_path: Path, caplog: Caplog) -> None:
+    def test_a_licence_goes_with_the_weights(
+        self, folder: Path, tmp_path: Path, caplog: Caplog
+    ) -> None:
         save_file(load_tiny().state_dict(), tmp_path / "theirs.safetensors")
         model = load_model(VIT_SPEC, weights=tmp_path / "theirs.safetensors")
         spec = self.spec_of(model, folder)
         assert (
-            (spec.license, spec.license_url) == (VIT_SPEC.license, VIT_SPEC.license_url) == ("cc-by-nc-4.0", spec.license_url)
+            (spec.license, spec.license_url)
+            == (VIT_SPEC.license, VIT_SPEC.license_url)
+            == ("cc-by-nc-4.0", spec.license_url)
         )
         assert not caplog.messages
         assert self.spec_of(load_model(folder), folder).license == "cc-by-nc-4.0"
         assert self.spec_of(model, folder, license="MIT").license == "mit"
-        assert "my_model: the weights derive from tiny_vit, licensed CC-BY-NC-4.0 (https" in caplog.text
+        assert (
+            "my_model: the weights derive from tiny_vit, licensed CC-BY-NC-4.0 (https"
+            in caplog.text
+        )
 
-    def test_weights_of_ones_own_have_no_licence_until_one_is_stated(self, folder: Path, caplog: Caplog) -> None:
+    def test_weights_of_ones_own_have_no_licence_until_one_is_stated(
+        self, folder: Path, caplog: Caplog
+    ) -> None:
         model = load_model("vit_b16", pretrained=False, image_size=32, num_classes=2)
         assert model.spec is not None
         assert (model.spec.metrics, model.spec.license, model.spec.sources) == (None, "unknown", ())
         model = load_tiny()
         assert self.spec_of(model, folder).license == "unknown"
-        assert 'my_model: no licence is known for these weights; say which with license="..."' in caplog.text
+        assert (
+            'my_model: no licence is known for these weights; say which with license="..."'
+            in caplog.text
+        )
         spec = self.spec_of(model, folder, license="mit", license_url="https://x/license")
         assert (spec.license, spec.license_url) == ("mit", "https://x/license")
 
@@ -143,22 +158,34 @@ class TestForeignModels:
         assert "\n" not in str(caught.value)
 
     def test_of_other_libraries(self, folder: Path) -> None:
-        self.refuse(nn.Linear(2, 2), folder, "cannot publish a Linear; give the model that load_model returned")
+        self.refuse(
+            nn.Linear(2, 2),
+            folder,
+            "cannot publish a Linear; give the model that load_model returned",
+        )
 
     def test_compiled(self, folder: Path) -> None:
         model = load_tiny()
-        self.refuse(torch.compile(model), folder, "cannot publish a OptimizedModule; .* its _orig_mod")
+        self.refuse(
+            torch.compile(model), folder, "cannot publish a OptimizedModule; .* its _orig_mod"
+        )
 
     def test_with_adapters_around_it(self, folder: Path) -> None:
         peft = pytest.importorskip("peft")
         config = peft.LoraConfig(target_modules=["qkv"], r=2)
-        self.refuse(peft.get_peft_model(load_tiny(), config), folder, r"cannot publish a PeftModel; .* merge_and_unload\(\)")
+        self.refuse(
+            peft.get_peft_model(load_tiny(), config),
+            folder,
+            r"cannot publish a PeftModel; .* merge_and_unload\(\)",
+        )
 
     def test_with_adapters_in_it(self, folder: Path) -> None:
         peft = pytest.importorskip("peft")
         model = load_tiny()
         peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["qkv"], r=2), model)
-        self.refuse(model, folder, "tensors are not those of a vit_b16 .*qkv.* merge adapters into it")
+        self.refuse(
+            model, folder, "tensors are not those of a vit_b16 .*qkv.* merge adapters into it"
+        )
 
     def test_with_another_head(self, folder: Path) -> None:
         model = load_tiny()
@@ -168,7 +195,9 @@ class TestForeignModels:
     def test_with_whole_numbers_for_weights(self, folder: Path) -> None:
         model = load_tiny()
         model.head.weight = nn.Parameter(torch.zeros(10, 32, dtype=torch.int8), requires_grad=False)
-        self.refuse(model, folder, "head.weight is torch.int8; publish the model before it is quantised")
+        self.refuse(
+            model, folder, "head.weight is torch.int8; publish the model before it is quantised"
+        )
 
     def test_without_weights(self, folder: Path) -> None:
         self.refuse(load_tiny().to("meta"), folder, "on the meta device and has no weights")
@@ -177,7 +206,11 @@ class TestForeignModels:
         from swag_models.models import build
 
         model = build(VIT_SPEC.config, num_classes=2, image_size=64)
-        self.refuse(model, folder, "does not say where it came from; make it with load_model, or set its attribute spec")
+        self.refuse(
+            model,
+            folder,
+            "does not say where it came from; make it with load_model, or set its attribute spec",
+        )
         model.spec = VIT_SPEC
         assert save(model, folder.with_name("other")).is_dir()
 

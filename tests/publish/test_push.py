@@ -24,9 +24,13 @@ def test_a_folder_goes_and_comes_back_the_same(
     assert sent, errors
     address, commit, url, files = sent
     assert (address, url) == (f"hf-hub:{REPO}", f"{hub.url}/{REPO}/commit/{commit}")
-    assert len(hub.repos[REPO].commits) == 2  # that the repository began with, and one for all files
+    assert (
+        len(hub.repos[REPO].commits) == 2
+    )  # that the repository began with, and one for all files
     there = hub.repos[REPO].commits[commit]
-    assert {name: len(content) for name, content in there.items() if name != ".gitattributes"} == files
+    assert {
+        name: len(content) for name, content in there.items() if name != ".gitattributes"
+    } == files
     assert there["model.safetensors"] == (folders["first"] / "model.safetensors").read_bytes()
     assert b'load_model("hf-hub:org/tiny")' in there["README.md"]
     assert b'timm.create_model("hf-hub:org/tiny", pretrained=True)' in there["README.md"]
@@ -66,7 +70,9 @@ def test_weights_and_a_recipe_that_an_earlier_version_left_are_deleted_in_the_sa
     assert left == [".gitattributes", "README.md", "config.json", "model.safetensors", "notes.txt"]
 
 
-def test_only_the_published_files_are_sent(hub: Hub, token: None, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_only_the_published_files_are_sent(
+    hub: Hub, token: None, folders: dict[str, Path], tmp_path: Path
+) -> None:
     for name, content in read_files(folders["first"]).items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / ".env").write_text("SECRET=1")
@@ -75,7 +81,9 @@ def test_only_the_published_files_are_sent(hub: Hub, token: None, folders: dict[
     assert ".env" not in hub.repos[REPO].commits[sent[1]]
 
 
-def test_a_branch_is_made_and_named_in_the_card(hub: Hub, token: None, folders: dict[str, Path]) -> None:
+def test_a_branch_is_made_and_named_in_the_card(
+    hub: Hub, token: None, folders: dict[str, Path]
+) -> None:
     sent, errors = push(folders["first"], revision="try/1", private=True)
     assert sent, errors
     assert sent[0] == "hf-hub:org/tiny@try/1"
@@ -86,11 +94,15 @@ def test_a_branch_is_made_and_named_in_the_card(hub: Hub, token: None, folders: 
     assert get("hf-hub:org/tiny@try/1").commit == sent[1]
 
 
-def test_what_is_to_be_private_is_not_sent_to_a_public_repository(hub: Hub, token: None, folders: dict[str, Path]) -> None:
+def test_what_is_to_be_private_is_not_sent_to_a_public_repository(
+    hub: Hub, token: None, folders: dict[str, Path]
+) -> None:
     commit = hub.put_repo(REPO, read_files(folders["first"]))
     sent, errors = push(folders["second"], private=True)
     assert sent is None
-    assert re.search("PublishError: org/tiny is there already, and public; make it private on its page", errors)
+    assert re.search(
+        "PublishError: org/tiny is there already, and public; make it private on its page", errors
+    )
     assert hub.repos[REPO].branches["main"] == commit
 
 
@@ -116,15 +128,26 @@ def test_a_dry_run_asks_nothing(hub: Hub, folders: dict[str, Path]) -> None:
 def test_without_token_nothing_is_asked(hub: Hub, folders: dict[str, Path]) -> None:
     sent, errors = push(folders["first"])
     assert sent is None
-    assert errors.strip() == f"PublishError: no token to write to {REPO} with; set HF_TOKEN, or run: hf auth login"
+    assert (
+        errors.strip()
+        == f"PublishError: no token to write to {REPO} with; set HF_TOKEN, or run: hf auth login"
+    )
     assert not hub.requests
 
 
 @pytest.mark.parametrize(
     ("token", "repo", "message"),
     [
-        (READER, REPO, r"nothing was published: no permission for org/tiny \(HTTP 403: .*\); set HF_TOKEN"),
-        ("hf_stolen", REPO, r"nothing was published: no permission for org/tiny \(HTTP 401: Invalid credentials"),
+        (
+            READER,
+            REPO,
+            r"nothing was published: no permission for org/tiny \(HTTP 403: .*\); set HF_TOKEN",
+        ),
+        (
+            "hf_stolen",
+            REPO,
+            r"nothing was published: no permission for org/tiny \(HTTP 401: Invalid credentials",
+        ),
         (WRITER, "tiny", "repository is 'tiny'; write org/repo, and the branch as revision="),
         (WRITER, "org/tiny@dev", "repository is 'org/tiny@dev'"),
         (WRITER, "org/a/b", "repository is 'org/a/b'"),
@@ -133,7 +156,12 @@ def test_without_token_nothing_is_asked(hub: Hub, folders: dict[str, Path]) -> N
     ],
 )
 def test_what_the_hub_does_not_take_is_one_line(
-    hub: Hub, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, token: str, repo: str, message: str
+    hub: Hub,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    token: str,
+    repo: str,
+    message: str,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     sent, errors = push(folders["first"], repo)
@@ -150,29 +178,42 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
         monkeypatch.setenv("HF_ENDPOINT", gone.url)
     sent, errors = push(folders["first"])
     assert sent is None
-    assert re.fullmatch(r"PublishError: nothing was published: the Hub cannot be reached \(.*refused\)\n", errors)
+    assert re.fullmatch(
+        r"PublishError: nothing was published: the Hub cannot be reached \(.*refused\)\n", errors
+    )
 
 
-def test_a_refused_upload_publishes_nothing(hub: Hub, token: None, folders: dict[str, Path]) -> None:
+def test_a_refused_upload_publishes_nothing(
+    hub: Hub, token: None, folders: dict[str, Path]
+) -> None:
     path = f"/storage/{sha256(folders['first'] / 'model.safetensors')}"
     hub.twists[path] = [Twist(status=403)]
     sent, errors = push(folders["first"])
     assert sent is None
-    assert re.search(r"PublishError: nothing was published: no permission for org/tiny \(HTTP 403: Forbidden\)", errors)
+    assert re.search(
+        r"PublishError: nothing was published: no permission for org/tiny \(HTTP 403: Forbidden\)",
+        errors,
+    )
     assert len(hub.repos[REPO].commits) == 1
 
 
-def test_a_folder_whose_weights_changed_is_not_sent(hub: Hub, token: None, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_whose_weights_changed_is_not_sent(
+    hub: Hub, token: None, folders: dict[str, Path], tmp_path: Path
+) -> None:
     for name, content in read_files(folders["first"]).items():
         (tmp_path / name).write_bytes(content)
-    (tmp_path / "model.safetensors").write_bytes((folders["second"] / "model.safetensors").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(
+        (folders["second"] / "model.safetensors").read_bytes()
+    )
     sent, errors = push(tmp_path)
     assert sent is None
     assert "SHA-256 is" in errors
     assert not hub.requests
 
 
-def test_a_kill_while_sending_leaves_the_repository_as_it_was(hub: Hub, token: None, folders: dict[str, Path]) -> None:
+def test_a_kill_while_sending_leaves_the_repository_as_it_was(
+    hub: Hub, token: None, folders: dict[str, Path]
+) -> None:
     commit = hub.put_repo(REPO, read_files(folders["second"]))
     path = f"/storage/{sha256(folders['first'] / 'model.safetensors')}"
     hub.twists[path] = [Twist(hold=0)]

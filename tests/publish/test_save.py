@@ -19,7 +19,13 @@ from torch import nn
 
 import swag_models
 from swag_models import load_model, load_preprocess
-from swag_models.errors import CheckpointError, ConfigError, FetchError, PublishError, UnknownModelError
+from swag_models.errors import (
+    CheckpointError,
+    ConfigError,
+    FetchError,
+    PublishError,
+    UnknownModelError,
+)
 from swag_models.hub.fetch import verify_weights
 from swag_models.hub.hf_format import CONFIG, INDEX
 from swag_models.publish import push, save
@@ -46,17 +52,31 @@ class TestRoundTrip:
     @every_family
     @pytest.mark.parametrize(
         "options",
-        [{}, {"num_classes": None}, {"num_classes": 3, "image_size": 32}, {"image_size": (96, 64)}, {"in_chans": 1}],
+        [
+            {},
+            {"num_classes": None},
+            {"num_classes": 3, "image_size": 32},
+            {"image_size": (96, 64)},
+            {"in_chans": 1},
+        ],
         ids=["plain", "trunk", "small", "oblong", "grey"],
     )
-    def test_a_folder_loads_as_the_model_that_was_saved(self, family: str, options: dict[str, Any], folder: Path) -> None:
+    def test_a_folder_loads_as_the_model_that_was_saved(
+        self, family: str, options: dict[str, Any], folder: Path
+    ) -> None:
         model = load_tiny(family, **options)
         assert save(model, folder) == folder
         loaded = load_model(folder)
         assert_same(loaded, model)
-        assert (loaded.num_classes, loaded.image_size, loaded.in_chans) == (model.num_classes, model.image_size, model.in_chans)
+        assert (loaded.num_classes, loaded.image_size, loaded.in_chans) == (
+            model.num_classes,
+            model.image_size,
+            model.in_chans,
+        )
         inputs = images(2, model.image_size, model.in_chans)
-        torch.testing.assert_close(loaded(inputs), model(inputs))  # mapped weights may lie differently, which moves last bits
+        torch.testing.assert_close(
+            loaded(inputs), model(inputs)
+        )  # mapped weights may lie differently, which moves last bits
         assert load_preprocess(folder).preprocess.size == model.image_size
 
     def test_pooling_is_kept(self, folder: Path) -> None:
@@ -71,7 +91,9 @@ class TestRoundTrip:
         save(model, folder)
         assert_same(load_model(folder), model)
         resized = load_model(folder, image_size=(32, 64))
-        assert torch.equal(resized.pos_embed[0, 1:9], model.pos_embed[0, 1:9])  # the first row of patches stays the first
+        assert torch.equal(
+            resized.pos_embed[0, 1:9], model.pos_embed[0, 1:9]
+        )  # the first row of patches stays the first
         assert torch.equal(resized.pos_embed[0, -8:], model.pos_embed[0, -8:])
 
     def test_options_work_as_on_a_catalog_name(self, folder: Path, caplog: Caplog) -> None:
@@ -85,18 +107,27 @@ class TestRoundTrip:
         model = load_tiny(dtype="bfloat16")
         save(model, folder)
         assert json.loads((folder / CONFIG).read_text())["dtype"] == "bfloat16"
-        assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+        assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {
+            torch.bfloat16
+        }
         assert next(load_model(folder).parameters()).dtype == torch.float32
         assert_same(load_model(folder, dtype="bfloat16"), model)
 
     def test_a_model_from_a_folder_can_be_saved_again(self, folder: Path, tmp_path: Path) -> None:
-        save(load_tiny(image_size=(16, 64)), folder, classes=[f"c{i}" for i in range(10)], license="mit")
+        save(
+            load_tiny(image_size=(16, 64)),
+            folder,
+            classes=[f"c{i}" for i in range(10)],
+            license="mit",
+        )
         first = load_model(folder)
         again = load_model(save(first, tmp_path / "again"))
         assert_same(first, again)
         assert (again.spec.classes, again.spec.license) == (first.spec.classes, "mit")
         assert (
-            again.spec.description == first.spec.description == "derived from tiny_vit: its architecture only, not its weights"
+            again.spec.description
+            == first.spec.description
+            == "derived from tiny_vit: its architecture only, not its weights"
         )
         save(again, folder, description="mine,\n  and good", classes=["\xa0\u200d"] * 10)
         assert swag_models.get_spec(folder).description == "mine, and good"
@@ -107,7 +138,9 @@ class TestRoundTrip:
         assert check.ok
         assert check.path == str(folder / "model.safetensors")
 
-    def test_a_name_of_the_catalog_wins_over_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_name_of_the_catalog_wins_over_a_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(tmp_path)
         save(load_tiny(), Path(NANO))
         assert swag_models.get_spec(NANO).num_classes == 65
@@ -118,7 +151,8 @@ class TestRoundTrip:
     @pytest.mark.parametrize("name", ["no/such", "~/no_such_model", Path("no_such")])
     def test_a_folder_that_is_not_there_is_one_line(self, name: str | Path) -> None:
         with pytest.raises(
-            UnknownModelError, match=r"no folder .*no_?/?such.*; a repository of the Hub is written hf-hub:org/repo"
+            UnknownModelError,
+            match=r"no folder .*no_?/?such.*; a repository of the Hub is written hf-hub:org/repo",
         ):
             load_model(name)
 
@@ -141,13 +175,18 @@ class TestShards:
         assert all(check.ok for check in verify_weights(loaded.spec))
         assert len(verify_weights(loaded.spec)) == 1 + len(shards)
 
-    def test_a_mapped_model_is_spread_by_the_size_of_its_tensors(self, folder: Path, tmp_path: Path) -> None:
+    def test_a_mapped_model_is_spread_by_the_size_of_its_tensors(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
         save(load_tiny(), folder)
         mapped = load_model(folder)
         save(mapped, tmp_path / "whole", max_shard_size=10**6)
         assert (tmp_path / "whole" / "model.safetensors").exists()
         again = save(mapped, folder, max_shard_size=30_000)
-        sizes = [sum(tensor.nbytes for tensor in load_file(path).values()) for path in sorted(again.glob("*.safetensors"))]
+        sizes = [
+            sum(tensor.nbytes for tensor in load_file(path).values())
+            for path in sorted(again.glob("*.safetensors"))
+        ]
         assert max(sizes) <= 30_000
         assert len(sizes) > 2
         assert json.loads((again / INDEX).read_text())["metadata"]["total_size"] == sum(sizes)
@@ -169,7 +208,11 @@ class TestShards:
         assert not (folder / "model.safetensors").exists()
         assert_same(load_model(folder), model)
         save(model, folder)
-        assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, "model.safetensors"]
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "README.md",
+            CONFIG,
+            "model.safetensors",
+        ]
         assert_same(load_model(folder), model)
 
     def test_a_shard_with_other_bytes_is_found_out(self, folder: Path) -> None:
@@ -198,7 +241,10 @@ class TestShards:
         first, second = sorted(folder.glob("*.safetensors"))[:2]
         extra = dict(list(load_file(first).items())[:1])
         save_file({**load_file(second), **extra}, second)
-        with pytest.raises(CheckpointError, match=f"does not hold what {INDEX} says; they differ in {next(iter(extra))}"):
+        with pytest.raises(
+            CheckpointError,
+            match=f"does not hold what {INDEX} says; they differ in {next(iter(extra))}",
+        ):
             load_model(VIT_SPEC, weights=folder / INDEX)
 
 
@@ -213,7 +259,9 @@ class TestFolder:
         assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
         assert_same(load_model(folder), model)
 
-    def test_weights_that_are_not_those_of_the_config_are_found_out(self, folder: Path, tmp_path: Path) -> None:
+    def test_weights_that_are_not_those_of_the_config_are_found_out(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
         save(load_tiny(), folder)
         other = save(load_tiny(), tmp_path / "other")
         os.replace(other / "model.safetensors", folder / "model.safetensors")
@@ -260,9 +308,13 @@ for moment in range(3):
     def test_a_full_disk_is_one_line_and_leaves_nothing(self, folder: Path) -> None:
         from fetch_support import small_disk
 
-        model = load_model(replace(VIT_SPEC, config=replace(VIT_SPEC.config, width=256)), pretrained=False)  # type: ignore[arg-type]
+        model = load_model(
+            replace(VIT_SPEC, config=replace(VIT_SPEC.config, width=256)), pretrained=False
+        )  # type: ignore[arg-type]
         with small_disk(folder, 0.5) as disk:
-            with pytest.raises(PublishError, match=r"cannot write .*model.safetensors: .*(No space|space left)"):
+            with pytest.raises(
+                PublishError, match=r"cannot write .*model.safetensors: .*(No space|space left)"
+            ):
                 save(model, disk)
             assert not list(disk.iterdir())
 
@@ -276,11 +328,20 @@ def test_saving_logs_nothing_when_all_is_clear(folder: Path, caplog: Caplog) -> 
 def test_synsets_go_with_the_classes_they_are_of(tmp_path: Path) -> None:
     model = swag_models.load_model("vit_nano_hashtags")
     save(model, tmp_path / "kept")
-    assert swag_models.get_spec(tmp_path / "kept").synsets == swag_models.get_spec("vit_nano_hashtags").synsets
+    assert (
+        swag_models.get_spec(tmp_path / "kept").synsets
+        == swag_models.get_spec("vit_nano_hashtags").synsets
+    )
     model.reset_classifier(2)
     save(model, tmp_path / "other", classes=["cat", "dog"])
     assert swag_models.get_spec(tmp_path / "other").synsets is None
-    save(model, tmp_path / "named", classes=["cat", "dog"], synsets=["n02121620", "n02084071"], training="For an hour.")
+    save(
+        model,
+        tmp_path / "named",
+        classes=["cat", "dog"],
+        synsets=["n02121620", "n02084071"],
+        training="For an hour.",
+    )
     assert swag_models.get_spec(tmp_path / "named").synsets == ("n02121620", "n02084071")
     assert "\nFor an hour.\n" in (tmp_path / "named" / "README.md").read_text()
     with pytest.raises(ConfigError, match="1 synsets for 2 classes; give the WordNet id of each"):
@@ -295,7 +356,11 @@ def test_the_recipe_of_other_weights_goes_before_they_come(folder: Path) -> None
     (folder / "model.safetensors").mkdir()  # so that saving breaks off at the weights
     with pytest.raises(PublishError):
         save(load_tiny(), folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
 
 
 def test_what_the_recipe_leaves_in_the_folder_is_sent_too(tmp_path: Path) -> None:
@@ -303,4 +368,10 @@ def test_what_the_recipe_leaves_in_the_folder_is_sent_too(tmp_path: Path) -> Non
     for name in ("recipe.json", "vocabulary.parquet", "notes.txt"):
         (tmp_path / "model" / name).write_text("{}")
     sent = [name for name, _ in push(tmp_path / "model", "org/repo", dry_run=True).files]
-    assert sorted(sent) == ["README.md", "config.json", "model.safetensors", "recipe.json", "vocabulary.parquet"]
+    assert sorted(sent) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "recipe.json",
+        "vocabulary.parquet",
+    ]

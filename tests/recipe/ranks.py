@@ -30,10 +30,15 @@ def run_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
     They are forked from a process without threads that has imported torch, which takes seconds, once.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"])
+    context.set_forkserver_preload(
+        ["torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         meet = f"file://{Path(folder) / 'meet'}"
-        ranks = [context.Process(target=_begin, args=(rank, count, meet, work, arguments)) for rank in range(count)]
+        ranks = [
+            context.Process(target=_begin, args=(rank, count, meet, work, arguments))
+            for rank in range(count)
+        ]
         for process in ranks:
             process.start()
         try:
@@ -51,7 +56,11 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, list):
         value = dict(enumerate(value))
     if isinstance(value, dict):
-        return {path: leaf for key, each in value.items() for path, leaf in flatten(each, f"{name}/{key}").items()}
+        return {
+            path: leaf
+            for key, each in value.items()
+            for path, leaf in flatten(each, f"{name}/{key}").items()
+        }
     return {name: value}
 
 
@@ -63,11 +72,16 @@ def assert_same(one: Any, two: Any) -> None:
         other = two[name]
         if isinstance(value, torch.Tensor):
             assert (value.dtype, value.shape) == (other.dtype, other.shape), name
-            value, other = (each.detach().contiguous().flatten().view(torch.uint8).tolist() for each in (value, other))
+            value, other = (
+                each.detach().contiguous().flatten().view(torch.uint8).tolist()
+                for each in (value, other)
+            )
         assert value == other, name
 
 
-def _begin(rank: int, count: int, meet: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _begin(
+    rank: int, count: int, meet: str, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=count)

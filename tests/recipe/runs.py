@@ -21,13 +21,29 @@ from swag_models.recipe.training.checkpointer import STATE
 
 STEPS = 12
 SETTINGS = (
-    *("image_size=32", "batch_size=12", "epochs=none", f"steps={STEPS}", "augment.interpolation=bilinear"),
-    *("safety.log_every=1", "safety.checkpoint_every=4", "optimizer.lr=0.003"),
+    *(
+        "image_size=32",
+        "batch_size=12",
+        "epochs=none",
+        f"steps={STEPS}",
+        "augment.interpolation=bilinear",
+    ),
+    *("log_every=1", "checkpoint.every=4", "optimizer.lr=0.003"),
 )
 REGNET = ("arch=regnety_nano", "optimizer.kind=sgd", "optimizer.lr=0.05")
-HARD = ("ema.share=0.1", "objective.mixup=0.4", "drop_path_rate=0.2", "safety.checkpoint_every=2")  # much to go on with
+HARD = (
+    "ema.decay=0.9",
+    "objective.mixup=0.4",
+    "drop_path_rate=0.2",
+    "checkpoint.every=2",
+)  # much to go on with
 LOADED = (
-    *("torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "torchvision.transforms.v2", "safetensors.torch"),
+    *(
+        "torch.distributed.fsdp",
+        "torch.distributed.checkpoint.state_dict",
+        "torchvision.transforms.v2",
+        "safetensors.torch",
+    ),
     *("matplotlib.backends.backend_agg", "webdataset", "pyarrow.parquet", "torch._dynamo"),
 )
 PRESET = "vit_nano_hashtags"
@@ -47,10 +63,27 @@ def make_digits(root: Path, count: int, first: int = 0) -> Path:
     return root
 
 
-def spell(data: Any, output: Path, *settings: str, options: Sequence[str | Path] = (), preset: str = PRESET) -> list[str]:
+def spell(
+    data: Any,
+    output: Path,
+    *settings: str,
+    options: Sequence[str | Path] = (),
+    preset: str = PRESET,
+) -> list[str]:
     """The arguments of `swag-models recipe train`."""
     chosen = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
-    return ["recipe", "train", preset, "--data", str(data), "-o", str(output), "--quiet", *chosen, *map(str, options)]
+    return [
+        "recipe",
+        "train",
+        preset,
+        "--data",
+        str(data),
+        "-o",
+        str(output),
+        "--quiet",
+        *chosen,
+        *map(str, options),
+    ]
 
 
 def start(arguments: Sequence[str], ranks: int = 1) -> list[BaseProcess]:
@@ -60,10 +93,18 @@ def start(arguments: Sequence[str], ranks: int = 1) -> list[BaseProcess]:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["swag_models.recipe.training.trainer", "torch.utils.tensorboard", "matplotlib.figure", *LOADED]
+        [
+            "swag_models.recipe.training.trainer",
+            "torch.utils.tensorboard",
+            "matplotlib.figure",
+            *LOADED,
+        ]
     )
     port = find_port()
-    processes = [context.Process(target=_begin, args=(list(arguments), rank, ranks, port)) for rank in range(ranks)]
+    processes = [
+        context.Process(target=_begin, args=(list(arguments), rank, ranks, port))
+        for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
     return processes
@@ -107,7 +148,10 @@ def read_weights(output: Path) -> bytes:
 
 def list_steps(output: Path) -> list[int]:
     """Of complete checkpoints."""
-    return sorted(int(path.parent.name.removeprefix("step-")) for path in (output / "checkpoints").glob(f"step-*/{STATE}"))
+    return sorted(
+        int(path.parent.name.removeprefix("step-"))
+        for path in (output / "checkpoints").glob(f"step-*/{STATE}")
+    )
 
 
 def compare(one: Path, two: Path, losses: float = 2e-5, weights: float = 1e-3) -> None:
@@ -144,7 +188,12 @@ def _begin(arguments: list[str], rank: int, ranks: int, port: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     if ranks > 1:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
     errors = os.open(_find_errors(arguments), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(errors, 2)
     os.dup2(errors, 1)

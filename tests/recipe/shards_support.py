@@ -29,7 +29,10 @@ def encode_jpeg(seed: int, side: int = 8, **options: Any) -> bytes:
 
 def write_labels(path: Path, labels: Mapping[str, Label]) -> Path:
     """labels.parquet, as curating writes it."""
-    rows = [{"id": name, "classes": list(classes), "repeat": repeat} for name, (classes, repeat) in sorted(labels.items())]
+    rows = [
+        {"id": name, "classes": list(classes), "repeat": repeat}
+        for name, (classes, repeat) in sorted(labels.items())
+    ]
     kinds = [("id", pa.string()), ("classes", pa.list_(pa.int32())), ("repeat", pa.float64())]
     pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds)), path)
     return path
@@ -91,5 +94,7 @@ def read_bytes(folder: Path) -> dict[str, bytes]:
 
 def run(folder: Path, images: Any, labels: Any = None, **options: Any) -> dict[str, Any]:
     """Pack COUNT labelled images, or others, into `folder/shards`."""
-    labels = write_labels(folder / "labels.parquet", make_labels(COUNT) if labels is None else labels)
+    labels = write_labels(
+        folder / "labels.parquet", make_labels(COUNT) if labels is None else labels
+    )
     return pack(labels, images, folder / "shards", **{"processes": 1, "progress": False, **options})

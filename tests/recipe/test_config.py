@@ -9,14 +9,29 @@ from typing import Any
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import EMA, Augment, Engine, Objective, Optimizer, Run, Safety, change, walk
+from swag_models.recipe.config import (
+    EMA,
+    Augment,
+    Checkpointing,
+    Engine,
+    Objective,
+    Optimizer,
+    Run,
+    change,
+    walk,
+)
 
 RUN = Run(arch="vit_nano", image_size=32, batch_size=64, epochs=2)
 
 
 def test_a_run_survives_json() -> None:
     full = replace(
-        RUN, init="a folder", ema=EMA(0.1), optimizer=Optimizer("sgd", lr_batch=256), engine=Engine(lanes=4), warmup=0.1
+        RUN,
+        init="a folder",
+        ema=EMA(0.9),
+        optimizer=Optimizer("sgd", lr_batch=256),
+        engine=Engine(lanes=4),
+        warmup=0.1,
     )
     for run in (RUN, full):
         assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
@@ -26,14 +41,22 @@ def test_a_run_survives_json() -> None:
 
 def test_a_run_made_in_python_is_written_like_one_that_was_read() -> None:
     betas: list[float] = [0, 0.5]
-    made = replace(RUN, epochs=2, optimizer=Optimizer(lr=1, betas=betas), ema={"share": 1})  # type: ignore[arg-type]
-    assert json.dumps(made.to_dict()) == json.dumps(Run.from_dict(json.loads(json.dumps(made.to_dict()))).to_dict())
-    assert made == replace(RUN, optimizer=Optimizer(lr=1.0, betas=(0.0, 0.5)), ema=EMA(1.0))
+    made = replace(RUN, epochs=2, optimizer=Optimizer(lr=1, betas=betas), ema={"decay": 0})  # type: ignore[arg-type]
+    assert json.dumps(made.to_dict()) == json.dumps(
+        Run.from_dict(json.loads(json.dumps(made.to_dict()))).to_dict()
+    )
+    assert made == replace(RUN, optimizer=Optimizer(lr=1.0, betas=(0.0, 0.5)), ema=EMA(0.0))
     assert hash(made) == hash(Run.from_dict(made.to_dict()))
 
 
 def test_fields_left_out_have_their_defaults() -> None:
-    data = {"arch": "vit_nano", "image_size": 32, "batch_size": 64, "epochs": 2, "optimizer": {"lr": 1}}
+    data = {
+        "arch": "vit_nano",
+        "image_size": 32,
+        "batch_size": 64,
+        "epochs": 2,
+        "optimizer": {"lr": 1},
+    }
     assert Run.from_dict(data) == replace(RUN, optimizer=Optimizer(lr=1.0))
 
 
@@ -43,16 +66,22 @@ def test_fields_left_out_have_their_defaults() -> None:
         ([], RUN),
         (["batch_size=128"], replace(RUN, batch_size=128)),
         ([" batch_size = 128 "], replace(RUN, batch_size=128)),
-        (["optimizer.lr=1e-2", "optimizer.kind=sgd"], replace(RUN, optimizer=Optimizer("sgd", lr=0.01))),
+        (
+            ["optimizer.lr=1e-2", "optimizer.kind=sgd"],
+            replace(RUN, optimizer=Optimizer("sgd", lr=0.01)),
+        ),
         (["optimizer.lr=1"], replace(RUN, optimizer=Optimizer(lr=1.0))),
         (["optimizer.betas=0.8, 0.9"], replace(RUN, optimizer=Optimizer(betas=(0.8, 0.9)))),
-        (["optimizer.exempt=norms"], replace(RUN, optimizer=Optimizer(exempt="norms"))),
+        (["optimizer.no_decay=norms"], replace(RUN, optimizer=Optimizer(no_decay="norms"))),
         (["epochs=none", "steps=10"], replace(RUN, epochs=None, steps=10)),
         (["steps=10", "epochs=none"], replace(RUN, epochs=None, steps=10)),
-        (["engine.compile=true", "engine.sync_bn=False"], replace(RUN, engine=Engine(compile=True, sync_bn=False))),
-        (["ema.share=0.5"], replace(RUN, ema=EMA(share=0.5))),
-        (["ema.share=0.5", "ema=none"], RUN),
-        (["ema=None", "ema.copy=0"], replace(RUN, ema=EMA(copy=0.0))),
+        (
+            ["engine.compile=true", "engine.sync_bn=False"],
+            replace(RUN, engine=Engine(compile=True, sync_bn=False)),
+        ),
+        (["ema.decay=0.5"], replace(RUN, ema=EMA(decay=0.5))),
+        (["ema.decay=0.5", "ema=none"], RUN),
+        (["ema=None", "ema.warmup_ratio=0"], replace(RUN, ema=EMA(warmup_ratio=0.0))),
         (["init=none"], RUN),
         (["init=2024"], replace(RUN, init="2024")),
         (["init=true"], replace(RUN, init="true")),
@@ -67,7 +96,7 @@ def test_change(settings: list[str], changed: Run) -> None:
 
 def test_change_leaves_the_run_it_was_given() -> None:
     before = RUN.to_dict()
-    change(RUN, ["optimizer.lr=5", "ema.share=0.5"])
+    change(RUN, ["optimizer.lr=5", "ema.decay=0.5"])
     assert RUN.to_dict() == before
 
 
@@ -75,9 +104,15 @@ def test_change_leaves_the_run_it_was_given() -> None:
     ("setting", "message"),
     [
         ("lr", "setting 'lr' is not field=value; for example optimizer.lr=0.01"),
-        ("lr=1", "lr: a run has no field 'lr'; fields: arch, image_size, .*, optimizer, .*safety"),
+        (
+            "lr=1",
+            "lr: a run has no field 'lr'; fields: arch, image_size, .*, optimizer, .*loss_spike_factor",
+        ),
         ("=1", ": a run has no field ''; fields: arch, "),
-        ("optimizer.rate=1", "optimizer.rate: optimizer has no field 'rate'; fields: kind, lr, lr_batch, "),
+        (
+            "optimizer.rate=1",
+            "optimizer.rate: optimizer has no field 'rate'; fields: kind, lr, lr_batch, ",
+        ),
         ("ema.decay=1", "ema.decay: ema has no field 'decay'; fields: share, copy"),
         ("optimizer.lr.max=1", "optimizer.lr.max: optimizer.lr has no field 'max'; fields: none"),
         ("optimizer.kind=adam", "optimizer.kind is 'adam'; allowed: sgd, adamw"),
@@ -89,7 +124,10 @@ def test_change_leaves_the_run_it_was_given() -> None:
         ("optimizer.lr=nan", "optimizer.lr is nan; allowed: a number"),
         ("optimizer.lr=true", "optimizer.lr is True; allowed: a number"),
         ("optimizer.betas=0.9", "optimizer.betas is 0.9; allowed: 2 numbers with a comma between"),
-        ("optimizer.betas=1,2,3", r"optimizer.betas is \[1, 2, 3\]; allowed: 2 numbers with a comma between"),
+        (
+            "optimizer.betas=1,2,3",
+            r"optimizer.betas is \[1, 2, 3\]; allowed: 2 numbers with a comma between",
+        ),
         ("optimizer.betas=a,b", "optimizer.betas is 'a'; allowed: a number"),
         ("batch_size=1.5", "batch_size is 1.5; allowed: a whole number"),
         ("epochs=x", "epochs is 'x'; allowed: a number or none"),
@@ -107,7 +145,7 @@ def test_settings_that_cannot_be_are_refused(setting: str, message: str) -> None
 
 def test_a_part_set_to_a_word_does_not_hide_in_later_settings() -> None:
     with pytest.raises(ConfigError, match="ema is 5; allowed: its fields"):
-        change(RUN, ["ema=5", "ema.share=0.5"])
+        change(RUN, ["ema=5", "ema.decay=0.5"])
 
 
 RANGES: dict[str, tuple[str, str]] = {
@@ -129,17 +167,17 @@ RANGES: dict[str, tuple[str, str]] = {
     "augment.scale": ("0.5,0.1", "two shares, the smaller first"),
     "augment.ratio": ("2,1", "two positive numbers, the smaller first"),
     "augment.flip": ("2", "a probability"),
-    "ema.share": ("0", "above 0, at most 1"),
-    "ema.copy": ("2", "a share from 0 to 1"),
+    "ema.decay": ("1", "from 0 to below 1"),
+    "ema.warmup_ratio": ("2", "a fraction from 0 to 1"),
     "engine.micro_batch": ("0", "a number of samples, or none"),
     "engine.workers": ("-1", "0 or more"),
     "engine.lanes": ("0", "1 or more, or none"),
     "engine.buffer": ("0", "1 or more"),
-    "safety.checkpoint_every": ("0", "1 or more"),
-    "safety.keep": ("0", "1 or more"),
-    "safety.evaluate_every": ("0", "1 or more, or none"),
-    "safety.log_every": ("0", "1 or more"),
-    "safety.explode": ("1", "above 1, or none"),
+    "checkpoint.every": ("0", "1 or more"),
+    "checkpoint.keep": ("0", "1 or more"),
+    "eval_every": ("0", "1 or more, or none"),
+    "log_every": ("0", "1 or more"),
+    "loss_spike_factor": ("1", "above 1, or none"),
 }
 
 
@@ -155,7 +193,11 @@ def test_numbers_out_of_range_are_refused(name: str) -> None:
 
 def test_every_number_has_a_range() -> None:
     free = {"seed"}
-    values = {name: value for name, value in walk(replace(RUN, ema=EMA())) if not isinstance(value, (str, bool))}
+    values = {
+        name: value
+        for name, value in walk(replace(RUN, ema=EMA()))
+        if not isinstance(value, (str, bool))
+    }
     assert values.keys() - free == RANGES.keys() | {"init"}
 
 
@@ -164,15 +206,20 @@ def test_every_number_has_a_range() -> None:
     [
         (Optimizer, {"kind": "adam"}, "kind is 'adam'; allowed: sgd, adamw"),
         (Objective, {"kind": "hinge"}, "kind is 'hinge'; allowed: softmax, sigmoid"),
-        (Augment, {"interpolation": "nearest"}, "interpolation is 'nearest'; allowed: bicubic, bilinear"),
-        (EMA, {"share": "1"}, "share is '1'; allowed: a number"),
+        (
+            Augment,
+            {"interpolation": "nearest"},
+            "interpolation is 'nearest'; allowed: bicubic, bilinear",
+        ),
+        (EMA, {"decay": "1"}, "decay is '1'; allowed: a number"),
         (Engine, {"precision": "fp8"}, "precision is 'fp8'; allowed: fp32, bf16, fp16"),
         (Engine, {"parallel": None}, "parallel is None; allowed: ddp, fsdp"),
-        (Safety, {"bad_loss": "ignore"}, "bad_loss is 'ignore'; allowed: stop, skip"),
-        (Safety, {"keep": 1.5}, "keep is 1.5; allowed: a whole number"),
+        (Checkpointing, {"keep": 1.5}, "keep is 1.5; allowed: a whole number"),
     ],
 )
-def test_parts_made_in_python_are_checked_alike(part: Any, values: dict[str, Any], message: str) -> None:
+def test_parts_made_in_python_are_checked_alike(
+    part: Any, values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         part(**values)
 
@@ -181,7 +228,9 @@ def test_runs_made_in_python_are_checked_alike() -> None:
     wrong: Any = "none"
     with pytest.raises(ConfigError, match=r"train is 'none'; allowed: all, head"):
         replace(RUN, train=wrong)
-    with pytest.raises(ConfigError, match=r"ema is 'none'; allowed: its fields \(share, copy\) or none"):
+    with pytest.raises(
+        ConfigError, match=r"ema is 'none'; allowed: its fields \(share, copy\) or none"
+    ):
         replace(RUN, ema=wrong)
 
 
@@ -189,12 +238,27 @@ def test_runs_made_in_python_are_checked_alike() -> None:
     ("data", "message"),
     [
         ([], r"^a run is \[\]; it has fields: arch, "),
-        ({"arch": "vit_nano"}, "^a run: missing 2 required positional arguments: 'image_size' and 'batch_size'"),
-        ({**RUN.to_dict(), "learning": 1, "a": 2}, "^a run has no field a, learning; fields: arch, "),
-        ({**RUN.to_dict(), "optimizer": {"speed": 1}}, "^optimizer has no field speed; fields: kind, "),
-        ({**RUN.to_dict(), "optimizer": {"lr": -1}}, "^optimizer.lr is -1.0; allowed: a positive number"),
+        (
+            {"arch": "vit_nano"},
+            "^a run: missing 2 required positional arguments: 'image_size' and 'batch_size'",
+        ),
+        (
+            {**RUN.to_dict(), "learning": 1, "a": 2},
+            "^a run has no field a, learning; fields: arch, ",
+        ),
+        (
+            {**RUN.to_dict(), "optimizer": {"speed": 1}},
+            "^optimizer has no field speed; fields: kind, ",
+        ),
+        (
+            {**RUN.to_dict(), "optimizer": {"lr": -1}},
+            "^optimizer.lr is -1.0; allowed: a positive number",
+        ),
         ({**RUN.to_dict(), "optimizer": None}, r"^optimizer is None; allowed: its fields \(kind, "),
-        ({**RUN.to_dict(), "augment": {"scale": ["a", 1]}}, "^augment.scale is 'a'; allowed: a number"),
+        (
+            {**RUN.to_dict(), "augment": {"scale": ["a", 1]}},
+            "^augment.scale is 'a'; allowed: a number",
+        ),
         ({**RUN.to_dict(), "train": ["all"]}, r"^train is \['all'\]; allowed: all, head"),
     ],
 )
@@ -204,7 +268,9 @@ def test_data_that_are_no_run_are_refused(data: Any, message: str) -> None:
 
 
 def test_the_rate_follows_the_batch_only_if_told_for_how_many() -> None:
-    assert replace(RUN, batch_size=8192, optimizer=Optimizer(lr=0.1, lr_batch=256)).lr == pytest.approx(3.2)
+    assert replace(
+        RUN, batch_size=8192, optimizer=Optimizer(lr=0.1, lr_batch=256)
+    ).lr == pytest.approx(3.2)
     assert replace(RUN, batch_size=8192, optimizer=Optimizer(lr=0.1)).lr == 0.1
 
 
@@ -213,5 +279,8 @@ def test_walk_names_what_change_takes() -> None:
     values = dict(walk(run))
     assert values["optimizer.betas"] == (0.9, 0.95)
     assert "optimizer" not in values
-    settings = [f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in values.items()]
+    settings = [
+        f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for name, value in values.items()
+    ]
     assert change(replace(RUN, seed=3, batch_size=1), settings) == run

@@ -66,7 +66,9 @@ CAPTIONS = {
     "#a\u2022b #c\u2192d #e\u2122 #\u00ae": ["a", "c", "e"],
     "'q' \"#d\" \\#esc %#p": ["d", "esc", "p"],
 }
-ALPHABET = [*"aB1_ #.&;\\'/:h\n\uff03\u00e9\u0301\u200d\ufe0f\u718a\u0663\u30fb\U0001f468\U0001f3fd\U0001f1eb"]
+ALPHABET = [
+    *"aB1_ #.&;\\'/:h\n\uff03\u00e9\u0301\u200d\ufe0f\u718a\u0663\u30fb\U0001f468\U0001f3fd\U0001f1eb"
+]
 ALPHABET += ["https://", "www.", "&#x2", "&amp;"]
 
 
@@ -96,8 +98,12 @@ def check_engine(connection: Any, captions: list[str]) -> None:
     import ibis
     import pyarrow as pa
 
-    table = ibis.memtable(pa.table({"number": range(len(captions) + 1), "caption": [*captions, None]})).order_by("number")
-    found = connection.to_pyarrow(table.select(found=extract_hashtags(table.caption)))["found"].to_pylist()
+    table = ibis.memtable(
+        pa.table({"number": range(len(captions) + 1), "caption": [*captions, None]})
+    ).order_by("number")
+    found = connection.to_pyarrow(table.select(found=extract_hashtags(table.caption)))[
+        "found"
+    ].to_pylist()
     assert found == [*map(extract, captions), None]
 
 
@@ -110,13 +116,19 @@ def test_duckdb_finds_what_python_finds(captions: list[str]) -> None:
 @pytest.fixture
 def spark() -> Iterator[Any]:
     pyspark = pytest.importorskip("pyspark.sql")
-    session = pyspark.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+    session = (
+        pyspark.SparkSession.builder.master("local[1]")
+        .config("spark.ui.enabled", "false")
+        .getOrCreate()
+    )
     yield session
     session.stop()
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of pyspark about pandas, and of sockets it leaves to the collector
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # of pyspark about pandas, and of sockets it leaves to the collector
 def test_spark_finds_what_python_finds(spark: Any, captions: list[str]) -> None:
     import ibis
 
@@ -155,7 +167,11 @@ def test_a_canonical_hashtag_stays_as_it_is_and_so_do_its_forms() -> None:
     for point in points[:0x3000]:
         check(chr(point))
     for _ in range(20_000):
-        check("".join(chr(choose.choice(marks if choose.random() < 0.4 else points)) for _ in range(4)))
+        check(
+            "".join(
+                chr(choose.choice(marks if choose.random() < 0.4 else points)) for _ in range(4)
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +196,21 @@ def test_a_hashtag_finds_its_synset(tags: str, synset: str, how: str, matcher: M
 
 
 @pytest.mark.parametrize(
-    "tag", ["", "_", "2019", "\U0001f43b", "xbear", "bearsx", "mouseses", "s", "ss", "octopi", "bea", "\u718a"]
+    "tag",
+    [
+        "",
+        "_",
+        "2019",
+        "\U0001f43b",
+        "xbear",
+        "bearsx",
+        "mouseses",
+        "s",
+        "ss",
+        "octopi",
+        "bea",
+        "\u718a",
+    ],
 )
 def test_what_is_no_noun_is_unknown(tag: str, matcher: Matcher) -> None:
     assert matcher.match(tag) == Match((), "unknown")
@@ -192,7 +222,11 @@ def test_a_hashtag_of_several_senses_follows_the_policy(policy: str, wordnet: Wo
     for tag, lemma, senses in [
         ("banks", "bank", ("n09213565", "n08420278")),
         ("crane", "crane", ("n03126707", "n02012849")),
-        ("Hot_Dog", "hotdog", ("n07697537", "n10187710")),  # first that which is spelt like a hashtag
+        (
+            "Hot_Dog",
+            "hotdog",
+            ("n07697537", "n10187710"),
+        ),  # first that which is spelt like a hashtag
     ]:
         kept = {"first": senses[:1], "all": senses, "drop": ()}[policy]
         assert matcher.match(tag) == Match(kept, "ambiguous", lemma, senses)
@@ -200,22 +234,33 @@ def test_a_hashtag_of_several_senses_follows_the_policy(policy: str, wordnet: Wo
 
 
 def test_an_unknown_policy_is_refused(wordnet: WordNet) -> None:
-    with pytest.raises(ConfigError, match="senses 'best' is not known; it is one of: first, all, drop"):
+    with pytest.raises(
+        ConfigError, match="senses 'best' is not known; it is one of: first, all, drop"
+    ):
         Matcher(wordnet, "best")
 
 
 def test_stopped_hashtags_have_no_class_nor_have_their_inflections(wordnet: WordNet) -> None:
     matcher = Matcher(wordnet, stop={"bear", "nofilter"})
-    assert {matcher.match(tag).how for tag in ("bear", "BEARS", "bear\u2764\ufe0f", "#no_filter")} == {"stopped"}
+    assert {
+        matcher.match(tag).how for tag in ("bear", "BEARS", "bear\u2764\ufe0f", "#no_filter")
+    } == {"stopped"}
     assert matcher.match("brownbear").how == "lemma"
 
 
 def test_a_class_is_named_by_its_first_lemma(wordnet: WordNet) -> None:
-    assert [name_class(wordnet, synset) for synset in (BROWN_BEAR, "n09041785")] == ["brownbear", "istanbul"]
+    assert [name_class(wordnet, synset) for synset in (BROWN_BEAR, "n09041785")] == [
+        "brownbear",
+        "istanbul",
+    ]
 
 
-def test_targets_are_covered_by_the_same_synset_or_the_nearest_below_or_above(wordnet: WordNet) -> None:
-    assert cover(wordnet, [BROWN_BEAR], [BROWN_BEAR, BEAR, SYRIAN, "n00015388", "n02330245", "n99999999"]) == [
+def test_targets_are_covered_by_the_same_synset_or_the_nearest_below_or_above(
+    wordnet: WordNet,
+) -> None:
+    assert cover(
+        wordnet, [BROWN_BEAR], [BROWN_BEAR, BEAR, SYRIAN, "n00015388", "n02330245", "n99999999"]
+    ) == [
         Cover(BROWN_BEAR, "same", BROWN_BEAR, 0),
         Cover(BEAR, "hyponym", BROWN_BEAR, 1),
         Cover(SYRIAN, "hypernym", BROWN_BEAR, 1),
@@ -223,13 +268,27 @@ def test_targets_are_covered_by_the_same_synset_or_the_nearest_below_or_above(wo
         Cover("n02330245", None),
         Cover("n99999999", None),
     ]
-    assert cover(wordnet, ["n00015388", SYRIAN, BROWN_BEAR], [BEAR]) == [Cover(BEAR, "hyponym", BROWN_BEAR, 1)]
-    assert cover(wordnet, ["n00001740", "n00015388"], [SYRIAN]) == [Cover(SYRIAN, "hypernym", "n00015388", 3)]
+    assert cover(wordnet, ["n00015388", SYRIAN, BROWN_BEAR], [BEAR]) == [
+        Cover(BEAR, "hyponym", BROWN_BEAR, 1)
+    ]
+    assert cover(wordnet, ["n00001740", "n00015388"], [SYRIAN]) == [
+        Cover(SYRIAN, "hypernym", "n00015388", 3)
+    ]
 
 
 def test_the_stop_list_is_canonical_and_replaceable(tmp_path: Path) -> None:
     stop = load_stoplist()
-    assert {"instagood", "photooftheday", "love", "nofilter", "repost", "follow4follow", "tbt", "canon", "the"} <= stop
+    assert {
+        "instagood",
+        "photooftheday",
+        "love",
+        "nofilter",
+        "repost",
+        "follow4follow",
+        "tbt",
+        "canon",
+        "the",
+    } <= stop
     assert not stop & {"bear", "sunset", "dog", "food", "beach", "cat", "flower", "camera"}
     own = tmp_path / "stop.txt"
     own.write_text("# a comment\n#Bear\n\nno_filter  # another\n#\n", encoding="utf-8")
@@ -257,13 +316,18 @@ def test_the_whole_of_wordnet_serves_imagenet_and_a_million_hashtags() -> None:
     matcher = Matcher(wordnet, stop=load_stoplist())
     assert set(load_imagenet()) <= wordnet.synsets.keys()
     for synset in load_imagenet():
-        assert not [lemma for lemma in wordnet.synsets[synset].lemmas if canonicalise(lemma) in matcher.stop]
+        assert not [
+            lemma for lemma in wordnet.synsets[synset].lemmas if canonicalise(lemma) in matcher.stop
+        ]
     for tag in ("brownbear", "brown_bear", "BrownBears", "ursusarctos"):
         assert matcher.match(tag).synsets == (BROWN_BEAR,)
     crane = matcher.match("cranes").senses
     assert {wordnet.synsets[sense].lemmas[0] for sense in crane} >= {"crane", "Crane"}
     choose, lemmas = random.Random(0), sorted(matcher.lemmas)
-    tags = [f"{choose.choice(lemmas)}{choose.choice(['', 's', '_x', '2', choose.choice(lemmas)])}" for _ in range(100_000)]
+    tags = [
+        f"{choose.choice(lemmas)}{choose.choice(['', 's', '_x', '2', choose.choice(lemmas)])}"
+        for _ in range(100_000)
+    ]
     start = time.process_time()
     for tag in tags:
         matcher.match(tag)

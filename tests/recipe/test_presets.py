@@ -10,13 +10,23 @@ import pytest
 from swag_models.api import SPECS
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import EMA, Run, walk
-from swag_models.recipe.presets import DEFAULT, PLANNED, PRESETS, Preset, Source, find_source, get_preset
+from swag_models.recipe.presets import (
+    DEFAULT,
+    PLANNED,
+    PRESETS,
+    Preset,
+    ValueSource,
+    find_value_source,
+    get_preset,
+)
 
 ARCHS = ("regnety_16gf", "regnety_32gf", "regnety_128gf", "vit_b16", "vit_l16", "vit_h14")
 NAMES = [preset.name for preset in PRESETS]
 PUBLISHED = [preset for preset in PRESETS if preset.run.arch in ARCHS]
 NANO = [preset for preset in PRESETS if preset.run.arch not in ARCHS]
-LEARNT = re.compile(r"(optimizer|objective|augment)\..*|ema(\..*)?|epochs|steps|batch_size|image_size|warmup")
+LEARNT = re.compile(
+    r"(optimizer|objective|augment)\..*|ema(\..*)?|epochs|steps|batch_size|image_size|warmup"
+)
 
 
 def in_presets(presets: list[Preset]) -> pytest.MarkDecorator:
@@ -25,7 +35,11 @@ def in_presets(presets: list[Preset]) -> pytest.MarkDecorator:
 
 def test_there_is_a_preset_for_each_model() -> None:
     wanted = {f"{arch}_{kind}" for arch in ARCHS for kind in ("hashtags", "in1k", "in1k_linear")}
-    wanted |= {f"{arch}_nano_{kind}" for arch in ("vit", "regnety") for kind in ("hashtags", "finetune", "linear")}
+    wanted |= {
+        f"{arch}_nano_{kind}"
+        for arch in ("vit", "regnety")
+        for kind in ("hashtags", "finetune", "linear")
+    }
     assert len(NAMES) == len(wanted)
     assert set(NAMES) == wanted
     assert all(preset.name.startswith(preset.run.arch) for preset in PRESETS)
@@ -37,21 +51,23 @@ def test_what_differs_from_the_default_has_a_source_of_its_own(preset: Preset) -
     required = ("arch", "image_size", "batch_size", "epochs")
     for name, value in walk(preset.run):
         if name in required or name not in plain or value != plain[name]:
-            assert find_source(preset, name) is not DEFAULT, name
-    assert all(find_source(preset, name) is not DEFAULT for name in PLANNED)
+            assert find_value_source(preset, name) is not DEFAULT, name
+    assert all(find_value_source(preset, name) is not DEFAULT for name in PLANNED)
 
 
 @in_presets(PUBLISHED)
 def test_all_that_changes_what_is_learnt_has_a_source(preset: Preset) -> None:
     names = [name for name, _ in walk(preset.run) if LEARNT.fullmatch(name)]
     assert len(names) > 20
-    assert [name for name in names if find_source(preset, name) is DEFAULT] == []
+    assert [name for name in names if find_value_source(preset, name) is DEFAULT] == []
 
 
 @in_presets(list(PRESETS))
 def test_no_source_names_an_absent_field(preset: Preset) -> None:
     names = {*dict(walk(preset.run)), *PLANNED}
-    assert [key for key in preset.sources if not any(f"{name}.".startswith(f"{key}.") for name in names)] == []
+    assert [
+        key for key in preset.sources if not any(f"{name}.".startswith(f"{key}.") for name in names)
+    ] == []
 
 
 @in_presets(list(PRESETS))
@@ -62,12 +78,16 @@ def test_presets_survive_json(preset: Preset) -> None:
 @in_presets([preset for preset in PUBLISHED if preset.run.init])
 def test_tuned_models_fit_the_catalog(preset: Preset) -> None:
     spec = SPECS[preset.name]
-    assert (spec.arch, spec.image_size, spec.num_classes) == (preset.run.arch, preset.run.image_size, preset.num_classes)
+    assert (spec.arch, spec.image_size, spec.num_classes) == (
+        preset.run.arch,
+        preset.run.image_size,
+        preset.num_classes,
+    )
     assert spec.preprocess.interpolation == preset.run.augment.interpolation
     assert preset.run.init is not None
     assert SPECS[preset.run.init].variant == "trunk"
     assert SPECS[preset.run.init].arch == preset.run.arch
-    assert preset.run.train == ("head" if spec.variant == "in1k_linear" else "all")
+    assert preset.run.trainable == ("head" if spec.variant == "in1k_linear" else "all")
 
 
 @in_presets([preset for preset in PUBLISHED if not preset.run.init])
@@ -75,13 +95,13 @@ def test_pre_training_fits_the_catalog(preset: Preset) -> None:
     assert SPECS[preset.run.arch].image_size == preset.run.image_size
     two = preset.run.arch in ("regnety_128gf", "vit_h14")
     assert preset.run.epochs == (2 if two else 1)
-    assert preset.run.epochs * preset.epoch == (10e9 if two else 5e9)
-    assert find_source(preset, "epochs").mark == ("confirmed" if two else "our reading")
+    assert preset.run.epochs * preset.samples_per_epoch == (10e9 if two else 5e9)
+    assert find_value_source(preset, "epochs").mark == ("confirmed" if two else "our reading")
 
 
 @in_presets(NANO)
 def test_of_the_miniatures_everything_is_our_choice(preset: Preset) -> None:
-    assert {find_source(preset, name).mark for name, _ in walk(preset.run)} == {"our choice"}
+    assert {find_value_source(preset, name).mark for name, _ in walk(preset.run)} == {"our choice"}
     if preset.run.init:
         assert get_preset(preset.run.init).run.arch == preset.run.arch
 
@@ -91,8 +111,8 @@ def test_of_the_miniatures_everything_is_our_choice(preset: Preset) -> None:
     [
         ("regnety_32gf_in1k", "optimizer.lr", 6e-3, "confirmed"),
         ("regnety_32gf_in1k", "optimizer.momentum", 0.9, "our reading"),
-        ("regnety_32gf_in1k", "ema.share", 1e-4, "confirmed"),
-        ("regnety_32gf_in1k", "ema.copy", 0.05, "confirmed"),
+        ("regnety_32gf_in1k", "ema.decay", 1e-4, "confirmed"),
+        ("regnety_32gf_in1k", "ema.warmup_ratio", 0.05, "confirmed"),
         ("regnety_32gf_in1k", "objective.mixup", 0.1, "confirmed"),
         ("regnety_32gf_in1k", "engine.sync_bn", True, "confirmed"),
         ("vit_l16_in1k", "optimizer.lr", 0.01, "our reading"),
@@ -104,7 +124,7 @@ def test_of_the_miniatures_everything_is_our_choice(preset: Preset) -> None:
         ("vit_b16_in1k_linear", "optimizer.lr", 1e-2, "our reading"),
         ("vit_b16_in1k_linear", "optimizer.weight_decay", 1e-9, "confirmed"),
         ("vit_b16_in1k_linear", "epochs", 28, "confirmed"),
-        ("regnety_128gf_hashtags", "optimizer.exempt", "norms", "our reading"),
+        ("regnety_128gf_hashtags", "optimizer.no_decay", "norms", "our reading"),
         ("regnety_128gf_hashtags", "optimizer.weight_decay", 1e-5, "our reading"),
         ("vit_h14_hashtags", "optimizer.weight_decay", 0.1, "our reading"),
         ("vit_h14_hashtags", "engine.precision", "bf16", "confirmed"),
@@ -116,7 +136,7 @@ def test_of_the_miniatures_everything_is_our_choice(preset: Preset) -> None:
 def test_known_numbers(name: str, field: str, value: object, mark: str) -> None:
     preset = get_preset(name)
     assert dict(walk(preset.run))[field] == value
-    assert find_source(preset, field).mark == mark
+    assert find_value_source(preset, field).mark == mark
 
 
 def test_rates_at_the_batch_of_pre_training() -> None:
@@ -126,16 +146,23 @@ def test_rates_at_the_batch_of_pre_training() -> None:
 
 def test_the_longest_name_counts() -> None:
     run = Run(arch="vit_nano", image_size=32, batch_size=64, epochs=1, ema=EMA())
-    part, field = Source("quoted", "of the part"), Source("confirmed", "of the field")
-    preset = Preset("made", "", run, 1, 1, {"ema": part, "ema.copy": field, "epoch": field})
-    assert find_source(preset, "ema.copy") is field
-    assert find_source(preset, "ema.share") is part
-    assert find_source(preset, "epochs") is DEFAULT
-    assert find_source(preset, "epoch") is field
+    part, field = ValueSource("quoted", "of the part"), ValueSource("confirmed", "of the field")
+    preset = Preset(
+        "made", "", run, 1, 1, {"ema": part, "ema.warmup_ratio": field, "samples_per_epoch": field}
+    )
+    assert find_value_source(preset, "ema.warmup_ratio") is field
+    assert find_value_source(preset, "ema.decay") is part
+    assert find_value_source(preset, "epochs") is DEFAULT
+    assert find_value_source(preset, "samples_per_epoch") is field
 
 
 def test_an_unknown_name_is_answered_with_near_ones() -> None:
-    with pytest.raises(ConfigError, match=r"^unknown preset 'vit_b16_in1'; did you mean: vit_b16_in1k, "):
+    with pytest.raises(
+        ConfigError, match=r"^unknown preset 'vit_b16_in1'; did you mean: vit_b16_in1k, "
+    ):
         get_preset("vit_b16_in1")
-    with pytest.raises(ConfigError, match=r"^unknown preset 'zzz'; known: regnety_16gf_hashtags, .*, regnety_nano_linear$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^unknown preset 'zzz'; known: regnety_16gf_hashtags, .*, regnety_nano_linear$",
+    ):
         get_preset("zzz")

@@ -8,7 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from wordnet_support import DATA, EXCEPTIONS, FILES, INDEX, LICENCE, has_wordnet, needs_wordnet, write_wordnet
+from wordnet_support import (
+    DATA,
+    EXCEPTIONS,
+    FILES,
+    INDEX,
+    LICENCE,
+    has_wordnet,
+    needs_wordnet,
+    write_wordnet,
+)
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.wordnet import WordNet, find_wordnet
@@ -51,14 +60,20 @@ def test_ancestors_and_descendants_come_with_their_distance(tmp_path: Path) -> N
 
 
 def test_an_excerpt_may_lack_senses_and_parents_of_what_it_has(tmp_path: Path) -> None:
-    lines = [line for line in DATA.splitlines(keepends=True) if not line.startswith(("09845191", "00015388"))]
+    lines = [
+        line
+        for line in DATA.splitlines(keepends=True)
+        if not line.startswith(("09845191", "00015388"))
+    ]
     wordnet = WordNet.load(write_wordnet(tmp_path, data="".join(lines)))
     assert wordnet.senses["bear"] == ["n02131653"]
     assert wordnet.ancestors("n02132136") == {"n02131653": 1}
 
 
 @pytest.mark.parametrize("place", ["WNHOME", "WNSEARCHDIR", "NLTK_DATA", "home", "prefix", "zip"])
-def test_the_usual_places_are_searched(place: str, bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_usual_places_are_searched(
+    place: str, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nltk = bare / "data" / "corpora" / "wordnet"
     if place in ("WNHOME", "WNSEARCHDIR"):
         found = write_wordnet(bare / "wn" / "dict")
@@ -75,21 +90,35 @@ def test_the_usual_places_are_searched(place: str, bare: Path, monkeypatch: pyte
     else:
         if place == "prefix":
             monkeypatch.setattr(sys, "prefix", str(bare / "venv"))
-        found = write_wordnet(bare / ("venv/share" if place == "prefix" else ".") / "nltk_data" / "corpora" / "wordnet")
-    assert str(find_wordnet()).rstrip("/").removesuffix("/wordnet") == str(found).removesuffix("/wordnet")
+        found = write_wordnet(
+            bare
+            / ("venv/share" if place == "prefix" else ".")
+            / "nltk_data"
+            / "corpora"
+            / "wordnet"
+        )
+    assert str(find_wordnet()).rstrip("/").removesuffix("/wordnet") == str(found).removesuffix(
+        "/wordnet"
+    )
     assert WordNet.load().senses["bruin"] == ["n02132136"]
 
 
 @pytest.mark.parametrize("part", ["", "dict", "zip"])
 def test_a_folder_or_archive_may_be_given(part: str, tmp_path: Path) -> None:
-    given = write_wordnet(tmp_path / "wordnet" / part).parent if part == "dict" else write_wordnet(tmp_path / "wordnet")
+    given = (
+        write_wordnet(tmp_path / "wordnet" / part).parent
+        if part == "dict"
+        else write_wordnet(tmp_path / "wordnet")
+    )
     if part == "zip":
         given = Path(shutil.make_archive(str(given), "zip", tmp_path, "wordnet"))
     assert WordNet.load(given).senses["bruin"] == ["n02132136"]
 
 
 def test_a_missing_database_is_a_line_that_says_how_to_get_it(bare: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no WordNet database; .*apt install wordnet-base.*nltk.*--wordnet") as caught:
+    with pytest.raises(
+        ConfigError, match=r"has no WordNet database; .*apt install wordnet-base.*nltk.*--wordnet"
+    ) as caught:
         WordNet.load(bare)
     assert "\n" not in str(caught.value)
     if not has_wordnet():
@@ -108,10 +137,15 @@ def test_a_missing_database_is_a_line_that_says_how_to_get_it(bare: Path) -> Non
         ({"index": INDEX.replace("bank n 2", "bank n 3")}, r"index\.noun line 2 .*bank n 3"),
         ({"index": LICENCE}, r"index\.noun holds no nouns"),
         ({"noun": EXCEPTIONS + "geese\n"}, r"noun\.exc line 3 .*geese"),
-        ({"data": "00000000" + DATA[8:]}, r"data\.noun lacks a synset of 'entity', it may be cut short"),
+        (
+            {"data": "00000000" + DATA[8:]},
+            r"data\.noun lacks a synset of 'entity', it may be cut short",
+        ),
     ],
 )
-def test_a_broken_or_foreign_file_is_named_in_a_line(changed: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_a_broken_or_foreign_file_is_named_in_a_line(
+    changed: dict[str, str], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         WordNet.load(write_wordnet(tmp_path, **changed))
     assert "\n" not in str(caught.value)
@@ -129,7 +163,9 @@ def test_all_of_wordnet_is_read_in_a_moment() -> None:
     wordnet = WordNet.load()
     assert time.process_time() - start < 5, "it takes 1.2 s on a machine of 2026"
     assert (len(wordnet.synsets), len(wordnet.senses)) == (82115, 117798)
-    assert wordnet.ancestors("n02084071").keys() >= {"n02083346", "n01317541", "n00001740"}, "a dog is a canine, and domestic"
+    assert wordnet.ancestors("n02084071").keys() >= {"n02083346", "n01317541", "n00001740"}, (
+        "a dog is a canine, and domestic"
+    )
     assert len(wordnet.descendants("n00001740")) == 82114
 
 

@@ -17,13 +17,17 @@ from studies.scenes.things import THINGS
 
 FILES = ("index.noun", "data.noun", "noun.exc")
 UP, DOWN = ("@", "@i"), ("~", "~i")
-PARTS = 8  # hyponyms of each thing that come along, so that the excerpt is wider than the vocabulary
+PARTS = (
+    8  # hyponyms of each thing that come along, so that the excerpt is wider than the vocabulary
+)
 
 
 def read(path: Path) -> tuple[list[str], list[str]]:
     """The lines of the header, which is the licence, and the others."""
     lines = path.read_text(encoding="ascii").splitlines()
-    return [line for line in lines if line.startswith("  ")], [line for line in lines if not line.startswith("  ")]
+    return [line for line in lines if line.startswith("  ")], [
+        line for line in lines if not line.startswith("  ")
+    ]
 
 
 def split_pointers(line: str) -> tuple[list[str], list[list[str]], str]:
@@ -32,18 +36,28 @@ def split_pointers(line: str) -> tuple[list[str], list[list[str]], str]:
     parts = fields.split()
     at = 4 + 2 * int(parts[3], 16)
     count = int(parts[at])
-    return parts[:at], [parts[at + 1 + 4 * n : at + 5 + 4 * n] for n in range(count)], gloss.rstrip()
+    return (
+        parts[:at],
+        [parts[at + 1 + 4 * n : at + 5 + 4 * n] for n in range(count)],
+        gloss.rstrip(),
+    )
 
 
 def follow(data: dict[str, str], synset: str, kinds: Iterable[str]) -> Iterator[str]:
     """The synsets that pointers of some kinds lead to."""
-    return (target for kind, target, part, _ in split_pointers(data[synset])[1] if kind in kinds and part == "n")
+    return (
+        target
+        for kind, target, part, _ in split_pointers(data[synset])[1]
+        if kind in kinds and part == "n"
+    )
 
 
 def choose(index: dict[str, str], data: dict[str, str]) -> tuple[set[str], set[str]]:
     """The synsets of the excerpt, and the lemmas that keep all their senses."""
     things = [thing.synset[1:] for thing in THINGS]
-    words = {word for thing in THINGS for word in (*thing.words(), *thing.broader.split())} | set(EMPTY)
+    words = {word for thing in THINGS for word in (*thing.words(), *thing.broader.split())} | set(
+        EMPTY
+    )
     words |= {lemma.lower() for synset in things for lemma in split_pointers(data[synset])[0][4::2]}
     words &= index.keys()
     chosen = {sense for word in words for sense in list_senses(index[word])}
@@ -71,7 +85,19 @@ def cut_index(line: str, chosen: set[str]) -> str | None:
         return None
     tagged = min(int(fields[-len(senses) - 1]), len(kept))  # senses that are ordered by frequency
     return "  ".join(
-        [" ".join([*fields[:2], str(len(kept)), *fields[3 : -len(senses) - 2], str(len(kept)), str(tagged), *kept]), ""]
+        [
+            " ".join(
+                [
+                    *fields[:2],
+                    str(len(kept)),
+                    *fields[3 : -len(senses) - 2],
+                    str(len(kept)),
+                    str(tagged),
+                    *kept,
+                ]
+            ),
+            "",
+        ]
     )
 
 
@@ -80,7 +106,15 @@ def cut_data(line: str, chosen: set[str]) -> str:
     fields, pointers, gloss = split_pointers(line)
     kept = [pointer for pointer in pointers if pointer[2] == "n" and pointer[1] in chosen]
     return (
-        " ".join([*fields, f"{len(kept):03d}", *(part for pointer in kept for part in pointer), "|", gloss.split('; "')[0]])
+        " ".join(
+            [
+                *fields,
+                f"{len(kept):03d}",
+                *(part for pointer in kept for part in pointer),
+                "|",
+                gloss.split('; "')[0],
+            ]
+        )
         + "  "
     )
 
@@ -93,12 +127,19 @@ def make(source: Path) -> dict[str, str]:
     data = {line[:8]: line for line in lines}
     chosen, _ = choose(index, data)
     cut = {lemma: kept for lemma, line in index.items() if (kept := cut_index(line, chosen))}
-    exceptions = [line for line in read(source / "noun.exc")[1] if any(word in cut for word in line.split()[1:])]
+    exceptions = [
+        line
+        for line in read(source / "noun.exc")[1]
+        if any(word in cut for word in line.split()[1:])
+    ]
     texts = {
         "index.noun": [*header, *cut.values()],
         "data.noun": [*data_header, *(cut_data(data[synset], chosen) for synset in sorted(chosen))],
         "noun.exc": exceptions,
-        "LICENSE": [line[2:].split(" ", 1)[-1].rstrip() if line.strip()[:1].isdigit() else line.strip() for line in header],
+        "LICENSE": [
+            line[2:].split(" ", 1)[-1].rstrip() if line.strip()[:1].isdigit() else line.strip()
+            for line in header
+        ],
     }
     return {name: "\n".join(lines) + "\n" for name, lines in texts.items()}
 

@@ -16,10 +16,10 @@ import pytest
 import swag_models
 from studies.__main__ import main
 from studies.report import write_findings
-from studies.run import ARCHS, SAMPLINGS, Study, claim_folder, draw, list_tasks, run_study
+from studies.run import ARCHS, SAMPLINGS, Study, claim_study_folder, draw, list_tasks, run_study
 from swag_models.errors import ConfigError
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.training.run_dir import About
+from swag_models.recipe.training.run_dir import PublishInfo
 from swag_models.recipe.training.trainer import train
 
 ROOT = Path(__file__).parents[2]
@@ -31,10 +31,25 @@ def make_rows(seeds: int = 3, lead: float = 10.0) -> list[dict[str, Any]]:
     make, rows = random.Random(0), []
     for task in list_tasks(Study(seeds=seeds)):
         measures = [("hashtags", 0)] if task.sampling else []
-        measures += [(kind, shots) for shots in (5, 25) for kind in task.choose_transfers(shots == 25)]
+        measures += [
+            (kind, shots) for shots in (5, 25) for kind in task.choose_transfers(shots == 25)
+        ]
         for measure, shots in measures:
-            value = 20 + shots / 5 + make.random() + (lead if task.sampling == "sqrt" and task.main else 0)
-            rows.append({**task._asdict(), "measure": measure, "shots": shots, "all": value, "tail": value - 5})
+            value = (
+                20
+                + shots / 5
+                + make.random()
+                + (lead if task.sampling == "sqrt" and task.main else 0)
+            )
+            rows.append(
+                {
+                    **task._asdict(),
+                    "measure": measure,
+                    "shots": shots,
+                    "all": value,
+                    "tail": value - 5,
+                }
+            )
     return rows
 
 
@@ -46,7 +61,9 @@ def test_every_question_is_asked_with_every_seed() -> None:
         for seed in range(2):
             both = [task for task in tasks if task.arch == arch and task.seed == seed and task.main]
             assert {task.sampling for task in both} == {"sqrt", None}
-            assert all("finetune" in task.choose_transfers(most) for task in both for most in (True, False))
+            assert all(
+                "finetune" in task.choose_transfers(most) for task in both for most in (True, False)
+            )
 
 
 def test_shots_that_the_pool_cannot_give_are_refused() -> None:
@@ -54,7 +71,9 @@ def test_shots_that_the_pool_cannot_give_are_refused() -> None:
         Study(shots=(5, 50))
 
 
-def test_what_no_study_can_do_is_refused_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_no_study_can_do_is_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, value, message in (
         ("posts", "0", "posts is 0; give 1 or more"),
         ("seeds", "0", "seeds is 0; give 1 or more"),
@@ -68,11 +87,16 @@ def test_what_no_study_can_do_is_refused_in_a_line(tmp_path: Path, capsys: pytes
 
 def test_a_folder_is_of_one_study_which_may_get_more_seeds(tmp_path: Path) -> None:
     study = Study(length=0.005, seeds=1)
-    claim_folder(tmp_path, study)
-    claim_folder(tmp_path, study)
-    claim_folder(tmp_path, replace(study, seeds=2))
-    for other, message in (({"length": 1.0}, "length 0.005, not 1.0"), ({"shots": (5,)}, r"shots \[5, 25\], not \[5\]")):
-        with pytest.raises(ConfigError, match=rf"holds a study with {message}; choose another folder"):
+    claim_study_folder(tmp_path, study)
+    claim_study_folder(tmp_path, study)
+    claim_study_folder(tmp_path, replace(study, seeds=2))
+    for other, message in (
+        ({"length": 1.0}, "length 0.005, not 1.0"),
+        ({"shots": (5,)}, r"shots \[5, 25\], not \[5\]"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"holds a study with {message}; choose another folder"
+        ):
             run_study(tmp_path, replace(study, **other))  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
 
@@ -90,7 +114,11 @@ def test_every_seed_draws_other_pictures_and_fewer_are_among_the_more() -> None:
 def test_claims_are_judged_by_the_numbers(tmp_path: Path) -> None:
     def judge(lead: float) -> list[str]:
         write_findings(tmp_path, make_rows(lead=lead), FACTS)
-        return [line for line in (tmp_path / "study.md").read_text().splitlines() if line.startswith("- ")]
+        return [
+            line
+            for line in (tmp_path / "study.md").read_text().splitlines()
+            if line.startswith("- ")
+        ]
 
     ahead, behind, equal = judge(10), judge(-10), judge(0)
     assert len(ahead) == len(behind) == len(equal) == 16
@@ -102,10 +130,17 @@ def test_claims_are_judged_by_the_numbers(tmp_path: Path) -> None:
 def test_the_table_has_means_and_standard_deviations(tmp_path: Path) -> None:
     rows = make_rows()
     for row in rows:
-        if (row["arch"], row["sampling"], row["objective"], row["measure"]) == (ARCHS[0], "natural", "softmax", "hashtags"):
+        if (row["arch"], row["sampling"], row["objective"], row["measure"]) == (
+            ARCHS[0],
+            "natural",
+            "softmax",
+            "hashtags",
+        ):
             row["all"] = [10.0, 20.0, 30.0][row["seed"]]
     write_findings(tmp_path, rows, FACTS)
-    assert f"| {ARCHS[0]} | natural | softmax | 20.0 ± 10.0 |" in (tmp_path / "study.md").read_text()
+    assert (
+        f"| {ARCHS[0]} | natural | softmax | 20.0 ± 10.0 |" in (tmp_path / "study.md").read_text()
+    )
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
@@ -135,23 +170,46 @@ def test_the_study_goes_from_nothing_to_a_report_and_goes_on_after_a_kill(tmp_pa
         assert swag_models.load_model(report / f"{arch}_hashtags").num_classes == len(spec.synsets)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "results").iterdir()}
     subprocess.run(command, capture_output=True, check=True)
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "results").iterdir()}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "results").iterdir()
+    }
 
 
 def test_a_packed_vocabulary_names_the_classes_of_what_is_trained(tmp_path: Path) -> None:
     steps = [
         ["scenes", "scenes", "--posts", "60", "--held-out", "0", "--quiet"],
         ["curate", "scenes/posts.jsonl", "-o", "curated", "--wordnet", "scenes/wordnet", "--quiet"],
-        ["pack", "--labels", "curated/labels.parquet", "--images", "scenes/posts.jsonl", "-o", "shards", "--quiet"],
+        [
+            "pack",
+            "--labels",
+            "curated/labels.parquet",
+            "--images",
+            "scenes/posts.jsonl",
+            "-o",
+            "shards",
+            "--quiet",
+        ],
     ]
     for step in steps:
         module = ["studies"] if step[0] == "scenes" else ["swag_models", "recipe"]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-m", *module, *step], env=environment, cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", *module, *step],
+            env=environment,
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
     vocabulary = (tmp_path / "curated" / "vocabulary.parquet").read_bytes()
     assert (tmp_path / "shards" / "vocabulary.parquet").read_bytes() == vocabulary
     run = replace(get_preset("vit_nano_hashtags").run, epochs=None, steps=1, batch_size=8)
-    model = train(run, tmp_path / "shards", tmp_path / "run", progress=False, about=About(license="apache-2.0"))
+    model = train(
+        run,
+        tmp_path / "shards",
+        tmp_path / "run",
+        progress=False,
+        about=PublishInfo(license="apache-2.0"),
+    )
     spec = swag_models.get_spec(model)
     assert spec.synsets is not None
     assert "flower" in spec.classes

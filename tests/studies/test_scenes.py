@@ -32,7 +32,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def make(folder: Path, **changes: int) -> Path:
-    arguments = {"posts": POSTS, "held_out": HELD_OUT, "image_size": SIZE, "seed": 3, "processes": 1} | changes
+    arguments = {
+        "posts": POSTS,
+        "held_out": HELD_OUT,
+        "image_size": SIZE,
+        "seed": 3,
+        "processes": 1,
+    } | changes
     assert write_scenes(folder, **arguments, progress=False).path == folder
     return folder
 
@@ -40,7 +46,10 @@ def make(folder: Path, **changes: int) -> Path:
 def digest(folder: Path) -> dict[str, str]:
     """SHA-256 of every file by its name in the folder."""
     paths = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 def read(path: Path) -> list[dict[str, object]]:
@@ -53,10 +62,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_holds_what_it_says(scenes: Path) -> None:
-    posts, truth, held_out = (read(scenes / f"{name}.jsonl") for name in ("posts", "truth", "held_out"))
+    posts, truth, held_out = (
+        read(scenes / f"{name}.jsonl") for name in ("posts", "truth", "held_out")
+    )
     assert (len(posts), len(truth), len(held_out)) == (POSTS, POSTS, HELD_OUT)
     assert [row["id"] for row in posts] == [row["id"] for row in truth]
-    assert [set(row) for row in posts] == [{"id", "url", "path", "caption", "license", "group"}] * POSTS
+    assert [set(row) for row in posts] == [
+        {"id", "url", "path", "caption", "license", "group"}
+    ] * POSTS
     named = {str(row["path"]) for row in (*posts, *held_out)}
     others = {"posts.jsonl", "truth.jsonl", "held_out.jsonl", "scenes.json"} | {
         f"wordnet/{path.name}" for path in WORDNET.iterdir()
@@ -69,12 +82,20 @@ def test_the_folder_holds_what_it_says(scenes: Path) -> None:
         with Image.open(scenes / name) as picture:
             assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (SIZE, SIZE))
     world = json.loads((scenes / "scenes.json").read_text())
-    assert (world["posts"], world["seed"], [thing["name"] for thing in world["things"]]) == (POSTS, 3, list(NAMES))
-    assert {thing["name"]: thing["planted"] for thing in world["things"] if thing["planted"]} == PLANTED
+    assert (world["posts"], world["seed"], [thing["name"] for thing in world["things"]]) == (
+        POSTS,
+        3,
+        list(NAMES),
+    )
+    assert {
+        thing["name"]: thing["planted"] for thing in world["things"] if thing["planted"]
+    } == PLANTED
 
 
 def test_held_out_pictures_are_split_whatever_the_posts(scenes: Path) -> None:
-    rows = [json.loads(line) for line in (scenes / "held_out.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (scenes / "held_out.jsonl").read_text("utf-8").splitlines()
+    ]
     drawn, tested = split_held_out(1, 2, seed=3)
     written = [picture.row for picture in drawn + tested]
     shared = min(len(rows), len(written))
@@ -95,9 +116,10 @@ def test_a_repost_shows_the_same_picture(scenes: Path) -> None:
 
 def test_any_number_of_processes_gives_the_same_bytes(scenes: Path, tmp_path: Path) -> None:
     assert digest(make(tmp_path / "two", processes=2)) == digest(scenes)
-    assert len(set(digest(make(tmp_path / "other", posts=40, seed=4)).values()) & set(digest(scenes).values())) == len(
-        list(WORDNET.iterdir())
-    )
+    assert len(
+        set(digest(make(tmp_path / "other", posts=40, seed=4)).values())
+        & set(digest(scenes).values())
+    ) == len(list(WORDNET.iterdir()))
 
 
 def test_more_posts_begin_with_the_same_ones(scenes: Path, tmp_path: Path) -> None:
@@ -107,27 +129,51 @@ def test_more_posts_begin_with_the_same_ones(scenes: Path, tmp_path: Path) -> No
 
 
 def test_complete_scenes_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder, few = tmp_path / "scenes", ["--posts", "20", "--held-out", "2", "--image-size", "32", "--quiet"]
+    folder, few = (
+        tmp_path / "scenes",
+        ["--posts", "20", "--held-out", "2", "--image-size", "32", "--quiet"],
+    )
     folder.mkdir()
     assert main(["scenes", str(folder), *few]) == 0
     assert capsys.readouterr() == (f"{folder}\n", "swag-models: 20 posts and 2 held-out pictures\n")
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main(["scenes", str(folder), *few]) == 0
-    assert capsys.readouterr() == (f"{folder}\n", "swag-models: 20 posts and 2 held-out pictures are there already\n")
+    assert capsys.readouterr() == (
+        f"{folder}\n",
+        "swag-models: 20 posts and 2 held-out pictures are there already\n",
+    )
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main(["scenes", str(folder), *few, "--seed", "1"]) == 2
-    assert capsys.readouterr().err.endswith("holds scenes with seed 0, not 1; delete it or choose another name\n")
+    assert capsys.readouterr().err.endswith(
+        "holds scenes with seed 0, not 1; delete it or choose another name\n"
+    )
 
 
 @contextlib.contextmanager
 def start(folder: Path, **options: int) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """The command once it has written some pictures, and its processes; killed at the end of the `with` block."""
-    named = (str(each) for name, value in options.items() for each in (f"--{name.replace('_', '-')}", value))
+    named = (
+        str(each)
+        for name, value in options.items()
+        for each in (f"--{name.replace('_', '-')}", value)
+    )
     command = [sys.executable, "-m", "studies", "scenes", str(folder), *named]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             wait_until(lambda: len(list_pictures(folder)) > 40)
-            yield process, list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+            yield (
+                process,
+                list(
+                    map(
+                        int,
+                        Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                        .read_text()
+                        .split(),
+                    )
+                ),
+            )
         finally:
             process.kill()
 
@@ -138,9 +184,14 @@ def list_pictures(folder: Path) -> dict[Path, int]:
     return {path.relative_to(work): path.stat().st_mtime_ns for path in work.glob("images/*/*.jpg")}
 
 
-def test_work_that_is_killed_goes_on_and_leaves_no_process_behind(scenes: Path, tmp_path: Path) -> None:
+def test_work_that_is_killed_goes_on_and_leaves_no_process_behind(
+    scenes: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "scenes"
-    with start(folder, posts=POSTS, held_out=HELD_OUT, image_size=SIZE, seed=3, processes=2) as (process, children):
+    with start(folder, posts=POSTS, held_out=HELD_OUT, image_size=SIZE, seed=3, processes=2) as (
+        process,
+        children,
+    ):
         process.kill()
         process.communicate()
     assert len(children) >= 2
@@ -149,12 +200,17 @@ def test_work_that_is_killed_goes_on_and_leaves_no_process_behind(scenes: Path, 
     done = list_pictures(folder)
     assert 40 < len(done) < POSTS
     assert digest(make(folder, processes=2)) == digest(scenes)
-    assert all((folder / name).stat().st_mtime_ns == time for name, time in done.items()), "painted again"
+    assert all((folder / name).stat().st_mtime_ns == time for name, time in done.items()), (
+        "painted again"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 
 def test_interrupted_work_ends_soon(tmp_path: Path) -> None:
-    with start(tmp_path / "scenes", posts=3000, held_out=0, image_size=192, processes=2) as (process, children):
+    with start(tmp_path / "scenes", posts=3000, held_out=0, image_size=192, processes=2) as (
+        process,
+        children,
+    ):
         os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=15)[1]
     assert process.returncode == 130
@@ -166,7 +222,10 @@ def test_interrupted_work_ends_soon(tmp_path: Path) -> None:
 def test_a_painter_that_is_killed_is_reported(tmp_path: Path) -> None:
     with start(tmp_path / "scenes", posts=3000, held_out=0, processes=2) as (process, children):
         named = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children}
-        os.kill(next(child for child, command in named.items() if "spawn_main" in command), signal.SIGKILL)
+        os.kill(
+            next(child for child, command in named.items() if "spawn_main" in command),
+            signal.SIGKILL,
+        )
         said = process.communicate(timeout=15)[1]
     assert process.returncode == 1
     assert "swag-models: error: a process was killed" in said
@@ -191,7 +250,9 @@ def is_alive(process: int) -> bool:
         ({"image_size": 1000}, "image_size is 1000; it is 32 to 512 pixels"),
     ],
 )
-def test_arguments_out_of_range_are_refused(changes: dict[str, int], message: str, tmp_path: Path) -> None:
+def test_arguments_out_of_range_are_refused(
+    changes: dict[str, int], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=f"^{message}$"):
         make(tmp_path / "scenes", **changes)
     assert not list(tmp_path.iterdir())
@@ -203,26 +264,36 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     (mine / "letter.txt").write_text("Dear")
     with pytest.raises(ConfigError, match=r"mine exists and holds no scenes; choose another name$"):
         make(mine)
-    with pytest.raises(ConfigError, match=r"nowhere is no folder; make it, or choose another one for scenes$"):
+    with pytest.raises(
+        ConfigError, match=r"nowhere is no folder; make it, or choose another one for scenes$"
+    ):
         make(tmp_path / "nowhere" / "scenes")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file exists and holds no scenes"):
         make(tmp_path / "file")
-    with pytest.raises(ConfigError, match=r"^\. is no name for a new folder; give it one, such as scenes$"):
+    with pytest.raises(
+        ConfigError, match=r"^\. is no name for a new folder; give it one, such as scenes$"
+    ):
         make(Path())
 
 
 def test_work_of_others_is_refused(tmp_path: Path) -> None:
     work = tmp_path / "scenes.work"
     work.mkdir()
-    with FileLock(work / "lock"), pytest.raises(ConfigError, match=r"another process is writing .*scenes\.work; wait for it"):
+    with (
+        FileLock(work / "lock"),
+        pytest.raises(ConfigError, match=r"another process is writing .*scenes\.work; wait for it"),
+    ):
         make(tmp_path / "scenes")
     (work / "scenes.json").write_text('{"version": 1,')
-    with pytest.raises(ConfigError, match=r"scenes\.json is broken; delete .*scenes\.work or choose another name$"):
+    with pytest.raises(
+        ConfigError, match=r"scenes\.json is broken; delete .*scenes\.work or choose another name$"
+    ):
         make(tmp_path / "scenes")
     (work / "scenes.json").write_text(json.dumps({"version": 1, "posts": 7}))
     with pytest.raises(
-        ConfigError, match=r"scenes\.work holds scenes with posts 7, not 400, .*; delete it or choose another name$"
+        ConfigError,
+        match=r"scenes\.work holds scenes with posts 7, not 400, .*; delete it or choose another name$",
     ):
         make(tmp_path / "scenes")
 
@@ -234,16 +305,22 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> N
         make(tmp_path / "scenes")
 
 
-def measure(club: str, names: tuple[str, ...], of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def measure(
+    club: str, names: tuple[str, ...], of: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """A quantity of 40 pictures of each thing: (things, 40, ...)."""
-    scenes = [[Scene(f"{club}/{name}/{number}", (name,), club) for number in range(40)] for name in names]
+    scenes = [
+        [Scene(f"{club}/{name}/{number}", (name,), club) for number in range(40)] for name in names
+    ]
     return np.array([[of(np.asarray(render(scene, 32), float)) for scene in row] for row in scenes])
 
 
 def test_a_things_usual_colours_are_usual_and_not_certain() -> None:
     def count(thing: str) -> float:
         """The share of pictures in which there is much strong yellow."""
-        yellow = measure("a", (thing,), lambda picture: ((picture @ [[1.0], [1.0], [-2.0]]) > 220).mean())[0]
+        yellow = measure(
+            "a", (thing,), lambda picture: ((picture @ [[1.0], [1.0], [-2.0]]) > 220).mean()
+        )[0]
         return float((yellow > 0.05).mean())
 
     often, seldom = count("banana"), count("umbrella")
@@ -252,7 +329,10 @@ def test_a_things_usual_colours_are_usual_and_not_certain() -> None:
 
 
 def test_the_tone_of_a_picture_tells_the_group() -> None:
-    warmth = [measure(club, NAMES[:3], lambda picture: picture[..., 0].mean() / picture[..., 2].mean()) for club in "ab"]
+    warmth = [
+        measure(club, NAMES[:3], lambda picture: picture[..., 0].mean() / picture[..., 2].mean())
+        for club in "ab"
+    ]
     assert np.median(warmth[0]) / np.median(warmth[1]) > 1.3
 
 
@@ -260,11 +340,17 @@ def test_the_contact_sheet_in_the_docs_shows_the_present_drawings() -> None:
     path = ROOT / "docs" / "scenes.png"
     assert path.stat().st_size < 400_000
     with Image.open(path) as committed:
-        was, now = (np.asarray(sheet.convert("RGB"), float) for sheet in (committed, draw_contact_sheet()))
+        was, now = (
+            np.asarray(sheet.convert("RGB"), float) for sheet in (committed, draw_contact_sheet())
+        )
     assert was.shape == now.shape
-    assert np.abs(was - now).mean() < 4, "draw it again: python -m studies.scenes.sheet docs/scenes.png"
+    assert np.abs(was - now).mean() < 4, (
+        "draw it again: python -m studies.scenes.sheet docs/scenes.png"
+    )
 
 
 def test_a_picture_can_be_of_any_size_and_shows_the_same() -> None:
-    small, large = (np.asarray(render(plan_held_out(0, 1), size).resize((32, 32)), float) for size in (64, 256))
+    small, large = (
+        np.asarray(render(plan_held_out(0, 1), size).resize((32, 32)), float) for size in (64, 256)
+    )
     assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.9

@@ -14,7 +14,7 @@ import pytest
 
 from studies.scenes.captions import ADJECTIVES, EMPTY, MOST, SILENT, WRONG, pluralise
 from studies.scenes.gallery import WORDNET
-from studies.scenes.posts import REPOSTS, Picture, make_held_out, make_post
+from studies.scenes.posts import REPOSTS, SceneImage, make_held_out, make_post
 from studies.scenes.scene import PAIRS
 from studies.scenes.things import NAMES, PLANTED, THINGS, Thing
 
@@ -24,12 +24,12 @@ OTHERWISE = {"table", "banana", "bike"}  # words whose most frequent sense is so
 
 
 @pytest.fixture(scope="module")
-def posts() -> list[Picture]:
+def posts() -> list[SceneImage]:
     return [make_post(0, number) for number in range(POSTS)]
 
 
 @pytest.fixture(scope="module")
-def first_posts(posts: list[Picture]) -> list[Picture]:
+def first_posts(posts: list[SceneImage]) -> list[SceneImage]:
     return [post for post in posts if post.truth["repost_of"] is None]
 
 
@@ -49,17 +49,20 @@ def find_ancestors(synset: str) -> set[str]:
 
 def assert_share(count: int, total: int, share: float) -> None:
     """Within four standard errors."""
-    assert abs(count - share * total) <= 4 * math.sqrt(total * share * (1 - share)), (count / total, share)
+    assert abs(count - share * total) <= 4 * math.sqrt(total * share * (1 - share)), (
+        count / total,
+        share,
+    )
 
 
-def test_the_kth_thing_is_met_one_kth_as_often(first_posts: list[Picture]) -> None:
+def test_the_kth_thing_is_met_one_kth_as_often(first_posts: list[SceneImage]) -> None:
     counts = Counter(post.scene.things[0] for post in first_posts)
     harmonic = sum(1 / rank for rank in range(1, len(NAMES) + 1))
     for rank, name in enumerate(NAMES, 1):
         assert_share(counts[name], len(first_posts), 1 / (rank * harmonic))
 
 
-def test_groups_differ_in_the_planted_things_alone(first_posts: list[Picture]) -> None:
+def test_groups_differ_in_the_planted_things_alone(first_posts: list[SceneImage]) -> None:
     groups = Counter(post.scene.group for post in first_posts)
     assert_share(groups["a"], len(first_posts), 0.5)
     shown = Counter((name, post.scene.group) for post in first_posts for name in post.scene.things)
@@ -72,34 +75,52 @@ def test_groups_differ_in_the_planted_things_alone(first_posts: list[Picture]) -
     assert Counter(PLANTED.values()) == {"a": 3, "b": 2}
 
 
-def test_noise_is_as_frequent_as_stated(first_posts: list[Picture]) -> None:
+def test_noise_is_as_frequent_as_stated(first_posts: list[SceneImage]) -> None:
     total = len(first_posts)
     assert_share(sum(len(post.scene.things) == 2 for post in first_posts), total, PAIRS)
     drawn = [post.truth["wrong"] for post in first_posts]
-    assert 0.8 * WRONG < sum(map(bool, drawn)) / total < WRONG, "those drawn that are in the picture are not wrong"
+    assert 0.8 * WRONG < sum(map(bool, drawn)) / total < WRONG, (
+        "those drawn that are in the picture are not wrong"
+    )
     empty = [len(set(EMPTY) & set(post.truth["hashtags"])) for post in first_posts]
     assert 0.6 * MOST / 2 < sum(empty) / total < MOST / 2, "a few are drawn twice"
-    silent = [not set(post.truth["hashtags"]) - set(EMPTY) - set(post.truth["wrong"]) for post in first_posts]
+    silent = [
+        not set(post.truth["hashtags"]) - set(EMPTY) - set(post.truth["wrong"])
+        for post in first_posts
+    ]
     assert_share(sum(silent), total, SILENT)
     counts = Counter(tag for post in first_posts for tag in post.truth["hashtags"])
     assert counts.most_common(1)[0][0] == EMPTY[0]
     assert counts[EMPTY[0]] > 1.5 * counts[EMPTY[1]] > 1.5 * counts[EMPTY[3]] > counts[EMPTY[15]]
 
 
-def test_every_form_of_hashtag_occurs(posts: list[Picture]) -> None:
+def test_every_form_of_hashtag_occurs(posts: list[SceneImage]) -> None:
     tags = {tag for post in posts for tag in post.truth["hashtags"]}
-    assert {"car", "Car", "CAR", "cars", "automobile", "MyCar", "voiture", "車", "motor_vehicle", "MotorVehicle"} <= tags
+    assert {
+        "car",
+        "Car",
+        "CAR",
+        "cars",
+        "automobile",
+        "MyCar",
+        "voiture",
+        "車",
+        "motor_vehicle",
+        "MotorVehicle",
+    } <= tags
     assert {"sailing_boat", "SailingBoat", "sailingboat", "butterflies", "cacti", "floewr"} <= tags
 
 
-def test_hashtags_can_be_extracted_from_every_caption(posts: list[Picture]) -> None:
+def test_hashtags_can_be_extracted_from_every_caption(posts: list[SceneImage]) -> None:
     for post in posts:
         plain = re.sub(r"https?://\S+|&#?\w+;", " ", post.row["caption"])
         found = [tag for tag in re.findall(r"[#\uff03](\w+)", plain) if not tag.isdigit()]
         assert tuple(found) == post.truth["hashtags"]
 
 
-def test_a_repost_has_the_url_of_an_earlier_post_and_nothing_else_of_it(posts: list[Picture]) -> None:
+def test_a_repost_has_the_url_of_an_earlier_post_and_nothing_else_of_it(
+    posts: list[SceneImage],
+) -> None:
     reposts = [post for post in posts if post.truth["repost_of"]]
     assert_share(len(reposts), POSTS, REPOSTS)
     first = {post.row["id"]: post for post in posts}
@@ -141,10 +162,19 @@ def test_wordnet_knows_the_words_of_a_thing(thing: Thing) -> None:
 
 
 def test_things_have_hypernyms_in_common() -> None:
-    counts = {"vehicle": 6, "edible_fruit": 4, "animal": 6, "furniture": 3, "plant_life": 3, "container": 6}
+    counts = {
+        "vehicle": 6,
+        "edible_fruit": 4,
+        "animal": 6,
+        "furniture": 3,
+        "plant_life": 3,
+        "container": 6,
+    }
     ancestors = [find_ancestors(thing.synset[1:]) for thing in THINGS]
     for word, count in counts.items():
-        assert sum(excerpt.list_senses(NOUNS[0][word])[0] in above for above in ancestors) == count, word
+        assert (
+            sum(excerpt.list_senses(NOUNS[0][word])[0] in above for above in ancestors) == count
+        ), word
 
 
 def test_the_excerpt_is_whole_small_and_carries_its_licence() -> None:
@@ -155,19 +185,36 @@ def test_the_excerpt_is_whole_small_and_carries_its_licence() -> None:
         assert all(target in data for _, target, _, _ in excerpt.split_pointers(line)[1])
     for name in ("index.noun", "data.noun"):
         assert len(excerpt.read(WORDNET / name)[0]) == 29
-        assert "WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved." in (WORDNET / name).read_text()
+        assert (
+            "WordNet 3.0 Copyright 2006 by Princeton University.  All rights reserved."
+            in (WORDNET / name).read_text()
+        )
     assert "Permission to use, copy, modify and distribute" in (WORDNET / "LICENSE").read_text()
 
 
-@pytest.mark.skipif(not (FULL / "index.noun").exists(), reason="needs WordNet 3.0: apt-get install wordnet-base")
+@pytest.mark.skipif(
+    not (FULL / "index.noun").exists(), reason="needs WordNet 3.0: apt-get install wordnet-base"
+)
 def test_the_excerpt_says_what_the_full_wordnet_says() -> None:
     for name, text in excerpt.make(FULL).items():
         assert (WORDNET / name).read_text() == text, name
     index = read_nouns(FULL)[0]
     known = {lemma.replace("_", "").replace("-", "") for lemma in index}
     for thing in THINGS:
-        plain = unicodedata.normalize("NFKD", thing.foreign).encode("ascii", "ignore").decode().split()  # without accents
-        assert not known & {form for word in (*thing.foreign.split(), *plain) for form in (word, word.removesuffix("s"))}
-        assert not known & {(adjective + word.replace("_", "")).lower() for adjective in ADJECTIVES for word in thing.words()}
-    for word in sorted({word for thing in THINGS for word in (*thing.words(), *thing.broader.split())}):
+        plain = (
+            unicodedata.normalize("NFKD", thing.foreign).encode("ascii", "ignore").decode().split()
+        )  # without accents
+        assert not known & {
+            form
+            for word in (*thing.foreign.split(), *plain)
+            for form in (word, word.removesuffix("s"))
+        }
+        assert not known & {
+            (adjective + word.replace("_", "")).lower()
+            for adjective in ADJECTIVES
+            for word in thing.words()
+        }
+    for word in sorted(
+        {word for thing in THINGS for word in (*thing.words(), *thing.broader.split())}
+    ):
         assert excerpt.list_senses(NOUNS[0][word]) == excerpt.list_senses(index[word]), word

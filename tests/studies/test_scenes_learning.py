@@ -19,16 +19,30 @@ from studies.scenes.things import NAMES
 
 def paint(scenes: Iterable[Scene]) -> Tensor:
     """(N, 3, H, W) uint8."""
-    return torch.from_numpy(np.stack([np.asarray(render(scene, 64)) for scene in scenes])).movedim(-1, 1)
+    return torch.from_numpy(np.stack([np.asarray(render(scene, 64)) for scene in scenes])).movedim(
+        -1, 1
+    )
 
 
 def make_network() -> nn.Module:
     """Seven convolutions; 0.8 million weights."""
-    widths = ((3, 24, 2), (24, 48, 2), (48, 48, 1), (48, 96, 2), (96, 96, 1), (96, 192, 2), (192, 192, 1))
+    widths = (
+        (3, 24, 2),
+        (24, 48, 2),
+        (48, 48, 1),
+        (48, 96, 2),
+        (96, 96, 1),
+        (96, 192, 2),
+        (192, 192, 1),
+    )
     layers = [
         layer
         for wide, out, stride in widths
-        for layer in (nn.Conv2d(wide, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+        for layer in (
+            nn.Conv2d(wide, out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+        )
     ]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, len(NAMES)))
 
@@ -55,9 +69,14 @@ def scale(pictures: Tensor) -> Tensor:
 def test_few_posts_teach_little_and_many_teach_much() -> None:
     posts = [plan_post(0, number) for number in range(12_000)]
     pictures = paint(posts)
-    targets = torch.tensor([[(name in post.things) / len(post.things) for name in NAMES] for post in posts])  # N K
+    targets = torch.tensor(
+        [[(name in post.things) / len(post.things) for name in NAMES] for post in posts]
+    )  # N K
     held_out = [plan_held_out(0, number) for number in range(20 * len(NAMES))]
-    views, truth = scale(paint(held_out)), torch.tensor([NAMES.index(scene.things[0]) for scene in held_out])
+    views, truth = (
+        scale(paint(held_out)),
+        torch.tensor([NAMES.index(scene.things[0]) for scene in held_out]),
+    )
     found = {}
     for count, epochs in ((200, 40), (len(posts), 3)):
         network = train(pictures[:count], targets[:count], epochs)

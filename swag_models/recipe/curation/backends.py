@@ -11,14 +11,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swag_models.atomic import write_whole
+from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     import ibis
     import pyarrow
 
-ENGINES = {"duckdb": ("duckdb", "ibis-framework"), "spark": ("pyspark", "ibis-framework")}  # and their packages
+ENGINES = {
+    "duckdb": ("duckdb", "ibis-framework"),
+    "spark": ("pyspark", "ibis-framework"),
+}  # and their packages
 PART = 16  # row groups, of 122,880 rows each
 
 
@@ -52,7 +55,7 @@ class Engine:
         """Rows made in Python, by way of a file, which stays."""
         import pyarrow.parquet
 
-        with write_whole(path, alone=True) as temporary:
+        with atomic_write(path) as temporary:
             pyarrow.parquet.write_table(rows, temporary)
         return self.read(path)
 
@@ -69,7 +72,7 @@ class Engine:
     def write(self, table: ibis.Table, path: Path) -> None:
         """A table as Parquet, whole or not at all: one file by DuckDB, a folder of them by Spark."""
         if self.kind == "duckdb":
-            with write_whole(path, alone=True) as temporary:
+            with atomic_write(path) as temporary:
                 self._copy(table, temporary, compression="zstd")
                 if path.is_dir():  # which Spark left
                     remove(path)
@@ -83,7 +86,9 @@ class Engine:
             size = {"row_groups_per_file": PART} if self.kind == "duckdb" else {}
             self._copy(table, temporary, **size)
 
-    def map_parts(self, source: Path, target: Path, make: Callable[[ibis.Table], ibis.Table]) -> None:
+    def map_parts(
+        self, source: Path, target: Path, make: Callable[[ibis.Table], ibis.Table]
+    ) -> None:
         """`make` of a table whose rows do not depend on each other, part by part.
 
         DuckDB cannot spill the lists that it gathers, so it is given no more rows than it can hold. Spark can.
@@ -103,13 +108,19 @@ class Engine:
             self.connection.to_parquet(table, path, **options)
         except duckdb.OutOfMemoryException as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"the memory for DuckDB is too little ({reason}); give more, or fewer threads") from None
+            raise ConfigError(
+                f"the memory for DuckDB is too little ({reason}); give more, or fewer threads"
+            ) from None
         except duckdb.IOException as error:
             reason = str(error).splitlines()[0]
-            raise OutputError(f"DuckDB cannot read or write ({reason}); what is done is kept, run again to go on") from None
+            raise OutputError(
+                f"DuckDB cannot read or write ({reason}); what is done is kept, run again to go on"
+            ) from None
         except duckdb.Error as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError(f"DuckDB cannot read the posts ({reason}); make damaged files again, or leave them out") from None
+            raise ConfigError(
+                f"DuckDB cannot read the posts ({reason}); make damaged files again, or leave them out"
+            ) from None
 
 
 def find_versions(kind: str, master: str | None = None) -> dict[str, str]:
@@ -122,18 +133,26 @@ def find_versions(kind: str, master: str | None = None) -> dict[str, str]:
         return {name: version(name) for name in ENGINES[kind]}
     except PackageNotFoundError as error:
         extra = "recipe" if kind == "duckdb" else "spark"
-        raise ConfigError(f'{error.name} is not installed; run: pip install "swag-models[{extra}]"') from None
+        raise ConfigError(
+            f'{error.name} is not installed; run: pip install "swag-models[{extra}]"'
+        ) from None
 
 
 @contextmanager
-def open_engine(kind: str, *, scratch: Path, memory: str | None, threads: int | None, master: str | None) -> Iterator[Engine]:
+def open_engine(
+    kind: str, *, scratch: Path, memory: str | None, threads: int | None, master: str | None
+) -> Iterator[Engine]:
     """An engine, for as long as it is needed.
 
     memory: for example "4GB"; what does not fit is kept in files under `scratch`. threads: default, one per processor.
     master: where Spark runs, for example "local[2]" or "spark://host:7077"; default, what Spark's own configuration says.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    opened = _open_duckdb(scratch, memory, threads) if kind == "duckdb" else _open_spark(scratch, memory, threads, master)
+    opened = (
+        _open_duckdb(scratch, memory, threads)
+        if kind == "duckdb"
+        else _open_spark(scratch, memory, threads, master)
+    )
     try:
         yield opened
     finally:
@@ -171,19 +190,27 @@ def _open_duckdb(scratch: Path, memory: str | None, threads: int | None) -> Engi
     try:
         connection = ibis.duckdb.connect(**settings)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
-        raise ConfigError(f"memory {memory!r} or threads {threads!r} cannot be: {str(error).splitlines()[0]}") from None
+        raise ConfigError(
+            f"memory {memory!r} or threads {threads!r} cannot be: {str(error).splitlines()[0]}"
+        ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it would go to stdout
     return Engine("duckdb", connection, scratch)
 
 
-def _open_spark(scratch: Path, memory: str | None, threads: int | None, master: str | None) -> Engine:
+def _open_spark(
+    scratch: Path, memory: str | None, threads: int | None, master: str | None
+) -> Engine:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")
         import ibis
         from pyspark.sql import SparkSession
 
-        builder = SparkSession.builder.appName("swag-models").config("spark.sql.session.timeZone", "UTC")
-        builder = builder.config("spark.local.dir", str(scratch)).config("spark.ui.enabled", "false")
+        builder = SparkSession.builder.appName("swag-models").config(
+            "spark.sql.session.timeZone", "UTC"
+        )
+        builder = builder.config("spark.local.dir", str(scratch)).config(
+            "spark.ui.enabled", "false"
+        )
         builder = builder.config("spark.ui.showConsoleProgress", "false")
         if master or threads:
             builder = builder.master(master or f"local[{threads}]")

@@ -35,7 +35,9 @@ UNNAMED = Columns()
 def resolve_columns(columns: Columns, names: tuple[str, ...]) -> Columns:
     """Which of `names` are meant, None for what is not among them."""
     wanted = [(given,) if given else KNOWN[field] for field, given in columns._asdict().items()]
-    return Columns(*[next((name for name in candidates if name in names), None) for candidates in wanted])
+    return Columns(
+        *[next((name for name in candidates if name in names), None) for candidates in wanted]
+    )
 
 
 def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
@@ -48,11 +50,15 @@ def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
     if not found.id:
         raise ConfigError(f"{path} has no column that is known to be an id; {there}; say which")
     if not found.hashtags and not found.caption:
-        raise ConfigError(f"{path} has no column that is known to be hashtags or a caption; {there}; say which")
+        raise ConfigError(
+            f"{path} has no column that is known to be hashtags or a caption; {there}; say which"
+        )
     return found
 
 
-def parquet_columns(schema: Any, columns: Columns = UNNAMED, path: object = "the Parquet file") -> Columns:
+def parquet_columns(
+    schema: Any, columns: Columns = UNNAMED, path: object = "the Parquet file"
+) -> Columns:
     """What the columns of a Parquet file are, by its pyarrow schema; ConfigError names those it has if that will not do.
 
     An id is text or a whole number, hashtags are text or a list of it, all else is text.
@@ -60,7 +66,9 @@ def parquet_columns(schema: Any, columns: Columns = UNNAMED, path: object = "the
     import pyarrow.types as kinds
 
     def is_text(kind: Any) -> bool:
-        return bool(kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind))
+        return bool(
+            kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
+        )
 
     found = find_columns(schema.names, columns, path)
     for field, name in zip(Columns._fields, found):
@@ -73,5 +81,7 @@ def parquet_columns(schema: Any, columns: Columns = UNNAMED, path: object = "the
             or (field == "id" and kinds.is_integer(kind))
             or (field == "hashtags" and is_list and is_text(kind.value_type))
         ):
-            raise ConfigError(f"{path} has {kind} in column {name!r}, which cannot be {field}; name another column for it")
+            raise ConfigError(
+                f"{path} has {kind} in column {name!r}, which cannot be {field}; name another column for it"
+            )
     return found

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swag_models.recipe.extras import import_extra
+from swag_models.runtime import import_extra
 
 import_extra("pyarrow")  # before the modules that need it, so that one line says if it is missing
 
 import pyarrow.parquet
 
 from swag_models import __version__
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
 from swag_models.recipe.curation.backends import find_versions, open_engine
 from swag_models.recipe.curation.columns import UNNAMED, Columns
@@ -53,7 +53,9 @@ class Curation:
 
     def __post_init__(self) -> None:
         if self.senses not in SENSES:
-            raise ConfigError(f"senses {self.senses!r} is not known; it is one of: {', '.join(SENSES)}")
+            raise ConfigError(
+                f"senses {self.senses!r} is not known; it is one of: {', '.join(SENSES)}"
+            )
         for name in ("min_images", "max_classes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
@@ -90,10 +92,12 @@ def curate(
     versions = find_versions(engine, master)
     folder, net, files = Path(output), WordNet.load(wordnet), find_files(inputs, format)
     stop, excluded = load_stoplist(stoplist), _read_values(exclude)
-    with explain_writing(folder, kept=True), ExitStack() as stack:
+    with disk_errors(folder, resumable=True), ExitStack() as stack:
         ledger = Ledger(stack, folder / "steps", STEPS, progress)
         hashes = ledger.hash_files(files)
-        opened = open_engine(engine, scratch=ledger.folder / "scratch", memory=memory, threads=threads, master=master)
+        opened = open_engine(
+            engine, scratch=ledger.folder / "scratch", memory=memory, threads=threads, master=master
+        )
         steps = Steps(ledger, net, lambda: stack.enter_context(opened))
         manifest = {
             "inputs": hashes,
@@ -108,7 +112,11 @@ def curate(
             "versions": {"swag_models": __version__, **versions},
             "wordnet_sha256": net.digest,
             "posts": steps.find_posts(
-                files, Reading(columns, format, progress), excluded, sorted(licenses), [VERSION, engine, hashes]
+                files,
+                Reading(columns, format, progress),
+                excluded,
+                sorted(licenses),
+                [VERSION, engine, hashes],
             ),
             "hashtags": steps.match_hashtags(curation.senses, stop),
             "classes": steps.choose_classes(curation.min_images, curation.max_classes),
@@ -122,9 +130,13 @@ def curate(
 
 def _write_report(folder: Path, manifest: Facts) -> Facts:
     """manifest.json, and the report for people."""
-    write_report(folder, manifest, pyarrow.parquet.read_table(folder / "vocabulary.parquet").to_pylist())
-    with write_whole(folder / "manifest.json", alone=True) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_report(
+        folder, manifest, pyarrow.parquet.read_table(folder / "vocabulary.parquet").to_pylist()
+    )
+    with atomic_write(folder / "manifest.json") as temporary:
+        temporary.write_text(
+            json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     return {}
 
 
@@ -133,11 +145,18 @@ def _read_values(path: str | os.PathLike[str] | None) -> list[str]:
     if path is None:
         return []
     try:
-        return sorted({line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""})
+        return sorted(
+            {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""}
+        )
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give a text file with one id or hash in a line") from None
+        raise ConfigError(
+            f"{path} cannot be read ({error}); give a text file with one id or hash in a line"
+        ) from None
 
 
 def _hash_lines(lines: Collection[str]) -> dict[str, Any]:
     """How a list of any length stands in the manifest."""
-    return {"lines": len(lines), "sha256": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()}
+    return {
+        "lines": len(lines),
+        "sha256": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest(),
+    }

@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
-from swag_models.inference.image_sources import count_processors
 from swag_models.recipe.curation.columns import UNNAMED, Columns
 from swag_models.recipe.curation.readers import Post, Reject, find_format, read_posts
-from swag_models.recipe.extras import import_extra
 from swag_models.recipe.worker_pool import open_pool
+from swag_models.runtime import count_cpus, import_extra
 
 ROWS = 2**14  # in one group of a Parquet file: so many are in memory at a time
 VERSION = 2  # of the parts: those of another are made again
@@ -73,18 +72,27 @@ def convert_posts(
     if processes is not None and processes < 1:
         raise ConfigError(f"processes is {processes}; give 1 or more")
     jobs = [_plan(path, folder / f"{i:05d}", columns, format) for i, path in enumerate(inputs)]
-    with explain_writing(folder, kept=True), ExitStack() as held:
+    with disk_errors(folder, resumable=True), ExitStack() as held:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             held.enter_context(FileLock(folder / "lock").acquire(timeout=0))
         except Timeout:
-            raise ConfigError(f"another process is writing {folder}; wait for it, or choose another folder") from None
+            raise ConfigError(
+                f"another process is writing {folder}; wait for it, or choose another folder"
+            ) from None
         sizes = {job: _describe(job)["size"] for job in jobs}
         waiting = [job for job in jobs if not _is_done(job)]
         done = sum(sizes.values()) - sum(sizes[job] for job in waiting)
-        bar = tqdm(total=sum(sizes.values()), initial=done, unit="B", unit_scale=True, desc="posts", disable=not progress)
+        bar = tqdm(
+            total=sum(sizes.values()),
+            initial=done,
+            unit="B",
+            unit_scale=True,
+            desc="posts",
+            disable=not progress,
+        )
         held.enter_context(bar)
-        count = min(len(waiting), processes or count_processors())
+        count = min(len(waiting), processes or count_cpus())
         if count > 1:
             _convert_in_processes(waiting, count, lambda seen: bar.update(done + seen - bar.n))
         else:
@@ -94,7 +102,10 @@ def convert_posts(
     rejects = sum((Counter(record["rejects"]) for record in records), Counter[str]())
     files = [job.rejects for job, record in zip(jobs, records) if record["rejects"]]
     return Conversion(
-        [job.part for job in jobs], sum(record["rows"] for record in records), dict(sorted(rejects.items())), files
+        [job.part for job in jobs],
+        sum(record["rows"] for record in records),
+        dict(sorted(rejects.items())),
+        files,
     )
 
 
@@ -116,12 +127,14 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> None:
         seen = position
 
     text = pa.string()
-    schema = pa.schema({"id": text, "url": text, "hashtags": pa.list_(text), "hash": text, "license": text})
+    schema = pa.schema(
+        {"id": text, "url": text, "hashtags": pa.list_(text), "hash": text, "license": text}
+    )
     record, rows, rejects = _describe(job), 0, Counter[str]()
     job.record.unlink(missing_ok=True)
     with (
-        write_whole(job.part, alone=True) as part,
-        write_whole(job.rejects, alone=True) as rejected,
+        atomic_write(job.part) as part,
+        atomic_write(job.rejects) as rejected,
         _pause_collector(),
         ExitStack() as files,
     ):
@@ -130,7 +143,9 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> None:
         found = read_posts(job.source, job.columns, job.format, see)
         while chunk := list(islice(found, ROWS)):
             if posts := [row for row in chunk if isinstance(row, Post)]:
-                arrays = [pa.array(column, field.type) for column, field in zip(zip(*posts), schema)]
+                arrays = [
+                    pa.array(column, field.type) for column, field in zip(zip(*posts), schema)
+                ]
                 writer.write_table(pa.table(arrays, schema=schema))
                 rows += len(posts)
             for row in chunk:
@@ -139,8 +154,10 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> None:
                     rejects[row.reason] += 1
     see(record["size"])
     written = [job.part.stat().st_size, job.rejects.stat().st_size]
-    with write_whole(job.record, alone=True) as to:
-        to.write_text(json.dumps({**record, "written": written, "rows": rows, "rejects": rejects}, indent=2))
+    with atomic_write(job.record) as to:
+        to.write_text(
+            json.dumps({**record, "written": written, "rows": rows, "rejects": rejects}, indent=2)
+        )
 
 
 def _describe(job: _Job) -> dict[str, Any]:
@@ -166,7 +183,9 @@ def _is_done(job: _Job) -> bool:
 _seen: Any = None
 
 
-def _convert_in_processes(jobs: Sequence[_Job], count: int, update: Callable[[int], object]) -> None:
+def _convert_in_processes(
+    jobs: Sequence[_Job], count: int, update: Callable[[int], object]
+) -> None:
     """Make parts in `count` processes; `update` is told how many bytes are read in all."""
     seen = multiprocessing.get_context("spawn").Value("q", 0)
     with open_pool(count, _share, seen) as pool:

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from swag_models.atomic import write_whole
+from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
 
@@ -33,19 +33,32 @@ class Ledger:
         try:
             stack.enter_context(FileLock(folder / "lock").acquire(timeout=0))
         except Timeout:
-            raise ConfigError(f"another process is at work in {folder}; wait for it, or choose another folder") from None
+            raise ConfigError(
+                f"another process is at work in {folder}; wait for it, or choose another folder"
+            ) from None
         # On a terminal only, and gone at the end: an error is then one line.
-        self.bar = stack.enter_context(tqdm(total=steps, unit="step", leave=False, disable=None if progress else True))
+        self.bar = stack.enter_context(
+            tqdm(total=steps, unit="step", leave=False, disable=None if progress else True)
+        )
 
     def run(self, name: str, key: Any, files: Sequence[Path], make: Callable[[], Facts]) -> Facts:
         """The facts that `make` finds while it writes `files`; key and facts are values that JSON knows."""
         self.bar.set_description(name)
-        self.chain = hashlib.sha256(json.dumps([self.chain, name, key], sort_keys=True).encode()).hexdigest()
+        self.chain = hashlib.sha256(
+            json.dumps([self.chain, name, key], sort_keys=True).encode()
+        ).hexdigest()
         record = self.folder / f"{name}.json"
-        done = json.loads(record.read_text()) if record.exists() and all(file.exists() for file in files) else {}
+        done = (
+            json.loads(record.read_text())
+            if record.exists() and all(file.exists() for file in files)
+            else {}
+        )
         if done.get("chain") != self.chain:
             record.unlink(missing_ok=True)
-            done = {"chain": self.chain, "facts": json.loads(json.dumps(make()))}  # as they will be read again
+            done = {
+                "chain": self.chain,
+                "facts": json.loads(json.dumps(make())),
+            }  # as they will be read again
             _write(record, done)
         self.bar.update()
         return dict(done["facts"])
@@ -55,9 +68,14 @@ class Ledger:
         record = self.folder / "hashes.json"
         known: Mapping[str, str] = json.loads(record.read_text()) if record.exists() else {}
         stats = [file.stat() for file in files]
-        keys = [f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}" for file, stat in zip(files, stats, strict=True)]
+        keys = [
+            f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+            for file, stat in zip(files, stats, strict=True)
+        ]
         with ThreadPoolExecutor() as pool:
-            hashes = list(pool.map(lambda key, file: known.get(key) or hash_file(file), keys, files))
+            hashes = list(
+                pool.map(lambda key, file: known.get(key) or hash_file(file), keys, files)
+            )
         _write(record, dict(zip(keys, hashes, strict=True)))
         return [
             {"name": file.name, "bytes": stat.st_size, "sha256": digest}
@@ -66,5 +84,5 @@ class Ledger:
 
 
 def _write(path: Path, value: Any) -> None:
-    with write_whole(path, alone=True) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value))

@@ -39,7 +39,12 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
     failed = table.status != "success" if "status" in table.columns else ibis.literal(False)
     reason = ibis.cases((identifier.isnull() | (identifier == ""), NO_ID), (failed, NOT_DOWNLOADED))
     return table.select(
-        id=identifier, reason=reason, url=pick("url"), hashtags=hashtags, hash=pick("hash"), license=pick("license")
+        id=identifier,
+        reason=reason,
+        url=pick("url"),
+        hashtags=hashtags,
+        hash=pick("hash"),
+        license=pick("license"),
     )
 
 
@@ -52,17 +57,24 @@ def _list_hashtags(cell: ibis.Value) -> ibis.Value:
 
     if not cell.type().is_array():
         cell = ibis.cases(
-            (cell.startswith("["), cell.re_replace(r'^\[\s*"?|"?\s*\]\s*$', "").re_split(r'"\s*,\s*"')),
+            (
+                cell.startswith("["),
+                cell.re_replace(r'^\[\s*"?|"?\s*\]\s*$', "").re_split(r'"\s*,\s*"'),
+            ),
             (cell.re_search(f"[{HASH}]"), extract_hashtags(cell)),
             (cell.contains(","), cell.split(",")),
             else_=cell.re_split(SPACES),
         )
-    return cell.map(lambda tag: tag.re_replace(f"^[{EDGES}]+|[{EDGES}]+$", "")).filter(lambda tag: tag != "")
+    return cell.map(lambda tag: tag.re_replace(f"^[{EDGES}]+|[{EDGES}]+$", "")).filter(
+        lambda tag: tag != ""
+    )
 
 
 def drop_excluded(posts: ibis.Table, excluded: ibis.Table) -> ibis.Table:
     """Posts whose id and hash are not among the `values` of a table."""
-    return posts.anti_join(excluded.select(id="value"), "id").anti_join(excluded.select(hash="value"), "hash")
+    return posts.anti_join(excluded.select(id="value"), "id").anti_join(
+        excluded.select(hash="value"), "hash"
+    )
 
 
 def keep_licensed(posts: ibis.Table, licenses: Sequence[str]) -> ibis.Table:
@@ -121,7 +133,9 @@ def count_images(images: ibis.Table) -> ibis.Table:
 def gather_labels(images: ibis.Table, classes: ibis.Table) -> ibis.Table:
     """The classes of each image that has any, and the rarest of them, which is the last: id, classes, rarest."""
     found = images.select("id", number=images.numbers.unnest()).join(classes, "number")
-    gathered = found.group_by("id").agg(classes=found["class"].collect(), rarest=found["class"].max())
+    gathered = found.group_by("id").agg(
+        classes=found["class"].collect(), rarest=found["class"].max()
+    )
     return gathered.mutate(classes=gathered.classes.sort())
 
 

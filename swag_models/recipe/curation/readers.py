@@ -30,7 +30,11 @@ from swag_models.recipe.hashtags import HASH, extract
 
 SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
 SUFFIXES |= {".csv": "csv", ".tsv": "yfcc", ".tar": "tar", ".tgz": "tar", ".parquet": "parquet"}
-OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open}
+OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": gzip.open,
+    ".tgz": gzip.open,
+    ".bz2": bz2.open,
+}
 DECODER = json.JSONDecoder()
 LARGEST = 2**20  # bytes of a row
 SHOWN = 200  # characters of a reject
@@ -85,7 +89,10 @@ def find_format(path: Path) -> str:
 
 
 def read_posts(
-    path: Path, columns: Columns = UNNAMED, format: str | None = None, seen: Callable[[int], object] | None = None
+    path: Path,
+    columns: Columns = UNNAMED,
+    format: str | None = None,
+    seen: Callable[[int], object] | None = None,
 ) -> Iterator[Post | Reject]:
     """Every row of a file, as a post or a reject, in order; `seen` is told now and then how many of its bytes are read.
 
@@ -93,7 +100,9 @@ def read_posts(
     """
     format = format or find_format(path)
     if format not in READERS:
-        raise ConfigError(f"{path} of format {format!r} is not read row by row; formats: {', '.join(READERS)}")
+        raise ConfigError(
+            f"{path} of format {format!r} is not read row by row; formats: {', '.join(READERS)}"
+        )
     row = 0
     try:
         with path.open("rb") as raw:
@@ -114,7 +123,9 @@ def read_posts(
     except OSError as error:
         if error.errno is not None:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-        yield Reject(_spell(path), row + 1, CUT, str(error))  # bz2 and gzip have no error of their own
+        yield Reject(
+            _spell(path), row + 1, CUT, str(error)
+        )  # bz2 and gzip have no error of their own
 
 
 Rows = tuple[Iterable[Any], Callable[[Any], Post | None]]
@@ -174,7 +185,10 @@ def _list_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
             archive.members.clear()  # which it would keep all
             folder, _, name = member.name.rpartition("/")
             if member.isfile() and name.endswith(".json"):
-                yield f"{folder}/{name.partition('.')[0]}".lstrip("/"), archive.extractfile(member).read(LARGEST)
+                yield (
+                    f"{folder}/{name.partition('.')[0]}".lstrip("/"),
+                    archive.extractfile(member).read(LARGEST),
+                )
         if plain:
             file.seek(archive.offset)
             if (
@@ -236,7 +250,9 @@ def _parse_yfcc(content: bytes) -> Post | None:
     )
 
 
-def _parse_record(width: int, places: list[int | None], record: list[str] | csv.Error) -> Post | None:
+def _parse_record(
+    width: int, places: list[int | None], record: list[str] | csv.Error
+) -> Post | None:
     if isinstance(record, csv.Error):
         raise _UnfitError(NO_CSV)
     if not record:
@@ -247,11 +263,15 @@ def _parse_record(width: int, places: list[int | None], record: list[str] | csv.
     return _make_post(*[None if place is None else record[place] or None for place in places])
 
 
-def _make_post(identifier: Any, url: Any, hashtags: Any, caption: Any, digest: Any, license: Any) -> Post:
+def _make_post(
+    identifier: Any, url: Any, hashtags: Any, caption: Any, digest: Any, license: Any
+) -> Post:
     if identifier is None or identifier == "":
         raise _UnfitError(NO_ID)
     if type(identifier) is not str:
-        if type(identifier) is not int and not (type(identifier) is float and identifier.is_integer()):
+        if type(identifier) is not int and not (
+            type(identifier) is float and identifier.is_integer()
+        ):
             raise _UnfitError(ODD_ID)
         identifier = str(int(identifier))
     if not (url is None or type(url) is str):

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swag_models.atomic import write_whole
-from swag_models.recipe.extras import import_extra
+from swag_models.atomic import atomic_write
+from swag_models.runtime import import_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 SHOWN = 50  # rows of a table
 
 
-def write_report(folder: Path, facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any]]) -> None:
+def write_report(
+    folder: Path, facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any]]
+) -> None:
     """report.md and report/*.png. facts: the counts of each step, as in the manifest; vocabulary: rows, most frequent first."""
     plots = folder / "report"
     plots.mkdir(exist_ok=True)
@@ -24,18 +26,25 @@ def write_report(folder: Path, facts: Mapping[str, Any], vocabulary: Sequence[Ma
     _draw(plots / "frequency.png", _plot_frequency(images, [row["samples"] for row in vocabulary]))
     _draw(plots / "labels.png", _plot_labels(facts["labels"]["per_image"]))
     _draw(plots / "coverage.png", _plot_coverage(images))
-    with write_whole(folder / "report.md", alone=True) as temporary:
+    with atomic_write(folder / "report.md") as temporary:
         temporary.write_text("\n".join(_write_lines(facts, vocabulary)), encoding="utf-8")
 
 
-def _write_lines(facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    posts, hashtags, classes, labels = (facts[name] for name in ("posts", "hashtags", "classes", "labels"))
+def _write_lines(
+    facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any]]
+) -> Iterable[str]:
+    posts, hashtags, classes, labels = (
+        facts[name] for name in ("posts", "hashtags", "classes", "labels")
+    )
     yield "# From posts to labels\n"
     yield from _table(
         ("step", "count"),
         [
             ("posts read", posts["read"]),
-            *((f"rejected: {reason}", count) for reason, count in sorted(posts["rejected"].items())),
+            *(
+                (f"rejected: {reason}", count)
+                for reason, count in sorted(posts["rejected"].items())
+            ),
             ("under other licences", posts["other_licenses"]),
             ("excluded by id or hash", posts["excluded"]),
             ("repeated id", posts["repeated_ids"]),
@@ -56,7 +65,8 @@ def _write_lines(facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any
     yield "How hashtags, as written, were matched with WordNet's nouns.\n"
     kinds = [kind for kind in hashtags["distinct"] if kind != "all"]
     yield from _table(
-        ("hashtags", "distinct", "uses"), [(kind, hashtags["distinct"][kind], hashtags["uses"][kind]) for kind in kinds]
+        ("hashtags", "distinct", "uses"),
+        [(kind, hashtags["distinct"][kind], hashtags["uses"][kind]) for kind in kinds],
     )
     yield "\n## Frequency\n"
     yield "Images with each class, and samples of it in an epoch after resampling; both axes are logarithmic.\n"
@@ -74,7 +84,10 @@ def _write_lines(facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any
     yield "Labels that the most frequent classes make up.\n"
     yield "![share of labels by number of classes](report/coverage.png)\n"
     yield from _write_imagenet(facts["imagenet"])
-    yield from _write_tags(f"Ambiguous hashtags, by the policy {facts['parameters']['senses']!r}", hashtags["ambiguous"])
+    yield from _write_tags(
+        f"Ambiguous hashtags, by the policy {facts['parameters']['senses']!r}",
+        hashtags["ambiguous"],
+    )
     yield from _write_tags("Stopped hashtags", hashtags["stopped"])
     yield from _write_tags("Unknown hashtags", hashtags["unknown"])
 
@@ -133,7 +146,9 @@ def _plot_labels(per_image: Mapping[str, int]) -> Figure:
 def _plot_coverage(images: Sequence[int]) -> Figure:
     figure, axes = _make_figure("most frequent classes", "share of all labels")
     total = sum(images)
-    axes.semilogx(range(1, len(images) + 1), [sum_ / total for sum_ in itertools.accumulate(images)])
+    axes.semilogx(
+        range(1, len(images) + 1), [sum_ / total for sum_ in itertools.accumulate(images)]
+    )
     axes.set_ylim(0, 1.02)
     return figure
 
@@ -149,5 +164,5 @@ def _make_figure(x: str, y: str) -> tuple[Figure, Any]:
 
 
 def _draw(path: Path, figure: Figure) -> None:
-    with write_whole(path, alone=True) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

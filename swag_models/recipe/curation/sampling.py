@@ -14,9 +14,13 @@ from swag_models.errors import ConfigError
 
 # The weight of a hashtag that f images carry is f to the power of minus this.
 EXPONENTS = {"natural": 0.0, "sqrt": 0.5, "uniform": 1.0}
-EPOCH_RATIO = 5 / 3.6  # samples in an epoch per unique image: "about 5 billion samples" of 3.6 billion images
+EPOCH_RATIO = (
+    5 / 3.6
+)  # samples in an epoch per unique image: "about 5 billion samples" of 3.6 billion images
 TAIL_BELOW = 5000  # images; a hashtag with fewer is of the tail (our reading)
-STEPS = 2**16  # factors are multiples of 1 / STEPS, so that their sums are exact in every order and on every engine
+STEPS = (
+    2**16
+)  # factors are multiples of 1 / STEPS, so that their sums are exact in every order and on every engine
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,27 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.kind not in EXPONENTS:
-            raise ConfigError(f"sampling {self.kind!r} is not known; it is one of: {', '.join(EXPONENTS)}")
+            raise ConfigError(
+                f"sampling {self.kind!r} is not known; it is one of: {', '.join(EXPONENTS)}"
+            )
         if not (math.isfinite(self.epoch_ratio) and self.epoch_ratio > 0):
-            raise ConfigError(f"epoch_ratio {self.epoch_ratio} is not a positive number of samples per image")
-        if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold > 0):
+            raise ConfigError(
+                f"epoch_ratio {self.epoch_ratio} is not a positive number of samples per image"
+            )
+        if self.threshold is not None and not (
+            math.isfinite(self.threshold) and self.threshold > 0
+        ):
             raise ConfigError(f"threshold {self.threshold} is not a positive number of images")
         if self.threshold is not None and self.kind != "sqrt":
-            raise ConfigError(f"threshold is a rule of sampling 'sqrt', not {self.kind!r}; leave one of them out")
+            raise ConfigError(
+                f"threshold is a rule of sampling 'sqrt', not {self.kind!r}; leave one of them out"
+            )
         if self.tail_share is not None and not 0 <= self.tail_share <= 1:
             raise ConfigError(f"tail_share {self.tail_share} is not a share between 0 and 1")
         if self.threshold is not None and self.tail_share is not None:
-            raise ConfigError("threshold and tail_share exclude each other: a threshold leaves nothing to scale")
+            raise ConfigError(
+                "threshold and tail_share exclude each other: a threshold leaves nothing to scale"
+            )
 
 
 def repeat_factors(counts: Sequence[int], rarest: Sequence[int], sampling: Sampling) -> list[float]:
@@ -70,7 +84,10 @@ def repeat_factors(counts: Sequence[int], rarest: Sequence[int], sampling: Sampl
     tail = [count < sampling.tail_below for count in counts]
     scales = {}
     for of_tail, share in ((True, sampling.tail_share), (False, 1 - sampling.tail_share)):
-        total = _total(weights, [number if kind == of_tail else 0 for number, kind in zip(rarest, tail, strict=True)])
+        total = _total(
+            weights,
+            [number if kind == of_tail else 0 for number, kind in zip(rarest, tail, strict=True)],
+        )
         if not total and share:
             place = "fewer" if of_tail else "at least"
             raise ConfigError(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.inference.image_sources import SHARDS
-from swag_models.recipe.data.datasets import Album, find_folders, is_dataset
+from swag_models.recipe.data.datasets import ImageDataset, find_folders, is_dataset
 from swag_models.recipe.data.loader import Decode
 from swag_models.recipe.data.shards import MANIFEST, Shards, find_vocabulary, read_vocabulary
 from swag_models.recipe.data.stream import Sample
@@ -74,11 +74,15 @@ def find_folder(data: Shards) -> Path | None:
         )
     if (root / MANIFEST).is_file():
         return None
-    bare = not is_dataset(root) and not find_folders(root)  # beside pictures, a .tar is what they were unpacked from
+    bare = not is_dataset(root) and not find_folders(
+        root
+    )  # beside pictures, a .tar is what they were unpacked from
     return None if bare and any(root.glob("*.tar")) else root
 
 
-def take_sample(album: Album, index: int, transform: Transform) -> tuple[Tensor, tuple[int, ...], str]:
+def take_sample(
+    album: ImageDataset, index: int, transform: Transform
+) -> tuple[Tensor, tuple[int, ...], str]:
     """What `collate_samples` takes; ImageError if the picture is broken."""
     return transform(album.read(index)), album.classes(index), album.name(index)
 
@@ -91,8 +95,15 @@ def collate_samples(samples: list[tuple[Tensor, tuple[int, ...], str]]) -> Batch
 
 def run_workers(reader: Dataset[Share], parts: Iterable[range], workers: int) -> Iterator[Share]:
     """What the reader makes of each part, in order; the processes end with the iterator."""
-    generator = torch.Generator()  # else every pass would draw from the generator that training uses
-    options: dict[str, Any] = {"sampler": parts, "num_workers": workers, "collate_fn": _pass_on, "generator": generator}
+    generator = (
+        torch.Generator()
+    )  # else every pass would draw from the generator that training uses
+    options: dict[str, Any] = {
+        "sampler": parts,
+        "num_workers": workers,
+        "collate_fn": _pass_on,
+        "generator": generator,
+    }
     return iter(DataLoader(reader, batch_size=None, worker_init_fn=outlast_signals, **options))
 
 
@@ -106,28 +117,42 @@ def count_classes(
     """How many classes there are, and their names if they were given."""
     count = manifest["num_classes"] if manifest else None
     if classes and count and count > len(classes):
-        raise ConfigError(f"{name_shards(shards)} has {count} classes; the model has {len(classes)}")
+        raise ConfigError(
+            f"{name_shards(shards)} has {count} classes; the model has {len(classes)}"
+        )
     return (len(classes), tuple(classes)) if classes else (count, None)
 
 
 def check_vocabulary(shards: Shards, synsets: Sequence[str] | None) -> None:
     """ConfigError if a vocabulary beside the shards has other classes than these, or has them in another order."""
     path = find_vocabulary(shards)
-    if path and synsets is not None and [row["synset"] for row in read_vocabulary(path)] != list(synsets):
-        raise ConfigError(f"{path} is not the vocabulary of the model; give shards of the curation it learns from")
+    if (
+        path
+        and synsets is not None
+        and [row["synset"] for row in read_vocabulary(path)] != list(synsets)
+    ):
+        raise ConfigError(
+            f"{path} is not the vocabulary of the model; give shards of the curation it learns from"
+        )
 
 
 def name_shards(shards: Shards) -> str:
     """What to call them where others read it, so without folders, commands and the keys that URLs may have."""
     if not isinstance(shards, (str, os.PathLike)):
-        return f"{name_shards(shards[0])} and {len(shards) - 1} more" if len(shards) > 1 else name_shards(shards[0])
+        return (
+            f"{name_shards(shards[0])} and {len(shards) - 1} more"
+            if len(shards) > 1
+            else name_shards(shards[0])
+        )
     text = os.fspath(shards)
     if text.startswith("pipe:"):
         return "pipe"
     return Path(text.partition("?")[0].removesuffix(MANIFEST)).resolve().name
 
 
-def describe_data(kind: str, name: str, samples: int | None, classes: int | None, sha256: str) -> dict[str, Any]:
+def describe_data(
+    kind: str, name: str, samples: int | None, classes: int | None, sha256: str
+) -> dict[str, Any]:
     """The `facts` of a feed or check."""
     return {"kind": kind, "name": name, "samples": samples, "classes": classes, "sha256": sha256}
 
@@ -136,5 +161,9 @@ def check_division(name: str, value: int, by: int, what: str) -> None:
     """ConfigError unless a positive number can be divided by so many of `what`."""
     if value < 1 or value % by:
         near = max(1, round(value / by)) * by
-        allowed = f"with {by} {what} it is a positive multiple of {by}, for example {near}" if by > 1 else "allowed: 1 or more"
+        allowed = (
+            f"with {by} {what} it is a positive multiple of {by}, for example {near}"
+            if by > 1
+            else "allowed: 1 or more"
+        )
         raise ConfigError(f"{name} is {value}; {allowed}")

@@ -15,15 +15,19 @@ from typing import Any
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.inference.image_sources import find_pictures
+from swag_models.inference.image_sources import find_images
 from swag_models.preprocess import read_image
-from swag_models.recipe.extras import import_extra
+from swag_models.runtime import import_extra
 
 SPLITS = "dataset_dict.json"  # of a dataset of several splits, each of which is a folder beside it
-DATASET = (SPLITS, "dataset_info.json", "state.json")  # one of them makes a folder what `datasets.load_from_disk` reads
+DATASET = (
+    SPLITS,
+    "dataset_info.json",
+    "state.json",
+)  # one of them makes a folder what `datasets.load_from_disk` reads
 
 
-class Album(ABC):
+class ImageDataset(ABC):
     """Pictures 0 to len - 1 and the classes of each.
 
     title: what others may read of where it lies. class_names: of all classes, or None if they have none.
@@ -56,7 +60,7 @@ class Album(ABC):
         """An upright RGB image; ImageError names the picture and says what is wrong with it."""
 
 
-class PictureFolder(Album):
+class PictureFolder(ImageDataset):
     """A folder with a sub-folder of pictures, searched to any depth, for each class: the sorted names are the classes.
 
     That is torchvision's `ImageFolder`, but for hidden sub-folders, which are passed over. ConfigError if one has no picture.
@@ -64,14 +68,18 @@ class PictureFolder(Album):
 
     kind = "folder"
 
-    def __init__(self, root: Path, classes: Sequence[str] | None = None, owner: str = "the model") -> None:
+    def __init__(
+        self, root: Path, classes: Sequence[str] | None = None, owner: str = "the model"
+    ) -> None:
         self.root, self.title = root, root.resolve().name
         own = find_folders(root)
         self.class_names = tuple(classes or own)
         self.num_classes = len(self.class_names)
         self._files, self._classes = list[str](), list[int]()
         for folder, number in zip(own, match_names(own, self.class_names, root, owner)):
-            found = [os.path.relpath(str(picture.source), root) for picture in find_pictures(root / folder)]
+            found = [
+                os.path.relpath(str(picture.source), root) for picture in find_images(root / folder)
+            ]
             self._files += found
             self._classes += [number] * len(found)
         self.sha256 = hash_sizes(root, self._files)
@@ -93,7 +101,7 @@ class PictureFolder(Album):
         return _refuse_empty(read_image(path, _spell(str(path))), _spell(str(path)))
 
 
-class DiskDataset(Album):
+class DiskDataset(ImageDataset):
     """What `datasets.Dataset.save_to_disk` wrote, with columns `image` (an Image, or a file's bytes) and `label`.
 
     label: a ClassLabel or a whole number from 0 on, or a list of them. `splits` are the names to look for, in order, if the
@@ -109,13 +117,15 @@ class DiskDataset(Album):
         splits: Sequence[str] = ("train",),
         owner: str = "the model",
     ) -> None:
-        datasets = import_extra("datasets", install="datasets")
+        datasets = import_extra("datasets", "datasets", "a Hugging Face dataset")
         self.root = _choose_split(root, splits)
         self.title = "/".join((root.resolve().name, *self.root.relative_to(root).parts))
         try:
             rows = datasets.load_from_disk(str(self.root))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{self.root} is no dataset that can be read: {str(error).splitlines()[0]}") from None
+            raise ConfigError(
+                f"{self.root} is no dataset that can be read: {str(error).splitlines()[0]}"
+            ) from None
         if missing := {"image", "label"} - set(rows.column_names):
             raise ConfigError(
                 f"{self.root} has no column {' and '.join(sorted(missing))}, but {', '.join(rows.column_names)}; "
@@ -125,15 +135,22 @@ class DiskDataset(Album):
         self._classes = [tuple(label) if isinstance(label, list) else (label,) for label in labels]
         for number, each in enumerate(self._classes):
             if not all(type(label) is int and label >= 0 for label in each):
-                raise ConfigError(f"row {number} of {self.root} has label {labels[number]!r}; allowed: whole numbers from 0 on")
+                raise ConfigError(
+                    f"row {number} of {self.root} has label {labels[number]!r}; allowed: whole numbers from 0 on"
+                )
         feature = rows.features["label"]
         own = getattr(getattr(feature, "feature", feature), "names", None)  # of a list it is inside
-        count = len(own or ()) or max((label for each in self._classes for label in each), default=-1) + 1
+        count = (
+            len(own or ())
+            or max((label for each in self._classes for label in each), default=-1) + 1
+        )
         if own and classes:
             places = match_names(own, classes, self.root, owner)
             self._classes = [tuple(places[label] for label in each) for each in self._classes]
         elif classes and count > len(classes):
-            raise ConfigError(f"{self.root} has {count} classes without names; {owner} has {len(classes)}")
+            raise ConfigError(
+                f"{self.root} has {count} classes without names; {owner} has {len(classes)}"
+            )
         names = classes or own
         self.class_names = tuple(names) if names else None
         self.num_classes = len(names or ()) or count
@@ -167,9 +184,12 @@ class DiskDataset(Album):
         raise ImageError(f"{name} has no image, but {type(content).__name__}")
 
 
-def open_album(
-    root: Path, classes: Sequence[str] | None = None, splits: Sequence[str] = ("train",), owner: str = "the model"
-) -> Album:
+def open_image_dataset(
+    root: Path,
+    classes: Sequence[str] | None = None,
+    splits: Sequence[str] = ("train",),
+    owner: str = "the model",
+) -> ImageDataset:
     """The album in a folder; ConfigError says what is there instead.
 
     classes: the names of all classes of their owner, among which the album's must be, in place of its own.
@@ -193,10 +213,14 @@ def is_dataset(root: Path) -> bool:
 def find_folders(root: Path) -> list[str]:
     """The names of the sub-folders, sorted, without hidden ones."""
     with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(
+            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+        )
 
 
-def match_names(own: Sequence[str], classes: Sequence[str], what: object, owner: str = "the model") -> list[int]:
+def match_names(
+    own: Sequence[str], classes: Sequence[str], what: object, owner: str = "the model"
+) -> list[int]:
     """The place of each of these names among the classes; ConfigError names those that are not there, or are there twice."""
     places, counts = {name: place for place, name in enumerate(classes)}, Counter(classes)
     for problem, names in (
@@ -218,7 +242,9 @@ def hash_sizes(root: Path, files: Iterable[str]) -> str:
         try:
             size = (root / name).stat().st_size
         except OSError as error:
-            raise ConfigError(f"{_spell(str(root / name))} cannot be read: {error.strerror}") from None
+            raise ConfigError(
+                f"{_spell(str(root / name))} cannot be read: {error.strerror}"
+            ) from None
         digest.update(f"{json.dumps(name)} {size}\n".encode())
     return digest.hexdigest()
 
@@ -229,11 +255,15 @@ def _choose_split(root: Path, splits: Sequence[str]) -> Path:
     try:
         found: Any = json.loads((root / SPLITS).read_text())["splits"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{root / SPLITS} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(
+            f"{root / SPLITS} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     for split in splits:
         if split in found:
             return root / split
-    raise ConfigError(f"{root} has no split {' or '.join(splits)}, but {', '.join(found)}; give {root / str(found[0])}")
+    raise ConfigError(
+        f"{root} has no split {' or '.join(splits)}, but {', '.join(found)}; give {root / str(found[0])}"
+    )
 
 
 def _refuse_empty(image: Image.Image, name: str) -> Image.Image:

@@ -28,7 +28,7 @@ from swag_models.recipe.data.collate import (
     run_workers,
     take_sample,
 )
-from swag_models.recipe.data.datasets import Album, open_album
+from swag_models.recipe.data.datasets import ImageDataset, open_image_dataset
 from swag_models.recipe.data.loader import Loader
 from swag_models.recipe.data.shards import Shards, find_shards, hash_shards
 from swag_models.recipe.worker_pool import outlast_signals
@@ -36,11 +36,11 @@ from swag_models.recipe.worker_pool import outlast_signals
 SPLITS = ("validation", "val", "test")  # of a dataset, in order of preference
 
 
-class Check(ABC):
-    """Every sample once over all ranks, in a fixed order, in each `for`. Ranks may differ in their number of batches.
+class EvalLoader(ABC):
+    """Every sample once over all ranks, in a fixed order, in each `for`. DistContext may differ in their number of batches.
 
     After a pass `seen` and `skipped`, how many broken ones there were by message, add up to `samples` over all ranks; shards
-    without a manifest have None, and a shard that is cut counts as one. The other fields are those of `Feed`.
+    without a manifest have None, and a shard that is cut counts as one. The other fields are those of `TrainLoader`.
     """
 
     num_classes: int | None
@@ -62,8 +62,8 @@ class Check(ABC):
         """A pass, which counts in `skipped`."""
 
 
-def open_check(
-    data: Shards | Album,
+def open_eval_loader(
+    data: Shards | ImageDataset,
     transform: Transform,
     *,
     batch_size: int,
@@ -72,8 +72,8 @@ def open_check(
     workers: int,
     classes: Sequence[str] | None = None,
     synsets: Sequence[str] | None = None,
-) -> Check:
-    """What to validate one rank on: as `open_feed`, but `batch_size` is the rank's own, and repeat factors are ignored.
+) -> EvalLoader:
+    """What to validate one rank on: as `open_train_loader`, but `batch_size` is the rank's own, and repeat factors are ignored.
 
     synsets: of all classes of a model; ConfigError if shards, whose classes are numbers, have a vocabulary of others. Of a
     dataset with several splits, "validation", "val" or "test" is taken. An album has its classes already. What has an index
@@ -83,21 +83,40 @@ def open_check(
     check_division("batch_size", batch_size, 1, "ranks")
     if workers < 0:
         raise ConfigError(f"workers is {workers}; allowed: 0 or more")
-    if isinstance(data, Album):
+    if isinstance(data, ImageDataset):
         return AlbumCheck(data, transform, batch_size, rank, world_size, workers)
     if (root := find_folder(data)) is None:
         check_vocabulary(data, synsets)
         return ShardCheck(data, transform, batch_size, rank, world_size, workers, classes)
-    return AlbumCheck(open_album(root, classes, SPLITS), transform, batch_size, rank, world_size, workers)
+    return AlbumCheck(
+        open_image_dataset(root, classes, SPLITS), transform, batch_size, rank, world_size, workers
+    )
 
 
-class AlbumCheck(Check):
-    def __init__(self, album: Album, transform: Transform, batch_size: int, rank: int, world_size: int, workers: int) -> None:
+class AlbumCheck(EvalLoader):
+    def __init__(
+        self,
+        album: ImageDataset,
+        transform: Transform,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        workers: int,
+    ) -> None:
         super().__init__()
-        self.num_classes, self.class_names, self.samples = album.num_classes, album.class_names, len(album)
-        self.facts = describe_data(album.kind, album.title, self.samples, self.num_classes, album.sha256)
+        self.num_classes, self.class_names, self.samples = (
+            album.num_classes,
+            album.class_names,
+            len(album),
+        )
+        self.facts = describe_data(
+            album.kind, album.title, self.samples, self.num_classes, album.sha256
+        )
         every = range(self.samples)
-        self._parts = [every[start : start + batch_size] for start in every[rank * batch_size :: world_size * batch_size]]
+        self._parts = [
+            every[start : start + batch_size]
+            for start in every[rank * batch_size :: world_size * batch_size]
+        ]
         self._reader, self._workers = _Listing(album, transform), workers
 
     def _read(self) -> Iterator[Batch]:
@@ -107,7 +126,7 @@ class AlbumCheck(Check):
                 yield share.batch
 
 
-class ShardCheck(Check):
+class ShardCheck(EvalLoader):
     def __init__(
         self,
         shards: Shards,
@@ -122,7 +141,9 @@ class ShardCheck(Check):
         urls, manifest = find_shards(shards)
         self.num_classes, self.class_names = count_classes(manifest, classes, shards)
         self.samples = manifest["count"] if manifest else None
-        self.facts = describe_data("shards", name_shards(shards), self.samples, self.num_classes, hash_shards(shards))
+        self.facts = describe_data(
+            "shards", name_shards(shards), self.samples, self.num_classes, hash_shards(shards)
+        )
         self._loader = Loader(
             urls,
             Named(transform, self.num_classes),
@@ -148,7 +169,7 @@ class ShardCheck(Check):
 class _Listing(Dataset[Share]):
     """Indices -> a batch of those that are not broken, if there are any."""
 
-    def __init__(self, album: Album, transform: Transform) -> None:
+    def __init__(self, album: ImageDataset, transform: Transform) -> None:
         self.album, self.transform = album, transform
 
     def __getitem__(self, indices: range) -> Share:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.inference.image_sources import SUFFIXES, find_members
-from swag_models.recipe.extras import import_extra
+from swag_models.runtime import import_extra
 
 TABLES = {
     ".parquet": "read_parquet(?)",
@@ -119,4 +119,6 @@ def _read_table(path: Path) -> Iterator[Place]:
             while some := rows.fetchmany(ROWS):
                 yield from (_place(identifier, path.parent / name) for identifier, name in some)
         except duckdb.Error as error:
-            raise ConfigError(f"{path} is not a table with columns id and path: {str(error).splitlines()[0]}") from None
+            raise ConfigError(
+                f"{path} is not a table with columns id and path: {str(error).splitlines()[0]}"
+            ) from None

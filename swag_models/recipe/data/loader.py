@@ -81,11 +81,18 @@ class Loader:
         urls, manifest = find_shards(shards)
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
-        for name, value in (("batch_size", batch_size), ("world_size", world_size), ("window", window), ("buffer", buffer)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("world_size", world_size),
+            ("window", window),
+            ("buffer", buffer),
+        ):
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it is at least 1")
         if not 0 <= rank < world_size:
-            raise ConfigError(f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}")
+            raise ConfigError(
+                f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}"
+            )
         self.streams = max(1, workers)
         self.samples = manifest["samples"] if manifest and not repeat else None
         self.steps = self._count_steps(steps, batch_size * world_size)
@@ -108,9 +115,16 @@ class Loader:
             classes=classes,
             skip_broken=skip_broken,
         )
-        generator = torch.Generator()  # else every pass would draw from the generator that training uses
+        generator = (
+            torch.Generator()
+        )  # else every pass would draw from the generator that training uses
         self._loader = DataLoader(
-            self._stream, batch_size=None, collate_fn=_pass_on, num_workers=workers, generator=generator, **options
+            self._stream,
+            batch_size=None,
+            collate_fn=_pass_on,
+            num_workers=workers,
+            generator=generator,
+            **options,
         )
         self._identity = {
             "seed": seed,
@@ -120,7 +134,9 @@ class Loader:
             "window": window,
             "buffer": buffer,
             "exact": self.steps is None,
-            "shards": hashlib.sha256("\n".join(url.rpartition("/")[2] for url in urls).encode()).hexdigest()[:16],
+            "shards": hashlib.sha256(
+                "\n".join(url.rpartition("/")[2] for url in urls).encode()
+            ).hexdigest()[:16],
         }
         self.epoch, self.step = 0, 0  # passes that are over, and batches since
         self.skipped = Counter[str]()
@@ -136,12 +152,17 @@ class Loader:
                 )
             steps = int(self.samples // batch)
         if not isinstance(steps, int) or steps < 1:
-            raise ConfigError(f"steps is {steps!r}; it is 'exact', 'expected' (at least one full batch), or a number from 1 on")
+            raise ConfigError(
+                f"steps is {steps!r}; it is 'exact', 'expected' (at least one full batch), or a number from 1 on"
+            )
         return steps
 
     def _start(self, turn: int, positions: Sequence[Position]) -> None:
         """Be there; streams that are under way are given up."""
-        self._turn, self._positions = turn, list(positions)  # whose batch is next, and where each stream is, as far as was seen
+        self._turn, self._positions = (
+            turn,
+            list(positions),
+        )  # whose batch is next, and where each stream is, as far as was seen
         self._running: Iterator[Entry] | None = None
 
     def __len__(self) -> int:
@@ -155,7 +176,10 @@ class Loader:
             if entry is None:  # all streams have ended
                 self._start(0, [Position(self.epoch + 1)] * self.streams)
                 break
-            self._turn, self._positions[entry.number] = (entry.number + 1) % self.streams, entry.position
+            self._turn, self._positions[entry.number] = (
+                (entry.number + 1) % self.streams,
+                entry.position,
+            )
             self.skipped.update(entry.skipped)
             if entry.batch is not None:
                 self.step += 1
@@ -164,7 +188,9 @@ class Loader:
 
     def _receive(self) -> Entry | None:
         if self._running is None:
-            self._stream.begin(self._turn, self._positions, self.epoch + 1 if self.steps is None else ENDLESS)
+            self._stream.begin(
+                self._turn, self._positions, self.epoch + 1 if self.steps is None else ENDLESS
+            )
             self._running = iter(self._loader)
         try:
             entry = next(self._running, None)

@@ -33,16 +33,15 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from swag_models import __version__
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError, ImageError, SwagModelsError
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY
-from swag_models.inference.image_sources import count_processors
 from swag_models.recipe.data.image_index import Place, find_places
 from swag_models.recipe.data.shards import FORMAT, MANIFEST, read_manifest
 from swag_models.recipe.data.strip_metadata import scrub_image
-from swag_models.recipe.extras import import_extra
 from swag_models.recipe.worker_pool import open_pool
+from swag_models.runtime import count_cpus, import_extra
 
 SHARD_SIZE = 10_000  # samples
 MAX_BYTES = 1 << 30
@@ -74,21 +73,33 @@ def pack(
     calls this needs `if __name__ == "__main__":`.
     """
     labels, output = Path(labels), Path(os.path.abspath(output))
-    limits = {"shard_size": shard_size, "max_bytes": max_bytes, "image_short_side": image_short_side, "processes": processes}
+    limits = {
+        "shard_size": shard_size,
+        "max_bytes": max_bytes,
+        "image_short_side": image_short_side,
+        "processes": processes,
+    }
     for name, value in limits.items():
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it is at least 1")
-    parameters = {"seed": seed, "shard_size": shard_size, "max_bytes": max_bytes, "image_short_side": image_short_side}
+    parameters = {
+        "seed": seed,
+        "shard_size": shard_size,
+        "max_bytes": max_bytes,
+        "image_short_side": image_short_side,
+    }
     known = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     if output.exists() and not work.exists() and (not output.is_dir() or any(output.iterdir())):
-        if (output / MANIFEST).is_file() and (done := read_manifest(output / MANIFEST)) | known == done:
+        if (output / MANIFEST).is_file() and (
+            done := read_manifest(output / MANIFEST)
+        ) | known == done:
             return done
         raise ConfigError(f"{output} is not empty; delete it or choose another name")
     given = [images] if isinstance(images, (str, os.PathLike)) else images
     sources = [os.path.abspath(each) for each in given]
     job = {**known, "images": sources}
-    with explain_writing(output, kept=True):
+    with disk_errors(output, resumable=True):
         work.mkdir(exist_ok=True)
         with _hold(work, output):
             try:
@@ -98,7 +109,9 @@ def pack(
                     shutil.rmtree(work)
                 raise
             output.mkdir(exist_ok=True)
-            records = _write_shards(output, work, plan, image_short_side, processes or count_processors(), progress)
+            records = _write_shards(
+                output, work, plan, image_short_side, processes or count_cpus(), progress
+            )
             manifest = _finish(labels, output, work, plan, records)
         shutil.rmtree(work, ignore_errors=True)
     return manifest
@@ -109,13 +122,20 @@ def write_shard(output: Path, work: Path, number: int, short_side: int | None) -
     parquet = import_extra("pyarrow.parquet")
     name, rejects, repeats = f"shard-{number:06d}.tar", list[dict[str, str]](), list[float]()
     rows = parquet.read_table(work / "plan.parquet", filters=[("shard", "=", number)]).to_pylist()
-    with write_whole(output / name, alone=True) as path, tarfile.open(path, "w") as archive:
+    with atomic_write(output / name) as path, tarfile.open(path, "w") as archive:
         for row in rows:
             place = Place(row["id"], row["path"], row["offset"], row["size"])
             try:
                 content, suffix = scrub_image(place.read(), place.name, short_side)
             except ImageError as error:
-                rejects.append({"id": place.id, "path": place.name, "reason": "unreadable", "error": str(error)})
+                rejects.append(
+                    {
+                        "id": place.id,
+                        "path": place.name,
+                        "reason": "unreadable",
+                        "error": str(error),
+                    }
+                )
                 continue
             label = {key: row[key] for key in ("id", "classes", "repeat")}
             for member, data in ((suffix, content), ("json", json.dumps(label).encode())):
@@ -124,7 +144,12 @@ def write_shard(output: Path, work: Path, number: int, short_side: int | None) -
                 archive.addfile(info, io.BytesIO(data))
             repeats.append(row["repeat"])
     path = output / name
-    record = {"name": name, "count": len(repeats), "bytes": path.stat().st_size, "sha256": hash_file(path)}
+    record = {
+        "name": name,
+        "count": len(repeats),
+        "bytes": path.stat().st_size,
+        "sha256": hash_file(path),
+    }
     record |= {"samples": math.fsum(repeats), "rejects": rejects}
     _write_text(_record_of(work, number), json.dumps(record))
     return record
@@ -135,19 +160,25 @@ def _make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, Any]:
     if (work / "job.json").exists():
         plan: dict[str, Any] = json.loads((work / "job.json").read_text())
         if plan["job"] != job:
-            raise ConfigError(f"{work} holds other work; delete it and {work.with_suffix('')}, or choose another name")
+            raise ConfigError(
+                f"{work} holds other work; delete it and {work.with_suffix('')}, or choose another name"
+            )
         return plan
     duckdb = import_extra("duckdb")
     _write_places(find_places(job["images"]), work / "places.parquet")
     with closing(duckdb.connect()) as database:
         database.execute(f"SET temp_directory = '{_quote(str(work / 'duckdb'))}'")
         try:
-            database.execute(f"CREATE VIEW labels AS SELECT id, classes, repeat FROM read_parquet('{_quote(_spell(labels))}')")
+            database.execute(
+                f"CREATE VIEW labels AS SELECT id, classes, repeat FROM read_parquet('{_quote(_spell(labels))}')"
+            )
             bad = "id IS NULL OR classes IS NULL OR NOT coalesce(isfinite(repeat) AND repeat >= 0, false)"
             wrong = database.execute(
                 f"SELECT any_value(id) FROM labels GROUP BY id HAVING count(*) > 1 OR bool_or({bad}) ORDER BY id LIMIT 1"
             ).fetchone()
-            num_classes = database.execute("SELECT coalesce(max(list_max(classes)), -1) + 1 FROM labels").fetchone()[0]
+            num_classes = database.execute(
+                "SELECT coalesce(max(list_max(classes)), -1) + 1 FROM labels"
+            ).fetchone()[0]
         except duckdb.Error as error:
             raise ConfigError(
                 f"{labels} is not a table with columns id, classes and repeat: {str(error).splitlines()[0]}"
@@ -162,26 +193,46 @@ def _make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, Any]:
             CREATE VIEW packed AS SELECT labels.*, path, "offset", size, md5('{job["parameters"]["seed"]}/' || id) AS key
             FROM labels JOIN places USING (id) WHERE rank = 1
         """)
-        count, size = database.execute("SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM packed").fetchone()
+        count, size = database.execute(
+            "SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM packed"
+        ).fetchone()
         if not count:
-            raise ConfigError(f"no image has a label in {labels}: ids are file stems, or are given in tables or .json members")
-        shards = max(-(-count // job["parameters"]["shard_size"]), -(-size // job["parameters"]["max_bytes"]))
+            raise ConfigError(
+                f"no image has a label in {labels}: ids are file stems, or are given in tables or .json members"
+            )
+        shards = max(
+            -(-count // job["parameters"]["shard_size"]), -(-size // job["parameters"]["max_bytes"])
+        )
         shards = min(shards, count)
-        with write_whole(work / "plan.parquet") as path:
+        with atomic_write(work / "plan.parquet", unique=True) as path:
             database.execute(f"""
                 COPY (SELECT (row_number() OVER (ORDER BY key) - 1) * {shards} // {count} AS shard, * FROM packed ORDER BY key)
                 TO '{_quote(str(path))}' (FORMAT parquet, ROW_GROUP_SIZE 16384)
             """)
         missing = database.execute("SELECT id FROM labels ANTI JOIN places USING (id) ORDER BY id")
         rejects = [{"id": row[0], "reason": "no image"} for row in missing.fetchall()]
-        again = database.execute("SELECT id, path FROM places SEMI JOIN labels USING (id) WHERE rank > 1 ORDER BY number")
+        again = database.execute(
+            "SELECT id, path FROM places SEMI JOIN labels USING (id) WHERE rank > 1 ORDER BY number"
+        )
         rejects += [
-            {"id": identifier, "path": Place(identifier, path, None, 0).name, "reason": "another image has its id"}
+            {
+                "id": identifier,
+                "path": Place(identifier, path, None, 0).name,
+                "reason": "another image has its id",
+            }
             for identifier, path in again.fetchall()
         ]
-        unlabelled = database.execute("SELECT count(*) FROM places ANTI JOIN labels USING (id)").fetchone()[0]
+        unlabelled = database.execute(
+            "SELECT count(*) FROM places ANTI JOIN labels USING (id)"
+        ).fetchone()[0]
     _write_text(work / REJECTS, _to_lines(rejects))
-    plan = {"job": job, "count": count, "shards": shards, "num_classes": num_classes, "unlabelled": unlabelled}
+    plan = {
+        "job": job,
+        "count": count,
+        "shards": shards,
+        "num_classes": num_classes,
+        "unlabelled": unlabelled,
+    }
     _write_text(work / "job.json", json.dumps(plan))
     return plan
 
@@ -189,10 +240,16 @@ def _make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, Any]:
 def _write_places(places: Iterable[Place], path: Path) -> None:
     pa, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
     schema = pa.schema(
-        [("number", pa.int64()), ("id", pa.string()), ("path", pa.binary()), ("offset", pa.int64()), ("size", pa.int64())]
+        [
+            ("number", pa.int64()),
+            ("id", pa.string()),
+            ("path", pa.binary()),
+            ("offset", pa.int64()),
+            ("size", pa.int64()),
+        ]
     )
     rows = list[dict[str, Any]]()
-    with write_whole(path) as to, parquet.ParquetWriter(to, schema) as writer:
+    with atomic_write(path, unique=True) as to, parquet.ParquetWriter(to, schema) as writer:
         for number, place in enumerate(places):
             rows.append({"number": number, **place._asdict()})
             if len(rows) == ROWS:
@@ -202,18 +259,27 @@ def _write_places(places: Iterable[Place], path: Path) -> None:
 
 
 def _write_shards(
-    output: Path, work: Path, plan: dict[str, Any], short_side: int | None, processes: int, progress: bool
+    output: Path,
+    work: Path,
+    plan: dict[str, Any],
+    short_side: int | None,
+    processes: int,
+    progress: bool,
 ) -> list[dict[str, Any]]:
     """Write what is missing; the records of all shards."""
     records: dict[int, dict[str, Any]] = {}
     for number in range(plan["shards"]):
         if (path := _record_of(work, number)).exists():
             record = json.loads(path.read_text())
-            if (shard := output / record["name"]).is_file() and shard.stat().st_size == record["bytes"]:
+            if (shard := output / record["name"]).is_file() and shard.stat().st_size == record[
+                "bytes"
+            ]:
                 records[number] = record
     todo = [number for number in range(plan["shards"]) if number not in records]
     done = sum(record["count"] + len(record["rejects"]) for record in records.values())
-    with tqdm(total=plan["count"], initial=done, unit=" images", disable=not progress, smoothing=0.1) as bar:
+    with tqdm(
+        total=plan["count"], initial=done, unit=" images", disable=not progress, smoothing=0.1
+    ) as bar:
         for number, record in _run(output, work, todo, short_side, min(processes, len(todo))):
             records[number] = record
             bar.update(record["count"] + len(record["rejects"]))
@@ -228,17 +294,23 @@ def _run(
         yield from ((number, write_shard(output, work, number, short_side)) for number in todo)
         return
     with open_pool(processes) as pool:
-        futures = {pool.submit(write_shard, output, work, number, short_side): number for number in todo}
+        futures = {
+            pool.submit(write_shard, output, work, number, short_side): number for number in todo
+        }
         for future in as_completed(futures):
             yield futures[future], future.result()
 
 
-def _finish(labels: Path, output: Path, work: Path, plan: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+def _finish(
+    labels: Path, output: Path, work: Path, plan: dict[str, Any], records: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Write what was rejected, what the classes are if that lies beside the labels, and last the manifest."""
     if (vocabulary := labels.with_name(VOCABULARY)).is_file():
-        with write_whole(output / VOCABULARY, alone=True) as to:
+        with atomic_write(output / VOCABULARY) as to:
             shutil.copyfile(vocabulary, to)
-    lines = (work / REJECTS).read_text() + _to_lines(each for record in records for each in record["rejects"])
+    lines = (work / REJECTS).read_text() + _to_lines(
+        each for record in records for each in record["rejects"]
+    )
     _write_text(output / REJECTS, lines)
     reasons = Counter(json.loads(line)["reason"] for line in lines.splitlines())
     manifest = {
@@ -252,7 +324,9 @@ def _finish(labels: Path, output: Path, work: Path, plan: dict[str, Any], record
         "samples": math.fsum(record["samples"] for record in records),
         "unlabelled": plan["unlabelled"],
         "rejects": dict(sorted(reasons.items())),
-        "shards": [{key: record[key] for key in ("name", "count", "bytes", "sha256")} for record in records],
+        "shards": [
+            {key: record[key] for key in ("name", "count", "bytes", "sha256")} for record in records
+        ],
     }
     _write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return manifest
@@ -283,7 +357,7 @@ def _to_lines(rows: Iterable[dict[str, str]]) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    with write_whole(path, alone=True) as to:
+    with atomic_write(path) as to:
         to.write_text(text)
 
 
@@ -299,4 +373,6 @@ def _hold(work: Path, output: Path) -> Iterator[None]:
         with FileLock(work / "lock", timeout=0):
             yield
     except Timeout:
-        raise ConfigError(f"another process is writing {output}; wait for it, or choose another name") from None
+        raise ConfigError(
+            f"another process is writing {output}; wait for it, or choose another name"
+        ) from None

@@ -32,13 +32,15 @@ from typing import Any, NamedTuple
 from swag_models.errors import ConfigError, ShardError
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY
-from swag_models.inference.image_sources import TAR_BLOCK, count_processors
-from swag_models.recipe.extras import import_extra
+from swag_models.inference.image_sources import TAR_BLOCK
+from swag_models.runtime import count_cpus, import_extra
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20  # bytes read at a time
-NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*", re.ASCII)  # of a shard in a manifest: a plain file name, no path, URL or command
+NAME = re.compile(
+    r"[A-Za-z0-9_][\w.+-]*", re.ASCII
+)  # of a shard in a manifest: a plain file name, no path, URL or command
 
 Shards = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -62,12 +64,16 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
     source = os.fspath(shards)
     if os.path.isdir(source):
         if not os.path.exists(os.path.join(source, MANIFEST)):
-            raise ConfigError(f"{source} has no {MANIFEST}: it was not packed to the end; for other shards give {source}/*.tar")
+            raise ConfigError(
+                f"{source} has no {MANIFEST}: it was not packed to the end; for other shards give {source}/*.tar"
+            )
         source = os.path.join(source, MANIFEST)
     if not source.endswith(MANIFEST):
         return _refuse_none(_expand(source), shards), None
     manifest = read_manifest(source)
-    prefix = source.removesuffix(MANIFEST) or f".{os.sep}"  # so that a name alone is never taken for a URL
+    prefix = (
+        source.removesuffix(MANIFEST) or f".{os.sep}"
+    )  # so that a name alone is never taken for a URL
     return _refuse_none([prefix + shard["name"] for shard in manifest["shards"]], shards), manifest
 
 
@@ -77,10 +83,14 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(_read_whole(source))
         if manifest["format"] != FORMAT:
-            raise ConfigError(f"{source} has format {manifest['format']}; this version reads {FORMAT}: update swag-models")
+            raise ConfigError(
+                f"{source} has format {manifest['format']}; this version reads {FORMAT}: update swag-models"
+            )
         for shard in manifest["shards"]:
             if not (isinstance(shard["name"], str) and NAME.fullmatch(shard["name"])):
-                raise ConfigError(f"{source} names the shard {shard['name']!r}; allowed is a plain file name: pack again")
+                raise ConfigError(
+                    f"{source} names the shard {shard['name']!r}; allowed is a plain file name: pack again"
+                )
         return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
@@ -95,8 +105,13 @@ def hash_shards(shards: Shards) -> str:
     urls, manifest = find_shards(shards)
     if manifest:
         source = os.fspath(shards)  # type: ignore[arg-type]  # a sequence has no manifest
-        return hashlib.sha256(_read_whole(os.path.join(source, MANIFEST) if os.path.isdir(source) else source)).hexdigest()
-    sizes = [(os.path.basename(url), os.path.getsize(url) if os.path.exists(url) else None) for url in urls]
+        return hashlib.sha256(
+            _read_whole(os.path.join(source, MANIFEST) if os.path.isdir(source) else source)
+        ).hexdigest()
+    sizes = [
+        (os.path.basename(url), os.path.getsize(url) if os.path.exists(url) else None)
+        for url in urls
+    ]
     return hashlib.sha256(json.dumps(sorted(sizes, key=str)).encode()).hexdigest()
 
 
@@ -110,7 +125,11 @@ def find_vocabulary(shards: Shards) -> Path | None:
 
 def read_vocabulary(path: Path) -> list[dict[str, Any]]:
     """The class, synset and hashtag of each class, in order."""
-    rows = import_extra("pyarrow.parquet").read_table(path, columns=["class", "synset", "hashtag"]).to_pylist()
+    rows = (
+        import_extra("pyarrow.parquet")
+        .read_table(path, columns=["class", "synset", "hashtag"])
+        .to_pylist()
+    )
     return sorted(rows, key=lambda row: int(row["class"]))
 
 
@@ -132,11 +151,13 @@ def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
         except OSError as error:
             return Flaw(name, f"cannot be read: {error.strerror}")
         if found != listed[name]["sha256"]:
-            return Flaw(name, f"was changed: its SHA-256 is {found} instead of {listed[name]['sha256']}")
+            return Flaw(
+                name, f"was changed: its SHA-256 is {found} instead of {listed[name]['sha256']}"
+            )
         return None
 
     names = sorted({*listed, *(path.name for path in folder.glob("*.tar"))})
-    with ThreadPoolExecutor(count_processors()) as pool:
+    with ThreadPoolExecutor(count_cpus()) as pool:
         return [flaw for flaw in pool.map(find_flaw, names) if flaw]
 
 
@@ -151,7 +172,9 @@ def read_shard(url: str) -> Iterator[dict[str, Any]]:
     try:
         stream = gopen(f"pipe:aws s3 cp {shlex.quote(url)} -" if url.startswith("s3://") else url)
         yield from group_by_keys(_read_members(stream, url))
-        while stream.read(CHUNK):  # a command whose output is not read to the end would seem to have failed
+        while stream.read(
+            CHUNK
+        ):  # a command whose output is not read to the end would seem to have failed
             pass
     except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -182,7 +205,11 @@ def _read_members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
 
 def _read_whole(source: str) -> bytes:
     """The content of a path or URL."""
-    with import_extra("webdataset.gopen").gopen(source) if "://" in source else open(source, "rb") as stream:
+    with (
+        import_extra("webdataset.gopen").gopen(source)
+        if "://" in source
+        else open(source, "rb") as stream
+    ):
         return stream.read()
 
 
@@ -196,10 +223,16 @@ def _expand(url: str) -> list[str]:
         raise ConfigError(f"shards {url!r}: {error}") from None
     if url.startswith("pipe:") or "://" in url:
         return urls
-    found = [path for each in urls for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])]
+    found = [
+        path
+        for each in urls
+        for path in (sorted(glob.glob(each)) if glob.has_magic(each) else [each])
+    ]
     for path in found:
         if not os.path.isfile(path):
-            raise ConfigError(f"there is no shard {path}; give a packed folder, paths, URLs or patterns")
+            raise ConfigError(
+                f"there is no shard {path}; give a packed folder, paths, URLs or patterns"
+            )
     return found
 
 

@@ -82,13 +82,21 @@ class Stream(IterableDataset[Entry]):
 
     def begin(self, turn: int, positions: Sequence[Position], stop: int) -> None:
         """Let the first worker be stream `turn`, and all run from their positions up to epoch `stop`."""
-        self._begin.copy_(torch.tensor([turn, stop, *(number for position in positions for number in position)]))
+        self._begin.copy_(
+            torch.tensor([turn, stop, *(number for position in positions for number in position)])
+        )
 
     def __iter__(self) -> Iterator[Entry]:
         turn, stop, *numbers = self._begin.tolist()
         info = get_worker_info()
-        number = ((info.id if info else 0) + turn) % self.streams  # the loader asks its workers in turn, from the first
-        position, batch, skipped = Position(*numbers[3 * number : 3 * number + 3]), list[Any](), Counter[str]()
+        number = (
+            (info.id if info else 0) + turn
+        ) % self.streams  # the loader asks its workers in turn, from the first
+        position, batch, skipped = (
+            Position(*numbers[3 * number : 3 * number + 3]),
+            list[Any](),
+            Counter[str](),
+        )
         try:
             for sample, after in self._draw(number, position, stop, skipped):
                 position = after
@@ -103,19 +111,27 @@ class Stream(IterableDataset[Entry]):
                     batch = []
                     skipped.clear()  # it is shared with the reader
             if batch or skipped:
-                yield Entry(self.collate(batch) if batch else None, number, Position(stop), dict(skipped))
-        except SwagModelsError as error:  # sent as it is, since the loader would lay a worker's traceback over it
+                yield Entry(
+                    self.collate(batch) if batch else None, number, Position(stop), dict(skipped)
+                )
+        except (
+            SwagModelsError
+        ) as error:  # sent as it is, since the loader would lay a worker's traceback over it
             yield Entry(None, number, position, dict(skipped), error)
 
     def _decode(self, sample: Sample) -> Any:
         with seed_torch(sample["seed"]):
             return self.decode(sample)
 
-    def _draw(self, number: int, start: Position, stop: int, skipped: Counter[str]) -> Iterator[tuple[Sample, Position]]:
+    def _draw(
+        self, number: int, start: Position, stop: int, skipped: Counter[str]
+    ) -> Iterator[tuple[Sample, Position]]:
         """A stream's samples, each with the position after it."""
         (epoch, first, taken), barren = start, 0
         while epoch < stop:
-            mine = self._order(epoch)[self.rank * self.streams + number :: self.world_size * self.streams]
+            mine = self._order(epoch)[
+                self.rank * self.streams + number :: self.world_size * self.streams
+            ]
             barren += 1
             for window in range(first, -(-len(mine) // self.window)):
                 shards = mine[window * self.window : (window + 1) * self.window]
@@ -123,7 +139,10 @@ class Stream(IterableDataset[Entry]):
                     barren = 0
                     if count > taken:
                         seed = hash_seed(self.seed, epoch, sample["id"], copy)
-                        yield {**sample, "epoch": epoch, "seed": seed}, Position(epoch, window, count)
+                        yield (
+                            {**sample, "epoch": epoch, "seed": seed},
+                            Position(epoch, window, count),
+                        )
                 taken = 0
             if barren == BARREN and stop == ENDLESS:
                 raise ConfigError(
@@ -131,9 +150,13 @@ class Stream(IterableDataset[Entry]):
                 )
             epoch, first = epoch + 1, 0
 
-    def _shuffle(self, shards: list[int], epoch: int, skipped: Counter[str]) -> Iterator[tuple[Sample, int]]:
+    def _shuffle(
+        self, shards: list[int], epoch: int, skipped: Counter[str]
+    ) -> Iterator[tuple[Sample, int]]:
         """The copies of a window's samples, numbered, in random order."""
-        random = Random(f"{self.seed}/{epoch}/{shards[0]}").random  # the one method whose numbers never change
+        random = Random(
+            f"{self.seed}/{epoch}/{shards[0]}"
+        ).random  # the one method whose numbers never change
         held = list[tuple[Sample, int]]()
         for sample in self._read(shards, skipped):
             for copy in range(count_copies(sample["id"], sample["repeat"], epoch, self.seed)):
@@ -164,17 +187,23 @@ class Stream(IterableDataset[Entry]):
         if self.classes:
             classes = self.classes(sample)
         elif (classes := record.get("classes", sample.get("cls"))) is None:
-            raise ConfigError(f"{sample['__key__']} in {sample['__url__']} has no classes; say with classes= where they are")
+            raise ConfigError(
+                f"{sample['__key__']} in {sample['__url__']} has no classes; say with classes= where they are"
+            )
         sample["classes"] = (int(classes),) if isinstance(classes, bytes) else tuple(classes)
         sample["id"] = str(record.get("id", sample["__key__"]))
-        sample["repeat"] = self.repeat(sample["classes"]) if self.repeat else float(record.get("repeat", 1))
+        sample["repeat"] = (
+            self.repeat(sample["classes"]) if self.repeat else float(record.get("repeat", 1))
+        )
         if image := next((sample[suffix] for suffix in IMAGES if suffix in sample), None):
             sample["image"] = image
         return sample
 
     def _order(self, epoch: int) -> list[int]:
         """The shards in the order of an epoch."""
-        return sorted(range(len(self.urls)), key=lambda shard: _hash(self.seed, epoch, "shard", shard))
+        return sorted(
+            range(len(self.urls)), key=lambda shard: _hash(self.seed, epoch, "shard", shard)
+        )
 
 
 def count_copies(identifier: str, repeat: float, epoch: int, seed: int) -> int:
@@ -185,7 +214,9 @@ def count_copies(identifier: str, repeat: float, epoch: int, seed: int) -> int:
     whole = math.floor(repeat)
     if repeat == whole:
         return whole
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{identifier}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{seed}/{epoch}/{identifier}".encode("utf-8", "surrogatepass"), digest_size=8
+    ).digest()
     return whole + (int.from_bytes(digest, "big") < (repeat - whole) * 2.0**64)
 
 
@@ -206,4 +237,6 @@ def seed_torch(seed: int) -> Iterator[None]:
 
 
 def _hash(*what: object) -> bytes:
-    return hashlib.blake2b("/".join(map(str, what)).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(
+        "/".join(map(str, what)).encode("utf-8", "surrogatepass"), digest_size=16
+    ).digest()

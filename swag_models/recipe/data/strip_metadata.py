@@ -15,10 +15,22 @@ from swag_models.errors import ImageError
 from swag_models.preprocess import read_image
 
 QUALITY = 95  # of the JPEGs that resizing writes
-PIXELS_OF_WEBP = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"}  # the chunks that one picture is made of
+PIXELS_OF_WEBP = {
+    b"VP8 ",
+    b"VP8L",
+    b"VP8X",
+    b"ALPH",
+    b"ICCP",
+}  # the chunks that one picture is made of
 SOI, EOI, SOS, APP0, APP15, COM, TEM = b"\xff\xd8", 0xD9, 0xDA, 0xE0, 0xEF, 0xFE, 0x01
-KEPT = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}  # application segments that affect the pixels
-MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)  # what ends a scan: neither a stuffed byte nor a restart
+KEPT = {
+    0xE0: b"JFIF\0",
+    0xE2: b"ICC_PROFILE\0",
+    0xEE: b"Adobe",
+}  # application segments that affect the pixels
+MARKER = re.compile(
+    rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL
+)  # what ends a scan: neither a stuffed byte nor a restart
 
 
 def scrub_image(content: bytes, name: str, short_side: int | None = None) -> tuple[bytes, str]:
@@ -34,8 +46,13 @@ def scrub_image(content: bytes, name: str, short_side: int | None = None) -> tup
         raise ImageError(f"{name} has no pixels")
     if short_side and min(upright.size) > short_side:
         scale = short_side / min(upright.size)
-        size = (max(short_side, round(upright.width * scale)), max(short_side, round(upright.height * scale)))
-        return _encode(upright.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=QUALITY), "jpg"
+        size = (
+            max(short_side, round(upright.width * scale)),
+            max(short_side, round(upright.height * scale)),
+        )
+        return _encode(
+            upright.resize(size, Image.Resampling.BICUBIC), "JPEG", quality=QUALITY
+        ), "jpg"
     with Image.open(io.BytesIO(content)) as image:
         kind, orientation = image.format, image.getexif().get(ExifTags.Base.Orientation, 1)
     if kind in ("JPEG", "MPO"):

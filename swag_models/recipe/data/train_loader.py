@@ -38,7 +38,7 @@ from swag_models.recipe.data.collate import (
     run_workers,
     take_sample,
 )
-from swag_models.recipe.data.datasets import Album, open_album
+from swag_models.recipe.data.datasets import ImageDataset, open_image_dataset
 from swag_models.recipe.data.loader import Loader
 from swag_models.recipe.data.shards import Shards, find_shards, hash_shards
 from swag_models.recipe.data.stream import ENDLESS, hash_seed, seed_torch
@@ -49,7 +49,7 @@ logger = logging.getLogger("swag_models")
 HOPELESS = 100  # broken pictures one after the other, after which a batch is given up
 
 
-class Feed(ABC):
+class TrainLoader(ABC):
     """Endless batches; a `for` goes on after the last batch that was received.
 
     num_classes: None for shards without a manifest. class_names: of all classes, None if they have none.
@@ -84,7 +84,7 @@ class Feed(ABC):
         """End worker processes."""
 
 
-def open_feed(
+def open_train_loader(
     data: Shards,
     transform: Transform,
     *,
@@ -94,7 +94,7 @@ def open_feed(
     world_size: int,
     engine: Engine,
     classes: Sequence[str] | None = None,
-) -> Feed:
+) -> TrainLoader:
     """The feed of one rank.
 
     data: packed shards or whatever `find_shards` takes, a folder with a sub-folder of pictures per class, or a Hugging Face
@@ -108,7 +108,15 @@ def open_feed(
     check_division("batch_size", batch_size, world_size, "ranks")
     if (root := find_folder(data)) is None:
         return ShardFeed(data, transform, batch_size, seed, rank, world_size, engine, classes)
-    return AlbumFeed(open_album(root, classes), transform, batch_size, seed, rank, world_size, engine.workers)
+    return AlbumFeed(
+        open_image_dataset(root, classes),
+        transform,
+        batch_size,
+        seed,
+        rank,
+        world_size,
+        engine.workers,
+    )
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -119,15 +127,33 @@ def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-class AlbumFeed(Feed):
+class AlbumFeed(TrainLoader):
     def __init__(
-        self, album: Album, transform: Transform, batch_size: int, seed: int, rank: int, world_size: int, workers: int
+        self,
+        album: ImageDataset,
+        transform: Transform,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        workers: int,
     ) -> None:
-        self.num_classes, self.class_names, self.samples = album.num_classes, album.class_names, len(album)
-        self.facts = describe_data(album.kind, album.title, self.samples, self.num_classes, album.sha256)
+        self.num_classes, self.class_names, self.samples = (
+            album.num_classes,
+            album.class_names,
+            len(album),
+        )
+        self.facts = describe_data(
+            album.kind, album.title, self.samples, self.num_classes, album.sha256
+        )
         self.skipped = Counter()
         self.batches = 0  # taken by every rank
-        self._identity = {"kind": album.kind, "seed": seed, "batch_size": batch_size, "sha256": album.sha256}
+        self._identity = {
+            "kind": album.kind,
+            "seed": seed,
+            "batch_size": batch_size,
+            "sha256": album.sha256,
+        }
         self._reader, self._workers = _Drawing(album, transform, seed), workers
         self._batch_size, self._rank, self._share = batch_size, rank, batch_size // world_size
         self._running: Iterator[Share] | None = None
@@ -135,7 +161,9 @@ class AlbumFeed(Feed):
     def _receive(self) -> Batch:
         if self._running is None:
             start = self.batches * self._batch_size + self._rank * self._share
-            self._running = run_workers(self._reader, _plan(start, self._share, self._batch_size), self._workers)
+            self._running = run_workers(
+                self._reader, _plan(start, self._share, self._batch_size), self._workers
+            )
         try:
             share = next(self._running)
             if share.error:
@@ -154,7 +182,9 @@ class AlbumFeed(Feed):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in self._identity.items():
             if state.get(name) != value:
-                raise ConfigError(f"the state has {name} {state.get(name)!r}, this feed {value!r}; go on with the same data")
+                raise ConfigError(
+                    f"the state has {name} {state.get(name)!r}, this feed {value!r}; go on with the same data"
+                )
         self.close()
         self.batches = state["batches"]
 
@@ -162,7 +192,7 @@ class AlbumFeed(Feed):
         self._running = None
 
 
-class ShardFeed(Feed):
+class ShardFeed(TrainLoader):
     def __init__(
         self,
         shards: Shards,
@@ -177,7 +207,9 @@ class ShardFeed(Feed):
         self._urls, manifest = find_shards(shards)
         self.num_classes, self.class_names = count_classes(manifest, classes, shards)
         self.samples = round(manifest["samples"]) if manifest else None
-        self.facts = describe_data("shards", name_shards(shards), self.samples, self.num_classes, hash_shards(shards))
+        self.facts = describe_data(
+            "shards", name_shards(shards), self.samples, self.num_classes, hash_shards(shards)
+        )
         self._decode = Named(transform, self.num_classes)
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size, self._engine = rank, world_size, engine
@@ -188,11 +220,15 @@ class ShardFeed(Feed):
         check_division("lanes", lanes, self._world_size, "ranks")
         check_division("batch_size", self._batch_size, lanes, "lanes")
         if len(self._urls) < lanes:
-            raise ConfigError(f"{len(self._urls)} shards cannot feed {lanes} lanes; use fewer or pack smaller shards")
+            raise ConfigError(
+                f"{len(self._urls)} shards cannot feed {lanes} lanes; use fewer or pack smaller shards"
+            )
         self._count, each = lanes, lanes // self._world_size
         workers = min(self._engine.workers, len(self._urls) // lanes)  # others would have no shard
         if streams not in (None, max(1, workers)):
-            logger.warning("shards are read by %d workers, not %d: the state is of so many", streams, workers)
+            logger.warning(
+                "shards are read by %d workers, not %d: the state is of so many", streams, workers
+            )
             workers = streams
         self._lanes = {
             lane: Loader(
@@ -235,7 +271,12 @@ class ShardFeed(Feed):
 
     def _ask_state(self) -> dict[str, Any]:
         lanes = {str(lane): loader.state_dict() for lane, loader in self._lanes.items()}
-        return {"kind": "shards", "batch_size": self._batch_size, "count": self._count, "lanes": lanes}
+        return {
+            "kind": "shards",
+            "batch_size": self._batch_size,
+            "count": self._count,
+            "lanes": lanes,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return self._state
@@ -247,14 +288,18 @@ class ShardFeed(Feed):
         """
         for name, value in (("kind", "shards"), ("batch_size", self._batch_size)):
             if state.get(name) != value:
-                raise ConfigError(f"the state has {name} {state.get(name)!r}, this feed {value!r}; go on with the same data")
+                raise ConfigError(
+                    f"the state has {name} {state.get(name)!r}, this feed {value!r}; go on with the same data"
+                )
         lanes, saved = state["count"], state["lanes"]
         some = next(iter(saved.values()))
         if self._engine.lanes in (None, lanes) and lanes % self._world_size == 0:
             self._open(lanes, some["workers"])
             for lane, loader in self._lanes.items():
                 if str(lane) not in saved:
-                    raise ConfigError(f"the state has no lane {lane}; merge the states of all ranks with merge_states")
+                    raise ConfigError(
+                        f"the state has no lane {lane}; merge the states of all ranks with merge_states"
+                    )
                 loader.load_state_dict(saved[str(lane)])
         else:
             if len(saved) < lanes:
@@ -262,11 +307,19 @@ class ShardFeed(Feed):
                     f"the state has {len(saved)} of {lanes} lanes; merge the states of all ranks with merge_states"
                 )
             self._open(self._engine.lanes or self._world_size, None)
-            epoch = 1 + max(position[0] for each in saved.values() for position in each["positions"])
+            epoch = 1 + max(
+                position[0] for each in saved.values() for position in each["positions"]
+            )
             for loader in self._lanes.values():
                 own = loader.state_dict()
                 start = {"turn": 0, "positions": [[epoch, 0, 0]] * own["workers"]}
-                loader.load_state_dict({**some, **{key: own[key] for key in ("rank", "world_size", "workers")}, **start})
+                loader.load_state_dict(
+                    {
+                        **some,
+                        **{key: own[key] for key in ("rank", "world_size", "workers")},
+                        **start,
+                    }
+                )
             logger.warning(
                 "the state has %d lanes, this feed %d for %d ranks: it begins with epoch %d of the shards, and what was left "
                 "of the last is not seen; set engine.lanes to a number that all numbers of ranks divide",
@@ -287,7 +340,7 @@ def _plan(start: int, length: int, step: int) -> Iterator[range]:
 class _Drawing(Dataset[Share]):
     """Positions in the endless row of epochs -> a full batch."""
 
-    def __init__(self, album: Album, transform: Transform, seed: int) -> None:
+    def __init__(self, album: ImageDataset, transform: Transform, seed: int) -> None:
         self.album, self.transform, self.seed = album, transform, seed
         self._orders: dict[int, Any] = {}  # of the last two epochs asked for, (samples,) each
 
@@ -295,7 +348,9 @@ class _Drawing(Dataset[Share]):
         skipped = Counter[str]()
         try:
             samples = [self._draw(position, skipped) for position in positions]
-        except SwagModelsError as error:  # sent as it is, since the loader would lay a worker's traceback over it
+        except (
+            SwagModelsError
+        ) as error:  # sent as it is, since the loader would lay a worker's traceback over it
             return Share(None, skipped, error)
         return Share(collate_samples(samples), skipped)
 
@@ -311,7 +366,9 @@ class _Drawing(Dataset[Share]):
                 if not shift:  # the others have positions of their own
                     skipped[str(error)] += 1
                 last = error
-        raise ConfigError(f"{HOPELESS} pictures of {self.album.root} in a row cannot be read; the last: {last}")
+        raise ConfigError(
+            f"{HOPELESS} pictures of {self.album.root} in a row cannot be read; the last: {last}"
+        )
 
     def _order(self, epoch: int) -> Any:
         """The pictures in the order of an epoch: sorted by raw bits, which no version of NumPy will change."""

@@ -32,10 +32,14 @@ class Augmentation:
         from torchvision.transforms.v2 import functional as F
 
         image = to_rgb(image)
-        top, left, height, width = RandomResizedCrop.get_params(image, list(self.augment.scale), list(self.augment.ratio))
+        top, left, height, width = RandomResizedCrop.get_params(
+            image, list(self.augment.scale), list(self.augment.ratio)
+        )
         # Cropped first: Pillow's resize with a box lets in the pixels around it.
         image = image.crop((left, top, left + width, top + height))
-        image = image.resize((self.image_size, self.image_size), Image.Resampling[self.augment.interpolation.upper()])
+        image = image.resize(
+            (self.image_size, self.image_size), Image.Resampling[self.augment.interpolation.upper()]
+        )
         if torch.rand(1).item() < self.augment.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return F.pil_to_tensor(image)

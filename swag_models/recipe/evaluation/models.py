@@ -16,17 +16,25 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from swag_models.api import Name, check_device, check_dtype, get_spec, load_classes, load_model, load_preprocess
+from swag_models.api import (
+    Name,
+    check_device,
+    check_dtype,
+    get_spec,
+    load_classes,
+    load_model,
+    load_preprocess,
+)
 from swag_models.errors import ConfigError, FetchError, UnknownModelError, suggest_names
-from swag_models.recipe.extras import import_extra
 from swag_models.recipe.hashtags import load_imagenet
+from swag_models.runtime import import_extra
 from swag_models.spec import ImageSize, Metrics
 
 PEERS = ("timm:", "torchvision:")
 IMAGENET = "imagenet-1k"
 
 
-class Candidate(ABC):
+class EvaluatedModel(ABC):
     """A model in inference, with its own preprocessing.
 
     name: as it was asked for. classes: the name of each, None if it has none or nobody named them. synsets: the WordNet id of
@@ -79,16 +87,20 @@ class Candidate(ABC):
         return digest.hexdigest()
 
 
-class OwnCandidate(Candidate):
+class SwagModel(EvaluatedModel):
     """Whatever `load_model` takes."""
 
-    def __init__(self, name: Name, device: torch.device, dtype: torch.dtype, image_size: ImageSize | None) -> None:
+    def __init__(
+        self, name: Name, device: torch.device, dtype: torch.dtype, image_size: ImageSize | None
+    ) -> None:
         spec = get_spec(name)
         self.name, self.arch = spec.name, spec.arch
         self.num_classes, self.published = spec.num_classes, spec.metrics
         self.classes = load_classes(spec) if spec.classes is not None else None
         self.synsets = tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
-        self.network = self._model = load_model(spec, device=device, dtype=dtype, image_size=image_size)
+        self.network = self._model = load_model(
+            spec, device=device, dtype=dtype, image_size=image_size
+        )
         self._transform = load_preprocess(spec, image_size=image_size)
         self.preprocess, self.fit = repr(self._transform), self._transform.fit
         self.device, self.dtype = device, dtype
@@ -101,7 +113,7 @@ class OwnCandidate(Candidate):
         return self._model.forward_head(last), self._model.forward_head(last, pre_logits=True)
 
 
-class PeerCandidate(Candidate):
+class ExternalModel(EvaluatedModel):
     """What others offer: their transform makes normalised floats of a picture, and features are what their last layer gets."""
 
     published = None
@@ -135,13 +147,13 @@ class PeerCandidate(Candidate):
         return logits, found[0].flatten(1)
 
 
-def open_candidate(
+def open_evaluated_model(
     name: Name,
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     image_size: ImageSize | None = None,
-) -> Candidate:
+) -> EvaluatedModel:
     """A name of the catalog, a folder that `publish.save` wrote, hf-hub:org/repo, timm:NAME, or torchvision:NAME[@WEIGHTS].
 
     dtype: of the weights, float32 by default. image_size: in place of the model's own, of ours only. UnknownModelError suggests
@@ -149,16 +161,18 @@ def open_candidate(
     """
     where, kind = check_device(device), check_dtype(dtype)
     if not isinstance(name, str) or not name.startswith(PEERS):
-        return OwnCandidate(name, where, kind, image_size)
+        return SwagModel(name, where, kind, image_size)
     if image_size is not None:
-        raise ConfigError(f"image_size goes with our own models; {name} is measured as its makers prepare pictures")
+        raise ConfigError(
+            f"image_size goes with our own models; {name} is measured as its makers prepare pictures"
+        )
     prefix, _, rest = name.partition(":")
     open_peer = _open_timm if prefix == "timm" else _open_torchvision
-    return PeerCandidate(name, *open_peer(rest), where, kind)
+    return ExternalModel(name, *open_peer(rest), where, kind)
 
 
 def _open_timm(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
-    timm = import_extra("timm", install="timm")
+    timm = import_extra("timm", "timm", "a timm: model")
     known = timm.list_models()
     if name.partition(".")[0] not in known:
         raise UnknownModelError(suggest_names("timm model", name, known))
@@ -177,7 +191,9 @@ def _open_torchvision(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
         raise UnknownModelError(suggest_names("torchvision model", name, known))
     kinds = models.get_model_weights(name)
     if chosen and chosen not in kinds.__members__:
-        raise ConfigError(f"{name} has no weights {chosen!r}; allowed: {', '.join(kinds.__members__)}")
+        raise ConfigError(
+            f"{name} has no weights {chosen!r}; allowed: {', '.join(kinds.__members__)}"
+        )
     weights = kinds[chosen] if chosen else kinds.DEFAULT
     with _explain_fetching(f"torchvision:{name}"):
         network = models.get_model(name, weights=weights)
@@ -191,4 +207,6 @@ def _explain_fetching(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())
-        raise FetchError(f"weights of {name} cannot be fetched: {reason}; try again with a network") from None
+        raise FetchError(
+            f"weights of {name} cannot be fetched: {reason}; try again with a network"
+        ) from None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 
 TOLERANCE = 0.1  # points by which a measured accuracy may differ from the published one
 
@@ -31,7 +31,7 @@ class Bin(NamedTuple):
     accuracy: float
 
 
-class Record(NamedTuple):
+class ImageResult(NamedTuple):
     """One picture: its name in the data, its true classes, the model's best five in order, and the probability of the first."""
 
     name: str
@@ -42,10 +42,10 @@ class Record(NamedTuple):
 
 def write_texts(folder: Path, files: Mapping[str, str]) -> None:
     """Files of these names, each whole, in a folder that is made if need be. OutputError if they cannot be written."""
-    with explain_writing(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            with write_whole(folder / name, alone=True) as to:
+            with atomic_write(folder / name) as to:
                 to.write_text(text, "utf-8")
 
 
@@ -53,7 +53,7 @@ def write_texts(folder: Path, files: Mapping[str, str]) -> None:
 class Evaluation:
     """A model on a suite: every picture once.
 
-    facts: of the data, as a `Check` has them. settings: preprocess and dtype of the model, only_present.
+    facts: of the data, as a `EvalLoader` has them. settings: preprocess and dtype of the model, only_present.
     skipped: broken pictures by message. classes: the name of each class.
     published: top-1 as the model's makers state it for this suite, None if they do not. ece: expected calibration error.
     """
@@ -70,7 +70,7 @@ class Evaluation:
     ece: Estimate
     bins: tuple[Bin, ...]
     published: float | None
-    records: tuple[Record, ...] = field(repr=False)
+    records: tuple[ImageResult, ...] = field(repr=False)
 
     @property
     def differs(self) -> bool:
@@ -79,9 +79,22 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, without the records."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("records", "classes")}
-        estimates = {name: value._asdict() for name, value in vars(self).items() if isinstance(value, Estimate)}
-        return {**values, **estimates, "bins": [each._asdict() for each in self.bins], "differs": self.differs}
+        values = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in ("records", "classes")
+        }
+        estimates = {
+            name: value._asdict()
+            for name, value in vars(self).items()
+            if isinstance(value, Estimate)
+        }
+        return {
+            **values,
+            **estimates,
+            "bins": [each._asdict() for each in self.bins],
+            "differs": self.differs,
+        }
 
 
 @dataclass(frozen=True)

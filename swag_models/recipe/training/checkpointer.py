@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, written while it goes on, whole or not at all, by all ranks together.
+"""Checkpointer of a training run, written while it goes on, whole or not at all, by all ranks together.
 
 A folder of checkpoints holds
   step-00001000/      a complete one: the files of torch.distributed.checkpoint (DCP), and state.json, which was written last
@@ -7,7 +7,7 @@ A folder of checkpoints holds
 
 Saving runs in a thread, on a process group of its own, so that it never meets the collectives of training. That a save has
 succeeded on rank 0 implies, within DCP, that every rank has written its part; so rank 0 alone gives it its name and deletes old
-ones, whenever it comes to it. Ranks hear of each other's failures where they wait for each other anyway: at the next save.
+ones, whenever it comes to it. DistContext hear of each other's failures where they wait for each other anyway: at the next save.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class Save:
 class Writer(FileSystemWriter):
     """DCP's, but what the disk refuses is an OSError: torch's archives raise a RuntimeError over it, of what they expected."""
 
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+    def write_data(
+        self, plan: SavePlan, planner: SavePlanner
+    ) -> torch.futures.Future[list[WriteResult]]:
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
@@ -71,7 +73,7 @@ class Writer(FileSystemWriter):
             raise cause or error from None
 
 
-class Checkpoints:
+class Checkpointer:
     """The checkpoints in a folder: the last `keep` of them, and the best.
 
     torch.distributed is initialised. One run at a time has the folder: a lock is the caller's. Every method but `poll` is
@@ -102,7 +104,11 @@ class Checkpoints:
         What the disk cannot take is cleaned away with a warning, and counted; with `wait`, it is an OutputError.
         """
         self.finish()
-        state = {"step": step, "score": None if score is None or math.isnan(score) else score, "facts": facts}
+        state = {
+            "step": step,
+            "score": None if score is None or math.isnan(score) else score,
+            "facts": facts,
+        }
         state = json.loads(json.dumps(state))  # as it is now
         writer = Writer(_hide(self._find(step), "tmp"))  # stages too, in a copy
         future = async_save(tensors, storage_writer=writer, process_group=self._group)
@@ -163,7 +169,11 @@ class Checkpoints:
 
     def _rate(self) -> Path | None:
         scores = {path: _read_score(path) for path in self._list()}
-        return max(scores, key=lambda path: (scores[path], path)) if set(scores.values()) - {-math.inf} else None
+        return (
+            max(scores, key=lambda path: (scores[path], path))
+            if set(scores.values()) - {-math.inf}
+            else None
+        )
 
     def _ask(self, question: Callable[[], T]) -> T:
         """Rank 0's answer, on every rank; its error likewise."""
@@ -174,7 +184,9 @@ class Checkpoints:
             except SwagModelsError as error:
                 answer[1] = error
             except OSError as error:
-                answer[1] = OutputError(f"{self.folder}: {error.strerror or error}; check the folder and its disk")
+                answer[1] = OutputError(
+                    f"{self.folder}: {error.strerror or error}; check the folder and its disk"
+                )
         dist.broadcast_object_list(answer, src=0, group=self._group)
         if answer[1]:
             raise answer[1]
@@ -209,7 +221,11 @@ class Checkpoints:
         save.settled = True
         if save.cause is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-            log.warning("the checkpoint of step %d cannot be written: %s; training goes on without it", save.step, save.cause)
+            log.warning(
+                "the checkpoint of step %d cannot be written: %s; training goes on without it",
+                save.step,
+                save.cause,
+            )
             return
         try:
             if old.exists():
@@ -218,10 +234,14 @@ class Checkpoints:
                 # Renamed first, so that it never looks complete while it is not.
                 shutil.rmtree(each.rename(_hide(each, "tmp")))
         except OSError as error:
-            log.warning("old checkpoints in %s cannot be deleted: %s", self.folder, error.strerror or error)
+            log.warning(
+                "old checkpoints in %s cannot be deleted: %s", self.folder, error.strerror or error
+            )
 
 
-def collect(model: nn.Module, optimizer: Optimizer | None = None, average: nn.Module | None = None) -> dict[str, Any]:
+def collect(
+    model: nn.Module, optimizer: Optimizer | None = None, average: nn.Module | None = None
+) -> dict[str, Any]:
     """Weights and optimizer state by the names of parameters, alike for plain modules, DDP and FSDP2; tensors are not copied.
 
     A fresh optimizer gets its state, by a step that changes nothing, so that `load` has tensors to fill.
@@ -235,13 +255,21 @@ def collect(model: nn.Module, optimizer: Optimizer | None = None, average: nn.Mo
 
 
 def restore(
-    tensors: dict[str, Any], model: nn.Module, optimizer: Optimizer | None = None, average: nn.Module | None = None
+    tensors: dict[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    average: nn.Module | None = None,
 ) -> None:
     """The inverse of `collect`, with the same modules."""
     if optimizer is None:
         set_model_state_dict(model, tensors["model"])
     else:
-        set_state_dict(model, optimizer, model_state_dict=tensors["model"], optim_state_dict=tensors["optimizer"])
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=tensors["model"],
+            optim_state_dict=tensors["optimizer"],
+        )
     if average is not None:
         set_model_state_dict(average, tensors["average"])
 
@@ -254,7 +282,9 @@ def _find_cause(error: BaseException | None) -> str | None:
     """Why a save failed, for all ranks alike, if the disk is at fault; other errors are raised."""
     if error is None:
         return None
-    if not isinstance(error, CheckpointException) or not all(isinstance(each, OSError) for each, _ in error.failures.values()):
+    if not isinstance(error, CheckpointException) or not all(
+        isinstance(each, OSError) for each, _ in error.failures.values()
+    ):
         raise error
     return _name_cause(error)
 
@@ -262,7 +292,11 @@ def _find_cause(error: BaseException | None) -> str | None:
 def _name_cause(error: CheckpointException) -> str:
     """One line for the first rank that failed."""
     rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
-    text = (cause.strerror if isinstance(cause, OSError) else None) or str(cause).strip() or type(cause).__name__
+    text = (
+        (cause.strerror if isinstance(cause, OSError) else None)
+        or str(cause).strip()
+        or type(cause).__name__
+    )
     return f"{text.splitlines()[0]} (rank {rank})"
 
 

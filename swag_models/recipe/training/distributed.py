@@ -26,7 +26,7 @@ logger = logging.getLogger("swag_models")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistContext:
     """This process among those of the run."""
 
     rank: int
@@ -34,10 +34,10 @@ class Ranks:
     device: torch.device
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def add(self, *values: float) -> list[float]:
+    def all_reduce_sum(self, *values: float) -> list[float]:
         """The sums of these numbers over all ranks, in float64."""
         if self.world_size == 1:
             return list(values)
@@ -51,16 +51,18 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
-    def lead(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """What the first rank alone does, and its answer on every rank; or its error."""
         answer: list[Any] = [None, None]
-        if self.first:
+        if self.is_main:
             try:
                 answer[0] = work()
             except SwagModelsError as error:
                 answer[1] = error
             except OSError as error:
-                answer[1] = OutputError(f"{error.filename or 'a file'} cannot be written: {error.strerror or error}")
+                answer[1] = OutputError(
+                    f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
+                )
         dist.broadcast_object_list(answer)
         if answer[1]:
             raise answer[1]
@@ -68,17 +70,21 @@ class Ranks:
 
 
 @contextmanager
-def open_ranks() -> Iterator[Ranks]:
+def init_distributed() -> Iterator[DistContext]:
     """Join the other ranks, as RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT tell; alone without them.
 
     Tensors go by NCCL on GPUs, one for each rank, and by Gloo on processors; what is not a tensor of a GPU always by Gloo.
     ConfigError if they do not meet; TrainingError if a GPU's memory is too little or another rank is lost inside, OutputError
     if a process of a DataLoader is killed.
     """
-    rank, world_size = (int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, world_size = (
+        int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1))
+    )
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count())))
+        device = torch.device(
+            "cuda", int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
+        )
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
@@ -94,7 +100,7 @@ def open_ranks() -> Iterator[Ranks]:
             "use torchrun, or set MASTER_ADDR and MASTER_PORT to a free port of rank 0"
         ) from None
     try:
-        yield Ranks(rank, world_size, device)
+        yield DistContext(rank, world_size, device)
         dist.barrier()  # else a rank may leave while another still needs it
     except torch.OutOfMemoryError:
         raise TrainingError(
@@ -109,13 +115,15 @@ def open_ranks() -> Iterator[Ranks]:
                 "engine.workers, or give more of either, and run it again"
             ) from None
         if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise TrainingError(f"rank {rank} lost another, whose own last words say why; run it again to go on") from None
+            raise TrainingError(
+                f"rank {rank} lost another, whose own last words say why; run it again to go on"
+            ) from None
         raise
     finally:
         dist.destroy_process_group()
 
 
-def spread(model: nn.Module, engine: Engine, ranks: Ranks, *others: nn.Module) -> nn.Module:
+def spread(model: nn.Module, engine: Engine, ranks: DistContext, *others: nn.Module) -> nn.Module:
     """The model to call in training, whose gradients are the mean over all ranks. `others` are sharded like it, if it is.
 
     FSDP2 changes the modules themselves, block by block; DDP wraps the model, which keeps its weights.
@@ -132,22 +140,28 @@ def spread(model: nn.Module, engine: Engine, ranks: Ranks, *others: nn.Module) -
         return model
     if ranks.world_size == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None)
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None
+    )
 
 
-def sync_batch_norm(model: Backbone, ranks: Ranks) -> Backbone:
+def sync_batch_norm(model: Backbone, ranks: DistContext) -> Backbone:
     """The model with batch statistics over all ranks, where there are GPUs, which torch needs for it."""
-    if ranks.world_size == 1 or not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+    if ranks.world_size == 1 or not any(
+        isinstance(module, nn.BatchNorm2d) for module in model.modules()
+    ):
         return model
     if ranks.device.type == "cpu":
-        if ranks.first:
-            logger.warning("batch statistics are those of each rank: torch synchronises them on GPUs only")
+        if ranks.is_main:
+            logger.warning(
+                "batch statistics are those of each rank: torch synchronises them on GPUs only"
+            )
         return model
     return cast(Backbone, nn.SyncBatchNorm.convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
-def average_statistics(model: nn.Module, ranks: Ranks) -> None:
+def average_statistics(model: nn.Module, ranks: DistContext) -> None:
     """Give every rank the mean of all ranks' running batch statistics, which would else be its own without `sync_batch_norm`.
 
     A checkpoint takes what is alike from any rank, and an evaluation needs the same model on all.
@@ -176,4 +190,6 @@ def collect_weights(model: nn.Module) -> dict[str, Any]:
     """All weights of a model, sharded or not, on the processor of the first rank; nothing on the others."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )

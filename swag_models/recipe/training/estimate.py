@@ -85,24 +85,24 @@ class Footprint(NamedTuple):
     layer: int
 
 
-def count_steps(run: Run, epoch: int) -> int:
-    """The optimizer's steps in a run, `epoch` being the samples in an epoch: to the nearest step, at least one."""
+def count_steps(run: Run, samples_per_epoch: int) -> int:
+    """The optimizer's steps in a run, `samples_per_epoch` being the samples in an epoch: to the nearest step, at least one."""
     if run.steps is not None:
         return run.steps
     assert run.epochs is not None
-    return max(1, round(run.epochs * epoch / run.batch_size))
+    return max(1, round(run.epochs * samples_per_epoch / run.batch_size))
 
 
 def plan(
     run: Run,
-    epoch: int,
+    samples_per_epoch: int,
     *,
     num_classes: int,
     gpus: int = 1,
     throughput: float | None = None,
     flops: float | None = None,
 ) -> Plan:
-    """What a run takes on some GPUs, `epoch` being the samples in an epoch.
+    """What a run takes on some GPUs, `samples_per_epoch` being the samples in an epoch.
 
     Operations are those of torch's counter for a forward pass, and the backward pass counts as two; gradient checkpointing adds
     one, and a frozen trunk has no backward pass. Neither needs memory or a GPU: the model is on the meta device, or fake.
@@ -110,28 +110,43 @@ def plan(
     throughput: images a second on each GPU; None for PEAK_SHARE of `flops`, the operations a second that a GPU can do at most,
     by default those of an H100. ConfigError names a value that cannot be.
     """
-    for name, value in {"epoch": epoch, "gpus": gpus, "throughput": throughput, "flops": flops}.items():
+    for name, value in {
+        "samples_per_epoch": samples_per_epoch,
+        "gpus": gpus,
+        "throughput": throughput,
+        "flops": flops,
+    }.items():
         if value is not None and not value > 0:
             raise ConfigError(f"{name} is {value}; give a positive number")
     if gpus > run.batch_size:
-        raise ConfigError(f"gpus is {gpus}; a batch of {run.batch_size} samples keeps at most {run.batch_size} busy")
+        raise ConfigError(
+            f"gpus is {gpus}; a batch of {run.batch_size} samples keeps at most {run.batch_size} busy"
+        )
     spec = replace(
-        find_arch(run.arch), preprocess=Preprocess(run.image_size), num_classes=num_classes, in_chans=3, global_pool=None
+        find_arch(run.arch),
+        preprocess=Preprocess(run.image_size),
+        num_classes=num_classes,
+        in_chans=3,
+        global_pool=None,
     )
     model = _build(spec, run)
     parameters = sum(weight.numel() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    passes = 1 if run.train == "head" else 4 if run.engine.grad_checkpointing else 3
+    passes = 1 if run.trainable == "head" else 4 if run.engine.grad_checkpointing else 3
     operations = passes * count_flops(spec)
     if throughput is None:
-        peak, whose = (flops, "given") if flops else (PEAK_FLOPS[run.engine.precision], f"an H100's in {run.engine.precision}")
+        peak, whose = (
+            (flops, "given")
+            if flops
+            else (PEAK_FLOPS[run.engine.precision], f"an H100's in {run.engine.precision}")
+        )
         throughput = PEAK_SHARE * peak / operations
         basis = f"assumed: {PEAK_SHARE:.0%} of {peak / 1e12:g} TFLOP/s ({whose})"
     else:
         basis = "given"
-    samples = count_steps(run, epoch) * run.batch_size
+    samples = count_steps(run, samples_per_epoch) * run.batch_size
     return Plan(
-        steps=count_steps(run, epoch),
+        steps=count_steps(run, samples_per_epoch),
         samples=samples,
         parameters=parameters,
         trained=trained,
@@ -165,13 +180,20 @@ def find_arch(arch: str) -> ModelSpec:
 def _build(spec: ModelSpec, run: Run) -> Backbone:
     """The model that a run trains, on the meta device."""
     with torch.device("meta"):
-        model = build(spec.config, num_classes=spec.num_classes, image_size=run.image_size, drop_path_rate=run.drop_path_rate)
-    if run.train == "head":
+        model = build(
+            spec.config,
+            num_classes=spec.num_classes,
+            image_size=run.image_size,
+            drop_path_rate=run.drop_path_rate,
+        )
+    if run.trainable == "head":
         model.freeze()
     return model
 
 
-def _estimate_memory(run: Run, parameters: int, trained: int, footprint: Footprint, gpus: int) -> Memory:
+def _estimate_memory(
+    run: Run, parameters: int, trained: int, footprint: Footprint, gpus: int
+) -> Memory:
     shared = gpus if run.engine.parallel == "fsdp" else 1
     share = -(-run.batch_size // gpus)
     count = min(run.engine.micro_batch or share, share)
@@ -182,7 +204,7 @@ def _estimate_memory(run: Run, parameters: int, trained: int, footprint: Footpri
         ema=FLOAT * parameters // shared if run.ema else 0,
         casts=0 if run.engine.precision == "fp32" else HALF * trained,
         activations=count * footprint.activations,
-        layer=count * footprint.layer * (1 if run.train == "head" else 2),
+        layer=count * footprint.layer * (1 if run.trainable == "head" else 2),
         sample=footprint.activations,
     )
 
@@ -191,7 +213,9 @@ def _measure_batch(model: Backbone, run: Run, count: int) -> Footprint:
     """The same of a whole batch, constants included."""
     kept: dict[int, Any] = {}  # storages by address; held, so that none is given twice
     layer = 0
-    spans: list[tuple[Any, int, int]] = []  # of each block, the storage of its input, and which of `kept` are its own
+    spans: list[
+        tuple[Any, int, int]
+    ] = []  # of each block, the storage of its input, and which of `kept` are its own
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -222,16 +246,25 @@ def _measure_batch(model: Backbone, run: Run, count: int) -> Footprint:
         }
         stack.enter_context(FakeTensorMode())
         stack.enter_context(saved_tensors_hooks(keep, lambda tensor: tensor))
-        stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=run.engine.precision != "fp32"))
-        fakes = {name: torch.empty(shape, dtype=dtype).requires_grad_(grad) for name, (shape, dtype, grad) in shapes.items()}
-        logits = functional_call(model, fakes, torch.empty(count, model.in_chans, *model.image_size))
+        stack.enter_context(
+            torch.autocast("cpu", torch.bfloat16, enabled=run.engine.precision != "fp32")
+        )
+        fakes = {
+            name: torch.empty(shape, dtype=dtype).requires_grad_(grad)
+            for name, (shape, dtype, grad) in shapes.items()
+        }
+        logits = functional_call(
+            model, fakes, torch.empty(count, model.in_chans, *model.image_size)
+        )
         logits.float().log_softmax(dim=-1)
     if not run.engine.grad_checkpointing:
         return Footprint(_sum_bytes(kept), layer)
     items = list(kept.items())
     inner = [dict(items[start:stop]) for _, start, stop in spans]
     lasting = {key: storage for key, storage in items if not any(key in block for block in inner)}
-    lasting |= {storage._cdata: storage for storage, _, _ in spans}  # a block keeps its input, until it runs again
+    lasting |= {
+        storage._cdata: storage for storage, _, _ in spans
+    }  # a block keeps its input, until it runs again
     again = max(_sum_bytes(block, {span[0]._cdata}) for block, span in zip(inner, spans))
     return Footprint(_sum_bytes(lasting) + again, layer)
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from swag_models.atomic import write_whole
+from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError
-from swag_models.recipe.extras import import_extra
+from swag_models.runtime import import_extra
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ REDRAW = 0.5  # seconds between two looks of the bar
 log = logging.getLogger("swag_models")
 
 
-class Journal:
+class MetricLogger:
     """The journal of a run of `steps` steps that goes on after `first_step`; 0 is a new one.
 
     What an earlier run told of later steps is forgotten, and all of it by a new one. One that is silent does nothing: only rank
@@ -40,7 +40,9 @@ class Journal:
     the log cannot be read.
     """
 
-    def __init__(self, folder: Path, first_step: int, steps: int, *, progress: bool, silent: bool = False) -> None:
+    def __init__(
+        self, folder: Path, first_step: int, steps: int, *, progress: bool, silent: bool = False
+    ) -> None:
         self.folder, self.silent = folder, silent
         if silent:
             return
@@ -49,8 +51,12 @@ class Journal:
 
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOG
-        kept = [line for line in read_log(path) if first_step and line["step"] <= first_step] if path.exists() else []
-        with write_whole(path, alone=True) as temporary:
+        kept = (
+            [line for line in read_log(path) if first_step and line["step"] <= first_step]
+            if path.exists()
+            else []
+        )
+        with atomic_write(path) as temporary:
             temporary.write_text("".join(map(_encode, kept)), encoding="utf-8")
         if not first_step:
             shutil.rmtree(folder / BOARD, ignore_errors=True)
@@ -67,7 +73,12 @@ class Journal:
             disable=not (progress and sys.stderr.isatty()),
         )
 
-    def record(self, step: int, kind: Literal["train", "eval", "skip"] = "train", **numbers: float | int | str) -> None:
+    def record(
+        self,
+        step: int,
+        kind: Literal["train", "eval", "skip"] = "train",
+        **numbers: float | int | str,
+    ) -> None:
         """One line of the log; numbers are TensorBoard's scalars too, as kind/name."""
         if self.silent or self._full:
             return
@@ -97,7 +108,10 @@ class Journal:
         self.silent = True
         self._bar.close()
         self._file.close()
-        for last in (self._board.close, lambda: draw_curves(read_log(self.folder / LOG), self.folder / CURVES)):
+        for last in (
+            self._board.close,
+            lambda: draw_curves(read_log(self.folder / LOG), self.folder / CURVES),
+        ):
             try:
                 last()
             except OSError as error:
@@ -105,27 +119,39 @@ class Journal:
 
     def _stop(self, error: OSError) -> None:
         if not self._full:
-            log.warning("%s takes no more of the journal: %s; training goes on", self.folder, error.strerror or error)
+            log.warning(
+                "%s takes no more of the journal: %s; training goes on",
+                self.folder,
+                error.strerror or error,
+            )
         self._full = True
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log, but a last one that was cut off; ConfigError names another that is none."""
     lines, parts = [], path.read_bytes().split(b"\n")
-    for number, part in enumerate(parts[:-1], 1):  # after the last end of line there is nothing, or a torn line
+    for number, part in enumerate(
+        parts[:-1], 1
+    ):  # after the last end of line there is nothing, or a torn line
         try:
             line = json.loads(part)
         except ValueError:
             line = None
         if not isinstance(line, dict) or not {"step", "kind", "time"} <= line.keys():
-            raise ConfigError(f"{path}, line {number}, is not of a log; move the file away, or correct it")
+            raise ConfigError(
+                f"{path}, line {number}, is not of a log; move the file away, or correct it"
+            )
         lines.append(line)
     return lines
 
 
 def draw_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Loss, learning rate, and what evaluations found, over steps; no file if there is nothing to draw."""
-    curves: dict[str, dict[str, tuple[list[int], list[float]]]] = {"loss": {}, "learning rate": {}, "evaluation": {}}
+    curves: dict[str, dict[str, tuple[list[int], list[float]]]] = {
+        "loss": {},
+        "learning rate": {},
+        "evaluation": {},
+    }
     for line in lines:
         for name, value in line.items():
             if name == "loss":
@@ -144,20 +170,28 @@ def draw_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     drawn = {place: each for place, each in curves.items() if each}
     if not drawn:
         return
-    figure = import_extra("matplotlib.figure").Figure(figsize=(7, 2.6 * len(drawn)), layout="constrained")
-    for axes, (place, each) in zip(figure.subplots(len(drawn), squeeze=False)[:, 0], drawn.items(), strict=True):
+    figure = import_extra("matplotlib.figure").Figure(
+        figsize=(7, 2.6 * len(drawn)), layout="constrained"
+    )
+    for axes, (place, each) in zip(
+        figure.subplots(len(drawn), squeeze=False)[:, 0], drawn.items(), strict=True
+    ):
         for label, (steps, values) in each.items():
             axes.plot(steps, values, marker="." if len(steps) < 30 else None, label=label)
         axes.set(xlabel="step", ylabel=place)
         axes.grid(alpha=0.3)
         if place != "learning rate":
             axes.legend()
-    with write_whole(path, alone=True) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
 
 
 def _encode(line: Mapping[str, Any]) -> str:
-    odd = {name: str(value) for name, value in line.items() if isinstance(value, float) and not math.isfinite(value)}
+    odd = {
+        name: str(value)
+        for name, value in line.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }
     return json.dumps({**line, **odd}, allow_nan=False) + "\n"
 
 

@@ -39,22 +39,34 @@ def make_targets(classes: Sequence[Sequence[int]], kind: Kind, num_classes: int)
     width = max(map(len, distinct), default=0)
     for sample, each in enumerate(distinct):
         if not each and kind == "softmax":
-            raise ConfigError(f"sample {sample} of the batch has no class; leave it out, or use objective.kind=sigmoid")
+            raise ConfigError(
+                f"sample {sample} of the batch has no class; leave it out, or use objective.kind=sigmoid"
+            )
         if each and not 0 <= min(each) <= max(each) < num_classes:
             wrong = next(number for number in each if not 0 <= number < num_classes)
-            raise ConfigError(f"class {wrong} is not of 0 to {num_classes - 1}; give the model a head of all classes")
+            raise ConfigError(
+                f"class {wrong} is not of 0 to {num_classes - 1}; give the model a head of all classes"
+            )
     weights = [1 / len(each) if kind == "softmax" and each else 1.0 for each in distinct]
     padding = [width - len(each) for each in distinct]
     shape = (len(distinct), width)
     return Targets(
-        torch.tensor([each + [0] * pad for each, pad in zip(distinct, padding)], dtype=torch.int64).reshape(shape),
         torch.tensor(
-            [[weight] * len(each) + [0.0] * pad for each, weight, pad in zip(distinct, weights, padding)], dtype=torch.float32
+            [each + [0] * pad for each, pad in zip(distinct, padding)], dtype=torch.int64
+        ).reshape(shape),
+        torch.tensor(
+            [
+                [weight] * len(each) + [0.0] * pad
+                for each, weight, pad in zip(distinct, weights, padding)
+            ],
+            dtype=torch.float32,
         ).reshape(shape),
     )
 
 
-def mix(images: Tensor, targets: Targets, alpha: float, generator: torch.Generator) -> tuple[Tensor, Targets]:
+def mix(
+    images: Tensor, targets: Targets, alpha: float, generator: torch.Generator
+) -> tuple[Tensor, Targets]:
     """Mixup (Zhang et al., arXiv 1710.09412): each image (N, ...) with the one at its place in the reversed batch.
 
     The share that an image keeps is of Beta(alpha, alpha), one for the batch, drawn from a generator of the CPU. Images are
@@ -77,7 +89,9 @@ def draw_beta(alpha: float, generator: torch.Generator) -> float:
     It is x / (x + y) for x and y of Gamma(alpha), which underflow if alpha is small. Gamma(alpha) is Gamma(alpha + 1) times
     a uniform number to the power of 1 / alpha (Marsaglia and Tsang 2000, section 6), whose logarithms do not.
     """
-    gammas = torch._standard_gamma(torch.full((2,), alpha + 1, dtype=torch.float64), generator=generator)
+    gammas = torch._standard_gamma(
+        torch.full((2,), alpha + 1, dtype=torch.float64), generator=generator
+    )
     uniforms = 1 - torch.rand(2, dtype=torch.float64, generator=generator)  # above 0
     x, y = gammas.log() + uniforms.log() / alpha
     return float((x - y).sigmoid())
@@ -95,18 +109,24 @@ def compute_losses(objective: Objective, logits: Tensor, targets: Targets) -> Te
 
 def count_hits(logits: Tensor, classes: Sequence[Sequence[int]]) -> int:
     """How many samples' largest logit (N, C) is one of their classes."""
-    return sum(best in each for best, each in zip(logits.argmax(dim=1).tolist(), classes, strict=True))
+    return sum(
+        best in each for best, each in zip(logits.argmax(dim=1).tolist(), classes, strict=True)
+    )
 
 
 class SparseLoss(torch.autograd.Function):
     """What `compute_losses` says, with a backward pass that makes the gradient in place and keeps only the logits for it."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, classes: Tensor, weights: Tensor, kind: Kind, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, classes: Tensor, weights: Tensor, kind: Kind, smoothing: float
+    ) -> Tensor:
         ctx.save_for_backward(logits, classes, weights)
         ctx.kind, ctx.smoothing = kind, smoothing
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        scores = logits.log_softmax(1, dtype=dtype) if kind == "softmax" else logits.to(dtype)  # (N, C)
+        scores = (
+            logits.log_softmax(1, dtype=dtype) if kind == "softmax" else logits.to(dtype)
+        )  # (N, C)
         found = (scores.gather(1, classes) * weights).sum(1)  # (N,)
         losses = (smoothing - 1) * found
         if smoothing:
@@ -119,7 +139,11 @@ class SparseLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # (N,) -> (N, C)
         logits, classes, weights = ctx.saved_tensors
-        gradient = logits.softmax(1, dtype=grad.dtype) if ctx.kind == "softmax" else logits.to(grad.dtype).sigmoid()
+        gradient = (
+            logits.softmax(1, dtype=grad.dtype)
+            if ctx.kind == "softmax"
+            else logits.to(grad.dtype).sigmoid()
+        )
         if ctx.smoothing:
             gradient -= _spread(ctx.kind, ctx.smoothing, logits)
         gradient.scatter_add_(1, classes, ((ctx.smoothing - 1) * weights).to(grad.dtype))

@@ -25,7 +25,7 @@ PEAKS = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Meter:
+class Throughput:
     """Measures one rank between two calls of `read`.
 
     flops_per_image: of a training step, forward and backward. precision: "fp32", "bf16" or "fp16". `peak`: FLOP/s of the
@@ -84,7 +84,9 @@ class Meter:
         import resource
         import sys
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
 
 
 def find_peak(name: str) -> float | None:

@@ -25,12 +25,14 @@ def make_optimizer(model: Backbone, optimizer: Optimizer, lr: float) -> torch.op
         lr=lr,
         weight_decay=optimizer.weight_decay,
         layer_decay=optimizer.layer_decay,
-        exempt=optimizer.exempt,
+        no_decay=optimizer.no_decay,
     )
     if not groups:
         raise ConfigError("all parameters are frozen; leave at least the head to train")
     if optimizer.kind == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=optimizer.momentum, nesterov=optimizer.momentum > 0)
+        return torch.optim.SGD(
+            groups, lr=lr, momentum=optimizer.momentum, nesterov=optimizer.momentum > 0
+        )
     return torch.optim.AdamW(groups, lr=lr, betas=optimizer.betas)
 
 
@@ -79,10 +81,10 @@ class Average:
             if reshard := getattr(module, "reshard", None):
                 reshard()
         (ours, theirs), (our_counts, their_counts) = self._pairs
-        if step < self.ema.copy * self.steps:
+        if step < self.ema.warmup_ratio * self.steps:
             torch._foreach_copy_(ours, theirs)
         else:
-            torch._foreach_lerp_(ours, theirs, self.ema.share)
+            torch._foreach_lerp_(ours, theirs, 1 - self.ema.decay)
         if our_counts:
             torch._foreach_copy_(our_counts, their_counts)
 
@@ -96,7 +98,9 @@ class Average:
 def _pair(ours: nn.Module, theirs: nn.Module, floats: bool) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors of both that are of floats, or that are not, in the same order."""
     mine, others = (dict(_walk_tensors(each)) for each in (ours, theirs))
-    assert mine.keys() == others.keys(), "an average is updated from the model it was made of, without wrappers"
+    assert mine.keys() == others.keys(), (
+        "an average is updated from the model it was made of, without wrappers"
+    )
     names = [name for name, tensor in mine.items() if tensor.is_floating_point() == floats]
     return [mine[name] for name in names], [others[name] for name in names]
 

@@ -18,23 +18,32 @@ from filelock import FileLock, Timeout
 
 from swag_models import __version__
 from swag_models.api import get_spec, load_model
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
 from swag_models.hub.hf_format import RECIPE, VOCABULARY
 from swag_models.models import Backbone, build
 from swag_models.publish import save
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.shards import Shards, find_vocabulary, read_vocabulary
-from swag_models.recipe.data.train_loader import Feed
-from swag_models.recipe.training.distributed import Ranks
+from swag_models.recipe.data.train_loader import TrainLoader
+from swag_models.recipe.training.distributed import DistContext
 from swag_models.recipe.training.estimate import find_arch
 from swag_models.spec import UNKNOWN, Metrics, ModelSpec
 
 RUN = "run.json"
 
+FREE = {
+    "engine",
+    "checkpoint",
+    "log_every",
+    "eval_every",
+    "on_nonfinite_loss",
+    "loss_spike_factor",
+}  # may change on resume
+
 
 @dataclass(frozen=True)
-class About:
+class PublishInfo:
     """What a card tells of a model that nobody can know but who trains it: see `publish.save`; `preset` is the run's name."""
 
     preset: str | None = None
@@ -58,13 +67,20 @@ class Classes:
         return self.count
 
 
-def read_classes(feed: Feed, data: Shards) -> Classes:
+def read_classes(feed: TrainLoader, data: Shards) -> Classes:
     """The classes of the data: of shards with a vocabulary beside them, its hashtags."""
     if path := find_vocabulary(data):
         rows = read_vocabulary(path)
-        return Classes(len(rows), tuple(row["hashtag"] for row in rows), tuple(row["synset"] for row in rows), path)
+        return Classes(
+            len(rows),
+            tuple(row["hashtag"] for row in rows),
+            tuple(row["synset"] for row in rows),
+            path,
+        )
     if feed.num_classes is None:
-        raise ConfigError(f"{data} does not say how many classes it has; give a packed folder, with its manifest.json")
+        raise ConfigError(
+            f"{data} does not say how many classes it has; give a packed folder, with its manifest.json"
+        )
     return Classes(feed.num_classes, feed.class_names)
 
 
@@ -75,11 +91,18 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
     """
     if run.init is None:
         spec = find_spec(run)
-        model = build(spec.config, num_classes=len(classes), image_size=run.image_size, drop_path_rate=run.drop_path_rate)
+        model = build(
+            spec.config,
+            num_classes=len(classes),
+            image_size=run.image_size,
+            drop_path_rate=run.drop_path_rate,
+        )
     else:
         spec = get_spec(run.init)
         if spec.config != find_spec(run).config:
-            raise ConfigError(f"init {run.init!r} is a {spec.arch}, and the run's arch {run.arch}; set one to fit the other")
+            raise ConfigError(
+                f"init {run.init!r} is a {spec.arch}, and the run's arch {run.arch}; set one to fit the other"
+            )
         keep = spec.classes is not None and spec.classes == classes.names
         model = load_model(
             spec,
@@ -90,7 +113,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         )
         if not keep:
             model.reset_classifier(len(classes))
-    if run.train == "head":
+    if run.trainable == "head":
         model.freeze()
     return model, replace(
         spec,
@@ -120,7 +143,9 @@ def find_spec(run: Run) -> ModelSpec:
 
 
 @contextmanager
-def claim_folder(output: Path, ranks: Ranks) -> Iterator[Callable[[Run, Mapping[str, Any]], None]]:
+def claim_folder(
+    output: Path, ranks: DistContext
+) -> Iterator[Callable[[Run, Mapping[str, Any]], None]]:
     """Have the folder of a run to oneself; what is given claims it for one run.
 
     ConfigError if another process has it, if it is another run's, or if a rank does not see it; OutputError if it cannot be
@@ -128,10 +153,10 @@ def claim_folder(output: Path, ranks: Ranks) -> Iterator[Callable[[Run, Mapping[
     """
 
     def claim(run: Run, data: Mapping[str, Any]) -> None:
-        ranks.lead(lambda: _claim(output / RUN, run, data))
+        ranks.run_on_main(lambda: _claim(output / RUN, run, data))
 
     lock = FileLock(output / ".lock")
-    ranks.lead(lambda: _lock(lock, output))
+    ranks.run_on_main(lambda: _lock(lock, output))
     try:
         _meet(output, ranks)
         yield claim
@@ -140,58 +165,77 @@ def claim_folder(output: Path, ranks: Ranks) -> Iterator[Callable[[Run, Mapping[
 
 
 def _lock(lock: FileLock, output: Path) -> None:
-    with explain_writing(output):
+    with disk_errors(output):
         try:
             output.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
-            raise ConfigError(f"another process is training in {output}; wait for it, or choose another folder") from None
+            raise ConfigError(
+                f"another process is training in {output}; wait for it, or choose another folder"
+            ) from None
 
 
-def _meet(output: Path, ranks: Ranks) -> None:
+def _meet(output: Path, ranks: DistContext) -> None:
     """ConfigError on every rank unless all see what the first writes; checkpoints would else lack the parts of others."""
-    name = ranks.lead(lambda: f".{uuid.uuid4().hex}.tmp")  # a new one, of which no network disk remembers that it is missing
-    ranks.lead((output / name).touch)
+    name = ranks.run_on_main(
+        lambda: f".{uuid.uuid4().hex}.tmp"
+    )  # a new one, of which no network disk remembers that it is missing
+    ranks.run_on_main((output / name).touch)
     seen = ranks.gather((output / name).exists())
-    ranks.lead((output / name).unlink)
+    ranks.run_on_main((output / name).unlink)
     if not all(seen):
-        raise ConfigError(f"rank {seen.index(False)} does not see {output}; give a folder that all nodes share")
+        raise ConfigError(
+            f"rank {seen.index(False)} does not see {output}; give a folder that all nodes share"
+        )
 
 
 def _claim(path: Path, run: Run, data: Mapping[str, Any]) -> None:
     """Write run.json, or compare: how the work is laid out, and what is kept of it, may change; the rest may not."""
-    facts = json.loads(json.dumps({"run": run.to_dict(), "data": data, "versions": find_versions()}))
+    facts = json.loads(
+        json.dumps({"run": run.to_dict(), "data": data, "versions": find_versions()})
+    )
     if path.exists():
         before = json.loads(path.read_text("utf-8"))
-        for part, free in (("run", {"engine", "safety"}), ("data", {"name"})):
+        for part, free in (("run", FREE), ("data", {"name"})):
             for name in sorted((before[part].keys() | facts[part].keys()) - free):
                 if before[part].get(name) != facts[part].get(name):
                     raise ConfigError(
                         f"{path.parent} holds a run with {name} {before[part].get(name)}, not {facts[part].get(name)}; "
                         "delete it or choose another folder"
                     )
-    with write_whole(path, alone=True) as to:
+    with atomic_write(path) as to:
         to.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def find_versions() -> dict[str, str]:
     """Of what decides the numbers."""
-    return {"swag_models": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "swag_models": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
-def write_bad_loss(output: Path, run: Run, ranks: Ranks, ids: Sequence[str], **numbers: float) -> str:
+def write_bad_loss(
+    output: Path, run: Run, ranks: DistContext, ids: Sequence[str], **numbers: float
+) -> str:
     """Keep what is known of a loss that stops a run, its step, loss, lr and grad_norm among it; what to say of it."""
     path = output / "bad_loss.json"
     facts = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
 
     def write() -> None:
-        with write_whole(path, alone=True) as to:
-            to.write_text(json.dumps({**facts, "ids": list(ids)}, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with atomic_write(path) as to:
+            to.write_text(
+                json.dumps({**facts, "ids": list(ids)}, indent=1, ensure_ascii=False) + "\n",
+                "utf-8",
+            )
 
-    ranks.lead(write)
+    ranks.run_on_main(write)
     what = f"step {facts['step']} has loss {numbers['loss']:g} and gradients of norm {numbers['grad_norm']:g}"
     skip = (
-        "set safety.bad_loss=skip and run again to go on from the last checkpoint; or " if run.safety.bad_loss == "stop" else ""
+        "set on_nonfinite_loss=skip and run again to go on from the last checkpoint; or "
+        if run.on_nonfinite_loss == "stop"
+        else ""
     )
     return (
         f"{what}, with learning rate {numbers['lr']:.3g}; its samples are in {path}; {skip}lower optimizer.lr or set "
@@ -212,11 +256,16 @@ def publish_model(
     weights: Mapping[str, Any],
     data: Mapping[str, Any],
     scores: Mapping[str, float],
-    about: About,
+    about: PublishInfo,
 ) -> None:
     """Write output/model from the weights of a run."""
     with torch.device("meta"):
-        model = build(spec.config, num_classes=len(classes), image_size=run.image_size, global_pool=spec.global_pool)
+        model = build(
+            spec.config,
+            num_classes=len(classes),
+            image_size=run.image_size,
+            global_pool=spec.global_pool,
+        )
     model.load_state_dict(weights, assign=True)
     model.spec = spec
     top1 = scores.get("top1", math.nan)
@@ -233,19 +282,22 @@ def publish_model(
         model,
         folder,
         name=about.name,
-        description=about.description or f"{run.arch}, trained on {hashtags}" + (f", from {run.init}" if run.init else ""),
+        description=about.description
+        or f"{run.arch}, trained on {hashtags}" + (f", from {run.init}" if run.init else ""),
         classes=classes.names,
         synsets=classes.synsets,
-        metrics=Metrics(f"the validation set of {data['name']}", round(top1, 2)) if math.isfinite(top1) else None,
+        metrics=Metrics(f"the validation set of {data['name']}", round(top1, 2))
+        if math.isfinite(top1)
+        else None,
         license=about.license,
         license_url=about.license_url,
         datasets=about.datasets,
         training=describe_training(recipe),
     )
     if classes.vocabulary:
-        with write_whole(folder / VOCABULARY, alone=True) as to:
+        with atomic_write(folder / VOCABULARY) as to:
             shutil.copyfile(classes.vocabulary, to)
-    with write_whole(folder / RECIPE, alone=True) as to:
+    with atomic_write(folder / RECIPE) as to:
         to.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -257,7 +309,7 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
     facts = {
         "preset": recipe["preset"],
         "began with": run["init"] or "random weights",
-        "trained": "everything" if run["train"] == "all" else "the linear head alone",
+        "trained": "everything" if run["trainable"] == "all" else "the linear head alone",
         "data": f"{data['name']}: {data['samples']} samples an epoch, {data['classes']} classes, SHA-256 `{data['sha256']}`",
         "length": f"{length}, {run['batch_size']} images of {run['image_size']} px a step",
         "optimizer": f"{optimizer}, peak learning rate {Run.from_dict(run).lr:g}",

@@ -43,10 +43,23 @@ TAGS = [
         "café",
         "raptor",
     ),
-    *("hotdog", "Istanbul", "policemen", "glasses", "love", "instagood", "nothingofthekind", "été", "熊", "animals"),
+    *(
+        "hotdog",
+        "Istanbul",
+        "policemen",
+        "glasses",
+        "love",
+        "instagood",
+        "nothingofthekind",
+        "été",
+        "熊",
+        "animals",
+    ),
 ]
 SHARES = [1 / rank for rank in range(1, len(TAGS) + 1)]
-SCHEMA = pa.schema({"id": "string", "url": "string", "hashtags": pa.list_(pa.string()), "hash": "string"})
+SCHEMA = pa.schema(
+    {"id": "string", "url": "string", "hashtags": pa.list_(pa.string()), "hash": "string"}
+)
 FEW_ROWS = "spark.sql.shuffle.partitions 2\nspark.sql.codegen.wholeStage false\nspark.sql.codegen.factoryMode NO_CODEGEN\n"
 TABLES = ("labels.parquet", "vocabulary.parquet")
 
@@ -63,8 +76,17 @@ def make_posts(count: int, seed: int = 0) -> list[dict[str, Any]]:
     for number in range(count):
         tags = make.choices(TAGS, SHARES, k=make.randrange(6))
         url = make.choice([None, f"https://a.example/{make.randrange(count * 4)}.jpg"])
-        posts.append({"id": f"p{number:05}", "url": url, "hashtags": tags, "hash": f"h{make.randrange(count * 2)}"})
-    posts += [{**make.choice(posts), "hashtags": make.choices(TAGS, k=3)} for _ in range(count // 20)]
+        posts.append(
+            {
+                "id": f"p{number:05}",
+                "url": url,
+                "hashtags": tags,
+                "hash": f"h{make.randrange(count * 2)}",
+            }
+        )
+    posts += [
+        {**make.choice(posts), "hashtags": make.choices(TAGS, k=3)} for _ in range(count // 20)
+    ]
     make.shuffle(posts)
     return posts
 
@@ -74,7 +96,9 @@ def write_posts(path: Path, posts: list[dict[str, Any]]) -> Path:
     return path
 
 
-def curate_plainly(posts: list[dict[str, Any]], wordnet: Path, curation: Curation, excluded: set[str]) -> list[dict[str, Any]]:
+def curate_plainly(
+    posts: list[dict[str, Any]], wordnet: Path, curation: Curation, excluded: set[str]
+) -> list[dict[str, Any]]:
     """The labels, as the documentation says them, without any table."""
     matcher = Matcher(WordNet.load(wordnet), curation.senses, load_stoplist())
     live = [post for post in posts if not {post["id"], post["hash"]} & excluded]
@@ -85,16 +109,32 @@ def curate_plainly(posts: list[dict[str, Any]], wordnet: Path, curation: Curatio
     images = {}
     for identifier, post in sorted(by_id.items()):
         if post["url"] is None or post["url"] not in urls:
-            images[identifier] = {synset for tag in post["hashtags"] for synset in matcher.match(tag).synsets}
+            images[identifier] = {
+                synset for tag in post["hashtags"] for synset in matcher.match(tag).synsets
+            }
         urls |= {post["url"]} - {None}
     counts = Counter(synset for synsets in images.values() for synset in synsets)
-    classes = [each for each in sorted(counts, key=lambda each: (-counts[each], each)) if counts[each] >= curation.min_images]
+    classes = [
+        each
+        for each in sorted(counts, key=lambda each: (-counts[each], each))
+        if counts[each] >= curation.min_images
+    ]
     classes = classes[: curation.max_classes]
-    labels = {key: sorted(classes.index(each) for each in found if each in classes) for key, found in images.items()}
+    labels = {
+        key: sorted(classes.index(each) for each in found if each in classes)
+        for key, found in images.items()
+    }
     labels = {key: found for key, found in labels.items() if found}
     rarest = Counter(found[-1] for found in labels.values())
-    factors = repeat_factors([counts[each] for each in classes], [rarest[n] for n in range(len(classes))], curation.sampling)
-    return [{"id": key, "classes": found, "repeat": factors[found[-1]]} for key, found in sorted(labels.items())]
+    factors = repeat_factors(
+        [counts[each] for each in classes],
+        [rarest[n] for n in range(len(classes))],
+        curation.sampling,
+    )
+    return [
+        {"id": key, "classes": found, "repeat": factors[found[-1]]}
+        for key, found in sorted(labels.items())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +147,21 @@ def curate_plainly(posts: list[dict[str, Any]], wordnet: Path, curation: Curatio
     ],
     ids=lambda curation: f"{curation.senses}-{curation.sampling.kind}",
 )
-def test_labels_are_those_of_a_plain_curation(curation: Curation, wordnet: Path, tmp_path: Path) -> None:
+def test_labels_are_those_of_a_plain_curation(
+    curation: Curation, wordnet: Path, tmp_path: Path
+) -> None:
     posts = make_posts(400)
     excluded = {"p00003", "p00007", posts[0]["hash"], "never seen"}
     (tmp_path / "exclude.txt").write_text("\n".join(sorted(excluded)) + "\n")
     files = [write_posts(tmp_path / f"{n}.parquet", posts[n::2]) for n in range(2)]
-    manifest = curate(files, tmp_path / "out", curation, wordnet=wordnet, exclude=tmp_path / "exclude.txt", progress=False)
+    manifest = curate(
+        files,
+        tmp_path / "out",
+        curation,
+        wordnet=wordnet,
+        exclude=tmp_path / "exclude.txt",
+        progress=False,
+    )
     labels = pq.read_table(tmp_path / "out" / "labels.parquet").to_pylist()
     assert labels == curate_plainly(posts, wordnet, curation, excluded)
     vocabulary = pq.read_table(tmp_path / "out" / "vocabulary.parquet").to_pylist()
@@ -131,8 +180,16 @@ def test_labels_are_those_of_a_plain_curation(curation: Curation, wordnet: Path,
 
 def test_spellings_and_synonyms_are_one_class(wordnet: Path, tmp_path: Path) -> None:
     tags = ["brownbear", "brown_bear", "BrownBears", "ursusarctos", "\uff22rown\u3000Bear"]
-    posts = [{"id": str(n), "url": None, "hashtags": [tag, tag], "hash": None} for n, tag in enumerate(tags)]
-    curate([write_posts(tmp_path / "p.parquet", posts)], tmp_path / "out", wordnet=wordnet, progress=False)
+    posts = [
+        {"id": str(n), "url": None, "hashtags": [tag, tag], "hash": None}
+        for n, tag in enumerate(tags)
+    ]
+    curate(
+        [write_posts(tmp_path / "p.parquet", posts)],
+        tmp_path / "out",
+        wordnet=wordnet,
+        progress=False,
+    )
     (row,) = pq.read_table(tmp_path / "out" / "vocabulary.parquet").to_pylist()
     assert (row["synset"], row["hashtag"], row["images"]) == ("n02132136", "brownbear", 5)
     assert sorted(row["hashtags"]) == sorted(tags)
@@ -144,22 +201,35 @@ def spark_reason() -> str:
 
 
 @pytest.mark.slow
-def test_spark_gives_the_same_rows(wordnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spark_gives_the_same_rows(
+    wordnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if reason := spark_reason():
         pytest.skip(reason)
     (tmp_path / "spark-defaults.conf").write_text(FEW_ROWS)
     monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
     captions = [
-        {"id": str(n), "caption": f"café 🐻 &#35;x https://a.example/#mouse #{tag}#Bears \uff03Istanbul"}
+        {
+            "id": str(n),
+            "caption": f"café 🐻 &#35;x https://a.example/#mouse #{tag}#Bears \uff03Istanbul",
+        }
         for n, tag in enumerate(TAGS)
     ]
-    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(each) + "\n" for each in captions) + "{broken\n")
+    (tmp_path / "captions.jsonl").write_text(
+        "".join(json.dumps(each) + "\n" for each in captions) + "{broken\n"
+    )
     (tmp_path / "exclude.txt").write_text("p00003\n")
     pq.write_table(
-        pa.Table.from_pylist([{"key": 10**6 + n, "caption": row["caption"]} for n, row in enumerate(captions)]),
+        pa.Table.from_pylist(
+            [{"key": 10**6 + n, "caption": row["caption"]} for n, row in enumerate(captions)]
+        ),
         tmp_path / "i.parquet",
     )
-    inputs = [write_posts(tmp_path / "posts.parquet", make_posts(300)), tmp_path / "captions.jsonl", tmp_path / "i.parquet"]
+    inputs = [
+        write_posts(tmp_path / "posts.parquet", make_posts(300)),
+        tmp_path / "captions.jsonl",
+        tmp_path / "i.parquet",
+    ]
     options = {"wordnet": wordnet, "exclude": tmp_path / "exclude.txt", "progress": False}
     theirs = curate(inputs, tmp_path / "spark", engine="spark", master="local[2]", **options)  # type: ignore[arg-type]
     ours = curate(inputs, tmp_path / "duckdb", engine="duckdb", **options)  # type: ignore[arg-type]
@@ -170,11 +240,18 @@ def test_spark_gives_the_same_rows(wordnet: Path, tmp_path: Path, monkeypatch: p
         key: value for key, value in ours.items() if key != "versions"
     }
     assert ours["posts"]["rejected"] == {"not JSON": 1}
-    labels = {row["id"]: row["classes"] for row in pq.read_table(tmp_path / "duckdb" / "labels.parquet").to_pylist()}
-    assert labels["0"] == labels["1000000"], "a caption gives the same hashtags to Python and to SQL"
+    labels = {
+        row["id"]: row["classes"]
+        for row in pq.read_table(tmp_path / "duckdb" / "labels.parquet").to_pylist()
+    }
+    assert labels["0"] == labels["1000000"], (
+        "a caption gives the same hashtags to Python and to SQL"
+    )
 
 
-def test_a_second_run_does_nothing_and_a_changed_choice_only_what_depends_on_it(wordnet: Path, tmp_path: Path) -> None:
+def test_a_second_run_does_nothing_and_a_changed_choice_only_what_depends_on_it(
+    wordnet: Path, tmp_path: Path
+) -> None:
     posts, out = write_posts(tmp_path / "p.parquet", make_posts(200)), tmp_path / "out"
     curate([posts], out, wordnet=wordnet, progress=False)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
@@ -182,18 +259,37 @@ def test_a_second_run_does_nothing_and_a_changed_choice_only_what_depends_on_it(
     first = curate([posts], out, wordnet=wordnet, progress=False)
     changed = {path.name for path, then in times.items() if path.stat().st_mtime_ns != then}
     assert changed <= {"hashes.json", "lock"}
-    second = curate([posts], out, Curation(sampling=Sampling("natural")), wordnet=wordnet, progress=False)
-    changed = {path.name for path, then in times.items() if path.exists() and path.stat().st_mtime_ns != then}
+    second = curate(
+        [posts], out, Curation(sampling=Sampling("natural")), wordnet=wordnet, progress=False
+    )
+    changed = {
+        path.name
+        for path, then in times.items()
+        if path.exists() and path.stat().st_mtime_ns != then
+    }
     assert "labels.parquet" in changed
-    assert not changed & {"posts.json", "hashtags.json", "images.json", "classes.json", "matches.parquet"}
+    assert not changed & {
+        "posts.json",
+        "hashtags.json",
+        "images.json",
+        "classes.json",
+        "matches.parquet",
+    }
     assert first["classes"] == second["classes"]
     assert first["labels"]["samples"] == pytest.approx(second["labels"]["samples"], rel=1e-3)
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(wordnet: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "report.md").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"out cannot be written: .*; what is done is kept, run again to go on"):
-        curate([write_posts(tmp_path / "p.parquet", make_posts(50))], tmp_path / "out", wordnet=wordnet, progress=False)
+    with pytest.raises(
+        OutputError, match=r"out cannot be written: .*; what is done is kept, run again to go on"
+    ):
+        curate(
+            [write_posts(tmp_path / "p.parquet", make_posts(50))],
+            tmp_path / "out",
+            wordnet=wordnet,
+            progress=False,
+        )
 
 
 def test_the_same_inputs_give_the_same_bytes(wordnet: Path, tmp_path: Path) -> None:
@@ -201,7 +297,9 @@ def test_the_same_inputs_give_the_same_bytes(wordnet: Path, tmp_path: Path) -> N
     for name, threads in (("a", 1), ("b", 2)):
         curate([posts], tmp_path / name, wordnet=wordnet, threads=threads, progress=False)
     names = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*"))]
-    for name in (name for name in names if "steps" not in name.parts and (tmp_path / "a" / name).is_file()):
+    for name in (
+        name for name in names if "steps" not in name.parts and (tmp_path / "a" / name).is_file()
+    ):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
@@ -232,7 +330,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(wordnet: Path, tmp_path: Path) -
         pytest.fail("it never got to the end")
     assert kills >= 2
     for name in (*TABLES, "manifest.json", "report.md", "rejects.jsonl"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+        assert (tmp_path / "whole" / name).read_bytes() == (
+            tmp_path / "killed" / name
+        ).read_bytes(), name
     assert not [path for path in (tmp_path / "killed").iterdir() if path.name.endswith(".tmp")]
 
 
@@ -241,40 +341,86 @@ def test_more_posts_than_fit_in_memory(wordnet: Path, tmp_path: Path) -> None:
     words = pa.array(["".join(random.Random(n).choices("abcdefghij", k=80)) for n in range(20_000)])
     ids = pa.array([f"{n:012}" for n in range(300_000)])
     urls = pa.array([f"https://photos.example/{n:090}.jpg" for n in range(300_000)])
-    tags = pa.array([[*("bear", "mouse", "crane")[: n % 4], words[n % 20_000].as_py()] for n in range(300_000)])
+    tags = pa.array(
+        [[*("bear", "mouse", "crane")[: n % 4], words[n % 20_000].as_py()] for n in range(300_000)]
+    )
     pq.write_table(pa.table({"id": ids, "url": urls, "hashtags": tags}), tmp_path / "p.parquet")
     assert urls.nbytes + ids.nbytes > 30e6
-    manifest = curate([tmp_path / "p.parquet"], tmp_path / "out", wordnet=wordnet, memory="80MB", threads=1, progress=False)
+    manifest = curate(
+        [tmp_path / "p.parquet"],
+        tmp_path / "out",
+        wordnet=wordnet,
+        memory="80MB",
+        threads=1,
+        progress=False,
+    )
     assert manifest["posts"]["kept"] == 300_000
     assert manifest["labels"]["images"] == 225_000
 
 
 def test_what_is_no_post_is_counted_and_kept_aside(wordnet: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"id": 1, "hashtags": ["bear"]}\nno json\n{"hashtags": ["bear"]}\n')
-    write_posts(tmp_path / "b.parquet", [{"id": None, "url": "u", "hashtags": ["bear"]}, {"id": "", "hashtags": None}])
-    manifest = curate([tmp_path / "a.jsonl", tmp_path / "b.parquet"], tmp_path / "out", wordnet=wordnet, progress=False)
+    (tmp_path / "a.jsonl").write_text(
+        '{"id": 1, "hashtags": ["bear"]}\nno json\n{"hashtags": ["bear"]}\n'
+    )
+    write_posts(
+        tmp_path / "b.parquet",
+        [{"id": None, "url": "u", "hashtags": ["bear"]}, {"id": "", "hashtags": None}],
+    )
+    manifest = curate(
+        [tmp_path / "a.jsonl", tmp_path / "b.parquet"],
+        tmp_path / "out",
+        wordnet=wordnet,
+        progress=False,
+    )
     counts = manifest["posts"]
-    assert (counts["read"], counts["kept"], counts["rejected"]) == (5, 1, {"no id": 3, "not JSON": 1})
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert (counts["read"], counts["kept"], counts["rejected"]) == (
+        5,
+        1,
+        {"no id": 3, "not JSON": 1},
+    )
+    rejects = [
+        json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert Counter(row["reason"] for row in rejects) == {"no id": 3, "not JSON": 1}
     assert {row["input"] for row in rejects} >= {"b.parquet"}
 
 
 def test_what_img2dataset_could_not_get_is_rejected(wordnet: Path, tmp_path: Path) -> None:
-    rows = [{"key": str(n), "caption": "#bear", "status": status} for n, status in enumerate(["success", "failed_to_download"])]
+    rows = [
+        {"key": str(n), "caption": "#bear", "status": status}
+        for n, status in enumerate(["success", "failed_to_download"])
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
-    manifest = curate([tmp_path / "00000.parquet"], tmp_path / "out", wordnet=wordnet, progress=False)
-    assert (manifest["posts"]["rejected"], manifest["labels"]["images"]) == ({"not downloaded": 1}, 1)
+    manifest = curate(
+        [tmp_path / "00000.parquet"], tmp_path / "out", wordnet=wordnet, progress=False
+    )
+    assert (manifest["posts"]["rejected"], manifest["labels"]["images"]) == (
+        {"not downloaded": 1},
+        1,
+    )
     (line,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
-    assert json.loads(line) == {"input": "00000.parquet", "reason": "not downloaded", "text": "1 bear"}
+    assert json.loads(line) == {
+        "input": "00000.parquet",
+        "reason": "not downloaded",
+        "text": "1 bear",
+    }
 
 
 def test_posts_under_other_licences_are_left_out(wordnet: Path, tmp_path: Path) -> None:
     rows = [
-        {"id": str(n), "tags": ["bear"], "license": name} for n, name in enumerate(["CC BY", "CC0", "CC BY-NC", None, "CC0"])
+        {"id": str(n), "tags": ["bear"], "license": name}
+        for n, name in enumerate(["CC BY", "CC0", "CC BY-NC", None, "CC0"])
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    arguments = ["recipe", "curate", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "out"), "--wordnet", str(wordnet)]
+    arguments = [
+        "recipe",
+        "curate",
+        str(tmp_path / "p.jsonl"),
+        "-o",
+        str(tmp_path / "out"),
+        "--wordnet",
+        str(wordnet),
+    ]
     assert main([*arguments, "--keep-license", "CC0", "--keep-license", "CC BY"]) == 0
     labels = pq.read_table(tmp_path / "out" / "labels.parquet").to_pylist()
     assert [row["id"] for row in labels] == ["0", "1", "4"]
@@ -283,22 +429,43 @@ def test_posts_under_other_licences_are_left_out(wordnet: Path, tmp_path: Path) 
 
 
 def test_columns_of_other_names_and_kinds(wordnet: Path, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"n": [1, 2], "words": ["bear, crane", '["mouse"]'], "id": ["a", "b"]}), tmp_path / "p.parquet")
+    pq.write_table(
+        pa.table({"n": [1, 2], "words": ["bear, crane", '["mouse"]'], "id": ["a", "b"]}),
+        tmp_path / "p.parquet",
+    )
     columns = Columns(id="n", hashtags="words")
-    curate([tmp_path / "p.parquet"], tmp_path / "out", columns=columns, wordnet=wordnet, progress=False)
+    curate(
+        [tmp_path / "p.parquet"], tmp_path / "out", columns=columns, wordnet=wordnet, progress=False
+    )
     labels = pq.read_table(tmp_path / "out" / "labels.parquet").to_pylist()
     assert [(row["id"], len(row["classes"])) for row in labels] == [("1", 2), ("2", 1)]
 
 
-def test_the_command_and_its_report(wordnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_and_its_report(
+    wordnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_posts(tmp_path / "p.parquet", make_posts(200))
-    arguments = ["recipe", "curate", str(tmp_path / "p.parquet"), "-o", str(tmp_path / "out"), "--wordnet", str(wordnet)]
+    arguments = [
+        "recipe",
+        "curate",
+        str(tmp_path / "p.parquet"),
+        "-o",
+        str(tmp_path / "out"),
+        "--wordnet",
+        str(wordnet),
+    ]
     assert main([*arguments, "--senses", "all", "--min-images", "3"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{tmp_path}/out/report.md\n"
     assert "210 posts, 0 rejected" in captured.err
     report = (tmp_path / "out" / "report.md").read_text()
-    for line in ("| posts read | 210 |", "## ImageNet-1k", "| instagood |", "| crane |", "| nothingofthekind |"):
+    for line in (
+        "| posts read | 210 |",
+        "## ImageNet-1k",
+        "| instagood |",
+        "| crane |",
+        "| nothingofthekind |",
+    ):
         assert line in report
     for plot in ("frequency", "labels", "coverage"):
         assert f"(report/{plot}.png)" in report
@@ -313,7 +480,10 @@ def test_the_command_and_its_report(wordnet: Path, tmp_path: Path, capsys: pytes
         (["p.parquet", "--min-images", "1000"], "no class has 1000 images or more"),
         (["p.parquet", "--memory", "much"], "memory 'much'"),
         (["p.parquet", "--master", "local"], "master 'local' is for Spark"),
-        (["p.parquet", "--id", "photo"], "no column 'photo' for id; it has: id, url, hashtags, hash"),
+        (
+            ["p.parquet", "--id", "photo"],
+            "no column 'photo' for id; it has: id, url, hashtags, hash",
+        ),
         (["p.parquet", "--exclude", "missing.txt"], "missing.txt cannot be read"),
         (["p.parquet", "--memory", "1MB"], "the memory for DuckDB is too little"),
         (["cut.parquet"], "cut.parquet is no whole Parquet file"),
@@ -344,5 +514,8 @@ def test_one_at_a_time(wordnet: Path, tmp_path: Path) -> None:
 
     (tmp_path / "out" / "steps").mkdir(parents=True)
     write_posts(tmp_path / "p.parquet", make_posts(10))
-    with FileLock(tmp_path / "out" / "steps" / "lock"), pytest.raises(ConfigError, match="another process is at work"):
+    with (
+        FileLock(tmp_path / "out" / "steps" / "lock"),
+        pytest.raises(ConfigError, match="another process is at work"),
+    ):
         curate([tmp_path / "p.parquet"], tmp_path / "out", wordnet=wordnet, progress=False)

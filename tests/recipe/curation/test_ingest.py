@@ -38,7 +38,12 @@ if __name__ == "__main__":
 def write_posts(path: Path, count: int, start: int = 0) -> Path:
     """So many rows, every tenth malformed."""
     numbers = range(start, start + count)
-    path.write_text("".join(json.dumps({"id": n, "tags": [f"t{n % 7}"]}) + "\n" if n % 10 else "{\n" for n in numbers))
+    path.write_text(
+        "".join(
+            json.dumps({"id": n, "tags": [f"t{n % 7}"]}) + "\n" if n % 10 else "{\n"
+            for n in numbers
+        )
+    )
     return path
 
 
@@ -51,7 +56,11 @@ def write_many(path: Path) -> Path:
 @pytest.fixture
 def inputs(tmp_path: Path) -> list[Path]:
     (tmp_path / "c.csv").write_text("key,caption,url,md5\n1,#bear #bear,http://x,ff\n2\n")
-    return [write_posts(tmp_path / "a.jsonl", 100), write_posts(tmp_path / "b.jsonl", 40, 100), tmp_path / "c.csv"]
+    return [
+        write_posts(tmp_path / "a.jsonl", 100),
+        write_posts(tmp_path / "b.jsonl", 40, 100),
+        tmp_path / "c.csv",
+    ]
 
 
 def convert(inputs: list[Path], folder: Path, **options: Any) -> Conversion:
@@ -60,7 +69,9 @@ def convert(inputs: list[Path], folder: Path, **options: Any) -> Conversion:
 
 def read_content(folder: Path) -> dict[str, bytes]:
     """All that must not depend on how it came about."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "lock"}
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "lock"
+    }
 
 
 def start(folder: Path, *inputs: Path, processes: int = 1) -> subprocess.Popen[str]:
@@ -71,7 +82,11 @@ def start(folder: Path, *inputs: Path, processes: int = 1) -> subprocess.Popen[s
 
 def count_members(session: int) -> int:
     """Processes of a session that run."""
-    stats = [path.read_text().rpartition(")")[2].split() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    stats = [
+        path.read_text().rpartition(")")[2].split()
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if path.exists()
+    ]
     return sum(int(fields[3]) == session and fields[0] != "Z" for fields in stats)
 
 
@@ -82,8 +97,12 @@ def test_inputs_become_parts_and_rejects(inputs: list[Path], tmp_path: Path) -> 
     assert [path.name for path in done.parts] == ["00000.parquet", "00001.parquet", "00002.parquet"]
     table = pq.read_table(done.parts[2])
     assert table.schema.types == pq.read_schema(done.parts[0]).types
-    assert table.to_pylist() == [{"id": "1", "url": "http://x", "hashtags": ["bear", "bear"], "hash": "ff", "license": None}]
-    rejects = [json.loads(line) for path in done.rejects_files for line in path.read_text().splitlines()]
+    assert table.to_pylist() == [
+        {"id": "1", "url": "http://x", "hashtags": ["bear", "bear"], "hash": "ff", "license": None}
+    ]
+    rejects = [
+        json.loads(line) for path in done.rejects_files for line in path.read_text().splitlines()
+    ]
     assert len(rejects) == 15
     assert rejects[0] == {"input": str(inputs[0]), "row": 1, "reason": "not JSON", "text": "{"}
 
@@ -97,7 +116,10 @@ def test_an_input_without_posts_is_an_empty_part(tmp_path: Path) -> None:
 
 def test_processes_give_the_bytes_of_one(inputs: list[Path], tmp_path: Path) -> None:
     assert convert(inputs, tmp_path / "one") == convert(inputs, tmp_path / "one")
-    assert convert(inputs, tmp_path / "two", processes=2).rows == convert(inputs, tmp_path / "one").rows
+    assert (
+        convert(inputs, tmp_path / "two", processes=2).rows
+        == convert(inputs, tmp_path / "one").rows
+    )
     assert read_content(tmp_path / "one") == read_content(tmp_path / "two")
 
 
@@ -105,7 +127,12 @@ def test_rows_come_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("swag_models.recipe.curation.ingest.ROWS", 50)
     done = convert([write_posts(tmp_path / "a.jsonl", 170)], tmp_path / "out")
     file = pq.ParquetFile(done.parts[0])
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [45, 45, 45, 18]
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
+        45,
+        45,
+        45,
+        18,
+    ]
     assert done.rejects == {"not JSON": 17}
 
 
@@ -132,7 +159,10 @@ def test_other_columns_make_other_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_conversion_goes_on_to_the_same_bytes(processes: int, tmp_path: Path) -> None:
-    inputs = [write_posts(tmp_path / "a.jsonl", 10), *(write_many(tmp_path / f"{i}.jsonl") for i in range(2))]
+    inputs = [
+        write_posts(tmp_path / "a.jsonl", 10),
+        *(write_many(tmp_path / f"{i}.jsonl") for i in range(2)),
+    ]
     out = tmp_path / "out"
     process = start(out, *inputs, processes=processes)
     wait_until(lambda: (out / "00000.json").exists() and (out / ".00001.parquet.tmp").exists())
@@ -165,7 +195,9 @@ def test_a_killed_process_is_told_of(tmp_path: Path) -> None:
     process = start(tmp_path / "out", *inputs, processes=2)
     wait_until(lambda: len([*(tmp_path / "out").glob(".*.tmp")]) == 4)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    workers = [
+        child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
     os.kill(int(workers[0]), signal.SIGKILL)
     assert process.communicate()[1] == (
         "OutputError: a process was killed, perhaps for its memory, or could not start because a script does without "
@@ -178,18 +210,25 @@ def test_only_one_conversion_writes_a_folder(tmp_path: Path) -> None:
     path = write_many(tmp_path / "a.jsonl")
     process = start(tmp_path / "out", path)
     wait_until((tmp_path / "out" / ".00000.parquet.tmp").exists)
-    with pytest.raises(ConfigError, match=r"another process is writing .*out; wait for it, or choose another folder"):
+    with pytest.raises(
+        ConfigError,
+        match=r"another process is writing .*out; wait for it, or choose another folder",
+    ):
         convert([path], tmp_path / "out")
     process.kill()
     process.communicate()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_what_cannot_be_read_is_refused_in_a_line(processes: int, inputs: list[Path], tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_refused_in_a_line(
+    processes: int, inputs: list[Path], tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read: No such file"):
         convert([*inputs, tmp_path / "none.jsonl"], tmp_path / "out", processes=processes)
     (tmp_path / "bad.csv").write_text("a,b\n")
-    with pytest.raises(ConfigError, match=r"bad\.csv has no column that is known to be an id; it has: a, b"):
+    with pytest.raises(
+        ConfigError, match=r"bad\.csv has no column that is known to be an id; it has: a, b"
+    ):
         convert([*inputs, tmp_path / "bad.csv"], tmp_path / "out", processes=processes)
     with pytest.raises(ConfigError, match=r"posts\.xyz is of no known format"):
         convert([tmp_path / "posts.xyz"], tmp_path / "out")
@@ -198,9 +237,13 @@ def test_what_cannot_be_read_is_refused_in_a_line(processes: int, inputs: list[P
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_folder_that_cannot_be_written_is_named(processes: int, inputs: list[Path], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(
+    processes: int, inputs: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"file/out cannot be written: Not a directory; what is done is kept"):
+    with pytest.raises(
+        OutputError, match=r"file/out cannot be written: Not a directory; what is done is kept"
+    ):
         convert(inputs, tmp_path / "file" / "out", processes=processes)
     (tmp_path / "out" / "00000.parquet").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"out cannot be written: Is a directory"):
@@ -211,16 +254,25 @@ def test_a_folder_that_cannot_be_written_is_named(processes: int, inputs: list[P
 def test_a_full_disk_leaves_no_part_that_is_not_whole(processes: int, tmp_path: Path) -> None:
     choose = random.Random(0)
     inputs = [write_posts(tmp_path / "a.jsonl", 10), tmp_path / "b.jsonl"]
-    inputs[1].write_text("".join(json.dumps({"id": choose.randbytes(16).hex(), "tags": []}) + "\n" for _ in range(10_000)))
+    inputs[1].write_text(
+        "".join(
+            json.dumps({"id": choose.randbytes(16).hex(), "tags": []}) + "\n" for _ in range(10_000)
+        )
+    )
     with small_disk(tmp_path / "disk", 0.1) as disk:
         with pytest.raises(
-            OutputError, match=r"out cannot be written: .*No space left.*; what is done is kept, run again to go on"
+            OutputError,
+            match=r"out cannot be written: .*No space left.*; what is done is kept, run again to go on",
         ):
             convert(inputs, disk / "out", processes=processes)
-        assert {path.name for path in (disk / "out").glob("[0-9]*")} <= {f"00000{end}" for end in ENDINGS}
+        assert {path.name for path in (disk / "out").glob("[0-9]*")} <= {
+            f"00000{end}" for end in ENDINGS
+        }
 
 
-def test_memory_does_not_grow_with_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_does_not_grow_with_the_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("swag_models.recipe.curation.ingest.ROWS", 1000)
     peaks = []
     for count in (2000, 2000, 20_000):  # the first also fills caches

@@ -37,7 +37,9 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         if not shutil.which("java"):
             pytest.skip("no Java: apt install openjdk-17-jre-headless")
     master = "local[1]" if request.param == "spark" else None
-    with open_engine(request.param, scratch=tmp_path / "scratch", memory=None, threads=None, master=master) as opened:
+    with open_engine(
+        request.param, scratch=tmp_path / "scratch", memory=None, threads=None, master=master
+    ) as opened:
         yield opened
 
 
@@ -46,7 +48,11 @@ def read(engine: Engine, folder: Path, files: Sequence[str]) -> list[dict[str, A
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     posts, rejected = unite_posts(
-        engine, [folder / file for file in files], Reading(progress=False), work, folder / "rejects.jsonl"
+        engine,
+        [folder / file for file in files],
+        Reading(progress=False),
+        work,
+        folder / "rejects.jsonl",
     )
     assert not rejected
     rows: list[dict[str, Any]] = engine.fetch(posts.order_by("id")).to_pylist()
@@ -54,7 +60,10 @@ def read(engine: Engine, folder: Path, files: Sequence[str]) -> list[dict[str, A
 
 
 def test_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path: Path) -> None:
-    rows = [{"id": f"{n}", "hashtags": hashtags, "caption": caption} for n, (hashtags, caption, _) in enumerate(WRITTEN)]
+    rows = [
+        {"id": f"{n}", "hashtags": hashtags, "caption": caption}
+        for n, (hashtags, caption, _) in enumerate(WRITTEN)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with (tmp_path / "p.csv").open("w", newline="") as file:
@@ -62,7 +71,9 @@ def test_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path: Path) -
         writer.writeheader()
         writer.writerows(rows)
     for name in ("p.parquet", "p.jsonl", "p.csv"):
-        assert [row["hashtags"] or [] for row in read(engine, tmp_path, [name])] == [tags for *_, tags in WRITTEN], name
+        assert [row["hashtags"] or [] for row in read(engine, tmp_path, [name])] == [
+            tags for *_, tags in WRITTEN
+        ], name
 
 
 def test_lists_of_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path: Path) -> None:
@@ -71,14 +82,28 @@ def test_lists_of_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("p.parquet", "p.jsonl"):
-        assert [row["hashtags"] for row in read(engine, tmp_path, [name])] == [["hot dog", "bear, mouse"], ["raptor"]], name
+        assert [row["hashtags"] for row in read(engine, tmp_path, [name])] == [
+            ["hot dog", "bear, mouse"],
+            ["raptor"],
+        ], name
 
 
 def test_columns_may_have_other_types_in_other_files(engine: Engine, tmp_path: Path) -> None:
-    for name, identifier, hashtags in (("a", 1, ["bear"]), ("b", "two", ["bear"]), ("c", "three", "#bear")):
-        pq.write_table(pa.Table.from_pylist([{"id": identifier, "hashtags": hashtags}]), tmp_path / f"{name}.parquet")
+    for name, identifier, hashtags in (
+        ("a", 1, ["bear"]),
+        ("b", "two", ["bear"]),
+        ("c", "three", "#bear"),
+    ):
+        pq.write_table(
+            pa.Table.from_pylist([{"id": identifier, "hashtags": hashtags}]),
+            tmp_path / f"{name}.parquet",
+        )
     found = read(engine, tmp_path, ["a.parquet", "b.parquet", "c.parquet"])
-    assert [(row["id"], row["hashtags"]) for row in found] == [("1", ["bear"]), ("three", ["bear"]), ("two", ["bear"])]
+    assert [(row["id"], row["hashtags"]) for row in found] == [
+        ("1", ["bear"]),
+        ("three", ["bear"]),
+        ("two", ["bear"]),
+    ]
 
 
 def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
@@ -89,8 +114,12 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
     content[100:200] = bytes(100)
     path.write_bytes(content)
     with (
-        open_engine("duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None) as engine,
-        pytest.raises(ConfigError, match=r"^DuckDB cannot read the posts \(.*\); make damaged files again.*$"),
+        open_engine(
+            "duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None
+        ) as engine,
+        pytest.raises(
+            ConfigError, match=r"^DuckDB cannot read the posts \(.*\); make damaged files again.*$"
+        ),
     ):
         read(engine, tmp_path, ["p.parquet"])
 
@@ -98,6 +127,11 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
 def test_a_table_takes_the_place_of_what_another_engine_wrote(tmp_path: Path) -> None:
     (tmp_path / "labels.parquet").mkdir()
     (tmp_path / "labels.parquet" / "part-0.parquet").touch()
-    with open_engine("duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None) as engine:
-        engine.write(engine.read_rows(pa.table({"id": ["a"]}), tmp_path / "rows.parquet"), tmp_path / "labels.parquet")
+    with open_engine(
+        "duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None
+    ) as engine:
+        engine.write(
+            engine.read_rows(pa.table({"id": ["a"]}), tmp_path / "rows.parquet"),
+            tmp_path / "labels.parquet",
+        )
     assert pq.ParquetFile(tmp_path / "labels.parquet").read().to_pylist() == [{"id": "a"}]

@@ -28,8 +28,14 @@ GOOD: list[tuple[Any, Post]] = [
     ({"id": "a", "hashtags": "bear brown_bear"}, Post("a", None, ["bear", "brown_bear"], None)),
     ({"id": "a", "hashtags": "bear, brown bear"}, Post("a", None, ["bear", "brown bear"], None)),
     ({"id": "a", "hashtags": "#bear#cat, #dog"}, Post("a", None, ["bear", "cat", "dog"], None)),
-    ({"id": "a", "hashtags": '["bear", "brown bear"]'}, Post("a", None, ["bear", "brown bear"], None)),
-    ({"key": "000", "url": None, "caption": "see #\u718a &#39;", "sha256": "ff"}, Post("000", None, ["\u718a"], "ff")),
+    (
+        {"id": "a", "hashtags": '["bear", "brown bear"]'},
+        Post("a", None, ["bear", "brown bear"], None),
+    ),
+    (
+        {"key": "000", "url": None, "caption": "see #\u718a &#39;", "sha256": "ff"},
+        Post("000", None, ["\u718a"], "ff"),
+    ),
     ({"photo_id": 7, "text": None}, Post("7", None, [], None)),
     ({"id": "a", "hashtags": ["x"], "caption": "#y"}, Post("a", None, ["x"], None)),
     ({"id": "a", "hashtags": None, "caption": "#y"}, Post("a", None, ["y"], None)),
@@ -65,11 +71,33 @@ BY = "Attribution License"
 TAIL = ["", "1", "2", "s", "so", "jpg"]  # of a row of YFCC100M, before the marker
 
 
-def make_row(identifier: str, tags: str, marker: str = "0", number: str | None = None, digest: str | None = None) -> str:
+def make_row(
+    identifier: str,
+    tags: str,
+    marker: str = "0",
+    number: str | None = None,
+    digest: str | None = None,
+) -> str:
     """A row of YFCC100M: 23 columns, or more with the number of the line and a hash."""
     start = [each for each in (number, identifier, digest) if each is not None]
-    about = ["39019111@N00", "guck%20xzs", "2012-02-16 09:56:37.0", "1331840483", "Canon+PowerShot", "IMG+0520", "My+%26+yours"]
-    places = [tags, "geo:lat=1", "-81.8", "24.5", "12", "http://www.flickr.com/photos/1/2/", f"http://farm8/{identifier}.jpg"]
+    about = [
+        "39019111@N00",
+        "guck%20xzs",
+        "2012-02-16 09:56:37.0",
+        "1331840483",
+        "Canon+PowerShot",
+        "IMG+0520",
+        "My+%26+yours",
+    ]
+    places = [
+        tags,
+        "geo:lat=1",
+        "-81.8",
+        "24.5",
+        "12",
+        "http://www.flickr.com/photos/1/2/",
+        f"http://farm8/{identifier}.jpg",
+    ]
     return "\t".join([*start, *about, *places, "Attribution+License", *TAIL, marker])
 
 
@@ -78,9 +106,13 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
-def split(path: Path, columns: Columns = UNNAMED, **options: Any) -> tuple[list[Post], list[Reject]]:
+def split(
+    path: Path, columns: Columns = UNNAMED, **options: Any
+) -> tuple[list[Post], list[Reject]]:
     rows = list(read_posts(path, columns, **options))
-    return [row for row in rows if isinstance(row, Post)], [row for row in rows if isinstance(row, Reject)]
+    return [row for row in rows if isinstance(row, Post)], [
+        row for row in rows if isinstance(row, Reject)
+    ]
 
 
 @pytest.mark.parametrize(("row", "post"), GOOD)
@@ -91,7 +123,9 @@ def test_an_object_in_a_line_is_a_post(row: Any, post: Post, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD)
-def test_a_malformed_line_is_a_reject_between_posts(row: bytes, reason: str, tmp_path: Path) -> None:
+def test_a_malformed_line_is_a_reject_between_posts(
+    row: bytes, reason: str, tmp_path: Path
+) -> None:
     good = b'{"id": "%d", "hashtags": ["bear"]}\n'
     path = write(tmp_path / "posts.jsonl", good % 1 + b"\n" + row + b"\n" + good % 2)
     posts, rejects = split(path)
@@ -104,16 +138,27 @@ def test_a_mark_of_byte_order_and_other_ends_of_lines_do_no_harm(tmp_path: Path)
     text = '\ufeff{"id": 1, "hashtags": ["a"]}\r\n\r\n  \n{"id": 2, "hashtags": ["b"]}'
     assert [post.id for post in split(write(tmp_path / "posts.json", text))[0]] == ["1", "2"]
     text = "\ufeffid,hashtags\r\n1,a b\r\n\r\n2,c"
-    assert split(write(tmp_path / "posts.csv", text)) == ([Post("1", None, ["a", "b"], None), Post("2", None, ["c"], None)], [])
+    assert split(write(tmp_path / "posts.csv", text)) == (
+        [Post("1", None, ["a", "b"], None), Post("2", None, ["c"], None)],
+        [],
+    )
 
 
 def test_a_table_has_names_and_may_quote(tmp_path: Path) -> None:
-    text = 'id,caption,url,other\n1,"a #bear,\nand #cat",http://x,y\n2,,,\n3,x\n,#dog,,\n4,#last,,\n'
-    path = write(tmp_path / "posts.csv", text.encode() + b"5,caf\xe9,,\n6," + b"x" * 200_000 + b",,\n7,#z,,\n")
+    text = (
+        'id,caption,url,other\n1,"a #bear,\nand #cat",http://x,y\n2,,,\n3,x\n,#dog,,\n4,#last,,\n'
+    )
+    path = write(
+        tmp_path / "posts.csv",
+        text.encode() + b"5,caf\xe9,,\n6," + b"x" * 200_000 + b",,\n7,#z,,\n",
+    )
     posts, rejects = split(path)
     assert posts == [
         Post("1", "http://x", ["bear", "cat"], None),
-        *(Post(str(number), None, tags, None) for number, tags in ((2, []), (4, ["last"]), (7, ["z"]))),
+        *(
+            Post(str(number), None, tags, None)
+            for number, tags in ((2, []), (4, ["last"]), (7, ["z"]))
+        ),
     ]
     assert [reject[1:] for reject in rejects] == [
         (3, "wrong number of columns", "3,x"),
@@ -128,7 +173,9 @@ def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
         assert split(write(tmp_path / name, "")) == ([], [])
 
 
-@pytest.mark.parametrize("name", ["yfcc100m_dataset", "yfcc100m_dataset-0.bz2", "photos.tsv", "photos.tsv.gz"])
+@pytest.mark.parametrize(
+    "name", ["yfcc100m_dataset", "yfcc100m_dataset-0.bz2", "photos.tsv", "photos.tsv.gz"]
+)
 def test_the_table_of_yfcc100m_is_decoded(name: str, tmp_path: Path) -> None:
     rows = [
         make_row("6185218911", "canon,brown+bear,caf%C3%A9,a%2Cb,100%25,%23x"),
@@ -145,7 +192,13 @@ def test_the_table_of_yfcc100m_is_decoded(name: str, tmp_path: Path) -> None:
     packed = {".bz2": bz2.compress, ".gz": gzip.compress}.get(Path(name).suffix, bytes)(text)
     posts, rejects = split(write(tmp_path / name, packed))
     assert posts == [
-        Post("6185218911", "http://farm8/6185218911.jpg", ["canon", "brown bear", "caf\u00e9", "a,b", "100%", "x"], None, BY),
+        Post(
+            "6185218911",
+            "http://farm8/6185218911.jpg",
+            ["canon", "brown bear", "caf\u00e9", "a,b", "100%", "x"],
+            None,
+            BY,
+        ),
         *(
             Post(each, f"http://farm8/{each}.jpg", tags, None, BY)
             for each, tags in (("2", []), ("3", ["bear"]), ("4", ["bear"]))
@@ -162,10 +215,17 @@ def test_the_table_of_yfcc100m_is_decoded(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".bz2", ".gz"])
 @pytest.mark.parametrize("harm", ["cut", "changed", "foreign"])
-def test_rows_before_a_break_in_compressed_data_count(suffix: str, harm: str, tmp_path: Path) -> None:
+def test_rows_before_a_break_in_compressed_data_count(
+    suffix: str, harm: str, tmp_path: Path
+) -> None:
     compress = {".bz2": lambda data: bz2.compress(data, 1), ".gz": gzip.compress}[suffix]
-    lines = [b'{"id": %d, "hashtags": ["bear%d"]}\n' % (number, number * 7919 % 10007) for number in range(20_000)]
-    packed = bytearray(compress(b"".join(lines[:10_000])) + compress(b"".join(lines[10_000:])))  # two streams are one file
+    lines = [
+        b'{"id": %d, "hashtags": ["bear%d"]}\n' % (number, number * 7919 % 10007)
+        for number in range(20_000)
+    ]
+    packed = bytearray(
+        compress(b"".join(lines[:10_000])) + compress(b"".join(lines[10_000:]))
+    )  # two streams are one file
     if harm == "cut":
         del packed[len(packed) * 3 // 4 :]
     elif harm == "changed":
@@ -174,7 +234,9 @@ def test_rows_before_a_break_in_compressed_data_count(suffix: str, harm: str, tm
         packed[:] = b"no such data" * 9
     path = write(tmp_path / f"posts.jsonl{suffix}", bytes(packed))
     posts, rejects = split(path)
-    sure = 0 if harm == "foreign" else 10_000  # checksums come last: of the broken stream, rows may be wrong
+    sure = (
+        0 if harm == "foreign" else 10_000
+    )  # checksums come last: of the broken stream, rows may be wrong
     assert [post.id for post in posts[:sure]] == [str(number) for number in range(sure)]
     assert sure <= len(posts) <= 2 * sure
     assert rejects[-1][:3] == (str(path), len(posts) + len(rejects), "unreadable from here on")
@@ -217,7 +279,11 @@ def test_json_members_of_shards_are_posts_named_by_their_key(name: str, tmp_path
         Post("001", None, ["cat"], None),
         Post("b/002", None, ["dog"], None),
     ]
-    assert [(reject.row, reject.reason) for reject in rejects] == [(4, "not JSON"), (5, "row too large"), (6, "no id")]
+    assert [(reject.row, reject.reason) for reject in rejects] == [
+        (4, "not JSON"),
+        (5, "row too large"),
+        (6, "no id"),
+    ]
 
 
 @pytest.mark.parametrize("size", [512 * 9, 512 * 11 + 100, 512 * 13, 512 * 13 + 300])
@@ -230,8 +296,13 @@ def test_members_before_a_cut_count(size: int, tmp_path: Path) -> None:
 
 
 def test_columns_may_be_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "posts.jsonl", '{"id": 1, "n": 2, "tags": ["a"], "words": "b c", "said": "#d", "sum": "ff"}')
-    assert split(path, Columns(id="n", hashtags="words", hash="sum"))[0] == [Post("2", None, ["b", "c"], "ff")]
+    path = write(
+        tmp_path / "posts.jsonl",
+        '{"id": 1, "n": 2, "tags": ["a"], "words": "b c", "said": "#d", "sum": "ff"}',
+    )
+    assert split(path, Columns(id="n", hashtags="words", hash="sum"))[0] == [
+        Post("2", None, ["b", "c"], "ff")
+    ]
     assert split(path, Columns(id="missing"))[1][0].reason == "no id"
     path = write(tmp_path / "posts.csv", "number,said\n1,#d\n")
     assert split(path, Columns(id="number", caption="said"))[0] == [Post("1", None, ["d"], None)]
@@ -245,11 +316,17 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
             Columns(),
             r"posts\.csv has no column that is known to be an id; it has: number, hashtags; say which",
         ),
-        ("id,words", Columns(), r"has no column that is known to be hashtags or a caption; it has: id, words"),
+        (
+            "id,words",
+            Columns(),
+            r"has no column that is known to be hashtags or a caption; it has: id, words",
+        ),
         ("id,tags", Columns(url="link"), r"has no column 'link' for url; it has: id, tags"),
     ],
 )
-def test_a_table_without_the_columns_is_refused(header: str, columns: Columns, message: str, tmp_path: Path) -> None:
+def test_a_table_without_the_columns_is_refused(
+    header: str, columns: Columns, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         split(write(tmp_path / "posts.csv", f"{header}\n1,2\n"), columns)
 
@@ -258,12 +335,19 @@ TAGS = pa.list_(pa.string())
 
 
 def test_columns_of_parquet_files_are_found() -> None:
-    img2dataset = pa.schema(dict.fromkeys(("url", "caption", "key", "status", "error_message", "sha256"), pa.string()))
+    img2dataset = pa.schema(
+        dict.fromkeys(("url", "caption", "key", "status", "error_message", "sha256"), pa.string())
+    )
     assert parquet_columns(img2dataset) == Columns("key", "url", None, "caption", "sha256")
-    large = pa.schema({"id": pa.int64(), "tags": pa.large_list(pa.large_string()), "md5": pa.string_view()})
+    large = pa.schema(
+        {"id": pa.int64(), "tags": pa.large_list(pa.large_string()), "md5": pa.string_view()}
+    )
     assert parquet_columns(large) == Columns("id", None, "tags", None, "md5")
     assert (
-        parquet_columns(pa.schema({"id": pa.string(), "n": pa.uint8(), "w": pa.string()}), Columns(id="n", hashtags="w")).id
+        parquet_columns(
+            pa.schema({"id": pa.string(), "n": pa.uint8(), "w": pa.string()}),
+            Columns(id="n", hashtags="w"),
+        ).id
         == "n"
     )
 
@@ -271,15 +355,41 @@ def test_columns_of_parquet_files_are_found() -> None:
 @pytest.mark.parametrize(
     ("schema", "columns", "message"),
     [
-        ({"n": pa.int64(), "tags": TAGS}, Columns(), r"x\.parquet has no column that is known to be an id; it has: n, tags"),
-        ({"id": pa.int64()}, Columns(), "no column that is known to be hashtags or a caption; it has: id"),
-        ({"id": pa.int64(), "tags": TAGS}, Columns(hash="md5"), "no column 'md5' for hash; it has: id, tags"),
-        ({"id": pa.float64(), "tags": TAGS}, Columns(), "has double in column 'id', which cannot be id"),
-        ({"id": pa.int64(), "tags": pa.list_(pa.int8())}, Columns(), "column 'tags', which cannot be hashtags"),
-        ({"id": pa.int64(), "caption": TAGS}, Columns(), "column 'caption', which cannot be caption"),
+        (
+            {"n": pa.int64(), "tags": TAGS},
+            Columns(),
+            r"x\.parquet has no column that is known to be an id; it has: n, tags",
+        ),
+        (
+            {"id": pa.int64()},
+            Columns(),
+            "no column that is known to be hashtags or a caption; it has: id",
+        ),
+        (
+            {"id": pa.int64(), "tags": TAGS},
+            Columns(hash="md5"),
+            "no column 'md5' for hash; it has: id, tags",
+        ),
+        (
+            {"id": pa.float64(), "tags": TAGS},
+            Columns(),
+            "has double in column 'id', which cannot be id",
+        ),
+        (
+            {"id": pa.int64(), "tags": pa.list_(pa.int8())},
+            Columns(),
+            "column 'tags', which cannot be hashtags",
+        ),
+        (
+            {"id": pa.int64(), "caption": TAGS},
+            Columns(),
+            "column 'caption', which cannot be caption",
+        ),
     ],
 )
-def test_parquet_files_without_the_columns_are_refused(schema: dict[str, Any], columns: Columns, message: str) -> None:
+def test_parquet_files_without_the_columns_are_refused(
+    schema: dict[str, Any], columns: Columns, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         parquet_columns(pa.schema(schema), columns, "x.parquet")
 
@@ -295,11 +405,17 @@ def test_a_format_is_told_by_the_name(tmp_path: Path) -> None:
     for name, format in names.items():
         assert find_format(Path(name)) == format
     for name in ("posts.txt", "posts.jsonl.zst", "posts"):
-        with pytest.raises(ConfigError, match=rf"{name} is of no known format; name it \.jsonl .*, or say which it is: json"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"{name} is of no known format; name it \.jsonl .*, or say which it is: json",
+        ):
             find_format(Path(name))
     assert len(split(write(tmp_path / "posts.txt", '{"id": 1, "tags": []}'), format="json")[0]) == 1
     for format in ("parquet", "xml"):
-        with pytest.raises(ConfigError, match=f"of format '{format}' is not read row by row; formats: json, csv, yfcc, tar"):
+        with pytest.raises(
+            ConfigError,
+            match=f"of format '{format}' is not read row by row; formats: json, csv, yfcc, tar",
+        ):
             split(tmp_path / "posts.txt", format=format)
 
 
@@ -311,7 +427,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_progress_is_told_in_bytes_of_the_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "posts.jsonl.gz", gzip.compress(b'{"id": 1, "hashtags": []}\n' * 50_000, 0))
+    path = write(
+        tmp_path / "posts.jsonl.gz", gzip.compress(b'{"id": 1, "hashtags": []}\n' * 50_000, 0)
+    )
     seen: list[int] = []
     assert sum(1 for _ in read_posts(path, seen=seen.append)) == 50_000
     assert seen == sorted(seen)

@@ -28,7 +28,9 @@ def test_factors_fall_with_frequency_and_fill_the_epoch(kind: str, exponent: flo
 
 
 def test_the_default_epoch_is_that_of_the_paper() -> None:
-    assert expected_length(repeat_factors(COUNTS, RAREST, Sampling())) == pytest.approx(sum(RAREST) * 5 / 3.6, rel=1e-4)
+    assert expected_length(repeat_factors(COUNTS, RAREST, Sampling())) == pytest.approx(
+        sum(RAREST) * 5 / 3.6, rel=1e-4
+    )
 
 
 def test_a_threshold_scales_nothing_and_drops_no_image() -> None:
@@ -67,8 +69,14 @@ def test_nothing_to_sample() -> None:
         ({"epoch_ratio": 0}, "epoch_ratio 0 is not a positive number"),
         ({"threshold": math.inf}, "threshold inf is not a positive number"),
         ({"tail_share": 1.5}, "tail_share 1.5 is not a share between 0 and 1"),
-        ({"kind": "natural", "threshold": 5}, "threshold is a rule of sampling 'sqrt', not 'natural'"),
-        ({"kind": "uniform", "threshold": 5}, "threshold is a rule of sampling 'sqrt', not 'uniform'"),
+        (
+            {"kind": "natural", "threshold": 5},
+            "threshold is a rule of sampling 'sqrt', not 'natural'",
+        ),
+        (
+            {"kind": "uniform", "threshold": 5},
+            "threshold is a rule of sampling 'sqrt', not 'uniform'",
+        ),
         ({"threshold": 5, "tail_share": 0.5}, "exclude each other"),
     ],
 )
@@ -86,7 +94,9 @@ def test_copies_are_the_factor_on_average_and_depend_on_all_three() -> None:
         other = [count_copies(f"image {number}", 2.3, **changed) for number in range(20_000)]
         assert other != counts
         both = sum(a == b == 3 for a, b in zip(counts, other, strict=True)) / 20_000
-        assert abs(both - 0.09) < 3 * math.sqrt(0.09 * 0.91 / 20_000), "epochs and seeds are independent"
+        assert abs(both - 0.09) < 3 * math.sqrt(0.09 * 0.91 / 20_000), (
+            "epochs and seeds are independent"
+        )
 
 
 def test_copies_are_the_same_everywhere() -> None:

@@ -13,7 +13,7 @@ from pictures_support import make_pictures, write_tar
 from shards_support import encode_jpeg, make_labels, make_shards
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.data.eval_loader import Check, open_check
+from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
 
 # torch forks its workers; that a test before this one left a thread does not matter to them.
 pytestmark = [
@@ -23,9 +23,9 @@ pytestmark = [
 ]
 
 
-def check(data: Any, rank: int = 0, world_size: int = 1, **options: Any) -> Check:
+def check(data: Any, rank: int = 0, world_size: int = 1, **options: Any) -> EvalLoader:
     defaults = {"batch_size": 4, "workers": 0, "rank": rank, "world_size": world_size}
-    return open_check(data, to_bytes, **{**defaults, **options})
+    return open_eval_loader(data, to_bytes, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +46,23 @@ def dataset(folder: Path) -> Path:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     files = sorted(map(str, folder.rglob("*.png")))
-    rows = datasets.Dataset.from_dict({"image": files, "label": [int("dog" in path) for path in files]})
-    rows = rows.cast_column("image", datasets.Image()).cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
-    datasets.DatasetDict({"train": rows.select([0]), "test": rows}).save_to_disk(str(folder.parent / "saved"))
+    rows = datasets.Dataset.from_dict(
+        {"image": files, "label": [int("dog" in path) for path in files]}
+    )
+    rows = rows.cast_column("image", datasets.Image()).cast_column(
+        "label", datasets.ClassLabel(names=["cat", "dog"])
+    )
+    datasets.DatasetDict({"train": rows.select([0]), "test": rows}).save_to_disk(
+        str(folder.parent / "saved")
+    )
     return folder.parent / "saved"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["folder", "dataset", "packed"])
-def test_every_image_is_counted_once_over_all_ranks(kind: str, workers: int, request: pytest.FixtureRequest) -> None:
+def test_every_image_is_counted_once_over_all_ranks(
+    kind: str, workers: int, request: pytest.FixtureRequest
+) -> None:
     data = request.getfixturevalue(kind)
     alone = {name: each for batch in check(data) for name, each in zip(batch.ids, batch.classes)}
     if kind == "packed":
@@ -65,13 +73,21 @@ def test_every_image_is_counted_once_over_all_ranks(kind: str, workers: int, req
         ranks = [check(data, rank, world_size, workers=workers) for rank in range(world_size)]
         for _ in range(2):
             seen = [list(rank) for rank in ranks]
-            assert Counter(name for rank in seen for batch in rank for name in batch.ids) == Counter(alone.keys())
+            assert Counter(
+                name for rank in seen for batch in rank for name in batch.ids
+            ) == Counter(alone.keys())
             assert sum(rank.seen for rank in ranks) == ranks[0].samples == len(alone)
-        assert all(torch.is_tensor(batch.images) and len(batch.images) <= 4 for rank in seen for batch in rank)
+        assert all(
+            torch.is_tensor(batch.images) and len(batch.images) <= 4
+            for rank in seen
+            for batch in rank
+        )
 
 
 @pytest.mark.parametrize("kind", ["folder", "packed"])
-def test_every_pass_is_the_same_also_after_one_that_was_left(kind: str, request: pytest.FixtureRequest) -> None:
+def test_every_pass_is_the_same_also_after_one_that_was_left(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     whole = check(request.getfixturevalue(kind), workers=1)
     first = [batch.ids for batch in whole]
     assert next(iter(whole)).ids == first[0]
@@ -92,7 +108,9 @@ def test_what_is_broken_is_counted_and_not_replaced(tmp_path: Path) -> None:
 
 
 def test_what_is_broken_in_a_shard_is_counted_in_every_pass(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "x.tar", {"0.jpg": encode_jpeg(0), "0.cls": b"0", "1.jpg": b"", "1.cls": b"1"})
+    shard = write_tar(
+        tmp_path / "x.tar", {"0.jpg": encode_jpeg(0), "0.cls": b"0", "1.jpg": b"", "1.cls": b"1"}
+    )
     whole = check(shard)
     for _ in range(2):
         assert [batch.ids for batch in whole] == [["0"]]

@@ -19,7 +19,14 @@ import torch
 from decoding import decode_name, keep
 from pictures_support import write_tar
 from PIL import Image
-from shards_support import Label, encode_jpeg, hash_name, make_labels, make_shards, write_bare_shards
+from shards_support import (
+    Label,
+    encode_jpeg,
+    hash_name,
+    make_labels,
+    make_shards,
+    write_bare_shards,
+)
 
 from swag_models.errors import ConfigError, ImageError, ShardError
 from swag_models.recipe.data.loader import Decode, Loader
@@ -45,7 +52,17 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(shards: Any, **options: Any) -> Loader:
-    return Loader(shards, **{"decode": decode_name, "batch_size": 7, "collate": keep, "window": 2, "buffer": 20, **options})
+    return Loader(
+        shards,
+        **{
+            "decode": decode_name,
+            "batch_size": 7,
+            "collate": keep,
+            "window": 2,
+            "buffer": 20,
+            **options,
+        },
+    )
 
 
 def samples(batches: Any) -> list[tuple[str, int, int]]:
@@ -63,7 +80,9 @@ def test_an_epoch_has_every_sample_as_often_as_it_should(bare: list[str]) -> Non
         seen = samples(loader)
         assert Counter(name for name, _, _ in seen) == count_names(LABELS, epoch)
         assert {each for _, each, _ in seen} == {epoch}
-        assert len({number for _, _, number in seen}) == len(seen), "random numbers differ, between copies too"
+        assert len({number for _, _, number in seen}) == len(seen), (
+            "random numbers differ, between copies too"
+        )
     assert loader.epoch == 3
 
 
@@ -77,7 +96,9 @@ def test_epochs_are_the_same_again_and_differ_from_each_other(bare: list[str]) -
 
 def test_the_buffer_mixes_the_samples_and_the_copies(bare: list[str]) -> None:
     seen = [name for name, _, _ in samples(load(bare, buffer=10_000, window=10))]
-    assert sum(before == after for before, after in itertools.pairwise(seen)) < len(seen) / 10, "copies are apart"
+    assert sum(before == after for before, after in itertools.pairwise(seen)) < len(seen) / 10, (
+        "copies are apart"
+    )
     first, last = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     shard_of = {name: number % 10 for number, name in enumerate(sorted(LABELS, key=hash_name))}
     assert {shard_of[name] for name in first} == {shard_of[name] for name in last} == set(range(10))
@@ -90,7 +111,10 @@ def test_statistics_of_an_epoch_are_those_of_the_formula(tmp_path: Path) -> None
         seen = Counter(each for name, _, _ in samples(loader) for each in labels[name][0])
         for number in range(10):
             repeats = [repeat for classes, repeat in labels.values() if number in classes]
-            expected, variance = math.fsum(repeats), math.fsum(each % 1 * (1 - each % 1) for each in repeats)
+            expected, variance = (
+                math.fsum(repeats),
+                math.fsum(each % 1 * (1 - each % 1) for each in repeats),
+            )
             assert abs(seen[number] - expected) <= 3 * math.sqrt(variance)
 
 
@@ -105,7 +129,9 @@ if __name__ == "__main__":
 """
 
 
-def test_two_ranks_of_two_workers_see_exactly_the_epoch_of_one_process(bare: list[str], tmp_path: Path) -> None:
+def test_two_ranks_of_two_workers_see_exactly_the_epoch_of_one_process(
+    bare: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     ranks = []
     for rank in range(2):
@@ -146,9 +172,15 @@ def test_a_resumed_stream_is_the_uninterrupted_one(steps: Any, bare: list[str]) 
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
-@pytest.mark.parametrize(("workers", "steps"), [(1, "exact"), (2, 13), pytest.param(3, "exact", marks=pytest.mark.slow)])
-def test_a_resumed_stream_of_workers_is_the_uninterrupted_one(workers: int, steps: Any, bare: list[str]) -> None:
-    shards = bare[:4] if workers == 3 else bare  # three workers end an epoch of four shards at different times
+@pytest.mark.parametrize(
+    ("workers", "steps"), [(1, "exact"), (2, 13), pytest.param(3, "exact", marks=pytest.mark.slow)]
+)
+def test_a_resumed_stream_of_workers_is_the_uninterrupted_one(
+    workers: int, steps: Any, bare: list[str]
+) -> None:
+    shards = (
+        bare[:4] if workers == 3 else bare
+    )  # three workers end an epoch of four shards at different times
     make = lambda: load(shards, steps=steps, workers=workers, prefetch_factor=3)  # noqa: E731
     total = list(itertools.islice(forever(make()), 45))
     epoch = next(number for number, batch in enumerate(total) if any(each for _, each, _ in batch))
@@ -156,7 +188,9 @@ def test_a_resumed_stream_of_workers_is_the_uninterrupted_one(workers: int, step
         resume(make, total, stop)
 
 
-@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])  # each imports torch anew
+@pytest.mark.parametrize(
+    "context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)]
+)  # each imports torch anew
 def test_a_loader_may_be_set_back_and_left_in_the_middle(context: str, bare: list[str]) -> None:
     total = list(itertools.islice(forever(load(bare, workers=2)), 45))
     loader = load(bare, workers=2, persistent_workers=True, multiprocessing_context=context)
@@ -177,14 +211,24 @@ def test_a_loader_may_be_set_back_and_left_in_the_middle(context: str, bare: lis
 
 def test_ranks_take_the_same_number_of_steps_and_lose_nothing(packed: Path) -> None:
     expected = 0.0
-    loaders = [load(packed, steps="expected", batch_size=5, rank=rank, world_size=2) for rank in range(2)]
+    loaders = [
+        load(packed, steps="expected", batch_size=5, rank=rank, world_size=2) for rank in range(2)
+    ]
     _, manifest = find_shards(packed)
     assert manifest is not None
     expected = manifest["samples"]
     seen = [[list(loader) for _ in range(6)] for loader in loaders]
-    assert {len(each) for passes in seen for each in passes} == {int(expected // 10)} == {len(loaders[0])}
-    first = [sample for passes in seen for each in passes for sample in samples(each) if sample[1] == 0]
-    assert Counter(name for name, _, _ in first) == count_names(make_labels(40), 0), "streams end their epochs by themselves"
+    assert (
+        {len(each) for passes in seen for each in passes}
+        == {int(expected // 10)}
+        == {len(loaders[0])}
+    )
+    first = [
+        sample for passes in seen for each in passes for sample in samples(each) if sample[1] == 0
+    ]
+    assert Counter(name for name, _, _ in first) == count_names(make_labels(40), 0), (
+        "streams end their epochs by themselves"
+    )
 
 
 def test_the_generator_of_training_is_left_alone(bare: list[str]) -> None:
@@ -208,14 +252,18 @@ def test_a_state_of_another_stream_is_refused(bare: list[str]) -> None:
         with pytest.raises(ConfigError, match=re.escape(message)):
             load(bare, **dict([options])).load_state_dict(state)
     with pytest.raises(ConfigError, match="the state has rank 0, this loader 1"):
-        load(bare, rank=1, world_size=2).load_state_dict(load(bare, rank=0, world_size=2).state_dict())
+        load(bare, rank=1, world_size=2).load_state_dict(
+            load(bare, rank=0, world_size=2).state_dict()
+        )
     with pytest.raises(ConfigError, match="the state has shards "):
         load(bare[:-1]).load_state_dict(state)
 
 
 def test_the_default_gives_images_and_classes(packed: Path) -> None:
     labels = make_labels(40)
-    pictures = {Image.open(packed.parent / "images" / f"{name}.jpg").tobytes(): name for name in labels}
+    pictures = {
+        Image.open(packed.parent / "images" / f"{name}.jpg").tobytes(): name for name in labels
+    }
     ((images, classes),) = list(Loader(packed, batch_size=1000))
     names = [pictures[image.tobytes()] for image in images]
     assert Counter(names) == count_names(labels, 0)
@@ -228,7 +276,11 @@ def test_random_transforms_are_the_same_in_every_process(packed: Path) -> None:
     transform = v2.Compose([v2.RandomResizedCrop(6), v2.RandomHorizontalFlip(), v2.ToImage()])
     rows = []
     for workers in (0, 2):
-        images = [image for batch, _ in Loader(packed, Decode(transform), batch_size=4, workers=workers) for image in batch]
+        images = [
+            image
+            for batch, _ in Loader(packed, Decode(transform), batch_size=4, workers=workers)
+            for image in batch
+        ]
         assert images[0].shape == (3, 6, 6)
         rows.append(sorted(image.numpy().tobytes() for image in images))
     assert rows[0] == rows[1]
@@ -240,30 +292,41 @@ def test_repeat_factors_may_be_changed_without_packing_again(packed: Path) -> No
     assert Counter(name for name, _, _ in samples(loader)) == Counter(
         {name: len(each) for name, (each, _) in make_labels(40).items()}
     )
-    with pytest.raises(ConfigError, match="steps 'expected' needs the manifest and repeat factors of packed shards"):
+    with pytest.raises(
+        ConfigError, match="steps 'expected' needs the manifest and repeat factors of packed shards"
+    ):
         load(packed, repeat=len, steps="expected")
 
 
 def test_foreign_shards_are_read_too(tmp_path: Path) -> None:
     members = {}
     for number in range(6):
-        members |= {f"00000000{number}.jpg": encode_jpeg(number), f"00000000{number}.cls": str(number % 3).encode()}
+        members |= {
+            f"00000000{number}.jpg": encode_jpeg(number),
+            f"00000000{number}.cls": str(number % 3).encode(),
+        }
     webdataset = write_tar(tmp_path / "wds.tar", members)
     ((images, classes),) = list(Loader(webdataset, batch_size=10))
     assert len(images) == 6
     assert sorted(classes) == [(0,), (0,), (1,), (1,), (2,), (2,)]
     record = json.dumps({"key": "00042", "caption": "a #cat", "exif": "{}"}).encode()
     downloaded = write_tar(
-        tmp_path / "img2dataset.tar", {"00042.jpg": encode_jpeg(0), "00042.json": record, "00042.txt": b"a #cat"}
+        tmp_path / "img2dataset.tar",
+        {"00042.jpg": encode_jpeg(0), "00042.json": record, "00042.txt": b"a #cat"},
     )
     loader = Loader(downloaded, batch_size=1, classes=lambda sample: [len(sample["txt"])])
     assert [classes for _, classes in loader] == [[(6,)]]
-    with pytest.raises(ConfigError, match=r"00042 in .*img2dataset\.tar has no classes; say with classes= where they are"):
+    with pytest.raises(
+        ConfigError,
+        match=r"00042 in .*img2dataset\.tar has no classes; say with classes= where they are",
+    ):
         list(Loader(downloaded, batch_size=1))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_broken_is_an_error_that_names_it_or_is_counted(workers: int, tmp_path: Path) -> None:
+def test_what_is_broken_is_an_error_that_names_it_or_is_counted(
+    workers: int, tmp_path: Path
+) -> None:
     def make(name: str, numbers: Any, content: Any = encode_jpeg) -> Path:
         members = {}
         for number in numbers:
@@ -275,7 +338,9 @@ def test_what_is_broken_is_an_error_that_names_it_or_is_counted(workers: int, tm
     bad = make("bad.tar", [10], lambda number: encode_jpeg(number)[:-60])
     with pytest.raises(ImageError, match=r"^10 in .*bad\.tar cannot be read: .*$"):
         list(Loader([good, bad], batch_size=2, workers=workers))
-    with pytest.raises(ShardError, match=r"^shard .*cut\.tar cannot be read: unexpected end of data$"):
+    with pytest.raises(
+        ShardError, match=r"^shard .*cut\.tar cannot be read: unexpected end of data$"
+    ):
         list(Loader([good, cut], batch_size=2, workers=workers))
     loader = Loader([good, cut, bad], batch_size=2, workers=workers, skip_broken=True)
     assert sum(len(images) for images, _ in loader) == 5 + 1, "and the first of the cut one"
@@ -284,7 +349,9 @@ def test_what_is_broken_is_an_error_that_names_it_or_is_counted(workers: int, tm
 
 
 def test_an_error_comes_again_and_does_not_end_the_epoch_quietly(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "bad.tar", {"x.jpg": encode_jpeg(0), "x.cls": b"0", "y.jpg": b"", "y.cls": b"0"})
+    shard = write_tar(
+        tmp_path / "bad.tar", {"x.jpg": encode_jpeg(0), "x.cls": b"0", "y.jpg": b"", "y.cls": b"0"}
+    )
     for workers in (0, 1):
         loader = Loader(shard, batch_size=1, workers=workers)
         for _ in range(2):
@@ -300,7 +367,10 @@ def test_what_makes_no_sense_is_refused_in_a_line(bare: list[str]) -> None:
         ({"steps": 0}, "steps is 0; it is 'exact', 'expected'"),
         ({"steps": "all"}, "steps is 'all'; it is 'exact', 'expected'"),
         ({"steps": "expected"}, "steps 'expected' needs the manifest"),
-        ({"steps": 3, "rank": 0, "world_size": 6, "workers": 2}, "10 shards cannot feed 6 ranks x 2 workers"),
+        (
+            {"steps": 3, "rank": 0, "world_size": 6, "workers": 2},
+            "10 shards cannot feed 6 ranks x 2 workers",
+        ),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
             load(bare, **options)

@@ -16,7 +16,15 @@ import pytest
 from filelock import FileLock
 from pictures_support import encode, make_pictures, write_tar
 from PIL import Image
-from shards_support import COUNT, encode_jpeg, make_images, make_labels, make_shards, read_bytes, run
+from shards_support import (
+    COUNT,
+    encode_jpeg,
+    make_images,
+    make_labels,
+    make_shards,
+    read_bytes,
+    run,
+)
 
 from swag_models.cli import main
 from swag_models.errors import ConfigError, OutputError
@@ -36,7 +44,11 @@ def read_all(folder: Path) -> dict[str, tuple[list[int], float, bytes]]:
         for sample in read_shard(str(path)):
             record = json.loads(sample["json"])
             assert record["id"] not in found
-            found[record["id"]] = record["classes"], record["repeat"], sample.get("jpg") or sample["png"]
+            found[record["id"]] = (
+                record["classes"],
+                record["repeat"],
+                sample.get("jpg") or sample["png"],
+            )
     return found
 
 
@@ -45,13 +57,20 @@ def read_rejects(folder: Path) -> list[dict[str, str]]:
 
 
 def test_every_image_is_packed_once_with_its_label(packed: Path) -> None:
-    expected = {name: (classes, repeat, encode_jpeg(int(name))) for name, (classes, repeat) in make_labels(COUNT).items()}
+    expected = {
+        name: (classes, repeat, encode_jpeg(int(name)))
+        for name, (classes, repeat) in make_labels(COUNT).items()
+    }
     assert read_all(packed) == expected
     manifest = json.loads((packed / "manifest.json").read_text())
-    assert [shard["count"] for shard in manifest["shards"]] == [15, 15, 15, 15], "equal shards, none of more than 16"
+    assert [shard["count"] for shard in manifest["shards"]] == [15, 15, 15, 15], (
+        "equal shards, none of more than 16"
+    )
     assert manifest["count"] == COUNT
     assert manifest["samples"] == sum(repeat for _, repeat in make_labels(COUNT).values())
-    assert manifest["num_classes"] == 1 + max(max(classes) for classes, _ in make_labels(COUNT).values())
+    assert manifest["num_classes"] == 1 + max(
+        max(classes) for classes, _ in make_labels(COUNT).values()
+    )
     assert manifest["bytes"] == sum(path.stat().st_size for path in packed.glob("*.tar"))
     assert manifest["rejects"] == {}
     assert not packed.with_name("shards.work").exists()
@@ -60,13 +79,15 @@ def test_every_image_is_packed_once_with_its_label(packed: Path) -> None:
 def test_a_member_belongs_to_no_one_and_no_time(packed: Path) -> None:
     with tarfile.open(packed / "shard-000000.tar") as archive:
         members = archive.getmembers()
-    assert {(each.mtime, each.uid, each.gid, each.uname, each.gname, each.mode) for each in members} == {
-        (0, 0, 0, "", "", 0o644)
-    }
+    assert {
+        (each.mtime, each.uid, each.gid, each.uname, each.gname, each.mode) for each in members
+    } == {(0, 0, 0, "", "", 0o644)}
     assert [each.name.partition(".")[2] for each in members[:4]] == ["jpg", "json"] * 2
 
 
-def test_shards_are_the_same_in_every_order_of_input_and_with_more_processes(packed: Path, tmp_path: Path) -> None:
+def test_shards_are_the_same_in_every_order_of_input_and_with_more_processes(
+    packed: Path, tmp_path: Path
+) -> None:
     names = list(make_labels(COUNT))
     first, second = make_images(tmp_path / "a", names[40:]), make_images(tmp_path / "b", names[:40])
     run(tmp_path, [first, second], shard_size=16, processes=2)
@@ -100,7 +121,9 @@ def test_what_cannot_be_packed_is_listed_with_the_reason(tmp_path: Path) -> None
     manifest = run(tmp_path, [images], labels)
     assert manifest["rejects"] == {"another image has its id": 1, "no image": 1, "unreadable": 2}
     assert (manifest["count"], manifest["unlabelled"]) == (5, 2)
-    assert manifest["samples"] == sum(labels[name][1] for name in ("0000", "0004", "0005", "0006", "0007"))
+    assert manifest["samples"] == sum(
+        labels[name][1] for name in ("0000", "0004", "0005", "0006", "0007")
+    )
     rejects = {row["id"]: row for row in read_rejects(tmp_path / "shards")}
     assert rejects["0001"] == {"id": "0001", "reason": "no image"}
     assert rejects["0004"]["path"] == str(images / "deep" / "0004.png")
@@ -133,8 +156,12 @@ def test_packed_shards_may_be_packed_again(packed: Path, tmp_path: Path) -> None
 
 
 TABLES = {
-    "posts.jsonl": lambda rows: "".join(json.dumps({"id": a, "path": b, "hashtags": ["x"]}) + "\n" for a, b in rows),
-    "posts.csv": lambda rows: "url,path,id\n" + "".join(f"https://x.test/,{b or ''},{a}\n" for a, b in rows),
+    "posts.jsonl": lambda rows: "".join(
+        json.dumps({"id": a, "path": b, "hashtags": ["x"]}) + "\n" for a, b in rows
+    ),
+    "posts.csv": lambda rows: (
+        "url,path,id\n" + "".join(f"https://x.test/,{b or ''},{a}\n" for a, b in rows)
+    ),
 }
 
 
@@ -143,14 +170,24 @@ def test_a_table_says_where_the_images_are(name: str, tmp_path: Path) -> None:
     tmp_path = tmp_path / "it's [1] here*"  # signs of SQL and of patterns
     tmp_path.mkdir()
     make_images(tmp_path / "it's here", ["0000", "0001", "0003"])
-    rows = [("0001", "it's here/0000.jpg"), ("0000", "it's here/0001.jpg"), ("0002", None), ("0003", "gone.jpg")]
+    rows = [
+        ("0001", "it's here/0000.jpg"),
+        ("0000", "it's here/0001.jpg"),
+        ("0002", None),
+        ("0003", "gone.jpg"),
+    ]
     if name in TABLES:
         (tmp_path / name).write_text(TABLES[name](rows))
     else:
-        pq.write_table(pa.table({"id": [a for a, _ in rows], "path": [b for _, b in rows]}), tmp_path / name)
+        pq.write_table(
+            pa.table({"id": [a for a, _ in rows], "path": [b for _, b in rows]}), tmp_path / name
+        )
     run(tmp_path, [tmp_path / name], make_labels(4))
     found = read_all(tmp_path / "shards")
-    assert {name: image for name, (_, _, image) in found.items()} == {"0000": encode_jpeg(1), "0001": encode_jpeg(0)}
+    assert {name: image for name, (_, _, image) in found.items()} == {
+        "0000": encode_jpeg(1),
+        "0001": encode_jpeg(0),
+    }
     assert [(row["id"], row["reason"]) for row in read_rejects(tmp_path / "shards")] == [
         ("0002", "no image"),
         ("0003", "unreadable"),
@@ -160,7 +197,9 @@ def test_a_table_says_where_the_images_are(name: str, tmp_path: Path) -> None:
 def test_large_images_become_smaller(tmp_path: Path) -> None:
     make_pictures(tmp_path / "images", 3, height=40, width=60)
     run(tmp_path, [tmp_path / "images"], make_labels(3), image_short_side=20)
-    assert {Image.open(io.BytesIO(image)).size for _, _, image in read_all(tmp_path / "shards").values()} == {(30, 20)}
+    assert {
+        Image.open(io.BytesIO(image)).size for _, _, image in read_all(tmp_path / "shards").values()
+    } == {(30, 20)}
 
 
 def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
@@ -174,7 +213,9 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == times
 
 
-def test_other_work_is_not_continued_and_nothing_is_overwritten(packed: Path, tmp_path: Path) -> None:
+def test_other_work_is_not_continued_and_nothing_is_overwritten(
+    packed: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=r"shards is not empty; delete it"):
         pack(packed.with_name("labels.parquet"), [packed.with_name("images")], packed)
     work = tmp_path / "shards.work"
@@ -188,15 +229,27 @@ def test_labels_may_be_a_folder_of_files_as_spark_writes_them(packed: Path, tmp_
     labels = pq.read_table(packed.with_name("labels.parquet"))
     (tmp_path / "labels").mkdir()
     for number in range(2):
-        pq.write_table(labels.slice(number * 10, 10 if number == 0 else None), tmp_path / "labels" / f"part-{number}.parquet")
-    pack(tmp_path / "labels", [packed.with_name("images")], tmp_path / "shards", shard_size=16, progress=False)
+        pq.write_table(
+            labels.slice(number * 10, 10 if number == 0 else None),
+            tmp_path / "labels" / f"part-{number}.parquet",
+        )
+    pack(
+        tmp_path / "labels",
+        [packed.with_name("images")],
+        tmp_path / "shards",
+        shard_size=16,
+        progress=False,
+    )
     for shard in packed.glob("*.tar"):
         assert (tmp_path / "shards" / shard.name).read_bytes() == shard.read_bytes()
 
 
 def test_two_runs_do_not_write_the_same_shards(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "shards.work").mkdir()
-    with FileLock(tmp_path / "shards.work" / "lock"), pytest.raises(ConfigError, match="another process is writing"):
+    with (
+        FileLock(tmp_path / "shards.work" / "lock"),
+        pytest.raises(ConfigError, match="another process is writing"),
+    ):
         run(tmp_path, [packed.with_name("images")])
 
 
@@ -215,13 +268,33 @@ def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) 
         ("image_short_side is -1; it is at least 1", labels, [images], {"image_short_side": -1}),
         ("processes is 0; it is at least 1", labels, [images], {"processes": 0}),
         ("gone.parquet cannot be read: No such file", tmp_path / "gone.parquet", [images], {}),
-        ("text.parquet is not a table with columns id, classes and repeat: ", tmp_path / "text.parquet", [images], {}),
-        ("bare.parquet is not a table with columns id, classes and repeat: ", tmp_path / "bare.parquet", [images], {}),
+        (
+            "text.parquet is not a table with columns id, classes and repeat: ",
+            tmp_path / "text.parquet",
+            [images],
+            {},
+        ),
+        (
+            "bare.parquet is not a table with columns id, classes and repeat: ",
+            tmp_path / "bare.parquet",
+            [images],
+            {},
+        ),
         ("twice.parquet has no one good row for id 'a'", tmp_path / "twice.parquet", [images], {}),
-        ("negative.parquet has no one good row for id 'a'", tmp_path / "negative.parquet", [images], {}),
+        (
+            "negative.parquet has no one good row for id 'a'",
+            tmp_path / "negative.parquet",
+            [images],
+            {},
+        ),
         ("no image has a label in ", labels, [others], {}),
         ("no images in ", labels, [others / "x.png"], {}),
-        ("posts.csv is not a table with columns id and path: ", labels, [tmp_path / "posts.csv"], {}),
+        (
+            "posts.csv is not a table with columns id and path: ",
+            labels,
+            [tmp_path / "posts.csv"],
+            {},
+        ),
         ("cut.tar cannot be read as an uncompressed tar file", labels, [tmp_path / "cut.tar"], {}),
     ]
     for number, (message, rows, sources, options) in enumerate(cases):
@@ -231,24 +304,45 @@ def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) 
         assert not list(tmp_path.glob(f"shards {number}*")), "nothing is left behind"
 
 
-def test_a_missing_extra_is_named(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)  # as if it were not installed
     with pytest.raises(
-        ConfigError, match=re.escape('the recipe needs duckdb; install it with: pip install "swag-models[recipe]"')
+        ConfigError,
+        match=re.escape(
+            'the recipe needs duckdb; install it with: pip install "swag-models[recipe]"'
+        ),
     ):
         run(tmp_path, [packed.with_name("images")])
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_in_a_line(packed: Path) -> None:
-    with pytest.raises(OutputError, match="/proc/shards cannot be written: No such file or directory"):
+    with pytest.raises(
+        OutputError, match="/proc/shards cannot be written: No such file or directory"
+    ):
         pack(packed.with_name("labels.parquet"), [packed.with_name("images")], "/proc/shards")
 
 
-def test_the_command_packs_and_verifies(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_packs_and_verifies(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels, images, output = (
-        str(path) for path in (packed.with_name("labels.parquet"), packed.with_name("images"), tmp_path / "x")
+        str(path)
+        for path in (packed.with_name("labels.parquet"), packed.with_name("images"), tmp_path / "x")
     )
-    options = ["--labels", labels, "--images", images, "-o", output, "--shard-size", "16", "--processes", "1"]
+    options = [
+        "--labels",
+        labels,
+        "--images",
+        images,
+        "-o",
+        output,
+        "--shard-size",
+        "16",
+        "--processes",
+        "1",
+    ]
     assert main(["recipe", "pack", *options]) == 0
     out, err = capsys.readouterr()
     assert out == f"{output}\n"
@@ -262,4 +356,7 @@ def test_the_command_packs_and_verifies(packed: Path, tmp_path: Path, capsys: py
     content[3000] ^= 1
     shard.write_bytes(content)
     assert main(["recipe", "shards", "verify", output]) == 1
-    assert re.fullmatch(r"shard-000002\.tar was changed: its SHA-256 is \w{64} instead of \w{64}\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"shard-000002\.tar was changed: its SHA-256 is \w{64} instead of \w{64}\n",
+        capsys.readouterr().out,
+    )

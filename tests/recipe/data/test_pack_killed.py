@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 from fetch_support import wait_until
 from pictures_support import make_command
-from shards_support import COUNT, encode_jpeg, make_images, make_labels, read_bytes, run, write_labels
+from shards_support import (
+    COUNT,
+    encode_jpeg,
+    make_images,
+    make_labels,
+    read_bytes,
+    run,
+    write_labels,
+)
 
 from swag_models.errors import OutputError
 from swag_models.recipe.data.pack import pack
@@ -22,10 +30,20 @@ from swag_models.recipe.data.pack import pack
 
 def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
     command = make_command(
-        "recipe", "pack", "--labels", folder / "labels.parquet", "--images", folder / "images", "-o", folder / "shards"
+        "recipe",
+        "pack",
+        "--labels",
+        folder / "labels.parquet",
+        "--images",
+        folder / "images",
+        "-o",
+        folder / "shards",
     )
     return subprocess.Popen(
-        [*command, "--quiet", *options], start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [*command, "--quiet", *options],
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
 
 

@@ -50,7 +50,9 @@ def site(packed: Path) -> Iterator[str]:
             self.wfile.write(content[: len(content) // 2])
             return None
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(packed)))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Handler, directory=str(packed))
+    )
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -62,7 +64,11 @@ def site(packed: Path) -> Iterator[str]:
 def read_all(shards: Any) -> list[dict[str, Any]]:
     """Every sample, but for where it came from."""
     urls, _ = find_shards(shards)
-    return [{key: value for key, value in sample.items() if key != "__url__"} for url in urls for sample in read_shard(url)]
+    return [
+        {key: value for key, value in sample.items() if key != "__url__"}
+        for url in urls
+        for sample in read_shard(url)
+    ]
 
 
 WAYS: dict[str, Callable[[Path, str], Any]] = {
@@ -72,10 +78,15 @@ WAYS: dict[str, Callable[[Path, str], Any]] = {
     "braces": lambda folder, site: f"{folder}/shard-{{000000..000002}}.tar",
     "pattern": lambda folder, site: f"{folder}/*.tar",
     "list": lambda folder, site: sorted(folder.glob("*.tar")),
-    "list of patterns": lambda folder, site: [f"{folder}/shard-00000{{0,1}}.tar", f"{folder}/*2.tar"],
+    "list of patterns": lambda folder, site: [
+        f"{folder}/shard-00000{{0,1}}.tar",
+        f"{folder}/*2.tar",
+    ],
     "file": lambda folder, site: f"file://{folder}/shard-{{000000..000002}}.tar",
     "pipe": lambda folder, site: f"pipe:cat {folder}/shard-{{000000..000002}}.tar",
-    "pipe that unpacks": lambda folder, site: f"pipe:gzip -c {folder}/shard-{{000000..000002}}.tar | gunzip",
+    "pipe that unpacks": lambda folder, site: (
+        f"pipe:gzip -c {folder}/shard-{{000000..000002}}.tar | gunzip"
+    ),
     "compressed": lambda folder, site: f"pipe:gzip -c {folder}/shard-{{000000..000002}}.tar",
     "http": lambda folder, site: f"{site}/shard-{{000000..000002}}.tar",
     "manifest over http": lambda folder, site: f"{site}/manifest.json",
@@ -89,10 +100,14 @@ def test_shards_may_lie_anywhere(way: str, packed: Path, site: str) -> None:
     assert read_all(WAYS[way](packed, site)) == expected
 
 
-def test_shards_of_a_bucket_come_through_its_own_client(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_a_bucket_come_through_its_own_client(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program of that name stands for it here: it shows that the command is put together as `aws` wants it, no more."""
     client = tmp_path / "aws"
-    client.write_text(f'#!/bin/sh\n[ "$1 $2 $4" = "s3 cp -" ] && exec cat "{packed}/${{3#s3://bucket/my shards/}}"\n')
+    client.write_text(
+        f'#!/bin/sh\n[ "$1 $2 $4" = "s3 cp -" ] && exec cat "{packed}/${{3#s3://bucket/my shards/}}"\n'
+    )
     client.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert read_all("s3://bucket/my shards/shard-{000000..000002}.tar") == read_all(packed)
@@ -101,23 +116,40 @@ def test_shards_of_a_bucket_come_through_its_own_client(packed: Path, tmp_path: 
 def test_a_manifest_comes_with_its_shards_alone(packed: Path) -> None:
     urls, manifest = find_shards(packed)
     assert manifest is not None
-    assert [shard["name"] for shard in manifest["shards"]] == [os.path.basename(url) for url in urls]
+    assert [shard["name"] for shard in manifest["shards"]] == [
+        os.path.basename(url) for url in urls
+    ]
     assert find_shards(f"{packed}/*.tar") == (urls, None)
 
 
-def test_a_shard_that_was_cut_anywhere_is_an_error_that_names_it(packed: Path, tmp_path: Path) -> None:
+def test_a_shard_that_was_cut_anywhere_is_an_error_that_names_it(
+    packed: Path, tmp_path: Path
+) -> None:
     whole = (packed / "shard-000001.tar").read_bytes()
     path = tmp_path / "cut.tar"
     last = whole.rindex(b".json\0")
-    for length in (0, 100, 512, 1000, last - 512, last // 512 * 512, last // 512 * 512 + 100, last // 512 * 512 + 512):
+    for length in (
+        0,
+        100,
+        512,
+        1000,
+        last - 512,
+        last // 512 * 512,
+        last // 512 * 512 + 100,
+        last // 512 * 512 + 512,
+    ):
         for url in (str(path), f"pipe:cat {path}"):
             path.write_bytes(whole[:length])
-            with pytest.raises(ShardError, match=re.escape(f"shard {url} cannot be read: ")) as caught:
+            with pytest.raises(
+                ShardError, match=re.escape(f"shard {url} cannot be read: ")
+            ) as caught:
                 list(read_shard(url))
             assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_fetched_is_an_error_that_says_why(packed: Path, site: str, tmp_path: Path) -> None:
+def test_what_cannot_be_fetched_is_an_error_that_says_why(
+    packed: Path, site: str, tmp_path: Path
+) -> None:
     shard = packed / "shard-000000.tar"
     for url, reason in {
         f"{site}/gone.tar": "the command that fetches it ended with exit code 22",
@@ -152,7 +184,8 @@ def test_what_is_no_shard_is_refused_in_a_line(packed: Path, tmp_path: Path) -> 
         tmp_path / "x-{0..1}.tar": "x-0.tar; give a packed folder",
         tmp_path / "*.tar": "no shard in ",
         tmp_path / "manifest.json": "manifest.json is not the manifest of packed shards: 'format'",
-        tmp_path / "newer-manifest.json": "newer-manifest.json has format 2; this version reads 1: update swag-models",
+        tmp_path
+        / "newer-manifest.json": "newer-manifest.json has format 2; this version reads 1: update swag-models",
         "x-{0..1.tar": "shards 'x-{0..1.tar': ",
         (): "no shard in ()",
     }.items():
@@ -181,14 +214,18 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_manifest_names_plain_files_only(name: object, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_names_plain_files_only(
+    name: object, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Given by a relative path, a folder or a URL: a name is never a path, a URL or a command."""
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["shards"][1]["name"] = name
     (shards / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.chdir(shards)
     for source in ("manifest.json", ".", shards, f"file://{shards}/manifest.json"):
-        with pytest.raises(ConfigError, match=re.escape(f"names the shard {name!r}; allowed is a plain file name")) as caught:
+        with pytest.raises(
+            ConfigError, match=re.escape(f"names the shard {name!r}; allowed is a plain file name")
+        ) as caught:
             find_shards(source)
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="allowed is a plain file name"):
@@ -211,9 +248,18 @@ def flip(path: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped": (flip, r"was changed: its SHA-256 is \w{64} instead of \w{64}"),
     "missing": (Path.unlink, "is missing"),
-    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-1]), r"has \d+ bytes instead of \d+"),
-    "appended": (lambda path: path.write_bytes(path.read_bytes() + b"\0"), r"has \d+ bytes instead of \d+"),
-    "another's": (lambda path: shutil.copy(path.with_name("shard-000000.tar"), path), r"(was changed|has \d+ bytes)"),
+    "truncated": (
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        r"has \d+ bytes instead of \d+",
+    ),
+    "appended": (
+        lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+        r"has \d+ bytes instead of \d+",
+    ),
+    "another's": (
+        lambda path: shutil.copy(path.with_name("shard-000000.tar"), path),
+        r"(was changed|has \d+ bytes)",
+    ),
 }
 
 

@@ -19,20 +19,30 @@ from swag_models.recipe.data.strip_metadata import scrub_image
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SECRET = b"Rue de Secret 7"
-XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><exif:GPSLatitude>' + SECRET + b"</exif:GPSLatitude></x:xmpmeta>"
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><exif:GPSLatitude>'
+    + SECRET
+    + b"</exif:GPSLatitude></x:xmpmeta>"
+)
 
 
 def make_exif(orientation: int = 1) -> Image.Exif:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     exif[ExifTags.Base.Artist] = SECRET.decode()
-    exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (48.0, 51.0, 29.5), 3: "E", 4: (2.0, 17.0, 40.2)})
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update(
+        {1: "N", 2: (48.0, 51.0, 29.5), 3: "E", 4: (2.0, 17.0, 40.2)}
+    )
     return exif
 
 
 def write(kind: str, pixels: Any = None, **options: Any) -> bytes:
     file = io.BytesIO()
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(make_pixels(3, 40, 56) if pixels is None else pixels)
+    image = (
+        pixels
+        if isinstance(pixels, Image.Image)
+        else Image.fromarray(make_pixels(3, 40, 56) if pixels is None else pixels)
+    )
     image.save(file, kind, **options)
     return file.getvalue()
 
@@ -40,7 +50,13 @@ def write(kind: str, pixels: Any = None, **options: Any) -> bytes:
 def insert(content: bytes, marker: int, body: bytes) -> bytes:
     """A JPEG with one segment more, behind its first."""
     end = 4 + int.from_bytes(content[4:6], "big")
-    return content[:end] + bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body + content[end:]
+    return (
+        content[:end]
+        + bytes([0xFF, marker])
+        + (len(body) + 2).to_bytes(2, "big")
+        + body
+        + content[end:]
+    )
 
 
 def see(content: bytes) -> np.ndarray[Any, Any]:
@@ -51,20 +67,35 @@ JPEGS: dict[str, Callable[[], bytes]] = {
     "exif": lambda: write("JPEG", exif=make_exif()),
     "turned": lambda: write("JPEG", exif=make_exif(6)),
     "xmp": lambda: write("JPEG", xmp=XMP),
-    "iptc": lambda: insert(write("JPEG"), 0xED, b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0f" + SECRET),
+    "iptc": lambda: insert(
+        write("JPEG"), 0xED, b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0f" + SECRET
+    ),
     "comment": lambda: write("JPEG", comment=SECRET),
     "maker's segment": lambda: insert(write("JPEG"), 0xEA, b"AROT" + SECRET),
     "extended JFIF": lambda: insert(write("JPEG"), 0xE0, b"JFXX\0\x10" + SECRET),
     "after the end": lambda: write("JPEG") + write("JPEG", comment=SECRET),
     "several pictures": lambda: write(
-        "MPO", save_all=True, append_images=[Image.new("RGB", (40, 40))], exif=make_exif(), comment=SECRET
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (40, 40))],
+        exif=make_exif(),
+        comment=SECRET,
     ),
     "all, progressive": lambda: write(
         "JPEG", progressive=True, exif=make_exif(3), xmp=XMP, comment=SECRET, icc_profile=PROFILE
     ),
-    "all, with restarts": lambda: write("JPEG", restart_marker_blocks=2, exif=make_exif(8), xmp=XMP, comment=SECRET),
-    "grey": lambda: write("JPEG", make_pixels(1, 30, 50)[..., 0].copy(), exif=make_exif(5), comment=SECRET),
-    "CMYK": lambda: write("JPEG", Image.fromarray(make_pixels(2, 30, 50)).convert("CMYK"), exif=make_exif(), comment=SECRET),
+    "all, with restarts": lambda: write(
+        "JPEG", restart_marker_blocks=2, exif=make_exif(8), xmp=XMP, comment=SECRET
+    ),
+    "grey": lambda: write(
+        "JPEG", make_pixels(1, 30, 50)[..., 0].copy(), exif=make_exif(5), comment=SECRET
+    ),
+    "CMYK": lambda: write(
+        "JPEG",
+        Image.fromarray(make_pixels(2, 30, 50)).convert("CMYK"),
+        exif=make_exif(),
+        comment=SECRET,
+    ),
 }
 
 
@@ -91,7 +122,9 @@ KEPT: dict[str, Callable[[], bytes]] = {
     "progressive.jpg": lambda: write("JPEG", progressive=True, icc_profile=PROFILE),
     "webp": lambda: write("WEBP"),
     "odd.webp": lambda: write("WEBP", make_pixels(1, 3, 5), lossless=True),
-    "transparent.webp": lambda: write("WEBP", Image.fromarray(make_pixels(1)).convert("RGBA"), icc_profile=PROFILE),
+    "transparent.webp": lambda: write(
+        "WEBP", Image.fromarray(make_pixels(1)).convert("RGBA"), icc_profile=PROFILE
+    ),
 }
 
 
@@ -103,7 +136,14 @@ def test_a_file_without_metadata_keeps_every_byte(name: str) -> None:
 
 def test_a_preview_in_the_first_segment_goes() -> None:
     content = write("JPEG")
-    preview = content[:4] + (16 + 3).to_bytes(2, "big") + content[6:18] + b"\1\1" + b"\xaa\xbb\xcc" + content[20:]
+    preview = (
+        content[:4]
+        + (16 + 3).to_bytes(2, "big")
+        + content[6:18]
+        + b"\1\1"
+        + b"\xaa\xbb\xcc"
+        + content[20:]
+    )
     assert np.array_equal(see(preview), see(content))
     assert scrub_image(preview, "x") == (content, "jpg")
 
@@ -123,17 +163,23 @@ OTHERS: dict[str, Callable[[], bytes]] = {
     "PNG with text behind its pixels": lambda: (
         write("PNG")[:-12] + make_chunk(b"tEXt", b"Place\0" + SECRET) + write("PNG")[-12:]
     ),
-    "PNG with a chunk of its maker": lambda: write("PNG")[:33] + make_chunk(b"caBX", SECRET) + write("PNG")[33:],
+    "PNG with a chunk of its maker": lambda: (
+        write("PNG")[:33] + make_chunk(b"caBX", SECRET) + write("PNG")[33:]
+    ),
     "PNG with exif": lambda: write("PNG", exif=make_exif(6)),
     "WebP with xmp": lambda: write("WEBP", xmp=XMP),
     "WebP with exif": lambda: write("WEBP", exif=make_exif(8)),
     "WebP with something behind it": lambda: write("WEBP") + SECRET,
-    "WebP that moves": lambda: write("WEBP", save_all=True, append_images=[Image.new("RGB", (56, 40))]) + SECRET,
+    "WebP that moves": lambda: (
+        write("WEBP", save_all=True, append_images=[Image.new("RGB", (56, 40))]) + SECRET
+    ),
     "GIF with a comment": lambda: write("GIF", comment=SECRET),
     "TIFF": lambda: write("TIFF", description=SECRET.decode()),
     "BMP": lambda: write("BMP") + SECRET,
     "PPM": lambda: write("PPM").replace(b"P6\n", b"P6\n# " + SECRET + b"\n"),
-    "transparent PNG": lambda: write("PNG", Image.fromarray(make_pixels(0)).convert("LA"), pnginfo=make_text()),
+    "transparent PNG": lambda: write(
+        "PNG", Image.fromarray(make_pixels(0)).convert("LA"), pnginfo=make_text()
+    ),
 }
 
 
@@ -149,8 +195,12 @@ def test_another_file_with_metadata_becomes_a_png_of_its_pixels(name: str) -> No
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (56, 20)), (6, (20, 56))])
-def test_a_large_picture_is_turned_and_made_smaller(orientation: int, size: tuple[int, int]) -> None:
-    content = write("JPEG", make_pixels(0, 40, 112), exif=make_exif(orientation), xmp=XMP, icc_profile=PROFILE)
+def test_a_large_picture_is_turned_and_made_smaller(
+    orientation: int, size: tuple[int, int]
+) -> None:
+    content = write(
+        "JPEG", make_pixels(0, 40, 112), exif=make_exif(orientation), xmp=XMP, icc_profile=PROFILE
+    )
     smaller, suffix = scrub_image(content, "x", 20)
     with Image.open(io.BytesIO(smaller)) as image:
         assert (suffix, image.format, image.size) == ("jpg", "JPEG", size)

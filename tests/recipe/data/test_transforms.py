@@ -20,17 +20,23 @@ SIZES = [(64, 64), (80, 48), (33, 190), (400, 300), (5, 3), (1, 1)]
 
 
 def make_picture(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.6)])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_byte_is_torchvisions(size: tuple[int, int], scale: tuple[float, float], interpolation: str) -> None:
+def test_every_byte_is_torchvisions(
+    size: tuple[int, int], scale: tuple[float, float], interpolation: str
+) -> None:
     ours = Augmentation(Augment(scale=scale, interpolation=interpolation), 32)  # type: ignore[arg-type]
     theirs = v2.Compose(
         [
-            v2.RandomResizedCrop(32, scale=scale, interpolation=v2.InterpolationMode(interpolation)),
+            v2.RandomResizedCrop(
+                32, scale=scale, interpolation=v2.InterpolationMode(interpolation)
+            ),
             v2.RandomHorizontalFlip(),
             v2.PILToTensor(),
         ]
@@ -64,7 +70,9 @@ def draw_crops(augment: Augment, side: int, count: int) -> tuple[Tensor, Tensor,
     """Widths, heights, and whether it was mirrored, of crops of a picture whose colours are the pixels' places."""
     y, x = np.mgrid[:side, :side]
     picture = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
-    made = torch.stack([Augmentation(augment, 64)(picture) for _ in range(count)]).double()  # (count, 3, 64, 64)
+    made = torch.stack(
+        [Augmentation(augment, 64)(picture) for _ in range(count)]
+    ).double()  # (count, 3, 64, 64)
     across, down = made[:, 0, 32], made[:, 1, :, 32]  # a ramp each
     widths, heights = ((ramp[:, 48] - ramp[:, 16]) * 2 for ramp in (across, down))
     assert (heights >= 0).all()
@@ -84,7 +92,9 @@ def test_areas_and_ratios_are_spread_as_asked() -> None:
     assert ratios.std() == pytest.approx(2 * math.log(2) / math.sqrt(12), abs=0.02)
 
 
-@pytest.mark.parametrize(("flip", "least", "most"), [(0.0, 0, 0), (0.25, 110, 195), (0.5, 250, 350), (1.0, 600, 600)])
+@pytest.mark.parametrize(
+    ("flip", "least", "most"), [(0.0, 0, 0), (0.25, 110, 195), (0.5, 250, 350), (1.0, 600, 600)]
+)
 def test_flips_are_as_probable_as_asked(flip: float, least: int, most: int) -> None:
     _, _, mirrored = draw_crops(replace(Augment(scale=(0.5, 1.0)), flip=flip), 100, 600)
     assert least <= int(mirrored.sum()) <= most

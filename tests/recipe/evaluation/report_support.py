@@ -10,7 +10,12 @@ import pytest
 
 from studies.scenes.posts import split_held_out
 from studies.scenes.scene import encode
-from swag_models.recipe.evaluation.report.collect import MEASURED, collect_report, restore_evaluation, restore_probe
+from swag_models.recipe.evaluation.report.collect import (
+    MEASURED,
+    collect_report,
+    restore_evaluation,
+    restore_probe,
+)
 from swag_models.recipe.evaluation.results import Evaluation, Probe
 
 MODELS = ("regnety_nano_hashtags", "vit_nano_hashtags")
@@ -29,7 +34,11 @@ def make_scenes(root: Path, count: int = 3) -> tuple[Path, Path]:
 
 
 def measure(
-    output: Path, train: Path, test: Path, models: tuple[str, ...] = MODELS, shots: tuple[int | None, ...] = (1, 2, None)
+    output: Path,
+    train: Path,
+    test: Path,
+    models: tuple[str, ...] = MODELS,
+    shots: tuple[int | None, ...] = (1, 2, None),
 ) -> Path:
     """The page of a report with all its parts."""
     with pytest.MonkeyPatch.context() as patch:
@@ -55,7 +64,9 @@ def read_measured(output: Path) -> tuple[list[Evaluation], list[Probe]]:
             evaluations.append(restore_evaluation(values))
         else:
             probes += [restore_probe(each) for each in values]
-    return sorted(evaluations, key=lambda each: each.model), sorted(probes, key=lambda each: each.model)
+    return sorted(evaluations, key=lambda each: each.model), sorted(
+        probes, key=lambda each: each.model
+    )
 
 
 class Tables(HTMLParser):

@@ -24,7 +24,9 @@ IDS = load_imagenet()
 def save_tiny(folder: Path, classes: Any = "imagenet-1k", count: int = 1000) -> Path:
     """A published model of random weights, of 32 pixels."""
     spec = TINY_SPECS["vit"]
-    spec = replace(spec, num_classes=count, classes=classes, preprocess=replace(spec.preprocess, image_size=32))
+    spec = replace(
+        spec, num_classes=count, classes=classes, preprocess=replace(spec.preprocess, image_size=32)
+    )
     return save(randomise(load_model(spec, pretrained=False)), folder, license="mit")
 
 
@@ -61,13 +63,17 @@ def write_objectnet(root: Path, first: int = 0) -> dict[str, tuple[str, ...]]:
         descriptions[line] = f"{IDS[index]}, the same in other words"
     labels = {folder: folder.replace("_", " ").capitalize() for folder in ids}
     mapped = {
-        labels[folder]: "; ".join(f"{each}, the same in other words" for each in own) for folder, own in ids.items() if own
+        labels[folder]: "; ".join(f"{each}, the same in other words" for each in own)
+        for folder, own in ids.items()
+        if own
     }
     mappings = root / "mappings"
     mappings.mkdir(parents=True)
     (mappings / "folder_to_objectnet_label.json").write_text(json.dumps(labels))
     (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(mapped))
-    (mappings / "imagenet_to_label_2012_v2").write_text("".join(f"{line}\n" for line in descriptions))
+    (mappings / "imagenet_to_label_2012_v2").write_text(
+        "".join(f"{line}\n" for line in descriptions)
+    )
     numbered = {str(index): line + first for index, line in enumerate(lines)}
     (mappings / "pytorch_to_imagenet_2012_id.json").write_text(json.dumps(numbered))
     for number, folder in enumerate(ids):
@@ -80,7 +86,9 @@ def write_objectnet(root: Path, first: int = 0) -> dict[str, tuple[str, ...]]:
 def run_by_hand(model: Path, pictures: Mapping[str, Path]) -> dict[str, torch.Tensor]:
     """The logits of each picture (K,), without anything of an evaluation."""
     network, preprocess = load_model(model), load_preprocess(model)
-    inputs = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in pictures.values()])
+    inputs = torch.stack(
+        [preprocess(Image.open(path).convert("RGB")) for path in pictures.values()]
+    )
     return dict(zip(pictures, network(inputs)))
 
 

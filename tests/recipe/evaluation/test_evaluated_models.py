@@ -18,7 +18,7 @@ from suites_support import IDS, save_tiny, write_picture
 from tiny import randomise
 
 from swag_models.errors import ConfigError, FetchError, UnknownModelError
-from swag_models.recipe.evaluation.models import PeerCandidate, open_candidate
+from swag_models.recipe.evaluation.models import ExternalModel, open_evaluated_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,7 +41,7 @@ def cached(caches: Path) -> torch.nn.Module:
 
 
 def test_torchvisions_logits_and_classes_are_its_own(cached: torch.nn.Module) -> None:
-    candidate = open_candidate("torchvision:shufflenet_v2_x0_5@IMAGENET1K_V1")
+    candidate = open_evaluated_model("torchvision:shufflenet_v2_x0_5@IMAGENET1K_V1")
     inputs = torch.stack([WEIGHTS.transforms()(image) for image in make_images()])
     ours = candidate.classify(torch.stack([candidate.fit(image) for image in make_images()]))
     with torch.inference_mode():
@@ -53,7 +53,9 @@ def test_torchvisions_logits_and_classes_are_its_own(cached: torch.nn.Module) ->
 def test_torchvisions_features_are_what_its_last_layer_gets() -> None:
     network = randomise(torchvision.models.resnet18(num_classes=7)).eval()
     transform = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
-    candidate = PeerCandidate("torchvision:resnet18", network, transform, None, torch.device("cpu"), torch.float32)
+    candidate = ExternalModel(
+        "torchvision:resnet18", network, transform, None, torch.device("cpu"), torch.float32
+    )
     inputs = torch.stack([candidate.fit(image) for image in make_images()])
     pooled: list[torch.Tensor] = []
     network.avgpool.register_forward_hook(lambda *given: pooled.append(given[2].flatten(1)))
@@ -69,7 +71,9 @@ def test_torchvisions_features_are_what_its_last_layer_gets() -> None:
 def test_timms_features_are_those_before_its_head(name: str) -> None:
     network = randomise(timm.create_model(name)).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-    candidate = PeerCandidate(f"timm:{name}", network, transform, None, torch.device("cpu"), torch.float32)
+    candidate = ExternalModel(
+        f"timm:{name}", network, transform, None, torch.device("cpu"), torch.float32
+    )
     inputs = torch.stack([candidate.fit(image) for image in make_images()])
     with torch.inference_mode():
         expected = network.forward_head(network.forward_features(inputs), pre_logits=True)
@@ -79,22 +83,24 @@ def test_timms_features_are_those_before_its_head(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["regnety_nano_hashtags", "vit_nano_hashtags"])
 def test_our_features_are_those_before_the_head(name: str) -> None:
-    candidate = open_candidate(name)
+    candidate = open_evaluated_model(name)
     inputs = torch.stack([candidate.fit(image) for image in make_images()])
-    head = [module for module in candidate.network.modules() if isinstance(module, torch.nn.Linear)][-1]
+    head = [
+        module for module in candidate.network.modules() if isinstance(module, torch.nn.Linear)
+    ][-1]
     with torch.inference_mode():
         torch.testing.assert_close(head(candidate.embed(inputs)), candidate.classify(inputs))
 
 
 def test_a_models_hash_tells_any_weight_kind_and_preprocessing(tmp_path: Path) -> None:
     model = str(save_tiny(tmp_path / "model"))
-    first = open_candidate(model)
+    first = open_evaluated_model(model)
     before = first.hash_content()
-    assert open_candidate(model).hash_content() == before
+    assert open_evaluated_model(model).hash_content() == before
     others = {
         before,
-        open_candidate(model, dtype="bfloat16").hash_content(),
-        open_candidate(model, image_size=64).hash_content(),
+        open_evaluated_model(model, dtype="bfloat16").hash_content(),
+        open_evaluated_model(model, image_size=64).hash_content(),
     }
     for parameter in first.network.parameters():
         with torch.no_grad():
@@ -104,38 +110,81 @@ def test_a_models_hash_tells_any_weight_kind_and_preprocessing(tmp_path: Path) -
 
 
 def test_what_cannot_be_opened_is_said() -> None:
-    for name, message in (("timm:test_resnt", "did you mean"), ("torchvision:resnet19", "unknown torchvision model")):
+    for name, message in (
+        ("timm:test_resnt", "did you mean"),
+        ("torchvision:resnet19", "unknown torchvision model"),
+    ):
         with pytest.raises(UnknownModelError, match=message):
-            open_candidate(name)
+            open_evaluated_model(name)
     for options, message in (
         ({"name": "torchvision:resnet18@V7"}, "has no weights 'V7'; allowed: IMAGENET1K_V1"),
         ({"name": "timm:test_resnet", "image_size": 64}, "image_size goes with our own models"),
         ({"name": "timm:test_resnet", "device": "nowhere"}, "device 'nowhere' cannot be used here"),
     ):
         with pytest.raises(ConfigError, match=message):
-            open_candidate(**options)
+            open_evaluated_model(**options)
 
 
 @pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", f"timm:{TIMM}"])
-def test_weights_that_do_not_come_are_told_in_one_line(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_do_not_come_are_told_in_one_line(
+    name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # without it the client tries for a minute
-    with pytest.raises(FetchError, match=f"weights of {name} cannot be fetched: .*; try again with a network") as caught:
-        open_candidate(name)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", True
+    )  # without it the client tries for a minute
+    with pytest.raises(
+        FetchError, match=f"weights of {name} cannot be fetched: .*; try again with a network"
+    ) as caught:
+        open_evaluated_model(name)
     assert "\n" not in str(caught.value)
 
 
 def test_timm_is_evaluated_as_by_hand(hub: Hub, tmp_path: Path) -> None:
     network = randomise(timm.create_model("test_resnet")).eval()
-    config = {"architecture": "test_resnet", "num_classes": 1000, "pretrained_cfg": dict(network.pretrained_cfg)}
-    hub.put_repo(f"timm/{TIMM}", {"config.json": json.dumps(config).encode(), "model.safetensors": save(network.state_dict())})
-    paths = [write_picture(tmp_path / "data" / IDS[index] / "0.png", index) for index in range(0, 1000, 100)]
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 1000,
+        "pretrained_cfg": dict(network.pretrained_cfg),
+    }
+    hub.put_repo(
+        f"timm/{TIMM}",
+        {
+            "config.json": json.dumps(config).encode(),
+            "model.safetensors": save(network.state_dict()),
+        },
+    )
+    paths = [
+        write_picture(tmp_path / "data" / IDS[index] / "0.png", index)
+        for index in range(0, 1000, 100)
+    ]
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
     with torch.inference_mode():
-        logits = network(torch.stack([transform(Image.open(path).convert("RGB")) for path in paths]))
-    ran = run_command("recipe", "evaluate", f"timm:{TIMM}", "--data", tmp_path / "data", "-o", tmp_path, "--quiet", "--json")
+        logits = network(
+            torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+        )
+    ran = run_command(
+        "recipe",
+        "evaluate",
+        f"timm:{TIMM}",
+        "--data",
+        tmp_path / "data",
+        "-o",
+        tmp_path,
+        "--quiet",
+        "--json",
+    )
     assert ran.returncode == 0, ran.stderr
-    rows = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / f"timm-{TIMM}-folder.parquet").to_pylist()
+    rows = (
+        pytest.importorskip("pyarrow.parquet")
+        .read_table(tmp_path / f"timm-{TIMM}-folder.parquet")
+        .to_pylist()
+    )
     assert [row["predicted"] for row in rows] == logits.argmax(dim=1).tolist()
-    assert [row["probability"] for row in rows] == pytest.approx(logits.softmax(dim=1).amax(dim=1).tolist(), rel=1e-5)
-    assert json.loads(ran.stdout)["top1"]["value"] == 100 * sum(row["predicted"] in row["labels"] for row in rows) / 10
+    assert [row["probability"] for row in rows] == pytest.approx(
+        logits.softmax(dim=1).amax(dim=1).tolist(), rel=1e-5
+    )
+    assert (
+        json.loads(ran.stdout)["top1"]["value"]
+        == 100 * sum(row["predicted"] in row["labels"] for row in rows) / 10
+    )

@@ -22,10 +22,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("document", ["evaluation.md", "associations.md"])
-def test_commands_run(document: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_run(
+    document: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SWAG_MODELS_CACHE", str(folder / "cache"))
-    blocks = re.findall(r"^```sh\n(.*?)^```", (DOCS / document).read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```sh\n(.*?)^```", (DOCS / document).read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
     commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
     assert commands
     for program, *arguments in commands:

@@ -1,4 +1,4 @@
-"""Checkpoints of one rank: equal to the bit, kept and deleted as promised, and refused when they are damaged."""
+"""Checkpointer of one rank: equal to the bit, kept and deleted as promised, and refused when they are damaged."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from ranks import assert_same, flatten, one_rank
 from torch import nn
 
 from swag_models.errors import CheckpointError, OutputError
-from swag_models.recipe.training.checkpointer import Checkpoints, collect, restore
+from swag_models.recipe.training.checkpointer import Checkpointer, collect, restore
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
-    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
-    "sgd without momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.1, weight_decay=0.1),
+    "sgd": lambda parameters: torch.optim.SGD(
+        parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1
+    ),
+    "sgd without momentum": lambda parameters: torch.optim.SGD(
+        parameters, lr=0.1, weight_decay=0.1
+    ),
 }
 
 
@@ -33,8 +37,15 @@ def _rank() -> Iterator[None]:
 
 def make_tensors() -> dict[str, Any]:
     return {
-        "weights": {"float": torch.randn(7, 5), "bf16": torch.randn(3, 4).bfloat16(), "odd": torch.tensor([torch.nan, -0.0])},
-        "counts": [{"large": torch.tensor([2**62 + 1, -5])}, {"one": torch.tensor(7), "half": torch.tensor(0.1).half()}],
+        "weights": {
+            "float": torch.randn(7, 5),
+            "bf16": torch.randn(3, 4).bfloat16(),
+            "odd": torch.tensor([torch.nan, -0.0]),
+        },
+        "counts": [
+            {"large": torch.tensor([2**62 + 1, -5])},
+            {"one": torch.tensor(7), "half": torch.tensor(0.1).half()},
+        ],
         "rate": 0.1,
         "betas": (0.9, 0.95),
     }
@@ -49,7 +60,7 @@ def blank(tensors: Any) -> Any:
     return torch.zeros_like(tensors) if isinstance(tensors, torch.Tensor) else None
 
 
-def save_some(checkpoints: Checkpoints, scores: dict[int, float | None]) -> None:
+def save_some(checkpoints: Checkpointer, scores: dict[int, float | None]) -> None:
     for step, score in scores.items():
         checkpoints.save(step, {"step": torch.full((300,), step)}, {}, score=score)
     checkpoints.finish()
@@ -78,8 +89,10 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.step()
 
 
-def test_every_kind_of_tensor_comes_back_to_the_bit_as_it_was_when_save_was_called(tmp_path: Path) -> None:
-    checkpoints, tensors = Checkpoints(tmp_path, 1), make_tensors()
+def test_every_kind_of_tensor_comes_back_to_the_bit_as_it_was_when_save_was_called(
+    tmp_path: Path,
+) -> None:
+    checkpoints, tensors = Checkpointer(tmp_path, 1), make_tensors()
     before, facts = copy.deepcopy(tensors), {"epoch": 3, "stream": {"position": [1, 2]}}
     checkpoints.save(5, tensors, facts)
     facts["epoch"] = 4
@@ -98,7 +111,7 @@ def test_every_kind_of_tensor_comes_back_to_the_bit_as_it_was_when_save_was_call
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_run_that_goes_on_ends_in_the_same_weights(tmp_path: Path, kind: str) -> None:
-    checkpoints, model = Checkpoints(tmp_path, 1), Net()
+    checkpoints, model = Checkpointer(tmp_path, 1), Net()
     optimizer, average = OPTIMIZERS[kind](model.parameters()), copy.deepcopy(model)
     train(model, optimizer, range(3))
     average.head.weight.data.lerp_(model.head.weight.data, 0.3)
@@ -121,9 +134,9 @@ def test_a_run_that_goes_on_ends_in_the_same_weights(tmp_path: Path, kind: str) 
 
 
 def test_the_last_and_the_best_are_kept_over_restarts(tmp_path: Path) -> None:
-    save_some(Checkpoints(tmp_path, 2), {1: 0.3, 2: 0.9, 3: None, 4: 0.5, 5: float("nan")})
+    save_some(Checkpointer(tmp_path, 2), {1: 0.3, 2: 0.9, 3: None, 4: 0.5, 5: float("nan")})
     assert list_steps(tmp_path) == [2, 4, 5]
-    checkpoints = Checkpoints(tmp_path, 2)
+    checkpoints = Checkpointer(tmp_path, 2)
     assert checkpoints.find_best() == tmp_path / "step-00000002"
     save_some(checkpoints, {6: 0.9, 7: None, 8: 0.1})
     assert list_steps(tmp_path) == [6, 7, 8], "of equals the later is the best"
@@ -131,7 +144,7 @@ def test_the_last_and_the_best_are_kept_over_restarts(tmp_path: Path) -> None:
 
 
 def test_without_scores_none_is_the_best(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "new" / "folder", 1)
+    checkpoints = Checkpointer(tmp_path / "new" / "folder", 1)
     assert (checkpoints.find_latest(), checkpoints.find_best()) == (None, None)
     save_some(checkpoints, {1: None, 2: None})
     assert checkpoints.find_best() is None
@@ -139,7 +152,7 @@ def test_without_scores_none_is_the_best(tmp_path: Path) -> None:
 
 
 def test_polling_gives_a_finished_save_its_name(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints = Checkpointer(tmp_path, 1)
     checkpoints.save(1, make_tensors(), {})
     assert not (tmp_path / "step-00000001").exists(), "not before anyone asks"
 
@@ -153,7 +166,7 @@ def test_polling_gives_a_finished_save_its_name(tmp_path: Path) -> None:
 
 
 def test_a_step_saved_again_takes_its_place(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints = Checkpointer(tmp_path, 1)
     for value in (1.0, 2.0):
         checkpoints.save(4, {"value": torch.tensor(value)}, {"value": value}, wait=True)
     loaded = {"value": torch.tensor(0.0)}
@@ -163,25 +176,37 @@ def test_a_step_saved_again_takes_its_place(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
-    save_some(Checkpoints(tmp_path, 3), {1: None, 2: None})
-    (tmp_path / "step-00000002").rename(tmp_path / ".step-00000002.old")  # killed while another took its place
+    save_some(Checkpointer(tmp_path, 3), {1: None, 2: None})
+    (tmp_path / "step-00000002").rename(
+        tmp_path / ".step-00000002.old"
+    )  # killed while another took its place
     for name in (".step-00000003.tmp", ".step-00000001.old", "step-00000009"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__0_0.distcp").write_bytes(b"half")
-    checkpoints = Checkpoints(tmp_path, 3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002", "step-00000009"]
+    checkpoints = Checkpointer(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000001",
+        "step-00000002",
+        "step-00000009",
+    ]
     assert checkpoints.find_latest() == tmp_path / "step-00000002", "one without state.json is none"
     checkpoints.load(tmp_path / "step-00000002", {"step": torch.zeros(300, dtype=torch.int64)})
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other bytes"])
-def test_damage_is_told_with_the_name_of_the_checkpoint(tmp_path: Path, name: str, damage: str) -> None:
-    checkpoints = Checkpoints(tmp_path, 1)
+def test_damage_is_told_with_the_name_of_the_checkpoint(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    checkpoints = Checkpointer(tmp_path, 1)
     save_some(checkpoints, {1: None})
     path = tmp_path / "step-00000001"
     content = (path / name).read_bytes()
-    changed = {"cut": content[:-1], "empty": b"", "other bytes": bytes(byte ^ 0x55 for byte in content)}
+    changed = {
+        "cut": content[:-1],
+        "empty": b"",
+        "other bytes": bytes(byte ^ 0x55 for byte in content),
+    }
     if damage == "gone":
         (path / name).unlink()
     else:
@@ -192,24 +217,28 @@ def test_damage_is_told_with_the_name_of_the_checkpoint(tmp_path: Path, name: st
 
 
 def test_another_model_is_refused(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints = Checkpointer(tmp_path, 1)
     save_some(checkpoints, {1: None})
     for tensors in ({"other": torch.zeros(300)}, {"step": torch.zeros(299)}):
         with pytest.raises(CheckpointError, match="step-00000001"):
             checkpoints.load(tmp_path / "step-00000001", tensors)
 
 
-def test_a_full_disk_leaves_the_last_good_one_and_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_leaves_the_last_good_one_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with small_disk(tmp_path / "disk", 3) as disk:
-        checkpoints = Checkpoints(disk / "run", 1)
+        checkpoints = Checkpointer(disk / "run", 1)
         save_some(checkpoints, {1: None})
         large, small = {"value": torch.randn(1_000_000)}, {"value": torch.randn(10)}
         with caplog.at_level(logging.WARNING, "swag_models"):
             checkpoints.save(2, large, {})
             assert checkpoints.finish()
-        assert [record.getMessage().split(":")[0] for record in caplog.records if record.name == "swag_models"] == [
-            "the checkpoint of step 2 cannot be written"
-        ]
+        assert [
+            record.getMessage().split(":")[0]
+            for record in caplog.records
+            if record.name == "swag_models"
+        ] == ["the checkpoint of step 2 cannot be written"]
         assert "No space left on device" in caplog.text
         assert checkpoints.failed == 1
         assert [path.name for path in (disk / "run").iterdir()] == ["step-00000001"]
@@ -230,4 +259,4 @@ def test_a_full_disk_leaves_the_last_good_one_and_training_goes_on(tmp_path: Pat
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file"):
-        Checkpoints(tmp_path / "file", 1)
+        Checkpointer(tmp_path / "file", 1)

@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks: written by some and read by others, agreed on, and never lost to a kill."""
+"""Checkpointer of several ranks: written by some and read by others, agreed on, and never lost to a kill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from swag_models.errors import OutputError
-from swag_models.recipe.training.checkpointer import Checkpoints, collect, restore
+from swag_models.recipe.training.checkpointer import Checkpointer, collect, restore
 
 ROOT = Path(__file__).parents[3]
 COUNT = 20  # kills
@@ -70,7 +70,7 @@ def write(folder: Path, kind: str, name: str, expected: Path) -> None:
     model, optimizer, average = make_run(kind, 0, name)
     for _ in range(2):
         step(model, optimizer)
-    checkpoints = Checkpoints(folder, 2)
+    checkpoints = Checkpointer(folder, 2)
     tensors = collect(model, optimizer, average)
     whole = copy.deepcopy(gather(tensors))
     checkpoints.save(2, tensors, {"rank": dist.get_rank()})
@@ -86,7 +86,7 @@ def write(folder: Path, kind: str, name: str, expected: Path) -> None:
 def read(folder: Path, kind: str, name: str, expected: Path) -> None:
     """Fresh modules are filled with what was saved."""
     model, optimizer, average = make_run(kind, 5, name)
-    checkpoints = Checkpoints(folder, 2)
+    checkpoints = Checkpointer(folder, 2)
     latest = checkpoints.find_latest()
     assert latest == folder / "step-00000002"
     tensors = collect(model, optimizer, average)
@@ -97,8 +97,12 @@ def read(folder: Path, kind: str, name: str, expected: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "name", "other"), [("fsdp", "adamw", "ddp"), ("ddp", "sgd", "fsdp")])
-def test_any_number_of_ranks_goes_on_with_what_another_wrote(tmp_path: Path, kind: str, name: str, other: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "other"), [("fsdp", "adamw", "ddp"), ("ddp", "sgd", "fsdp")]
+)
+def test_any_number_of_ranks_goes_on_with_what_another_wrote(
+    tmp_path: Path, kind: str, name: str, other: str
+) -> None:
     run_ranks(2, write, tmp_path / "run", kind, name, tmp_path / "expected")
     with one_rank():
         read(tmp_path / "run", "plain", name, tmp_path / "expected")
@@ -113,7 +117,7 @@ def read_both(folder: Path, kind: str, name: str) -> None:
 
 def fill_one_disk(folder: Path) -> None:
     """The files of rank 1 alone may not grow."""
-    checkpoints, rank = Checkpoints(folder, 1), dist.get_rank()
+    checkpoints, rank = Checkpointer(folder, 1), dist.get_rank()
     mesh = init_device_mesh("cpu", (2,))
     tensors = {"value": DTensor.from_local(torch.randn(50_000), mesh, [Shard(0)])}
     checkpoints.save(1, tensors, {}, wait=True)
@@ -139,14 +143,14 @@ def test_ranks_agree_that_a_save_failed_on_one_of_them(tmp_path: Path) -> None:
     run_ranks(2, fill_one_disk, tmp_path / "run")
 
 
-# Ranks are forked from a process that has loaded everything but has no threads, since to load it takes seconds.
+# DistContext are forked from a process that has loaded everything but has no threads, since to load it takes seconds.
 KILLS = """
 import os, random, signal, sys, time
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
-from swag_models.recipe.training.checkpointer import Checkpoints
+from swag_models.recipe.training.checkpointer import Checkpointer
 folder, count, parent = sys.argv[1], int(sys.argv[2]), os.getpid()
 
 def tell(name, step):
@@ -168,7 +172,7 @@ def start(rank, turn):
     os._exit(code)
 
 def run(rank):
-    checkpoints = Checkpoints(f"{folder}/run", 2)
+    checkpoints = Checkpointer(f"{folder}/run", 2)
     mesh = init_device_mesh("cpu", (2,))
     step, value = 0, DTensor.from_local(torch.zeros(200_000), mesh, [Shard(0)])
     tensors = {"value": value, "number": torch.tensor(0)}

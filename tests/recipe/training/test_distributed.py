@@ -8,7 +8,7 @@ import torch.distributed as dist
 from runs import find_port
 
 from swag_models.errors import ConfigError, TrainingError
-from swag_models.recipe.training.distributed import open_ranks
+from swag_models.recipe.training.distributed import init_distributed
 
 
 def test_a_rank_that_is_told_of_no_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,8 +17,10 @@ def test_a_rank_that_is_told_of_no_others_is_refused(monkeypatch: pytest.MonkeyP
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     with (
-        pytest.raises(ConfigError, match=r"^rank 0 cannot meet the others \(.*MASTER_ADDR.*\); use torchrun"),
-        open_ranks(),
+        pytest.raises(
+            ConfigError, match=r"^rank 0 cannot meet the others \(.*MASTER_ADDR.*\); use torchrun"
+        ),
+        init_distributed(),
     ):
         pass
 
@@ -26,12 +28,19 @@ def test_a_rank_that_is_told_of_no_others_is_refused(monkeypatch: pytest.MonkeyP
 def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     port = find_port()
     store = dist.TCPStore("127.0.0.1", port, 1, is_master=True)
-    settings = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    settings = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(ConfigError, match=rf"^rank 0 cannot meet the others \(.*{port}.*\); use torchrun") as caught,
-        open_ranks(),
+        pytest.raises(
+            ConfigError, match=rf"^rank 0 cannot meet the others \(.*{port}.*\); use torchrun"
+        ) as caught,
+        init_distributed(),
     ):
         pass
     assert "\n" not in str(caught.value)
@@ -39,12 +48,14 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_little_memory_of_a_gpu_is_told_with_what_helps() -> None:
-    with pytest.raises(TrainingError, match=r"the memory of .* is too little \(rank 0\); .*engine.micro_batch"):
+    with pytest.raises(
+        TrainingError, match=r"the memory of .* is too little \(rank 0\); .*engine.micro_batch"
+    ):
         take_too_much()
 
 
 def take_too_much() -> None:
-    with open_ranks() as ranks:
+    with init_distributed() as ranks:
         if ranks.device.type == "cpu":
             raise torch.OutOfMemoryError("CUDA out of memory.")
         torch.empty(2**50, device=ranks.device)

@@ -42,7 +42,10 @@ def sum_saved(run: Callable[[], Tensor], precision: str) -> int:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with (
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
         output = run()
     assert output.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
@@ -73,8 +76,11 @@ def estimate(family: str, run: Run, freeze: bool = False) -> Footprint:
 
 def test_eight_epochs_of_imagenet_are_20_000_steps() -> None:
     preset = get_preset("regnety_16gf_in1k")
-    assert count_steps(preset.run, preset.epoch) == 20_018  # told as 20,000
-    assert count_steps(change(preset.run, ["epochs=none", "steps=20000"]), preset.epoch) == 20_000
+    assert count_steps(preset.run, preset.samples_per_epoch) == 20_018  # told as 20,000
+    assert (
+        count_steps(change(preset.run, ["epochs=none", "steps=20000"]), preset.samples_per_epoch)
+        == 20_000
+    )
 
 
 def test_steps_are_epochs_to_the_nearest_and_at_least_one() -> None:
@@ -84,13 +90,16 @@ def test_steps_are_epochs_to_the_nearest_and_at_least_one() -> None:
     assert count_steps(RUN, 6400 + 17) == 201
     assert count_steps(RUN, 3) == 1
     two = get_preset("vit_h14_hashtags")
-    assert abs(count_steps(two.run, two.epoch) * two.run.batch_size - 10**10) < two.run.batch_size
+    assert (
+        abs(count_steps(two.run, two.samples_per_epoch) * two.run.batch_size - 10**10)
+        < two.run.batch_size
+    )
 
 
 @pytest.mark.parametrize("name", ["vit_b16_in1k", "regnety_16gf_in1k"])
 def test_operations_and_parameters_are_those_published(name: str) -> None:
     preset, spec = get_preset(name), SPECS[name]
-    made = plan(preset.run, preset.epoch, num_classes=preset.num_classes)
+    made = plan(preset.run, preset.samples_per_epoch, num_classes=preset.num_classes)
     assert made.parameters == made.trained == spec.num_params
     assert made.passes == 3
     assert made.flops / 6e9 == pytest.approx(spec.gmacs, abs=1e-3)
@@ -101,12 +110,14 @@ def test_three_forward_passes_are_what_training_takes() -> None:
     with FlopCounterMode(display=False) as counter:
         nano()(images(1, 32)).sum().backward()
     made = plan(RUN, 100, num_classes=10)
-    assert counter.get_total_flops() == pytest.approx(made.flops, rel=0.05)  # attention's backward pass multiplies once more
+    assert counter.get_total_flops() == pytest.approx(
+        made.flops, rel=0.05
+    )  # attention's backward pass multiplies once more
 
 
 def test_a_frozen_trunk_is_passed_once_and_checkpointing_makes_it_four_times() -> None:
     whole = plan(RUN, 100, num_classes=10)
-    head = plan(replace(RUN, train="head"), 100, num_classes=10)
+    head = plan(replace(RUN, trainable="head"), 100, num_classes=10)
     again = plan(replace(RUN, engine=Engine(grad_checkpointing=True)), 100, num_classes=10)
     assert (head.flops * 3, again.flops * 3) == (whole.flops, whole.flops * 4)
     assert head.trained == 96 * 10 + 10
@@ -127,10 +138,17 @@ def test_weights_gradients_and_optimizer_are_those_of_a_real_step(run: Run) -> N
     model(images(2, 32)).sum().backward()
     optimizer.step()
     memory = plan(run, 100, num_classes=10).memory
-    states = [state for kept in optimizer.state.values() for state in kept.values() if torch.is_tensor(state) and state.ndim]
+    states = [
+        state
+        for kept in optimizer.state.values()
+        for state in kept.values()
+        if torch.is_tensor(state) and state.ndim
+    ]
     assert memory.optimizer == sum(state.nbytes for state in states)
     assert memory.weights == sum(weight.nbytes for weight in model.parameters())
-    assert memory.gradients == sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
+    assert memory.gradients == sum(
+        weight.grad.nbytes for weight in model.parameters() if weight.grad is not None
+    )
 
 
 @FAMILIES
@@ -144,12 +162,17 @@ def test_activations_are_those_that_a_real_model_keeps(family: str, precision: s
 
 @FAMILIES
 @PRECISIONS
-def test_activations_of_a_checkpointed_model_are_inputs_and_one_block(family: str, precision: str) -> None:
+def test_activations_of_a_checkpointed_model_are_inputs_and_one_block(
+    family: str, precision: str
+) -> None:
     model = tiny(family).train()
     entered: list[tuple[torch.nn.Module, Tensor]] = []
     blocks = [block for each in model.modules() if isinstance(each, Blocks) for block in each]
     hooks = [
-        block.register_forward_pre_hook(lambda block, inputs: entered.append((block, inputs[0].detach()))) for block in blocks
+        block.register_forward_pre_hook(
+            lambda block, inputs: entered.append((block, inputs[0].detach()))
+        )
+        for block in blocks
     ]
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         model(images(7))
@@ -160,14 +183,16 @@ def test_activations_of_a_checkpointed_model_are_inputs_and_one_block(family: st
     inputs = count_saved(model, precision)
     run = change(RUN, [f"engine.precision={precision}", "engine.grad_checkpointing=true"])
     assert estimate(family, run).activations == pytest.approx(inputs + again, rel=1e-3)
-    assert inputs < estimate(family, change(run, ["engine.grad_checkpointing=false"])).activations / 2
+    assert (
+        inputs < estimate(family, change(run, ["engine.grad_checkpointing=false"])).activations / 2
+    )
 
 
 @FAMILIES
 def test_a_frozen_trunk_keeps_nothing_for_the_backward_pass(family: str) -> None:
     model = tiny(family)
     model.freeze()
-    run = replace(RUN, train="head", engine=Engine(precision="fp32"))
+    run = replace(RUN, trainable="head", engine=Engine(precision="fp32"))
     assert estimate(family, run, freeze=True).activations == count_saved(model.train(), "fp32")
 
 
@@ -176,7 +201,9 @@ def test_the_largest_layer_is_that_of_a_real_model(family: str) -> None:
     model, sizes = tiny(family).train(), []
     for module in model.modules():
         if not list(module.children()):
-            module.register_forward_hook(lambda _, inputs, output: sizes.append(inputs[0].nbytes + output.nbytes))
+            module.register_forward_hook(
+                lambda _, inputs, output: sizes.append(inputs[0].nbytes + output.nbytes)
+            )
     model(images(3))
     assert estimate(family, replace(RUN, engine=Engine(precision="fp32"))).layer == max(sizes) // 3
 
@@ -196,12 +223,23 @@ def test_memory_follows_the_layout() -> None:
     for name in ("weights", "gradients", "optimizer"):
         assert getattr(shared, name) == getattr(alone, name) // 4
     assert shared.activations == alone.activations == 16 * alone.sample
-    assert plan(change(RUN, ["engine.micro_batch=2"]), 100, num_classes=10, gpus=4).memory.activations == 2 * alone.sample
+    assert (
+        plan(change(RUN, ["engine.micro_batch=2"]), 100, num_classes=10, gpus=4).memory.activations
+        == 2 * alone.sample
+    )
     assert plan(change(RUN, ["engine.micro_batch=99"]), 100, num_classes=10, gpus=4).memory == alone
     assert plan(replace(RUN, ema=EMA()), 100, num_classes=10).memory.ema == alone.weights
     assert (alone.ema, alone.casts) == (0, alone.weights // 2)
     assert plan(change(RUN, ["engine.precision=fp32"]), 100, num_classes=10).memory.casts == 0
-    parts = (alone.weights, alone.gradients, alone.optimizer, alone.ema, alone.casts, alone.activations, alone.layer)
+    parts = (
+        alone.weights,
+        alone.gradients,
+        alone.optimizer,
+        alone.ema,
+        alone.casts,
+        alone.activations,
+        alone.layer,
+    )
     assert alone.total == sum(parts)
 
 
@@ -215,7 +253,10 @@ def test_time_follows_the_throughput() -> None:
     slow = plan(RUN, 6400, num_classes=10, flops=100e12)
     assert slow.throughput == pytest.approx(0.4 * 100e12 / slow.flops)
     assert slow.basis == "assumed: 40% of 100 TFLOP/s (given)"
-    assert "67 TFLOP/s (an H100's in fp32)" in plan(change(RUN, ["engine.precision=fp32"]), 6400, num_classes=10).basis
+    assert (
+        "67 TFLOP/s (an H100's in fp32)"
+        in plan(change(RUN, ["engine.precision=fp32"]), 6400, num_classes=10).basis
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +264,7 @@ def test_time_follows_the_throughput() -> None:
     [
         ([], {"gpus": 0}, "gpus is 0; give a positive number"),
         ([], {"gpus": 65}, "gpus is 65; a batch of 64 samples keeps at most 64 busy"),
-        ([], {"epoch": 0}, "epoch is 0; give a positive number"),
+        ([], {"samples_per_epoch": 0}, "samples_per_epoch is 0; give a positive number"),
         ([], {"throughput": -1.0}, "throughput is -1.0; give a positive number"),
         ([], {"flops": float("nan")}, "flops is nan; give a positive number"),
         ([], {"num_classes": 0}, "num_classes is 0; give a positive number"),
@@ -231,6 +272,8 @@ def test_time_follows_the_throughput() -> None:
         (["image_size=30"], {}, "image size 30x30 is not a multiple of the patch size 8"),
     ],
 )
-def test_what_cannot_be_is_refused(settings: list[str], options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_is_refused(
+    settings: list[str], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
-        plan(change(RUN, settings), **{"epoch": 100, "num_classes": 10, **options})
+        plan(change(RUN, settings), **{"samples_per_epoch": 100, "num_classes": 10, **options})

@@ -23,21 +23,21 @@ from fetch_support import small_disk
 from PIL import Image
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.training.logging import Journal, draw_curves, read_log
+from swag_models.recipe.training.logging import MetricLogger, draw_curves, read_log
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from swag_models.recipe.training.logging import Journal
-journal = Journal(Path(sys.argv[1]), 0, 100, progress=False)
+from swag_models.recipe.training.logging import MetricLogger
+journal = MetricLogger(Path(sys.argv[1]), 0, 100, progress=False)
 for step in range(1, 6):
     journal.record(step, loss=float(step))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def open_journal(folder: Path, first_step: int = 0) -> Journal:
-    return Journal(folder, first_step, 100, progress=False)
+def open_journal(folder: Path, first_step: int = 0) -> MetricLogger:
+    return MetricLogger(folder, first_step, 100, progress=False)
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -47,20 +47,30 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
-    return {name: [(each.step, each.value) for each in board.Scalars(name)] for name in board.Tags()["scalars"]}
+    return {
+        name: [(each.step, each.value) for each in board.Scalars(name)]
+        for name in board.Tags()["scalars"]
+    }
 
 
 def test_a_line_is_there_as_soon_as_it_is_recorded(tmp_path: Path) -> None:
     journal = open_journal(tmp_path / "new" / "run")
     journal.record(10, loss=2.5, lr=0.1, skipped=3)
     journal.record(10, "eval", top1=50.0, of="average")
-    first, second = (json.loads(line) for line in (tmp_path / "new" / "run" / "log.jsonl").read_text().splitlines())
+    first, second = (
+        json.loads(line)
+        for line in (tmp_path / "new" / "run" / "log.jsonl").read_text().splitlines()
+    )
     assert 0 <= first.pop("time") <= second.pop("time") < 60
     assert first == {"step": 10, "kind": "train", "loss": 2.5, "lr": 0.1, "skipped": 3}
     assert second == {"step": 10, "kind": "eval", "top1": 50.0, "of": "average"}
     scalars = read_scalars(tmp_path / "new" / "run")
     assert scalars.pop("train/lr") == [(10, pytest.approx(0.1))]
-    assert scalars == {"train/loss": [(10, 2.5)], "train/skipped": [(10, 3)], "eval/top1": [(10, 50)]}
+    assert scalars == {
+        "train/loss": [(10, 2.5)],
+        "train/skipped": [(10, 3)],
+        "eval/top1": [(10, 50)],
+    }
     journal.close()
     journal.close()
 
@@ -82,13 +92,18 @@ def test_numbers_that_are_none_stay_json(tmp_path: Path) -> None:
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was killed after five steps."""
     folder = tmp_path_factory.mktemp("killed")
-    assert subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False).returncode
+        == -signal.SIGKILL
+    )
     time.sleep(1.1)  # TensorBoard's files are in the order of the seconds in which they were begun
     return folder
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 4, "ki', '{"step": 4}', "\0\0"])
-def test_what_came_after_the_checkpoint_is_told_again_by_the_run_that_goes_on(killed: Path, tmp_path: Path, torn: str) -> None:
+def test_what_came_after_the_checkpoint_is_told_again_by_the_run_that_goes_on(
+    killed: Path, tmp_path: Path, torn: str
+) -> None:
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     lines = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "log.jsonl").write_text("".join(lines) + torn)
@@ -98,13 +113,29 @@ def test_what_came_after_the_checkpoint_is_told_again_by_the_run_that_goes_on(ki
         journal.record(step, loss=step + 0.5)
     journal.close()
     log = read_log(tmp_path / "log.jsonl")
-    assert [(line["step"], line["loss"]) for line in log] == [(1, 1), (2, 2), (3, 3), (4, 4.5), (5, 5.5), (6, 6.5)]
-    assert read_scalars(tmp_path)["train/loss"] == [(1, 1), (2, 2), (3, 3), (4, 4.5), (5, 5.5), (6, 6.5)]
+    assert [(line["step"], line["loss"]) for line in log] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4.5),
+        (5, 5.5),
+        (6, 6.5),
+    ]
+    assert read_scalars(tmp_path)["train/loss"] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4.5),
+        (5, 5.5),
+        (6, 6.5),
+    ]
 
 
 def test_time_goes_on_over_restarts(tmp_path: Path) -> None:
     line = {"step": 7, "kind": "train", "time": 5000.0, "loss": 1.0}
-    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**line, "step": 8, "time": 9000.0}) + "\n")
+    (tmp_path / "log.jsonl").write_text(
+        json.dumps(line) + "\n" + json.dumps({**line, "step": 8, "time": 9000.0}) + "\n"
+    )
     journal = open_journal(tmp_path, 7)
     journal.record(8, loss=1.0)
     journal.close()
@@ -117,7 +148,10 @@ def test_a_new_run_begins_a_new_log(tmp_path: Path) -> None:
         journal.record(0, "eval", loss=loss)
         journal.record(1, loss=loss)
         journal.close()
-    assert [(line["step"], line["loss"]) for line in read_log(tmp_path / "log.jsonl")] == [(0, 2), (1, 2)]
+    assert [(line["step"], line["loss"]) for line in read_log(tmp_path / "log.jsonl")] == [
+        (0, 2),
+        (1, 2),
+    ]
     assert read_scalars(tmp_path) == {"eval/loss": [(0, 2)], "train/loss": [(1, 2)]}
 
 
@@ -131,15 +165,19 @@ def test_a_line_within_that_cannot_be_read_is_told(tmp_path: Path, bad: str) -> 
 
 
 def test_a_silent_journal_does_nothing(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "run", 0, 10, progress=True, silent=True)
+    journal = MetricLogger(tmp_path / "run", 0, 10, progress=True, silent=True)
     journal.record(1, loss=1.0)
     journal.advance(loss=1.0, lr=0.1)
     journal.close()
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread tells too
-def test_a_full_disk_ends_the_telling_but_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # TensorBoard's thread tells too
+def test_a_full_disk_ends_the_telling_but_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
         journal = open_journal(disk / "run")
         journal.record(1, loss=1.0)
@@ -150,7 +188,9 @@ def test_a_full_disk_ends_the_telling_but_not_the_run(tmp_path: Path, caplog: py
                 journal.advance(loss=1.0, lr=0.1)
         journal.close()
         said = [record.getMessage() for record in caplog.records if record.name == "swag_models"]
-        assert said == [f"{disk / 'run'} takes no more of the journal: No space left on device; training goes on"]
+        assert said == [
+            f"{disk / 'run'} takes no more of the journal: No space left on device; training goes on"
+        ]
         content = (disk / "run" / "log.jsonl").read_bytes()
         assert content.endswith(b"\n"), "no line is torn"
         assert len(read_log(disk / "run" / "log.jsonl")) > 1
@@ -164,7 +204,7 @@ def show_bar(folder: Path, progress: bool, terminal: bool, monkeypatch: pytest.M
         termios.tcsetwinsize(writer, (24, 120))
     with open(writer, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
-        journal = Journal(folder, 40, 100, progress=progress)
+        journal = MetricLogger(folder, 40, 100, progress=progress)
         for _ in range(10):
             time.sleep(0.1)
             journal.advance(loss=torch.tensor(1.25), lr=0.5)
@@ -179,7 +219,9 @@ def show_bar(folder: Path, progress: bool, terminal: bool, monkeypatch: pytest.M
         os.close(reader)
 
 
-def test_the_bar_shows_where_a_run_is_on_a_terminal_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_shows_where_a_run_is_on_a_terminal_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown = show_bar(tmp_path, True, True, monkeypatch)
     assert " 40/100 " in shown
     assert " 50/100 " in shown
@@ -190,7 +232,7 @@ def test_the_bar_shows_where_a_run_is_on_a_terminal_only(tmp_path: Path, monkeyp
 
 
 def test_the_bar_off_reads_no_tensor(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0, 10, progress=True)
+    journal = MetricLogger(tmp_path, 0, 10, progress=True)
     journal.advance(loss=torch.empty((), device="meta"), lr=0.1)  # it would raise if it were read
     journal.close()
 
@@ -200,12 +242,18 @@ def find_colours(path: Path) -> set[tuple[int, ...]]:
     with Image.open(path) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    colours, counts = np.unique(pixels[np.ptp(pixels.astype(int), axis=1) > 60], axis=0, return_counts=True)
+    colours, counts = np.unique(
+        pixels[np.ptp(pixels.astype(int), axis=1) > 60], axis=0, return_counts=True
+    )
     return {tuple(colour) for colour in colours[counts > 100]}
 
 
 def make_lines(**numbers: Any) -> list[dict[str, Any]]:
-    return [{"step": step, "kind": kind, "time": 1.0, **numbers} for step in range(50) for kind in ("train", "eval")]
+    return [
+        {"step": step, "kind": kind, "time": 1.0, **numbers}
+        for step in range(50)
+        for kind in ("train", "eval")
+    ]
 
 
 def test_closing_draws_what_was_recorded(tmp_path: Path) -> None:
@@ -213,14 +261,23 @@ def test_closing_draws_what_was_recorded(tmp_path: Path) -> None:
     for step in range(1, 51):
         journal.record(step, loss=5 / step, lr=step / 100, images_per_second=100.0)
         if step % 10 == 0:
-            journal.record(step, "eval", loss=6 / step, top1=float(step), top5=2.0 * step, data="held-out")
+            journal.record(
+                step, "eval", loss=6 / step, top1=float(step), top5=2.0 * step, data="held-out"
+            )
     journal.close()
-    assert len(find_colours(tmp_path / "curves.png")) >= 2, "the lines of training and of two metrics"
+    assert len(find_colours(tmp_path / "curves.png")) >= 2, (
+        "the lines of training and of two metrics"
+    )
     with Image.open(tmp_path / "curves.png") as three:
         tall = three.height
-    draw_curves([line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "train"], tmp_path / "train.png")
+    draw_curves(
+        [line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "train"],
+        tmp_path / "train.png",
+    )
     with Image.open(tmp_path / "train.png") as two:
-        assert tall * 2 == pytest.approx(two.height * 3, abs=3), "without evaluations there is no place for them"
+        assert tall * 2 == pytest.approx(two.height * 3, abs=3), (
+            "without evaluations there is no place for them"
+        )
 
 
 def test_nothing_to_draw_is_no_drawing(tmp_path: Path) -> None:
@@ -232,5 +289,8 @@ def test_nothing_to_draw_is_no_drawing(tmp_path: Path) -> None:
 def test_curves_leave_out_what_has_no_place(tmp_path: Path) -> None:
     draw_curves(make_lines(loss="nan"), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
-    draw_curves([*make_lines(loss=1.0), {"step": 50, "kind": "train", "time": 1.0, "loss": "inf"}], tmp_path / "some.png")
+    draw_curves(
+        [*make_lines(loss=1.0), {"step": 50, "kind": "train", "time": 1.0, "loss": "inf"}],
+        tmp_path / "some.png",
+    )
     assert find_colours(tmp_path / "some.png")

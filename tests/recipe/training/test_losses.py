@@ -16,11 +16,24 @@ from torch.utils._pytree import tree_leaves
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import Objective
-from swag_models.recipe.training.losses import Kind, Targets, compute_losses, count_hits, draw_beta, make_targets, mix
+from swag_models.recipe.training.losses import (
+    Kind,
+    Targets,
+    compute_losses,
+    count_hits,
+    draw_beta,
+    make_targets,
+    mix,
+)
 
 CLASSES = [[3], [0, 5], [4, 1, 6], [2, 3, 4, 5, 6], [0]]
 KINDS: tuple[Kind, ...] = ("softmax", "sigmoid")
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
 
 
 def make_dense(targets: Targets, num_classes: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -36,12 +49,18 @@ def compute_dense_losses(objective: Objective, logits: Tensor, dense: Tensor) ->
     e = objective.label_smoothing
     if objective.kind == "softmax":
         return F.cross_entropy(logits, dense, label_smoothing=e, reduction="none")
-    return F.binary_cross_entropy_with_logits(logits, (1 - e) * dense + e / 2, reduction="none").sum(1)
+    return F.binary_cross_entropy_with_logits(
+        logits, (1 - e) * dense + e / 2, reduction="none"
+    ).sum(1)
 
 
 def draw_targets(kind: Kind, samples: int, num_classes: int, mixup: float = 0.0) -> Targets:
     chance = random.Random(0)
-    targets = make_targets([chance.sample(range(num_classes), chance.randint(1, 5)) for _ in range(samples)], kind, num_classes)
+    targets = make_targets(
+        [chance.sample(range(num_classes), chance.randint(1, 5)) for _ in range(samples)],
+        kind,
+        num_classes,
+    )
     return mix(torch.zeros(samples), targets, mixup, torch.Generator().manual_seed(1))[1]
 
 
@@ -68,7 +87,9 @@ class TestTargets:
     def test_empty_batches_have_a_shape(self) -> None:
         assert make_targets([], "softmax", 3).classes.shape == (0, 0)
         targets = make_targets([[], []], "sigmoid", 3)
-        assert compute_losses(Objective("sigmoid"), torch.zeros(2, 3), targets).tolist() == pytest.approx([2.0794415] * 2)
+        assert compute_losses(
+            Objective("sigmoid"), torch.zeros(2, 3), targets
+        ).tolist() == pytest.approx([2.0794415] * 2)
 
     @pytest.mark.parametrize("number", [-1, 7, 27_000])
     def test_a_class_outside_is_refused(self, number: int) -> None:
@@ -88,7 +109,9 @@ class TestMix:
         share = float(sparse.weights[0, 0])
         assert 0 < share < 1
         assert sparse.weights.shape == (6, 2)
-        torch.testing.assert_close(make_dense(sparse, 7, torch.float32), mixup_target(labels, 7, share))
+        torch.testing.assert_close(
+            make_dense(sparse, 7, torch.float32), mixup_target(labels, 7, share)
+        )
         torch.testing.assert_close(mixed, images * share + images.flip(0) * (1 - share))
 
     def test_alpha_0_changes_nothing_and_draws_nothing(self) -> None:
@@ -123,11 +146,16 @@ class TestMix:
 class TestLosses:
     @pytest.mark.parametrize("mixup", [0.0, 0.5])
     @pytest.mark.parametrize("device", DEVICES)
-    def test_values_and_gradients_are_torchs_dense_ones(self, kind: Kind, smoothing: float, mixup: float, device: str) -> None:
+    def test_values_and_gradients_are_torchs_dense_ones(
+        self, kind: Kind, smoothing: float, mixup: float, device: str
+    ) -> None:
         objective = Objective(kind, smoothing)
         targets = draw_targets(kind, 16, 40, mixup)
         logits = 5 * torch.randn(16, 40, dtype=torch.float64)
-        ours, theirs = logits.to(device, copy=True).requires_grad_(), logits.clone().requires_grad_()
+        ours, theirs = (
+            logits.to(device, copy=True).requires_grad_(),
+            logits.clone().requires_grad_(),
+        )
         scales = torch.randn(16, dtype=torch.float64)  # negative ones too
         losses = compute_losses(objective, ours, targets.to(device))
         expected = compute_dense_losses(objective, theirs, make_dense(targets, 40))
@@ -139,17 +167,29 @@ class TestLosses:
 
     def test_gradients_are_the_numerical_ones(self, kind: Kind, smoothing: float) -> None:
         # Weights that floats hold exactly, a class twice, and padding; the sum is 1.
-        targets = Targets(torch.tensor([[3, 1, 3], [2, 0, 0]]), torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]))
-        logits = torch.tensor([[0.3, -2.0, 25.0, 1.0], [-30.0, 0.0, 4.0, -1.0]], dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda each: compute_losses(Objective(kind, smoothing), each, targets), (logits,))
+        targets = Targets(
+            torch.tensor([[3, 1, 3], [2, 0, 0]]), torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
+        )
+        logits = torch.tensor(
+            [[0.3, -2.0, 25.0, 1.0], [-30.0, 0.0, 4.0, -1.0]],
+            dtype=torch.float64,
+            requires_grad=True,
+        )
+        assert torch.autograd.gradcheck(
+            lambda each: compute_losses(Objective(kind, smoothing), each, targets), (logits,)
+        )
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("device", DEVICES)
-    def test_16_bits_are_computed_in_32(self, kind: Kind, smoothing: float, dtype: torch.dtype, device: str) -> None:
+    def test_16_bits_are_computed_in_32(
+        self, kind: Kind, smoothing: float, dtype: torch.dtype, device: str
+    ) -> None:
         targets = draw_targets(kind, 8, 3000).to(device)
         logits = torch.randn(8, 3000, device=device).to(dtype)
         half, full = logits.clone().requires_grad_(), logits.float().requires_grad_()
-        losses, expected = (compute_losses(Objective(kind, smoothing), each, targets) for each in (half, full))
+        losses, expected = (
+            compute_losses(Objective(kind, smoothing), each, targets) for each in (half, full)
+        )
         assert losses.dtype == torch.float32
         assert torch.equal(losses, expected)
         losses.sum().backward()
@@ -162,12 +202,18 @@ class TestLosses:
         logits = torch.randn(8, 27_000) - 10  # where sums of all logits would cancel
         exact = compute_dense_losses(objective, logits.double(), make_dense(targets, 27_000))
         ours = (compute_losses(objective, logits, targets) - exact).abs().max()
-        theirs = (compute_dense_losses(objective, logits, make_dense(targets, 27_000).float()) - exact).abs().max()
+        theirs = (
+            (compute_dense_losses(objective, logits, make_dense(targets, 27_000).float()) - exact)
+            .abs()
+            .max()
+        )
         assert ours <= 2 * theirs + 1e-5
 
     def test_far_out_logits_stay_finite(self, kind: Kind, smoothing: float) -> None:
         logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 88.0]], requires_grad=True)
-        losses = compute_losses(Objective(kind, smoothing), logits, make_targets([[0], [0, 2]], kind, 3))
+        losses = compute_losses(
+            Objective(kind, smoothing), logits, make_targets([[0], [0, 2]], kind, 3)
+        )
         losses.sum().backward()
         assert losses.isfinite().all()
         assert logits.grad.isfinite().all()
@@ -176,7 +222,9 @@ class TestLosses:
         logits = torch.randn(4, 500, requires_grad=True)
         targets = draw_targets(kind, 4, 500)
         saved: list[Tensor] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda each: (saved.append(each), each)[1], lambda each: each):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda each: (saved.append(each), each)[1], lambda each: each
+        ):
             losses = compute_losses(Objective(kind, smoothing), logits, targets)
         assert {each.data_ptr() for each in saved if each.numel() >= 2000} == {logits.data_ptr()}
         with Buffers(2000) as buffers:
@@ -191,10 +239,18 @@ class Buffers(TorchDispatchMode):
         super().__init__()
         self.size, self.found, self.alive = size, set(), []
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {each.data_ptr() for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = {
+            each.data_ptr() for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)
+        }
         result = function(*args, **(kwargs or {}))
-        made = [each for each in tree_leaves(result) if isinstance(each, Tensor) and each.numel() >= self.size]
+        made = [
+            each
+            for each in tree_leaves(result)
+            if isinstance(each, Tensor) and each.numel() >= self.size
+        ]
         self.alive += made  # or the next might take its memory
         self.found |= {each.data_ptr() for each in made} - given
         return result

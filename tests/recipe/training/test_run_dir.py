@@ -26,7 +26,7 @@ from swag_models.errors import ConfigError
 from swag_models.publish import save
 from swag_models.recipe.config import change
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.training.distributed import Ranks
+from swag_models.recipe.training.distributed import DistContext
 from swag_models.recipe.training.run_dir import Classes, claim_folder, find_spec, make_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +37,10 @@ Capture = pytest.CaptureFixture[str]
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards with the vocabulary of their ten classes, in no order."""
     folder = make_shards(tmp_path_factory.mktemp("packed"), 48, 4)
-    rows = [{"class": n, "synset": f"n{n:08d}", "hashtag": f"tag{n}", "images": 9} for n in (3, 1, 0, 2, *range(9, 3, -1))]
+    rows = [
+        {"class": n, "synset": f"n{n:08d}", "hashtag": f"tag{n}", "images": 9}
+        for n in (3, 1, 0, 2, *range(9, 3, -1))
+    ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "vocabulary.parquet")
     return folder
 
@@ -47,19 +50,34 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("digits") / "train", 30)
 
 
-def test_shards_of_another_curation_validate_nothing(packed: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_shards_of_another_curation_validate_nothing(
+    packed: Path, tmp_path: Path, capsys: Capture
+) -> None:
     shards = Path(shutil.copytree(packed, tmp_path / "shards"))
     vocabulary = pq.read_table(shards / "vocabulary.parquet").to_pylist()
-    others = [{**row, "synset": f"n{row['class'] ^ 1:08d}"} for row in vocabulary]  # as many, of the same names
+    others = [
+        {**row, "synset": f"n{row['class'] ^ 1:08d}"} for row in vocabulary
+    ]  # as many, of the same names
     pq.write_table(pa.Table.from_pylist(others), shards / "vocabulary.parquet")
-    assert main(spell(packed, tmp_path / "run", "steps=2", options=["--val", shards / "manifest.json"])) == 2
-    assert re.fullmatch(r".*/vocabulary.parquet is not the vocabulary of the model; .*\n", capsys.readouterr().err)
+    assert (
+        main(
+            spell(packed, tmp_path / "run", "steps=2", options=["--val", shards / "manifest.json"])
+        )
+        == 2
+    )
+    assert re.fullmatch(
+        r".*/vocabulary.parquet is not the vocabulary of the model; .*\n", capsys.readouterr().err
+    )
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_model_of_hashtags_says_how_it_was_made(packed: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_model_of_hashtags_says_how_it_was_made(
+    packed: Path, tmp_path: Path, capsys: Capture
+) -> None:
     options = ["--name", "tagger", "--license", "mit", "--val", str(packed)]
-    assert main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
+    assert (
+        main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
+    )
     out, err = capsys.readouterr()
     folder = tmp_path / "run" / "model"
     assert (out, err) == (f"{folder}\n", "")
@@ -69,17 +87,28 @@ def test_a_model_of_hashtags_says_how_it_was_made(packed: Path, tmp_path: Path, 
     assert spec.classes == tuple(f"tag{n}" for n in range(10))
     assert spec.synsets == tuple(f"n{n:08d}" for n in range(10))
     assert spec.metrics
-    assert (folder / "vocabulary.parquet").read_bytes() == (packed / "vocabulary.parquet").read_bytes()
+    assert (folder / "vocabulary.parquet").read_bytes() == (
+        packed / "vocabulary.parquet"
+    ).read_bytes()
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe["run"] == json.loads((tmp_path / "run" / "run.json").read_text())["run"]
-    assert (recipe["preset"], recipe["data"]["kind"], recipe["data"]["classes"]) == ("vit_nano_hashtags", "shards", 10)
+    assert (recipe["preset"], recipe["data"]["kind"], recipe["data"]["classes"]) == (
+        "vit_nano_hashtags",
+        "shards",
+        10,
+    )
     card = (folder / "README.md").read_text()
     assert "| preset | vit_nano_hashtags |" in card
     assert f"SHA-256 `{recipe['data']['sha256']}`" in card
     assert "license: mit" in card
-    for name in ("recipe.json", "vocabulary.parquet"):  # as a kill between the model and these leaves it
+    for name in (
+        "recipe.json",
+        "vocabulary.parquet",
+    ):  # as a kill between the model and these leaves it
         (folder / name).unlink()
-    assert main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
+    assert (
+        main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
+    )
     assert capsys.readouterr().out == f"{folder}\n"
     assert (folder / "vocabulary.parquet").is_file()
     assert json.loads((folder / "recipe.json").read_text()) == recipe
@@ -117,9 +146,21 @@ def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys
         (spell(pictures, bare, "batch_size=0"), 2, "batch_size is 0; allowed: 1 or more"),
         (spell(pictures, bare, preset="vit_nan"), 2, "unknown preset 'vit_nan'"),
         (spell(pictures, tmp_path / "file"), 1, "file cannot be written: File exists"),
-        (spell(pictures, bare, options=["--init", tiny_model]), 2, "and the run's arch vit_nano; set one to fit the other"),
-        (spell(pictures, bare, options=["--val", tmp_path / "val"]), 2, "has classes that the model has not: train"),
-        (spell(pictures, bare, "image_size=33"), 2, "image size 33x33 is not a multiple of the patch size"),
+        (
+            spell(pictures, bare, options=["--init", tiny_model]),
+            2,
+            "and the run's arch vit_nano; set one to fit the other",
+        ),
+        (
+            spell(pictures, bare, options=["--val", tmp_path / "val"]),
+            2,
+            "has classes that the model has not: train",
+        ),
+        (
+            spell(pictures, bare, "image_size=33"),
+            2,
+            "image size 33x33 is not a multiple of the patch size",
+        ),
     ):
         assert main(arguments) == code, message
         out, err = capsys.readouterr()
@@ -129,7 +170,9 @@ def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys
     with FileLock(bare / ".lock"):
         assert main(spell(pictures, bare)) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r".*another process is training in .*bare; wait for it, or choose another folder", line)
+    assert re.fullmatch(
+        r".*another process is training in .*bare; wait for it, or choose another folder", line
+    )
 
 
 def test_a_folder_that_a_rank_does_not_see_is_refused_by_all(tmp_path: Path) -> None:
@@ -138,7 +181,7 @@ def test_a_folder_that_a_rank_does_not_see_is_refused_by_all(tmp_path: Path) -> 
 
 def claim_apart(root: Path) -> None:
     """As on two nodes with disks of their own; then on a disk that they share."""
-    ranks = Ranks(dist.get_rank(), 2, torch.device("cpu"))
+    ranks = DistContext(dist.get_rank(), 2, torch.device("cpu"))
     own = root / f"node {ranks.rank}"
     (own / "runs").mkdir(parents=True)
     os.chdir(own)
@@ -147,4 +190,6 @@ def claim_apart(root: Path) -> None:
         pass
     with claim_folder(Path("../shared"), ranks):
         pass
-    assert all(path.name == ".lock" for folder in ("runs", "../shared") for path in Path(folder).iterdir())
+    assert all(
+        path.name == ".lock" for folder in ("runs", "../shared") for path in Path(folder).iterdir()
+    )

@@ -41,8 +41,17 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(tmp_path: Path) 
         folder = tmp_path / "pictures" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((64, 64), number).convert("RGB").save(folder / f"{number}.png")
-    command = ["bash", str(SCRIPT), "vit_nano_finetune", "pictures", "run", "--license", "mit", "--quiet"]
-    command += ["--set=steps=100000", "--set=init=none", "--set=batch_size=4", "--set=safety.log_every=1"]
+    command = [
+        "bash",
+        str(SCRIPT),
+        "vit_nano_finetune",
+        "pictures",
+        "run",
+        "--license",
+        "mit",
+        "--quiet",
+    ]
+    command += ["--set=steps=100000", "--set=init=none", "--set=batch_size=4", "--set=log_every=1"]
     environment = {
         **os.environ,
         "PATH": f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -53,7 +62,9 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(tmp_path: Path) 
         "SLURM_NTASKS": "2",
     }
 
-    job = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
     log = tmp_path / "run" / "log.jsonl"
     while job.poll() is None and not (log.exists() and log.read_text().count("\n") >= 3):
         time.sleep(0.05)

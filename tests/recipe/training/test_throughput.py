@@ -8,14 +8,14 @@ import time
 import pytest
 import torch
 
-from swag_models.recipe.training.meter import Meter, find_peak, measure_peak
+from swag_models.recipe.training.meter import Throughput, find_peak, measure_peak
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_numbers_fit_each_other_and_begin_again() -> None:
-    meter = Meter(2e6, CPU, "fp32")
+    meter = Throughput(2e6, CPU, "fp32")
     assert meter.measured
     begin = time.perf_counter()
     meter.read()
@@ -36,14 +36,14 @@ def test_numbers_fit_each_other_and_begin_again() -> None:
 
 
 def test_waiting_that_fails_is_waiting() -> None:
-    meter = Meter(1, CPU, "fp32")
+    meter = Throughput(1, CPU, "fp32")
     with pytest.raises(StopIteration), meter.wait():
         next(iter([]))
     assert meter.read()["wait_share"] > 0
 
 
 def test_memory_is_the_peak_of_the_process() -> None:
-    meter = Meter(1, CPU, "fp32")
+    meter = Throughput(1, CPU, "fp32")
     before = meter.read()["memory_gib"]
     # More than the process has ever had, even if it has given some back.
     block = torch.ones(int((before + 0.2) * 2**28))
@@ -55,8 +55,10 @@ def test_memory_is_the_peak_of_the_process() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_measured_peak_is_what_a_product_takes(precision: str) -> None:
     state = torch.get_rng_state()
-    peak = Meter(1, CPU, precision).peak
-    assert torch.equal(torch.get_rng_state(), state), "a run draws the same numbers with and without a meter"
+    peak = Throughput(1, CPU, precision).peak
+    assert torch.equal(torch.get_rng_state(), state), (
+        "a run draws the same numbers with and without a meter"
+    )
     assert 1e7 < peak < 1e14
 
 
@@ -75,11 +77,11 @@ def test_a_peak_is_found_by_whole_words() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_has_the_peak_of_its_data_sheet_and_the_memory_of_its_tensors() -> None:
     device = torch.device("cuda")
-    meter = Meter(1, device, "bf16")
+    meter = Throughput(1, device, "bf16")
     if find_peak(torch.cuda.get_device_name(device)):
         assert not meter.measured
         assert 0.3 * meter.peak < measure_peak(device, torch.bfloat16) <= meter.peak
-    assert Meter(1, device, "fp32").measured
+    assert Throughput(1, device, "fp32").measured
     meter.read()
     block = torch.empty(2**28, dtype=torch.uint8, device=device)
     assert meter.read()["memory_gib"] >= 0.25

@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from runs import HARD, REGNET, SETTINGS, compare, list_steps, make_digits, read_lines, read_losses, read_weights
+from runs import (
+    HARD,
+    REGNET,
+    SETTINGS,
+    compare,
+    list_steps,
+    make_digits,
+    read_lines,
+    read_losses,
+    read_weights,
+)
 from safetensors.torch import load_file
 
 from swag_models import load_model
@@ -81,7 +91,11 @@ def test_the_engine_changes_nothing_that_is_learnt(
 
 @pytest.mark.parametrize(
     ("parallel", "precision"),
-    [("ddp", "bf16"), ("ddp", "fp16"), *(pytest.param("fsdp", each, marks=pytest.mark.slow) for each in ("bf16", "fp16"))],
+    [
+        ("ddp", "bf16"),
+        ("ddp", "fp16"),
+        *(pytest.param("fsdp", each, marks=pytest.mark.slow) for each in ("bf16", "fp16")),
+    ],
 )
 def test_low_precision_learns_about_the_same(
     parallel: str, precision: str, plain: Path, pictures: Path, tmp_path: Path
@@ -102,15 +116,25 @@ def test_a_model_learns(pictures: Path, tmp_path: Path) -> None:
     assert norm.num_batches_tracked == 60
 
 
-def test_clipping_and_smoothing_and_kinds_of_loss(plain: Path, pictures: Path, tmp_path: Path) -> None:
-    rates = ("optimizer.kind=sgd", "optimizer.momentum=0", "optimizer.lr=1", "optimizer.weight_decay=0", "steps=1")
+def test_clipping_and_smoothing_and_kinds_of_loss(
+    plain: Path, pictures: Path, tmp_path: Path
+) -> None:
+    rates = (
+        "optimizer.kind=sgd",
+        "optimizer.momentum=0",
+        "optimizer.lr=1",
+        "optimizer.weight_decay=0",
+        "steps=1",
+    )
     before = load_before(pictures, tmp_path)
     moved = {}
     for limit in ("none", "0.01"):
         output = tmp_path / limit
         go(pictures, output, *rates, f"optimizer.clip_norm={limit}")
         after = load_weights(output)
-        moved[limit] = math.sqrt(sum((after[name] - before[name]).square().sum().item() for name in before))
+        moved[limit] = math.sqrt(
+            sum((after[name] - before[name]).square().sum().item() for name in before)
+        )
         assert read_lines(output)[0]["grad_norm"] > 0.1, "as it is without clipping"
     assert moved["0.01"] == pytest.approx(0.01, rel=0.01)
     assert moved["none"] == pytest.approx(read_lines(tmp_path / "none")[0]["grad_norm"], rel=0.01)
@@ -130,7 +154,13 @@ def load_before(pictures: Path, folder: Path) -> dict[str, torch.Tensor]:
 def test_the_average_is_what_is_published(pictures: Path, tmp_path: Path) -> None:
     """One that takes half of each step's weights, which the checkpoints have."""
     rates = ("optimizer.kind=sgd", "optimizer.weight_decay=0", "warmup=0")
-    every = ("steps=3", "safety.checkpoint_every=1", "safety.keep=3", "ema.copy=0", "ema.share=0.5")
+    every = (
+        "steps=3",
+        "checkpoint.every=1",
+        "checkpoint.keep=3",
+        "ema.warmup_ratio=0",
+        "ema.decay=0.5",
+    )
     go(pictures, tmp_path / "run", *rates, *every)
     expected = load_before(pictures, tmp_path)
     for step in (1, 2, 3):
@@ -149,28 +179,51 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path.with_suffix(".pt"), weights_only=False)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("settings", [(), pytest.param(REGNET, marks=pytest.mark.slow), ("engine.parallel=fsdp",)])
-def test_a_linear_classifier_leaves_the_trunk_as_it_was(settings: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [(), pytest.param(REGNET, marks=pytest.mark.slow), ("engine.parallel=fsdp",)]
+)
+def test_a_linear_classifier_leaves_the_trunk_as_it_was(
+    settings: tuple[str, ...], pictures: Path, tmp_path: Path
+) -> None:
     go(pictures, tmp_path / "trunk", *settings, "steps=2")
     model = tmp_path / "trunk" / "model"
-    go(pictures, tmp_path / "run", *settings, f"init={model}", "train=head", "optimizer.lr=0.01", *HARD[:2])
+    go(
+        pictures,
+        tmp_path / "run",
+        *settings,
+        f"init={model}",
+        "trainable=head",
+        "optimizer.lr=0.01",
+        *HARD[:2],
+    )
     before, after = load_weights(tmp_path / "trunk"), load_weights(tmp_path / "run")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"} or changed == {"head.fc.weight", "head.fc.bias"}
 
 
-def test_a_run_begins_with_another_models_weights(plain: Path, pictures: Path, tmp_path: Path) -> None:
-    init, still = plain / "model", ("optimizer.lr=1e-30", "optimizer.weight_decay=0", "steps=1", f"init={plain}/model")
+def test_a_run_begins_with_another_models_weights(
+    plain: Path, pictures: Path, tmp_path: Path
+) -> None:
+    init, still = (
+        plain / "model",
+        ("optimizer.lr=1e-30", "optimizer.weight_decay=0", "steps=1", f"init={plain}/model"),
+    )
     go(pictures, tmp_path / "same", *still)
     before, same = load_weights(plain), load_weights(tmp_path / "same")
-    assert all(torch.equal(before[name], same[name]) for name in before), "the head too, as the classes are the same"
+    assert all(torch.equal(before[name], same[name]) for name in before), (
+        "the head too, as the classes are the same"
+    )
     few = tmp_path / "few"
     shutil.copytree(pictures, few)
     shutil.rmtree(few / "digit 3")
     model = load_model(go(few, tmp_path / "other", *still, "image_size=48"))
     after = model.state_dict()
     assert (model.num_classes, model.image_size) == (9, (48, 48))
-    changed = {name for name in before if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])}
+    changed = {
+        name
+        for name in before
+        if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])
+    }
     assert changed == {"pos_embed", "head.weight", "head.bias"}
     go(
         pictures,
@@ -179,15 +232,30 @@ def test_a_run_begins_with_another_models_weights(plain: Path, pictures: Path, t
         f"init={save(load_model(init, global_pool='avg'), tmp_path / 'pooled', license='mit')}",
     )
     assert load_model(tmp_path / "avg" / "model").global_pool == "avg"
-    with pytest.raises(ConfigError, match=r"is a vit_nano, and the run's arch regnety_nano; set one to fit the other"):
+    with pytest.raises(
+        ConfigError,
+        match=r"is a vit_nano, and the run's arch regnety_nano; set one to fit the other",
+    ):
         go(pictures, tmp_path / "wrong", *REGNET, f"init={init}")
 
 
 @pytest.mark.parametrize("settings", [(), pytest.param(REGNET, marks=pytest.mark.slow)])
-def test_a_loss_that_is_not_finite_stops_the_run(settings: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    settings: tuple[str, ...], pictures: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
-    wild = (*settings, "steps=30", "optimizer.kind=sgd", "optimizer.clip_norm=none", "safety.checkpoint_every=2", "warmup=0.5")
-    with pytest.raises(TrainingError, match=r"^step \d+ has loss .*; its samples are in .*bad_loss.json; set safety") as caught:
+    wild = (
+        *settings,
+        "steps=30",
+        "optimizer.kind=sgd",
+        "optimizer.clip_norm=none",
+        "checkpoint.every=2",
+        "warmup=0.5",
+    )
+    with pytest.raises(
+        TrainingError,
+        match=r"^step \d+ has loss .*; its samples are in .*bad_loss.json; set on_nonfinite_loss",
+    ) as caught:
         go(pictures, output, *wild, "optimizer.lr=1e20")
     assert "\n" not in str(caught.value)
     facts = json.loads((output / "bad_loss.json").read_text())
@@ -197,41 +265,69 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings: tuple[str, ...], pict
     assert not (output / "model").exists()
 
 
-def test_the_last_good_checkpoint_outlives_a_bad_loss_and_its_advice_is_good(pictures: Path, tmp_path: Path) -> None:
+def test_the_last_good_checkpoint_outlives_a_bad_loss_and_its_advice_is_good(
+    pictures: Path, tmp_path: Path
+) -> None:
     """Any loss that rises is called an explosion; then the same run goes on with those skipped."""
     output = tmp_path / "run"
-    tight = ("steps=10", "safety.explode=1.0001", "safety.checkpoint_every=1", "optimizer.lr=0.02")
-    with pytest.raises(TrainingError, match=r"set safety.bad_loss=skip and run again to go on"):
+    tight = ("steps=10", "loss_spike_factor=1.0001", "checkpoint.every=1", "optimizer.lr=0.02")
+    with pytest.raises(TrainingError, match=r"set on_nonfinite_loss=skip and run again to go on"):
         go(pictures, output, *tight)
     step = json.loads((output / "bad_loss.json").read_text())["step"]
     assert list_steps(output)[-1] == step >= 1
-    go(pictures, output, *tight, "safety.bad_loss=skip")
+    go(pictures, output, *tight, "on_nonfinite_loss=skip")
     assert read_lines(output, "skip")[0]["step"] == step + 1
     assert (output / "model" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("settings", [pytest.param((), marks=pytest.mark.slow), REGNET, ("engine.precision=fp16",)])
-def test_bad_losses_are_skipped_until_they_are_too_many(settings: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [pytest.param((), marks=pytest.mark.slow), REGNET, ("engine.precision=fp16",)]
+)
+def test_bad_losses_are_skipped_until_they_are_too_many(
+    settings: tuple[str, ...], pictures: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
-    wild = ("steps=60", "optimizer.kind=sgd", "optimizer.lr=1e25", "optimizer.clip_norm=none", "safety.bad_loss=skip")
-    with pytest.raises(TrainingError, match=r"bad_loss.json; lower optimizer.lr or set optimizer.clip_norm, in a new folder$"):
+    wild = (
+        "steps=60",
+        "optimizer.kind=sgd",
+        "optimizer.lr=1e25",
+        "optimizer.clip_norm=none",
+        "on_nonfinite_loss=skip",
+    )
+    with pytest.raises(
+        TrainingError,
+        match=r"bad_loss.json; lower optimizer.lr or set optimizer.clip_norm, in a new folder$",
+    ):
         go(pictures, output, *settings, *wild)
     assert len(read_lines(output, "skip")) == 20
     assert len(json.loads((output / "bad_loss.json").read_text())["ids"]) == 12
 
 
-def test_a_skipped_step_leaves_no_trace_in_weights_and_statistics(pictures: Path, tmp_path: Path) -> None:
+def test_a_skipped_step_leaves_no_trace_in_weights_and_statistics(
+    pictures: Path, tmp_path: Path
+) -> None:
     """Every step but the first is skipped, so the model is that of one step."""
     settings = (*REGNET, "optimizer.lr=0.001", "optimizer.weight_decay=0", "steps=8")
-    go(pictures, tmp_path / "run", *settings, "safety.explode=1.0001", "safety.bad_loss=skip", "objective.mixup=0.4")
+    go(
+        pictures,
+        tmp_path / "run",
+        *settings,
+        "loss_spike_factor=1.0001",
+        "on_nonfinite_loss=skip",
+        "objective.mixup=0.4",
+    )
     skipped = [line["step"] for line in read_lines(tmp_path / "run", "skip")]
     assert skipped
     state = load_weights(tmp_path / "run")
-    assert {int(value) for name, value in state.items() if name.endswith("num_batches_tracked")} == {8 - len(skipped)}
+    assert {
+        int(value) for name, value in state.items() if name.endswith("num_batches_tracked")
+    } == {8 - len(skipped)}
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_broken_pictures_are_counted_over_restarts_and_skipped(pictures: Path, tmp_path: Path) -> None:
+def test_broken_pictures_are_counted_over_restarts_and_skipped(
+    pictures: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(pictures, data)
     for path in sorted(data.rglob("*.png"))[:3]:
@@ -245,13 +341,17 @@ def test_broken_pictures_are_counted_over_restarts_and_skipped(pictures: Path, t
     assert [(line["step"], line["broken_images"]) for line in read_lines(tmp_path / "run")] == lines
 
 
-def test_a_dataset_on_disk_trains_as_the_folder_it_was_made_from(pictures: Path, tmp_path: Path) -> None:
+def test_a_dataset_on_disk_trains_as_the_folder_it_was_made_from(
+    pictures: Path, tmp_path: Path
+) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     names = sorted(path.name for path in pictures.iterdir())
     files = sorted(map(str, pictures.rglob("*.png")))
     rows = {"image": files, "label": [names.index(Path(file).parent.name) for file in files]}
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "rows"))
     model = load_model(go(tmp_path / "rows", tmp_path / "run", val=tmp_path / "rows"))
     assert model.spec
@@ -259,9 +359,19 @@ def test_a_dataset_on_disk_trains_as_the_folder_it_was_made_from(pictures: Path,
     assert read_lines(tmp_path / "run", "eval")
 
 
-def test_evaluations_count_every_picture_once_and_the_best_checkpoint_is_kept(pictures: Path, tmp_path: Path) -> None:
+def test_evaluations_count_every_picture_once_and_the_best_checkpoint_is_kept(
+    pictures: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
-    go(pictures, output, "steps=30", "safety.evaluate_every=5", "safety.checkpoint_every=3", "safety.keep=1", val=pictures)
+    go(
+        pictures,
+        output,
+        "steps=30",
+        "eval_every=5",
+        "checkpoint.every=3",
+        "checkpoint.keep=1",
+        val=pictures,
+    )
     scores = {line["step"]: line["top1"] for line in read_lines(output, "eval")}
     assert list(scores) == [5, 10, 15, 20, 25, 30]
     best = max(scores, key=lambda step: (scores[step], step))
@@ -284,16 +394,28 @@ def count_by_hand(model: torch.nn.Module, pictures: Path) -> int:
     files = sorted(pictures.rglob("*.png"))
     with torch.no_grad():
         best = model(torch.stack([transform(Image.open(file)) for file in files])).argmax(1)
-    return sum(names[int(number)] == file.parent.name for number, file in zip(best, files, strict=True))
+    return sum(
+        names[int(number)] == file.parent.name for number, file in zip(best, files, strict=True)
+    )
 
 
-def test_a_finished_run_is_left_as_it_is_and_another_refused(pictures: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_left_as_it_is_and_another_refused(
+    pictures: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     model = go(pictures, output)
     weights = read_weights(output)
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name != "run.json"}
-    assert go(pictures, output, "engine.workers=1", "safety.keep=5") == model
-    after = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file() and path.name != "run.json"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in output.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+    assert go(pictures, output, "engine.workers=1", "checkpoint.keep=5") == model
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in output.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
     assert after == before
     shutil.rmtree(model)
     go(pictures, output)
@@ -304,7 +426,9 @@ def test_a_finished_run_is_left_as_it_is_and_another_refused(pictures: Path, tmp
     few = tmp_path / "few"
     shutil.copytree(pictures, few)
     next(few.rglob("*.png")).unlink()
-    with pytest.raises(ConfigError, match=f"^{re.escape(str(output))} holds a run with samples 60, not 59|sha256"):
+    with pytest.raises(
+        ConfigError, match=f"^{re.escape(str(output))} holds a run with samples 60, not 59|sha256"
+    ):
         go(few, output)
 
 
@@ -314,6 +438,13 @@ def test_fp16_may_come_and_go(pictures: Path, tmp_path: Path) -> None:
     for first, then in (("fp32", "fp16"), ("fp16", "fp32")):
         output = tmp_path / first
         with pytest.raises(TrainingError):
-            go(pictures, output, "steps=12", f"engine.precision={first}", "safety.checkpoint_every=1", "safety.explode=1.0001")
+            go(
+                pictures,
+                output,
+                "steps=12",
+                f"engine.precision={first}",
+                "checkpoint.every=1",
+                "loss_spike_factor=1.0001",
+            )
         go(pictures, output, "steps=12", f"engine.precision={then}")
         assert read_lines(output)[-1]["step"] == 12

@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 from fetch_support import remount, small_disk, wait_until
-from runs import HARD, REGNET, ended, list_steps, make_digits, read_errors, read_lines, read_weights, run, spell, start
+from runs import (
+    HARD,
+    REGNET,
+    ended,
+    list_steps,
+    make_digits,
+    read_errors,
+    read_lines,
+    read_weights,
+    run,
+    spell,
+    start,
+)
 from shards_support import make_shards
 
 LONG = "steps=40"
@@ -31,7 +43,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("pictures", (), 2),
         pytest.param("pictures", (), 20, marks=pytest.mark.slow),
         pytest.param("pictures", REGNET, 5, marks=pytest.mark.slow),
-        pytest.param("pictures", ("engine.precision=bf16", "engine.micro_batch=4"), 5, marks=pytest.mark.slow),
+        pytest.param(
+            "pictures", ("engine.precision=bf16", "engine.micro_batch=4"), 5, marks=pytest.mark.slow
+        ),
         pytest.param("packed", ("engine.workers=1", "engine.buffer=20"), 5, marks=pytest.mark.slow),
     ],
 )
@@ -63,7 +77,9 @@ def test_a_killed_run_ends_in_the_same_weights(
 @pytest.mark.slow  # test_slurm has two ranks that are told to stop
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_stops_a_run_after_a_checkpoint(ranks: int, number: int, pictures: Path, tmp_path: Path) -> None:
+def test_a_signal_stops_a_run_after_a_checkpoint(
+    ranks: int, number: int, pictures: Path, tmp_path: Path
+) -> None:
     """All processes hear it, those that read pictures too."""
     settings = ("steps=20", *HARD, "engine.workers=1")
     arguments = spell(pictures, tmp_path / "run", *settings)
@@ -86,9 +102,11 @@ def test_a_signal_stops_a_run_after_a_checkpoint(ranks: int, number: int, pictur
 
 
 @pytest.mark.slow
-def test_a_signal_is_heeded_before_the_evaluation_that_is_due(pictures: Path, tmp_path: Path) -> None:
+def test_a_signal_is_heeded_before_the_evaluation_that_is_due(
+    pictures: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
-    arguments = spell(pictures, output, LONG, "safety.evaluate_every=1", options=["--val", pictures])
+    arguments = spell(pictures, output, LONG, "eval_every=1", options=["--val", pictures])
     (process,) = start(arguments)
     with ended([process]):
         wait_until(lambda: bool(list_steps(output)), 60)
@@ -99,7 +117,9 @@ def test_a_signal_is_heeded_before_the_evaluation_that_is_due(pictures: Path, tm
     assert read_lines(output)[-1]["step"] == step
     assert [line["step"] for line in read_lines(output, "eval")] == list(range(1, step))
     run(arguments)
-    assert [line["step"] for line in read_lines(output, "eval")] == [each for each in range(1, 41) if each != step]
+    assert [line["step"] for line in read_lines(output, "eval")] == [
+        each for each in range(1, 41) if each != step
+    ]
 
 
 def test_a_killed_reader_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
@@ -130,10 +150,15 @@ def test_ctrl_c_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_the_last_checkpoint_and_with_space_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
-    settings = ("steps=24", "safety.log_every=3")
+def test_a_full_disk_leaves_the_last_checkpoint_and_with_space_the_run_goes_on(
+    pictures: Path, tmp_path: Path
+) -> None:
+    settings = ("steps=24", "log_every=3")
     run(spell(pictures, tmp_path / "whole", *settings))
-    size = sum(file.stat().st_size for file in (tmp_path / "whole").rglob("*") if file.is_file()) / 2**20
+    size = (
+        sum(file.stat().st_size for file in (tmp_path / "whole").rglob("*") if file.is_file())
+        / 2**20
+    )
     with small_disk(tmp_path / "disk", 0.6 * size) as disk:
         output = disk / "run"
         arguments = spell(pictures, output, *settings)
@@ -144,7 +169,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_with_space_the_run_goes_on(p
         lines = read_errors(arguments).splitlines()
         assert "Traceback" not in read_errors(arguments)
         assert "is the disk full?" in lines[-1]
-        assert lines[-1].startswith(f"swag-models: error: {output}/checkpoints/step-00000024 cannot be written: No space left")
+        assert lines[-1].startswith(
+            f"swag-models: error: {output}/checkpoints/step-00000024 cannot be written: No space left"
+        )
         left = list_steps(output)
         assert left
         (disk / "run.err").unlink()

@@ -51,13 +51,18 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, pictures: Path, held_out: Path) -> Path:
     output = tmp_path_factory.mktemp("alone") / "run"
-    run(spell(pictures, output, "ema.share=0.1", "safety.evaluate_every=6", options=["--val", held_out]))
+    run(spell(pictures, output, "ema.decay=0.9", "eval_every=6", options=["--val", held_out]))
     return output
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_ranks_learn_what_one_does(parallel: str, alone: Path, pictures: Path, held_out: Path, tmp_path: Path) -> None:
-    output, settings = tmp_path / "run", ("ema.share=0.1", "safety.evaluate_every=6", f"engine.parallel={parallel}")
+def test_two_ranks_learn_what_one_does(
+    parallel: str, alone: Path, pictures: Path, held_out: Path, tmp_path: Path
+) -> None:
+    output, settings = (
+        tmp_path / "run",
+        ("ema.decay=0.9", "eval_every=6", f"engine.parallel={parallel}"),
+    )
     run(spell(pictures, output, *settings, options=["--val", held_out]), ranks=2)
     compare(output, alone)
     assert [(line["step"], line["top1"]) for line in read_lines(output, "eval")] == [
@@ -66,8 +71,12 @@ def test_two_ranks_learn_what_one_does(parallel: str, alone: Path, pictures: Pat
     assert list_steps(output) == list_steps(alone)
 
 
-@pytest.mark.parametrize("kinds", [("ddp", "ddp"), *(pytest.param(each, marks=pytest.mark.slow) for each in MOVES)])
-def test_a_run_moves_between_numbers_of_ranks(kinds: tuple[str, str], packed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kinds", [("ddp", "ddp"), *(pytest.param(each, marks=pytest.mark.slow) for each in MOVES)]
+)
+def test_a_run_moves_between_numbers_of_ranks(
+    kinds: tuple[str, str], packed: Path, tmp_path: Path
+) -> None:
     """From two ranks to one and to two again, each time killed."""
     run(spell(packed, tmp_path / "whole", *LANES))
     output, (first, last) = tmp_path / "run", kinds
@@ -83,7 +92,9 @@ def test_a_run_moves_between_numbers_of_ranks(kinds: tuple[str, str], packed: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [REGNET, (FSDP, *REGNET)])
-def test_two_ranks_that_were_killed_end_in_the_same_weights(settings: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+def test_two_ranks_that_were_killed_end_in_the_same_weights(
+    settings: tuple[str, ...], pictures: Path, tmp_path: Path
+) -> None:
     """Batch statistics too, of which each rank has its own on a processor."""
     settings = (*settings, *HARD)
     run(spell(pictures, tmp_path / "whole", *settings), 2)
@@ -95,7 +106,10 @@ def test_two_ranks_that_were_killed_end_in_the_same_weights(settings: tuple[str,
         processes[0].join(30)
         assert processes[0].exitcode == 1
     (line,) = read_errors(arguments).splitlines()[-1:]
-    assert line == "swag-models: error: rank 0 lost another, whose own last words say why; run it again to go on"
+    assert (
+        line
+        == "swag-models: error: rank 0 lost another, whose own last words say why; run it again to go on"
+    )
     assert "Traceback" not in read_errors(arguments)
     run(arguments, 2)
     assert read_weights(tmp_path / "run") == read_weights(tmp_path / "whole")
@@ -106,9 +120,26 @@ def test_torchrun_passes_a_signal_on_and_the_run_goes_on(pictures: Path, tmp_pat
     """torchrun ends whole groups of processes, and so those that read pictures hear the signal too."""
     output, settings = tmp_path / "run", ("engine.workers=1", "steps=60")
     arguments = spell(pictures, output, *settings)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(find_port())]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    launched = subprocess.Popen([*launch, "-m", "swag_models", *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(find_port()),
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[3]),
+    }
+    launched = subprocess.Popen(
+        [*launch, "-m", "swag_models", *arguments],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         wait_until(lambda: bool(list_steps(output)), 60)
         launched.send_signal(signal.SIGTERM)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.collate import find_folder
-from swag_models.recipe.data.datasets import Album
+from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.evaluation.accuracy import datasets
 from swag_models.recipe.evaluation.accuracy.datasets import REAL, Task
-from swag_models.recipe.evaluation.models import IMAGENET, Candidate
+from swag_models.recipe.evaluation.models import IMAGENET, EvaluatedModel
 from swag_models.recipe.hashtags import load_imagenet
 
 FOLDER = "folder"
@@ -21,7 +21,7 @@ ANY, OWN = "any of its labels is a hit", "its 200 classes compete"
 
 
 @dataclass(frozen=True)
-class Suite:
+class Benchmark:
     """A test set. source: what to download. place: where its pictures may lie within the folder that is given.
 
     pictures: how many count, of the whole release. rule: what sets it apart.
@@ -33,14 +33,22 @@ class Suite:
     place: str
     pictures: int | None
     rule: str
-    open: Callable[[Path, Candidate], Task]
+    open: Callable[[Path, EvaluatedModel], Task]
 
 
-SUITES = {
+BENCHMARKS = {
     suite.name: suite
     for suite in (
-        Suite(FOLDER, "Pictures", "a folder of pictures for each class, or packed shards", "", None, "", datasets.open_folder),
-        Suite(
+        Benchmark(
+            FOLDER,
+            "Pictures",
+            "a folder of pictures for each class, or packed shards",
+            "",
+            None,
+            "",
+            datasets.open_folder,
+        ),
+        Benchmark(
             "imagenet",
             "ImageNet",
             "ILSVRC2012_img_val.tar of image-net.org, sorted into a folder for each WordNet id",
@@ -49,7 +57,7 @@ SUITES = {
             "",
             datasets.open_all,
         ),
-        Suite(
+        Benchmark(
             "imagenet-v2",
             "ImageNet-V2",
             "imagenetv2-matched-frequency.tar.gz of github.com/modestyachts/ImageNetV2",
@@ -58,7 +66,7 @@ SUITES = {
             "",
             datasets.open_numbered,
         ),
-        Suite(
+        Benchmark(
             "imagenet-real",
             "ImageNet ReaL",
             f"ImageNet's validation pictures in a folder for each WordNet id, and beside them real.json of {REAL}",
@@ -67,7 +75,7 @@ SUITES = {
             ANY,
             datasets.open_real,
         ),
-        Suite(
+        Benchmark(
             "imagenet-a",
             "ImageNet-A",
             "imagenet-a.tar of github.com/hendrycks/natural-adv-examples",
@@ -76,7 +84,7 @@ SUITES = {
             OWN,
             datasets.open_some,
         ),
-        Suite(
+        Benchmark(
             "imagenet-r",
             "ImageNet-R",
             "imagenet-r.tar of github.com/hendrycks/imagenet-r",
@@ -85,7 +93,7 @@ SUITES = {
             OWN,
             datasets.open_some,
         ),
-        Suite(
+        Benchmark(
             "sketch",
             "ImageNet-Sketch",
             "ImageNet-Sketch.zip of github.com/HaohanWang/ImageNet-Sketch",
@@ -94,7 +102,7 @@ SUITES = {
             "",
             datasets.open_all,
         ),
-        Suite(
+        Benchmark(
             "objectnet",
             "ObjectNet",
             "objectnet-1.0.zip of objectnet.dev",
@@ -110,7 +118,10 @@ PUBLISHED = {  # top-1 of (model, suite)
     ("vit_h14_in1k", "imagenet-v2"): 81.1,  # of the paper, arXiv 2201.08371, as are the next two
     ("vit_h14_in1k", "imagenet-real"): 90.5,
     ("vit_h14_in1k", "objectnet"): 69.5,
-    ("regnety_128gf_in1k", "imagenet-v2"): 80.50,  # of timm's results of regnety_1280.swag_ft_in1k, as are the rest
+    (
+        "regnety_128gf_in1k",
+        "imagenet-v2",
+    ): 80.50,  # of timm's results of regnety_1280.swag_ft_in1k, as are the rest
     ("regnety_128gf_in1k", "imagenet-real"): 90.66,
     ("regnety_128gf_in1k", "imagenet-a"): 83.80,
     ("regnety_128gf_in1k", "imagenet-r"): 88.31,
@@ -118,39 +129,52 @@ PUBLISHED = {  # top-1 of (model, suite)
 }
 
 
-def open_suite(name: str, data: Shards, candidate: Candidate, only_present: bool = False) -> Task:
+def open_benchmark(
+    name: str, data: Shards, candidate: EvaluatedModel, only_present: bool = False
+) -> Task:
     """The pictures of a suite in the folder of its release, or of one's own, with the classes of a model.
 
     only_present: no classes compete but those of the pictures. ConfigError says what is missing, and where to get it.
     """
-    if name not in SUITES:
-        raise ConfigError(f"suite {name!r} is not known; allowed: {', '.join(SUITES)}")
-    suite = SUITES[name]
+    if name not in BENCHMARKS:
+        raise ConfigError(f"suite {name!r} is not known; allowed: {', '.join(BENCHMARKS)}")
+    suite = BENCHMARKS[name]
     if candidate.num_classes is None:
-        raise ConfigError(f"{candidate.name} gives features and has no classes; give a model with a head")
+        raise ConfigError(
+            f"{candidate.name} gives features and has no classes; give a model with a head"
+        )
     if name != FOLDER and candidate.synsets != tuple(load_imagenet()):
-        raise ConfigError(f"{suite.title} has the classes of ImageNet-1k, {candidate.name} has others; give a model of those")
+        raise ConfigError(
+            f"{suite.title} has the classes of ImageNet-1k, {candidate.name} has others; give a model of those"
+        )
     root = find_folder(data) if name == FOLDER else _find_release(suite, data)
     task = datasets.open_shards(data, candidate) if root is None else suite.open(root, candidate)
     if not only_present:
         return task
-    if not isinstance(album := task.data, Album):
-        raise ConfigError(f"only_present needs to know the classes of all pictures beforehand, and {data} has no index")
-    return Task(album, tuple(sorted({label for index in range(len(album)) for label in album.classes(index)})))
+    if not isinstance(album := task.data, ImageDataset):
+        raise ConfigError(
+            f"only_present needs to know the classes of all pictures beforehand, and {data} has no index"
+        )
+    return Task(
+        album,
+        tuple(sorted({label for index in range(len(album)) for label in album.classes(index)})),
+    )
 
 
-def find_published(candidate: Candidate, suite: str) -> float | None:
+def find_published(candidate: EvaluatedModel, suite: str) -> float | None:
     """The top-1 that is stated for a model on a suite, in percent, if one is."""
     if suite == "imagenet" and candidate.published and candidate.published.dataset == IMAGENET:
         return candidate.published.top1
     return PUBLISHED.get((candidate.name, suite))
 
 
-def _find_release(suite: Suite, data: Shards) -> Path:
+def _find_release(suite: Benchmark, data: Shards) -> Path:
     """The folder that has what the release has."""
     root = Path(data) if isinstance(data, (str, os.PathLike)) else None
     if root is not None and (root / suite.place).is_dir():
         root /= suite.place
     if root is None or not root.is_dir() or not os.listdir(root):
-        raise ConfigError(f"{data} is no folder with {suite.title}; get {suite.source}, and give the folder it was unpacked to")
+        raise ConfigError(
+            f"{data} is no folder with {suite.title}; get {suite.source}, and give the folder it was unpacked to"
+        )
     return root

@@ -14,10 +14,16 @@ from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.recipe.data.collate import check_vocabulary
-from swag_models.recipe.data.datasets import Album, PictureFolder, find_folders, match_names, open_album
+from swag_models.recipe.data.datasets import (
+    ImageDataset,
+    PictureFolder,
+    find_folders,
+    match_names,
+    open_image_dataset,
+)
 from swag_models.recipe.data.eval_loader import SPLITS
 from swag_models.recipe.data.shards import Shards
-from swag_models.recipe.evaluation.models import Candidate
+from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.hashtags import canonicalise, load_imagenet
 
 Labels = Mapping[int, tuple[int, ...]]  # of pictures, by their index in an album
@@ -30,19 +36,28 @@ BORDER = 2  # red pixels around ObjectNet's pictures, lest anyone train on them
 class Task(NamedTuple):
     """Pictures with a model's classes, and which of these compete: all if None."""
 
-    data: Album | Shards
+    data: ImageDataset | Shards
     competing: tuple[int, ...] | None = None
 
 
-class Relabelled(Album):
+class Relabelled(ImageDataset):
     """Some pictures of an album with other classes, and without so many pixels at each edge."""
 
-    def __init__(self, album: Album, labels: Labels, candidate: Candidate, border: int = 0) -> None:
+    def __init__(
+        self, album: ImageDataset, labels: Labels, candidate: EvaluatedModel, border: int = 0
+    ) -> None:
         assert candidate.num_classes is not None
         self.kind, self.root, self.title = album.kind, album.root, album.title
         self.class_names, self.num_classes = candidate.classes, candidate.num_classes
-        self._album, self._indices, self._labels, self._border = album, list(labels), list(labels.values()), border
-        self.sha256 = hashlib.sha256(f"{album.sha256} {self._indices} {self._labels}".encode()).hexdigest()
+        self._album, self._indices, self._labels, self._border = (
+            album,
+            list(labels),
+            list(labels.values()),
+            border,
+        )
+        self.sha256 = hashlib.sha256(
+            f"{album.sha256} {self._indices} {self._labels}".encode()
+        ).hexdigest()
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -59,38 +74,48 @@ class Relabelled(Album):
     def read(self, index: int) -> Image.Image:
         image, border = self._album.read(self._indices[index]), self._border
         if min(image.size) <= 2 * border:
-            raise ImageError(f"{self.name(index)} has {image.width}x{image.height} pixels, which are all border")
-        return image.crop((border, border, image.width - border, image.height - border)) if border else image
+            raise ImageError(
+                f"{self.name(index)} has {image.width}x{image.height} pixels, which are all border"
+            )
+        return (
+            image.crop((border, border, image.width - border, image.height - border))
+            if border
+            else image
+        )
 
 
-def open_folder(root: Path, candidate: Candidate) -> Task:
+def open_folder(root: Path, candidate: EvaluatedModel) -> Task:
     """Folders, or a dataset's labels, named like the model's classes, in any spelling, by WordNet id, or by number."""
-    album = open_album(root, splits=SPLITS)
+    album = open_image_dataset(root, splits=SPLITS)
     assert candidate.num_classes is not None
     own, names = album.class_names, candidate.classes
     if own is None or names is None:
         own, names = own or _count(album.num_classes), _count(candidate.num_classes)
     if candidate.synsets and set(own) <= set(candidate.synsets):
         names = candidate.synsets
-    elif not set(own) <= set(names) and set(map(canonicalise, own)) <= set(map(canonicalise, names)):
+    elif not set(own) <= set(names) and set(map(canonicalise, own)) <= set(
+        map(canonicalise, names)
+    ):
         own, names = (tuple(map(canonicalise, each)) for each in (own, names))
     places = match_names(own, names, root)
-    labels = {index: tuple(places[label] for label in album.classes(index)) for index in range(len(album))}
+    labels = {
+        index: tuple(places[label] for label in album.classes(index)) for index in range(len(album))
+    }
     return Task(Relabelled(album, labels, candidate))
 
 
-def open_shards(shards: Shards, candidate: Candidate) -> Task:
+def open_shards(shards: Shards, candidate: EvaluatedModel) -> Task:
     """Packed pictures, whose classes are numbers: ConfigError if a vocabulary beside them is not the model's."""
     check_vocabulary(shards, candidate.synsets)
     return Task(shards)
 
 
-def open_all(root: Path, _: Candidate) -> Task:
+def open_all(root: Path, _: EvaluatedModel) -> Task:
     """A folder for each WordNet id of ImageNet-1k."""
     return Task(_open_ids(root))
 
 
-def open_some(root: Path, _: Candidate) -> Task:
+def open_some(root: Path, _: EvaluatedModel) -> Task:
     """A folder for each of 200 WordNet ids, whose classes compete."""
     own, known = find_folders(root), load_imagenet()
     if len(own) != 200 or set(own) - set(known):
@@ -101,40 +126,50 @@ def open_some(root: Path, _: Candidate) -> Task:
     return Task(PictureFolder(root, known), tuple(map(known.index, own)))
 
 
-def open_numbered(root: Path, _: Candidate) -> Task:
+def open_numbered(root: Path, _: EvaluatedModel) -> Task:
     """A folder for each class number: as text they are not in order."""
     own, numbers = find_folders(root), _count(1000)
     if missing := [number for number in numbers if number not in own]:
-        raise ConfigError(f"{root} has no folder {missing[0]}; the release has 1000, named 0 to 999: unpack it anew")
+        raise ConfigError(
+            f"{root} has no folder {missing[0]}; the release has 1000, named 0 to 999: unpack it anew"
+        )
     return Task(PictureFolder(root, numbers))
 
 
-def open_real(root: Path, candidate: Candidate) -> Task:
+def open_real(root: Path, candidate: EvaluatedModel) -> Task:
     """ImageNet's pictures with other labels: one, several, or none, which leaves a picture out."""
-    path = next((each / "real.json" for each in (root, root.parent) if (each / "real.json").is_file()), None)
+    path = next(
+        (each / "real.json" for each in (root, root.parent) if (each / "real.json").is_file()), None
+    )
     if path is None:
         raise ConfigError(f"neither {root} nor {root.parent} has real.json; get it from {REAL}")
     real, numbers = _read_json(path, list), set(range(1000))
     if not all(isinstance(each, list) and set(each) <= numbers for each in real):
-        raise ConfigError(f"{path} does not have lists of labels from 0 to 999; get it anew from {REAL}")
+        raise ConfigError(
+            f"{path} does not have lists of labels from 0 to 999; get it anew from {REAL}"
+        )
     album, labels = _open_ids(root), {}
     for index in range(len(album)):
         match = PICTURE.search(album.name(index))
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(real):
-            raise ConfigError(f"{album.name(index)} in {root} is none of the {len(real):,} pictures that {path} has labels of")
+            raise ConfigError(
+                f"{album.name(index)} in {root} is none of the {len(real):,} pictures that {path} has labels of"
+            )
         if real[number - 1]:
             labels[index] = tuple(real[number - 1])
     return Task(Relabelled(album, _refuse_none(labels, root), candidate))
 
 
-def open_objectnet(root: Path, candidate: Candidate) -> Task:
+def open_objectnet(root: Path, candidate: EvaluatedModel) -> Task:
     """ObjectNet's folders that ImageNet-1k has one class of, or several."""
     if not (root / "images").is_dir():
         raise ConfigError(f"{root} has no folder images, as the release has; unpack it anew")
     album, known = PictureFolder(root / "images"), map_objectnet(root / "mappings")
     classes = [known.get(name) for name in album.class_names or ()]
-    labels = {index: found for index in range(len(album)) if (found := classes[album.classes(index)[0]])}
+    labels = {
+        index: found for index in range(len(album)) if (found := classes[album.classes(index)[0]])
+    }
     return Task(Relabelled(album, _refuse_none(labels, root), candidate, BORDER))
 
 
@@ -145,11 +180,20 @@ def map_objectnet(mappings: Path) -> dict[str, tuple[int, ...]]:
     """
     labels = _read_json(mappings / "folder_to_objectnet_label.json", dict)
     descriptions = _read_json(mappings / "objectnet_to_imagenet_1k.json", dict)
-    places = {int(index): line for index, line in _read_json(mappings / "pytorch_to_imagenet_2012_id.json", dict).items()}
+    places = {
+        int(index): line
+        for index, line in _read_json(mappings / "pytorch_to_imagenet_2012_id.json", dict).items()
+    }
     lines = _read_text(mappings / "imagenet_to_label_2012_v2").splitlines()
     first = min(places.values(), default=0)
-    if len(lines) != 1000 or first not in (0, 1) or sorted(places.values()) != list(range(first, first + 1000)):
-        raise ConfigError(f"{mappings} does not number the 1000 classes of ImageNet-1k; unpack the release anew")
+    if (
+        len(lines) != 1000
+        or first not in (0, 1)
+        or sorted(places.values()) != list(range(first, first + 1000))
+    ):
+        raise ConfigError(
+            f"{mappings} does not number the 1000 classes of ImageNet-1k; unpack the release anew"
+        )
     classes: dict[str, list[int]] = {}
     for index, line in sorted(places.items()):
         classes.setdefault(lines[line - first].strip(), []).append(index)
@@ -157,7 +201,9 @@ def map_objectnet(mappings: Path) -> dict[str, tuple[int, ...]]:
     for folder, label in labels.items():
         own = descriptions[label].split("; ") if label in descriptions else []
         if strange := [each for each in own if each not in classes]:
-            raise ConfigError(f"{mappings} maps {label} to {strange[0]!r}, which is no class there; unpack the release anew")
+            raise ConfigError(
+                f"{mappings} maps {label} to {strange[0]!r}, which is no class there; unpack the release anew"
+            )
         if own:
             found[folder] = tuple(sorted(index for each in own for index in classes[each]))
     return found
@@ -184,7 +230,9 @@ def _count(number: int) -> tuple[str, ...]:
 
 def _refuse_none(labels: dict[int, tuple[int, ...]], root: Path) -> dict[int, tuple[int, ...]]:
     if not labels:
-        raise ConfigError(f"{root} has no picture with a class of ImageNet-1k; unpack the release anew")
+        raise ConfigError(
+            f"{root} has no picture with a class of ImageNet-1k; unpack the release anew"
+        )
     return labels
 
 
@@ -195,7 +243,9 @@ def _read_json(path: Path, kind: type) -> Any:
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read: {error}; get it anew") from None
     if not isinstance(content, kind):
-        raise ConfigError(f"{path} has no {kind.__name__}, but {type(content).__name__}; get it anew")
+        raise ConfigError(
+            f"{path} has no {kind.__name__}, but {type(content).__name__}; get it anew"
+        )
     return content
 
 

@@ -16,28 +16,43 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
-from swag_models.recipe.data.datasets import Album
-from swag_models.recipe.data.eval_loader import open_check
+from swag_models.recipe.data.datasets import ImageDataset
+from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.shards import Shards
-from swag_models.recipe.evaluation.accuracy.benchmarks import FOLDER, SUITES, find_published, open_suite
+from swag_models.recipe.evaluation.accuracy.benchmarks import (
+    BENCHMARKS,
+    FOLDER,
+    find_published,
+    open_benchmark,
+)
 from swag_models.recipe.evaluation.accuracy.metrics import compute_metrics, hit_top
-from swag_models.recipe.evaluation.models import Candidate
-from swag_models.recipe.evaluation.results import Estimate, Evaluation, Record
-from swag_models.recipe.extras import import_extra
-from swag_models.recipe.training.distributed import Ranks
+from swag_models.recipe.evaluation.models import EvaluatedModel
+from swag_models.recipe.evaluation.results import Estimate, Evaluation, ImageResult
+from swag_models.recipe.training.distributed import DistContext
+from swag_models.runtime import import_extra
 
 TOP = 5
-HEADER = ("model", "suite", "pictures", "top-1", "top-5", "mean per class", "ECE", "expected top-1", "difference")
+HEADER = (
+    "model",
+    "suite",
+    "pictures",
+    "top-1",
+    "top-5",
+    "mean per class",
+    "ECE",
+    "expected top-1",
+    "difference",
+)
 
 
 def evaluate(
-    candidate: Candidate,
+    candidate: EvaluatedModel,
     data: Shards,
     suite: str = FOLDER,
     *,
-    ranks: Ranks,
+    ranks: DistContext,
     batch_size: int = 64,
     workers: int = 0,
     only_present: bool = False,
@@ -46,17 +61,17 @@ def evaluate(
 ) -> Evaluation:
     """The same on every rank, and however many there are.
 
-    suite: one of SUITES; data: the folder of its release, or for "folder" whatever `open_check` takes. only_present: no classes
+    suite: one of BENCHMARKS; data: the folder of its release, or for "folder" whatever `open_eval_loader` takes. only_present: no classes
     compete but those of the pictures, which is not what others published. workers: processes that read pictures. Probabilities
     are those among the classes that compete. output: a folder to `check_output` before any picture is read.
     A broken picture is counted in `skipped` and nowhere else.
     """
-    task = open_suite(suite, data, candidate, only_present)
+    task = open_benchmark(suite, data, candidate, only_present)
     assert candidate.num_classes is not None
     classes = candidate.classes or tuple(map(str, range(candidate.num_classes)))
-    if isinstance(task.data, Album):
+    if isinstance(task.data, ImageDataset):
         batch_size = min(batch_size, len(task.data))
-    check = open_check(
+    check = open_eval_loader(
         task.data,
         candidate.fit,
         batch_size=batch_size,
@@ -65,12 +80,20 @@ def evaluate(
         workers=workers,
         classes=classes,
     )
-    settings = {"preprocess": candidate.preprocess, "dtype": str(candidate.dtype), "only_present": only_present}
+    settings = {
+        "preprocess": candidate.preprocess,
+        "dtype": str(candidate.dtype),
+        "only_present": only_present,
+    }
     if output:
-        ranks.lead(lambda: check_output(output, candidate.name, suite, check.facts, settings))
-    own: list[Record] = []
+        ranks.run_on_main(
+            lambda: check_output(output, candidate.name, suite, check.facts, settings)
+        )
+    own: list[ImageResult] = []
     total = None if check.samples is None else -(-check.samples // ranks.world_size)
-    with tqdm(total=total, desc=suite, unit=" pictures", disable=not (progress and ranks.first)) as bar:
+    with tqdm(
+        total=total, desc=suite, unit=" pictures", disable=not (progress and ranks.is_main)
+    ) as bar:
         for batch in check:
             logits = candidate.classify(_fill(batch.images, batch_size))[: len(batch.ids)]  # (n, K)
             own += _rank_classes(logits, batch.ids, batch.classes, task.competing)
@@ -79,8 +102,10 @@ def evaluate(
     records = tuple(sorted(record for each, _ in gathered for record in each))
     skipped = sum((each for _, each in gathered), Counter[str]())
     if not records:
-        raise ConfigError(f"no picture in {data} can be read: {next(iter(skipped), 'there is none')}")
-    measures = ranks.lead(lambda: compute_metrics(records))
+        raise ConfigError(
+            f"no picture in {data} can be read: {next(iter(skipped), 'there is none')}"
+        )
+    measures = ranks.run_on_main(lambda: compute_metrics(records))
     return Evaluation(
         model=candidate.name,
         suite=suite,
@@ -100,12 +125,14 @@ def tabulate_evaluations(evaluations: Sequence[Evaluation]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def check_output(folder: Path, model: str, suite: str, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+def check_output(
+    folder: Path, model: str, suite: str, facts: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
     """See to it that an evaluation can be written there: what its files are called, but for suffixes.
 
     ConfigError if those that are there are of other data or settings; OutputError if the folder cannot be made.
     """
-    with explain_writing(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     stem = re.sub(r"[^\w.-]+", "-", f"{model}-{suite}").lstrip(".-")
     path = folder / f"{stem}.json"
@@ -114,9 +141,13 @@ def check_output(folder: Path, model: str, suite: str, facts: Mapping[str, Any],
             old = json.loads(path.read_text("utf-8"))
             same = {"data": old["facts"] == {**facts}, "settings": old["settings"] == {**settings}}
         except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigError(f"{path} is no evaluation that can be read; move it, or give another folder") from None
+            raise ConfigError(
+                f"{path} is no evaluation that can be read; move it, or give another folder"
+            ) from None
         if others := " and ".join(name for name, equal in same.items() if not equal):
-            raise ConfigError(f"{path} has results of other {others}; give another folder, or move it to have it made anew")
+            raise ConfigError(
+                f"{path} has results of other {others}; give another folder, or move it to have it made anew"
+            )
     return stem
 
 
@@ -125,15 +156,17 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
     Errors of `check_output`.
     """
-    stem = check_output(folder, evaluation.model, evaluation.suite, evaluation.facts, evaluation.settings)
+    stem = check_output(
+        folder, evaluation.model, evaluation.suite, evaluation.facts, evaluation.settings
+    )
     for suffix, text in (
         (".json", json.dumps(evaluation.to_dict(), indent=1) + "\n"),
         (".md", tabulate_evaluations([evaluation])),
     ):
-        with write_whole(folder / f"{stem}{suffix}", alone=True) as path:
+        with atomic_write(folder / f"{stem}{suffix}") as path:
             path.write_text(text, encoding="utf-8")
     arrow, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
-    with write_whole(folder / f"{stem}.parquet", alone=True) as path:
+    with atomic_write(folder / f"{stem}.parquet") as path:
         parquet.write_table(arrow.Table.from_pylist(_list_rows(evaluation)), path)
 
 
@@ -143,27 +176,40 @@ def _fill(images: Tensor, count: int) -> Tensor:
     Kernels may add up in another order for another size of batch, and how many pictures end a shard's stream in one is a
     matter of ranks and workers.
     """
-    return torch.cat([images, images[-1:].expand(count - len(images), -1, -1, -1)]) if len(images) < count else images
+    return (
+        torch.cat([images, images[-1:].expand(count - len(images), -1, -1, -1)])
+        if len(images) < count
+        else images
+    )
 
 
 def _rank_classes(
-    logits: Tensor, names: Sequence[str], labels: Sequence[tuple[int, ...]], competing: tuple[int, ...] | None
-) -> Iterator[Record]:
+    logits: Tensor,
+    names: Sequence[str],
+    labels: Sequence[tuple[int, ...]],
+    competing: tuple[int, ...] | None,
+) -> Iterator[ImageResult]:
     """The records of a batch; of equal classes the lower index comes first."""
     if not logits.isfinite().all():
-        raise ConfigError(f"the model gives {names[0]}, or one beside it, numbers that are not finite; try dtype float32")
+        raise ConfigError(
+            f"the model gives {names[0]}, or one beside it, numbers that are not finite; try dtype float32"
+        )
     indices = torch.arange(logits.shape[1]) if competing is None else torch.tensor(competing)
     logits = logits[:, indices]  # (n, C)
     order = logits.argsort(dim=1, descending=True, stable=True)[:, :TOP]
     probabilities = logits.double().softmax(dim=1).amax(dim=1)
-    for name, own, top, probability in zip(names, labels, indices[order].tolist(), probabilities.tolist()):
+    for name, own, top, probability in zip(
+        names, labels, indices[order].tolist(), probabilities.tolist()
+    ):
         if not own:
-            raise ConfigError(f"{name} has no class to compare with; give pictures that have one at least")
-        yield Record(name, own, tuple(top), probability)
+            raise ConfigError(
+                f"{name} has no class to compare with; give pictures that have one at least"
+            )
+        yield ImageResult(name, own, tuple(top), probability)
 
 
 def _spell_row(evaluation: Evaluation) -> tuple[str, ...]:
-    whole, published = SUITES[evaluation.suite].pictures, evaluation.published
+    whole, published = BENCHMARKS[evaluation.suite].pictures, evaluation.published
     pictures = f"{len(evaluation.records):,}"
     pictures += f" of {whole:,}" if whole not in (None, len(evaluation.records)) else ""
     pictures += f", {sum(evaluation.skipped.values()):,} broken" if evaluation.skipped else ""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from swag_models.recipe.evaluation.results import Bin, Estimate, Record
+from swag_models.recipe.evaluation.results import Bin, Estimate, ImageResult
 
 BINS = 15  # of Guo et al., arXiv 1706.04599
 RESAMPLINGS = 200
@@ -30,7 +30,7 @@ class Measures(NamedTuple):
     bins: tuple[Bin, ...]
 
 
-def compute_metrics(records: Sequence[Record], num_bins: int = BINS) -> Measures:
+def compute_metrics(records: Sequence[ImageResult], num_bins: int = BINS) -> Measures:
     """All of them, of one record at least.
 
     A record is a hit if any of its labels is among the first, or the first five. For the mean per class it counts under its
@@ -47,7 +47,7 @@ def compute_metrics(records: Sequence[Record], num_bins: int = BINS) -> Measures
     )
 
 
-def hit_top(record: Record, count: int) -> bool:
+def hit_top(record: ImageResult, count: int) -> bool:
     """Whether one of the first classes is true."""
     return not set(record.top[:count]).isdisjoint(record.labels)
 
@@ -72,7 +72,9 @@ def estimate_mean(classes: NDArray[Any], hits: NDArray[Any]) -> Estimate:
     spread = np.where(counts > 1, rates, hits.mean())
     half = Z * math.sqrt((spread * (1 - spread) / counts).sum()) / len(counts)
     mean = rates.mean()
-    return Estimate(100 * float(mean), 100 * float(max(0, mean - half)), 100 * float(min(1, mean + half)))
+    return Estimate(
+        100 * float(mean), 100 * float(max(0, mean - half)), 100 * float(min(1, mean + half))
+    )
 
 
 def estimate_ece(probabilities: NDArray[Any], hits: NDArray[Any], num_bins: int = BINS) -> Estimate:
@@ -84,7 +86,9 @@ def estimate_ece(probabilities: NDArray[Any], hits: NDArray[Any], num_bins: int 
     places, gaps = _find_bins(probabilities, num_bins), hits - probabilities
 
     def measure(chosen: NDArray[Any] | slice) -> float:
-        return float(100 * np.abs(np.bincount(places[chosen], gaps[chosen], num_bins)).sum() / len(gaps))
+        return float(
+            100 * np.abs(np.bincount(places[chosen], gaps[chosen], num_bins)).sum() / len(gaps)
+        )
 
     draw = np.random.default_rng(0)
     resampled = [measure(draw.integers(0, len(gaps), len(gaps))) for _ in range(RESAMPLINGS)]
@@ -96,10 +100,16 @@ def make_bins(probabilities: NDArray[Any], hits: NDArray[Any], num_bins: int = B
     """What a reliability diagram shows; a bin without records has zeros."""
     places = _find_bins(probabilities, num_bins)
     counts = np.bincount(places, minlength=num_bins)  # (B,)
-    sums = (np.bincount(places, values, num_bins) / np.maximum(counts, 1) for values in (probabilities, hits))
+    sums = (
+        np.bincount(places, values, num_bins) / np.maximum(counts, 1)
+        for values in (probabilities, hits)
+    )
     edges = np.linspace(0, 100, num_bins + 1)
     rows = zip(edges[:-1], edges[1:], counts, *(100 * each for each in sums))
-    return [Bin(float(low), float(high), int(count), *map(float, rest)) for low, high, count, *rest in rows]
+    return [
+        Bin(float(low), float(high), int(count), *map(float, rest))
+        for low, high, count, *rest in rows
+    ]
 
 
 def _find_bins(probabilities: NDArray[Any], num_bins: int) -> NDArray[Any]:

@@ -16,12 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.data.eval_loader import open_check
+from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.evaluation.bias.dataset import Roster
 from swag_models.recipe.evaluation.bias.disparity import Disparities, measure_disparities
 from swag_models.recipe.evaluation.bias.groups import Groups
-from swag_models.recipe.evaluation.bias.neighbours import Retrieval, compare_neighbours, list_neighbours
-from swag_models.recipe.evaluation.models import Candidate
+from swag_models.recipe.evaluation.bias.neighbours import (
+    Retrieval,
+    compare_neighbours,
+    list_neighbours,
+)
+from swag_models.recipe.evaluation.models import EvaluatedModel
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,19 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"top_k": 1, "min_pictures": 1, "permutations": 100, "neighbours": 0, "seed": 0}.items():
+        for name, least in {
+            "top_k": 1,
+            "min_pictures": 1,
+            "permutations": 100,
+            "neighbours": 0,
+            "seed": 0,
+        }.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
         if not 0 <= self.threshold < 1:
-            raise ConfigError(f"threshold is {self.threshold}; allowed: a probability from 0 to below 1")
+            raise ConfigError(
+                f"threshold is {self.threshold}; allowed: a probability from 0 to below 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Associations:
 
 
 def find_associations(
-    candidate: Candidate,
+    candidate: EvaluatedModel,
     roster: Roster,
     settings: Settings | None = None,
     *,
@@ -89,9 +101,15 @@ def find_associations(
     """
     settings = settings or Settings()
     if candidate.num_classes is None:
-        raise ConfigError(f"{candidate.name} has no classes, so it gives no labels; choose a model with classes")
-    _keep_groups([roster.classes(row)[0] for row in range(len(roster))], roster, settings)  # better known before the work
-    check = open_check(roster, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers)
+        raise ConfigError(
+            f"{candidate.name} has no classes, so it gives no labels; choose a model with classes"
+        )
+    _keep_groups(
+        [roster.classes(row)[0] for row in range(len(roster))], roster, settings
+    )  # better known before the work
+    check = open_eval_loader(
+        roster, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
+    )
     given, vectors, codes = list[Tensor](), list[Tensor](), list[int]()
     with tqdm(total=len(roster), unit=" pictures", disable=not progress, smoothing=0.1) as bar:
         for batch in check:
@@ -108,11 +126,17 @@ def find_associations(
             f"{check.skipped.total():,} of {len(roster):,} pictures cannot be read, and the others are too few to compare: "
             f"{next(iter(check.skipped))}; paths are relative to {roster.root}, the table's folder"
         ) from None
-    options: dict[str, Any] = {"permutations": settings.permutations, "seed": settings.seed, "progress": progress}
+    options: dict[str, Any] = {
+        "permutations": settings.permutations,
+        "seed": settings.seed,
+        "progress": progress,
+    }
     labels = torch.cat(given).numpy()[mask]
     retrieval = None
     if settings.neighbours:
-        places = list_neighbours(torch.cat(vectors)[torch.from_numpy(mask)].numpy(), settings.neighbours)
+        places = list_neighbours(
+            torch.cat(vectors)[torch.from_numpy(mask)].numpy(), settings.neighbours
+        )
         retrieval = compare_neighbours(places, groups, **options)
     return Associations(
         model=candidate.name,
@@ -123,8 +147,11 @@ def find_associations(
         unplaced=roster.unplaced,
         unread=check.skipped.total(),
         small=small,
-        names=candidate.classes or tuple(f"class {index}" for index in range(candidate.num_classes)),
-        disparities=measure_disparities(labels, groups, min_pictures=settings.min_pictures, **options),
+        names=candidate.classes
+        or tuple(f"class {index}" for index in range(candidate.num_classes)),
+        disparities=measure_disparities(
+            labels, groups, min_pictures=settings.min_pictures, **options
+        ),
         retrieval=retrieval,
     )
 
@@ -135,9 +162,15 @@ def choose_labels(logits: Tensor, top_k: int, threshold: float) -> Tensor:
     return torch.where(best.values > threshold, best.indices, -1)
 
 
-def _keep_groups(codes: list[int], roster: Roster, settings: Settings) -> tuple[NDArray[np.bool_], Groups, Mapping[str, int]]:
+def _keep_groups(
+    codes: list[int], roster: Roster, settings: Settings
+) -> tuple[NDArray[np.bool_], Groups, Mapping[str, int]]:
     """As `Groups.keep_large`; ConfigError also for more neighbours than there are other pictures."""
-    mask, groups, small = Groups(np.array(codes, np.int64), roster.class_names).keep_large(settings.min_group)
+    mask, groups, small = Groups(np.array(codes, np.int64), roster.class_names).keep_large(
+        settings.min_group
+    )
     if settings.neighbours >= len(groups.codes):
-        raise ConfigError(f"neighbours is {settings.neighbours}; with {len(groups.codes)} pictures there are fewer others")
+        raise ConfigError(
+            f"neighbours is {settings.neighbours}; with {len(groups.codes)} pictures there are fewer others"
+        )
     return mask, groups, small

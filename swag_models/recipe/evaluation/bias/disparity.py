@@ -49,14 +49,18 @@ class Disparities:
 
     def rank(self) -> list[tuple[int, int]]:
         """(row, group) of every disparity: findings first, then by size; of two groups, where it is the larger."""
-        rows, groups = np.nonzero(self.values > 0 if len(self.groups.names) == 2 else np.ones_like(self.found))
+        rows, groups = np.nonzero(
+            self.values > 0 if len(self.groups.names) == 2 else np.ones_like(self.found)
+        )
         order = np.lexsort((rows, -np.abs(self.values[rows, groups]), ~self.found[rows, groups]))
         return [(int(rows[each]), int(groups[each])) for each in order]
 
     def find_smallest(self, rate: float) -> Floats:
-        """About the smallest difference (G,) that is found 4 times of 5, in a label that this share of all pictures has."""
+        """PublishInfo the smallest difference (G,) that is found 4 times of 5, in a label that this share of all pictures has."""
         sizes = self.groups.sizes
-        return (self.critical + POWER) * np.sqrt(rate * (1 - rate) * (1 / sizes + 1 / (sizes.sum() - sizes)))
+        return (self.critical + POWER) * np.sqrt(
+            rate * (1 - rate) * (1 / sizes + 1 / (sizes.sum() - sizes))
+        )
 
 
 def measure_disparities(
@@ -89,7 +93,9 @@ def measure_disparities(
 
     def count(codes: Integers) -> Integers:
         flat = codes[pictures] * len(judged) + given
-        return np.bincount(flat, minlength=len(sizes) * len(judged)).reshape(len(sizes), len(judged))
+        return np.bincount(flat, minlength=len(sizes) * len(judged)).reshape(
+            len(sizes), len(judged)
+        )
 
     counts = count(groups.codes)
     compare = _make_test(totals[judged], sizes)
@@ -149,6 +155,9 @@ def _resample(rates: Floats, sizes: Integers, resamples: int, seed: int) -> tupl
     low, high = np.zeros_like(rates), np.zeros_like(rates)
     for start in range(0, rates.shape[1], CHUNK):
         part = slice(start, start + CHUNK)
-        drawn = rng.binomial(sizes, rates[:, part], (resamples, len(sizes), rates[:, part].shape[1])) / sizes
+        drawn = (
+            rng.binomial(sizes, rates[:, part], (resamples, len(sizes), rates[:, part].shape[1]))
+            / sizes
+        )
         low[:, part], high[:, part] = np.quantile(_contrast(drawn), (0.025, 0.975), axis=0)
     return low, high

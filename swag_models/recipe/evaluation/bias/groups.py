@@ -34,17 +34,28 @@ class Groups:
         ConfigError unless two groups are left.
         """
         if minimum < 2:
-            raise ConfigError(f"min_group is {minimum}; groups of fewer than 2 pictures cannot be compared: give 2 or more")
+            raise ConfigError(
+                f"min_group is {minimum}; groups of fewer than 2 pictures cannot be compared: give 2 or more"
+            )
         large = self.sizes >= minimum
         if large.sum() < 2:
-            sizes = ", ".join(f"{name} {size}" for name, size in zip(self.names[:10], self.sizes.tolist())) or "none"
+            sizes = (
+                ", ".join(
+                    f"{name} {size}" for name, size in zip(self.names[:10], self.sizes.tolist())
+                )
+                or "none"
+            )
             raise ConfigError(
                 f"groups of {minimum} pictures or more: {large.sum()}; two are needed to compare (pictures of each: {sizes}); "
                 "give another group column, more pictures, or a smaller min_group"
             )
         mask = large[self.codes]
         names = tuple(name for name, keep in zip(self.names, large) if keep)
-        small = {name: size for name, size, keep in zip(self.names, self.sizes.tolist(), large) if not keep}
+        small = {
+            name: size
+            for name, size, keep in zip(self.names, self.sizes.tolist(), large)
+            if not keep
+        }
         return mask, Groups((np.cumsum(large) - 1)[self.codes[mask]], names), small
 
     def permute(self, permutations: int, seed: int) -> Iterator[NDArray[np.int64]]:

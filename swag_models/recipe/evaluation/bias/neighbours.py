@@ -27,7 +27,12 @@ class Retrieval:
 
 
 def compare_neighbours(
-    neighbours: NDArray[np.int64], groups: Groups, *, permutations: int = 2000, seed: int = 0, progress: bool = False
+    neighbours: NDArray[np.int64],
+    groups: Groups,
+    *,
+    permutations: int = 2000,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Retrieval:
     """The nearest others of each picture (N, k) -> of which groups they are, and whether that is chance.
 
@@ -62,7 +67,9 @@ def list_neighbours(features: NDArray[np.float32], neighbours: int) -> NDArray[n
     return places[~own].reshape(len(places), neighbours)
 
 
-def _count_pairs(codes: NDArray[np.int64], neighbours: NDArray[np.int64], kinds: int) -> NDArray[np.int64]:
+def _count_pairs(
+    codes: NDArray[np.int64], neighbours: NDArray[np.int64], kinds: int
+) -> NDArray[np.int64]:
     """(G, G): neighbours of pictures of a row's group that are of a column's."""
     pairs = codes[:, None] * kinds + codes[neighbours]
     return np.bincount(pairs.ravel(), minlength=kinds * kinds).reshape(kinds, kinds)

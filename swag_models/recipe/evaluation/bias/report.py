@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.recipe.evaluation.bias.associations import Associations
 from swag_models.recipe.evaluation.bias.disparity import LEVEL
 from swag_models.recipe.evaluation.bias.neighbours import Retrieval
 from swag_models.recipe.evaluation.results import write_texts
-from swag_models.recipe.extras import import_extra
 from swag_models.recipe.training.run_dir import find_versions
+from swag_models.runtime import import_extra
 
 SHOWN = 30  # rows of the table; the JSON file has all
 DRAWN = 20  # of the plot
@@ -39,7 +39,7 @@ LIMITS = """- These are rates of a model's labels in these pictures. They are no
 def make_folder(folder: Path) -> None:
     """See to it that an audit can be written there: better known before the work than after it."""
     import_extra("matplotlib.figure")
-    with explain_writing(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -49,10 +49,14 @@ def write_audit(found: Associations, folder: Path) -> None:
     OutputError if they cannot be written.
     """
     make_folder(folder)
-    with explain_writing(folder):
+    with disk_errors(folder):
         for name, drawn in {
-            "disparities.png": partial(_draw_disparities, found) if len(found.disparities.labels) else None,
-            "neighbours.png": partial(_draw_retrieval, found.retrieval) if found.retrieval else None,
+            "disparities.png": partial(_draw_disparities, found)
+            if len(found.disparities.labels)
+            else None,
+            "neighbours.png": partial(_draw_retrieval, found.retrieval)
+            if found.retrieval
+            else None,
         }.items():
             if drawn:
                 drawn(folder / name)
@@ -81,7 +85,9 @@ def to_dict(found: Associations) -> dict[str, Any]:
         }
         for row, group in judged.rank()
     ]
-    matrix = retrieval and {name: getattr(retrieval, name).tolist() for name in ("share", "expected", "p")}
+    matrix = retrieval and {
+        name: getattr(retrieval, name).tolist() for name in ("share", "expected", "p")
+    }
     return {
         "model": found.model,
         "data": dict(found.facts),
@@ -95,7 +101,11 @@ def to_dict(found: Associations) -> dict[str, Any]:
             "without_path": found.unplaced,
             "unreadable": found.unread,
         },
-        "labels": {"of_model": len(found.names), "judged": len(judged.labels), "too_rare": judged.rare},
+        "labels": {
+            "of_model": len(found.names),
+            "judged": len(judged.labels),
+            "too_rare": judged.rare,
+        },
         "smallest": {str(rate): judged.find_smallest(rate).tolist() for rate in RATES},
         "disparities": rows,
         "neighbours": matrix,
@@ -132,7 +142,10 @@ def _write_lines(found: Associations) -> Iterator[str]:
         f"{versions}."
     )
     yield ""
-    yield from _tabulate(["group", "pictures"], [[name, f"{size:,}"] for name, size in zip(groups.names, groups.sizes)])
+    yield from _tabulate(
+        ["group", "pictures"],
+        [[name, f"{size:,}"] for name, size in zip(groups.names, groups.sizes)],
+    )
     yield ""
     yield f"Left out: {_list_left_out(found)}."
     yield ""
@@ -174,9 +187,12 @@ def _write_labels(found: Associations) -> Iterator[str]:
         "itself, so one may leave out 0 where p says chance."
     )
     yield ""
-    yield "About the smallest difference that would be found 4 times of 5, in points, between a group and all others:"
+    yield "PublishInfo the smallest difference that would be found 4 times of 5, in points, between a group and all others:"
     yield ""
-    smallest = [[f"{rate:.0%}", *(f"{100 * each:.1f}" for each in judged.find_smallest(rate))] for rate in RATES]
+    smallest = [
+        [f"{rate:.0%}", *(f"{100 * each:.1f}" for each in judged.find_smallest(rate))]
+        for rate in RATES
+    ]
     yield from _tabulate(["label given to", *groups], smallest)
     yield ""
 
@@ -231,7 +247,9 @@ def _count(number: int, what: str, more: str = "") -> str:
 def _draw_disparities(found: Associations, path: Path) -> None:
     judged = found.disparities
     places = judged.rank()[:DRAWN]
-    figure = import_extra("matplotlib.figure").Figure(figsize=(7, 1.2 + 0.28 * len(places)), layout="constrained")
+    figure = import_extra("matplotlib.figure").Figure(
+        figsize=(7, 1.2 + 0.28 * len(places)), layout="constrained"
+    )
     axes = figure.subplots()
     for group, name in enumerate(found.groups.names):
         rows = [at for at, (_, other) in enumerate(places) if other == group]
@@ -243,10 +261,19 @@ def _draw_disparities(found: Associations, path: Path) -> None:
         for kind in (True, False):
             those = judged.found[index] == kind
             fill = f"C{group}" if kind else "white"
-            axes.scatter(value[those], np.array(rows, int)[those], color=fill, edgecolor=f"C{group}", zorder=3)
+            axes.scatter(
+                value[those],
+                np.array(rows, int)[those],
+                color=fill,
+                edgecolor=f"C{group}",
+                zorder=3,
+            )
         axes.scatter([], [], color=f"C{group}", label=name)
     axes.set_yticks(range(len(places)), [found.names[judged.labels[row]] for row, _ in places])
-    axes.set(xlabel="disparity, points of percent; hollow: not beyond chance", ylim=(len(places) - 0.5, -0.5))
+    axes.set(
+        xlabel="disparity, points of percent; hollow: not beyond chance",
+        ylim=(len(places) - 0.5, -0.5),
+    )
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.grid(alpha=0.3, axis="x")
     axes.legend(title="group")
@@ -256,7 +283,9 @@ def _draw_disparities(found: Associations, path: Path) -> None:
 def _draw_retrieval(found: Retrieval, path: Path) -> None:
     names, excess = found.groups.names, 100 * (found.share - found.expected)
     size = 3 + 0.7 * len(names)
-    figure = import_extra("matplotlib.figure").Figure(figsize=(size + 1, size), layout="constrained")
+    figure = import_extra("matplotlib.figure").Figure(
+        figsize=(size + 1, size), layout="constrained"
+    )
     axes = figure.subplots()
     limit = max(1.0, float(np.abs(excess).max()))
     shown = axes.imshow(excess, cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -266,11 +295,15 @@ def _draw_retrieval(found: Retrieval, path: Path) -> None:
         axes.text(column, row, f"{100 * share:.1f}{mark}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="group of the neighbours", ylabel="group of the pictures", title="share, %; *: beyond chance")
+    axes.set(
+        xlabel="group of the neighbours",
+        ylabel="group of the pictures",
+        title="share, %; *: beyond chance",
+    )
     figure.colorbar(shown, label="more than by size alone, points")
     _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
-    with write_whole(path, alone=True) as to:
+    with atomic_write(path) as to:
         figure.savefig(to, format="png", dpi=110, metadata={"Software": None})

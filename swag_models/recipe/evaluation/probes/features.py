@@ -23,10 +23,10 @@ from tqdm import tqdm
 from swag_models.errors import CacheError, ConfigError
 from swag_models.hub.cache import cache_folder
 from swag_models.recipe.data.collate import find_folder
-from swag_models.recipe.data.datasets import Album, open_album
-from swag_models.recipe.data.eval_loader import SPLITS, Check, open_check
+from swag_models.recipe.data.datasets import ImageDataset, open_image_dataset
+from swag_models.recipe.data.eval_loader import SPLITS, EvalLoader, open_eval_loader
 from swag_models.recipe.data.shards import Shards, find_shards
-from swag_models.recipe.evaluation.models import Candidate
+from swag_models.recipe.evaluation.models import EvaluatedModel
 
 FLOAT16 = float(np.finfo(np.float16).max)
 Kind = Literal["float16", "float32"]
@@ -48,8 +48,8 @@ class Features:
 
 
 def extract_features(
-    candidate: Candidate,
-    data: Shards | Album,
+    candidate: EvaluatedModel,
+    data: Shards | ImageDataset,
     cache: str | os.PathLike[str] | None = None,
     *,
     dtype: Kind = "float16",
@@ -60,15 +60,29 @@ def extract_features(
 ) -> Features:
     """The features of all pictures, from the cache if they are there: known by the model's content, files' state, and dtype.
 
-    data, classes: as `open_check` takes them. cache: a folder, by default in that of downloads. ConfigError if a feature is not
+    data, classes: as `open_eval_loader` takes them. cache: a folder, by default in that of downloads. ConfigError if a feature is not
     finite or beyond what the dtype holds, or no picture can be read; CacheError if the folder cannot be written.
     """
     if dtype not in ("float16", "float32"):
         raise ConfigError(f"features are {dtype!r}; allowed: float16 and float32")
-    if not isinstance(data, Album) and (root := find_folder(data)):
-        data = open_album(root, classes, SPLITS)
-    check = open_check(data, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers, classes=classes)
-    content = [candidate.hash_content(), check.facts["sha256"], hash_state(data), dtype, check.class_names]
+    if not isinstance(data, ImageDataset) and (root := find_folder(data)):
+        data = open_image_dataset(root, classes, SPLITS)
+    check = open_eval_loader(
+        data,
+        candidate.fit,
+        batch_size=batch_size,
+        rank=0,
+        world_size=1,
+        workers=workers,
+        classes=classes,
+    )
+    content = [
+        candidate.hash_content(),
+        check.facts["sha256"],
+        hash_state(data),
+        dtype,
+        check.class_names,
+    ]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     folder = (Path(cache) if cache is not None else cache_folder() / "features") / key
     try:
@@ -90,13 +104,13 @@ def extract_features(
     return _open(folder)
 
 
-def hash_state(data: Shards | Album) -> str:
+def hash_state(data: Shards | ImageDataset) -> str:
     """SHA-256 of the places, sizes and times of change of all files, and of URLs as they are.
 
     Unlike the `facts` of data it tells apart what has equal names and sizes, but only on one machine.
     """
     digest, resolve = hashlib.sha256(), remember(os.path.realpath)
-    for file in data.files() if isinstance(data, Album) else find_shards(data)[0]:
+    for file in data.files() if isinstance(data, ImageDataset) else find_shards(data)[0]:
         state: list[str | int] = [os.fspath(file)]
         if os.path.exists(file):
             folder, name = os.path.split(file)
@@ -106,7 +120,9 @@ def hash_state(data: Shards | Album) -> str:
     return digest.hexdigest()
 
 
-def _write(candidate: Candidate, check: Check, folder: Path, dtype: Kind, progress: bool) -> None:
+def _write(
+    candidate: EvaluatedModel, check: EvalLoader, folder: Path, dtype: Kind, progress: bool
+) -> None:
     names, labels = list[str](), list[int]()
     with (
         open(folder / "vectors.npy", "wb") as file,
@@ -116,7 +132,9 @@ def _write(candidate: Candidate, check: Check, folder: Path, dtype: Kind, progre
             vectors = candidate.embed(batch.images).numpy()  # (n, D)
             most = float(np.abs(vectors).max())
             if not np.isfinite(most):
-                raise ConfigError(f"features of {candidate.name} are not finite, near {batch.ids[0]}; try dtype float32")
+                raise ConfigError(
+                    f"features of {candidate.name} are not finite, near {batch.ids[0]}; try dtype float32"
+                )
             if dtype == "float16" and most > FLOAT16:
                 raise ConfigError(
                     f"features of {candidate.name} reach {most:.0f} near {batch.ids[0]}; float16 ends at {FLOAT16:.0f}: "
@@ -132,7 +150,9 @@ def _write(candidate: Candidate, check: Check, folder: Path, dtype: Kind, progre
         if not names:
             raise ConfigError(f"{check.facts['name']} has no picture that can be read")
         file.seek(0)
-        _write_header(file, len(names), vectors.shape[1], dtype)  # numpy leaves room for the count to grow
+        _write_header(
+            file, len(names), vectors.shape[1], dtype
+        )  # numpy leaves room for the count to grow
         assert file.tell() == start
     np.save(folder / "labels.npy", np.array(labels, np.int64))
     facts = {
@@ -152,7 +172,9 @@ def _write_header(file: BinaryIO, count: int, width: int, dtype: Kind) -> None:
 def _open(folder: Path) -> Features:
     facts = json.loads((folder / "facts.json").read_text("utf-8"))
     return Features(
-        np.load(folder / "vectors.npy", mmap_mode="c"),  # which torch takes, unlike what cannot be written
+        np.load(
+            folder / "vectors.npy", mmap_mode="c"
+        ),  # which torch takes, unlike what cannot be written
         np.load(folder / "labels.npy"),
         tuple(facts["names"]),
         tuple(facts["class_names"]) if facts["class_names"] else None,

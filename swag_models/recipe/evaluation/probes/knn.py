@@ -18,14 +18,21 @@ from tqdm import tqdm
 from swag_models.errors import ConfigError
 
 TEMPERATURE = 0.07  # of DINO's protocol (Caron et al. 2021), with k of 10, 20, 100 and 200, of which 20 is best
-MEMORY = 128 * 2**20  # bytes of each of three blocks: of the bank, of the queries, and of their products
+MEMORY = (
+    128 * 2**20
+)  # bytes of each of three blocks: of the bank, of the queries, and of their products
 ROWS = 32768  # of a block of the bank at most: shorter features are multiplied no faster in longer ones
 EXACT = 1e-6  # by which rounding may keep a length from 1
 GROUP = 64  # products that are compared by their maximum
 
 
 def find_neighbours(
-    bank: NDArray[Any], queries: NDArray[Any], k: int, *, memory: int = MEMORY, progress: bool = False
+    bank: NDArray[Any],
+    queries: NDArray[Any],
+    k: int,
+    *,
+    memory: int = MEMORY,
+    progress: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Cosine similarities (Q, k), falling, and the places in the bank (Q, k); among equals the first.
 
@@ -34,7 +41,9 @@ def find_neighbours(
     """
     (count, width), total = bank.shape, len(queries)
     if not 1 <= k <= count:
-        raise ConfigError(f"k is {k}; allowed: 1 to {count:,}, as many as there are features to choose from")
+        raise ConfigError(
+            f"k is {k}; allowed: 1 to {count:,}, as many as there are features to choose from"
+        )
     high = GROUP * max(1, min(ROWS, count, memory // (4 * width)) // GROUP)
     wide = max(1, min(total, memory // (4 * high), memory // (4 * width)))
     rows, part = np.empty((high, width), np.float32), np.empty((wide, width), np.float32)
@@ -54,7 +63,10 @@ def find_neighbours(
 
 
 def classify_neighbours(
-    similarities: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, temperature: float = TEMPERATURE
+    similarities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    num_classes: int,
+    temperature: float = TEMPERATURE,
 ) -> NDArray[np.int64]:
     """The class (Q,) with the most votes of the neighbours, whose similarities and classes are (Q, k): exp(s / temperature)."""
     chosen = np.empty(len(labels), np.int64)
@@ -72,7 +84,9 @@ def _normalise(vectors: NDArray[Any], space: NDArray[np.float32]) -> NDArray[np.
     """The vectors at length 1, and zeros after them, in the space; or as they are, if they are that and fill it."""
     count = len(vectors)
     values = torch.from_numpy(space)
-    if vectors.flags.writeable:  # torch takes no others without a warning, and is ten times as fast with float16
+    if (
+        vectors.flags.writeable
+    ):  # torch takes no others without a warning, and is ten times as fast with float16
         given = torch.from_numpy(vectors)
         if vectors.dtype == np.float32 and vectors.shape == space.shape:
             lengths = torch.linalg.vector_norm(given, dim=1)
@@ -110,9 +124,13 @@ def _merge(found: Tensor, first: int, similarities: Tensor, places: Tensor) -> N
         return
     better, rows, columns = passing[which, columns], rows[which], columns + size * groups[which]
     counts = rows.bincount(minlength=len(found))
-    slots = k + torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]  # after the best so far, in the order of the bank
+    slots = (
+        k + torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    )  # after the best so far, in the order of the bank
     most = int(counts.max())
-    values = torch.cat([similarities, found.new_full((len(found), most), -torch.inf)], 1)  # (m, k + c)
+    values = torch.cat(
+        [similarities, found.new_full((len(found), most), -torch.inf)], 1
+    )  # (m, k + c)
     numbers = torch.cat([places, places.new_full((len(found), most), -1)], 1)
     values[rows, slots] = better
     numbers[rows, slots] = columns + first

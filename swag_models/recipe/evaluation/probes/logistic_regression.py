@@ -24,7 +24,10 @@ Objective = Callable[[Array], tuple[float, Array]]
 MEMORY = 2**30  # bytes of features that are kept as float32; more are read again in each pass
 BLOCK = 64 * 2**20  # bytes of a block of features or logits
 HISTORY = 10  # steps whose curvature is remembered, as scipy does
-DECREASE, CURVATURE = 1e-4, 0.9  # of the weak Wolfe conditions (Nocedal and Wright, Numerical Optimization, 2006, 3.1)
+DECREASE, CURVATURE = (
+    1e-4,
+    0.9,
+)  # of the weak Wolfe conditions (Nocedal and Wright, Numerical Optimization, 2006, 3.1)
 NOISE = 1e-7  # of a mean of losses whose logits are float32
 TRIALS = 20  # of lengths along a direction, after which noise has the last word
 
@@ -54,7 +57,10 @@ class Logistic:
     def predict(self, vectors: Rows) -> NDArray[np.int64]:
         """The most probable class of each feature, (N,)."""
         weight, bias = self.weight.astype(np.float32), self.bias.astype(np.float32)
-        parts = [(_read(vectors, part) @ weight.T + bias).argmax(1) for part in _list_parts(vectors, len(bias))]
+        parts = [
+            (_read(vectors, part) @ weight.T + bias).argmax(1)
+            for part in _list_parts(vectors, len(bias))
+        ]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
@@ -75,14 +81,22 @@ def fit_logistic(
     """
     present, places = np.unique(labels, return_inverse=True)
     if len(present) < 2:
-        raise ConfigError(f"the pictures are of {len(present)} class; a classifier needs at least 2: add pictures of others")
+        raise ConfigError(
+            f"the pictures are of {len(present)} class; a classifier needs at least 2: add pictures of others"
+        )
     if not C > 0:
         raise ConfigError(f"C is {C}; allowed: above 0")
     count, width = vectors.shape
     if 4 * count * width <= MEMORY:
         vectors = _read(vectors, slice(None))
-    weight, bias = (start.weight, start.bias) if start else (np.zeros((num_classes, width)), np.zeros(num_classes))
-    bias = np.where(np.isfinite(bias), bias, 0)  # minus infinity is of a class that had no picture then
+    weight, bias = (
+        (start.weight, start.bias)
+        if start
+        else (np.zeros((num_classes, width)), np.zeros(num_classes))
+    )
+    bias = np.where(
+        np.isfinite(bias), bias, 0
+    )  # minus infinity is of a class that had no picture then
     begin = np.concatenate([weight[present], bias[present, None]], 1)  # (P, D + 1)
 
     def measure(flat: Array) -> tuple[float, Array]:
@@ -90,15 +104,22 @@ def fit_logistic(
         penalised = flat.reshape(begin.shape).copy()
         penalised[:, -1] = 0
         scale = 1 / (C * count)
-        return loss / count + 0.5 * scale * float((penalised**2).sum()), (gradient / count + scale * penalised).ravel()
+        return loss / count + 0.5 * scale * float((penalised**2).sum()), (
+            gradient / count + scale * penalised
+        ).ravel()
 
     flat, objective, steps, converged = minimise(measure, begin.ravel(), tolerance, max_steps)
     weight, bias = np.zeros((num_classes, width)), np.full(num_classes, -np.inf)
-    weight[present], bias[present] = flat.reshape(begin.shape)[:, :-1], flat.reshape(begin.shape)[:, -1]
+    weight[present], bias[present] = (
+        flat.reshape(begin.shape)[:, :-1],
+        flat.reshape(begin.shape)[:, -1],
+    )
     return Logistic(weight, bias, objective * C * count, steps, converged)
 
 
-def minimise(measure: Objective, x: Array, tolerance: float, max_steps: int) -> tuple[Array, float, int, bool]:
+def minimise(
+    measure: Objective, x: Array, tolerance: float, max_steps: int
+) -> tuple[Array, float, int, bool]:
     """The x of a smooth function's minimum, the function there, the steps, and whether the gradient is within the tolerance.
 
     L-BFGS (Nocedal and Wright, algorithms 7.4 and 7.5), with lengths found by doubling and bisection.
@@ -144,7 +165,10 @@ def _find_direction(gradient: Array, pairs: deque[tuple[Array, Array]]) -> Array
 
 def _sum_losses(vectors: Rows, places: NDArray[np.int64], point: Array) -> tuple[float, Array]:
     """The sum of cross-entropies, and its gradient (P, D + 1), in one pass."""
-    weight, bias = point[:, :-1].astype(np.float32), torch.from_numpy(point[:, -1].astype(np.float32))
+    weight, bias = (
+        point[:, :-1].astype(np.float32),
+        torch.from_numpy(point[:, -1].astype(np.float32)),
+    )
     loss, gradient = 0.0, np.zeros(point.shape)
     for part in _list_parts(vectors, len(point)):
         rows, truth = _read(vectors, part), torch.from_numpy(places[part])[:, None]

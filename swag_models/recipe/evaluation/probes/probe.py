@@ -25,10 +25,10 @@ from tqdm import tqdm
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import change
 from swag_models.recipe.data.collate import find_folder
-from swag_models.recipe.data.datasets import Album, open_album
-from swag_models.recipe.data.eval_loader import SPLITS, open_check
+from swag_models.recipe.data.datasets import ImageDataset, open_image_dataset
+from swag_models.recipe.data.eval_loader import SPLITS, open_eval_loader
 from swag_models.recipe.data.shards import Shards
-from swag_models.recipe.evaluation.models import Candidate, OwnCandidate, open_candidate
+from swag_models.recipe.evaluation.models import EvaluatedModel, SwagModel, open_evaluated_model
 from swag_models.recipe.evaluation.probes.features import Features, Kind, extract_features
 from swag_models.recipe.evaluation.probes.few_shot import choose_shots, hold_back
 from swag_models.recipe.evaluation.probes.knn import classify_neighbours, find_neighbours
@@ -43,14 +43,16 @@ METHODS: tuple[Method, ...] = ("knn", "logistic", "sgd")
 SHOTS: tuple[float | None, ...] = (1, 2, 5, 10, 0.01, 0.1, None)
 NEIGHBOURS = (10, 20, 100, 200)
 FEW_SHOT_C = 0.1
-GRID = tuple(10.0**power for power in range(-6, 5))  # of C; left when two in a row were worse than the best by more than chance
+GRID = tuple(
+    10.0**power for power in range(-6, 5)
+)  # of C; left when two in a row were worse than the best by more than chance
 SCALING = "length 1, less the mean, mean square 1"
 
 
 def probe(
-    candidate: Candidate,
-    train: Shards | Album,
-    test: Shards | Album,
+    candidate: EvaluatedModel,
+    train: Shards | ImageDataset,
+    test: Shards | ImageDataset,
     *,
     methods: Sequence[Method] = ("knn", "logistic"),
     shots: Sequence[float | None] = SHOTS,
@@ -76,17 +78,30 @@ def probe(
     if splits < 1:
         raise ConfigError(f"splits is {splits}; allowed: 1 or more")
     if settings and "sgd" not in methods:
-        raise ConfigError(f"settings has {settings[0]!r}, and only sgd has any; add it to the methods, or leave them out")
+        raise ConfigError(
+            f"settings has {settings[0]!r}, and only sgd has any; add it to the methods, or leave them out"
+        )
     if "sgd" in methods and output is None:
         raise ConfigError("sgd trains a head in a folder of its own; give output")
     learnt, tested = open_labelled(train, test)
     probes: list[Probe] = []
     if "knn" in methods or "logistic" in methods:
-        options: dict[str, Any] = {"dtype": features, "batch_size": batch_size, "workers": workers, "progress": progress}
+        options: dict[str, Any] = {
+            "dtype": features,
+            "batch_size": batch_size,
+            "workers": workers,
+            "progress": progress,
+        }
         known = extract_features(candidate, learnt, cache, **options)
         asked = extract_features(candidate, tested, cache, classes=known.class_names, **options)
         chosen = [  # before anything that takes long
-            (count, [choose_shots(known.names, known.labels, count, split, known.class_names) for split in range(splits)])
+            (
+                count,
+                [
+                    choose_shots(known.names, known.labels, count, split, known.class_names)
+                    for split in range(splits)
+                ],
+            )
             for count in shots
             if count is not None and "logistic" in methods
         ]
@@ -94,23 +109,40 @@ def probe(
             probes += _ask_neighbours(candidate.name, known, asked, progress)
         for count, parts in tqdm(chosen, "few shots", disable=not progress or not chosen):
             found = [_fit(known, asked, places) for places in parts]
-            told = {"C": FEW_SHOT_C, "scaling": SCALING, "converged": all(done for _, done in found)}
-            probes.append(Probe(candidate.name, "logistic", count, tuple(value for value, _ in found), told))
+            told = {
+                "C": FEW_SHOT_C,
+                "scaling": SCALING,
+                "converged": all(done for _, done in found),
+            }
+            probes.append(
+                Probe(candidate.name, "logistic", count, tuple(value for value, _ in found), told)
+            )
         if "logistic" in methods and None in shots:
             probes.append(_sweep(candidate.name, known, asked, progress))
     if "sgd" in methods:
         assert output is not None
         folder = Path(output) / "sgd"
-        probes.append(_train_head(candidate, init, learnt, test, folder, settings, batch_size, workers, progress))
+        probes.append(
+            _train_head(
+                candidate, init, learnt, test, folder, settings, batch_size, workers, progress
+            )
+        )
     return probes
 
 
-def open_labelled(train: Shards | Album, test: Shards | Album) -> tuple[Shards | Album, Shards | Album]:
+def open_labelled(
+    train: Shards | ImageDataset, test: Shards | ImageDataset
+) -> tuple[Shards | ImageDataset, Shards | ImageDataset]:
     """Both, opened where they are folders; the classes to test on are then those learnt."""
-    if not isinstance(train, Album) and (root := find_folder(train)):
-        train = open_album(root)
-    if not isinstance(test, Album) and (root := find_folder(test)):
-        test = open_album(root, train.class_names if isinstance(train, Album) else None, SPLITS, "the training set")
+    if not isinstance(train, ImageDataset) and (root := find_folder(train)):
+        train = open_image_dataset(root)
+    if not isinstance(test, ImageDataset) and (root := find_folder(test)):
+        test = open_image_dataset(
+            root,
+            train.class_names if isinstance(train, ImageDataset) else None,
+            SPLITS,
+            "the training set",
+        )
     return train, test
 
 
@@ -127,24 +159,41 @@ def format_probes(probes: Sequence[Probe]) -> str:
     """A Markdown table: top-1 in percent, the mean and standard deviation over splits."""
     lines = ["| model | method | labels of each class | top-1 | chosen |", "|---|---|---|---|---|"]
     for each in probes:
-        shots = "all" if each.shots is None else f"{100 * each.shots:g}%" if each.shots < 1 else f"{each.shots:g}"
+        shots = (
+            "all"
+            if each.shots is None
+            else f"{100 * each.shots:g}%"
+            if each.shots < 1
+            else f"{each.shots:g}"
+        )
         spread = f" ± {each.spread:.2f}" if len(each.values) > 1 else ""
-        chosen = ", ".join(f"{name} {each.settings[name]:g}" for name in ("k", "C") if name in each.settings)
-        lines.append(f"| {each.model} | {each.method} | {shots} | {each.mean:.2f}{spread} | {chosen} |")
+        chosen = ", ".join(
+            f"{name} {each.settings[name]:g}" for name in ("k", "C") if name in each.settings
+        )
+        lines.append(
+            f"| {each.model} | {each.method} | {shots} | {each.mean:.2f}{spread} | {chosen} |"
+        )
     return "\n".join(lines)
 
 
 def _ask_neighbours(model: str, known: Features, asked: Features, progress: bool) -> list[Probe]:
     """One for each k that there are pictures for; all of them if there are fewer."""
     sizes = [k for k in NEIGHBOURS if k <= len(known.labels)] or [len(known.labels)]
-    similarities, places = find_neighbours(known.vectors, asked.vectors, max(sizes), progress=progress)
+    similarities, places = find_neighbours(
+        known.vectors, asked.vectors, max(sizes), progress=progress
+    )
     labels = known.labels[places]  # (M, k)
     return [
         Probe(
             model,
             "knn",
             None,
-            (_score(classify_neighbours(similarities[:, :k], labels[:, :k], known.num_classes), asked.labels),),
+            (
+                _score(
+                    classify_neighbours(similarities[:, :k], labels[:, :k], known.num_classes),
+                    asked.labels,
+                ),
+            ),
             {"k": k},
         )
         for k in sizes
@@ -161,7 +210,9 @@ def _fit(known: Features, asked: Features, places: NDArray[np.int64]) -> tuple[f
 def _sweep(model: str, known: Features, asked: Features, progress: bool) -> Probe:
     held = hold_back(known.names, known.labels)
     if not held.any():
-        raise ConfigError("no class has pictures to choose C with; give 3 or more of each, or ask for few shots")
+        raise ConfigError(
+            "no class has pictures to choose C with; give 3 or more of each, or ask for few shots"
+        )
     fitting, judging = np.flatnonzero(~held), np.flatnonzero(held)
     rows = scale(known.vectors, fitting)
     judged = Scaled(known.vectors, judging, rows.mean, rows.scale)
@@ -175,10 +226,14 @@ def _sweep(model: str, known: Features, asked: Features, progress: bool) -> Prob
             best = fitted
         scores[C] = score
         top = max(scores.values())
-        chance = math.sqrt(top * (100 - top) / len(judging))  # a standard error: with small weights all C are nearly alike
+        chance = math.sqrt(
+            top * (100 - top) / len(judging)
+        )  # a standard error: with small weights all C are nearly alike
         if len(scores) > 2 and all(each < top - chance for each in list(scores.values())[-2:]):
             break
-    chosen = max(scores, key=lambda each: scores[each])  # the first of equals, with the smallest weights
+    chosen = max(
+        scores, key=lambda each: scores[each]
+    )  # the first of equals, with the smallest weights
     rows = scale(known.vectors, np.arange(len(known.labels)))
     final = fit_logistic(rows, known.labels, known.num_classes, chosen, start=best)
     value = _score(final.predict(scale_like(rows, asked.vectors)), asked.labels)
@@ -187,10 +242,10 @@ def _sweep(model: str, known: Features, asked: Features, progress: bool) -> Prob
 
 
 def _train_head(
-    candidate: Candidate,
+    candidate: EvaluatedModel,
     init: str | None,
-    train_on: Shards | Album,
-    test: Shards | Album,
+    train_on: Shards | ImageDataset,
+    test: Shards | ImageDataset,
     folder: Path,
     settings: Sequence[str],
     batch_size: int,
@@ -199,20 +254,35 @@ def _train_head(
 ) -> Probe:
     from swag_models.recipe.training.trainer import train
 
-    if not isinstance(candidate, OwnCandidate):
-        raise ConfigError(f"sgd trains heads of our own models; measure {candidate.name} with knn and logistic")
-    presets = {preset.run.arch: preset.name for preset in PRESETS if preset.run.train == "head"}
+    if not isinstance(candidate, SwagModel):
+        raise ConfigError(
+            f"sgd trains heads of our own models; measure {candidate.name} with knn and logistic"
+        )
+    presets = {preset.run.arch: preset.name for preset in PRESETS if preset.run.trainable == "head"}
     if candidate.arch not in presets:
-        raise ConfigError(f"no preset trains a head of {candidate.arch}; there are those of {', '.join(presets)}")
+        raise ConfigError(
+            f"no preset trains a head of {candidate.arch}; there are those of {', '.join(presets)}"
+        )
     name = presets[candidate.arch]
     run = change(get_preset(name).run, [f"init={init or candidate.name}", *settings])
-    data = train_on.root if isinstance(train_on, Album) else train_on
+    data = train_on.root if isinstance(train_on, ImageDataset) else train_on
     model = train(run, data, folder, progress=progress)
-    tuned = open_candidate(str(model), device=candidate.device, dtype=candidate.dtype)
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "classes": tuned.classes, "synsets": tuned.synsets}
-    check = open_check(test, tuned.fit, rank=0, world_size=1, **options)
+    tuned = open_evaluated_model(str(model), device=candidate.device, dtype=candidate.dtype)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "workers": workers,
+        "classes": tuned.classes,
+        "synsets": tuned.synsets,
+    }
+    check = open_eval_loader(test, tuned.fit, rank=0, world_size=1, **options)
     hits = sum(count_hits(tuned.classify(batch.images), batch.classes) for batch in check)
-    return Probe(candidate.name, "sgd", None, (100 * hits / check.seen,), {"preset": name, "run": run.to_dict()})
+    return Probe(
+        candidate.name,
+        "sgd",
+        None,
+        (100 * hits / check.seen,),
+        {"preset": name, "run": run.to_dict()},
+    )
 
 
 def _score(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:

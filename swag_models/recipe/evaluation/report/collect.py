@@ -22,26 +22,32 @@ from typing import Any
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from swag_models.atomic import explain_writing, write_whole
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.collate import name_shards
-from swag_models.recipe.data.datasets import Album
-from swag_models.recipe.data.eval_loader import open_check
+from swag_models.recipe.data.datasets import ImageDataset
+from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.shards import Shards, hash_shards
-from swag_models.recipe.evaluation.accuracy.benchmarks import open_suite
+from swag_models.recipe.evaluation.accuracy.benchmarks import open_benchmark
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
-from swag_models.recipe.evaluation.models import Candidate, open_candidate
+from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.probes.features import hash_state
 from swag_models.recipe.evaluation.probes.probe import Method, open_labelled, probe
 from swag_models.recipe.evaluation.report.content import Story
 from swag_models.recipe.evaluation.report.html import SHOWN, Thumbnails, write_page
 from swag_models.recipe.evaluation.report.markdown import write_markdown
 from swag_models.recipe.evaluation.report.plots import write_png
-from swag_models.recipe.evaluation.results import Bin, Estimate, Evaluation, Probe, Record
-from swag_models.recipe.training.distributed import open_ranks
+from swag_models.recipe.evaluation.results import Bin, Estimate, Evaluation, ImageResult, Probe
+from swag_models.recipe.training.distributed import init_distributed
 from swag_models.recipe.training.run_dir import find_versions
 
-PAGE, TEXT, CURVES, CALIBRATION, MEASURED = "index.html", "report.md", "curves.png", "calibration.png", "measured"
+PAGE, TEXT, CURVES, CALIBRATION, MEASURED = (
+    "index.html",
+    "report.md",
+    "curves.png",
+    "calibration.png",
+    "measured",
+)
 METHODS: tuple[Method, ...] = ("knn", "logistic")
 
 
@@ -59,16 +65,19 @@ def write_report(
 
     date: of today, as people are to read it. thumbnails: a record -> its picture, None if there is none to show. origins: of
     models, what else is known of each. facts: of the pictures that probes learn from, and of those that they are tested on,
-    as a `Check` has them. OutputError if it cannot be written.
+    as a `EvalLoader` has them. OutputError if it cannot be written.
     """
     folder = Path(folder)
     story = Story(evaluations, probes, date, find_versions(), origins or {}, facts)
-    with explain_writing(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if story.curves:
             write_png(story.curves, folder / CURVES)
         if story.suites:
-            write_png([plot for plots in story.reliability.values() for plot in plots], folder / CALIBRATION)
+            write_png(
+                [plot for plots in story.reliability.values() for plot in plots],
+                folder / CALIBRATION,
+            )
         _write(folder / TEXT, write_markdown(story, SHOWN, CURVES, CALIBRATION))
         _write(folder / PAGE, write_page(story, thumbnails))
     return folder / PAGE
@@ -94,49 +103,111 @@ def collect_report(
     What has been measured before is taken from the folder. ConfigError for what cannot be, also if another process is at it.
     """
     if not models or not (suites or train):
-        raise ConfigError("nothing to report; give a model, and --suites NAME=FOLDER, or --train FOLDER and --test FOLDER")
+        raise ConfigError(
+            "nothing to report; give a model, and --suites NAME=FOLDER, or --train FOLDER and --test FOLDER"
+        )
     if (train is None) != (test is None):
-        raise ConfigError(f"--{'train' if train else 'test'} alone tells nothing; give --train and --test, or neither")
+        raise ConfigError(
+            f"--{'train' if train else 'test'} alone tells nothing; give --train and --test, or neither"
+        )
     if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
-        raise ConfigError(f"a report is made by one process, not {count}; start it without torchrun")
+        raise ConfigError(
+            f"a report is made by one process, not {count}; start it without torchrun"
+        )
     folder = Path(folder)
     evaluations: list[Evaluation] = []
     probes: list[Probe] = []
     origins: dict[str, str] = {}
-    albums: dict[tuple[str, str, str], Album] = {}
+    albums: dict[tuple[str, str, str], ImageDataset] = {}
     facts: list[dict[str, Any]] = []
     labelled = open_labelled(train, test) if train and test else ()
-    with _claim(folder / MEASURED) as measured, open_ranks() as ranks:
+    with _claim(folder / MEASURED) as measured, init_distributed() as ranks:
         for model in dict.fromkeys(models):
-            candidate = open_candidate(model, device=device, dtype=dtype)
-            name = model if candidate.name in origins else candidate.name  # folders may hold models of the same name
+            candidate = open_evaluated_model(model, device=device, dtype=dtype)
+            name = (
+                model if candidate.name in origins else candidate.name
+            )  # folders may hold models of the same name
             content = candidate.hash_content()
-            origins[name] = f"{candidate.preprocess}, {candidate.dtype} on {candidate.device.type}, SHA-256 {content}"
-            key = (candidate.name, candidate.classes, content, candidate.device.type, find_versions())
-            opened = [(suite, place, open_suite(suite, place, candidate).data) for suite, place in dict.fromkeys(suites)]
+            origins[name] = (
+                f"{candidate.preprocess}, {candidate.dtype} on {candidate.device.type}, SHA-256 {content}"
+            )
+            key = (
+                candidate.name,
+                candidate.classes,
+                content,
+                candidate.device.type,
+                find_versions(),
+            )
+            opened = [
+                (suite, place, open_benchmark(suite, place, candidate).data)
+                for suite, place in dict.fromkeys(suites)
+            ]
             for suite, place, data in opened:  # all of them before anything that takes long
-                title, sha256 = (data.title, data.sha256) if isinstance(data, Album) else (name_shards(data), hash_shards(data))
-                if isinstance(data, Album):
+                title, sha256 = (
+                    (data.title, data.sha256)
+                    if isinstance(data, ImageDataset)
+                    else (name_shards(data), hash_shards(data))
+                )
+                if isinstance(data, ImageDataset):
                     albums[suite, title, sha256] = data
-                task = partial(evaluate, candidate, place, suite, ranks=ranks, batch_size=batch_size, workers=workers)
-                values = _recall(measured, (*key, suite, title, sha256, hash_state(data)), partial(task, progress=progress))
+                task = partial(
+                    evaluate,
+                    candidate,
+                    place,
+                    suite,
+                    ranks=ranks,
+                    batch_size=batch_size,
+                    workers=workers,
+                )
+                values = _recall(
+                    measured,
+                    (*key, suite, title, sha256, hash_state(data)),
+                    partial(task, progress=progress),
+                )
                 evaluations.append(replace(restore_evaluation(values), model=name))
             if labelled:
                 facts = [_find_facts(data, candidate) for data in labelled]
                 hashes = [(each["sha256"], hash_state(data)) for each, data in zip(facts, labelled)]
-                trial = partial(probe, candidate, *labelled, methods=METHODS, shots=shots, batch_size=batch_size)
-                found = _recall(measured, (*key, METHODS, shots, hashes), partial(trial, workers=workers, progress=progress))
+                trial = partial(
+                    probe, candidate, *labelled, methods=METHODS, shots=shots, batch_size=batch_size
+                )
+                found = _recall(
+                    measured,
+                    (*key, METHODS, shots, hashes),
+                    partial(trial, workers=workers, progress=progress),
+                )
                 probes += [replace(restore_probe(values), model=name) for values in found]
         pictures = partial(_find_picture, albums)
-        return write_report(folder, evaluations, probes, date=date, thumbnails=pictures, origins=origins, facts=facts)
+        return write_report(
+            folder,
+            evaluations,
+            probes,
+            date=date,
+            thumbnails=pictures,
+            origins=origins,
+            facts=facts,
+        )
 
 
 def restore_evaluation(values: Mapping[str, Any]) -> Evaluation:
     """An evaluation from JSON of its fields."""
-    estimates = {name: Estimate(*values[name]) for name in ("top1", "top5", "mean_per_class", "ece")}
+    estimates = {
+        name: Estimate(*values[name]) for name in ("top1", "top5", "mean_per_class", "ece")
+    }
     bins = tuple(Bin(*each) for each in values["bins"])
-    records = tuple(Record(name, tuple(labels), tuple(top), sure) for name, labels, top, sure in values["records"])
-    return Evaluation(**{**values, **estimates, "bins": bins, "records": records, "classes": tuple(values["classes"])})
+    records = tuple(
+        ImageResult(name, tuple(labels), tuple(top), sure)
+        for name, labels, top, sure in values["records"]
+    )
+    return Evaluation(
+        **{
+            **values,
+            **estimates,
+            "bins": bins,
+            "records": records,
+            "classes": tuple(values["classes"]),
+        }
+    )
 
 
 def restore_probe(values: Mapping[str, Any]) -> Probe:
@@ -144,28 +215,34 @@ def restore_probe(values: Mapping[str, Any]) -> Probe:
     return Probe(**{**values, "values": tuple(values["values"])})
 
 
-def _recall(measured: Path, key: Sequence[Any], work: Callable[[], Evaluation | Sequence[Probe]]) -> Any:
+def _recall(
+    measured: Path, key: Sequence[Any], work: Callable[[], Evaluation | Sequence[Probe]]
+) -> Any:
     """What the work gives, as JSON of its fields; it is done only if there is no file of this key."""
     path = measured / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
     if not path.exists():
         text = json.dumps(work(), default=vars)
-        with explain_writing(measured):
+        with disk_errors(measured):
             _write(path, text)
     return json.loads(path.read_text("utf-8"))
 
 
-def _find_facts(data: Shards | Album, candidate: Candidate) -> dict[str, Any]:
-    return open_check(data, candidate.fit, batch_size=1, rank=0, world_size=1, workers=0).facts
+def _find_facts(data: Shards | ImageDataset, candidate: EvaluatedModel) -> dict[str, Any]:
+    return open_eval_loader(
+        data, candidate.fit, batch_size=1, rank=0, world_size=1, workers=0
+    ).facts
 
 
-def _find_picture(albums: Mapping[tuple[str, str, str], Album], evaluation: Evaluation, record: Record) -> Image.Image | None:
+def _find_picture(
+    albums: Mapping[tuple[str, str, str], ImageDataset], evaluation: Evaluation, record: ImageResult
+) -> Image.Image | None:
     """From the album it was read from; shards have no index, so of them nothing is shown."""
     album = albums.get((evaluation.suite, evaluation.facts["name"], evaluation.facts["sha256"]))
     return album.read(_index(album)[record.name]) if album else None
 
 
 @cache
-def _index(album: Album) -> dict[str, int]:
+def _index(album: ImageDataset) -> dict[str, int]:
     return {album.name(index): index for index in range(len(album))}
 
 
@@ -173,12 +250,14 @@ def _index(album: Album) -> dict[str, int]:
 def _claim(measured: Path) -> Iterator[Path]:
     """Have the folder to oneself."""
     lock = FileLock(measured / ".lock")
-    with explain_writing(measured):
+    with disk_errors(measured):
         measured.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ConfigError(f"another process measures for {measured.parent}; wait for it, or choose another -o") from None
+            raise ConfigError(
+                f"another process measures for {measured.parent}; wait for it, or choose another -o"
+            ) from None
     try:
         yield measured
     finally:
@@ -186,5 +265,7 @@ def _claim(measured: Path) -> Iterator[Path]:
 
 
 def _write(path: Path, text: str) -> None:
-    with write_whole(path, alone=True) as to:
-        to.write_text(text, "utf-8", "backslashreplace")  # a name of a class may have bytes that are no text
+    with atomic_write(path) as to:
+        to.write_text(
+            text, "utf-8", "backslashreplace"
+        )  # a name of a class may have bytes that are no text

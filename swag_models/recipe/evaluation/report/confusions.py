@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from swag_models.recipe.evaluation.results import Evaluation, Record
+from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 
 
 class Confusion(NamedTuple):
@@ -16,18 +16,18 @@ class Confusion(NamedTuple):
     truth: str
     answer: str
     share: float
-    records: tuple[Record, ...]
+    records: tuple[ImageResult, ...]
 
 
 class Miss(NamedTuple):
     """A picture that every model gets wrong, and what each says: (model, class, probability), in the order of the models."""
 
-    record: Record
+    record: ImageResult
     truth: str
     answers: tuple[tuple[str, str, float], ...]
 
 
-def is_wrong(record: Record) -> bool:
+def is_wrong(record: ImageResult) -> bool:
     """Whether the best class is none of the true ones."""
     return record.top[0] not in record.labels
 
@@ -38,8 +38,10 @@ def find_confusions(evaluation: Evaluation, count: int) -> list[Confusion]:
     A picture with several labels counts under its first.
     """
     totals = Counter(record.labels[0] for record in evaluation.records)
-    found: defaultdict[tuple[int, int], list[Record]] = defaultdict(list)
-    for record in sorted(filter(is_wrong, evaluation.records), key=lambda record: (-record.probability, record.name)):
+    found: defaultdict[tuple[int, int], list[ImageResult]] = defaultdict(list)
+    for record in sorted(
+        filter(is_wrong, evaluation.records), key=lambda record: (-record.probability, record.name)
+    ):
         found[record.labels[0], record.top[0]].append(record)
     pairs = sorted(found, key=lambda pair: (-len(found[pair]), -found[pair][0].probability, pair))
     return [
@@ -55,7 +57,10 @@ def find_confusions(evaluation: Evaluation, count: int) -> list[Confusion]:
 
 def find_misses(evaluations: Sequence[Evaluation]) -> list[Miss]:
     """Pictures of one suite that are wrong for every model, those first of which the models are most certain on the mean."""
-    each = [{record.name: record for record in filter(is_wrong, evaluation.records)} for evaluation in evaluations]
+    each = [
+        {record.name: record for record in filter(is_wrong, evaluation.records)}
+        for evaluation in evaluations
+    ]
     misses = []
     for name, first in each[0].items():
         if all(name in wrong for wrong in each):
@@ -64,7 +69,10 @@ def find_misses(evaluations: Sequence[Evaluation]) -> list[Miss]:
                 for evaluation, wrong in zip(evaluations, each)
             )
             misses.append(Miss(first, evaluations[0].classes[first.labels[0]], answers))
-    return sorted(misses, key=lambda miss: (-statistics.mean(answer[2] for answer in miss.answers), miss.record.name))
+    return sorted(
+        misses,
+        key=lambda miss: (-statistics.mean(answer[2] for answer in miss.answers), miss.record.name),
+    )
 
 
 def pick_misses(misses: Sequence[Miss], count: int) -> list[tuple[Miss, int]]:

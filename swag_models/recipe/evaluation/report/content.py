@@ -8,8 +8,20 @@ from functools import cached_property
 from typing import Any
 
 from swag_models.recipe.evaluation.report.confusions import Confusion, Miss
-from swag_models.recipe.evaluation.report.plots import Plot, plot_neighbours, plot_reliability, plot_shots
-from swag_models.recipe.evaluation.report.tables import Suite, Table, group_suites, make_accuracy, make_shots, name_suite
+from swag_models.recipe.evaluation.report.plots import (
+    Plot,
+    plot_neighbours,
+    plot_reliability,
+    plot_shots,
+)
+from swag_models.recipe.evaluation.report.tables import (
+    Benchmark,
+    Table,
+    group_suites,
+    make_accuracy,
+    make_shots,
+    name_suite,
+)
 from swag_models.recipe.evaluation.results import TOLERANCE, Evaluation, Probe
 
 Facts = Sequence[tuple[str, str]]
@@ -28,9 +40,7 @@ MEANINGS = {
     "95% interval": "holds what all pictures of this kind would give, 19 times out of 20",
     "published": "top-1 as the makers of the model state it for this suite",
 }
-SPLITS = (
-    "top-1 of a classifier on features of the frozen model; ± is the standard deviation over choices of the labelled pictures"
-)
+SPLITS = "top-1 of a classifier on features of the frozen model; ± is the standard deviation over choices of the labelled pictures"
 LIMITS = {
     "chance": "models whose intervals overlap may differ by chance",
     "skipped": "pictures that cannot be read count neither as right nor as wrong",
@@ -44,7 +54,7 @@ class Story:
     """Results and where they come from.
 
     date: of today, as people are to read it. versions: of what decides the numbers. origins: of models, what else is known of
-    each. facts: of the pictures that probes learn from, and of those that they are tested on, as a `Check` has them.
+    each. facts: of the pictures that probes learn from, and of those that they are tested on, as a `EvalLoader` has them.
     """
 
     evaluations: Sequence[Evaluation]
@@ -57,14 +67,18 @@ class Story:
 
     @cached_property
     def models(self) -> list[str]:
-        return list(dict.fromkeys([each.model for each in self.evaluations] + [each.model for each in self.probes]))
+        return list(
+            dict.fromkeys(
+                [each.model for each in self.evaluations] + [each.model for each in self.probes]
+            )
+        )
 
     @cached_property
-    def suites(self) -> dict[Suite, list[Evaluation]]:
+    def suites(self) -> dict[Benchmark, list[Evaluation]]:
         return group_suites(self.evaluations)
 
     @cached_property
-    def accuracy(self) -> dict[Suite, Table]:
+    def accuracy(self) -> dict[Benchmark, Table]:
         return {suite: make_accuracy(group) for suite, group in self.suites.items()}
 
     @cached_property
@@ -79,8 +93,11 @@ class Story:
         return [plot for plot in plots if plot]
 
     @cached_property
-    def reliability(self) -> dict[Suite, list[Plot]]:
-        return {suite: [plot_reliability(each, name_suite(suite)) for each in group] for suite, group in self.suites.items()}
+    def reliability(self) -> dict[Benchmark, list[Plot]]:
+        return {
+            suite: [plot_reliability(each, name_suite(suite)) for each in group]
+            for suite, group in self.suites.items()
+        }
 
     @property
     def summary(self) -> str:
@@ -91,20 +108,38 @@ class Story:
     @property
     def remarks(self) -> list[str]:
         """Below the table of accuracies."""
-        lines = ["The best of each column is bold; of ECE the lowest is the best."] if len(self.models) > 1 else []
+        lines = (
+            ["The best of each column is bold; of ECE the lowest is the best."]
+            if len(self.models) > 1
+            else []
+        )
         if any(each.differs for each in self.evaluations):
-            lines.append(f"⚠ marks a top-1 that is more than {TOLERANCE:g} points from the published one.")
-        found = ((each.facts["name"], item) for each in self.evaluations for item in each.skipped.items())
+            lines.append(
+                f"⚠ marks a top-1 that is more than {TOLERANCE:g} points from the published one."
+            )
+        found = (
+            (each.facts["name"], item) for each in self.evaluations for item in each.skipped.items()
+        )
         broken = [
             f"{name}: {message}" + (f" ({count:,} times)" if count > 1 else "")
             for name, (message, count) in dict.fromkeys(found)  # which all models meet
         ]
-        return lines + [f"Skipped: {line}" for line in broken[:10]] + ([f"and {len(broken) - 10} more"] if broken[10:] else [])
+        return (
+            lines
+            + [f"Skipped: {line}" for line in broken[:10]]
+            + ([f"and {len(broken) - 10} more"] if broken[10:] else [])
+        )
 
     @property
     def making(self) -> dict[str, Facts]:
-        meanings = {**(MEANINGS if self.suites else {}), **({"with few labels": SPLITS} if self.probes else {})}
-        data = [(" ".join(suite), _describe(group[0].facts, _count_classes(group[0]))) for suite, group in self.suites.items()]
+        meanings = {
+            **(MEANINGS if self.suites else {}),
+            **({"with few labels": SPLITS} if self.probes else {}),
+        }
+        data = [
+            (" ".join(suite), _describe(group[0].facts, _count_classes(group[0])))
+            for suite, group in self.suites.items()
+        ]
         data += [
             (f"{each['name']}, {use}", _describe(each, each["classes"]))
             for use, each in zip(("to learn from", "to test on"), self.facts)
@@ -137,10 +172,18 @@ def _count_classes(evaluation: Evaluation) -> int:
 
 
 def _describe(facts: Mapping[str, Any], classes: int | None) -> str:
-    counts = [f"{count:,} {what}" for count, what in ((facts["samples"], "pictures"), (classes, "classes")) if count]
+    counts = [
+        f"{count:,} {what}"
+        for count, what in ((facts["samples"], "pictures"), (classes, "classes"))
+        if count
+    ]
     return ", ".join([facts["kind"], *counts, f"SHA-256 {facts['sha256']}"])
 
 
 def _list(names: Sequence[str], what: str) -> str:
     """All of them, or how many if they are many."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if len(names) <= 3 else f"{len(names)} {what}"
+    return (
+        " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        if len(names) <= 3
+        else f"{len(names)} {what}"
+    )

@@ -11,16 +11,31 @@ from pathlib import Path
 
 from PIL import Image
 
-from swag_models.recipe.evaluation.report.confusions import Confusion, Miss, find_confusions, find_misses, pick_misses
-from swag_models.recipe.evaluation.report.content import INTRODUCTIONS, Story, count_confusion, count_misses
+from swag_models.recipe.evaluation.report.confusions import (
+    Confusion,
+    Miss,
+    find_confusions,
+    find_misses,
+    pick_misses,
+)
+from swag_models.recipe.evaluation.report.content import (
+    INTRODUCTIONS,
+    Story,
+    count_confusion,
+    count_misses,
+)
 from swag_models.recipe.evaluation.report.plots import Plot, make_svg
-from swag_models.recipe.evaluation.report.tables import ABSENT, Cell, Suite, Table, name_suite
-from swag_models.recipe.evaluation.results import Evaluation, Record
+from swag_models.recipe.evaluation.report.tables import ABSENT, Benchmark, Cell, Table, name_suite
+from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 
-Thumbnails = Callable[[Evaluation, Record], Image.Image | None]
+Thumbnails = Callable[[Evaluation, ImageResult], Image.Image | None]
 STYLE = Path(__file__).with_name("page.css")
 SIDE = 128  # pixels of the longer side of a thumbnail, twice what a page shows
-SHOWN, PICTURES, MISSED = 6, 4, 12  # confusions of a model, pictures of each, and classes that all models get wrong
+SHOWN, PICTURES, MISSED = (
+    6,
+    4,
+    12,
+)  # confusions of a model, pictures of each, and classes that all models get wrong
 
 
 def write_page(story: Story, thumbnails: Thumbnails) -> str:
@@ -55,13 +70,19 @@ def _write_labels(story: Story) -> tuple[str, str, str]:
     table = story.shots
     rows = "".join(_write_row(model, cells) for model, cells in table.rows)
     body = f"<thead><tr>{_write_heads(('model', *table.heads))}</tr></thead><tbody>{rows}</tbody>"
-    return "labels", "With few labels", _write_table(INTRODUCTIONS["labels"], body) + _write_plots(story.curves, "labels")
+    return (
+        "labels",
+        "With few labels",
+        _write_table(INTRODUCTIONS["labels"], body) + _write_plots(story.curves, "labels"),
+    )
 
 
 def _write_calibration(story: Story) -> tuple[str, str, str]:
     body = f"<p>{INTRODUCTIONS['calibration']}</p>"
     for number, (suite, plots) in enumerate(story.reliability.items()):
-        body += f"<h3>{_escape(name_suite(suite))}</h3>{_write_plots(plots, f'calibration{number}')}"
+        body += (
+            f"<h3>{_escape(name_suite(suite))}</h3>{_write_plots(plots, f'calibration{number}')}"
+        )
     return "calibration", "Calibration", body
 
 
@@ -85,7 +106,7 @@ def _write_making(story: Story) -> tuple[str, str, str]:
     return "making", "How it was made", body
 
 
-def _write_suites(tables: Mapping[Suite, Table], models: Sequence[str]) -> str:
+def _write_suites(tables: Mapping[Benchmark, Table], models: Sequence[str]) -> str:
     """One table, side by side."""
     groups = "".join(
         f'<th scope="colgroup" colspan="{len(table.heads)}">{_escape(name_suite(suite))}'
@@ -136,7 +157,10 @@ def _write_plots(plots: Iterable[Plot], name: str) -> str:
 
 
 def _write_confusions(evaluation: Evaluation, thumbnails: Thumbnails) -> str:
-    items = "".join(_write_confusion(evaluation, each, thumbnails) for each in find_confusions(evaluation, SHOWN))
+    items = "".join(
+        _write_confusion(evaluation, each, thumbnails)
+        for each in find_confusions(evaluation, SHOWN)
+    )
     body = f"<ol>{items}</ol>" if items else "<p>No picture is wrong.</p>"
     return f'<article class="model"><h4>{_escape(evaluation.model)}</h4>{body}</article>'
 
@@ -156,7 +180,9 @@ def _write_confusion(evaluation: Evaluation, confusion: Confusion, thumbnails: T
     )
 
 
-def _write_misses(group: Sequence[Evaluation], misses: Sequence[Miss], thumbnails: Thumbnails) -> str:
+def _write_misses(
+    group: Sequence[Evaluation], misses: Sequence[Miss], thumbnails: Thumbnails
+) -> str:
     items = "".join(
         _write_picture(
             thumbnails(group[0], miss.record),
@@ -175,7 +201,11 @@ def _write_misses(group: Sequence[Evaluation], misses: Sequence[Miss], thumbnail
 
 def _write_picture(image: Image.Image | None, words: str, caption: str) -> str:
     """With a caption in HTML."""
-    shown = f'<img src="{_inline(image)}" alt="{_escape(words)}">' if image else f"<span>{_escape(words)}</span>"
+    shown = (
+        f'<img src="{_inline(image)}" alt="{_escape(words)}">'
+        if image
+        else f"<span>{_escape(words)}</span>"
+    )
     return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
 
 

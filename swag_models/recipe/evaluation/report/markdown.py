@@ -10,7 +10,9 @@ from swag_models.recipe.evaluation.report.content import INTRODUCTIONS, Story, c
 from swag_models.recipe.evaluation.report.tables import Cell, Table, name_suite
 from swag_models.recipe.evaluation.results import Evaluation
 
-SPECIAL = re.compile(r"[\\`*\[\]<>|~#&$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is none of Markdown's
+SPECIAL = re.compile(
+    r"[\\`*\[\]<>|~#&$]|(?<![^\W_])_|_(?![^\W_])"
+)  # an underscore within a word is none of Markdown's
 
 
 def write_markdown(story: Story, shown: int, curves: str, calibration: str) -> str:
@@ -22,19 +24,41 @@ def write_markdown(story: Story, shown: int, curves: str, calibration: str) -> s
             lines += ["", f"### {_escape(name_suite(suite))}", "", *_write_table(table)]
         lines += [f"\n{_escape(remark)}" for remark in story.remarks]
     if story.probes:
-        lines += ["", "## With few labels", "", INTRODUCTIONS["labels"], "", *_write_table(story.shots)]
+        lines += [
+            "",
+            "## With few labels",
+            "",
+            INTRODUCTIONS["labels"],
+            "",
+            *_write_table(story.shots),
+        ]
         if story.curves:
             lines += ["", f"![{'; '.join(plot.title for plot in story.curves)}]({curves})"]
     if story.suites:
-        lines += ["", "## Calibration", "", INTRODUCTIONS["calibration"], "", f"![reliability diagrams]({calibration})"]
+        lines += [
+            "",
+            "## Calibration",
+            "",
+            INTRODUCTIONS["calibration"],
+            "",
+            f"![reliability diagrams]({calibration})",
+        ]
         lines += ["", "## Errors", "", INTRODUCTIONS["errors"]]
         for suite, group in story.suites.items():
             lines += ["", f"### {_escape(name_suite(suite))}", "", *_write_errors(group, shown)]
             if len(group) > 1:
-                lines += ["", f"What all models get wrong: {count_misses(group, find_misses(group))}."]
+                lines += [
+                    "",
+                    f"What all models get wrong: {count_misses(group, find_misses(group))}.",
+                ]
     lines += ["", "## How it was made"]
     for title, facts in story.making.items():
-        lines += ["", f"### {title}", "", *(f"- {_escape(name)}: {_escape(text)}" for name, text in facts)]
+        lines += [
+            "",
+            f"### {title}",
+            "",
+            *(f"- {_escape(name)}: {_escape(text)}" for name, text in facts),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -44,11 +68,17 @@ def _write_errors(group: Sequence[Evaluation], shown: int) -> list[str]:
         for evaluation in group
         for each in find_confusions(evaluation, shown)
     ]
-    return _write_rows(["model", "true", "taken for", "pictures", "of the class"], (map(_escape, row) for row in rows))
+    return _write_rows(
+        ["model", "true", "taken for", "pictures", "of the class"],
+        (map(_escape, row) for row in rows),
+    )
 
 
 def _write_table(table: Table) -> list[str]:
-    return _write_rows(["model", *table.heads], ([_escape(model), *map(_write_cell, cells)] for model, cells in table.rows))
+    return _write_rows(
+        ["model", *table.heads],
+        ([_escape(model), *map(_write_cell, cells)] for model, cells in table.rows),
+    )
 
 
 def _write_rows(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -58,7 +88,9 @@ def _write_rows(heads: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str
 
 def _write_cell(cell: Cell) -> str:
     text = f"**{_escape(cell.text)}**" if cell.best else _escape(cell.text)
-    return " ".join([text, *map(_escape, cell.notes), *([f"⚠ {_escape(cell.warning)}"] if cell.warning else [])])
+    return " ".join(
+        [text, *map(_escape, cell.notes), *([f"⚠ {_escape(cell.warning)}"] if cell.warning else [])]
+    )
 
 
 def _escape(text: str) -> str:

@@ -8,13 +8,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swag_models.atomic import write_whole
+from swag_models.atomic import atomic_write
 from swag_models.recipe.evaluation.report.tables import name_method, name_shots, order_shots
 from swag_models.recipe.evaluation.results import Evaluation, Probe
-from swag_models.recipe.extras import import_extra
+from swag_models.runtime import import_extra
 
 INK, FAINT = "#30353d", "#d4d8de"  # which the page replaces by its own
-SERIES = ("#3579c6", "#c8641b", "#0f8b74", "#b7509a", "#8a7a1f", "#7d67d0", "#d1495b", "#6b7686")  # 3:1 on white and on black
+SERIES = (
+    "#3579c6",
+    "#c8641b",
+    "#0f8b74",
+    "#b7509a",
+    "#8a7a1f",
+    "#7d67d0",
+    "#d1495b",
+    "#6b7686",
+)  # 3:1 on white and on black
 MARKERS = "osD^vP*X"
 USUAL = 20  # nearest neighbours, of which there is a learning curve
 WIDTH, HEIGHT = 5.0, 3.9  # inches
@@ -74,11 +83,16 @@ def plot_neighbours(probes: Sequence[Probe]) -> Plot | None:
         if probe.method == "knn" and probe.shots is None and "k" in probe.settings:
             found.setdefault(probe.model, {})[probe.settings["k"]] = probe
     every = [
-        Series(f"nearest neighbours, {model}", [(k, points[k].mean, points[k].spread, str(k)) for k in sorted(points)])
+        Series(
+            f"nearest neighbours, {model}",
+            [(k, points[k].mean, points[k].spread, str(k)) for k in sorted(points)],
+        )
         for model, points in found.items()
         if len(points) > 1
     ]
-    return _plot_series("Accuracy by nearest neighbours", "neighbours asked", every) if every else None
+    return (
+        _plot_series("Accuracy by nearest neighbours", "neighbours asked", every) if every else None
+    )
 
 
 def plot_reliability(evaluation: Evaluation, suite: str) -> Plot:
@@ -87,17 +101,29 @@ def plot_reliability(evaluation: Evaluation, suite: str) -> Plot:
     def draw(figure: Any) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         bins, total = evaluation.bins, sum(each.pictures for each in evaluation.bins)
-        places, widths = [each.low for each in bins], [0.94 * (each.high - each.low) for each in bins]
+        places, widths = (
+            [each.low for each in bins],
+            [0.94 * (each.high - each.low) for each in bins],
+        )
         upper.bar(places, [each.accuracy for each in bins], widths, align="edge", color=SERIES[0])
         upper.plot([0, 100], [0, 100], color=INK, linestyle="--", linewidth=1)
         upper.set(title=evaluation.model, xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
-        lower.bar(places, [100 * each.pictures / max(total, 1) for each in bins], widths, align="edge", color=SERIES[7])
+        lower.bar(
+            places,
+            [100 * each.pictures / max(total, 1) for each in bins],
+            widths,
+            align="edge",
+            color=SERIES[7],
+        )
         lower.set(xlabel="probability of the best class, %", ylabel="pictures, %", ylim=(0, None))
         for axes in (upper, lower):
             _rule(axes)
 
     filled = [each for each in evaluation.bins if each.pictures]
-    words = "; ".join(f"up to {each.high:.0f}%: {each.accuracy:.0f}% of {each.pictures:,} right" for each in filled)
+    words = "; ".join(
+        f"up to {each.high:.0f}%: {each.accuracy:.0f}% of {each.pictures:,} right"
+        for each in filled
+    )
     return Plot(f"Calibration of {evaluation.model} on {suite}", words, draw, 4.4)
 
 
@@ -105,7 +131,9 @@ def make_svg(plot: Plot, name: str) -> str:
     """To be put into a page; `name` tells its parts from those of other plots there."""
     matplotlib = import_extra("matplotlib")
     with matplotlib.rc_context(RULES):
-        figure = import_extra("matplotlib.figure").Figure(figsize=(WIDTH, plot.height), layout="constrained")
+        figure = import_extra("matplotlib.figure").Figure(
+            figsize=(WIDTH, plot.height), layout="constrained"
+        )
         plot.draw(figure)
         written = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -113,7 +141,9 @@ def make_svg(plot: Plot, name: str) -> str:
     text = written.getvalue()
     text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return re.sub(r'(<svg) [^>]*?(viewBox="[^"]*")[^>]*>', r"\1 \2 aria-hidden='true'>", text, count=1)
+    return re.sub(
+        r'(<svg) [^>]*?(viewBox="[^"]*")[^>]*>', r"\1 \2 aria-hidden='true'>", text, count=1
+    )
 
 
 def write_png(plots: Sequence[Plot], path: Path) -> None:
@@ -126,8 +156,10 @@ def write_png(plots: Sequence[Plot], path: Path) -> None:
         figure = import_extra("matplotlib.figure").Figure(figsize=size, layout="constrained")
         for plot, part in zip(plots, figure.subfigures(rows, columns, squeeze=False).flat):
             plot.draw(part)
-        with write_whole(path, alone=True) as to:
-            figure.savefig(to, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+        with atomic_write(path) as to:
+            figure.savefig(
+                to, format="png", dpi=110, facecolor="white", metadata={"Software": None}
+            )
 
 
 def _plot_series(title: str, unit: str, every: Sequence[Series]) -> Plot:
@@ -137,20 +169,37 @@ def _plot_series(title: str, unit: str, every: Sequence[Series]) -> Plot:
             places, means, spreads, _ = zip(*series.points)
             colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
             axes.errorbar(
-                places, means, spreads, color=colour, marker=marker, markersize=5, linewidth=1.6, capsize=3, label=series.label
+                places,
+                means,
+                spreads,
+                color=colour,
+                marker=marker,
+                markersize=5,
+                linewidth=1.6,
+                capsize=3,
+                label=series.label,
             )
-        axes.set(title=title, xlabel=unit, ylabel="top-1, %", xscale="log", ylim=(0, 1.05 * axes.get_ylim()[1]))
+        axes.set(
+            title=title,
+            xlabel=unit,
+            ylabel="top-1, %",
+            xscale="log",
+            ylim=(0, 1.05 * axes.get_ylim()[1]),
+        )
         names = {name: place for series in every for place, _, _, name in series.points}
         ticks = dict.fromkeys(sorted(names.values()), "")
         for name in sorted(names, key=lambda name: not name.isdigit()):
-            ticks[names[name]] += name if name.isdigit() else f"\n{name}"  # one below the other, for they may be near
+            ticks[names[name]] += (
+                name if name.isdigit() else f"\n{name}"
+            )  # one below the other, for they may be near
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.minorticks_off()
         _rule(axes)
         figure.legend(loc="outside lower center", frameon=False)
 
     words = ". ".join(
-        f"{series.label}: {', '.join(f'{name} {mean:.2f}' for _, mean, _, name in series.points)}" for series in every
+        f"{series.label}: {', '.join(f'{name} {mean:.2f}' for _, mean, _, name in series.points)}"
+        for series in every
     )
     return Plot(title, words, draw, HEIGHT + 0.24 * len(every))
 

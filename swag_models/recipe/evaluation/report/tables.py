@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from swag_models.recipe.evaluation.results import Estimate, Evaluation, Probe
 
-Suite = tuple[str, str]  # its name, and the name of the data
+Benchmark = tuple[str, str]  # its name, and the name of the data
 
 
 class Cell(NamedTuple):
@@ -30,22 +30,24 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def group_suites(evaluations: Sequence[Evaluation]) -> dict[Suite, list[Evaluation]]:
+def group_suites(evaluations: Sequence[Evaluation]) -> dict[Benchmark, list[Evaluation]]:
     """The evaluations of each suite, in the order of the first. Other data of the same name are numbered.
 
     That a model was measured on it before tells: hashes of the same data differ with the classes of models.
     """
-    grouped: dict[Suite, list[Evaluation]] = {}
-    times = Counter[tuple[str, Suite]]()
+    grouped: dict[Benchmark, list[Evaluation]] = {}
+    times = Counter[tuple[str, Benchmark]]()
     for evaluation in evaluations:
         suite = (evaluation.suite, str(evaluation.facts["name"]))
         times[evaluation.model, suite] += 1
         number = times[evaluation.model, suite]
-        grouped.setdefault(suite if number == 1 else (suite[0], f"{suite[1]} ({number})"), []).append(evaluation)
+        grouped.setdefault(
+            suite if number == 1 else (suite[0], f"{suite[1]} ({number})"), []
+        ).append(evaluation)
     return grouped
 
 
-def name_suite(suite: Suite) -> str:
+def name_suite(suite: Benchmark) -> str:
     """What people call it: a folder by its name."""
     return suite[1] if suite[0] == "folder" else suite[0]
 
@@ -53,17 +55,29 @@ def name_suite(suite: Suite) -> str:
 def make_accuracy(evaluations: Sequence[Evaluation]) -> Table:
     """Of one suite, a row for each model. The best is marked if there are several models."""
     measures = [[each.top1, each.top5, each.mean_per_class, each.ece] for each in evaluations]
-    best = [choose(round(each.value, 2) for each in column) for choose, column in zip((max, max, max, min), zip(*measures))]
+    best = [
+        choose(round(each.value, 2) for each in column)
+        for choose, column in zip((max, max, max, min), zip(*measures))
+    ]
     stated = any(each.published is not None for each in evaluations)  # else there is no such column
     rows = []
     for evaluation, values in zip(evaluations, measures):
         cells = [
-            Cell(f"{each.value:.2f}", (write_interval(each),), len(evaluations) > 1 and round(each.value, 2) == winner)
+            Cell(
+                f"{each.value:.2f}",
+                (write_interval(each),),
+                len(evaluations) > 1 and round(each.value, 2) == winner,
+            )
             for each, winner in zip(values, best)
         ]
         seen, skipped = len(evaluation.records), sum(evaluation.skipped.values())
         pictures = Cell(f"{seen:,}", (f"{skipped:,} skipped",) if skipped else ())
-        rows.append((evaluation.model, (cells[0], *[write_published(evaluation)][:stated], *cells[1:], pictures)))
+        rows.append(
+            (
+                evaluation.model,
+                (cells[0], *[write_published(evaluation)][:stated], *cells[1:], pictures),
+            )
+        )
     heads = ("top-1", *["published"][:stated], "top-5", "per class", "ECE", "pictures")
     return Table(heads, tuple(rows))
 
@@ -72,7 +86,9 @@ def write_published(evaluation: Evaluation) -> Cell:
     if evaluation.published is None:
         return ABSENT
     gap = evaluation.top1.value - evaluation.published
-    return Cell(f"{evaluation.published:.2f}", warning=f"measured {gap:+.2f}" if evaluation.differs else "")
+    return Cell(
+        f"{evaluation.published:.2f}", warning=f"measured {gap:+.2f}" if evaluation.differs else ""
+    )
 
 
 def write_interval(estimate: Estimate) -> str:
@@ -83,7 +99,9 @@ def make_shots(probes: Sequence[Probe]) -> Table:
     """A row for each model and kind of classifier, a column for each number of labels."""
     shots = sorted({probe.shots for probe in probes}, key=order_shots)
     found = {(probe.model, name_method(probe), probe.shots): probe for probe in probes}
-    best = {each: max(round(probe.mean, 2) for probe in probes if probe.shots == each) for each in shots}
+    best = {
+        each: max(round(probe.mean, 2) for probe in probes if probe.shots == each) for each in shots
+    }
     rows = []
     for model, method in dict.fromkeys((model, method) for model, method, _ in found):
         cells = []
@@ -114,5 +132,9 @@ def name_shots(shots: int | float | None) -> str:
 def name_method(probe: Probe) -> str:
     """In words; of nearest neighbours with how many there are."""
     if probe.method == "knn":
-        return f"{probe.settings['k']} nearest neighbours" if "k" in probe.settings else "nearest neighbours"
+        return (
+            f"{probe.settings['k']} nearest neighbours"
+            if "k" in probe.settings
+            else "nearest neighbours"
+        )
     return {"logistic": "logistic regression", "sgd": "linear, by SGD"}[probe.method]

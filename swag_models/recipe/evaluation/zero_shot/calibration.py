@@ -31,7 +31,9 @@ class Platt(NamedTuple):
         return (self.scale * logits.double() + self.bias).softmax(1)
 
 
-def fit_platt(logits: Tensor, *, scale: float = 1.0, tolerance: float = 1e-3, max_steps: int = MAX_STEPS) -> Platt:
+def fit_platt(
+    logits: Tensor, *, scale: float = 1.0, tolerance: float = 1e-3, max_steps: int = MAX_STEPS
+) -> Platt:
     """The biases with which the mean softmax over these pictures (N, K) is uniform: hashtags are not, and this undoes it.
 
     That is our reading of the paper's "Platt scaling" on unlabelled pictures, which says neither what is fitted nor how. Here
@@ -54,7 +56,11 @@ def fit_platt(logits: Tensor, *, scale: float = 1.0, tolerance: float = 1e-3, ma
         )
     platt = Platt(scale, torch.zeros(classes, dtype=torch.float64))
     for _ in range(max_steps):
-        excess = classes * torch.stack([platt.apply(block).sum(0) for block in split_blocks(logits)]).sum(0) / count
+        excess = (
+            classes
+            * torch.stack([platt.apply(block).sum(0) for block in split_blocks(logits)]).sum(0)
+            / count
+        )
         if (worst := (excess - 1).abs().max().item()) <= tolerance:
             return platt
         bias = platt.bias - excess.clamp(min=1e-300).log()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.evaluation.models import Candidate
+from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.evaluation.results import write_texts
 from swag_models.recipe.evaluation.zero_shot.calibration import Platt, fit_platt, split_blocks
 from swag_models.recipe.evaluation.zero_shot.logits import Data, Logits, Pictures, read_logits
@@ -33,7 +33,7 @@ AGGREGATIONS: tuple[Aggregation, ...] = ("sum", "max")
 TOP = 5
 
 
-class Prediction(NamedTuple):
+class ZeroShotPrediction(NamedTuple):
     """A picture, its true target if it is known, and the best five targets with their share of all scores, in order.
 
     They are fewer if no hashtag speaks for more.
@@ -59,7 +59,9 @@ class Way:
 
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
-            raise ConfigError(f"aggregation {self.aggregation!r} is not known; it is one of: {', '.join(AGGREGATIONS)}")
+            raise ConfigError(
+                f"aggregation {self.aggregation!r} is not known; it is one of: {', '.join(AGGREGATIONS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Zeroshot:
     facts: dict[str, Any]
     skipped: dict[str, int]
     unlabelled: dict[str, Any] | None
-    predictions: tuple[Prediction, ...] = field(repr=False)
+    predictions: tuple[ZeroShotPrediction, ...] = field(repr=False)
 
     @property
     def labelled(self) -> bool:
@@ -112,7 +114,10 @@ class Zeroshot:
     def to_dict(self) -> dict[str, Any]:
         """As JSON, without the predictions."""
         values = {name: value for name, value in vars(self).items() if name != "predictions"}
-        found = {name: getattr(self, name) if self.labelled else None for name in ("mean_per_class", "top1", "top5")}
+        found = {
+            name: getattr(self, name) if self.labelled else None
+            for name in ("mean_per_class", "top1", "top5")
+        }
         return {**values, "way": asdict(self.way), "pictures": len(self.predictions), **found}
 
     def _rate(self, count: int) -> float:
@@ -121,14 +126,19 @@ class Zeroshot:
 
 
 def zeroshot(
-    candidate: Candidate, data: Data, targets: Sequence[Target], wordnet: WordNet, way: Way | None = None, **options: Any
+    candidate: EvaluatedModel,
+    data: Data,
+    targets: Sequence[Target],
+    wordnet: WordNet,
+    way: Way | None = None,
+    **options: Any,
 ) -> Zeroshot:
     """Tell targets apart in one way, by default that of `Way()`; the rest as for `run_ablation`."""
     return run_ablation(candidate, data, targets, wordnet, [way or Way()], **options)[0]
 
 
 def run_ablation(
-    candidate: Candidate,
+    candidate: EvaluatedModel,
     data: Data,
     targets: Sequence[Target],
     wordnet: WordNet,
@@ -139,14 +149,16 @@ def run_ablation(
 ) -> list[Zeroshot]:
     """Tell targets apart in several ways, on one pass over the pictures.
 
-    data: labelled pictures as `open_check` takes them, whose classes have the targets' names (shards: their order); or pictures
-    as `find_pictures` does, which are predicted only. unlabelled: pictures to fit Platt scaling on, by default those of `data`,
+    data: labelled pictures as `open_eval_loader` takes them, whose classes have the targets' names (shards: their order); or pictures
+    as `find_images` does, which are predicted only. unlabelled: pictures to fit Platt scaling on, by default those of `data`,
     whose labels it does not see. options: of `read_logits`. ConfigError if the model has no hashtags with WordNet ids, or this
     WordNet lacks one.
     """
     fits = any(way.platt for way in ways)
     if unlabelled is not None and not fits:
-        raise ConfigError("unlabelled pictures are for Platt scaling, which is off; leave them out, or switch it on")
+        raise ConfigError(
+            "unlabelled pictures are for Platt scaling, which is off; leave them out, or switch it on"
+        )
     synsets, names = _find_hashtags(candidate, wordnet), tuple(target.name for target in targets)
     others = None if unlabelled is None else Pictures(unlabelled)  # better known before the work
     read = seen = read_logits(candidate, data, names, **options)
@@ -155,7 +167,10 @@ def run_ablation(
         if others is not None:
             seen = read_logits(candidate, others, None, **options)
         fitted = fit_platt(seen.values)
-    tables = {mapping: mapping.weigh(wordnet, synsets, targets) for mapping in {way.mapping for way in ways}}
+    tables = {
+        mapping: mapping.weigh(wordnet, synsets, targets)
+        for mapping in {way.mapping for way in ways}
+    }
     results = []
     for way in ways:
         weights = tables[way.mapping]
@@ -170,7 +185,9 @@ def run_ablation(
                 facts=dict(read.facts),
                 skipped=dict(read.skipped),
                 unlabelled=dict(seen.facts) if way.platt else None,
-                predictions=tuple(_predict(read, fitted if way.platt else plain, weights, way.aggregation)),
+                predictions=tuple(
+                    _predict(read, fitted if way.platt else plain, weights, way.aggregation)
+                ),
             )
         )
     return results
@@ -182,7 +199,12 @@ def list_ways(mapping: Mapping | None = None) -> list[Way]:
     mapping: its decay, threshold and best are taken.
     """
     kinds = [replace(mapping or Mapping(), kind=kind) for kind in MAPPINGS]
-    return [Way(platt, kind, aggregation) for platt in (True, False) for kind in kinds for aggregation in AGGREGATIONS]
+    return [
+        Way(platt, kind, aggregation)
+        for platt in (True, False)
+        for kind in kinds
+        for aggregation in AGGREGATIONS
+    ]
 
 
 def score(probabilities: Tensor, weights: Tensor, aggregation: Aggregation = "sum") -> Tensor:
@@ -243,7 +265,9 @@ def write_predictions(result: Zeroshot) -> str:
     """A line for each picture: its name, and the best targets with their shares; then what cannot be predicted."""
     lines = []
     for each in result.predictions:
-        best = ", ".join(f"{result.titles[place]} {share:.1%}" for place, share in zip(each.top, each.shares))
+        best = ", ".join(
+            f"{result.titles[place]} {share:.1%}" for place, share in zip(each.top, each.shares)
+        )
         lines.append(f"{each.name}: {best or 'no hashtag speaks for a target'}")
     return "\n".join([*lines, *_tell_unreached([result])])
 
@@ -256,22 +280,30 @@ def _tell_unreached(results: Sequence[Zeroshot]) -> Iterable[str]:
             yield f"\nMapping {kind}: no hashtag reaches these, so they are never predicted: {named}"
 
 
-def _predict(read: Logits, platt: Platt, weights: Tensor, aggregation: Aggregation) -> Iterable[Prediction]:
+def _predict(
+    read: Logits, platt: Platt, weights: Tensor, aggregation: Aggregation
+) -> Iterable[ZeroShotPrediction]:
     names, labels = iter(read.names), iter(read.labels or ())
     width = max(*weights.shape, weights.values().numel())
     for block in split_blocks(read.values, width):
         scores = score(platt.apply(block), weights, aggregation)
         shares = scores / scores.sum(1, keepdim=True).clamp(min=1e-300)
         ordered = shares.sort(dim=1, descending=True, stable=True)
-        for best, places in zip(ordered.values[:, :TOP].tolist(), ordered.indices[:, :TOP].tolist()):
+        for best, places in zip(
+            ordered.values[:, :TOP].tolist(), ordered.indices[:, :TOP].tolist()
+        ):
             count = sum(share > 0 for share in best)
-            yield Prediction(next(names), next(labels, None), tuple(places[:count]), tuple(best[:count]))
+            yield ZeroShotPrediction(
+                next(names), next(labels, None), tuple(places[:count]), tuple(best[:count])
+            )
 
 
-def _find_hashtags(candidate: Candidate, wordnet: WordNet) -> tuple[str, ...]:
+def _find_hashtags(candidate: EvaluatedModel, wordnet: WordNet) -> tuple[str, ...]:
     """The synset of each class."""
     if candidate.synsets is None:
-        raise ConfigError(f"{candidate.name} has no hashtags with WordNet ids; take one that has, such as vit_nano_hashtags")
+        raise ConfigError(
+            f"{candidate.name} has no hashtags with WordNet ids; take one that has, such as vit_nano_hashtags"
+        )
     if lacking := [synset for synset in candidate.synsets if synset not in wordnet.synsets]:
         raise ConfigError(
             f"this WordNet lacks {len(lacking):,} of the {len(candidate.synsets):,} synsets of {candidate.name}, such as "

@@ -18,11 +18,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from swag_models.errors import ConfigError
-from swag_models.inference.image_sources import find_pictures
+from swag_models.inference.image_sources import find_images
 from swag_models.recipe.data.collate import find_folder
-from swag_models.recipe.data.datasets import Album, find_folders, is_dataset, open_album
-from swag_models.recipe.data.eval_loader import SPLITS, open_check
-from swag_models.recipe.evaluation.models import Candidate
+from swag_models.recipe.data.datasets import (
+    ImageDataset,
+    find_folders,
+    is_dataset,
+    open_image_dataset,
+)
+from swag_models.recipe.data.eval_loader import SPLITS, open_eval_loader
+from swag_models.recipe.evaluation.models import EvaluatedModel
 
 Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -30,7 +35,7 @@ Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 class Logits(NamedTuple):
     """values: float32 (N, K), on the CPU. labels: the class of each picture, None if the data have none.
 
-    facts: of the data, as a `Check` has them. skipped: broken pictures by message.
+    facts: of the data, as a `EvalLoader` has them. skipped: broken pictures by message.
     """
 
     values: Tensor
@@ -40,7 +45,7 @@ class Logits(NamedTuple):
     skipped: Mapping[str, int]
 
 
-class Pictures(Album):
+class Pictures(ImageDataset):
     """Files, folders searched to any depth, shell patterns or tar shards of pictures, without classes."""
 
     kind = "pictures"
@@ -49,7 +54,7 @@ class Pictures(Album):
 
     def __init__(self, data: Data) -> None:
         first = data if isinstance(data, (str, os.PathLike)) else data[0]
-        self.root, self._pictures = Path(first), find_pictures(data)
+        self.root, self._pictures = Path(first), find_images(data)
         self.title = self.root.resolve().name
         digest = hashlib.sha256()
         for picture in self._pictures:
@@ -57,7 +62,9 @@ class Pictures(Album):
             try:
                 size = picture.span or picture.source.stat().st_size
             except OSError as error:
-                raise ConfigError(f"{picture.source} cannot be read: {error.strerror}; give pictures or folders") from None
+                raise ConfigError(
+                    f"{picture.source} cannot be read: {error.strerror}; give pictures or folders"
+                ) from None
             digest.update(f"{json.dumps(Path(picture.name).name)} {size}\n".encode())
         self.sha256 = digest.hexdigest()
 
@@ -80,7 +87,7 @@ class Pictures(Album):
 
 
 def is_labelled(data: Data) -> bool:
-    """Whether it is what `open_check` takes: packed shards, a dataset on disk, or a folder with sub-folders; else pictures."""
+    """Whether it is what `open_eval_loader` takes: packed shards, a dataset on disk, or a folder with sub-folders; else pictures."""
     try:
         if not isinstance(data, (str, os.PathLike)):
             return all(find_folder(each) is None for each in data)
@@ -95,11 +102,15 @@ def find_classes(data: Data) -> tuple[str, ...] | None:
     root = find_folder(data) if is_labelled(data) else None
     if root is None:
         return None
-    return open_album(root, splits=SPLITS).class_names if is_dataset(root) else tuple(find_folders(root))
+    return (
+        open_image_dataset(root, splits=SPLITS).class_names
+        if is_dataset(root)
+        else tuple(find_folders(root))
+    )
 
 
 def read_logits(
-    candidate: Candidate,
+    candidate: EvaluatedModel,
     data: Data | Pictures,
     classes: Sequence[str] | None,
     *,
@@ -113,12 +124,16 @@ def read_logits(
     one label, a folder's name is none of the classes, no picture can be read, or logits overflow.
     """
     known = None if isinstance(data, Pictures) or not is_labelled(data) else classes
-    if known and not isinstance(data, Pictures) and (others := sorted(set(find_classes(data) or ()).difference(known))):
+    if (
+        known
+        and not isinstance(data, Pictures)
+        and (others := sorted(set(find_classes(data) or ()).difference(known)))
+    ):
         raise ConfigError(
             f"{data} has {len(others)} classes that are no targets, such as {others[0]!r}; targets begin with "
             f"{', '.join(known[:3])}: rename either, or say what a name means, as in: {others[0]} n02084071"
         )
-    check = open_check(
+    check = open_eval_loader(
         data if known or isinstance(data, Pictures) else Pictures(data),
         candidate.fit,
         batch_size=batch_size,
@@ -138,7 +153,11 @@ def read_logits(
                 labels += each
             bar.update(len(batch.ids))
     if not values:
-        raise ConfigError(f"no picture of {data} can be read: {next(iter(check.skipped), 'there are none')}")
+        raise ConfigError(
+            f"no picture of {data} can be read: {next(iter(check.skipped), 'there are none')}"
+        )
     if not all(torch.isfinite(each).all() for each in values):
-        raise ConfigError(f"logits of {candidate.name} in {candidate.dtype} are not all finite; use dtype float32")
+        raise ConfigError(
+            f"logits of {candidate.name} in {candidate.dtype} are not all finite; use dtype float32"
+        )
     return Logits(torch.cat(values), names, labels if known else None, check.facts, check.skipped)

@@ -41,14 +41,21 @@ def parse_targets(
     targets = tuple([_parse(entry, matcher, wordnet) for entry in entries])
     if not targets:
         raise ConfigError(f"targets {given!s} are none; give words, WordNet ids, or {IMAGENET}")
-    if twice := [name for name, count in Counter(target.name for target in targets).items() if count > 1]:
-        raise ConfigError(f"targets are there more than once: {', '.join(twice[:5])}; name each once")
+    if twice := [
+        name for name, count in Counter(target.name for target in targets).items() if count > 1
+    ]:
+        raise ConfigError(
+            f"targets are there more than once: {', '.join(twice[:5])}; name each once"
+        )
     return targets
 
 
 def describe(target: Target, wordnet: WordNet) -> str:
     """Its name, with a word beside it if it is an id or an index."""
-    if not (ID.fullmatch(target.name) or INDEX.fullmatch(target.name)) or target.synsets[0] not in wordnet.synsets:
+    if (
+        not (ID.fullmatch(target.name) or INDEX.fullmatch(target.name))
+        or target.synsets[0] not in wordnet.synsets
+    ):
         return target.name
     return f"{target.name} ({wordnet.synsets[target.synsets[0]].lemmas[0].replace('_', ' ')})"
 
@@ -61,7 +68,9 @@ def _list_entries(given: str | os.PathLike[str] | Sequence[str]) -> Sequence[str
             lines = Path(given).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise ConfigError(f"targets {given} cannot be read: {reason}; give a text file with one in a line") from None
+            raise ConfigError(
+                f"targets {given} cannot be read: {reason}; give a text file with one in a line"
+            ) from None
         given = [line.partition("# ")[0] for line in lines if not line.startswith("#")]
     elif isinstance(given, str):
         given = given.split(",")
@@ -76,7 +85,9 @@ def _parse(entry: str, matcher: Matcher, wordnet: WordNet) -> Target:
     if ids:
         name = " ".join(words[: -len(ids)]) or ids[0]
         if words[len(words) - len(ids) :] != ids:
-            raise ConfigError(f"target {entry!r} has words after an id; write the name first, as in: table n04379243")
+            raise ConfigError(
+                f"target {entry!r} has words after an id; write the name first, as in: table n04379243"
+            )
         if unknown := [each for each in ids if each not in wordnet.synsets]:
             raise ConfigError(
                 f"target {entry!r}: no noun of this WordNet has the id {unknown[0]}; ids are those of WordNet 3.0, and an "
@@ -86,5 +97,9 @@ def _parse(entry: str, matcher: Matcher, wordnet: WordNet) -> Target:
     if synsets := matcher.match(entry).synsets:
         return Target(entry, synsets)
     near = difflib.get_close_matches(entry.lower(), matcher.lemmas, n=3, cutoff=0.6)
-    advice = f"did you mean {', '.join(near)}?" if near else "give a noun, or say what it is: NAME n04379243"
+    advice = (
+        f"did you mean {', '.join(near)}?"
+        if near
+        else "give a noun, or say what it is: NAME n04379243"
+    )
     raise ConfigError(f"target {entry!r} is no noun of this WordNet; {advice}")

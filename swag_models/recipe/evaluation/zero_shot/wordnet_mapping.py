@@ -57,7 +57,9 @@ class Mapping:
 
     def __post_init__(self) -> None:
         if self.kind not in MAPPINGS:
-            raise ConfigError(f"mapping {self.kind!r} is not known; it is one of: {', '.join(MAPPINGS)}")
+            raise ConfigError(
+                f"mapping {self.kind!r} is not known; it is one of: {', '.join(MAPPINGS)}"
+            )
         if not 0 < self.decay <= 1:
             raise ConfigError(f"decay is {self.decay:g}; it is above 0 and at most 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -77,17 +79,25 @@ class Mapping:
                 for above, steps in _climb(wordnet, synset):
                     if above in below:
                         near, up = below[above]
-                        met = Meeting(up, steps, _measure_depth(wordnet, above, depths), targets_below[near])
-                        weights[near] = np.maximum(weights[near], MAPPINGS[self.kind](met, self.decay))
+                        met = Meeting(
+                            up, steps, _measure_depth(wordnet, above, depths), targets_below[near]
+                        )
+                        weights[near] = np.maximum(
+                            weights[near], MAPPINGS[self.kind](met, self.decay)
+                        )
             pairs += [(row, column, weights[row]) for row in self._choose(weights)]
         table = torch.tensor(pairs, dtype=torch.float64).view(-1, 3)
         size = (len(hashtags), len(targets))
-        return torch.sparse_coo_tensor(table[:, :2].T.long(), table[:, 2], size, check_invariants=True).coalesce()
+        return torch.sparse_coo_tensor(
+            table[:, :2].T.long(), table[:, 2], size, check_invariants=True
+        ).coalesce()
 
     def _choose(self, weights: Array) -> list[int]:
         threshold = THRESHOLDS.get(self.kind, 0.0) if self.threshold is None else self.threshold
         order = np.argsort(-weights, kind="stable")[: self.best]
-        return [row for row in order.tolist() if weights[row] > 0 and weights[row] >= threshold - 1e-9]
+        return [
+            row for row in order.tolist() if weights[row] > 0 and weights[row] >= threshold - 1e-9
+        ]
 
 
 def _same(met: Meeting, decay: float) -> Array:
@@ -138,20 +148,31 @@ def _index(wordnet: WordNet, hashtags: Sequence[str]) -> dict[str, tuple[NDArray
         for above, steps in _climb(wordnet, synset):
             found.setdefault(above, []).append((row, steps))
     return {
-        above: (np.array([row for row, _ in each]), np.array([steps for _, steps in each], dtype=float))
+        above: (
+            np.array([row for row, _ in each]),
+            np.array([steps for _, steps in each], dtype=float),
+        )
         for above, each in found.items()
     }
 
 
 def _count_targets(wordnet: WordNet, hashtags: Sequence[str], targets: Sequence[Target]) -> Array:
     """How many targets each hashtag lies above, (K,)."""
-    counts = Counter(above for target in targets for above in {a for each in target.synsets for a in wordnet.ancestors(each)})
+    counts = Counter(
+        above
+        for target in targets
+        for above in {a for each in target.synsets for a in wordnet.ancestors(each)}
+    )
     return np.array([counts[synset] for synset in hashtags], dtype=float)
 
 
 def _measure_depth(wordnet: WordNet, synset: str, known: dict[str, int]) -> int:
     """1 for the root, else 1 more than the deepest parent's."""
     if synset not in known:
-        parents = [parent for parent in wordnet.synsets[synset].parents if parent in wordnet.synsets]
-        known[synset] = 1 + max((_measure_depth(wordnet, parent, known) for parent in parents), default=0)
+        parents = [
+            parent for parent in wordnet.synsets[synset].parents if parent in wordnet.synsets
+        ]
+        known[synset] = 1 + max(
+            (_measure_depth(wordnet, parent, known) for parent in parents), default=0
+        )
     return known[synset]

@@ -26,12 +26,17 @@ from suites_support import (
 
 from swag_models import get_spec
 from swag_models.errors import ConfigError, ImageError
-from swag_models.recipe.data.datasets import Album
-from swag_models.recipe.evaluation.accuracy.benchmarks import PUBLISHED, SUITES, find_published, open_suite
+from swag_models.recipe.data.datasets import ImageDataset
+from swag_models.recipe.evaluation.accuracy.benchmarks import (
+    BENCHMARKS,
+    PUBLISHED,
+    find_published,
+    open_benchmark,
+)
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
-from swag_models.recipe.evaluation.models import Candidate, open_candidate
+from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.results import Evaluation
-from swag_models.recipe.training.distributed import open_ranks
+from swag_models.recipe.training.distributed import init_distributed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,8 +48,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def candidate(model: Path) -> Candidate:
-    return open_candidate(str(model))
+def candidate(model: Path) -> EvaluatedModel:
+    return open_evaluated_model(str(model))
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +62,22 @@ def logits(imagenet: Path, model: Path) -> dict[str, torch.Tensor]:
     return run_by_hand(model, list_pictures(imagenet / "val"))
 
 
-def measure(candidate: Candidate, root: Path, suite: str, **options: bool) -> Evaluation:
-    with open_ranks() as ranks:
-        return evaluate(candidate, root, suite, ranks=ranks, batch_size=128, progress=False, **options)
+def measure(candidate: EvaluatedModel, root: Path, suite: str, **options: bool) -> Evaluation:
+    with init_distributed() as ranks:
+        return evaluate(
+            candidate, root, suite, ranks=ranks, batch_size=128, progress=False, **options
+        )
 
 
-def open_album(suite: str, root: Path, candidate: Candidate) -> Album:
-    album = open_suite(suite, root, candidate).data
-    assert isinstance(album, Album)
+def open_image_dataset(suite: str, root: Path, candidate: EvaluatedModel) -> ImageDataset:
+    album = open_benchmark(suite, root, candidate).data
+    assert isinstance(album, ImageDataset)
     return album
 
 
 @pytest.mark.parametrize("suite", ["imagenet", "sketch"])
 def test_imagenet_is_a_folder_for_each_id(
-    suite: str, imagenet: Path, candidate: Candidate, logits: dict[str, torch.Tensor]
+    suite: str, imagenet: Path, candidate: EvaluatedModel, logits: dict[str, torch.Tensor]
 ) -> None:
     found = measure(candidate, imagenet if suite == "imagenet" else imagenet / "val", suite)
     assert [record.name for record in found.records] == sorted(logits)
@@ -79,30 +86,41 @@ def test_imagenet_is_a_folder_for_each_id(
         assert record.labels == (IDS.index(record.name.split("/")[0]),)
         best = logits[record.name].topk(5).indices
         assert record.top == tuple(best.tolist())
-        assert record.probability == pytest.approx(logits[record.name].softmax(0)[best[0]].item(), rel=1e-4)
+        assert record.probability == pytest.approx(
+            logits[record.name].softmax(0)[best[0]].item(), rel=1e-4
+        )
         hits += record.labels[0] == best[0]
     assert found.top1.value == pytest.approx(hits / 10)
     assert len(found.classes) == 1000
 
 
-def test_the_numbers_of_v2_are_in_order(tmp_path: Path, candidate: Candidate) -> None:
+def test_the_numbers_of_v2_are_in_order(tmp_path: Path, candidate: EvaluatedModel) -> None:
     root = tmp_path / "imagenetv2-matched-frequency-format-val"
     for number in range(1000):
         write_picture(root / str(number) / "a.png", number)
-    labels = read_labels(open_album("imagenet-v2", tmp_path, candidate))
+    labels = read_labels(open_image_dataset("imagenet-v2", tmp_path, candidate))
     assert labels == {f"{number}/a.png": (number,) for number in range(1000)}
     shutil.rmtree(root / "10")
     with pytest.raises(ConfigError, match="has no folder 10; the release has 1000, named 0 to 999"):
-        open_suite("imagenet-v2", tmp_path, candidate)
+        open_benchmark("imagenet-v2", tmp_path, candidate)
 
 
 def test_real_leaves_pictures_out_and_any_label_is_a_hit(
-    imagenet: Path, candidate: Candidate, logits: dict[str, torch.Tensor]
+    imagenet: Path, candidate: EvaluatedModel, logits: dict[str, torch.Tensor]
 ) -> None:
     draw, real, expected = random.Random(3), [[] for _ in range(1000)], {}
     for name, values in logits.items():
         best = values.topk(8).indices.tolist()
-        labels = draw.choice([[], best[:1], [draw.randrange(1000), best[0]], best[4:6], best[5:7], [draw.randrange(1000)]])
+        labels = draw.choice(
+            [
+                [],
+                best[:1],
+                [draw.randrange(1000), best[0]],
+                best[4:6],
+                best[5:7],
+                [draw.randrange(1000)],
+            ]
+        )
         real[int(name[-12:-4]) - 1] = labels
         if labels:
             expected[name] = (best[0] in labels, bool(set(best[:5]) & set(labels)))
@@ -113,20 +131,29 @@ def test_real_leaves_pictures_out_and_any_label_is_a_hit(
     for value, hits in zip((found.top1.value, found.top5.value), zip(*expected.values())):
         assert value == pytest.approx(100 * sum(hits) / len(expected))
     assert 20 < found.top1.value < found.top5.value < 80
-    assert measure(candidate, imagenet / "val", "imagenet-real").top1 == found.top1  # real.json lies beside
+    assert (
+        measure(candidate, imagenet / "val", "imagenet-real").top1 == found.top1
+    )  # real.json lies beside
     (imagenet / "real.json").write_text(json.dumps(real[:500]))
-    with pytest.raises(ConfigError, match=r"is none of the 500 pictures that .*real.json has labels of"):
-        open_suite("imagenet-real", imagenet, candidate)
+    with pytest.raises(
+        ConfigError, match=r"is none of the 500 pictures that .*real.json has labels of"
+    ):
+        open_benchmark("imagenet-real", imagenet, candidate)
     (imagenet / "real.json").write_text(json.dumps([[1000]] * 1000))
     with pytest.raises(ConfigError, match="does not have lists of labels from 0 to 999"):
-        open_suite("imagenet-real", imagenet, candidate)
+        open_benchmark("imagenet-real", imagenet, candidate)
     (imagenet / "real.json").unlink()
-    with pytest.raises(ConfigError, match=r"has real.json; get it from github.com/google-research/reassessed-imagenet"):
-        open_suite("imagenet-real", imagenet, candidate)
+    with pytest.raises(
+        ConfigError,
+        match=r"has real.json; get it from github.com/google-research/reassessed-imagenet",
+    ):
+        open_benchmark("imagenet-real", imagenet, candidate)
 
 
 @pytest.mark.parametrize("suite", ["imagenet-a", "imagenet-r"])
-def test_of_200_classes_no_other_competes(suite: str, tmp_path: Path, model: Path, candidate: Candidate) -> None:
+def test_of_200_classes_no_other_competes(
+    suite: str, tmp_path: Path, model: Path, candidate: EvaluatedModel
+) -> None:
     own = sorted(random.Random(5).sample(range(1000), 200))
     root = write_release(tmp_path / suite, [IDS[index] for index in own])
     (root / "README.txt").write_text("about")
@@ -143,13 +170,15 @@ def test_of_200_classes_no_other_competes(suite: str, tmp_path: Path, model: Pat
     assert any(record.top[0] != logits[record.name].argmax() for record in found.records)
     shutil.rmtree(root / IDS[own[0]])
     with pytest.raises(ConfigError, match="has 199 folders, 199 of them WordNet ids"):
-        open_suite(suite, tmp_path, candidate)
+        open_benchmark(suite, tmp_path, candidate)
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_objectnet_is_mapped_and_its_border_cropped(first: int, tmp_path: Path, candidate: Candidate) -> None:
+def test_objectnet_is_mapped_and_its_border_cropped(
+    first: int, tmp_path: Path, candidate: EvaluatedModel
+) -> None:
     ids = write_objectnet(tmp_path / "objectnet-1.0", first)
-    album = open_album("objectnet", tmp_path, candidate)
+    album = open_image_dataset("objectnet", tmp_path, candidate)
     assert read_labels(album) == {
         f"{folder}/{10 * number + i}.png": tuple(map(IDS.index, own))
         for number, (folder, own) in enumerate(ids.items())
@@ -160,61 +189,76 @@ def test_objectnet_is_mapped_and_its_border_cropped(first: int, tmp_path: Path, 
         pixels = make_pixels(int(album.name(index).split("/")[1].removesuffix(".png")), 10, 12)
         assert np.array_equal(np.asarray(album.read(index)), pixels)
     found = measure(candidate, tmp_path, "objectnet")
-    assert {label for record in found.records for label in record.top} - {label for r in found.records for label in r.labels}
+    assert {label for record in found.records for label in record.top} - {
+        label for r in found.records for label in r.labels
+    }
     present = measure(candidate, tmp_path, "objectnet", only_present=True)
-    assert {label for record in present.records for label in record.top} <= {i for r in found.records for i in r.labels}
+    assert {label for record in present.records for label in record.top} <= {
+        i for r in found.records for i in r.labels
+    }
 
 
-def test_what_is_all_border_is_broken(tmp_path: Path, candidate: Candidate) -> None:
+def test_what_is_all_border_is_broken(tmp_path: Path, candidate: EvaluatedModel) -> None:
     write_objectnet(tmp_path)
     make_pictures(tmp_path / "images" / "tie", 1, height=4, width=9)
-    album = open_album("objectnet", tmp_path, candidate)
+    album = open_image_dataset("objectnet", tmp_path, candidate)
     index = next(index for index in range(len(album)) if album.name(index) == "tie/0000.png")
     with pytest.raises(ImageError, match=r"tie/0000.png has 9x4 pixels, which are all border"):
         album.read(index)
 
 
-def test_a_broken_mapping_is_refused(tmp_path: Path, candidate: Candidate) -> None:
+def test_a_broken_mapping_is_refused(tmp_path: Path, candidate: EvaluatedModel) -> None:
     write_objectnet(tmp_path)
     path = tmp_path / "mappings" / "objectnet_to_imagenet_1k.json"
     path.write_text(json.dumps({"Tie": "bow tie; no such thing"}))
     with pytest.raises(ConfigError, match="maps Tie to 'bow tie', which is no class there"):
-        open_suite("objectnet", tmp_path, candidate)
+        open_benchmark("objectnet", tmp_path, candidate)
     path.write_text("{}")
     with pytest.raises(ConfigError, match="has no picture with a class of ImageNet-1k"):
-        open_suite("objectnet", tmp_path, candidate)
+        open_benchmark("objectnet", tmp_path, candidate)
     path.write_text("{")
     with pytest.raises(ConfigError, match=r"objectnet_to_imagenet_1k.json cannot be read"):
-        open_suite("objectnet", tmp_path, candidate)
+        open_benchmark("objectnet", tmp_path, candidate)
     path.unlink()
     with pytest.raises(ConfigError, match="it comes with the release"):
-        open_suite("objectnet", tmp_path, candidate)
+        open_benchmark("objectnet", tmp_path, candidate)
     (tmp_path / "mappings" / "imagenet_to_label_2012_v2").write_text("tench\n")
     path.write_text("{}")
     with pytest.raises(ConfigError, match="does not number the 1000 classes"):
-        open_suite("objectnet", tmp_path, candidate)
+        open_benchmark("objectnet", tmp_path, candidate)
     shutil.rmtree(tmp_path / "images")
     with pytest.raises(ConfigError, match="has no folder images"):
-        open_suite("objectnet", tmp_path, candidate)
+        open_benchmark("objectnet", tmp_path, candidate)
 
 
-@pytest.mark.parametrize("suite", sorted(set(SUITES) - {"folder"}))
-def test_what_is_missing_is_said_with_where_to_get_it(suite: str, tmp_path: Path, candidate: Candidate) -> None:
+@pytest.mark.parametrize("suite", sorted(set(BENCHMARKS) - {"folder"}))
+def test_what_is_missing_is_said_with_where_to_get_it(
+    suite: str, tmp_path: Path, candidate: EvaluatedModel
+) -> None:
     for root in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(ConfigError, match=r"is no folder with .*; get .*(\.org|\.com/|\.dev)") as caught:
-            open_suite(suite, root, candidate)
+        with pytest.raises(
+            ConfigError, match=r"is no folder with .*; get .*(\.org|\.com/|\.dev)"
+        ) as caught:
+            open_benchmark(suite, root, candidate)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="has the classes of ImageNet-1k, vit_nano_hashtags has others"):
-        open_suite(suite, tmp_path, open_candidate("vit_nano_hashtags"))
+    with pytest.raises(
+        ConfigError, match="has the classes of ImageNet-1k, vit_nano_hashtags has others"
+    ):
+        open_benchmark(suite, tmp_path, open_evaluated_model("vit_nano_hashtags"))
 
 
-def test_pictures_without_folders_are_refused(tmp_path: Path, candidate: Candidate) -> None:
+def test_pictures_without_folders_are_refused(tmp_path: Path, candidate: EvaluatedModel) -> None:
     path = write_picture(tmp_path / "ILSVRC2012_val_00000001.png", 0)
-    with pytest.raises(ConfigError, match=r"side by side; torchvision.datasets.ImageNet, or the usual valprep.sh, moves them"):
-        open_suite("imagenet", tmp_path, candidate)
+    with pytest.raises(
+        ConfigError,
+        match=r"side by side; torchvision.datasets.ImageNet, or the usual valprep.sh, moves them",
+    ):
+        open_benchmark("imagenet", tmp_path, candidate)
     path.rename(write_picture(tmp_path / IDS[1] / "x.png", 0).with_name(path.name))
-    with pytest.raises(ConfigError, match=f"has 1 of 1000 folders .* and not {IDS[0]}; .* suite folder"):
-        open_suite("imagenet", tmp_path, candidate)
+    with pytest.raises(
+        ConfigError, match=f"has 1 of 1000 folders .* and not {IDS[0]}; .* suite folder"
+    ):
+        open_benchmark("imagenet", tmp_path, candidate)
 
 
 @pytest.mark.parametrize(
@@ -226,17 +270,24 @@ def test_pictures_without_folders_are_refused(tmp_path: Path, candidate: Candida
         (lambda spec, index: f"x{index}", "has classes that the model has not: x0, x45"),
     ],
 )
-def test_folders_are_named_by_class_id_or_hashtag(spell: Callable[..., str], message: str | None, tmp_path: Path) -> None:
-    candidate, spec = open_candidate("vit_nano_hashtags"), get_spec("vit_nano_hashtags")
+def test_folders_are_named_by_class_id_or_hashtag(
+    spell: Callable[..., str], message: str | None, tmp_path: Path
+) -> None:
+    candidate, spec = open_evaluated_model("vit_nano_hashtags"), get_spec("vit_nano_hashtags")
     assert spec.classes[45] == "celestialbody"
     for index in (45, 0):
         make_pictures(tmp_path / spell(spec, index), 2)
     if message:
         with pytest.raises(ConfigError, match=message):
-            open_suite("folder", tmp_path, candidate)
+            open_benchmark("folder", tmp_path, candidate)
         return
-    assert set(read_labels(open_album("folder", tmp_path, candidate)).values()) == {(0,), (45,)}
-    everything, present = (measure(candidate, tmp_path, "folder", only_present=only) for only in (False, True))
+    assert set(read_labels(open_image_dataset("folder", tmp_path, candidate)).values()) == {
+        (0,),
+        (45,),
+    }
+    everything, present = (
+        measure(candidate, tmp_path, "folder", only_present=only) for only in (False, True)
+    )
     assert {len(record.top) for record in everything.records} == {5}
     assert {frozenset(record.top) for record in present.records} == {frozenset({0, 45})}
     assert present.top5.value == 100
@@ -244,33 +295,43 @@ def test_folders_are_named_by_class_id_or_hashtag(spell: Callable[..., str], mes
 
 def test_shards_have_the_models_numbers(tmp_path: Path) -> None:
     shards = make_shards(tmp_path, 12, 6)
-    candidate = open_candidate("vit_nano_hashtags")
-    assert open_suite("folder", shards, candidate).data == shards
+    candidate = open_evaluated_model("vit_nano_hashtags")
+    assert open_benchmark("folder", shards, candidate).data == shards
     with pytest.raises(ConfigError, match="only_present needs to know the classes"):
-        open_suite("folder", shards, candidate, only_present=True)
+        open_benchmark("folder", shards, candidate, only_present=True)
     pyarrow = pytest.importorskip("pyarrow")
     pytest.importorskip("pyarrow.parquet").write_table(
-        pyarrow.table({"class": [1, 0], "synset": ["n00000001", "n00000002"], "hashtag": ["a", "b"]}),
+        pyarrow.table(
+            {"class": [1, 0], "synset": ["n00000001", "n00000002"], "hashtag": ["a", "b"]}
+        ),
         shards / "vocabulary.parquet",
     )
     with pytest.raises(ConfigError, match=r"vocabulary.parquet is not the vocabulary of the model"):
-        open_suite("folder", shards, candidate)
+        open_benchmark("folder", shards, candidate)
 
 
-def test_a_model_needs_classes(tmp_path: Path, candidate: Candidate) -> None:
-    with pytest.raises(ConfigError, match="suite 'imagenet-c' is not known; allowed: folder, imagenet, "):
-        open_suite("imagenet-c", tmp_path, candidate)
-    candidate = open_candidate(save_tiny(tmp_path / "trunk", None, None))
+def test_a_model_needs_classes(tmp_path: Path, candidate: EvaluatedModel) -> None:
+    with pytest.raises(
+        ConfigError, match="suite 'imagenet-c' is not known; allowed: folder, imagenet, "
+    ):
+        open_benchmark("imagenet-c", tmp_path, candidate)
+    candidate = open_evaluated_model(save_tiny(tmp_path / "trunk", None, None))
     with pytest.raises(ConfigError, match="gives features and has no classes"):
-        open_suite("folder", tmp_path, candidate)
+        open_benchmark("folder", tmp_path, candidate)
 
 
 def test_what_was_published_is_of_models_and_suites_there_are(imagenet: Path, model: Path) -> None:
-    assert all(get_spec(name).classes == "imagenet-1k" and suite in SUITES for name, suite in PUBLISHED)
-    candidate = open_candidate(str(model))
+    assert all(
+        get_spec(name).classes == "imagenet-1k" and suite in BENCHMARKS for name, suite in PUBLISHED
+    )
+    candidate = open_evaluated_model(str(model))
     assert find_published(candidate, "imagenet") is None
     candidate.name, candidate.published = "vit_h14_in1k", get_spec("vit_h14_in1k").metrics
-    assert [find_published(candidate, suite) for suite in ("imagenet", "objectnet", "folder")] == [88.55, 69.5, None]
+    assert [find_published(candidate, suite) for suite in ("imagenet", "objectnet", "folder")] == [
+        88.55,
+        69.5,
+        None,
+    ]
     found = measure(candidate, imagenet, "imagenet")
     assert (found.published, found.differs) == (88.55, True)
     assert measure(candidate, imagenet, "imagenet", only_present=True).published is None

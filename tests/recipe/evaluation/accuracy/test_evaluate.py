@@ -20,10 +20,14 @@ from suites_support import list_pictures, run_by_hand, save_tiny
 from swag_models import load_classes
 from swag_models.cli import main
 from swag_models.errors import ConfigError, OutputError
-from swag_models.recipe.evaluation.accuracy.evaluate import evaluate, tabulate_evaluations, write_evaluation
-from swag_models.recipe.evaluation.models import open_candidate
+from swag_models.recipe.evaluation.accuracy.evaluate import (
+    evaluate,
+    tabulate_evaluations,
+    write_evaluation,
+)
+from swag_models.recipe.evaluation.models import open_evaluated_model
 from swag_models.recipe.evaluation.results import Evaluation
-from swag_models.recipe.training.distributed import open_ranks
+from swag_models.recipe.training.distributed import init_distributed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,11 +61,18 @@ def found(model: Path, digits: Path) -> Evaluation:
 
 
 def measure(model: str, data: Any, **options: Any) -> Evaluation:
-    with open_ranks() as ranks:
-        return evaluate(open_candidate(model), data, ranks=ranks, **{"batch_size": 4, "progress": False, **options})
+    with init_distributed() as ranks:
+        return evaluate(
+            open_evaluated_model(model),
+            data,
+            ranks=ranks,
+            **{"batch_size": 4, "progress": False, **options},
+        )
 
 
-def test_records_are_those_of_the_model_by_hand(found: Evaluation, model: Path, digits: Path) -> None:
+def test_records_are_those_of_the_model_by_hand(
+    found: Evaluation, model: Path, digits: Path
+) -> None:
     readable = {name: path for name, path in list_pictures(digits).items() if path.stat().st_size}
     logits = run_by_hand(model, readable)
     assert [record.name for record in found.records] == sorted(readable)
@@ -69,7 +80,9 @@ def test_records_are_those_of_the_model_by_hand(found: Evaluation, model: Path, 
         best = logits[record.name].topk(5).indices
         assert record.top == tuple(best.tolist())
         assert record.labels == (DIGITS.index(record.name.split("/")[0]),)
-        assert record.probability == pytest.approx(logits[record.name].softmax(0).max().item(), rel=1e-5)
+        assert record.probability == pytest.approx(
+            logits[record.name].softmax(0).max().item(), rel=1e-5
+        )
     hits = [logits[name].argmax() == DIGITS.index(name.split("/")[0]) for name in readable]
     assert found.top1.value == pytest.approx(100 * np.mean(hits))
     assert (list(found.skipped.values()), found.facts["samples"]) == ([1], 30)
@@ -77,8 +90,8 @@ def test_records_are_those_of_the_model_by_hand(found: Evaluation, model: Path, 
 
 
 def test_equal_classes_are_in_their_order(model: Path, digits: Path) -> None:
-    with open_ranks() as ranks:
-        candidate = open_candidate(str(model))
+    with init_distributed() as ranks:
+        candidate = open_evaluated_model(str(model))
         head = candidate.network.head
         with torch.no_grad():
             head.weight[[2, 5, 8]], head.bias[[2, 5, 8]] = 0, 1  # to the bit
@@ -89,13 +102,28 @@ def test_equal_classes_are_in_their_order(model: Path, digits: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.slow), "shards"])
-def test_one_two_and_three_ranks_find_the_same(kind: str, model: Path, digits: Path, packed: Path, tmp_path: Path) -> None:
+def test_one_two_and_three_ranks_find_the_same(
+    kind: str, model: Path, digits: Path, packed: Path, tmp_path: Path
+) -> None:
     """A RegNet's logits depend on the size of the batch, and how shards end in batches on the number of ranks."""
-    data, name, expected = (digits, str(model), 1) if kind == "folder" else (packed, NANO, 0)  # 1: a picture is broken
+    data, name, expected = (
+        (digits, str(model), 1) if kind == "folder" else (packed, NANO, 0)
+    )  # 1: a picture is broken
     runs = {}
     for ranks in (1, 2, 3):
         output = tmp_path / str(ranks)
-        arguments = ["recipe", "evaluate", name, "--data", str(data), "-o", str(output), "--batch-size", "4", "--quiet"]
+        arguments = [
+            "recipe",
+            "evaluate",
+            name,
+            "--data",
+            str(data),
+            "-o",
+            str(output),
+            "--batch-size",
+            "4",
+            "--quiet",
+        ]
         assert finish(start(arguments, ranks)) == [expected] * ranks, read_errors(arguments)
         runs[ranks] = read_bytes(output)
         assert read_errors(arguments).count("| folder |") == 1  # the table, from the first
@@ -111,7 +139,9 @@ def test_shards_are_read_as_their_pictures_alone(model: Path, tmp_path: Path) ->
     for number in range(7):
         members[f"{number}.jpg"] = b"" if number == 3 else encode_jpeg(number, 40)
         classes = [number, 9] if number < 2 else [number]
-        members[f"{number}.json"] = json.dumps({"id": f"{number}", "classes": classes, "repeat": 2.5}).encode()
+        members[f"{number}.json"] = json.dumps(
+            {"id": f"{number}", "classes": classes, "repeat": 2.5}
+        ).encode()
     found = measure(str(model), write_tar(tmp_path / "x.tar", members))
     assert [(record.name, record.labels) for record in found.records] == [
         (str(number), (number, 9) if number < 2 else (number,)) for number in (0, 1, 2, 4, 5, 6)
@@ -138,21 +168,31 @@ def test_what_is_written_is_what_was_found(found: Evaluation, tmp_path: Path) ->
         assert row["label_names"] == [row["name"].split("/")[0]]
         assert (row["labels"], row["predicted"]) == (list(record.labels), record.top[0])
         assert row["predicted_name"] == DIGITS[row["predicted"]]
-        assert (row["hit1"], row["hit5"]) == (row["labels"][0] == record.top[0], row["labels"][0] in record.top)
+        assert (row["hit1"], row["hit5"]) == (
+            row["labels"][0] == record.top[0],
+            row["labels"][0] in record.top,
+        )
     assert np.mean([row["hit5"] for row in rows]) * 100 == pytest.approx(found.top5.value)
 
 
-def test_files_appear_whole_or_not_at_all(found: Evaluation, model: Path, digits: Path, tmp_path: Path) -> None:
+def test_files_appear_whole_or_not_at_all(
+    found: Evaluation, model: Path, digits: Path, tmp_path: Path
+) -> None:
     write_evaluation(found, tmp_path)
     before = read_bytes(tmp_path)
     broken = replace(found, skipped={"name": object()})  # nothing that JSON could hold
     with pytest.raises(TypeError):
         write_evaluation(broken, tmp_path)
     assert read_bytes(tmp_path) == before
-    with open_ranks() as ranks, pytest.raises(OutputError, match="cannot be written"):
-        evaluate(open_candidate(str(model)), digits, ranks=ranks, output=tmp_path / "tiny-folder.md" / "below")
-    with open_ranks() as ranks, pytest.raises(OutputError, match="cannot be written"):
-        ranks.lead(lambda: write_evaluation(found, tmp_path / "tiny-folder.md" / "below"))
+    with init_distributed() as ranks, pytest.raises(OutputError, match="cannot be written"):
+        evaluate(
+            open_evaluated_model(str(model)),
+            digits,
+            ranks=ranks,
+            output=tmp_path / "tiny-folder.md" / "below",
+        )
+    with init_distributed() as ranks, pytest.raises(OutputError, match="cannot be written"):
+        ranks.run_on_main(lambda: write_evaluation(found, tmp_path / "tiny-folder.md" / "below"))
 
 
 def test_results_of_other_data_or_settings_are_kept(
@@ -169,7 +209,10 @@ def test_results_of_other_data_or_settings_are_kept(
         ([str(digits), "--dtype", "bfloat16"], "data and settings"),
     ):
         assert main([*command, *arguments]) == 2
-        assert f"tiny-folder.json has results of other {what}; give another folder" in capsys.readouterr().err
+        assert (
+            f"tiny-folder.json has results of other {what}; give another folder"
+            in capsys.readouterr().err
+        )
     with pytest.raises(ConfigError, match="results of other data"):
         write_evaluation(found, tmp_path / "out")
     assert main([*command, str(other)]) == 0
@@ -181,7 +224,11 @@ def test_results_of_other_data_or_settings_are_kept(
 
 def test_the_table_marks_a_difference_from_what_was_published(found: Evaluation) -> None:
     top1 = found.top1.value
-    for published, cell in ((None, " |  |"), (top1 - 0.05, "| +0.05 |"), (top1 + 0.25, "| **-0.25** |")):
+    for published, cell in (
+        (None, " |  |"),
+        (top1 - 0.05, "| +0.05 |"),
+        (top1 + 0.25, "| **-0.25** |"),
+    ):
         table = tabulate_evaluations([replace(found, published=published)])
         assert table.count("\n") == 3
         assert table.rstrip().endswith(cell)
@@ -194,7 +241,9 @@ def test_without_the_other_classes_no_more_is_mistaken(tmp_path: Path) -> None:
     for number, (picture, thing) in enumerate(zip(pictures, things)):
         (tmp_path / thing).mkdir(exist_ok=True)
         picture.save(tmp_path / thing / f"{number}.png")
-    everything, present = (measure(NANO, tmp_path, only_present=only, batch_size=64) for only in (False, True))
+    everything, present = (
+        measure(NANO, tmp_path, only_present=only, batch_size=64) for only in (False, True)
+    )
     assert 15 < everything.top1.value <= present.top1.value < 80
     present_classes = {load_classes(NANO).index(thing) for thing in things}
     assert {label for record in present.records for label in record.top} <= present_classes
@@ -215,11 +264,14 @@ def test_nothing_to_read_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_none_are_refused(model: Path, digits: Path) -> None:
-    with open_ranks() as ranks:
-        candidate = open_candidate(str(model))
+    with init_distributed() as ranks:
+        candidate = open_evaluated_model(str(model))
         with torch.no_grad():
             candidate.network.head.bias[3] = torch.nan
-        with pytest.raises(ConfigError, match=r"digit 0/\d+.png, or one beside it, numbers that are not finite; try dtype"):
+        with pytest.raises(
+            ConfigError,
+            match=r"digit 0/\d+.png, or one beside it, numbers that are not finite; try dtype",
+        ):
             evaluate(candidate, digits, ranks=ranks, progress=False)
 
 
@@ -237,7 +289,10 @@ def test_the_command_prints_a_table_or_json(
         ["| tiny", "folder", "29"],
     ]
     assert "29/29" in err
-    assert main([*command, str(digits), "--json", "--quiet", "--workers", "1", "--dtype", "bfloat16"]) == 1
+    assert (
+        main([*command, str(digits), "--json", "--quiet", "--workers", "1", "--dtype", "bfloat16"])
+        == 1
+    )
     out, err = capsys.readouterr()
     assert json.loads(out)["facts"]["samples"] == 30
     assert err.startswith("swag-models: skipped: ")

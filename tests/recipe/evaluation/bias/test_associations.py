@@ -19,11 +19,15 @@ from studies.scenes.things import PLANTED
 from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.publish import save
-from swag_models.recipe.evaluation.bias.associations import Settings, choose_labels, find_associations
+from swag_models.recipe.evaluation.bias.associations import (
+    Settings,
+    choose_labels,
+    find_associations,
+)
 from swag_models.recipe.evaluation.bias.dataset import open_roster
 from swag_models.recipe.evaluation.bias.disparity import measure_disparities
 from swag_models.recipe.evaluation.bias.groups import Groups
-from swag_models.recipe.evaluation.models import open_candidate
+from swag_models.recipe.evaluation.models import open_evaluated_model
 
 Capture = pytest.CaptureFixture[str]
 MODEL = "regnety_nano_hashtags"
@@ -36,7 +40,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def spell(table: Path, output: Path, *options: str) -> list[str]:
     """The arguments of the command."""
-    arguments = ["recipe", "associations", MODEL, "--groups", str(table), "--group-column", "motif", "-o", str(output)]
+    arguments = [
+        "recipe",
+        "associations",
+        MODEL,
+        "--groups",
+        str(table),
+        "--group-column",
+        "motif",
+        "-o",
+        str(output),
+    ]
     return [*arguments, "--device", "cpu", "--permutations", "200", "--quiet", *options]
 
 
@@ -47,7 +61,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_scenes(folder, posts=400, held_out=0, processes=1, progress=False)
     names = {"flower": "flowers", "car": "cars", "mushroom": "mushrooms"}
     rows = []
-    for post, truth in zip(read_lines(folder / "posts.jsonl"), read_lines(folder / "truth.jsonl"), strict=True):
+    for post, truth in zip(
+        read_lines(folder / "posts.jsonl"), read_lines(folder / "truth.jsonl"), strict=True
+    ):
         motif = names.get(truth["things"][0], "rest") if len(truth["things"]) == 1 else ""
         rows.append({"path": post["path"], "motif": motif, "same": "all"})
     rest = [row for row in rows if row["motif"] == "rest"]
@@ -76,7 +92,9 @@ def test_the_command_writes_what_it_found(table: Path, tmp_path: Path, capsys: C
     found = json.loads((tmp_path / "out" / "associations.json").read_text())
     with table.open() as file:
         motifs = [row["motif"] for row in csv.DictReader(file)]
-    assert found["groups"] == {name: motifs.count(name) - 3 * (name == "rest") for name in ("cars", "flowers", "rest")}
+    assert found["groups"] == {
+        name: motifs.count(name) - 3 * (name == "rest") for name in ("cars", "flowers", "rest")
+    }
     small, ungrouped = {"mushrooms": motifs.count("mushrooms")}, motifs.count("")
     left_out = {"groups": small, "without_group": ungrouped, "without_path": 1, "unreadable": 2}
     assert found["left_out"] == left_out
@@ -84,7 +102,9 @@ def test_the_command_writes_what_it_found(table: Path, tmp_path: Path, capsys: C
     rows = {(row["label"], row["group"]): row for row in found["disparities"]}
     for place in (("flower", "flowers"), ("car", "cars")):
         assert rows[place]["found"]
-        assert 0.2 < rows[place]["interval"][0] < rows[place]["disparity"] < rows[place]["interval"][1]
+        assert (
+            0.2 < rows[place]["interval"][0] < rows[place]["disparity"] < rows[place]["interval"][1]
+        )
     assert rows["flower", "cars"]["disparity"] < 0
     assert np.allclose(np.sum(found["neighbours"]["share"], 1), 1)
     assert found["neighbours"]["share"][0][0] > found["neighbours"]["expected"][0][0]
@@ -98,7 +118,9 @@ def test_the_command_writes_what_it_found(table: Path, tmp_path: Path, capsys: C
             assert min(image.size) > 200
 
 
-def test_the_command_prints_json_and_can_leave_neighbours_out(table: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_the_command_prints_json_and_can_leave_neighbours_out(
+    table: Path, tmp_path: Path, capsys: Capture
+) -> None:
     options = ["--json", "--neighbours", "0", "--threshold", "0.99", "--min-group", "2"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "neighbours.png").write_text("of an earlier audit")
@@ -114,8 +136,14 @@ def test_the_command_prints_json_and_can_leave_neighbours_out(table: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--group-column", "country"], "has no column 'country', but path, motif, same; name its group column"),
-        (["--group-column", "same"], r"groups of 30 pictures or more: 1; two are needed to compare"),
+        (
+            ["--group-column", "country"],
+            "has no column 'country', but path, motif, same; name its group column",
+        ),
+        (
+            ["--group-column", "same"],
+            r"groups of 30 pictures or more: 1; two are needed to compare",
+        ),
         (["--top-k", "0"], "top_k is 0; allowed: 1 or more"),
         (["--threshold", "1"], "threshold is 1.0; allowed: a probability from 0 to below 1"),
         (["--permutations", "10"], "permutations is 10; allowed: 100 or more"),
@@ -130,7 +158,9 @@ def test_the_command_says_what_cannot_be(
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_the_command_says_where_it_cannot_write(table: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_the_command_says_where_it_cannot_write(
+    table: Path, tmp_path: Path, capsys: Capture
+) -> None:
     (tmp_path / "file").write_text("")
     assert main(spell(table, tmp_path / "file" / "out")) == 1
     assert "out cannot be written" in capsys.readouterr().err
@@ -154,23 +184,40 @@ def test_a_model_that_cannot_be_opened_leaves_no_folder(table: Path, tmp_path: P
 def test_a_model_without_classes_gives_no_labels(table: Path, tmp_path: Path) -> None:
     folder = save(load_tiny(num_classes=None), tmp_path / "model", license="mit")
     with pytest.raises(ConfigError, match="has no classes, so it gives no labels"):
-        find_associations(open_candidate(str(folder)), open_roster(table, "motif"), progress=False)
+        find_associations(
+            open_evaluated_model(str(folder)), open_roster(table, "motif"), progress=False
+        )
 
 
 @pytest.mark.slow
-def test_a_model_that_ships_shows_what_was_planted_and_shuffled_clubs_show_nothing(tmp_path: Path) -> None:
+def test_a_model_that_ships_shows_what_was_planted_and_shuffled_clubs_show_nothing(
+    tmp_path: Path,
+) -> None:
     """Among 6,000 posts. What else it finds is true of its labels: things that look alike, and the clubs' own tones."""
     write_scenes(tmp_path / "scenes", posts=6_000, held_out=0, progress=False)
-    candidate, roster = open_candidate(MODEL), open_roster(tmp_path / "scenes" / "posts.jsonl", "group")
-    found = find_associations(candidate, roster, Settings(permutations=500, neighbours=0), progress=False).disparities
+    candidate, roster = (
+        open_evaluated_model(MODEL),
+        open_roster(tmp_path / "scenes" / "posts.jsonl", "group"),
+    )
+    found = find_associations(
+        candidate, roster, Settings(permutations=500, neighbours=0), progress=False
+    ).disparities
     names = candidate.classes
     assert names
-    named = {(names[found.labels[row]], found.groups.names[group]) for row, group in found.rank() if found.found[row, group]}
+    named = {
+        (names[found.labels[row]], found.groups.names[group])
+        for row, group in found.rank()
+        if found.found[row, group]
+    }
     assert len(PLANTED.items() & named) >= 3
     assert not {(name, "ab"[club == "a"]) for name, club in PLANTED.items()} & named
     labels = torch.cat(
         [
-            choose_labels(candidate.classify(torch.stack([candidate.fit(roster.read(row)) for row in rows])), 5, 0.1)
+            choose_labels(
+                candidate.classify(torch.stack([candidate.fit(roster.read(row)) for row in rows])),
+                5,
+                0.1,
+            )
             for rows in torch.arange(len(roster)).split(100)
         ]
     ).numpy()

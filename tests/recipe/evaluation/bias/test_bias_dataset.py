@@ -50,9 +50,13 @@ def test_a_table_names_pictures_and_their_groups(suffix: str, folder: Path) -> N
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_a_column_that_is_not_there_is_named(suffix: str, folder: Path) -> None:
     table = folder / f"table.{suffix}"
-    with pytest.raises(ConfigError, match="has no column 'land', but file, country, year; name its group column"):
+    with pytest.raises(
+        ConfigError, match="has no column 'land', but file, country, year; name its group column"
+    ):
         open_roster(table, "land", "file")
-    with pytest.raises(ConfigError, match="has no column 'path', but file, country, year; name its path column"):
+    with pytest.raises(
+        ConfigError, match="has no column 'path', but file, country, year; name its path column"
+    ):
         open_roster(table, "country")
 
 
@@ -62,13 +66,19 @@ def test_a_column_that_is_not_there_is_named(suffix: str, folder: Path) -> None:
         ("x.txt", b"", r"x\.txt is no table that can be read; allowed: \.csv \.jsonl \.parquet"),
         ("x.jsonl", b'{"path": "a", "group": "b"}\n{"pa', r"x\.jsonl cannot be read: "),
         ("x.jsonl", b"[1]\n", r"line 1 of .*x\.jsonl is not a JSON object"),
-        ("x.jsonl", b'{"path": "a", "group": ["b"]}\n', r"row 1 of .* has group \['b'\]; allowed: text"),
+        (
+            "x.jsonl",
+            b'{"path": "a", "group": ["b"]}\n',
+            r"row 1 of .* has group \['b'\]; allowed: text",
+        ),
         ("x.csv", b"path,group\na,\xff\n", r"x\.csv cannot be read: "),
         ("x.csv", b"", r"has no column 'group', but no rows"),
         ("x.parquet", b"nothing", r"x\.parquet cannot be read: "),
     ],
 )
-def test_a_table_that_cannot_be_read_is_refused(name: str, content: bytes, problem: str, tmp_path: Path) -> None:
+def test_a_table_that_cannot_be_read_is_refused(
+    name: str, content: bytes, problem: str, tmp_path: Path
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=problem):
         open_roster(tmp_path / name, "group")

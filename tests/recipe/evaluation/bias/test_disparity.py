@@ -32,7 +32,9 @@ def make_groups(*sizes: int) -> Groups:
 
 
 def measure(has: Array, groups: Groups, **options: Any) -> Disparities:
-    return measure_disparities(draw_labels(has), groups, **{"permutations": 99, "resamples": 20, **options})
+    return measure_disparities(
+        draw_labels(has), groups, **{"permutations": 99, "resamples": 20, **options}
+    )
 
 
 def list_statistics(has: Array, codes: Array) -> Array:
@@ -41,7 +43,9 @@ def list_statistics(has: Array, codes: Array) -> Array:
     for label, group in np.ndindex(*found.shape):
         table = np.histogram2d(has[:, label], codes == group, bins=2, range=[[0, 1], [0, 1]])[0]
         if table.sum(0).all() and table.sum(1).all():
-            found[label, group] = stats.chi2_contingency(table, correction=False, lambda_="log-likelihood")[0]
+            found[label, group] = stats.chi2_contingency(
+                table, correction=False, lambda_="log-likelihood"
+            )[0]
     return found
 
 
@@ -58,7 +62,9 @@ def test_rates_and_disparities_are_those_of_pandas() -> None:
     rates = pd.DataFrame(has).groupby(groups.codes).mean()
     for group in range(3):
         np.testing.assert_allclose(found.rates[:, group], rates.loc[group])
-        np.testing.assert_allclose(found.values[:, group], rates.loc[group] - rates.drop(index=group).mean())
+        np.testing.assert_allclose(
+            found.values[:, group], rates.loc[group] - rates.drop(index=group).mean()
+        )
     assert ((found.low <= found.values) & (found.values <= found.high)).all()
 
 
@@ -110,7 +116,10 @@ def test_intervals_hold_the_true_disparity_about_as_often_as_they_say() -> None:
 def test_without_associations_any_finding_is_as_rare_as_promised() -> None:
     """Not much rarer either: a test that never finds would be no use."""
     groups, seeds = make_groups(60, 140, 300), 200
-    hits = sum(measure(draw_null(np.random.default_rng(seed), 500), groups, seed=seed).found.any() for seed in range(seeds))
+    hits = sum(
+        measure(draw_null(np.random.default_rng(seed), 500), groups, seed=seed).found.any()
+        for seed in range(seeds)
+    )
     low, high = stats.binom.ppf([0.001, 0.999], seeds, 0.05)
     assert low <= hits <= high
 
@@ -175,18 +184,26 @@ def scenes() -> list[tuple[Array, Groups]]:
     return made
 
 
-def test_on_scenes_what_was_planted_is_found_and_seldom_anything_else(scenes: list[tuple[Array, Groups]]) -> None:
+def test_on_scenes_what_was_planted_is_found_and_seldom_anything_else(
+    scenes: list[tuple[Array, Groups]],
+) -> None:
     invented = missed = 0
     for seed, (has, groups) in enumerate(scenes):
         found = measure(has, groups, permutations=200, seed=seed)
-        named = {(NAMES[found.labels[row]], groups.names[group]) for row, group in found.rank() if found.found[row, group]}
+        named = {
+            (NAMES[found.labels[row]], groups.names[group])
+            for row, group in found.rank()
+            if found.found[row, group]
+        }
         missed += len(PLANTED.items() - named)
         invented += bool(named - PLANTED.items())
     assert missed <= 2
     assert invented <= stats.binom.ppf(0.999, len(scenes), 0.05)
 
 
-def test_on_scenes_with_shuffled_clubs_findings_are_rare(scenes: list[tuple[Array, Groups]]) -> None:
+def test_on_scenes_with_shuffled_clubs_findings_are_rare(
+    scenes: list[tuple[Array, Groups]],
+) -> None:
     has, groups = scenes[0]
     shuffled = [Groups(codes, groups.names) for codes in groups.permute(20, 7)]
     hits = sum(measure(has, each, seed=seed).found.any() for seed, each in enumerate(shuffled))

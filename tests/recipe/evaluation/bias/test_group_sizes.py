@@ -13,12 +13,19 @@ def test_small_groups_are_left_out_and_named() -> None:
     codes = np.array([2, 0, 1, 2, 0, 2, 3])
     mask, kept, small = Groups(codes, ("a", "b", "c", "d")).keep_large(2)
     assert mask.tolist() == [True, True, False, True, True, True, False]
-    assert (kept.codes.tolist(), kept.names, small) == ([1, 0, 1, 0, 1], ("a", "c"), {"b": 1, "d": 1})
+    assert (kept.codes.tolist(), kept.names, small) == (
+        [1, 0, 1, 0, 1],
+        ("a", "c"),
+        {"b": 1, "d": 1},
+    )
 
 
 def test_fewer_than_two_groups_cannot_be_compared() -> None:
     codes = np.repeat([0, 1], [50, 10])
-    with pytest.raises(ConfigError, match=r"groups of 30 pictures or more: 1; two are needed .*: a 50, b 10.*min_group"):
+    with pytest.raises(
+        ConfigError,
+        match=r"groups of 30 pictures or more: 1; two are needed .*: a 50, b 10.*min_group",
+    ):
         Groups(codes, ("a", "b")).keep_large(30)
     with pytest.raises(ConfigError, match="min_group is 1"):
         Groups(codes, ("a", "b")).keep_large(1)
@@ -35,7 +42,10 @@ def test_permutations_keep_sizes_and_are_the_same_again() -> None:
 
 
 def test_a_p_value_counts_the_observed_order_in() -> None:
-    assert adjust(np.array([[0.5, 2.0], [3.0, 9.0]]), np.array([3.0, 1.0, 2.0])).tolist() == [[1, 0.75], [0.5, 0.25]]
+    assert adjust(np.array([[0.5, 2.0], [3.0, 9.0]]), np.array([3.0, 1.0, 2.0])).tolist() == [
+        [1, 0.75],
+        [0.5, 0.25],
+    ]
 
 
 def test_statistics_that_differ_by_rounding_are_equal() -> None:

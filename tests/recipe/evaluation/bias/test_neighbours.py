@@ -11,14 +11,22 @@ from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
 from swag_models.recipe.evaluation.bias.groups import Groups
-from swag_models.recipe.evaluation.bias.neighbours import Retrieval, compare_neighbours, list_neighbours
+from swag_models.recipe.evaluation.bias.neighbours import (
+    Retrieval,
+    compare_neighbours,
+    list_neighbours,
+)
 
 CODES = np.repeat([0, 1, 2], [40, 100, 60])
 
 
-def compare(features: np.ndarray, codes: np.ndarray = CODES, permutations: int = 99, seed: int = 0) -> Retrieval:
+def compare(
+    features: np.ndarray, codes: np.ndarray = CODES, permutations: int = 99, seed: int = 0
+) -> Retrieval:
     groups = Groups(codes, ("a", "b", "c"))
-    return compare_neighbours(list_neighbours(features, 5), groups, permutations=permutations, seed=seed)
+    return compare_neighbours(
+        list_neighbours(features, 5), groups, permutations=permutations, seed=seed
+    )
 
 
 def draw() -> np.ndarray:
@@ -27,7 +35,11 @@ def draw() -> np.ndarray:
 
 def test_neighbours_are_those_of_scikit_learn() -> None:
     features = draw()
-    theirs = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features).kneighbors(return_distance=False)
+    theirs = (
+        NearestNeighbors(n_neighbors=5, metric="cosine")
+        .fit(features)
+        .kneighbors(return_distance=False)
+    )
     np.testing.assert_array_equal(list_neighbours(features, 5), theirs)
 
 
@@ -40,15 +52,22 @@ def test_shares_are_those_of_counting_one_by_one() -> None:
     features = draw()
     found, near = compare(features), list_neighbours(features, 5)
     for row in range(3):
-        kinds = [CODES[other] for index in range(200) if CODES[index] == row for other in near[index]]
-        np.testing.assert_allclose(found.share[row], [kinds.count(kind) / len(kinds) for kind in range(3)])
+        kinds = [
+            CODES[other] for index in range(200) if CODES[index] == row for other in near[index]
+        ]
+        np.testing.assert_allclose(
+            found.share[row], [kinds.count(kind) / len(kinds) for kind in range(3)]
+        )
     np.testing.assert_allclose(found.expected.sum(1), 1)
     np.testing.assert_allclose(found.expected[0], [39 / 199, 100 / 199, 60 / 199])
 
 
 def test_expected_shares_are_the_mean_of_permutations() -> None:
     near, groups = list_neighbours(draw(), 5), Groups(CODES, ("a", "b", "c"))
-    shares = [compare_neighbours(near, Groups(codes, groups.names), permutations=1).share for codes in groups.permute(800, 0)]
+    shares = [
+        compare_neighbours(near, Groups(codes, groups.names), permutations=1).share
+        for codes in groups.permute(800, 0)
+    ]
     np.testing.assert_allclose(np.mean(shares, 0), compare(draw()).expected, atol=0.006)
 
 
@@ -65,7 +84,9 @@ def test_without_clusters_any_finding_is_as_rare_as_promised() -> None:
     """Also where few pictures are the neighbours of many."""
     seeds, hits = 200, 0
     for seed in range(seeds):
-        features = (torch.randn(200, 20, generator=torch.Generator().manual_seed(seed)) + 0.5).numpy()
+        features = (
+            torch.randn(200, 20, generator=torch.Generator().manual_seed(seed)) + 0.5
+        ).numpy()
         hits += int((compare(features, seed=seed).p <= 0.05).any())
     low, high = stats.binom.ppf([0.001, 0.999], seeds, 0.05)
     assert low <= hits <= high

@@ -16,7 +16,7 @@ from runs import make_digits
 from torch import Tensor
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.evaluation.models import Candidate, open_candidate
+from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.probes.features import extract_features, hash_state
 
 pytestmark = [
@@ -26,8 +26,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def candidate() -> Candidate:
-    return open_candidate("vit_nano_hashtags")
+def candidate() -> EvaluatedModel:
+    return open_evaluated_model("vit_nano_hashtags")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,9 @@ def look(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("dtype", "near"), [("float16", 1e-3), ("float32", 1e-5)])
-def test_features_are_those_of_the_model(dtype: Any, near: float, candidate: Candidate, digits: Path, tmp_path: Path) -> None:
+def test_features_are_those_of_the_model(
+    dtype: Any, near: float, candidate: EvaluatedModel, digits: Path, tmp_path: Path
+) -> None:
     features = extract_features(candidate, digits, tmp_path, dtype=dtype, batch_size=7)
     assert isinstance(features.vectors, np.memmap)
     assert (features.vectors.shape, features.vectors.dtype) == ((60, 96), dtype)
@@ -55,7 +57,9 @@ def test_features_are_those_of_the_model(dtype: Any, near: float, candidate: Can
     assert len(set(features.names)) == 60
 
 
-def test_what_is_there_is_not_computed_again(candidate: Candidate, digits: Path, tmp_path: Path) -> None:
+def test_what_is_there_is_not_computed_again(
+    candidate: EvaluatedModel, digits: Path, tmp_path: Path
+) -> None:
     data, cache = make_digits(tmp_path / "data", 20), tmp_path / "cache"
     extract_features(candidate, data, cache)
     [first] = look(cache)
@@ -65,15 +69,19 @@ def test_what_is_there_is_not_computed_again(candidate: Candidate, digits: Path,
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert again.vectors.shape == (20, 96)
     extract_features(candidate, data, cache, dtype="float32")
-    extract_features(open_candidate("vit_nano_hashtags", image_size=32), data, cache)
+    extract_features(open_evaluated_model("vit_nano_hashtags", image_size=32), data, cache)
     make_digits(data, 1, first=20)
     assert len(extract_features(candidate, data, cache).names) == 21
-    extract_features(candidate, data, cache, classes=[f"digit {digit}" for digit in reversed(range(10))])
+    extract_features(
+        candidate, data, cache, classes=[f"digit {digit}" for digit in reversed(range(10))]
+    )
     assert len(look(cache)) == 5
     assert first in look(cache)
 
 
-def test_pictures_of_equal_names_and_sizes_are_told_apart(candidate: Candidate, tmp_path: Path) -> None:
+def test_pictures_of_equal_names_and_sizes_are_told_apart(
+    candidate: EvaluatedModel, tmp_path: Path
+) -> None:
     def paint(folder: str, *shades: int) -> Path:
         for number, shade in enumerate(shades):
             path = tmp_path / folder / "class" / f"{number}.bmp"
@@ -103,33 +111,41 @@ def test_shards_of_equal_names_and_sizes_are_told_apart(tmp_path: Path) -> None:
         shard.write_bytes(shard.parent.name.encode() * 8)
         os.utime(shard, (1, 1))
     assert hash_state(shards[0]) != hash_state(shards[1])
-    assert hash_state("https://example.com/{0..9}.tar") != hash_state("https://example.com/{0..8}.tar")
+    assert hash_state("https://example.com/{0..9}.tar") != hash_state(
+        "https://example.com/{0..8}.tar"
+    )
 
 
-def test_workers_change_nothing(candidate: Candidate, digits: Path, tmp_path: Path) -> None:
+def test_workers_change_nothing(candidate: EvaluatedModel, digits: Path, tmp_path: Path) -> None:
     alone = extract_features(candidate, digits, tmp_path / "alone")
     helped = extract_features(candidate, digits, tmp_path / "helped", workers=1)
     assert alone.names == helped.names
     assert (alone.vectors == helped.vectors).all()
 
 
-def test_broken_pictures_are_left_out_and_told(candidate: Candidate, tmp_path: Path) -> None:
+def test_broken_pictures_are_left_out_and_told(candidate: EvaluatedModel, tmp_path: Path) -> None:
     data = make_digits(tmp_path / "data", 12)
     (data / "digit 3" / "3.png").write_bytes(b"no picture")
     for _ in range(2):
         features = extract_features(candidate, data, tmp_path / "cache")
         assert len(features.names) == len(features.labels) == len(features.vectors) == 11
         assert "digit 3/3.png" not in features.names
-        assert [("3.png" in message, count) for message, count in features.skipped.items()] == [(True, 1)]
+        assert [("3.png" in message, count) for message, count in features.skipped.items()] == [
+            (True, 1)
+        ]
 
 
-def test_what_float16_cannot_hold_is_refused_and_leaves_nothing(digits: Path, tmp_path: Path) -> None:
-    large = open_candidate("vit_nano_hashtags")
+def test_what_float16_cannot_hold_is_refused_and_leaves_nothing(
+    digits: Path, tmp_path: Path
+) -> None:
+    large = open_evaluated_model("vit_nano_hashtags")
 
     def enlarge(module: Any, given: Any, features: Tensor) -> Tensor:
         return features * 1e6
 
-    [norm] = [module for module in large.network.modules() if isinstance(module, torch.nn.LayerNorm)][-1:]
+    [norm] = [
+        module for module in large.network.modules() if isinstance(module, torch.nn.LayerNorm)
+    ][-1:]
     norm.register_forward_hook(enlarge)
     with pytest.raises(ConfigError, match="float16 ends at 65504: keep features as float32"):
         extract_features(large, digits, tmp_path)
@@ -138,7 +154,9 @@ def test_what_float16_cannot_hold_is_refused_and_leaves_nothing(digits: Path, tm
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(candidate: Candidate, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(
+    candidate: EvaluatedModel, tmp_path: Path
+) -> None:
     data, cache = make_digits(tmp_path / "data", 300), tmp_path / "cache"
     process = multiprocessing.get_context("forkserver").Process(target=_extract, args=(data, cache))
     process.start()
@@ -163,4 +181,4 @@ def test_a_process_that_is_killed_leaves_nothing_that_is_taken_for_whole(candida
 
 def _extract(data: Path, cache: Path) -> None:
     torch.set_num_threads(1)
-    extract_features(open_candidate("vit_nano_hashtags"), data, cache, batch_size=8)
+    extract_features(open_evaluated_model("vit_nano_hashtags"), data, cache, batch_size=8)

@@ -25,7 +25,8 @@ def draw(count: int, width: int = 24, seed: int = 0, dtype: Any = np.float32) ->
 def search(bank: Any, queries: Any, k: int) -> tuple[Any, Any]:
     """By force, in float64."""
     one, two = (
-        each.astype(np.float64) / np.linalg.norm(each.astype(np.float64), axis=1, keepdims=True) for each in (bank, queries)
+        each.astype(np.float64) / np.linalg.norm(each.astype(np.float64), axis=1, keepdims=True)
+        for each in (bank, queries)
     )
     products = two @ one.T
     places = np.argsort(-products, axis=1, kind="stable")[:, :k]
@@ -33,7 +34,9 @@ def search(bank: Any, queries: Any, k: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize(("count", "k"), [(5000, 20), (5000, 200), (GROUP + 1, 65), (3, 2), (1000, 1000)])
+@pytest.mark.parametrize(
+    ("count", "k"), [(5000, 20), (5000, 200), (GROUP + 1, 65), (3, 2), (1000, 1000)]
+)
 def test_neighbours_are_those_of_brute_force(count: int, k: int, dtype: Any) -> None:
     bank, queries = draw(count, dtype=dtype), draw(37, seed=1, dtype=dtype)
     expected, where = search(bank, queries, k)
@@ -48,7 +51,13 @@ def test_neighbours_are_those_of_brute_force(count: int, k: int, dtype: Any) -> 
 def test_a_bank_in_order_of_similarity_is_searched_as_well(order: str) -> None:
     query = draw(1)
     bank = draw(4000, seed=1)
-    bank = bank[np.argsort(search(bank, query, 4000)[1][0] if order == "rising" else -search(bank, query, 4000)[1][0])]
+    bank = bank[
+        np.argsort(
+            search(bank, query, 4000)[1][0]
+            if order == "rising"
+            else -search(bank, query, 4000)[1][0]
+        )
+    ]
     similarities, places = find_neighbours(bank, query, 50, memory=4 * 24 * 256)
     expected, where = search(bank, query, 50)
     np.testing.assert_allclose(similarities, expected, atol=1e-6)
@@ -84,9 +93,13 @@ def test_votes_are_those_of_scikit_learn() -> None:
 
     pixels, digits = load_digits(return_X_y=True)
     train, test = slice(0, 1200), slice(1200, None)
-    similarities, places = find_neighbours(pixels[train].astype(np.float32), pixels[test].astype(np.float32), 40)
+    similarities, places = find_neighbours(
+        pixels[train].astype(np.float32), pixels[test].astype(np.float32), 40
+    )
     for k in (1, 10, 40):
-        peer = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07))
+        peer = KNeighborsClassifier(
+            k, metric="cosine", algorithm="brute", weights=lambda far: np.exp((1 - far) / 0.07)
+        )
         expected = peer.fit(pixels[train], digits[train]).predict(pixels[test])
         found = classify_neighbours(similarities[:, :k], digits[train][places[:, :k]], 10)
         assert (found == expected).mean() > 0.998

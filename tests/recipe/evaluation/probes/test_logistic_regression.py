@@ -26,7 +26,9 @@ def digits() -> tuple[Any, Any]:
     return (pixels / 16).astype(np.float32), labels
 
 
-def measure(vectors: Any, labels: Any, weight: Any, bias: Any, strength: float) -> tuple[float, Any, Any]:
+def measure(
+    vectors: Any, labels: Any, weight: Any, bias: Any, strength: float
+) -> tuple[float, Any, Any]:
     """The objective, and its gradients, in float64."""
     weight, bias, vectors = (np.asarray(each, np.float64) for each in (weight, bias, vectors))
     logits = vectors @ weight.T + bias
@@ -42,7 +44,9 @@ def test_the_minimum_is_that_of_scikit_learn(strength: float, digits: Any) -> No
     from sklearn.linear_model import LogisticRegression
 
     vectors, labels = digits
-    peer = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit(vectors.astype(np.float64), labels)
+    peer = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit(
+        vectors.astype(np.float64), labels
+    )
     best = measure(vectors, labels, peer.coef_, peer.intercept_, strength)[0]
     ours = fit_logistic(vectors, labels, 10, strength, tolerance=1e-7)
     value, *gradients = measure(vectors, labels, ours.weight, ours.bias, strength)
@@ -54,7 +58,10 @@ def test_the_minimum_is_that_of_scikit_learn(strength: float, digits: Any) -> No
     assert (ours.predict(vectors) == peer.predict(vectors)).mean() > 0.999
     usual = LogisticRegression(C=strength, max_iter=10_000).fit(vectors, labels)
     loose = fit_logistic(vectors, labels, 10, strength)
-    assert loose.objective < 1.001 * measure(vectors, labels, usual.coef_, usual.intercept_, strength)[0]
+    assert (
+        loose.objective
+        < 1.001 * measure(vectors, labels, usual.coef_, usual.intercept_, strength)[0]
+    )
     assert loose.steps < 2 * usual.n_iter_[0] + 10
 
 
@@ -62,18 +69,26 @@ def test_two_classes_are_scikit_learns_with_half_the_penalty(digits: Any) -> Non
     from sklearn.linear_model import LogisticRegression
 
     vectors, labels = digits[0], (digits[1] > 4).astype(np.int64)
-    peer = LogisticRegression(C=2.0, tol=1e-8, max_iter=10_000).fit(vectors.astype(np.float64), labels)
+    peer = LogisticRegression(C=2.0, tol=1e-8, max_iter=10_000).fit(
+        vectors.astype(np.float64), labels
+    )
     ours = fit_logistic(vectors, labels, 2, 1.0, tolerance=1e-6)
-    np.testing.assert_allclose(ours.weight[1] - ours.weight[0], peer.coef_[0], atol=0.01 * np.abs(peer.coef_).max())
+    np.testing.assert_allclose(
+        ours.weight[1] - ours.weight[0], peer.coef_[0], atol=0.01 * np.abs(peer.coef_).max()
+    )
 
 
-def test_blocks_of_a_mapped_file_give_what_one_piece_does(digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_a_mapped_file_give_what_one_piece_does(
+    digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors, labels = digits
     whole = fit_logistic(vectors, labels, 10, 1.0, tolerance=1e-6)
     np.save(tmp_path / "vectors.npy", vectors)
     monkeypatch.setattr(logistic_regression, "BLOCK", 4 * 64 * 100)
     monkeypatch.setattr(logistic_regression, "MEMORY", 0)
-    parts = fit_logistic(np.load(tmp_path / "vectors.npy", mmap_mode="r"), labels, 10, 1.0, tolerance=1e-6)
+    parts = fit_logistic(
+        np.load(tmp_path / "vectors.npy", mmap_mode="r"), labels, 10, 1.0, tolerance=1e-6
+    )
     assert parts.objective == pytest.approx(whole.objective, rel=1e-7)
     np.testing.assert_allclose(parts.weight, whole.weight, atol=2e-3)
     assert (parts.predict(vectors) == whole.predict(vectors)).all()

@@ -20,7 +20,11 @@ from swag_models.cli import main
 from swag_models.errors import ConfigError, OutputError
 from swag_models.publish import save
 from swag_models.recipe.evaluation.report.collect import MEASURED, collect_report, write_report
-from swag_models.recipe.evaluation.report.confusions import find_confusions, find_misses, pick_misses
+from swag_models.recipe.evaluation.report.confusions import (
+    find_confusions,
+    find_misses,
+    pick_misses,
+)
 from swag_models.recipe.evaluation.report.plots import plot_neighbours, plot_shots
 from swag_models.recipe.evaluation.report.tables import group_suites, make_accuracy
 from swag_models.recipe.evaluation.results import Evaluation, Probe
@@ -50,17 +54,25 @@ def read_tables(page: Path) -> tuple[list[list[list[str]]], list[list[list[str]]
     return Tables(page.read_text("utf-8")).tables, Tables(text).tables
 
 
-def test_both_forms_have_the_numbers_that_were_measured(page: Path, evaluations: list[Evaluation]) -> None:
+def test_both_forms_have_the_numbers_that_were_measured(
+    page: Path, evaluations: list[Evaluation]
+) -> None:
     shown, written = read_tables(page)
     accuracy, shots = shown
     assert written[:2] == shown
     assert [row[0] for row in accuracy] == list(MODELS)
     for row, evaluation in zip(accuracy, evaluations, strict=True):
         estimates = (evaluation.top1, evaluation.top5, evaluation.mean_per_class, evaluation.ece)
-        assert row[1:] == [*(f"{each.value:.2f} {each.low:.1f} to {each.high:.1f}" for each in estimates), "96"]
+        assert row[1:] == [
+            *(f"{each.value:.2f} {each.low:.1f} to {each.high:.1f}" for each in estimates),
+            "96",
+        ]
     probes = read_measured(page.parent)[1]
     means = Counter(f"{probe.mean:.2f}" for probe in probes)
-    assert Counter(cell.split()[0] for row in shots for cell in row[2:] if cell != "\N{EN DASH}") == means
+    assert (
+        Counter(cell.split()[0] for row in shots for cell in row[2:] if cell != "\N{EN DASH}")
+        == means
+    )
     assert {row[0] for row in shots} == set(MODELS)
     assert [[cell.split()[0] for cell in row] for row in written[2]] == [
         [evaluation.model, each.truth, each.answer, str(len(each.records)), f"{each.share:.0f}%"]
@@ -69,22 +81,34 @@ def test_both_forms_have_the_numbers_that_were_measured(page: Path, evaluations:
     ]
 
 
-def test_what_is_measured_is_not_measured_again(page: Path, scenes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_what_is_measured_is_not_measured_again(
+    page: Path, scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
     output = tmp_path / "report"
     shutil.copytree(page.parent, output)
     before = {path.name: path.stat().st_mtime_ns for path in (output / MEASURED).glob("*.json")}
     assert len(before) == 4
-    texts = [(output / name).read_bytes() for name in ("index.html", "report.md", "curves.png", "calibration.png")]
+    texts = [
+        (output / name).read_bytes()
+        for name in ("index.html", "report.md", "curves.png", "calibration.png")
+    ]
     gone = max((output / MEASURED).glob("*.json"), key=lambda path: path.stat().st_size)
     content = gone.read_bytes()
     gone.unlink()
     (output / MEASURED / f".{gone.name}.tmp").write_text("half")  # as a kill leaves it
     measure(output, *scenes)
     assert gone.read_bytes() == content
-    after = {path.name: path.stat().st_mtime_ns for path in (output / MEASURED).iterdir() if path.name != ".lock"}
+    after = {
+        path.name: path.stat().st_mtime_ns
+        for path in (output / MEASURED).iterdir()
+        if path.name != ".lock"
+    }
     assert after.keys() == before.keys()
     assert {name for name in before if before[name] != after[name]} == {gone.name}
-    assert [(output / name).read_bytes() for name in ("index.html", "report.md", "curves.png", "calibration.png")] == texts
+    assert [
+        (output / name).read_bytes()
+        for name in ("index.html", "report.md", "curves.png", "calibration.png")
+    ] == texts
 
 
 def test_other_pictures_are_measured_anew_and_broken_ones_are_counted(
@@ -109,7 +133,13 @@ def test_a_picture_replaced_by_one_of_the_same_size_is_measured_anew(tmp_path: P
     for shade in (0, 200):
         Image.new("RGB", (16, 16), (shade, 255 - shade, shade)).save(picture)
         os.utime(picture, (shade, shade))
-        collect_report(MODELS[1:], [("folder", str(tmp_path / "data"))], tmp_path / "out", date=DATE, progress=False)
+        collect_report(
+            MODELS[1:],
+            [("folder", str(tmp_path / "data"))],
+            tmp_path / "out",
+            date=DATE,
+            progress=False,
+        )
         tops.append({each.records[0].probability for each in read_measured(tmp_path / "out")[0]})
     assert (len(tops[0]), len(tops[1])) == (1, 2)
 
@@ -123,15 +153,26 @@ def test_the_best_of_a_column_is_bold(page: Path, evaluations: list[Evaluation])
     ):
         assert f"**{best:.2f}**" in text
         assert f"**{calm:.2f}**" in text
-        assert all(f"**{each.ece.value:.2f}**" not in text for each in evaluations if each.ece.value != calm)
+        assert all(
+            f"**{each.ece.value:.2f}**" not in text
+            for each in evaluations
+            if each.ece.value != calm
+        )
 
 
-@pytest.mark.parametrize(("gap", "warning"), [(0.05, ""), (-0.05, ""), (-0.5, "measured +0.50"), (2.0, "measured -2.00")])
-def test_a_difference_from_what_was_published_is_warned_of(evaluations: list[Evaluation], gap: float, warning: str) -> None:
+@pytest.mark.parametrize(
+    ("gap", "warning"), [(0.05, ""), (-0.05, ""), (-0.5, "measured +0.50"), (2.0, "measured -2.00")]
+)
+def test_a_difference_from_what_was_published_is_warned_of(
+    evaluations: list[Evaluation], gap: float, warning: str
+) -> None:
     stated = evaluations[0].top1.value + gap
     table = make_accuracy([replace(evaluations[0], published=stated), evaluations[1]])
     cells = [cells[table.heads.index("published")] for _, cells in table.rows]
-    assert [(cell.text, cell.warning) for cell in cells] == [(f"{stated:.2f}", warning), ("\N{EN DASH}", "")]
+    assert [(cell.text, cell.warning) for cell in cells] == [
+        (f"{stated:.2f}", warning),
+        ("\N{EN DASH}", ""),
+    ]
 
 
 def test_suites_stand_side_by_side(evaluations: list[Evaluation], tmp_path: Path) -> None:
@@ -140,7 +181,10 @@ def test_suites_stand_side_by_side(evaluations: list[Evaluation], tmp_path: Path
     second = replace(second, published=second.top1.value + 1)
     other = replace(first, facts={**first.facts, "sha256": "0" * 64})
     sketch = replace(second, suite="sketch", facts={**first.facts, "name": "release"})
-    assert {suite: [each.model for each in group] for suite, group in group_suites([first, other, second, sketch]).items()} == {
+    assert {
+        suite: [each.model for each in group]
+        for suite, group in group_suites([first, other, second, sketch]).items()
+    } == {
         ("folder", "held out"): list(MODELS),
         ("folder", "held out (2)"): [MODELS[0]],
         ("sketch", "release"): [MODELS[1]],
@@ -173,7 +217,11 @@ def test_confusions_are_those_of_a_matrix(evaluations: list[Evaluation]) -> None
 
 def test_what_all_models_get_wrong_is_wrong_for_each(evaluations: list[Evaluation]) -> None:
     wrong = [
-        {record.name for record in evaluation.records if not set(record.top[:1]) & set(record.labels)}
+        {
+            record.name
+            for record in evaluation.records
+            if not set(record.top[:1]) & set(record.labels)
+        }
         for evaluation in evaluations
     ]
     misses = find_misses(evaluations)
@@ -187,7 +235,9 @@ def test_what_all_models_get_wrong_is_wrong_for_each(evaluations: list[Evaluatio
 
 
 def test_a_label_among_several_is_right(evaluations: list[Evaluation]) -> None:
-    records = tuple(record._replace(labels=(*record.labels, record.top[0])) for record in evaluations[0].records)
+    records = tuple(
+        record._replace(labels=(*record.labels, record.top[0])) for record in evaluations[0].records
+    )
     assert find_confusions(replace(evaluations[0], records=records), 10) == []
 
 
@@ -213,7 +263,11 @@ def test_curves_have_shares_and_all_at_their_place() -> None:
     few = plot_shots(probes, 50.0)
     assert few
     few.draw(figure)
-    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["1", "5\n10%", "\nall"]
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == [
+        "1",
+        "5\n10%",
+        "\nall",
+    ]
     neighbours = plot_neighbours(probes)
     assert neighbours
     assert neighbours.words == "nearest neighbours, a: 10 40.00, 20 50.00, 100 130.00"
@@ -222,7 +276,11 @@ def test_curves_have_shares_and_all_at_their_place() -> None:
 
 def test_markdown_takes_names_as_they_are(evaluations: list[Evaluation], tmp_path: Path) -> None:
     name = r"a_b | <b>*x*</b> & `c` [d](e) \ _f_ $g$"
-    named = replace(evaluations[0], model=name, classes=tuple(f"{each} | <i>&" for each in evaluations[0].classes))
+    named = replace(
+        evaluations[0],
+        model=name,
+        classes=tuple(f"{each} | <i>&" for each in evaluations[0].classes),
+    )
     shown, written = read_tables(write_report(tmp_path, [named], date=DATE))
     assert shown[0][0][0] == written[0][0][0] == name
     assert all(row[1].endswith(" | <i>&") for row in written[1])
@@ -235,19 +293,42 @@ def test_models_of_the_same_name_are_told_apart(scenes: tuple[Path, Path], tmp_p
             model.reset_classifier(65)
         save(model, tmp_path / folder, name="mine", license="mit")
     models = [str(tmp_path / folder) for folder in ("one", "two")]
-    page = collect_report(models, [("folder", str(scenes[1]))], tmp_path / "report", date=DATE, progress=False)
+    page = collect_report(
+        models, [("folder", str(scenes[1]))], tmp_path / "report", date=DATE, progress=False
+    )
     rows = Tables(page.read_text("utf-8")).tables[0]
     assert [row[0] for row in rows] == ["mine", models[1]]
     assert rows[0][1] != rows[1][1]
 
 
-def test_the_command_prints_the_page(scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_page(
+    scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "report"
     for _ in range(2):
-        assert main(["recipe", "report", MODELS[1], "--suites", f"folder={scenes[1]}", "-o", str(output), "--quiet"]) == 0
+        assert (
+            main(
+                [
+                    "recipe",
+                    "report",
+                    MODELS[1],
+                    "--suites",
+                    f"folder={scenes[1]}",
+                    "-o",
+                    str(output),
+                    "--quiet",
+                ]
+            )
+            == 0
+        )
         said = capsys.readouterr()
         assert (said.out, said.err) == (f"{output / 'index.html'}\n", "")
-    assert sorted(path.name for path in output.iterdir()) == ["calibration.png", "index.html", "measured", "report.md"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "calibration.png",
+        "index.html",
+        "measured",
+        "report.md",
+    ]
     with Image.open(output / "calibration.png") as plot:
         assert len(plot.convert("RGB").getcolors(1 << 20) or []) > 3
 
@@ -256,9 +337,15 @@ def test_the_command_prints_the_page(scenes: tuple[Path, Path], tmp_path: Path, 
     ("arguments", "said"),
     [
         ([], "nothing to report; give a model, and --suites NAME=FOLDER"),
-        (["--suites", "pictures"], "--suites has 'pictures'; allowed: NAME=FOLDER, for example folder=pictures"),
+        (
+            ["--suites", "pictures"],
+            "--suites has 'pictures'; allowed: NAME=FOLDER, for example folder=pictures",
+        ),
         (["--train", "a"], "--train alone tells nothing; give --train and --test, or neither"),
-        (["--train", "a", "--test", "b", "--shots", "1,0%"], "--shots has '0%'; allowed: labels of each class such as 5"),
+        (
+            ["--train", "a", "--test", "b", "--shots", "1,0%"],
+            "--shots has '0%'; allowed: labels of each class such as 5",
+        ),
         (["--train", "a", "--test", "b", "--shots", "few"], "--shots has 'few'; allowed"),
         (["--suites", "imagenet-q=a"], "imagenet-q"),
     ],
@@ -266,7 +353,10 @@ def test_the_command_prints_the_page(scenes: tuple[Path, Path], tmp_path: Path, 
 def test_mistakes_are_told_in_one_line(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["recipe", "report", MODELS[1], *arguments, "-o", str(tmp_path / "report"), "--quiet"]) == 2
+    assert (
+        main(["recipe", "report", MODELS[1], *arguments, "-o", str(tmp_path / "report"), "--quiet"])
+        == 2
+    )
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -274,7 +364,10 @@ def test_mistakes_are_told_in_one_line(
 
 def test_a_report_that_is_being_made_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / MEASURED).mkdir()
-    with FileLock(tmp_path / MEASURED / ".lock"), pytest.raises(ConfigError, match="another process measures for"):
+    with (
+        FileLock(tmp_path / MEASURED / ".lock"),
+        pytest.raises(ConfigError, match="another process measures for"),
+    ):
         collect_report(MODELS, [("folder", "pictures")], tmp_path, date=DATE, progress=False)
 
 
@@ -284,7 +377,9 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
         collect_report(MODELS, [("folder", "pictures")], tmp_path, date=DATE, progress=False)
 
 
-def test_a_folder_that_cannot_be_made_is_named(evaluations: list[Evaluation], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named(
+    evaluations: list[Evaluation], tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file/report cannot be written: Not a directory"):
         write_report(tmp_path / "file" / "report", evaluations, date=DATE)

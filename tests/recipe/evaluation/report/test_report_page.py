@@ -15,7 +15,9 @@ from selenium.webdriver.common.keys import Keys
 
 from swag_models.recipe.evaluation.report.collect import write_report
 
-PICTURE = os.environ.get("SWAG_MODELS_REPORT_SCREENSHOT")  # docs/report.png, to take the picture in the documentation again
+PICTURE = os.environ.get(
+    "SWAG_MODELS_REPORT_SCREENSHOT"
+)  # docs/report.png, to take the picture in the documentation again
 ROOT = Path(__file__).parents[4]
 STRANGE = "<i>\"it's\" & </i><script>document.title = 'hacked'</script>"
 CONTRAST = """
@@ -37,7 +39,9 @@ return [...document.querySelectorAll('body *')].filter(
 })"""
 
 pytestmark = [
-    pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"),
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
+    ),
     pytest.mark.usefixtures("one_thread"),
 ]
 
@@ -71,13 +75,22 @@ def test_everything_is_there_and_fits(chrome: Chrome, report: Path, width: int) 
     assert titles == ["Accuracy", "With few labels", "Calibration", "Errors", "How it was made"]
     assert [each.text for each in page.find("nav a")] == titles
     assert [each.text for each in page.find("h1, .model h4")] == ["Transfer evaluation", *MODELS]
-    images = page.run("return [...document.images].map(each => [each.naturalWidth, each.offsetWidth, each.alt])")
+    images = page.run(
+        "return [...document.images].map(each => [each.naturalWidth, each.offsetWidth, each.alt])"
+    )
     assert len(images) > 20
     assert all(real > 0 and shown > 0 and words for real, shown, words in images)
-    boxes = page.run("return [...document.querySelectorAll('svg, table, .model')].map(each => each.getBoundingClientRect())")
+    boxes = page.run(
+        "return [...document.querySelectorAll('svg, table, .model')].map(each => each.getBoundingClientRect())"
+    )
     assert len(boxes) >= 3 + 2 + 2
     assert min(box["height"] for box in boxes) > 100
-    assert page.run("return document.querySelectorAll('th:not([scope]), table:not(:has(caption))').length") == 0
+    assert (
+        page.run(
+            "return document.querySelectorAll('th:not([scope]), table:not(:has(caption))').length"
+        )
+        == 0
+    )
     names = page.run("return [...document.querySelectorAll('[id]')].map(each => each.id)")
     assert len(names) == len(set(names))
     assert chrome.driver.get_log("browser") == []
@@ -91,11 +104,15 @@ def test_nothing_outside_the_page_is_asked_for(chrome: Chrome, report: Path) -> 
     script = f"return [...document.querySelectorAll('*')].flatMap(each => {names}.map(name => each.getAttribute(name)))"
     links = [link for link in page.run(script) if link and not link.startswith(("data:", "#"))]
     assert len(links) > 100  # styles of plots
-    assert [link for link in links if "//" in link or ("url(" in link and "url(#" not in link)] == []
+    assert [
+        link for link in links if "//" in link or ("url(" in link and "url(#" not in link)
+    ] == []
     assert page.find("script, iframe, object") == []
 
 
-def test_text_can_be_read_in_the_light_and_in_the_dark(chrome: Chrome, report: Path, tmp_path: Path) -> None:
+def test_text_can_be_read_in_the_light_and_in_the_dark(
+    chrome: Chrome, report: Path, tmp_path: Path
+) -> None:
     evaluations, probes = read_measured(report.parent)
     stated = [replace(each, published=each.top1.value + 1) for each in evaluations]
     path = write_report(tmp_path, stated, probes, date=DATE)
@@ -118,7 +135,9 @@ def test_names_are_text(chrome: Chrome, report: Path, tmp_path: Path) -> None:
             model=f"{number} {STRANGE}",
             classes=tuple(f"{each} {STRANGE}" for each in evaluation.classes),
             facts={**evaluation.facts, "name": STRANGE},
-            records=tuple(record._replace(name=f"{record.name}{STRANGE}") for record in evaluation.records),
+            records=tuple(
+                record._replace(name=f"{record.name}{STRANGE}") for record in evaluation.records
+            ),
         )
         for number, evaluation in enumerate(evaluations)
     ]
@@ -128,7 +147,9 @@ def test_names_are_text(chrome: Chrome, report: Path, tmp_path: Path) -> None:
         strange,
         told,
         date=STRANGE,
-        thumbnails=lambda _, record: Image.new("RGB", (40, 30), "red") if record.probability > 0.2 else None,
+        thumbnails=lambda _, record: (
+            Image.new("RGB", (40, 30), "red") if record.probability > 0.2 else None
+        ),
         origins={STRANGE: STRANGE},
     )
     page = open_page(chrome, tmp_path / "index.html", 390)
@@ -136,7 +157,9 @@ def test_names_are_text(chrome: Chrome, report: Path, tmp_path: Path) -> None:
     assert page.find("i, script") == []
     assert [each.text for each in page.find(".model h4")] == [each.model for each in strange]
     assert page.find(".model li p b")[0].text.endswith(STRANGE)
-    assert all(STRANGE in each for each in page.run("return [...document.images].map(each => each.alt)"))
+    assert all(
+        STRANGE in each for each in page.run("return [...document.images].map(each => each.alt)")
+    )
     assert page.run("return document.documentElement.scrollWidth") <= 390
 
 
@@ -144,7 +167,10 @@ def test_a_wide_table_is_scrolled_by_keyboard(chrome: Chrome, report: Path) -> N
     page = open_page(chrome, report, 390)
     for _ in range(len(page.find("nav a")) + 1):
         page.press(Keys.TAB)
-    assert page.run("return document.activeElement.getAttribute('aria-label')") == "In percent, with 95% intervals."
+    assert (
+        page.run("return document.activeElement.getAttribute('aria-label')")
+        == "In percent, with 95% intervals."
+    )
     assert page.run("return parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2
     page.press(*[Keys.ARROW_RIGHT] * 3)
     until(lambda: page.run("return document.activeElement.scrollLeft") > 0, "the table to scroll")
@@ -152,7 +178,9 @@ def test_a_wide_table_is_scrolled_by_keyboard(chrome: Chrome, report: Path) -> N
     assert 0 <= left < 30  # the names of models stay
 
 
-def test_the_picture_of_the_documentation_can_be_taken(chrome: Chrome, report: Path, tmp_path: Path) -> None:
+def test_the_picture_of_the_documentation_can_be_taken(
+    chrome: Chrome, report: Path, tmp_path: Path
+) -> None:
     path = ROOT / PICTURE if PICTURE else tmp_path / "report.png"
     page = open_page(chrome, report)
     page.photograph(path)

@@ -21,7 +21,9 @@ def make_logits(pictures: int, classes: int, spread: float = 2.0) -> Tensor:
     return torch.randn(pictures, classes) * spread + torch.linspace(-4, 4, classes)
 
 
-@pytest.mark.parametrize(("pictures", "classes", "spread"), [(500, 40, 2), (200, 40, 8), (40, 200, 2), (1, 7, 3)])
+@pytest.mark.parametrize(
+    ("pictures", "classes", "spread"), [(500, 40, 2), (200, 40, 8), (40, 200, 2), (1, 7, 3)]
+)
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_the_mean_is_uniform(pictures: int, classes: int, spread: float, scale: float) -> None:
     logits = make_logits(pictures, classes, spread)
@@ -62,7 +64,9 @@ def test_blocks_give_the_same_as_one_piece(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_half_precision_will_do() -> None:
     logits = make_logits(100, 12)
-    torch.testing.assert_close(fit_platt(logits.half()).bias, fit_platt(logits).bias, rtol=0, atol=0.01)
+    torch.testing.assert_close(
+        fit_platt(logits.half()).bias, fit_platt(logits).bias, rtol=0, atol=0.01
+    )
 
 
 def test_fewer_pictures_than_hashtags_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -74,5 +78,7 @@ def test_fewer_pictures_than_hashtags_are_told(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_softmax_too_sure_for_the_steps_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"did not converge in 20 steps.*over 12 pictures is still .*% off 1/12"):
+    with pytest.raises(
+        ConfigError, match=r"did not converge in 20 steps.*over 12 pictures is still .*% off 1/12"
+    ):
         fit_platt(make_logits(12, 12, 200), max_steps=20)

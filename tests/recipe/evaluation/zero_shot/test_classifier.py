@@ -23,7 +23,7 @@ from swag_models.cli.common import make_add
 from swag_models.cli.zeroshot import add_commands
 from swag_models.errors import ConfigError
 from swag_models.publish import save
-from swag_models.recipe.evaluation.models import Candidate, open_candidate
+from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.zero_shot.classifier import (
     AGGREGATIONS,
     Way,
@@ -34,7 +34,12 @@ from swag_models.recipe.evaluation.zero_shot.classifier import (
     write_table,
     zeroshot,
 )
-from swag_models.recipe.evaluation.zero_shot.logits import Pictures, find_classes, is_labelled, read_logits
+from swag_models.recipe.evaluation.zero_shot.logits import (
+    Pictures,
+    find_classes,
+    is_labelled,
+    read_logits,
+)
 from swag_models.recipe.evaluation.zero_shot.targets import Target, parse_targets
 from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, Mapping
 from swag_models.recipe.wordnet import WordNet
@@ -63,12 +68,12 @@ def targets(wordnet: WordNet) -> tuple[Target, ...]:
 
 
 @pytest.fixture(scope="module")
-def candidate() -> Candidate:
-    return open_candidate(MODELS[0])
+def candidate() -> EvaluatedModel:
+    return open_evaluated_model(MODELS[0])
 
 
 @pytest.fixture(scope="module")
-def cells(candidate: Candidate, scenes: Path, wordnet: WordNet) -> list[Zeroshot]:
+def cells(candidate: EvaluatedModel, scenes: Path, wordnet: WordNet) -> list[Zeroshot]:
     """All ways, for the things as they are meant, two of which no hashtag stands for."""
     meant = [Target(name, (BY_NAME[name].synset,)) for name in sorted(NAMES)]
     return run_ablation(candidate, scenes, meant, wordnet, list_ways(), progress=False)
@@ -79,7 +84,9 @@ def test_it_is_far_above_chance_and_better_with_platt_scaling(
     model: str, scenes: Path, wordnet: WordNet, targets: tuple[Target, ...]
 ) -> None:
     ways = [Way(platt, Mapping(kind)) for kind in ("related", "same") for platt in (True, False)]
-    results = run_ablation(open_candidate(model), scenes, targets, wordnet, ways, progress=False)
+    results = run_ablation(
+        open_evaluated_model(model), scenes, targets, wordnet, ways, progress=False
+    )
     for scaled, plain in (results[:2], results[2:]):
         assert scaled.mean_per_class >= 5 * CHANCE
         assert scaled.mean_per_class > plain.mean_per_class
@@ -90,7 +97,7 @@ def test_it_is_far_above_chance_and_better_with_platt_scaling(
 
 
 def test_every_way_is_there_once_and_one_alone_gives_the_same(
-    cells: list[Zeroshot], candidate: Candidate, scenes: Path, wordnet: WordNet
+    cells: list[Zeroshot], candidate: EvaluatedModel, scenes: Path, wordnet: WordNet
 ) -> None:
     assert len({each.way for each in cells}) == len(cells) == 2 * len(MAPPINGS) * len(AGGREGATIONS)
     meant = [Target(name, (BY_NAME[name].synset,)) for name in sorted(NAMES)]
@@ -102,20 +109,36 @@ def test_every_way_is_there_once_and_one_alone_gives_the_same(
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_numbers_are_those_of_a_plain_computation(
-    aggregation: str, cells: list[Zeroshot], candidate: Candidate, scenes: Path, wordnet: WordNet
+    aggregation: str,
+    cells: list[Zeroshot],
+    candidate: EvaluatedModel,
+    scenes: Path,
+    wordnet: WordNet,
 ) -> None:
-    result = next(each for each in cells if each.way == Way(False, Mapping("hyponyms"), aggregation))  # type: ignore[arg-type]
+    result = next(
+        each for each in cells if each.way == Way(False, Mapping("hyponyms"), aggregation)
+    )  # type: ignore[arg-type]
     read = read_logits(candidate, scenes, sorted(NAMES), progress=False)
     assert candidate.synsets is not None
-    below = {name: wordnet.descendants(BY_NAME[name].synset) | {BY_NAME[name].synset: 0} for name in sorted(NAMES)}
+    below = {
+        name: wordnet.descendants(BY_NAME[name].synset) | {BY_NAME[name].synset: 0}
+        for name in sorted(NAMES)
+    }
     right, first, fifth = Counter[str](), 0, 0
     for values, path in zip(read.values.tolist(), read.names, strict=True):
         total = math.fsum(map(math.exp, values))
         spoken = {
-            name: [math.exp(z) / total * 0.5 ** near[tag] for z, tag in zip(values, candidate.synsets) if tag in near]
+            name: [
+                math.exp(z) / total * 0.5 ** near[tag]
+                for z, tag in zip(values, candidate.synsets)
+                if tag in near
+            ]
             for name, near in below.items()
         }
-        scores = {name: (sum if aggregation == "sum" else max)([0.0, *each]) for name, each in spoken.items()}
+        scores = {
+            name: (sum if aggregation == "sum" else max)([0.0, *each])
+            for name, each in spoken.items()
+        }
         best = sorted((name for name in scores if scores[name]), key=lambda name: -scores[name])
         thing = path.partition("/")[0]
         right[thing] += best[0] == thing
@@ -123,7 +146,9 @@ def test_numbers_are_those_of_a_plain_computation(
         fifth += thing in best[:5]
     assert result.top1 == pytest.approx(100 * first / len(read.names))
     assert result.top5 == pytest.approx(100 * fifth / len(read.names))
-    assert result.mean_per_class == pytest.approx(sum(100 * right[name] / EACH for name in NAMES) / len(NAMES))
+    assert result.mean_per_class == pytest.approx(
+        sum(100 * right[name] / EACH for name in NAMES) / len(NAMES)
+    )
     confusions = Counter({sorted(NAMES)[label or 0]: 0 for label, _ in result.confusions})
     for (label, best_place), count in result.confusions.items():
         assert label is not None
@@ -139,7 +164,10 @@ def test_what_no_hashtag_reaches_is_named_and_never_predicted(cells: list[Zerosh
     for each in cells:
         if each.unreached:
             assert not any(places & set(prediction.top) for prediction in each.predictions)
-    assert "Mapping same: no hashtag reaches these, so they are never predicted: banana, table\n" in write_table(cells)
+    assert (
+        "Mapping same: no hashtag reaches these, so they are never predicted: banana, table\n"
+        in write_table(cells)
+    )
 
 
 def test_shares_are_of_all_scores(cells: list[Zeroshot]) -> None:
@@ -154,16 +182,26 @@ def test_scores_are_sums_or_the_greatest(sparse: bool) -> None:
     weights[:, 2] = 0
     given = weights.to_sparse() if sparse else weights
     torch.testing.assert_close(score(probabilities, given), probabilities @ weights)
-    torch.testing.assert_close(score(probabilities, given, "max"), (probabilities[:, :, None] * weights).amax(1))
-    with pytest.raises(ConfigError, match="aggregation 'mean' is not known; it is one of: sum, max"):
+    torch.testing.assert_close(
+        score(probabilities, given, "max"), (probabilities[:, :, None] * weights).amax(1)
+    )
+    with pytest.raises(
+        ConfigError, match="aggregation 'mean' is not known; it is one of: sum, max"
+    ):
         Way(aggregation="mean")  # type: ignore[arg-type]
 
 
 def test_platt_scaling_is_fitted_on_other_pictures_if_they_are_given(
-    candidate: Candidate, scenes: Path, wordnet: WordNet, targets: tuple[Target, ...], tmp_path: Path
+    candidate: EvaluatedModel,
+    scenes: Path,
+    wordnet: WordNet,
+    targets: tuple[Target, ...],
+    tmp_path: Path,
 ) -> None:
     few = [next((scenes / name).iterdir()) for name in ("owl", "car")]
-    result = zeroshot(candidate, [str(path) for path in few], targets, wordnet, unlabelled=scenes, progress=False)
+    result = zeroshot(
+        candidate, [str(path) for path in few], targets, wordnet, unlabelled=scenes, progress=False
+    )
     assert result.unlabelled is not None
     assert result.unlabelled["samples"] == len(NAMES) * EACH
     every = zeroshot(candidate, scenes, targets, wordnet, progress=False)
@@ -177,13 +215,25 @@ def test_platt_scaling_is_fitted_on_other_pictures_if_they_are_given(
 
 
 def test_what_is_broken_is_left_out_and_told(
-    candidate: Candidate, scenes: Path, wordnet: WordNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    candidate: EvaluatedModel,
+    scenes: Path,
+    wordnet: WordNet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("owl", "car"):
         shutil.copytree(scenes / name, tmp_path / "data" / name)
     broken = next((tmp_path / "data" / "owl").iterdir())
     broken.write_bytes(b"")
-    arguments = ["recipe", "zeroshot", MODELS[0], "--wordnet", str(WORDNET), "--no-platt", "--quiet"]
+    arguments = [
+        "recipe",
+        "zeroshot",
+        MODELS[0],
+        "--wordnet",
+        str(WORDNET),
+        "--no-platt",
+        "--quiet",
+    ]
     assert main([*arguments, "--data", str(tmp_path / "data")]) == 1
     out, err = capsys.readouterr()
     assert f"{2 * EACH - 1} pictures, 2 targets" in out
@@ -191,10 +241,15 @@ def test_what_is_broken_is_left_out_and_told(
     assert main([*arguments, "--data", str(broken), "--targets", "owl"]) == 2
     assert "no picture of" in capsys.readouterr().err
     assert main([*arguments, "--data", str(tmp_path / "gone"), "--targets", "owl"]) == 2
-    assert "gone cannot be read: No such file or directory; give pictures or folders" in capsys.readouterr().err
+    assert (
+        "gone cannot be read: No such file or directory; give pictures or folders"
+        in capsys.readouterr().err
+    )
     taken = tmp_path / "taken"
     taken.touch()
-    assert main([*arguments, "--data", str(scenes / "owl"), "--targets", "owl", "-o", str(taken)]) == 1
+    assert (
+        main([*arguments, "--data", str(scenes / "owl"), "--targets", "owl", "-o", str(taken)]) == 1
+    )
     assert "taken cannot be written: File exists" in capsys.readouterr().err
 
 
@@ -203,51 +258,95 @@ def test_data_are_labelled_or_pictures(scenes: Path, tmp_path: Path) -> None:
     assert find_classes(scenes) == tuple(sorted(NAMES))
     assert is_labelled(tmp_path / "x.tar")
     assert is_labelled([tmp_path / "x.tar", "https://host.example/y.tar"])
-    for pictures in (scenes / "owl", str(scenes / "owl" / "*.jpg"), [scenes / "owl", scenes / "car"]):
+    for pictures in (
+        scenes / "owl",
+        str(scenes / "owl" / "*.jpg"),
+        [scenes / "owl", scenes / "car"],
+    ):
         assert not is_labelled(pictures)
     album = Pictures(str(scenes / "owl"))
     assert len(album) == EACH
-    assert album.sha256 == Pictures([str(path) for path in sorted((scenes / "owl").iterdir())]).sha256
+    assert (
+        album.sha256 == Pictures([str(path) for path in sorted((scenes / "owl").iterdir())]).sha256
+    )
     assert album.sha256 != Pictures(str(scenes / "car")).sha256
 
 
 def test_the_command_prints_and_writes_the_same(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cells: list[Zeroshot]
 ) -> None:
-    arguments = ["recipe", "zeroshot", MODELS[0], "--data", str(scenes), "--wordnet", str(WORDNET), "--quiet"]
+    arguments = [
+        "recipe",
+        "zeroshot",
+        MODELS[0],
+        "--data",
+        str(scenes),
+        "--wordnet",
+        str(WORDNET),
+        "--quiet",
+    ]
     assert main([*arguments, "-o", str(tmp_path / "one")]) == 0
     table = capsys.readouterr().out
     assert table == (tmp_path / "one" / "zeroshot.md").read_text()
     (one,) = json.loads((tmp_path / "one" / "zeroshot.json").read_text())
-    lines = [json.loads(line) for line in (tmp_path / "one" / "predictions.jsonl").read_text().splitlines()]
-    hits = [next(iter(line["top"])) == line["label"] == line["name"].partition("/")[0] for line in lines]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "one" / "predictions.jsonl").read_text().splitlines()
+    ]
+    hits = [
+        next(iter(line["top"])) == line["label"] == line["name"].partition("/")[0] for line in lines
+    ]
     assert one["top1"] == pytest.approx(100 * sum(hits) / len(lines))
-    assert f"| yes | related | sum | {one['mean_per_class']:.2f} | {one['top1']:.2f} | {one['top5']:.2f} |" in table
+    assert (
+        f"| yes | related | sum | {one['mean_per_class']:.2f} | {one['top1']:.2f} | {one['top5']:.2f} |"
+        in table
+    )
     meant = tmp_path / "meant.txt"
     meant.write_text("\n".join(f"{name} {BY_NAME[name].synset}" for name in sorted(NAMES)))
     assert main([*arguments, "--targets", str(meant), "--ablation", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps([each.to_dict() for each in cells]))
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        json.dumps([each.to_dict() for each in cells])
+    )
 
 
-def test_the_command_predicts_pictures_without_labels(scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["recipe", "zeroshot", MODELS[1], "--data", str(scenes / "owl"), "--wordnet", str(WORDNET), "--quiet"]
+def test_the_command_predicts_pictures_without_labels(
+    scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "recipe",
+        "zeroshot",
+        MODELS[1],
+        "--data",
+        str(scenes / "owl"),
+        "--wordnet",
+        str(WORDNET),
+        "--quiet",
+    ]
     assert main([*arguments, "--targets", "owl,vehicle,fruit", "--unlabelled", str(scenes)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == EACH
     assert sum(": owl " in line for line in lines) > EACH / 2
-    assert main([*arguments, "--targets", "owl,vehicle,fruit", "--unlabelled", str(scenes), "--json"]) == 0
+    assert (
+        main([*arguments, "--targets", "owl,vehicle,fruit", "--unlabelled", str(scenes), "--json"])
+        == 0
+    )
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     for line, each in zip(lines, found, strict=True):
         assert line.startswith(f"{each['name']}: {next(iter(each['top']))} ")
     assert main([*arguments, "--targets", "n01621127,fruit", "--unlabelled", str(scenes)]) == 0
     assert "n01621127 (owl) " in capsys.readouterr().out
     assert main(arguments) == 2
-    assert "owl is no folder with a sub-folder for each class; give one, or say what" in capsys.readouterr().err
+    assert (
+        "owl is no folder with a sub-folder for each class; give one, or say what"
+        in capsys.readouterr().err
+    )
     assert main([*arguments, "--targets", "owl", "--ablation"]) == 2
     assert "has no labels; leave it out" in capsys.readouterr().err
 
 
-def test_what_is_written_can_be_run(scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_written_can_be_run(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(scenes.parent.parent)
     text = (Path(__file__).parents[4] / "docs" / "zeroshot.md").read_text()
     (block,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
@@ -261,12 +360,22 @@ def test_what_is_written_can_be_run(scenes: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_cannot_be_is_refused(
-    candidate: Candidate, scenes: Path, wordnet: WordNet, targets: tuple[Target, ...], tmp_path: Path
+    candidate: EvaluatedModel,
+    scenes: Path,
+    wordnet: WordNet,
+    targets: tuple[Target, ...],
+    tmp_path: Path,
 ) -> None:
-    with pytest.raises(ConfigError, match=r"has 31 classes that are no targets, such as 'airplane'; targets begin with owl"):
+    with pytest.raises(
+        ConfigError,
+        match=r"has 31 classes that are no targets, such as 'airplane'; targets begin with owl",
+    ):
         zeroshot(candidate, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False)
     excerpt = WordNet({each: wordnet.synsets[each] for each in targets[0].synsets}, {}, {})
-    with pytest.raises(ConfigError, match=r"this WordNet lacks 64 of the 65 synsets of vit_nano_hashtags, such as n"):
+    with pytest.raises(
+        ConfigError,
+        match=r"this WordNet lacks 64 of the 65 synsets of vit_nano_hashtags, such as n",
+    ):
         zeroshot(candidate, scenes, targets, excerpt, progress=False)
     looked: list[object] = []
     hook = candidate.network.register_forward_pre_hook(lambda *given: looked.append(given))
@@ -274,18 +383,26 @@ def test_what_cannot_be_is_refused(
         zeroshot(candidate, scenes, targets, wordnet, unlabelled=scenes / "nosuch", progress=False)
     hook.remove()
     assert not looked
-    with pytest.raises(ConfigError, match="unlabelled pictures are for Platt scaling, which is off"):
-        zeroshot(candidate, scenes, targets, wordnet, Way(platt=False), unlabelled=scenes, progress=False)
-    nameless = open_candidate(str(save(load_tiny(), tmp_path / "model", license="mit")))
-    with pytest.raises(ConfigError, match=r"has no hashtags with WordNet ids; take one that has, such as vit_nano_hashtags"):
+    with pytest.raises(
+        ConfigError, match="unlabelled pictures are for Platt scaling, which is off"
+    ):
+        zeroshot(
+            candidate, scenes, targets, wordnet, Way(platt=False), unlabelled=scenes, progress=False
+        )
+    nameless = open_evaluated_model(str(save(load_tiny(), tmp_path / "model", license="mit")))
+    with pytest.raises(
+        ConfigError,
+        match=r"has no hashtags with WordNet ids; take one that has, such as vit_nano_hashtags",
+    ):
         zeroshot(nameless, scenes, targets, wordnet, progress=False)
 
 
 def test_logits_that_overflow_are_refused(scenes: Path) -> None:
-    candidate = open_candidate(MODELS[0], dtype="float16")
+    candidate = open_evaluated_model(MODELS[0], dtype="float16")
     candidate.network.head.bias.data.fill_(torch.inf)
     with pytest.raises(
-        ConfigError, match=r"logits of vit_nano_hashtags in torch.float16 are not all finite; use dtype float32"
+        ConfigError,
+        match=r"logits of vit_nano_hashtags in torch.float16 are not all finite; use dtype float32",
     ):
         read_logits(candidate, scenes / "owl", None, progress=False)
 
@@ -294,4 +411,6 @@ def test_the_command_knows_every_mapping() -> None:
     parser = argparse.ArgumentParser()
     add_commands(make_add(parser))
     for kind in MAPPINGS:
-        assert parser.parse_args(["zeroshot", "m", "--data", "d", "--mapping", kind]).mapping == kind
+        assert (
+            parser.parse_args(["zeroshot", "m", "--data", "d", "--mapping", kind]).mapping == kind
+        )

@@ -32,7 +32,11 @@ def test_ids_and_what_a_name_means(wordnet: WordNet) -> None:
     found = parse_targets([DINING, f"dining table {DINING}", f"any {DINING} {FURNITURE}"], wordnet)
     assert [target.name for target in found] == [DINING, "dining table", "any"]
     assert [target.synsets for target in found] == [(DINING,), (DINING,), (DINING, FURNITURE)]
-    assert [describe(target, wordnet) for target in found] == [f"{DINING} (table)", "dining table", "any"]
+    assert [describe(target, wordnet) for target in found] == [
+        f"{DINING} (table)",
+        "dining table",
+        "any",
+    ]
 
 
 def test_a_file_has_one_in_a_line(wordnet: WordNet, tmp_path: Path) -> None:
@@ -53,7 +57,10 @@ def test_imagenet_is_known_whole_and_by_index() -> None:
     ("given", "message"),
     [
         ("owl, tabel", "target 'tabel' is no noun of this WordNet; did you mean table"),
-        ("xqzw", "target 'xqzw' is no noun of this WordNet; give a noun, or say what it is: NAME n04379243"),
+        (
+            "xqzw",
+            "target 'xqzw' is no noun of this WordNet; give a noun, or say what it is: NAME n04379243",
+        ),
         ("n99999999", "no noun of this WordNet has the id n99999999"),
         ("imagenet-1k", "no noun of this WordNet has the id n.*an excerpt has some of them only"),
         ("n04379243 table", "has words after an id; write the name first"),

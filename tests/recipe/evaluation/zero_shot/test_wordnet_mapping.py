@@ -32,7 +32,9 @@ DIAMOND = {"r": "", "a": "r", "b": "r", "c": "a", "d": "a b", "e": "c d", "g": "
 
 
 def make_wordnet(parents: dict[str, str]) -> WordNet:
-    synsets = {name: Synset(name, (name,), tuple(above.split()), "") for name, above in parents.items()}
+    synsets = {
+        name: Synset(name, (name,), tuple(above.split()), "") for name, above in parents.items()
+    }
     return WordNet(synsets, {name: [name] for name in parents}, {})
 
 
@@ -40,7 +42,12 @@ def make_random(seed: int) -> WordNet:
     """A hierarchy in which a synset may have several parents and there may be several roots."""
     rng = random.Random(seed)
     names = [f"s{number}" for number in range(14)]
-    return make_wordnet({name: " ".join(rng.sample(names[:at], min(at, rng.randint(0, 3)))) for at, name in enumerate(names)})
+    return make_wordnet(
+        {
+            name: " ".join(rng.sample(names[:at], min(at, rng.randint(0, 3))))
+            for at, name in enumerate(names)
+        }
+    )
 
 
 def list_paths(wordnet: WordNet, synset: str) -> Iterator[list[str]]:
@@ -51,10 +58,16 @@ def list_paths(wordnet: WordNet, synset: str) -> Iterator[list[str]]:
             yield [synset, *path]
 
 
-def weigh_plainly(wordnet: WordNet, kind: str, hashtag: str, target: str, targets: list[str]) -> float:
+def weigh_plainly(
+    wordnet: WordNet, kind: str, hashtag: str, target: str, targets: list[str]
+) -> float:
     """By all pairs of ways up from both that end in one synset."""
     found = [0.0]
-    below = [each for each in targets if each != hashtag and any(path[-1] == hashtag for path in list_paths(wordnet, each))]
+    below = [
+        each
+        for each in targets
+        if each != hashtag and any(path[-1] == hashtag for path in list_paths(wordnet, each))
+    ]
     for left, right in itertools.product(list_paths(wordnet, hashtag), list_paths(wordnet, target)):
         if left[-1] != right[-1]:
             continue
@@ -80,8 +93,12 @@ def weigh_plainly(wordnet: WordNet, kind: str, hashtag: str, target: str, target
 def test_weights_are_those_of_all_paths(wordnet: WordNet, kind: str) -> None:
     synsets = list(wordnet.synsets)
     hashtags, targets = synsets[::-1], synsets[1:]
-    found = Mapping(kind, DECAY, threshold=0).weigh(wordnet, hashtags, [Target(each, (each,)) for each in targets])
-    for (row, hashtag), (column, target) in itertools.product(enumerate(hashtags), enumerate(targets)):
+    found = Mapping(kind, DECAY, threshold=0).weigh(
+        wordnet, hashtags, [Target(each, (each,)) for each in targets]
+    )
+    for (row, hashtag), (column, target) in itertools.product(
+        enumerate(hashtags), enumerate(targets)
+    ):
         expected = weigh_plainly(wordnet, kind, hashtag, target, targets)
         assert found[row, column].item() == pytest.approx(expected), (kind, hashtag, target)
 
@@ -91,13 +108,19 @@ def test_similarities_are_nltks() -> None:
     for one, other, wup, path in NLTK:
         for hashtag, target in ((one, other), (other, one)):
             for kind, expected in (("wup", wup), ("path", path)):
-                weights = Mapping(kind, threshold=0).weigh(wordnet, [hashtag], [Target("it", (target,))])
+                weights = Mapping(kind, threshold=0).weigh(
+                    wordnet, [hashtag], [Target("it", (target,))]
+                )
                 assert weights.to_dense().item() == pytest.approx(expected, abs=1e-12)
 
 
 def test_of_several_synsets_the_nearest_counts() -> None:
     wordnet = make_wordnet(DIAMOND)
-    weights = Mapping("hyponyms").weigh(wordnet, ["e", "c", "r"], [Target("either", ("a", "c"))]).to_dense()
+    weights = (
+        Mapping("hyponyms")
+        .weigh(wordnet, ["e", "c", "r"], [Target("either", ("a", "c"))])
+        .to_dense()
+    )
     assert weights.flatten().tolist() == [0.5, 1, 0]
 
 
@@ -105,12 +128,14 @@ def test_only_weights_above_the_threshold_and_the_best_count() -> None:
     wordnet = make_wordnet(DIAMOND)
     target = [Target("c", ("c",))]
     hashtags = ["c", "a", "e", "r", "b"]
-    assert Mapping("path", threshold=0).weigh(wordnet, hashtags, target).to_dense().flatten().tolist() == pytest.approx(
-        [1, 1 / 2, 1 / 2, 1 / 3, 1 / 4]
-    )
+    assert Mapping("path", threshold=0).weigh(
+        wordnet, hashtags, target
+    ).to_dense().flatten().tolist() == pytest.approx([1, 1 / 2, 1 / 2, 1 / 3, 1 / 4])
     default = Mapping("path").weigh(wordnet, hashtags, target).to_dense().flatten()
     assert (default > 0).tolist() == [True, True, True, True, False]
-    half = Mapping("path", threshold=0.5, best=2).weigh(wordnet, hashtags, target).to_dense().flatten()
+    half = (
+        Mapping("path", threshold=0.5, best=2).weigh(wordnet, hashtags, target).to_dense().flatten()
+    )
     assert half.tolist() == [1, 0.5, 0, 0, 0], "of equal ones the first"
 
 
