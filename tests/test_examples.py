@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pictures_support import SCENES, name_by_hand
+from image_support import SCENES, predict_labels
 
 import swag_models
 from studies.scenes.scene import encode, plan_held_out
@@ -19,7 +19,7 @@ def test_the_pictures_are_the_first_held_out_ones_of_the_ten_most_frequent_thing
 
 def test_the_pictures_are_told_apart() -> None:
     for model in swag_models.list_models(variant="hashtags"):
-        assert len(set(name_by_hand(*SCENES.iterdir(), name=model))) >= 4, "of 10"
+        assert len(set(predict_labels(*SCENES.iterdir(), name=model))) >= 4, "of 10"
 
 
 def test_weights_that_ship_are_small_and_no_others_do() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from pictures_support import ROOT, paint_scenes, put
+from image_support import ROOT, render_scenes, write_file
 
 from studies.scenes.things import NAMES
 from swag_models.cli import main
@@ -33,7 +33,7 @@ def run_example(name: str, *arguments: object) -> subprocess.CompletedProcess[st
 def write_scenes(folder: Path, per_thing: int) -> list[Path]:
     """Held-out pictures of eight things as files `<thing>-<number>.png`."""
     folder.mkdir()
-    pictures, things = paint_scenes(32 * per_thing)
+    pictures, things = render_scenes(32 * per_thing)
     for number, (picture, thing) in enumerate(zip(pictures, things)):
         if thing in NAMES[:8]:
             picture.save(folder / f"{thing}-{number:03}.png")
@@ -63,7 +63,7 @@ def test_the_nearest_neighbours_of_a_picture_are_like_it(tmp_path: Path) -> None
     assert (
         main(["embed", str(tmp_path / "scenes"), "--model", NANO, "-o", str(file), "--quiet"]) == 0
     )
-    query = put(tmp_path / "query.png", files[50].read_bytes())
+    query = write_file(tmp_path / "query.png", files[50].read_bytes())
     done = run_example("nearest.py", file, query, NANO)
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split("  ", 1) for line in done.stdout.splitlines()]
@@ -73,7 +73,7 @@ def test_the_nearest_neighbours_of_a_picture_are_like_it(tmp_path: Path) -> None
     assert [name for _, name in lines] == [str(files[index]) for index in expected]
     cosines = [float(cosine) for cosine, _ in lines]
     assert cosines == sorted(cosines, reverse=True)
-    done = run_example("nearest.py", file, put(tmp_path / "broken.png", b""))
+    done = run_example("nearest.py", file, write_file(tmp_path / "broken.png", b""))
     assert (done.returncode, done.stdout) == (1, "")
     assert (
         done.stderr.splitlines()[-1]
@@ -84,7 +84,7 @@ def test_the_nearest_neighbours_of_a_picture_are_like_it(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_ray_embeds_a_folder(tmp_path: Path) -> None:
     files = write_scenes(tmp_path / "scenes", 10)
-    put(tmp_path / "scenes" / "broken.png", b"")
+    write_file(tmp_path / "scenes" / "broken.png", b"")
     done = run_example("ray_embed.py", tmp_path / "scenes", tmp_path / "rows")
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(f"80 embeddings in {tmp_path / 'rows'}\n")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pictures_support import SCENES
+from image_support import SCENES
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

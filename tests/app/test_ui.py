@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from chrome import BROWSER, DRIVER, Chrome, open_chrome, until
-from pictures_support import SCENES, name_by_hand
+from image_support import SCENES, predict_labels
 from PIL import Image
 from safetensors.torch import save_file
 from selenium.webdriver.common.keys import Keys
@@ -363,7 +363,7 @@ def test_a_model_is_downloaded_with_progress_stopped_and_continued(
 
 def name(thing: str) -> str:
     """What the model that ships takes the picture of a thing for."""
-    return name_by_hand(SCENES / f"{thing}.jpg")[0]
+    return predict_labels(SCENES / f"{thing}.jpg")[0]
 
 
 def overlay(page: Chrome) -> str:

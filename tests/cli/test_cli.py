@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fetch_support import isolate
-from pictures_support import SCENES, name_by_hand, run_by_hand
+from image_support import SCENES, compute_probabilities, predict_labels
 from PIL import Image
 from safetensors.torch import load_file
 from server import Server
@@ -223,7 +223,7 @@ def test_classify_names_held_out_scenes(capsys: Capture) -> None:
     assert main([*CLASSIFY, str(SCENES), "--top-k", "2", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == [str(file) for file in FILES]
-    assert [row["predictions"][0]["label"] for row in rows] == name_by_hand(*FILES)
+    assert [row["predictions"][0]["label"] for row in rows] == predict_labels(*FILES)
     for row in rows:
         best, second = row["predictions"]
         assert 1 >= best["probability"] >= second["probability"] >= 0
@@ -249,7 +249,7 @@ def test_classify_takes_files_patterns_and_skips_what_is_broken(
     )
     shown = capsys.readouterr()
     files = [SCENES / "car.jpg", SCENES / "chair.jpg"]
-    assert [line.split()[-1] for line in shown.out.splitlines()[1::2]] == name_by_hand(*files)
+    assert [line.split()[-1] for line in shown.out.splitlines()[1::2]] == predict_labels(*files)
     assert f"skipped: {tmp_path / 'broken.png'}" in shown.err
     assert f"skipped: {missing} cannot be read: No such file or directory" in shown.err
     assert "2 of 4 images could not be read" in shown.err
@@ -271,7 +271,10 @@ def test_classify_reads_a_picture_whatever_its_mode(tmp_path: Path, capsys: Capt
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == 5
     assert (
-        max(abs(run_by_hand([house.convert("RGB")])[0] - probabilities(row)).max() for row in rows)
+        max(
+            abs(compute_probabilities([house.convert("RGB")])[0] - probabilities(row)).max()
+            for row in rows
+        )
         < 0.02
     )
 
@@ -291,7 +294,7 @@ def test_classify_gives_the_same_whatever_the_engines_setting(
         ["--dtype", "bfloat16"],
         ["--image-size", "48"],
     ]
-    expected = run_by_hand(FILES)
+    expected = compute_probabilities(FILES)
     for setting in settings:
         for images in (files, [f"{SCENES}/*.jpg"], [str(tmp_path / "scenes.tar")]):
             assert main([*CLASSIFY, *images, "--top-k", "65", "--json", *setting]) == 0

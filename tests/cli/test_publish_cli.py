@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_hub import Hub
-from pictures_support import name_by_hand
+from image_support import predict_labels
 
 import swag_models
 from swag_models.cli import main
@@ -66,7 +66,7 @@ def test_what_save_made_serves_the_other_subcommands(folder: Path, capsys: Captu
     assert capsys.readouterr().out.startswith("ok\tmine\t")
     house = ROOT / "examples" / "scenes" / "house.jpg"
     assert main(["classify", "--model", str(folder), str(house), "--top-k", "1"]) == 0
-    assert capsys.readouterr().out.split()[-1] == name_by_hand(house)[0]
+    assert capsys.readouterr().out.split()[-1] == predict_labels(house)[0]
     (folder / "model.safetensors").write_bytes(b"x")
     assert main(["verify", str(folder)]) == 1
     assert capsys.readouterr().out.startswith("FAILED\tmine\t")

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from pictures_support import name_by_hand
+from image_support import predict_labels
 from PIL import Image
 from tiny import REGNET_SPEC, SMALL_REGNET, TINY_SPECS, VIT_SPEC, deviation, images, randomise, tiny
 from torch import Tensor
@@ -164,7 +164,7 @@ def test_onnxruntime_pillow_and_numpy_are_enough_to_serve(shipped: dict[str, Pat
     done = serve(shipped[".onnx"], *SCENES)
     assert (done.returncode, done.stderr) == (0, "")
     names = [line.split("\t")[1] for line in done.stdout.splitlines()]
-    assert names == name_by_hand(*SCENES)
+    assert names == predict_labels(*SCENES)
 
 
 @pytest.mark.parametrize("size", [(61, 47), (20, 90), (32, 32)])

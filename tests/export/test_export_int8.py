@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from pictures_support import SCENES, paint_scenes, run_by_hand
+from image_support import SCENES, compute_probabilities, render_scenes
 from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import REGNET_SPEC, SMALL_REGNET, VIT_SPEC, randomise
@@ -30,8 +30,8 @@ COUNT = 300
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of held-out pictures those of which the model that ships is surest, named by what it takes them for."""
-    folder, (pictures, _) = tmp_path_factory.mktemp("scenes"), paint_scenes()
-    best = run_by_hand(pictures).topk(2)
+    folder, (pictures, _) = tmp_path_factory.mktemp("scenes"), render_scenes()
+    best = compute_probabilities(pictures).topk(2)
     surest = (best.values[:, 0] / best.values[:, 1]).topk(COUNT).indices.tolist()
     for index in surest:
         pictures[index].save(folder / f"{index:03}_{best.indices[index, 0]}.png")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictures_support import SCENES
+from image_support import SCENES
 from PIL import Image
 from tiny import VIT_SPEC, tiny
 from torch import Tensor, nn

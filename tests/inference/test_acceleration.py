@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from pictures_support import (
+from image_support import (
     NANO,
     SCENES,
-    encode,
+    encode_image,
     make_command,
-    make_pictures,
     make_spec,
-    name_by_hand,
-    paint_scenes,
+    predict_labels,
+    render_scenes,
+    write_images,
 )
 from PIL import Image
 from tiny import deviation, images, tiny
@@ -125,7 +125,7 @@ def test_full_models_are_within_two_percent_too(name: str) -> None:
 def test_fast_predicts_what_float32_predicts_on_held_out_scenes(
     name: str, dtype: str | None
 ) -> None:
-    pictures, things = paint_scenes(320)
+    pictures, things = render_scenes(320)
     options = {"fast": True, **({"dtype": dtype} if dtype else {})}
     exact, quick = (Classifier(name, **each)(pictures, top_k=1) for each in ({}, options))
     agreement = sum(a[0].index == b[0].index for a, b in zip(exact, quick)) / len(things)
@@ -138,7 +138,7 @@ def test_fast_predicts_what_float32_predicts_on_held_out_scenes(
 
 def test_batch_norms_are_folded_before_the_dtype_is_narrowed(tmp_path: Path) -> None:
     spec, weights = make_spec("regnet", tmp_path)
-    files = make_pictures(tmp_path / "pictures", 4)
+    files = write_images(tmp_path / "pictures", 4)
     model = accelerate(swag_models.load_model(spec, weights=weights), torch.bfloat16)
     with torch.inference_mode():
         embedder = Embedder(spec, weights=weights, fast=True, dtype="bfloat16")
@@ -223,12 +223,12 @@ found = Classifier("{NANO}", fast=True, batch_size=2)({str(SCENES)!r}, top_k=1)
 print(*[each[0].label for each in found], "torch._inductor.compile_fx" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [*name_by_hand(*sorted(SCENES.iterdir())), "False"]
+    assert done.stdout.split() == [*predict_labels(*sorted(SCENES.iterdir())), "False"]
 
 
 @pytest.mark.slow
 def test_a_compiled_model_equals_the_eager_one_whatever_the_batches_hold(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(encode(0)[:300])
+    (tmp_path / "broken.png").write_bytes(encode_image(0)[:300])
     pictures: list[Any] = sorted(SCENES.iterdir())
     pictures[2:2] = [tmp_path / "missing.png"]  # within a batch
     pictures[4:4] = [tmp_path / "broken.png"] * 4  # all of a batch
@@ -253,7 +253,7 @@ def test_a_model_that_compiles_itself_half_way_goes_on_as_before(
 ) -> None:
     monkeypatch.setattr(acceleration, "SECONDS_PER_BLOCK", 0)  # as if there were hours of work
     spec, weights = make_spec("regnet", tmp_path)
-    files = make_pictures(tmp_path / "pictures", 19)
+    files = write_images(tmp_path / "pictures", 19)
     expected = Embedder(spec, weights=weights, fast=True, compile=False, dtype=dtype)(files)
     embedder = Embedder(spec, weights=weights, fast=True, dtype=dtype, batch_size=4)
     found = embedder(files)
@@ -275,7 +275,7 @@ def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
 
 def test_a_few_pictures_do_not_fill_up_a_compiled_batch(tmp_path: Path) -> None:
     spec, weights = make_spec("vit", tmp_path)
-    files = make_pictures(tmp_path / "pictures", 5)
+    files = write_images(tmp_path / "pictures", 5)
     embedder = Embedder(spec, weights=weights, batch_size=8)
     given: list[int] = []
     embedder._compiled = lambda x: (given.append(len(x)), embedder.forward(x))[1]  # type: ignore[func-returns-value]
@@ -294,7 +294,7 @@ def test_the_compiler_is_the_one_that_the_environment_names(
         Classifier(NANO, compile=True)
     assert (
         Classifier(NANO, fast=True)(SCENES / "cup.jpg", top_k=1)[0][0].label
-        == name_by_hand(SCENES / "cup.jpg")[0]
+        == predict_labels(SCENES / "cup.jpg")[0]
     )
     (tmp_path / "my-c++").write_text("")
     (tmp_path / "my-c++").chmod(0o755)

@@ -13,14 +13,14 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 import torch
-from pictures_support import (
+from image_support import (
     NANO,
-    encode,
+    encode_image,
     list_names,
-    make_pictures,
     make_pixels,
     make_spec,
-    put,
+    write_file,
+    write_images,
     write_tar,
 )
 
@@ -48,7 +48,7 @@ def embedder(one_thread: None) -> Embedder:
 def test_the_file_holds_what_the_embedder_gives(
     embedder: Embedder, tmp_path: Path, suffix: str
 ) -> None:
-    pictures = make_pictures(tmp_path / "pictures", 10)
+    pictures = write_images(tmp_path / "pictures", 10)
     pictures.insert(3, tmp_path / "missing.png")
     expected = embedder(pictures)
     report = write_embeddings(embedder, pictures, tmp_path / f"x{suffix}", progress=False)
@@ -63,7 +63,7 @@ def test_the_file_holds_what_the_embedder_gives(
 
 
 def test_other_libraries_read_the_file(embedder: Embedder, tmp_path: Path) -> None:
-    pictures = make_pictures(tmp_path / "pictures", 5)
+    pictures = write_images(tmp_path / "pictures", 5)
     expected = embedder(pictures).vectors.numpy()
     for suffix in (".parquet", ".npy"):
         write_embeddings(embedder, pictures, tmp_path / f"x{suffix}", progress=False)
@@ -87,7 +87,7 @@ def test_rows_go_into_groups_of_bounded_size(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embed, "ROWS", 4)
-    pictures = make_pictures(tmp_path / "pictures", 10)
+    pictures = write_images(tmp_path / "pictures", 10)
     write_embeddings(embedder, pictures, tmp_path / "x.parquet", progress=False)
     metadata = pyarrow.parquet.read_metadata(tmp_path / "x.parquet")
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [
@@ -129,10 +129,10 @@ FOREIGN = {
 def test_a_file_of_someone_elses_is_refused_and_left_alone(
     embedder: Embedder, tmp_path: Path, name: str
 ) -> None:
-    path = put(tmp_path / name, FOREIGN[name])
+    path = write_file(tmp_path / name, FOREIGN[name])
     output = path.with_suffix(".npy") if path.suffix == ".json" else path
     with pytest.raises(ConfigError, match=r"is not what swag-models embed wrote: .+"):
-        write_embeddings(embedder, make_pictures(tmp_path / "pictures", 2), output, progress=False)
+        write_embeddings(embedder, write_images(tmp_path / "pictures", 2), output, progress=False)
     assert path.read_bytes() == FOREIGN[name]
     assert list_names(tmp_path) == ["pictures", name]
     with pytest.raises(ConfigError, match="is not what swag-models embed wrote"):
@@ -175,7 +175,7 @@ def test_an_output_that_cannot_be_is_refused_in_a_line(
 def test_parts_merge_into_what_one_process_writes(
     embedder: Embedder, tmp_path: Path, suffix: str, world_size: int
 ) -> None:
-    pictures = make_pictures(tmp_path / "pictures", 4 * 6)  # at 1, 2 and 3 whole batches for each
+    pictures = write_images(tmp_path / "pictures", 4 * 6)  # at 1, 2 and 3 whole batches for each
     pictures[3].write_bytes(b"")
     pictures[20] = tmp_path / "missing.png"
     whole = write_embeddings(embedder, pictures, tmp_path / f"whole{suffix}", progress=False)
@@ -205,7 +205,7 @@ def test_parts_merge_into_what_one_process_writes(
 
 
 def test_more_parts_than_pictures_is_no_trouble(embedder: Embedder, tmp_path: Path) -> None:
-    pictures = make_pictures(tmp_path / "pictures", 2)
+    pictures = write_images(tmp_path / "pictures", 2)
     reports = [
         write_embeddings(
             embedder, pictures, tmp_path / "x.parquet", rank=rank, world_size=5, progress=False
@@ -222,7 +222,7 @@ def test_more_parts_than_pictures_is_no_trouble(embedder: Embedder, tmp_path: Pa
 
 
 def test_what_is_not_all_of_one_run_is_not_merged(embedder: Embedder, tmp_path: Path) -> None:
-    pictures = make_pictures(tmp_path / "pictures", 6)
+    pictures = write_images(tmp_path / "pictures", 6)
 
     def write(name: str, images: list[Path], rank: int, world_size: int = 2) -> Path:
         return write_embeddings(
@@ -233,7 +233,7 @@ def test_what_is_not_all_of_one_run_is_not_merged(embedder: Embedder, tmp_path: 
     other = write("y.npy", pictures[:4], 1)
     twice = Path(shutil.copy(first, tmp_path / "copy.npy"))
     shutil.copy(first.with_suffix(".json"), tmp_path / "copy.json")
-    existing = put(tmp_path / "exists.npy", b"")
+    existing = write_file(tmp_path / "exists.npy", b"")
     gone, output = tmp_path / "gone.npy", tmp_path / "merged.npy"
     cases: list[tuple[list[Path], Path, str]] = [
         ([first], output, r"1 of 2 parts given; missing: part-00001-of-00002\.npy"),
@@ -267,7 +267,9 @@ def test_a_rank_beyond_the_processes_is_refused(
 def test_shards_and_other_models_are_embedded_too(family: str, tmp_path: Path) -> None:
     spec, weights = make_spec(family, tmp_path)
     shards = [
-        write_tar(tmp_path / f"{shard}.tar", {f"{n}.png": encode(10 * shard + n) for n in range(4)})
+        write_tar(
+            tmp_path / f"{shard}.tar", {f"{n}.png": encode_image(10 * shard + n) for n in range(4)}
+        )
         for shard in (1, 2)
     ]
     small = Embedder(spec, weights=weights, batch_size=3)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from fetch_support import wait_until
-from pictures_support import NANO, encode, list_names, make_command, make_pictures
+from image_support import NANO, encode_image, list_names, make_command, write_images
 
 from swag_models.cli import main
 from swag_models.errors import ConfigError
@@ -34,8 +34,8 @@ def embedder(one_thread: None) -> Embedder:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> list[Path]:
-    paths = make_pictures(tmp_path / "pictures", COUNT)
-    paths[7].write_bytes(encode(7)[:300])
+    paths = write_images(tmp_path / "pictures", COUNT)
+    paths[7].write_bytes(encode_image(7)[:300])
     return paths
 
 
@@ -136,7 +136,7 @@ def test_ctrl_c_ends_at_once_and_another_process_is_kept_off_and_may_go_on_after
 def test_torchrun_splits_the_work_and_merge_joins_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_pictures(tmp_path / "pictures", 64)[0].parent
+    folder = write_images(tmp_path / "pictures", 64)[0].parent
     torchrun = [
         sys.executable,
         "-m",
@@ -166,7 +166,7 @@ def test_torchrun_splits_the_work_and_merge_joins_it(
 def test_processes_take_their_part_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_pictures(tmp_path / "pictures", 3 * BATCH)[0].parent
+    folder = write_images(tmp_path / "pictures", 3 * BATCH)[0].parent
     work = ["embed", str(folder), "--model", NANO, "--batch-size", str(BATCH), "--quiet", "-o"]
     assert main([*work, str(tmp_path / "whole.npy")]) == 0
     for name in ("RANK", "WORLD_SIZE"):

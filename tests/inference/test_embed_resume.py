@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fetch_support import small_disk
-from pictures_support import NANO, encode, interrupt_when, list_names, make_pictures, put
+from image_support import NANO, encode_image, interrupt_when, list_names, write_file, write_images
 
 from swag_models.errors import ConfigError, OutputError
 from swag_models.inference.embed import write_embeddings
@@ -40,8 +40,8 @@ class Begun:
 @pytest.fixture(scope="module")
 def begun(embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Begun:
     root = tmp_path_factory.mktemp("begun")
-    pictures = make_pictures(root / "pictures", COUNT)
-    pictures[5].write_bytes(encode(5)[:300])
+    pictures = write_images(root / "pictures", COUNT)
+    pictures[5].write_bytes(encode_image(5)[:300])
     whole = {}
     for suffix in (".parquet", ".npy"):
         write_embeddings(embedder, pictures, root / f"x{suffix}", progress=False)
@@ -151,7 +151,7 @@ def test_work_is_gone_on_with_only_under_the_same_settings(
     faster = Embedder(NANO, batch_size=32, workers=1)  # how it is done may change
     write_embeddings(faster, pictures, output, progress=False)
     assert np.allclose(
-        np.load(output), np.load(put(tmp_path / "whole.npy", begun.whole[".npy"])), atol=1e-4
+        np.load(output), np.load(write_file(tmp_path / "whole.npy", begun.whole[".npy"])), atol=1e-4
     )
 
 
@@ -159,7 +159,7 @@ def test_work_is_gone_on_with_only_under_the_same_settings(
 def test_a_finished_file_is_found_again_and_not_made_again(
     embedder: Embedder, tmp_path: Path, suffix: str
 ) -> None:
-    pictures = [*make_pictures(tmp_path / "pictures", 6), tmp_path / "missing.png"]
+    pictures = [*write_images(tmp_path / "pictures", 6), tmp_path / "missing.png"]
     output = tmp_path / f"x{suffix}"
     first = write_embeddings(embedder, pictures, output, progress=False)
     before = output.stat().st_ino

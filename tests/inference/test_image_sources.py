@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 from fetch_support import wait_until
+from image_support import encode_image, make_pixels, write_file, write_images, write_tar
 from numpy.typing import NDArray
-from pictures_support import encode, make_pictures, make_pixels, put, write_tar
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
@@ -106,8 +106,8 @@ def test_batches_in_memory_keep_their_order_and_are_numbered() -> None:
 
 
 def test_a_mixed_list_keeps_its_order(tmp_path: Path) -> None:
-    inside = make_pictures(tmp_path / "folder", 2)
-    shard = write_tar(tmp_path / "shard.tar", {"b.png": encode(7), "a.png": encode(8)})
+    inside = write_images(tmp_path / "folder", 2)
+    shard = write_tar(tmp_path / "shard.tar", {"b.png": encode_image(7), "a.png": encode_image(8)})
     mixed = [PIXELS, shard, str(tmp_path / "folder"), Image.fromarray(PIXELS), inside[0]]
     assert names(mixed) == [
         "image 0",
@@ -129,11 +129,11 @@ def test_a_folder_is_searched_to_any_depth_in_sorted_order(tmp_path: Path) -> No
 
 
 def test_a_pattern_may_match_files_folders_and_shards(tmp_path: Path) -> None:
-    paths = make_pictures(tmp_path / "photos" / "2001", 2) + make_pictures(
+    paths = write_images(tmp_path / "photos" / "2001", 2) + write_images(
         tmp_path / "photos" / "2002", 1
     )
     shards = [
-        write_tar(tmp_path / f"{number}.tar", {f"{number}.png": encode(number)})
+        write_tar(tmp_path / f"{number}.tar", {f"{number}.png": encode_image(number)})
         for number in (1, 0)
     ]
     assert names(f"{tmp_path}/photos/*/000[01].png") == [str(path) for path in paths]
@@ -143,16 +143,16 @@ def test_a_pattern_may_match_files_folders_and_shards(tmp_path: Path) -> None:
 
 
 def test_a_name_with_the_signs_of_a_pattern_is_a_name_if_it_exists(tmp_path: Path) -> None:
-    (path,) = make_pictures(tmp_path / "photos [1]", 1)
+    (path,) = write_images(tmp_path / "photos [1]", 1)
     assert names(tmp_path / "photos [1]") == names(path) == [str(path)]
 
 
 def test_a_shard_gives_its_pictures_in_the_order_they_lie_there(tmp_path: Path) -> None:
     members = {
-        "b/c/2.png": encode(2),
+        "b/c/2.png": encode_image(2),
         "b/c/2.txt": b"a label",
-        "1.PNG": encode(1),
-        "x" * 120 + ".png": encode(3),
+        "1.PNG": encode_image(1),
+        "x" * 120 + ".png": encode_image(3),
         "0.jpg": b"?",
     }
     shard = write_tar(tmp_path / "shard.tar", members)
@@ -171,7 +171,9 @@ def test_a_shard_gives_its_pictures_in_the_order_they_lie_there(tmp_path: Path) 
 
 
 def test_a_cut_picture_in_a_shard_is_named_and_its_neighbours_are_read(tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / "shard.tar", {"cut.png": encode(1)[:500], "whole.png": encode(2)})
+    shard = write_tar(
+        tmp_path / "shard.tar", {"cut.png": encode_image(1)[:500], "whole.png": encode_image(2)}
+    )
     cut, whole = find_images(shard)
     with pytest.raises(ImageError, match=re.escape(f"{shard}/cut.png cannot be read: ")):
         cut.read()
@@ -179,7 +181,7 @@ def test_a_cut_picture_in_a_shard_is_named_and_its_neighbours_are_read(tmp_path:
 
 
 def test_a_shard_that_goes_away_is_named(tmp_path: Path) -> None:
-    (picture,) = find_images(write_tar(tmp_path / "shard.tar", {"0.png": encode(0)}))
+    (picture,) = find_images(write_tar(tmp_path / "shard.tar", {"0.png": encode_image(0)}))
     (tmp_path / "shard.tar").unlink()
     with pytest.raises(
         ImageError, match=r"shard\.tar/0\.png cannot be read: No such file or directory"
@@ -189,7 +191,7 @@ def test_a_shard_that_goes_away_is_named(tmp_path: Path) -> None:
 
 def test_a_shard_that_was_cut_anywhere_is_refused(tmp_path: Path) -> None:
     shard = write_tar(
-        tmp_path / "shard.tar", {f"{number}.png": encode(number) for number in range(2)}
+        tmp_path / "shard.tar", {f"{number}.png": encode_image(number) for number in range(2)}
     )
     whole = shard.read_bytes()
     second = whole.index(b"1.png")
@@ -206,7 +208,7 @@ def test_a_shard_that_was_cut_anywhere_is_refused(tmp_path: Path) -> None:
     [("x.tar.gz", "w:gz"), ("x.TGZ", "w:gz"), ("x.tar", "w:gz"), ("x.tar.xz", "w:xz")],
 )
 def test_a_compressed_shard_is_refused_in_a_line(name: str, mode: str, tmp_path: Path) -> None:
-    shard = write_tar(tmp_path / name, {"0.png": encode(0)}, mode)
+    shard = write_tar(tmp_path / name, {"0.png": encode_image(0)}, mode)
     for images in (shard, f"{tmp_path}/x*"):
         with pytest.raises(
             ConfigError,
@@ -260,7 +262,7 @@ def test_a_folder_without_a_picture_is_refused_and_an_empty_list_is_not(tmp_path
 
 def test_a_folder_that_may_not_be_searched_is_refused() -> None:
     with tempfile.TemporaryDirectory() as name:
-        make_pictures(Path(name), 1)
+        write_images(Path(name), 1)
         (Path(name) / "private").mkdir(mode=0)
         os.chmod(name, 0o755)
         user = os.geteuid()
@@ -291,16 +293,19 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "folder": (lambda folder: ImageRef(str(folder), folder), " cannot be read: Is a directory"),
     "empty": (
-        lambda folder: put(folder / "x.png", b""),
+        lambda folder: write_file(folder / "x.png", b""),
         "x.png is not an image that Pillow can read",
     ),
     "page": (
-        lambda folder: put(folder / "x.jpg", b"<html>not found</html>"),
+        lambda folder: write_file(folder / "x.jpg", b"<html>not found</html>"),
         "x.jpg is not an image that Pillow can read",
     ),
-    "cut": (lambda folder: put(folder / "x.png", encode(0)[:500]), "x.png cannot be read: "),
+    "cut": (
+        lambda folder: write_file(folder / "x.png", encode_image(0)[:500]),
+        "x.png cannot be read: ",
+    ),
     "cut and opened": (
-        lambda folder: Image.open(io.BytesIO(encode(0)[:500])),
+        lambda folder: Image.open(io.BytesIO(encode_image(0)[:500])),
         "image 0 cannot be read: ",
     ),
     "float": (
@@ -328,11 +333,11 @@ def test_a_picture_that_cannot_be_read_says_which_and_why(kind: str, tmp_path: P
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_name_that_is_no_utf8_is_spelled_out(tmp_path: Path) -> None:
-    shutil.copy(make_pictures(tmp_path / "made", 1)[0], os.fsencode(tmp_path) + b"/caf\xe9.png")
+    shutil.copy(write_images(tmp_path / "made", 1)[0], os.fsencode(tmp_path) + b"/caf\xe9.png")
     (picture,) = find_images(f"{tmp_path}/*.png")
     assert picture.name == f"{tmp_path}/caf\\xe9.png"
     assert np.array_equal(read(picture), make_pixels(0))
-    write_tar(tmp_path / "shard.tar", {"caf\udce9.png": encode(1)})
+    write_tar(tmp_path / "shard.tar", {"caf\udce9.png": encode_image(1)})
     (picture,) = find_images(tmp_path / "shard.tar")
     assert picture.name == f"{tmp_path}/shard.tar/caf\\xe9.png"
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures_support import (
+from image_support import (
     NANO,
     SCENES,
-    encode,
-    make_pictures,
+    encode_image,
     make_pixels,
     make_spec,
     measure_top1,
-    name_by_hand,
+    predict_labels,
+    write_images,
     write_tar,
 )
 from PIL import Image
@@ -112,7 +112,7 @@ def test_batches_and_threads_change_nothing(
 def test_predictions_are_sorted_and_carry_the_class_names() -> None:
     classifier = Classifier(NANO)
     (predictions,) = classifier(SCENES / "house.jpg", top_k=65)
-    assert [predictions[0].label] == name_by_hand(SCENES / "house.jpg")
+    assert [predictions[0].label] == predict_labels(SCENES / "house.jpg")
     assert [each.label for each in predictions] == [
         classifier.classes[each.index] for each in predictions
     ]
@@ -142,14 +142,14 @@ def test_tensors_arrays_and_images_mix_in_one_batch(model: Model, tmp_path: Path
 def test_broken_pictures_keep_their_places_and_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "broken.png").write_bytes(encode(0)[:200])
+    (tmp_path / "broken.png").write_bytes(encode_image(0)[:200])
     missing, broken, empty = (
         tmp_path / "missing.png",
         tmp_path / "broken.png",
         np.zeros((0, 3), np.uint8),
     )
     images = [missing, SCENES / "chair.jpg", broken, empty, broken, missing, SCENES / "fish.jpg"]
-    chair, fish = name_by_hand(images[1], images[6])
+    chair, fish = predict_labels(images[1], images[6])
     for batch_size in (1, 2, 3, 32):  # of two, one batch has nothing left
         predictions = Classifier(NANO, batch_size=batch_size)(images, top_k=1)
         assert [each[0].label if each else None for each in predictions] == [
@@ -190,7 +190,7 @@ def test_nothing_gives_nothing(tmp_path: Path) -> None:
 def test_a_stream_gives_each_picture_as_it_is_done_and_stops_with_its_reader(
     tmp_path: Path,
 ) -> None:
-    files = make_pictures(tmp_path, 40)
+    files = write_images(tmp_path, 40)
     stream = Classifier(NANO, batch_size=2, workers=2).stream(files, top_k=1)
     name, predictions, reason = next(stream)
     assert (name, len(predictions), reason) == (str(files[0]), 1, None)
@@ -286,7 +286,7 @@ def test_a_grey_model_gets_grey_pictures_and_one_of_other_channels_is_refused(
 
 
 def test_few_pictures_are_read_by_all_threads(tmp_path: Path) -> None:
-    files = make_pictures(tmp_path, 8)
+    files = write_images(tmp_path, 8)
     seen = set()
 
     class Slow(Embedder):

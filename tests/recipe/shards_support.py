@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pictures_support import make_pixels, write_tar
+from image_support import make_pixels, write_tar
 from PIL import Image
 
 from swag_models.recipe.data.pack import pack

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from decoding import to_bytes
-from pictures_support import make_pictures, write_tar
+from image_support import write_images, write_tar
 from shards_support import encode_jpeg, make_labels, make_shards
 
 from swag_models.errors import ConfigError
@@ -32,7 +32,7 @@ def check(data: Any, rank: int = 0, world_size: int = 1, **options: Any) -> Eval
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("check") / "animals"
     for name, count in (("cat", 5), ("dog", 8)):
-        make_pictures(root / name, count, height=8, width=8)
+        write_images(root / name, count, height=8, width=8)
     return root
 
 
@@ -95,7 +95,7 @@ def test_every_pass_is_the_same_also_after_one_that_was_left(
 
 
 def test_what_is_broken_is_counted_and_not_replaced(tmp_path: Path) -> None:
-    paths = make_pictures(tmp_path / "root" / "cat", 9, height=8, width=8)
+    paths = write_images(tmp_path / "root" / "cat", 9, height=8, width=8)
     for path in paths[2:7]:
         path.write_bytes(b"")
     ranks = [check(tmp_path / "root", rank, 2, batch_size=2) for rank in range(2)]
@@ -118,7 +118,7 @@ def test_what_is_broken_in_a_shard_is_counted_in_every_pass(tmp_path: Path) -> N
 
 
 def test_a_tar_beside_the_folders_of_classes_is_passed_over(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "cat", 2, height=8, width=8)
+    write_images(tmp_path / "cat", 2, height=8, width=8)
     write_tar(tmp_path / "cat.tar", {"0.jpg": encode_jpeg(0)})
     assert check(tmp_path).class_names == ("cat",)
     (tmp_path / "cut").mkdir()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from decoding import decode_name, keep
-from pictures_support import write_tar
+from image_support import write_tar
 from PIL import Image
 from shards_support import (
     Label,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
-from pictures_support import encode, make_pictures, write_tar
+from image_support import encode_image, write_images, write_tar
 from PIL import Image
 from shards_support import (
     COUNT,
@@ -117,7 +117,7 @@ def test_what_cannot_be_packed_is_listed_with_the_reason(tmp_path: Path) -> None
     (images / "0002.jpg").write_bytes(encode_jpeg(2)[:-30])
     (images / "0003.jpg").write_bytes(b"<html>not found</html>")
     (images / "deep").mkdir()
-    (images / "deep" / "0004.png").write_bytes(encode(4))
+    (images / "deep" / "0004.png").write_bytes(encode_image(4))
     manifest = run(tmp_path, [images], labels)
     assert manifest["rejects"] == {"another image has its id": 1, "no image": 1, "unreadable": 2}
     assert (manifest["count"], manifest["unlabelled"]) == (5, 2)
@@ -195,7 +195,7 @@ def test_a_table_says_where_the_images_are(name: str, tmp_path: Path) -> None:
 
 
 def test_large_images_become_smaller(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "images", 3, height=40, width=60)
+    write_images(tmp_path / "images", 3, height=40, width=60)
     run(tmp_path, [tmp_path / "images"], make_labels(3), image_short_side=20)
     assert {
         Image.open(io.BytesIO(image)).size for _, _, image in read_all(tmp_path / "shards").values()
@@ -261,7 +261,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) 
     twice = pa.table({"id": ["a", "a"], "classes": [[0], [0]], "repeat": [1.0, 1.0]})
     pq.write_table(twice, tmp_path / "twice.parquet")
     pq.write_table(twice.slice(1).set_column(2, "repeat", [[-1.0]]), tmp_path / "negative.parquet")
-    others = make_pictures(tmp_path / "others", 1)[0].rename(tmp_path / "others" / "x.png").parent
+    others = write_images(tmp_path / "others", 1)[0].rename(tmp_path / "others" / "x.png").parent
     (tmp_path / "cut.tar").write_bytes((packed / "shard-000000.tar").read_bytes()[:5000])
     cases: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("shard_size is 0; it is at least 1", labels, [images], {"shard_size": 0}),

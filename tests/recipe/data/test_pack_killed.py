@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from fetch_support import wait_until
-from pictures_support import make_command
+from image_support import make_command
 from shards_support import (
     COUNT,
     encode_jpeg,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictures_support import write_tar
+from image_support import write_tar
 from shards_support import make_shards
 
 from swag_models.errors import ConfigError, ShardError

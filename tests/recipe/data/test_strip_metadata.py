@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pictures_support import make_pixels
+from image_support import make_pixels
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from swag_models.errors import ImageError

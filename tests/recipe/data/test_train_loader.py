@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from decoding import crop_randomly, to_bytes
-from pictures_support import make_pixels, write_tar
+from image_support import make_pixels, write_tar
 from PIL import Image
 from shards_support import encode_jpeg, make_labels, make_shards
 from torchvision.datasets import ImageFolder

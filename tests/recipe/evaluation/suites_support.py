@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pictures_support import make_pixels
+from image_support import make_pixels
 from PIL import Image
 from tiny import TINY_SPECS, randomise
 

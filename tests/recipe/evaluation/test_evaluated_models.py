@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 from fake_hub import Hub
-from pictures_support import make_pixels, run_command
+from image_support import make_pixels, run_command
 from PIL import Image
 from safetensors.torch import save
 from suites_support import IDS, save_tiny, write_picture

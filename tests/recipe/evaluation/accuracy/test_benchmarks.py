@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pictures_support import make_pictures, make_pixels
+from image_support import make_pixels, write_images
 from shards_support import make_shards
 from suites_support import (
     IDS,
@@ -200,7 +200,7 @@ def test_objectnet_is_mapped_and_its_border_cropped(
 
 def test_what_is_all_border_is_broken(tmp_path: Path, candidate: EvaluatedModel) -> None:
     write_objectnet(tmp_path)
-    make_pictures(tmp_path / "images" / "tie", 1, height=4, width=9)
+    write_images(tmp_path / "images" / "tie", 1, height=4, width=9)
     album = open_image_dataset("objectnet", tmp_path, candidate)
     index = next(index for index in range(len(album)) if album.name(index) == "tie/0000.png")
     with pytest.raises(ImageError, match=r"tie/0000.png has 9x4 pixels, which are all border"):
@@ -276,7 +276,7 @@ def test_folders_are_named_by_class_id_or_hashtag(
     candidate, spec = open_evaluated_model("vit_nano_hashtags"), get_spec("vit_nano_hashtags")
     assert spec.classes[45] == "celestialbody"
     for index in (45, 0):
-        make_pictures(tmp_path / spell(spec, index), 2)
+        write_images(tmp_path / spell(spec, index), 2)
     if message:
         with pytest.raises(ConfigError, match=message):
             open_benchmark("folder", tmp_path, candidate)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictures_support import list_names, make_pictures, paint_scenes, write_tar
+from image_support import list_names, render_scenes, write_images, write_tar
 from pyarrow.parquet import read_table
 from runs import finish, make_digits, read_errors, start
 from shards_support import encode_jpeg, make_shards, read_bytes
@@ -237,7 +237,7 @@ def test_the_table_marks_a_difference_from_what_was_published(found: Evaluation)
 
 
 def test_without_the_other_classes_no_more_is_mistaken(tmp_path: Path) -> None:
-    pictures, things = paint_scenes(64)
+    pictures, things = render_scenes(64)
     for number, (picture, thing) in enumerate(zip(pictures, things)):
         (tmp_path / thing).mkdir(exist_ok=True)
         picture.save(tmp_path / thing / f"{number}.png")
@@ -251,7 +251,7 @@ def test_without_the_other_classes_no_more_is_mistaken(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_is_refused(model: Path, tmp_path: Path) -> None:
-    for path in make_pictures(tmp_path / DIGITS[0], 3):
+    for path in write_images(tmp_path / DIGITS[0], 3):
         path.write_bytes(b"")
     with pytest.raises(ConfigError, match=r"no picture in .* can be read: .*png"):
         measure(str(model), tmp_path)

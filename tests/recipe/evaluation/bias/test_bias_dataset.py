@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from pictures_support import make_pictures
+from image_support import write_images
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.recipe.evaluation.bias.dataset import open_roster
@@ -22,7 +22,7 @@ ROWS = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    make_pictures(tmp_path / "pictures", 3, height=8, width=8)
+    write_images(tmp_path / "pictures", 3, height=8, width=8)
     table = pd.DataFrame(ROWS)
     table.to_csv(tmp_path / "table.csv", index=False)
     table.to_json(tmp_path / "table.jsonl", orient="records", lines=True)

@@ -1,4 +1,4 @@
-"""What the tests of inference share: pictures on disk, shards, a tiny model, and the command in a process of its own."""
+"""Support for tests of inference: image files, shards, a tiny model, the command in a process."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ NANO = "vit_nano_hashtags"
 
 
 def make_pixels(seed: int, height: int = 24, width: int = 32) -> NDArray[np.uint8]:
-    """Colours (H, W, 3) that no other seed gives."""
+    """Random colours (H, W, 3), different for each seed."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def make_pictures(folder: Path, count: int, suffix: str = ".png", **shape: int) -> list[Path]:
-    """`count` picture files in a folder, which is made, in the order of their names."""
+def write_images(folder: Path, count: int, suffix: str = ".png", **shape: int) -> list[Path]:
+    """Create a folder with `count` image files; returns their paths, sorted."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:04d}{suffix}" for number in range(count)]
     for number, path in enumerate(paths):
@@ -49,25 +49,26 @@ def make_pictures(folder: Path, count: int, suffix: str = ".png", **shape: int) 
     return paths
 
 
-def encode(seed: int, kind: str = "png") -> bytes:
-    """The bytes of a picture file."""
+def encode_image(seed: int, kind: str = "png") -> bytes:
+    """The bytes of an image file."""
     file = io.BytesIO()
     Image.fromarray(make_pixels(seed)).save(file, kind)
     return file.getvalue()
 
 
-def put(path: Path, content: bytes) -> Path:
-    """A file with this content."""
+def write_file(path: Path, content: bytes) -> Path:
+    """Write a file; returns its path."""
     path.write_bytes(content)
     return path
 
 
 def list_names(folder: Path) -> list[str]:
+    """Names of the files in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def write_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path:
-    """A tar file of these members, in this order, in the form that `mode` says."""
+    """Write a tar file of these members, in this order; `mode` is that of `tarfile.open`."""
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, content in members.items():
             member = tarfile.TarInfo(name)
@@ -84,56 +85,50 @@ def make_spec(family: str, folder: Path) -> tuple[ModelSpec, Path]:
 
 
 @cache
-def paint_scenes(count: int = 960) -> tuple[list[Image.Image], list[str]]:
-    """Held-out pictures and the things that they show, all of them as often: the first of those that studies test on."""
-    _, tested = split_held_out(30, 30)
-    pictures = [
-        Image.open(io.BytesIO(encode_scene(each.scene, 64))).convert("RGB")
-        for each in tested[:count]
-    ]
-    return pictures, [each.row["thing"] for each in tested[:count]]
+def render_scenes(count: int = 960) -> tuple[list[Image.Image], list[str]]:
+    """The first held-out images that the studies test on, balanced by class, and their classes."""
+    _, posts = split_held_out(30, 30)
+    posts = posts[:count]
+    images = [Image.open(io.BytesIO(encode_scene(post.scene, 64))).convert("RGB") for post in posts]
+    return images, [post.row["thing"] for post in posts]
 
 
 @torch.inference_mode()
-def run_by_hand(pictures: Sequence[Image.Image | Path], name: str = NANO) -> torch.Tensor:
-    """The probabilities (N, K) that a model gives pictures."""
+def compute_probabilities(images: Sequence[Image.Image | Path], name: str = NANO) -> torch.Tensor:
+    """Probabilities (N, K) of images, computed without the inference package."""
     model, preprocess = load_model(name), load_preprocess(name)
-    images = [each if isinstance(each, Image.Image) else read_image(each) for each in pictures]
-    return model(torch.stack([preprocess(image) for image in images])).softmax(dim=1)
+    opened = [image if isinstance(image, Image.Image) else read_image(image) for image in images]
+    return model(torch.stack([preprocess(image) for image in opened])).softmax(dim=1)
 
 
-def name_by_hand(*pictures: Image.Image | Path, name: str = NANO) -> list[str]:
-    """The likeliest hashtag of each picture."""
-    return [
-        load_classes(name)[index] for index in run_by_hand(pictures, name).argmax(dim=1).tolist()
-    ]
+def predict_labels(*images: Image.Image | Path, name: str = NANO) -> list[str]:
+    """The most probable hashtag of each image, computed without the inference package."""
+    classes = load_classes(name)
+    return [classes[index] for index in compute_probabilities(images, name).argmax(dim=1).tolist()]
 
 
 def measure_top1(name: str) -> float:
-    """Accuracy in percent on held-out pictures, where only the things' own hashtags compete."""
-    pictures, things = paint_scenes()
+    """Accuracy in percent on held-out images, where only the hashtags of the classes compete."""
+    images, things = render_scenes()
     columns = [load_classes(name).index(thing) for thing in NAMES]
-    found = run_by_hand(pictures, name)[:, columns].argmax(dim=1).tolist()
-    return (
-        100
-        * sum(NAMES[each] == thing for each, thing in zip(found, things, strict=True))
-        / len(things)
-    )
+    predicted = compute_probabilities(images, name)[:, columns].argmax(dim=1).tolist()
+    hits = sum(NAMES[index] == thing for index, thing in zip(predicted, things, strict=True))
+    return 100 * hits / len(things)
 
 
 def make_command(*arguments: str | Path) -> list[str]:
-    """`swag-models` with these arguments, to be run with this interpreter."""
+    """The command line of `swag-models` with these arguments, for this interpreter."""
     return [sys.executable, "-m", "swag_models", *map(str, arguments)]
 
 
 def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`swag-models` in a process of its own, once it has ended."""
+    """Run `swag-models` in a process of its own and wait until it ends."""
     return subprocess.run(make_command(*arguments), capture_output=True, text=True, check=False)
 
 
 @contextlib.contextmanager
 def interrupt_when(condition: Callable[[], bool]) -> Iterator[None]:
-    """As if Ctrl-C were pressed once the condition holds."""
+    """Send this process SIGINT, as Ctrl-C does, once the condition holds."""
 
     def watch() -> None:
         wait_until(condition)
