@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
-from swag_models.hub.hf_format import INDEX, read_index
+from swag_models.hub.hf_format import INDEX_FILE, read_index
 from swag_models.layouts import (
     find_unknown_keys,
     recognise_layout,
@@ -82,7 +82,7 @@ def read_state_dict(
             f"unknown backend {backend!r}; allowed: {', '.join(get_args(Backend))}"
         )
     path = Path(path)
-    if path.name.endswith(INDEX):
+    if path.name.endswith(INDEX_FILE):
         return _unwrap(_load_shards(path, backend), path)
     try:
         with path.open("rb") as file:

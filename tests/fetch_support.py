@@ -53,7 +53,7 @@ except SwagModelsError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
 FETCH_WITHOUT_LOCK = (
-    "import contextlib, swag_models.hub.fetch\nswag_models.fetch._lock = contextlib.nullcontext\n"
+    "import contextlib, swag_models.hub.fetch\nswag_models.hub.fetch._lock = contextlib.nullcontext\n"
     + FETCH
 )
 

@@ -32,7 +32,7 @@ from swag_models.hub.cache import (
     xdg_cache,
 )
 from swag_models.hub.download import download, hash_file, remove_parts
-from swag_models.hub.hf_format import CONFIG, INDEX, read_index
+from swag_models.hub.hf_format import CONFIG_FILE, INDEX_FILE, read_index
 from swag_models.hub.huggingface import (
     COMMIT,
     PREFIX,
@@ -89,7 +89,7 @@ def fetch_config(repo: str, revision: str) -> Path:
     One request for a branch or tag, none for a commit that is here. Without network, the version that was here last, with a
     notice; FetchError if there is none.
     """
-    cached = find_cached(repo, revision, CONFIG)
+    cached = find_cached(repo, revision, CONFIG_FILE)
     if cached and (COMMIT.fullmatch(revision) or is_offline()):
         return cached
     if is_offline():
@@ -97,9 +97,9 @@ def fetch_config(repo: str, revision: str) -> Path:
             f"{PREFIX}{repo}@{revision} is not on this machine, and offline is asked for"
         )
     try:
-        if cached and find_commit(repo, revision, CONFIG) == cached.parent.name:
+        if cached and find_commit(repo, revision, CONFIG_FILE) == cached.parent.name:
             return cached
-        return download_file(repo, revision, CONFIG, progress=False)
+        return download_file(repo, revision, CONFIG_FILE, progress=False)
     except UnreachableError as error:
         if cached is None:
             raise
@@ -167,7 +167,7 @@ def _find_source(source: Source) -> Path | None:
 
 def _list_shards(source: Source, path: Path) -> list[tuple[Source, Path]]:
     """The files beside a sharded model's index: as sources, and where they belong. None for a model in one file."""
-    if not path.name.endswith(INDEX):
+    if not path.name.endswith(INDEX_FILE):
         return []
     folder = source.url.rsplit("/", 1)[0]
     return [

@@ -20,14 +20,14 @@ from typing import Any
 from swag_models.errors import CheckpointError, ConfigError
 from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 
-CONFIG, CARD, WEIGHTS = "config.json", "README.md", "model.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
-RECIPE, VOCABULARY = "recipe.json", "vocabulary.parquet"
-KEY = "swag_models"
-SHARD = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-STALE = re.compile(  # what an earlier version may have left
-    rf"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|{re.escape(RECIPE)}|{re.escape(VOCABULARY)}"
+CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
+INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
+RECIPE_FILE, VOCABULARY_FILE = "recipe.json", "vocabulary.parquet"
+SPEC_KEY = "swag_models"
+SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+REMOVABLE_FILE = re.compile(  # what an earlier version may have left
+    rf"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|{re.escape(RECIPE_FILE)}|{re.escape(VOCABULARY_FILE)}"
 )
 
 TIMM_VITS = {
@@ -59,7 +59,7 @@ class Index:
 
 def make_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     """config.json for a spec whose one source is a file beside it."""
-    return {**_describe_for_timm(spec), "dtype": dtype, KEY: spec.to_dict()}
+    return {**_describe_for_timm(spec), "dtype": dtype, SPEC_KEY: spec.to_dict()}
 
 
 def read_config(path: Path, place: str) -> ModelSpec:
@@ -73,21 +73,21 @@ def read_config(path: Path, place: str) -> ModelSpec:
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None
-    if not isinstance(config, dict) or KEY not in config:
+    if not isinstance(config, dict) or SPEC_KEY not in config:
         raise ConfigError(
-            f"{path} describes no model of this library (it has no {KEY!r}); publish.save writes such a file"
+            f"{path} describes no model of this library (it has no {SPEC_KEY!r}); publish.save writes such a file"
         )
     try:
-        spec = ModelSpec.from_dict(config[KEY])
+        spec = ModelSpec.from_dict(config[SPEC_KEY])
     except ConfigError as error:
         raise ConfigError(
             f"{path}: {error}; a newer version of this library may have written it"
         ) from None
     names = [source.url for source in spec.sources]
     classes = spec.classes if isinstance(spec.classes, tuple) else ()
-    if names not in ([WEIGHTS], [INDEX]):
+    if names not in ([WEIGHTS_FILE], [INDEX_FILE]):
         raise ConfigError(
-            f"{path}: the sources are {', '.join(names) or 'missing'}; expected {WEIGHTS} or {INDEX} alone"
+            f"{path}: the sources are {', '.join(names) or 'missing'}; expected {WEIGHTS_FILE} or {INDEX_FILE} alone"
         )
     if not re.fullmatch("[0-9a-f]{64}", spec.sources[0].sha256 or ""):
         raise ConfigError(
@@ -115,7 +115,7 @@ def check_texts(spec: ModelSpec, origin: str) -> None:
         spec.license_url,
         *names,
     )
-    if strange := next((text for text in texts if CONTROLS.search(text)), None):
+    if strange := next((text for text in texts if CONTROL_CHARACTERS.search(text)), None):
         raise ConfigError(
             f"{origin}: {strange!r} holds control characters; texts must be of one line"
         )
@@ -123,10 +123,10 @@ def check_texts(spec: ModelSpec, origin: str) -> None:
 
 def read_folder(folder: Path) -> ModelSpec:
     """The spec of a published model in a folder, its source the file there; ConfigError if there is none."""
-    path = folder.absolute() / CONFIG
+    path = folder.absolute() / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(
-            f"{folder} is no published model: it has no {CONFIG}; to load a bare weight file pass weights="
+            f"{folder} is no published model: it has no {CONFIG_FILE}; to load a bare weight file pass weights="
         )
     return read_config(path, path.parent.as_uri())
 
@@ -140,7 +140,7 @@ def read_index(path: Path) -> Index:
             {
                 str(name)
                 for name in tensors.values()
-                if not (type(name) is str and SHARD.fullmatch(name))
+                if not (type(name) is str and SHARD_NAME.fullmatch(name))
             }
         )
         shards = (

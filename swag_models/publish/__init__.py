@@ -21,13 +21,13 @@ from swag_models.errors import CheckpointError, ConfigError, FetchError, Publish
 from swag_models.hub.download import hash_file
 from swag_models.hub.fetch import fetch_weights
 from swag_models.hub.hf_format import (
-    CARD,
-    CONFIG,
-    INDEX,
-    RECIPE,
-    STALE,
-    VOCABULARY,
-    WEIGHTS,
+    CARD_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    RECIPE_FILE,
+    REMOVABLE_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
     make_config,
     read_folder,
     read_index,
@@ -108,7 +108,7 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PublishError(f"cannot make the folder {folder}: {error.strerror}") from None
-    for file in (RECIPE, VOCABULARY):  # before the weights they are not of are there
+    for file in (RECIPE_FILE, VOCABULARY_FILE):  # before the weights they are not of are there
         try:
             (folder / file).unlink(missing_ok=True)
         except OSError as error:
@@ -117,7 +117,7 @@ def save(
     spec = replace(spec, sources=(Source(written[-1], "timm", hash_file(folder / written[-1])),))
     facts = Facts(
         dtype=dtype,
-        sharded=written != [WEIGHTS],
+        sharded=written != [WEIGHTS_FILE],
         from_hashtags=origin.license_url == NC_URL,
         datasets=datasets,
         base_model=base_model
@@ -125,10 +125,10 @@ def save(
         tags=tags,
         training=training,
     )
-    _write_text(folder / CARD, make_card(spec, facts))
-    _write_text(folder / CONFIG, json.dumps(make_config(spec, dtype), indent=2) + "\n")
+    _write_text(folder / CARD_FILE, make_card(spec, facts))
+    _write_text(folder / CONFIG_FILE, json.dumps(make_config(spec, dtype), indent=2) + "\n")
     for path in folder.iterdir():
-        if STALE.fullmatch(path.name) and path.name not in written:
+        if REMOVABLE_FILE.fullmatch(path.name) and path.name not in written:
             with contextlib.suppress(OSError):  # then it stays, and nothing refers to it
                 path.unlink()
     return folder
@@ -184,7 +184,7 @@ def _write_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) 
         room -= tensor.nbytes
     single = len(shards) == 1
     files = [
-        WEIGHTS if single else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        WEIGHTS_FILE if single else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         for i in range(1, len(shards) + 1)
     ]
     for file, shard in zip(files, shards):
@@ -201,8 +201,8 @@ def _write_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) 
         },
         "weight_map": {key: file for file, shard in zip(files, shards) for key in shard},
     }
-    _write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    return [*files, INDEX]
+    _write_text(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
+    return [*files, INDEX_FILE]
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -225,19 +225,21 @@ def _push_folder(
     spec = read_folder(folder)
     weights = fetch_weights(spec)  # verified
     names = [
-        CARD,
-        CONFIG,
+        CARD_FILE,
+        CONFIG_FILE,
         weights.name,
-        *(read_index(weights).shards if weights.name == INDEX else ()),
+        *(read_index(weights).shards if weights.name == INDEX_FILE else ()),
     ]
-    names += [name for name in (RECIPE, VOCABULARY) if (folder / name).is_file()]
+    names += [name for name in (RECIPE_FILE, VOCABULARY_FILE) if (folder / name).is_file()]
     address = f"{repo}@{revision}" if revision else repo
     try:
-        card = address_card((folder / CARD).read_text("utf-8"), spec.name, address)
+        card = address_card((folder / CARD_FILE).read_text("utf-8"), spec.name, address)
     except (OSError, ValueError) as error:
-        raise PublishError(f"cannot read {folder / CARD}: {error}; save the model again") from None
+        raise PublishError(
+            f"cannot read {folder / CARD_FILE}: {error}; save the model again"
+        ) from None
     contents: dict[str, bytes | Path] = {
-        file: card.encode() if file == CARD else folder / file for file in names
+        file: card.encode() if file == CARD_FILE else folder / file for file in names
     }
     sizes = {
         file: len(what) if isinstance(what, bytes) else what.stat().st_size
@@ -279,7 +281,7 @@ def _send(
                     *(
                         CommitOperationDelete(file)
                         for file in there
-                        if STALE.fullmatch(file) and file not in contents
+                        if REMOVABLE_FILE.fullmatch(file) and file not in contents
                     ),
                 ],
                 commit_message=message or "Publish with swag_models",

@@ -281,7 +281,7 @@ def test_a_file_of_the_user_is_used_as_it_is(tmp_path: Path, cache: Path) -> Non
 
 
 def test_a_file_of_the_package_is_found() -> None:
-    folder = Path(swag_models.hub.fetch.__file__).parent
+    folder = Path(swag_models.__file__).parent
     assert (
         fetch_weights(get_spec("vit_nano_hashtags"))
         == folder / "weights" / "vit_nano_hashtags.safetensors"

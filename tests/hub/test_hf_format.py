@@ -15,8 +15,8 @@ from tiny import REGNET_SPEC, VIT, VIT_SPEC, deviation, images, randomise
 from swag_models import load_model
 from swag_models.errors import CheckpointError, ConfigError
 from swag_models.hub.hf_format import (
-    CONFIG,
-    INDEX,
+    CONFIG_FILE,
+    INDEX_FILE,
     TIMM_REGNETS,
     is_known_to_timm,
     make_config,
@@ -34,7 +34,7 @@ def write(folder: Path, spec: ModelSpec = SPEC, **changes: Any) -> Path:
     """A folder with the config.json of a spec, some of its own fields changed."""
     config = make_config(spec, "float32")
     config["swag_models"] |= changes
-    (folder / CONFIG).write_text(json.dumps(config))
+    (folder / CONFIG_FILE).write_text(json.dumps(config))
     return folder
 
 
@@ -100,7 +100,7 @@ def test_a_config_that_will_not_do_is_one_line(
     "text", ["{", "[]", "null", '{"architecture": "resnet50"}', "[" * 100_000, "\udcff"]
 )
 def test_a_config_of_something_else_is_one_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / CONFIG).write_bytes(text.encode(errors="surrogateescape"))
+    (tmp_path / CONFIG_FILE).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(
         ConfigError, match=r"config.json (cannot be read|describes no model of this library)"
     ) as caught:
@@ -215,7 +215,7 @@ def index(weight_map: object, **metadata: object) -> str:
     ],
 )
 def test_a_hostile_index_is_refused_in_one_line(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / INDEX
+    path = tmp_path / INDEX_FILE
     path.write_text(text)
     with pytest.raises(CheckpointError, match=message) as caught:
         read_index(path)

@@ -27,7 +27,7 @@ from swag_models.errors import (
     UnknownModelError,
 )
 from swag_models.hub.fetch import verify_weights
-from swag_models.hub.hf_format import CONFIG, INDEX
+from swag_models.hub.hf_format import CONFIG_FILE, INDEX_FILE
 from swag_models.publish import push, save
 
 NANO = "vit_nano_hashtags"
@@ -106,7 +106,7 @@ class TestRoundTrip:
     def test_a_half_precision_file_loads_as_float32_unless_asked(self, folder: Path) -> None:
         model = load_tiny(dtype="bfloat16")
         save(model, folder)
-        assert json.loads((folder / CONFIG).read_text())["dtype"] == "bfloat16"
+        assert json.loads((folder / CONFIG_FILE).read_text())["dtype"] == "bfloat16"
         assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {
             torch.bfloat16
         }
@@ -189,7 +189,7 @@ class TestShards:
         ]
         assert max(sizes) <= 30_000
         assert len(sizes) > 2
-        assert json.loads((again / INDEX).read_text())["metadata"]["total_size"] == sum(sizes)
+        assert json.loads((again / INDEX_FILE).read_text())["metadata"]["total_size"] == sum(sizes)
         assert_same(load_model(folder), mapped)
 
     def test_the_hubs_own_library_reads_the_shards(self, folder: Path) -> None:
@@ -210,7 +210,7 @@ class TestShards:
         save(model, folder)
         assert sorted(path.name for path in folder.iterdir()) == [
             "README.md",
-            CONFIG,
+            CONFIG_FILE,
             "model.safetensors",
         ]
         assert_same(load_model(folder), model)
@@ -229,12 +229,12 @@ class TestShards:
         with pytest.raises(FetchError, match=f"{shard.name}: no such file"):
             load_model(folder)
         with pytest.raises(CheckpointError, match=f"names {shard.name}, which is not beside it"):
-            load_model(VIT_SPEC, weights=folder / INDEX)
+            load_model(VIT_SPEC, weights=folder / INDEX_FILE)
 
     def test_the_index_is_a_checkpoint_too(self, folder: Path) -> None:
         model = load_tiny()
         save(model, folder, max_shard_size=20_000)
-        assert_same(load_model(VIT_SPEC, weights=folder / INDEX), model)
+        assert_same(load_model(VIT_SPEC, weights=folder / INDEX_FILE), model)
 
     def test_a_tensor_in_two_shards_is_refused(self, folder: Path) -> None:
         save(load_tiny(), folder, max_shard_size=20_000)
@@ -243,9 +243,9 @@ class TestShards:
         save_file({**load_file(second), **extra}, second)
         with pytest.raises(
             CheckpointError,
-            match=f"does not hold what {INDEX} says; they differ in {next(iter(extra))}",
+            match=f"does not hold what {INDEX_FILE} says; they differ in {next(iter(extra))}",
         ):
-            load_model(VIT_SPEC, weights=folder / INDEX)
+            load_model(VIT_SPEC, weights=folder / INDEX_FILE)
 
 
 class TestFolder:

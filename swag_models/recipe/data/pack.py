@@ -36,7 +36,7 @@ from swag_models import __version__
 from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError, ImageError, SwagModelsError
 from swag_models.hub.download import hash_file
-from swag_models.hub.hf_format import VOCABULARY
+from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.recipe.data.image_index import Place, find_places
 from swag_models.recipe.data.shards import FORMAT, MANIFEST, read_manifest
 from swag_models.recipe.data.strip_metadata import scrub_image
@@ -305,8 +305,8 @@ def _finish(
     labels: Path, output: Path, work: Path, plan: dict[str, Any], records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Write what was rejected, what the classes are if that lies beside the labels, and last the manifest."""
-    if (vocabulary := labels.with_name(VOCABULARY)).is_file():
-        with atomic_write(output / VOCABULARY) as to:
+    if (vocabulary := labels.with_name(VOCABULARY_FILE)).is_file():
+        with atomic_write(output / VOCABULARY_FILE) as to:
             shutil.copyfile(vocabulary, to)
     lines = (work / REJECTS).read_text() + _to_lines(
         each for record in records for each in record["rejects"]

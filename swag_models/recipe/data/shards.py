@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError, ShardError
 from swag_models.hub.download import hash_file
-from swag_models.hub.hf_format import VOCABULARY
+from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.inference.image_sources import TAR_BLOCK
 from swag_models.runtime import count_cpus, import_extra
 
@@ -119,7 +119,7 @@ def find_vocabulary(shards: Shards) -> Path | None:
     """The vocabulary.parquet beside packed shards, if there is one."""
     if not isinstance(shards, (str, os.PathLike)):
         return None
-    path = os.path.join(os.fspath(shards).removesuffix(MANIFEST), VOCABULARY)
+    path = os.path.join(os.fspath(shards).removesuffix(MANIFEST), VOCABULARY_FILE)
     return Path(path) if os.path.isfile(path) else None
 
 

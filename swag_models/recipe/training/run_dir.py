@@ -20,7 +20,7 @@ from swag_models import __version__
 from swag_models.api import get_spec, load_model
 from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
-from swag_models.hub.hf_format import RECIPE, VOCABULARY
+from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE
 from swag_models.models import Backbone, build
 from swag_models.publish import save
 from swag_models.recipe.config import Run
@@ -245,7 +245,7 @@ def write_bad_loss(
 
 def is_published(output: Path) -> bool:
     """Whether the model of a run is whole; what makes it one is written last."""
-    return (output / "model" / RECIPE).is_file()
+    return (output / "model" / RECIPE_FILE).is_file()
 
 
 def publish_model(
@@ -295,9 +295,9 @@ def publish_model(
         training=describe_training(recipe),
     )
     if classes.vocabulary:
-        with atomic_write(folder / VOCABULARY) as to:
+        with atomic_write(folder / VOCABULARY_FILE) as to:
             shutil.copyfile(classes.vocabulary, to)
-    with atomic_write(folder / RECIPE) as to:
+    with atomic_write(folder / RECIPE_FILE) as to:
         to.write_text(json.dumps(recipe, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
