@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from swag_models.atomic import atomic_write
+from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.recipe.training.run_dir import find_versions
-from swag_models.runtime import import_extra
 
 Row = Mapping[str, Any]
 INTRODUCTION = """{posts:,} generated posts with hashtags, {things} things, {test} test pictures of each with their true names;
@@ -153,7 +153,7 @@ def _judge(claim: str, these: Sequence[float], others: Sequence[float]) -> str:
 
 
 def _draw(rows: Sequence[Row], path: Path) -> None:
-    figure = import_extra("matplotlib.figure").Figure(figsize=(13, 3.6), layout="constrained")
+    figure = make_figure(13, 3.6)
     archs = sorted({row["arch"] for row in rows})
     shots = sorted({row["shots"] for row in rows if row["shots"]})
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.7))
@@ -211,5 +211,4 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
     )
     right.grid(alpha=0.3, axis="y")
     right.legend()
-    with atomic_write(path, unique=True) as to:
-        figure.savefig(to, format="png", dpi=110, metadata={"Software": None})
+    save_png(figure, path, unique=True)

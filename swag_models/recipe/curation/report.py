@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import atomic_write
-from swag_models.runtime import import_extra
+from swag_models.recipe.plotting import make_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,7 +154,7 @@ def _plot_coverage(images: Sequence[int]) -> Figure:
 
 
 def _make_figure(x: str, y: str) -> tuple[Figure, Any]:
-    figure = import_extra("matplotlib.figure").Figure(figsize=(7, 4))
+    figure = make_figure(7, 4, layout=None)
     axes = figure.subplots(
         gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.14, "top": 0.96}
     )  # to lay it out takes seconds
@@ -164,5 +164,4 @@ def _make_figure(x: str, y: str) -> tuple[Figure, Any]:
 
 
 def _draw(path: Path, figure: Figure) -> None:
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+    save_png(figure, path, dpi=120)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError
+from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
 
 if TYPE_CHECKING:
@@ -170,9 +171,7 @@ def draw_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
     drawn = {place: each for place, each in curves.items() if each}
     if not drawn:
         return
-    figure = import_extra("matplotlib.figure").Figure(
-        figsize=(7, 2.6 * len(drawn)), layout="constrained"
-    )
+    figure = make_figure(7, 2.6 * len(drawn))
     for axes, (place, each) in zip(
         figure.subplots(len(drawn), squeeze=False)[:, 0], drawn.items(), strict=True
     ):
@@ -182,8 +181,7 @@ def draw_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
         if place != "learning rate":
             axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
+    save_png(figure, path, dpi=120)
 
 
 def _encode(line: Mapping[str, Any]) -> str:
