@@ -3,8 +3,8 @@
     with WorkFolder(output.with_name(f"{output.name}.work"), job, output=output) as work:
         counts = run_once(work.path / "counts.json", key, [work.path / "rows.parquet"], make_rows)
 
-Every file appears under its name complete or not at all. A process that was killed leaves at most one temporary file for each
-name, which the next run overwrites.
+A file appears under its name complete or not at all. A process that is killed leaves at most one
+temporary file per name, which the next run overwrites.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ from filelock import FileLock, Timeout
 
 from swag_models.errors import ConfigError, OutputError, SwagModelsError
 
+MAX_SHOWN = 80  # characters of a value in an error message
+
 
 @contextmanager
 def atomic_write(path: Path, *, unique: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which replaces `path` on success and is removed on an error.
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on an error.
 
     Args:
         path: the file to write.
-        unique: use a new temporary name each time, for writers that hold no lock and may run at the same time. By default the
-            temporary name is fixed, so that the next run overwrites what a killed process left.
+        unique: use a new temporary name each time, for writers that hold no lock and may run at
+            the same time. By default the temporary name is fixed, so that the next run overwrites
+            what a killed process left behind.
     """
+    # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{uuid.uuid4().hex if unique else path.name}.tmp")
     try:
         yield temporary
@@ -43,30 +47,45 @@ def atomic_write(path: Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, unique: bool = False) -> None:
-    """Write `text` as UTF-8, atomically. Characters that UTF-8 cannot encode are written as backslash escapes."""
+    """Write text as UTF-8, atomically.
+
+    Args:
+        path: the file to write.
+        text: characters that UTF-8 cannot encode are written as backslash escapes.
+        unique: as for `atomic_write`.
+    """
     with atomic_write(path, unique=unique) as temporary:
         temporary.write_text(text, "utf-8", "backslashreplace")
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2, unique: bool = False) -> None:
-    """Write a JSON value as UTF-8 with a final newline, atomically."""
+    """Write a JSON value as UTF-8 with a final newline, atomically.
+
+    Args:
+        path: the file to write.
+        value: what `json.dumps` accepts.
+        indent: spaces per level; None writes a single line.
+        unique: as for `atomic_write`.
+    """
+    # A file name with bytes that are not UTF-8 survives: `write_text` writes each such byte as
+    # \udcXX, which is also JSON's escape for it.
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n", unique=unique)
 
 
 @contextmanager
 def disk_errors(path: Path, *, resumable: bool = False) -> Iterator[None]:
-    """Turn an OSError of the `with` block into an OutputError of one line that names `path`.
+    """Turn an OSError in the `with` block into a one-line OutputError that names `path`.
 
     Args:
-        path: the output that could not be written.
+        path: the output being written.
         resumable: whether rerunning the same command resumes the work; the message then says so.
 
     Raises:
-        OutputError: the disk is full or read-only, a folder is missing, ...
+        OutputError: the disk is full or read-only, a folder is missing, and the like.
     """
     try:
         yield
-    except SwagModelsError:
+    except SwagModelsError:  # some are OSErrors too, and their messages are complete
         raise
     except OSError as error:
         hint = "; finished work is kept: rerun the same command to resume" if resumable else ""
@@ -74,20 +93,21 @@ def disk_errors(path: Path, *, resumable: bool = False) -> Iterator[None]:
 
 
 class WorkFolder:
-    """A folder of resumable work, used by one process at a time.
+    """A context manager for a folder of resumable work, used by one process at a time.
 
-    The folder holds `.lock`, held while the work runs, and `record`, the description of the work. A later run resumes the work
-    if its description is equal, and is refused otherwise.
+    The folder contains `.lock`, which is held while the work runs and which the system releases
+    if the process is killed, and `record`, the description of the work. A later run with an equal
+    description resumes the work; any other run is rejected.
 
     Args:
         path: the folder; created if missing.
-        job: the description, JSON values. None: described later, by `claim`, or not at all.
-        output: what messages name; by default `path`.
+        job: the description, JSON values. With None, `claim` can be called later.
+        output: what messages name instead of `path`.
         record: file name of the description.
-        wait: wait for another process instead of refusing to start.
+        wait: wait until no other process uses the folder, instead of raising.
 
     Raises:
-        ConfigError: another process holds the folder, or it holds work of another description.
+        ConfigError: another process uses the folder, or it contains work with another description.
     """
 
     def __init__(
@@ -127,29 +147,31 @@ class WorkFolder:
     def claim(
         self, job: Mapping[str, Any], comparable: Callable[[Any], Mapping[str, Any]] = dict
     ) -> None:
-        """Write the description of the work, or compare it with the one that is there.
+        """Compare the description of the work with the recorded one, if any; then record it.
 
         Args:
-            job: JSON values.
-            comparable: maps a description to the entries that must be equal; by default all of them.
+            job: the description, JSON values.
+            comparable: maps a description to the entries that must be equal; by default all.
 
         Raises:
-            ConfigError: the folder holds other work; the message names the first entry that differs.
+            ConfigError: the recorded description differs or is damaged. The message names the
+                first entry that differs.
         """
-        job = json.loads(json.dumps(job))  # tuples become lists, as they are when read again
+        job = json.loads(json.dumps(job))  # tuples become lists, as in the recorded description
         if self.record.exists():
             try:
-                before = comparable(json.loads(self.record.read_text("utf-8")))
+                recorded = comparable(json.loads(self.record.read_text("utf-8")))
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise ConfigError(
                     f"{self.record} is damaged; delete {self.path} or choose another output"
                 ) from None
-            after = comparable(job)
-            for name in sorted(before.keys() | after.keys()):
-                if before.get(name) != after.get(name):
+            requested = comparable(job)
+            for name in sorted(recorded.keys() | requested.keys()):
+                if recorded.get(name) != requested.get(name):
                     raise ConfigError(
-                        f"{self.output} holds other work, with {name} {_shorten(before.get(name))}, not "
-                        f"{_shorten(after.get(name))}; delete {self.path} or choose another output"
+                        f"{self.output} holds other work, with {name} "
+                        f"{_shorten(recorded.get(name))}, not {_shorten(requested.get(name))}; "
+                        f"delete {self.path} or choose another output"
                     )
         write_json(self.record, job)
 
@@ -162,42 +184,39 @@ def run_once(
     *,
     default: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The result of `make`, or of an earlier run that finished it with the same `key`.
+    """Run `make`, or return the result of an earlier run that finished with the same `key`.
 
-    The result is taken from `record` if its key is equal and all `files` still have the sizes they had then.
+    The earlier result counts only while all `files` exist with the sizes they had then. No other
+    process may run the same work meanwhile: call it inside a `WorkFolder`.
 
     Args:
-        record: JSON file of the key, the result and the sizes of the files.
+        record: JSON file for the key, the result and the sizes of the files.
         key: JSON values that the result depends on.
-        files: what `make` writes.
+        files: the files and folders that `make` writes.
         make: does the work; returns JSON values.
-        default: as for `json.dumps`, converts other values in the result.
+        default: converts other values in the result, as for `json.dumps`.
 
     Returns:
-        The result as it is read from JSON: lists in place of tuples.
+        The result as JSON reads it back, with lists in place of tuples.
     """
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads(record.read_text("utf-8"))
-        if stored["key"] == digest and stored["sizes"] == list(map(_size, files)):
-            return stored["result"]
-    record.unlink(
-        missing_ok=True
-    )  # a killed run must not leave a record beside files that it has begun to replace
-    text = json.dumps(make(), default=default)
-    write_json(
-        record,
-        {"key": digest, "sizes": list(map(_size, files)), "result": json.loads(text)},
-        indent=None,
-    )
-    return json.loads(text)
+        finished = json.loads(record.read_text("utf-8"))
+        if finished["key"] == digest and finished["sizes"] == list(map(_size, files)):
+            return finished["result"]
+    # If this run is killed, no record may remain beside files that it has begun to replace.
+    record.unlink(missing_ok=True)
+    result = json.loads(json.dumps(make(), default=default))
+    sizes = list(map(_size, files))
+    write_json(record, {"key": digest, "sizes": sizes, "result": result}, indent=None)
+    return result
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file; None for a folder, which an engine such as Spark writes."""
+    """Size of a file in bytes; None for a folder, which an engine such as Spark writes."""
     return None if path.is_dir() else path.stat().st_size
 
 
 def _shorten(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -1,4 +1,4 @@
-"""Text for people: printable names and Markdown tables. Imports no torch."""
+"""Text for people: printable file names and Markdown tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from collections.abc import Iterable, Sequence
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    """A file name as text that every file and terminal can hold: bytes that are not UTF-8 become backslash escapes."""
+    """Return a file name as text that any file and terminal accepts.
+
+    Args:
+        name: a name as the system gives it; bytes that are not UTF-8 become backslash escapes.
+    """
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; `|` and line breaks in cells are escaped."""
+    """Format a Markdown table, without a final newline.
+
+    Args:
+        header: one title per column.
+        rows: one value per column each. `|` and line breaks in a cell are escaped, because either
+            would end it.
+    """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(_escape, cells))} |" for cells in lines)
 
 
 def _escape(cell: object) -> str:
-    return " ".join(str(cell).replace("|", r"\|").split("\n"))
+    return str(cell).replace("|", r"\|").replace("\n", " ")

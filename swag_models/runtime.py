@@ -1,4 +1,4 @@
-"""What this process runs on: optional packages, CPUs, versions. Imports no torch."""
+"""What this process can use: optional packages and CPUs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,26 @@ def import_extra(
 
     Args:
         module: dotted name, for example "pyarrow.parquet".
-        install: what `pip install` takes to install it.
-        purpose: what needs it: the subject of the message.
+        install: the argument of `pip install` that installs it.
+        purpose: what needs it; the subject of the error message.
+
+    Returns:
+        The module.
 
     Raises:
-        ConfigError: it is not installed; the message says how to install it.
+        ConfigError: the package, or one that it needs, is not installed; the message says how to
+            install it.
     """
     try:
         return importlib.import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
+    except ImportError as error:
+        # The missing package may be a dependency of the one that was asked for.
+        package = (error.name or module).partition(".")[0]
         raise ConfigError(
             f"{purpose} needs {package}; install it with: pip install '{install}'"
         ) from None
 
 
 def count_cpus() -> int:
-    """Number of CPUs that this process may use."""
+    """Return the number of CPUs that this process may use, which can be less than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

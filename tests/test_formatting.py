@@ -1,0 +1,28 @@
+"""Text for people: file names that are not UTF-8, and Markdown tables."""
+
+import os
+
+from swag_models.formatting import markdown_table, printable
+
+
+def test_bytes_of_a_file_name_that_are_not_utf8_are_escaped() -> None:
+    assert printable(os.fsdecode(b"caf\xe9.jpg")) == r"caf\xe9.jpg"
+    assert printable("café.jpg") == "café.jpg"
+
+
+def test_printable_accepts_paths_and_its_result_can_be_encoded(tmp_path) -> None:
+    name = printable(tmp_path / os.fsdecode(b"\xff.jpg"))
+    assert name.encode("utf-8").decode("utf-8") == rf"{tmp_path}/\xff.jpg"
+
+
+def test_a_table_has_a_header_a_rule_and_one_line_per_row() -> None:
+    assert markdown_table(["name", "top-1"], [("vit", 85.3), ("regnet", None)]).splitlines() == [
+        "| name | top-1 |",
+        "| --- | --- |",
+        "| vit | 85.3 |",
+        "| regnet | None |",
+    ]
+
+
+def test_cells_cannot_break_the_table() -> None:
+    assert markdown_table(["a"], iter([["x|y\nz"]])).splitlines()[2] == r"| x\|y z |"

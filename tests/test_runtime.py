@@ -1,0 +1,41 @@
+"""Optional packages and CPUs."""
+
+import os
+import sys
+
+import pytest
+
+from swag_models.errors import ConfigError
+from swag_models.runtime import count_cpus, import_extra
+
+
+def test_an_installed_module_is_imported() -> None:
+    assert import_extra("json.decoder") is sys.modules["json.decoder"]
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^the page needs no_such_package; install it with: pip install 'swag-models\[app\]'$",
+    ):
+        import_extra("no_such_package.part", "swag-models[app]", "the page")
+
+
+def test_a_missing_dependency_of_an_installed_package_is_named(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "swag_models_test_extra.py").write_text("import no_such_dependency.part\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="the recipe needs no_such_dependency; "):
+        import_extra("swag_models_test_extra")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_only_cpus_that_the_process_may_use_are_counted() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert count_cpus() == len(allowed)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert count_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
