@@ -58,6 +58,22 @@ def write_text(path: Path, text: str, *, unique: bool = False) -> None:
         temporary.write_text(text, "utf-8", "backslashreplace")
 
 
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write text files into a folder, each atomically; the folder is created if missing.
+
+    Args:
+        folder: where to write.
+        texts: content of each file, by file name.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_text(folder / name, text)
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = 2, unique: bool = False) -> None:
     """Write a JSON value as UTF-8 with a final newline, atomically.
 

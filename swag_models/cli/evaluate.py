@@ -33,13 +33,15 @@ def evaluate(options: argparse.Namespace) -> int:
         candidate, reading = open_measured(options)
         output = Path(options.output) if options.output else None
         asked = {"only_present": options.only_present, "output": output}
-        found = evaluate(candidate, options.data, options.suite, ranks=ranks, **asked, **reading)
+        found = evaluate(
+            candidate, options.data, options.benchmark, ranks=ranks, **asked, **reading
+        )
         if output:
             ranks.run_on_main(lambda: write_evaluation(found, output))
         if ranks.is_main:
             report_skipped(found.skipped)
             print(
-                json.dumps(found.to_dict(), indent=2)
+                json.dumps(found.summarise(), indent=2)
                 if options.json
                 else tabulate_evaluations([found]).rstrip()
             )
@@ -77,14 +79,14 @@ def probe(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Measure models on suites, and by probes, and show them side by side; what is measured already is not done again."""
+    """Measure models on benchmarks, and by probes, and show them side by side; what is measured already is not done again."""
     from swag_models.recipe.evaluation.report.collect import collect_report
 
     today = date.today()
     running, reading = read_running(options)
     page = collect_report(
         options.models,
-        [_read_suite(text) for text in options.suites],
+        [_read_benchmark(text) for text in options.benchmarks],
         options.output,
         date=f"{today.day} {today:%B %Y}",
         train=options.train,
@@ -102,7 +104,7 @@ def add_commands(add: Add) -> None:
     command = add(
         "evaluate",
         evaluate,
-        "swag-models recipe evaluate vit_b16_in1k --data imagenet/ --suite imagenet-real",
+        "swag-models recipe evaluate vit_b16_in1k --data imagenet/ --benchmark imagenet-real",
     )
     command.add_argument(
         "model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]"
@@ -110,10 +112,10 @@ def add_commands(add: Add) -> None:
     command.add_argument(
         "--data",
         required=True,
-        help="the suite's folder, or a sub-folder of pictures for each class",
+        help="the benchmark's folder, or a sub-folder of pictures for each class",
     )
     command.add_argument(
-        "--suite",
+        "--benchmark",
         default="folder",
         help="imagenet, imagenet-v2, imagenet-real, imagenet-a, imagenet-r, sketch, objectnet or folder (default)",
     )
@@ -181,11 +183,11 @@ def add_commands(add: Add) -> None:
     command = add(
         "report",
         report,
-        "swag-models recipe report vit_nano_hashtags --suites folder=scenes/held_out -o report/",
+        "swag-models recipe report vit_nano_hashtags --benchmarks folder=scenes/held_out -o report/",
     )
     command.add_argument("models", nargs="+", metavar="MODEL", help="as evaluate takes them")
     command.add_argument(
-        "--suites",
+        "--benchmarks",
         nargs="+",
         default=[],
         metavar="NAME=FOLDER",
@@ -204,11 +206,11 @@ def add_commands(add: Add) -> None:
     add_measuring_options(command)
 
 
-def _read_suite(text: str) -> tuple[str, str]:
+def _read_benchmark(text: str) -> tuple[str, str]:
     name, sign, folder = text.partition("=")
     if not (name and sign and folder):
         raise ConfigError(
-            f"--suites has {text!r}; allowed: NAME=FOLDER, for example folder={text or 'pictures'}"
+            f"--benchmarks has {text!r}; allowed: NAME=FOLDER, for example folder={text or 'pictures'}"
         )
     return name, folder
 

@@ -63,7 +63,7 @@ class EvaluatedModel(ABC):
         """Normalised images -> logits (N, K), anything if there are no classes, and features before the head (N, D)."""
 
     @torch.inference_mode()
-    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What `fit` gave (N, 3, H, W) -> logits (N, K) and features before the head (N, D), float32 on the CPU."""
         inputs = self.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
         logits, features = self._run(inputs)
@@ -71,11 +71,11 @@ class EvaluatedModel(ABC):
 
     def classify(self, images: Tensor) -> Tensor:
         """The logits alone."""
-        return self.look(images)[0]
+        return self.forward(images)[0]
 
     def embed(self, images: Tensor) -> Tensor:
         """The features alone."""
-        return self.look(images)[1]
+        return self.forward(images)[1]
 
     def hash_content(self) -> str:
         """SHA-256 of all weights, the preprocessing and the dtype: what makes the features what they are."""

@@ -1,20 +1,18 @@
-"""What measuring gives: values, in percent unless they say otherwise, that tables, files and the report are made from."""
+"""Result types of an evaluation, with accuracies in percent, and their conversion to and from JSON."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from swag_models.atomic import atomic_write, disk_errors
-
-TOLERANCE = 0.1  # points by which a measured accuracy may differ from the published one
+# Published accuracies are stated with one or two decimals; a larger difference is a real one.
+PUBLISHED_TOLERANCE = 0.1  # percentage points
 
 
 class Estimate(NamedTuple):
-    """A value and the ends of its 95% interval."""
+    """A value with the ends of its 95% confidence interval."""
 
     value: float
     low: float
@@ -22,17 +20,32 @@ class Estimate(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """Pictures whose best class has a probability in (low, high]: how many, their mean probability, their share of hits."""
+    """One bin of a reliability diagram; all numbers but the count are in percent.
+
+    Attributes:
+        low: lower end of the bin, exclusive.
+        high: upper end of the bin, inclusive.
+        images: number of images whose highest class probability lies in the bin.
+        probability: mean of these probabilities.
+        accuracy: share of these images whose first class is correct.
+    """
 
     low: float
     high: float
-    pictures: int
+    images: int
     probability: float
     accuracy: float
 
 
 class ImageResult(NamedTuple):
-    """One picture: its name in the data, its true classes, the model's best five in order, and the probability of the first."""
+    """The prediction for one image.
+
+    Attributes:
+        name: name of the image within its data set.
+        labels: the true classes.
+        top: the five most probable classes, in falling order.
+        probability: probability of the first of them, from 0 to 1.
+    """
 
     name: str
     labels: tuple[int, ...]
@@ -40,26 +53,28 @@ class ImageResult(NamedTuple):
     probability: float
 
 
-def write_texts(folder: Path, files: Mapping[str, str]) -> None:
-    """Files of these names, each whole, in a folder that is made if need be. OutputError if they cannot be written."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            with atomic_write(folder / name) as to:
-                to.write_text(text, "utf-8")
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on a suite: every picture once.
+    """The accuracy of one model on one benchmark.
 
-    facts: of the data, as a `EvalLoader` has them. settings: preprocess and dtype of the model, only_present.
-    skipped: broken pictures by message. classes: the name of each class.
-    published: top-1 as the model's makers state it for this suite, None if they do not. ece: expected calibration error.
+    Attributes:
+        model: name of the model.
+        benchmark: name of the benchmark.
+        facts: description of the data, as `EvalLoader.facts`.
+        settings: preprocessing and dtype of the model, and `only_present`.
+        skipped: number of images that could not be read, by error message.
+        classes: name of each class.
+        top1: share of images whose first class is correct.
+        top5: share of images with a correct class among the first five.
+        mean_per_class: mean over classes of the top-1 accuracy within the class.
+        ece: expected calibration error.
+        bins: reliability diagram.
+        published: top-1 accuracy that the authors of the model report for this benchmark, if any.
+        records: the prediction for every image, sorted by name.
     """
 
     model: str
-    suite: str
+    benchmark: str
     facts: Mapping[str, Any]
     settings: Mapping[str, Any]
     skipped: Mapping[str, int]
@@ -74,34 +89,51 @@ class Evaluation:
 
     @property
     def differs(self) -> bool:
-        """Whether it is not what was published."""
-        return self.published is not None and abs(self.top1.value - self.published) > TOLERANCE
+        """Whether top-1 differs from the published value by more than `PUBLISHED_TOLERANCE`."""
+        if self.published is None:
+            return False
+        return abs(self.top1.value - self.published) > PUBLISHED_TOLERANCE
+
+    def summarise(self) -> dict[str, Any]:
+        """JSON values for readers: named parts, without the predictions and the class names."""
+        summary = {**vars(self), "differs": self.differs}
+        del summary["records"], summary["classes"]
+        for name, value in summary.items():
+            if isinstance(value, Estimate):
+                summary[name] = value._asdict()
+        return {**summary, "bins": [bin._asdict() for bin in self.bins]}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, without the records."""
-        values = {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in ("records", "classes")
-        }
-        estimates = {
-            name: value._asdict()
-            for name, value in vars(self).items()
-            if isinstance(value, Estimate)
-        }
-        return {
+        """JSON values of all fields, from which `from_dict` restores the evaluation."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+        """Restore an evaluation from what `to_dict` returned, also after a round trip through JSON."""
+        estimates = ("top1", "top5", "mean_per_class", "ece")
+        restored = {
             **values,
-            **estimates,
-            "bins": [each._asdict() for each in self.bins],
-            "differs": self.differs,
+            **{name: Estimate(*values[name]) for name in estimates},
+            "bins": tuple(Bin(*bin) for bin in values["bins"]),
+            "classes": tuple(values["classes"]),
+            "records": tuple(
+                ImageResult(name, tuple(labels), tuple(top), probability)
+                for name, labels, top, probability in values["records"]
+            ),
         }
+        return cls(**restored)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A classifier on a frozen model: top-1 on the test pictures, one value for each split of the training pictures.
+    """The top-1 accuracy of a classifier that was trained on features of a frozen model.
 
-    shots: labels of each class if whole, a share of all below 1, None for all. settings: what was chosen, such as k or C.
+    Attributes:
+        model: name of the model.
+        method: how the classifier was made.
+        shots: training images of each class; below 1 their share of the class; None for all images.
+        values: accuracy on the test images, one value for each random choice of training images.
+        settings: hyperparameters, such as k or C.
     """
 
     model: str
@@ -112,13 +144,20 @@ class Probe:
 
     @property
     def mean(self) -> float:
+        """Mean over the choices of training images."""
         return statistics.mean(self.values)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over splits."""
+        """Standard deviation over the choices of training images; 0 if there is one only."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """JSON values of all fields, and of the mean and spread for readers."""
         return {**asdict(self), "mean": self.mean, "spread": self.spread}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Probe:
+        """Restore a probe from what `to_dict` returned, also after a round trip through JSON."""
+        model, method, shots = values["model"], values["method"], values["shots"]
+        return cls(model, method, shots, tuple(values["values"]), values["settings"])

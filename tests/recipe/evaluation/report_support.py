@@ -10,12 +10,7 @@ import pytest
 
 from studies.scenes.posts import split_held_out
 from studies.scenes.scene import encode
-from swag_models.recipe.evaluation.report.collect import (
-    MEASURED,
-    collect_report,
-    restore_evaluation,
-    restore_probe,
-)
+from swag_models.recipe.evaluation.report.collect import MEASURED, collect_report
 from swag_models.recipe.evaluation.results import Evaluation, Probe
 
 MODELS = ("regnety_nano_hashtags", "vit_nano_hashtags")
@@ -61,9 +56,9 @@ def read_measured(output: Path) -> tuple[list[Evaluation], list[Probe]]:
     for path in (output / MEASURED).glob("*.json"):
         values = json.loads(path.read_text())
         if isinstance(values, dict):
-            evaluations.append(restore_evaluation(values))
+            evaluations.append(Evaluation.from_dict(values))
         else:
-            probes += [restore_probe(each) for each in values]
+            probes += [Probe.from_dict(each) for each in values]
     return sorted(evaluations, key=lambda each: each.model), sorted(
         probes, key=lambda each: each.model
     )

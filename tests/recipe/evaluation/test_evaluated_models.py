@@ -10,11 +10,11 @@ import pytest
 import timm
 import torch
 import torchvision
+from benchmarks_support import IDS, save_tiny, write_picture
 from fake_hub import Hub
 from image_support import make_pixels, run_command
 from PIL import Image
 from safetensors.torch import save
-from suites_support import IDS, save_tiny, write_picture
 from tiny import randomise
 
 from swag_models.errors import ConfigError, FetchError, UnknownModelError

@@ -37,8 +37,8 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    suite.name: suite
-    for suite in (
+    benchmark.name: benchmark
+    for benchmark in (
         Benchmark(
             FOLDER,
             "Pictures",
@@ -114,7 +114,7 @@ BENCHMARKS = {
     )
 }
 
-PUBLISHED = {  # top-1 of (model, suite)
+PUBLISHED = {  # top-1 of (model, benchmark)
     ("vit_h14_in1k", "imagenet-v2"): 81.1,  # of the paper, arXiv 2201.08371, as are the next two
     ("vit_h14_in1k", "imagenet-real"): 90.5,
     ("vit_h14_in1k", "objectnet"): 69.5,
@@ -132,23 +132,25 @@ PUBLISHED = {  # top-1 of (model, suite)
 def open_benchmark(
     name: str, data: Shards, candidate: EvaluatedModel, only_present: bool = False
 ) -> Task:
-    """The pictures of a suite in the folder of its release, or of one's own, with the classes of a model.
+    """The pictures of a benchmark in the folder of its release, or of one's own, with the classes of a model.
 
     only_present: no classes compete but those of the pictures. ConfigError says what is missing, and where to get it.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"suite {name!r} is not known; allowed: {', '.join(BENCHMARKS)}")
-    suite = BENCHMARKS[name]
+        raise ConfigError(f"benchmark {name!r} is not known; allowed: {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
     if candidate.num_classes is None:
         raise ConfigError(
             f"{candidate.name} gives features and has no classes; give a model with a head"
         )
     if name != FOLDER and candidate.synsets != tuple(load_imagenet()):
         raise ConfigError(
-            f"{suite.title} has the classes of ImageNet-1k, {candidate.name} has others; give a model of those"
+            f"{benchmark.title} has the classes of ImageNet-1k, {candidate.name} has others; give a model of those"
         )
-    root = find_folder(data) if name == FOLDER else _find_release(suite, data)
-    task = datasets.open_shards(data, candidate) if root is None else suite.open(root, candidate)
+    root = find_folder(data) if name == FOLDER else _find_release(benchmark, data)
+    task = (
+        datasets.open_shards(data, candidate) if root is None else benchmark.open(root, candidate)
+    )
     if not only_present:
         return task
     if not isinstance(album := task.data, ImageDataset):
@@ -161,20 +163,20 @@ def open_benchmark(
     )
 
 
-def find_published(candidate: EvaluatedModel, suite: str) -> float | None:
-    """The top-1 that is stated for a model on a suite, in percent, if one is."""
-    if suite == "imagenet" and candidate.published and candidate.published.dataset == IMAGENET:
+def find_published(candidate: EvaluatedModel, benchmark: str) -> float | None:
+    """The top-1 that is stated for a model on a benchmark, in percent, if one is."""
+    if benchmark == "imagenet" and candidate.published and candidate.published.dataset == IMAGENET:
         return candidate.published.top1
-    return PUBLISHED.get((candidate.name, suite))
+    return PUBLISHED.get((candidate.name, benchmark))
 
 
-def _find_release(suite: Benchmark, data: Shards) -> Path:
+def _find_release(benchmark: Benchmark, data: Shards) -> Path:
     """The folder that has what the release has."""
     root = Path(data) if isinstance(data, (str, os.PathLike)) else None
-    if root is not None and (root / suite.place).is_dir():
-        root /= suite.place
+    if root is not None and (root / benchmark.place).is_dir():
+        root /= benchmark.place
     if root is None or not root.is_dir() or not os.listdir(root):
         raise ConfigError(
-            f"{data} is no folder with {suite.title}; get {suite.source}, and give the folder it was unpacked to"
+            f"{data} is no folder with {benchmark.title}; get {benchmark.source}, and give the folder it was unpacked to"
         )
     return root

@@ -219,7 +219,7 @@ def _open_ids(root: Path) -> PictureFolder:
             )
         raise ConfigError(
             f"{root} has {1000 - len(missing)} of 1000 folders named by WordNet id, and not {missing[0]}; for a part of the "
-            "classes there is the suite folder"
+            "classes there is the benchmark folder"
         )
     return PictureFolder(root, known)
 

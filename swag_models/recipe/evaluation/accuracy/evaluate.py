@@ -36,7 +36,7 @@ from swag_models.runtime import import_extra
 TOP = 5
 HEADER = (
     "model",
-    "suite",
+    "benchmark",
     "pictures",
     "top-1",
     "top-5",
@@ -50,7 +50,7 @@ HEADER = (
 def evaluate(
     candidate: EvaluatedModel,
     data: Shards,
-    suite: str = FOLDER,
+    benchmark: str = FOLDER,
     *,
     ranks: DistContext,
     batch_size: int = 64,
@@ -61,12 +61,12 @@ def evaluate(
 ) -> Evaluation:
     """The same on every rank, and however many there are.
 
-    suite: one of BENCHMARKS; data: the folder of its release, or for "folder" whatever `open_eval_loader` takes. only_present: no classes
+    benchmark: one of BENCHMARKS; data: the folder of its release, or for "folder" whatever `open_eval_loader` takes. only_present: no classes
     compete but those of the pictures, which is not what others published. workers: processes that read pictures. Probabilities
     are those among the classes that compete. output: a folder to `check_output` before any picture is read.
     A broken picture is counted in `skipped` and nowhere else.
     """
-    task = open_benchmark(suite, data, candidate, only_present)
+    task = open_benchmark(benchmark, data, candidate, only_present)
     assert candidate.num_classes is not None
     classes = candidate.classes or tuple(map(str, range(candidate.num_classes)))
     if isinstance(task.data, ImageDataset):
@@ -87,12 +87,12 @@ def evaluate(
     }
     if output:
         ranks.run_on_main(
-            lambda: check_output(output, candidate.name, suite, check.facts, settings)
+            lambda: check_output(output, candidate.name, benchmark, check.facts, settings)
         )
     own: list[ImageResult] = []
     total = None if check.samples is None else -(-check.samples // ranks.world_size)
     with tqdm(
-        total=total, desc=suite, unit=" pictures", disable=not (progress and ranks.is_main)
+        total=total, desc=benchmark, unit=" pictures", disable=not (progress and ranks.is_main)
     ) as bar:
         for batch in check:
             logits = candidate.classify(_fill(batch.images, batch_size))[: len(batch.ids)]  # (n, K)
@@ -108,13 +108,13 @@ def evaluate(
     measures = ranks.run_on_main(lambda: compute_metrics(records))
     return Evaluation(
         model=candidate.name,
-        suite=suite,
+        benchmark=benchmark,
         facts=check.facts,
         settings=settings,
         skipped=dict(sorted(skipped.items())),
         classes=classes,
         **measures._asdict(),
-        published=None if only_present else find_published(candidate, suite),
+        published=None if only_present else find_published(candidate, benchmark),
         records=records,
     )
 
@@ -126,7 +126,7 @@ def tabulate_evaluations(evaluations: Sequence[Evaluation]) -> str:
 
 
 def check_output(
-    folder: Path, model: str, suite: str, facts: Mapping[str, Any], settings: Mapping[str, Any]
+    folder: Path, model: str, benchmark: str, facts: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> str:
     """See to it that an evaluation can be written there: what its files are called, but for suffixes.
 
@@ -134,7 +134,7 @@ def check_output(
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"[^\w.-]+", "-", f"{model}-{suite}").lstrip(".-")
+    stem = re.sub(r"[^\w.-]+", "-", f"{model}-{benchmark}").lstrip(".-")
     path = folder / f"{stem}.json"
     if path.exists():
         try:
@@ -152,15 +152,15 @@ def check_output(
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """<model>-<suite>.json with all but the pictures, .md with a table, and .parquet with a row for each picture.
+    """<model>-<benchmark>.json with all but the pictures, .md with a table, and .parquet with a row for each picture.
 
     Errors of `check_output`.
     """
     stem = check_output(
-        folder, evaluation.model, evaluation.suite, evaluation.facts, evaluation.settings
+        folder, evaluation.model, evaluation.benchmark, evaluation.facts, evaluation.settings
     )
     for suffix, text in (
-        (".json", json.dumps(evaluation.to_dict(), indent=1) + "\n"),
+        (".json", json.dumps(evaluation.summarise(), indent=1) + "\n"),
         (".md", tabulate_evaluations([evaluation])),
     ):
         with atomic_write(folder / f"{stem}{suffix}") as path:
@@ -209,14 +209,14 @@ def _rank_classes(
 
 
 def _spell_row(evaluation: Evaluation) -> tuple[str, ...]:
-    whole, published = BENCHMARKS[evaluation.suite].pictures, evaluation.published
+    whole, published = BENCHMARKS[evaluation.benchmark].pictures, evaluation.published
     pictures = f"{len(evaluation.records):,}"
     pictures += f" of {whole:,}" if whole not in (None, len(evaluation.records)) else ""
     pictures += f", {sum(evaluation.skipped.values()):,} broken" if evaluation.skipped else ""
     difference = "" if published is None else f"{evaluation.top1.value - published:+.2f}"
     return (
         evaluation.model.replace("|", r"\|"),
-        evaluation.suite,
+        evaluation.benchmark,
         pictures,
         *map(_spell, (evaluation.top1, evaluation.top5, evaluation.mean_per_class, evaluation.ece)),
         "" if published is None else f"{published:.2f}",

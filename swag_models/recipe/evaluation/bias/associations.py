@@ -113,7 +113,7 @@ def find_associations(
     given, vectors, codes = list[Tensor](), list[Tensor](), list[int]()
     with tqdm(total=len(roster), unit=" pictures", disable=not progress, smoothing=0.1) as bar:
         for batch in check:
-            logits, features = candidate.look(batch.images)
+            logits, features = candidate.forward(batch.images)
             given.append(choose_labels(logits, settings.top_k, settings.threshold))
             if settings.neighbours:
                 vectors.append(features)

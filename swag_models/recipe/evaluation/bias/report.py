@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from swag_models.atomic import atomic_write, disk_errors
+from swag_models.atomic import atomic_write, disk_errors, write_texts
 from swag_models.recipe.evaluation.bias.associations import Associations
 from swag_models.recipe.evaluation.bias.disparity import LEVEL
 from swag_models.recipe.evaluation.bias.neighbours import Retrieval
-from swag_models.recipe.evaluation.results import write_texts
 from swag_models.recipe.training.run_dir import find_versions
 from swag_models.runtime import import_extra
 

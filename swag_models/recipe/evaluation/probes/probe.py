@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import change
 from swag_models.recipe.data.collate import find_folder
@@ -34,7 +35,7 @@ from swag_models.recipe.evaluation.probes.few_shot import choose_shots, hold_bac
 from swag_models.recipe.evaluation.probes.knn import classify_neighbours, find_neighbours
 from swag_models.recipe.evaluation.probes.logistic_regression import Logistic, fit_logistic
 from swag_models.recipe.evaluation.probes.scaling import Scaled, scale, scale_like
-from swag_models.recipe.evaluation.results import Probe, write_texts
+from swag_models.recipe.evaluation.results import Probe
 from swag_models.recipe.presets import PRESETS, get_preset
 from swag_models.recipe.training.losses import count_hits
 

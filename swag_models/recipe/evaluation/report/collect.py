@@ -1,4 +1,4 @@
-"""The report: models on suites side by side, measured as far as they are not yet, as a page and as Markdown.
+"""The report: models on benchmarks side by side, measured as far as they are not yet, as a page and as Markdown.
 
 The folder of a report holds
   index.html            the page, with everything in it
@@ -37,7 +37,7 @@ from swag_models.recipe.evaluation.report.content import Story
 from swag_models.recipe.evaluation.report.html import SHOWN, Thumbnails, write_page
 from swag_models.recipe.evaluation.report.markdown import write_markdown
 from swag_models.recipe.evaluation.report.plots import write_png
-from swag_models.recipe.evaluation.results import Bin, Estimate, Evaluation, ImageResult, Probe
+from swag_models.recipe.evaluation.results import Evaluation, ImageResult, Probe
 from swag_models.recipe.training.distributed import init_distributed
 from swag_models.recipe.training.run_dir import find_versions
 
@@ -73,7 +73,7 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         if story.curves:
             write_png(story.curves, folder / CURVES)
-        if story.suites:
+        if story.benchmarks:
             write_png(
                 [plot for plots in story.reliability.values() for plot in plots],
                 folder / CALIBRATION,
@@ -85,7 +85,7 @@ def write_report(
 
 def collect_report(
     models: Sequence[str],
-    suites: Sequence[tuple[str, str]],
+    benchmarks: Sequence[tuple[str, str]],
     folder: str | Path,
     *,
     date: str,
@@ -98,13 +98,13 @@ def collect_report(
     workers: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Measure each model on each suite, (its name, its folder), and probe it if there are `train` and `test`; then report.
+    """Measure each model on each benchmark, (its name, its folder), and probe it if there are `train` and `test`; then report.
 
     What has been measured before is taken from the folder. ConfigError for what cannot be, also if another process is at it.
     """
-    if not models or not (suites or train):
+    if not models or not (benchmarks or train):
         raise ConfigError(
-            "nothing to report; give a model, and --suites NAME=FOLDER, or --train FOLDER and --test FOLDER"
+            "nothing to report; give a model, and --benchmarks NAME=FOLDER, or --train FOLDER and --test FOLDER"
         )
     if (train is None) != (test is None):
         raise ConfigError(
@@ -139,32 +139,32 @@ def collect_report(
                 find_versions(),
             )
             opened = [
-                (suite, place, open_benchmark(suite, place, candidate).data)
-                for suite, place in dict.fromkeys(suites)
+                (benchmark, place, open_benchmark(benchmark, place, candidate).data)
+                for benchmark, place in dict.fromkeys(benchmarks)
             ]
-            for suite, place, data in opened:  # all of them before anything that takes long
+            for benchmark, place, data in opened:  # all of them before anything that takes long
                 title, sha256 = (
                     (data.title, data.sha256)
                     if isinstance(data, ImageDataset)
                     else (name_shards(data), hash_shards(data))
                 )
                 if isinstance(data, ImageDataset):
-                    albums[suite, title, sha256] = data
+                    albums[benchmark, title, sha256] = data
                 task = partial(
                     evaluate,
                     candidate,
                     place,
-                    suite,
+                    benchmark,
                     ranks=ranks,
                     batch_size=batch_size,
                     workers=workers,
                 )
                 values = _recall(
                     measured,
-                    (*key, suite, title, sha256, hash_state(data)),
+                    (*key, benchmark, title, sha256, hash_state(data)),
                     partial(task, progress=progress),
                 )
-                evaluations.append(replace(restore_evaluation(values), model=name))
+                evaluations.append(replace(Evaluation.from_dict(values), model=name))
             if labelled:
                 facts = [_find_facts(data, candidate) for data in labelled]
                 hashes = [(each["sha256"], hash_state(data)) for each, data in zip(facts, labelled)]
@@ -176,7 +176,7 @@ def collect_report(
                     (*key, METHODS, shots, hashes),
                     partial(trial, workers=workers, progress=progress),
                 )
-                probes += [replace(restore_probe(values), model=name) for values in found]
+                probes += [replace(Probe.from_dict(values), model=name) for values in found]
         pictures = partial(_find_picture, albums)
         return write_report(
             folder,
@@ -189,39 +189,13 @@ def collect_report(
         )
 
 
-def restore_evaluation(values: Mapping[str, Any]) -> Evaluation:
-    """An evaluation from JSON of its fields."""
-    estimates = {
-        name: Estimate(*values[name]) for name in ("top1", "top5", "mean_per_class", "ece")
-    }
-    bins = tuple(Bin(*each) for each in values["bins"])
-    records = tuple(
-        ImageResult(name, tuple(labels), tuple(top), sure)
-        for name, labels, top, sure in values["records"]
-    )
-    return Evaluation(
-        **{
-            **values,
-            **estimates,
-            "bins": bins,
-            "records": records,
-            "classes": tuple(values["classes"]),
-        }
-    )
-
-
-def restore_probe(values: Mapping[str, Any]) -> Probe:
-    """A probe from JSON of its fields."""
-    return Probe(**{**values, "values": tuple(values["values"])})
-
-
 def _recall(
     measured: Path, key: Sequence[Any], work: Callable[[], Evaluation | Sequence[Probe]]
 ) -> Any:
     """What the work gives, as JSON of its fields; it is done only if there is no file of this key."""
     path = measured / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
     if not path.exists():
-        text = json.dumps(work(), default=vars)
+        text = json.dumps(work(), default=lambda result: result.to_dict())
         with disk_errors(measured):
             _write(path, text)
     return json.loads(path.read_text("utf-8"))
@@ -237,7 +211,7 @@ def _find_picture(
     albums: Mapping[tuple[str, str, str], ImageDataset], evaluation: Evaluation, record: ImageResult
 ) -> Image.Image | None:
     """From the album it was read from; shards have no index, so of them nothing is shown."""
-    album = albums.get((evaluation.suite, evaluation.facts["name"], evaluation.facts["sha256"]))
+    album = albums.get((evaluation.benchmark, evaluation.facts["name"], evaluation.facts["sha256"]))
     return album.read(_index(album)[record.name]) if album else None
 
 

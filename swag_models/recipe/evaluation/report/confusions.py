@@ -56,7 +56,7 @@ def find_confusions(evaluation: Evaluation, count: int) -> list[Confusion]:
 
 
 def find_misses(evaluations: Sequence[Evaluation]) -> list[Miss]:
-    """Pictures of one suite that are wrong for every model, those first of which the models are most certain on the mean."""
+    """Pictures of one benchmark that are wrong for every model, those first of which the models are most certain on the mean."""
     each = [
         {record.name: record for record in filter(is_wrong, evaluation.records)}
         for evaluation in evaluations

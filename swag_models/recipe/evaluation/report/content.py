@@ -17,12 +17,12 @@ from swag_models.recipe.evaluation.report.plots import (
 from swag_models.recipe.evaluation.report.tables import (
     Benchmark,
     Table,
-    group_suites,
+    group_benchmarks,
     make_accuracy,
     make_shots,
-    name_suite,
+    name_benchmark,
 )
-from swag_models.recipe.evaluation.results import TOLERANCE, Evaluation, Probe
+from swag_models.recipe.evaluation.results import PUBLISHED_TOLERANCE, Evaluation, Probe
 
 Facts = Sequence[tuple[str, str]]
 INTRODUCTIONS = {
@@ -38,7 +38,7 @@ MEANINGS = {
     "ECE": "expected calibration error: how far the probability of the best class is from the share of right answers, "
     "on the mean; of few pictures its interval may lie above it",
     "95% interval": "holds what all pictures of this kind would give, 19 times out of 20",
-    "published": "top-1 as the makers of the model state it for this suite",
+    "published": "top-1 as the makers of the model state it for this benchmark",
 }
 SPLITS = "top-1 of a classifier on features of the frozen model; ± is the standard deviation over choices of the labelled pictures"
 LIMITS = {
@@ -74,12 +74,12 @@ class Story:
         )
 
     @cached_property
-    def suites(self) -> dict[Benchmark, list[Evaluation]]:
-        return group_suites(self.evaluations)
+    def benchmarks(self) -> dict[Benchmark, list[Evaluation]]:
+        return group_benchmarks(self.evaluations)
 
     @cached_property
     def accuracy(self) -> dict[Benchmark, Table]:
-        return {suite: make_accuracy(group) for suite, group in self.suites.items()}
+        return {benchmark: make_accuracy(group) for benchmark, group in self.benchmarks.items()}
 
     @cached_property
     def shots(self) -> Table:
@@ -95,14 +95,14 @@ class Story:
     @cached_property
     def reliability(self) -> dict[Benchmark, list[Plot]]:
         return {
-            suite: [plot_reliability(each, name_suite(suite)) for each in group]
-            for suite, group in self.suites.items()
+            benchmark: [plot_reliability(each, name_benchmark(benchmark)) for each in group]
+            for benchmark, group in self.benchmarks.items()
         }
 
     @property
     def summary(self) -> str:
-        suites = [name_suite(suite) for suite in self.suites]
-        measured = [f"measured on {_list(suites, 'suites')}"] if suites else []
+        benchmarks = [name_benchmark(benchmark) for benchmark in self.benchmarks]
+        measured = [f"measured on {_list(benchmarks, 'benchmarks')}"] if benchmarks else []
         return " · ".join([_list(self.models, "models"), *measured, self.date])
 
     @property
@@ -115,7 +115,7 @@ class Story:
         )
         if any(each.differs for each in self.evaluations):
             lines.append(
-                f"⚠ marks a top-1 that is more than {TOLERANCE:g} points from the published one."
+                f"⚠ marks a top-1 that is more than {PUBLISHED_TOLERANCE:g} points from the published one."
             )
         found = (
             (each.facts["name"], item) for each in self.evaluations for item in each.skipped.items()
@@ -133,12 +133,12 @@ class Story:
     @property
     def making(self) -> dict[str, Facts]:
         meanings = {
-            **(MEANINGS if self.suites else {}),
+            **(MEANINGS if self.benchmarks else {}),
             **({"with few labels": SPLITS} if self.probes else {}),
         }
         data = [
-            (" ".join(suite), _describe(group[0].facts, _count_classes(group[0])))
-            for suite, group in self.suites.items()
+            (" ".join(benchmark), _describe(group[0].facts, _count_classes(group[0])))
+            for benchmark, group in self.benchmarks.items()
         ]
         data += [
             (f"{each['name']}, {use}", _describe(each, each["classes"]))

@@ -25,7 +25,13 @@ from swag_models.recipe.evaluation.report.content import (
     count_misses,
 )
 from swag_models.recipe.evaluation.report.plots import Plot, make_svg
-from swag_models.recipe.evaluation.report.tables import ABSENT, Benchmark, Cell, Table, name_suite
+from swag_models.recipe.evaluation.report.tables import (
+    ABSENT,
+    Benchmark,
+    Cell,
+    Table,
+    name_benchmark,
+)
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 
 Thumbnails = Callable[[Evaluation, ImageResult], Image.Image | None]
@@ -63,7 +69,7 @@ def write_page(story: Story, thumbnails: Thumbnails) -> str:
 
 def _write_accuracy(story: Story) -> tuple[str, str, str]:
     remarks = "".join(f"<p>{_escape(line)}</p>" for line in story.remarks)
-    return "accuracy", "Accuracy", _write_suites(story.accuracy, story.models) + remarks
+    return "accuracy", "Accuracy", _write_benchmarks(story.accuracy, story.models) + remarks
 
 
 def _write_labels(story: Story) -> tuple[str, str, str]:
@@ -79,18 +85,16 @@ def _write_labels(story: Story) -> tuple[str, str, str]:
 
 def _write_calibration(story: Story) -> tuple[str, str, str]:
     body = f"<p>{INTRODUCTIONS['calibration']}</p>"
-    for number, (suite, plots) in enumerate(story.reliability.items()):
-        body += (
-            f"<h3>{_escape(name_suite(suite))}</h3>{_write_plots(plots, f'calibration{number}')}"
-        )
+    for number, (benchmark, plots) in enumerate(story.reliability.items()):
+        body += f"<h3>{_escape(name_benchmark(benchmark))}</h3>{_write_plots(plots, f'calibration{number}')}"
     return "calibration", "Calibration", body
 
 
 def _write_errors(story: Story, thumbnails: Thumbnails) -> tuple[str, str, str]:
     body = f"<p>{INTRODUCTIONS['errors']}</p>"
-    for suite, group in story.suites.items():
+    for benchmark, group in story.benchmarks.items():
         columns = "".join(_write_confusions(evaluation, thumbnails) for evaluation in group)
-        body += f'<h3>{_escape(name_suite(suite))}</h3><div class="models">{columns}</div>'
+        body += f'<h3>{_escape(name_benchmark(benchmark))}</h3><div class="models">{columns}</div>'
         if len(group) > 1:
             body += _write_misses(group, find_misses(group), thumbnails)
     return "errors", "Errors", body
@@ -106,12 +110,12 @@ def _write_making(story: Story) -> tuple[str, str, str]:
     return "making", "How it was made", body
 
 
-def _write_suites(tables: Mapping[Benchmark, Table], models: Sequence[str]) -> str:
+def _write_benchmarks(tables: Mapping[Benchmark, Table], models: Sequence[str]) -> str:
     """One table, side by side."""
     groups = "".join(
-        f'<th scope="colgroup" colspan="{len(table.heads)}">{_escape(name_suite(suite))}'
-        f"<small>{_escape(suite[0] if suite[0] == 'folder' else suite[1])}</small></th>"
-        for suite, table in tables.items()
+        f'<th scope="colgroup" colspan="{len(table.heads)}">{_escape(name_benchmark(benchmark))}'
+        f"<small>{_escape(benchmark[0] if benchmark[0] == 'folder' else benchmark[1])}</small></th>"
+        for benchmark, table in tables.items()
     )
     heads = "".join(_write_heads(table.heads) for table in tables.values())
     rows = []

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from swag_models.recipe.evaluation.report.confusions import find_confusions, find_misses
 from swag_models.recipe.evaluation.report.content import INTRODUCTIONS, Story, count_misses
-from swag_models.recipe.evaluation.report.tables import Cell, Table, name_suite
+from swag_models.recipe.evaluation.report.tables import Cell, Table, name_benchmark
 from swag_models.recipe.evaluation.results import Evaluation
 
 SPECIAL = re.compile(
@@ -18,10 +18,10 @@ SPECIAL = re.compile(
 def write_markdown(story: Story, shown: int, curves: str, calibration: str) -> str:
     """The whole text; `shown` confusions of each model, and the names of the pictures of plots."""
     lines = [f"# {story.title}", "", _escape(story.summary)]
-    if story.suites:
+    if story.benchmarks:
         lines += ["", "## Accuracy", "", INTRODUCTIONS["accuracy"]]
-        for suite, table in story.accuracy.items():
-            lines += ["", f"### {_escape(name_suite(suite))}", "", *_write_table(table)]
+        for benchmark, table in story.accuracy.items():
+            lines += ["", f"### {_escape(name_benchmark(benchmark))}", "", *_write_table(table)]
         lines += [f"\n{_escape(remark)}" for remark in story.remarks]
     if story.probes:
         lines += [
@@ -34,7 +34,7 @@ def write_markdown(story: Story, shown: int, curves: str, calibration: str) -> s
         ]
         if story.curves:
             lines += ["", f"![{'; '.join(plot.title for plot in story.curves)}]({curves})"]
-    if story.suites:
+    if story.benchmarks:
         lines += [
             "",
             "## Calibration",
@@ -44,8 +44,13 @@ def write_markdown(story: Story, shown: int, curves: str, calibration: str) -> s
             f"![reliability diagrams]({calibration})",
         ]
         lines += ["", "## Errors", "", INTRODUCTIONS["errors"]]
-        for suite, group in story.suites.items():
-            lines += ["", f"### {_escape(name_suite(suite))}", "", *_write_errors(group, shown)]
+        for benchmark, group in story.benchmarks.items():
+            lines += [
+                "",
+                f"### {_escape(name_benchmark(benchmark))}",
+                "",
+                *_write_errors(group, shown),
+            ]
             if len(group) > 1:
                 lines += [
                     "",

@@ -95,12 +95,12 @@ def plot_neighbours(probes: Sequence[Probe]) -> Plot | None:
     )
 
 
-def plot_reliability(evaluation: Evaluation, suite: str) -> Plot:
+def plot_reliability(evaluation: Evaluation, benchmark: str) -> Plot:
     """Accuracy over probability, and below how many pictures have it."""
 
     def draw(figure: Any) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        bins, total = evaluation.bins, sum(each.pictures for each in evaluation.bins)
+        bins, total = evaluation.bins, sum(each.images for each in evaluation.bins)
         places, widths = (
             [each.low for each in bins],
             [0.94 * (each.high - each.low) for each in bins],
@@ -110,7 +110,7 @@ def plot_reliability(evaluation: Evaluation, suite: str) -> Plot:
         upper.set(title=evaluation.model, xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
         lower.bar(
             places,
-            [100 * each.pictures / max(total, 1) for each in bins],
+            [100 * each.images / max(total, 1) for each in bins],
             widths,
             align="edge",
             color=SERIES[7],
@@ -119,12 +119,11 @@ def plot_reliability(evaluation: Evaluation, suite: str) -> Plot:
         for axes in (upper, lower):
             _rule(axes)
 
-    filled = [each for each in evaluation.bins if each.pictures]
+    filled = [each for each in evaluation.bins if each.images]
     words = "; ".join(
-        f"up to {each.high:.0f}%: {each.accuracy:.0f}% of {each.pictures:,} right"
-        for each in filled
+        f"up to {each.high:.0f}%: {each.accuracy:.0f}% of {each.images:,} right" for each in filled
     )
-    return Plot(f"Calibration of {evaluation.model} on {suite}", words, draw, 4.4)
+    return Plot(f"Calibration of {evaluation.model} on {benchmark}", words, draw, 4.4)
 
 
 def make_svg(plot: Plot, name: str) -> str:

@@ -30,30 +30,30 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
-def group_suites(evaluations: Sequence[Evaluation]) -> dict[Benchmark, list[Evaluation]]:
-    """The evaluations of each suite, in the order of the first. Other data of the same name are numbered.
+def group_benchmarks(evaluations: Sequence[Evaluation]) -> dict[Benchmark, list[Evaluation]]:
+    """The evaluations of each benchmark, in the order of the first. Other data of the same name are numbered.
 
     That a model was measured on it before tells: hashes of the same data differ with the classes of models.
     """
     grouped: dict[Benchmark, list[Evaluation]] = {}
     times = Counter[tuple[str, Benchmark]]()
     for evaluation in evaluations:
-        suite = (evaluation.suite, str(evaluation.facts["name"]))
-        times[evaluation.model, suite] += 1
-        number = times[evaluation.model, suite]
+        benchmark = (evaluation.benchmark, str(evaluation.facts["name"]))
+        times[evaluation.model, benchmark] += 1
+        number = times[evaluation.model, benchmark]
         grouped.setdefault(
-            suite if number == 1 else (suite[0], f"{suite[1]} ({number})"), []
+            benchmark if number == 1 else (benchmark[0], f"{benchmark[1]} ({number})"), []
         ).append(evaluation)
     return grouped
 
 
-def name_suite(suite: Benchmark) -> str:
+def name_benchmark(benchmark: Benchmark) -> str:
     """What people call it: a folder by its name."""
-    return suite[1] if suite[0] == "folder" else suite[0]
+    return benchmark[1] if benchmark[0] == "folder" else benchmark[0]
 
 
 def make_accuracy(evaluations: Sequence[Evaluation]) -> Table:
-    """Of one suite, a row for each model. The best is marked if there are several models."""
+    """Of one benchmark, a row for each model. The best is marked if there are several models."""
     measures = [[each.top1, each.top5, each.mean_per_class, each.ece] for each in evaluations]
     best = [
         choose(round(each.value, 2) for each in column)

@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError
 from swag_models.recipe.evaluation.models import EvaluatedModel
-from swag_models.recipe.evaluation.results import write_texts
 from swag_models.recipe.evaluation.zero_shot.calibration import Platt, fit_platt, split_blocks
 from swag_models.recipe.evaluation.zero_shot.logits import Data, Logits, Pictures, read_logits
 from swag_models.recipe.evaluation.zero_shot.targets import Target, describe

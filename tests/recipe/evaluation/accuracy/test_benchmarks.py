@@ -1,4 +1,4 @@
-"""Every suite, in the folders in which it is released."""
+"""Every benchmark, in the folders in which it is released."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_support import make_pixels, write_images
-from shards_support import make_shards
-from suites_support import (
+from benchmarks_support import (
     IDS,
     list_pictures,
     read_labels,
@@ -23,6 +21,8 @@ from suites_support import (
     write_picture,
     write_release,
 )
+from image_support import make_pixels, write_images
+from shards_support import make_shards
 
 from swag_models import get_spec
 from swag_models.errors import ConfigError, ImageError
@@ -62,24 +62,24 @@ def logits(imagenet: Path, model: Path) -> dict[str, torch.Tensor]:
     return run_by_hand(model, list_pictures(imagenet / "val"))
 
 
-def measure(candidate: EvaluatedModel, root: Path, suite: str, **options: bool) -> Evaluation:
+def measure(candidate: EvaluatedModel, root: Path, benchmark: str, **options: bool) -> Evaluation:
     with init_distributed() as ranks:
         return evaluate(
-            candidate, root, suite, ranks=ranks, batch_size=128, progress=False, **options
+            candidate, root, benchmark, ranks=ranks, batch_size=128, progress=False, **options
         )
 
 
-def open_image_dataset(suite: str, root: Path, candidate: EvaluatedModel) -> ImageDataset:
-    album = open_benchmark(suite, root, candidate).data
+def open_image_dataset(benchmark: str, root: Path, candidate: EvaluatedModel) -> ImageDataset:
+    album = open_benchmark(benchmark, root, candidate).data
     assert isinstance(album, ImageDataset)
     return album
 
 
-@pytest.mark.parametrize("suite", ["imagenet", "sketch"])
+@pytest.mark.parametrize("benchmark", ["imagenet", "sketch"])
 def test_imagenet_is_a_folder_for_each_id(
-    suite: str, imagenet: Path, candidate: EvaluatedModel, logits: dict[str, torch.Tensor]
+    benchmark: str, imagenet: Path, candidate: EvaluatedModel, logits: dict[str, torch.Tensor]
 ) -> None:
-    found = measure(candidate, imagenet if suite == "imagenet" else imagenet / "val", suite)
+    found = measure(candidate, imagenet if benchmark == "imagenet" else imagenet / "val", benchmark)
     assert [record.name for record in found.records] == sorted(logits)
     hits = 0
     for record in found.records:
@@ -150,14 +150,14 @@ def test_real_leaves_pictures_out_and_any_label_is_a_hit(
         open_benchmark("imagenet-real", imagenet, candidate)
 
 
-@pytest.mark.parametrize("suite", ["imagenet-a", "imagenet-r"])
+@pytest.mark.parametrize("benchmark", ["imagenet-a", "imagenet-r"])
 def test_of_200_classes_no_other_competes(
-    suite: str, tmp_path: Path, model: Path, candidate: EvaluatedModel
+    benchmark: str, tmp_path: Path, model: Path, candidate: EvaluatedModel
 ) -> None:
     own = sorted(random.Random(5).sample(range(1000), 200))
-    root = write_release(tmp_path / suite, [IDS[index] for index in own])
+    root = write_release(tmp_path / benchmark, [IDS[index] for index in own])
     (root / "README.txt").write_text("about")
-    found = measure(candidate, tmp_path, suite)
+    found = measure(candidate, tmp_path, benchmark)
     logits = run_by_hand(model, list_pictures(root))
     others = torch.tensor([index for index in range(1000) if index not in own])
     hits = 0
@@ -170,7 +170,7 @@ def test_of_200_classes_no_other_competes(
     assert any(record.top[0] != logits[record.name].argmax() for record in found.records)
     shutil.rmtree(root / IDS[own[0]])
     with pytest.raises(ConfigError, match="has 199 folders, 199 of them WordNet ids"):
-        open_benchmark(suite, tmp_path, candidate)
+        open_benchmark(benchmark, tmp_path, candidate)
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -231,20 +231,20 @@ def test_a_broken_mapping_is_refused(tmp_path: Path, candidate: EvaluatedModel) 
         open_benchmark("objectnet", tmp_path, candidate)
 
 
-@pytest.mark.parametrize("suite", sorted(set(BENCHMARKS) - {"folder"}))
+@pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS) - {"folder"}))
 def test_what_is_missing_is_said_with_where_to_get_it(
-    suite: str, tmp_path: Path, candidate: EvaluatedModel
+    benchmark: str, tmp_path: Path, candidate: EvaluatedModel
 ) -> None:
     for root in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(
             ConfigError, match=r"is no folder with .*; get .*(\.org|\.com/|\.dev)"
         ) as caught:
-            open_benchmark(suite, root, candidate)
+            open_benchmark(benchmark, root, candidate)
         assert "\n" not in str(caught.value)
     with pytest.raises(
         ConfigError, match="has the classes of ImageNet-1k, vit_nano_hashtags has others"
     ):
-        open_benchmark(suite, tmp_path, open_evaluated_model("vit_nano_hashtags"))
+        open_benchmark(benchmark, tmp_path, open_evaluated_model("vit_nano_hashtags"))
 
 
 def test_pictures_without_folders_are_refused(tmp_path: Path, candidate: EvaluatedModel) -> None:
@@ -256,7 +256,7 @@ def test_pictures_without_folders_are_refused(tmp_path: Path, candidate: Evaluat
         open_benchmark("imagenet", tmp_path, candidate)
     path.rename(write_picture(tmp_path / IDS[1] / "x.png", 0).with_name(path.name))
     with pytest.raises(
-        ConfigError, match=f"has 1 of 1000 folders .* and not {IDS[0]}; .* suite folder"
+        ConfigError, match=f"has 1 of 1000 folders .* and not {IDS[0]}; .* benchmark folder"
     ):
         open_benchmark("imagenet", tmp_path, candidate)
 
@@ -312,7 +312,7 @@ def test_shards_have_the_models_numbers(tmp_path: Path) -> None:
 
 def test_a_model_needs_classes(tmp_path: Path, candidate: EvaluatedModel) -> None:
     with pytest.raises(
-        ConfigError, match="suite 'imagenet-c' is not known; allowed: folder, imagenet, "
+        ConfigError, match="benchmark 'imagenet-c' is not known; allowed: folder, imagenet, "
     ):
         open_benchmark("imagenet-c", tmp_path, candidate)
     candidate = open_evaluated_model(save_tiny(tmp_path / "trunk", None, None))
@@ -322,12 +322,15 @@ def test_a_model_needs_classes(tmp_path: Path, candidate: EvaluatedModel) -> Non
 
 def test_what_was_published_is_of_models_and_suites_there_are(imagenet: Path, model: Path) -> None:
     assert all(
-        get_spec(name).classes == "imagenet-1k" and suite in BENCHMARKS for name, suite in PUBLISHED
+        get_spec(name).classes == "imagenet-1k" and benchmark in BENCHMARKS
+        for name, benchmark in PUBLISHED
     )
     candidate = open_evaluated_model(str(model))
     assert find_published(candidate, "imagenet") is None
     candidate.name, candidate.published = "vit_h14_in1k", get_spec("vit_h14_in1k").metrics
-    assert [find_published(candidate, suite) for suite in ("imagenet", "objectnet", "folder")] == [
+    assert [
+        find_published(candidate, benchmark) for benchmark in ("imagenet", "objectnet", "folder")
+    ] == [
         88.55,
         69.5,
         None,

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks_support import list_pictures, run_by_hand, save_tiny
 from image_support import list_names, render_scenes, write_images, write_tar
 from pyarrow.parquet import read_table
 from runs import finish, make_digits, read_errors, start
 from shards_support import encode_jpeg, make_shards, read_bytes
-from suites_support import list_pictures, run_by_hand, save_tiny
 
 from swag_models import load_classes
 from swag_models.cli import main
@@ -160,7 +160,7 @@ def test_what_is_written_is_what_was_found(found: Evaluation, tmp_path: Path) ->
     folder = tmp_path / "new" / "folder"
     assert list_names(folder) == [f"{stem}.json", f"{stem}.md", f"{stem}.parquet"]
     stored = json.loads((folder / f"{stem}.json").read_text())
-    assert stored == json.loads(json.dumps(replace(found, model="hf-hub:org/x@main").to_dict()))
+    assert stored == json.loads(json.dumps(replace(found, model="hf-hub:org/x@main").summarise()))
     assert stored["top1"]["value"] == found.top1.value
     rows = read_table(folder / f"{stem}.parquet").to_pylist()
     assert [row["name"] for row in rows] == sorted(row["name"] for row in rows)
@@ -233,7 +233,9 @@ def test_the_table_marks_a_difference_from_what_was_published(found: Evaluation)
         assert table.count("\n") == 3
         assert table.rstrip().endswith(cell)
     assert "| 29, 1 broken |" in table
-    assert "| 29 of 7,500, 1 broken |" in tabulate_evaluations([replace(found, suite="imagenet-a")])
+    assert "| 29 of 7,500, 1 broken |" in tabulate_evaluations(
+        [replace(found, benchmark="imagenet-a")]
+    )
 
 
 def test_without_the_other_classes_no_more_is_mistaken(tmp_path: Path) -> None:
@@ -285,7 +287,7 @@ def test_the_command_prints_a_table_or_json(
     assert main([*command, str(whole)]) == 0
     out, err = capsys.readouterr()
     assert [line.split(" | ")[:3] for line in out.splitlines()[::2]] == [
-        ["| model", "suite", "pictures"],
+        ["| model", "benchmark", "pictures"],
         ["| tiny", "folder", "29"],
     ]
     assert "29/29" in err

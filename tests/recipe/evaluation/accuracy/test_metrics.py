@@ -66,16 +66,16 @@ def test_accuracies_and_calibration_are_those_of_the_peers(count: int, seed: int
 def test_bins_add_up_to_the_error() -> None:
     probabilities, labels = draw(500)
     found = compute_metrics(make_records(probabilities, labels), num_bins=10)
-    assert sum(each.pictures for each in found.bins) == 500
+    assert sum(each.images for each in found.bins) == 500
     assert [each.low for each in found.bins] == pytest.approx(range(0, 100, 10))
     assert sum(
-        each.pictures * abs(each.accuracy - each.probability) for each in found.bins
+        each.images * abs(each.accuracy - each.probability) for each in found.bins
     ) / 500 == pytest.approx(found.ece.value)
     best, hits = probabilities.amax(dim=1), probabilities.argmax(dim=1) == labels
     for each in found.bins:
         inside = (best * 100 > each.low) & (best * 100 <= each.high)
-        assert each.pictures == inside.sum()
-        if each.pictures:
+        assert each.images == inside.sum()
+        if each.images:
             assert each.accuracy == pytest.approx(100 * hits[inside].double().mean().item())
             assert each.probability == pytest.approx(100 * best[inside].mean().item())
 
@@ -85,7 +85,7 @@ def test_a_bin_has_its_upper_end() -> None:
         ImageResult(str(i), (0,), (0,), probability)
         for i, probability in enumerate((0.25, 0.5, 0.75, 1.0))
     ]
-    assert [each.pictures for each in compute_metrics(records, num_bins=4).bins] == [1, 1, 1, 1]
+    assert [each.images for each in compute_metrics(records, num_bins=4).bins] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

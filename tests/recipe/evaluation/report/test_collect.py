@@ -26,7 +26,7 @@ from swag_models.recipe.evaluation.report.confusions import (
     pick_misses,
 )
 from swag_models.recipe.evaluation.report.plots import plot_neighbours, plot_shots
-from swag_models.recipe.evaluation.report.tables import group_suites, make_accuracy
+from swag_models.recipe.evaluation.report.tables import group_benchmarks, make_accuracy
 from swag_models.recipe.evaluation.results import Evaluation, Probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,14 +176,14 @@ def test_a_difference_from_what_was_published_is_warned_of(
 
 
 def test_suites_stand_side_by_side(evaluations: list[Evaluation], tmp_path: Path) -> None:
-    """The same suite on other data of the same name, and on none for one model."""
+    """The same benchmark on other data of the same name, and on none for one model."""
     first, second = evaluations
     second = replace(second, published=second.top1.value + 1)
     other = replace(first, facts={**first.facts, "sha256": "0" * 64})
-    sketch = replace(second, suite="sketch", facts={**first.facts, "name": "release"})
+    sketch = replace(second, benchmark="sketch", facts={**first.facts, "name": "release"})
     assert {
-        suite: [each.model for each in group]
-        for suite, group in group_suites([first, other, second, sketch]).items()
+        benchmark: [each.model for each in group]
+        for benchmark, group in group_benchmarks([first, other, second, sketch]).items()
     } == {
         ("folder", "held out"): list(MODELS),
         ("folder", "held out (2)"): [MODELS[0]],
@@ -312,7 +312,7 @@ def test_the_command_prints_the_page(
                     "recipe",
                     "report",
                     MODELS[1],
-                    "--suites",
+                    "--benchmarks",
                     f"folder={scenes[1]}",
                     "-o",
                     str(output),
@@ -336,10 +336,10 @@ def test_the_command_prints_the_page(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "nothing to report; give a model, and --suites NAME=FOLDER"),
+        ([], "nothing to report; give a model, and --benchmarks NAME=FOLDER"),
         (
-            ["--suites", "pictures"],
-            "--suites has 'pictures'; allowed: NAME=FOLDER, for example folder=pictures",
+            ["--benchmarks", "pictures"],
+            "--benchmarks has 'pictures'; allowed: NAME=FOLDER, for example folder=pictures",
         ),
         (["--train", "a"], "--train alone tells nothing; give --train and --test, or neither"),
         (
@@ -347,7 +347,7 @@ def test_the_command_prints_the_page(
             "--shots has '0%'; allowed: labels of each class such as 5",
         ),
         (["--train", "a", "--test", "b", "--shots", "few"], "--shots has 'few'; allowed"),
-        (["--suites", "imagenet-q=a"], "imagenet-q"),
+        (["--benchmarks", "imagenet-q=a"], "imagenet-q"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

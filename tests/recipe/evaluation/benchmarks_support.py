@@ -1,4 +1,4 @@
-"""What the tests of suites share: candidates with ImageNet's classes or digits, and small releases in the published folders."""
+"""What the tests of benchmarks share: candidates with ImageNet's classes or digits, and small releases in the published folders."""
 
 from __future__ import annotations
 
