@@ -17,7 +17,7 @@ import json, os, sys
 from pathlib import Path
 from starlette.testclient import TestClient
 from swag_models.api import SPECS
-from swag_models.app import desk
+from swag_models.app import service
 from swag_models.app.ui import Page
 from swag_models.app.server import build_server, is_loopback
 
@@ -56,7 +56,7 @@ shown = {}
 for way, upload in requests.items():
     body = {"data": [upload, "vit_nano_hashtags"], "fn_index": number, "session_hash": way}
     shown[way] = client.post("/gradio_api/run/predict", json=body).text
-sight = desk.classify(specs["vit_nano_hashtags"], scenes + "/house.jpg", "house.jpg")
+sight = service.classify(specs["vit_nano_hashtags"], scenes + "/house.jpg", "house.jpg")
 near = {}
 for may_type in (True, False):
     page = Page(specs, folder=scenes, may_type=may_type, examples=[], uploads=Path(scenes))

@@ -199,7 +199,7 @@ def test_a_full_disk_is_an_error_until_there_is_space(
         for _ in range(2):  # trying again without space does no harm
             with pytest.raises(
                 OutputError,
-                match=rf"{output} cannot be written: .*No space left .*run again to go on",
+                match=rf"{output} cannot be written: .*No space left .*rerun the same command to resume",
             ):
                 write_embeddings(embedder, begun.pictures, output, progress=False)
             assert set(list_names(disk)) <= {"ballast", "x.json", f"{output.name}.work"}, (

@@ -113,11 +113,11 @@ def test_change_leaves_the_run_it_was_given() -> None:
             "optimizer.rate=1",
             "optimizer.rate: optimizer has no field 'rate'; fields: kind, lr, lr_batch, ",
         ),
-        ("ema.decay=1", "ema.decay: ema has no field 'decay'; fields: share, copy"),
+        ("ema.share=1", "ema.share: ema has no field 'share'; fields: decay, warmup_ratio"),
         ("optimizer.lr.max=1", "optimizer.lr.max: optimizer.lr has no field 'max'; fields: none"),
         ("optimizer.kind=adam", "optimizer.kind is 'adam'; allowed: sgd, adamw"),
         ("optimizer=sgd", r"optimizer is 'sgd'; allowed: its fields \(kind, lr, .*clip_norm\)"),
-        ("ema=1", r"ema is 1; allowed: its fields \(share, copy\) or none"),
+        ("ema=1", r"ema is 1; allowed: its fields \(decay, warmup_ratio\) or none"),
         ("optimizer.lr=fast", "optimizer.lr is 'fast'; allowed: a number"),
         ("optimizer.lr=none", "optimizer.lr is None; allowed: a number"),
         ("optimizer.lr=inf", "optimizer.lr is inf; allowed: a number"),
@@ -226,10 +226,10 @@ def test_parts_made_in_python_are_checked_alike(
 
 def test_runs_made_in_python_are_checked_alike() -> None:
     wrong: Any = "none"
-    with pytest.raises(ConfigError, match=r"train is 'none'; allowed: all, head"):
-        replace(RUN, train=wrong)
+    with pytest.raises(ConfigError, match=r"trainable is 'none'; allowed: all, head"):
+        replace(RUN, trainable=wrong)
     with pytest.raises(
-        ConfigError, match=r"ema is 'none'; allowed: its fields \(share, copy\) or none"
+        ConfigError, match=r"ema is 'none'; allowed: its fields \(decay, warmup_ratio\) or none"
     ):
         replace(RUN, ema=wrong)
 
@@ -259,7 +259,7 @@ def test_runs_made_in_python_are_checked_alike() -> None:
             {**RUN.to_dict(), "augment": {"scale": ["a", 1]}},
             "^augment.scale is 'a'; allowed: a number",
         ),
-        ({**RUN.to_dict(), "train": ["all"]}, r"^train is \['all'\]; allowed: all, head"),
+        ({**RUN.to_dict(), "trainable": ["all"]}, r"^trainable is \['all'\]; allowed: all, head"),
     ],
 )
 def test_data_that_are_no_run_are_refused(data: Any, message: str) -> None:

@@ -111,7 +111,7 @@ def test_of_the_miniatures_everything_is_our_choice(preset: Preset) -> None:
     [
         ("regnety_32gf_in1k", "optimizer.lr", 6e-3, "confirmed"),
         ("regnety_32gf_in1k", "optimizer.momentum", 0.9, "our reading"),
-        ("regnety_32gf_in1k", "ema.decay", 1e-4, "confirmed"),
+        ("regnety_32gf_in1k", "ema.decay", 0.9999, "confirmed"),
         ("regnety_32gf_in1k", "ema.warmup_ratio", 0.05, "confirmed"),
         ("regnety_32gf_in1k", "objective.mixup", 0.1, "confirmed"),
         ("regnety_32gf_in1k", "engine.sync_bn", True, "confirmed"),

@@ -282,7 +282,8 @@ def test_a_second_run_does_nothing_and_a_changed_choice_only_what_depends_on_it(
 def test_a_folder_that_cannot_be_written_is_told_in_one_line(wordnet: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "report.md").mkdir(parents=True)
     with pytest.raises(
-        OutputError, match=r"out cannot be written: .*; what is done is kept, run again to go on"
+        OutputError,
+        match=r"out cannot be written: .*; finished work is kept: rerun the same command to resume",
     ):
         curate(
             [write_posts(tmp_path / "p.parquet", make_posts(50))],

@@ -242,7 +242,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        OutputError, match=r"file/out cannot be written: Not a directory; what is done is kept"
+        OutputError, match=r"file/out cannot be written: Not a directory; finished work is kept"
     ):
         convert(inputs, tmp_path / "file" / "out", processes=processes)
     (tmp_path / "out" / "00000.parquet").mkdir(parents=True)
@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_no_part_that_is_not_whole(processes: int, tmp_path: 
     with small_disk(tmp_path / "disk", 0.1) as disk:
         with pytest.raises(
             OutputError,
-            match=r"out cannot be written: .*No space left.*; what is done is kept, run again to go on",
+            match=r"out cannot be written: .*No space left.*; finished work is kept: rerun the same command to resume",
         ):
             convert(inputs, disk / "out", processes=processes)
         assert {path.name for path in (disk / "out").glob("[0-9]*")} <= {

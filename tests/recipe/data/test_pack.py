@@ -311,7 +311,7 @@ def test_a_missing_extra_is_named(
     with pytest.raises(
         ConfigError,
         match=re.escape(
-            'the recipe needs duckdb; install it with: pip install "swag-models[recipe]"'
+            "the recipe needs duckdb; install it with: pip install 'swag-models[recipe]'"
         ),
     ):
         run(tmp_path, [packed.with_name("images")])

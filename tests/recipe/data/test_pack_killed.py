@@ -127,7 +127,7 @@ def test_a_broken_shard_of_an_earlier_run_is_written_again(tmp_path: Path) -> No
 KILLED_BEFORE_THE_END = """
 import os, signal, sys
 from pathlib import Path
-from swag_models.recipe import pack
+from swag_models.recipe.data import pack
 folder, images = map(Path, sys.argv[1:])
 pack._finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # as a machine that is switched off just then
 pack.pack(folder / "labels.parquet", [images], folder / "shards", shard_size=16, processes=1, progress=False)

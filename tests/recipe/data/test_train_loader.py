@@ -508,6 +508,7 @@ def test_a_dataset_without_its_package_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        ConfigError, match=r"^the recipe needs datasets; install it with: pip install datasets$"
+        ConfigError,
+        match=r"^a Hugging Face dataset needs datasets; install it with: pip install 'datasets'$",
     ):
         feed(dataset)
