@@ -8,7 +8,7 @@ import sys
 
 import torch.nn.functional as F
 
-from swag_models.inference.embed import read_embeddings
+from swag_models.inference.embeddings_file import read_embeddings
 from swag_models.inference.predict import Embedder
 
 NUMBER = 5

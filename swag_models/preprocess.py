@@ -93,7 +93,7 @@ class Transform:
 
     On PIL images it equals torchvision's own preset for these weights. It can be sent to worker processes.
 
-    vectorised: PIL images too are resized by torch instead of Pillow: with the vector instructions of `fast.resizes_faster`
+    vectorised: PIL images too are resized by torch instead of Pillow: with the vector instructions of `acceleration.has_fast_resize`
         in a fifth of the time, for a byte in some hundreds that is one off.
     """
 

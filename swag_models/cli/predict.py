@@ -40,7 +40,8 @@ def classify(options: argparse.Namespace) -> int:
 
 def embed(options: argparse.Namespace) -> int:
     """Features of pictures, in one file; run again after a kill, it goes on; torchrun splits the work."""
-    from swag_models.inference.embed import check_embeddings_path, write_embeddings
+    from swag_models.inference.embed import write_embeddings
+    from swag_models.inference.embeddings_file import check_embeddings_path
     from swag_models.inference.image_sources import find_images
     from swag_models.inference.predict import Embedder
 

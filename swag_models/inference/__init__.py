@@ -1,4 +1,4 @@
-"""Images in, classes or embeddings out."""
+"""Run models on images: `Classifier` gives classes, `Embedder` gives features."""
 
 from swag_models.inference.predict import Classifier, Embedder, Embeddings, Prediction, Skipped
 

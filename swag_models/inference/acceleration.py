@@ -1,4 +1,4 @@
-"""The best safe setting for the hardware: bf16, folded batch norm, channels last, compiled if that repays, quick resizing.
+"""The fast inference setting: bfloat16, folded batch norm, channels last, torch.compile.
 
 Axes: N batch, C channels, H W pixels.
 """
@@ -19,35 +19,45 @@ from torch import Tensor, nn
 from swag_models.models import Backbone, RegNet
 from swag_models.models.regnet import ConvNorm
 
-# Share of the time that compiling saves over what `accelerate` has made of the model already, and seconds it takes for each
-# block of the model: measured by benchmarks/fast.py at batch 8 and 224 px, rounded to the careful side.
-SAVED = {
-    "matrix": {"ViT": 0.15, "RegNet": 0.35},
-    "vector": {"ViT": 0.0, "RegNet": 0.1},
+# Share of the run time that torch.compile saves on top of `accelerate`, by hardware and model
+# family. Measured by benchmarks/fast.py at batch size 8 and 224 px, rounded down.
+COMPILE_SAVINGS = {
+    "amx": {"ViT": 0.15, "RegNet": 0.35},
+    "avx512_bf16": {"ViT": 0.0, "RegNet": 0.1},
     "cuda": {"ViT": 0.1, "RegNet": 0.2},
 }
-SECONDS_PER_BLOCK = 1.5
-TRITON_NEEDS = (7, 0)  # compute capability
+COMPILE_SECONDS_PER_BLOCK = 1.5  # measured as above, rounded up
+MIN_TRITON_CAPABILITY = (7, 0)  # compute capability of the GPU
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor or GPU multiplies it faster than float32, else float32."""
+    """bfloat16 where the device multiplies it faster than float32, else float32."""
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
-    return torch.bfloat16 if device.type == "cpu" and _cpu_kind() else torch.float32
+        # emulated bfloat16 would be slower than float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and _find_bf16_instructions() is not None
+    return torch.bfloat16 if native else torch.float32
 
 
-def resizes_faster() -> bool:
-    """Whether torch has vector instructions here for resizing bytes, in which it is faster than Pillow."""
+def has_fast_resize() -> bool:
+    """Whether torch resizes uint8 images faster than Pillow, that is with vector instructions."""
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def accelerate(model: Backbone, dtype: torch.dtype) -> Backbone:
-    """The model itself, in `dtype`, for inference only: a RegNet's batch norms folded into its convolutions, channels last."""
+    """Prepare a model for fast inference, in place.
+
+    The batch norms of a RegNet are folded into its convolutions, and its memory format becomes
+    channels last.
+
+    Args:
+        model: the model; it can no longer be trained.
+        dtype: dtype of the weights.
+
+    Returns:
+        The same model.
+    """
     if isinstance(model, RegNet):
         fold_batch_norm(model, dtype)
         model = model.to(memory_format=torch.channels_last)
@@ -56,66 +66,82 @@ def accelerate(model: Backbone, dtype: torch.dtype) -> Backbone:
 
 @torch.no_grad()
 def fold_batch_norm(model: nn.Module, dtype: torch.dtype) -> None:
-    """Put each batch norm's scale and shift into the convolution before it, whose weight becomes `dtype` and channels last.
+    """Fold the scale and shift of each batch norm into the convolution before it, in place.
 
-    In float32 the outputs stay the same. Each weight is written once, because for a single picture that takes longer than it
-    saves otherwise.
+    In float32 the outputs stay the same up to rounding.
+
+    Args:
+        model: modules other than `ConvNorm` are left alone.
+        dtype: dtype of the folded weights, which are stored channels last.
     """
     for module in model.modules():
         if isinstance(module, ConvNorm) and isinstance(norm := module.bn, nn.BatchNorm2d):
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[arg-type, operator]
+            # Product, dtype and memory format in one pass over each weight: for a single image,
+            # separate passes would take longer than the folded model saves.
             weight = torch.empty_like(
                 module.conv.weight, dtype=dtype, memory_format=torch.channels_last
             )
-            module.conv.weight = nn.Parameter(
-                torch.mul(module.conv.weight, scale[:, None, None, None], out=weight)
-            )
+            torch.mul(module.conv.weight, scale[:, None, None, None], out=weight)
+            module.conv.weight = nn.Parameter(weight)
             module.conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)  # type: ignore[operator]
             module.bn = nn.Identity()  # type: ignore[assignment]
 
 
-def repays_compiling(model: Backbone, device: torch.device, seconds: float) -> bool:
-    """Whether compiling saves more than it takes, if the model as it is would be busy for so many more seconds."""
-    kind = "cuda" if device.type == "cuda" else _cpu_kind() if device.type == "cpu" else None
-    if kind is None:
+def compiling_pays_off(model: Backbone, device: torch.device, seconds: float) -> bool:
+    """Whether torch.compile saves more time than it takes.
+
+    Args:
+        model: the model, prepared by `accelerate`.
+        device: where it runs.
+        seconds: how long the remaining images would take without compiling.
+    """
+    if device.type == "cuda":
+        hardware: str | None = "cuda"
+    else:
+        hardware = _find_bf16_instructions() if device.type == "cpu" else None
+    if hardware is None:  # not measured there
         return False
-    blocks = len(model.layers) - 1  # all but the stem
-    return seconds * SAVED[kind][
-        type(model).__name__
-    ] > blocks * SECONDS_PER_BLOCK and has_compiler(device)
+    saved = seconds * COMPILE_SAVINGS[hardware][type(model).__name__]
+    num_blocks = len(model.layers) - 1  # all but the stem
+    return saved > num_blocks * COMPILE_SECONDS_PER_BLOCK and has_compiler(device)
 
 
 def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """A function of the model compiled for one input shape, its weights laid out for the processor in advance."""
+    """Compile a function of the model for inference at one input shape."""
     compiled = torch.compile(forward, dynamic=False)
 
-    def run(x: Tensor) -> Tensor:
+    def run_compiled(x: Tensor) -> Tensor:
         import torch._inductor.config as inductor
 
+        # freezing makes the weights constants, which are laid out for the CPU ahead of time
         with inductor.patch(freezing=True), torch.no_grad():
             return compiled(x)
 
-    return run
+    return run_compiled
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile finds Python's headers and a C++ compiler, or for a GPU Triton and the C compiler that it needs."""
+    """Whether torch.compile has what it needs.
+
+    That is the headers of Python and a C++ compiler, for a GPU Triton and a C compiler.
+    """
     if device.type == "cuda":
-        if (
-            importlib.util.find_spec("triton") is None
-            or torch.cuda.get_device_capability(device) < TRITON_NEEDS
-        ):
+        capability = torch.cuda.get_device_capability(device)
+        if importlib.util.find_spec("triton") is None or capability < MIN_TRITON_CAPABILITY:
             return False
-        named, usual = os.environ.get("CC"), ["gcc", "clang"]  # as Triton does
+        configured, defaults = os.environ.get("CC"), ["gcc", "clang"]  # as Triton looks for it
     else:
-        named = os.environ.get("CXX")  # as inductor does
-        usual = [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
-    found = any(shutil.which(compiler) for compiler in ([named.split()[0]] if named else usual))
-    return found and Path(sysconfig.get_path("include"), "Python.h").exists()
+        configured = os.environ.get("CXX")  # as inductor looks for it
+        defaults = [{"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")]
+    # CC and CXX may contain options after the name of the compiler
+    names = [configured.split()[0]] if configured else defaults
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return any(shutil.which(name) for name in names) and headers.exists()
 
 
-def _cpu_kind() -> str | None:
-    """ "matrix" or "vector" for a processor with matrix or vector instructions for bfloat16, None for one without."""
+def _find_bf16_instructions() -> str | None:
+    """The bfloat16 instructions of the CPU, a key of COMPILE_SAVINGS; None if it has none."""
     if torch.cpu._is_amx_tile_supported():
-        return "matrix"
-    return "vector" if torch.cpu._is_avx512_bf16_supported() else None
+        return "amx"
+    return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else None

@@ -1,4 +1,4 @@
-"""Where pictures come from: files, folders, shell patterns, tar shards, or memory -> one ordered list, read ahead by threads.
+"""Where images come from: files, folders, patterns, tar shards or memory, read ahead by threads.
 
 Axes: N batch, C channels, H W pixels.
 """
@@ -20,33 +20,30 @@ import numpy as np
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
+from swag_models.formatting import printable
 from swag_models.preprocess import read_image
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-SHARDS = (
-    ".tar",
-    ".tar.gz",
-    ".tgz",
-    ".tar.bz2",
-    ".tar.xz",
-    ".tar.zst",
-)  # only the first can be read, at any offset
-TAR_BLOCK = 512
-LOCKS = [
-    Lock() for _ in range(61)
-]  # an image in memory that is given twice must not be decoded by two threads at once
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGE_SUFFIXES |= {".ppm", ".pgm"}
+# Only uncompressed tar files can be read at any offset. The others are listed, so that they are
+# rejected with the reason and not taken for an image.
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+TAR_BLOCK = 512  # bytes
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 class ImageRef(NamedTuple):
-    """A picture that is not read yet: a name for reports, and where it is.
+    """An image that is not read yet.
 
-    `source` is a file's path, or an image in memory; `span` is (offset, bytes) of a member within a tar file.
+    Attributes:
+        name: what messages and results call it.
+        source: path of a file, or an image in memory.
+        span: (offset, size) in bytes of a member of a tar file; None for a file of its own.
     """
 
     name: str
@@ -54,7 +51,14 @@ class ImageRef(NamedTuple):
     span: tuple[int, int] | None = None
 
     def read(self) -> Image.Image | Tensor:
-        """An upright RGB image, or the tensor it is; ImageError, which names the picture, says what is wrong with it."""
+        """Read the image.
+
+        Returns:
+            An upright RGB image, or the tensor it was given as.
+
+        Raises:
+            ImageError: it cannot be read; the message begins with its name.
+        """
         image = self._open()
         if 0 in (image.size if isinstance(image, Image.Image) else image.shape):
             raise ImageError(f"{self.name} has no pixels")
@@ -62,7 +66,10 @@ class ImageRef(NamedTuple):
 
     def _open(self) -> Image.Image | Tensor:
         if isinstance(self.source, Image.Image):
-            with LOCKS[id(self.source) % len(LOCKS)]:
+            # Pillow decodes an opened image when its pixels are first used, which two threads must
+            # not do at once. The lock is kept on the image, because the image may be listed twice;
+            # setdefault is atomic.
+            with vars(self.source).setdefault("_swag_models_lock", Lock()):
                 return read_image(self.source, self.name)
         if not isinstance(self.source, Path):
             return self.source
@@ -79,49 +86,59 @@ class ImageRef(NamedTuple):
 
 
 def find_images(images: Any) -> list[ImageRef]:
-    """Every picture in `images`, in order: one of these, or a sequence of them.
+    """List every image of the given sources.
 
-    A path of a file, a folder (searched to any depth), a tar shard, or a shell pattern of those; a PIL image; an array
-    (H, W), (H, W, 3) or (N, H, W, 3) or a tensor (3, H, W) or (N, 3, H, W), of bytes. Folders, patterns and shards are listed
-    in sorted order. ConfigError names what is none of these, and a folder or pattern without a picture.
+    Args:
+        images: one source or a sequence of sources. A source is the path of a file, of a folder
+            (searched to any depth), of a tar shard, or a shell pattern of those; a PIL image; a
+            uint8 array (H, W), (H, W, 3) or (N, H, W, 3); a uint8 tensor (3, H, W) or
+            (N, 3, H, W); an `ImageRef`.
+
+    Returns:
+        The images in the order of the sources; those of a folder or pattern sorted by path, those
+        of a tar shard in the order of its members.
+
+    Raises:
+        ConfigError: a source is none of these, or a folder, pattern or shard contains no image.
     """
-    single = isinstance(images, (str, os.PathLike, Image.Image, ImageRef)) or hasattr(
-        images, "ndim"
-    )
-    given = [images] if single else images
-    if not isinstance(given, Iterable):
+    single = isinstance(images, (str, os.PathLike, Image.Image, ImageRef))
+    sources = [images] if single or hasattr(images, "ndim") else images
+    if not isinstance(sources, Iterable):
         raise ConfigError(
             f"images is a {type(images).__name__}; give paths, PIL images, arrays or tensors"
         )
-    pictures: list[ImageRef] = []
-    for each in given:
-        if isinstance(each, ImageRef):
-            pictures.append(each)
-        elif isinstance(each, (str, os.PathLike)):
-            pictures += _find_files(each)
+    refs: list[ImageRef] = []
+    for source in sources:
+        if isinstance(source, ImageRef):
+            refs.append(source)
+        elif isinstance(source, (str, os.PathLike)):
+            refs += _find_files(source)
         else:
-            pictures += [
-                ImageRef(f"image {len(pictures) + i}", image)
-                for i, image in enumerate(_unbind(each))
-            ]
-    return pictures
+            start = len(refs)
+            refs += [ImageRef(f"image {start + i}", x) for i, x in enumerate(_unbatch(source))]
+    return refs
 
 
 def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
-    """The names of the files in a tar shard and their spans, in the order they lie there; ConfigError if it was cut."""
+    """List the files in an uncompressed tar file.
+
+    Args:
+        path: the tar file.
+
+    Returns:
+        (name, (offset, size)) of each file, in bytes, in the order of the archive.
+
+    Raises:
+        ConfigError: it cannot be read, is compressed, or was cut off.
+    """
     try:
         with tarfile.open(path, "r:") as archive:
-            members = [
-                (member.name, (member.offset_data, member.size))
-                for member in archive
-                if member.isfile()
-            ]
+            members = [(m.name, (m.offset_data, m.size)) for m in archive if m.isfile()]
             end = archive.offset
         with path.open("rb") as file:
             file.seek(end)
-            if file.read(TAR_BLOCK) != bytes(
-                TAR_BLOCK
-            ):  # tarfile itself takes a cut before a member for the end
+            # tarfile takes an archive that was cut off before a member for a complete one
+            if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
                 raise tarfile.ReadError("unexpected end of data")
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -132,70 +149,85 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
 def read_ahead(
     read: Callable[[S], T], items: Sequence[S], workers: int, ahead: int, *, overlap: bool
 ) -> Iterator[T]:
-    """`read` of every item, in order, each by one of `workers` threads.
+    """Apply `read` to every item with threads, and yield the results in order.
 
-    Threads do: Pillow decodes and resizes without holding the interpreter, and nothing has to be copied between processes.
-    With `overlap` they read up to `ahead` items while earlier ones are used: right if those are used on a GPU. Without, reading
-    so many and using them take turns: right on a processor, whose cores both need.
+    Args:
+        read: runs in a worker thread. Threads suffice, because Pillow releases the interpreter
+            while it decodes and resizes, and no result has to be copied between processes.
+        items: what to read.
+        workers: number of threads.
+        ahead: number of items that are read before the first of them is used.
+        overlap: keep reading while results are used, which is right if they are used on a GPU. If
+            false, reading and using take turns: on a CPU both need all cores, and the threads of
+            a model that wait for each other cost more than overlapping could save.
+
+    Yields:
+        The result for each item, in the order of `items`.
     """
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
         try:
             if overlap:
-                waiting: deque[Future[T]] = deque()
+                pending: deque[Future[T]] = deque()
                 for item in items:
-                    waiting.append(pool.submit(read, item))
-                    if len(waiting) > ahead:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
+                    pending.append(pool.submit(read, item))
+                    if len(pending) > ahead:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
             else:
                 for start in range(0, len(items), ahead):
+                    # a list, so that the whole chunk is read before its first item is used
                     yield from list(pool.map(read, items[start : start + ahead]))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _find_files(pattern: str | os.PathLike[str]) -> list[ImageRef]:
+    """Images of a path or a shell pattern, sorted by path."""
     path = Path(pattern)
-    given = [path]  # also if it is missing: reading it will say so
+    # a missing file is listed as well: reading it reports the reason
+    matches = [path]
     if glob.has_magic(str(pattern)) and not path.exists():
-        given = [Path(each) for each in glob.glob(str(pattern), recursive=True)]
-    found = {file for each in given for file in (_search(each) if each.is_dir() else [each])}
-    pictures = [picture for each in sorted(found) for picture in _expand(each)]
-    if not pictures:
+        matches = [Path(match) for match in glob.glob(str(pattern), recursive=True)]
+    # a set, because ** matches a folder and the folders in it
+    files = {
+        file for match in matches for file in (_walk_images(match) if match.is_dir() else [match])
+    }
+    refs = [ref for file in sorted(files) for ref in _list_file(file)]
+    if not refs:
         raise ConfigError(
-            f"no picture in {pattern}; give files, folders, tar shards or patterns with {' '.join(sorted(SUFFIXES))}"
+            f"no image in {pattern}; give files, folders, tar shards or patterns with "
+            f"{' '.join(sorted(IMAGE_SUFFIXES))}"
         )
-    return pictures
+    return refs
 
 
-def _search(folder: Path) -> Iterator[Path]:
-    """The files in a folder, at any depth, that are named like pictures."""
+def _walk_images(folder: Path) -> Iterator[Path]:
+    """Files in a folder, at any depth, with the suffix of an image."""
 
-    def refuse(error: OSError) -> None:
+    def reject(error: OSError) -> None:
         raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
 
-    for root, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(root, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+    for root, _, names in os.walk(folder, onerror=reject):
+        yield from (Path(root, name) for name in names if _is_image(name))
 
 
-def _expand(path: Path) -> list[ImageRef]:
-    """The pictures of a tar shard in the order they lie there, or the file itself."""
-    if not path.name.lower().endswith(SHARDS):
-        return [ImageRef(_spell(path), path)]
+def _list_file(path: Path) -> list[ImageRef]:
+    """The images of a tar shard in the order of its members, or the file itself."""
+    if not path.name.lower().endswith(TAR_SUFFIXES):
+        return [ImageRef(printable(path), path)]
     return [
-        ImageRef(_spell(f"{path}/{name}"), path, span)
+        ImageRef(printable(f"{path}/{name}"), path, span)
         for name, span in find_members(path)
-        if Path(name).suffix.lower() in SUFFIXES
+        if _is_image(name)
     ]
 
 
-def _spell(path: str | os.PathLike[str]) -> str:
-    """A path as text that can be written to any file; bytes that are no UTF-8 are spelled out."""
-    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _unbind(image: Any) -> list[Image.Image | Tensor]:
+def _unbatch(image: Any) -> list[Image.Image | Tensor]:
     """The single images of an image or a batch in memory."""
     if isinstance(image, Image.Image):
         return [image]
@@ -203,17 +235,19 @@ def _unbind(image: Any) -> list[Image.Image | Tensor]:
         if image.dtype == np.uint8 and (
             image.ndim == 2 or (image.ndim in (3, 4) and image.shape[-1] == 3)
         ):
-            return [Image.fromarray(each) for each in (image if image.ndim == 4 else image[None])]
+            return [Image.fromarray(x) for x in (image if image.ndim == 4 else image[None])]
         raise ConfigError(
-            f"array {image.shape} of {image.dtype}; give bytes (H, W), (H, W, 3) or (N, H, W, 3)"
+            f"invalid array {image.shape} of {image.dtype}; "
+            f"give uint8 (H, W), (H, W, 3) or (N, H, W, 3)"
         )
-    import torch
+    import torch  # here, because the CLI lists files before it needs a model
 
     if isinstance(image, torch.Tensor):
         if image.dtype == torch.uint8 and image.ndim in (3, 4) and image.shape[-3] == 3:
             return list(image if image.ndim == 4 else image[None])
         raise ConfigError(
-            f"tensor {tuple(image.shape)} of {image.dtype}; give bytes (3, H, W) or (N, 3, H, W)"
+            f"invalid tensor {tuple(image.shape)} of {image.dtype}; "
+            f"give uint8 (3, H, W) or (N, 3, H, W)"
         )
     raise ConfigError(
         f"cannot read a {type(image).__name__}; give paths, PIL images, arrays or tensors"

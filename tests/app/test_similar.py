@@ -77,7 +77,7 @@ def test_a_folder_of_broken_files_has_nothing_similar(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("missing", "is no folder on this machine"), ("empty", "no picture in")]
+    ("name", "message"), [("missing", "is no folder on this machine"), ("empty", "no image in")]
 )
 def test_a_folder_without_pictures_is_an_error_with_its_name(
     tmp_path: Path, name: str, message: str

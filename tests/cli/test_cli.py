@@ -19,7 +19,7 @@ from server import Server
 
 import swag_models
 from swag_models.cli import main
-from swag_models.inference.embed import read_embeddings
+from swag_models.inference.embeddings_file import read_embeddings
 
 FILES = sorted(SCENES.iterdir())
 CLASSIFY = ["classify", "--model", "vit_nano_hashtags"]
@@ -78,7 +78,7 @@ def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
     [
         (["info", "resnet50"], "unknown model 'resnet50'; "),
         (["list", "resnet*"], "no model matches 'resnet*'; known: "),
-        ([*CLASSIFY, "nothing/*.png"], "no picture in nothing/*.png; "),
+        ([*CLASSIFY, "nothing/*.png"], "no image in nothing/*.png; "),
         ([*CLASSIFY, str(SCENES), "--top-k", "0"], "top_k is 0; give 1 or more"),
         (
             [*CLASSIFY, str(SCENES), "--image-size", "30"],
@@ -97,18 +97,18 @@ def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
         ),
         (
             [*EMBED, str(SCENES), "-o", "x.csv"],
-            "embeddings in x.csv: end the name in .parquet or .npy",
+            "unknown suffix of x.csv; end the name in .parquet or .npy",
         ),
         (
             [*EMBED, str(SCENES), "-o", "no/x.npy"],
-            "no is no folder; make it, or choose another one for x.npy",
+            "no is not a folder; create it, or choose another one for x.npy",
         ),
-        ([*EMBED, "nothing/*.png", "-o", "x.npy"], "no picture in nothing/*.png; "),
+        ([*EMBED, "nothing/*.png", "-o", "x.npy"], "no image in nothing/*.png; "),
         (
             ["embed", str(SCENES), "--model", "vit_b61", "-o", "x.npy"],
             "unknown model 'vit_b61'; did you mean: vit_b16, ",
         ),
-        (["merge", "gone.npy", "-o", "x.npy"], "gone.json is not what swag-models embed wrote: "),
+        (["merge", "gone.npy", "-o", "x.npy"], "gone.json was not written by swag-models embed: "),
     ],
 )
 def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(
@@ -347,7 +347,7 @@ def test_parquet_without_pyarrow_is_refused_before_the_model_is_loaded(
     monkeypatch.setitem(
         sys.modules, "pyarrow", None
     )  # Python's way to say that a module cannot be imported
-    message = "swag-models: error: a .parquet file needs pyarrow; pip install 'swag-models[embed]', or write .npy\n"
+    message = "swag-models: error: a .parquet file (unlike .npy) needs pyarrow; install it with: pip install 'swag-models[embed]'\n"
     assert (
         main(["embed", str(SCENES), "--model", "no_such_model", "-o", str(tmp_path / "x.parquet")])
         == 2

@@ -108,7 +108,7 @@ def test_what_onnx_cannot_say_is_refused_and_pt2_takes_it(tmp_path: Path) -> Non
         ),
         ("model.pt2", {"dtype": torch.float64}, r"dtype float64 cannot go into \.pt2"),
         ("model.onnx", {"dtype": "int8"}, "int8 needs a folder of pictures"),
-        ("model.onnx", {"dtype": "int8", "pictures": "."}, r"no picture in \."),
+        ("model.onnx", {"dtype": "int8", "pictures": "."}, r"no image in \."),
         ("model.onnx", {"pictures": "gone"}, "gone is not a folder; give one of pictures"),
         ("model.onnx", {"opset": 17}, "opset is 17; allowed: 18 to 23"),
         ("nowhere/model.onnx", {}, "nowhere is not a folder; make it first"),

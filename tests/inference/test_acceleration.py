@@ -33,10 +33,10 @@ from swag_models.errors import ConfigError
 from swag_models.inference import acceleration
 from swag_models.inference.acceleration import (
     accelerate,
+    compiling_pays_off,
     fold_batch_norm,
     has_compiler,
     pick_dtype,
-    repays_compiling,
 )
 from swag_models.inference.predict import Classifier, Embedder
 from swag_models.models import Backbone, build
@@ -185,10 +185,10 @@ print(quick, exact, torch.backends.cpu.get_cpu_capability().startswith("AVX"))
 def test_compiling_repays_from_some_amount_of_work_on_and_never_for_little(name: str) -> None:
     model = build_on_meta(name)
     seconds = [0, 0.01, 1, 10, 100, 1000, 1e4, HOURS]
-    decisions = [repays_compiling(model, CPU, each) for each in seconds]
+    decisions = [compiling_pays_off(model, CPU, each) for each in seconds]
     assert decisions == sorted(decisions)
     assert not any(decisions[:4])
-    assert not repays_compiling(model, torch.device("meta"), HOURS)
+    assert not compiling_pays_off(model, torch.device("meta"), HOURS)
 
 
 def test_the_larger_model_needs_more_work_before_compiling_repays() -> None:
@@ -198,7 +198,7 @@ def test_the_larger_model_needs_more_work_before_compiling_repays() -> None:
             (
                 each
                 for each in (10.0 * 1.1**step for step in range(150))
-                if repays_compiling(model, CPU, each)
+                if compiling_pays_off(model, CPU, each)
             ),
             HOURS,
         )
@@ -210,7 +210,7 @@ def test_the_larger_model_needs_more_work_before_compiling_repays() -> None:
 
 def test_what_compiling_saves_is_known_for_every_family_and_hardware() -> None:
     families = {type(build_on_meta(name)).__name__ for name in SPECS}
-    for saved in acceleration.SAVED.values():
+    for saved in acceleration.COMPILE_SAVINGS.values():
         assert set(saved) == families
         assert all(0 <= share < 1 for share in saved.values())
 
@@ -251,7 +251,9 @@ def test_a_compiled_model_equals_the_eager_one_whatever_the_batches_hold(tmp_pat
 def test_a_model_that_compiles_itself_half_way_goes_on_as_before(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(acceleration, "SECONDS_PER_BLOCK", 0)  # as if there were hours of work
+    monkeypatch.setattr(
+        acceleration, "COMPILE_SECONDS_PER_BLOCK", 0
+    )  # as if there were hours of work
     spec, weights = make_spec("regnet", tmp_path)
     files = write_images(tmp_path / "pictures", 19)
     expected = Embedder(spec, weights=weights, fast=True, compile=False, dtype=dtype)(files)
@@ -269,7 +271,7 @@ def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
     command = make_command("classify", SCENES, "--model", NANO, "--compile")
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    message = "swag-models: error: compile is True, but torch.compile lacks what it needs for cpu; install g++ and"
+    message = "swag-models: error: compile=True: torch.compile lacks what it needs for cpu; install g++ and"
     assert done.stderr.startswith(message)
 
 
@@ -289,8 +291,8 @@ def test_the_compiler_is_the_one_that_the_environment_names(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not has_compiler(CPU)
-    assert not repays_compiling(build_on_meta("regnety_16gf"), CPU, HOURS)
-    with pytest.raises(ConfigError, match="compile is True, but"):
+    assert not compiling_pays_off(build_on_meta("regnety_16gf"), CPU, HOURS)
+    with pytest.raises(ConfigError, match="compile=True: torch.compile lacks"):
         Classifier(NANO, compile=True)
     assert (
         Classifier(NANO, fast=True)(SCENES / "cup.jpg", top_k=1)[0][0].label

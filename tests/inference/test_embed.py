@@ -25,13 +25,13 @@ from image_support import (
 )
 
 from swag_models.errors import ConfigError
-from swag_models.inference import embed
+from swag_models.inference import embeddings_file
 from swag_models.inference.embed import (
     EmbedSummary,
     merge_embeddings,
-    read_embeddings,
     write_embeddings,
 )
+from swag_models.inference.embeddings_file import read_embeddings
 from swag_models.inference.predict import Embedder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -86,7 +86,7 @@ def test_other_libraries_read_the_file(embedder: Embedder, tmp_path: Path) -> No
 def test_rows_go_into_groups_of_bounded_size(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "ROWS", 4)
+    monkeypatch.setattr(embeddings_file, "ROW_GROUP_SIZE", 4)
     pictures = write_images(tmp_path / "pictures", 10)
     write_embeddings(embedder, pictures, tmp_path / "x.parquet", progress=False)
     metadata = pyarrow.parquet.read_metadata(tmp_path / "x.parquet")
@@ -131,11 +131,11 @@ def test_a_file_of_someone_elses_is_refused_and_left_alone(
 ) -> None:
     path = write_file(tmp_path / name, FOREIGN[name])
     output = path.with_suffix(".npy") if path.suffix == ".json" else path
-    with pytest.raises(ConfigError, match=r"is not what swag-models embed wrote: .+"):
+    with pytest.raises(ConfigError, match=r"was not written by swag-models embed: .+"):
         write_embeddings(embedder, write_images(tmp_path / "pictures", 2), output, progress=False)
     assert path.read_bytes() == FOREIGN[name]
     assert list_names(tmp_path) == ["pictures", name]
-    with pytest.raises(ConfigError, match="is not what swag-models embed wrote"):
+    with pytest.raises(ConfigError, match="was not written by swag-models embed"):
         read_embeddings(output)
 
 
@@ -156,9 +156,9 @@ def test_pictures_in_memory_are_known_by_what_they_show(embedder: Embedder, tmp_
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.csv", "embeddings in {folder}/x.csv: end the name in .parquet or .npy"),
-        ("x", "embeddings in {folder}/x: end the name in .parquet or .npy"),
-        ("no/x.npy", "{folder}/no is no folder; make it, or choose another one for x.npy"),
+        ("x.csv", "unknown suffix of {folder}/x.csv; end the name in .parquet or .npy"),
+        ("x", "unknown suffix of {folder}/x; end the name in .parquet or .npy"),
+        ("no/x.npy", "{folder}/no is not a folder; create it, or choose another one for x.npy"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_in_a_line(
@@ -237,11 +237,11 @@ def test_what_is_not_all_of_one_run_is_not_merged(embedder: Embedder, tmp_path: 
     gone, output = tmp_path / "gone.npy", tmp_path / "merged.npy"
     cases: list[tuple[list[Path], Path, str]] = [
         ([first], output, r"1 of 2 parts given; missing: part-00001-of-00002\.npy"),
-        ([first, other], output, "are of different runs; give the parts of one"),
+        ([first, other], output, "are of different runs; give the parts of one run"),
         ([first, second, twice], output, "3 of 2 parts given; give each once"),
         ([first, second], existing, r"exists\.npy exists; delete it or choose another name"),
-        ([first, gone], output, r"gone\.json is not what swag-models embed wrote: .*No such file"),
-        ([first, second], tmp_path / "no" / "x.npy", "is no folder; make it"),
+        ([first, gone], output, r"gone\.json was not written by swag-models embed: .*No such file"),
+        ([first, second], tmp_path / "no" / "x.npy", "is not a folder; create it"),
         ([first, second], tmp_path / "x.txt", "end the name in"),
     ]
     for parts, target, message in cases:

@@ -19,7 +19,8 @@ from image_support import NANO, encode_image, list_names, make_command, write_im
 
 from swag_models.cli import main
 from swag_models.errors import ConfigError
-from swag_models.inference.embed import read_embeddings, write_embeddings
+from swag_models.inference.embed import write_embeddings
+from swag_models.inference.embeddings_file import read_embeddings
 from swag_models.inference.predict import Embedder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,7 +115,7 @@ def test_ctrl_c_ends_at_once_and_another_process_is_kept_off_and_may_go_on_after
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(
             ConfigError,
-            match=r"another process is writing .*x\.npy; wait for it, or choose another name",
+            match=r"another process is writing .*x\.npy; wait for it, or choose another output",
         ):
             write_embeddings(embedder, pictures, output, progress=False)
         process.send_signal(signal.SIGINT)

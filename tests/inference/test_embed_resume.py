@@ -145,7 +145,7 @@ def test_work_is_gone_on_with_only_under_the_same_settings(
     for other, images in others.values():
         with pytest.raises(
             ConfigError,
-            match=r"x\.npy\.work holds other work for .*x\.npy; delete it or choose another name",
+            match=r"x\.npy holds other work, with \w+ .*, not .*; delete .*x\.npy\.work or choose",
         ):
             write_embeddings(other, images, output, progress=False)
     faster = Embedder(NANO, batch_size=32, workers=1)  # how it is done may change

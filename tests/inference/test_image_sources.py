@@ -232,17 +232,23 @@ def test_a_missing_shard_is_refused_in_a_line(tmp_path: Path) -> None:
         (3, "images is a int; give paths"),
         ([None], "cannot read a NoneType; give paths"),
         ([["a.jpg"]], "cannot read a list; give paths"),
-        (np.zeros((4, 4)), "array (4, 4) of float64; give bytes (H, W), (H, W, 3) or (N, H, W, 3)"),
-        (np.zeros((4, 4, 4), np.uint8), "array (4, 4, 4) of uint8; give bytes"),
+        (
+            np.zeros((4, 4)),
+            "invalid array (4, 4) of float64; give uint8 (H, W), (H, W, 3) or (N, H, W, 3)",
+        ),
+        (np.zeros((4, 4, 4), np.uint8), "invalid array (4, 4, 4) of uint8; give uint8"),
         (np.uint8(3), "cannot read a uint8; give paths"),
         (
             torch.rand(3, 4, 4),
-            "tensor (3, 4, 4) of torch.float32; give bytes (3, H, W) or (N, 3, H, W)",
+            "invalid tensor (3, 4, 4) of torch.float32; give uint8 (3, H, W) or (N, 3, H, W)",
         ),
-        (torch.zeros(1, 4, 4, dtype=torch.uint8), "tensor (1, 4, 4) of torch.uint8; give bytes"),
+        (
+            torch.zeros(1, 4, 4, dtype=torch.uint8),
+            "invalid tensor (1, 4, 4) of torch.uint8; give uint8",
+        ),
         (
             "nothing/*.jpg",
-            "no picture in nothing/*.jpg; give files, folders, tar shards or patterns with .bmp .gif",
+            "no image in nothing/*.jpg; give files, folders, tar shards or patterns with .bmp .gif",
         ),
     ],
 )
@@ -254,7 +260,7 @@ def test_what_is_no_picture_is_refused_in_a_line(images: Any, message: str) -> N
 
 
 def test_a_folder_without_a_picture_is_refused_and_an_empty_list_is_not(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=re.escape(f"no picture in {tmp_path}; ")):
+    with pytest.raises(ConfigError, match=re.escape(f"no image in {tmp_path}; ")):
         find_images(tmp_path)
     assert find_images([]) == []
     assert find_images(np.zeros((0, 4, 4, 3), np.uint8)) == []

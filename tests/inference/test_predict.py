@@ -247,10 +247,10 @@ def test_options_of_load_model_pass_through() -> None:
         ({"batch_size": 2.0}, "batch_size is 2.0; give a positive number"),
         ({"workers": -1}, "workers is -1; give a positive number"),
         ({"workers": True}, "workers is True; give a positive number"),
-        ({"num_classes": 4}, "Embedder keeps the model's own; leave num_classes out"),
+        ({"num_classes": 4}, "Embedder uses the num_classes of the model; leave it out"),
         (
             {"in_chans": 1, "num_classes": 4},
-            "Embedder keeps the model's own; leave in_chans and num_classes out",
+            "Embedder uses the in_chans and num_classes of the model; leave them out",
         ),
         ({"dtype": "int8"}, "dtype 'int8' is not allowed; give float32"),
         ({"dtype": "int8", "fast": True}, "dtype 'int8' is not allowed; give float32"),
@@ -281,7 +281,7 @@ def test_a_grey_model_gets_grey_pictures_and_one_of_other_channels_is_refused(
     with torch.inference_mode():
         best = classifier.model(inputs).softmax(1).max()
     assert found[0].probability == pytest.approx(best.item(), abs=1e-5)
-    with pytest.raises(ConfigError, match="takes 5 channels; pictures have 3, or as grey 1"):
+    with pytest.raises(ConfigError, match=r"takes 5 channels, but images have 3 \(or 1 as grey\)"):
         Classifier(str(tmp_path / "5"))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from swag_models.errors import ConfigError, SwagModelsError
-from swag_models.inference.image_sources import SHARDS
+from swag_models.inference.image_sources import TAR_SUFFIXES
 from swag_models.recipe.data.datasets import ImageDataset, find_folders, is_dataset
 from swag_models.recipe.data.loader import Decode
 from swag_models.recipe.data.shards import MANIFEST, Shards, find_vocabulary, read_vocabulary
@@ -64,7 +64,7 @@ def find_folder(data: Shards) -> Path | None:
     if not isinstance(data, (str, os.PathLike)):
         return None
     text = os.fspath(data)
-    if "://" in text or text.startswith("pipe:") or text.endswith((*SHARDS, MANIFEST)):
+    if "://" in text or text.startswith("pipe:") or text.endswith((*TAR_SUFFIXES, MANIFEST)):
         return None
     root = Path(text)
     if not root.is_dir():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.inference.image_sources import SUFFIXES, find_members
+from swag_models.inference.image_sources import IMAGE_SUFFIXES, find_members
 from swag_models.runtime import import_extra
 
 TABLES = {
@@ -58,7 +58,7 @@ def find_places(sources: Sequence[str | os.PathLike[str]]) -> Iterator[Place]:
     for source in map(Path, sources):
         if source.is_dir():
             for path in _walk(source):
-                if path.suffix.lower() in SUFFIXES:
+                if path.suffix.lower() in IMAGE_SUFFIXES:
                     yield _place(path.stem, path)
                 elif path.suffix == ".tar":
                     yield from _read_tar(path)
@@ -106,7 +106,7 @@ def _read_tar(path: Path) -> Iterator[Place]:
                     ids[stem] = str(record.get("id", record.get("key")))
     for name, (offset, size) in members:
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() in SUFFIXES:
+        if suffix.lower() in IMAGE_SUFFIXES:
             yield Place(ids.get(stem, os.path.basename(stem)), os.fsencode(path), offset, size)
 
 

@@ -27,13 +27,13 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from swag_models.errors import ConfigError, ImageError, ShardError, SwagModelsError
-from swag_models.inference.image_sources import SUFFIXES
+from swag_models.inference.image_sources import IMAGE_SUFFIXES
 from swag_models.recipe.data.shards import read_shard
 
 Sample = dict[str, Any]
 ENDLESS = 2**62  # an epoch that no stream comes to
 BARREN = 100  # epochs without a sample, after which a stream that has to go on gives up
-IMAGES = [suffix.removeprefix(".") for suffix in SUFFIXES]
+IMAGES = [suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES]
 
 
 class Position(NamedTuple):

@@ -1,0 +1,165 @@
+"""The files that hold embeddings: .parquet, or .npy with the names in a .json file beside it.
+
+Axes: N images, D features.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from swag_models.atomic import atomic_write, write_text
+from swag_models.errors import ConfigError
+from swag_models.inference.predict import Embeddings, Skipped
+from swag_models.runtime import import_extra
+
+EMBEDDING_SUFFIXES = (".parquet", ".npy")
+ROW_GROUP_SIZE = 8192  # rows of a Parquet file that are written, and can be read, at once
+METADATA_KEY = "swag_models"
+
+Vectors = NDArray[np.float32]
+
+
+def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
+    """Read a file that `write_embeddings` wrote.
+
+    Args:
+        path: a .parquet or .npy file.
+
+    Returns:
+        Vectors (N, D), names and skipped images. The vectors of a .npy file are mapped into
+        memory, not read.
+
+    Raises:
+        ConfigError: the file cannot be read, or something else wrote it.
+    """
+    path = Path(path)
+    record = _read_record(path)
+    metadata = record[METADATA_KEY]
+    skipped = [Skipped(*fields) for fields in metadata["skipped"]]
+    if path.suffix == ".npy":
+        # copy on write: torch wants writable memory, and the file must not change
+        return Embeddings(torch.from_numpy(np.load(path, mmap_mode="c")), record["names"], skipped)
+    table = _import_pyarrow().parquet.read_table(path).combine_chunks()
+    flat = table["embedding"].combine_chunks().flatten().to_numpy()  # (N * D,)
+    vectors = torch.from_numpy(flat.reshape(-1, metadata["width"]).copy())
+    return Embeddings(vectors, table["name"].to_pylist(), skipped)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """How the embeddings in a file were made, and which images were skipped.
+
+    Raises:
+        ConfigError: the file cannot be read, or something else wrote it.
+    """
+    metadata: dict[str, Any] = _read_record(path)[METADATA_KEY]
+    return metadata
+
+
+def write_embeddings_file(
+    path: Path, vectors: Vectors, names: list[str], metadata: dict[str, Any]
+) -> None:
+    """Write embeddings, atomically.
+
+    Args:
+        path: a .parquet or .npy file.
+        vectors: (N, D).
+        names: N names.
+        metadata: JSON values, returned by `read_metadata`.
+    """
+    if path.suffix == ".npy":
+        # The names come first: a .npy file is complete only with the .json file beside it.
+        write_text(get_metadata_path(path), json.dumps({METADATA_KEY: metadata, "names": names}))
+        with atomic_write(path) as temporary:
+            _write_npy(temporary, vectors)
+    else:
+        with atomic_write(path) as temporary:
+            _write_parquet(temporary, vectors, names, metadata)
+
+
+def check_embeddings_path(output: str | os.PathLike[str]) -> Path:
+    """Check that embeddings can be written to a path, before any work is done for it.
+
+    Args:
+        output: path of the file to write.
+
+    Returns:
+        The same path.
+
+    Raises:
+        ConfigError: its folder is missing, its suffix is unknown, or pyarrow is not installed.
+    """
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"{path.parent} is not a folder; create it, or choose another one for {path.name}"
+        )
+    if path.suffix not in EMBEDDING_SUFFIXES:
+        raise ConfigError(
+            f"unknown suffix of {path}; end the name in {' or '.join(EMBEDDING_SUFFIXES)}"
+        )
+    if path.suffix == ".parquet":
+        _import_pyarrow()
+    return path
+
+
+def get_metadata_path(path: Path) -> Path:
+    """The file that holds the metadata: a .parquet file itself, or the .json file beside .npy."""
+    return path.with_suffix(".json") if path.suffix == ".npy" else path
+
+
+def _import_pyarrow() -> Any:
+    """Import pyarrow with its module for Parquet files."""
+    purpose = "a .parquet file (unlike .npy)"
+    import_extra("pyarrow.parquet", "swag-models[embed]", purpose)
+    return import_extra("pyarrow", "swag-models[embed]", purpose)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """The metadata under METADATA_KEY; for .npy also the names under "names"."""
+    pyarrow = None if path.suffix == ".npy" else _import_pyarrow()
+    try:
+        if pyarrow:
+            text = pyarrow.parquet.read_schema(path).metadata[METADATA_KEY.encode()]
+            return {METADATA_KEY: json.loads(text)}
+        record: dict[str, Any] = json.loads(get_metadata_path(path).read_text("utf-8"))
+        return {METADATA_KEY: record[METADATA_KEY], "names": record["names"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow raises ValueErrors
+        raise ConfigError(
+            f"{get_metadata_path(path)} was not written by swag-models embed: {error}"
+        ) from None
+
+
+def _write_npy(path: Path, vectors: Vectors) -> None:
+    with path.open("wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(vectors)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(vectors.data)  # np.save does not report a full disk
+
+
+def _write_parquet(
+    path: Path, vectors: Vectors, names: list[str], metadata: dict[str, Any]
+) -> None:
+    pyarrow = _import_pyarrow()
+    width = vectors.shape[1]
+    columns = [
+        pyarrow.field("name", pyarrow.string()),
+        pyarrow.field("embedding", pyarrow.list_(pyarrow.float32(), width)),
+    ]
+    schema = pyarrow.schema(columns, metadata={METADATA_KEY: json.dumps(metadata)})
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(names), ROW_GROUP_SIZE):
+            rows = slice(start, start + ROW_GROUP_SIZE)
+            arrays = [
+                pyarrow.array(names[rows], pyarrow.string()),
+                pyarrow.FixedSizeListArray.from_arrays(
+                    pyarrow.array(vectors[rows].reshape(-1)), width
+                ),
+            ]
+            writer.write_table(pyarrow.table(arrays, schema=schema))

@@ -1,0 +1,228 @@
+"""The part that `Classifier` and `Embedder` share: images read by threads, batches run by a model.
+
+Axes: N batch, H W pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from swag_models.api import Name, check_dtype, get_spec, load_model, load_preprocess
+from swag_models.errors import ConfigError, ImageError
+from swag_models.inference.acceleration import (
+    accelerate,
+    compile_forward,
+    compiling_pays_off,
+    has_compiler,
+    has_fast_resize,
+    pick_dtype,
+)
+from swag_models.inference.image_sources import ImageRef, find_images, read_ahead
+from swag_models.preprocess import Transform
+from swag_models.runtime import count_cpus
+from swag_models.spec import ImageSize
+
+BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
+MAX_WORKERS = 16  # more threads than that wait for the interpreter
+# Images that each thread reads before the model runs. With fewer, most threads would idle until
+# the slowest image of the chunk is read.
+IMAGES_PER_WORKER = 16
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read.
+
+    Attributes:
+        name: path or other name of the image.
+        reason: why; contains the name.
+    """
+
+    name: str
+    reason: str
+
+
+class BatchResult(NamedTuple):
+    """Result of one batch of images.
+
+    Attributes:
+        images: all images of the batch, in order.
+        errors: index in `images` -> why that image could not be read.
+        values: a float32 row for each of the other images; None if there is none.
+    """
+
+    images: Sequence[ImageRef]
+    errors: dict[int, str]
+    values: Tensor | None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the images that have a row."""
+        return [image.name for index, image in enumerate(self.images) if index not in self.errors]
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """The images that have no row."""
+        return [Skipped(self.images[index].name, reason) for index, reason in self.errors.items()]
+
+
+class InferencePipeline:
+    """A model in inference, fed by threads that read images ahead; the order is kept.
+
+    Args:
+        model: what `load_model` takes.
+        fast: use the fastest safe setting for the hardware: bfloat16 where that is faster (unless
+            `dtype` is given); for a RegNet folded batch norms and channels last; torch.compile
+            when there are enough images to amortise it; images resized by torch where that is
+            faster than Pillow.
+        compile: True compiles at once, False never; None leaves it to `fast`.
+        device: torch device or its name.
+        dtype: torch dtype or its name; by default float32.
+        image_size: pixels; by default the model's.
+        batch_size: images per forward pass; by default 32, on a GPU 256.
+        workers: threads that read images; by default one per CPU, at most 16.
+        options: further options of `load_model`.
+
+    Raises:
+        ConfigError: an option has an invalid value; the message names it.
+    """
+
+    keeps_head: bool
+
+    def __init__(
+        self,
+        model: Name,
+        *,
+        fast: bool = False,
+        compile: bool | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        image_size: ImageSize | None = None,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        **options: Any,
+    ) -> None:
+        if fixed := sorted({"num_classes", "in_chans"} & set(options)):
+            raise ConfigError(
+                f"{type(self).__name__} uses the {' and '.join(fixed)} of the model; "
+                f"leave {'it' if len(fixed) == 1 else 'them'} out"
+            )
+        for name, value in {"batch_size": batch_size, "workers": workers}.items():
+            if value is not None and (type(value) is not int or value < 1):  # bool is an int
+                raise ConfigError(f"{name} is {value!r}; give a positive number")
+        if not self.keeps_head:
+            options["num_classes"] = None
+        spec = get_spec(model)
+        # With `fast`, weights are cast after batch norms are folded, which is more accurate.
+        self.model = load_model(
+            spec,
+            device=device,
+            dtype=None if fast else dtype,
+            image_size=image_size,
+            **options,
+        )
+        if self.model.in_chans not in (1, 3):
+            raise ConfigError(
+                f"{spec.name} takes {self.model.in_chans} channels, but images have 3 (or 1 as "
+                f"grey); call the model itself"
+            )
+        self.name = spec.name
+        self.device = next(self.model.parameters()).device
+        default_batch_size = BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
+        self.batch_size = batch_size or default_batch_size
+        self.workers = workers or min(MAX_WORKERS, count_cpus())
+        self.preprocess = load_preprocess(spec, image_size=image_size)
+        if fast:
+            accelerate(self.model, check_dtype(dtype) if dtype else pick_dtype(self.device))
+            self.preprocess = Transform(self.preprocess.preprocess, vectorised=has_fast_resize())
+        self.dtype = next(self.model.parameters()).dtype
+        if compile and not has_compiler(self.device):
+            raise ConfigError(
+                f"compile=True: torch.compile lacks what it needs for {self.device}; "
+                f"install g++ and Python's headers (for a GPU also Triton), or leave it out"
+            )
+        self._compiled = compile_forward(self.forward) if compile else None
+        self._may_compile = fast and compile is None
+        self._is_warm = False  # whether a batch was processed before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the model on a batch.
+
+        Args:
+            x: normalised images (N, 3, H, W).
+
+        Returns:
+            One row for each image (N, ...).
+        """
+        raise NotImplementedError
+
+    def run(self, images: Any) -> Iterator[BatchResult]:
+        """Process images batch by batch.
+
+        Args:
+            images: anything that `find_images` takes.
+
+        Yields:
+            The result of each batch, in order.
+        """
+        refs, size = find_images(images), self.batch_size
+        overlap = self.device.type != "cpu"  # see `read_ahead`
+        # on a CPU the smallest number of whole batches with enough images for every thread
+        ahead = 2 * size if overlap else size * -(-IMAGES_PER_WORKER * self.workers // size)
+        results = read_ahead(self._read, refs, self.workers, ahead, overlap=overlap)
+        for start in range(0, len(refs), size):
+            batch = refs[start : start + size]
+            pixels: list[Tensor] = []
+            errors: dict[int, str] = {}
+            for index, result in enumerate(itertools.islice(results, size)):
+                if isinstance(result, str):
+                    errors[index] = result
+                else:
+                    pixels.append(result)
+            remaining = len(refs) - start - len(batch)
+            values = self._infer(torch.stack(pixels), remaining) if pixels else None
+            yield BatchResult(batch, errors, values)
+
+    def _read(self, image: ImageRef) -> Tensor | str:
+        """Read and resize an image: uint8 (3, H, W), or the reason why it cannot be read."""
+        try:
+            return self.preprocess.fit(image.read())
+        except ImageError as error:
+            return str(error)
+
+    @torch.inference_mode()
+    def _infer(self, pixels: Tensor, remaining: int) -> Tensor:
+        """Run the model on uint8 pixels (N, 3, H, W); gives float32 rows (N, ...) on the CPU.
+
+        `remaining` is the number of images after this batch.
+        """
+        start = time.perf_counter()
+        count = len(pixels)
+        run: Callable[[Tensor], Tensor] = self.forward
+        # Compiled code takes whole batches only. Filling up a batch that is more than half full
+        # costs less than running it uncompiled.
+        if self._compiled and 2 * count > self.batch_size:
+            padding = pixels[-1:].expand(self.batch_size - count, -1, -1, -1)
+            pixels, run = torch.cat([pixels, padding]), self._compiled
+        inputs = self.preprocess.normalise(pixels.to(self.device)).to(self.dtype)
+        if self.model.in_chans == 1:
+            inputs = inputs.mean(1, keepdim=True)  # (N, 1, H, W)
+        try:
+            values = run(inputs)[:count].float().cpu()
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"{self.device} has too little memory for {len(inputs)} images at once; "
+                f"give a smaller batch_size"
+            ) from None
+        # The first batch is not timed: it takes longer than the following ones.
+        if self._may_compile and self._is_warm:
+            seconds = (time.perf_counter() - start) / count * remaining
+            self._may_compile = not compiling_pays_off(self.model, self.device, seconds)
+            self._compiled = None if self._may_compile else compile_forward(self.forward)
+        self._is_warm = True
+        return values
