@@ -19,17 +19,17 @@ from swag_models.cli.common import (
 
 def associations(options: argparse.Namespace) -> int:
     """Whether a model gives some labels more often to the pictures of one group, and whose pictures it takes to be alike."""
-    from swag_models.recipe.evaluation.bias.associations import Settings, find_associations
-    from swag_models.recipe.evaluation.bias.dataset import open_roster
+    from swag_models.recipe.evaluation.bias.associations import AssociationConfig, measure_associations
+    from swag_models.recipe.evaluation.bias.dataset import open_grouped_images
     from swag_models.recipe.evaluation.bias.report import (
-        make_folder,
-        tabulate_disparities,
+        create_output_folder,
+        format_disparities,
         to_dict,
-        write_audit,
+        write_associations,
     )
 
     refuse_ranks()
-    settings = Settings(
+    settings = AssociationConfig(
         top_k=options.top_k,
         threshold=options.threshold,
         min_group=options.min_group,
@@ -37,15 +37,15 @@ def associations(options: argparse.Namespace) -> int:
         neighbours=options.neighbours,
         seed=options.seed,
     )
-    roster = open_roster(options.groups, options.group_column, options.path_column)
+    roster = open_grouped_images(options.groups, options.group_column, options.path_column)
     candidate, reading = open_measured(options)
-    make_folder(Path(options.output))
-    found = find_associations(candidate, roster, settings, **reading)
-    write_audit(found, Path(options.output))
+    create_output_folder(Path(options.output))
+    found = measure_associations(candidate, roster, settings, **reading)
+    write_associations(found, Path(options.output))
     if found.unread:
         say(f"{found.unread:,} pictures could not be read")
     print(
-        json.dumps(to_dict(found), indent=2) if options.json else tabulate_disparities(found),
+        json.dumps(to_dict(found), indent=2) if options.json else format_disparities(found),
         end="",
     )
     return FAILED if found.unread else OK

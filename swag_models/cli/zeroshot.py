@@ -19,17 +19,17 @@ from swag_models.errors import ConfigError
 def zeroshot(options: argparse.Namespace) -> int:
     """Tell pictures apart by hashtags and WordNet, without training or labels."""
     from swag_models.recipe.evaluation.zero_shot.classifier import (
-        Way,
-        list_ways,
+        ZeroShotConfig,
+        list_zero_shot_configs,
         run_ablation,
-        write_lines,
-        write_predictions,
-        write_results,
-        write_table,
+        format_predictions_jsonl,
+        format_predictions,
+        write_zero_shot,
+        format_zero_shot,
     )
     from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
     from swag_models.recipe.evaluation.zero_shot.targets import parse_targets
-    from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import Mapping
+    from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import HashtagMapping
     from swag_models.recipe.wordnet import WordNet
 
     refuse_ranks()
@@ -44,11 +44,11 @@ def zeroshot(options: argparse.Namespace) -> int:
             f"--ablation compares accuracies, and {options.data} has no labels; leave it out"
         )
     targets = parse_targets(given, wordnet, senses=options.senses)
-    mapping = Mapping(options.mapping, options.decay, options.threshold, options.best)
+    mapping = HashtagMapping(options.mapping, options.decay, options.threshold, options.best)
     ways = (
-        list_ways(mapping)
+        list_zero_shot_configs(mapping)
         if options.ablation
-        else [Way(options.platt, mapping, options.aggregation)]
+        else [ZeroShotConfig(options.platt, mapping, options.aggregation)]
     )
     candidate, reading = open_measured(options)
     results = run_ablation(
@@ -62,15 +62,15 @@ def zeroshot(options: argparse.Namespace) -> int:
     )
     first = results[0]
     if options.output:
-        write_results(results, Path(options.output))
+        write_zero_shot(results, Path(options.output))
     if first.labelled:
         print(
             json.dumps([each.to_dict() for each in results], indent=2)
             if options.json
-            else write_table(results)
+            else format_zero_shot(results)
         )
     else:
-        print(write_lines(first) if options.json else write_predictions(first))
+        print(format_predictions_jsonl(first) if options.json else format_predictions(first))
     return report_skipped(first.skipped)
 
 

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.eval_loader import open_eval_loader
-from swag_models.recipe.evaluation.bias.dataset import Roster
+from swag_models.recipe.evaluation.bias.dataset import GroupedImages
 from swag_models.recipe.evaluation.bias.disparity import Disparities, measure_disparities
-from swag_models.recipe.evaluation.bias.groups import Groups
+from swag_models.recipe.evaluation.bias.disparity import Groups
 from swag_models.recipe.evaluation.bias.neighbours import (
-    Retrieval,
+    NeighbourShares,
     compare_neighbours,
     list_neighbours,
 )
@@ -29,7 +29,7 @@ from swag_models.recipe.evaluation.models import EvaluatedModel
 
 
 @dataclass(frozen=True)
-class Settings:
+class AssociationConfig:
     """What was asked for.
 
     top_k, threshold: a label is given to a picture if it is among the model's best so many and more probable than that.
@@ -71,14 +71,14 @@ class Associations:
     model: str
     facts: Mapping[str, Any]
     column: str
-    settings: Settings
+    settings: AssociationConfig
     ungrouped: int
     unplaced: int
     unread: int
     small: Mapping[str, int]
     names: tuple[str, ...]
     disparities: Disparities
-    retrieval: Retrieval | None
+    retrieval: NeighbourShares | None
 
     @property
     def groups(self) -> Groups:
@@ -86,10 +86,10 @@ class Associations:
         return self.disparities.groups
 
 
-def find_associations(
+def measure_associations(
     candidate: EvaluatedModel,
-    roster: Roster,
-    settings: Settings | None = None,
+    roster: GroupedImages,
+    settings: AssociationConfig | None = None,
     *,
     batch_size: int = 32,
     workers: int = 0,
@@ -99,7 +99,7 @@ def find_associations(
 
     ConfigError for a model without classes, fewer than two groups that are large enough, or more neighbours than pictures.
     """
-    settings = settings or Settings()
+    settings = settings or AssociationConfig()
     if candidate.num_classes is None:
         raise ConfigError(
             f"{candidate.name} has no classes, so it gives no labels; choose a model with classes"
@@ -163,7 +163,7 @@ def choose_labels(logits: Tensor, top_k: int, threshold: float) -> Tensor:
 
 
 def _keep_groups(
-    codes: list[int], roster: Roster, settings: Settings
+    codes: list[int], roster: GroupedImages, settings: AssociationConfig
 ) -> tuple[NDArray[np.bool_], Groups, Mapping[str, int]]:
     """As `Groups.keep_large`; ConfigError also for more neighbours than there are other pictures."""
     mask, groups, small = Groups(np.array(codes, np.int64), roster.class_names).keep_large(

@@ -20,7 +20,7 @@ from swag_models.runtime import import_extra
 Row = dict[str, Any]
 
 
-class Roster(ImageDataset):
+class GroupedImages(ImageDataset):
     """The pictures of a table's rows, in order; the class of each is its group.
 
     column: the groups' name in the table. ungrouped, unplaced: rows without a group, and of the others those without a path.
@@ -58,9 +58,9 @@ class Roster(ImageDataset):
         return image
 
 
-def open_roster(
+def open_grouped_images(
     table: str | os.PathLike[str], group_column: str, path_column: str = "path"
-) -> Roster:
+) -> GroupedImages:
     """A table (.csv .jsonl .parquet) with a column of pictures' paths, relative to its folder, and one of their groups.
 
     A group is text, a number or true or false; rows where it is missing or empty are left out and counted. ConfigError names a
@@ -102,7 +102,7 @@ def open_roster(
             raise ConfigError(
                 f"{path} has no column {name!r}, but {', '.join(names) or 'no rows'}; name its {option} column"
             )
-    return Roster(path, group_column, rows, ungrouped, unplaced)
+    return GroupedImages(path, group_column, rows, ungrouped, unplaced)
 
 
 def _read_csv(path: Path) -> Iterator[Row]:

@@ -1,35 +1,108 @@
-"""Which labels are given more often to the pictures of one group than to those of the others: statistics, and no model.
+"""Label disparities between groups of images: rates, intervals and corrected p-values, from labels alone.
 
-The rate of a label in a group is the share of the group's pictures that it is given to, and its disparity the rate less the
-mean of the other groups' rates, each group alike: the label association of arXiv 2202.07603.
+The rate of a label in a group is the share of the group's images that are given the label. Its
+disparity is the rate minus the mean rate of the other groups, each group counted once: the label
+association of Fairness Indicators (https://arxiv.org/abs/2202.07603).
 
-Axes: N pictures, K labels a picture may have, J labels that are judged, G groups, P permutations, R resamples.
+Axes: N images, K labels of an image at most, J tested labels, G groups, P permutations, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from swag_models.recipe.evaluation.bias.groups import Groups, adjust
+from swag_models.errors import ConfigError
 
-LEVEL = 0.05  # of the chance of any false finding
-POWER = 0.84  # standard errors beyond the critical value, where 80% of such disparities are found
-CHUNK = 256  # labels resampled at a time
+SIGNIFICANCE_LEVEL = 0.05  # the chance of at least one false finding in a whole table
+# Standard errors beyond the critical value at which 80% of disparities are found: the normal
+# variable's 80% quantile.
+POWER_QUANTILE = 0.84
+LABELS_PER_CHUNK = 256  # resampled at a time, which bounds memory to R * G * 256 values
+# Equal statistics of two groups or labels may differ by rounding, and ties must count as ties.
+TIE_TOLERANCE = 1e-6
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """The group of each image.
+
+    Attributes:
+        codes: (N,), indices of `names`.
+        names: of the groups (G).
+    """
+
+    codes: Integers
+    names: tuple[str, ...]
+
+    @property
+    def sizes(self) -> Integers:
+        """Number of images of each group (G,)."""
+        return np.bincount(self.codes, minlength=len(self.names))
+
+    def keep_large(self, min_size: int) -> tuple[Mask, Groups, Mapping[str, int]]:
+        """Drop groups of fewer than `min_size` images.
+
+        Returns:
+            Whether each image is kept (N,), the groups of the kept images, and the size of each
+            dropped group by name.
+
+        Raises:
+            ConfigError: `min_size` is below 2, or fewer than two groups are left.
+        """
+        if min_size < 2:
+            raise ConfigError(
+                f"invalid min_group {min_size}: allowed 2 or more; "
+                "a single image cannot be compared with other groups"
+            )
+        is_large = self.sizes >= min_size
+        if is_large.sum() < 2:
+            sizes = zip(self.names[:10], self.sizes.tolist())
+            text = ", ".join(f"{name} {size}" for name, size in sizes) or "none"
+            raise ConfigError(
+                f"{is_large.sum()} groups have {min_size} images or more, and a comparison needs "
+                f"two (images of each group: {text}); choose another group column, add images, or "
+                "lower min_group"
+            )
+        mask = is_large[self.codes]
+        names = tuple(name for name, large in zip(self.names, is_large) if large)
+        small = {
+            name: size
+            for name, size, large in zip(self.names, self.sizes.tolist(), is_large)
+            if not large
+        }
+        new_codes = np.cumsum(is_large) - 1  # (G,): old code -> code among the large groups
+        return mask, Groups(new_codes[self.codes[mask]], names), small
+
+    def permute(self, permutations: int, seed: int) -> Iterator[Integers]:
+        """Yield the codes (N,) in a random order, P times; the same seed gives the same orders."""
+        rng = np.random.default_rng(seed)
+        for _ in range(permutations):
+            yield rng.permutation(self.codes)
 
 
 @dataclass(frozen=True, eq=False)
 class Disparities:
-    """labels (J,): the indices of those judged. rates, values, low, high, p (J, G): see `measure_disparities`.
+    """Rates and disparities of the tested labels; see `measure_disparities`.
 
-    rare: labels that some pictures have, but too few to be judged. critical: what a studentised disparity must reach.
+    Attributes:
+        groups: the compared groups.
+        labels: (J,), class indices of the tested labels.
+        rates: (J, G), from 0 to 1.
+        values: (J, G), disparities, from -1 to 1.
+        low: (J, G), lower end of the 95% interval of each disparity.
+        high: (J, G), upper end.
+        p: (J, G), p-values corrected for all labels and groups.
+        rare: number of labels that some images have, but too few to be tested.
+        critical: what a studentised disparity must reach to be significant.
     """
 
     groups: Groups
@@ -43,121 +116,164 @@ class Disparities:
     critical: float
 
     @property
-    def found(self) -> NDArray[np.bool_]:
-        """What is beyond chance (J, G)."""
-        return self.p <= LEVEL
+    def significant(self) -> Mask:
+        """Which disparities are beyond chance (J, G)."""
+        return self.p <= SIGNIFICANCE_LEVEL
 
     def rank(self) -> list[tuple[int, int]]:
-        """(row, group) of every disparity: findings first, then by size; of two groups, where it is the larger."""
-        rows, groups = np.nonzero(
-            self.values > 0 if len(self.groups.names) == 2 else np.ones_like(self.found)
-        )
-        order = np.lexsort((rows, -np.abs(self.values[rows, groups]), ~self.found[rows, groups]))
-        return [(int(rows[each]), int(groups[each])) for each in order]
+        """List (row, group) of every disparity: significant ones first, then by size.
+
+        With two groups the disparities of a label are equal but for their sign, so only the
+        positive one is listed.
+        """
+        two_groups = len(self.groups.names) == 2
+        listed = self.values > 0 if two_groups else np.ones_like(self.significant)
+        rows, groups = np.nonzero(listed)
+        sizes = np.abs(self.values[rows, groups])
+        order = np.lexsort((rows, -sizes, ~self.significant[rows, groups]))
+        return [(int(rows[index]), int(groups[index])) for index in order]
 
     def find_smallest(self, rate: float) -> Floats:
-        """PublishInfo the smallest difference (G,) that is found 4 times of 5, in a label that this share of all pictures has."""
+        """Estimate the smallest detectable difference between each group and all other images.
+
+        Args:
+            rate: share of all images that have the label.
+
+        Returns:
+            (G,), the differences that are significant in 4 of 5 samples.
+        """
         sizes = self.groups.sizes
-        return (self.critical + POWER) * np.sqrt(
-            rate * (1 - rate) * (1 / sizes + 1 / (sizes.sum() - sizes))
-        )
+        error = np.sqrt(rate * (1 - rate) * (1 / sizes + 1 / (sizes.sum() - sizes)))
+        return (self.critical + POWER_QUANTILE) * error
 
 
 def measure_disparities(
     labels: Integers,
     groups: Groups,
     *,
-    min_pictures: int = 5,
+    min_images: int = 5,
     permutations: int = 2000,
     resamples: int = 1000,
     seed: int = 0,
     progress: bool = False,
 ) -> Disparities:
-    """The labels given to each picture (N, K), each once, -1 for none -> rates, disparities, intervals and p-values.
+    """Compare how often labels are given to the images of each group. Images count as independent.
 
-    low, high: percentile bootstrap of pictures within their groups, 95%, of each disparity by itself. p: whether the group's
-    pictures and all others have the label at one rate, two-sided, adjusted for all labels and groups by `adjust` over
-    permutations of the groups. The statistic is the likelihood ratio: its root is a studentised difference whose tails are near
-    those of a normal variable for rare labels and small groups too, where one hit is many standard errors and would drown all
-    else in a maximum. Labels of fewer than `min_pictures` pictures are left out. A picture counts as independent.
+    The p-values are two-sided, for the hypothesis that a group's images and all other images have
+    the label at one rate, corrected for all labels and groups by `adjust_p_values`.
+
+    Args:
+        labels: (N, K), class indices of the labels of each image, each once; -1 for none.
+        groups: of the N images.
+        min_images: labels of fewer images are not tested.
+        permutations: P, of the groups, for the p-values.
+        resamples: R, bootstrap samples of the images within each group, for the 95% intervals
+            (percentiles, of each disparity by itself).
+        seed: of permutations and resampling.
+        progress: show a progress bar.
     """
-    pictures, columns = np.nonzero(labels >= 0)
-    given = labels[pictures, columns]
-    totals = np.bincount(given)
-    judged = np.flatnonzero(totals >= min_pictures)
-    place = np.full(len(totals), -1)
-    place[judged] = np.arange(len(judged))
-    kept = place[given] >= 0
-    pictures, given = pictures[kept], place[given[kept]]
+    images, columns = np.nonzero(labels >= 0)
+    image_labels = labels[images, columns]
+    totals = np.bincount(image_labels)
+    tested = np.flatnonzero(totals >= min_images)
+    rows = np.full(len(totals), -1)  # class index -> row of the result, -1 if not tested
+    rows[tested] = np.arange(len(tested))
+    is_tested = rows[image_labels] >= 0
+    images, label_rows = images[is_tested], rows[image_labels[is_tested]]
     sizes = groups.sizes[:, None]
 
-    def count(codes: Integers) -> Integers:
-        flat = codes[pictures] * len(judged) + given
-        return np.bincount(flat, minlength=len(sizes) * len(judged)).reshape(
-            len(sizes), len(judged)
-        )
+    def count_labels(codes: Integers) -> Integers:
+        cells = codes[images] * len(tested) + label_rows
+        counts = np.bincount(cells, minlength=len(sizes) * len(tested))
+        return counts.reshape(len(sizes), len(tested))
 
-    counts = count(groups.codes)
-    compare = _make_test(totals[judged], sizes)
+    counts = count_labels(groups.codes)
+    compute_ratios = _make_likelihood_ratio(totals[tested], sizes)
     maxima = np.zeros(permutations)
     with tqdm(total=permutations, unit=" permutations", disable=not progress) as bar:
-        for turn, codes in enumerate(groups.permute(permutations, seed)):
-            maxima[turn] = compare(count(codes)).max(initial=0)
+        for index, codes in enumerate(groups.permute(permutations, seed)):
+            maxima[index] = compute_ratios(count_labels(codes)).max(initial=0)
             bar.update()
     rates = counts / sizes
-    low, high = _resample(rates, sizes, resamples, seed)
-    p = adjust(compare(counts), maxima)
+    low, high = _bootstrap(rates, sizes, resamples, seed)
+    p = adjust_p_values(compute_ratios(counts), maxima)
     return Disparities(
         groups=groups,
-        labels=judged,
+        labels=tested,
         rates=rates.T,
-        values=_contrast(rates).T,
+        values=_subtract_others(rates).T,
         low=low.T,
         high=high.T,
         p=p.T,
-        rare=int(((totals > 0) & (totals < min_pictures)).sum()),
-        critical=float(np.sqrt(np.quantile(maxima, 1 - LEVEL))),
+        rare=int(((totals > 0) & (totals < min_images)).sum()),
+        critical=float(np.sqrt(np.quantile(maxima, 1 - SIGNIFICANCE_LEVEL))),
     )
 
 
-def _contrast(rates: Floats) -> Floats:
-    """Rates (..., G, J) -> each less the mean of the others'."""
+def adjust_p_values(statistics: Floats, maxima: Floats) -> Floats:
+    """P-values corrected for testing many hypotheses at once: Westfall and Young's max-T (1993).
+
+    A p-value is the share of permutations whose largest statistic is at least as large as the
+    observed one (single step). That bounds the chance of any false finding, whatever the
+    correlations between the statistics.
+
+    Args:
+        statistics: observed values, of any shape.
+        maxima: (P,), the largest statistic of each permutation.
+
+    Returns:
+        P-values of the shape of `statistics`.
+    """
+    above = len(maxima) - np.searchsorted(np.sort(maxima), statistics - TIE_TOLERANCE, "left")
+    # the observed order counts as one permutation, so that no p-value is 0 (Phipson and Smyth 2010)
+    return (1 + above) / (1 + len(maxima))
+
+
+def _subtract_others(rates: Floats) -> Floats:
+    """Rates (..., G, J) -> each minus the mean of the other groups' rates."""
     groups = rates.shape[-2]
     others = (rates.sum(-2, keepdims=True) - rates) / (groups - 1)
     return rates - others
 
 
-def _make_test(totals: Integers, sizes: Integers) -> Callable[[Integers], Floats]:
-    """Pictures with each label (J,) and in each group (G, 1) -> a function: counts (G, J) -> likelihood ratios, 2 log, (G, J).
+def _make_likelihood_ratio(totals: Integers, sizes: Integers) -> Callable[[Integers], Floats]:
+    """The test statistic as a function: counts (G, J) -> likelihood ratios 2 log L, (G, J).
 
-    Each is that of the group against all other pictures: G of the fourfold table, from the entropies of its cells.
+    Each compares a group with all other images: the G statistic of the 2 x 2 table, computed from
+    the entropies of its cells. Its root is a studentised difference.
+
+    Args:
+        totals: (J,), images with each label.
+        sizes: (G, 1), images of each group.
     """
-    pictures = int(sizes.sum())
-    numbers = np.arange(pictures + 1, dtype=np.float64)
-    entropy = numbers * np.log(np.maximum(numbers, 1))
-    margins = entropy[pictures] - entropy[sizes] - entropy[pictures - sizes]  # (G, 1)
-    margins = margins - entropy[totals] - entropy[pictures - totals]  # (G, J)
+    # Not a difference divided by its standard error: one hit of a rare label in a small group can
+    # be many standard errors, and would dominate the maximum over all labels. The tails of the
+    # ratio's root are near those of a normal variable for rare labels and small groups too.
+    images = int(sizes.sum())
+    numbers = np.arange(images + 1, dtype=np.float64)
+    entropy = numbers * np.log(np.maximum(numbers, 1))  # n log n of every possible count
+    margins = entropy[images] - entropy[sizes] - entropy[images - sizes]  # (G, 1)
+    margins = margins - entropy[totals] - entropy[images - totals]  # (G, J)
 
-    def compare(counts: Integers) -> Floats:
+    def compute_ratios(counts: Integers) -> Floats:
         cells = entropy[counts] + entropy[totals - counts] + entropy[sizes - counts]
-        cells += entropy[pictures - sizes - totals + counts]
-        return 2 * np.maximum(cells + margins, 0)  # rounding may leave a hair below
+        cells += entropy[images - sizes - totals + counts]
+        return 2 * np.maximum(cells + margins, 0)  # rounding may give a value just below 0
 
-    return compare
+    return compute_ratios
 
 
-def _resample(rates: Floats, sizes: Integers, resamples: int, seed: int) -> tuple[Floats, Floats]:
-    """The 2.5th and 97.5th percentiles (G, J) of disparities.
-
-    How many of a group's resampled pictures have a label is binomial, so it is drawn as such: each interval is of one label.
-    """
+def _bootstrap(rates: Floats, sizes: Integers, resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """The 2.5th and 97.5th percentiles (G, J) of disparities over bootstrap samples."""
     rng = np.random.default_rng(seed)
     low, high = np.zeros_like(rates), np.zeros_like(rates)
-    for start in range(0, rates.shape[1], CHUNK):
-        part = slice(start, start + CHUNK)
-        drawn = (
-            rng.binomial(sizes, rates[:, part], (resamples, len(sizes), rates[:, part].shape[1]))
-            / sizes
+    for start in range(0, rates.shape[1], LABELS_PER_CHUNK):
+        chunk = slice(start, start + LABELS_PER_CHUNK)
+        # The number of a group's resampled images with a label is binomial, so that number is
+        # drawn, not the images. Each label is drawn by itself: its interval is of one label.
+        size = (resamples, len(sizes), rates[:, chunk].shape[1])
+        resampled = rng.binomial(sizes, rates[:, chunk], size) / sizes  # (R, G, chunk)
+        low[:, chunk], high[:, chunk] = np.quantile(
+            _subtract_others(resampled), (0.025, 0.975), axis=0
         )
-        low[:, part], high[:, part] = np.quantile(_contrast(drawn), (0.025, 0.975), axis=0)
     return low, high

@@ -1,6 +1,6 @@
-"""Whose pictures are near whose: of which groups the nearest neighbours of a group's pictures are.
+"""Group composition of nearest neighbours: from which groups the images most similar to a group's images are.
 
-Axes: N pictures, D features, k neighbours, G groups, P permutations.
+Axes: N images, D features, k neighbours, G groups, P permutations.
 """
 
 from __future__ import annotations
@@ -11,13 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from swag_models.recipe.evaluation.bias.groups import Groups, adjust
+from swag_models.recipe.evaluation.bias.disparity import Groups, adjust_p_values
 from swag_models.recipe.evaluation.probes.knn import find_neighbours
 
 
 @dataclass(frozen=True, eq=False)
-class Retrieval:
-    """share (G, G): of the neighbours of a row's pictures, those of a column. expected: by sizes alone. p: adjusted."""
+class NeighbourShares:
+    """Shares of groups among the nearest neighbours; see `compare_neighbours`.
+
+    Attributes:
+        groups: the compared groups.
+        neighbours: k, of each image.
+        share: (G, G), share of a column's group among the neighbours of a row's images.
+        expected: (G, G), the shares that group sizes alone give.
+        p: (G, G), p-values corrected for all pairs of groups.
+    """
 
     groups: Groups
     neighbours: int
@@ -33,43 +41,60 @@ def compare_neighbours(
     permutations: int = 2000,
     seed: int = 0,
     progress: bool = False,
-) -> Retrieval:
-    """The nearest others of each picture (N, k) -> of which groups they are, and whether that is chance.
+) -> NeighbourShares:
+    """Count from which groups the neighbours of each group's images are, and test it against chance.
 
-    Expected are (size - 1) / (N - 1) of the own group and size / (N - 1) of others. p: two-sided, adjusted for all pairs of
-    groups by `adjust` over permutations of the groups; each share is studentised by its mean and deviation over them, the
-    observed order among them, since what one permutation does depends on which pictures are neighbours of many.
+    By group sizes alone (size - 1) / (N - 1) of the neighbours would be of the image's own group,
+    and size / (N - 1) of another group.
+
+    Args:
+        neighbours: (N, k), indices of the nearest other images of each image.
+        groups: of the N images.
+        permutations: P, of the groups, for the p-values.
+        seed: of the permutations.
+        progress: show a progress bar.
     """
-    count, kinds = len(neighbours), len(groups.names)
-    totals = np.empty((1 + permutations, kinds, kinds))
-    totals[0] = _count_pairs(groups.codes, neighbours, kinds)
+    num_images, num_groups = len(neighbours), len(groups.names)
+    counts = np.empty((1 + permutations, num_groups, num_groups))
+    counts[0] = _count_pairs(groups.codes, neighbours, num_groups)  # the observed order
     with tqdm(total=permutations, unit=" permutations", disable=not progress) as bar:
-        for turn, codes in enumerate(groups.permute(permutations, seed), 1):
-            totals[turn] = _count_pairs(codes, neighbours, kinds)
+        for index, codes in enumerate(groups.permute(permutations, seed), 1):
+            counts[index] = _count_pairs(codes, neighbours, num_groups)
             bar.update()
-    spread = totals.std(0)
-    scores = np.abs(totals - totals.mean(0)) / np.where(spread > 0, spread, 1)
-    sizes = groups.sizes
-    return Retrieval(
+    # Studentised by the deviation over permutations, not by a formula: it depends on which images
+    # are neighbours of many others. The observed order is one of the permutations.
+    spread = counts.std(0)
+    scores = np.abs(counts - counts.mean(0)) / np.where(spread > 0, spread, 1)
+    return NeighbourShares(
         groups=groups,
         neighbours=neighbours.shape[1],
-        share=totals[0] / totals[0].sum(1, keepdims=True),
-        expected=(sizes - np.eye(kinds)) / (count - 1),
-        p=adjust(scores[0], scores[1:].max((1, 2))),
+        share=counts[0] / counts[0].sum(1, keepdims=True),
+        expected=(groups.sizes - np.eye(num_groups)) / (num_images - 1),
+        p=adjust_p_values(scores[0], scores[1:].max((1, 2))),
     )
 
 
 def list_neighbours(features: NDArray[np.float32], neighbours: int) -> NDArray[np.int64]:
-    """Features (N, D) -> the k nearest others of each picture (N, k), by cosine, the nearest first."""
-    _, places = find_neighbours(features, features, neighbours + 1)  # (N, k + 1)
-    own = places == np.arange(len(places))[:, None]
-    own[~own.any(1), -1] = True  # where more than k others are just as near
-    return places[~own].reshape(len(places), neighbours)
+    """The k nearest other images of each image by cosine similarity, nearest first.
+
+    Args:
+        features: (N, D).
+        neighbours: k.
+
+    Returns:
+        (N, k), indices of images.
+    """
+    _, indices = find_neighbours(features, features, neighbours + 1)  # (N, k + 1)
+    is_itself = indices == np.arange(len(indices))[:, None]
+    # An image with more than k exact duplicates may not be among its own neighbours; then the last
+    # one is dropped in its place.
+    is_itself[~is_itself.any(1), -1] = True
+    return indices[~is_itself].reshape(len(indices), neighbours)
 
 
 def _count_pairs(
-    codes: NDArray[np.int64], neighbours: NDArray[np.int64], kinds: int
+    codes: NDArray[np.int64], neighbours: NDArray[np.int64], num_groups: int
 ) -> NDArray[np.int64]:
-    """(G, G): neighbours of pictures of a row's group that are of a column's."""
-    pairs = codes[:, None] * kinds + codes[neighbours]
-    return np.bincount(pairs.ravel(), minlength=kinds * kinds).reshape(kinds, kinds)
+    """(G, G): how many neighbours of images of a row's group are of a column's group."""
+    pairs = codes[:, None] * num_groups + codes[neighbours]
+    return np.bincount(pairs.ravel(), minlength=num_groups**2).reshape(num_groups, num_groups)

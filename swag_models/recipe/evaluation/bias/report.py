@@ -17,7 +17,7 @@ import numpy as np
 from swag_models.atomic import atomic_write, disk_errors, write_texts
 from swag_models.recipe.evaluation.bias.associations import Associations
 from swag_models.recipe.evaluation.bias.disparity import LEVEL
-from swag_models.recipe.evaluation.bias.neighbours import Retrieval
+from swag_models.recipe.evaluation.bias.neighbours import NeighbourShares
 from swag_models.recipe.training.run_dir import find_versions
 from swag_models.runtime import import_extra
 
@@ -35,19 +35,19 @@ LIMITS = """- These are rates of a model's labels in these pictures. They are no
 - Another threshold, another number of labels for each picture, or other pictures give other numbers."""
 
 
-def make_folder(folder: Path) -> None:
+def create_output_folder(folder: Path) -> None:
     """See to it that an audit can be written there: better known before the work than after it."""
     import_extra("matplotlib.figure")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def write_audit(found: Associations, folder: Path) -> None:
+def write_associations(found: Associations, folder: Path) -> None:
     """associations.md and .json, and where there are any labels and neighbours, disparities.png and neighbours.png.
 
     OutputError if they cannot be written.
     """
-    make_folder(folder)
+    create_output_folder(folder)
     with disk_errors(folder):
         for name, drawn in {
             "disparities.png": partial(_draw_disparities, found)
@@ -111,7 +111,7 @@ def to_dict(found: Associations) -> dict[str, Any]:
     }
 
 
-def tabulate_disparities(found: Associations, rows: int = SHOWN) -> str:
+def format_disparities(found: Associations, rows: int = SHOWN) -> str:
     """A Markdown table of the findings, the largest first, then of what is not beyond chance."""
     judged, lines = found.disparities, []
     for row, group in judged.rank()[:rows]:
@@ -175,7 +175,7 @@ def _write_labels(found: Associations) -> Iterator[str]:
     yield ""
     if not len(judged.labels):
         return
-    yield tabulate_disparities(found)
+    yield format_disparities(found)
     yield "![the largest disparities](disparities.png)"
     yield ""
     yield (
@@ -196,7 +196,7 @@ def _write_labels(found: Associations) -> Iterator[str]:
     yield ""
 
 
-def _write_retrieval(found: Retrieval, permutations: int) -> Iterator[str]:
+def _write_retrieval(found: NeighbourShares, permutations: int) -> Iterator[str]:
     yield "## Neighbours"
     yield ""
     yield (
@@ -279,7 +279,7 @@ def _draw_disparities(found: Associations, path: Path) -> None:
     _save(figure, path)
 
 
-def _draw_retrieval(found: Retrieval, path: Path) -> None:
+def _draw_retrieval(found: NeighbourShares, path: Path) -> None:
     names, excess = found.groups.names, 100 * (found.share - found.expected)
     size = 3 + 0.7 * len(names)
     figure = import_extra("matplotlib.figure").Figure(

@@ -20,7 +20,7 @@ MAX_STEPS = 1000
 logger = logging.getLogger("swag_models")
 
 
-class Platt(NamedTuple):
+class PlattScaling(NamedTuple):
     """scale * logits + bias. bias: float64 (K,), with mean 0, since a softmax does not see a constant."""
 
     scale: float
@@ -33,7 +33,7 @@ class Platt(NamedTuple):
 
 def fit_platt(
     logits: Tensor, *, scale: float = 1.0, tolerance: float = 1e-3, max_steps: int = MAX_STEPS
-) -> Platt:
+) -> PlattScaling:
     """The biases with which the mean softmax over these pictures (N, K) is uniform: hashtags are not, and this undoes it.
 
     That is our reading of the paper's "Platt scaling" on unlabelled pictures, which says neither what is fitted nor how. Here
@@ -54,7 +54,7 @@ def fit_platt(
             count,
             classes,
         )
-    platt = Platt(scale, torch.zeros(classes, dtype=torch.float64))
+    platt = PlattScaling(scale, torch.zeros(classes, dtype=torch.float64))
     for _ in range(max_steps):
         excess = (
             classes
@@ -64,7 +64,7 @@ def fit_platt(
         if (worst := (excess - 1).abs().max().item()) <= tolerance:
             return platt
         bias = platt.bias - excess.clamp(min=1e-300).log()
-        platt = Platt(scale, bias - bias.mean())
+        platt = PlattScaling(scale, bias - bias.mean())
     raise ConfigError(
         f"Platt scaling did not converge in {max_steps} steps: the softmax is so sure that the mean probability of a hashtag "
         f"over {count} pictures is still {worst:.1%} off 1/{classes}; give more pictures, a scale below {scale:g} or a "

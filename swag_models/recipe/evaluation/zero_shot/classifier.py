@@ -1,4 +1,4 @@
-"""Pictures told apart without training or text: a model's hashtags speak for targets, by WordNet.
+"""UnlabelledImages told apart without training or text: a model's hashtags speak for targets, by WordNet.
 
 Logits become probabilities of hashtags, by a softmax with the biases of `platt`; these become scores of targets, by the weights
 of `mapping`; the greatest score wins, of equal ones the first target's.
@@ -22,10 +22,10 @@ from torch import Tensor
 from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError
 from swag_models.recipe.evaluation.models import EvaluatedModel
-from swag_models.recipe.evaluation.zero_shot.calibration import Platt, fit_platt, split_blocks
-from swag_models.recipe.evaluation.zero_shot.logits import Data, Logits, Pictures, read_logits
-from swag_models.recipe.evaluation.zero_shot.targets import Target, describe
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, Mapping
+from swag_models.recipe.evaluation.zero_shot.calibration import PlattScaling, fit_platt, split_blocks
+from swag_models.recipe.evaluation.zero_shot.logits import DataSource, Logits, UnlabelledImages, read_logits
+from swag_models.recipe.evaluation.zero_shot.targets import Target, format_target
+from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, HashtagMapping
 from swag_models.recipe.wordnet import WordNet
 
 Aggregation = Literal["sum", "max"]
@@ -46,7 +46,7 @@ class ZeroShotPrediction(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Way:
+class ZeroShotConfig:
     """One way to tell targets apart.
 
     platt: whether hashtags are made equally frequent first. aggregation: a target's score is the sum over hashtags of
@@ -54,7 +54,7 @@ class Way:
     """
 
     platt: bool = True
-    mapping: Mapping = field(default_factory=Mapping)
+    mapping: HashtagMapping = field(default_factory=HashtagMapping)
     aggregation: Aggregation = "sum"
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Zeroshot:
+class ZeroShotResult:
     """A model on pictures, in one way.
 
     targets: their names. titles: what to print of them. unreached: those that no hashtag speaks for, so that they cannot be
@@ -73,7 +73,7 @@ class Zeroshot:
     """
 
     model: str
-    way: Way
+    way: ZeroShotConfig
     targets: tuple[str, ...]
     titles: tuple[str, ...]
     unreached: tuple[str, ...]
@@ -125,28 +125,28 @@ class Zeroshot:
         return 100 * statistics.mean(each.label in each.top[:count] for each in self.predictions)
 
 
-def zeroshot(
+def evaluate_zero_shot(
     candidate: EvaluatedModel,
-    data: Data,
+    data: DataSource,
     targets: Sequence[Target],
     wordnet: WordNet,
-    way: Way | None = None,
+    way: ZeroShotConfig | None = None,
     **options: Any,
-) -> Zeroshot:
-    """Tell targets apart in one way, by default that of `Way()`; the rest as for `run_ablation`."""
-    return run_ablation(candidate, data, targets, wordnet, [way or Way()], **options)[0]
+) -> ZeroShotResult:
+    """Tell targets apart in one way, by default that of `ZeroShotConfig()`; the rest as for `run_ablation`."""
+    return run_ablation(candidate, data, targets, wordnet, [way or ZeroShotConfig()], **options)[0]
 
 
 def run_ablation(
     candidate: EvaluatedModel,
-    data: Data,
+    data: DataSource,
     targets: Sequence[Target],
     wordnet: WordNet,
-    ways: Sequence[Way],
+    ways: Sequence[ZeroShotConfig],
     *,
-    unlabelled: Data | None = None,
+    unlabelled: DataSource | None = None,
     **options: Any,
-) -> list[Zeroshot]:
+) -> list[ZeroShotResult]:
     """Tell targets apart in several ways, on one pass over the pictures.
 
     data: labelled pictures as `open_eval_loader` takes them, whose classes have the targets' names (shards: their order); or pictures
@@ -160,9 +160,9 @@ def run_ablation(
             "unlabelled pictures are for Platt scaling, which is off; leave them out, or switch it on"
         )
     synsets, names = _find_hashtags(candidate, wordnet), tuple(target.name for target in targets)
-    others = None if unlabelled is None else Pictures(unlabelled)  # better known before the work
+    others = None if unlabelled is None else UnlabelledImages(unlabelled)  # better known before the work
     read = seen = read_logits(candidate, data, names, **options)
-    plain = fitted = Platt(1.0, torch.zeros(len(synsets), dtype=torch.float64))
+    plain = fitted = PlattScaling(1.0, torch.zeros(len(synsets), dtype=torch.float64))
     if fits:
         if others is not None:
             seen = read_logits(candidate, others, None, **options)
@@ -176,11 +176,11 @@ def run_ablation(
         weights = tables[way.mapping]
         reached = set(weights.indices()[1].tolist())
         results.append(
-            Zeroshot(
+            ZeroShotResult(
                 model=candidate.name,
                 way=way,
                 targets=names,
-                titles=tuple(describe(target, wordnet) for target in targets),
+                titles=tuple(format_target(target, wordnet) for target in targets),
                 unreached=tuple(name for place, name in enumerate(names) if place not in reached),
                 facts=dict(read.facts),
                 skipped=dict(read.skipped),
@@ -193,21 +193,21 @@ def run_ablation(
     return results
 
 
-def list_ways(mapping: Mapping | None = None) -> list[Way]:
+def list_zero_shot_configs(mapping: HashtagMapping | None = None) -> list[ZeroShotConfig]:
     """All there are: with Platt scaling and without, each kind of mapping, sum and max.
 
     mapping: its decay, threshold and best are taken.
     """
-    kinds = [replace(mapping or Mapping(), kind=kind) for kind in MAPPINGS]
+    kinds = [replace(mapping or HashtagMapping(), kind=kind) for kind in MAPPINGS]
     return [
-        Way(platt, kind, aggregation)
+        ZeroShotConfig(platt, kind, aggregation)
         for platt in (True, False)
         for kind in kinds
         for aggregation in AGGREGATIONS
     ]
 
 
-def score(probabilities: Tensor, weights: Tensor, aggregation: Aggregation = "sum") -> Tensor:
+def score_targets(probabilities: Tensor, weights: Tensor, aggregation: Aggregation = "sum") -> Tensor:
     """Probabilities of hashtags (N, K) and weights (K, T), sparse or not -> scores of targets (N, T)."""
     pairs = weights.to_sparse().coalesce()
     hashtags, targets = pairs.indices()
@@ -218,17 +218,17 @@ def score(probabilities: Tensor, weights: Tensor, aggregation: Aggregation = "su
     return scores.scatter_reduce_(1, targets.expand_as(spoken), spoken, "amax")
 
 
-def write_results(results: Sequence[Zeroshot], folder: Path) -> None:
+def write_zero_shot(results: Sequence[ZeroShotResult], folder: Path) -> None:
     """zeroshot.json with all values, zeroshot.md, and for one way predictions.jsonl, a line for each picture."""
     files = {"zeroshot.json": json.dumps([each.to_dict() for each in results], indent=1)}
     if results[0].labelled:
-        files["zeroshot.md"] = write_table(results)
+        files["zeroshot.md"] = format_zero_shot(results)
     if len(results) == 1:
-        files["predictions.jsonl"] = write_lines(results[0])
+        files["predictions.jsonl"] = format_predictions_jsonl(results[0])
     write_texts(folder, {name: text + "\n" for name, text in files.items()})
 
 
-def write_lines(result: Zeroshot) -> str:
+def format_predictions_jsonl(result: ZeroShotResult) -> str:
     """A line of JSON for each picture: its name, its label if it has one, and the best targets with their shares."""
     names = result.targets
     return "\n".join(
@@ -243,7 +243,7 @@ def write_lines(result: Zeroshot) -> str:
     )
 
 
-def write_table(results: Sequence[Zeroshot]) -> str:
+def format_zero_shot(results: Sequence[ZeroShotResult]) -> str:
     """Markdown: a row for each way, and what cannot be predicted."""
     first = results[0]
     counts = f"{len(first.predictions):,} pictures, {len(first.targets):,} targets"
@@ -261,7 +261,7 @@ def write_table(results: Sequence[Zeroshot]) -> str:
     return "\n".join([*lines, *_tell_unreached(results)])
 
 
-def write_predictions(result: Zeroshot) -> str:
+def format_predictions(result: ZeroShotResult) -> str:
     """A line for each picture: its name, and the best targets with their shares; then what cannot be predicted."""
     lines = []
     for each in result.predictions:
@@ -272,7 +272,7 @@ def write_predictions(result: Zeroshot) -> str:
     return "\n".join([*lines, *_tell_unreached([result])])
 
 
-def _tell_unreached(results: Sequence[Zeroshot]) -> Iterable[str]:
+def _tell_unreached(results: Sequence[ZeroShotResult]) -> Iterable[str]:
     titles = dict(zip(results[0].targets, results[0].titles))
     for kind, unreached in {each.way.mapping.kind: each.unreached for each in results}.items():
         if unreached:
@@ -281,12 +281,12 @@ def _tell_unreached(results: Sequence[Zeroshot]) -> Iterable[str]:
 
 
 def _predict(
-    read: Logits, platt: Platt, weights: Tensor, aggregation: Aggregation
+    read: Logits, platt: PlattScaling, weights: Tensor, aggregation: Aggregation
 ) -> Iterable[ZeroShotPrediction]:
     names, labels = iter(read.names), iter(read.labels or ())
     width = max(*weights.shape, weights.values().numel())
     for block in split_blocks(read.values, width):
-        scores = score(platt.apply(block), weights, aggregation)
+        scores = score_targets(platt.apply(block), weights, aggregation)
         shares = scores / scores.sum(1, keepdim=True).clamp(min=1e-300)
         ordered = shares.sort(dim=1, descending=True, stable=True)
         for best, places in zip(

@@ -29,7 +29,7 @@ from swag_models.recipe.data.datasets import (
 from swag_models.recipe.data.eval_loader import SPLITS, open_eval_loader
 from swag_models.recipe.evaluation.models import EvaluatedModel
 
-Data = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+DataSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class Logits(NamedTuple):
@@ -45,14 +45,14 @@ class Logits(NamedTuple):
     skipped: Mapping[str, int]
 
 
-class Pictures(ImageDataset):
+class UnlabelledImages(ImageDataset):
     """Files, folders searched to any depth, shell patterns or tar shards of pictures, without classes."""
 
     kind = "pictures"
     class_names = None
     num_classes = 0
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: DataSource) -> None:
         first = data if isinstance(data, (str, os.PathLike)) else data[0]
         self.root, self._pictures = Path(first), find_images(data)
         self.title = self.root.resolve().name
@@ -86,7 +86,7 @@ class Pictures(ImageDataset):
         return image
 
 
-def is_labelled(data: Data) -> bool:
+def is_labelled(data: DataSource) -> bool:
     """Whether it is what `open_eval_loader` takes: packed shards, a dataset on disk, or a folder with sub-folders; else pictures."""
     try:
         if not isinstance(data, (str, os.PathLike)):
@@ -97,7 +97,7 @@ def is_labelled(data: Data) -> bool:
     return root is None or is_dataset(root) or bool(find_folders(root))
 
 
-def find_classes(data: Data) -> tuple[str, ...] | None:
+def find_classes(data: DataSource) -> tuple[str, ...] | None:
     """The names of the classes of a folder or dataset, None if it has none."""
     root = find_folder(data) if is_labelled(data) else None
     if root is None:
@@ -111,7 +111,7 @@ def find_classes(data: Data) -> tuple[str, ...] | None:
 
 def read_logits(
     candidate: EvaluatedModel,
-    data: Data | Pictures,
+    data: DataSource | UnlabelledImages,
     classes: Sequence[str] | None,
     *,
     batch_size: int = 64,
@@ -123,10 +123,10 @@ def read_logits(
     classes: what labels are indices of, or None to leave labels alone and take any pictures. ConfigError if a picture has not
     one label, a folder's name is none of the classes, no picture can be read, or logits overflow.
     """
-    known = None if isinstance(data, Pictures) or not is_labelled(data) else classes
+    known = None if isinstance(data, UnlabelledImages) or not is_labelled(data) else classes
     if (
         known
-        and not isinstance(data, Pictures)
+        and not isinstance(data, UnlabelledImages)
         and (others := sorted(set(find_classes(data) or ()).difference(known)))
     ):
         raise ConfigError(
@@ -134,7 +134,7 @@ def read_logits(
             f"{', '.join(known[:3])}: rename either, or say what a name means, as in: {others[0]} n02084071"
         )
     check = open_eval_loader(
-        data if known or isinstance(data, Pictures) else Pictures(data),
+        data if known or isinstance(data, UnlabelledImages) else UnlabelledImages(data),
         candidate.fit,
         batch_size=batch_size,
         rank=0,

@@ -50,7 +50,7 @@ def parse_targets(
     return targets
 
 
-def describe(target: Target, wordnet: WordNet) -> str:
+def format_target(target: Target, wordnet: WordNet) -> str:
     """Its name, with a word beside it if it is an id or an index."""
     if (
         not (ID.fullmatch(target.name) or INDEX.fullmatch(target.name))

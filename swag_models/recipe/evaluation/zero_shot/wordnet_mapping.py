@@ -22,7 +22,7 @@ from swag_models.recipe.wordnet import WordNet
 Array = NDArray[np.float64]
 
 
-class Meeting(NamedTuple):
+class CommonAncestor(NamedTuple):
     """A synset at or above a target, where hashtags meet it.
 
     hashtag: steps up to it from each of them, (P,). target: from the target. targets: how many each hashtag lies above, (P,).
@@ -35,7 +35,7 @@ class Meeting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Mapping:
+class HashtagMapping:
     """How hashtags speak for targets.
 
     kind:
@@ -79,7 +79,7 @@ class Mapping:
                 for above, steps in _climb(wordnet, synset):
                     if above in below:
                         near, up = below[above]
-                        met = Meeting(
+                        met = CommonAncestor(
                             up, steps, _measure_depth(wordnet, above, depths), targets_below[near]
                         )
                         weights[near] = np.maximum(
@@ -100,32 +100,32 @@ class Mapping:
         ]
 
 
-def _same(met: Meeting, decay: float) -> Array:
+def _same(met: CommonAncestor, decay: float) -> Array:
     return ((met.hashtag == 0) & (met.target == 0)).astype(float)
 
 
-def _hyponyms(met: Meeting, decay: float) -> Array:
+def _hyponyms(met: CommonAncestor, decay: float) -> Array:
     return decay**met.hashtag * (met.target == 0)
 
 
-def _hypernyms(met: Meeting, decay: float) -> Array:
+def _hypernyms(met: CommonAncestor, decay: float) -> Array:
     shares = np.maximum(met.targets, 1) if met.target else 1
     return decay**met.target * (met.hashtag == 0) / shares
 
 
-def _related(met: Meeting, decay: float) -> Array:
+def _related(met: CommonAncestor, decay: float) -> Array:
     return np.maximum(_hyponyms(met, decay), _hypernyms(met, decay))
 
 
-def _path(met: Meeting, decay: float) -> Array:
+def _path(met: CommonAncestor, decay: float) -> Array:
     return 1 / (1 + met.hashtag + met.target)
 
 
-def _wup(met: Meeting, decay: float) -> Array:
+def _wup(met: CommonAncestor, decay: float) -> Array:
     return 2 * met.depth / (2 * met.depth + met.hashtag + met.target)
 
 
-MAPPINGS: dict[str, Callable[[Meeting, float], Array]] = {
+MAPPINGS: dict[str, Callable[[CommonAncestor, float], Array]] = {
     "same": _same,
     "hyponyms": _hyponyms,
     "hypernyms": _hypernyms,

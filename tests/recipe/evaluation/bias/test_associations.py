@@ -20,13 +20,13 @@ from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.publish import save
 from swag_models.recipe.evaluation.bias.associations import (
-    Settings,
+    AssociationConfig,
     choose_labels,
-    find_associations,
+    measure_associations,
 )
-from swag_models.recipe.evaluation.bias.dataset import open_roster
+from swag_models.recipe.evaluation.bias.dataset import open_grouped_images
 from swag_models.recipe.evaluation.bias.disparity import measure_disparities
-from swag_models.recipe.evaluation.bias.groups import Groups
+from swag_models.recipe.evaluation.bias.disparity import Groups
 from swag_models.recipe.evaluation.models import open_evaluated_model
 
 Capture = pytest.CaptureFixture[str]
@@ -184,8 +184,8 @@ def test_a_model_that_cannot_be_opened_leaves_no_folder(table: Path, tmp_path: P
 def test_a_model_without_classes_gives_no_labels(table: Path, tmp_path: Path) -> None:
     folder = save(load_tiny(num_classes=None), tmp_path / "model", license="mit")
     with pytest.raises(ConfigError, match="has no classes, so it gives no labels"):
-        find_associations(
-            open_evaluated_model(str(folder)), open_roster(table, "motif"), progress=False
+        measure_associations(
+            open_evaluated_model(str(folder)), open_grouped_images(table, "motif"), progress=False
         )
 
 
@@ -197,10 +197,10 @@ def test_a_model_that_ships_shows_what_was_planted_and_shuffled_clubs_show_nothi
     write_scenes(tmp_path / "scenes", posts=6_000, held_out=0, progress=False)
     candidate, roster = (
         open_evaluated_model(MODEL),
-        open_roster(tmp_path / "scenes" / "posts.jsonl", "group"),
+        open_grouped_images(tmp_path / "scenes" / "posts.jsonl", "group"),
     )
-    found = find_associations(
-        candidate, roster, Settings(permutations=500, neighbours=0), progress=False
+    found = measure_associations(
+        candidate, roster, AssociationConfig(permutations=500, neighbours=0), progress=False
     ).disparities
     names = candidate.classes
     assert names

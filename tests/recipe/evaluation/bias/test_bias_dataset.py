@@ -9,7 +9,7 @@ import pytest
 from image_support import write_images
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.recipe.evaluation.bias.dataset import open_roster
+from swag_models.recipe.evaluation.bias.dataset import open_grouped_images
 
 ROWS = [
     {"file": "pictures/0000.png", "country": "nl", "year": 2020},
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_a_table_names_pictures_and_their_groups(suffix: str, folder: Path) -> None:
-    roster = open_roster(folder / f"table.{suffix}", "country", "file")
+    roster = open_grouped_images(folder / f"table.{suffix}", "country", "file")
     assert roster.class_names == ("ke", "nl")
     assert [(roster.name(row), roster.classes(row)) for row in range(len(roster))] == [
         ("pictures/0000.png", (1,)),
@@ -40,11 +40,11 @@ def test_a_table_names_pictures_and_their_groups(suffix: str, folder: Path) -> N
         ("gone.png", (1,)),
     ]
     assert (roster.ungrouped, roster.unplaced) == (1, 1)
-    assert roster.sha256 == open_roster(folder / "table.csv", "country", "file").sha256
+    assert roster.sha256 == open_grouped_images(folder / "table.csv", "country", "file").sha256
     assert roster.read(0).size == (8, 8)
     with pytest.raises(ImageError, match=r"gone\.png"):
         roster.read(2)
-    assert open_roster(folder / f"table.{suffix}", "year", "file").class_names == ("2020", "2021")
+    assert open_grouped_images(folder / f"table.{suffix}", "year", "file").class_names == ("2020", "2021")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -53,11 +53,11 @@ def test_a_column_that_is_not_there_is_named(suffix: str, folder: Path) -> None:
     with pytest.raises(
         ConfigError, match="has no column 'land', but file, country, year; name its group column"
     ):
-        open_roster(table, "land", "file")
+        open_grouped_images(table, "land", "file")
     with pytest.raises(
         ConfigError, match="has no column 'path', but file, country, year; name its path column"
     ):
-        open_roster(table, "country")
+        open_grouped_images(table, "country")
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_a_table_that_cannot_be_read_is_refused(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=problem):
-        open_roster(tmp_path / name, "group")
+        open_grouped_images(tmp_path / name, "group")
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.csv cannot be read: No such file"):
-        open_roster(tmp_path / "gone.csv", "group")
+        open_grouped_images(tmp_path / "gone.csv", "group")

@@ -17,7 +17,7 @@ from scipy import stats
 from studies.scenes.scene import plan_post
 from studies.scenes.things import NAMES, PLANTED
 from swag_models.recipe.evaluation.bias.disparity import Disparities, measure_disparities
-from swag_models.recipe.evaluation.bias.groups import Groups
+from swag_models.recipe.evaluation.bias.disparity import Groups
 
 Array = NDArray[Any]
 

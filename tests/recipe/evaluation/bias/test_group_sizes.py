@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.evaluation.bias.groups import Groups, adjust
+from swag_models.recipe.evaluation.bias.disparity import Groups, adjust
 
 
 def test_small_groups_are_left_out_and_named() -> None:

@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
-from swag_models.recipe.evaluation.bias.groups import Groups
+from swag_models.recipe.evaluation.bias.disparity import Groups
 from swag_models.recipe.evaluation.bias.neighbours import (
-    Retrieval,
+    NeighbourShares,
     compare_neighbours,
     list_neighbours,
 )
@@ -22,7 +22,7 @@ CODES = np.repeat([0, 1, 2], [40, 100, 60])
 
 def compare(
     features: np.ndarray, codes: np.ndarray = CODES, permutations: int = 99, seed: int = 0
-) -> Retrieval:
+) -> NeighbourShares:
     groups = Groups(codes, ("a", "b", "c"))
     return compare_neighbours(
         list_neighbours(features, 5), groups, permutations=permutations, seed=seed

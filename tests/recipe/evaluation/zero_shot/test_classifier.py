@@ -26,22 +26,22 @@ from swag_models.publish import save
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.zero_shot.classifier import (
     AGGREGATIONS,
-    Way,
-    Zeroshot,
-    list_ways,
+    ZeroShotConfig,
+    ZeroShotResult,
+    list_zero_shot_configs,
     run_ablation,
-    score,
-    write_table,
-    zeroshot,
+    score_targets,
+    format_zero_shot,
+    evaluate_zero_shot,
 )
 from swag_models.recipe.evaluation.zero_shot.logits import (
-    Pictures,
+    UnlabelledImages,
     find_classes,
     is_labelled,
     read_logits,
 )
 from swag_models.recipe.evaluation.zero_shot.targets import Target, parse_targets
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, Mapping
+from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, HashtagMapping
 from swag_models.recipe.wordnet import WordNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,17 +73,17 @@ def candidate() -> EvaluatedModel:
 
 
 @pytest.fixture(scope="module")
-def cells(candidate: EvaluatedModel, scenes: Path, wordnet: WordNet) -> list[Zeroshot]:
+def cells(candidate: EvaluatedModel, scenes: Path, wordnet: WordNet) -> list[ZeroShotResult]:
     """All ways, for the things as they are meant, two of which no hashtag stands for."""
     meant = [Target(name, (BY_NAME[name].synset,)) for name in sorted(NAMES)]
-    return run_ablation(candidate, scenes, meant, wordnet, list_ways(), progress=False)
+    return run_ablation(candidate, scenes, meant, wordnet, list_zero_shot_configs(), progress=False)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_it_is_far_above_chance_and_better_with_platt_scaling(
     model: str, scenes: Path, wordnet: WordNet, targets: tuple[Target, ...]
 ) -> None:
-    ways = [Way(platt, Mapping(kind)) for kind in ("related", "same") for platt in (True, False)]
+    ways = [ZeroShotConfig(platt, HashtagMapping(kind)) for kind in ("related", "same") for platt in (True, False)]
     results = run_ablation(
         open_evaluated_model(model), scenes, targets, wordnet, ways, progress=False
     )
@@ -97,12 +97,12 @@ def test_it_is_far_above_chance_and_better_with_platt_scaling(
 
 
 def test_every_way_is_there_once_and_one_alone_gives_the_same(
-    cells: list[Zeroshot], candidate: EvaluatedModel, scenes: Path, wordnet: WordNet
+    cells: list[ZeroShotResult], candidate: EvaluatedModel, scenes: Path, wordnet: WordNet
 ) -> None:
     assert len({each.way for each in cells}) == len(cells) == 2 * len(MAPPINGS) * len(AGGREGATIONS)
     meant = [Target(name, (BY_NAME[name].synset,)) for name in sorted(NAMES)]
-    alone = zeroshot(candidate, scenes, meant, wordnet, progress=False, workers=1, batch_size=100)
-    same = next(each for each in cells if each.way == Way())
+    alone = evaluate_zero_shot(candidate, scenes, meant, wordnet, progress=False, workers=1, batch_size=100)
+    same = next(each for each in cells if each.way == ZeroShotConfig())
     assert [each[:3] for each in alone.predictions] == [each[:3] for each in same.predictions]
     assert alone.to_dict() == same.to_dict()
 
@@ -110,13 +110,13 @@ def test_every_way_is_there_once_and_one_alone_gives_the_same(
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_numbers_are_those_of_a_plain_computation(
     aggregation: str,
-    cells: list[Zeroshot],
+    cells: list[ZeroShotResult],
     candidate: EvaluatedModel,
     scenes: Path,
     wordnet: WordNet,
 ) -> None:
     result = next(
-        each for each in cells if each.way == Way(False, Mapping("hyponyms"), aggregation)
+        each for each in cells if each.way == ZeroShotConfig(False, HashtagMapping("hyponyms"), aggregation)
     )  # type: ignore[arg-type]
     read = read_logits(candidate, scenes, sorted(NAMES), progress=False)
     assert candidate.synsets is not None
@@ -156,7 +156,7 @@ def test_numbers_are_those_of_a_plain_computation(
     assert confusions == right
 
 
-def test_what_no_hashtag_reaches_is_named_and_never_predicted(cells: list[Zeroshot]) -> None:
+def test_what_no_hashtag_reaches_is_named_and_never_predicted(cells: list[ZeroShotResult]) -> None:
     unreached = {each.way.mapping.kind: each.unreached for each in cells}
     assert unreached["same"] == unreached["hyponyms"] == ("banana", "table")
     assert unreached["related"] == unreached["path"] == unreached["wup"] == ()
@@ -166,11 +166,11 @@ def test_what_no_hashtag_reaches_is_named_and_never_predicted(cells: list[Zerosh
             assert not any(places & set(prediction.top) for prediction in each.predictions)
     assert (
         "Mapping same: no hashtag reaches these, so they are never predicted: banana, table\n"
-        in write_table(cells)
+        in format_zero_shot(cells)
     )
 
 
-def test_shares_are_of_all_scores(cells: list[Zeroshot]) -> None:
+def test_shares_are_of_all_scores(cells: list[ZeroShotResult]) -> None:
     for prediction in cells[0].predictions:
         assert list(prediction.shares) == sorted(prediction.shares, reverse=True)
         assert 0 < sum(prediction.shares) <= 1 + 1e-9
@@ -181,14 +181,14 @@ def test_scores_are_sums_or_the_greatest(sparse: bool) -> None:
     probabilities, weights = torch.rand(5, 7), torch.rand(7, 4) * (torch.rand(7, 4) < 0.5)
     weights[:, 2] = 0
     given = weights.to_sparse() if sparse else weights
-    torch.testing.assert_close(score(probabilities, given), probabilities @ weights)
+    torch.testing.assert_close(score_targets(probabilities, given), probabilities @ weights)
     torch.testing.assert_close(
-        score(probabilities, given, "max"), (probabilities[:, :, None] * weights).amax(1)
+        score_targets(probabilities, given, "max"), (probabilities[:, :, None] * weights).amax(1)
     )
     with pytest.raises(
         ConfigError, match="aggregation 'mean' is not known; it is one of: sum, max"
     ):
-        Way(aggregation="mean")  # type: ignore[arg-type]
+        ZeroShotConfig(aggregation="mean")  # type: ignore[arg-type]
 
 
 def test_platt_scaling_is_fitted_on_other_pictures_if_they_are_given(
@@ -199,12 +199,12 @@ def test_platt_scaling_is_fitted_on_other_pictures_if_they_are_given(
     tmp_path: Path,
 ) -> None:
     few = [next((scenes / name).iterdir()) for name in ("owl", "car")]
-    result = zeroshot(
+    result = evaluate_zero_shot(
         candidate, [str(path) for path in few], targets, wordnet, unlabelled=scenes, progress=False
     )
     assert result.unlabelled is not None
     assert result.unlabelled["samples"] == len(NAMES) * EACH
-    every = zeroshot(candidate, scenes, targets, wordnet, progress=False)
+    every = evaluate_zero_shot(candidate, scenes, targets, wordnet, progress=False)
     expected = {Path(each.name).name: each for each in every.predictions}
     for path, prediction in zip(few, result.predictions, strict=True):
         assert prediction.name == str(path)
@@ -264,16 +264,16 @@ def test_data_are_labelled_or_pictures(scenes: Path, tmp_path: Path) -> None:
         [scenes / "owl", scenes / "car"],
     ):
         assert not is_labelled(pictures)
-    album = Pictures(str(scenes / "owl"))
+    album = UnlabelledImages(str(scenes / "owl"))
     assert len(album) == EACH
     assert (
-        album.sha256 == Pictures([str(path) for path in sorted((scenes / "owl").iterdir())]).sha256
+        album.sha256 == UnlabelledImages([str(path) for path in sorted((scenes / "owl").iterdir())]).sha256
     )
-    assert album.sha256 != Pictures(str(scenes / "car")).sha256
+    assert album.sha256 != UnlabelledImages(str(scenes / "car")).sha256
 
 
 def test_the_command_prints_and_writes_the_same(
-    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cells: list[Zeroshot]
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], cells: list[ZeroShotResult]
 ) -> None:
     arguments = [
         "recipe",
@@ -370,31 +370,31 @@ def test_what_cannot_be_is_refused(
         ConfigError,
         match=r"has 31 classes that are no targets, such as 'airplane'; targets begin with owl",
     ):
-        zeroshot(candidate, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False)
+        evaluate_zero_shot(candidate, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False)
     excerpt = WordNet({each: wordnet.synsets[each] for each in targets[0].synsets}, {}, {})
     with pytest.raises(
         ConfigError,
         match=r"this WordNet lacks 64 of the 65 synsets of vit_nano_hashtags, such as n",
     ):
-        zeroshot(candidate, scenes, targets, excerpt, progress=False)
+        evaluate_zero_shot(candidate, scenes, targets, excerpt, progress=False)
     looked: list[object] = []
     hook = candidate.network.register_forward_pre_hook(lambda *given: looked.append(given))
     with pytest.raises(ConfigError, match="nosuch"):
-        zeroshot(candidate, scenes, targets, wordnet, unlabelled=scenes / "nosuch", progress=False)
+        evaluate_zero_shot(candidate, scenes, targets, wordnet, unlabelled=scenes / "nosuch", progress=False)
     hook.remove()
     assert not looked
     with pytest.raises(
         ConfigError, match="unlabelled pictures are for Platt scaling, which is off"
     ):
-        zeroshot(
-            candidate, scenes, targets, wordnet, Way(platt=False), unlabelled=scenes, progress=False
+        evaluate_zero_shot(
+            candidate, scenes, targets, wordnet, ZeroShotConfig(platt=False), unlabelled=scenes, progress=False
         )
     nameless = open_evaluated_model(str(save(load_tiny(), tmp_path / "model", license="mit")))
     with pytest.raises(
         ConfigError,
         match=r"has no hashtags with WordNet ids; take one that has, such as vit_nano_hashtags",
     ):
-        zeroshot(nameless, scenes, targets, wordnet, progress=False)
+        evaluate_zero_shot(nameless, scenes, targets, wordnet, progress=False)
 
 
 def test_logits_that_overflow_are_refused(scenes: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
-from swag_models.recipe.evaluation.zero_shot.targets import Target, describe, parse_targets
+from swag_models.recipe.evaluation.zero_shot.targets import Target, format_target, parse_targets
 from swag_models.recipe.hashtags import load_imagenet
 from swag_models.recipe.wordnet import Synset, WordNet
 
@@ -32,7 +32,7 @@ def test_ids_and_what_a_name_means(wordnet: WordNet) -> None:
     found = parse_targets([DINING, f"dining table {DINING}", f"any {DINING} {FURNITURE}"], wordnet)
     assert [target.name for target in found] == [DINING, "dining table", "any"]
     assert [target.synsets for target in found] == [(DINING,), (DINING,), (DINING, FURNITURE)]
-    assert [describe(target, wordnet) for target in found] == [
+    assert [format_target(target, wordnet) for target in found] == [
         f"{DINING} (table)",
         "dining table",
         "any",

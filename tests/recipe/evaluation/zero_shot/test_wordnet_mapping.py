@@ -11,7 +11,7 @@ import pytest
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
 from swag_models.recipe.evaluation.zero_shot.targets import Target
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, Mapping
+from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, HashtagMapping
 from swag_models.recipe.wordnet import Synset, WordNet
 
 DECAY = 0.5
@@ -93,7 +93,7 @@ def weigh_plainly(
 def test_weights_are_those_of_all_paths(wordnet: WordNet, kind: str) -> None:
     synsets = list(wordnet.synsets)
     hashtags, targets = synsets[::-1], synsets[1:]
-    found = Mapping(kind, DECAY, threshold=0).weigh(
+    found = HashtagMapping(kind, DECAY, threshold=0).weigh(
         wordnet, hashtags, [Target(each, (each,)) for each in targets]
     )
     for (row, hashtag), (column, target) in itertools.product(
@@ -108,7 +108,7 @@ def test_similarities_are_nltks() -> None:
     for one, other, wup, path in NLTK:
         for hashtag, target in ((one, other), (other, one)):
             for kind, expected in (("wup", wup), ("path", path)):
-                weights = Mapping(kind, threshold=0).weigh(
+                weights = HashtagMapping(kind, threshold=0).weigh(
                     wordnet, [hashtag], [Target("it", (target,))]
                 )
                 assert weights.to_dense().item() == pytest.approx(expected, abs=1e-12)
@@ -117,7 +117,7 @@ def test_similarities_are_nltks() -> None:
 def test_of_several_synsets_the_nearest_counts() -> None:
     wordnet = make_wordnet(DIAMOND)
     weights = (
-        Mapping("hyponyms")
+        HashtagMapping("hyponyms")
         .weigh(wordnet, ["e", "c", "r"], [Target("either", ("a", "c"))])
         .to_dense()
     )
@@ -128,19 +128,19 @@ def test_only_weights_above_the_threshold_and_the_best_count() -> None:
     wordnet = make_wordnet(DIAMOND)
     target = [Target("c", ("c",))]
     hashtags = ["c", "a", "e", "r", "b"]
-    assert Mapping("path", threshold=0).weigh(
+    assert HashtagMapping("path", threshold=0).weigh(
         wordnet, hashtags, target
     ).to_dense().flatten().tolist() == pytest.approx([1, 1 / 2, 1 / 2, 1 / 3, 1 / 4])
-    default = Mapping("path").weigh(wordnet, hashtags, target).to_dense().flatten()
+    default = HashtagMapping("path").weigh(wordnet, hashtags, target).to_dense().flatten()
     assert (default > 0).tolist() == [True, True, True, True, False]
     half = (
-        Mapping("path", threshold=0.5, best=2).weigh(wordnet, hashtags, target).to_dense().flatten()
+        HashtagMapping("path", threshold=0.5, best=2).weigh(wordnet, hashtags, target).to_dense().flatten()
     )
     assert half.tolist() == [1, 0.5, 0, 0, 0], "of equal ones the first"
 
 
 def test_a_target_may_be_out_of_reach() -> None:
-    weights = Mapping("same").weigh(make_wordnet(DIAMOND), ["a"], [Target("b", ("b",))])
+    weights = HashtagMapping("same").weigh(make_wordnet(DIAMOND), ["a"], [Target("b", ("b",))])
     assert weights.shape == (1, 1)
     assert weights.to_dense().item() == 0
 
@@ -156,4 +156,4 @@ def test_a_target_may_be_out_of_reach() -> None:
 )
 def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Mapping(**options)  # type: ignore[arg-type]
+        HashtagMapping(**options)  # type: ignore[arg-type]
