@@ -19,17 +19,19 @@ from swag_models.cli.common import (
 
 def associations(options: argparse.Namespace) -> int:
     """Whether a model gives some labels more often to the pictures of one group, and whose pictures it takes to be alike."""
-    from swag_models.recipe.evaluation.bias.associations import AssociationConfig, measure_associations
+    from swag_models.recipe.evaluation.bias.associations import (
+        AssociationConfig,
+        measure_associations,
+    )
     from swag_models.recipe.evaluation.bias.dataset import open_grouped_images
     from swag_models.recipe.evaluation.bias.report import (
         create_output_folder,
         format_disparities,
-        to_dict,
         write_associations,
     )
 
     refuse_ranks()
-    settings = AssociationConfig(
+    config = AssociationConfig(
         top_k=options.top_k,
         threshold=options.threshold,
         min_group=options.min_group,
@@ -37,18 +39,18 @@ def associations(options: argparse.Namespace) -> int:
         neighbours=options.neighbours,
         seed=options.seed,
     )
-    roster = open_grouped_images(options.groups, options.group_column, options.path_column)
+    images = open_grouped_images(options.groups, options.group_column, options.path_column)
     candidate, reading = open_measured(options)
     create_output_folder(Path(options.output))
-    found = measure_associations(candidate, roster, settings, **reading)
-    write_associations(found, Path(options.output))
-    if found.unread:
-        say(f"{found.unread:,} pictures could not be read")
+    result = measure_associations(candidate, images, config, **reading)
+    write_associations(result, Path(options.output))
+    if result.unreadable:
+        say(f"{result.unreadable:,} pictures could not be read")
     print(
-        json.dumps(to_dict(found), indent=2) if options.json else format_disparities(found),
+        json.dumps(result.to_dict(), indent=2) if options.json else format_disparities(result),
         end="",
     )
-    return FAILED if found.unread else OK
+    return FAILED if result.unreadable else OK
 
 
 def add_commands(add: Add) -> None:

@@ -1,176 +1,265 @@
-"""What a model's labels and features have to do with groups of pictures that the user names.
+"""Label and neighbour disparities of one model between groups of images that the user defines.
 
-Axes: n the pictures of a batch, N of all, K labels of a picture at most, D features.
+Axes: n images of a batch, N of all, K labels of an image at most, D features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.evaluation.bias.dataset import GroupedImages
-from swag_models.recipe.evaluation.bias.disparity import Disparities, measure_disparities
-from swag_models.recipe.evaluation.bias.disparity import Groups
+from swag_models.recipe.evaluation.bias.disparity import (
+    Disparities,
+    Groups,
+    Integers,
+    Mask,
+    measure_disparities,
+)
 from swag_models.recipe.evaluation.bias.neighbours import (
     NeighbourShares,
     compare_neighbours,
     list_neighbours,
 )
 from swag_models.recipe.evaluation.models import EvaluatedModel
+from swag_models.recipe.training.run_dir import find_versions
+
+# Label rates for which the smallest detectable difference is reported: rare, usual, frequent.
+REPORTED_RATES = (0.01, 0.05, 0.2)
 
 
 @dataclass(frozen=True)
 class AssociationConfig:
-    """What was asked for.
+    """How labels are assigned and compared.
 
-    top_k, threshold: a label is given to a picture if it is among the model's best so many and more probable than that.
-    min_group: pictures that a group must have. min_pictures: that a label must be given to. neighbours: of each picture, 0 for
-    none.
+    Attributes:
+        top_k: an image is given at most this many labels, the most probable ones,
+        threshold: and of these only the ones with a higher probability, from 0 to below 1.
+        min_group: smaller groups are left out.
+        min_images: labels of fewer images are not tested.
+        permutations: of the groups, for p-values.
+        neighbours: nearest neighbours of each image; 0 for none.
+        seed: of permutations and resampling.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     top_k: int = 5
     threshold: float = 0.1
     min_group: int = 30
-    min_pictures: int = 5
+    min_images: int = 5
     permutations: int = 2000
     neighbours: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {
-            "top_k": 1,
-            "min_pictures": 1,
-            "permutations": 100,
-            "neighbours": 0,
-            "seed": 0,
-        }.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        # with 100 permutations the smallest p-value is 0.01, well below the level of 0.05
+        minima = {"top_k": 1, "min_images": 1, "permutations": 100, "neighbours": 0, "seed": 0}
+        for name, minimum in minima.items():
+            if (value := getattr(self, name)) < minimum:
+                raise ConfigError(f"invalid {name} {value}: allowed {minimum} or more")
         if not 0 <= self.threshold < 1:
             raise ConfigError(
-                f"threshold is {self.threshold}; allowed: a probability from 0 to below 1"
+                f"invalid threshold {self.threshold}: allowed a probability from 0 to below 1"
             )
 
 
 @dataclass(frozen=True)
 class Associations:
-    """What was found. facts: of the table. unread: pictures that could not be read. small: groups left out, and their sizes.
+    """The disparities of one model on one table of images.
 
-    names: of all the model's classes. retrieval: None if no neighbours were asked for.
+    Attributes:
+        model: name of the model.
+        facts: description of the data, as `EvalLoader.facts`.
+        column: the table's column of groups.
+        config: how labels were assigned and compared.
+        without_group: number of rows without a group.
+        without_path: number of other rows without a path.
+        unreadable: number of images that could not be read.
+        small: size of each group that was left out.
+        names: of all classes of the model.
+        disparities: of labels.
+        neighbours: None if no neighbours were asked for.
     """
 
     model: str
     facts: Mapping[str, Any]
     column: str
-    settings: AssociationConfig
-    ungrouped: int
-    unplaced: int
-    unread: int
+    config: AssociationConfig
+    without_group: int
+    without_path: int
+    unreadable: int
     small: Mapping[str, int]
     names: tuple[str, ...]
     disparities: Disparities
-    retrieval: NeighbourShares | None
+    neighbours: NeighbourShares | None
 
     @property
     def groups(self) -> Groups:
-        """Those compared."""
+        """The compared groups."""
         return self.disparities.groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values of all results; rates and disparities are shares, from -1 to 1."""
+        disparities = self.disparities
+        rows = [
+            {
+                "label": self.names[disparities.labels[row]],
+                "index": int(disparities.labels[row]),
+                "group": self.groups.names[group],
+                "rate": float(disparities.rates[row, group]),
+                "disparity": float(disparities.values[row, group]),
+                "interval": [
+                    float(disparities.low[row, group]),
+                    float(disparities.high[row, group]),
+                ],
+                "p": float(disparities.p[row, group]),
+                "significant": bool(disparities.significant[row, group]),
+            }
+            for row, group in disparities.rank()
+        ]
+        neighbours = self.neighbours and {
+            name: getattr(self.neighbours, name).tolist() for name in ("share", "expected", "p")
+        }
+        return {
+            "model": self.model,
+            "data": dict(self.facts),
+            "group_column": self.column,
+            "settings": asdict(self.config),
+            "versions": find_versions(),
+            "groups": dict(zip(self.groups.names, self.groups.sizes.tolist())),
+            "left_out": {
+                "groups": dict(self.small),
+                "without_group": self.without_group,
+                "without_path": self.without_path,
+                "unreadable": self.unreadable,
+            },
+            "labels": {
+                "of_model": len(self.names),
+                "tested": len(disparities.labels),
+                "too_rare": disparities.rare,
+            },
+            "smallest": {
+                str(rate): disparities.find_smallest(rate).tolist() for rate in REPORTED_RATES
+            },
+            "disparities": rows,
+            "neighbours": neighbours,
+        }
 
 
 def measure_associations(
     candidate: EvaluatedModel,
-    roster: GroupedImages,
-    settings: AssociationConfig | None = None,
+    images: GroupedImages,
+    config: AssociationConfig | None = None,
     *,
     batch_size: int = 32,
     workers: int = 0,
     progress: bool = True,
 ) -> Associations:
-    """Label the pictures of a roster, compare the groups' labels, and whose pictures are near whose.
+    """Label the images, and compare the labels and the nearest neighbours between groups.
 
-    ConfigError for a model without classes, fewer than two groups that are large enough, or more neighbours than pictures.
+    Args:
+        candidate: a model with classes.
+        images: with the group of each.
+        config: by default `AssociationConfig()`.
+        batch_size: of inference.
+        workers: processes that read images.
+        progress: show progress bars.
+
+    Raises:
+        ConfigError: the model has no classes, fewer than two groups are large enough, or there
+            are fewer images than neighbours.
     """
-    settings = settings or AssociationConfig()
+    config = config or AssociationConfig()
     if candidate.num_classes is None:
         raise ConfigError(
             f"{candidate.name} has no classes, so it gives no labels; choose a model with classes"
         )
-    _keep_groups(
-        [roster.classes(row)[0] for row in range(len(roster))], roster, settings
-    )  # better known before the work
-    check = open_eval_loader(
-        roster, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
+    # fails here, not after the images were read
+    _select_groups([images.classes(row)[0] for row in range(len(images))], images, config)
+    loader = open_eval_loader(
+        images, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
     )
-    given, vectors, codes = list[Tensor](), list[Tensor](), list[int]()
-    with tqdm(total=len(roster), unit=" pictures", disable=not progress, smoothing=0.1) as bar:
-        for batch in check:
+    label_batches, feature_batches, codes = list[Tensor](), list[Tensor](), list[int]()
+    with tqdm(total=len(images), unit=" images", disable=not progress, smoothing=0.1) as bar:
+        for batch in loader:
             logits, features = candidate.forward(batch.images)
-            given.append(choose_labels(logits, settings.top_k, settings.threshold))
-            if settings.neighbours:
-                vectors.append(features)
+            label_batches.append(choose_labels(logits, config.top_k, config.threshold))
+            if config.neighbours:
+                feature_batches.append(features)
             codes += [group for (group,) in batch.classes]
             bar.update(len(batch.ids))
+    unreadable = loader.skipped.total()
     try:
-        mask, groups, small = _keep_groups(codes, roster, settings)
-    except ConfigError:  # before they were read there were enough
+        mask, groups, small = _select_groups(codes, images, config)
+    except ConfigError:  # enough images were listed, so too many are unreadable
         raise ConfigError(
-            f"{check.skipped.total():,} of {len(roster):,} pictures cannot be read, and the others are too few to compare: "
-            f"{next(iter(check.skipped))}; paths are relative to {roster.root}, the table's folder"
+            f"{unreadable:,} of {len(images):,} images cannot be read, and the others are too few "
+            f"to compare: {next(iter(loader.skipped))}; paths are relative to {images.root}, the "
+            "table's folder"
         ) from None
-    options: dict[str, Any] = {
-        "permutations": settings.permutations,
-        "seed": settings.seed,
+    test_options: dict[str, Any] = {
+        "permutations": config.permutations,
+        "seed": config.seed,
         "progress": progress,
     }
-    labels = torch.cat(given).numpy()[mask]
-    retrieval = None
-    if settings.neighbours:
-        places = list_neighbours(
-            torch.cat(vectors)[torch.from_numpy(mask)].numpy(), settings.neighbours
-        )
-        retrieval = compare_neighbours(places, groups, **options)
+    neighbours = None
+    if config.neighbours:
+        features = torch.cat(feature_batches)[torch.from_numpy(mask)]  # (N, D)
+        indices = list_neighbours(features.numpy(), config.neighbours)
+        neighbours = compare_neighbours(indices, groups, **test_options)
+    labels = torch.cat(label_batches).numpy()[mask]  # (N, K)
     return Associations(
         model=candidate.name,
-        facts=check.facts,
-        column=roster.column,
-        settings=settings,
-        ungrouped=roster.ungrouped,
-        unplaced=roster.unplaced,
-        unread=check.skipped.total(),
+        facts=loader.facts,
+        column=images.column,
+        config=config,
+        without_group=images.without_group,
+        without_path=images.without_path,
+        unreadable=unreadable,
         small=small,
         names=candidate.classes
         or tuple(f"class {index}" for index in range(candidate.num_classes)),
         disparities=measure_disparities(
-            labels, groups, min_pictures=settings.min_pictures, **options
+            labels, groups, min_images=config.min_images, **test_options
         ),
-        retrieval=retrieval,
+        neighbours=neighbours,
     )
 
 
 def choose_labels(logits: Tensor, top_k: int, threshold: float) -> Tensor:
-    """Logits (n, classes) -> the indices of the labels given (n, K), -1 for none."""
+    """The labels of each image: the `top_k` classes of a higher probability than `threshold`.
+
+    Args:
+        logits: (n, classes).
+        top_k: K, at most this many labels.
+        threshold: a probability.
+
+    Returns:
+        (n, K), class indices in falling order of probability, then -1.
+    """
     best = torch.softmax(logits, 1).topk(min(top_k, logits.shape[1]))
     return torch.where(best.values > threshold, best.indices, -1)
 
 
-def _keep_groups(
-    codes: list[int], roster: GroupedImages, settings: AssociationConfig
-) -> tuple[NDArray[np.bool_], Groups, Mapping[str, int]]:
-    """As `Groups.keep_large`; ConfigError also for more neighbours than there are other pictures."""
-    mask, groups, small = Groups(np.array(codes, np.int64), roster.class_names).keep_large(
-        settings.min_group
-    )
-    if settings.neighbours >= len(groups.codes):
+def _select_groups(
+    codes: list[int], images: GroupedImages, config: AssociationConfig
+) -> tuple[Mask, Groups, Mapping[str, int]]:
+    """`Groups.keep_large`; ConfigError also if there are too few images for the neighbours."""
+    all_codes: Integers = np.array(codes, np.int64)
+    mask, groups, small = Groups(all_codes, images.class_names).keep_large(config.min_group)
+    if config.neighbours >= len(groups.codes):
         raise ConfigError(
-            f"neighbours is {settings.neighbours}; with {len(groups.codes)} pictures there are fewer others"
+            f"invalid neighbours {config.neighbours}: allowed 0 to {len(groups.codes) - 1}, "
+            f"fewer than the {len(groups.codes)} images"
         )
     return mask, groups, small

@@ -1,4 +1,4 @@
-"""Pictures that a table names, each with the group that the table's maker put it in."""
+"""Images listed in a table, each with the group that the table assigns it to."""
 
 from __future__ import annotations
 
@@ -21,23 +21,31 @@ Row = dict[str, Any]
 
 
 class GroupedImages(ImageDataset):
-    """The pictures of a table's rows, in order; the class of each is its group.
+    """The images of a table's rows, in order; the class of an image is its group.
 
-    column: the groups' name in the table. ungrouped, unplaced: rows without a group, and of the others those without a path.
+    Attributes:
+        column: name of the table's column of groups.
+        without_group: number of rows without a group, which are left out.
+        without_path: number of other rows without a path, which are left out.
     """
 
     kind = "table"
 
     def __init__(
-        self, table: Path, column: str, rows: list[tuple[str, str]], ungrouped: int, unplaced: int
+        self,
+        table: Path,
+        column: str,
+        rows: list[tuple[str, str]],
+        without_group: int,
+        without_path: int,
     ) -> None:
         self.root, self.title, self.column = table.parent, table.name, column
         self.class_names: tuple[str, ...] = tuple(sorted({group for _, group in rows}))
         self.num_classes = len(self.class_names)
-        self.ungrouped, self.unplaced = ungrouped, unplaced
+        self.without_group, self.without_path = without_group, without_path
         self.sha256 = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        places = {name: place for place, name in enumerate(self.class_names)}
-        self._rows = [(path, places[group]) for path, group in rows]
+        codes = {name: code for code, name in enumerate(self.class_names)}
+        self._rows = [(path, codes[group]) for path, group in rows]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,59 +69,61 @@ class GroupedImages(ImageDataset):
 def open_grouped_images(
     table: str | os.PathLike[str], group_column: str, path_column: str = "path"
 ) -> GroupedImages:
-    """A table (.csv .jsonl .parquet) with a column of pictures' paths, relative to its folder, and one of their groups.
+    """Read a table with a path and a group of each image.
 
-    A group is text, a number or true or false; rows where it is missing or empty are left out and counted. ConfigError names a
-    column that is not there, and a table that cannot be read.
+    Rows with a missing or empty group or path are left out and counted.
+
+    Args:
+        table: .csv, .jsonl or .parquet.
+        group_column: name of the column of groups: text, numbers or booleans.
+        path_column: name of the column of paths, relative to the table's folder.
+
+    Raises:
+        ConfigError: the table cannot be read, or lacks a column.
     """
     path = Path(table)
-    if path.suffix not in READERS:
-        raise ConfigError(
-            f"groups {path} is no table that can be read; allowed: {' '.join(READERS)}"
-        )
-    rows, names = list[tuple[str, str]](), dict[str, None]()
-    ungrouped = unplaced = 0
+    if path.suffix not in TABLE_READERS:
+        raise ConfigError(f"invalid table {path}: allowed {' '.join(TABLE_READERS)}")
+    rows, column_names = list[tuple[str, str]](), dict[str, None]()
+    without_group = without_path = 0
     try:
-        for number, row in enumerate(READERS[path.suffix](path), 1):
-            names |= dict.fromkeys(row)
-            group, place = row.get(group_column), row.get(path_column)
+        for number, row in enumerate(TABLE_READERS[path.suffix](path), 1):
+            column_names |= dict.fromkeys(row)
+            group, image_path = row.get(group_column), row.get(path_column)
             if isinstance(group, (list, dict)):
                 raise ConfigError(
-                    f"row {number} of {path} has group {group!r}; allowed: text, a number, true or false"
+                    f"invalid group {group!r} in row {number} of {path}: allowed text, a number, "
+                    "true or false"
                 )
             if group is None or group == "":
-                ungrouped += 1
-            elif place is None or place == "":
-                unplaced += 1
+                without_group += 1
+            elif image_path is None or image_path == "":
+                without_path += 1
             else:
-                rows.append((str(place), str(group)))
-    except (
-        OSError,
-        ValueError,
-        csv.Error,
-    ) as error:  # those of JSON, UTF-8 and pyarrow are ValueErrors
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or str(error).splitlines()[0]}"
-        ) from None
+                rows.append((str(image_path), str(group)))
+    except ConfigError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        # errors of JSON, UTF-8 and pyarrow are ValueErrors, of many lines or of none
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{path} cannot be read: {reason}") from None
     for name, option in ((group_column, "group"), (path_column, "path")):
-        if name not in names:
+        if name not in column_names:
             raise ConfigError(
-                f"{path} has no column {name!r}, but {', '.join(names) or 'no rows'}; name its {option} column"
+                f"{path} has no column {name!r}, but {', '.join(column_names) or 'no rows'}; "
+                f"name its {option} column"
             )
-    return GroupedImages(path, group_column, rows, ungrouped, unplaced)
+    return GroupedImages(path, group_column, rows, without_group, without_path)
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
-            yield {
-                name: cell for name, cell in row.items() if name is not None
-            }  # None has what is beyond the names
+            # DictReader puts cells beyond the header under the key None
+            yield {name: cell for name, cell in row.items() if name is not None}
 
 
-def _read_json(path: Path) -> Iterator[Row]:
+def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -130,8 +140,8 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             yield from batch.to_pylist()
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+TABLE_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".csv": _read_csv,
-    ".jsonl": _read_json,
+    ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }

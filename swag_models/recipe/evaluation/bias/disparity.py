@@ -1,10 +1,11 @@
-"""Label disparities between groups of images: rates, intervals and corrected p-values, from labels alone.
+"""Label disparities between groups of images: rates, intervals and corrected p-values.
 
 The rate of a label in a group is the share of the group's images that are given the label. Its
 disparity is the rate minus the mean rate of the other groups, each group counted once: the label
 association of Fairness Indicators (https://arxiv.org/abs/2202.07603).
 
-Axes: N images, K labels of an image at most, J tested labels, G groups, P permutations, R resamples.
+Axes: N images, K labels of an image at most, J tested labels, G groups, P permutations,
+R resamples.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Groups:
             sizes = zip(self.names[:10], self.sizes.tolist())
             text = ", ".join(f"{name} {size}" for name, size in sizes) or "none"
             raise ConfigError(
-                f"{is_large.sum()} groups have {min_size} images or more, and a comparison needs "
+                f"groups of {min_size} images or more: {is_large.sum()}, but a comparison needs "
                 f"two (images of each group: {text}); choose another group column, add images, or "
                 "lower min_group"
             )

@@ -1,4 +1,4 @@
-"""Group composition of nearest neighbours: from which groups the images most similar to a group's images are.
+"""Groups of nearest neighbours: whether images are more similar to images of their own group.
 
 Axes: N images, D features, k neighbours, G groups, P permutations.
 """
@@ -42,7 +42,7 @@ def compare_neighbours(
     seed: int = 0,
     progress: bool = False,
 ) -> NeighbourShares:
-    """Count from which groups the neighbours of each group's images are, and test it against chance.
+    """Count the groups of the neighbours of each group's images, and test them against chance.
 
     By group sizes alone (size - 1) / (N - 1) of the neighbours would be of the image's own group,
     and size / (N - 1) of another group.

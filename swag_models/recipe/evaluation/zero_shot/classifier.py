@@ -22,8 +22,17 @@ from torch import Tensor
 from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError
 from swag_models.recipe.evaluation.models import EvaluatedModel
-from swag_models.recipe.evaluation.zero_shot.calibration import PlattScaling, fit_platt, split_blocks
-from swag_models.recipe.evaluation.zero_shot.logits import DataSource, Logits, UnlabelledImages, read_logits
+from swag_models.recipe.evaluation.zero_shot.calibration import (
+    PlattScaling,
+    fit_platt,
+    split_blocks,
+)
+from swag_models.recipe.evaluation.zero_shot.logits import (
+    DataSource,
+    Logits,
+    UnlabelledImages,
+    read_logits,
+)
 from swag_models.recipe.evaluation.zero_shot.targets import Target, format_target
 from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, HashtagMapping
 from swag_models.recipe.wordnet import WordNet
@@ -160,7 +169,9 @@ def run_ablation(
             "unlabelled pictures are for Platt scaling, which is off; leave them out, or switch it on"
         )
     synsets, names = _find_hashtags(candidate, wordnet), tuple(target.name for target in targets)
-    others = None if unlabelled is None else UnlabelledImages(unlabelled)  # better known before the work
+    others = (
+        None if unlabelled is None else UnlabelledImages(unlabelled)
+    )  # better known before the work
     read = seen = read_logits(candidate, data, names, **options)
     plain = fitted = PlattScaling(1.0, torch.zeros(len(synsets), dtype=torch.float64))
     if fits:
@@ -207,7 +218,9 @@ def list_zero_shot_configs(mapping: HashtagMapping | None = None) -> list[ZeroSh
     ]
 
 
-def score_targets(probabilities: Tensor, weights: Tensor, aggregation: Aggregation = "sum") -> Tensor:
+def score_targets(
+    probabilities: Tensor, weights: Tensor, aggregation: Aggregation = "sum"
+) -> Tensor:
     """Probabilities of hashtags (N, K) and weights (K, T), sparse or not -> scores of targets (N, T)."""
     pairs = weights.to_sparse().coalesce()
     hashtags, targets = pairs.indices()

@@ -1,4 +1,4 @@
-"""From pictures and a table to a report: what a model that ships does on scenes."""
+"""The associations command, from a table to the report, with a shipped model on scenes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from swag_models.recipe.evaluation.bias.associations import (
     measure_associations,
 )
 from swag_models.recipe.evaluation.bias.dataset import open_grouped_images
-from swag_models.recipe.evaluation.bias.disparity import measure_disparities
-from swag_models.recipe.evaluation.bias.disparity import Groups
+from swag_models.recipe.evaluation.bias.disparity import Groups, measure_disparities
 from swag_models.recipe.evaluation.models import open_evaluated_model
 
 Capture = pytest.CaptureFixture[str]
@@ -38,8 +37,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def spell(table: Path, output: Path, *options: str) -> list[str]:
-    """The arguments of the command."""
+def list_arguments(table: Path, output: Path, *options: str) -> list[str]:
     arguments = [
         "recipe",
         "associations",
@@ -56,7 +54,7 @@ def spell(table: Path, output: Path, *options: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """400 scenes in groups by what they show: flowers, cars, a few mushrooms, anything else; those of two things in none."""
+    """400 scenes grouped by what they show; those of two things are in no group."""
     folder = tmp_path_factory.mktemp("scenes") / "scenes"
     write_scenes(folder, posts=400, held_out=0, processes=1, progress=False)
     names = {"flower": "flowers", "car": "cars", "mushroom": "mushrooms"}
@@ -67,7 +65,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         motif = names.get(truth["things"][0], "rest") if len(truth["things"]) == 1 else ""
         rows.append({"path": post["path"], "motif": motif, "same": "all"})
     rest = [row for row in rows if row["motif"] == "rest"]
-    (folder / rest[0]["path"]).write_bytes(b"no picture")
+    (folder / rest[0]["path"]).write_bytes(b"not an image")
     (folder / rest[1]["path"]).unlink()
     rest[2]["path"] = ""
     with (folder / "table.csv").open("w", newline="") as file:
@@ -77,59 +75,59 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "table.csv"
 
 
-def test_labels_are_the_best_that_are_more_probable_than_the_threshold() -> None:
+def test_labels_are_the_top_k_above_the_threshold() -> None:
     logits = torch.tensor([[0.1, 0.5, 0.3, 0.1], [0.94, 0.02, 0.03, 0.01]]).log()
     assert choose_labels(logits, 2, 0.2).tolist() == [[1, 2], [0, -1]]
     assert choose_labels(logits, 9, 0.015).tolist()[1] == [0, 2, 1, -1]
 
 
-def test_the_command_writes_what_it_found(table: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert main(spell(table, tmp_path / "out")) == 1  # some pictures could not be read
-    shown = capsys.readouterr()
+def test_command_writes_report_and_prints_table(
+    table: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(list_arguments(table, tmp_path / "out")) == 1  # some images could not be read
+    captured = capsys.readouterr()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *("associations.json", "associations.md", "disparities.png", "neighbours.png")
     ]
-    found = json.loads((tmp_path / "out" / "associations.json").read_text())
+    values = json.loads((tmp_path / "out" / "associations.json").read_text())
     with table.open() as file:
         motifs = [row["motif"] for row in csv.DictReader(file)]
-    assert found["groups"] == {
+    assert values["groups"] == {
         name: motifs.count(name) - 3 * (name == "rest") for name in ("cars", "flowers", "rest")
     }
     small, ungrouped = {"mushrooms": motifs.count("mushrooms")}, motifs.count("")
     left_out = {"groups": small, "without_group": ungrouped, "without_path": 1, "unreadable": 2}
-    assert found["left_out"] == left_out
-    assert "2 pictures could not be read" in shown.err
-    rows = {(row["label"], row["group"]): row for row in found["disparities"]}
-    for place in (("flower", "flowers"), ("car", "cars")):
-        assert rows[place]["found"]
-        assert (
-            0.2 < rows[place]["interval"][0] < rows[place]["disparity"] < rows[place]["interval"][1]
-        )
+    assert values["left_out"] == left_out
+    assert "2 pictures could not be read" in captured.err
+    rows = {(row["label"], row["group"]): row for row in values["disparities"]}
+    for cell in (("flower", "flowers"), ("car", "cars")):
+        assert rows[cell]["significant"]
+        assert 0.2 < rows[cell]["interval"][0] < rows[cell]["disparity"] < rows[cell]["interval"][1]
     assert rows["flower", "cars"]["disparity"] < 0
-    assert np.allclose(np.sum(found["neighbours"]["share"], 1), 1)
-    assert found["neighbours"]["share"][0][0] > found["neighbours"]["expected"][0][0]
+    assert np.allclose(np.sum(values["neighbours"]["share"], 1), 1)
+    assert values["neighbours"]["share"][0][0] > values["neighbours"]["expected"][0][0]
     text = (tmp_path / "out" / "associations.md").read_text()
-    assert shown.out in text
+    assert captured.out in text
     assert "They are not facts about people" in text
-    assert "groups of fewer than 30 pictures: mushrooms" in text
+    assert "groups of fewer than 30 images: mushrooms" in text
     assert "the column `motif`" in text
     for name in ("disparities.png", "neighbours.png"):
         with Image.open(tmp_path / "out" / name) as image:
             assert min(image.size) > 200
 
 
-def test_the_command_prints_json_and_can_leave_neighbours_out(
+def test_command_prints_json_without_neighbours(
     table: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     options = ["--json", "--neighbours", "0", "--threshold", "0.99", "--min-group", "2"]
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "neighbours.png").write_text("of an earlier audit")
-    assert main(spell(table, tmp_path / "out", *options)) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((tmp_path / "out" / "associations.json").read_text())
-    assert found["neighbours"] is None
-    assert "mushrooms" in found["groups"]
-    assert found["labels"]["judged"] == len(found["disparities"]) == 0
+    (tmp_path / "out" / "neighbours.png").write_text("of an earlier report")
+    assert main(list_arguments(table, tmp_path / "out", *options)) == 1
+    values = json.loads(capsys.readouterr().out)
+    assert values == json.loads((tmp_path / "out" / "associations.json").read_text())
+    assert values["neighbours"] is None
+    assert "mushrooms" in values["groups"]
+    assert values["labels"]["tested"] == len(values["disparities"]) == 0
     assert not list((tmp_path / "out").glob("*.png"))
 
 
@@ -142,46 +140,46 @@ def test_the_command_prints_json_and_can_leave_neighbours_out(
         ),
         (
             ["--group-column", "same"],
-            r"groups of 30 pictures or more: 1; two are needed to compare",
+            "groups of 30 images or more: 1, but a comparison needs two",
         ),
-        (["--top-k", "0"], "top_k is 0; allowed: 1 or more"),
-        (["--threshold", "1"], "threshold is 1.0; allowed: a probability from 0 to below 1"),
-        (["--permutations", "10"], "permutations is 10; allowed: 100 or more"),
-        (["--neighbours", "1000"], "neighbours is 1000; with "),
+        (["--top-k", "0"], "invalid top_k 0: allowed 1 or more"),
+        (["--threshold", "1"], "invalid threshold 1.0: allowed a probability from 0 to below 1"),
+        (["--permutations", "10"], "invalid permutations 10: allowed 100 or more"),
+        (["--neighbours", "1000"], "invalid neighbours 1000: allowed 0 to "),
     ],
 )
-def test_the_command_says_what_cannot_be(
+def test_command_rejects_invalid_options(
     options: list[str], problem: str, table: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert main(spell(table, tmp_path / "out", *options)) == 2
+    assert main(list_arguments(table, tmp_path / "out", *options)) == 2
     assert problem in capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_the_command_says_where_it_cannot_write(
+def test_command_names_a_folder_that_cannot_be_written(
     table: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert main(spell(table, tmp_path / "file" / "out")) == 1
+    assert main(list_arguments(table, tmp_path / "file" / "out")) == 1
     assert "out cannot be written" in capsys.readouterr().err
 
 
-def test_paths_that_lead_nowhere_are_told(tmp_path: Path, capsys: Capture) -> None:
-    lines = [f"pictures/{number}.png,{number % 2}" for number in range(80)]
+def test_missing_images_are_reported(tmp_path: Path, capsys: Capture) -> None:
+    lines = [f"images/{number}.png,{number % 2}" for number in range(80)]
     (tmp_path / "table.csv").write_text("\n".join(["path,motif", *lines]))
-    assert main(spell(tmp_path / "table.csv", tmp_path / "out")) == 2
-    said = capsys.readouterr().err
-    assert "80 of 80 pictures cannot be read, and the others are too few to compare: " in said
-    assert "0.png" in said
-    assert f"paths are relative to {tmp_path}, the table's folder" in said
+    assert main(list_arguments(tmp_path / "table.csv", tmp_path / "out")) == 2
+    message = capsys.readouterr().err
+    assert "80 of 80 images cannot be read, and the others are too few to compare: " in message
+    assert "0.png" in message
+    assert f"paths are relative to {tmp_path}, the table's folder" in message
 
 
-def test_a_model_that_cannot_be_opened_leaves_no_folder(table: Path, tmp_path: Path) -> None:
-    assert main([*spell(table, tmp_path / "out"), "--device", "nowhere"]) == 2
+def test_failure_to_open_the_model_leaves_no_folder(table: Path, tmp_path: Path) -> None:
+    assert main([*list_arguments(table, tmp_path / "out"), "--device", "nowhere"]) == 2
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_classes_gives_no_labels(table: Path, tmp_path: Path) -> None:
+def test_model_without_classes_is_rejected(table: Path, tmp_path: Path) -> None:
     folder = save(load_tiny(num_classes=None), tmp_path / "model", license="mit")
     with pytest.raises(ConfigError, match="has no classes, so it gives no labels"):
         measure_associations(
@@ -190,40 +188,42 @@ def test_a_model_without_classes_gives_no_labels(table: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_model_that_ships_shows_what_was_planted_and_shuffled_clubs_show_nothing(
+def test_shipped_model_shows_planted_associations_and_none_with_shuffled_clubs(
     tmp_path: Path,
 ) -> None:
-    """Among 6,000 posts. What else it finds is true of its labels: things that look alike, and the clubs' own tones."""
+    """6,000 posts. Other findings are true of its labels: similar things, colours of each club."""
     write_scenes(tmp_path / "scenes", posts=6_000, held_out=0, progress=False)
-    candidate, roster = (
+    candidate, images = (
         open_evaluated_model(MODEL),
         open_grouped_images(tmp_path / "scenes" / "posts.jsonl", "group"),
     )
-    found = measure_associations(
-        candidate, roster, AssociationConfig(permutations=500, neighbours=0), progress=False
+    disparities = measure_associations(
+        candidate, images, AssociationConfig(permutations=500, neighbours=0), progress=False
     ).disparities
     names = candidate.classes
     assert names
     named = {
-        (names[found.labels[row]], found.groups.names[group])
-        for row, group in found.rank()
-        if found.found[row, group]
+        (names[disparities.labels[row]], disparities.groups.names[group])
+        for row, group in disparities.rank()
+        if disparities.significant[row, group]
     }
     assert len(PLANTED.items() & named) >= 3
     assert not {(name, "ab"[club == "a"]) for name, club in PLANTED.items()} & named
     labels = torch.cat(
         [
             choose_labels(
-                candidate.classify(torch.stack([candidate.fit(roster.read(row)) for row in rows])),
+                candidate.classify(torch.stack([candidate.fit(images.read(row)) for row in rows])),
                 5,
                 0.1,
             )
-            for rows in torch.arange(len(roster)).split(100)
+            for rows in torch.arange(len(images)).split(100)
         ]
     ).numpy()
-    shuffled = [Groups(codes, found.groups.names) for codes in found.groups.permute(20, 11)]
+    shuffled = [
+        Groups(codes, disparities.groups.names) for codes in disparities.groups.permute(20, 11)
+    ]
     hits = sum(
-        measure_disparities(labels, each, permutations=99, resamples=2, seed=seed).found.any()
+        measure_disparities(labels, each, permutations=99, resamples=2, seed=seed).significant.any()
         for seed, each in enumerate(shuffled)
     )
     assert hits <= stats.binom.ppf(0.999, 20, 0.05)

@@ -1,4 +1,4 @@
-"""A table of any format gives the same pictures in the same groups, or says what is wrong with it."""
+"""Tables of each format give the same images and groups; invalid tables are rejected."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from swag_models.errors import ConfigError, ImageError
 from swag_models.recipe.evaluation.bias.dataset import open_grouped_images
 
 ROWS = [
-    {"file": "pictures/0000.png", "country": "nl", "year": 2020},
-    {"file": "pictures/0001.png", "country": "ke", "year": 2021},
+    {"file": "images/0000.png", "country": "nl", "year": 2020},
+    {"file": "images/0001.png", "country": "ke", "year": 2021},
     {"file": None, "country": "ke", "year": 2021},
-    {"file": "pictures/0002.png", "country": None, "year": 2020},
+    {"file": "images/0002.png", "country": None, "year": 2020},
     {"file": "gone.png", "country": "nl", "year": 2021},
 ]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_images(tmp_path / "pictures", 3, height=8, width=8)
+    write_images(tmp_path / "images", 3, height=8, width=8)
     table = pd.DataFrame(ROWS)
     table.to_csv(tmp_path / "table.csv", index=False)
     table.to_json(tmp_path / "table.jsonl", orient="records", lines=True)
@@ -31,24 +31,27 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_a_table_names_pictures_and_their_groups(suffix: str, folder: Path) -> None:
-    roster = open_grouped_images(folder / f"table.{suffix}", "country", "file")
-    assert roster.class_names == ("ke", "nl")
-    assert [(roster.name(row), roster.classes(row)) for row in range(len(roster))] == [
-        ("pictures/0000.png", (1,)),
-        ("pictures/0001.png", (0,)),
+def test_table_lists_images_and_groups(suffix: str, folder: Path) -> None:
+    images = open_grouped_images(folder / f"table.{suffix}", "country", "file")
+    assert images.class_names == ("ke", "nl")
+    assert [(images.name(row), images.classes(row)) for row in range(len(images))] == [
+        ("images/0000.png", (1,)),
+        ("images/0001.png", (0,)),
         ("gone.png", (1,)),
     ]
-    assert (roster.ungrouped, roster.unplaced) == (1, 1)
-    assert roster.sha256 == open_grouped_images(folder / "table.csv", "country", "file").sha256
-    assert roster.read(0).size == (8, 8)
+    assert (images.without_group, images.without_path) == (1, 1)
+    assert images.sha256 == open_grouped_images(folder / "table.csv", "country", "file").sha256
+    assert images.read(0).size == (8, 8)
     with pytest.raises(ImageError, match=r"gone\.png"):
-        roster.read(2)
-    assert open_grouped_images(folder / f"table.{suffix}", "year", "file").class_names == ("2020", "2021")
+        images.read(2)
+    assert open_grouped_images(folder / f"table.{suffix}", "year", "file").class_names == (
+        "2020",
+        "2021",
+    )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_a_column_that_is_not_there_is_named(suffix: str, folder: Path) -> None:
+def test_missing_column_is_named(suffix: str, folder: Path) -> None:
     table = folder / f"table.{suffix}"
     with pytest.raises(
         ConfigError, match="has no column 'land', but file, country, year; name its group column"
@@ -63,20 +66,20 @@ def test_a_column_that_is_not_there_is_named(suffix: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("x.txt", b"", r"x\.txt is no table that can be read; allowed: \.csv \.jsonl \.parquet"),
+        ("x.txt", b"", r"invalid table .*x\.txt: allowed \.csv \.jsonl \.parquet"),
         ("x.jsonl", b'{"path": "a", "group": "b"}\n{"pa', r"x\.jsonl cannot be read: "),
         ("x.jsonl", b"[1]\n", r"line 1 of .*x\.jsonl is not a JSON object"),
         (
             "x.jsonl",
             b'{"path": "a", "group": ["b"]}\n',
-            r"row 1 of .* has group \['b'\]; allowed: text",
+            r"invalid group \['b'\] in row 1 of .*: allowed text",
         ),
         ("x.csv", b"path,group\na,\xff\n", r"x\.csv cannot be read: "),
         ("x.csv", b"", r"has no column 'group', but no rows"),
         ("x.parquet", b"nothing", r"x\.parquet cannot be read: "),
     ],
 )
-def test_a_table_that_cannot_be_read_is_refused(
+def test_unreadable_table_is_rejected(
     name: str, content: bytes, problem: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -84,6 +87,6 @@ def test_a_table_that_cannot_be_read_is_refused(
         open_grouped_images(tmp_path / name, "group")
 
 
-def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.csv cannot be read: No such file"):
         open_grouped_images(tmp_path / "gone.csv", "group")

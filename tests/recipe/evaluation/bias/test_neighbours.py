@@ -1,6 +1,6 @@
-"""Neighbours are those of scikit-learn, and clusters are found where they were planted, and seldom where not.
+"""Nearest neighbours equal those of scikit-learn; planted clusters are result, and few others.
 
-Axes: N pictures, D features.
+Axes: N images, D features.
 """
 
 from __future__ import annotations
@@ -29,59 +29,59 @@ def compare(
     )
 
 
-def draw() -> np.ndarray:
+def draw_features() -> np.ndarray:
     return torch.randn(200, 8).numpy()
 
 
-def test_neighbours_are_those_of_scikit_learn() -> None:
-    features = draw()
-    theirs = (
+def test_neighbours_equal_those_of_scikit_learn() -> None:
+    features = draw_features()
+    expected = (
         NearestNeighbors(n_neighbors=5, metric="cosine")
         .fit(features)
         .kneighbors(return_distance=False)
     )
-    np.testing.assert_array_equal(list_neighbours(features, 5), theirs)
+    np.testing.assert_array_equal(list_neighbours(features, 5), expected)
 
 
-def test_a_picture_is_not_its_own_neighbour_though_others_are_the_same() -> None:
-    found = list_neighbours(np.ones((6, 3), np.float32), 5)
-    assert all(set(row) == set(range(6)) - {index} for index, row in enumerate(found.tolist()))
+def test_an_image_is_not_its_own_neighbour_even_among_duplicates() -> None:
+    result = list_neighbours(np.ones((6, 3), np.float32), 5)
+    assert all(set(row) == set(range(6)) - {index} for index, row in enumerate(result.tolist()))
 
 
-def test_shares_are_those_of_counting_one_by_one() -> None:
-    features = draw()
-    found, near = compare(features), list_neighbours(features, 5)
+def test_shares_equal_counts_in_a_loop() -> None:
+    features = draw_features()
+    result, near = compare(features), list_neighbours(features, 5)
     for row in range(3):
         kinds = [
             CODES[other] for index in range(200) if CODES[index] == row for other in near[index]
         ]
         np.testing.assert_allclose(
-            found.share[row], [kinds.count(kind) / len(kinds) for kind in range(3)]
+            result.share[row], [kinds.count(kind) / len(kinds) for kind in range(3)]
         )
-    np.testing.assert_allclose(found.expected.sum(1), 1)
-    np.testing.assert_allclose(found.expected[0], [39 / 199, 100 / 199, 60 / 199])
+    np.testing.assert_allclose(result.expected.sum(1), 1)
+    np.testing.assert_allclose(result.expected[0], [39 / 199, 100 / 199, 60 / 199])
 
 
-def test_expected_shares_are_the_mean_of_permutations() -> None:
-    near, groups = list_neighbours(draw(), 5), Groups(CODES, ("a", "b", "c"))
+def test_expected_shares_equal_the_mean_over_permutations() -> None:
+    near, groups = list_neighbours(draw_features(), 5), Groups(CODES, ("a", "b", "c"))
     shares = [
         compare_neighbours(near, Groups(codes, groups.names), permutations=1).share
         for codes in groups.permute(800, 0)
     ]
-    np.testing.assert_allclose(np.mean(shares, 0), compare(draw()).expected, atol=0.006)
+    np.testing.assert_allclose(np.mean(shares, 0), compare(draw_features()).expected, atol=0.006)
 
 
-def test_a_planted_cluster_is_found() -> None:
-    features = draw()
+def test_planted_cluster_is_found() -> None:
+    features = draw_features()
     features[:40, 0] += 2
-    found = compare(features)
-    assert found.share[0, 0] > 1.5 * found.expected[0, 0]
-    assert found.p[0, 0] == 0.01
-    assert found.p[1, 2] > 0.05
+    result = compare(features)
+    assert result.share[0, 0] > 1.5 * result.expected[0, 0]
+    assert result.p[0, 0] == 0.01
+    assert result.p[1, 2] > 0.05
 
 
-def test_without_clusters_any_finding_is_as_rare_as_promised() -> None:
-    """Also where few pictures are the neighbours of many."""
+def test_false_findings_occur_at_the_significance_level() -> None:
+    """Also where few images are neighbours of many others."""
     seeds, hits = 200, 0
     for seed in range(seeds):
         features = (

@@ -28,11 +28,11 @@ from swag_models.recipe.evaluation.zero_shot.classifier import (
     AGGREGATIONS,
     ZeroShotConfig,
     ZeroShotResult,
+    evaluate_zero_shot,
+    format_zero_shot,
     list_zero_shot_configs,
     run_ablation,
     score_targets,
-    format_zero_shot,
-    evaluate_zero_shot,
 )
 from swag_models.recipe.evaluation.zero_shot.logits import (
     UnlabelledImages,
@@ -83,7 +83,11 @@ def cells(candidate: EvaluatedModel, scenes: Path, wordnet: WordNet) -> list[Zer
 def test_it_is_far_above_chance_and_better_with_platt_scaling(
     model: str, scenes: Path, wordnet: WordNet, targets: tuple[Target, ...]
 ) -> None:
-    ways = [ZeroShotConfig(platt, HashtagMapping(kind)) for kind in ("related", "same") for platt in (True, False)]
+    ways = [
+        ZeroShotConfig(platt, HashtagMapping(kind))
+        for kind in ("related", "same")
+        for platt in (True, False)
+    ]
     results = run_ablation(
         open_evaluated_model(model), scenes, targets, wordnet, ways, progress=False
     )
@@ -101,7 +105,9 @@ def test_every_way_is_there_once_and_one_alone_gives_the_same(
 ) -> None:
     assert len({each.way for each in cells}) == len(cells) == 2 * len(MAPPINGS) * len(AGGREGATIONS)
     meant = [Target(name, (BY_NAME[name].synset,)) for name in sorted(NAMES)]
-    alone = evaluate_zero_shot(candidate, scenes, meant, wordnet, progress=False, workers=1, batch_size=100)
+    alone = evaluate_zero_shot(
+        candidate, scenes, meant, wordnet, progress=False, workers=1, batch_size=100
+    )
     same = next(each for each in cells if each.way == ZeroShotConfig())
     assert [each[:3] for each in alone.predictions] == [each[:3] for each in same.predictions]
     assert alone.to_dict() == same.to_dict()
@@ -116,7 +122,9 @@ def test_numbers_are_those_of_a_plain_computation(
     wordnet: WordNet,
 ) -> None:
     result = next(
-        each for each in cells if each.way == ZeroShotConfig(False, HashtagMapping("hyponyms"), aggregation)
+        each
+        for each in cells
+        if each.way == ZeroShotConfig(False, HashtagMapping("hyponyms"), aggregation)
     )  # type: ignore[arg-type]
     read = read_logits(candidate, scenes, sorted(NAMES), progress=False)
     assert candidate.synsets is not None
@@ -267,7 +275,8 @@ def test_data_are_labelled_or_pictures(scenes: Path, tmp_path: Path) -> None:
     album = UnlabelledImages(str(scenes / "owl"))
     assert len(album) == EACH
     assert (
-        album.sha256 == UnlabelledImages([str(path) for path in sorted((scenes / "owl").iterdir())]).sha256
+        album.sha256
+        == UnlabelledImages([str(path) for path in sorted((scenes / "owl").iterdir())]).sha256
     )
     assert album.sha256 != UnlabelledImages(str(scenes / "car")).sha256
 
@@ -370,7 +379,9 @@ def test_what_cannot_be_is_refused(
         ConfigError,
         match=r"has 31 classes that are no targets, such as 'airplane'; targets begin with owl",
     ):
-        evaluate_zero_shot(candidate, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False)
+        evaluate_zero_shot(
+            candidate, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False
+        )
     excerpt = WordNet({each: wordnet.synsets[each] for each in targets[0].synsets}, {}, {})
     with pytest.raises(
         ConfigError,
@@ -380,14 +391,22 @@ def test_what_cannot_be_is_refused(
     looked: list[object] = []
     hook = candidate.network.register_forward_pre_hook(lambda *given: looked.append(given))
     with pytest.raises(ConfigError, match="nosuch"):
-        evaluate_zero_shot(candidate, scenes, targets, wordnet, unlabelled=scenes / "nosuch", progress=False)
+        evaluate_zero_shot(
+            candidate, scenes, targets, wordnet, unlabelled=scenes / "nosuch", progress=False
+        )
     hook.remove()
     assert not looked
     with pytest.raises(
         ConfigError, match="unlabelled pictures are for Platt scaling, which is off"
     ):
         evaluate_zero_shot(
-            candidate, scenes, targets, wordnet, ZeroShotConfig(platt=False), unlabelled=scenes, progress=False
+            candidate,
+            scenes,
+            targets,
+            wordnet,
+            ZeroShotConfig(platt=False),
+            unlabelled=scenes,
+            progress=False,
         )
     nameless = open_evaluated_model(str(save(load_tiny(), tmp_path / "model", license="mit")))
     with pytest.raises(

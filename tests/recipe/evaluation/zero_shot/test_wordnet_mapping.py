@@ -134,7 +134,10 @@ def test_only_weights_above_the_threshold_and_the_best_count() -> None:
     default = HashtagMapping("path").weigh(wordnet, hashtags, target).to_dense().flatten()
     assert (default > 0).tolist() == [True, True, True, True, False]
     half = (
-        HashtagMapping("path", threshold=0.5, best=2).weigh(wordnet, hashtags, target).to_dense().flatten()
+        HashtagMapping("path", threshold=0.5, best=2)
+        .weigh(wordnet, hashtags, target)
+        .to_dense()
+        .flatten()
     )
     assert half.tolist() == [1, 0.5, 0, 0, 0], "of equal ones the first"
 
