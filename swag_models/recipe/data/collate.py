@@ -5,10 +5,8 @@ Axes: n the samples of a batch, S pixels.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from swag_models.errors import ConfigError, SwagModelsError
-from swag_models.inference.image_sources import TAR_SUFFIXES
-from swag_models.recipe.data.datasets import ImageDataset, find_folders, is_dataset
+from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.loader import Decode
-from swag_models.recipe.data.shards import MANIFEST, Shards, find_vocabulary, read_vocabulary
+from swag_models.recipe.data.shards import Shards, name_shards
 from swag_models.recipe.data.stream import Sample
 from swag_models.recipe.worker_pool import outlast_signals
 
@@ -59,32 +56,11 @@ class Named:
         return image, classes, sample["id"]
 
 
-def find_folder(data: Shards) -> Path | None:
-    """The folder of an album, or None if the data are shards; ConfigError if they are neither."""
-    if not isinstance(data, (str, os.PathLike)):
-        return None
-    text = os.fspath(data)
-    if "://" in text or text.startswith("pipe:") or text.endswith((*TAR_SUFFIXES, MANIFEST)):
-        return None
-    root = Path(text)
-    if not root.is_dir():
-        raise ConfigError(
-            f"data {text} is {'a file' if root.exists() else 'not there'}; allowed: packed shards, paths or URLs of .tar "
-            "files, a folder with a sub-folder of pictures for each class, or what save_to_disk of datasets wrote"
-        )
-    if (root / MANIFEST).is_file():
-        return None
-    bare = not is_dataset(root) and not find_folders(
-        root
-    )  # beside pictures, a .tar is what they were unpacked from
-    return None if bare and any(root.glob("*.tar")) else root
-
-
 def take_sample(
-    album: ImageDataset, index: int, transform: Transform
+    dataset: ImageDataset, index: int, transform: Transform
 ) -> tuple[Tensor, tuple[int, ...], str]:
     """What `collate_samples` takes; ImageError if the picture is broken."""
-    return transform(album.read(index)), album.classes(index), album.name(index)
+    return transform(dataset.read(index)), dataset.labels[index], dataset.name(index)
 
 
 def collate_samples(samples: list[tuple[Tensor, tuple[int, ...], str]]) -> Batch:
@@ -121,33 +97,6 @@ def count_classes(
             f"{name_shards(shards)} has {count} classes; the model has {len(classes)}"
         )
     return (len(classes), tuple(classes)) if classes else (count, None)
-
-
-def check_vocabulary(shards: Shards, synsets: Sequence[str] | None) -> None:
-    """ConfigError if a vocabulary beside the shards has other classes than these, or has them in another order."""
-    path = find_vocabulary(shards)
-    if (
-        path
-        and synsets is not None
-        and [row["synset"] for row in read_vocabulary(path)] != list(synsets)
-    ):
-        raise ConfigError(
-            f"{path} is not the vocabulary of the model; give shards of the curation it learns from"
-        )
-
-
-def name_shards(shards: Shards) -> str:
-    """What to call them where others read it, so without folders, commands and the keys that URLs may have."""
-    if not isinstance(shards, (str, os.PathLike)):
-        return (
-            f"{name_shards(shards[0])} and {len(shards) - 1} more"
-            if len(shards) > 1
-            else name_shards(shards[0])
-        )
-    text = os.fspath(shards)
-    if text.startswith("pipe:"):
-        return "pipe"
-    return Path(text.partition("?")[0].removesuffix(MANIFEST)).resolve().name
 
 
 def describe_data(

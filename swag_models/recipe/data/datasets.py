@@ -1,217 +1,166 @@
-"""Labelled pictures with an index: a folder with a sub-folder per class, or a Hugging Face dataset on disk. No torch."""
+"""Labelled images with an index: an image folder, or any list of image files.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
+from swag_models.formatting import printable
 from swag_models.inference.image_sources import find_images
 from swag_models.preprocess import read_image
-from swag_models.runtime import import_extra
 
-SPLITS = "dataset_dict.json"  # of a dataset of several splits, each of which is a folder beside it
-DATASET = (
-    SPLITS,
-    "dataset_info.json",
-    "state.json",
-)  # one of them makes a folder what `datasets.load_from_disk` reads
+Labels = tuple[int, ...]  # class numbers of one image
+
+DatasetT = TypeVar("DatasetT", bound="ImageDataset")
 
 
-class ImageDataset(ABC):
-    """Pictures 0 to len - 1 and the classes of each.
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images 0 to len - 1, each with its classes. It can be sent to worker processes.
 
-    title: what others may read of where it lies. class_names: of all classes, or None if they have none.
-    sha256: of the sorted names and sizes of its files.
+    Args:
+        kind: "folder", "dataset", "table", ...; stated in reports and model cards.
+        root: the folder that holds the files.
+        title: name of the data for reports; holds no parent folders, which may be private.
+        names: name of each image within the data set, often its path relative to `root`.
+        labels: class numbers of each image.
+        class_names: names of all classes; None if they have no names.
+        num_classes: number of classes.
+        sha256: changes when an image or a label is likely to have changed; see `hash_file_sizes`.
+        files: paths relative to `root`, or absolute, of all files the images are read from.
+        reader: index -> upright RGB image; raises ImageError, which names the image.
     """
 
     kind: str
     root: Path
     title: str
-    num_classes: int
+    names: Sequence[str]
+    labels: Sequence[Labels]
     class_names: tuple[str, ...] | None
+    num_classes: int
     sha256: str
+    files: Sequence[str]
+    reader: Callable[[int], Image.Image]
 
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def files(self) -> list[Path]:
-        """All that its pictures are read from."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What a picture is called within the album."""
-
-    @abstractmethod
-    def classes(self, index: int) -> tuple[int, ...]: ...
-
-    @abstractmethod
-    def read(self, index: int) -> Image.Image:
-        """An upright RGB image; ImageError names the picture and says what is wrong with it."""
-
-
-class PictureFolder(ImageDataset):
-    """A folder with a sub-folder of pictures, searched to any depth, for each class: the sorted names are the classes.
-
-    That is torchvision's `ImageFolder`, but for hidden sub-folders, which are passed over. ConfigError if one has no picture.
-    """
-
-    kind = "folder"
-
-    def __init__(
-        self, root: Path, classes: Sequence[str] | None = None, owner: str = "the model"
-    ) -> None:
-        self.root, self.title = root, root.resolve().name
-        own = find_folders(root)
-        self.class_names = tuple(classes or own)
-        self.num_classes = len(self.class_names)
-        self._files, self._classes = list[str](), list[int]()
-        for folder, number in zip(own, match_names(own, self.class_names, root, owner)):
-            found = [
-                os.path.relpath(str(picture.source), root) for picture in find_images(root / folder)
-            ]
-            self._files += found
-            self._classes += [number] * len(found)
-        self.sha256 = hash_sizes(root, self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def files(self) -> list[Path]:
-        return [self.root / name for name in self._files]
-
-    def name(self, index: int) -> str:
-        return _spell(self._files[index])
-
-    def classes(self, index: int) -> tuple[int, ...]:
-        return (self._classes[index],)
-
-    def read(self, index: int) -> Image.Image:
-        path = self.root / self._files[index]
-        return _refuse_empty(read_image(path, _spell(str(path))), _spell(str(path)))
-
-
-class DiskDataset(ImageDataset):
-    """What `datasets.Dataset.save_to_disk` wrote, with columns `image` (an Image, or a file's bytes) and `label`.
-
-    label: a ClassLabel or a whole number from 0 on, or a list of them. `splits` are the names to look for, in order, if the
-    folder has several. ConfigError says what it has instead.
-    """
-
-    kind = "dataset"
-
-    def __init__(
-        self,
+    @classmethod
+    def from_files(
+        cls: type[DatasetT],
         root: Path,
-        classes: Sequence[str] | None = None,
-        splits: Sequence[str] = ("train",),
-        owner: str = "the model",
-    ) -> None:
-        datasets = import_extra("datasets", "datasets", "a Hugging Face dataset")
-        self.root = _choose_split(root, splits)
-        self.title = "/".join((root.resolve().name, *self.root.relative_to(root).parts))
-        try:
-            rows = datasets.load_from_disk(str(self.root))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{self.root} is no dataset that can be read: {str(error).splitlines()[0]}"
-            ) from None
-        if missing := {"image", "label"} - set(rows.column_names):
-            raise ConfigError(
-                f"{self.root} has no column {' and '.join(sorted(missing))}, but {', '.join(rows.column_names)}; "
-                "rename_column of datasets gives it another name"
-            )
-        labels = rows.select_columns("label").with_format("arrow")[:]["label"].to_pylist()
-        self._classes = [tuple(label) if isinstance(label, list) else (label,) for label in labels]
-        for number, each in enumerate(self._classes):
-            if not all(type(label) is int and label >= 0 for label in each):
-                raise ConfigError(
-                    f"row {number} of {self.root} has label {labels[number]!r}; allowed: whole numbers from 0 on"
-                )
-        feature = rows.features["label"]
-        own = getattr(getattr(feature, "feature", feature), "names", None)  # of a list it is inside
-        count = (
-            len(own or ())
-            or max((label for each in self._classes for label in each), default=-1) + 1
+        paths: Sequence[str],
+        labels: Sequence[Labels],
+        class_names: Sequence[str],
+        **fields: Any,
+    ) -> DatasetT:
+        """Images that are files, named by their paths.
+
+        Args:
+            root: what `paths` are relative to.
+            paths: the file of each image.
+            labels: class numbers of each image.
+            class_names: names of all classes.
+            **fields: other fields than those that follow from the arguments above.
+        """
+        defaults = {
+            "kind": "folder",
+            "title": root.resolve().name,
+            "num_classes": len(class_names),
+            "sha256": fields.get("sha256") or hash_file_sizes(root, paths),
+            # Strings, not objects with a path and a label: a data set can have 10^9 images.
+            "reader": partial(_read_file, root, paths),
+        }
+        return cls(
+            root=root,
+            names=paths,
+            labels=labels,
+            class_names=tuple(class_names),
+            files=paths,
+            **{**defaults, **fields},
         )
-        if own and classes:
-            places = match_names(own, classes, self.root, owner)
-            self._classes = [tuple(places[label] for label in each) for each in self._classes]
-        elif classes and count > len(classes):
-            raise ConfigError(
-                f"{self.root} has {count} classes without names; {owner} has {len(classes)}"
-            )
-        names = classes or own
-        self.class_names = tuple(names) if names else None
-        self.num_classes = len(names or ()) or count
-        if isinstance(rows.features["image"], datasets.Image):
-            rows = rows.cast_column("image", datasets.Image(decode=False))
-        self._images = rows.select_columns("image").with_format(None)
-        if not len(self):
-            raise ConfigError(f"{self.root} has no rows; give a dataset with pictures")
-        self.sha256 = hash_sizes(self.root, [path.name for path in self.files()])
 
     def __len__(self) -> int:
-        return len(self._classes)
-
-    def files(self) -> list[Path]:
-        return sorted(path for path in self.root.iterdir() if path.is_file())
+        return len(self.names)
 
     def name(self, index: int) -> str:
-        return str(index)
-
-    def classes(self, index: int) -> tuple[int, ...]:
-        return self._classes[index]
+        """Name of an image, with bytes that are not UTF-8 as escapes."""
+        return printable(self.names[index])
 
     def read(self, index: int) -> Image.Image:
-        name = f"row {index} of {self.root}"
-        image = self._images[index]["image"]
-        content = image["bytes"] if isinstance(image, dict) else image
-        if isinstance(content, bytes):
-            return _refuse_empty(read_image(io.BytesIO(content), name), name)
-        if isinstance(image, dict) and image["path"]:
-            return _refuse_empty(read_image(image["path"], name), name)
-        raise ImageError(f"{name} has no image, but {type(content).__name__}")
+        """An upright RGB image.
+
+        Raises:
+            ImageError: the image is broken or missing; the message names it.
+        """
+        return self.reader(index)
+
+    def relabel(
+        self,
+        labels: Mapping[int, Labels],
+        class_names: Sequence[str] | None,
+        num_classes: int,
+        *,
+        border: int = 0,
+    ) -> ImageDataset:
+        """A subset of the images with other classes.
+
+        Args:
+            labels: index of each image to keep -> its class numbers.
+            class_names: names of all classes; None if they have no names.
+            num_classes: number of classes.
+            border: pixels to crop from every edge of every image.
+        """
+        indices, rows = list(labels), list(labels.values())
+        names = [self.names[index] for index in indices]
+        return replace(
+            self,
+            names=names,
+            labels=rows,
+            class_names=tuple(class_names) if class_names else None,
+            num_classes=num_classes,
+            sha256=hashlib.sha256(f"{self.sha256} {indices} {rows}".encode()).hexdigest(),
+            reader=partial(_read_cropped, self.reader, indices, names, border),
+        )
 
 
-def open_image_dataset(
-    root: Path,
-    classes: Sequence[str] | None = None,
-    splits: Sequence[str] = ("train",),
-    owner: str = "the model",
+def open_image_folder(
+    root: Path, classes: Sequence[str] | None = None, owner: str = "the model"
 ) -> ImageDataset:
-    """The album in a folder; ConfigError says what is there instead.
+    """Open a folder with one sub-folder for each class, whose sorted names are the classes.
 
-    classes: the names of all classes of their owner, among which the album's must be, in place of its own.
+    This is the layout of torchvision's `ImageFolder`; hidden sub-folders are skipped.
+
+    Args:
+        root: the folder; each sub-folder is searched for images to any depth.
+        classes: as for `open_image_dataset`.
+        owner: as for `open_image_dataset`.
+
+    Raises:
+        ConfigError: a sub-folder has no image, or is none of `classes`.
     """
-    if is_dataset(root):
-        return DiskDataset(root, classes, splits, owner)
-    if find_folders(root):
-        return PictureFolder(root, classes, owner)
-    found = sorted(path.name for path in root.iterdir())
-    raise ConfigError(
-        f"data folder {root} has {', '.join(found[:5]) or 'nothing'}{' and more' if len(found) > 5 else ''}; allowed: packed "
-        "shards, a sub-folder of pictures for each class, or what save_to_disk of datasets wrote"
-    )
-
-
-def is_dataset(root: Path) -> bool:
-    """Whether it looks like a Hugging Face dataset."""
-    return any((root / name).is_file() for name in DATASET)
+    folders = find_folders(root)
+    class_names = classes or folders
+    paths, labels = list[str](), list[Labels]()
+    for folder, number in zip(folders, match_names(folders, class_names, root, owner)):
+        images = find_images(root / folder)
+        paths += [os.path.relpath(str(image.source), root) for image in images]
+        labels += [(number,)] * len(images)
+    return ImageDataset.from_files(root, paths, labels, class_names)
 
 
 def find_folders(root: Path) -> list[str]:
-    """The names of the sub-folders, sorted, without hidden ones."""
+    """Sorted names of the sub-folders that are not hidden."""
     with os.scandir(root) as entries:
         return sorted(
             entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
@@ -219,59 +168,78 @@ def find_folders(root: Path) -> list[str]:
 
 
 def match_names(
-    own: Sequence[str], classes: Sequence[str], what: object, owner: str = "the model"
+    names: Sequence[str], classes: Sequence[str], source: object, owner: str = "the model"
 ) -> list[int]:
-    """The place of each of these names among the classes; ConfigError names those that are not there, or are there twice."""
-    places, counts = {name: place for place, name in enumerate(classes)}, Counter(classes)
-    for problem, names in (
-        (f"that {owner} has not", [name for name in own if name not in places]),
-        (f"that {owner} has more than once", [name for name in own if counts[name] > 1]),
+    """The class number of each name.
+
+    Args:
+        names: what to look up.
+        classes: names of all classes, in order of their numbers.
+        source: where the names come from, for messages.
+        owner: whose `classes` they are, for messages.
+
+    Raises:
+        ConfigError: a name is missing from the classes, or there more than once.
+    """
+    numbers, counts = {name: number for number, name in enumerate(classes)}, Counter(classes)
+    for problem, wrong in (
+        (f"that {owner} does not have", [name for name in names if name not in numbers]),
+        (f"that {owner} has more than once", [name for name in names if counts[name] > 1]),
     ):
-        if names:
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if wrong[5:] else ""
             raise ConfigError(
-                f"{what} has classes {problem}: {', '.join(names[:5])}{f' and {len(names) - 5} more' if names[5:] else ''}; "
-                f"its {len(classes)} classes begin with {', '.join(classes[:3])}: rename or remove them"
+                f"{source} has classes {problem}: {', '.join(wrong[:5])}{more}; its {len(classes)} "
+                f"classes begin with {', '.join(classes[:3])}: rename or remove them"
             )
-    return [places[name] for name in own]
+    return [numbers[name] for name in names]
 
 
-def hash_sizes(root: Path, files: Iterable[str]) -> str:
-    """SHA-256 of the names and sizes of files, sorted by name: what tells most changes without reading all."""
+def hash_file_sizes(root: Path, files: Iterable[str]) -> str:
+    """SHA-256 of the sorted names and sizes of files: shows most changes without reading them.
+
+    Args:
+        root: what `files` are relative to.
+        files: paths.
+
+    Raises:
+        ConfigError: a file is missing.
+    """
     digest = hashlib.sha256()
     for name in sorted(files):
         try:
             size = (root / name).stat().st_size
         except OSError as error:
             raise ConfigError(
-                f"{_spell(str(root / name))} cannot be read: {error.strerror}"
+                f"{printable(root / name)} cannot be read: {error.strerror}"
             ) from None
         digest.update(f"{json.dumps(name)} {size}\n".encode())
     return digest.hexdigest()
 
 
-def _choose_split(root: Path, splits: Sequence[str]) -> Path:
-    if not (root / SPLITS).is_file():
-        return root
-    try:
-        found: Any = json.loads((root / SPLITS).read_text())["splits"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{root / SPLITS} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    for split in splits:
-        if split in found:
-            return root / split
-    raise ConfigError(
-        f"{root} has no split {' or '.join(splits)}, but {', '.join(found)}; give {root / str(found[0])}"
-    )
+def _read_file(root: Path, paths: Sequence[str], index: int) -> Image.Image:
+    path = root / paths[index]
+    return check_size(read_image(path, printable(path)), printable(path))
 
 
-def _refuse_empty(image: Image.Image, name: str) -> Image.Image:
+def _read_cropped(
+    reader: Callable[[int], Image.Image],
+    indices: Sequence[int],
+    names: Sequence[str],
+    border: int,
+    index: int,
+) -> Image.Image:
+    image = reader(indices[index])
+    width, height = image.size
+    if min(width, height) <= 2 * border:
+        raise ImageError(
+            f"{printable(names[index])} has {width}x{height} pixels, which are all border"
+        )
+    return image.crop((border, border, width - border, height - border)) if border else image
+
+
+def check_size(image: Image.Image, name: str) -> Image.Image:
+    """The image; raises ImageError if it has no pixels."""
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels")
     return image
-
-
-def _spell(name: str) -> str:
-    """A name as text that can be written to any file; bytes that are no UTF-8 are spelled out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

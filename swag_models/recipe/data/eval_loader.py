@@ -19,21 +19,24 @@ from swag_models.recipe.data.collate import (
     Share,
     Transform,
     check_division,
-    check_vocabulary,
     collate_samples,
     count_classes,
     describe_data,
-    find_folder,
-    name_shards,
     run_workers,
     take_sample,
 )
-from swag_models.recipe.data.datasets import ImageDataset, open_image_dataset
+from swag_models.recipe.data.datasets import ImageDataset
+from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
 from swag_models.recipe.data.loader import Loader
-from swag_models.recipe.data.shards import Shards, find_shards, hash_shards
+from swag_models.recipe.data.shards import (
+    Shards,
+    check_vocabulary,
+    find_shards,
+    hash_shards,
+    name_shards,
+)
+from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.worker_pool import outlast_signals
-
-SPLITS = ("validation", "val", "test")  # of a dataset, in order of preference
 
 
 class EvalLoader(ABC):
@@ -85,11 +88,16 @@ def open_eval_loader(
         raise ConfigError(f"workers is {workers}; allowed: 0 or more")
     if isinstance(data, ImageDataset):
         return AlbumCheck(data, transform, batch_size, rank, world_size, workers)
-    if (root := find_folder(data)) is None:
+    if (root := find_image_folder(data)) is None:
         check_vocabulary(data, synsets)
         return ShardCheck(data, transform, batch_size, rank, world_size, workers, classes)
     return AlbumCheck(
-        open_image_dataset(root, classes, SPLITS), transform, batch_size, rank, world_size, workers
+        open_image_dataset(root, classes, EVAL_SPLITS),
+        transform,
+        batch_size,
+        rank,
+        world_size,
+        workers,
     )
 
 

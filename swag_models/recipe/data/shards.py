@@ -133,6 +133,33 @@ def read_vocabulary(path: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["class"]))
 
 
+def check_vocabulary(shards: Shards, synsets: Sequence[str] | None) -> None:
+    """ConfigError if a vocabulary beside the shards has other classes than these, or has them in another order."""
+    path = find_vocabulary(shards)
+    if (
+        path
+        and synsets is not None
+        and [row["synset"] for row in read_vocabulary(path)] != list(synsets)
+    ):
+        raise ConfigError(
+            f"{path} is not the vocabulary of the model; give shards of the curation it learns from"
+        )
+
+
+def name_shards(shards: Shards) -> str:
+    """What to call them where others read it, so without folders, commands and the keys that URLs may have."""
+    if not isinstance(shards, (str, os.PathLike)):
+        return (
+            f"{name_shards(shards[0])} and {len(shards) - 1} more"
+            if len(shards) > 1
+            else name_shards(shards[0])
+        )
+    text = os.fspath(shards)
+    if text.startswith("pipe:"):
+        return "pipe"
+    return Path(text.partition("?")[0].removesuffix(MANIFEST)).resolve().name
+
+
 def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
     """Every shard in a packed folder that is missing, foreign, of the wrong size, or has a changed byte. All are read."""
     folder = Path(folder)

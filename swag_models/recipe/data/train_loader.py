@@ -33,14 +33,13 @@ from swag_models.recipe.data.collate import (
     collate_samples,
     count_classes,
     describe_data,
-    find_folder,
-    name_shards,
     run_workers,
     take_sample,
 )
-from swag_models.recipe.data.datasets import ImageDataset, open_image_dataset
+from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.loader import Loader
-from swag_models.recipe.data.shards import Shards, find_shards, hash_shards
+from swag_models.recipe.data.shards import Shards, find_shards, hash_shards, name_shards
+from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.data.stream import ENDLESS, hash_seed, seed_torch
 from swag_models.recipe.worker_pool import outlast_signals
 
@@ -106,7 +105,7 @@ def open_train_loader(
     """
     assert 0 <= rank < world_size
     check_division("batch_size", batch_size, world_size, "ranks")
-    if (root := find_folder(data)) is None:
+    if (root := find_image_folder(data)) is None:
         return ShardFeed(data, transform, batch_size, seed, rank, world_size, engine, classes)
     return AlbumFeed(
         open_image_dataset(root, classes),

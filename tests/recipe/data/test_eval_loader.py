@@ -130,7 +130,7 @@ def test_a_tar_beside_the_folders_of_classes_is_passed_over(tmp_path: Path) -> N
 def test_classes_are_those_of_the_model(folder: Path) -> None:
     batches = list(check(folder, classes=["dog", "cat"], batch_size=13))
     assert Counter(batches[0].classes) == {(1,): 5, (0,): 8}
-    with pytest.raises(ConfigError, match="has classes that the model has not: cat"):
+    with pytest.raises(ConfigError, match="has classes that the model does not have: cat"):
         check(folder, classes=["dog"])
     with pytest.raises(ConfigError, match="batch_size is 0"):
         check(folder, batch_size=0)

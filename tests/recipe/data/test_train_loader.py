@@ -253,7 +253,7 @@ def test_a_dataset_may_hold_bytes_lists_of_classes_and_no_names(tmp_path: Path) 
         ({"image": [b""], "tag": [1]}, "has no column label, but image, tag; rename_column"),
         (
             {"image": [b""], "label": ["cat"]},
-            "row 0 of .* has label 'cat'; allowed: whole numbers from 0 on",
+            "row 0 of .* has label 'cat'; allowed: integers from 0 on",
         ),
         ({"image": [b"", b""], "label": [1, -1]}, "row 1 of .* has label -1; allowed"),
     ):
@@ -422,7 +422,7 @@ def test_classes_go_to_the_places_that_a_model_has_for_them(folder: Path, datase
         assert Counter(batch.classes) == {(2,): 9, (3,): 7, (0,): 5}
         with pytest.raises(
             ConfigError,
-            match=r"has classes that the model has not: cat, emu; its 2 classes begin with dog, yak",
+            match=r"has classes that the model does not have: cat, emu; its 2 classes begin with dog, yak",
         ):
             feed(data, classes=["dog", "yak"])
         with pytest.raises(
@@ -448,7 +448,7 @@ def test_what_is_no_data_or_cannot_be_divided_is_refused_in_a_line(
         (
             tmp_path / "flat",
             {},
-            "flat has cat.png; allowed: packed shards, a sub-folder of pictures for each class, or",
+            "flat has cat.png; allowed: packed shards, a sub-folder of images for each class, or",
         ),
         (tmp_path / "empty", {}, "no picture in "),
         (tmp_path / "unfinished", {}, "it was not packed to the end"),

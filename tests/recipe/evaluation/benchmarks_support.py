@@ -97,4 +97,4 @@ def list_pictures(root: Path) -> dict[str, Path]:
 
 
 def read_labels(album: Any) -> dict[str, tuple[int, ...]]:
-    return {album.name(index): album.classes(index) for index in range(len(album))}
+    return {album.name(index): album.labels[index] for index in range(len(album))}

@@ -154,7 +154,7 @@ def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys
         (
             spell(pictures, bare, options=["--val", tmp_path / "val"]),
             2,
-            "has classes that the model has not: train",
+            "has classes that the model does not have: train",
         ),
         (
             spell(pictures, bare, "image_size=33"),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.data.collate import find_folder
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
+from swag_models.recipe.data.sources import find_image_folder
 from swag_models.recipe.evaluation.accuracy import datasets
 from swag_models.recipe.evaluation.accuracy.datasets import REAL, Task
 from swag_models.recipe.evaluation.models import IMAGENET, EvaluatedModel
@@ -147,7 +147,7 @@ def open_benchmark(
         raise ConfigError(
             f"{benchmark.title} has the classes of ImageNet-1k, {candidate.name} has others; give a model of those"
         )
-    root = find_folder(data) if name == FOLDER else _find_release(benchmark, data)
+    root = find_image_folder(data) if name == FOLDER else _find_release(benchmark, data)
     task = (
         datasets.open_shards(data, candidate) if root is None else benchmark.open(root, candidate)
     )
@@ -159,7 +159,7 @@ def open_benchmark(
         )
     return Task(
         album,
-        tuple(sorted({label for index in range(len(album)) for label in album.classes(index)})),
+        tuple(sorted({label for labels in album.labels for label in labels})),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -10,19 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from swag_models.errors import ConfigError, ImageError
-from swag_models.recipe.data.collate import check_vocabulary
+from swag_models.errors import ConfigError
 from swag_models.recipe.data.datasets import (
     ImageDataset,
-    PictureFolder,
     find_folders,
     match_names,
-    open_image_dataset,
+    open_image_folder,
 )
-from swag_models.recipe.data.eval_loader import SPLITS
-from swag_models.recipe.data.shards import Shards
+from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
+from swag_models.recipe.data.shards import Shards, check_vocabulary
+from swag_models.recipe.data.sources import open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.hashtags import canonicalise, load_imagenet
 
@@ -40,53 +36,17 @@ class Task(NamedTuple):
     competing: tuple[int, ...] | None = None
 
 
-class Relabelled(ImageDataset):
-    """Some pictures of an album with other classes, and without so many pixels at each edge."""
-
-    def __init__(
-        self, album: ImageDataset, labels: Labels, candidate: EvaluatedModel, border: int = 0
-    ) -> None:
-        assert candidate.num_classes is not None
-        self.kind, self.root, self.title = album.kind, album.root, album.title
-        self.class_names, self.num_classes = candidate.classes, candidate.num_classes
-        self._album, self._indices, self._labels, self._border = (
-            album,
-            list(labels),
-            list(labels.values()),
-            border,
-        )
-        self.sha256 = hashlib.sha256(
-            f"{album.sha256} {self._indices} {self._labels}".encode()
-        ).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def files(self) -> list[Path]:
-        return self._album.files()
-
-    def name(self, index: int) -> str:
-        return self._album.name(self._indices[index])
-
-    def classes(self, index: int) -> tuple[int, ...]:
-        return self._labels[index]
-
-    def read(self, index: int) -> Image.Image:
-        image, border = self._album.read(self._indices[index]), self._border
-        if min(image.size) <= 2 * border:
-            raise ImageError(
-                f"{self.name(index)} has {image.width}x{image.height} pixels, which are all border"
-            )
-        return (
-            image.crop((border, border, image.width - border, image.height - border))
-            if border
-            else image
-        )
+def relabel(
+    dataset: ImageDataset, labels: Labels, candidate: EvaluatedModel, border: int = 0
+) -> ImageDataset:
+    """The images of `labels`, with the model's classes, without `border` pixels at each edge."""
+    assert candidate.num_classes is not None
+    return dataset.relabel(labels, candidate.classes, candidate.num_classes, border=border)
 
 
 def open_folder(root: Path, candidate: EvaluatedModel) -> Task:
     """Folders, or a dataset's labels, named like the model's classes, in any spelling, by WordNet id, or by number."""
-    album = open_image_dataset(root, splits=SPLITS)
+    album = open_image_dataset(root, splits=EVAL_SPLITS)
     assert candidate.num_classes is not None
     own, names = album.class_names, candidate.classes
     if own is None or names is None:
@@ -99,9 +59,9 @@ def open_folder(root: Path, candidate: EvaluatedModel) -> Task:
         own, names = (tuple(map(canonicalise, each)) for each in (own, names))
     places = match_names(own, names, root)
     labels = {
-        index: tuple(places[label] for label in album.classes(index)) for index in range(len(album))
+        index: tuple(places[label] for label in album.labels[index]) for index in range(len(album))
     }
-    return Task(Relabelled(album, labels, candidate))
+    return Task(relabel(album, labels, candidate))
 
 
 def open_shards(shards: Shards, candidate: EvaluatedModel) -> Task:
@@ -123,7 +83,7 @@ def open_some(root: Path, _: EvaluatedModel) -> Task:
             f"{root} has {len(own)} folders, {len(set(own) & set(known))} of them WordNet ids of ImageNet-1k; the release has "
             "200 ids and nothing else: unpack it anew"
         )
-    return Task(PictureFolder(root, known), tuple(map(known.index, own)))
+    return Task(open_image_folder(root, known), tuple(map(known.index, own)))
 
 
 def open_numbered(root: Path, _: EvaluatedModel) -> Task:
@@ -133,7 +93,7 @@ def open_numbered(root: Path, _: EvaluatedModel) -> Task:
         raise ConfigError(
             f"{root} has no folder {missing[0]}; the release has 1000, named 0 to 999: unpack it anew"
         )
-    return Task(PictureFolder(root, numbers))
+    return Task(open_image_folder(root, numbers))
 
 
 def open_real(root: Path, candidate: EvaluatedModel) -> Task:
@@ -158,19 +118,19 @@ def open_real(root: Path, candidate: EvaluatedModel) -> Task:
             )
         if real[number - 1]:
             labels[index] = tuple(real[number - 1])
-    return Task(Relabelled(album, _refuse_none(labels, root), candidate))
+    return Task(relabel(album, _refuse_none(labels, root), candidate))
 
 
 def open_objectnet(root: Path, candidate: EvaluatedModel) -> Task:
     """ObjectNet's folders that ImageNet-1k has one class of, or several."""
     if not (root / "images").is_dir():
         raise ConfigError(f"{root} has no folder images, as the release has; unpack it anew")
-    album, known = PictureFolder(root / "images"), map_objectnet(root / "mappings")
+    album, known = open_image_folder(root / "images"), map_objectnet(root / "mappings")
     classes = [known.get(name) for name in album.class_names or ()]
     labels = {
-        index: found for index in range(len(album)) if (found := classes[album.classes(index)[0]])
+        index: found for index in range(len(album)) if (found := classes[album.labels[index][0]])
     }
-    return Task(Relabelled(album, _refuse_none(labels, root), candidate, BORDER))
+    return Task(relabel(album, _refuse_none(labels, root), candidate, BORDER))
 
 
 def map_objectnet(mappings: Path) -> dict[str, tuple[int, ...]]:
@@ -209,7 +169,7 @@ def map_objectnet(mappings: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _open_ids(root: Path) -> PictureFolder:
+def _open_ids(root: Path) -> ImageDataset:
     own, known = find_folders(root), load_imagenet()
     if missing := sorted(set(known) - set(own)):
         if not own and any(PICTURE.match(name) for name in os.listdir(root)):
@@ -221,7 +181,7 @@ def _open_ids(root: Path) -> PictureFolder:
             f"{root} has {1000 - len(missing)} of 1000 folders named by WordNet id, and not {missing[0]}; for a part of the "
             "classes there is the benchmark folder"
         )
-    return PictureFolder(root, known)
+    return open_image_folder(root, known)
 
 
 def _count(number: int) -> tuple[str, ...]:

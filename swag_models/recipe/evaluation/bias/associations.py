@@ -185,7 +185,7 @@ def measure_associations(
             f"{candidate.name} has no classes, so it gives no labels; choose a model with classes"
         )
     # fails here, not after the images were read
-    _select_groups([images.classes(row)[0] for row in range(len(images))], images, config)
+    _select_groups([group for (group,) in images.labels], images, config)
     loader = open_eval_loader(
         images, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
     )

@@ -7,19 +7,18 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from swag_models.errors import ConfigError
-from swag_models.inference.image_sources import ImageRef
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.runtime import import_extra
 
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
 class GroupedImages(ImageDataset):
     """The images of a table's rows, in order; the class of an image is its group.
 
@@ -29,41 +28,10 @@ class GroupedImages(ImageDataset):
         without_path: number of other rows without a path, which are left out.
     """
 
-    kind = "table"
-
-    def __init__(
-        self,
-        table: Path,
-        column: str,
-        rows: list[tuple[str, str]],
-        without_group: int,
-        without_path: int,
-    ) -> None:
-        self.root, self.title, self.column = table.parent, table.name, column
-        self.class_names: tuple[str, ...] = tuple(sorted({group for _, group in rows}))
-        self.num_classes = len(self.class_names)
-        self.without_group, self.without_path = without_group, without_path
-        self.sha256 = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-        codes = {name: code for code, name in enumerate(self.class_names)}
-        self._rows = [(path, codes[group]) for path, group in rows]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def files(self) -> list[Path]:
-        return [self.root / path for path, _ in self._rows]
-
-    def name(self, index: int) -> str:
-        return self._rows[index][0]
-
-    def classes(self, index: int) -> tuple[int, ...]:
-        return (self._rows[index][1],)
-
-    def read(self, index: int) -> Image.Image:
-        path = self.root / self.name(index)
-        image = ImageRef(str(path), path).read()
-        assert isinstance(image, Image.Image)
-        return image
+    class_names: tuple[str, ...]
+    column: str
+    without_group: int
+    without_path: int
 
 
 def open_grouped_images(
@@ -113,7 +81,20 @@ def open_grouped_images(
                 f"{path} has no column {name!r}, but {', '.join(column_names) or 'no rows'}; "
                 f"name its {option} column"
             )
-    return GroupedImages(path, group_column, rows, without_group, without_path)
+    groups = sorted({group for _, group in rows})
+    codes = {group: code for code, group in enumerate(groups)}
+    return GroupedImages.from_files(
+        path.parent,
+        [image_path for image_path, _ in rows],
+        [(codes[group],) for _, group in rows],
+        groups,
+        kind="table",
+        title=path.name,
+        sha256=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+        column=group_column,
+        without_group=without_group,
+        without_path=without_path,
+    )
 
 
 def _read_csv(path: Path) -> Iterator[Row]:

@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from swag_models.errors import CacheError, ConfigError
 from swag_models.hub.cache import cache_folder
-from swag_models.recipe.data.collate import find_folder
-from swag_models.recipe.data.datasets import ImageDataset, open_image_dataset
-from swag_models.recipe.data.eval_loader import SPLITS, EvalLoader, open_eval_loader
+from swag_models.recipe.data.datasets import ImageDataset
+from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
+from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
 from swag_models.recipe.data.shards import Shards, find_shards
+from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
 
 FLOAT16 = float(np.finfo(np.float16).max)
@@ -65,8 +66,8 @@ def extract_features(
     """
     if dtype not in ("float16", "float32"):
         raise ConfigError(f"features are {dtype!r}; allowed: float16 and float32")
-    if not isinstance(data, ImageDataset) and (root := find_folder(data)):
-        data = open_image_dataset(root, classes, SPLITS)
+    if not isinstance(data, ImageDataset) and (root := find_image_folder(data)):
+        data = open_image_dataset(root, classes, EVAL_SPLITS)
     check = open_eval_loader(
         data,
         candidate.fit,
@@ -110,7 +111,12 @@ def hash_state(data: Shards | ImageDataset) -> str:
     Unlike the `facts` of data it tells apart what has equal names and sizes, but only on one machine.
     """
     digest, resolve = hashlib.sha256(), remember(os.path.realpath)
-    for file in data.files() if isinstance(data, ImageDataset) else find_shards(data)[0]:
+    files = (
+        [data.root / file for file in data.files]
+        if isinstance(data, ImageDataset)
+        else find_shards(data)[0]
+    )
+    for file in files:
         state: list[str | int] = [os.fspath(file)]
         if os.path.exists(file):
             folder, name = os.path.split(file)

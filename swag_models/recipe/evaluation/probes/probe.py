@@ -25,10 +25,11 @@ from tqdm import tqdm
 from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import change
-from swag_models.recipe.data.collate import find_folder
-from swag_models.recipe.data.datasets import ImageDataset, open_image_dataset
-from swag_models.recipe.data.eval_loader import SPLITS, open_eval_loader
+from swag_models.recipe.data.datasets import ImageDataset
+from swag_models.recipe.data.eval_loader import open_eval_loader
+from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
 from swag_models.recipe.data.shards import Shards
+from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel, SwagModel, open_evaluated_model
 from swag_models.recipe.evaluation.probes.features import Features, Kind, extract_features
 from swag_models.recipe.evaluation.probes.few_shot import choose_shots, hold_back
@@ -135,13 +136,13 @@ def open_labelled(
     train: Shards | ImageDataset, test: Shards | ImageDataset
 ) -> tuple[Shards | ImageDataset, Shards | ImageDataset]:
     """Both, opened where they are folders; the classes to test on are then those learnt."""
-    if not isinstance(train, ImageDataset) and (root := find_folder(train)):
+    if not isinstance(train, ImageDataset) and (root := find_image_folder(train)):
         train = open_image_dataset(root)
-    if not isinstance(test, ImageDataset) and (root := find_folder(test)):
+    if not isinstance(test, ImageDataset) and (root := find_image_folder(test)):
         test = open_image_dataset(
             root,
             train.class_names if isinstance(train, ImageDataset) else None,
-            SPLITS,
+            EVAL_SPLITS,
             "the training set",
         )
     return train, test

@@ -24,10 +24,9 @@ from PIL import Image
 
 from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
-from swag_models.recipe.data.collate import name_shards
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
-from swag_models.recipe.data.shards import Shards, hash_shards
+from swag_models.recipe.data.shards import Shards, hash_shards, name_shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import open_benchmark
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model

@@ -1,4 +1,4 @@
-"""UnlabelledImages told apart without training or text: a model's hashtags speak for targets, by WordNet.
+"""Images told apart without training or text: a model's hashtags speak for targets, by WordNet.
 
 Logits become probabilities of hashtags, by a softmax with the biases of `platt`; these become scores of targets, by the weights
 of `mapping`; the greatest score wins, of equal ones the first target's.
@@ -30,7 +30,7 @@ from swag_models.recipe.evaluation.zero_shot.calibration import (
 from swag_models.recipe.evaluation.zero_shot.logits import (
     DataSource,
     Logits,
-    UnlabelledImages,
+    open_unlabelled,
     read_logits,
 )
 from swag_models.recipe.evaluation.zero_shot.targets import Target, format_target
@@ -170,7 +170,7 @@ def run_ablation(
         )
     synsets, names = _find_hashtags(candidate, wordnet), tuple(target.name for target in targets)
     others = (
-        None if unlabelled is None else UnlabelledImages(unlabelled)
+        None if unlabelled is None else open_unlabelled(unlabelled)
     )  # better known before the work
     read = seen = read_logits(candidate, data, names, **options)
     plain = fitted = PlattScaling(1.0, torch.zeros(len(synsets), dtype=torch.float64))

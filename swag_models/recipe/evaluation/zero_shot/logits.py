@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from swag_models.errors import ConfigError
-from swag_models.inference.image_sources import find_images
-from swag_models.recipe.data.collate import find_folder
-from swag_models.recipe.data.datasets import (
-    ImageDataset,
-    find_folders,
-    is_dataset,
-    open_image_dataset,
-)
-from swag_models.recipe.data.eval_loader import SPLITS, open_eval_loader
+from swag_models.inference.image_sources import ImageRef, find_images
+from swag_models.recipe.data.datasets import ImageDataset, find_folders
+from swag_models.recipe.data.eval_loader import open_eval_loader
+from swag_models.recipe.data.hf_dataset import EVAL_SPLITS, is_hf_dataset
+from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
 
 DataSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -45,73 +42,62 @@ class Logits(NamedTuple):
     skipped: Mapping[str, int]
 
 
-class UnlabelledImages(ImageDataset):
-    """Files, folders searched to any depth, shell patterns or tar shards of pictures, without classes."""
-
-    kind = "pictures"
-    class_names = None
-    num_classes = 0
-
-    def __init__(self, data: DataSource) -> None:
-        first = data if isinstance(data, (str, os.PathLike)) else data[0]
-        self.root, self._pictures = Path(first), find_images(data)
-        self.title = self.root.resolve().name
-        digest = hashlib.sha256()
-        for picture in self._pictures:
-            assert isinstance(picture.source, Path)
-            try:
-                size = picture.span or picture.source.stat().st_size
-            except OSError as error:
-                raise ConfigError(
-                    f"{picture.source} cannot be read: {error.strerror}; give pictures or folders"
-                ) from None
-            digest.update(f"{json.dumps(Path(picture.name).name)} {size}\n".encode())
-        self.sha256 = digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    def files(self) -> list[Path]:
-        return [Path(str(picture.source)) for picture in self._pictures]
-
-    def name(self, index: int) -> str:
-        return self._pictures[index].name
-
-    def classes(self, index: int) -> tuple[int, ...]:
-        return ()
-
-    def read(self, index: int) -> Image.Image:
-        image = self._pictures[index].read()
-        assert isinstance(image, Image.Image)
-        return image
+def open_unlabelled(data: DataSource) -> ImageDataset:
+    """Open files, folders searched to any depth, shell patterns or tar shards, without classes."""
+    root, images = (
+        Path(data if isinstance(data, (str, os.PathLike)) else data[0]),
+        find_images(data),
+    )
+    digest = hashlib.sha256()
+    for image in images:
+        assert isinstance(image.source, Path)
+        try:
+            size = image.span or image.source.stat().st_size
+        except OSError as error:
+            raise ConfigError(
+                f"{image.source} cannot be read: {error.strerror}; give images or folders"
+            ) from None
+        digest.update(f"{json.dumps(Path(image.name).name)} {size}\n".encode())
+    return ImageDataset(
+        kind="pictures",
+        root=root,
+        title=root.resolve().name,
+        names=[image.name for image in images],
+        labels=[()] * len(images),
+        class_names=None,
+        num_classes=0,
+        sha256=digest.hexdigest(),
+        files=[os.path.abspath(str(image.source)) for image in images],
+        reader=partial(_read_image, images),
+    )
 
 
 def is_labelled(data: DataSource) -> bool:
     """Whether it is what `open_eval_loader` takes: packed shards, a dataset on disk, or a folder with sub-folders; else pictures."""
     try:
         if not isinstance(data, (str, os.PathLike)):
-            return all(find_folder(each) is None for each in data)
-        root = find_folder(data)
+            return all(find_image_folder(each) is None for each in data)
+        root = find_image_folder(data)
     except ConfigError:  # a picture or a pattern
         return False
-    return root is None or is_dataset(root) or bool(find_folders(root))
+    return root is None or is_hf_dataset(root) or bool(find_folders(root))
 
 
 def find_classes(data: DataSource) -> tuple[str, ...] | None:
     """The names of the classes of a folder or dataset, None if it has none."""
-    root = find_folder(data) if is_labelled(data) else None
+    root = find_image_folder(data) if is_labelled(data) else None
     if root is None:
         return None
     return (
-        open_image_dataset(root, splits=SPLITS).class_names
-        if is_dataset(root)
+        open_image_dataset(root, splits=EVAL_SPLITS).class_names
+        if is_hf_dataset(root)
         else tuple(find_folders(root))
     )
 
 
 def read_logits(
     candidate: EvaluatedModel,
-    data: DataSource | UnlabelledImages,
+    data: DataSource | ImageDataset,
     classes: Sequence[str] | None,
     *,
     batch_size: int = 64,
@@ -123,10 +109,10 @@ def read_logits(
     classes: what labels are indices of, or None to leave labels alone and take any pictures. ConfigError if a picture has not
     one label, a folder's name is none of the classes, no picture can be read, or logits overflow.
     """
-    known = None if isinstance(data, UnlabelledImages) or not is_labelled(data) else classes
+    known = None if isinstance(data, ImageDataset) or not is_labelled(data) else classes
     if (
         known
-        and not isinstance(data, UnlabelledImages)
+        and not isinstance(data, ImageDataset)
         and (others := sorted(set(find_classes(data) or ()).difference(known)))
     ):
         raise ConfigError(
@@ -134,7 +120,7 @@ def read_logits(
             f"{', '.join(known[:3])}: rename either, or say what a name means, as in: {others[0]} n02084071"
         )
     check = open_eval_loader(
-        data if known or isinstance(data, UnlabelledImages) else UnlabelledImages(data),
+        data if known or isinstance(data, ImageDataset) else open_unlabelled(data),
         candidate.fit,
         batch_size=batch_size,
         rank=0,
@@ -161,3 +147,9 @@ def read_logits(
             f"logits of {candidate.name} in {candidate.dtype} are not all finite; use dtype float32"
         )
     return Logits(torch.cat(values), names, labels if known else None, check.facts, check.skipped)
+
+
+def _read_image(images: Sequence[ImageRef], index: int) -> Image.Image:
+    image = images[index].read()
+    assert isinstance(image, Image.Image)
+    return image

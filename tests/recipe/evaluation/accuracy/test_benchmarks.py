@@ -267,7 +267,7 @@ def test_pictures_without_folders_are_refused(tmp_path: Path, candidate: Evaluat
         (lambda spec, index: spec.classes[index], None),
         (lambda spec, index: spec.synsets[index], None),
         (lambda spec, index: spec.classes[index].replace("body", " Body").capitalize(), None),
-        (lambda spec, index: f"x{index}", "has classes that the model has not: x0, x45"),
+        (lambda spec, index: f"x{index}", "has classes that the model does not have: x0, x45"),
     ],
 )
 def test_folders_are_named_by_class_id_or_hashtag(

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 def test_table_lists_images_and_groups(suffix: str, folder: Path) -> None:
     images = open_grouped_images(folder / f"table.{suffix}", "country", "file")
     assert images.class_names == ("ke", "nl")
-    assert [(images.name(row), images.classes(row)) for row in range(len(images))] == [
+    assert [(images.name(row), images.labels[row]) for row in range(len(images))] == [
         ("images/0000.png", (1,)),
         ("images/0001.png", (0,)),
         ("gone.png", (1,)),

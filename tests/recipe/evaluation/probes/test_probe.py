@@ -178,7 +178,7 @@ def test_classes_that_were_not_learnt_are_told(
         (tmp_path / "train" / f"digit {number}").symlink_to(folder / "train" / f"digit {number}")
     with pytest.raises(
         ConfigError,
-        match=r"test has classes that the training set has not: digit 3, .*; its 3 classes begin",
+        match=r"test has classes that the training set does not have: digit 3, .*; its 3 classes begin",
     ):
         probe(candidate, tmp_path / "train", folder / "test", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

@@ -35,9 +35,9 @@ from swag_models.recipe.evaluation.zero_shot.classifier import (
     score_targets,
 )
 from swag_models.recipe.evaluation.zero_shot.logits import (
-    UnlabelledImages,
     find_classes,
     is_labelled,
+    open_unlabelled,
     read_logits,
 )
 from swag_models.recipe.evaluation.zero_shot.targets import Target, parse_targets
@@ -250,7 +250,7 @@ def test_what_is_broken_is_left_out_and_told(
     assert "no picture of" in capsys.readouterr().err
     assert main([*arguments, "--data", str(tmp_path / "gone"), "--targets", "owl"]) == 2
     assert (
-        "gone cannot be read: No such file or directory; give pictures or folders"
+        "gone cannot be read: No such file or directory; give images or folders"
         in capsys.readouterr().err
     )
     taken = tmp_path / "taken"
@@ -272,13 +272,13 @@ def test_data_are_labelled_or_pictures(scenes: Path, tmp_path: Path) -> None:
         [scenes / "owl", scenes / "car"],
     ):
         assert not is_labelled(pictures)
-    album = UnlabelledImages(str(scenes / "owl"))
+    album = open_unlabelled(str(scenes / "owl"))
     assert len(album) == EACH
     assert (
         album.sha256
-        == UnlabelledImages([str(path) for path in sorted((scenes / "owl").iterdir())]).sha256
+        == open_unlabelled([str(path) for path in sorted((scenes / "owl").iterdir())]).sha256
     )
-    assert album.sha256 != UnlabelledImages(str(scenes / "car")).sha256
+    assert album.sha256 != open_unlabelled(str(scenes / "car")).sha256
 
 
 def test_the_command_prints_and_writes_the_same(
