@@ -250,7 +250,7 @@ def test_a_dataset_may_hold_bytes_lists_of_classes_and_no_names(tmp_path: Path) 
     assert dict(zip(batch.ids, batch.classes)) == {"0": (0,), "1": (1, 4), "2": (), "3": (2,)}
     assert (whole.num_classes, whole.class_names) == (5, None)
     for rows, message in (
-        ({"image": [b""], "tag": [1]}, "has no column label, but image, tag; rename_column"),
+        ({"image": [b""], "tag": [1]}, "has no column label, but image, tag; rename one with"),
         (
             {"image": [b""], "label": ["cat"]},
             "row 0 of .* has label 'cat'; allowed: integers from 0 on",
@@ -450,7 +450,7 @@ def test_what_is_no_data_or_cannot_be_divided_is_refused_in_a_line(
             {},
             "flat has cat.png; allowed: packed shards, a sub-folder of images for each class, or",
         ),
-        (tmp_path / "empty", {}, "no picture in "),
+        (tmp_path / "empty", {}, "no image in "),
         (tmp_path / "unfinished", {}, "it was not packed to the end"),
         (tmp_path / "odd", {}, "odd has no split train, but dev; give "),
         (
