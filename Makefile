@@ -1,8 +1,8 @@
-# Everything happens in .venv, made here; PYTHON chooses another interpreter (3.10 or newer).
+# Everything is installed into .venv, which is created here. PYTHON selects another interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo study test test-slow lint check fix clean
+.PHONY: demo study test test-slow test-matrix test-floor lint check fix clean
 
 demo: .venv/core
 	$(BIN)/swag-models list
@@ -10,7 +10,7 @@ demo: .venv/core
 	$(BIN)/swag-models classify examples/scenes --model regnety_nano_hashtags --top-k 3
 	$(BIN)/python examples/finetune.py
 
-# About 20 minutes; goes on where it was stopped. Other weights need their numbers and hashes in the catalog.
+# About 20 minutes; rerun it to resume. New weights need their metrics and hashes in the catalog.
 study: .venv/dev
 	mkdir -p build
 	$(BIN)/python -m studies run build/study
@@ -23,6 +23,18 @@ test: .venv/dev
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+
+# Numerical tests under each instruction set of this CPU, with 1 and 2 threads; tests of signals and environments.
+test-matrix: .venv/dev
+	$(BIN)/python tests/matrix.py
+
+# The core's tests with the lowest supported versions of the dependencies.
+test-floor:
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-floor/bin/python -m pip install --quiet --constraint tests/floor.txt --editable . --group floor
+	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile \
+	  tests/test_*.py tests/models tests/hub tests/inference tests/publish
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
@@ -37,7 +49,7 @@ fix: .venv/dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-floor
 
 .venv/core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; make PYTHON=...")'
