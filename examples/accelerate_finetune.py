@@ -1,7 +1,11 @@
-"""Fine-tune with Hugging Face accelerate: `accelerate launch` runs the same script on several GPUs or in bf16.
+"""Fine-tune with Hugging Face Accelerate.
 
-The task: which of eight things does a painted picture show? Another model needs nothing but its name in NAME.
+`accelerate launch` runs the same script on several GPUs or in bf16.
+The task: which of eight things does a generated image show? To use another model, change NAME.
 """
+
+import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +14,11 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 import swag_models
+from swag_models.models import group_parameters
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the generated scenes
 from studies.scenes.scene import plan_held_out, render
 from studies.scenes.things import NAMES
-from swag_models.models import group_parameters
 
 NAME, THINGS, EPOCHS, BATCH, RATE = "vit_nano_hashtags", NAMES[:8], 5, 32, 2e-3
 
@@ -44,8 +50,8 @@ for _ in range(EPOCHS):
 
 model.eval()
 with torch.inference_mode():
-    right = [
+    hits = [
         accelerator.gather_for_metrics(model(inputs).argmax(dim=1) == targets)
         for inputs, targets in test
     ]
-accelerator.print(f"held-out accuracy {torch.cat(right).float().mean():.2%}")
+accelerator.print(f"held-out accuracy {torch.cat(hits).float().mean():.2%}")

@@ -1,8 +1,9 @@
-"""Faster R-CNN from torchvision on a feature pyramid of a model: training on a picture of three things, then a prediction.
+"""Train torchvision's Faster R-CNN on a feature pyramid, on one image of three things.
 
     python examples/detection.py [steps]
 
-Another model needs nothing but its name in NAME; for photographs leave `min_size` and `max_size` at torchvision's defaults.
+To use another model, change NAME; for photographs keep torchvision's default `min_size` and
+`max_size`.
 """
 
 import sys
@@ -21,18 +22,16 @@ NAME, SIDE, RATE = "vit_nano_hashtags", 96, 1e-3
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 
 torch.manual_seed(0)
-scene, corners = (
-    torch.zeros(3, SIDE, SIDE),
-    ((8, 8), (12, 50), (56, 30)),
-)  # left and top of each thing
+scene = torch.zeros(3, SIDE, SIDE)
+corners = ((8, 8), (12, 50), (56, 30))  # left and top of each thing
 for thing, (left, top) in zip(("flower", "house", "star"), corners):
-    picture = Image.open(Path(__file__).parent / "scenes" / f"{thing}.jpg").resize((32, 32))
-    scene[:, top : top + 32, left : left + 32] = pil_to_tensor(picture) / 255
+    image = Image.open(Path(__file__).parent / "scenes" / f"{thing}.jpg").resize((32, 32))
+    scene[:, top : top + 32, left : left + 32] = pil_to_tensor(image) / 255
 boxes = torch.tensor([[left, top, left + 32, top + 32] for left, top in corners]).float()
 truth = {"boxes": boxes, "labels": torch.arange(1, 4)}  # label 0 is the background
 
 backbone = FeaturePyramid(swag_models.load_model(NAME), out_channels=64)
-backbone.trunk.freeze()  # only what is on top of it learns
+backbone.trunk.freeze()  # only the pyramid and the detector are trained
 detector = FasterRCNN(
     backbone, num_classes=4, min_size=SIDE, max_size=SIDE, box_score_thresh=0.5
 ).train()
@@ -48,8 +47,8 @@ for step in range(STEPS):
         print(f"step {step} loss {loss.item():.3f}")
 
 with torch.inference_mode():
-    (found,) = detector.eval()([scene])
-right = (box_iou(boxes, found["boxes"]) > 0.5) & (truth["labels"][:, None] == found["labels"])
-print(
-    f"found {int(right.any(dim=1).sum())} of {len(boxes)} things with {len(found['boxes'])} boxes"
-)
+    (detections,) = detector.eval()([scene])
+same_label = truth["labels"][:, None] == detections["labels"]
+hits = (box_iou(boxes, detections["boxes"]) > 0.5) & same_label
+count = len(detections["boxes"])
+print(f"detected {int(hits.any(dim=1).sum())} of {len(boxes)} things with {count} boxes")

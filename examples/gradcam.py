@@ -1,9 +1,9 @@
-"""Show with Grad-CAM (the package grad-cam) where a model looks, as an overlay on the picture.
+"""Show where a model looks with Grad-CAM (the package grad-cam), as an overlay on the image.
 
-    python examples/gradcam.py [picture] [overlay.png]
+    python examples/gradcam.py [image] [overlay.png]
 
-As a check, the hottest and the coldest quarter of the picture are covered in turn. Another model with classes needs nothing but
-its name in NAME.
+As a check, the hottest and the coldest quarter of the image are covered in turn.
+To use another model that has classes, change NAME.
 """
 
 import sys
@@ -32,20 +32,19 @@ def make_map(tokens):  # (N, 1 + h w, D) -> (N, D, h, w)
 
 layers = [model.blocks[-1].norm1] if isinstance(model, ViT) else [model.s4]
 with GradCAM(model, layers, make_map if isinstance(model, ViT) else None) as explain:
-    (heat,) = explain(inputs, targets=None)  # (H, W), 0 to 1, for the likeliest class
+    (heat,) = explain(inputs, targets=None)  # (H, W), 0 to 1, for the most probable class
 low, high = inputs.amin(), inputs.amax()
-picture = ((inputs[0] - low) / (high - low)).permute(1, 2, 0).numpy()
-Image.fromarray(show_cam_on_image(picture, heat, use_rgb=True)).save(
+image = ((inputs[0] - low) / (high - low)).permute(1, 2, 0).numpy()
+Image.fromarray(show_cam_on_image(image, heat, use_rgb=True)).save(
     sys.argv[2] if len(sys.argv) > 2 else "overlay.png"
 )
 
 with torch.inference_mode():
-    likeliest = model(inputs).argmax()
+    top_class = model(inputs).argmax()
     for part, covered in (
         ("hottest", heat > np.quantile(heat, 0.75)),
         ("coldest", heat < np.quantile(heat, 0.25)),
     ):
         logits = model(torch.where(torch.from_numpy(covered), low, inputs))
-        print(
-            f"{likeliest}: probability {logits.softmax(dim=1)[0, likeliest]:.2f} with the {part} quarter covered"
-        )
+        probability = logits.softmax(dim=1)[0, top_class]
+        print(f"{top_class}: probability {probability:.2f} with the {part} quarter covered")

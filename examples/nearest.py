@@ -1,4 +1,4 @@
-"""The pictures most like another one, in a file that `swag-models embed` wrote with the same model.
+"""Find the images nearest to a query image in a file that `swag-models embed` wrote.
 
 swag-models embed examples/scenes --model regnety_nano_hashtags -o scenes.parquet
 python examples/nearest.py scenes.parquet examples/scenes/chair.jpg [model]
@@ -8,17 +8,17 @@ import sys
 
 import torch.nn.functional as F
 
+from swag_models.inference import Embedder
 from swag_models.inference.embeddings_file import read_embeddings
-from swag_models.inference.predict import Embedder
 
 NUMBER = 5
 
 file, query, *model = sys.argv[1:]
-known = read_embeddings(file)  # vectors (N, D), mapped if the file is .npy
-asked = Embedder(*model or ["regnety_nano_hashtags"])(query)
-if asked.skipped:
-    sys.exit(asked.skipped[0].reason)
-similarity = F.normalize(known.vectors) @ F.normalize(asked.vectors)[0]  # (N,), cosines
-best = similarity.topk(min(NUMBER, len(known.names)))
+bank = read_embeddings(file)  # vectors (N, D), memory-mapped if the file is .npy
+query_embedding = Embedder(*model or ["regnety_nano_hashtags"])(query)
+if query_embedding.skipped:
+    sys.exit(query_embedding.skipped[0].reason)
+similarities = F.normalize(bank.vectors) @ F.normalize(query_embedding.vectors)[0]  # (N,), cosines
+best = similarities.topk(min(NUMBER, len(bank.names)))
 for value, index in zip(best.values.tolist(), best.indices.tolist()):
-    print(f"{value:.4f}  {known.names[index]}")
+    print(f"{value:.4f}  {bank.names[index]}")

@@ -1,9 +1,10 @@
-"""Embed a folder with Ray Data, for more pictures than one machine can take: one engine in each actor, Parquet files out.
+"""Embed a folder of images with Ray Data on several machines; writes Parquet files.
 
     python examples/ray_embed.py examples/scenes embeddings/ [model]
 
-On a cluster the folder is on a disk that all its machines share. Each actor takes a processor; with `num_gpus=1` in
-`map_batches` and `device="cuda"` in the Embedder it takes a GPU.
+On a cluster, the folder must be on a file system that all machines share. Each actor has a model
+and uses one CPU; with `num_gpus=1` in `map_batches` and `device="cuda"` in the Embedder it uses a
+GPU.
 """
 
 import logging
@@ -12,8 +13,8 @@ import sys
 import numpy as np
 import ray
 
+from swag_models.inference import Embedder
 from swag_models.inference.image_sources import find_images
-from swag_models.inference.predict import Embedder
 
 folder, output, *model = sys.argv[1:]
 
@@ -23,16 +24,16 @@ class Embed:
         self.embedder = Embedder(*model or ["regnety_nano_hashtags"], fast=True, workers=1)
 
     def __call__(self, batch):
-        found = self.embedder(
+        embeddings = self.embedder(
             list(batch["name"])
-        )  # a picture that cannot be read is logged and has no row
-        return {"name": np.array(found.names), "embedding": found.vectors.numpy()}
+        )  # unreadable images are logged, without a row
+        return {"name": np.array(embeddings.names), "embedding": embeddings.vectors.numpy()}
 
 
 ray.init(include_dashboard=False, logging_level="error")
 ray.data.DataContext.get_current().enable_progress_bars = False
 logging.disable(logging.WARNING)
-names = ray.data.from_items([{"name": picture.name} for picture in find_images(folder)])
+names = ray.data.from_items([{"name": image.name} for image in find_images(folder)])
 actors = ray.data.ActorPoolStrategy(size=max(1, int(ray.available_resources()["CPU"]) - 1))
 names.map_batches(Embed, compute=actors, batch_size=64).write_parquet(output)
 print(f"{ray.data.read_parquet(output).count()} embeddings in {output}")

@@ -1,4 +1,4 @@
-"""Classify pictures with an exported model: onnxruntime, Pillow and numpy, nothing of this library.
+"""Classify images with an exported model, using onnxruntime, Pillow and numpy only.
 
 swag-models export regnety_nano_hashtags nano.onnx
 python examples/serve_onnx.py nano.onnx examples/scenes/*.jpg
@@ -18,14 +18,14 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 
 
 def prepare(path: str) -> np.ndarray:  # (3, H, W)
-    """Resize to cover the model's size, crop the centre, normalise."""
-    picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    """Resize to cover the model's input size, crop the centre, normalise."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     height, width = preprocess["image_size"]
-    scale = max(height / picture.height, width / picture.width)
-    size = max(width, int(picture.width * scale)), max(height, int(picture.height * scale))
-    picture = picture.resize(size, FILTERS[preprocess["interpolation"]])
+    scale = max(height / image.height, width / image.width)
+    size = max(width, int(image.width * scale)), max(height, int(image.height * scale))
+    image = image.resize(size, FILTERS[preprocess["interpolation"]])
     left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-    pixels = np.asarray(picture.crop((left, top, left + width, top + height)), np.float32) / 255
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)), np.float32) / 255
     normalised = (pixels - np.float32(preprocess["mean"])) / np.float32(preprocess["std"])
     return normalised.transpose(2, 0, 1)
 

@@ -1,5 +1,6 @@
 """Makes the modules beside this file importable from every test, random numbers repeatable, and the user's cache untouched."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,14 @@ from server import Server
 from tiny import load_tiny
 
 from swag_models.publish import save
+
+# Shells start background jobs with SIGINT ignored, and child processes inherit that: tests that interrupt a process would
+# wait for it in vain.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+CPU_INFO = Path("/proc/cpuinfo")
 NUMERICAL = (
     "tests/models",
     "tests/test_layouts.py",
@@ -40,7 +42,7 @@ SIGNALS = (  # tests that send SIGINT or SIGTERM to processes
 
 def list_runs() -> list[tuple[str, tuple[str, ...], dict[str, str | None], bool]]:
     """(title, test paths, changes of the environment, whether SIGINT is ignored) of every run on this CPU."""
-    flags = set(open("/proc/cpuinfo").read().split()) if os.path.exists("/proc/cpuinfo") else set()
+    flags = set(CPU_INFO.read_text().split()) if CPU_INFO.exists() else set()
     has = {"AVX2": "avx2" in flags, "AVX512": "avx512f" in flags, "AMX": "amx_bf16" in flags}
     variables: list[dict[str, str | None]] = [{"ATEN_CPU_CAPABILITY": "default"}]
     variables += [{"ATEN_CPU_CAPABILITY": name.lower()} for name in ("AVX2", "AVX512") if has[name]]
@@ -74,7 +76,9 @@ def main(arguments: list[str]) -> int:
         # A child inherits an ignored signal, as the children of a shell's background jobs do.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if ignore_sigint else None
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=False
+            )
         finally:
             if handler is not None:
                 signal.signal(signal.SIGINT, handler)
@@ -82,7 +86,11 @@ def main(arguments: list[str]) -> int:
         print(f"{title}: {lines[-1]} ({time.monotonic() - start:.0f} s)", flush=True)
         if done.returncode:
             failed += 1
-            print(*(line for line in lines if line.startswith(("FAILED", "ERROR"))), sep="\n", flush=True)
+            print(
+                *(line for line in lines if line.startswith(("FAILED", "ERROR"))),
+                sep="\n",
+                flush=True,
+            )
     return int(failed > 0)
 
 

@@ -15,6 +15,8 @@ from swag_models import publish
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+USAGE = (ROOT / "docs" / "usage.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 RECIPE = (ROOT / "docs" / "recipe.md").read_text()
 STAND_IN = {
     "vit_b16_in1k": "vit_nano_hashtags",
@@ -23,14 +25,14 @@ STAND_IN = {
 }
 
 
-def blocks(language: str, text: str = README) -> list[str]:
+def blocks(language: str, text: str = README + USAGE) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def between(mark: str) -> str:
-    found = re.search(rf"<!-- {mark}:.*?-->\n(.*?)<!-- /{mark} -->", README, re.DOTALL)
-    assert found
-    return found[1]
+def between(mark: str, text: str) -> str:
+    match = re.search(rf"<!-- {mark}:.*?-->\n(.*?)<!-- /{mark} -->", text, re.DOTALL)
+    assert match
+    return match[1]
 
 
 def stand_in(text: str) -> str:
@@ -49,6 +51,7 @@ def folder(tmp_path: Path) -> Path:
     publish.save(swag_models.load_model("vit_nano_hashtags"), tmp_path / "vit-folder")
     weights = Path(swag_models.__file__).parent / "weights" / "vit_nano_hashtags.safetensors"
     shutil.copy(weights, tmp_path / "vit_b16.torch")
+    shutil.copy(weights, tmp_path / "checkpoint.pth")
     return tmp_path
 
 
@@ -117,7 +120,7 @@ def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -
 
 def test_there_are_snippets_and_commands_to_run() -> None:
     assert len(blocks("python")) >= 3
-    assert len(blocks("sh")) == 2
+    assert len(blocks("sh")) == 4
 
 
 def test_make_targets_that_the_documents_name_exist() -> None:
@@ -134,7 +137,7 @@ def test_make_targets_that_the_documents_name_exist() -> None:
 def test_the_model_table_is_the_catalog() -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in between("models").splitlines()[2:]
+        for line in between("models", README).splitlines()[2:]
     ]
     expected = []
     for name in swag_models.list_models():
@@ -144,10 +147,13 @@ def test_the_model_table_is_the_catalog() -> None:
             accuracy = f"{spec.metrics.top1} / {spec.metrics.top5}"
         output = "features" if spec.num_classes is None else f"{spec.num_classes} classes"
         parameters = f"{spec.num_params / 1e6:.1f}M"
+        included = (Path(swag_models.__file__).parent / "weights" / f"{name}.safetensors").exists()
+        download = "included" if included else f"{spec.num_params * 4 / 1e6:,.0f} MB"
         expected.append(
             [
                 f"`{name}`",
                 parameters,
+                download,
                 str(spec.image_size),
                 f"{spec.gmacs:.2f}",
                 output,
@@ -160,18 +166,31 @@ def test_the_model_table_is_the_catalog() -> None:
 
 def test_the_tree_names_every_file_of_the_package() -> None:
     lines = [
-        line.split()[0]
-        for line in between("tree").splitlines()
-        if line and not line.startswith("```")
+        line for line in between("tree", CONTRIBUTING).splitlines() if not line.startswith("```")
     ]
-    assert all((ROOT / name).exists() or (ROOT / "swag_models" / name).exists() for name in lines)
-    written = {name.rstrip("/") for name in lines}
+    top = [line.split()[0].rstrip("/") for line in lines if line and not line.startswith("    ")]
+    assert all((ROOT / name).exists() or (ROOT / "swag_models" / name).exists() for name in top)
     present = {
         path.name
         for path in (ROOT / "swag_models").iterdir()
         if path.suffix != ".typed" and path.name != "__pycache__"
     }
-    assert present <= written
+    assert present <= set(top)
+    recipe = [line.split("  ")[2:] for line in lines if line.startswith("    ")]
+    names = {name.strip("/, ") for words in recipe for name in words[0].split()}
+    parts = {
+        path.stem for path in (ROOT / "swag_models" / "recipe").iterdir() if path.suffix == ".py"
+    }
+    assert names <= parts | {"curation", "data", "training", "evaluation"}
+
+
+def test_every_path_of_the_table_exists() -> None:
+    table = CONTRIBUTING[CONTRIBUTING.index("| to | open |") : CONTRIBUTING.index("## Conventions")]
+    paths = re.findall(r"`([\w./]+(?:\.py|\.txt|/))`", table)
+    assert len(paths) > 20
+    folders = [ROOT, ROOT / "swag_models", *(ROOT / "swag_models" / "recipe").rglob("*/")]
+    for path in paths:
+        assert any((folder / path).exists() for folder in folders), path
 
 
 def test_the_errors_drawn_are_the_errors_there_are() -> None:

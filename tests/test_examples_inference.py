@@ -50,7 +50,7 @@ def test_scikit_learn_reads_things_from_embeddings() -> None:
     done = run_example("sklearn_probe.py")
     assert (done.returncode, done.stderr) == (0, "")
     found = re.findall(
-        r"^(\w+) ([\d.]+)% of 320 held-out pictures from 192 features$", done.stdout, re.MULTILINE
+        r"^(\w+) ([\d.]+)% of 320 held-out images from 192 features$", done.stdout, re.MULTILINE
     )
     assert [name for name, _ in found] == ["linear", "nearest"]
     assert min(float(accuracy) for _, accuracy in found) >= 5 * 100 / 32, "of guessing"

@@ -41,12 +41,12 @@ SLOW = pytest.mark.slow
 @SLOW  # `make demo` runs it too
 def test_fine_tuning_on_a_few_labels_beats_random_weights(tmp_path: Path) -> None:
     printed = run_example("finetune.py", cwd=tmp_path)
-    before = find_number(r"by its hashtags alone: ([\d.]+)%", printed)
-    tuned = find_number(r"fine-tuned, 20 labels of each: ([\d.]+)% of 240 other pictures", printed)
-    scratch = find_number(r"random weights, 20 labels of each: ([\d.]+)%", printed)
+    before = find_number(r"hashtags alone: ([\d.]+)%", printed)
+    tuned = find_number(r"fine-tuned, 20 labels per class: ([\d.]+)% of 240 test images", printed)
+    scratch = find_number(r"random weights, 20 labels per class: ([\d.]+)%", printed)
     assert before > 2 * 100 / 8, "of guessing"
     assert tuned > scratch + 10
-    assert len((EXAMPLES / "finetune.py").read_text().splitlines()) <= 40
+    assert len((EXAMPLES / "finetune.py").read_text().splitlines()) <= 60
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_a_detector_finds_the_things_it_was_shown(tmp_path: Path) -> None:
     assert find_number(r"step 19 loss ([\d.]+)", printed) < 0.5 * find_number(
         r"step 0 loss ([\d.]+)", printed
     )
-    assert find_number(r"found 3 of 3 things with (\d+) boxes", printed) <= 6
+    assert find_number(r"detected 3 of 3 things with (\d+) boxes", printed) <= 6
