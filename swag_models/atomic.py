@@ -215,17 +215,36 @@ def run_once(
     Returns:
         The result as JSON reads it back, with lists in place of tuples.
     """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        finished = json.loads(record.read_text("utf-8"))
-        if finished["key"] == digest and finished["sizes"] == list(map(_size, files)):
-            return finished["result"]
+    with contextlib.suppress(LookupError):
+        return read_result(record, key, files)
     # If this run is killed, no record may remain beside files that it has begun to replace.
     record.unlink(missing_ok=True)
     result = json.loads(json.dumps(make(), default=default))
     sizes = list(map(_size, files))
-    write_json(record, {"key": digest, "sizes": sizes, "result": result}, indent=None)
+    write_json(record, {"key": _hash_key(key), "sizes": sizes, "result": result}, indent=None)
     return result
+
+
+def read_result(record: Path, key: Any, files: Sequence[Path]) -> Any:
+    """The result that an earlier `run_once` stored for this key and these files.
+
+    Args:
+        record: JSON file that `run_once` wrote.
+        key: JSON values that the result depends on.
+        files: what the work wrote; their sizes must be unchanged.
+
+    Raises:
+        LookupError: the work is not done, or was done with another key.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        finished = json.loads(record.read_text("utf-8"))
+        if finished["key"] == _hash_key(key) and finished["sizes"] == list(map(_size, files)):
+            return finished["result"]
+    raise LookupError(f"{record} holds no result for this key")
+
+
+def _hash_key(key: Any) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
 def _size(path: Path) -> int | None:

@@ -36,6 +36,26 @@ def import_extra(
         ) from None
 
 
+def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[str, str]:
+    """Versions of installed packages, by name. Imports none of them.
+
+    Args:
+        packages: names as in `pip install`, for example "torch", "ibis-framework".
+        install: what `pip install` takes to install them.
+
+    Raises:
+        ConfigError: one is not installed; the message says how to install it.
+    """
+    from importlib import metadata  # takes 30 ms to import, which listing models should not pay
+
+    try:
+        return {package: metadata.version(package) for package in packages}
+    except metadata.PackageNotFoundError as error:
+        raise ConfigError(
+            f"{error.name} is not installed; install it with: pip install '{install}'"
+        ) from None
+
+
 def count_cpus() -> int:
     """Return the number of CPUs that this process may use, which can be less than there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
