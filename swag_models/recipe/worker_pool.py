@@ -1,4 +1,4 @@
-"""Processes that work for this one, and end with it; and the signals that a scheduler sends to them all."""
+"""Worker processes that end with the main process, and the signals that a scheduler sends."""
 
 from __future__ import annotations
 
@@ -13,65 +13,82 @@ from typing import Any
 
 from swag_models.errors import OutputError
 
-PREEMPTION = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# Schedulers send one of these some time before they kill a job. SIGUSR1 is missing on Windows.
+PREEMPTION_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
 
 
 @contextmanager
 def open_pool(
     count: int, begin: Callable[..., None] | None = None, *arguments: Any
 ) -> Iterator[ProcessPoolExecutor]:
-    """`count` processes, in each of which `begin` is called first.
+    """Open a pool of worker processes that ignore Ctrl-C and end when this process ends.
 
-    They are spawned, because the threads of engines must not be forked; leave Ctrl-C to this process; and end when it does,
-    however that comes, or at once if what is done with them here fails. OutputError if one of them is killed.
+    They end even if this process is killed, and are terminated if the `with` block raises.
+
+    Args:
+        count: number of processes.
+        begin: called first in each process.
+        arguments: for `begin`.
+
+    Raises:
+        OutputError: a worker was killed or could not start.
     """
-    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
-    with ProcessPoolExecutor(count, context, _start, (begin, arguments)) as pool:
+    # spawned, not forked: a fork copies the locks of DuckDB's and Arrow's threads as they are held
+    context = multiprocessing.get_context("spawn")
+    earlier_children = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(count, context, _start_worker, (begin, arguments)) as pool:
         try:
             yield pool
         except BaseException as error:
-            for child in set(multiprocessing.active_children()) - others:
+            for child in set(multiprocessing.active_children()) - earlier_children:
                 child.terminate()
             if isinstance(error, BrokenExecutor):
                 raise OutputError(
-                    "a process was killed, perhaps for its memory, or could not start because a script does without "
-                    "`if __name__ == '__main__':`; run it again, it goes on where it was"
+                    "a process was killed, perhaps for lack of memory, or could not start "
+                    "because a script lacks `if __name__ == '__main__':`; rerun to resume"
                 ) from None
             raise
 
 
 @contextmanager
 def watch_signals() -> Iterator[threading.Event]:
-    """An event that is set when SIGTERM or SIGUSR1 arrives, as schedulers send them before they end a job."""
-    told = threading.Event()
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # where torch's own launchers or a notebook may call
-        yield told
+    """Yield an event that is set when a scheduler announces the end of the job."""
+    preempted = threading.Event()
+    # Python handles signals in the main thread only; a notebook or launcher may call from another
+    if threading.current_thread() is not threading.main_thread():
+        yield preempted
         return
-    before = {number: signal.signal(number, lambda *_: told.set()) for number in PREEMPTION}
+    before = {
+        number: signal.signal(number, lambda *_: preempted.set()) for number in PREEMPTION_SIGNALS
+    }
     try:
-        yield told
+        yield preempted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def outlast_signals(worker: int) -> None:
-    """For a DataLoader's `worker_init_fn`: what is sent to all processes of a job is for the one that trains to act on."""
-    for number in (signal.SIGINT, *PREEMPTION):
+def ignore_signals(worker: int) -> None:
+    """Ignore Ctrl-C and preemption, as `worker_init_fn` of a DataLoader.
+
+    Schedulers send signals to all processes of a job; only the training process acts on them.
+    """
+    for number in (signal.SIGINT, *PREEMPTION_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _start(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _start_worker(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    """Prepare a worker process: leave Ctrl-C to the main process, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         parent.join()
-        os._exit(1)
+        os._exit(1)  # not sys.exit, which would end this thread only
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     if begin:
         begin(*arguments)

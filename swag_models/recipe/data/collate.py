@@ -19,7 +19,7 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.loader import Decode
 from swag_models.recipe.data.shards import Shards, name_shards
 from swag_models.recipe.data.stream import Sample
-from swag_models.recipe.worker_pool import outlast_signals
+from swag_models.recipe.worker_pool import ignore_signals
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -80,7 +80,7 @@ def run_workers(reader: Dataset[Share], parts: Iterable[range], workers: int) ->
         "collate_fn": _pass_on,
         "generator": generator,
     }
-    return iter(DataLoader(reader, batch_size=None, worker_init_fn=outlast_signals, **options))
+    return iter(DataLoader(reader, batch_size=None, worker_init_fn=ignore_signals, **options))
 
 
 def _pass_on(share: Any) -> Any:

@@ -36,7 +36,7 @@ from swag_models.recipe.data.shards import (
     name_shards,
 )
 from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
-from swag_models.recipe.worker_pool import outlast_signals
+from swag_models.recipe.worker_pool import ignore_signals
 
 
 class EvalLoader(ABC):
@@ -163,7 +163,7 @@ class ShardCheck(EvalLoader):
             repeat=_count_once,
             skip_broken=True,
             collate=collate_samples,
-            worker_init_fn=outlast_signals,
+            worker_init_fn=ignore_signals,
         )
         self._start = self._loader.state_dict()
 

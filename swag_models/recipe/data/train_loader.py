@@ -41,7 +41,7 @@ from swag_models.recipe.data.loader import Loader
 from swag_models.recipe.data.shards import Shards, find_shards, hash_shards, name_shards
 from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.data.stream import ENDLESS, hash_seed, seed_torch
-from swag_models.recipe.worker_pool import outlast_signals
+from swag_models.recipe.worker_pool import ignore_signals
 
 logger = logging.getLogger("swag_models")
 
@@ -242,7 +242,7 @@ class ShardFeed(TrainLoader):
                 buffer=self._engine.buffer,
                 skip_broken=True,
                 collate=collate_samples,
-                worker_init_fn=outlast_signals,
+                worker_init_fn=ignore_signals,
             )
             for lane in range(self._rank * each, (self._rank + 1) * each)
         }

@@ -100,7 +100,7 @@ def test_a_process_that_is_killed_ends_the_run_and_what_is_done_is_kept(tmp_path
 
     thread = threading.Thread(target=kill)
     thread.start()
-    with pytest.raises(OutputError, match="a process was killed, perhaps for its memory"):
+    with pytest.raises(OutputError, match="a process was killed, perhaps for lack of memory"):
         run(tmp_path, [images], shard_size=1, processes=2)
     thread.join()
     assert (tmp_path / "shards.work" / "job.json").exists()
