@@ -1,4 +1,4 @@
-"""Hashtags: found in captions, brought to one spelling, and matched with the nouns of WordNet.
+"""Hashtags: find them in captions, bring them to one spelling, and match them with WordNet's nouns.
 
 The rule for captions is one regular expression, which Python, DuckDB and Spark all follow.
 """
@@ -18,19 +18,23 @@ from typing import Any, NamedTuple
 from swag_models.errors import ConfigError
 from swag_models.recipe.wordnet import WordNet
 
-# Characters as in Unicode's default hashtags (UAX 31): letters, marks, digits, _, emoji, and what may stand within a word.
+# Characters follow Unicode's default hashtags (UAX 31): letters, marks, digits, "_", emoji, and
+# characters that may stand within a word.
 HASH = "#\uff03"
 EMOJI = "\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
-JOINERS = "_\u00b7\u05be\u05f3\u05f4\u0f0b\u30a0\u30fb\u200c\u200d\U000e0020-\U000e007f"  # \u200c on: they join and do not show
-URL = "(?:[Hh]ttps?://|[Ww]ww[.][0-9A-Za-z])[!-~]*"  # skipped: what follows # there is no hashtag
-ENTITY = "&(?:#[0-9]+|#[Xx][0-9A-Fa-f]+|[A-Za-z]+);"  # of HTML, skipped as well
-START = (
-    f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?[\\p{{L}}{EMOJI}]"  # digits alone are no hashtag
-)
-PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*)"  # for RE2 and Java alike
+# Those from \u200c on join the characters beside them and are invisible.
+JOINERS = "_\u00b7\u05be\u05f3\u05f4\u0f0b\u30a0\u30fb\u200c\u200d\U000e0020-\U000e007f"
+# URLs and HTML entities are matched to be skipped: what follows "#" in them is not a hashtag.
+URL = "(?:[Hh]ttps?://|[Ww]ww[.][0-9A-Za-z])[!-~]*"
+ENTITY = "&(?:#[0-9]+|#[Xx][0-9A-Fa-f]+|[A-Za-z]+);"
+# A hashtag needs a letter or emoji: digits alone are not one.
+START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?[\\p{{L}}{EMOJI}]"
+# Uses only what RE2 (DuckDB) and Java (Spark) both know.
+PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*)"
 
 SENSES = ("first", "all", "drop")
-# Endings of nouns and what they stand for, in the order in which they are tried: morphy(7WN).
+# Endings of plural nouns and of their lemmas, in the order in which they are tried. Source:
+# morphy(7WN), https://wordnet.princeton.edu/documentation/morphy7wn
 DETACHMENTS = {
     "s": "",
     "ses": "s",
@@ -41,14 +45,19 @@ DETACHMENTS = {
     "men": "man",
     "ies": "y",
 }
+# Compounds with one of these as the second word have their plural in the first: birds of prey.
 PREPOSITIONS = {"at", "de", "for", "in", "of", "on", "the", "with"}
 
 
 class Match(NamedTuple):
-    """What a hashtag stands for.
+    """The synsets that a hashtag stands for.
 
-    synsets: its classes, none if it has none. how: "lemma", "inflection", "ambiguous" (several senses, of either), "stopped"
-    or "unknown". lemma: the lemma it is, or an inflection of. senses: all it could stand for, the most frequent first.
+    Attributes:
+        synsets: ids of its synsets; empty if it has none.
+        how: "lemma", "inflection", "ambiguous" (a lemma or inflection with several senses),
+            "stopped" or "unknown".
+        lemma: the canonical lemma that the hashtag is, or is an inflection of.
+        senses: ids of all synsets of the lemma, the most frequent sense first.
     """
 
     synsets: tuple[str, ...]
@@ -57,8 +66,15 @@ class Match(NamedTuple):
     senses: tuple[str, ...] = ()
 
 
-class Cover(NamedTuple):
-    """How a synset is covered by classes: how is "same", "hyponym" (the class lies below it), "hypernym" (above) or None."""
+class Coverage(NamedTuple):
+    """The class that covers a synset.
+
+    Attributes:
+        target: id of the synset.
+        how: "same"; "hyponym" if the class is below the target; "hypernym" if it is above; or None.
+        synset: id of the class.
+        distance: number of steps between them.
+    """
 
     target: str
     how: str | None
@@ -66,19 +82,24 @@ class Cover(NamedTuple):
     distance: int | None = None
 
 
-def extract(caption: str) -> list[str]:
-    """The hashtags of a caption in their order, as written, without #."""
-    return (
-        [tag for tag in _compile().findall(caption) if tag]
-        if HASH[0] in caption or HASH[1] in caption
-        else []
-    )
+def extract_hashtags(caption: str) -> list[str]:
+    """The hashtags of a caption, in their order, as written, without "#"."""
+    if HASH[0] not in caption and HASH[1] not in caption:
+        return []
+    return [tag for tag in _compile_pattern().findall(caption) if tag]
 
 
-def extract_hashtags(captions: Any) -> Any:
-    """The same as an Ibis expression: a column of strings to one of arrays of strings, on DuckDB and Spark; null stays null.
+def extract_hashtags_ibis(captions: Any) -> Any:
+    """`extract_hashtags` as an Ibis expression, for DuckDB and Spark.
 
-    Each engine has Unicode tables of its own; they differ in characters of the last few years only.
+    Python, DuckDB and Spark have their own Unicode tables, which differ only in characters that
+    were added in the last few years.
+
+    Args:
+        captions: a column of strings.
+
+    Returns:
+        A column of arrays of strings; null stays null.
     """
     import ibis
 
@@ -92,28 +113,41 @@ def extract_hashtags(captions: Any) -> Any:
 
 
 def canonicalise(tag: str) -> str:
-    """One spelling for a hashtag: NFKC and case folding, without separators, punctuation and characters that do not show."""
-    if tag.isascii() and tag.isalnum():
+    """The one spelling of a hashtag that all its variants share.
+
+    It is NFKC-normalised, case-folded, and without separators, punctuation and invisible
+    characters: `brown_bear`, `BrownBear` and `#brownbear` all become `brownbear`.
+    """
+    if tag.isascii() and tag.isalnum():  # the fast path, for most hashtags
         return tag.lower()
+    # folding can leave text that is not normalised, and removing characters can join others
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tag).casefold())
-    return unicodedata.normalize("NFKC", folded.translate(_KEPT))
+    return unicodedata.normalize("NFKC", folded.translate(_WORD_CHARACTERS))
 
 
 class Matcher:
     """Finds the synsets of hashtags.
 
-    senses: what becomes of a hashtag with several: "first" (the most frequent), "all", or "drop". stop: canonical hashtags
-    that have no class, nor have their inflections.
+    Args:
+        wordnet: the nouns of WordNet.
+        senses: what an ambiguous hashtag stands for: its "first" (most frequent) sense, "all" of
+            them, or none ("drop").
+        stop: canonical hashtags that stand for no synset, and whose inflections do not either.
+
+    Raises:
+        ConfigError: invalid `senses`.
     """
 
     def __init__(
         self, wordnet: WordNet, senses: str = "first", stop: Collection[str] = frozenset()
     ) -> None:
         if senses not in SENSES:
-            raise ConfigError(f"senses {senses!r} is not known; it is one of: {', '.join(SENSES)}")
+            raise ConfigError(f"invalid senses {senses!r}: allowed are {', '.join(SENSES)}")
         self.policy, self.stop = senses, frozenset(stop)
         self.lemmas: dict[str, tuple[str, ...]] = {}
-        for lemma in sorted(wordnet.senses, key=str.isalnum, reverse=True):  # hotdog before hot_dog
+        # Lemmas that are spelled like a hashtag come first: the senses of #hotdog begin with those
+        # of "hotdog", then come those of "hot_dog".
+        for lemma in sorted(wordnet.senses, key=str.isalnum, reverse=True):
             key = canonicalise(lemma)
             self.lemmas[key] = tuple(
                 dict.fromkeys((*self.lemmas.get(key, ()), *wordnet.senses[lemma]))
@@ -121,14 +155,17 @@ class Matcher:
         self.irregular = _list_irregular(wordnet)
 
     def match(self, tag: str) -> Match:
-        """What a hashtag stands for: the lemma that it is, or is an inflection of, if need be without accents and emoji."""
+        """Find the lemma that a hashtag is or is an inflection of, and the synsets of this lemma.
+
+        Accents and emoji are removed if the hashtag is not found with them.
+        """
         key = canonicalise(tag)
         if key in self.stop:
             return Match((), "stopped")
-        lemma = self._find(key)
+        lemma = self._find_lemma(key)
         if not lemma and not key.isascii():
             key = unicodedata.normalize("NFKD", key).translate(_LETTERS)
-            lemma = self._find(key)
+            lemma = self._find_lemma(key)
         if not lemma:
             return Match((), "unknown")
         if lemma in self.stop:
@@ -136,16 +173,17 @@ class Matcher:
         senses = self.lemmas[lemma]
         if len(senses) == 1:
             return Match(senses, "lemma" if lemma == key else "inflection", lemma, senses)
-        kept = {"first": senses[:1], "all": senses, "drop": ()}[self.policy]
-        return Match(kept, "ambiguous", lemma, senses)
+        synsets = {"first": senses[:1], "all": senses, "drop": ()}[self.policy]
+        return Match(synsets, "ambiguous", lemma, senses)
 
-    def _find(self, key: str) -> str | None:
-        """The lemma in `lemmas` that `key` is or is an inflection of."""
+    def _find_lemma(self, key: str) -> str | None:
+        """The key of `self.lemmas` that `key` equals or is an inflection of."""
         if key in self.lemmas:
             return key
         for base in self.irregular.get(key, ()):
             if base in self.lemmas:
                 return base
+        # words in -ss and words of two letters are not plurals, by morphy's rules
         if key.endswith(("s", "men")) and len(key) > 2 and not key.endswith("ss"):
             for suffix, ending in DETACHMENTS.items():
                 if key.endswith(suffix) and (base := key[: -len(suffix)] + ending) in self.lemmas:
@@ -154,75 +192,95 @@ class Matcher:
 
 
 def name_class(wordnet: WordNet, synset: str) -> str:
-    """The canonical hashtag of a synset: its first lemma."""
+    """The canonical hashtag of a synset: that of its first lemma."""
     return canonicalise(wordnet.synsets[synset].lemmas[0])
 
 
-def cover(wordnet: WordNet, classes: Iterable[str], targets: Iterable[str]) -> list[Cover]:
-    """For each target synset, how it is covered by `classes`: by itself, else by the nearest below it, else above it."""
-    known = set(classes)
-    return [_cover(wordnet, known, target) for target in targets]
+def find_coverage(
+    wordnet: WordNet, classes: Iterable[str], targets: Iterable[str]
+) -> list[Coverage]:
+    """Find the class that covers each target synset.
+
+    It is the same synset, else the nearest class below it, else the nearest class above it.
+
+    Args:
+        wordnet: the nouns of WordNet.
+        classes: ids of the synsets that are classes.
+        targets: ids of the synsets to cover.
+    """
+    chosen = set(classes)
+    return [_cover_synset(wordnet, chosen, target) for target in targets]
 
 
 def load_stoplist(path: str | os.PathLike[str] | None = None) -> frozenset[str]:
-    """Canonical hashtags that say nothing of a picture: of a file with one in a line and comments after #, or our own."""
-    return frozenset(
-        filter(
-            None, map(canonicalise, _read_list(path or Path(__file__).with_name("stoplist.txt")))
-        )
-    )
+    """Read a list of hashtags that do not describe an image.
+
+    Args:
+        path: text file with one hashtag per line and comments after "# "; by default the list that
+            comes with the library.
+
+    Returns:
+        Canonical hashtags.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    words = _read_lines(path or Path(__file__).with_name("stoplist.txt"))
+    return frozenset(filter(None, map(canonicalise, words)))
 
 
 def load_imagenet() -> list[str]:
-    """The WordNet ids of the 1000 classes of ImageNet-1k, in their order."""
-    return _read_list(Path(__file__).with_name("imagenet.txt"))
+    """The WordNet ids of the 1000 classes of ImageNet-1k, in the order of the classes."""
+    return _read_lines(Path(__file__).with_name("imagenet.txt"))
 
 
-def _cover(wordnet: WordNet, classes: set[str], target: str) -> Cover:
+def _cover_synset(wordnet: WordNet, classes: set[str], target: str) -> Coverage:
     if target in classes:
-        return Cover(target, "same", target, 0)
-    for how, reach in (("hyponym", wordnet.descendants), ("hypernym", wordnet.ancestors)):
-        near = [
-            (distance, synset) for synset, distance in reach(target).items() if synset in classes
+        return Coverage(target, "same", target, 0)
+    for how, walk in (("hyponym", wordnet.descendants), ("hypernym", wordnet.ancestors)):
+        candidates = [
+            (distance, synset) for synset, distance in walk(target).items() if synset in classes
         ]
-        if near:
-            distance, synset = min(near)
-            return Cover(target, how, synset, distance)
-    return Cover(target, None)
+        if candidates:
+            distance, synset = min(candidates)
+            return Coverage(target, how, synset, distance)
+    return Coverage(target, None)
 
 
-def _read_list(path: str | os.PathLike[str]) -> list[str]:
+def _read_lines(path: str | os.PathLike[str]) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(
-            f"{path} cannot be read: {reason}; give a text file with one hashtag in a line"
+            f"{path} cannot be read: {reason}; give a text file with one hashtag per line"
         ) from None
+    # "# " starts a comment; "#" alone may start a hashtag
     return [word for line in lines if (word := line.partition("# ")[0].strip())]
 
 
 def _list_irregular(wordnet: WordNet) -> dict[str, list[str]]:
-    """Canonical inflections that no ending shows, and what they are of: WordNet's, and those of its compounds."""
+    """Canonical irregular inflections with their lemmas: WordNet's, and those of its compounds."""
     plurals: dict[str, list[str]] = {}
-    listed = [(word, base) for word, bases in wordnet.exceptions.items() for base in bases]
-    for word, base in listed:
+    inflections = [(word, base) for word, bases in wordnet.exceptions.items() for base in bases]
+    for word, base in inflections:
         plurals.setdefault(base, []).append(word)
     for lemma in wordnet.senses:
         first, _, rest = lemma.partition("_")
         start, _, last = lemma.rpartition("_")
         if rest.partition("_")[0] in PREPOSITIONS:  # birds of prey
-            listed += [(f"{word}{rest}", lemma) for word in plurals.get(first, [_pluralise(first)])]
+            firsts = plurals.get(first, [_pluralise(first)])
+            inflections += [(f"{word}{rest}", lemma) for word in firsts]
         elif start:  # Canada geese
-            listed += [(f"{start}{word}", lemma) for word in plurals.get(last, ())]
+            inflections += [(f"{start}{word}", lemma) for word in plurals.get(last, ())]
     irregular: dict[str, list[str]] = {}
-    for word, base in listed:
+    for word, base in inflections:
         irregular.setdefault(canonicalise(word), []).append(canonicalise(base))
     return irregular
 
 
 def _pluralise(noun: str) -> str:
-    """The regular plural: the detachments the other way round."""
+    """The regular plural of a noun: `DETACHMENTS` in reverse."""
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return f"{noun}es"
     if noun.endswith("man"):
@@ -231,8 +289,8 @@ def _pluralise(noun: str) -> str:
 
 
 @cache
-def _compile() -> re.Pattern[str]:
-    r"""PATTERN for Python, which has no \p: each is replaced by the ranges of characters that it stands for."""
+def _compile_pattern() -> re.Pattern[str]:
+    r"""PATTERN for Python's `re`, which has no \p{L}: each becomes the ranges of its characters."""
     ranges: dict[str, str] = dict.fromkeys("LMN", "")
     for kind, points in groupby(
         range(sys.maxunicode + 1), lambda point: unicodedata.category(chr(point))[0]
@@ -240,24 +298,29 @@ def _compile() -> re.Pattern[str]:
         if kind in ranges:
             span = list(points)
             ranges[kind] += f"{chr(span[0])}-{chr(span[-1])}"
-    pattern = PATTERN.replace(r"[\p{L}\p{M}\p{N}_", r"[\w\p{M}")  # the same, four times as fast
+    # \w is \p{L}\p{N}_, four times as fast as their ranges
+    pattern = PATTERN.replace(r"[\p{L}\p{M}\p{N}_", r"[\w\p{M}")
     return re.compile(re.sub(r"\\p\{(.)\}", lambda name: ranges[name[1]], pattern))
 
 
-class _Kept(dict[int, int | None]):
-    """For str.translate: each character itself, or None if its category is not kept. Filled as characters come."""
+class _CharacterFilter(dict[int, int | None]):
+    """A table for `str.translate` that keeps characters of some Unicode categories, filled lazily.
 
-    def __init__(self, *kept: str) -> None:
-        self.kept = kept
+    Args:
+        categories: the first letters of the categories to keep.
+    """
+
+    def __init__(self, *categories: str) -> None:
+        self.categories = categories
 
     def __missing__(self, point: int) -> int | None:
-        shown = (
-            unicodedata.category(chr(point)).startswith(self.kept) and not 0xFE00 <= point <= 0xFE0F
-        )  # variation selectors
-        return self.setdefault(
-            point, point if shown or 0x1F3FB <= point <= 0x1F3FF else None
-        )  # skin tones
+        category = unicodedata.category(chr(point))
+        # variation selectors are marks, but invisible; skin tones are symbols, but change an emoji
+        visible = category.startswith(self.categories) and not 0xFE00 <= point <= 0xFE0F
+        skin_tone = 0x1F3FB <= point <= 0x1F3FF
+        return self.setdefault(point, point if visible or skin_tone else None)
 
 
-_KEPT = _Kept("L", "M", "N", "So", "Cn")
-_LETTERS = _Kept("L", "N")
+# "So" includes emoji; "Cn" includes characters newer than Python's Unicode tables.
+_WORD_CHARACTERS = _CharacterFilter("L", "M", "N", "So", "Cn")
+_LETTERS = _CharacterFilter("L", "N")

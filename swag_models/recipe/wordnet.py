@@ -1,6 +1,7 @@
-"""The nouns of WordNet 3.0, from its standard database files: synsets, their lemmas in order of frequency, and what lies above.
+"""The nouns of WordNet 3.0, read from its database files: synsets, their lemmas and hypernyms.
 
-Format: wndb(5WN) for index.noun and data.noun, morphy(7WN) for noun.exc.
+Formats: wndb(5WN) for index.noun and data.noun, morphy(7WN) for noun.exc; see
+https://wordnet.princeton.edu/documentation
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from typing import NamedTuple, TypeVar
 from swag_models.errors import ConfigError
 
 FILES = ("index.noun", "data.noun", "noun.exc")
-VERSION = "3.0"  # ImageNet's ids are its offsets
-HYPERNYMS = ("@", "@i")  # of a kind, of an instance
-ADVICE = (
-    "install one: apt install wordnet-base, or python -m nltk.downloader wordnet; or give the folder with "
-    f"{', '.join(FILES)} (--wordnet, WNHOME)"
+VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version
+HYPERNYM_SYMBOLS = ("@", "@i")  # hypernym, instance hypernym
+INSTALL_HINT = (
+    "install it: apt install wordnet-base, or python -m nltk.downloader wordnet; "
+    f"or give the folder of {', '.join(FILES)} (--wordnet, WNHOME)"
 )
 
 T = TypeVar("T")
@@ -31,7 +32,14 @@ Folder = Path | zipfile.Path
 
 
 class Synset(NamedTuple):
-    """Words for one thing. id: as n02132136; lemmas: as WordNet writes them, Ursus_arctos; parents: ids of its hypernyms."""
+    """A set of synonyms.
+
+    Attributes:
+        id: "n" and the 8 digits of the offset, for example "n02132136".
+        lemmas: as WordNet writes them, for example "Ursus_arctos".
+        parents: ids of the hypernyms.
+        gloss: the definition, with examples.
+    """
 
     id: str
     lemmas: tuple[str, ...]
@@ -42,8 +50,12 @@ class Synset(NamedTuple):
 class WordNet:
     """All noun synsets.
 
-    synsets: by id. senses: for a lemma (lower case, with _), ids of its synsets, the most frequent sense first.
-    exceptions: for an irregular inflection, its base forms. digest: SHA-256 of the lines of its files.
+    Args:
+        synsets: by id.
+        senses: for each lemma (lower case, with "_"), the ids of its synsets, the most frequent
+            sense first.
+        exceptions: for each irregular inflection, its base forms.
+        digest: SHA-256 of the lines of the files.
     """
 
     def __init__(
@@ -53,46 +65,51 @@ class WordNet:
         exceptions: dict[str, list[str]],
         digest: str = "",
     ) -> None:
-        self.synsets, self.senses, self.exceptions, self.digest = (
-            synsets,
-            senses,
-            exceptions,
-            digest,
-        )
+        self.synsets = synsets
+        self.senses = senses
+        self.exceptions = exceptions
+        self.digest = digest
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None = None) -> WordNet:
-        """Read the database that `find_wordnet` finds; ConfigError if there is none, or it is broken or of another version."""
-        found = find_wordnet(folder)
-        index, data, exceptions = texts = [_read_lines(found / name) for name in FILES]
-        synsets = {synset.id: synset for synset in _parse(found / "data.noun", data, _parse_synset)}
+        """Read the database files.
+
+        Args:
+            folder: where they are; by default the usual folders are searched, see `find_wordnet`.
+
+        Raises:
+            ConfigError: there is no database, or it is damaged or of another version.
+        """
+        source = find_wordnet(folder)
+        index, data, exceptions = texts = [_read_lines(source / name) for name in FILES]
+        parsed = _parse_lines(source / "data.noun", data, _parse_synset)
+        synsets = {synset.id: synset for synset in parsed}
         senses = {}
-        for lemma, ids in _parse(found / "index.noun", index, _parse_senses):
-            known = [each for each in ids if each in synsets]
-            if len(known) < len(ids) and _is_original(data):
+        for lemma, ids in _parse_lines(source / "index.noun", index, _parse_senses):
+            present = [synset for synset in ids if synset in synsets]
+            # in an excerpt some senses may be missing, in the original files none
+            if len(present) < len(ids) and _is_original(data):
                 raise ConfigError(
-                    f"{found / 'data.noun'} lacks a synset of {lemma!r}, it may be cut short; {ADVICE}"
+                    f"{source / 'data.noun'} lacks a synset of {lemma!r} and may be truncated; "
+                    f"{INSTALL_HINT}"
                 )
-            if known:
-                senses[lemma] = known
+            if present:
+                senses[lemma] = present
         if not senses:
-            raise ConfigError(f"{found / 'index.noun'} holds no nouns; {ADVICE}")
-        digest = hashlib.sha256(
-            "\n".join(line for lines in texts for line in lines).encode()
-        ).hexdigest()
-        return cls(
-            synsets, senses, dict(_parse(found / "noun.exc", exceptions, _parse_exception)), digest
-        )
+            raise ConfigError(f"{source / 'index.noun'} contains no nouns; {INSTALL_HINT}")
+        text = "\n".join(line for lines in texts for line in lines)
+        irregular = dict(_parse_lines(source / "noun.exc", exceptions, _parse_exception))
+        return cls(synsets, senses, irregular, hashlib.sha256(text.encode()).hexdigest())
 
     def ancestors(self, synset: str) -> dict[str, int]:
-        """Every synset above this one, the nearest first, and how many steps it is away."""
+        """All synsets above this one, the nearest first, with their distance in steps."""
         return _walk(
-            synset, lambda each: [above for above in self._parents(each) if above in self.synsets]
+            synset, lambda child: [above for above in self._parents(child) if above in self.synsets]
         )
 
     def descendants(self, synset: str) -> dict[str, int]:
-        """Every synset below this one, the nearest first, and how many steps it is away."""
-        return _walk(synset, lambda each: self._children.get(each, ()))
+        """All synsets below this one, the nearest first, with their distance in steps."""
+        return _walk(synset, lambda parent: self._children.get(parent, ()))
 
     def _parents(self, synset: str) -> tuple[str, ...]:
         return self.synsets[synset].parents if synset in self.synsets else ()
@@ -107,36 +124,37 @@ class WordNet:
 
 
 def find_wordnet(folder: str | os.PathLike[str] | None = None) -> Folder:
-    """Where the database files are: in `folder` if it is given, else in the usual places.
+    """Find the database files.
 
-    These are $WNHOME/dict, $WNSEARCHDIR, nltk's data (unpacked or as downloaded) and /usr/share/wordnet. ConfigError says how
-    to get WordNet if there is none.
+    Args:
+        folder: a folder, WordNet's home, or a zip file as nltk downloads it. By default these are
+            searched, in this order: $WNHOME/dict, $WNSEARCHDIR, nltk's data folders (unpacked, or
+            the zip file), /usr/share/wordnet.
+
+    Raises:
+        ConfigError: there is no database; the message says how to get it.
     """
-    if folder is not None:
-        given = Path(folder)
-        places: Iterable[Path] = [given, given / "dict"]
-    else:
-        places = _list_places()
-    for place in places:
-        found = zipfile.Path(place, f"{place.stem}/") if zipfile.is_zipfile(place) else place
-        if all((found / name).is_file() for name in FILES):
-            return found
-    where = (
+    folders: Iterable[Path]
+    folders = _list_folders() if folder is None else (Path(folder), Path(folder, "dict"))
+    for path in folders:
+        source = zipfile.Path(path, f"{path.stem}/") if zipfile.is_zipfile(path) else path
+        if all((source / name).is_file() for name in FILES):
+            return source
+    problem = (
         "no WordNet database was found" if folder is None else f"{folder} has no WordNet database"
     )
-    raise ConfigError(f"{where}; {ADVICE}")
+    raise ConfigError(f"{problem}; {INSTALL_HINT}")
 
 
-def _list_places() -> Iterator[Path]:
+def _list_folders() -> Iterator[Path]:
     if "WNHOME" in os.environ:
         yield Path(os.environ["WNHOME"], "dict")
     if "WNSEARCHDIR" in os.environ:
         yield Path(os.environ["WNSEARCHDIR"])
+    # nltk's own search path: https://www.nltk.org/data.html
     roots = [Path(root) for root in os.environ.get("NLTK_DATA", "").split(os.pathsep) if root]
-    roots += [
-        Path.home() / "nltk_data",
-        *(Path(sys.prefix, *parts, "nltk_data") for parts in ((), ("share",), ("lib",))),
-    ]
+    roots.append(Path.home() / "nltk_data")
+    roots += [Path(sys.prefix, *parts, "nltk_data") for parts in ((), ("share",), ("lib",))]
     roots += [
         Path("/usr", *parts, "nltk_data")
         for parts in (("share",), ("local", "share"), ("lib",), ("local", "lib"))
@@ -152,67 +170,73 @@ def _read_lines(path: Folder) -> list[str]:
         lines = path.read_bytes().decode().splitlines()
     except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
         raise ConfigError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {ADVICE}"
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {INSTALL_HINT}"
         ) from None
     licence = " ".join(line for line in lines[:40] if line.startswith("  "))
     if (version := re.search(r"WordNet (\d+\.\d+)", licence)) and version[1] != VERSION:
         raise ConfigError(
-            f"{path} is of WordNet {version[1]}; ids are those of WordNet {VERSION} only; {ADVICE}"
+            f"{path} is of WordNet {version[1]}; allowed is {VERSION}, whose offsets are the ids; "
+            f"{INSTALL_HINT}"
         )
     return lines
 
 
-def _parse(path: Folder, lines: Sequence[str], parse: Callable[[str], T]) -> Iterator[T]:
-    """What `parse` makes of every line but those of the licence, which begin with two spaces."""
+def _parse_lines(path: Folder, lines: Sequence[str], parse: Callable[[str], T]) -> Iterator[T]:
+    """Parse every line except those of the license, which begin with two spaces."""
     for number, line in enumerate(lines, 1):
         if line and not line.startswith("  "):
             try:
                 yield parse(line)
             except (ValueError, IndexError):
                 raise ConfigError(
-                    f"{path} line {number} is not of WordNet's format: {line[:40]!r}; {ADVICE}"
+                    f"invalid line {number} in {path}: {line[:40]!r} is not in WordNet's format; "
+                    f"{INSTALL_HINT}"
                 ) from None
 
 
 def _parse_senses(line: str) -> tuple[str, list[str]]:
-    """lemma pos synset_cnt p_cnt [ptr_symbol...] sense_cnt tagsense_cnt synset_offset..."""
+    """Parse "lemma pos synset_cnt p_cnt [ptr_symbol...] sense_cnt tagsense_cnt offset..."."""
     fields = line.split()
     lemma, count = fields[0], int(fields[2])
     offsets = fields[6 + int(fields[3]) :]
     if len(offsets) != count:
         raise ValueError
-    return lemma, [_name(offset) for offset in offsets]
+    return lemma, [_make_id(offset) for offset in offsets]
 
 
 def _parse_synset(line: str) -> Synset:
-    """synset_offset lex_filenum ss_type w_cnt [word lex_id]... p_cnt [symbol offset pos source/target]... | gloss"""
+    """Parse a line of data.noun.
+
+    offset lex_filenum ss_type w_cnt [word lex_id]... p_cnt [symbol offset pos source/target]... |
+    gloss
+    """
     head, bar, gloss = line.partition("|")
     fields = head.split()
-    end = 4 + 2 * int(fields[3], 16)
+    end = 4 + 2 * int(fields[3], 16)  # index of p_cnt; w_cnt is hexadecimal
     if fields[2] != "n" or not bar or len(fields) != end + 1 + 4 * int(fields[end]):
         raise ValueError
     pointers = zip(fields[end + 1 :: 4], fields[end + 2 :: 4])
-    parents = tuple([_name(offset) for symbol, offset in pointers if symbol in HYPERNYMS])
-    return Synset(_name(fields[0]), tuple(fields[4:end:2]), parents, gloss.strip())
+    parents = tuple([_make_id(offset) for symbol, offset in pointers if symbol in HYPERNYM_SYMBOLS])
+    return Synset(_make_id(fields[0]), tuple(fields[4:end:2]), parents, gloss.strip())
 
 
 def _parse_exception(line: str) -> tuple[str, list[str]]:
-    """inflected base..."""
+    """Parse "inflected base..."."""
     inflected, *bases = line.split()
     if not bases:
         raise ValueError
     return inflected, bases
 
 
-def _name(offset: str) -> str:
-    """The id of the synset at this offset, 8 digits."""
+def _make_id(offset: str) -> str:
+    """The id of the synset at an offset of 8 digits."""
     if len(offset) != 8 or not offset.isdigit():
         raise ValueError
     return f"n{offset}"
 
 
 def _is_original(data: Sequence[str]) -> bool:
-    """Whether synsets lie at the offsets that name them. In an excerpt they do not, and lemmas may have senses it lacks."""
+    """Whether the first synset is at the offset that is its id; in an excerpt it is not."""
     start = 0
     for line in data:
         if not line.startswith("  "):
@@ -222,14 +246,13 @@ def _is_original(data: Sequence[str]) -> bool:
 
 
 def _walk(start: str, follow: Callable[[str], Iterable[str]]) -> dict[str, int]:
-    """Everything that `follow` leads to, and in how many steps."""
-    steps, edge = {start: 0}, [start]
-    for step in itertools.count(1):
-        edge = list(
-            dict.fromkeys(each for known in edge for each in follow(known) if each not in steps)
-        )
-        if not edge:
+    """All synsets that `follow` leads to, by breadth-first search, with their distance in steps."""
+    distances, frontier = {start: 0}, [start]
+    for distance in itertools.count(1):
+        reached = (synset for source in frontier for synset in follow(source))
+        frontier = list(dict.fromkeys(synset for synset in reached if synset not in distances))
+        if not frontier:
             break
-        steps.update(dict.fromkeys(edge, step))
-    del steps[start]
-    return steps
+        distances.update(dict.fromkeys(frontier, distance))
+    del distances[start]
+    return distances

@@ -17,13 +17,13 @@ from wordnet_support import needs_wordnet, write_wordnet
 from swag_models.errors import ConfigError
 from swag_models.recipe.hashtags import (
     SENSES,
-    Cover,
+    Coverage,
     Match,
     Matcher,
     canonicalise,
-    cover,
-    extract,
     extract_hashtags,
+    extract_hashtags_ibis,
+    find_coverage,
     load_imagenet,
     load_stoplist,
     name_class,
@@ -91,7 +91,7 @@ def matcher(wordnet: WordNet) -> Matcher:
 
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_hashtags_of_a_caption(caption: str) -> None:
-    assert extract(caption) == CAPTIONS[caption]
+    assert extract_hashtags(caption) == CAPTIONS[caption]
 
 
 def check_engine(connection: Any, captions: list[str]) -> None:
@@ -101,10 +101,10 @@ def check_engine(connection: Any, captions: list[str]) -> None:
     table = ibis.memtable(
         pa.table({"number": range(len(captions) + 1), "caption": [*captions, None]})
     ).order_by("number")
-    found = connection.to_pyarrow(table.select(found=extract_hashtags(table.caption)))[
+    found = connection.to_pyarrow(table.select(found=extract_hashtags_ibis(table.caption)))[
         "found"
     ].to_pylist()
-    assert found == [*map(extract, captions), None]
+    assert found == [*map(extract_hashtags, captions), None]
 
 
 def test_duckdb_finds_what_python_finds(captions: list[str]) -> None:
@@ -234,9 +234,7 @@ def test_a_hashtag_of_several_senses_follows_the_policy(policy: str, wordnet: Wo
 
 
 def test_an_unknown_policy_is_refused(wordnet: WordNet) -> None:
-    with pytest.raises(
-        ConfigError, match="senses 'best' is not known; it is one of: first, all, drop"
-    ):
+    with pytest.raises(ConfigError, match="invalid senses 'best': allowed are first, all, drop"):
         Matcher(wordnet, "best")
 
 
@@ -258,21 +256,21 @@ def test_a_class_is_named_by_its_first_lemma(wordnet: WordNet) -> None:
 def test_targets_are_covered_by_the_same_synset_or_the_nearest_below_or_above(
     wordnet: WordNet,
 ) -> None:
-    assert cover(
+    assert find_coverage(
         wordnet, [BROWN_BEAR], [BROWN_BEAR, BEAR, SYRIAN, "n00015388", "n02330245", "n99999999"]
     ) == [
-        Cover(BROWN_BEAR, "same", BROWN_BEAR, 0),
-        Cover(BEAR, "hyponym", BROWN_BEAR, 1),
-        Cover(SYRIAN, "hypernym", BROWN_BEAR, 1),
-        Cover("n00015388", "hyponym", BROWN_BEAR, 2),
-        Cover("n02330245", None),
-        Cover("n99999999", None),
+        Coverage(BROWN_BEAR, "same", BROWN_BEAR, 0),
+        Coverage(BEAR, "hyponym", BROWN_BEAR, 1),
+        Coverage(SYRIAN, "hypernym", BROWN_BEAR, 1),
+        Coverage("n00015388", "hyponym", BROWN_BEAR, 2),
+        Coverage("n02330245", None),
+        Coverage("n99999999", None),
     ]
-    assert cover(wordnet, ["n00015388", SYRIAN, BROWN_BEAR], [BEAR]) == [
-        Cover(BEAR, "hyponym", BROWN_BEAR, 1)
+    assert find_coverage(wordnet, ["n00015388", SYRIAN, BROWN_BEAR], [BEAR]) == [
+        Coverage(BEAR, "hyponym", BROWN_BEAR, 1)
     ]
-    assert cover(wordnet, ["n00001740", "n00015388"], [SYRIAN]) == [
-        Cover(SYRIAN, "hypernym", "n00015388", 3)
+    assert find_coverage(wordnet, ["n00001740", "n00015388"], [SYRIAN]) == [
+        Coverage(SYRIAN, "hypernym", "n00015388", 3)
     ]
 
 

@@ -130,16 +130,16 @@ def test_a_missing_database_is_a_line_that_says_how_to_get_it(bare: Path) -> Non
     ("changed", "message"),
     [
         ({"data": (LICENCE + DATA).replace("3.0", "3.1")}, r"data\.noun is of WordNet 3\.1"),
-        ({"data": DATA[:-60]}, r"data\.noun line 19 is not of WordNet's format"),
-        ({"data": DATA.replace(" n 03 brown", " n 04 brown")}, r"data\.noun line 4 .*02132136"),
-        ({"data": '{"synsets": []}\n'}, r"data\.noun line 1 .*synsets"),
-        ({"data": "\x00\x01\n"}, r"data\.noun line 1"),
-        ({"index": INDEX.replace("bank n 2", "bank n 3")}, r"index\.noun line 2 .*bank n 3"),
-        ({"index": LICENCE}, r"index\.noun holds no nouns"),
-        ({"noun": EXCEPTIONS + "geese\n"}, r"noun\.exc line 3 .*geese"),
+        ({"data": DATA[:-60]}, r"invalid line 19 in .*data\.noun: .*is not in WordNet's format"),
+        ({"data": DATA.replace(" n 03 brown", " n 04 brown")}, r"line 4 in .*data\.noun.*02132136"),
+        ({"data": '{"synsets": []}\n'}, r"line 1 in .*data\.noun.*synsets"),
+        ({"data": "\x00\x01\n"}, r"line 1 in .*data\.noun"),
+        ({"index": INDEX.replace("bank n 2", "bank n 3")}, r"line 2 in .*index\.noun.*bank n 3"),
+        ({"index": LICENCE}, r"index\.noun contains no nouns"),
+        ({"noun": EXCEPTIONS + "geese\n"}, r"line 3 in .*noun\.exc.*geese"),
         (
             {"data": "00000000" + DATA[8:]},
-            r"data\.noun lacks a synset of 'entity', it may be cut short",
+            r"data\.noun lacks a synset of 'entity' and may be truncated",
         ),
     ],
 )
@@ -176,5 +176,5 @@ def test_a_database_that_was_cut_short_is_refused(tmp_path: Path) -> None:
         shutil.copy(whole / name, tmp_path)
     lines = (whole / "data.noun").read_bytes().splitlines(keepends=True)
     (tmp_path / "data.noun").write_bytes(b"".join(lines[: len(lines) // 2]))
-    with pytest.raises(ConfigError, match=r"lacks a synset of .* it may be cut short"):
+    with pytest.raises(ConfigError, match=r"lacks a synset of .* and may be truncated"):
         WordNet.load(tmp_path)

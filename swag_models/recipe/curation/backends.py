@@ -1,58 +1,82 @@
-"""Where tables are computed: DuckDB within this process, or Spark on a cluster. Both take the same Ibis expressions."""
+"""Backends that compute tables: DuckDB within this process, or Spark on a cluster.
+
+Both compute the same Ibis expressions, and read and write Parquet.
+"""
 
 from __future__ import annotations
 
 import shutil
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError, OutputError
+from swag_models.runtime import find_versions
 
 if TYPE_CHECKING:
     import ibis
     import pyarrow
 
-ENGINES = {
-    "duckdb": ("duckdb", "ibis-framework"),
-    "spark": ("pyspark", "ibis-framework"),
-}  # and their packages
-PART = 16  # row groups, of 122,880 rows each
+# The packages that each backend needs, and the extra that installs them.
+BACKEND_PACKAGES = {"duckdb": ("duckdb", "ibis-framework"), "spark": ("pyspark", "ibis-framework")}
+BACKEND_EXTRAS = {"duckdb": "swag-models[recipe]", "spark": "swag-models[spark]"}
+ROW_GROUPS_PER_PART = 16  # of 122,880 rows each, DuckDB's default
 
 
-@dataclass(frozen=True)
-class Engine:
-    """A connection, and the one way in and out of it: Parquet."""
+class Backend(ABC):
+    """A connection to a database; tables enter and leave it as Parquet only.
 
-    kind: str
-    connection: Any
-    scratch: Path
+    Args:
+        connection: an Ibis backend.
+        scratch: folder of temporary files, removed by `open_backend` at the end.
+    """
 
+    def __init__(self, connection: Any, scratch: Path) -> None:
+        self.connection = connection
+        self.scratch = scratch
+
+    @abstractmethod
     def read(self, path: Path) -> ibis.Table:
-        """A table in Parquet: a file, or a folder of files."""
-        source = f"{path}/*.parquet" if path.is_dir() and self.kind == "duckdb" else str(path)
-        return self.connection.read_parquet(source)
+        """Read a table from a Parquet file or a folder of Parquet files."""
 
+    @abstractmethod
     def read_all(self, paths: Sequence[Path]) -> ibis.Table:
-        """Tables with the same columns, as one."""
-        import ibis
+        """Read tables with the same columns as one table."""
 
-        if self.kind == "duckdb":
-            return self.connection.read_parquet([str(path) for path in paths])
-        return ibis.union(*map(self.read, paths)) if len(paths) > 1 else self.read(paths[0])
+    @abstractmethod
+    def write(self, table: ibis.Table, path: Path) -> None:
+        """Compute a table and write it as Parquet, atomically.
+
+        DuckDB writes one file, Spark a folder of files.
+        """
+
+    @abstractmethod
+    def write_parts(self, table: ibis.Table, path: Path) -> None:
+        """Compute a table and write it as a folder of Parquet files, for `map_parts`."""
+
+    @abstractmethod
+    def map_parts(
+        self, source: Path, target: Path, transform: Callable[[ibis.Table], ibis.Table]
+    ) -> None:
+        """Transform a folder of Parquet files into another, part by part where memory requires it.
+
+        Args:
+            source: a folder that `write_parts` or `map_parts` wrote.
+            target: the folder to write.
+            transform: a function of a table in which each row of the result depends on one row.
+        """
 
     def count(self, table: ibis.Table) -> int:
-        """Rows."""
+        """Number of rows."""
         (number,) = self.fetch(table.aggregate(rows=table.count()))["rows"].to_pylist()
         return int(number)
 
-    def read_rows(self, rows: pyarrow.Table, path: Path) -> ibis.Table:
-        """Rows made in Python, by way of a file, which stays."""
+    def store(self, rows: pyarrow.Table, path: Path) -> ibis.Table:
+        """Write a pyarrow table as Parquet, atomically, and read it into the backend."""
         import pyarrow.parquet
 
         with atomic_write(path) as temporary:
@@ -60,108 +84,144 @@ class Engine:
         return self.read(path)
 
     def fetch(self, table: ibis.Table) -> pyarrow.Table:
-        """A table small enough for Python, by way of a file, which goes."""
+        """Compute a table that fits in memory."""
         import pyarrow.parquet
 
         path = self.scratch / "fetched.parquet"
         self.write(table, path)
         rows = pyarrow.parquet.read_table(path)
-        remove(path)
+        remove_table(path)
         return rows
 
+
+class DuckDBBackend(Backend):
+    """DuckDB in this process. What exceeds its memory limit is kept in the scratch folder."""
+
+    def read(self, path: Path) -> ibis.Table:
+        return self.connection.read_parquet(f"{path}/*.parquet" if path.is_dir() else str(path))
+
+    def read_all(self, paths: Sequence[Path]) -> ibis.Table:
+        return self.connection.read_parquet([str(path) for path in paths])
+
     def write(self, table: ibis.Table, path: Path) -> None:
-        """A table as Parquet, whole or not at all: one file by DuckDB, a folder of them by Spark."""
-        if self.kind == "duckdb":
-            with atomic_write(path) as temporary:
-                self._copy(table, temporary, compression="zstd")
-                if path.is_dir():  # which Spark left
-                    remove(path)
-        else:
-            with _write_folder(path) as temporary:
-                self._copy(table, temporary)
+        with atomic_write(path) as temporary:
+            self._compute(table, temporary, compression="zstd")
+            if path.is_dir():  # a folder that Spark wrote, which a file cannot replace
+                remove_table(path)
 
     def write_parts(self, table: ibis.Table, path: Path) -> None:
-        """A table as a folder of Parquet files, for `map_parts`."""
-        with _write_folder(path) as temporary:
-            size = {"row_groups_per_file": PART} if self.kind == "duckdb" else {}
-            self._copy(table, temporary, **size)
+        with _replace_folder(path) as temporary:
+            self._compute(table, temporary, row_groups_per_file=ROW_GROUPS_PER_PART)
 
     def map_parts(
-        self, source: Path, target: Path, make: Callable[[ibis.Table], ibis.Table]
+        self, source: Path, target: Path, transform: Callable[[ibis.Table], ibis.Table]
     ) -> None:
-        """`make` of a table whose rows do not depend on each other, part by part.
-
-        DuckDB cannot spill the lists that it gathers, so it is given no more rows than it can hold. Spark can.
-        """
-        if self.kind != "duckdb":
-            self.write_parts(make(self.read(source)), target)
-            return
-        with _write_folder(target) as temporary:
+        # DuckDB cannot spill the lists that a query collects to disk, so it gets only as many rows
+        # at a time as fit in memory. Everything else is spilled.
+        with _replace_folder(target) as temporary:
             temporary.mkdir()
             for part in sorted(source.glob("*.parquet")):
-                self._copy(make(self.read(part)), temporary / part.name)
+                self._compute(transform(self.read(part)), temporary / part.name)
 
-    def _copy(self, table: ibis.Table, path: Path, **options: Any) -> None:
+    def _compute(self, table: ibis.Table, path: Path, **options: Any) -> None:
         import duckdb
 
         try:
             self.connection.to_parquet(table, path, **options)
         except duckdb.OutOfMemoryException as error:
-            reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"the memory for DuckDB is too little ({reason}); give more, or fewer threads"
+                f"the memory limit is too low for DuckDB ({_first_line(error)}); "
+                "raise --memory or lower --threads"
             ) from None
         except duckdb.IOException as error:
-            reason = str(error).splitlines()[0]
             raise OutputError(
-                f"DuckDB cannot read or write ({reason}); what is done is kept, run again to go on"
+                f"DuckDB cannot read or write ({_first_line(error)}); "
+                "finished work is kept: rerun the same command to resume"
             ) from None
         except duckdb.Error as error:
-            reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"DuckDB cannot read the posts ({reason}); make damaged files again, or leave them out"
+                f"DuckDB cannot read the posts ({_first_line(error)}); "
+                "replace or remove damaged files"
             ) from None
 
 
-def find_versions(kind: str, master: str | None = None) -> dict[str, str]:
-    """The packages of an engine and their versions; ConfigError if there is no such engine, or it is not installed."""
-    if kind not in ENGINES:
-        raise ConfigError(f"engine {kind!r} is not known; it is one of: {', '.join(ENGINES)}")
+class SparkBackend(Backend):
+    """Spark on this machine or on a cluster whose workers see the same folders."""
+
+    def read(self, path: Path) -> ibis.Table:
+        return self.connection.read_parquet(str(path))
+
+    def read_all(self, paths: Sequence[Path]) -> ibis.Table:
+        import ibis
+
+        # Spark's reader takes one path
+        return ibis.union(*map(self.read, paths)) if len(paths) > 1 else self.read(paths[0])
+
+    def write(self, table: ibis.Table, path: Path) -> None:
+        with _replace_folder(path) as temporary:
+            self.connection.to_parquet(table, temporary)
+
+    def write_parts(self, table: ibis.Table, path: Path) -> None:
+        self.write(table, path)
+
+    def map_parts(
+        self, source: Path, target: Path, transform: Callable[[ibis.Table], ibis.Table]
+    ) -> None:
+        self.write(transform(self.read(source)), target)
+
+
+def check_backend(kind: str, master: str | None = None) -> dict[str, str]:
+    """Check that a backend exists and is installed.
+
+    Args:
+        kind: "duckdb" or "spark".
+        master: see `open_backend`.
+
+    Returns:
+        The versions of its packages, by name.
+
+    Raises:
+        ConfigError: unknown or not installed, or a master for DuckDB.
+    """
+    if kind not in BACKEND_PACKAGES:
+        raise ConfigError(f"invalid engine {kind!r}: allowed are {', '.join(BACKEND_PACKAGES)}")
     if kind == "duckdb" and master:
-        raise ConfigError(f"master {master!r} is for Spark; add --engine spark, or leave it out")
-    try:
-        return {name: version(name) for name in ENGINES[kind]}
-    except PackageNotFoundError as error:
-        extra = "recipe" if kind == "duckdb" else "spark"
-        raise ConfigError(
-            f'{error.name} is not installed; run: pip install "swag-models[{extra}]"'
-        ) from None
+        raise ConfigError(f"master {master!r} is for Spark only; add --engine spark, or omit it")
+    return find_versions(*BACKEND_PACKAGES[kind], install=BACKEND_EXTRAS[kind])
 
 
 @contextmanager
-def open_engine(
+def open_backend(
     kind: str, *, scratch: Path, memory: str | None, threads: int | None, master: str | None
-) -> Iterator[Engine]:
-    """An engine, for as long as it is needed.
+) -> Iterator[Backend]:
+    """Open a backend; close it and remove its temporary files at the end.
 
-    memory: for example "4GB"; what does not fit is kept in files under `scratch`. threads: default, one per processor.
-    master: where Spark runs, for example "local[2]" or "spark://host:7077"; default, what Spark's own configuration says.
+    Args:
+        kind: "duckdb" or "spark".
+        scratch: folder for temporary files.
+        memory: limit, for example "4GB"; tables that exceed it are kept in `scratch`.
+        threads: number of threads; by default one per CPU.
+        master: where Spark runs, for example "local[2]" or "spark://host:7077"; by default what
+            Spark's own configuration says.
+
+    Raises:
+        ConfigError: invalid memory or number of threads.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    opened = (
+    backend = (
         _open_duckdb(scratch, memory, threads)
         if kind == "duckdb"
         else _open_spark(scratch, memory, threads, master)
     )
     try:
-        yield opened
+        yield backend
     finally:
-        opened.connection.disconnect()
+        backend.connection.disconnect()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def remove(path: Path) -> None:
-    """Remove a table, whichever engine wrote it, if there is one."""
+def remove_table(path: Path) -> None:
+    """Remove a table, if it exists: a file of DuckDB or a folder of Spark."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -169,16 +229,16 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def _write_folder(path: Path) -> Iterator[Path]:
-    """A name to write a folder under; it takes the place of `path` at the end."""
+def _replace_folder(path: Path) -> Iterator[Path]:
+    """Yield the name of a folder to write, which replaces `path` on success."""
     temporary = path.with_name(f".{path.name}.tmp")
-    remove(temporary)
+    remove_table(temporary)  # of a run that was killed
     yield temporary
-    remove(path)
+    remove_table(path)
     temporary.rename(path)
 
 
-def _open_duckdb(scratch: Path, memory: str | None, threads: int | None) -> Engine:
+def _open_duckdb(scratch: Path, memory: str | None, threads: int | None) -> DuckDBBackend:
     import duckdb
     import ibis
 
@@ -191,29 +251,36 @@ def _open_duckdb(scratch: Path, memory: str | None, threads: int | None) -> Engi
         connection = ibis.duckdb.connect(**settings)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise ConfigError(
-            f"memory {memory!r} or threads {threads!r} cannot be: {str(error).splitlines()[0]}"
+            f"invalid memory {memory!r} or threads {threads!r}: {_first_line(error)}; "
+            "give for example --memory 4GB --threads 2"
         ) from None
-    connection.raw_sql("SET enable_progress_bar = false")  # it would go to stdout
-    return Engine("duckdb", connection, scratch)
+    connection.raw_sql("SET enable_progress_bar = false")  # it would be printed on stdout
+    return DuckDBBackend(connection, scratch)
 
 
 def _open_spark(
     scratch: Path, memory: str | None, threads: int | None, master: str | None
-) -> Engine:
+) -> SparkBackend:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="PySpark does not yet fully support pandas")
         import ibis
         from pyspark.sql import SparkSession
 
-        builder = SparkSession.builder.appName("swag-models").config(
-            "spark.sql.session.timeZone", "UTC"
-        )
-        builder = builder.config("spark.local.dir", str(scratch)).config(
-            "spark.ui.enabled", "false"
-        )
-        builder = builder.config("spark.ui.showConsoleProgress", "false")
+        builder = SparkSession.builder.appName("swag-models")
+        for name, value in (
+            ("spark.sql.session.timeZone", "UTC"),
+            ("spark.local.dir", str(scratch)),
+            ("spark.ui.enabled", "false"),
+            ("spark.ui.showConsoleProgress", "false"),
+        ):
+            builder = builder.config(name, value)
         if master or threads:
             builder = builder.master(master or f"local[{threads}]")
         if memory:
+            # Spark knows "4g", not "4GB"
             builder = builder.config("spark.driver.memory", memory.rstrip("Bb").lower())
-        return Engine("spark", ibis.pyspark.connect(builder.getOrCreate()), scratch)
+        return SparkBackend(ibis.pyspark.connect(builder.getOrCreate()), scratch)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

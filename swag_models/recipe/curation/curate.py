@@ -1,15 +1,14 @@
-"""Posts -> a vocabulary of classes, and the labels of images.
+"""Curate posts with hashtags: choose a vocabulary of classes, and label and resample the images.
 
-The steps, each recorded in `steps/` and skipped when run again: text becomes Parquet, and what is repeated or unwanted is left
-out; each distinct hashtag is matched with WordNet; the classes are chosen and ordered; images get labels and repeat factors.
+`curate` runs the steps of `pipeline`, each recorded in the folder `steps/` and skipped on a rerun.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,33 +16,44 @@ from typing import Any
 
 from swag_models.runtime import import_extra
 
-import_extra("pyarrow")  # before the modules that need it, so that one line says if it is missing
+# Before the modules that import it, so that a missing extra is reported in one line.
+import_extra("pyarrow")
 
 import pyarrow.parquet
+from tqdm import tqdm
 
 from swag_models import __version__
-from swag_models.atomic import atomic_write, disk_errors
+from swag_models.atomic import WorkFolder, disk_errors, write_json
 from swag_models.errors import ConfigError
-from swag_models.recipe.curation.backends import find_versions, open_engine
-from swag_models.recipe.curation.columns import UNNAMED, Columns
-from swag_models.recipe.curation.intake import Reading, find_files
-from swag_models.recipe.curation.ledger import Facts, Ledger
-from swag_models.recipe.curation.pipeline import Steps
-from swag_models.recipe.curation.report import write_report
+from swag_models.recipe.curation import pipeline
+from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
+from swag_models.recipe.curation.ingest import ReadOptions
+from swag_models.recipe.curation.pipeline import Facts, PostSelection, StepRunner, hash_files
+from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
+from swag_models.recipe.curation.readers import find_files
+from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
-from swag_models.recipe.hashtags import SENSES, load_stoplist
+from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist
 from swag_models.recipe.wordnet import WordNet
 
-STEPS = 6
-VERSION = 1  # of what the steps write; another number makes them all run again
+NUM_STEPS = 7
+STEPS_VERSION = 2  # raise it when the steps write something else: all of them then run again
 
 
 @dataclass(frozen=True)
 class Curation:
-    """The choices of a curation.
+    """How the vocabulary is chosen and the images are resampled.
 
-    senses: what an ambiguous hashtag stands for: "first" (its most frequent sense), "all" of them, or "drop" it.
-    min_images: images that a class must have. max_classes: so many of the most frequent are kept.
+    Args:
+        senses: what an ambiguous hashtag stands for: its "first" (most frequent) sense, "all" of
+            them, or none ("drop").
+        min_images: least number of images of a class.
+        max_classes: greatest number of classes; the most frequent ones are kept. Singh et al. 2022
+            (arXiv 2201.08371) use about 27,000.
+        sampling: how images are resampled.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     senses: str = "first"
@@ -53,12 +63,10 @@ class Curation:
 
     def __post_init__(self) -> None:
         if self.senses not in SENSES:
-            raise ConfigError(
-                f"senses {self.senses!r} is not known; it is one of: {', '.join(SENSES)}"
-            )
+            raise ConfigError(f"invalid senses {self.senses!r}: allowed are {', '.join(SENSES)}")
         for name in ("min_images", "max_classes"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+                raise ConfigError(f"invalid {name} {getattr(self, name)}: give 1 or more")
 
 
 def curate(
@@ -66,7 +74,7 @@ def curate(
     output: str | os.PathLike[str],
     curation: Curation = Curation(),
     *,
-    columns: Columns = UNNAMED,
+    columns: Columns = DEFAULT_COLUMNS,
     format: str | None = None,
     wordnet: str | os.PathLike[str] | None = None,
     stoplist: str | os.PathLike[str] | None = None,
@@ -78,27 +86,52 @@ def curate(
     threads: int | None = None,
     progress: bool = True,
 ) -> Facts:
-    """Write vocabulary.parquet, labels.parquet, rejects.jsonl, manifest.json and report.md into a folder; the manifest.
+    """Choose a vocabulary from posts, and label and resample their images.
 
-    inputs: files of posts, or folders of them. columns, format: how they are read, if their names do not tell.
-    wordnet: see `wordnet.find_wordnet`. stoplist: a file with hashtags to leave out, one in a line, in place of our own.
-    exclude: a file with ids or hashes of posts to leave out, one in a line. licenses: keep posts under these only, named as
-    the posts name them. engine, master, memory, threads: see
-    `engine.open_engine`.
+    Writes vocabulary.parquet, labels.parquet, rejects.jsonl, manifest.json and report.md. A rerun
+    with the same inputs and options skips the steps that are finished.
 
-    What a run before has finished with the same inputs and choices is not done again. ConfigError names what cannot be,
-    OutputError what cannot be written.
+    Args:
+        inputs: files of posts, or folders of them.
+        output: folder to write.
+        curation: how the vocabulary is chosen and the images are resampled.
+        columns: names of the columns of the inputs; by default the usual names are tried.
+        format: format of the inputs; by default the one that each file's name stands for.
+        wordnet: folder of WordNet's database files, see `wordnet.find_wordnet`.
+        stoplist: text file with one hashtag to ignore per line, in place of the library's own.
+        exclude: text file with one id or hash of a post to leave out per line.
+        licenses: licenses of the posts to keep, as the posts name them; empty for all.
+        engine: "duckdb" or "spark".
+        master: see `backends.open_backend`, as for `memory` and `threads`.
+        memory: limit of the engine's memory, for example "4GB".
+        threads: number of threads of the engine.
+        progress: whether to show progress bars.
+
+    Returns:
+        The manifest: inputs, parameters, versions, and the facts of each step.
+
+    Raises:
+        ConfigError: an input or option is invalid.
+        OutputError: the folder cannot be written.
     """
-    versions = find_versions(engine, master)
-    folder, net, files = Path(output), WordNet.load(wordnet), find_files(inputs, format)
+    versions = check_backend(engine, master)
+    folder, net = Path(output), WordNet.load(wordnet)
+    files = find_files(inputs, format)
     stop, excluded = load_stoplist(stoplist), _read_values(exclude)
+    options = ReadOptions(columns, format, progress)
+    selection = PostSelection(files, options, excluded, sorted(licenses))
     with disk_errors(folder, resumable=True), ExitStack() as stack:
-        ledger = Ledger(stack, folder / "steps", STEPS, progress)
-        hashes = ledger.hash_files(files)
-        opened = open_engine(
-            engine, scratch=ledger.folder / "scratch", memory=memory, threads=threads, master=master
+        work = stack.enter_context(WorkFolder(folder / "steps", output=folder)).path
+        # On a terminal only, and removed at the end, so that an error message is one line.
+        disable = None if progress else True
+        bar = tqdm(total=NUM_STEPS, unit="step", leave=False, disable=disable)
+        steps = StepRunner(work, stack.enter_context(bar))
+        opening = open_backend(
+            engine, scratch=work / "scratch", memory=memory, threads=threads, master=master
         )
-        steps = Steps(ledger, net, lambda: stack.enter_context(opened))
+        # opened by the first step that runs: a rerun of finished work needs no backend
+        open_once = functools.cache(lambda: stack.enter_context(opening))
+        hashes = hash_files(files, work / "hashes.json")
         manifest = {
             "inputs": hashes,
             "parameters": {
@@ -107,56 +140,123 @@ def curate(
                 "format": format,
                 "stoplist": _hash_lines(stop),
                 "exclude": _hash_lines(excluded),
-                "licenses": sorted(licenses),
+                "licenses": selection.licenses,
             },
             "versions": {"swag_models": __version__, **versions},
             "wordnet_sha256": net.digest,
-            "posts": steps.find_posts(
-                files,
-                Reading(columns, format, progress),
-                excluded,
-                sorted(licenses),
-                [VERSION, engine, hashes],
+            **_run_steps(
+                steps, open_once, selection, [engine, hashes], net, stop, curation, folder
             ),
-            "hashtags": steps.match_hashtags(curation.senses, stop),
-            "classes": steps.choose_classes(curation.min_images, curation.max_classes),
-            "labels": steps.write_labels(curation.sampling, folder),
-            "imagenet": steps.cover_imagenet(),
         }
-        files_made = [folder / name for name in ("manifest.json", "report.md")]
-        ledger.run("report", manifest, files_made, lambda: _write_report(folder, manifest))
+        reports = [folder / "manifest.json", folder / "report.md"]
+        steps.run("report", manifest, reports, lambda: _write_reports(folder, manifest))
     return manifest
 
 
-def _write_report(folder: Path, manifest: Facts) -> Facts:
-    """manifest.json, and the report for people."""
-    write_report(
-        folder, manifest, pyarrow.parquet.read_table(folder / "vocabulary.parquet").to_pylist()
+def _run_steps(
+    steps: StepRunner,
+    backend: Callable[[], Backend],
+    selection: PostSelection,
+    sources: list[Any],
+    net: WordNet,
+    stop: frozenset[str],
+    curation: Curation,
+    output: Path,
+) -> Facts:
+    """Run the steps from posts to labels and vocabulary; returns the facts of each step.
+
+    Args:
+        steps: runs or skips each step.
+        backend: returns the backend, which is opened at the first call.
+        selection: the posts.
+        sources: kind of the backend and hashes of the files: part of the key of the first step.
+        net: the nouns of WordNet.
+        stop: canonical hashtags to ignore.
+        curation: how the vocabulary is chosen and the images are resampled.
+        output: folder of the results.
+    """
+    work = steps.folder
+    options = [*selection.options.columns], selection.options.format
+    limits = curation.min_images, curation.max_classes
+
+    posts, rejects = work / "kept", output / "rejects.jsonl"
+    post_facts = steps.run(
+        "posts",
+        [STEPS_VERSION, sources, options, selection.excluded, selection.licenses],
+        [posts, rejects],
+        lambda: pipeline.clean_posts(backend(), selection, work, posts, rejects),
     )
-    with atomic_write(folder / "manifest.json") as temporary:
-        temporary.write_text(
-            json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    matches = work / "matches.parquet"
+    hashtag_facts = steps.run(
+        "hashtags",
+        [net.digest, curation.senses, sorted(stop)],
+        [matches],
+        lambda: pipeline.match_posts(
+            backend(), posts, Matcher(net, curation.senses, stop), net, matches
+        ),
+    )
+    images = work / "images"
+    steps.run(
+        "images",
+        [],
+        [images],
+        lambda: pipeline.gather_synsets(backend(), posts, matches, images),
+    )
+    classes, unsampled = work / "classes.parquet", work / "labels"
+    class_facts = steps.run(
+        "classes",
+        limits,
+        [classes, unsampled],
+        lambda: pipeline.choose_classes(backend(), images, matches, limits, classes, unsampled),
+    )
+    factors, labels = work / "factors.parquet", output / "labels.parquet"
+    label_facts = steps.run(
+        "labels",
+        asdict(curation.sampling),
+        [factors, labels],
+        lambda: pipeline.resample_labels(
+            backend(), unsampled, classes, curation.sampling, factors, labels
+        ),
+    )
+    vocabulary = output / "vocabulary.parquet"
+    steps.run(
+        "vocabulary",
+        [],
+        [vocabulary],
+        lambda: pipeline.write_vocabulary(
+            backend(), net, matches, classes, factors, labels, vocabulary
+        ),
+    )
+    return {
+        "posts": post_facts,
+        "hashtags": hashtag_facts,
+        "classes": class_facts,
+        "labels": label_facts,
+        "imagenet": pipeline.cover_imagenet(net, classes),
+    }
+
+
+def _write_reports(folder: Path, manifest: Facts) -> Facts:
+    vocabulary = pyarrow.parquet.read_table(folder / "vocabulary.parquet").to_pylist()
+    write_curation_report(folder, manifest, vocabulary)
+    write_json(folder / "manifest.json", manifest)
     return {}
 
 
 def _read_values(path: str | os.PathLike[str] | None) -> list[str]:
-    """Lines of a text file, sorted, each once."""
+    """The distinct lines of a text file, sorted."""
     if path is None:
         return []
     try:
-        return sorted(
-            {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()} - {""}
-        )
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}); give a text file with one id or hash in a line"
+            f"{path} cannot be read ({error}); give a text file with one id or hash per line"
         ) from None
+    return sorted({line.strip() for line in lines} - {""})
 
 
 def _hash_lines(lines: Collection[str]) -> dict[str, Any]:
-    """How a list of any length stands in the manifest."""
-    return {
-        "lines": len(lines),
-        "sha256": hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest(),
-    }
+    """Length and hash of a list, which may be too long for the manifest."""
+    text = "\n".join(sorted(lines))
+    return {"lines": len(lines), "sha256": hashlib.sha256(text.encode()).hexdigest()}

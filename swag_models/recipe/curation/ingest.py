@@ -1,10 +1,11 @@
-"""Files of posts in any format -> Parquet, one part for each, in parallel; parts that are done are kept.
+"""Ingest files of posts in any format: one table of posts, and a file of rejected rows.
 
-For each input, in order, the folder holds
+Text formats are first converted to Parquet, in parallel. For each input, in order, the folder of
+the conversion then holds
   00000.parquet         id, url, hashtags, hash, license
-  00000.rejects.jsonl   what was malformed: input, row, reason, text
-  00000.json            which input it was, and how many rows and rejects; written last: a part without it is made again
-The first two depend on the content and name of the input alone, to the byte.
+  00000.rejects.jsonl   the malformed rows: input, row, reason, text
+  00000.json            the record of `run_once`: a part without it is converted again
+The first two depend only on the content and name of the input, byte for byte.
 """
 
 from __future__ import annotations
@@ -12,39 +13,88 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from filelock import FileLock, Timeout
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet
 from tqdm import tqdm
 
-from swag_models.atomic import atomic_write, disk_errors
+from swag_models.atomic import WorkFolder, atomic_write, disk_errors, read_result, run_once
 from swag_models.errors import ConfigError
-from swag_models.recipe.curation.columns import UNNAMED, Columns
-from swag_models.recipe.curation.readers import Post, Reject, find_format, read_posts
+from swag_models.recipe.curation import queries
+from swag_models.recipe.curation.backends import Backend, remove_table
+from swag_models.recipe.curation.posts import (
+    DEFAULT_COLUMNS,
+    Columns,
+    Post,
+    Reject,
+    find_parquet_columns,
+)
+from swag_models.recipe.curation.readers import (
+    MAX_REJECT_CHARS,
+    find_format,
+    read_posts,
+)
 from swag_models.recipe.worker_pool import open_pool
-from swag_models.runtime import count_cpus, import_extra
+from swag_models.runtime import count_cpus
 
-ROWS = 2**14  # in one group of a Parquet file: so many are in memory at a time
-VERSION = 2  # of the parts: those of another are made again
+if TYPE_CHECKING:
+    import ibis
+
+ROW_GROUP_ROWS = 2**14  # of a Parquet file; also the number of posts in memory at a time
+CONVERSION_VERSION = 3  # raise it when parts change: those of another version are converted again
+POSTS = pa.schema(
+    {
+        "id": pa.string(),
+        "url": pa.string(),
+        "hashtags": pa.list_(pa.string()),
+        "hash": pa.string(),
+        "license": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files of posts are read.
+
+    Args:
+        columns: names of their columns.
+        format: their format; by default the one that each file's name stands for.
+        progress: whether to show a progress bar.
+    """
+
+    columns: Columns = DEFAULT_COLUMNS
+    format: str | None = None
+    progress: bool = True
 
 
 class Conversion(NamedTuple):
-    """parts: Parquet files, in the order of the inputs; rows: posts in them; rejects: how many for each reason; and where."""
+    """The result of `convert_posts`.
+
+    Attributes:
+        parts: Parquet files, in the order of the inputs.
+        rows: number of posts in all parts.
+        rejects: number of rejected rows for each reason.
+        reject_files: JSON Lines files of the rejected rows; those without rows are left out.
+    """
 
     parts: list[Path]
     rows: int
     rejects: dict[str, int]
-    rejects_files: list[Path]
+    reject_files: list[Path]
 
 
 class _Job(NamedTuple):
-    """One input, and the files it becomes."""
+    """One input, the files that it becomes, and what they depend on."""
 
     source: Path
     columns: Columns
@@ -52,171 +102,244 @@ class _Job(NamedTuple):
     part: Path
     rejects: Path
     record: Path
+    key: dict[str, Any]
+
+
+def unite_posts(
+    backend: Backend, files: Sequence[Path], options: ReadOptions, folder: Path, rejects: Path
+) -> tuple[ibis.Table, dict[str, int]]:
+    """Unite the posts of all files in one table, and write the rejected rows to a file.
+
+    Args:
+        backend: reads the tables.
+        files: see `find_files`.
+        options: how they are read.
+        folder: for converted text files and temporary tables.
+        rejects: JSON Lines file to write.
+
+    Returns:
+        The table of posts, and the number of rejected rows for each reason.
+
+    Raises:
+        ConfigError: a file cannot be read or lacks a column.
+        OutputError: the folder cannot be written.
+    """
+    import ibis
+
+    formats = {file: options.format or find_format(file) for file in files}
+    converted = convert_posts(
+        [file for file in files if formats[file] != "parquet"],
+        folder / "posts",
+        columns=options.columns,
+        format=options.format,
+        progress=options.progress,
+    )
+    tables = [backend.read_all(converted.parts)] if converted.parts else []
+    counts = Counter(converted.rejects)
+    parquet_files = [file for file in files if formats[file] == "parquet"]
+    with atomic_write(rejects) as temporary, temporary.open("wb") as output:
+        for path in converted.reject_files:
+            output.write(path.read_bytes())
+        for columns, group in _group_by_schema(parquet_files, options.columns):
+            rows = queries.select_posts(backend.read_all(group), columns._asdict())
+            tables.append(rows.filter(rows.reason.isnull()).drop("reason"))
+            malformed = folder / "malformed.parquet"
+            columns_shown = ("id", "reason", "url", "hashtags")
+            backend.write(rows.filter(rows.reason.notnull()).select(*columns_shown), malformed)
+            # which file of a group a row comes from is not known
+            source = " ... ".join(dict.fromkeys((group[0].name, group[-1].name)))
+            for reason, text in _list_malformed(malformed):
+                counts[reason] += 1
+                line = json.dumps({"input": source, "reason": reason, "text": text})
+                output.write(line.encode() + b"\n")
+            remove_table(malformed)
+    table = ibis.union(*tables) if len(tables) > 1 else tables[0]
+    return table, dict(sorted((+counts).items()))
+
+
+def _group_by_schema(
+    files: Sequence[Path], columns: Columns
+) -> list[tuple[Columns, Sequence[Path]]]:
+    """Group Parquet files that can be read as one table, with the columns of their posts."""
+    groups: dict[tuple[Any, ...], list[Path]] = defaultdict(list)
+    for file in files:
+        try:
+            schema = pyarrow.parquet.read_schema(file)
+        except pa.ArrowInvalid:
+            raise ConfigError(
+                f"{file} is not a Parquet file or is truncated; replace or remove it"
+            ) from None
+        types = tuple(zip(schema.names, map(str, schema.types), strict=True))
+        groups[find_parquet_columns(schema, columns, file), types].append(file)
+    return [(resolved, group) for (resolved, _), group in groups.items()]
+
+
+def _list_malformed(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield reason and text of each row of a table of malformed rows."""
+    for batch in pyarrow.dataset.dataset(path).to_batches():
+        for row in batch.to_pylist():
+            fields = [row["id"], row["url"], *(row["hashtags"] or [])]
+            yield row["reason"], " ".join(filter(None, fields))[:MAX_REJECT_CHARS]
 
 
 def convert_posts(
     inputs: Sequence[Path],
     folder: Path,
     *,
-    columns: Columns = UNNAMED,
+    columns: Columns = DEFAULT_COLUMNS,
     format: str | None = None,
     processes: int | None = None,
     progress: bool = True,
 ) -> Conversion:
-    """Convert `inputs`, none of them Parquet, into parts in `folder`, in so many processes (by default as many as can run).
+    """Convert text files of posts to Parquet parts.
 
-    A part is kept if the name, size and time of its input are what they were, and so are columns and format. ConfigError for
-    an input that cannot be read, OutputError if the folder cannot be written.
+    A part is converted again only if the name, size or modification time of its input has changed,
+    or the columns or format.
+
+    Args:
+        inputs: files in any format except Parquet.
+        folder: where the parts are written; used by one process at a time.
+        columns: names of their columns or fields.
+        format: their format; by default the one that each file's name stands for.
+        processes: number of processes; by default one per input, at most one per CPU.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ConfigError: an input cannot be read.
+        OutputError: the folder cannot be written.
     """
-    import_extra("pyarrow")
     if processes is not None and processes < 1:
-        raise ConfigError(f"processes is {processes}; give 1 or more")
-    jobs = [_plan(path, folder / f"{i:05d}", columns, format) for i, path in enumerate(inputs)]
-    with disk_errors(folder, resumable=True), ExitStack() as held:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            held.enter_context(FileLock(folder / "lock").acquire(timeout=0))
-        except Timeout:
-            raise ConfigError(
-                f"another process is writing {folder}; wait for it, or choose another folder"
-            ) from None
-        sizes = {job: _describe(job)["size"] for job in jobs}
+        raise ConfigError(f"invalid processes {processes}: give 1 or more")
+    jobs = [_plan_job(path, folder / f"{i:05d}", columns, format) for i, path in enumerate(inputs)]
+    with disk_errors(folder, resumable=True), WorkFolder(folder):
         waiting = [job for job in jobs if not _is_done(job)]
-        done = sum(sizes.values()) - sum(sizes[job] for job in waiting)
-        bar = tqdm(
-            total=sum(sizes.values()),
-            initial=done,
-            unit="B",
-            unit_scale=True,
-            desc="posts",
-            disable=not progress,
-        )
-        held.enter_context(bar)
-        count = min(len(waiting), processes or count_cpus())
-        if count > 1:
-            _convert_in_processes(waiting, count, lambda seen: bar.update(done + seen - bar.n))
-        else:
-            for job in waiting:
-                _convert(job, bar.update)
-        records = [json.loads(job.record.read_bytes()) for job in jobs]
-    rejects = sum((Counter(record["rejects"]) for record in records), Counter[str]())
-    files = [job.rejects for job, record in zip(jobs, records) if record["rejects"]]
+        total = sum(job.key["size"] for job in jobs)  # bytes
+        done = total - sum(job.key["size"] for job in waiting)
+        disable = not (progress and jobs)
+        with tqdm(
+            total=total, initial=done, unit="B", unit_scale=True, desc="posts", disable=disable
+        ) as bar:
+            count = min(len(waiting), processes or count_cpus())
+            if count > 1:
+                _convert_in_processes(waiting, count, lambda seen: bar.update(done + seen - bar.n))
+            # converts what no other process has, and reads the records of all
+            results = [_convert_once(job, bar.update) for job in jobs]
+    rejects = sum((Counter(result["rejects"]) for result in results), Counter[str]())
     return Conversion(
         [job.part for job in jobs],
-        sum(record["rows"] for record in records),
+        sum(result["rows"] for result in results),
         dict(sorted(rejects.items())),
-        files,
+        [job.rejects for job, result in zip(jobs, results, strict=True) if result["rejects"]],
     )
 
 
-def _plan(source: Path, stem: Path, columns: Columns, format: str | None) -> _Job:
-    outputs = (stem.with_suffix(suffix) for suffix in (".parquet", ".rejects.jsonl", ".json"))
-    return _Job(source, columns, format or find_format(source), *outputs)
-
-
-def _convert(job: _Job, advance: Callable[[int], object]) -> None:
-    """Make one part; `advance` is told how many more bytes of the input are read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    seen = 0
-
-    def see(position: int) -> None:
-        nonlocal seen
-        advance(position - seen)
-        seen = position
-
-    text = pa.string()
-    schema = pa.schema(
-        {"id": text, "url": text, "hashtags": pa.list_(text), "hash": text, "license": text}
-    )
-    record, rows, rejects = _describe(job), 0, Counter[str]()
-    job.record.unlink(missing_ok=True)
-    with (
-        atomic_write(job.part) as part,
-        atomic_write(job.rejects) as rejected,
-        _pause_collector(),
-        ExitStack() as files,
-    ):
-        writer = files.enter_context(pq.ParquetWriter(part, schema, compression="zstd"))
-        log = files.enter_context(rejected.open("w"))
-        found = read_posts(job.source, job.columns, job.format, see)
-        while chunk := list(islice(found, ROWS)):
-            if posts := [row for row in chunk if isinstance(row, Post)]:
-                arrays = [
-                    pa.array(column, field.type) for column, field in zip(zip(*posts), schema)
-                ]
-                writer.write_table(pa.table(arrays, schema=schema))
-                rows += len(posts)
-            for row in chunk:
-                if isinstance(row, Reject):
-                    log.write(json.dumps(row._asdict()) + "\n")
-                    rejects[row.reason] += 1
-    see(record["size"])
-    written = [job.part.stat().st_size, job.rejects.stat().st_size]
-    with atomic_write(job.record) as to:
-        to.write_text(
-            json.dumps({**record, "written": written, "rows": rows, "rejects": rejects}, indent=2)
-        )
-
-
-def _describe(job: _Job) -> dict[str, Any]:
-    """What must be equal for a part to be kept."""
+def _plan_job(source: Path, stem: Path, columns: Columns, format: str | None) -> _Job:
+    format = format or find_format(source)
     try:
-        status = job.source.stat()
+        status = source.stat()
     except OSError as error:
-        raise ConfigError(f"{job.source} cannot be read: {error.strerror}") from None
-    source = {"input": str(job.source), "size": status.st_size, "time": status.st_mtime_ns}
-    return {**source, "columns": [*job.columns], "format": job.format, "version": VERSION}
+        raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
+    key = {
+        "input": str(source),
+        "size": status.st_size,
+        "time": status.st_mtime_ns,
+        "columns": columns,
+        "format": format,
+        "version": CONVERSION_VERSION,
+    }
+    part, rejects = stem.with_suffix(".parquet"), stem.with_suffix(".rejects.jsonl")
+    return _Job(source, columns, format, part, rejects, stem.with_suffix(".json"), key)
 
 
 def _is_done(job: _Job) -> bool:
     try:
-        record = json.loads(job.record.read_bytes())
-        written = [job.part.stat().st_size, job.rejects.stat().st_size]
-    except FileNotFoundError:
+        read_result(job.record, job.key, [job.part, job.rejects])
+    except LookupError:
         return False
-    return record.items() >= {**_describe(job), "written": written}.items()
+    return True
 
 
-# Of a process that converts: how many bytes all of them have read.
-_seen: Any = None
+def _convert_once(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
+    """Convert one input, unless it is done; returns the numbers of rows and rejects.
+
+    Args:
+        job: the input.
+        advance: called with the number of bytes of the input read since the last call.
+    """
+    result: dict[str, Any] = run_once(
+        job.record, job.key, [job.part, job.rejects], lambda: _convert(job, advance)
+    )
+    return result
+
+
+def _convert(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
+    position = 0
+
+    def report_position(new: int) -> None:
+        nonlocal position
+        advance(new - position)
+        position = new
+
+    rows, rejects = 0, Counter[str]()
+    with (
+        atomic_write(job.part) as part,
+        atomic_write(job.rejects) as rejects_path,
+        _pause_garbage_collection(),
+        pyarrow.parquet.ParquetWriter(part, POSTS, compression="zstd") as writer,
+        rejects_path.open("w") as rejects_file,
+    ):
+        results = read_posts(job.source, job.columns, job.format, report_position)
+        while chunk := list(islice(results, ROW_GROUP_ROWS)):
+            if posts := [row for row in chunk if isinstance(row, Post)]:
+                arrays = [pa.array(column, field.type) for column, field in zip(zip(*posts), POSTS)]
+                writer.write_table(pa.table(arrays, schema=POSTS))
+                rows += len(posts)
+            for row in chunk:
+                if isinstance(row, Reject):
+                    rejects_file.write(json.dumps(row._asdict()) + "\n")
+                    rejects[row.reason] += 1
+    report_position(job.key["size"])
+    return {"rows": rows, "rejects": rejects}
+
+
+# In a worker process: the number of bytes that all workers have read.
+_bytes_read: Any = None
 
 
 def _convert_in_processes(
     jobs: Sequence[_Job], count: int, update: Callable[[int], object]
 ) -> None:
-    """Make parts in `count` processes; `update` is told how many bytes are read in all."""
-    seen = multiprocessing.get_context("spawn").Value("q", 0)
-    with open_pool(count, _share, seen) as pool:
+    """Convert inputs in `count` processes; `update` is called with the total of bytes read."""
+    bytes_read = multiprocessing.get_context("spawn").Value("q", 0)
+    with open_pool(count, _share_counter, bytes_read) as pool:
         waiting = {pool.submit(_convert_counted, job) for job in jobs}
         while waiting:
             done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
-            update(seen.value)
+            update(bytes_read.value)
             for future in done:
                 future.result()
 
 
-def _share(seen: Any) -> None:
-    global _seen
-    _seen = seen
+def _share_counter(bytes_read: Any) -> None:
+    global _bytes_read
+    _bytes_read = bytes_read
 
 
 def _convert_counted(job: _Job) -> None:
-    def advance(more: int) -> None:
-        with _seen.get_lock():
-            _seen.value += more
+    def advance(count: int) -> None:
+        with _bytes_read.get_lock():
+            _bytes_read.value += count
 
-    _convert(job, advance)
+    _convert_once(job, advance)
 
 
 @contextmanager
-def _pause_collector() -> Iterator[None]:
-    """No search for cycles: there are none in rows, and looking through them takes a quarter of the time."""
-    paused = gc.isenabled()
+def _pause_garbage_collection() -> Iterator[None]:
+    """Pause the search for reference cycles: rows have none, and it takes a quarter of the time."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if paused:
+        if was_enabled:
             gc.enable()

@@ -1,316 +1,348 @@
-"""The steps of a curation, from files of posts to labels; `queries.py` has what the engine computes in each."""
+"""The steps of a curation: functions from the files of earlier steps to the files of the next.
+
+`curate.curate` calls them in order, through `StepRunner`, which skips what an earlier run finished.
+A step returns facts for the manifest: counts and lists, JSON values. `queries` has its expressions.
+"""
 
 from __future__ import annotations
 
-import heapq
+import hashlib
+import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.dataset
+import pyarrow as pa
 import pyarrow.parquet
+from tqdm import tqdm
 
-from swag_models.atomic import atomic_write
+from swag_models.atomic import atomic_write, run_once, write_json
 from swag_models.errors import ConfigError
+from swag_models.hub.download import hash_file
 from swag_models.recipe.curation import queries
-from swag_models.recipe.curation.backends import Engine, remove
-from swag_models.recipe.curation.intake import Reading, unite_posts
-from swag_models.recipe.curation.ledger import Facts, Ledger
-from swag_models.recipe.curation.report import SHOWN
+from swag_models.recipe.curation.backends import Backend, remove_table
+from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
+from swag_models.recipe.curation.matching import list_spellings, match_hashtags
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
-from swag_models.recipe.hashtags import Match, Matcher, cover, load_imagenet, name_class
+from swag_models.recipe.hashtags import Matcher, find_coverage, load_imagenet, name_class
 from swag_models.recipe.wordnet import WordNet
 
-MATCHES = pyarrow.schema(
-    {"tag": "string", "number": "int32", "synset": "string", "how": "string", "uses": "int64"}
+Facts = dict[str, Any]
+
+CLASSES = pa.schema(
+    {"number": pa.int32(), "class": pa.int32(), "synset": pa.string(), "images": pa.int64()}
 )
-CLASSES = pyarrow.schema(
-    {"number": "int32", "class": "int32", "synset": "string", "images": "int64"}
-)
-FACTORS = pyarrow.schema({"class": "int32", "repeat": "float64"})
-VOCABULARY = pyarrow.schema(
+FACTORS = pa.schema({"class": pa.int32(), "repeat": pa.float64()})
+VOCABULARY = pa.schema(
     {
-        "class": "int32",
-        "synset": "string",
-        "hashtag": "string",
-        "hashtags": pyarrow.list_(pyarrow.string()),
-        "images": "int64",
-        "samples": "float64",
-        "repeat": "float64",
+        "class": pa.int32(),
+        "synset": pa.string(),
+        "hashtag": pa.string(),
+        "hashtags": pa.list_(pa.string()),
+        "images": pa.int64(),
+        "samples": pa.float64(),
+        "repeat": pa.float64(),
     }
 )
 
 
-class Steps:
-    """The steps; each leaves its tables in the folder of steps, where the next finds them."""
+class StepRunner:
+    """Runs steps one after another, and skips those that an earlier run finished.
 
-    def __init__(self, ledger: Ledger, net: WordNet, open: Callable[[], Engine]) -> None:
-        self.ledger, self.net, self._open = ledger, net, open
-        folder = ledger.folder
-        self.kept, self.images, self.unfinished = (
-            folder / "kept",
-            folder / "images",
-            folder / "labels",
-        )
-        self.matches, self.classes = folder / "matches.parquet", folder / "classes.parquet"
+    A step is skipped only if its own key and the keys of all steps before it are equal.
 
-    @cached_property
-    def engine(self) -> Engine:
-        return self._open()
+    Args:
+        folder: a `WorkFolder`, for the records of the steps.
+        bar: shows the name of the current step.
+    """
 
-    def find_posts(
-        self,
-        files: Sequence[Path],
-        reading: Reading,
-        excluded: Sequence[str],
-        licenses: Sequence[str],
-        key: Any,
-    ) -> Facts:
-        """Posts in one form, each once: the folder `kept`, and rejects.jsonl beside the steps."""
-        folder = self.ledger.folder
-        rejects = folder.parent / "rejects.jsonl"
+    def __init__(self, folder: Path, bar: tqdm[Any]) -> None:
+        self.folder = folder
+        self._bar = bar
+        self._chain = ""  # hash of the names and keys of all steps so far
 
-        def make() -> Facts:
-            engine = self.engine
-            posts, rejected = unite_posts(engine, files, reading, folder, rejects)
-            licensed = live = queries.keep_licensed(posts, licenses) if licenses else posts
-            if excluded:
-                values = _table(
-                    [{"value": value} for value in excluded], pyarrow.schema({"value": "string"})
-                )
-                live = queries.drop_excluded(
-                    licensed, engine.read_rows(values, folder / "excluded.parquet")
-                )
-            read = engine.count(posts)
-            free = engine.count(licensed) if licenses else read
-            repeated, chosen, urls, copies = (
-                folder / f"{name}.parquet" for name in ("repeated", "chosen", "urls", "copies")
-            )
-            engine.write(queries.find_repeated_ids(live), repeated)
-            engine.write(queries.choose_posts(live, engine.read(repeated)), chosen)
-            unique = live.anti_join(engine.read(repeated), "id").union(engine.read(chosen))
-            engine.write(queries.find_repeated_urls(unique), urls)
-            engine.write(queries.find_copies(unique, engine.read(urls)), copies)
-            engine.write_parts(
-                unique.anti_join(engine.read(copies), "id").select("id", "hashtags"), self.kept
-            )
-            again = sum(_read(repeated)["posts"].to_pylist()) - len(_read(chosen))
-            facts = {
-                "read": read + sum(rejected.values()),
-                "rejected": rejected,
-                "other_licenses": read - free,
-                "repeated_ids": again,
-                "repeated_urls": len(_read(copies)),
-                "kept": engine.count(engine.read(self.kept)),
-            }
-            return {
-                **facts,
-                "excluded": free - facts["kept"] - facts["repeated_ids"] - facts["repeated_urls"],
-            }
+    def run(self, name: str, key: Any, files: Sequence[Path], step: Callable[[], Facts]) -> Facts:
+        """Run a step, or return the facts of the run that finished it.
 
-        return self.ledger.run(
-            "posts",
-            [key, reading.columns, reading.format, excluded, licenses],
-            [self.kept, rejects],
-            make,
-        )
-
-    def match_hashtags(self, senses: str, stop: frozenset[str]) -> Facts:
-        """Which synsets each distinct hashtag stands for: `matches`, one row for each pair."""
-
-        def make() -> Facts:
-            path = self.ledger.folder / "tags.parquet"
-            self.engine.write(queries.count_hashtags(self.engine.read(self.kept)), path)
-            facts, rows = _match_all(path, Matcher(self.net, senses, stop), self.net)
-            self.engine.read_rows(rows, self.matches)
-            remove(path)
-            return facts
-
-        return self.ledger.run(
-            "hashtags", [self.net.digest, senses, sorted(stop)], [self.matches], make
-        )
-
-    def choose_classes(self, least: int, most: int) -> Facts:
-        """The classes by falling number of images: `classes`; and the labels of images, not yet resampled."""
-
-        def gather() -> Facts:
-            matches = self.engine.read(self.matches).select("tag", "number").distinct()
-            self.engine.map_parts(
-                self.kept, self.images, lambda posts: queries.gather_images(posts, matches)
-            )
-            return {}
-
-        def choose() -> Facts:
-            counts = self.engine.fetch(queries.count_images(self.engine.read(self.images)))
-            matches = _read(self.matches)
-            synsets = dict(
-                zip(matches["number"].to_pylist(), matches["synset"].to_pylist(), strict=True)
-            )
-            rows = sorted(
-                counts.to_pylist(), key=lambda row: (-row["images"], synsets[row["number"]])
-            )
-            enough = [row for row in rows if row["images"] >= least]
-            if not enough:
-                best = rows[0]["images"] if rows else 0
-                raise ConfigError(
-                    f"no class has {least} images or more, of {len(rows)} found; the most frequent has {best}"
-                )
-            chosen = [
-                {
-                    "number": row["number"],
-                    "class": index,
-                    "synset": synsets[row["number"]],
-                    "images": row["images"],
-                }
-                for index, row in enumerate(enough[:most])
-            ]
-            classes = self.engine.read_rows(_table(chosen, CLASSES), self.classes).select(
-                "number", "class"
-            )
-            self.engine.map_parts(
-                self.images, self.unfinished, lambda images: queries.gather_labels(images, classes)
-            )
-            return {
-                "found": len(rows),
-                "too_few": len(rows) - len(enough),
-                "too_many": len(enough) - len(chosen),
-                "kept": len(chosen),
-            }
-
-        self.ledger.run("images", [], [self.images], gather)
-        return self.ledger.run("classes", [least, most], [self.classes, self.unfinished], choose)
-
-    def write_labels(self, sampling: Sampling, folder: Path) -> Facts:
-        """labels.parquet and vocabulary.parquet: repeat factors, and what they make of the frequencies."""
-        labels, vocabulary = folder / "labels.parquet", folder / "vocabulary.parquet"
-
-        def make() -> Facts:
-            engine = self.engine
-            rows = _read(self.classes).to_pylist()
-            sizes, rarest = Counter[int](), Counter[int]()
-            for row in engine.fetch(queries.count_rarest(engine.read(self.unfinished))).to_pylist():
-                sizes[row["size"]] += row["images"]
-                rarest[row["rarest"]] += row["images"]
-            factors = repeat_factors(
-                [row["images"] for row in rows], [rarest[row["class"]] for row in rows], sampling
-            )
-            repeats = _table(
-                [{"class": index, "repeat": factor} for index, factor in enumerate(factors)],
-                FACTORS,
-            )
-            repeats = engine.read_rows(repeats, self.ledger.folder / "factors.parquet")
-            engine.write(queries.finish_labels(engine.read(self.unfinished), repeats), labels)
-            samples = engine.fetch(queries.sum_samples(engine.read(labels)))
-            seen = dict(
-                zip(samples["class"].to_pylist(), samples["samples"].to_pylist(), strict=True)
-            )
-            written = self._gather_hashtags({row["number"] for row in rows})
-            table = _table(
-                [
-                    {
-                        "class": row["class"],
-                        "synset": row["synset"],
-                        "hashtag": name_class(self.net, row["synset"]),
-                        "hashtags": written[row["number"]],
-                        "images": row["images"],
-                        "samples": seen[row["class"]],
-                        "repeat": factor,
-                    }
-                    for row, factor in zip(rows, factors, strict=True)
-                ],
-                VOCABULARY,
-            )
-            with atomic_write(vocabulary) as temporary:
-                pyarrow.parquet.write_table(table, temporary, compression="zstd")
-            return {
-                "images": sum(rarest.values()),
-                "labels": sum(row["images"] for row in rows),
-                "samples": math.fsum(
-                    factor * rarest[index] for index, factor in enumerate(factors)
-                ),
-                "per_image": {str(size): sizes[size] for size in sorted(sizes)},
-            }
-
-        return self.ledger.run("labels", asdict(sampling), [labels, vocabulary], make)
-
-    def cover_imagenet(self) -> Facts:
-        """How the classes of ImageNet-1k are covered."""
-        covers = cover(self.net, _read(self.classes)["synset"].to_pylist(), load_imagenet())
-        counts = Counter(each.how or "none" for each in covers)
-        missing = [each.target for each in covers if not each.how]
-        missing = [
-            f"{each} {name_class(self.net, each)}" if each in self.net.synsets else each
-            for each in missing
-        ]
-        return {
-            "counts": {how: counts[how] for how in ("same", "hyponym", "hypernym", "none")},
-            "missing": missing,
-        }
-
-    def _gather_hashtags(self, numbers: Collection[int]) -> dict[int, list[str]]:
-        """The hashtags, as written, of each synset, the most used first."""
-        found = defaultdict(list)
-        for row in _read(self.matches).to_pylist():
-            if row["number"] in numbers:
-                found[row["number"]].append((-row["uses"], row["tag"]))
-        return {number: [tag for _, tag in sorted(tags)] for number, tags in found.items()}
+        Args:
+            name: of the step and its record.
+            key: JSON values that its result depends on, apart from earlier steps.
+            files: the files and folders that it writes.
+            step: does the work.
+        """
+        self._bar.set_description(name)
+        chain = json.dumps([self._chain, name, key], sort_keys=True)
+        self._chain = hashlib.sha256(chain.encode()).hexdigest()
+        facts: Facts = run_once(self.folder / f"{name}.json", self._chain, files, step)
+        self._bar.update()
+        return facts
 
 
-def _match_all(path: Path, matcher: Matcher, net: WordNet) -> tuple[Facts, pyarrow.Table]:
-    """What became of each hashtag of a table (tag, uses): the facts, and the rows of `matches`."""
-    distinct, uses, ambiguous = Counter[str](), Counter[str](), Counter[str]()
-    listed: dict[str, list[tuple[int, str]]] = {"stopped": [], "unknown": []}
-    found: list[tuple[str, str, str, int]] = []
-    for batch in pyarrow.dataset.dataset(path).to_batches(columns=["tag", "uses"]):
-        for tag, count in zip(batch["tag"].to_pylist(), batch["uses"].to_pylist(), strict=True):
-            match = matcher.match(tag)
-            distinct[match.how] += 1
-            uses[match.how] += count
-            found += [(synset, tag, match.how, count) for synset in match.synsets]
-            if match.how in listed:
-                listed[match.how].append((-count, tag))
-            elif match.how == "ambiguous":
-                ambiguous[match.lemma] += count
-        listed = {how: heapq.nsmallest(SHOWN, tags) for how, tags in listed.items()}
-    found.sort()
-    numbers = {
-        synset: number for number, synset in enumerate(sorted({synset for synset, *_ in found}))
+@dataclass(frozen=True)
+class PostSelection:
+    """Which posts are read, how, and which of them are used.
+
+    Args:
+        files: see `ingest.find_files`.
+        options: how they are read.
+        excluded: ids and hashes of posts to leave out.
+        licenses: licenses of the posts to keep; empty for all.
+    """
+
+    files: Sequence[Path]
+    options: ReadOptions
+    excluded: Sequence[str]
+    licenses: Sequence[str]
+
+
+def hash_files(files: Sequence[Path], record: Path) -> list[dict[str, Any]]:
+    """Name, size and SHA-256 of each file.
+
+    Args:
+        files: the files.
+        record: JSON file of earlier hashes; a file with the same size and modification time is not
+            read again.
+    """
+    recorded: Mapping[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    stats = [file.stat() for file in files]
+    keys = [
+        f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        for file, stat in zip(files, stats, strict=True)
+    ]
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(lambda key, file: recorded.get(key) or hash_file(file), keys, files))
+    write_json(record, dict(zip(keys, hashes, strict=True)), indent=None)
+    return [
+        {"name": file.name, "bytes": stat.st_size, "sha256": digest}
+        for file, stat, digest in zip(files, stats, hashes, strict=True)
+    ]
+
+
+def clean_posts(
+    backend: Backend, selection: PostSelection, work: Path, posts: Path, rejects: Path
+) -> Facts:
+    """Unite the posts of all files and leave out what is unwanted or repeated.
+
+    Args:
+        backend: computes the tables.
+        selection: the files, and which of their posts to keep.
+        work: folder for temporary tables.
+        posts: folder to write, in parts: id, hashtags.
+        rejects: JSON Lines file of malformed rows to write.
+    """
+    united, rejected = unite_posts(backend, selection.files, selection.options, work, rejects)
+    licensed = united
+    if selection.licenses:
+        licensed = queries.keep_licensed(united, selection.licenses)
+    wanted = licensed
+    if selection.excluded:
+        values = pa.table({"value": pa.array(selection.excluded, pa.string())})
+        wanted = queries.drop_excluded(licensed, backend.store(values, work / "excluded.parquet"))
+    # Each table is used several times below: it is stored, so that it is computed once.
+    repeated = _store(backend, queries.find_repeated_ids(wanted), work / "repeated.parquet")
+    chosen = _store(backend, queries.choose_posts(wanted, repeated), work / "chosen.parquet")
+    unique = wanted.anti_join(repeated, "id").union(chosen)
+    urls = _store(backend, queries.find_repeated_urls(unique), work / "urls.parquet")
+    copies = _store(backend, queries.find_copies(unique, urls), work / "copies.parquet")
+    backend.write_parts(unique.anti_join(copies, "id").select("id", "hashtags"), posts)
+
+    read = backend.count(united)
+    with_license = backend.count(licensed) if selection.licenses else read
+    kept = backend.count(backend.read(posts))
+    repeated_posts = sum(_read_table(work / "repeated.parquet")["posts"].to_pylist())
+    repeated_ids = repeated_posts - len(_read_table(work / "chosen.parquet"))
+    repeated_urls = len(_read_table(work / "copies.parquet"))
+    return {
+        "read": read + sum(rejected.values()),
+        "rejected": rejected,
+        "other_licenses": read - with_license,
+        "repeated_ids": repeated_ids,
+        "repeated_urls": repeated_urls,
+        "kept": kept,
+        "excluded": with_license - kept - repeated_ids - repeated_urls,
     }
+
+
+def match_posts(
+    backend: Backend, posts: Path, matcher: Matcher, wordnet: WordNet, matches: Path
+) -> Facts:
+    """Match each distinct hashtag of the posts with synsets.
+
+    Args:
+        backend: computes the tables.
+        posts: of `clean_posts`.
+        matcher: finds the synsets of a hashtag.
+        wordnet: describes ambiguous hashtags.
+        matches: Parquet file to write, see `matching.MATCHES`.
+    """
+    counts = matches.with_name("tags.parquet")
+    backend.write(queries.count_hashtags(backend.read(posts)), counts)
+    facts, rows = match_hashtags(counts, matcher, wordnet)
+    backend.store(rows, matches)
+    remove_table(counts)
+    return facts
+
+
+def gather_synsets(backend: Backend, posts: Path, matches: Path, images: Path) -> Facts:
+    """Gather the synsets of each image; writes the folder `images` in parts: id, numbers."""
+    pairs = backend.read(matches).select("tag", "number").distinct()
+    backend.map_parts(posts, images, lambda part: queries.gather_images(part, pairs))
+    return {}
+
+
+def choose_classes(
+    backend: Backend,
+    images: Path,
+    matches: Path,
+    limits: tuple[int, int],
+    classes: Path,
+    labels: Path,
+) -> Facts:
+    """Choose the most frequent synsets as classes, and label the images with them.
+
+    Args:
+        backend: computes the tables.
+        images: of `gather_synsets`.
+        matches: of `match_posts`.
+        limits: the least number of images of a class, and the greatest number of classes.
+        classes: Parquet file to write, see `CLASSES`; in descending order of images.
+        labels: folder to write, in parts: id, classes, rarest.
+
+    Raises:
+        ConfigError: no class has enough images.
+    """
+    min_images, max_classes = limits
+    table = _read_table(matches)
+    synsets = dict(zip(table["number"].to_pylist(), table["synset"].to_pylist(), strict=True))
+    counts = backend.fetch(queries.count_images(backend.read(images))).to_pylist()
+    # Classes of equal frequency are ordered by synset, so that every backend numbers them alike.
+    counts.sort(key=lambda row: (-row["images"], synsets[row["number"]]))
+    frequent = [row for row in counts if row["images"] >= min_images]
+    if not frequent:
+        most = counts[0]["images"] if counts else 0
+        raise ConfigError(
+            f"no class has {min_images} images or more: {len(counts)} classes were found, the most "
+            f"frequent with {most} images; lower --min-images"
+        )
     rows = [
-        {"tag": tag, "number": numbers[synset], "synset": synset, "how": how, "uses": count}
-        for synset, tag, how, count in found
+        {"number": row["number"], "class": index}
+        | {"synset": synsets[row["number"]], "images": row["images"]}
+        for index, row in enumerate(frequent[:max_classes])
     ]
-    facts: Facts = {how: [[tag, -count] for count, tag in tags] for how, tags in listed.items()}
-    facts["ambiguous"] = [
-        [lemma, count, *_describe(net, matcher.match(lemma))]
-        for lemma, count in sorted(ambiguous.items(), key=lambda each: (-each[1], each[0]))[:SHOWN]
-    ]
-    kinds = ("lemma", "inflection", "ambiguous", "stopped", "unknown")
-    facts["distinct"] = {"all": distinct.total(), **{how: distinct[how] for how in kinds}}
-    facts["uses"] = {"all": uses.total(), **{how: uses[how] for how in kinds}}
-    return facts, _table(rows, MATCHES)
+    numbers = backend.store(pa.Table.from_pylist(rows, CLASSES), classes).select("number", "class")
+    backend.map_parts(images, labels, lambda part: queries.gather_labels(part, numbers))
+    return {
+        "found": len(counts),
+        "too_few": len(counts) - len(frequent),
+        "too_many": len(frequent) - len(rows),
+        "kept": len(rows),
+    }
 
 
-def _describe(net: WordNet, match: Match) -> tuple[str, str]:
-    """What an ambiguous hashtag was taken as, and what else it could be."""
-    taken = [
-        f"{each} {name_class(net, each)}: {net.synsets[each].gloss.split(';')[0]}"
-        for each in match.synsets
-    ]
-    others = [
-        f"{each} {name_class(net, each)}" for each in match.senses if each not in match.synsets
-    ]
-    return "; ".join(taken) or "nothing", ", ".join(others)
+def resample_labels(
+    backend: Backend,
+    labels: Path,
+    classes: Path,
+    sampling: Sampling,
+    factors_path: Path,
+    output: Path,
+) -> Facts:
+    """Compute the repeat factor of each class, and write the labels with those of their images.
+
+    Args:
+        backend: computes the tables.
+        labels: of `choose_classes`.
+        classes: of `choose_classes`.
+        sampling: how images are resampled.
+        factors_path: Parquet file to write, see `FACTORS`.
+        output: the labels to write, sorted by id: id, classes, repeat.
+    """
+    counts = _read_table(classes)["images"].to_pylist()
+    sizes, rarest = Counter[int](), Counter[int]()
+    for row in backend.fetch(queries.count_rarest(backend.read(labels))).to_pylist():
+        sizes[row["size"]] += row["images"]
+        rarest[row["rarest"]] += row["images"]
+    factors = repeat_factors(counts, [rarest[index] for index in range(len(counts))], sampling)
+    table = pa.table({"class": range(len(factors)), "repeat": factors}, schema=FACTORS)
+    backend.write(
+        queries.finish_labels(backend.read(labels), backend.store(table, factors_path)), output
+    )
+    return {
+        "images": sum(rarest.values()),
+        "labels": sum(counts),
+        # exact, and equal to the sum over all labels, since factors are multiples of 1/65536
+        "samples": math.fsum(factor * rarest[index] for index, factor in enumerate(factors)),
+        "per_image": {str(size): sizes[size] for size in sorted(sizes)},
+    }
 
 
-def _read(path: Path) -> pyarrow.Table:
+def write_vocabulary(
+    backend: Backend,
+    wordnet: WordNet,
+    matches: Path,
+    classes: Path,
+    factors: Path,
+    labels: Path,
+    output: Path,
+) -> Facts:
+    """Write the table of all classes.
+
+    Args:
+        backend: computes the tables.
+        wordnet: names the classes.
+        matches: of `match_posts`.
+        classes: of `choose_classes`.
+        factors: of `resample_labels`, as `labels`.
+        labels: see `factors`.
+        output: Parquet file to write, see `VOCABULARY`.
+    """
+    samples = backend.fetch(queries.sum_samples(backend.read(labels))).to_pylist()
+    samples_of = {row["class"]: row["samples"] for row in samples}
+    rows = _read_table(classes).to_pylist()
+    spellings = list_spellings(_read_table(matches), {row["number"] for row in rows})
+    table = [
+        {
+            "class": row["class"],
+            "synset": row["synset"],
+            "hashtag": name_class(wordnet, row["synset"]),
+            "hashtags": spellings[row["number"]],
+            "images": row["images"],
+            "samples": samples_of[row["class"]],
+            "repeat": factor,
+        }
+        for row, factor in zip(rows, _read_table(factors)["repeat"].to_pylist(), strict=True)
+    ]
+    with atomic_write(output) as temporary:
+        pyarrow.parquet.write_table(
+            pa.Table.from_pylist(table, VOCABULARY), temporary, compression="zstd"
+        )
+    return {}
+
+
+def cover_imagenet(wordnet: WordNet, classes: Path) -> Facts:
+    """Count how the classes of ImageNet-1k are covered by the classes of `choose_classes`."""
+    synsets = _read_table(classes)["synset"].to_pylist()
+    coverages = find_coverage(wordnet, synsets, load_imagenet())
+    counts = Counter(coverage.how or "none" for coverage in coverages)
+    missing = [coverage.target for coverage in coverages if not coverage.how]
+    return {
+        "counts": {how: counts[how] for how in ("same", "hyponym", "hypernym", "none")},
+        "missing": [
+            f"{synset} {name_class(wordnet, synset)}" if synset in wordnet.synsets else synset
+            for synset in missing
+        ],
+    }
+
+
+def _store(backend: Backend, table: Any, path: Path) -> Any:
+    """Compute a table once, and return it as it is read from the file."""
+    backend.write(table, path)
+    return backend.read(path)
+
+
+def _read_table(path: Path) -> pa.Table:
     return pyarrow.parquet.read_table(path)
-
-
-def _table(rows: Sequence[Mapping[str, Any]], schema: pyarrow.Schema) -> pyarrow.Table:
-    return pyarrow.Table.from_pylist(list(rows), schema=schema)

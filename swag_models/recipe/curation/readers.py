@@ -1,11 +1,12 @@
-"""Posts as people have them -> rows of id, URL, hashtags and hash; what is malformed becomes a reject with its reason.
+"""Readers of posts: rows of text files become posts, and malformed rows become rejects.
 
-Formats, each also as .gz or .bz2:
-  json   one object in a line: .jsonl .ndjson .json
-  csv    with a line of names: .csv
-  yfcc   YFCC100M's table, tab-separated and percent-encoded, 23 to 25 columns: .tsv, yfcc100m_dataset
+Formats, each also compressed as .gz or .bz2:
+  json   JSON Lines: .jsonl .ndjson .json
+  csv    with a header line: .csv
+  yfcc   YFCC100M's table, tab-separated and percent-encoded, 23 to 25 columns: .tsv,
+         yfcc100m_dataset
   tar    .json members of WebDataset shards, as img2dataset writes them: .tar
-Parquet is for the engine to read; `parquet_columns` says which columns are what.
+Parquet is read by the backend; `posts.find_parquet_columns` finds its columns.
 """
 
 from __future__ import annotations
@@ -16,17 +17,28 @@ import csv
 import gzip
 import io
 import json
+import os
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, cast
 from urllib.parse import unquote
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.curation.columns import UNNAMED, Columns, find_columns, resolve_columns
-from swag_models.recipe.hashtags import HASH, extract
+from swag_models.formatting import printable
+from swag_models.recipe.curation import posts as reasons
+from swag_models.recipe.curation.posts import (
+    DEFAULT_COLUMNS,
+    Columns,
+    Post,
+    Reject,
+    RejectedRowError,
+    find_columns,
+    make_post,
+    resolve_columns,
+)
 
 SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
 SUFFIXES |= {".csv": "csv", ".tsv": "yfcc", ".tar": "tar", ".tgz": "tar", ".parquet": "parquet"}
@@ -35,74 +47,86 @@ OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".tgz": gzip.open,
     ".bz2": bz2.open,
 }
-DECODER = json.JSONDecoder()
-LARGEST = 2**20  # bytes of a row
-SHOWN = 200  # characters of a reject
-EDGES = f"{HASH} \t\r\n"  # what may surround a hashtag in a list
-
-# Reasons for a reject.
-NO_JSON, NO_OBJECT = "not JSON", "not a JSON object"
-NO_ID, ODD_ID = "no id", "id is not text or a whole number"
-NO_HASHTAGS, ODD_HASHTAGS = "no hashtags and no caption", "hashtags are not a list of text"
-ODD_CAPTION, ODD_URL, ODD_HASH = "caption is not text", "url is not text", "hash is not text"
-ODD_LICENSE = "license is not text"
-NO_UTF8, NO_ROW, NO_CSV = "bad UTF-8", "wrong number of columns", "not CSV"
-NOT_DOWNLOADED = "not downloaded"
-NO_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
-TOO_LARGE, CUT = "row too large", "unreadable from here on"
-
-
-class Post(NamedTuple):
-    """A picture's post. hashtags: as written, without #. hash: of the picture, whatever the user knows it by."""
-
-    id: str
-    url: str | None
-    hashtags: list[str]
-    hash: str | None
-    license: str | None = None
-
-
-class Reject(NamedTuple):
-    """A row that is no post. row: its line, record or member, from 1; text: its beginning."""
-
-    input: str
-    row: int
-    reason: str
-    text: str
-
-
-class _UnfitError(Exception):
-    """A row is no post; the message is one of the reasons."""
+JSON_DECODER = json.JSONDecoder()
+MAX_ROW_BYTES = 2**20  # bounds the memory that a file without line breaks can take
+MAX_REJECT_CHARS = 200  # of a row that are kept to show why it was rejected
 
 
 def find_format(path: Path) -> str:
-    """The format that a file's name tells, "parquet" among them; ConfigError if it tells none."""
+    """The format that the name of a file stands for.
+
+    Returns:
+        A key of `READERS`, or "parquet".
+
+    Raises:
+        ConfigError: the name has no known suffix.
+    """
     stem = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
-    if found := SUFFIXES.get(Path(stem).suffix):
-        return found
+    if format := SUFFIXES.get(Path(stem).suffix):
+        return format
     if stem.startswith("yfcc100m"):
         return "yfcc"
     raise ConfigError(
-        f"{path} is of no known format; name it {' '.join(SUFFIXES)} (or those with .gz or .bz2), or say which it is: "
-        f"{', '.join(dict.fromkeys(SUFFIXES.values()))}"
+        f"unknown format of {path}: allowed are {' '.join(SUFFIXES)}, or those with .gz or .bz2; "
+        f"rename it, or choose a --format: {', '.join(dict.fromkeys(SUFFIXES.values()))}"
     )
+
+
+def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> list[Path]:
+    """List the files of posts.
+
+    Args:
+        inputs: files, and folders that are searched for files with a known suffix.
+        format: the format of all files, if their names do not tell.
+
+    Returns:
+        Files in the order of `inputs`, those of a folder sorted by name.
+
+    Raises:
+        ConfigError: an input is missing, a folder has no file of posts, or a format is unknown.
+    """
+    files = []
+    for path in map(Path, inputs):
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist; give files of posts or folders of them")
+        matches = [path] if path.is_file() else sorted(filter(_has_suffix, path.rglob("*")))
+        if not matches:
+            raise ConfigError(
+                f"{path} has no file of posts; allowed are {' '.join(SUFFIXES)}, "
+                "or those with .gz or .bz2"
+            )
+        files += matches
+    if not format:
+        for path in files:
+            find_format(path)  # raises for an unknown format before any work is done
+    return files
+
+
+def _has_suffix(path: Path) -> bool:
+    stem = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
+    return path.is_file() and Path(stem).suffix in SUFFIXES
 
 
 def read_posts(
     path: Path,
-    columns: Columns = UNNAMED,
+    columns: Columns = DEFAULT_COLUMNS,
     format: str | None = None,
-    seen: Callable[[int], object] | None = None,
+    on_progress: Callable[[int], object] | None = None,
 ) -> Iterator[Post | Reject]:
-    """Every row of a file, as a post or a reject, in order; `seen` is told now and then how many of its bytes are read.
+    """Yield every row of a file, in order, as a post or a reject.
 
-    ConfigError if the file is missing, or has a line of names and none can be that of an id, or of hashtags or a caption.
+    Args:
+        path: a text file in one of the formats above.
+        columns: names of its columns or fields.
+        format: its format; by default the one that its name stands for.
+        on_progress: called every 1000 rows with the number of bytes of the file read so far.
+
+    Raises:
+        ConfigError: the file cannot be read, or lacks a column of ids, or of hashtags or captions.
     """
     format = format or find_format(path)
     if format not in READERS:
-        raise ConfigError(
-            f"{path} of format {format!r} is not read row by row; formats: {', '.join(READERS)}"
-        )
+        raise ConfigError(f"invalid format {format!r} for {path}: allowed are {', '.join(READERS)}")
     row = 0
     try:
         with path.open("rb") as raw:
@@ -111,23 +135,23 @@ def read_posts(
             for row, content in enumerate(rows, 1):
                 try:
                     post = parse(content)
-                except _UnfitError as error:
-                    yield Reject(_spell(path), row, str(error), _show(content))
+                except RejectedRowError as error:
+                    yield Reject(printable(path), row, str(error), _shorten(content))
                 else:
                     if post:
                         yield post
-                if seen and row % 1000 == 0:
-                    seen(raw.tell())
+                if on_progress and row % 1000 == 0:
+                    on_progress(raw.tell())
     except (EOFError, zlib.error, tarfile.TarError) as error:
-        yield Reject(_spell(path), row + 1, CUT, str(error))
+        yield Reject(printable(path), row + 1, reasons.TRUNCATED, str(error))
     except OSError as error:
         if error.errno is not None:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-        yield Reject(
-            _spell(path), row + 1, CUT, str(error)
-        )  # bz2 and gzip have no error of their own
+        # bz2 and gzip report damaged data as an OSError without a number
+        yield Reject(printable(path), row + 1, reasons.TRUNCATED, str(error))
 
 
+# The rows of an open file, and the function that parses one; it returns None for an empty row.
 Rows = tuple[Iterable[Any], Callable[[Any], Post | None]]
 
 
@@ -147,27 +171,27 @@ def _read_csv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
     reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in _list_lines(file))
     header = next(reader, None)
     if header is None:
-        return (), _parse_yfcc
-    found = find_columns(header, columns, path)
-    return _list_records(reader), partial(
-        _parse_record, len(header), [None if name is None else header.index(name) for name in found]
-    )
+        return (), _parse_yfcc  # an empty file: the parser is never called
+    names = find_columns(header, columns, path)
+    indices = [None if name is None else header.index(name) for name in names]
+    return _list_records(reader), partial(_parse_record, len(header), indices)
 
 
 READERS = {"json": _read_json, "csv": _read_csv, "yfcc": _read_yfcc, "tar": _read_tar}
 
 
 def _list_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Lines; of one that is too large, as much as shows it."""
-    line = file.readline(LARGEST).removeprefix(codecs.BOM_UTF8)
+    """Yield lines; of a line that is too large, the first MAX_ROW_BYTES only."""
+    line = file.readline(MAX_ROW_BYTES).removeprefix(codecs.BOM_UTF8)
     while line:
         yield line
-        while len(line) == LARGEST and not line.endswith(b"\n"):
-            line = file.readline(LARGEST)
-        line = file.readline(LARGEST)
+        while len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
+            line = file.readline(MAX_ROW_BYTES)
+        line = file.readline(MAX_ROW_BYTES)
 
 
 def _list_records(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
+    """Yield the records of a CSV file, and errors in their place, so that reading can continue."""
     while True:
         try:
             yield next(reader)
@@ -178,22 +202,21 @@ def _list_records(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error
 
 
 def _list_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    """The .json members of a tar file: their names without extensions, as WebDataset has it, and what they hold."""
+    """Yield key (the name without extensions, as in WebDataset) and content of .json members."""
     plain = isinstance(file, io.BufferedReader)
     with cast(Any, tarfile.open(fileobj=file, mode="r:" if plain else "r|")) as archive:
         while member := archive.next():
-            archive.members.clear()  # which it would keep all
+            archive.members.clear()  # tarfile keeps every header: millions, in a large shard
             folder, _, name = member.name.rpartition("/")
             if member.isfile() and name.endswith(".json"):
                 yield (
                     f"{folder}/{name.partition('.')[0]}".lstrip("/"),
-                    archive.extractfile(member).read(LARGEST),
+                    archive.extractfile(member).read(MAX_ROW_BYTES),
                 )
         if plain:
             file.seek(archive.offset)
-            if (
-                file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE
-            ):  # tarfile takes a cut before a member for the end
+            # tarfile takes a file that was cut between two members as complete
+            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("unexpected end of data")
 
 
@@ -202,45 +225,47 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
     if not text:
         return None
     try:
-        row, end = DECODER.raw_decode(text)
+        row, end = JSON_DECODER.raw_decode(text)
     except (ValueError, RecursionError):
-        raise _UnfitError(NO_JSON) from None
+        raise RejectedRowError(reasons.NOT_JSON) from None
     if end != len(text):
-        raise _UnfitError(NO_JSON)
+        raise RejectedRowError(reasons.NOT_JSON)
     if type(row) is not dict:
-        raise _UnfitError(NO_OBJECT)
+        raise RejectedRowError(reasons.NOT_AN_OBJECT)
     names = resolve_columns(columns, tuple(row))
     if names.hashtags is None and names.caption is None:
-        raise _UnfitError(NO_HASHTAGS)
+        raise RejectedRowError(reasons.NO_HASHTAGS)
     identifier, *rest = map(row.get, names)
-    post = _make_post(key if names.id is None and columns.id is None else identifier, *rest)
+    post = make_post(key if names.id is None and columns.id is None else identifier, *rest)
     if "\\u" in text:
         _check_text([post.id, post.url or "", post.hash or "", post.license or "", *post.hashtags])
     return post
 
 
 def _parse_yfcc(content: bytes) -> Post | None:
-    """Columns, counted from the end: 15 user tags, 9 download URL, 8 license, 1 marker, 0 for photos and 1 for videos.
+    """Parse a row of YFCC100M.
 
-    From the start: the photo's id, before which there may be the number of the line. Source: the data set's README, and files
-    with 23 columns (2014) and 25 (with the number and a hash).
+    From the start: the photo's id, in some editions after the line number. Counted from the end:
+    15 user tags, 9 download URL, 8 license, 1 marker (0 for photos, 1 for videos). Source: the
+    data set's README, and its editions with 23 columns (2014) and 25 (with line number and hash).
     """
     fields = _decode(content).rstrip("\r\n").split("\t")
     if fields == [""]:
         return None
     if not 23 <= len(fields) <= 25:
-        raise _UnfitError(NO_ROW)
+        raise RejectedRowError(reasons.BAD_ROW_LENGTH)
     if fields[-1] not in ("0", "1"):
-        raise _UnfitError(NO_MARKER)
+        raise RejectedRowError(reasons.BAD_MARKER)
     if fields[-1] == "1":
-        raise _UnfitError(VIDEO)
+        raise RejectedRowError(reasons.VIDEO)
     tags = fields[-15].replace("+", " ").split(",")
     if "%" in fields[-15]:
         try:
             tags = [unquote(tag, errors="strict") for tag in tags]
         except UnicodeDecodeError:
-            raise _UnfitError(NO_UTF8) from None
-    return _make_post(
+            raise RejectedRowError(reasons.BAD_UTF8) from None
+    return make_post(
+        # the id is the second field if the first is a line number
         fields[len(fields) > 23 and fields[1].isdecimal()],
         fields[-9] or None,
         tags,
@@ -251,89 +276,43 @@ def _parse_yfcc(content: bytes) -> Post | None:
 
 
 def _parse_record(
-    width: int, places: list[int | None], record: list[str] | csv.Error
+    width: int, indices: list[int | None], record: list[str] | csv.Error
 ) -> Post | None:
     if isinstance(record, csv.Error):
-        raise _UnfitError(NO_CSV)
+        raise RejectedRowError(reasons.BAD_CSV)
     if not record:
         return None
     if len(record) != width:
-        raise _UnfitError(NO_ROW)
+        raise RejectedRowError(reasons.BAD_ROW_LENGTH)
     _check_text(record)
-    return _make_post(*[None if place is None else record[place] or None for place in places])
-
-
-def _make_post(
-    identifier: Any, url: Any, hashtags: Any, caption: Any, digest: Any, license: Any
-) -> Post:
-    if identifier is None or identifier == "":
-        raise _UnfitError(NO_ID)
-    if type(identifier) is not str:
-        if type(identifier) is not int and not (
-            type(identifier) is float and identifier.is_integer()
-        ):
-            raise _UnfitError(ODD_ID)
-        identifier = str(int(identifier))
-    if not (url is None or type(url) is str):
-        raise _UnfitError(ODD_URL)
-    if not (digest is None or type(digest) is str):
-        raise _UnfitError(ODD_HASH)
-    if not (license is None or type(license) is str):
-        raise _UnfitError(ODD_LICENSE)
-    if hashtags is not None:
-        return Post(identifier, url, _list_hashtags(hashtags), digest, license)
-    if not (caption is None or type(caption) is str):
-        raise _UnfitError(ODD_CAPTION)
-    return Post(identifier, url, extract(caption) if caption else [], digest, license)
-
-
-def _list_hashtags(cell: Any) -> list[str]:
-    """Of a list, a JSON list, or text where # or else commas or else spaces tell them apart."""
-    if type(cell) is str:
-        if cell.startswith("["):
-            try:
-                cell = json.loads(cell)
-            except (ValueError, RecursionError):
-                raise _UnfitError(ODD_HASHTAGS) from None
-        elif any(sign in cell for sign in HASH):
-            return extract(cell)
-        else:
-            cell = cell.split("," if "," in cell else None)
-    if type(cell) is not list:
-        raise _UnfitError(ODD_HASHTAGS)
-    try:
-        return [bare for tag in cell if (bare := tag.strip(EDGES))]
-    except AttributeError:
-        raise _UnfitError(ODD_HASHTAGS) from None
+    return make_post(*[None if index is None else record[index] or None for index in indices])
 
 
 def _decode(content: bytes) -> str:
-    if len(content) >= LARGEST:
-        raise _UnfitError(TOO_LARGE)
+    if len(content) >= MAX_ROW_BYTES:
+        raise RejectedRowError(reasons.ROW_TOO_LARGE)
     try:
         return content.decode()
     except UnicodeDecodeError:
-        raise _UnfitError(NO_UTF8) from None
+        raise RejectedRowError(reasons.BAD_UTF8) from None
 
 
 def _check_text(texts: list[str]) -> None:
-    """Halves of surrogate pairs are no text: JSON can spell them, and bytes that are no UTF-8 come as such."""
+    """Reject lone surrogates: JSON can escape them, and bytes that are not UTF-8 decode to them."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        raise _UnfitError(NO_UTF8) from None
+        raise RejectedRowError(reasons.BAD_UTF8) from None
 
 
-def _show(content: Any) -> str:
-    """The beginning of a row."""
+def _shorten(content: Any) -> str:
+    """The beginning of a row: bytes, a CSV record, or key and content of an archive member."""
     if isinstance(content, tuple):
         content = content[1]
     if isinstance(content, list):
         content = ",".join(content)
     if not isinstance(content, bytes):
-        content = str(content)[:SHOWN].encode("utf-8", "surrogateescape")
-    return content[: 4 * SHOWN].decode("utf-8", "backslashreplace").rstrip("\r\n")[:SHOWN]
-
-
-def _spell(path: Path) -> str:
-    return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        content = str(content)[:MAX_REJECT_CHARS].encode("utf-8", "surrogateescape")
+    # a character of UTF-8 has up to 4 bytes
+    text = content[: 4 * MAX_REJECT_CHARS].decode("utf-8", "backslashreplace")
+    return text.rstrip("\r\n")[:MAX_REJECT_CHARS]

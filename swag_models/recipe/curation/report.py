@@ -1,4 +1,4 @@
-"""What a curation found, for people: report.md and its plots."""
+"""The report of a curation for people: report.md and its plots."""
 
 from __future__ import annotations
 
@@ -7,124 +7,137 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swag_models.atomic import atomic_write
+from swag_models.atomic import write_text
+from swag_models.formatting import markdown_table
 from swag_models.recipe.plotting import make_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN = 50  # rows of a table
+MAX_ROWS = 50  # of a table
 
 
-def write_report(
+def write_curation_report(
     folder: Path, facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any]]
 ) -> None:
-    """report.md and report/*.png. facts: the counts of each step, as in the manifest; vocabulary: rows, most frequent first."""
+    """Write report.md and its plots, report/*.png.
+
+    Args:
+        folder: where they are written.
+        facts: the manifest.
+        vocabulary: rows of vocabulary.parquet, in descending order of images.
+    """
     plots = folder / "report"
     plots.mkdir(exist_ok=True)
     images = [row["images"] for row in vocabulary]
-    _draw(plots / "frequency.png", _plot_frequency(images, [row["samples"] for row in vocabulary]))
-    _draw(plots / "labels.png", _plot_labels(facts["labels"]["per_image"]))
-    _draw(plots / "coverage.png", _plot_coverage(images))
-    with atomic_write(folder / "report.md") as temporary:
-        temporary.write_text("\n".join(_write_lines(facts, vocabulary)), encoding="utf-8")
+    save_png(
+        _plot_frequency(images, [row["samples"] for row in vocabulary]),
+        plots / "frequency.png",
+        dpi=120,
+    )
+    save_png(_plot_labels(facts["labels"]["per_image"]), plots / "labels.png", dpi=120)
+    save_png(_plot_coverage(images), plots / "coverage.png", dpi=120)
+    write_text(folder / "report.md", "\n".join(_list_blocks(facts, vocabulary)))
 
 
-def _write_lines(
+def _list_blocks(
     facts: Mapping[str, Any], vocabulary: Sequence[Mapping[str, Any]]
 ) -> Iterable[str]:
+    """Yield the paragraphs, headings and tables of report.md."""
     posts, hashtags, classes, labels = (
         facts[name] for name in ("posts", "hashtags", "classes", "labels")
     )
     yield "# From posts to labels\n"
-    yield from _table(
-        ("step", "count"),
-        [
-            ("posts read", posts["read"]),
-            *(
-                (f"rejected: {reason}", count)
-                for reason, count in sorted(posts["rejected"].items())
-            ),
-            ("under other licences", posts["other_licenses"]),
-            ("excluded by id or hash", posts["excluded"]),
-            ("repeated id", posts["repeated_ids"]),
-            ("repeated url", posts["repeated_urls"]),
-            ("posts kept", posts["kept"]),
-            ("hashtags written on them", hashtags["uses"]["all"]),
-            ("distinct hashtags", hashtags["distinct"]["all"]),
-            ("classes found", classes["found"]),
-            ("classes with too few images", classes["too_few"]),
-            ("classes beyond the largest vocabulary", classes["too_many"]),
-            ("classes", classes["kept"]),
-            ("images with a class", labels["images"]),
-            ("labels", labels["labels"]),
-            ("samples in an epoch, expected", round(labels["samples"])),
-        ],
-    )
+    rejected = sorted(posts["rejected"].items())
+    counts = [
+        ("posts read", posts["read"]),
+        *((f"rejected: {reason}", count) for reason, count in rejected),
+        ("with another license", posts["other_licenses"]),
+        ("excluded by id or hash", posts["excluded"]),
+        ("repeated id", posts["repeated_ids"]),
+        ("repeated url", posts["repeated_urls"]),
+        ("posts kept", posts["kept"]),
+        ("hashtags of these posts", hashtags["uses"]["all"]),
+        ("distinct hashtags", hashtags["distinct"]["all"]),
+        ("classes found", classes["found"]),
+        ("classes with too few images", classes["too_few"]),
+        ("classes over the greatest number of classes", classes["too_many"]),
+        ("classes", classes["kept"]),
+        ("images with a class", labels["images"]),
+        ("labels", labels["labels"]),
+        ("samples in an epoch, expected", round(labels["samples"])),
+    ]
+    yield _format_table(("step", "count"), counts)
     yield "\n## Hashtags\n"
     yield "How hashtags, as written, were matched with WordNet's nouns.\n"
     kinds = [kind for kind in hashtags["distinct"] if kind != "all"]
-    yield from _table(
+    yield _format_table(
         ("hashtags", "distinct", "uses"),
         [(kind, hashtags["distinct"][kind], hashtags["uses"][kind]) for kind in kinds],
     )
     yield "\n## Frequency\n"
-    yield "Images with each class, and samples of it in an epoch after resampling; both axes are logarithmic.\n"
+    yield (
+        "Images of each class, and its samples in an epoch after resampling. "
+        "Both axes are logarithmic.\n"
+    )
     yield "![frequency of classes before and after resampling](report/frequency.png)\n"
-    yield from _table(
+    rows = vocabulary
+    if len(vocabulary) > MAX_ROWS:  # the most and the least frequent classes
+        rows = [*vocabulary[: MAX_ROWS // 2], *vocabulary[-(MAX_ROWS // 2) :]]
+    yield _format_table(
         ("class", "hashtag", "synset", "images", "samples"),
         [
             (row["class"], row["hashtag"], row["synset"], row["images"], round(row["samples"]))
-            for row in _both_ends(vocabulary, SHOWN // 2)
+            for row in rows
         ],
     )
     yield "\n## Labels per image\n"
     yield "![labels per image](report/labels.png)\n"
     yield "## Coverage\n"
-    yield "Labels that the most frequent classes make up.\n"
+    yield "Share of all labels that belong to the most frequent classes.\n"
     yield "![share of labels by number of classes](report/coverage.png)\n"
-    yield from _write_imagenet(facts["imagenet"])
-    yield from _write_tags(
-        f"Ambiguous hashtags, by the policy {facts['parameters']['senses']!r}",
-        hashtags["ambiguous"],
-    )
-    yield from _write_tags("Stopped hashtags", hashtags["stopped"])
-    yield from _write_tags("Unknown hashtags", hashtags["unknown"])
+    yield from _list_imagenet(facts["imagenet"])
+    senses = facts["parameters"]["senses"]
+    for title, kind in (
+        (f"Ambiguous hashtags, by the policy {senses!r}", "ambiguous"),
+        ("Stopped hashtags", "stopped"),
+        ("Unknown hashtags", "unknown"),
+    ):
+        yield from _list_hashtags(title, hashtags[kind])
 
 
-def _write_imagenet(cover: Mapping[str, Any]) -> Iterable[str]:
+def _list_imagenet(coverage: Mapping[str, Any]) -> Iterable[str]:
     yield "## ImageNet-1k\n"
-    yield "Its 1,000 classes that have a class here: the same synset, else the nearest below (hyponym) or above (hypernym).\n"
-    yield from _table(("how", "classes"), list(cover["counts"].items()))
-    if cover["missing"]:
-        yield f"\nWithout one: {', '.join(cover['missing'][:SHOWN])}{' ...' if len(cover['missing']) > SHOWN else ''}"
+    yield (
+        "How its 1,000 classes are covered by the vocabulary: by the same synset, else by the "
+        "nearest class below (hyponym) or above (hypernym).\n"
+    )
+    yield _format_table(("how", "classes"), list(coverage["counts"].items()))
+    if missing := coverage["missing"]:
+        ellipsis = " ..." if len(missing) > MAX_ROWS else ""
+        yield f"\nNot covered: {', '.join(missing[:MAX_ROWS])}{ellipsis}"
 
 
-def _write_tags(title: str, tags: Sequence[Sequence[Any]]) -> Iterable[str]:
+def _list_hashtags(title: str, rows: Sequence[Sequence[Any]]) -> Iterable[str]:
     yield f"\n## {title}\n"
-    if not tags:
+    if not rows:
         yield "None."
         return
-    if len(tags) == SHOWN:
-        yield f"The {SHOWN} most used.\n"
-    yield from _table(("hashtag", "uses", "taken as", "other senses")[: len(tags[0])], tags)
+    if len(rows) >= MAX_ROWS:
+        yield f"The {MAX_ROWS} most used.\n"
+    header = ("hashtag", "uses", "sense used", "other senses")[: len(rows[0])]
+    yield _format_table(header, rows[:MAX_ROWS])
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterable[str]:
-    yield f"| {' | '.join(head)} |"
-    yield f"|{'---|' * len(head)}"
-    for row in rows:
-        yield f"| {' | '.join(_cell(value) for value in row)} |"
+def _format_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    return markdown_table(header, [[_format_cell(cell) for cell in row] for row in rows])
 
 
-def _cell(value: object) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
-def _both_ends(rows: Sequence[Mapping[str, Any]], count: int) -> Sequence[Mapping[str, Any]]:
-    return rows if len(rows) <= 2 * count else [*rows[:count], *rows[-count:]]
+def _format_cell(cell: object) -> str:
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    # a hashtag may end in a backslash, which would escape the border of its cell
+    return str(cell).replace("\\", "\\\\")
 
 
 def _plot_frequency(images: Sequence[int], samples: Sequence[float]) -> Figure:
@@ -146,22 +159,16 @@ def _plot_labels(per_image: Mapping[str, int]) -> Figure:
 def _plot_coverage(images: Sequence[int]) -> Figure:
     figure, axes = _make_figure("most frequent classes", "share of all labels")
     total = sum(images)
-    axes.semilogx(
-        range(1, len(images) + 1), [sum_ / total for sum_ in itertools.accumulate(images)]
-    )
+    shares = [count / total for count in itertools.accumulate(images)]
+    axes.semilogx(range(1, len(images) + 1), shares)
     axes.set_ylim(0, 1.02)
     return figure
 
 
-def _make_figure(x: str, y: str) -> tuple[Figure, Any]:
+def _make_figure(x_label: str, y_label: str) -> tuple[Figure, Any]:
     figure = make_figure(7, 4, layout=None)
-    axes = figure.subplots(
-        gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.14, "top": 0.96}
-    )  # to lay it out takes seconds
-    axes.set(xlabel=x, ylabel=y)
+    # margins are given, since the layout engine of matplotlib takes seconds
+    axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.14, "top": 0.96})
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)
     return figure, axes
-
-
-def _draw(path: Path, figure: Figure) -> None:
-    save_png(figure, path, dpi=120)

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from wordnet_support import write_wordnet
 
+from swag_models.atomic import WorkFolder
 from swag_models.cli import main
 from swag_models.errors import ConfigError, OutputError
-from swag_models.recipe.curation.columns import Columns
 from swag_models.recipe.curation.curate import Curation, curate
+from swag_models.recipe.curation.posts import Columns
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.hashtags import Matcher, load_stoplist
 from swag_models.recipe.wordnet import WordNet
@@ -258,7 +259,7 @@ def test_a_second_run_does_nothing_and_a_changed_choice_only_what_depends_on_it(
     os.utime(posts)  # a new time, the same bytes
     first = curate([posts], out, wordnet=wordnet, progress=False)
     changed = {path.name for path, then in times.items() if path.stat().st_mtime_ns != then}
-    assert changed <= {"hashes.json", "lock"}
+    assert changed <= {"hashes.json", ".lock"}
     second = curate(
         [posts], out, Curation(sampling=Sampling("natural")), wordnet=wordnet, progress=False
     )
@@ -477,17 +478,17 @@ def test_the_command_and_its_report(
     ("arguments", "message"),
     [
         (["missing.jsonl"], "missing.jsonl does not exist"),
-        (["p.parquet", "--max-classes", "0"], "max_classes is 0; give 1 or more"),
+        (["p.parquet", "--max-classes", "0"], "invalid max_classes 0: give 1 or more"),
         (["p.parquet", "--min-images", "1000"], "no class has 1000 images or more"),
-        (["p.parquet", "--memory", "much"], "memory 'much'"),
+        (["p.parquet", "--memory", "much"], "invalid memory 'much'"),
         (["p.parquet", "--master", "local"], "master 'local' is for Spark"),
         (
             ["p.parquet", "--id", "photo"],
-            "no column 'photo' for id; it has: id, url, hashtags, hash",
+            "no column 'photo' for id; its columns: id, url, hashtags, hash",
         ),
         (["p.parquet", "--exclude", "missing.txt"], "missing.txt cannot be read"),
-        (["p.parquet", "--memory", "1MB"], "the memory for DuckDB is too little"),
-        (["cut.parquet"], "cut.parquet is no whole Parquet file"),
+        (["p.parquet", "--memory", "1MB"], "the memory limit is too low for DuckDB"),
+        (["cut.parquet"], "cut.parquet is not a Parquet file or is truncated"),
         (["empty"], "empty has no file of posts"),
     ],
 )
@@ -511,12 +512,9 @@ def test_what_cannot_be_is_said_in_one_line(
 
 
 def test_one_at_a_time(wordnet: Path, tmp_path: Path) -> None:
-    from filelock import FileLock
-
-    (tmp_path / "out" / "steps").mkdir(parents=True)
     write_posts(tmp_path / "p.parquet", make_posts(10))
     with (
-        FileLock(tmp_path / "out" / "steps" / "lock"),
-        pytest.raises(ConfigError, match="another process is at work"),
+        WorkFolder(tmp_path / "out" / "steps"),
+        pytest.raises(ConfigError, match=r"another process is writing .*/out;"),
     ):
         curate([tmp_path / "p.parquet"], tmp_path / "out", wordnet=wordnet, progress=False)

@@ -17,8 +17,8 @@ import pytest
 from fetch_support import small_disk, wait_until
 
 from swag_models.errors import ConfigError, OutputError
-from swag_models.recipe.curation.columns import Columns
 from swag_models.recipe.curation.ingest import Conversion, convert_posts
+from swag_models.recipe.curation.posts import Columns
 
 ENDINGS = (".parquet", ".rejects.jsonl", ".json")
 CONVERT = """
@@ -70,7 +70,7 @@ def convert(inputs: list[Path], folder: Path, **options: Any) -> Conversion:
 def read_content(folder: Path) -> dict[str, bytes]:
     """All that must not depend on how it came about."""
     return {
-        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "lock"
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"
     }
 
 
@@ -101,7 +101,7 @@ def test_inputs_become_parts_and_rejects(inputs: list[Path], tmp_path: Path) -> 
         {"id": "1", "url": "http://x", "hashtags": ["bear", "bear"], "hash": "ff", "license": None}
     ]
     rejects = [
-        json.loads(line) for path in done.rejects_files for line in path.read_text().splitlines()
+        json.loads(line) for path in done.reject_files for line in path.read_text().splitlines()
     ]
     assert len(rejects) == 15
     assert rejects[0] == {"input": str(inputs[0]), "row": 1, "reason": "not JSON", "text": "{"}
@@ -110,7 +110,7 @@ def test_inputs_become_parts_and_rejects(inputs: list[Path], tmp_path: Path) -> 
 def test_an_input_without_posts_is_an_empty_part(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("")
     done = convert([tmp_path / "a.jsonl"], tmp_path / "out")
-    assert (done.rows, done.rejects, done.rejects_files) == (0, {}, [])
+    assert (done.rows, done.rejects, done.reject_files) == (0, {}, [])
     assert pq.read_table(done.parts[0]).column_names == ["id", "url", "hashtags", "hash", "license"]
 
 
@@ -124,7 +124,7 @@ def test_processes_give_the_bytes_of_one(inputs: list[Path], tmp_path: Path) -> 
 
 
 def test_rows_come_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swag_models.recipe.curation.ingest.ROWS", 50)
+    monkeypatch.setattr("swag_models.recipe.curation.ingest.ROW_GROUP_ROWS", 50)
     done = convert([write_posts(tmp_path / "a.jsonl", 170)], tmp_path / "out")
     file = pq.ParquetFile(done.parts[0])
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
@@ -200,8 +200,8 @@ def test_a_killed_process_is_told_of(tmp_path: Path) -> None:
     ]
     os.kill(int(workers[0]), signal.SIGKILL)
     assert process.communicate()[1] == (
-        "OutputError: a process was killed, perhaps for its memory, or could not start because a script does without "
-        "`if __name__ == '__main__':`; run it again, it goes on where it was\n"
+        "OutputError: a process was killed, perhaps for lack of memory, or could not start because a script "
+        "lacks `if __name__ == '__main__':`; rerun to resume\n"
     )
     wait_until(lambda: not count_members(process.pid))
 
@@ -212,7 +212,7 @@ def test_only_one_conversion_writes_a_folder(tmp_path: Path) -> None:
     wait_until((tmp_path / "out" / ".00000.parquet.tmp").exists)
     with pytest.raises(
         ConfigError,
-        match=r"another process is writing .*out; wait for it, or choose another folder",
+        match=r"another process is writing .*out; wait for it, or choose another output",
     ):
         convert([path], tmp_path / "out")
     process.kill()
@@ -226,13 +226,11 @@ def test_what_cannot_be_read_is_refused_in_a_line(
     with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read: No such file"):
         convert([*inputs, tmp_path / "none.jsonl"], tmp_path / "out", processes=processes)
     (tmp_path / "bad.csv").write_text("a,b\n")
-    with pytest.raises(
-        ConfigError, match=r"bad\.csv has no column that is known to be an id; it has: a, b"
-    ):
+    with pytest.raises(ConfigError, match=r"bad\.csv has no column of ids; its columns: a, b"):
         convert([*inputs, tmp_path / "bad.csv"], tmp_path / "out", processes=processes)
-    with pytest.raises(ConfigError, match=r"posts\.xyz is of no known format"):
+    with pytest.raises(ConfigError, match=r"unknown format of .*posts\.xyz"):
         convert([tmp_path / "posts.xyz"], tmp_path / "out")
-    with pytest.raises(ConfigError, match="processes is 0; give 1 or more"):
+    with pytest.raises(ConfigError, match="invalid processes 0: give 1 or more"):
         convert(inputs, tmp_path / "out", processes=0)
 
 
@@ -273,7 +271,7 @@ def test_a_full_disk_leaves_no_part_that_is_not_whole(processes: int, tmp_path: 
 def test_memory_does_not_grow_with_the_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("swag_models.recipe.curation.ingest.ROWS", 1000)
+    monkeypatch.setattr("swag_models.recipe.curation.ingest.ROW_GROUP_ROWS", 1000)
     peaks = []
     for count in (2000, 2000, 20_000):  # the first also fills caches
         path = write_posts(tmp_path / "a.jsonl", count)

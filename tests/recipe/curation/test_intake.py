@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.curation.backends import Engine, open_engine
-from swag_models.recipe.curation.intake import Reading, unite_posts
+from swag_models.recipe.curation.backends import Backend, open_backend
+from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 
 WRITTEN = [  # hashtags, a caption, and what hashtags that is
     ("brown bear, hot dog ,crane", None, ["brown bear", "hot dog", "crane"]),
@@ -31,26 +31,26 @@ WRITTEN = [  # hashtags, a caption, and what hashtags that is
 
 
 @pytest.fixture(params=["duckdb", pytest.param("spark", marks=pytest.mark.slow)])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     if request.param == "spark":
         pytest.importorskip("pyspark")
         if not shutil.which("java"):
             pytest.skip("no Java: apt install openjdk-17-jre-headless")
     master = "local[1]" if request.param == "spark" else None
-    with open_engine(
+    with open_backend(
         request.param, scratch=tmp_path / "scratch", memory=None, threads=None, master=master
     ) as opened:
         yield opened
 
 
-def read(engine: Engine, folder: Path, files: Sequence[str]) -> list[dict[str, Any]]:
+def read(engine: Backend, folder: Path, files: Sequence[str]) -> list[dict[str, Any]]:
     work = folder / "steps"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     posts, rejected = unite_posts(
         engine,
         [folder / file for file in files],
-        Reading(progress=False),
+        ReadOptions(progress=False),
         work,
         folder / "rejects.jsonl",
     )
@@ -59,7 +59,7 @@ def read(engine: Engine, folder: Path, files: Sequence[str]) -> list[dict[str, A
     return rows
 
 
-def test_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path: Path) -> None:
+def test_hashtags_are_the_same_in_every_format(engine: Backend, tmp_path: Path) -> None:
     rows = [
         {"id": f"{n}", "hashtags": hashtags, "caption": caption}
         for n, (hashtags, caption, _) in enumerate(WRITTEN)
@@ -76,7 +76,7 @@ def test_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path: Path) -
         ], name
 
 
-def test_lists_of_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path: Path) -> None:
+def test_lists_of_hashtags_are_the_same_in_every_format(engine: Backend, tmp_path: Path) -> None:
     rows = [{"id": "0", "hashtags": [" #hot dog", "bear, mouse", "#"], "caption": "#raptor"}]
     rows += [{"id": "1", "hashtags": None, "caption": "#raptor"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
@@ -88,7 +88,7 @@ def test_lists_of_hashtags_are_the_same_in_every_format(engine: Engine, tmp_path
         ], name
 
 
-def test_columns_may_have_other_types_in_other_files(engine: Engine, tmp_path: Path) -> None:
+def test_columns_may_have_other_types_in_other_files(engine: Backend, tmp_path: Path) -> None:
     for name, identifier, hashtags in (
         ("a", 1, ["bear"]),
         ("b", "two", ["bear"]),
@@ -114,11 +114,12 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
     content[100:200] = bytes(100)
     path.write_bytes(content)
     with (
-        open_engine(
+        open_backend(
             "duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None
         ) as engine,
         pytest.raises(
-            ConfigError, match=r"^DuckDB cannot read the posts \(.*\); make damaged files again.*$"
+            ConfigError,
+            match=r"^DuckDB cannot read the posts \(.*\); replace or remove damaged files.*$",
         ),
     ):
         read(engine, tmp_path, ["p.parquet"])
@@ -127,11 +128,11 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path: Path) -> None:
 def test_a_table_takes_the_place_of_what_another_engine_wrote(tmp_path: Path) -> None:
     (tmp_path / "labels.parquet").mkdir()
     (tmp_path / "labels.parquet" / "part-0.parquet").touch()
-    with open_engine(
+    with open_backend(
         "duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None
     ) as engine:
         engine.write(
-            engine.read_rows(pa.table({"id": ["a"]}), tmp_path / "rows.parquet"),
+            engine.store(pa.table({"id": ["a"]}), tmp_path / "rows.parquet"),
             tmp_path / "labels.parquet",
         )
     assert pq.ParquetFile(tmp_path / "labels.parquet").read().to_pylist() == [{"id": "a"}]

@@ -14,8 +14,14 @@ import pyarrow as pa
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.curation.columns import UNNAMED, Columns, parquet_columns
-from swag_models.recipe.curation.readers import LARGEST, Post, Reject, find_format, read_posts
+from swag_models.recipe.curation.posts import (
+    DEFAULT_COLUMNS,
+    Columns,
+    Post,
+    Reject,
+    find_parquet_columns,
+)
+from swag_models.recipe.curation.readers import MAX_ROW_BYTES, find_format, read_posts
 
 GOOD: list[tuple[Any, Post]] = [
     (
@@ -65,7 +71,7 @@ BAD: list[tuple[bytes, str]] = [
     (b'{"id": "a", "hash": 5, "hashtags": []}', "hash is not text"),
     (b'{"id": "a", "hashtags": ["caf\xe9"]}', "bad UTF-8"),
     (b'{"id": "\\ud83d", "hashtags": ["x"]}', "bad UTF-8"),
-    (b'{"id": "a", "hashtags": ["' + b"x" * LARGEST + b'"]}', "row too large"),
+    (b'{"id": "a", "hashtags": ["' + b"x" * MAX_ROW_BYTES + b'"]}', "row too large"),
 ]
 BY = "Attribution License"
 TAIL = ["", "1", "2", "s", "so", "jpg"]  # of a row of YFCC100M, before the marker
@@ -107,7 +113,7 @@ def write(path: Path, content: bytes | str) -> Path:
 
 
 def split(
-    path: Path, columns: Columns = UNNAMED, **options: Any
+    path: Path, columns: Columns = DEFAULT_COLUMNS, **options: Any
 ) -> tuple[list[Post], list[Reject]]:
     rows = list(read_posts(path, columns, **options))
     return [row for row in rows if isinstance(row, Post)], [
@@ -266,7 +272,7 @@ MEMBERS = {
     "001.json": b'{"caption": "a #cat"}',
     "b/002.x.json": b'{"hashtags": ["dog"]}',
     "003.json": b"{",
-    "004.json": b'{"caption": "' + b"x" * LARGEST + b'"}',
+    "004.json": b'{"caption": "' + b"x" * MAX_ROW_BYTES + b'"}',
     "005.json": b'{"id": null, "caption": "#x"}',
 }
 
@@ -314,14 +320,14 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
         (
             "number,hashtags",
             Columns(),
-            r"posts\.csv has no column that is known to be an id; it has: number, hashtags; say which",
+            r"posts\.csv has no column of ids; its columns: number, hashtags; name one",
         ),
         (
             "id,words",
             Columns(),
-            r"has no column that is known to be hashtags or a caption; it has: id, words",
+            r"has no column of hashtags or captions; its columns: id, words",
         ),
-        ("id,tags", Columns(url="link"), r"has no column 'link' for url; it has: id, tags"),
+        ("id,tags", Columns(url="link"), r"has no column 'link' for url; its columns: id, tags"),
     ],
 )
 def test_a_table_without_the_columns_is_refused(
@@ -338,13 +344,13 @@ def test_columns_of_parquet_files_are_found() -> None:
     img2dataset = pa.schema(
         dict.fromkeys(("url", "caption", "key", "status", "error_message", "sha256"), pa.string())
     )
-    assert parquet_columns(img2dataset) == Columns("key", "url", None, "caption", "sha256")
+    assert find_parquet_columns(img2dataset) == Columns("key", "url", None, "caption", "sha256")
     large = pa.schema(
         {"id": pa.int64(), "tags": pa.large_list(pa.large_string()), "md5": pa.string_view()}
     )
-    assert parquet_columns(large) == Columns("id", None, "tags", None, "md5")
+    assert find_parquet_columns(large) == Columns("id", None, "tags", None, "md5")
     assert (
-        parquet_columns(
+        find_parquet_columns(
             pa.schema({"id": pa.string(), "n": pa.uint8(), "w": pa.string()}),
             Columns(id="n", hashtags="w"),
         ).id
@@ -358,32 +364,32 @@ def test_columns_of_parquet_files_are_found() -> None:
         (
             {"n": pa.int64(), "tags": TAGS},
             Columns(),
-            r"x\.parquet has no column that is known to be an id; it has: n, tags",
+            r"x\.parquet has no column of ids; its columns: n, tags",
         ),
         (
             {"id": pa.int64()},
             Columns(),
-            "no column that is known to be hashtags or a caption; it has: id",
+            "no column of hashtags or captions; its columns: id",
         ),
         (
             {"id": pa.int64(), "tags": TAGS},
             Columns(hash="md5"),
-            "no column 'md5' for hash; it has: id, tags",
+            "no column 'md5' for hash; its columns: id, tags",
         ),
         (
             {"id": pa.float64(), "tags": TAGS},
             Columns(),
-            "has double in column 'id', which cannot be id",
+            "has type double in column 'id', which is not allowed for id",
         ),
         (
             {"id": pa.int64(), "tags": pa.list_(pa.int8())},
             Columns(),
-            "column 'tags', which cannot be hashtags",
+            "column 'tags', which is not allowed for hashtags",
         ),
         (
             {"id": pa.int64(), "caption": TAGS},
             Columns(),
-            "column 'caption', which cannot be caption",
+            "column 'caption', which is not allowed for caption",
         ),
     ],
 )
@@ -391,7 +397,7 @@ def test_parquet_files_without_the_columns_are_refused(
     schema: dict[str, Any], columns: Columns, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        parquet_columns(pa.schema(schema), columns, "x.parquet")
+        find_parquet_columns(pa.schema(schema), columns, "x.parquet")
 
 
 def test_a_format_is_told_by_the_name(tmp_path: Path) -> None:
@@ -407,14 +413,14 @@ def test_a_format_is_told_by_the_name(tmp_path: Path) -> None:
     for name in ("posts.txt", "posts.jsonl.zst", "posts"):
         with pytest.raises(
             ConfigError,
-            match=rf"{name} is of no known format; name it \.jsonl .*, or say which it is: json",
+            match=rf"unknown format of {name}: allowed are \.jsonl .*; rename it, or choose a --format: json",
         ):
             find_format(Path(name))
     assert len(split(write(tmp_path / "posts.txt", '{"id": 1, "tags": []}'), format="json")[0]) == 1
     for format in ("parquet", "xml"):
         with pytest.raises(
             ConfigError,
-            match=f"of format '{format}' is not read row by row; formats: json, csv, yfcc, tar",
+            match=f"invalid format '{format}' for .*: allowed are json, csv, yfcc, tar",
         ):
             split(tmp_path / "posts.txt", format=format)
 
@@ -431,7 +437,7 @@ def test_progress_is_told_in_bytes_of_the_file(tmp_path: Path) -> None:
         tmp_path / "posts.jsonl.gz", gzip.compress(b'{"id": 1, "hashtags": []}\n' * 50_000, 0)
     )
     seen: list[int] = []
-    assert sum(1 for _ in read_posts(path, seen=seen.append)) == 50_000
+    assert sum(1 for _ in read_posts(path, on_progress=seen.append)) == 50_000
     assert seen == sorted(seen)
     assert len(seen) == 50
     assert path.stat().st_size // 2 < seen[-1] <= path.stat().st_size

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.curation.sampling import STEPS, Sampling, repeat_factors
+from swag_models.recipe.curation.sampling import FACTOR_STEPS, Sampling, repeat_factors
 from swag_models.recipe.data.stream import count_copies
 
 COUNTS = [10_000, 6_000, 900, 50, 3]
@@ -35,7 +35,7 @@ def test_the_default_epoch_is_that_of_the_paper() -> None:
 
 def test_a_threshold_scales_nothing_and_drops_no_image() -> None:
     factors = repeat_factors(COUNTS, RAREST, Sampling(threshold=3600))
-    assert factors == pytest.approx([1, 1, 2, math.sqrt(72), math.sqrt(1200)], abs=1 / STEPS)
+    assert factors == pytest.approx([1, 1, 2, math.sqrt(72), math.sqrt(1200)], abs=1 / FACTOR_STEPS)
 
 
 def test_the_tail_gets_its_share() -> None:
@@ -54,7 +54,7 @@ def test_factors_add_up_exactly_in_any_order() -> None:
     random.seed(0)
     counts = sorted((random.randrange(1, 10**6) for _ in range(2000)), reverse=True)
     factors = repeat_factors(counts, counts, Sampling())
-    assert all(factor * STEPS == round(factor * STEPS) > 0 for factor in factors)
+    assert all(factor * FACTOR_STEPS == round(factor * FACTOR_STEPS) > 0 for factor in factors)
     assert sum(factors) == sum(reversed(factors)) == math.fsum(factors)
 
 
@@ -65,17 +65,17 @@ def test_nothing_to_sample() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "log"}, "sampling 'log' is not known; it is one of: natural, sqrt, uniform"),
-        ({"epoch_ratio": 0}, "epoch_ratio 0 is not a positive number"),
-        ({"threshold": math.inf}, "threshold inf is not a positive number"),
-        ({"tail_share": 1.5}, "tail_share 1.5 is not a share between 0 and 1"),
+        ({"kind": "log"}, "invalid sampling 'log': allowed are natural, sqrt, uniform"),
+        ({"epoch_ratio": 0}, "invalid epoch_ratio 0: give a positive number"),
+        ({"threshold": math.inf}, "invalid threshold inf: give a positive number"),
+        ({"tail_share": 1.5}, "invalid tail_share 1.5: give a share from 0 to 1"),
         (
             {"kind": "natural", "threshold": 5},
-            "threshold is a rule of sampling 'sqrt', not 'natural'",
+            "threshold is allowed with sampling 'sqrt' only, not 'natural'",
         ),
         (
             {"kind": "uniform", "threshold": 5},
-            "threshold is a rule of sampling 'sqrt', not 'uniform'",
+            "threshold is allowed with sampling 'sqrt' only, not 'uniform'",
         ),
         ({"threshold": 5, "tail_share": 0.5}, "exclude each other"),
     ],

@@ -1,0 +1,232 @@
+"""Posts: their fields, the columns of a table that hold these, and why a row is rejected."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from swag_models.errors import ConfigError
+from swag_models.recipe.hashtags import HASH, extract_hashtags
+
+HASHTAG_EDGES = f"{HASH} \t\r\n"  # characters stripped from both ends of a hashtag in a list
+
+# Reasons for a reject, as they are written to rejects.jsonl and counted in the manifest.
+NOT_JSON, NOT_AN_OBJECT = "not JSON", "not a JSON object"
+NO_ID, BAD_ID = "no id", "id is not text or a whole number"
+NO_HASHTAGS, BAD_HASHTAGS = "no hashtags and no caption", "hashtags are not a list of text"
+BAD_CAPTION, BAD_URL, BAD_HASH = "caption is not text", "url is not text", "hash is not text"
+BAD_LICENSE = "license is not text"
+BAD_UTF8, BAD_ROW_LENGTH, BAD_CSV = "bad UTF-8", "wrong number of columns", "not CSV"
+NOT_DOWNLOADED = "not downloaded"
+BAD_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
+ROW_TOO_LARGE, TRUNCATED = "row too large", "unreadable from here on"
+
+# Usual names of the columns, those of img2dataset and of YFCC100M among them; the first one that
+# a table has is used.
+COLUMN_NAMES = {
+    "id": ("id", "key", "photo_id", "photoid", "image_id"),
+    "url": ("url", "URL", "image_url", "download_url", "downloadurl"),
+    "hashtags": ("hashtags", "tags", "user_tags", "usertags"),
+    "caption": ("caption", "text", "TEXT", "description"),
+    "hash": ("hash", "sha256", "md5", "phash"),
+    "license": ("license", "licence", "license_name", "licensename"),
+}
+
+
+class Post(NamedTuple):
+    """One image and the hashtags that its author gave it.
+
+    Attributes:
+        id: unique name of the image.
+        url: where the image can be downloaded.
+        hashtags: as written, without "#".
+        hash: of the image, by any hash function; compared with hashes that the user excludes.
+        license: as the data set names it.
+    """
+
+    id: str
+    url: str | None
+    hashtags: list[str]
+    hash: str | None
+    license: str | None = None
+
+
+class Reject(NamedTuple):
+    """A malformed row.
+
+    Attributes:
+        input: path of the file.
+        row: number of its line, CSV record or archive member, from 1.
+        reason: one of the constants above.
+        text: beginning of the row.
+    """
+
+    input: str
+    row: int
+    reason: str
+    text: str
+
+
+class RejectedRowError(Exception):
+    """A row is malformed; the message is one of the reasons."""
+
+
+class Columns(NamedTuple):
+    """Names of the columns or fields of a post; for None, the names in `COLUMN_NAMES` are tried."""
+
+    id: str | None = None
+    url: str | None = None
+    hashtags: str | None = None
+    caption: str | None = None
+    hash: str | None = None
+    license: str | None = None
+
+
+DEFAULT_COLUMNS = Columns()
+
+
+@lru_cache(maxsize=1024)  # rows of JSON are resolved one by one, but most have the same fields
+def resolve_columns(columns: Columns, names: tuple[str, ...]) -> Columns:
+    """Find the columns of a post among the names of a table.
+
+    Args:
+        columns: names that the user gave.
+        names: names that the table has.
+
+    Returns:
+        One of `names` for each column, or None if the table has no such column.
+    """
+    return Columns(
+        *[
+            next(
+                (name for name in ((wanted,) if wanted else COLUMN_NAMES[role]) if name in names),
+                None,
+            )
+            for role, wanted in columns._asdict().items()
+        ]
+    )
+
+
+def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
+    """Find the columns of a post among the names of a table, and check that they suffice.
+
+    Args:
+        names: names that the table has.
+        columns: names that the user gave.
+        path: the file, for error messages.
+
+    Raises:
+        ConfigError: a named column is missing, or there is no id, or neither hashtags nor caption.
+    """
+    resolved = resolve_columns(columns, tuple(names))
+    hint = f"its columns: {', '.join(names)}"
+    for role, wanted, name in zip(Columns._fields, columns, resolved):
+        if wanted and not name:
+            raise ConfigError(
+                f"{path} has no column {wanted!r} for {role}; {hint}; name one of them"
+            )
+    if not resolved.id:
+        raise ConfigError(f"{path} has no column of ids; {hint}; name one with --id")
+    if not resolved.hashtags and not resolved.caption:
+        raise ConfigError(
+            f"{path} has no column of hashtags or captions; {hint}; "
+            "name one with --hashtags or --caption"
+        )
+    return resolved
+
+
+def find_parquet_columns(
+    schema: Any, columns: Columns = DEFAULT_COLUMNS, path: object = "the Parquet file"
+) -> Columns:
+    """Find the columns of a post in a Parquet file, and check their types.
+
+    An id must be text or an integer, hashtags text or a list of text, all else text.
+
+    Args:
+        schema: the file's pyarrow schema.
+        columns: names that the user gave.
+        path: the file, for error messages.
+
+    Raises:
+        ConfigError: a column is missing or has another type.
+    """
+    import pyarrow.types as kinds
+
+    def is_text(kind: Any) -> bool:
+        return bool(
+            kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
+        )
+
+    resolved = find_columns(schema.names, columns, path)
+    for role, name in zip(Columns._fields, resolved):
+        if name is None:
+            continue
+        kind = schema.field(name).type
+        is_list = kinds.is_list(kind) or kinds.is_large_list(kind)
+        if not (
+            is_text(kind)
+            or (role == "id" and kinds.is_integer(kind))
+            or (role == "hashtags" and is_list and is_text(kind.value_type))
+        ):
+            raise ConfigError(
+                f"{path} has type {kind} in column {name!r}, which is not allowed for {role}; "
+                f"name another column with --{role}"
+            )
+    return resolved
+
+
+def make_post(
+    identifier: Any, url: Any, hashtags: Any, caption: Any, digest: Any, license: Any
+) -> Post:
+    """Make a post of the values of a row, whatever their types.
+
+    Args:
+        identifier: text or a whole number.
+        url: text or None.
+        hashtags: a list of text, text that contains hashtags, or None.
+        caption: text or None; searched for hashtags if `hashtags` is None.
+        digest: hash of the image, text or None.
+        license: text or None.
+
+    Raises:
+        RejectedRowError: a value is missing or has another type.
+    """
+    if identifier is None or identifier == "":
+        raise RejectedRowError(NO_ID)
+    if type(identifier) is not str:  # `type`, since True would be an int for isinstance
+        is_whole = type(identifier) is float and identifier.is_integer()
+        if type(identifier) is not int and not is_whole:
+            raise RejectedRowError(BAD_ID)
+        identifier = str(int(identifier))
+    if not (url is None or type(url) is str):
+        raise RejectedRowError(BAD_URL)
+    if not (digest is None or type(digest) is str):
+        raise RejectedRowError(BAD_HASH)
+    if not (license is None or type(license) is str):
+        raise RejectedRowError(BAD_LICENSE)
+    if hashtags is not None:
+        return Post(identifier, url, _split_hashtags(hashtags), digest, license)
+    if not (caption is None or type(caption) is str):
+        raise RejectedRowError(BAD_CAPTION)
+    return Post(identifier, url, extract_hashtags(caption) if caption else [], digest, license)
+
+
+def _split_hashtags(cell: Any) -> list[str]:
+    """Hashtags of a list, a JSON list, or text separated by "#", else commas, else spaces."""
+    if type(cell) is str:
+        if cell.startswith("["):
+            try:
+                cell = json.loads(cell)
+            except (ValueError, RecursionError):
+                raise RejectedRowError(BAD_HASHTAGS) from None
+        elif any(sign in cell for sign in HASH):
+            return extract_hashtags(cell)
+        else:
+            cell = cell.split("," if "," in cell else None)
+    if type(cell) is not list:
+        raise RejectedRowError(BAD_HASHTAGS)
+    try:
+        return [bare for tag in cell if (bare := tag.strip(HASHTAG_EDGES))]
+    except AttributeError:
+        raise RejectedRowError(BAD_HASHTAGS) from None
