@@ -225,6 +225,7 @@ def _read_shots(text: str) -> int | float | None:
         shots = 0
     if shots is not None and not (0 < shots < 1 if text.endswith("%") else shots >= 1):
         raise ConfigError(
-            f"--shots has {text!r}; allowed: labels of each class such as 5, shares below 100% such as 10%, and all"
+            f"invalid --shots {text!r}: allowed images of each class such as 5, shares below 100% "
+            "such as 10%, and all"
         )
     return shots

@@ -1,6 +1,12 @@
-"""The features of a model for all pictures of labelled data, computed once and kept on disk.
+"""Features of a frozen model for all images of a data set, computed once and cached on disk.
 
-Axes: N pictures, D width, n of a batch.
+A cache folder contains one folder for each combination of model, data and dtype:
+
+    vectors.npy   features, read memory-mapped
+    labels.npy    classes
+    facts.json    all else; written last, so a folder without it is incomplete
+
+Axes: N images, D feature width, n images of a batch.
 """
 
 from __future__ import annotations
@@ -8,19 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache as remember
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from swag_models.errors import CacheError, ConfigError
+from swag_models.atomic import WorkFolder, atomic_write, disk_errors, run_once
+from swag_models.errors import CacheError, ConfigError, OutputError
 from swag_models.hub.cache import cache_folder
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
@@ -29,15 +34,21 @@ from swag_models.recipe.data.shards import Shards, find_shards
 from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
 
-FLOAT16 = float(np.finfo(np.float16).max)
-Kind = Literal["float16", "float32"]
+FLOAT16_MAX = float(np.finfo(np.float16).max)
+FeatureDtype = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True)
 class Features:
-    """vectors (N, D), mapped from disk; labels (N,), the first class of each picture; names, of the pictures.
+    """Features of labelled images.
 
-    class_names: None if they have none. skipped: broken pictures, which are left out, by message.
+    Attributes:
+        vectors: (N, D), float16 or float32, memory-mapped.
+        labels: first class of each image (N,).
+        names: name of each image.
+        class_names: name of each class; None if they have no names.
+        num_classes: number of classes.
+        skipped: number of images that could not be read and are left out, by error message.
     """
 
     vectors: NDArray[Any]
@@ -49,141 +60,155 @@ class Features:
 
 
 def extract_features(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     data: Shards | ImageDataset,
     cache: str | os.PathLike[str] | None = None,
     *,
-    dtype: Kind = "float16",
+    dtype: FeatureDtype = "float16",
     classes: Sequence[str] | None = None,
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = False,
 ) -> Features:
-    """The features of all pictures, from the cache if they are there: known by the model's content, files' state, and dtype.
+    """Compute the features of all images, or read them from the cache.
 
-    data, classes: as `open_eval_loader` takes them. cache: a folder, by default in that of downloads. ConfigError if a feature is not
-    finite or beyond what the dtype holds, or no picture can be read; CacheError if the folder cannot be written.
+    Cached features are used if the weights and preprocessing of the model, the files of the data
+    (by path, size and time of change), the classes and the dtype are the same.
+
+    Args:
+        model: the model.
+        data: as for `open_eval_loader`.
+        cache: folder of the cache; by default `features` in the cache folder of downloads.
+        dtype: of the stored features.
+        classes: names of the classes to number labels by, as for `open_eval_loader`.
+        batch_size: images in one forward pass.
+        workers: processes that read images.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: a feature is not finite or too large for the dtype, or no image can be read.
+        CacheError: the cache cannot be written.
     """
     if dtype not in ("float16", "float32"):
-        raise ConfigError(f"features are {dtype!r}; allowed: float16 and float32")
+        raise ConfigError(f"invalid dtype {dtype!r} of features: allowed float16 and float32")
     if not isinstance(data, ImageDataset) and (root := find_image_folder(data)):
         data = open_image_dataset(root, classes, EVAL_SPLITS)
-    check = open_eval_loader(
+    loader = open_eval_loader(
         data,
-        candidate.fit,
+        model.fit,
         batch_size=batch_size,
         rank=0,
         world_size=1,
         workers=workers,
         classes=classes,
     )
-    content = [
-        candidate.hash_content(),
-        check.facts["sha256"],
-        hash_state(data),
+    key = [
+        model.hash_content(),
+        loader.facts["sha256"],
+        hash_file_states(data),
         dtype,
-        check.class_names,
+        loader.class_names,
     ]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    folder = (Path(cache) if cache is not None else cache_folder() / "features") / key
+    cache_root = Path(cache) if cache is not None else cache_folder() / "features"
+    folder = cache_root / hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    files = [folder / "vectors.npy", folder / "labels.npy"]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f".{key}.lock")):
-            if not folder.exists():
-                temporary = folder.with_name(f".{key}.tmp")
-                shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-                temporary.mkdir()
-                try:
-                    _write(candidate, check, temporary, dtype, progress)
-                    temporary.rename(folder)
-                finally:
-                    shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise CacheError(
-            f"{error.filename or folder} cannot be written: {error.strerror or error}; give another cache"
-        ) from None
-    return _open(folder)
-
-
-def hash_state(data: Shards | ImageDataset) -> str:
-    """SHA-256 of the places, sizes and times of change of all files, and of URLs as they are.
-
-    Unlike the `facts` of data it tells apart what has equal names and sizes, but only on one machine.
-    """
-    digest, resolve = hashlib.sha256(), remember(os.path.realpath)
-    files = (
-        [data.root / file for file in data.files]
-        if isinstance(data, ImageDataset)
-        else find_shards(data)[0]
+        # Another process that extracts the same features waits here, and then finds them finished.
+        with disk_errors(folder), WorkFolder(folder, wait=True):
+            extract = partial(_write_features, model, loader, files, dtype, progress)
+            facts = run_once(folder / "facts.json", key, files, extract)
+    except OutputError as error:
+        raise CacheError(f"{error}; choose another cache folder") from None
+    return Features(
+        # Copy-on-write instead of read-only: torch warns about arrays that are not writeable.
+        vectors=np.load(files[0], mmap_mode="c"),
+        labels=np.load(files[1]),
+        names=tuple(facts["names"]),
+        class_names=tuple(facts["class_names"]) if facts["class_names"] else None,
+        num_classes=facts["num_classes"],
+        skipped=facts["skipped"],
     )
-    for file in files:
-        state: list[str | int] = [os.fspath(file)]
-        if os.path.exists(file):
-            folder, name = os.path.split(file)
-            status = os.stat(file)
+
+
+def hash_file_states(data: Shards | ImageDataset) -> str:
+    """SHA-256 of the absolute paths, sizes and modification times of all files, and of URLs.
+
+    `facts["sha256"]` of data depends on names and sizes only, so that it is the same on every
+    machine. This one also distinguishes files of equal names and sizes, but is valid on one machine
+    only.
+    """
+    digest, resolve = hashlib.sha256(), cache(os.path.realpath)  # many files, few folders
+    if isinstance(data, ImageDataset):
+        paths: Iterable[str | Path] = (data.root / path for path in data.files)
+    else:
+        paths = find_shards(data)[0]
+    for path in paths:
+        state: list[str | int] = [os.fspath(path)]
+        if os.path.exists(path):  # not a URL
+            folder, name = os.path.split(path)
+            status = os.stat(path)
             state = [resolve(folder), name, status.st_size, status.st_mtime_ns]
         digest.update(f"{json.dumps(state)}\n".encode())
     return digest.hexdigest()
 
 
-def _write(
-    candidate: EvaluatedModel, check: EvalLoader, folder: Path, dtype: Kind, progress: bool
-) -> None:
-    names, labels = list[str](), list[int]()
+def _write_features(
+    model: EvaluatedModel,
+    loader: EvalLoader,
+    paths: Sequence[Path],
+    dtype: FeatureDtype,
+    progress: bool,
+) -> dict[str, Any]:
+    """Write the features and labels, and return the facts for `facts.json`."""
+    vectors_path, labels_path = paths
+    names, labels, width = list[str](), list[int](), 0
     with (
-        open(folder / "vectors.npy", "wb") as file,
-        tqdm(total=check.samples, desc="features", unit="img", disable=not progress) as bar,
+        atomic_write(vectors_path) as temporary,
+        open(temporary, "wb") as file,
+        tqdm(total=loader.samples, desc="features", unit="img", disable=not progress) as bar,
     ):
-        for batch in check:
-            vectors = candidate.embed(batch.images).numpy()  # (n, D)
-            most = float(np.abs(vectors).max())
-            if not np.isfinite(most):
-                raise ConfigError(
-                    f"features of {candidate.name} are not finite, near {batch.ids[0]}; try dtype float32"
-                )
-            if dtype == "float16" and most > FLOAT16:
-                raise ConfigError(
-                    f"features of {candidate.name} reach {most:.0f} near {batch.ids[0]}; float16 ends at {FLOAT16:.0f}: "
-                    "keep features as float32"
-                )
+        for batch in loader:
+            vectors = model.embed(batch.images).numpy()  # (n, D)
+            _check_range(vectors, dtype, model.name, batch.ids[0])
             if not names:
-                _write_header(file, 0, vectors.shape[1], dtype)
-                start = file.tell()
+                width = vectors.shape[1]
+                _write_header(file, 0, width, dtype)
+                data_start = file.tell()
             file.write(np.ascontiguousarray(vectors, dtype).data)
             names += batch.ids
-            labels += [each[0] for each in batch.classes]
+            labels += [classes[0] for classes in batch.classes]
             bar.update(len(batch.ids))
         if not names:
-            raise ConfigError(f"{check.facts['name']} has no picture that can be read")
+            raise ConfigError(f"no image of {loader.facts['name']} can be read")
+        # The number of images is known only now, because unreadable ones are left out. numpy pads
+        # the header so that a larger number fits in place.
         file.seek(0)
-        _write_header(
-            file, len(names), vectors.shape[1], dtype
-        )  # numpy leaves room for the count to grow
-        assert file.tell() == start
-    np.save(folder / "labels.npy", np.array(labels, np.int64))
-    facts = {
+        _write_header(file, len(names), width, dtype)
+        assert file.tell() == data_start
+    with atomic_write(labels_path) as temporary, open(temporary, "wb") as file:
+        np.save(file, np.array(labels, np.int64))
+    return {
         "names": names,
-        "class_names": check.class_names,
-        "num_classes": check.num_classes or max(labels) + 1,
-        "skipped": dict(check.skipped),
+        "class_names": loader.class_names,
+        "num_classes": loader.num_classes or max(labels) + 1,
+        "skipped": dict(loader.skipped),
     }
-    (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
 
 
-def _write_header(file: BinaryIO, count: int, width: int, dtype: Kind) -> None:
+def _check_range(vectors: NDArray[Any], dtype: FeatureDtype, model: str, image: str) -> None:
+    """Raise ConfigError if features are not finite or overflow float16; names the first image."""
+    largest = float(np.abs(vectors).max())
+    if not np.isfinite(largest):
+        raise ConfigError(
+            f"features of {model} are not finite, near {image}; run the model with dtype float32"
+        )
+    if dtype == "float16" and largest > FLOAT16_MAX:
+        raise ConfigError(
+            f"features of {model} reach {largest:.0f} near {image}, and float16 ends at "
+            f"{FLOAT16_MAX:.0f}; store features as float32"
+        )
+
+
+def _write_header(file: BinaryIO, count: int, width: int, dtype: FeatureDtype) -> None:
     shape = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (count, width)}
     np.lib.format.write_array_header_1_0(file, shape)
-
-
-def _open(folder: Path) -> Features:
-    facts = json.loads((folder / "facts.json").read_text("utf-8"))
-    return Features(
-        np.load(
-            folder / "vectors.npy", mmap_mode="c"
-        ),  # which torch takes, unlike what cannot be written
-        np.load(folder / "labels.npy"),
-        tuple(facts["names"]),
-        tuple(facts["class_names"]) if facts["class_names"] else None,
-        facts["num_classes"],
-        facts["skipped"],
-    )

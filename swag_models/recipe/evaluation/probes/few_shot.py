@@ -1,4 +1,7 @@
-"""Parts of labelled pictures, chosen by hash: the same on every machine, whatever the order of the pictures."""
+"""Random subsets of labelled images, the same on every machine and for every order of the images.
+
+Images are drawn by a hash of their names instead of by a random number generator.
+"""
 
 from __future__ import annotations
 
@@ -10,52 +13,74 @@ from numpy.typing import NDArray
 
 from swag_models.errors import ConfigError
 
-Labels = NDArray[np.int64]
-HELD_BACK = 0.2  # of the training pictures of each class, to choose settings with
+Indices = NDArray[np.int64]
+VALIDATION_SHARE = 0.2  # of the training images of each class, to choose hyperparameters with
 
 
 def choose_shots(
     names: Sequence[str],
-    labels: Labels,
+    labels: Indices,
     shots: float,
     split: int,
     classes: Sequence[str] | None = None,
-) -> Labels:
-    """The places, rising, of so many pictures of each class; below 1 of that share, and at least one.
+) -> Indices:
+    """Draw the same number, or share, of images of each class.
 
-    Few shots are among the more of the same split. classes: their names. ConfigError names a class that has not enough.
+    Subsets are nested: within a split, the images of fewer shots are among those of more.
+
+    Args:
+        names: of all images.
+        labels: class of each image (N,).
+        shots: images of each class; below 1, the share of the class, of which at least one is
+            drawn.
+        split: number of the random choice.
+        classes: class names for messages.
+
+    Returns:
+        Sorted indices of the drawn images.
+
+    Raises:
+        ConfigError: `shots` is invalid, or a class has too few images.
     """
     if not (0 < shots < 1 or (shots >= 1 and shots == int(shots))):
         raise ConfigError(
-            f"shots are {shots}; allowed: whole numbers from 1 on, and shares between 0 and 1"
+            f"invalid shots {shots}: allowed whole numbers from 1 on, and shares between 0 and 1"
         )
-    counts = np.bincount(labels)
-    wanted = (
-        np.maximum(1, np.rint(shots * counts)) if shots < 1 else np.full(len(counts), int(shots))
-    )
-    if len(few := np.flatnonzero((counts > 0) & (counts < wanted))):
-        name = classes[few[0]] if classes else few[0]
+    class_sizes = np.bincount(labels)
+    if shots < 1:
+        num_drawn = np.maximum(1, np.rint(shots * class_sizes))
+    else:
+        num_drawn = np.full(len(class_sizes), int(shots))
+    # Classes without any image are allowed: the test set may have classes that training lacks.
+    too_small = np.flatnonzero((class_sizes > 0) & (class_sizes < num_drawn))
+    if len(too_small):
+        number = too_small[0]
         raise ConfigError(
-            f"class {name} has {counts[few[0]]} pictures; {shots} shots need as many: ask for fewer"
+            f"class {classes[number] if classes else number} has {class_sizes[number]} images, "
+            f"too few for {shots} shots; choose fewer shots"
         )
-    return np.flatnonzero(_rank(names, labels, f"shots {split}") < wanted[labels])
+    return np.flatnonzero(_rank_in_class(names, labels, f"shots {split}") < num_drawn[labels])
 
 
-def hold_back(names: Sequence[str], labels: Labels) -> NDArray[np.bool_]:
-    """Which pictures (N,) are to choose settings with: a fifth of each class, rounded, and never all of it."""
-    counts = np.bincount(labels)
-    wanted = np.minimum(np.rint(HELD_BACK * counts), np.maximum(counts - 1, 0))
-    chosen: NDArray[np.bool_] = _rank(names, labels, "validation") < wanted[labels]
-    return chosen
+def hold_back(names: Sequence[str], labels: Indices) -> NDArray[np.bool_]:
+    """Choose the validation images: a fifth of each class, rounded, but never a whole class.
+
+    Returns:
+        Whether each image is held back for validation (N,).
+    """
+    class_sizes = np.bincount(labels)
+    num_held = np.minimum(np.rint(VALIDATION_SHARE * class_sizes), np.maximum(class_sizes - 1, 0))
+    held: NDArray[np.bool_] = _rank_in_class(names, labels, "validation") < num_held[labels]
+    return held
 
 
-def _rank(names: Sequence[str], labels: Labels, salt: str) -> Labels:
-    """The place of each picture (N,) among those of its class, in the order of hashes."""
-    hashes = np.array(
-        [hashlib.sha256(f"{salt} {name}".encode()).digest()[:8] for name in names], "V8"
-    ).view(">u8")
-    order = np.lexsort((hashes, labels))
-    starts = np.cumsum(np.bincount(labels)) - np.bincount(labels)
+def _rank_in_class(names: Sequence[str], labels: Indices, salt: str) -> Indices:
+    """The rank of each image (N,) among the images of its class, in the order of their hashes."""
+    digests = [hashlib.sha256(f"{salt} {name}".encode()).digest()[:8] for name in names]
+    hashes = np.array(digests, "V8").view(">u8")  # big-endian, so the same on every machine
+    order = np.lexsort((hashes, labels))  # by class, then by hash
+    class_sizes = np.bincount(labels)
+    class_starts = np.cumsum(class_sizes) - class_sizes  # where each class begins in `order`
     ranks = np.empty(len(labels), np.int64)
-    ranks[order] = np.arange(len(labels)) - starts[labels[order]]
+    ranks[order] = np.arange(len(labels)) - class_starts[labels[order]]
     return ranks

@@ -1,8 +1,10 @@
-"""The nearest neighbours of features by cosine, exactly and in bounded memory, and the class that they vote for.
+"""Exact k-nearest-neighbour search by cosine similarity in bounded memory, and a vote on classes.
 
-Products are numpy's, whose OpenBLAS is at full speed on AMD processors too, unlike torch's MKL; the rest is torch's threads.
+Matrix products are numpy's: its OpenBLAS reaches full speed on CPUs of every maker, while torch's
+MKL is up to twice as slow on AMD. Everything else runs on torch's threads.
 
-Axes: N features of the bank, Q queries, D width, k neighbours, K classes; n m of a block, c candidates of a query.
+Axes: N features of the bank, Q queries, D feature width, k neighbours, K classes; n bank rows and
+m queries of a block, c candidates of a query.
 """
 
 from __future__ import annotations
@@ -17,13 +19,12 @@ from tqdm import tqdm
 
 from swag_models.errors import ConfigError
 
-TEMPERATURE = 0.07  # of DINO's protocol (Caron et al. 2021), with k of 10, 20, 100 and 200, of which 20 is best
-MEMORY = (
-    128 * 2**20
-)  # bytes of each of three blocks: of the bank, of the queries, and of their products
-ROWS = 32768  # of a block of the bank at most: shorter features are multiplied no faster in longer ones
-EXACT = 1e-6  # by which rounding may keep a length from 1
-GROUP = 64  # products that are compared by their maximum
+# DINO's protocol (Caron et al. 2021, arXiv 2104.14294), which tries k = 10, 20, 100 and 200.
+TEMPERATURE = 0.07
+BLOCK_BYTES = 128 * 2**20  # of each of three buffers: bank rows, queries, and their products
+MAX_BLOCK_ROWS = 32768  # of the bank: products of narrow features get no faster in larger blocks
+UNIT_LENGTH_TOLERANCE = 1e-6  # float32 rounding leaves normalised features this close to length 1
+GROUP_SIZE = 64  # products of which only the maximum is compared at first; a power of two
 
 
 def find_neighbours(
@@ -31,35 +32,52 @@ def find_neighbours(
     queries: NDArray[Any],
     k: int,
     *,
-    memory: int = MEMORY,
+    memory: int = BLOCK_BYTES,
     progress: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine similarities (Q, k), falling, and the places in the bank (Q, k); among equals the first.
+    """Find the k features of the bank with the highest cosine similarity to each query.
 
-    bank (N, D), queries (Q, D): float16 or float32, in memory or mapped, of any length; zeros are like nothing. float32 of
-    length 1 is not copied. memory: bytes of each block. ConfigError if the bank has fewer than k.
+    Args:
+        bank: features (N, D), float16 or float32, in memory or memory-mapped. float32 features of
+            length 1 are not copied. A zero vector has similarity 0 to everything.
+        queries: features (Q, D), as `bank`.
+        k: number of neighbours, at most N.
+        memory: bytes of each of three buffers.
+        progress: show a progress bar.
+
+    Returns:
+        Similarities (Q, k) in falling order, and row indices into the bank (Q, k). Of equally
+        similar features the one with the lower index comes first.
+
+    Raises:
+        ConfigError: k is below 1, or the bank has fewer than k features.
     """
-    (count, width), total = bank.shape, len(queries)
-    if not 1 <= k <= count:
-        raise ConfigError(
-            f"k is {k}; allowed: 1 to {count:,}, as many as there are features to choose from"
-        )
-    high = GROUP * max(1, min(ROWS, count, memory // (4 * width)) // GROUP)
-    wide = max(1, min(total, memory // (4 * high), memory // (4 * width)))
-    rows, part = np.empty((high, width), np.float32), np.empty((wide, width), np.float32)
-    products = np.empty((wide, high), np.float32)
-    similarities, places = torch.full((total, k), -torch.inf), torch.full((total, k), -1)
-    for first in tqdm(range(0, count, high), "neighbours", disable=not progress):
-        here = min(high, count - first)
-        block = _normalise(bank[first : first + here], rows[: -(-here // GROUP) * GROUP])  # (n, D)
-        for start in range(0, total, wide):
-            some = slice(start, start + wide)
-            asked = _normalise(queries[some], part[: len(similarities[some])])  # (m, D)
-            found = products.reshape(-1)[: len(asked) * len(block)].reshape(len(asked), len(block))
-            np.dot(asked, block.T, out=found)
-            found[:, here:] = -np.inf
-            _merge(torch.from_numpy(found), first, similarities[some], places[some])
-    return similarities.numpy(), places.numpy()
+    (bank_size, width), num_queries = bank.shape, len(queries)
+    if not 1 <= k <= bank_size:
+        raise ConfigError(f"invalid k {k}: allowed 1 to {bank_size:,}, the number of features")
+    # A block holds a multiple of GROUP_SIZE bank rows, so that its products split into groups
+    # evenly.
+    bank_rows = min(MAX_BLOCK_ROWS, bank_size, memory // (4 * width))
+    bank_rows = GROUP_SIZE * max(1, bank_rows // GROUP_SIZE)
+    query_rows = max(1, min(num_queries, memory // (4 * bank_rows), memory // (4 * width)))
+    bank_buffer = np.empty((bank_rows, width), np.float32)
+    query_buffer = np.empty((query_rows, width), np.float32)
+    product_buffer = np.empty(query_rows * bank_rows, np.float32)
+    similarities = torch.full((num_queries, k), -torch.inf)
+    indices = torch.full((num_queries, k), -1)
+    for first in tqdm(range(0, bank_size, bank_rows), "neighbours", disable=not progress):
+        rows = bank[first : first + bank_rows]
+        padded_rows = -(-len(rows) // GROUP_SIZE) * GROUP_SIZE
+        bank_block = _normalise(rows, bank_buffer[:padded_rows])  # (n, D)
+        for start in range(0, num_queries, query_rows):
+            block = slice(start, start + query_rows)
+            query_block = _normalise(queries[block], query_buffer[: len(similarities[block])])
+            shape = (len(query_block), len(bank_block))  # (m, n)
+            products = product_buffer[: shape[0] * shape[1]].reshape(shape)
+            np.dot(query_block, bank_block.T, out=products)
+            products[:, len(rows) :] = -np.inf  # padding is never a neighbour
+            _merge(torch.from_numpy(products), first, similarities[block], indices[block])
+    return similarities.numpy(), indices.numpy()
 
 
 def classify_neighbours(
@@ -68,72 +86,109 @@ def classify_neighbours(
     num_classes: int,
     temperature: float = TEMPERATURE,
 ) -> NDArray[np.int64]:
-    """The class (Q,) with the most votes of the neighbours, whose similarities and classes are (Q, k): exp(s / temperature)."""
-    chosen = np.empty(len(labels), np.int64)
-    step = max(1, MEMORY // (8 * num_classes))
-    for start in range(0, len(labels), step):
-        part = slice(start, start + step)
-        weights = np.exp(similarities[part].astype(np.float64) / temperature)
-        slots = labels[part] + num_classes * np.arange(len(weights))[:, None]
-        votes = np.bincount(slots.ravel(), weights.ravel(), num_classes * len(weights))
-        chosen[part] = votes.reshape(len(weights), num_classes).argmax(1)
-    return chosen
+    """Predict classes by a vote of the neighbours, weighted exp(similarity / temperature).
 
+    Args:
+        similarities: of the neighbours (Q, k).
+        labels: classes of the neighbours (Q, k).
+        num_classes: K.
+        temperature: the lower, the more the nearest neighbours dominate.
 
-def _normalise(vectors: NDArray[Any], space: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The vectors at length 1, and zeros after them, in the space; or as they are, if they are that and fill it."""
-    count = len(vectors)
-    values = torch.from_numpy(space)
-    if (
-        vectors.flags.writeable
-    ):  # torch takes no others without a warning, and is ten times as fast with float16
-        given = torch.from_numpy(vectors)
-        if vectors.dtype == np.float32 and vectors.shape == space.shape:
-            lengths = torch.linalg.vector_norm(given, dim=1)
-            if bool(((lengths - 1).abs() < EXACT).all()):
-                return vectors
-        values[:count] = given
-    else:
-        space[:count] = vectors
-    values[count:] = 0
-    values /= torch.linalg.vector_norm(values, dim=1, keepdim=True).clamp_min(torch.finfo().tiny)
-    return space
-
-
-def _merge(found: Tensor, first: int, similarities: Tensor, places: Tensor) -> None:
-    """Put what is better among the products (m, n), which begin at a place of the bank, into the best so far (m, k).
-
-    Few are, after the first block, so all products are read only once, for the maxima of groups of them: what is above the
-    worst of the best so far, and where many are, above the k-th of the maxima, is looked at again.
+    Returns:
+        The class with most votes (Q,).
     """
-    k = similarities.shape[1]
-    size = GROUP
-    while size > 1 and found.shape[1] < 2 * k * size:
-        size //= 2
-    grouped = found.view(len(found), -1, size)
+    predicted = np.empty(len(labels), np.int64)
+    rows = max(1, BLOCK_BYTES // (8 * num_classes))  # so that the votes (rows, K) fit the block
+    for start in range(0, len(labels), rows):
+        block = slice(start, start + rows)
+        weights = np.exp(similarities[block].astype(np.float64) / temperature)  # (rows, k)
+        # One bincount for all queries: every query has its own range of K slots.
+        slots = labels[block] + num_classes * np.arange(len(weights))[:, None]
+        votes = np.bincount(slots.ravel(), weights.ravel(), num_classes * len(weights))
+        predicted[block] = votes.reshape(len(weights), num_classes).argmax(1)
+    return predicted
+
+
+def _normalise(vectors: NDArray[Any], buffer: NDArray[np.float32]) -> NDArray[np.float32]:
+    """L2-normalise into the buffer and fill it up with zeros.
+
+    Returns the input itself if it is normalised already and fills the buffer.
+    """
+    count = len(vectors)
+    normalised = torch.from_numpy(buffer)
+    # torch converts float16 ten times as fast as numpy, but warns about arrays that are read-only.
+    if vectors.flags.writeable:
+        source = torch.from_numpy(vectors)
+        if vectors.dtype == np.float32 and vectors.shape == buffer.shape:
+            lengths = torch.linalg.vector_norm(source, dim=1)
+            if bool(((lengths - 1).abs() < UNIT_LENGTH_TOLERANCE).all()):
+                return vectors
+        normalised[:count] = source
+    else:
+        buffer[:count] = vectors
+    normalised[count:] = 0
+    lengths = torch.linalg.vector_norm(normalised, dim=1, keepdim=True)
+    normalised /= lengths.clamp_min(torch.finfo().tiny)  # zero vectors stay zero
+    return buffer
+
+
+def _merge(products: Tensor, first: int, similarities: Tensor, indices: Tensor) -> None:
+    """Merge the products of a block into the best k so far.
+
+    `topk` over all products would take up to a quarter of the time of the matrix product (32768
+    rows, D = 768, k = 200). Few products of later blocks are better than the best so far, and one
+    pass over the maxima of groups, 40 times as fast as `topk`, finds them:
+
+    1. Compute the maximum of every group of GROUP_SIZE adjacent products. This is the only step
+       that reads all products. A group whose maximum is not above the bound has no candidate.
+    2. The bound of a query is the worst similarity of its best k so far. In the first block that is
+       minus infinity and every group would pass. There the k-th largest maximum serves as the
+       bound: it belongs to k different groups, so at least k products reach it, and no product
+       below it can be among the best k.
+    3. Compare the products of the remaining groups with the bound, which leaves the candidates.
+    4. Sort the best so far together with the candidates.
+
+    Args:
+        products: cosine similarities (m, n) of m queries and n bank rows; n is a multiple of
+            GROUP_SIZE.
+        first: index in the bank of the first row of the block.
+        similarities: the best so far (m, k) in falling order; updated in place.
+        indices: their rows in the bank (m, k); updated in place.
+    """
+    num_queries, k = similarities.shape
+    # At least 2k groups are needed for a k-th largest maximum that excludes half of the groups or
+    # more. Halving keeps the size a divisor of n; with groups of 1 every product is its own
+    # maximum.
+    group_size = GROUP_SIZE
+    while group_size > 1 and products.shape[1] < 2 * k * group_size:
+        group_size //= 2
+    grouped = products.view(num_queries, -1, group_size)  # (m, n / size, size)
     maxima = grouped.amax(2)
     bound = similarities[:, -1]
     rows, groups = (maxima > bound[:, None]).nonzero(as_tuple=True)
-    if len(rows) > k * len(found) and maxima.shape[1] >= k:
-        least = maxima.topk(k).values[:, -1]
-        bound = bound.maximum(least.nextafter(least.new_tensor(-torch.inf)))  # itself is to pass
+    if len(rows) > k * num_queries and maxima.shape[1] >= k:  # the bound excludes little: step 2
+        kth_maximum = maxima.topk(k).values[:, -1]
+        # The next smaller float, because candidates must be above the bound and this maximum is
+        # one.
+        bound = bound.maximum(kth_maximum.nextafter(kth_maximum.new_tensor(-torch.inf)))
         rows, groups = (maxima > bound[:, None]).nonzero(as_tuple=True)
-    passing = grouped[rows, groups]
-    which, columns = (passing > bound[rows, None]).nonzero(as_tuple=True)
-    if not len(which):
+    group_products = grouped[rows, groups]  # (groups that pass, size)
+    passed, offsets = (group_products > bound[rows, None]).nonzero(as_tuple=True)
+    if not len(passed):
         return
-    better, rows, columns = passing[which, columns], rows[which], columns + size * groups[which]
-    counts = rows.bincount(minlength=len(found))
-    slots = (
-        k + torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    )  # after the best so far, in the order of the bank
-    most = int(counts.max())
-    values = torch.cat(
-        [similarities, found.new_full((len(found), most), -torch.inf)], 1
-    )  # (m, k + c)
-    numbers = torch.cat([places, places.new_full((len(found), most), -1)], 1)
-    values[rows, slots] = better
-    numbers[rows, slots] = columns + first
-    values, order = values.sort(dim=1, descending=True, stable=True)
-    similarities.copy_(values[:, :k])
-    places.copy_(numbers.gather(1, order[:, :k]))
+    # One entry for each candidate. `nonzero` lists them by query, then in the order of the bank.
+    values, rows = group_products[passed, offsets], rows[passed]
+    columns = offsets + group_size * groups[passed]
+    counts = rows.bincount(minlength=num_queries)  # candidates of each query
+    # Lay out the best so far and then the candidates of each query in one row, padded to the query
+    # with most. Both are in bank order and the sort is stable, so of equals the first in the bank
+    # wins.
+    slots = k + torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    padding = (num_queries, int(counts.max()))
+    all_values = torch.cat([similarities, products.new_full(padding, -torch.inf)], 1)  # (m, k + c)
+    all_indices = torch.cat([indices, indices.new_full(padding, -1)], 1)
+    all_values[rows, slots] = values
+    all_indices[rows, slots] = columns + first
+    all_values, order = all_values.sort(dim=1, descending=True, stable=True)
+    similarities.copy_(all_values[:, :k])
+    indices.copy_(all_indices.gather(1, order[:, :k]))

@@ -1,15 +1,16 @@
-"""Multinomial logistic regression by L-BFGS, on more features than memory holds.
+"""Multinomial logistic regression by L-BFGS on scaled features, which need not fit into memory.
 
-Products are numpy's, for the reason that `knn` gives; the rest of a pass is torch's threads.
+Matrix products are numpy's, for the reason given in `knn`; the rest of a pass runs on torch's
+threads.
 
-Axes: N pictures, D width, K classes, P classes that have a picture; n of a block.
+Axes: N images, D feature width, K classes, P classes that have an image, n images of a block.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,33 +20,101 @@ from numpy.typing import NDArray
 from swag_models.errors import ConfigError
 
 Array = NDArray[np.float64]
-Objective = Callable[[Array], tuple[float, Array]]
+Objective = Callable[[Array], tuple[float, Array]]  # x -> value and gradient
 
-MEMORY = 2**30  # bytes of features that are kept as float32; more are read again in each pass
-BLOCK = 64 * 2**20  # bytes of a block of features or logits
-HISTORY = 10  # steps whose curvature is remembered, as scipy does
-DECREASE, CURVATURE = (
-    1e-4,
-    0.9,
-)  # of the weak Wolfe conditions (Nocedal and Wright, Numerical Optimization, 2006, 3.1)
-NOISE = 1e-7  # of a mean of losses whose logits are float32
-TRIALS = 20  # of lengths along a direction, after which noise has the last word
+CACHE_BYTES = 2**30  # features that fit are converted to float32 once; others again in each pass
+BLOCK_BYTES = 64 * 2**20  # of the features or the logits of a block
+SCALING_ROWS = 8192  # features of a block when their mean and scale are computed
+
+HISTORY = 10  # number of steps whose curvature L-BFGS uses; scipy's default
+# Weak Wolfe conditions of the line search (Nocedal and Wright, Numerical Optimization, 2006, 3.1).
+SUFFICIENT_DECREASE = 1e-4
+CURVATURE = 0.9
+# Relative rounding error of the mean loss, as logits are float32. Without it the line search would
+# reject good steps near the minimum, where the true decrease is smaller than the rounding error.
+LOSS_NOISE = 1e-7
+MAX_TRIALS = 20  # step lengths tried along a direction before giving up
 
 
-class Rows(Protocol):
-    """What gives features (n, D) for a slice, such as an array."""
+class FeatureRows(Protocol):
+    """Anything that returns features (n, D) for a slice: an array, or `ScaledFeatures`."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """(N, D)."""
 
     def __getitem__(self, part: slice, /) -> Any: ...
 
 
 @dataclass(frozen=True)
-class Logistic:
-    """weight (K, D) and bias (K,), float64; a class without a picture has zeros and minus infinity.
+class ScaledFeatures:
+    """Features scaled when read: L2-normalised, then minus `mean`, then divided by `scale`.
 
-    objective: at the end. steps: how many it took. converged: whether the gradient came below the tolerance.
+    With scaled features the same penalty C has the same strength for every model, and L-BFGS needs
+    few steps.
+
+    Attributes:
+        vectors: unscaled features, usually memory-mapped.
+        indices: the rows of `vectors` in use (N,).
+        mean: mean of the L2-normalised training features (D,).
+        scale: root mean square of their entries after the mean is subtracted.
+    """
+
+    vectors: NDArray[Any]
+    indices: NDArray[np.int64]
+    mean: NDArray[np.float32] | float = 0.0
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return len(self.indices), self.vectors.shape[1]
+
+    def __getitem__(self, part: slice) -> NDArray[np.float32]:
+        rows = self.vectors[self.indices[part]].astype(np.float32)
+        rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        rows -= self.mean
+        rows /= self.scale
+        return rows
+
+    def scale_like(
+        self, vectors: NDArray[Any], indices: NDArray[np.int64] | None = None
+    ) -> ScaledFeatures:
+        """Scale other features, or those at `indices`, by the mean and scale of these."""
+        if indices is None:
+            indices = np.arange(len(vectors))
+        return replace(self, vectors=vectors, indices=indices)
+
+
+def scale_features(vectors: NDArray[Any], indices: NDArray[np.int64]) -> ScaledFeatures:
+    """Scale the training features by their own mean, to entries of mean square 1.
+
+    Args:
+        vectors: features of all images.
+        indices: rows of the training images.
+    """
+    normalised = ScaledFeatures(vectors, indices)
+    total, squares = np.zeros(vectors.shape[1]), 0.0
+    for start in range(0, len(indices), SCALING_ROWS):
+        rows = normalised[start : start + SCALING_ROWS]
+        total += rows.sum(0, dtype=np.float64)
+        squares += float((rows.astype(np.float64) ** 2).sum())
+    mean = total / len(indices)
+    variance = (squares / len(indices) - float(mean @ mean)) / len(mean)
+    # The lower bound is for features that are all equal: they become 0, not NaN.
+    return replace(normalised, mean=mean.astype(np.float32), scale=max(variance, 1e-12) ** 0.5)
+
+
+@dataclass(frozen=True)
+class LogisticClassifier:
+    """A fitted linear classifier.
+
+    Attributes:
+        weight: (K, D), float64; zeros for a class without a training image.
+        bias: (K,), float64; minus infinity for a class without a training image.
+        objective: value of the objective at the end of the fit.
+        steps: number of L-BFGS steps.
+        converged: whether the gradient fell below the tolerance.
     """
 
     weight: Array
@@ -54,138 +123,166 @@ class Logistic:
     steps: int
     converged: bool
 
-    def predict(self, vectors: Rows) -> NDArray[np.int64]:
-        """The most probable class of each feature, (N,)."""
+    def predict(self, features: FeatureRows) -> NDArray[np.int64]:
+        """The most probable class of each image (N,)."""
         weight, bias = self.weight.astype(np.float32), self.bias.astype(np.float32)
-        parts = [
-            (_read(vectors, part) @ weight.T + bias).argmax(1)
-            for part in _list_parts(vectors, len(bias))
+        predicted = [
+            (_read_block(features, block) @ weight.T + bias).argmax(1)
+            for block in _split_blocks(features, len(bias))
         ]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        return np.concatenate(predicted) if predicted else np.empty(0, np.int64)
 
 
 def fit_logistic(
-    vectors: Rows,
+    features: FeatureRows,
     labels: NDArray[np.int64],
     num_classes: int,
     C: float,  # noqa: N803
     *,
-    start: Logistic | None = None,
+    start: LogisticClassifier | None = None,
     tolerance: float = 1e-4,
     max_steps: int = 1000,
-) -> Logistic:
-    """The least of C * (sum of cross-entropies) + 0.5 ||weight||^2 over features (N, D) as they are, the bias being free.
+) -> LogisticClassifier:
+    """Minimise C * (sum of cross-entropies) + 0.5 ||weight||^2, the objective of scikit-learn.
 
-    That is scikit-learn's objective. start: of the same shape. tolerance: of the greatest entry of the gradient, for the
-    objective divided by C * N, as there. ConfigError if fewer than two classes have a picture, or C is not positive.
+    The bias is not penalised.
+
+    Args:
+        features: (N, D), used as they are.
+        labels: class of each image (N,).
+        num_classes: K.
+        C: inverse strength of the penalty.
+        start: classifier to start from, with the same K and D.
+        tolerance: stop when no entry of the gradient of objective / (C * N) is larger.
+        max_steps: stop after this number of steps.
+
+    Raises:
+        ConfigError: fewer than two classes have an image, or C is not positive.
     """
-    present, places = np.unique(labels, return_inverse=True)
+    present, class_indices = np.unique(labels, return_inverse=True)
     if len(present) < 2:
         raise ConfigError(
-            f"the pictures are of {len(present)} class; a classifier needs at least 2: add pictures of others"
+            f"the images are of {len(present)} class; a classifier needs at least 2: "
+            "add images of other classes"
         )
     if not C > 0:
-        raise ConfigError(f"C is {C}; allowed: above 0")
-    count, width = vectors.shape
-    if 4 * count * width <= MEMORY:
-        vectors = _read(vectors, slice(None))
-    weight, bias = (
-        (start.weight, start.bias)
-        if start
-        else (np.zeros((num_classes, width)), np.zeros(num_classes))
-    )
-    bias = np.where(
-        np.isfinite(bias), bias, 0
-    )  # minus infinity is of a class that had no picture then
-    begin = np.concatenate([weight[present], bias[present, None]], 1)  # (P, D + 1)
+        raise ConfigError(f"invalid C {C}: allowed numbers above 0")
+    count, width = features.shape
+    if 4 * count * width <= CACHE_BYTES:
+        features = _read_block(features, slice(None))
+    weight, bias = np.zeros((num_classes, width)), np.zeros(num_classes)
+    if start:
+        # A class that had no image before, with a bias of minus infinity, starts at 0.
+        weight, bias = start.weight, np.where(np.isfinite(start.bias), start.bias, 0)
+    # Only classes with an image are fitted: the bias of the others has no finite optimum.
+    initial = np.concatenate([weight[present], bias[present, None]], 1)  # (P, D + 1)
 
     def measure(flat: Array) -> tuple[float, Array]:
-        loss, gradient = _sum_losses(vectors, places, flat.reshape(begin.shape))
-        penalised = flat.reshape(begin.shape).copy()
-        penalised[:, -1] = 0
-        scale = 1 / (C * count)
-        return loss / count + 0.5 * scale * float((penalised**2).sum()), (
-            gradient / count + scale * penalised
-        ).ravel()
+        """objective / (C * N) and its gradient, so that one tolerance suits every C and N."""
+        parameters = flat.reshape(initial.shape)
+        loss, gradient = _sum_losses(features, class_indices, parameters)
+        penalised = parameters.copy()
+        penalised[:, -1] = 0  # the bias
+        penalty = 1 / (C * count)
+        value = loss / count + 0.5 * penalty * float((penalised**2).sum())
+        return value, (gradient / count + penalty * penalised).ravel()
 
-    flat, objective, steps, converged = minimise(measure, begin.ravel(), tolerance, max_steps)
+    flat, value, steps, converged = minimise(measure, initial.ravel(), tolerance, max_steps)
+    parameters = flat.reshape(initial.shape)
     weight, bias = np.zeros((num_classes, width)), np.full(num_classes, -np.inf)
-    weight[present], bias[present] = (
-        flat.reshape(begin.shape)[:, :-1],
-        flat.reshape(begin.shape)[:, -1],
-    )
-    return Logistic(weight, bias, objective * C * count, steps, converged)
+    weight[present], bias[present] = parameters[:, :-1], parameters[:, -1]
+    return LogisticClassifier(weight, bias, value * C * count, steps, converged)
 
 
 def minimise(
-    measure: Objective, x: Array, tolerance: float, max_steps: int
+    objective: Objective, x: Array, tolerance: float, max_steps: int
 ) -> tuple[Array, float, int, bool]:
-    """The x of a smooth function's minimum, the function there, the steps, and whether the gradient is within the tolerance.
+    """Minimise a smooth function by L-BFGS (Nocedal and Wright, 2006, algorithms 7.4 and 7.5).
 
-    L-BFGS (Nocedal and Wright, algorithms 7.4 and 7.5), with lengths found by doubling and bisection.
+    Step lengths are found by doubling and bisection until they satisfy the weak Wolfe conditions.
+
+    Args:
+        objective: returns the value and the gradient at x.
+        x: where to start.
+        tolerance: stop when no entry of the gradient is larger.
+        max_steps: stop after this number of steps.
+
+    Returns:
+        The last x, the value there, the number of steps, and whether the gradient is within the
+        tolerance.
     """
-    value, gradient = measure(x)
-    pairs: deque[tuple[Array, Array]] = deque(maxlen=HISTORY)
+    value, gradient = objective(x)
+    history: deque[tuple[Array, Array]] = deque(maxlen=HISTORY)  # changes of x and of the gradient
     for step in range(max_steps):
         if np.abs(gradient).max() <= tolerance:
             return x, value, step, True
-        direction = _find_direction(gradient, pairs)
+        direction = _find_direction(gradient, history)
         slope = float(direction @ gradient)
-        length, low, high = 1.0, 0.0, np.inf
-        for _ in range(TRIALS):
-            there, slopes = measure(x + length * direction)
-            if there > value + DECREASE * length * slope + NOISE * max(1, abs(value)):
-                high = length
-            elif float(direction @ slopes) < CURVATURE * slope:
-                low = length
+        length, lower, upper = 1.0, 0.0, np.inf
+        for _ in range(MAX_TRIALS):
+            new_x = x + length * direction
+            new_value, new_gradient = objective(new_x)
+            noise = LOSS_NOISE * max(1, abs(value))
+            if new_value > value + SUFFICIENT_DECREASE * length * slope + noise:
+                upper = length  # too long: the value did not decrease enough
+            elif float(direction @ new_gradient) < CURVATURE * slope:
+                lower = length  # too short: the function still falls steeply
             else:
                 break
-            length = 2 * low if high == np.inf else (low + high) / 2
+            length = 2 * lower if upper == np.inf else (lower + upper) / 2
         else:
             return x, value, step, False
-        pairs.append((length * direction, slopes - gradient))
-        x, value, gradient = x + length * direction, there, slopes
+        history.append((length * direction, new_gradient - gradient))
+        x, value, gradient = new_x, new_value, new_gradient
     return x, value, max_steps, bool(np.abs(gradient).max() <= tolerance)
 
 
-def _find_direction(gradient: Array, pairs: deque[tuple[Array, Array]]) -> Array:
-    """Down the gradient, as far as the curvature of the last steps makes likely."""
-    if not pairs:
+def _find_direction(gradient: Array, history: deque[tuple[Array, Array]]) -> Array:
+    """The L-BFGS direction: the negative gradient times the estimated inverse Hessian."""
+    if not history:
+        # No curvature is known yet: limit the first step to length 1.
         return -gradient / max(1.0, float(np.linalg.norm(gradient)))
-    direction, shares = -gradient, []
-    for moved, change in reversed(pairs):
-        shares.append(float(moved @ direction) / float(moved @ change))
-        direction -= shares[-1] * change
-    moved, change = pairs[-1]
-    direction *= float(moved @ change) / float(change @ change)
-    for (moved, change), share in zip(pairs, reversed(shares)):
-        direction += (share - float(change @ direction) / float(moved @ change)) * moved
+    # The two loops of algorithm 7.4, with its names: s, y, alpha and beta.
+    direction, alphas = -gradient, []
+    for s, y in reversed(history):
+        alphas.append(float(s @ direction) / float(s @ y))
+        direction -= alphas[-1] * y
+    s, y = history[-1]
+    direction *= float(s @ y) / float(y @ y)  # initial inverse Hessian: a multiple of the identity
+    for (s, y), alpha in zip(history, reversed(alphas)):
+        beta = float(y @ direction) / float(s @ y)
+        direction += (alpha - beta) * s
     return direction
 
 
-def _sum_losses(vectors: Rows, places: NDArray[np.int64], point: Array) -> tuple[float, Array]:
-    """The sum of cross-entropies, and its gradient (P, D + 1), in one pass."""
-    weight, bias = (
-        point[:, :-1].astype(np.float32),
-        torch.from_numpy(point[:, -1].astype(np.float32)),
-    )
-    loss, gradient = 0.0, np.zeros(point.shape)
-    for part in _list_parts(vectors, len(point)):
-        rows, truth = _read(vectors, part), torch.from_numpy(places[part])[:, None]
+def _sum_losses(
+    features: FeatureRows, class_indices: NDArray[np.int64], parameters: Array
+) -> tuple[float, Array]:
+    """The sum of cross-entropies and its gradient (P, D + 1), in one pass over the features."""
+    weight = parameters[:, :-1].astype(np.float32)
+    bias = torch.from_numpy(parameters[:, -1].astype(np.float32))
+    loss, gradient = 0.0, np.zeros(parameters.shape)
+    for block in _split_blocks(features, len(parameters)):
+        rows = _read_block(features, block)
+        targets = torch.from_numpy(class_indices[block])[:, None]  # (n, 1)
         logits = torch.from_numpy(rows @ weight.T) + bias  # (n, P)
-        logs = logits.log_softmax(1)
-        loss -= float(logs.gather(1, truth).sum(dtype=torch.float64))
-        errors = logs.exp_().scatter_add_(1, truth, logs.new_full(truth.shape, -1.0))
+        log_probs = logits.log_softmax(1)
+        # Products are float32 for speed; sums over images are float64, or rounding would end the
+        # fit.
+        loss -= float(log_probs.gather(1, targets).sum(dtype=torch.float64))
+        # The gradient with respect to the logits, softmax - one-hot, computed in place.
+        errors = log_probs.exp_().scatter_add_(1, targets, logits.new_full(targets.shape, -1.0))
         gradient[:, :-1] += errors.numpy().T @ rows
         gradient[:, -1] += errors.sum(0, dtype=torch.float64).numpy()
     return loss, gradient
 
 
-def _read(vectors: Rows, part: slice) -> NDArray[np.float32]:
-    return np.asarray(vectors[part], np.float32)
+def _read_block(features: FeatureRows, block: slice) -> NDArray[np.float32]:
+    return np.asarray(features[block], np.float32)
 
 
-def _list_parts(vectors: Rows, classes: int) -> list[slice]:
-    count, width = vectors.shape
-    size = max(1, BLOCK // (4 * max(width, classes)))
-    return [slice(first, first + size) for first in range(0, count, size)]
+def _split_blocks(features: FeatureRows, num_classes: int) -> list[slice]:
+    """Slices of images whose features (n, D) and logits (n, K) each fit into BLOCK_BYTES."""
+    count, width = features.shape
+    rows = max(1, BLOCK_BYTES // (4 * max(width, num_classes)))
+    return [slice(start, start + rows) for start in range(0, count, rows)]

@@ -1,12 +1,13 @@
-"""How well classes are told apart by the features of a frozen model: nearest neighbours and linear classifiers.
+"""Probes: classifiers on frozen features, which measure how well the features separate classes.
 
-knn       DINO's protocol (see `knn`), with all training pictures
-logistic  L-BFGS on scaled features. With all training pictures, C is the best of a grid on a fifth of them, then all are
-          fitted; with few there is none to spare, and C is FEW_SHOT_C, our choice: the best of 1e-3 to 1e2 for both miniature
-          models with 1, 5 and 10 labels of each of 32 things
-sgd       the published recipe: augmented pictures through the frozen trunk, trained as the linear preset says; our models only
+knn       k nearest neighbours by DINO's protocol, see `knn`; always with all training images.
+logistic  Logistic regression by L-BFGS on scaled features. With all training images, C is the best
+          of `C_GRID` on a held-back fifth, then the classifier is fitted on all. With few images
+          there is no such fifth to spare, and C is `FEW_SHOT_C`.
+sgd       The published linear classifier: augmented images pass the frozen model and train a head,
+          as the preset `*_linear` says. For models of this library only.
 
-Axes: N training pictures, M test pictures, D width, k neighbours.
+Axes: N training images, M test images, D feature width, k neighbours.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError
+from swag_models.formatting import markdown_table
 from swag_models.recipe.config import change
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
@@ -31,11 +33,18 @@ from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel, SwagModel, open_evaluated_model
-from swag_models.recipe.evaluation.probes.features import Features, Kind, extract_features
+from swag_models.recipe.evaluation.probes.features import (
+    FeatureDtype,
+    Features,
+    extract_features,
+)
 from swag_models.recipe.evaluation.probes.few_shot import choose_shots, hold_back
 from swag_models.recipe.evaluation.probes.knn import classify_neighbours, find_neighbours
-from swag_models.recipe.evaluation.probes.logistic_regression import Logistic, fit_logistic
-from swag_models.recipe.evaluation.probes.scaling import Scaled, scale, scale_like
+from swag_models.recipe.evaluation.probes.logistic_regression import (
+    LogisticClassifier,
+    fit_logistic,
+    scale_features,
+)
 from swag_models.recipe.evaluation.results import Probe
 from swag_models.recipe.presets import PRESETS, get_preset
 from swag_models.recipe.training.losses import count_hits
@@ -44,15 +53,17 @@ Method = Literal["knn", "logistic", "sgd"]
 METHODS: tuple[Method, ...] = ("knn", "logistic", "sgd")
 SHOTS: tuple[float | None, ...] = (1, 2, 5, 10, 0.01, 0.1, None)
 NEIGHBOURS = (10, 20, 100, 200)
+# Our choice: the best of 1e-3 to 1e2 for both miniature models with 1, 5 and 10 images of each of
+# the 32 classes of the scenes.
 FEW_SHOT_C = 0.1
-GRID = tuple(
+C_GRID = tuple(
     10.0**power for power in range(-6, 5)
-)  # of C; left when two in a row were worse than the best by more than chance
-SCALING = "length 1, less the mean, mean square 1"
+)  # in rising order; `_sweep_c` may stop earlier
+SCALING = "length 1, less the mean, mean square 1"  # recorded in results; see `ScaledFeatures`
 
 
 def probe(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     train: Shards | ImageDataset,
     test: Shards | ImageDataset,
     *,
@@ -60,7 +71,7 @@ def probe(
     shots: Sequence[float | None] = SHOTS,
     splits: int = 5,
     cache: str | os.PathLike[str] | None = None,
-    features: Kind = "float16",
+    features: FeatureDtype = "float16",
     output: str | os.PathLike[str] | None = None,
     init: str | None = None,
     settings: Sequence[str] = (),
@@ -68,225 +79,265 @@ def probe(
     workers: int = 0,
     progress: bool = False,
 ) -> list[Probe]:
-    """Top-1 on the test pictures of classifiers made with the training pictures.
+    """Train classifiers on the training images and measure their top-1 accuracy on the test images.
 
-    shots: for "logistic", labels of each class, shares below 1, None for all; each but all in so many splits, which are fixed.
-    cache, features: see `extract_features`. For "sgd": output, a folder for its run; init, what `load_model` takes of the same
-    model (default: its name); settings, "field=value" in place of the preset's.
-    ConfigError names a method or a number of shots that cannot be.
+    Args:
+        model: the model; it is not changed.
+        train: training data, as for `open_train_and_test`.
+        test: test data with the same classes.
+        methods: which of `METHODS` to use.
+        shots: for "logistic", images of each class; below 1 their share; None for all images.
+        splits: number of random choices of training images for every entry of `shots` but None.
+        cache: folder of the feature cache, as for `extract_features`.
+        features: dtype of the cached features.
+        output: for "sgd", the folder whose sub-folder `sgd` receives the training run.
+        init: for "sgd", what `load_model` takes to load the same model; by default its name.
+        settings: for "sgd", "field=value" overrides of the preset.
+        batch_size: images in one forward pass.
+        workers: processes that read images.
+        progress: show progress bars.
+
+    Returns:
+        One probe for each k, for each entry of `shots`, and for "sgd".
+
+    Raises:
+        ConfigError: an unknown method, an invalid number of shots, or data that do not fit.
     """
-    if unknown := [method for method in methods if method not in METHODS]:
-        raise ConfigError(f"no method {unknown[0]!r}; allowed: {', '.join(METHODS)}")
-    if splits < 1:
-        raise ConfigError(f"splits is {splits}; allowed: 1 or more")
-    if settings and "sgd" not in methods:
-        raise ConfigError(
-            f"settings has {settings[0]!r}, and only sgd has any; add it to the methods, or leave them out"
-        )
-    if "sgd" in methods and output is None:
-        raise ConfigError("sgd trains a head in a folder of its own; give output")
-    learnt, tested = open_labelled(train, test)
+    _check_options(methods, splits, output, settings)
+    train_data, test_data = open_train_and_test(train, test)
+    reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     probes: list[Probe] = []
     if "knn" in methods or "logistic" in methods:
-        options: dict[str, Any] = {
-            "dtype": features,
-            "batch_size": batch_size,
-            "workers": workers,
-            "progress": progress,
-        }
-        known = extract_features(candidate, learnt, cache, **options)
-        asked = extract_features(candidate, tested, cache, classes=known.class_names, **options)
-        chosen = [  # before anything that takes long
-            (
-                count,
-                [
-                    choose_shots(known.names, known.labels, count, split, known.class_names)
-                    for split in range(splits)
-                ],
-            )
+        train_features = extract_features(model, train_data, cache, dtype=features, **reading)
+        test_features = extract_features(
+            model,
+            test_data,
+            cache,
+            dtype=features,
+            classes=train_features.class_names,
+            **reading,
+        )
+        # Subsets are drawn before any long computation, so that invalid shots are reported at once.
+        subsets = [
+            (count, _choose_subsets(train_features, count, splits))
             for count in shots
             if count is not None and "logistic" in methods
         ]
         if "knn" in methods:
-            probes += _ask_neighbours(candidate.name, known, asked, progress)
-        for count, parts in tqdm(chosen, "few shots", disable=not progress or not chosen):
-            found = [_fit(known, asked, places) for places in parts]
-            told = {
-                "C": FEW_SHOT_C,
-                "scaling": SCALING,
-                "converged": all(done for _, done in found),
-            }
+            probes += _probe_knn(model.name, train_features, test_features, progress)
+        for count, indices in tqdm(subsets, "few shots", disable=not progress or not subsets):
             probes.append(
-                Probe(candidate.name, "logistic", count, tuple(value for value, _ in found), told)
+                _probe_few_shot(model.name, count, indices, train_features, test_features)
             )
         if "logistic" in methods and None in shots:
-            probes.append(_sweep(candidate.name, known, asked, progress))
+            probes.append(_sweep_c(model.name, train_features, test_features, progress))
     if "sgd" in methods:
         assert output is not None
         folder = Path(output) / "sgd"
-        probes.append(
-            _train_head(
-                candidate, init, learnt, test, folder, settings, batch_size, workers, progress
-            )
-        )
+        probes.append(_train_head(model, init, train_data, test, folder, settings, **reading))
     return probes
 
 
-def open_labelled(
+def open_train_and_test(
     train: Shards | ImageDataset, test: Shards | ImageDataset
 ) -> tuple[Shards | ImageDataset, Shards | ImageDataset]:
-    """Both, opened where they are folders; the classes to test on are then those learnt."""
+    """Open the data sets that are folders; test labels are then numbered by the training classes.
+
+    Args:
+        train: packed shards, or a folder with a sub-folder of images for each class, or a Hugging
+            Face dataset on disk, or one of these opened.
+        test: as `train`; its classes must be among those of the training data.
+    """
     if not isinstance(train, ImageDataset) and (root := find_image_folder(train)):
         train = open_image_dataset(root)
     if not isinstance(test, ImageDataset) and (root := find_image_folder(test)):
-        test = open_image_dataset(
-            root,
-            train.class_names if isinstance(train, ImageDataset) else None,
-            EVAL_SPLITS,
-            "the training set",
-        )
+        classes = train.class_names if isinstance(train, ImageDataset) else None
+        test = open_image_dataset(root, classes, EVAL_SPLITS, "the training set")
     return train, test
 
 
 def write_probes(probes: Sequence[Probe], folder: str | os.PathLike[str]) -> None:
-    """probes.json and probes.md; OutputError if they cannot be written."""
+    """Write probes.json and probes.md into a folder.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
     files = {
-        "probes.json": json.dumps([each.to_dict() for each in probes], indent=2) + "\n",
+        "probes.json": json.dumps([result.to_dict() for result in probes], indent=2) + "\n",
         "probes.md": format_probes(probes) + "\n",
     }
     write_texts(Path(folder), files)
 
 
 def format_probes(probes: Sequence[Probe]) -> str:
-    """A Markdown table: top-1 in percent, the mean and standard deviation over splits."""
-    lines = ["| model | method | labels of each class | top-1 | chosen |", "|---|---|---|---|---|"]
-    for each in probes:
-        shots = (
-            "all"
-            if each.shots is None
-            else f"{100 * each.shots:g}%"
-            if each.shots < 1
-            else f"{each.shots:g}"
-        )
-        spread = f" ± {each.spread:.2f}" if len(each.values) > 1 else ""
-        chosen = ", ".join(
-            f"{name} {each.settings[name]:g}" for name in ("k", "C") if name in each.settings
-        )
-        lines.append(
-            f"| {each.model} | {each.method} | {shots} | {each.mean:.2f}{spread} | {chosen} |"
-        )
-    return "\n".join(lines)
+    """A Markdown table of top-1 in percent, with mean and standard deviation over splits."""
+    rows = []
+    for result in probes:
+        spread = f" ± {result.spread:.2f}" if len(result.values) > 1 else ""
+        chosen = [
+            f"{name} {result.settings[name]:g}" for name in ("k", "C") if name in result.settings
+        ]
+        shots = _format_shots(result.shots)
+        accuracy = f"{result.mean:.2f}{spread}"
+        rows.append([result.model, result.method, shots, accuracy, ", ".join(chosen)])
+    return markdown_table(["model", "method", "labels of each class", "top-1", "chosen"], rows)
 
 
-def _ask_neighbours(model: str, known: Features, asked: Features, progress: bool) -> list[Probe]:
-    """One for each k that there are pictures for; all of them if there are fewer."""
-    sizes = [k for k in NEIGHBOURS if k <= len(known.labels)] or [len(known.labels)]
-    similarities, places = find_neighbours(
-        known.vectors, asked.vectors, max(sizes), progress=progress
-    )
-    labels = known.labels[places]  # (M, k)
+def _check_options(
+    methods: Sequence[Method],
+    splits: int,
+    output: str | os.PathLike[str] | None,
+    settings: Sequence[str],
+) -> None:
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise ConfigError(f"invalid method {unknown[0]!r}: allowed {', '.join(METHODS)}")
+    if splits < 1:
+        raise ConfigError(f"invalid splits {splits}: allowed 1 or more")
+    if settings and "sgd" not in methods:
+        raise ConfigError(
+            f"setting {settings[0]!r} needs the method sgd; add it to the methods, or omit settings"
+        )
+    if "sgd" in methods and output is None:
+        raise ConfigError("the method sgd trains a head in a folder; give output")
+
+
+def _choose_subsets(features: Features, count: float, splits: int) -> list[NDArray[np.int64]]:
+    """Indices of the training images of each split."""
     return [
-        Probe(
-            model,
-            "knn",
-            None,
-            (
-                _score(
-                    classify_neighbours(similarities[:, :k], labels[:, :k], known.num_classes),
-                    asked.labels,
-                ),
-            ),
-            {"k": k},
-        )
-        for k in sizes
+        choose_shots(features.names, features.labels, count, split, features.class_names)
+        for split in range(splits)
     ]
 
 
-def _fit(known: Features, asked: Features, places: NDArray[np.int64]) -> tuple[float, bool]:
-    """The accuracy of a classifier of a few pictures, and whether it converged."""
-    rows = scale(known.vectors, places)
-    fitted = fit_logistic(rows, known.labels[places], known.num_classes, FEW_SHOT_C)
-    return _score(fitted.predict(scale_like(rows, asked.vectors)), asked.labels), fitted.converged
+def _probe_knn(model: str, train: Features, test: Features, progress: bool) -> list[Probe]:
+    """One probe for each of `NEIGHBOURS` up to the number of training images, at least one."""
+    sizes = [k for k in NEIGHBOURS if k <= len(train.labels)] or [len(train.labels)]
+    similarities, indices = find_neighbours(
+        train.vectors, test.vectors, max(sizes), progress=progress
+    )
+    labels = train.labels[indices]  # (M, k)
+    probes = []
+    for k in sizes:
+        # Neighbours are sorted, so the nearest k are the first columns of the largest search.
+        predicted = classify_neighbours(similarities[:, :k], labels[:, :k], train.num_classes)
+        probes.append(Probe(model, "knn", None, (_measure_top1(predicted, test.labels),), {"k": k}))
+    return probes
 
 
-def _sweep(model: str, known: Features, asked: Features, progress: bool) -> Probe:
-    held = hold_back(known.names, known.labels)
+def _probe_few_shot(
+    model: str,
+    count: float,
+    subsets: Sequence[NDArray[np.int64]],
+    train: Features,
+    test: Features,
+) -> Probe:
+    """Logistic regression with few images of each class, once for each subset."""
+    values, converged = [], True
+    for indices in subsets:
+        scaled = scale_features(train.vectors, indices)
+        fitted = fit_logistic(scaled, train.labels[indices], train.num_classes, FEW_SHOT_C)
+        predicted = fitted.predict(scaled.scale_like(test.vectors))
+        values.append(_measure_top1(predicted, test.labels))
+        converged = converged and fitted.converged
+    settings = {"C": FEW_SHOT_C, "scaling": SCALING, "converged": converged}
+    return Probe(model, "logistic", count, tuple(values), settings)
+
+
+def _sweep_c(model: str, train: Features, test: Features, progress: bool) -> Probe:
+    """Logistic regression with all images; C is chosen on a held-back fifth of them."""
+    held = hold_back(train.names, train.labels)
     if not held.any():
         raise ConfigError(
-            "no class has pictures to choose C with; give 3 or more of each, or ask for few shots"
+            "no class has enough images to choose C; give 3 or more of each, or ask for few shots"
         )
-    fitting, judging = np.flatnonzero(~held), np.flatnonzero(held)
-    rows = scale(known.vectors, fitting)
-    judged = Scaled(known.vectors, judging, rows.mean, rows.scale)
-    scores: dict[float, float] = {}
-    best: Logistic | None = None
-    fitted: Logistic | None = None
-    for C in tqdm(GRID, "logistic", disable=not progress):  # noqa: N806
-        fitted = fit_logistic(rows, known.labels[fitting], known.num_classes, C, start=fitted)
-        score = _score(fitted.predict(judged), known.labels[judging])
+    fit_indices, validation_indices = np.flatnonzero(~held), np.flatnonzero(held)
+    scaled = scale_features(train.vectors, fit_indices)
+    validation = scaled.scale_like(train.vectors, validation_indices)
+    scores: dict[float, float] = {}  # validation accuracy for each C
+    best: LogisticClassifier | None = None
+    fitted: LogisticClassifier | None = None
+    for C in tqdm(C_GRID, "logistic", disable=not progress):  # noqa: N806
+        # Each fit starts from the one before: a warm start needs fewer steps.
+        fitted = fit_logistic(scaled, train.labels[fit_indices], train.num_classes, C, start=fitted)
+        score = _measure_top1(fitted.predict(validation), train.labels[validation_indices])
         if score > max(scores.values(), default=-1.0):
             best = fitted
         scores[C] = score
+        # Stop after two scores in a row that are lower than the best by more than a standard error.
+        # Not at any lower score: with small C, all weights are nearly 0 and scores differ by
+        # chance.
         top = max(scores.values())
-        chance = math.sqrt(
-            top * (100 - top) / len(judging)
-        )  # a standard error: with small weights all C are nearly alike
-        if len(scores) > 2 and all(each < top - chance for each in list(scores.values())[-2:]):
+        standard_error = math.sqrt(top * (100 - top) / len(validation_indices))
+        last_two = list(scores.values())[-2:]
+        if len(scores) > 2 and all(last < top - standard_error for last in last_two):
             break
-    chosen = max(
-        scores, key=lambda each: scores[each]
-    )  # the first of equals, with the smallest weights
-    rows = scale(known.vectors, np.arange(len(known.labels)))
-    final = fit_logistic(rows, known.labels, known.num_classes, chosen, start=best)
-    value = _score(final.predict(scale_like(rows, asked.vectors)), asked.labels)
-    told = {"C": chosen, "scaling": SCALING, "converged": final.converged, "validation": scores}
-    return Probe(model, "logistic", None, (value,), told)
+    chosen_c = max(scores, key=scores.__getitem__)  # the smallest of equally good ones
+    scaled = scale_features(train.vectors, np.arange(len(train.labels)))
+    final = fit_logistic(scaled, train.labels, train.num_classes, chosen_c, start=best)
+    value = _measure_top1(final.predict(scaled.scale_like(test.vectors)), test.labels)
+    settings = {
+        "C": chosen_c,
+        "scaling": SCALING,
+        "converged": final.converged,
+        "validation": scores,
+    }
+    return Probe(model, "logistic", None, (value,), settings)
 
 
 def _train_head(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     init: str | None,
-    train_on: Shards | ImageDataset,
+    train_data: Shards | ImageDataset,
     test: Shards | ImageDataset,
     folder: Path,
     settings: Sequence[str],
+    *,
     batch_size: int,
     workers: int,
     progress: bool,
 ) -> Probe:
+    """Train a head as the preset of the architecture says, and measure the trained model."""
     from swag_models.recipe.training.trainer import train
 
-    if not isinstance(candidate, SwagModel):
+    if not isinstance(model, SwagModel):
         raise ConfigError(
-            f"sgd trains heads of our own models; measure {candidate.name} with knn and logistic"
+            f"the method sgd cannot train a head of {model.name}: allowed models of this library; "
+            "use knn or logistic"
         )
     presets = {preset.run.arch: preset.name for preset in PRESETS if preset.run.trainable == "head"}
-    if candidate.arch not in presets:
+    if model.arch not in presets:
         raise ConfigError(
-            f"no preset trains a head of {candidate.arch}; there are those of {', '.join(presets)}"
+            f"no preset trains a head of {model.arch}: allowed {', '.join(presets)}; "
+            "use knn or logistic"
         )
-    name = presets[candidate.arch]
-    run = change(get_preset(name).run, [f"init={init or candidate.name}", *settings])
-    data = train_on.root if isinstance(train_on, ImageDataset) else train_on
-    model = train(run, data, folder, progress=progress)
-    tuned = open_evaluated_model(str(model), device=candidate.device, dtype=candidate.dtype)
-    options: dict[str, Any] = {
-        "batch_size": batch_size,
-        "workers": workers,
-        "classes": tuned.classes,
-        "synsets": tuned.synsets,
-    }
-    check = open_eval_loader(test, tuned.fit, rank=0, world_size=1, **options)
-    hits = sum(count_hits(tuned.classify(batch.images), batch.classes) for batch in check)
+    preset_name = presets[model.arch]
+    run = change(get_preset(preset_name).run, [f"init={init or model.name}", *settings])
+    data = train_data.root if isinstance(train_data, ImageDataset) else train_data
+    published = train(run, data, folder, progress=progress)
+    trained = open_evaluated_model(str(published), device=model.device, dtype=model.dtype)
+    loader = open_eval_loader(
+        test,
+        trained.fit,
+        batch_size=batch_size,
+        rank=0,
+        world_size=1,
+        workers=workers,
+        classes=trained.classes,
+        synsets=trained.synsets,
+    )
+    hits = sum(count_hits(trained.classify(batch.images), batch.classes) for batch in loader)
+    accuracy = 100 * hits / loader.seen
     return Probe(
-        candidate.name,
-        "sgd",
-        None,
-        (100 * hits / check.seen,),
-        {"preset": name, "run": run.to_dict()},
+        model.name, "sgd", None, (accuracy,), {"preset": preset_name, "run": run.to_dict()}
     )
 
 
-def _score(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Top-1 in percent."""
+def _measure_top1(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
+    """Share of correct predictions in percent."""
     return 100 * float((predicted == labels).mean())
+
+
+def _format_shots(shots: float | None) -> str:
+    if shots is None:
+        return "all"
+    return f"{100 * shots:g}%" if shots < 1 else f"{shots:g}"

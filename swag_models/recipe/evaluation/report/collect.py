@@ -30,8 +30,8 @@ from swag_models.recipe.data.shards import Shards, hash_shards, name_shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import open_benchmark
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
-from swag_models.recipe.evaluation.probes.features import hash_state
-from swag_models.recipe.evaluation.probes.probe import Method, open_labelled, probe
+from swag_models.recipe.evaluation.probes.features import hash_file_states
+from swag_models.recipe.evaluation.probes.probe import Method, open_train_and_test, probe
 from swag_models.recipe.evaluation.report.content import Story
 from swag_models.recipe.evaluation.report.html import SHOWN, Thumbnails, write_page
 from swag_models.recipe.evaluation.report.markdown import write_markdown
@@ -119,7 +119,7 @@ def collect_report(
     origins: dict[str, str] = {}
     albums: dict[tuple[str, str, str], ImageDataset] = {}
     facts: list[dict[str, Any]] = []
-    labelled = open_labelled(train, test) if train and test else ()
+    labelled = open_train_and_test(train, test) if train and test else ()
     with _claim(folder / MEASURED) as measured, init_distributed() as ranks:
         for model in dict.fromkeys(models):
             candidate = open_evaluated_model(model, device=device, dtype=dtype)
@@ -160,13 +160,13 @@ def collect_report(
                 )
                 values = _recall(
                     measured,
-                    (*key, benchmark, title, sha256, hash_state(data)),
+                    (*key, benchmark, title, sha256, hash_file_states(data)),
                     partial(task, progress=progress),
                 )
                 evaluations.append(replace(Evaluation.from_dict(values), model=name))
             if labelled:
                 facts = [_find_facts(data, candidate) for data in labelled]
-                hashes = [(each["sha256"], hash_state(data)) for each, data in zip(facts, labelled)]
+                hashes = [(each["sha256"], hash_file_states(data)) for each, data in zip(facts, labelled)]
                 trial = partial(
                     probe, candidate, *labelled, methods=METHODS, shots=shots, batch_size=batch_size
                 )

@@ -344,9 +344,9 @@ def test_the_command_prints_the_page(
         (["--train", "a"], "--train alone tells nothing; give --train and --test, or neither"),
         (
             ["--train", "a", "--test", "b", "--shots", "1,0%"],
-            "--shots has '0%'; allowed: labels of each class such as 5",
+            "invalid --shots '0%': allowed images of each class such as 5",
         ),
-        (["--train", "a", "--test", "b", "--shots", "few"], "--shots has 'few'; allowed"),
+        (["--train", "a", "--test", "b", "--shots", "few"], "invalid --shots 'few': allowed"),
         (["--benchmarks", "imagenet-q=a"], "imagenet-q"),
     ],
 )
