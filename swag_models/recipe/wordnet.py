@@ -97,6 +97,7 @@ class WordNet:
                 senses[lemma] = present
         if not senses:
             raise ConfigError(f"{source / 'index.noun'} contains no nouns; {INSTALL_HINT}")
+        # by lines, so that other line endings do not change it
         text = "\n".join(line for lines in texts for line in lines)
         irregular = dict(_parse_lines(source / "noun.exc", exceptions, _parse_exception))
         return cls(synsets, senses, irregular, hashlib.sha256(text.encode()).hexdigest())
@@ -172,8 +173,9 @@ def _read_lines(path: Folder) -> list[str]:
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {INSTALL_HINT}"
         ) from None
-    licence = " ".join(line for line in lines[:40] if line.startswith("  "))
-    if (version := re.search(r"WordNet (\d+\.\d+)", licence)) and version[1] != VERSION:
+    # the license is the header of each file and names its version; excerpts may lack it
+    header = " ".join(line for line in lines[:40] if line.startswith("  "))
+    if (version := re.search(r"WordNet (\d+\.\d+)", header)) and version[1] != VERSION:
         raise ConfigError(
             f"{path} is of WordNet {version[1]}; allowed is {VERSION}, whose offsets are the ids; "
             f"{INSTALL_HINT}"
@@ -198,7 +200,7 @@ def _parse_senses(line: str) -> tuple[str, list[str]]:
     """Parse "lemma pos synset_cnt p_cnt [ptr_symbol...] sense_cnt tagsense_cnt offset..."."""
     fields = line.split()
     lemma, count = fields[0], int(fields[2])
-    offsets = fields[6 + int(fields[3]) :]
+    offsets = fields[6 + int(fields[3]) :]  # fields[3] is p_cnt
     if len(offsets) != count:
         raise ValueError
     return lemma, [_make_id(offset) for offset in offsets]
@@ -215,6 +217,7 @@ def _parse_synset(line: str) -> Synset:
     end = 4 + 2 * int(fields[3], 16)  # index of p_cnt; w_cnt is hexadecimal
     if fields[2] != "n" or not bar or len(fields) != end + 1 + 4 * int(fields[end]):
         raise ValueError
+    # each pointer has 4 fields, of which the first two are symbol and offset
     pointers = zip(fields[end + 1 :: 4], fields[end + 2 :: 4])
     parents = tuple([_make_id(offset) for symbol, offset in pointers if symbol in HYPERNYM_SYMBOLS])
     return Synset(_make_id(fields[0]), tuple(fields[4:end:2]), parents, gloss.strip())

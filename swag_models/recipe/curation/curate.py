@@ -28,6 +28,7 @@ from swag_models.errors import ConfigError
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.ingest import ReadOptions
+from swag_models.recipe.curation.matching import cover_imagenet
 from swag_models.recipe.curation.pipeline import Facts, PostSelection, StepRunner, hash_files
 from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.readers import find_files
@@ -114,12 +115,13 @@ def curate(
         ConfigError: an input or option is invalid.
         OutputError: the folder cannot be written.
     """
+    # first all that can be checked at once, before hours of work
     versions = check_backend(engine, master)
     folder, net = Path(output), WordNet.load(wordnet)
     files = find_files(inputs, format)
     stop, excluded = load_stoplist(stoplist), _read_values(exclude)
     options = ReadOptions(columns, format, progress)
-    selection = PostSelection(files, options, excluded, sorted(licenses))
+    selection = PostSelection(files, options, excluded, sorted(licenses))  # in any order
     with disk_errors(folder, resumable=True), ExitStack() as stack:
         work = stack.enter_context(WorkFolder(folder / "steps", output=folder)).path
         # On a terminal only, and removed at the end, so that an error message is one line.
@@ -129,7 +131,7 @@ def curate(
         opening = open_backend(
             engine, scratch=work / "scratch", memory=memory, threads=threads, master=master
         )
-        # opened by the first step that runs: a rerun of finished work needs no backend
+        # The first step that runs opens it: a rerun of finished work needs no backend.
         open_once = functools.cache(lambda: stack.enter_context(opening))
         hashes = hash_files(files, work / "hashes.json")
         manifest = {
@@ -148,6 +150,7 @@ def curate(
                 steps, open_once, selection, [engine, hashes], net, stop, curation, folder
             ),
         }
+        # The manifest is the key, so any change in it writes both files again.
         reports = [folder / "manifest.json", folder / "report.md"]
         steps.run("report", manifest, reports, lambda: _write_reports(folder, manifest))
     return manifest
@@ -157,7 +160,7 @@ def _run_steps(
     steps: StepRunner,
     backend: Callable[[], Backend],
     selection: PostSelection,
-    sources: list[Any],
+    source_key: list[Any],
     net: WordNet,
     stop: frozenset[str],
     curation: Curation,
@@ -169,7 +172,7 @@ def _run_steps(
         steps: runs or skips each step.
         backend: returns the backend, which is opened at the first call.
         selection: the posts.
-        sources: kind of the backend and hashes of the files: part of the key of the first step.
+        source_key: kind of the backend and hashes of the files; a change repeats all steps.
         net: the nouns of WordNet.
         stop: canonical hashtags to ignore.
         curation: how the vocabulary is chosen and the images are resampled.
@@ -178,11 +181,13 @@ def _run_steps(
     work = steps.folder
     options = [*selection.options.columns], selection.options.format
     limits = curation.min_images, curation.max_classes
+    # Each step reads the files of the steps above it. What a user is likely to change comes last:
+    # another sampling repeats the last two steps only.
 
     posts, rejects = work / "kept", output / "rejects.jsonl"
     post_facts = steps.run(
         "posts",
-        [STEPS_VERSION, sources, options, selection.excluded, selection.licenses],
+        [STEPS_VERSION, source_key, options, selection.excluded, selection.licenses],
         [posts, rejects],
         lambda: pipeline.clean_posts(backend(), selection, work, posts, rejects),
     )
@@ -197,7 +202,7 @@ def _run_steps(
     )
     images = work / "images"
     steps.run(
-        "images",
+        "images",  # apart from "classes", so that other limits do not repeat it
         [],
         [images],
         lambda: pipeline.gather_synsets(backend(), posts, matches, images),
@@ -232,13 +237,14 @@ def _run_steps(
         "hashtags": hashtag_facts,
         "classes": class_facts,
         "labels": label_facts,
-        "imagenet": pipeline.cover_imagenet(net, classes),
+        "imagenet": cover_imagenet(net, classes),
     }
 
 
 def _write_reports(folder: Path, manifest: Facts) -> Facts:
     vocabulary = pyarrow.parquet.read_table(folder / "vocabulary.parquet").to_pylist()
     write_curation_report(folder, manifest, vocabulary)
+    # last, so that a folder with a manifest is complete
     write_json(folder / "manifest.json", manifest)
     return {}
 

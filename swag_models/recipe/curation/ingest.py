@@ -94,7 +94,7 @@ class Conversion(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """One input, the files that it becomes, and what they depend on."""
+    """One input, the files that it becomes, and what these depend on."""
 
     source: Path
     columns: Columns
@@ -134,6 +134,7 @@ def unite_posts(
         format=options.format,
         progress=options.progress,
     )
+    # files are read together where possible: a union of thousands of tables is a huge query
     tables = [backend.read_all(converted.parts)] if converted.parts else []
     counts = Counter(converted.rejects)
     parquet_files = [file for file in files if formats[file] == "parquet"]
@@ -146,7 +147,7 @@ def unite_posts(
             malformed = folder / "malformed.parquet"
             columns_shown = ("id", "reason", "url", "hashtags")
             backend.write(rows.filter(rows.reason.notnull()).select(*columns_shown), malformed)
-            # which file of a group a row comes from is not known
+            # a row of a group does not say which file it comes from
             source = " ... ".join(dict.fromkeys((group[0].name, group[-1].name)))
             for reason, text in _list_malformed(malformed):
                 counts[reason] += 1
@@ -154,7 +155,7 @@ def unite_posts(
                 output.write(line.encode() + b"\n")
             remove_table(malformed)
     table = ibis.union(*tables) if len(tables) > 1 else tables[0]
-    return table, dict(sorted((+counts).items()))
+    return table, dict(sorted((+counts).items()))  # "+" drops zeros
 
 
 def _group_by_schema(
@@ -169,6 +170,7 @@ def _group_by_schema(
             raise ConfigError(
                 f"{file} is not a Parquet file or is truncated; replace or remove it"
             ) from None
+        # Files of the same dataset may have other types, for example ids as numbers and as text.
         types = tuple(zip(schema.names, map(str, schema.types), strict=True))
         groups[find_parquet_columns(schema, columns, file), types].append(file)
     return [(resolved, group) for (resolved, _), group in groups.items()]
@@ -210,6 +212,7 @@ def convert_posts(
     """
     if processes is not None and processes < 1:
         raise ConfigError(f"invalid processes {processes}: give 1 or more")
+    # by position, so that two inputs with the same name do not collide
     jobs = [_plan_job(path, folder / f"{i:05d}", columns, format) for i, path in enumerate(inputs)]
     with disk_errors(folder, resumable=True), WorkFolder(folder):
         waiting = [job for job in jobs if not _is_done(job)]
@@ -281,6 +284,7 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
         position = new
 
     rows, rejects = 0, Counter[str]()
+    # chunk by chunk, so that memory does not grow with the input
     with (
         atomic_write(job.part) as part,
         atomic_write(job.rejects) as rejects_path,
@@ -298,7 +302,7 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
                 if isinstance(row, Reject):
                     rejects_file.write(json.dumps(row._asdict()) + "\n")
                     rejects[row.reason] += 1
-    report_position(job.key["size"])
+    report_position(job.key["size"])  # read_posts reports every 1000 rows
     return {"rows": rows, "rejects": rejects}
 
 
@@ -314,10 +318,11 @@ def _convert_in_processes(
     with open_pool(count, _share_counter, bytes_read) as pool:
         waiting = {pool.submit(_convert_counted, job) for job in jobs}
         while waiting:
+            # a timeout, to update the progress bar twice a second
             done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
             update(bytes_read.value)
             for future in done:
-                future.result()
+                future.result()  # raises what the worker raised
 
 
 def _share_counter(bytes_read: Any) -> None:

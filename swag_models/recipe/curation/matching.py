@@ -1,4 +1,4 @@
-"""Match the distinct hashtags of all posts with WordNet, and count what became of them."""
+"""Match hashtags with WordNet, and count how they and the classes of ImageNet are matched."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet
 
-from swag_models.recipe.hashtags import Match, Matcher, name_class
+from swag_models.recipe.hashtags import Match, Matcher, find_coverage, load_imagenet, name_class
 from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # of each kind, in the manifest
@@ -92,6 +93,31 @@ def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, lis
         if row["number"] in numbers:
             spellings[row["number"]].append((-row["uses"], row["tag"]))
     return {number: [tag for _, tag in sorted(tags)] for number, tags in spellings.items()}
+
+
+def cover_imagenet(wordnet: WordNet, classes: Path) -> dict[str, Any]:
+    """Find how the classes of ImageNet-1k are covered by the classes of a curation.
+
+    Args:
+        wordnet: the nouns of WordNet.
+        classes: Parquet file with the column synset.
+
+    Returns:
+        Facts for the manifest: numbers of classes of ImageNet by kind of coverage, and those that
+        are not covered.
+    """
+    synsets = pyarrow.parquet.read_table(classes)["synset"].to_pylist()
+    coverages = find_coverage(wordnet, synsets, load_imagenet())
+    counts = Counter(coverage.how or "none" for coverage in coverages)
+    missing = [coverage.target for coverage in coverages if not coverage.how]
+    return {
+        "counts": {how: counts[how] for how in ("same", "hyponym", "hypernym", "none")},
+        # an excerpt of WordNet may lack a synset, and then its name
+        "missing": [
+            f"{synset} {name_class(wordnet, synset)}" if synset in wordnet.synsets else synset
+            for synset in missing
+        ],
+    }
 
 
 def _describe_senses(wordnet: WordNet, match: Match) -> tuple[str, str]:

@@ -28,10 +28,10 @@ from swag_models.recipe.curation.backends import Backend, remove_table
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import list_spellings, match_hashtags
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
-from swag_models.recipe.hashtags import Matcher, find_coverage, load_imagenet, name_class
+from swag_models.recipe.hashtags import Matcher, name_class
 from swag_models.recipe.wordnet import WordNet
 
-Facts = dict[str, Any]
+Facts = dict[str, Any]  # JSON values
 
 CLASSES = pa.schema(
     {"number": pa.int32(), "class": pa.int32(), "synset": pa.string(), "images": pa.int64()}
@@ -113,7 +113,7 @@ def hash_files(files: Sequence[Path], record: Path) -> list[dict[str, Any]]:
         f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         for file, stat in zip(files, stats, strict=True)
     ]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool:  # hashlib releases the interpreter lock
         hashes = list(pool.map(lambda key, file: recorded.get(key) or hash_file(file), keys, files))
     write_json(record, dict(zip(keys, hashes, strict=True)), indent=None)
     return [
@@ -148,11 +148,13 @@ def clean_posts(
     unique = wanted.anti_join(repeated, "id").union(chosen)
     urls = _store(backend, queries.find_repeated_urls(unique), work / "urls.parquet")
     copies = _store(backend, queries.find_copies(unique, urls), work / "copies.parquet")
+    # in parts, for the steps that collect lists: see `Backend.map_parts`
     backend.write_parts(unique.anti_join(copies, "id").select("id", "hashtags"), posts)
 
     read = backend.count(united)
     with_license = backend.count(licensed) if selection.licenses else read
     kept = backend.count(backend.read(posts))
+    # of the posts that share an id, one is kept
     repeated_posts = sum(_read_table(work / "repeated.parquet")["posts"].to_pylist())
     repeated_ids = repeated_posts - len(_read_table(work / "chosen.parquet"))
     repeated_urls = len(_read_table(work / "copies.parquet"))
@@ -163,6 +165,7 @@ def clean_posts(
         "repeated_ids": repeated_ids,
         "repeated_urls": repeated_urls,
         "kept": kept,
+        # the rest, which is cheaper than to count the table of wanted posts
         "excluded": with_license - kept - repeated_ids - repeated_urls,
     }
 
@@ -189,7 +192,7 @@ def match_posts(
 
 def gather_synsets(backend: Backend, posts: Path, matches: Path, images: Path) -> Facts:
     """Gather the synsets of each image; writes the folder `images` in parts: id, numbers."""
-    pairs = backend.read(matches).select("tag", "number").distinct()
+    pairs = backend.read(matches).select("tag", "number")
     backend.map_parts(posts, images, lambda part: queries.gather_images(part, pairs))
     return {}
 
@@ -262,6 +265,7 @@ def resample_labels(
         output: the labels to write, sorted by id: id, classes, repeat.
     """
     counts = _read_table(classes)["images"].to_pylist()
+    # images by number of classes, and by rarest class
     sizes, rarest = Counter[int](), Counter[int]()
     for row in backend.fetch(queries.count_rarest(backend.read(labels))).to_pylist():
         sizes[row["size"]] += row["images"]
@@ -316,26 +320,12 @@ def write_vocabulary(
         }
         for row, factor in zip(rows, _read_table(factors)["repeat"].to_pylist(), strict=True)
     ]
+    # by pyarrow, not by the backend: one file with it, whichever backend computed the labels
     with atomic_write(output) as temporary:
         pyarrow.parquet.write_table(
             pa.Table.from_pylist(table, VOCABULARY), temporary, compression="zstd"
         )
     return {}
-
-
-def cover_imagenet(wordnet: WordNet, classes: Path) -> Facts:
-    """Count how the classes of ImageNet-1k are covered by the classes of `choose_classes`."""
-    synsets = _read_table(classes)["synset"].to_pylist()
-    coverages = find_coverage(wordnet, synsets, load_imagenet())
-    counts = Counter(coverage.how or "none" for coverage in coverages)
-    missing = [coverage.target for coverage in coverages if not coverage.how]
-    return {
-        "counts": {how: counts[how] for how in ("same", "hyponym", "hypernym", "none")},
-        "missing": [
-            f"{synset} {name_class(wordnet, synset)}" if synset in wordnet.synsets else synset
-            for synset in missing
-        ],
-    }
 
 
 def _store(backend: Backend, table: Any, path: Path) -> Any:

@@ -195,6 +195,7 @@ def make_post(
     if identifier is None or identifier == "":
         raise RejectedRowError(NO_ID)
     if type(identifier) is not str:  # `type`, since True would be an int for isinstance
+        # pandas, for one, writes the integers of a column with gaps as floats
         is_whole = type(identifier) is float and identifier.is_integer()
         if type(identifier) is not int and not is_whole:
             raise RejectedRowError(BAD_ID)

@@ -25,7 +25,7 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
     """Select the columns of posts from a Parquet table, with the reason why a row is rejected.
 
     Hashtags may be a list or text; where they are null, they are extracted from the caption, as in
-    `readers`.
+    `posts.make_post`.
 
     Args:
         table: any table. If it has a column `status`, written by img2dataset, rows with another
@@ -60,11 +60,12 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
 def _list_hashtags(cell: ibis.Value) -> ibis.Value:
     """Hashtags of a list, a JSON list, or text separated by "#", else commas, else spaces.
 
-    The same rule as `readers._list_hashtags`, except that escapes in a JSON list are not decoded.
+    The same rule as `posts.make_post`, except that escapes in a JSON list are not decoded.
     Null stays null.
     """
     import ibis
 
+    # Parquet stores hashtags as lists or as text; the branches are those of `posts.make_post`
     if not cell.type().is_array():
         cell = ibis.cases(
             (
@@ -103,6 +104,7 @@ def choose_posts(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
     import ibis
 
     rows = posts.semi_join(repeated, "id")
+    # nulls as "": backends order them differently
     order = [rows.url.coalesce(""), rows.hashtags.join(" ").coalesce("")]
     ranked = rows.mutate(rank=ibis.row_number().over(group_by=rows.id, order_by=order))
     return ranked.filter(ranked.rank == 0).drop("rank")
@@ -117,7 +119,7 @@ def find_repeated_urls(posts: ibis.Table) -> ibis.Table:
 
 def find_copies(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
     """Posts with the same URL as a post with a smaller id: id."""
-    joined = posts.join(repeated, "url")
+    joined = posts.join(repeated, "url")  # posts without a URL match nothing
     return joined.filter(joined.id != joined.first).select("id")
 
 

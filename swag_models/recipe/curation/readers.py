@@ -203,6 +203,7 @@ def _list_records(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error
 
 def _list_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
     """Yield key (the name without extensions, as in WebDataset) and content of .json members."""
+    # compressed files are read as a stream, since seeking back would decompress them again
     plain = isinstance(file, io.BufferedReader)
     with cast(Any, tarfile.open(fileobj=file, mode="r:" if plain else "r|")) as archive:
         while member := archive.next():
@@ -237,6 +238,7 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
         raise RejectedRowError(reasons.NO_HASHTAGS)
     identifier, *rest = map(row.get, names)
     post = make_post(key if names.id is None and columns.id is None else identifier, *rest)
+    # escapes are the only way to lone surrogates, since the text itself is valid UTF-8
     if "\\u" in text:
         _check_text([post.id, post.url or "", post.hash or "", post.license or "", *post.hashtags])
     return post

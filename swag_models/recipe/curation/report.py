@@ -29,7 +29,7 @@ def write_curation_report(
     """
     plots = folder / "report"
     plots.mkdir(exist_ok=True)
-    images = [row["images"] for row in vocabulary]
+    images = [row["images"] for row in vocabulary]  # in descending order
     save_png(
         _plot_frequency(images, [row["samples"] for row in vocabulary]),
         plots / "frequency.png",
@@ -114,6 +114,7 @@ def _list_imagenet(coverage: Mapping[str, Any]) -> Iterable[str]:
     )
     yield _format_table(("how", "classes"), list(coverage["counts"].items()))
     if missing := coverage["missing"]:
+        # manifest.json has the complete list
         ellipsis = " ..." if len(missing) > MAX_ROWS else ""
         yield f"\nNot covered: {', '.join(missing[:MAX_ROWS])}{ellipsis}"
 
@@ -143,6 +144,7 @@ def _format_cell(cell: object) -> str:
 def _plot_frequency(images: Sequence[int], samples: Sequence[float]) -> Figure:
     figure, axes = _make_figure("class, from the most frequent", "images or samples")
     ranks = range(1, len(images) + 1)
+    # a few classes have most images: only logarithmic axes show the others
     axes.loglog(ranks, images, label="images")
     axes.loglog(ranks, samples, ".", markersize=3, label="samples in an epoch")
     axes.legend()
