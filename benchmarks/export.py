@@ -50,9 +50,9 @@ def measure(arch: str, rounds: int, dtypes: list[str], folder: Path) -> None:
     )
     reports, runs = {}, {"eager": model}
     for dtype in dtypes:
-        pictures = folder / "pictures" if dtype == "int8" else None
+        images_folder = folder / "pictures" if dtype == "int8" else None
         report = export.export_model(
-            model, folder / f"{dtype}.onnx", spec=spec, dtype=dtype, pictures=pictures
+            model, folder / f"{dtype}.onnx", spec=spec, dtype=dtype, images=images_folder
         )
         session = onnxruntime.InferenceSession(report.path)
         reports[dtype] = report
@@ -72,8 +72,8 @@ def measure(arch: str, rounds: int, dtypes: list[str], folder: Path) -> None:
             arch,
             dtype,
             f"{report.size / 2**20:.0f}",
-            f"{report.largest:.1e}",
-            f"{report.mean:.1e}",
+            f"{report.max_deviation:.1e}",
+            f"{report.mean_deviation:.1e}",
             count,
         ]
         cells += [

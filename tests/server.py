@@ -63,7 +63,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Twist:
+class Fault:
     """How one answer departs from the right one."""
 
     status: int | None = None  # answer with this status and no content
@@ -81,12 +81,12 @@ class Twist:
 class Server:
     """Serves `put` files on a free port of 127.0.0.1, from a thread, until the end of the `with` block.
 
-    `twists[path]` are used up one by one, each by one request; after the last one the answers are right again.
+    `faults[path]` are used up one by one, each by one request; after the last one the answers are right again.
     """
 
     def __init__(self, certificate: Path | None = None) -> None:
         self.files: dict[str, Served] = {}
-        self.twists: dict[str, list[Twist]] = {}
+        self.faults: dict[str, list[Fault]] = {}
         self.requests: list[Request] = []
         self.release = threading.Event()
         self._arrival = threading.Condition()
@@ -118,16 +118,16 @@ class Server:
         self,
         path: str,
         content: bytes | Path,
-        *twists: Twist,
+        *faults: Fault,
         validators: bool = True,
         weak: bool = False,
     ) -> str:
-        """Serve `content` at `path`, its first answers twisted; the URL."""
+        """Serve `content` at `path`, its first answers faulty; the URL."""
         etag = f'{"W/" if weak else ""}"{sha256(content)[:20]}"'
         self.files[path] = Served(
             content, etag if validators else None, MODIFIED if validators else None
         )
-        self.twists[path] = list(twists)
+        self.faults[path] = list(faults)
         return self.url + path
 
     def put_hub(self, repo: str, name: str, content: bytes, commit: str) -> None:
@@ -156,22 +156,22 @@ class Server:
                 lambda: sum(r.path == path for r in self.requests) >= count, timeout
             )
 
-    def record(self, handler: BaseHTTPRequestHandler) -> Twist:
-        """Note a request; the twist that its answer takes."""
+    def record(self, handler: BaseHTTPRequestHandler) -> Fault:
+        """Note a request; the fault that its answer takes."""
         headers = {name.lower(): value for name, value in handler.headers.items()}
         with self._arrival:
             self.requests.append(Request(handler.command, handler.path, headers, time.monotonic()))
             self._arrival.notify_all()
-            twists = self.twists.get(handler.path)
-            return twists.pop(0) if twists else Twist()
+            faults = self.faults.get(handler.path)
+            return faults.pop(0) if faults else Fault()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        twist = self.record(handler)
-        served = twist.served or self.files.get(handler.path)
-        if twist.status is not None or served is None:
+        fault = self.record(handler)
+        served = fault.served or self.files.get(handler.path)
+        if fault.status is not None or served is None:
             code = {"X-Error-Code": "EntryNotFound"} if "/resolve/" in handler.path else {}
             _send_head(
-                handler, twist.status or 404, {"Content-Length": "0", **code, **twist.headers}
+                handler, fault.status or 404, {"Content-Length": "0", **code, **fault.headers}
             )
             return
         headers = {
@@ -189,9 +189,9 @@ class Server:
         current = (
             condition is None
             or condition in (served.etag, served.modified)
-            or twist.ignore_if_range
+            or fault.ignore_if_range
         )
-        if span and current and not twist.ignore_range:
+        if span and current and not fault.ignore_range:
             start, status = int(span[1]), 206
             if start >= served.size:
                 _send_head(
@@ -201,30 +201,30 @@ class Server:
                 )
                 return
             headers["Content-Range"] = f"bytes {start}-{served.size - 1}/{served.size}"
-        length = {"Content-Length": str(served.size - start + twist.longer)}
+        length = {"Content-Length": str(served.size - start + fault.longer)}
         _send_head(
             handler,
             status,
             headers
-            | ({"Transfer-Encoding": "chunked"} if twist.chunked else length)
-            | dict(twist.headers),
+            | ({"Transfer-Encoding": "chunked"} if fault.chunked else length)
+            | dict(fault.headers),
         )
         if handler.command == "HEAD":
             return
-        for piece in self._pieces(served, start, min(0, twist.longer), twist):
-            handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if twist.chunked else piece)
-        if twist.cut is not None and twist.reset:
+        for piece in self._pieces(served, start, min(0, fault.longer), fault):
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if fault.chunked else piece)
+        if fault.cut is not None and fault.reset:
             handler.connection.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
             )
             os.close(handler.connection.detach())
-        elif twist.cut is None and twist.chunked:
+        elif fault.cut is None and fault.chunked:
             handler.wfile.write(b"0\r\n\r\n")
 
-    def _pieces(self, served: Served, start: int, fewer: int, twist: Twist) -> Iterator[bytes]:
-        """The body from byte `start` on, as far as the twist lets it go."""
-        end = served.size + fewer if twist.cut is None else min(served.size, start + twist.cut)
-        held = start + twist.hold if twist.hold is not None else None
+    def _pieces(self, served: Served, start: int, fewer: int, fault: Fault) -> Iterator[bytes]:
+        """The body from byte `start` on, as far as the fault lets it go."""
+        end = served.size + fewer if fault.cut is None else min(served.size, start + fault.cut)
+        held = start + fault.hold if fault.hold is not None else None
         with served.open() as file:
             file.seek(start)
             while start < end:

@@ -18,16 +18,16 @@ def export(options: argparse.Namespace) -> int:
         image_size=options.image_size,
         dtype=options.dtype,
         opset=options.opset,
-        pictures=options.calibrate,
+        images=options.calibrate,
         **given,
     )
     print(report.path)
     say(
-        f"{report.dtype}, {report.size / 2**20:.1f} MiB; differs from eager float32 by at most {report.largest:.2g} of the "
-        f"output's standard deviation, {report.mean:.2g} in the mean"
+        f"{report.dtype}, {report.size / 2**20:.1f} MiB; differs from eager float32 by at most {report.max_deviation:.2g} of the "
+        f"output's standard deviation, {report.mean_deviation:.2g} in the mean"
     )
-    if report.kept is not None:
-        say(f"{report.kept:.2%} of {report.pictures} pictures keep their answer")
+    if report.agreement is not None:
+        say(f"{report.agreement:.2%} of {report.num_images} images keep their answer")
     return OK
 
 

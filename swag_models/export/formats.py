@@ -1,4 +1,4 @@
-"""A model -> a file of either format -> a function again; ONNX's quantised form.
+"""Write a model as .onnx or .pt2, load such a file, and quantise an .onnx.
 
 Axes: N batch, C channels, H W pixels.
 """
@@ -19,14 +19,15 @@ from swag_models.errors import ExportError
 from swag_models.export.metadata import Metadata
 from swag_models.models import Backbone
 
-ONE_FILE = 1_500_000_000  # bytes of weights; protobuf ends at 2 GiB, beyond which they lie in NAME.onnx.data
-INPUT = "images"
+# Bytes of weights in one .onnx. Protobuf allows 2 GiB; larger weights are stored in NAME.onnx.data.
+MAX_SINGLE_FILE_SIZE = 1_500_000_000
+INPUT_NAME = "images"
 
-Run = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> output (N, ...)
+ModelFunction = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> output (N, ...)
 
 
-class Served(nn.Module):
-    """A model as a file offers it: float32 in and out, computing in `dtype`."""
+class Float32Interface(nn.Module):
+    """A model that takes and returns float32 and computes in `dtype`."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -38,41 +39,48 @@ class Served(nn.Module):
 
 
 def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedProgram:
-    """The model as a graph with a free batch, fit for any device, without the paths of the source files."""
-    sample = torch.zeros(
-        2, model.in_chans, *model.image_size
-    )  # a batch of 1 would be taken for a constant
-    batch = (
-        {0: torch.export.Dim("batch", min=1, max=2**31 - 1)},
-    )  # without an end, torch 2.6 refuses slices
+    """Trace a model as a graph for any batch size and device.
+
+    Args:
+        model: in float32 on the CPU, in eval mode.
+        dtype: of the computation; inputs and outputs are float32.
+    """
+    # torch.export takes an axis of length 1 for a constant.
+    sample = torch.zeros(2, model.in_chans, *model.image_size)
+    # Without a maximum, torch 2.6 rejects slices.
+    batch_axis = torch.export.Dim("batch", min=1, max=2**31 - 1)
     program = torch.export.export(
-        Served(model, dtype), (sample,), dynamic_shapes=batch, strict=False
+        Float32Interface(model, dtype), (sample,), dynamic_shapes=({0: batch_axis},), strict=False
     )
     for node in list(program.graph.nodes):
-        node.meta.pop("stack_trace", None)
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # insists on the CPU
+        node.meta.pop("stack_trace", None)  # paths of this machine
+        # These nodes assert that tensors are on the CPU.
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
             program.graph.erase_node(node)
     return program
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:
-    """Write the graph as torch.export's own format."""
-    with _Sink(path, "w") as file:
+    """Write the graph in torch.export's own format."""
+    with _ErrorKeepingFile(path, "w") as file:
         torch.export.save(program, file, extra_files=metadata.to_strings())
     if file.error:
         raise file.error
 
 
-class _Sink(io.FileIO):
-    """A file that takes everything and keeps its error for later: where a write fails, torch ends the whole process."""
+class _ErrorKeepingFile(io.FileIO):
+    """A file whose `write` never fails; the first error is kept in `error`.
+
+    torch's archive writer terminates the process if a write raises.
+    """
 
     error: OSError | None = None
 
     def write(self, data: Any) -> int:
-        rest = memoryview(data)
-        while rest and not self.error:
+        remaining = memoryview(data)
+        while remaining and not self.error:
             try:
-                rest = rest[super().write(rest) :]
+                remaining = remaining[super().write(remaining) :]
             except OSError as error:
                 self.error = error
         return len(data)
@@ -85,61 +93,74 @@ def write_onnx(
     opset: int,
     calibration: Iterable[Tensor] | None,
 ) -> None:
-    """Write the graph as ONNX; as 8-bit integers if the metadata say so."""
+    """Write the graph as ONNX, quantised to 8-bit integers if `metadata.dtype` is "int8".
+
+    Args:
+        program: traced in the precision of the file, or in float32 for int8.
+        path: file to write; weights of more than 1.5 GB are stored in PATH.data.
+        metadata: stored in the file.
+        opset: of ONNX.
+        calibration: batches (N, C, H, W) to calibrate the ranges of activations on; None
+            quantises dynamically.
+
+    Raises:
+        ExportError: torch's exporter does not support the model.
+    """
     try:
-        made = torch.onnx.export(
+        exported = torch.onnx.export(
             program,
             dynamo=True,
             verbose=False,
             input_names=[metadata.input],
             output_names=[metadata.output],
             opset_version=opset,
-            dynamic_shapes=({0: "batch"},),  # names the free axis
+            dynamic_shapes=({0: "batch"},),  # names the axis in the file
         )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ExportError(
-            f"torch {torch.__version__} cannot write it as ONNX ({reason}); newer torch and onnxscript may"
+            f"torch {torch.__version__} cannot write it as ONNX ({reason}); "
+            "upgrade torch and onnxscript, or export to .pt2"
         ) from None
-    assert made is not None
-    aside = sum(tensor.nbytes for tensor in program.state_dict.values()) > ONE_FILE
+    assert exported is not None
+    weight_bytes = sum(tensor.nbytes for tensor in program.state_dict.values())
+    external_data = weight_bytes > MAX_SINGLE_FILE_SIZE
     if metadata.dtype == "int8":
-        full = path.with_name("float32.onnx")
-        made.save(full, external_data=aside)
-        _label_onnx(
-            full, {"onnx.quant.pre_process": "onnxruntime.quant"}
-        )  # what that would do, torch's exporter has done
-        _quantise(full, path, calibration)
+        float32_path = path.with_name("float32.onnx")
+        exported.save(float32_path, external_data=external_data)
+        # Marks the file as pre-processed; torch's exporter has done what that step would do.
+        _set_metadata(float32_path, {"onnx.quant.pre_process": "onnxruntime.quant"})
+        _quantise(float32_path, path, calibration)
     else:
-        made.save(path, external_data=aside)
-    _label_onnx(path, metadata.to_strings())
+        exported.save(path, external_data=external_data)
+    _set_metadata(path, metadata.to_strings())
 
 
-def _label_onnx(path: Path, strings: dict[str, str]) -> None:
-    """Put metadata in.
-
-    The exporter's own on every node, a quarter of a small file, goes; so do the shapes of what lies between, which runtimes
-    infer, and which older quantisers leave behind wrong.
-    """
+def _set_metadata(path: Path, strings: dict[str, str]) -> None:
+    """Replace the metadata of an .onnx, that of its nodes included."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
-        node.ClearField("metadata_props")
+        node.ClearField("metadata_props")  # the exporter's own: a quarter of a small file
+    # Shapes of intermediate values. Runtimes infer them, and older quantisers leave wrong ones.
     model.graph.ClearField("value_info")
     onnx.helper.set_model_props(model, strings)
     onnx.save(model, path)
 
 
 def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) -> None:
-    """8-bit weights of a range of 7, each output channel with a scale of its own.
+    """Quantise an .onnx to 8-bit integers with a scale for each output channel.
 
-    Processors without VNNI add pairs of products in 16 bits, which 8-bit weights overflow: a ViT was 21% off there (mean). The
-    file is to answer the same wherever it runs.
+    Weights use a range of 7 bits: CPUs without VNNI add pairs of products in 16 bits, which 8-bit
+    weights overflow. A ViT deviated there by 21% (mean), and a file must give the same answers on
+    all CPUs.
 
-    With pictures to calibrate on, the ranges of activations are measured and the whole network computes in integers. Without,
-    matrix products do, and scale their inputs batch by batch. On two cores with VNNI and random weights, a ViT-B/16 is twice as
-    fast as in float32 either way, but 11% off (mean) with, 2% without; a RegNetY-16GF is 2.7 times as fast with, not without.
+    With calibration, ranges of activations are measured and the whole network computes in
+    integers. Without, only matrix products do, and scale their inputs batch by batch. On two
+    cores with VNNI and random weights, a ViT-B/16 is twice as fast as in float32 either way, but
+    deviates by 11% (mean) with and 2% without; a RegNetY-16GF is 2.7 times as fast with
+    calibration, and not faster without.
     """
     from onnxruntime import quantization
 
@@ -156,7 +177,7 @@ def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) 
     quantization.quantize_static(
         source,
         target,
-        _Feed(calibration),
+        _CalibrationReader(calibration),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         reduce_range=True,
@@ -165,47 +186,56 @@ def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) 
     )
 
 
-class _Feed:
-    """Batches one by one, as onnxruntime's calibration asks for them."""
+class _CalibrationReader:
+    """Batches in the interface of onnxruntime's CalibrationDataReader."""
 
     def __init__(self, batches: Iterable[Tensor]) -> None:
         self.batches = iter(batches)
 
     def get_next(self) -> dict[str, Any] | None:
         images = next(self.batches, None)
-        return None if images is None else {INPUT: images.numpy()}
+        return None if images is None else {INPUT_NAME: images.numpy()}
 
 
-def open_file(path: Path) -> Run:
-    """A file as a function, images -> output, on the CPU."""
+def load_file(path: Path) -> ModelFunction:
+    """Load an exported file as a function on the CPU.
+
+    Raises:
+        ExportError: onnxruntime cannot run the model.
+    """
     if path.suffix == ".pt2":
-        program: Run = torch.export.load(path).module()
+        program: ModelFunction = torch.export.load(path).module()
         return program
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    quiet = onnxruntime.SessionOptions()
-    quiet.log_severity_level = 3  # errors only
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only
     try:
-        session = onnxruntime.InferenceSession(path, quiet, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except (state.Fail, state.InvalidGraph, state.NotImplemented) as error:
         reason = str(error).splitlines()[0]
         raise ExportError(
-            f"onnxruntime {onnxruntime.__version__} cannot run the model: {reason}; try another opset"
+            f"onnxruntime {onnxruntime.__version__} cannot run the model: {reason}; "
+            "try another opset"
         ) from None
-    return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
+    return lambda images: torch.from_numpy(session.run(None, {INPUT_NAME: images.numpy()})[0])
 
 
-def move_file(made: Path, path: Path) -> int:
-    """Give the checked file its final name, external data first; the bytes of both."""
-    data, final_data = (each.with_name(f"{each.name}.data") for each in (made, path))
-    size = made.stat().st_size
-    if data.exists():
-        size += data.stat().st_size
-        os.replace(data, final_data)
-        os.replace(made, path)
+def move_into_place(temporary: Path, path: Path) -> int:
+    """Give a verified file its final name.
+
+    Returns:
+        Size in bytes, external data included.
+    """
+    temporary_data, data = (file.with_name(f"{file.name}.data") for file in (temporary, path))
+    size = temporary.stat().st_size
+    if temporary_data.exists():
+        size += temporary_data.stat().st_size
+        os.replace(temporary_data, data)  # first: the .onnx cannot be loaded without
+        os.replace(temporary, path)
     else:
-        os.replace(made, path)
+        os.replace(temporary, path)
         if path.suffix == ".onnx":
-            final_data.unlink(missing_ok=True)  # of the file that was replaced
+            data.unlink(missing_ok=True)  # of the file that was replaced
     return size

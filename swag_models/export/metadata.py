@@ -1,4 +1,4 @@
-"""What an exported file says of itself: the same strings in ONNX's metadata_props and torch.export's extra files."""
+"""Metadata of an exported file, in ONNX's metadata_props or torch.export's extra files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,28 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from swag_models.errors import ConfigError, ExportError
+from swag_models.runtime import import_extra
 from swag_models.spec import Preprocess, decode_fields
 
 SUFFIXES = (".onnx", ".pt2")
+ONNX_EXTRA = "swag-models[export]"
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a file says of itself; `input` and `output` are the names of its tensors, `classes` None where none are known."""
+    """What an exported file states about itself.
+
+    Attributes:
+        name: of the model.
+        license: of the weights.
+        license_url: of the licence's text.
+        library: name and version that wrote the file.
+        dtype: of the computation; input and output are float32.
+        input: name of the input tensor.
+        output: name of the output tensor, "logits" or "features".
+        preprocess: from image to input.
+        classes: names in the order of the logits, None if unknown.
+    """
 
     name: str
     license: str
@@ -30,7 +44,7 @@ class Metadata:
     classes: tuple[str, ...] | None
 
     def to_strings(self) -> dict[str, str]:
-        """One string a field, JSON where it has parts: ONNX's metadata_props, torch.export's extra_files."""
+        """One string per field; `preprocess` and `classes` as JSON."""
         return {
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in asdict(self).items()
@@ -38,59 +52,54 @@ class Metadata:
 
     @classmethod
     def from_strings(cls, strings: dict[str, str]) -> Metadata:
-        """The inverse of `to_strings`; ValueError if they were not made by it."""
+        """The inverse of `to_strings`.
+
+        Raises:
+            ValueError: a field is missing or invalid.
+        """
         if missing := [field.name for field in fields(cls) if field.name not in strings]:
-            raise ValueError(f"it says nothing of {', '.join(missing)}")
+            raise ValueError(f"it lacks {', '.join(missing)}")
         values: dict[str, Any] = {field.name: strings[field.name] for field in fields(cls)}
-        return decode_fields(
-            cls,
-            {**values, **{name: json.loads(values[name]) for name in ("preprocess", "classes")}},
-            "",
-        )
+        values |= {name: json.loads(values[name]) for name in ("preprocess", "classes")}
+        return decode_fields(cls, values, "")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
-    """What a file of `export_model` says of itself, without its weights; ExportError if it is no such file."""
+    """Read the metadata of a file that `export_model` wrote, without its weights.
+
+    Raises:
+        ExportError: the file cannot be read, or is not such a file.
+    """
     path = Path(path)
     check_suffix(path)
     try:
-        return Metadata.from_strings(_read_zip(path) if path.suffix == ".pt2" else _read_onnx(path))
+        return Metadata.from_strings(_read_pt2(path) if path.suffix == ".pt2" else _read_onnx(path))
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error}") from None
     except (ValueError, zipfile.BadZipFile) as error:
-        raise ExportError(f"{path} is broken, or not from swag-models export: {error}") from None
+        raise ExportError(f"{path} is damaged, or not from swag-models export: {error}") from None
 
 
 def check_suffix(path: Path) -> None:
+    """Raise ConfigError unless the suffix is that of a known format."""
     if path.suffix not in SUFFIXES:
         raise ConfigError(
-            f"{path} has no format that is known; end the name in {' or '.join(SUFFIXES)}"
+            f"invalid suffix {path.suffix!r} of {path}: allowed: {', '.join(SUFFIXES)}"
         )
 
 
-def import_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f".onnx needs {error.name}: pip install 'swag-models[export]'") from None
-
-
-def _read_zip(path: Path) -> dict[str, str]:
-    """The extra files of a .pt2."""
+def _read_pt2(path: Path) -> dict[str, str]:
+    """The extra files of a .pt2, which is a zip archive."""
     with zipfile.ZipFile(path) as archive:
-        names = [PurePosixPath(name) for name in archive.namelist()]
-        extra = [
-            name for name in names if name.parent.name in ("extra", "extra_files")
-        ]  # the latter before torch 2.8
+        members = [PurePosixPath(name) for name in archive.namelist()]
+        # The folder is `extra_files` before torch 2.8, `extra` since.
+        extra = [name for name in members if name.parent.name in ("extra", "extra_files")]
         return {name.name: archive.read(str(name)).decode() for name in extra}
 
 
 def _read_onnx(path: Path) -> dict[str, str]:
-    """The metadata of an .onnx."""
-    import_onnx()
-    import onnx
+    """The metadata_props of an .onnx."""
+    onnx = import_extra("onnx", ONNX_EXTRA, ".onnx")
     from google.protobuf.message import DecodeError
 
     try:

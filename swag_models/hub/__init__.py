@@ -1,1 +1,4 @@
-"""Weight files from URLs, the Hugging Face Hub and local folders: fetched, verified and cached. Imports no torch."""
+"""Weight files from URLs, the Hugging Face Hub and local folders, verified and cached.
+
+Imports no torch.
+"""

@@ -1,4 +1,4 @@
-"""Where files are kept, and what is known of each: one small record per source, the pin of those without published hash."""
+"""The cache folder and its records: which file a source gave, and the SHA-256 it had."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from swag_models.atomic import atomic_write
+from swag_models.atomic import write_json
 from swag_models.spec import Source
 
 logger = logging.getLogger("swag_models")
@@ -21,7 +21,15 @@ logger = logging.getLogger("swag_models")
 
 @dataclass(frozen=True)
 class CacheRecord:
-    """What is known of the file a source gave; its size and time tell cheaply whether it is still the file verified."""
+    """A verified file that a source gave.
+
+    Attributes:
+        url: of the source.
+        path: of the file.
+        sha256: of the file, 64 hex digits.
+        size: of the file, in bytes.
+        mtime_ns: modification time of the file, in nanoseconds since the epoch.
+    """
 
     url: str
     path: str
@@ -31,9 +39,9 @@ class CacheRecord:
 
 
 def cache_folder() -> Path:
-    """SWAG_MODELS_CACHE, else `swag_models` in the platform's cache folder."""
-    if chosen := os.environ.get("SWAG_MODELS_CACHE"):
-        return Path(chosen).expanduser().absolute()
+    """SWAG_MODELS_CACHE, or `swag_models` in the platform's cache folder."""
+    if folder := os.environ.get("SWAG_MODELS_CACHE"):
+        return Path(folder).expanduser().absolute()
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
     elif sys.platform == "darwin":
@@ -44,36 +52,46 @@ def cache_folder() -> Path:
 
 
 def xdg_cache() -> Path:
+    """The user's cache folder by the XDG Base Directory Specification."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
 
 
 def is_unchanged(record: CacheRecord, source: Source) -> bool:
     """Whether the recorded file is still the one that was verified, judged by size and time."""
+    # Hashing 2.5 GB on every load would take seconds; `swag-models verify` hashes again.
     try:
         status = os.stat(record.path)
     except OSError:
         return False
-    same = (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns)
-    return same and record.sha256.startswith(source.sha256 or "")
+    same_file = (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns)
+    return same_file and record.sha256.startswith(source.sha256 or "")
 
 
 def read_record(source: Source) -> CacheRecord | None:
+    """The record of a source; None if it is missing or damaged."""
     try:
-        return CacheRecord(**json.loads(record_path(source).read_text()))
+        return CacheRecord(**json.loads(record_path(source).read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def remember(source: Source, path: Path, digest: str, new_pin: bool) -> None:
-    """CacheRecord a verified file; a cache that cannot be written only means that the file is hashed again next time."""
+def write_record(source: Source, path: Path, digest: str, *, pin: bool) -> None:
+    """Record a verified file.
+
+    Args:
+        source: where the file came from.
+        path: the file.
+        digest: its SHA-256.
+        pin: the source has no published hash, so this one is expected from now on; logged.
+    """
     status = path.stat()
     record = CacheRecord(source.url, str(path), digest, status.st_size, status.st_mtime_ns)
     target = record_path(source)
+    # In a cache that cannot be written, the file is only hashed again at the next load.
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(target, unique=True) as temporary:
-            temporary.write_text(json.dumps(asdict(record), indent=2))
-        if new_pin:
+        write_json(target, asdict(record), unique=True)
+        if pin:
             logger.warning(
                 "%s has no published hash: SHA-256 %s is pinned from now on in %s",
                 source.url,
@@ -83,11 +101,11 @@ def remember(source: Source, path: Path, digest: str, new_pin: bool) -> None:
 
 
 def record_path(source: Source) -> Path:
+    """The record's path in the cache folder, named after the source's host and path."""
     parts = urlsplit(source.url)
     query = f"-{hashlib.sha256(parts.query.encode()).hexdigest()[:16]}" if parts.query else ""
     names = [parts.netloc or parts.scheme, *PurePosixPath(unquote(parts.path)).parts]
-    safe = [
-        re.sub(r"[:\\]", "_", name) for name in names if name not in ("/", "..")
-    ]  # on Windows these part paths too
-    path = cache_folder().joinpath("records", *safe)
+    # ":" and "\" separate parts of a path on Windows; ".." would leave the cache folder.
+    safe_names = [re.sub(r"[:\\]", "_", name) for name in names if name not in ("/", "..")]
+    path = cache_folder().joinpath("records", *safe_names)
     return path.with_name(f"{path.name}{query}.json")

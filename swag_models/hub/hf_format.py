@@ -1,10 +1,14 @@
-"""What a published model looks like on disk: its files, and its spec as config.json. Imports no torch.
+"""The files of a published model, and config.json <-> spec. Imports no torch.
 
-config.json        the spec under `swag_models`, its source relative; beside it what timm reads, where timm has the architecture
-model.safetensors  the weights in timm's names, which are ours; or, above a size,
-model-0000i-of-0000n.safetensors and model.safetensors.index.json, which names the file of each tensor and the files' SHA-256
+config.json        the spec under `swag_models`, and the entries that timm reads
+model.safetensors  the weights in timm's parameter names, which are ours; large models instead have
+                   model-0000i-of-0000n.safetensors and model.safetensors.index.json, which states
+                   the file of each tensor and the SHA-256 of each file
 README.md          the model card
-recipe.json        how it was trained, and vocabulary.parquet, its hashtags; of a model that the recipe made
+recipe.json, vocabulary.parquet
+                   how a model of the recipe was trained, and its hashtags
+
+In hub/ and not in publish/, because api, fetch and checkpoint read these files.
 """
 
 from __future__ import annotations
@@ -23,19 +27,24 @@ from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 RECIPE_FILE, VOCABULARY_FILE = "recipe.json", "vocabulary.parquet"
-SPEC_KEY = "swag_models"
+SPEC_KEY = "swag_models"  # of the spec in config.json
+# A plain file name: an index from the network must not name a path, a URL or another format.
 SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-REMOVABLE_FILE = re.compile(  # what an earlier version may have left
-    rf"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|{re.escape(RECIPE_FILE)}|{re.escape(VOCABULARY_FILE)}"
+# Files of an earlier version, deleted if the new version does not replace them.
+REMOVABLE_FILE = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    rf"|{re.escape(RECIPE_FILE)}|{re.escape(VOCABULARY_FILE)}"
 )
 
+# Architecture names of timm by width. timm takes all other numbers from `model_args`.
 TIMM_VITS = {
     768: "vit_base_patch16_224",
     1024: "vit_large_patch16_224",
     1280: "vit_huge_patch14_224",
-}  # by width, for the name
-TIMM_REGNETS = {  # RegNetY as Radosavovic et al. (arXiv 2003.13678) and SWAG give them, under timm's names
+}
+# RegNetY configurations of Radosavovic et al. (arXiv 2003.13678) and SWAG, with timm's names.
+TIMM_REGNETS = {
     RegNetConfig(depth=13, w_0=24, w_a=36.44, w_m=2.49, group_width=8): "regnety_002",
     RegNetConfig(depth=16, w_0=48, w_a=27.89, w_m=2.09, group_width=8): "regnety_004",
     RegNetConfig(depth=15, w_0=48, w_a=32.54, w_m=2.32, group_width=16): "regnety_006",
@@ -51,21 +60,38 @@ TIMM_REGNETS = {  # RegNetY as Radosavovic et al. (arXiv 2003.13678) and SWAG gi
 
 @dataclass(frozen=True)
 class Index:
-    """Which file of a sharded model holds each tensor, and the SHA-256 of each file, None where it is not stated."""
+    """The index of a sharded model.
+
+    Attributes:
+        tensors: file name of each tensor.
+        shards: SHA-256 of each file, None where the index does not state it.
+    """
 
     tensors: Mapping[str, str]
     shards: Mapping[str, str | None]
 
 
 def make_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
-    """config.json for a spec whose one source is a file beside it."""
+    """The contents of config.json.
+
+    Args:
+        spec: of the model; its one source is WEIGHTS_FILE or INDEX_FILE.
+        dtype: of the weights, for example "float32".
+    """
     return {**_describe_for_timm(spec), "dtype": dtype, SPEC_KEY: spec.to_dict()}
 
 
-def read_config(path: Path, place: str) -> ModelSpec:
-    """The spec in a config.json, its source completed with the `place` its folder has: file:///..., or hf://org/repo@commit.
+def read_config(path: Path, base_url: str) -> ModelSpec:
+    """Read the spec in a config.json.
 
-    ConfigError if it is not a model of this library, or names anything but a file of weights beside it.
+    Args:
+        path: of the file.
+        base_url: URL of its folder, file:///... or hf://org/repo@commit; put in front of the
+            source's file name.
+
+    Raises:
+        ConfigError: the file describes no model of this library, or its source is anything but a
+            weight file beside it with its SHA-256.
     """
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -75,7 +101,8 @@ def read_config(path: Path, place: str) -> ModelSpec:
         ) from None
     if not isinstance(config, dict) or SPEC_KEY not in config:
         raise ConfigError(
-            f"{path} describes no model of this library (it has no {SPEC_KEY!r}); publish.save writes such a file"
+            f"{path} does not describe a model of this library: it has no {SPEC_KEY!r}; "
+            "publish.save writes such a file"
         )
     try:
         spec = ModelSpec.from_dict(config[SPEC_KEY])
@@ -84,91 +111,97 @@ def read_config(path: Path, place: str) -> ModelSpec:
             f"{path}: {error}; a newer version of this library may have written it"
         ) from None
     names = [source.url for source in spec.sources]
-    classes = spec.classes if isinstance(spec.classes, tuple) else ()
+    # Anything else could make a folder or repository read files elsewhere on this machine.
     if names not in ([WEIGHTS_FILE], [INDEX_FILE]):
         raise ConfigError(
-            f"{path}: the sources are {', '.join(names) or 'missing'}; expected {WEIGHTS_FILE} or {INDEX_FILE} alone"
+            f"{path}: invalid sources {', '.join(names) or 'none'}; "
+            f"expected {WEIGHTS_FILE} or {INDEX_FILE} alone"
         )
     if not re.fullmatch("[0-9a-f]{64}", spec.sources[0].sha256 or ""):
         raise ConfigError(
-            f"{path}: the SHA-256 of {names[0]} is {spec.sources[0].sha256!r}; expected 64 hex digits"
+            f"{path}: invalid SHA-256 {spec.sources[0].sha256!r} of {names[0]}; "
+            "expected 64 hex digits"
         )
+    classes = spec.classes if isinstance(spec.classes, tuple) else ()
     if classes and len(classes) != spec.num_classes:
         raise ConfigError(
             f"{path} has {len(classes)} class names for {spec.num_classes or 'no'} classes"
         )
     check_texts(spec, str(path))
-    return replace(
-        spec, sources=tuple(replace(source, url=f"{place}/{source.url}") for source in spec.sources)
-    )
+    sources = [replace(source, url=f"{base_url}/{source.url}") for source in spec.sources]
+    return replace(spec, sources=tuple(sources))
 
 
 def check_texts(spec: ModelSpec, origin: str) -> None:
-    """ConfigError if a text that is going to be shown could act on the terminal instead."""
-    names = spec.classes if isinstance(spec.classes, tuple) else ()
-    texts = (
-        spec.name,
-        spec.arch,
-        spec.variant,
-        spec.description,
-        spec.license,
-        spec.license_url,
-        *names,
-    )
-    if strange := next((text for text in texts if CONTROL_CHARACTERS.search(text)), None):
-        raise ConfigError(
-            f"{origin}: {strange!r} holds control characters; texts must be of one line"
-        )
+    """Raise ConfigError if a text of the spec has control characters.
+
+    Such texts are printed, and could send escape sequences to the terminal.
+
+    Args:
+        spec: to check.
+        origin: file or model that it belongs to; the subject of the message.
+    """
+    class_names = spec.classes if isinstance(spec.classes, tuple) else ()
+    texts = [spec.name, spec.arch, spec.variant, spec.description, spec.license, spec.license_url]
+    for text in (*texts, *class_names):
+        if CONTROL_CHARACTERS.search(text):
+            raise ConfigError(
+                f"{origin}: {text!r} has control characters; give printable text of one line"
+            )
 
 
 def read_folder(folder: Path) -> ModelSpec:
-    """The spec of a published model in a folder, its source the file there; ConfigError if there is none."""
+    """The spec of a published model in a folder; its source is the file there.
+
+    Raises:
+        ConfigError: the folder has no config.json, or one that `read_config` rejects.
+    """
     path = folder.absolute() / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(
-            f"{folder} is no published model: it has no {CONFIG_FILE}; to load a bare weight file pass weights="
+            f"{folder} is not a published model: it has no {CONFIG_FILE}; "
+            "to load a bare weight file pass weights="
         )
     return read_config(path, path.parent.as_uri())
 
 
 def read_index(path: Path) -> Index:
-    """The index of a sharded model; CheckpointError unless it names plain files beside it, each tensor once."""
+    """Read the index of a sharded model.
+
+    Raises:
+        CheckpointError: the file is not such an index, names a tensor twice, or names anything
+            but .safetensors files beside it.
+    """
     try:
-        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_refuse_repeats)
+        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_reject_duplicates)
         tensors, hashes = data["weight_map"], data.get("metadata", {}).get("sha256", {})
-        strange = sorted(
-            {
-                str(name)
-                for name in tensors.values()
-                if not (type(name) is str and SHARD_NAME.fullmatch(name))
-            }
-        )
-        shards = (
-            {name: hashes.get(name) for name in sorted(set(tensors.values()))}
-            if not strange
-            else {}
-        )
+        names = list(tensors.values())
+        invalid = sorted(str(name) for name in names if not _is_shard_name(name))
+        shards = {} if invalid else {name: hashes.get(name) for name in sorted(set(names))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path} is no index of a sharded model: {reason}") from None
-    if (
-        strange
-        or not shards
-        or not all(type(each) is str or each is None for each in shards.values())
-    ):
-        found = f": {strange[0]!r} is none" if strange else ""
+        raise CheckpointError(f"{path} is not an index of a sharded model: {reason}") from None
+    if not shards or not all(digest is None or type(digest) is str for digest in shards.values()):
+        example = f" {invalid[0]!r}" if invalid else ""
         raise CheckpointError(
-            f"{path} was refused: an index names .safetensors files beside it and their SHA-256{found}"
+            f"{path}: invalid file{example}; an index names .safetensors files beside it, "
+            "and their SHA-256 as text"
         )
     return Index(tensors, shards)
 
 
-def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _is_shard_name(name: object) -> bool:
+    return type(name) is str and SHARD_NAME.fullmatch(name) is not None
+
+
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError if it has a key twice, of which Python would keep the last."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)} twice")
-    return made
+        duplicate = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{duplicate} occurs twice")
+    return values
 
 
 def is_known_to_timm(spec: ModelSpec) -> bool:
@@ -177,51 +210,60 @@ def is_known_to_timm(spec: ModelSpec) -> bool:
 
 
 def _describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
-    """The entries of config.json that timm reads; without `architecture` where it has none such."""
-    config, pre = spec.config, spec.preprocess
-    args: dict[str, Any] = {} if spec.in_chans == 3 else {"in_chans": spec.in_chans}
-    pool = spec.global_pool or "avg"
-    if isinstance(config, ViTConfig):
-        architecture, first_conv, classifier = (
-            TIMM_VITS.get(config.width, TIMM_VITS[768]),
-            "patch_embed.proj",
-            "head",
-        )
+    """The entries of config.json that timm reads.
+
+    Format: `timm/models/_hub.py`, `save_config_for_hf`. Without `architecture` if timm has none.
+    """
+    preprocess, num_classes = spec.preprocess, spec.num_classes or 0
+    model_args: dict[str, Any] = {} if spec.in_chans == 3 else {"in_chans": spec.in_chans}
+    if isinstance(spec.config, ViTConfig):
+        architecture = TIMM_VITS.get(spec.config.width, TIMM_VITS[768])
+        first_conv, classifier, num_features = "patch_embed.proj", "head", spec.config.width
         pool = spec.global_pool or "token"
-        ratio = config.mlp_width / config.width
-        args |= {
-            "img_size": list(pre.size),
-            "patch_size": config.patch_size,
-            "embed_dim": config.width,
-            "depth": config.depth,
-            "num_heads": config.num_heads,
-            "mlp_ratio": ratio
-            if int(config.width * ratio) == config.mlp_width
-            else math.nextafter(ratio, math.inf),
-        }
-        args |= (
-            {"global_pool": pool, "fc_norm": False} if pool == "avg" else {}
-        )  # timm would move the norm behind the pool
-        width = config.width
+        model_args |= _make_vit_args(spec.config, preprocess.size)
+        if pool == "avg":  # by default timm would then move the norm behind the pooling
+            model_args |= {"global_pool": pool, "fc_norm": False}
     else:
-        architecture, first_conv, classifier = TIMM_REGNETS.get(config, ""), "stem.conv", "head.fc"
-        width = config.stages[-1][0]
-    pretrained: dict[str, Any] = {
-        "input_size": [spec.in_chans, *pre.size],
-        "fixed_input_size": isinstance(config, ViTConfig),
-        "interpolation": pre.interpolation,
+        architecture = TIMM_REGNETS.get(spec.config, "")
+        first_conv, classifier = "stem.conv", "head.fc"
+        num_features = spec.config.stages[-1][0]
+        pool = spec.global_pool or "avg"
+    pretrained_cfg: dict[str, Any] = {
+        "input_size": [spec.in_chans, *preprocess.size],
+        "fixed_input_size": isinstance(spec.config, ViTConfig),
+        "interpolation": preprocess.interpolation,
         "crop_pct": 1.0,
         "crop_mode": "center",
-        "mean": list(pre.mean),
-        "std": list(pre.std),
-        "num_classes": spec.num_classes or 0,
+        "mean": list(preprocess.mean),
+        "std": list(preprocess.std),
+        "num_classes": num_classes,
         "pool_size": None,
         "first_conv": first_conv,
         "classifier": classifier,
         "license": spec.license,
     }
     if isinstance(spec.classes, tuple):
-        pretrained["label_names"] = list(spec.classes)
-    facts = {"num_classes": spec.num_classes or 0, "num_features": width, "global_pool": pool}
-    named = {"architecture": architecture} if architecture else {}
-    return {**named, **facts, "model_args": args, "pretrained_cfg": pretrained}
+        pretrained_cfg["label_names"] = list(spec.classes)
+    return {
+        **({"architecture": architecture} if architecture else {}),
+        "num_classes": num_classes,
+        "num_features": num_features,
+        "global_pool": pool,
+        "model_args": model_args,
+        "pretrained_cfg": pretrained_cfg,
+    }
+
+
+def _make_vit_args(config: ViTConfig, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Arguments of timm's VisionTransformer."""
+    ratio = config.mlp_width / config.width
+    if int(config.width * ratio) != config.mlp_width:  # timm truncates the product
+        ratio = math.nextafter(ratio, math.inf)
+    return {
+        "img_size": list(image_size),
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+        "mlp_ratio": ratio,
+    }

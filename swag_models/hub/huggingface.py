@@ -1,6 +1,7 @@
-"""The Hugging Face Hub through its own client: names and URLs, one file brought here, errors made readable. Imports no torch.
+"""The Hugging Face Hub through its own client: names, URLs, downloads and readable errors.
 
-The client is imported inside functions, as it takes longer than everything else here together.
+Imports no torch. The client is imported inside functions, because importing it takes longer than
+the rest of `swag_models.hub` together.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from urllib.parse import quote, unquote
 from swag_models.errors import ConfigError, FetchError, SwagModelsError
 from swag_models.spec import Progress
 
-PREFIX = "hf-hub:"
+PREFIX = "hf-hub:"  # timm's prefix for a model on the Hub
 NAME = re.compile(r"([^@]+)(?:@(\w[\w./+-]*))?")
-IN_REPO = "letters, digits and . _ -, at most 96, none of . and - at an end, no .. -- or .git"
+# The rules of huggingface_hub's `validate_repo_id`, for messages.
+REPO_RULES = (
+    "letters, digits and . _ -, at most 96 characters; no . or - at an end, no .. or --, no .git"
+)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-LOG_IN = "set HF_TOKEN, or run: hf auth login"
+LOGIN_HINT = "set HF_TOKEN, or run: hf auth login"
 
 
 class UnreachableError(FetchError):
-    """The Hub gives no answer, or none for now."""
+    """The Hub does not answer, or asks to try later."""
 
 
 def is_repo(text: str) -> bool:
-    """Whether it reads org/repo, in characters that the Hub allows."""
+    """Whether `text` is org/repo in characters that the Hub allows."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -39,11 +43,19 @@ def is_repo(text: str) -> bool:
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """hf-hub:org/repo[@revision] -> (org/repo, revision), `main` by default; ConfigError if it is not of this form."""
+    """Split hf-hub:org/repo[@revision].
+
+    Returns:
+        (org/repo, revision); the revision is `main` by default.
+
+    Raises:
+        ConfigError: the name has another form.
+    """
     match = NAME.fullmatch(name.removeprefix(PREFIX))
     if match is None or not is_repo(match[1]) or ".." in name:
         raise ConfigError(
-            f"{name!r} names no repository; write {PREFIX}org/repo or {PREFIX}org/repo@revision, in {IN_REPO}"
+            f"invalid repository name {name!r}: write {PREFIX}org/repo or "
+            f"{PREFIX}org/repo@revision; allowed in org/repo: {REPO_RULES}"
         )
     return match[1], match[2] or "main"
 
@@ -54,14 +66,17 @@ def make_url(repo: str, revision: str, file: str) -> str:
 
 
 def parse_url(url: str) -> tuple[str, str, str]:
-    """hf://org/repo[@revision]/file -> (org/repo, revision, file)."""
+    """Split hf://org/repo[@revision]/file into (org/repo, revision, file)."""
     org, repo, file = url.removeprefix("hf://").split("/", 2)
     repo, _, revision = repo.partition("@")
     return f"{org}/{repo}", unquote(revision) or "main", file
 
 
 def find_cached(repo: str, revision: str, file: str) -> Path | None:
-    """A file in the client's cache, in the version that `revision` last stood for; asks no network."""
+    """A file in the client's cache, at the commit that `revision` last pointed to.
+
+    Sends no request.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     with readable_errors(repo):
@@ -70,20 +85,25 @@ def find_cached(repo: str, revision: str, file: str) -> Path | None:
 
 
 def find_commit(repo: str, revision: str, file: str) -> str:
-    """The commit that a branch or tag stands for now; one request. FetchError if it or `file` in it does not exist."""
+    """The commit that a branch or tag points to now; sends one request.
+
+    Raises:
+        FetchError: the repository, the revision or `file` in it does not exist.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     with readable_errors(repo):
         commit = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).commit_hash
     if not COMMIT.fullmatch(commit or ""):
         raise FetchError(
-            f"what answers for {repo} is no Hugging Face Hub: it names no commit; check HF_ENDPOINT"
+            f"the server that answers for {repo} is not a Hugging Face Hub: it states no commit; "
+            "check HF_ENDPOINT"
         )
     return str(commit)
 
 
 def download_file(repo: str, revision: str, file: str, progress: Progress) -> Path:
-    """A file brought into the client's cache; its folder is named after the commit."""
+    """Download a file into the client's cache; its folder is named after the commit."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
@@ -92,6 +112,7 @@ def download_file(repo: str, revision: str, file: str, progress: Progress) -> Pa
     )
 
     bar: dict[str, Any] = {"tqdm_class": progress} if isinstance(progress, type) else {}
+    # The client has no argument for this, only a switch for the whole process.
     silence = not progress and not are_progress_bars_disabled()
     try:
         if silence:
@@ -105,33 +126,37 @@ def download_file(repo: str, revision: str, file: str, progress: Progress) -> Pa
 
 @contextlib.contextmanager
 def readable_errors(repo: str) -> Iterator[None]:
-    """FetchError in one line for whatever the client raises."""
+    """Turn whatever the client raises in the `with` block into a FetchError of one line.
+
+    Raises:
+        UnreachableError: the Hub does not answer, or asks to try later.
+        FetchError: any other error of the client.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
-    transport_error: type[BaseException] = HfHubHTTPError.__bases__[
-        0
-    ]  # of httpx or httpx2, as the client's version has it
+    # HTTPError of httpx or httpx2, whichever the installed client uses.
+    transport_error: type[BaseException] = HfHubHTTPError.__bases__[0]
     try:
         yield
-    except SwagModelsError:  # our own, and some are OSErrors
+    except SwagModelsError:  # must come first: some of ours are OSErrors
         raise
     except (OSError, ValueError, RuntimeError, transport_error) as error:
-        chain = [error]
-        while cause := chain[-1].__cause__:
-            chain.append(cause)
-        answer = next((each for each in chain if isinstance(each, HfHubHTTPError)), None)
-        if answer is not None:
-            raise _explain(answer, repo) from None
-        reason = str(chain[-1]).strip().split("\n")[0] or type(chain[-1]).__name__
-        if any(
-            isinstance(each, (ConnectionError, TimeoutError, transport_error)) for each in chain
-        ):
+        # The client wraps the error that explains the failure, for example in LocalEntryNotFound.
+        causes = [error]
+        while cause := causes[-1].__cause__:
+            causes.append(cause)
+        response = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+        if response is not None:
+            raise _explain(response, repo) from None
+        reason = str(causes[-1]).strip().split("\n")[0] or type(causes[-1]).__name__
+        unreachable = (ConnectionError, TimeoutError, transport_error)
+        if any(isinstance(cause, unreachable) for cause in causes):
             raise UnreachableError(f"the Hub cannot be reached ({reason})") from None
         raise FetchError(reason) from None
 
 
 def _explain(error: BaseException, repo: str) -> FetchError:
-    """What an answer of the Hub means, and what to do."""
+    """The error for an HTTP status of the Hub, with the fix."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -141,24 +166,27 @@ def _explain(error: BaseException, repo: str) -> FetchError:
 
     response = error.response  # type: ignore[attr-defined]
     status = f"HTTP {response.status_code}"
-    said = str(getattr(error, "server_message", None) or response.reason_phrase).split("\n")[0]
+    message = getattr(error, "server_message", None) or response.reason_phrase
+    reason = str(message).split("\n")[0]
     match error:
         case GatedRepoError():
             return FetchError(
-                f"{repo} is gated ({status}): accept its terms on its page, then {LOG_IN}"
+                f"{repo} is gated ({status}): accept its terms on its page, then {LOGIN_HINT}"
             )
-        case RepositoryNotFoundError():
+        case RepositoryNotFoundError():  # the Hub answers the same for a private one
             return FetchError(
-                f"{repo} does not exist on the Hub, or is private ({status}): check the name, and {LOG_IN}"
+                f"{repo} does not exist on the Hub, or is private ({status}): "
+                f"check the name, and {LOGIN_HINT}"
             )
         case RevisionNotFoundError():
             return FetchError(f"{repo} has no such branch, tag or commit ({status})")
         case EntryNotFoundError():
             return FetchError(f"{repo} has no such file ({status})")
     if response.status_code == 429 or response.status_code >= 500:
-        return UnreachableError(f"the Hub refuses for now ({status}: {said})")
+        return UnreachableError(f"the Hub is unavailable at the moment ({status}: {reason})")
     if response.status_code in (401, 403):
         return FetchError(
-            f"no permission for {repo} ({status}: {said}); {LOG_IN}, with a token that may"
+            f"no permission for {repo} ({status}: {reason}); "
+            f"{LOGIN_HINT}, with a token that has access"
         )
-    return FetchError(f"the Hub refuses ({status}: {said})")
+    return FetchError(f"the Hub rejected the request ({status}: {reason})")

@@ -1,10 +1,13 @@
-"""What can be said of a model that is to be published: where it came from, what it is now, and what no longer holds."""
+"""The spec and the state dict of a model about to be published.
+
+Metadata of the original model that may no longer apply is dropped.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,110 +16,137 @@ from torch.utils.flop_counter import FlopCounterMode
 from swag_models.errors import ConfigError
 from swag_models.hub.hf_format import check_texts
 from swag_models.models import Backbone, build
-from swag_models.spec import UNKNOWN, Metrics, ModelSpec
+from swag_models.spec import UNKNOWN, ImageSize, Metrics, ModelSpec
 
-UNWRAP = (
-    "give the model that load_model returned: of one from torch.compile its _orig_mod, of a PEFT one merge_and_unload(), "
-    "of a DistributedDataParallel one its module"
+UNWRAP_HINT = (
+    "pass the model that load_model returned: for a compiled model its _orig_mod, "
+    "for a PEFT model merge_and_unload(), for DistributedDataParallel its module"
 )
 
 logger = logging.getLogger("swag_models")
 
 
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model.
+
+    Attributes:
+        spec: of the model as it is now, without sources.
+        origin: of the model that it was made from.
+    """
+
+    spec: ModelSpec
+    origin: ModelSpec
+
+
 def describe_model(
     model: nn.Module,
+    *,
     name: str,
-    description: str | None,
-    classes: str | Sequence[str] | None,
-    synsets: Sequence[str] | None,
-    metrics: Metrics | None,
-    license: str | None,
-    license_url: str | None,
-) -> tuple[ModelSpec, ModelSpec]:
-    """(the spec of the model as it is now, without sources; that of the model it was made from).
+    description: str | None = None,
+    classes: str | Sequence[str] | None = None,
+    synsets: Sequence[str] | None = None,
+    metrics: Metrics | None = None,
+    license: str | None = None,
+    license_url: str | None = None,
+) -> ModelInfo:
+    """Describe a model as it is now; logs a warning for a missing licence or class names.
 
-    Nothing is taken over that may have ceased to hold; a notice says what is missing. ConfigError if the model is none of ours,
-    or what was said of it does not fit it.
+    Args:
+        model: a model that `load_model` returned, possibly changed.
+        name, description, classes, synsets, metrics, license, license_url: as for `save`.
+
+    Raises:
+        ConfigError: the model is not one of this library, or an argument does not fit it.
     """
     if not isinstance(model, Backbone):
-        raise ConfigError(f"cannot publish a {type(model).__name__}; {UNWRAP}")
+        raise ConfigError(f"cannot publish a {type(model).__name__}; {UNWRAP_HINT}")
     origin = model.spec
     if origin is None:
         raise ConfigError(
-            "this model does not say where it came from; make it with load_model, or set its attribute spec"
+            "cannot publish a model of unknown origin: make it with load_model, "
+            "or set its attribute spec"
         )
     if description is None:
-        known = origin.description.startswith("derived from ")
-        description = (
-            origin.description if known else f"derived from {origin.name}: {origin.description}"
-        )
-    height, width = model.image_size
-    size = (
-        origin.image_size
-        if origin.preprocess.size == (height, width)
-        else height
-        if height == width
-        else (height, width)
-    )
-    if license is None:
-        license, license_url = origin.license, license_url or origin.license_url
-        if license == UNKNOWN:
-            logger.warning(
-                '%s: no licence is known for these weights; say which with license="..."', name
-            )
-    elif license != origin.license and origin.license != UNKNOWN:
-        terms = (
-            f"{origin.license.upper()}{f' ({origin.license_url})' if origin.license_url else ''}"
-        )
-        logger.warning(
-            "%s: the weights derive from %s, licensed %s, whose terms go on to hold",
-            name,
-            origin.name,
-            terms,
-        )
+        # "derived from" once, also if a derived model is saved again.
+        description = origin.description
+        if not description.startswith("derived from "):
+            description = f"derived from {origin.name}: {description}"
+    license, license_url = _choose_license(license, license_url, origin, name)
+    num_classes = model.num_classes or None
     spec = replace(
         origin,
         name=name,
         variant="published",
         description=" ".join(description.split()),
-        preprocess=replace(origin.preprocess, image_size=size),
-        num_classes=model.num_classes or None,
-        classes=_choose_classes(model.num_classes or None, classes, origin, name),
-        synsets=_choose_synsets(
-            model.num_classes or None, synsets, origin if classes is None else None
-        ),
+        preprocess=replace(origin.preprocess, image_size=_find_image_size(model, origin)),
+        num_classes=num_classes,
+        classes=_choose_classes(num_classes, classes, origin, name),
+        # With other class names the synsets of the origin no longer apply.
+        synsets=_choose_synsets(num_classes, synsets, origin if classes is None else None),
         num_params=sum(parameter.numel() for parameter in model.parameters()),
-        metrics=metrics,
+        metrics=metrics,  # the origin's were measured with other weights
         license=license.lower(),
-        license_url=license_url or "",
+        license_url=license_url,
         sources=(),
         in_chans=model.in_chans,
         global_pool=getattr(model, "global_pool", None),
     )
     check_texts(spec, name)
-    return replace(spec, gmacs=count_gmacs(spec)), origin
+    return ModelInfo(replace(spec, gmacs=count_gmacs(spec)), origin)
+
+
+def _choose_license(
+    license: str | None, license_url: str | None, origin: ModelSpec, name: str
+) -> tuple[str, str]:
+    """(licence, its URL) that the caller passed, or the origin's; logs what is doubtful."""
+    if license is None:
+        if origin.license == UNKNOWN:
+            logger.warning(
+                '%s: no licence is known for these weights; state it with license="..."', name
+            )
+        return origin.license, license_url or origin.license_url
+    if origin.license not in (UNKNOWN, license):
+        url = f" ({origin.license_url})" if origin.license_url else ""
+        logger.warning(
+            "%s: the weights derive from %s, licensed %s, whose terms still apply",
+            name,
+            origin.name,
+            f"{origin.license.upper()}{url}",
+        )
+    return license, license_url or ""
+
+
+def _find_image_size(model: Backbone, origin: ModelSpec) -> ImageSize:
+    """The model's image size in the origin's form, or in the shortest."""
+    if model.image_size == origin.preprocess.size:
+        return origin.image_size
+    height, width = model.image_size
+    return height if height == width else (height, width)
 
 
 def _choose_classes(
     num_classes: int | None, classes: str | Sequence[str] | None, origin: ModelSpec, name: str
 ) -> str | tuple[str, ...] | None:
+    """The class names that the caller passed, or the origin's if it has as many classes."""
     if classes is None:
         if num_classes == origin.num_classes:
             return origin.classes
         if num_classes is not None:
             logger.warning(
-                "%s: its %d classes have no names; give them with classes=[...]", name, num_classes
+                "%s: its %d classes have no names; pass them as classes=[...]", name, num_classes
             )
         return None
     if isinstance(classes, str):
         if classes != "imagenet-1k" or num_classes != 1000:
             raise ConfigError(
-                f'classes is {classes!r}; give {num_classes or "no"} names, or of 1000 "imagenet-1k"'
+                f"invalid classes {classes!r}: pass {num_classes or 'no'} names, "
+                'or "imagenet-1k" for a model of 1000 classes'
             )
         return classes
-    if len(classes) != num_classes or not all(isinstance(each, str) for each in classes):
+    if len(classes) != num_classes or not all(isinstance(label, str) for label in classes):
         raise ConfigError(
-            f"{len(classes)} class names for {num_classes or 'no'} classes; give one string for each"
+            f"{len(classes)} class names for {num_classes or 'no'} classes; pass one string each"
         )
     return tuple(classes)
 
@@ -124,12 +154,12 @@ def _choose_classes(
 def _choose_synsets(
     num_classes: int | None, synsets: Sequence[str] | None, origin: ModelSpec | None
 ) -> tuple[str, ...] | None:
-    """Those given, or those of a model whose classes are still its own."""
+    """The synsets that the caller passed, or the origin's if it has as many classes."""
     if synsets is None:
         return origin.synsets if origin and num_classes == origin.num_classes else None
     if len(synsets) != num_classes:
         raise ConfigError(
-            f"{len(synsets)} synsets for {num_classes or 'no'} classes; give the WordNet id of each"
+            f"{len(synsets)} synsets for {num_classes or 'no'} classes; pass one WordNet id each"
         )
     return tuple(synsets)
 
@@ -140,13 +170,14 @@ def count_gmacs(spec: ModelSpec) -> float:
 
 
 def count_flops(spec: ModelSpec) -> int:
-    """Additions and multiplications for one image of the spec's size; two are one multiply-add."""
+    """Additions and multiplications for one image of the spec's size; two are a multiply-add."""
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _build(spec)(torch.empty(1, spec.in_chans, *spec.preprocess.size))
+        _build_model(spec)(torch.empty(1, spec.in_chans, *spec.preprocess.size))
     return counter.get_total_flops()
 
 
-def _build(spec: ModelSpec) -> nn.Module:
+def _build_model(spec: ModelSpec) -> nn.Module:
+    """An untrained model of the spec, on the current default device."""
     model = build(
         spec.config,
         num_classes=spec.num_classes,
@@ -158,28 +189,28 @@ def _build(spec: ModelSpec) -> nn.Module:
 
 
 def collect_state(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
-    """The state dict of a model, or ConfigError if it is not that of one made anew from the spec."""
+    """The state dict of a model, checked against a new model of the same spec.
+
+    Raises:
+        ConfigError: tensors are missing, left over, of another shape, quantised or without data.
+    """
     state: dict[str, Tensor] = model.state_dict()
     with torch.device("meta"):
-        wanted = _build(spec).state_dict()
-    shapes, expected = (
-        {key: tuple(tensor.shape) for key, tensor in each.items()} for each in (state, wanted)
-    )
-    if wrong := sorted(
-        key for key in shapes.keys() | expected.keys() if shapes.get(key) != expected.get(key)
-    ):
-        raise ConfigError(
-            f"the model's tensors are not those of a {spec.arch} ({', '.join(wrong[:3])}{', ...' if wrong[3:] else ''}); "
-            "merge adapters into it, and undo what else changed its layers"
-        )
-    if odd := sorted(
+        expected = _build_model(spec).state_dict()
+    differing = [
         key
-        for key in wanted
-        if not state[key].is_floating_point() and wanted[key].is_floating_point()
-    ):
+        for key in sorted(state.keys() | expected.keys())
+        if key not in state or key not in expected or state[key].shape != expected[key].shape
+    ]
+    if differing:
+        names = ", ".join(differing[:3]) + (", ..." if differing[3:] else "")
         raise ConfigError(
-            f"{odd[0]} is {state[odd[0]].dtype}; publish the model before it is quantised"
+            f"the model's tensors differ from those of a {spec.arch} ({names}); "
+            "merge adapters into it, and undo other changes of its layers"
         )
+    for key in sorted(expected):
+        if expected[key].is_floating_point() and not state[key].is_floating_point():
+            raise ConfigError(f"{key} is {state[key].dtype}; publish the model before quantising")
     if any(tensor.is_meta for tensor in state.values()):
         raise ConfigError("the model is on the meta device and has no weights; load them first")
     return state

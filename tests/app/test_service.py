@@ -9,7 +9,7 @@ import pytest
 from fake_hub import Hub
 from hub_support import REPO
 from safetensors.torch import save_file
-from server import Server, Twist
+from server import Fault, Server
 from tiny import VIT_SPEC, tiny
 
 from swag_models.app.service import Download
@@ -42,7 +42,7 @@ def spec(server: Server, caches: Path, tmp_path: Path) -> ModelSpec:
 def test_a_download_is_told_stopped_and_continued_in_another_thread(
     spec: ModelSpec, server: Server
 ) -> None:
-    server.twists["/tiny.safetensors"] = [Twist(hold=1 << 20)]
+    server.faults["/tiny.safetensors"] = [Fault(hold=1 << 20)]
     size = server.files["/tiny.safetensors"].size
     assert size > 1 << 21
     download = Download(spec)
@@ -63,7 +63,7 @@ def test_a_download_is_told_stopped_and_continued_in_another_thread(
 
 
 def test_a_download_that_fails_says_why(spec: ModelSpec, server: Server) -> None:
-    server.twists["/tiny.safetensors"] = [Twist(status=404)]
+    server.faults["/tiny.safetensors"] = [Fault(status=404)]
     download = Download(spec)
     download.thread.join(30)
     assert "HTTP 404" in str(download.error)

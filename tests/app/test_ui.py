@@ -20,7 +20,7 @@ from image_support import SCENES, predict_labels
 from PIL import Image
 from safetensors.torch import save_file
 from selenium.webdriver.common.keys import Keys
-from server import Proxy, Server, Twist
+from server import Fault, Proxy, Server
 from tiny import REGNET_SPEC, tiny
 
 from swag_models.spec import Source
@@ -319,10 +319,10 @@ def test_a_model_is_downloaded_with_progress_stopped_and_continued(
     """A trunk of a RegNet: it has no bars, but Grad-CAM."""
     model = tiny("regnet", num_classes=None)
     save_file(model.state_dict(), tmp_path / "tiny.safetensors")
-    twists = (Twist(status=404), Twist(hold=1 << 17))
+    faults = (Fault(status=404), Fault(hold=1 << 17))
     with Server() as server:
         source = Source(
-            server.put("/tiny.safetensors", tmp_path / "tiny.safetensors", *twists), "timm"
+            server.put("/tiny.safetensors", tmp_path / "tiny.safetensors", *faults), "timm"
         )
         spec = replace(
             REGNET_SPEC,
@@ -341,7 +341,7 @@ def test_a_model_is_downloaded_with_progress_stopped_and_continued(
             chrome.wait("#fetch", "Accept CC-BY-NC-4.0 and download 0.496 MiB").click()
             chrome.wait(
                 ".notice p",
-                f"no source could give the weights of tiny_regnet: {source.url}: HTTP 404",
+                f"no source provided the weights of tiny_regnet: {source.url}: HTTP 404",
             )
             chrome.wait("#fetch").click()
             chrome.wait("#loading progress")

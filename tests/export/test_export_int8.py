@@ -1,4 +1,4 @@
-"""int8 is smaller, keeps the answers on pictures, and is refused where it does not."""
+"""int8 is smaller and keeps the answers on images; otherwise no file is written."""
 
 from __future__ import annotations
 
@@ -16,107 +16,109 @@ from sklearn.datasets import load_digits
 from tiny import REGNET_SPEC, SMALL_REGNET, VIT_SPEC, randomise
 
 import swag_models
-from swag_models import export
 from swag_models.errors import ExportError
-from swag_models.export import export_model, read_metadata
+from swag_models.export import Metadata, export_model, read_metadata
+from swag_models.export.verification import split_images
 from swag_models.models import RegNet, build
 from swag_models.preprocess import Transform, read_image
 from swag_models.spec import Preprocess
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-COUNT = 300
+NUM_IMAGES = 300
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of held-out pictures those of which the model that ships is surest, named by what it takes them for."""
-    folder, (pictures, _) = tmp_path_factory.mktemp("scenes"), render_scenes()
-    best = compute_probabilities(pictures).topk(2)
-    surest = (best.values[:, 0] / best.values[:, 1]).topk(COUNT).indices.tolist()
-    for index in surest:
-        pictures[index].save(folder / f"{index:03}_{best.indices[index, 0]}.png")
+    """The held-out images with the most certain predictions of the packaged ViT, in their names."""
+    folder, (images, _) = tmp_path_factory.mktemp("scenes"), render_scenes()
+    best = compute_probabilities(images).topk(2)
+    most_certain = (best.values[:, 0] / best.values[:, 1]).topk(NUM_IMAGES).indices.tolist()
+    for index in most_certain:
+        images[index].save(folder / f"{index:03}_{best.indices[index, 0]}.png")
     return folder
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Handwritten digits as pictures, named by what they show."""
+    """Images of handwritten digits, with the digit in their names."""
     folder, digits = tmp_path_factory.mktemp("digits"), load_digits()
-    for index in range(COUNT):
+    for index in range(NUM_IMAGES):
         pixels = (digits.images[index] * 255 / 16).round().astype("uint8")
         Image.fromarray(pixels).save(folder / f"{index:03}_{digits.target[index]}.png")
     return folder
 
 
-def count_right(path: Path, folder: Path) -> int:
-    """How many of the pictures an exported model takes for what their names say."""
-    batch, targets = read_pictures(folder, read_metadata(path).preprocess)
+def count_correct(path: Path, folder: Path) -> int:
+    """Number of images whose predicted class is the one in their name."""
+    batch, labels = read_folder(folder, read_metadata(path).preprocess)
     (logits,) = onnxruntime.InferenceSession(path).run(None, {"images": batch.numpy()})
-    return int((torch.from_numpy(logits).argmax(dim=1) == targets).sum())
+    return int((torch.from_numpy(logits).argmax(dim=1) == labels).sum())
 
 
-def read_pictures(folder: Path, preprocess: Preprocess) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs (N, 3, H, W) and classes (N,), which names of files end with."""
-    pictures = sorted(folder.iterdir())
+def read_folder(folder: Path, preprocess: Preprocess) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs (N, 3, H, W) and labels (N,), the ends of the file names."""
+    paths = sorted(folder.iterdir())
     transform = Transform(preprocess)
-    inputs = torch.stack([transform(read_image(picture)) for picture in pictures])
-    return inputs, torch.tensor([int(picture.stem.split("_")[1]) for picture in pictures])
+    inputs = torch.stack([transform(read_image(path)) for path in paths])
+    return inputs, torch.tensor([int(path.stem.split("_")[1]) for path in paths])
 
 
 @pytest.mark.slow
-def test_a_vit_shrinks_and_keeps_its_answers(
+def test_an_int8_vit_is_smaller_and_keeps_its_answers(
     scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    full = export_model("vit_nano_hashtags", tmp_path / "full.onnx", pictures=scenes)
-    report = export_model(
-        "vit_nano_hashtags", tmp_path / "int8.onnx", dtype="int8", pictures=scenes
-    )
+    full = export_model("vit_nano_hashtags", tmp_path / "full.onnx", images=scenes)
+    report = export_model("vit_nano_hashtags", tmp_path / "int8.onnx", dtype="int8", images=scenes)
     assert capfd.readouterr() == ("", "")
-    assert (full.kept, full.pictures) == (1, COUNT)
-    assert report.kept is not None
-    assert report.kept >= 0.99
-    assert report.pictures == COUNT, "it has no ranges to measure, so all are checked"
+    assert (full.agreement, full.num_images) == (1, NUM_IMAGES)
+    assert report.agreement is not None
+    assert report.agreement >= 0.99
+    assert report.num_images == NUM_IMAGES, "a ViT needs no calibration, so all images are checked"
     assert report.size < 0.4 * full.size
-    assert report.mean < 0.05
-    assert count_right(full.path, scenes) == COUNT
-    assert count_right(report.path, scenes) >= COUNT - 3
-    assert read_metadata(report.path) == export.Metadata(
+    assert report.mean_deviation < 0.05
+    assert count_correct(full.path, scenes) == NUM_IMAGES
+    assert count_correct(report.path, scenes) >= NUM_IMAGES - 3
+    assert read_metadata(report.path) == Metadata(
         **{**vars(read_metadata(full.path)), "dtype": "int8"}
     )
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["full.onnx", "int8.onnx"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["full.onnx", "int8.onnx"]
 
 
-def learn(folder: Path) -> RegNet:
-    """A small RegNet that reads the digits of a folder."""
-    inputs, targets = read_pictures(folder, Preprocess(32))
+def train_on_digits(folder: Path) -> RegNet:
+    """A small RegNet trained on the digits of a folder."""
+    inputs, labels = read_folder(folder, Preprocess(32))
     model = build(SMALL_REGNET, num_classes=10, image_size=32)
     assert isinstance(model, RegNet)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(80):
-        chosen = torch.randint(len(inputs), (64,))
-        loss = F.cross_entropy(model(inputs[chosen]), targets[chosen])
-        optimiser.zero_grad()
+        indices = torch.randint(len(inputs), (64,))
+        loss = F.cross_entropy(model(inputs[indices]), labels[indices])
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return model.eval()
 
 
 @pytest.mark.slow
-def test_a_regnet_measures_ranges_on_other_pictures_than_it_is_checked_on(
+def test_a_regnet_is_calibrated_and_checked_on_different_images(
     digits: Path, tmp_path: Path
 ) -> None:
     report = export_model(
-        learn(digits), tmp_path / "int8.onnx", spec=REGNET_SPEC, dtype="int8", pictures=digits
+        train_on_digits(digits),
+        tmp_path / "int8.onnx",
+        spec=REGNET_SPEC,
+        dtype="int8",
+        images=digits,
     )
-    assert report.kept is not None
-    assert report.kept >= 0.99
-    assert report.pictures == COUNT - COUNT // 3
-    assert count_right(report.path, digits) > 0.7 * COUNT
+    assert report.agreement is not None
+    assert report.agreement >= 0.99
+    assert report.num_images == NUM_IMAGES - NUM_IMAGES // 3
+    assert count_correct(report.path, digits) > 0.7 * NUM_IMAGES
     operators = {node.op_type for node in onnx.load(report.path).graph.node}
     assert operators >= {"QuantizeLinear", "DequantizeLinear", "Conv"}
 
 
-def test_features_keep_their_direction_and_few_pictures_are_told(
+def test_features_keep_their_direction_and_few_images_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "swag_models"):
@@ -125,36 +127,36 @@ def test_features_keep_their_direction_and_few_pictures_are_told(
             tmp_path / "int8.onnx",
             spec=REGNET_SPEC,
             dtype="int8",
-            pictures=SCENES,
+            images=SCENES,
         )
-    assert (report.kept, report.pictures) == (1, 10)
-    assert "has only 10 pictures: ranges are measured on those that are checked" in caplog.text
+    assert (report.agreement, report.num_images) == (1, 10)
+    assert "has only 10 images: ranges are calibrated on the images that are checked" in caplog.text
 
 
-def test_answers_that_hang_by_a_thread_are_refused(scenes: Path, tmp_path: Path) -> None:
+def test_int8_that_changes_many_answers_is_not_written(scenes: Path, tmp_path: Path) -> None:
     model = swag_models.load_model("vit_nano_hashtags")
     head = model.get_classifier()
     assert isinstance(head, torch.nn.Linear)
-    with torch.no_grad():  # all classes nearly the same
+    with torch.no_grad():  # all classes have nearly the same score
         head.weight.sub_(head.weight.mean(dim=0)).mul_(1e-3).add_(torch.randn(96))
         head.bias.zero_()
-    message = r"int8\.onnx was not written: \d+\.\d\d% of 300 pictures keep their answer, 99% must"
+    message = (
+        r"int8\.onnx was not written: \d+\.\d\d% of 300 images keep their answer, at least 99% must"
+    )
     with pytest.raises(ExportError, match=message):
-        export_model(model, tmp_path / "int8.onnx", spec=VIT_SPEC, dtype="int8", pictures=scenes)
+        export_model(model, tmp_path / "int8.onnx", spec=VIT_SPEC, dtype="int8", images=scenes)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("count", "calibrated", "checked"), [(20, 10, 10), (300, 100, 200), (5000, 125, 975)]
 )
-def test_pictures_are_split_evenly(
-    count: int, calibrated: int, checked: int, tmp_path: Path
-) -> None:
+def test_images_are_split_evenly(count: int, calibrated: int, checked: int, tmp_path: Path) -> None:
     for index in range(count):
         (tmp_path / f"{index:04}.png").touch()
     (tmp_path / "notes.txt").touch()
-    calibration, others = export._split_pictures(tmp_path, ranges=True)
-    assert (len(calibration), len(others)) == (calibrated, checked)
-    assert not set(calibration) & set(others)
-    for part in (calibration, others):
+    calibration, remaining = split_images(tmp_path, needs_ranges=True)
+    assert (len(calibration), len(remaining)) == (calibrated, checked)
+    assert not set(calibration) & set(remaining)
+    for part in (calibration, remaining):
         assert int(Path(part[-1].name).stem) > 0.98 * count - 3, "the whole folder is covered"

@@ -1,4 +1,4 @@
-"""Downloading one URL from a server that misbehaves: the right bytes in the end, or one line that says why not."""
+"""Downloads from a faulty server end with the right bytes or an error of one line."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 
 import pytest
 from fetch_support import MIB, isolate, list_files, make_bytes, small_disk
-from server import MODIFIED, Proxy, Served, Server, Twist, make_certificates, sha256
+from server import MODIFIED, Fault, Proxy, Served, Server, make_certificates, sha256
 
 from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.hub import download as download_module
 from swag_models.hub.download import download
 
-BIG = make_bytes(4 * MIB + 12345)  # some pieces and a rest
+BIG = make_bytes(4 * MIB + 12345)  # several chunks, the last one incomplete
 OTHER = make_bytes(4 * MIB + 12345, seed=1)
 SMALL = make_bytes(5000)
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the downloads go."""
+    """The folder of part files."""
     return isolate(tmp_path, monkeypatch) / "parts"
 
 
 def get(url: str, folder: Path, content: bytes | None = None) -> bytes:
-    """What `download` brings, with the hash of `content` to expect; its own hash is right."""
+    """Download a URL, expecting the hash of `content`; checks the returned hash."""
     path, digest = download(
         url, folder, key="key", sha256=None if content is None else sha256(content)
     )
@@ -40,11 +40,11 @@ def get(url: str, folder: Path, content: bytes | None = None) -> bytes:
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The part of BIG that a download left which ended half-way."""
+    """The part file of a download of BIG that was interrupted."""
     folder = tmp_path_factory.mktemp("earlier")
     with pytest.MonkeyPatch.context() as monkeypatch, Server() as server:
         isolate(folder, monkeypatch)
-        url = server.put("/x.pth", BIG, Twist(cut=3 * MIB), Twist(status=404))
+        url = server.put("/x.pth", BIG, Fault(cut=3 * MIB), Fault(status=404))
         with pytest.raises(FetchError, match="404"):
             download(url, folder, key="key", sha256=None)
     (part,) = list_files(folder)
@@ -54,67 +54,63 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def part(earlier: Path, folder: Path) -> Path:
-    """The same, where the next download looks for it."""
+    """The same part file in the folder of the next download."""
     folder.mkdir(parents=True)
     return Path(shutil.copy(earlier, folder))
 
 
 def pauses(server: Server) -> list[float]:
-    """Seconds between the requests."""
+    """Seconds between requests."""
     times = [request.time for request in server.requests]
     return [after - before for before, after in pairwise(times)]
 
 
-def test_a_file_takes_one_request(server: Server, folder: Path) -> None:
+def test_a_download_sends_one_request(server: Server, folder: Path) -> None:
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
     assert [(request.method, request.start) for request in server.requests] == [("GET", None)]
     assert server.requests[0].headers["user-agent"] == "swag_models"
 
 
 @pytest.mark.parametrize(
-    "twist",
+    "fault",
     [
-        Twist(cut=3 * MIB),
-        Twist(cut=0),
-        Twist(cut=3 * MIB, reset=True),
-        Twist(cut=3 * MIB, chunked=True),
-        Twist(longer=100),
-        Twist(status=503),
-        Twist(status=429),
+        Fault(cut=3 * MIB),
+        Fault(cut=0),
+        Fault(cut=3 * MIB, reset=True),
+        Fault(cut=3 * MIB, chunked=True),
+        Fault(longer=100),
+        Fault(status=503),
+        Fault(status=429),
     ],
     ids=["cut", "cut-at-once", "reset", "cut-chunked", "length-too-large", "503", "429"],
 )
-def test_one_failure_is_made_good(server: Server, folder: Path, twist: Twist) -> None:
-    assert get(server.put("/x.pth", BIG, twist), folder) == BIG
+def test_one_failure_is_retried(server: Server, folder: Path, fault: Fault) -> None:
+    assert get(server.put("/x.pth", BIG, fault), folder) == BIG
     assert len(server.requests) == 2
 
 
-def test_a_broken_download_is_continued_where_it_stopped(server: Server, folder: Path) -> None:
-    assert get(server.put("/x.pth", BIG, Twist(cut=3 * MIB + 1000)), folder) == BIG
+def test_an_interrupted_download_resumes_where_it_stopped(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG, Fault(cut=3 * MIB + 1000)), folder) == BIG
     second = server.asked("/x.pth")[1]
     assert second.start is not None
     assert 3 * MIB <= second.start <= 3 * MIB + 1000
     assert second.headers["if-range"] == f'"{sha256(BIG)[:20]}"'
 
 
-def test_any_progress_keeps_a_download_going(server: Server, folder: Path) -> None:
+def test_any_progress_resets_the_number_of_failures(server: Server, folder: Path) -> None:
     content = make_bytes(3 * MIB)
-    assert get(server.put("/x.pth", content, *[Twist(cut=MIB // 2)] * 5), folder) == content
+    assert get(server.put("/x.pth", content, *[Fault(cut=MIB // 2)] * 5), folder) == content
     starts = [request.start or 0 for request in server.asked("/x.pth")]
     assert starts == sorted(set(starts))
 
 
-def test_a_part_of_an_earlier_download_is_continued(
-    server: Server, folder: Path, part: Path
-) -> None:
+def test_a_part_of_an_earlier_download_is_resumed(server: Server, folder: Path, part: Path) -> None:
     size = part.stat().st_size
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
     assert server.starts("/x.pth") == [size]
 
 
-def test_a_part_that_is_already_whole_is_not_fetched_again(
-    server: Server, folder: Path, part: Path
-) -> None:
+def test_a_complete_part_is_not_downloaded_again(server: Server, folder: Path, part: Path) -> None:
     part.write_bytes(BIG)
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
     assert server.starts("/x.pth") == [len(BIG)]
@@ -127,7 +123,7 @@ def test_a_part_of_another_key_is_left_alone(server: Server, folder: Path, part:
     assert part.exists()
 
 
-def test_a_corrupt_part_is_fetched_again_from_the_start(
+def test_a_corrupted_part_is_downloaded_again_from_the_start(
     server: Server, folder: Path, part: Path
 ) -> None:
     size = part.stat().st_size
@@ -136,7 +132,7 @@ def test_a_corrupt_part_is_fetched_again_from_the_start(
     assert server.starts("/x.pth") == [size, None]
 
 
-def test_a_file_that_changed_is_fetched_from_the_start(
+def test_a_changed_file_is_downloaded_from_the_start(
     server: Server, folder: Path, part: Path
 ) -> None:
     assert get(server.put("/x.pth", OTHER), folder) == OTHER
@@ -144,11 +140,11 @@ def test_a_file_that_changed_is_fetched_from_the_start(
     assert not part.exists()
 
 
-def test_a_file_that_changes_during_the_download_is_fetched_from_the_start(
+def test_a_file_that_changes_during_the_download_is_downloaded_from_the_start(
     server: Server, folder: Path
 ) -> None:
     old = Served(BIG, '"old"', MODIFIED)
-    assert get(server.put("/x.pth", OTHER, Twist(served=old, cut=3 * MIB)), folder) == OTHER
+    assert get(server.put("/x.pth", OTHER, Fault(served=old, cut=3 * MIB)), folder) == OTHER
     assert server.asked("/x.pth")[1].headers["if-range"] == '"old"'
 
 
@@ -156,45 +152,43 @@ def test_versions_are_not_mixed_by_a_server_that_ignores_if_range(
     server: Server, folder: Path
 ) -> None:
     old = Served(BIG, '"old"', None)
-    url = server.put("/x.pth", OTHER, Twist(served=old, cut=3 * MIB), Twist(ignore_if_range=True))
+    url = server.put("/x.pth", OTHER, Fault(served=old, cut=3 * MIB), Fault(ignore_if_range=True))
     assert get(url, folder) == OTHER
 
 
 def test_a_server_that_ignores_range_sends_everything_again(server: Server, folder: Path) -> None:
-    assert (
-        get(server.put("/x.pth", BIG, Twist(cut=3 * MIB), Twist(ignore_range=True)), folder, BIG)
-        == BIG
-    )
+    url = server.put("/x.pth", BIG, Fault(cut=3 * MIB), Fault(ignore_range=True))
+    assert get(url, folder, BIG) == BIG
     assert [start is None for start in server.starts("/x.pth")] == [True, False]
 
 
 @pytest.mark.parametrize("span", ["bytes 7-4206648/4206649", "bytes 0-9/10", "nonsense"])
-def test_a_server_that_continues_elsewhere_is_asked_for_everything(
+def test_a_wrong_content_range_restarts_the_download(
     server: Server, folder: Path, part: Path, span: str
 ) -> None:
-    url, size = (
-        server.put("/x.pth", BIG, Twist(headers={"Content-Range": span})),
-        part.stat().st_size,
-    )
+    url = server.put("/x.pth", BIG, Fault(headers={"Content-Range": span}))
+    size = part.stat().st_size
     assert get(url, folder) == BIG
     assert server.starts("/x.pth") == [size, None]
 
 
 def test_without_validators_a_download_starts_over(server: Server, folder: Path) -> None:
-    assert get(server.put("/x.pth", BIG, Twist(cut=3 * MIB), validators=False), folder, BIG) == BIG
+    assert get(server.put("/x.pth", BIG, Fault(cut=3 * MIB), validators=False), folder, BIG) == BIG
     assert server.starts("/x.pth") == [None, None]
 
 
-def test_a_weak_etag_is_not_relied_on(server: Server, folder: Path) -> None:
-    assert get(server.put("/x.pth", BIG, Twist(cut=3 * MIB), weak=True), folder) == BIG
+def test_a_weak_etag_is_not_sent_as_if_range(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG, Fault(cut=3 * MIB), weak=True), folder) == BIG
     assert server.asked("/x.pth")[1].headers["if-range"] == MODIFIED
 
 
-def test_without_content_length_the_whole_body_counts(server: Server, folder: Path) -> None:
-    assert get(server.put("/x.pth", BIG, Twist(chunked=True)), folder) == BIG
+def test_without_content_length_the_body_is_taken_as_complete(server: Server, folder: Path) -> None:
+    assert get(server.put("/x.pth", BIG, Fault(chunked=True)), folder) == BIG
 
 
-def test_wrong_content_gives_both_hashes_and_leaves_nothing(server: Server, folder: Path) -> None:
+def test_a_wrong_hash_is_an_error_with_both_hashes_and_leaves_no_file(
+    server: Server, folder: Path
+) -> None:
     with pytest.raises(HashMismatchError) as caught:
         get(server.put("/x.pth", OTHER), folder, BIG)
     assert str(caught.value) == f"SHA-256 is {sha256(OTHER)}, not {sha256(BIG)}"
@@ -210,65 +204,67 @@ def test_leading_digits_of_a_hash_are_enough(server: Server, folder: Path) -> No
         download(url, folder, key="other", sha256="0" + sha256(SMALL)[:7])
 
 
-def test_a_content_length_too_small_shows_in_the_hash(server: Server, folder: Path) -> None:
+def test_a_content_length_too_small_is_a_hash_mismatch(server: Server, folder: Path) -> None:
     with pytest.raises(HashMismatchError, match=sha256(SMALL[:-100])):
-        get(server.put("/x.pth", SMALL, Twist(longer=-100)), folder, SMALL)
+        get(server.put("/x.pth", SMALL, Fault(longer=-100)), folder, SMALL)
 
 
-def test_a_missing_file_is_not_asked_for_twice(server: Server, folder: Path) -> None:
+def test_404_is_not_retried(server: Server, folder: Path) -> None:
     with pytest.raises(FetchError, match=r"^HTTP 404 Not Found$"):
         get(server.url + "/missing", folder)
     assert len(server.requests) == 1
 
 
-def test_attempts_end_when_nothing_more_arrives(server: Server, folder: Path, part: Path) -> None:
+def test_retries_end_when_no_more_bytes_arrive(server: Server, folder: Path, part: Path) -> None:
     size = part.stat().st_size
-    url = server.put("/x.pth", BIG, *[Twist(status=503, headers={"Retry-After": "0"})] * 99)
-    with pytest.raises(FetchError, match=rf"^HTTP 503, {download_module.ATTEMPTS} times in a row$"):
+    url = server.put("/x.pth", BIG, *[Fault(status=503, headers={"Retry-After": "0"})] * 99)
+    with pytest.raises(
+        FetchError, match=rf"^HTTP 503, {download_module.MAX_ATTEMPTS} times in a row$"
+    ):
         get(url, folder)
-    assert server.starts("/x.pth") == [size] * download_module.ATTEMPTS
+    assert server.starts("/x.pth") == [size] * download_module.MAX_ATTEMPTS
     assert [path.stat().st_size for path in list_files(folder)] == [size], (
-        "what has arrived is kept for the next time"
+        "the part is kept for the next download"
     )
 
 
-def test_a_host_that_does_not_answer_is_given_up_soon(folder: Path) -> None:
-    with Server() as server:
+def test_an_unreachable_host_fails_within_seconds(folder: Path) -> None:
+    with Server() as server:  # stopped at once
         pass
-    began = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(FetchError, match="refused") as caught:
         get(server.url + "/x.pth", folder)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start_time < 5
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("as_date", [False, True], ids=["seconds", "date"])
-def test_retry_after_is_waited_for(server: Server, folder: Path, as_date: bool) -> None:
+def test_retry_after_is_respected(server: Server, folder: Path, as_date: bool) -> None:
     moment = datetime.now(timezone.utc) + timedelta(seconds=3)
     wait = format_datetime(moment, usegmt=True) if as_date else "2"  # more than the usual wait
-    get(server.put("/x.pth", SMALL, Twist(status=429, headers={"Retry-After": wait})), folder)
+    get(server.put("/x.pth", SMALL, Fault(status=429, headers={"Retry-After": wait})), folder)
     (pause,) = pauses(server)
     assert 1.5 < pause < 6
 
 
 @pytest.mark.parametrize("wait", ["0", "Thu, 20 Jan 2022 00:00:00 GMT"])
-def test_retry_after_that_has_passed_is_no_wait(server: Server, folder: Path, wait: str) -> None:
-    get(server.put("/x.pth", SMALL, Twist(status=503, headers={"Retry-After": wait})), folder)
+def test_retry_after_in_the_past_means_no_wait(server: Server, folder: Path, wait: str) -> None:
+    get(server.put("/x.pth", SMALL, Fault(status=503, headers={"Retry-After": wait})), folder)
     assert pauses(server)[0] < 0.45  # less than the usual wait
 
 
 @pytest.mark.parametrize("wait", ["soon", "-1", "Thu, 20 Jan 99999 00:00:00 GMT"])
-def test_a_senseless_retry_after_is_ignored(server: Server, folder: Path, wait: str) -> None:
-    url = server.put("/x.pth", SMALL, Twist(status=503, headers={"Retry-After": wait}))
+def test_an_invalid_retry_after_is_ignored(server: Server, folder: Path, wait: str) -> None:
+    url = server.put("/x.pth", SMALL, Fault(status=503, headers={"Retry-After": wait}))
     assert get(url, folder) == SMALL
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_too_long_a_retry_after_is_an_error(server: Server, folder: Path, form: str) -> None:
+def test_a_long_retry_after_is_an_error(server: Server, folder: Path, form: str) -> None:
     date = format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)
     wait = {"seconds": "3600", "date": date}[form]
     with pytest.raises(FetchError, match=r"^HTTP 429, and the server asks to wait 3[56]\d\d s$"):
-        get(server.put("/x.pth", SMALL, Twist(status=429, headers={"Retry-After": wait})), folder)
+        get(server.put("/x.pth", SMALL, Fault(status=429, headers={"Retry-After": wait})), folder)
     assert len(server.requests) == 1
 
 
@@ -286,9 +282,9 @@ def test_only_https_and_loopback_are_allowed(folder: Path, url: str) -> None:
         get(url, folder)
 
 
-def test_a_redirect_is_followed_also_when_continuing(server: Server, folder: Path) -> None:
-    server.put("/y.pth", BIG, Twist(cut=3 * MIB))
-    redirect = Twist(status=302, headers={"Location": "/y.pth"})
+def test_redirects_are_followed_when_resuming(server: Server, folder: Path) -> None:
+    server.put("/y.pth", BIG, Fault(cut=3 * MIB))
+    redirect = Fault(status=302, headers={"Location": "/y.pth"})
     assert get(server.put("/x.pth", b"", redirect, redirect), folder, BIG) == BIG
     assert [start is None for start in server.starts("/y.pth")] == [True, False]
 
@@ -296,11 +292,9 @@ def test_a_redirect_is_followed_also_when_continuing(server: Server, folder: Pat
 @pytest.mark.parametrize(
     "target", ["http://example.invalid/y", "//example.invalid/y", "ftp://localhost/y"]
 )
-def test_a_redirect_to_plain_http_elsewhere_is_refused(
-    server: Server, folder: Path, target: str
-) -> None:
+def test_a_redirect_to_plain_http_is_rejected(server: Server, folder: Path, target: str) -> None:
     with pytest.raises(FetchError, match=r"^(http|ftp)://.*/y is not allowed: use https"):
-        get(server.put("/x.pth", b"", Twist(status=302, headers={"Location": target})), folder)
+        get(server.put("/x.pth", b"", Fault(status=302, headers={"Location": target})), folder)
 
 
 def test_a_redirect_to_https_is_followed(
@@ -309,19 +303,17 @@ def test_a_redirect_to_https_is_followed(
     authority, certificate = make_certificates(tmp_path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
     with Server(certificate) as secure:
-        redirect = Twist(status=302, headers={"Location": secure.put("/y.pth", SMALL)})
+        redirect = Fault(status=302, headers={"Location": secure.put("/y.pth", SMALL)})
         assert get(server.put("/x.pth", b"", redirect), folder) == SMALL
 
 
-def test_redirects_in_a_circle_are_an_error(server: Server, folder: Path) -> None:
+def test_circular_redirects_are_an_error(server: Server, folder: Path) -> None:
+    redirect = Fault(status=302, headers={"Location": "/x.pth"})
     with pytest.raises(FetchError, match="redirects"):
-        get(
-            server.put("/x.pth", b"", *[Twist(status=302, headers={"Location": "/x.pth"})] * 99),
-            folder,
-        )
+        get(server.put("/x.pth", b"", *[redirect] * 99), folder)
 
 
-def test_the_proxy_of_the_environment_is_used(
+def test_the_environments_proxy_is_used(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = server.put("/x.pth", BIG)
@@ -333,20 +325,20 @@ def test_the_proxy_of_the_environment_is_used(
 
 
 @pytest.mark.parametrize(
-    "twist",
-    [Twist(), Twist(cut=3 * MIB), Twist(cut=3 * MIB, reset=True)],
+    "fault",
+    [Fault(), Fault(cut=3 * MIB), Fault(cut=3 * MIB, reset=True)],
     ids=["whole", "cut", "reset"],
 )
-def test_a_private_certificate_authority_can_be_trusted(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, twist: Twist
+def test_a_private_certificate_authority_is_accepted(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     authority, certificate = make_certificates(tmp_path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
     with Server(certificate) as server:
-        assert get(server.put("/x.pth", BIG, twist), folder, BIG) == BIG
+        assert get(server.put("/x.pth", BIG, fault), folder, BIG) == BIG
 
 
-def test_an_unknown_certificate_authority_is_an_error_that_says_so(
+def test_an_unknown_certificate_authority_is_an_error_with_the_fix(
     tmp_path: Path, folder: Path
 ) -> None:
     with Server(make_certificates(tmp_path)[1]) as server:
@@ -358,7 +350,7 @@ def test_an_unknown_certificate_authority_is_an_error_that_says_so(
         assert not server.requests
 
 
-def test_a_missing_certificate_file_is_not_blamed_on_the_cache(
+def test_a_missing_certificate_file_is_not_a_cache_error(
     tmp_path: Path, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.pem"))
@@ -367,15 +359,15 @@ def test_a_missing_certificate_file_is_not_blamed_on_the_cache(
     assert not isinstance(caught.value, CacheError)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_the_cache(
-    server: Server, folder: Path
-) -> None:
+def test_a_folder_that_cannot_be_created_is_a_cache_error(server: Server, folder: Path) -> None:
     folder.parent.write_text("a file where the cache should be")
     with pytest.raises(CacheError, match="set SWAG_MODELS_CACHE to another folder"):
         get(server.put("/x.pth", SMALL), folder)
 
 
-def test_a_file_larger_than_the_free_space_is_not_begun(server: Server, tmp_path: Path) -> None:
+def test_a_file_larger_than_the_free_space_is_not_downloaded(
+    server: Server, tmp_path: Path
+) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
         url = server.put("/x.pth", BIG)
         with pytest.raises(CacheError, match=r"needs 4 MiB more and has 1 MiB free"):

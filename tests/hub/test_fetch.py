@@ -1,4 +1,4 @@
-"""From a model's sources to one verified local file: order, errors, records, pins, mirrors, offline."""
+"""Fetching weights from a model's sources: order, errors, records, pins, mirror, offline mode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 import pytest
 import torch
 from fetch_support import isolate, list_files, make_safetensors, make_spec, make_zip
-from server import Server, Twist, sha256
+from server import Fault, Server, sha256
 
 import swag_models.hub.fetch
 from swag_models import get_spec, load_model
@@ -29,7 +29,7 @@ HTML = b"<!DOCTYPE html><title>Sign in</title>" + b" " * 5000
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Our cache folder."""
+    """The cache folder."""
     return isolate(tmp_path, monkeypatch)
 
 
@@ -38,7 +38,7 @@ def source(url: str, content: bytes | None = WEIGHTS) -> Source:
 
 
 def fetch_one(url: str, content: bytes | None = WEIGHTS) -> bytes:
-    """The weights of a model with this one source, `content` giving its published hash."""
+    """Fetch a model with one source, whose published hash is that of `content`."""
     return fetch_weights(make_spec(source(url, content))).read_bytes()
 
 
@@ -49,7 +49,7 @@ def put(path: Path, content: bytes) -> Path:
 
 
 def pinned(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The notices of new pins so far."""
+    """Log messages about new pins."""
     return [message for message in caplog.messages if "is pinned from now on" in message]
 
 
@@ -66,7 +66,7 @@ def test_a_model_is_loaded_from_its_source(server: Server, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("folder", [PurePosixPath("/cache"), PureWindowsPath("C:\\cache")])
-def test_records_lie_below_the_cache_on_any_system(
+def test_record_paths_stay_in_the_cache_folder_on_any_system(
     monkeypatch: pytest.MonkeyPatch, folder: PurePath
 ) -> None:
     monkeypatch.setattr("swag_models.hub.cache.cache_folder", lambda: folder)
@@ -81,7 +81,7 @@ def test_records_lie_below_the_cache_on_any_system(
         assert not any(part == ".." or ":" in part for part in path.relative_to(folder).parts)
 
 
-def test_weights_lie_by_content_and_are_recorded(server: Server, cache: Path) -> None:
+def test_weights_are_stored_by_content_and_recorded(server: Server, cache: Path) -> None:
     url = server.put("/models/x.pth", WEIGHTS)
     path = fetch_weights(make_spec(source(url)))
     assert path == cache / "files" / sha256(WEIGHTS) / "x.pth"
@@ -97,7 +97,7 @@ def test_weights_lie_by_content_and_are_recorded(server: Server, cache: Path) ->
     assert not list_files(cache / "parts")
 
 
-def test_weights_on_this_machine_take_no_request(server: Server) -> None:
+def test_weights_on_this_machine_need_no_request(server: Server) -> None:
     spec = make_spec(source(server.put("/x.pth", WEIGHTS)))
     assert find_weights(spec) is None
     path = fetch_weights(spec)
@@ -115,17 +115,17 @@ def test_sources_are_tried_in_order(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "twist",
-    [Twist(status=503, headers={"Retry-After": "3600"}), Twist(longer=-100)],
+    "fault",
+    [Fault(status=503, headers={"Retry-After": "3600"}), Fault(longer=-100)],
     ids=["long-wait", "wrong-hash"],
 )
-def test_the_next_source_stands_in_for_one_that_fails(server: Server, twist: Twist) -> None:
-    first, second = server.put("/a/x.pth", WEIGHTS, twist), server.put("/b/x.pth", WEIGHTS)
+def test_the_next_source_is_used_after_a_failure(server: Server, fault: Fault) -> None:
+    first, second = server.put("/a/x.pth", WEIGHTS, fault), server.put("/b/x.pth", WEIGHTS)
     assert fetch_weights(make_spec(source(first), source(second))).read_bytes() == WEIGHTS
     assert [request.path for request in server.requests] == ["/a/x.pth", "/b/x.pth"]
 
 
-def test_one_error_lists_every_source_and_where_to_put_a_file(server: Server, cache: Path) -> None:
+def test_the_error_lists_every_source_and_where_to_copy_a_file(server: Server, cache: Path) -> None:
     urls = [
         server.url + "/gone.pth",
         server.put("/wrong.pth", OTHER),
@@ -136,12 +136,12 @@ def test_one_error_lists_every_source_and_where_to_put_a_file(server: Server, ca
     with pytest.raises(FetchError) as caught:
         fetch_weights(spec)
     assert str(caught.value).splitlines() == [
-        "no source could give the weights of vit_nano_hashtags:",
+        "no source provided the weights of vit_nano_hashtags:",
         f"  {urls[0]}: HTTP 404 Not Found",
         f"  {urls[1]}: SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}",
-        f"  {urls[2]}: http://example.invalid/x.pth is not allowed: use https (plain http only on loopback)",
+        f"  {urls[2]}: {urls[2]} is not allowed: use https (plain http only on loopback)",
         f"  {urls[3]}: no such file",
-        "A file copied by hand is found at",
+        "to use a file copied by hand, store it as one of:",
         *(f"  {cache / name}" for name in ("gone.pth", "wrong.pth", "x.pth")),
     ]
     assert not list_files(cache / "files")
@@ -151,7 +151,7 @@ def test_one_error_lists_every_source_and_where_to_put_a_file(server: Server, ca
     assert not server.requests
 
 
-def test_a_file_in_the_cache_of_torch_hub_is_used_in_place(
+def test_a_file_in_the_torch_hub_cache_is_used_in_place(
     server: Server, cache: Path, tmp_path: Path
 ) -> None:
     path = put(tmp_path / "torch" / "hub" / "checkpoints" / "x.pth", WEIGHTS)
@@ -164,7 +164,7 @@ def test_a_file_in_the_cache_of_torch_hub_is_used_in_place(
 
 
 @pytest.mark.parametrize("folder", ["torch/hub/checkpoints", "cache"])
-def test_a_wrong_file_of_the_same_name_is_ignored_with_a_message(
+def test_a_file_with_another_hash_is_ignored_and_logged(
     server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, folder: str
 ) -> None:
     path = put(tmp_path / folder / "x.pth", OTHER)
@@ -176,7 +176,7 @@ def test_a_wrong_file_of_the_same_name_is_ignored_with_a_message(
     assert path.read_bytes() == OTHER
 
 
-def test_the_same_name_with_other_content_does_not_collide(server: Server) -> None:
+def test_files_of_the_same_name_do_not_collide(server: Server) -> None:
     with Server() as second:
         urls = {server.put("/x.pth", WEIGHTS): WEIGHTS, second.put("/x.pth", OTHER): OTHER}
         for _ in range(2):
@@ -189,7 +189,7 @@ def test_urls_that_differ_in_their_query_do_not_collide(server: Server) -> None:
     assert [fetch_one(url, None) for url in urls] == [WEIGHTS, OTHER]
 
 
-def test_the_same_content_is_not_fetched_from_a_second_url(server: Server) -> None:
+def test_the_same_content_is_not_downloaded_from_a_second_url(server: Server) -> None:
     first, second = server.put("/x.pth", WEIGHTS), server.put("/y.pth", WEIGHTS)
     assert fetch_one(first) == fetch_one(second) == WEIGHTS
     assert not server.asked("/y.pth")
@@ -211,7 +211,7 @@ def test_a_source_without_hash_is_pinned_on_first_use(
     assert len(pinned(caplog)) == 1
 
 
-def test_content_that_differs_from_the_pin_is_an_error_that_names_the_record(
+def test_content_that_differs_from_the_pin_is_an_error_naming_the_record(
     server: Server, cache: Path
 ) -> None:
     url = server.put("/x.pth", WEIGHTS)
@@ -221,9 +221,8 @@ def test_content_that_differs_from_the_pin_is_an_error_that_names_the_record(
     (record,) = list_files(cache / "records")
     with pytest.raises(FetchError) as caught:
         fetch_weights(spec)
-    assert f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)} (pinned on first use; " in str(
-        caught.value
-    )
+    message = f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)} (pinned on first use; "
+    assert message in str(caught.value)
     assert f"if the change is expected, delete {record})" in str(caught.value)
     assert not list_files(cache / "files")
     record.unlink()
@@ -233,19 +232,19 @@ def test_content_that_differs_from_the_pin_is_an_error_that_names_the_record(
 BROKEN = {
     "html": HTML,
     "empty": b"",
-    "cut-safetensors": WEIGHTS[:-1],
-    "cut-zip": make_zip()[:-100],
+    "truncated-safetensors": WEIGHTS[:-1],
+    "truncated-zip": make_zip()[:-100],
     "header-without-numbers": (30).to_bytes(8, "little") + b'{"a":{"data_offsets":[0,"x"]}}',
-    "header-nested-deep": (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    "header-nested-deeply": (100_000).to_bytes(8, "little") + b"[" * 100_000,
 }
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_what_is_no_whole_weight_file_is_refused_and_not_pinned(
+def test_a_file_that_is_not_a_complete_weight_file_is_not_pinned(
     server: Server, cache: Path, content: bytes
 ) -> None:
     url = server.put("/x.pth", content)
-    with pytest.raises(FetchError, match="what came is cut short or no weight file"):
+    with pytest.raises(FetchError, match="the downloaded file is truncated or not a weight file"):
         fetch_one(url, None)
     assert not [path for path in list_files(cache) if path.suffix != ".lock"]
     server.put("/x.pth", WEIGHTS)
@@ -257,19 +256,19 @@ def test_what_is_no_whole_weight_file_is_refused_and_not_pinned(
     [make_safetensors(0), make_safetensors(100_000), make_zip()],
     ids=["0", "100000", "zip"],
 )
-def test_whole_weight_files_without_hash_are_taken(server: Server, content: bytes) -> None:
+def test_complete_weight_files_without_hash_are_accepted(server: Server, content: bytes) -> None:
     assert fetch_one(server.put("/x.pth", content), None) == content
 
 
-def test_a_broken_copy_without_hash_is_ignored(
+def test_a_truncated_copy_without_hash_is_ignored(
     server: Server, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = put(cache / "x.pth", WEIGHTS[:-1])
     assert fetch_one(server.put("/x.pth", WEIGHTS), None) == WEIGHTS
-    assert f"{path} is ignored: it is cut short or no weight file" in caplog.messages
+    assert f"{path} is ignored: it is truncated or not a weight file" in caplog.messages
 
 
-def test_a_file_of_the_user_is_used_as_it_is(tmp_path: Path, cache: Path) -> None:
+def test_a_local_file_without_hash_may_change(tmp_path: Path, cache: Path) -> None:
     path = put(tmp_path / "my weights.pth", WEIGHTS)
     spec = make_spec(source(path.as_uri(), None))
     assert fetch_weights(spec) == path
@@ -280,7 +279,7 @@ def test_a_file_of_the_user_is_used_as_it_is(tmp_path: Path, cache: Path) -> Non
     assert not list_files(cache)
 
 
-def test_a_file_of_the_package_is_found() -> None:
+def test_weights_in_the_package_are_found() -> None:
     folder = Path(swag_models.__file__).parent
     assert (
         fetch_weights(get_spec("vit_nano_hashtags"))
@@ -290,31 +289,31 @@ def test_a_file_of_the_package_is_found() -> None:
         fetch_one("package://missing.safetensors", None)
 
 
-def test_the_mirror_stands_in_for_the_host(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mirror_replaces_the_host(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.put("/base/SWAG/x.pth", WEIGHTS)
     monkeypatch.setenv("SWAG_MODELS_MIRROR", server.url + "/base/")
     spec = make_spec(source("https://unreachable.invalid/SWAG/x.pth"))
     path = fetch_weights(spec)
     assert path.read_bytes() == WEIGHTS
     monkeypatch.delenv("SWAG_MODELS_MIRROR")
-    assert fetch_weights(spec) == path, "the record goes by the source, whoever gave the file"
+    assert fetch_weights(spec) == path, "records are named by source, not by mirror"
 
 
 @pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_makes_no_request(
+def test_offline_mode_sends_no_request(
     server: Server, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    here, elsewhere = server.put("/x.pth", WEIGHTS), server.put("/y.pth", OTHER)
-    fetch_one(here)
+    cached_url, missing_url = server.put("/x.pth", WEIGHTS), server.put("/y.pth", OTHER)
+    fetch_one(cached_url)
     server.requests.clear()
     monkeypatch.setenv(variable, "1")
-    assert fetch_one(here) == WEIGHTS
-    with pytest.raises(FetchError, match=r"/y.pth: offline, and not on this machine"):
-        fetch_one(elsewhere, OTHER)
+    assert fetch_one(cached_url) == WEIGHTS
+    with pytest.raises(FetchError, match=r"/y.pth: not on this machine, and offline mode is set"):
+        fetch_one(missing_url, OTHER)
     assert not server.requests
 
 
-def test_the_licence_is_told_once_per_download(
+def test_the_licence_is_logged_once_per_download(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -337,9 +336,7 @@ def flip(path: Path, keep_time: bool) -> None:
 
 @pytest.mark.parametrize("keep_time", [True, False])
 @pytest.mark.parametrize("content", [WEIGHTS, None], ids=["hash", "pin"])
-def test_verifying_finds_a_flipped_bit(
-    server: Server, content: bytes | None, keep_time: bool
-) -> None:
+def test_verify_finds_a_flipped_bit(server: Server, content: bytes | None, keep_time: bool) -> None:
     spec = make_spec(source(server.put("/x.pth", WEIGHTS), content))
     assert verify_weights(spec) == []
     path = fetch_weights(spec)
@@ -354,7 +351,7 @@ def test_verifying_finds_a_flipped_bit(
     assert [check.ok for check in verify_weights(spec)] == [True]
 
 
-def test_a_file_that_changed_since_it_was_verified_is_fetched_again(server: Server) -> None:
+def test_a_file_that_changed_is_downloaded_again(server: Server) -> None:
     spec = make_spec(source(server.put("/x.pth", WEIGHTS)))
     flip(fetch_weights(spec), keep_time=False)
     assert fetch_weights(spec).read_bytes() == WEIGHTS

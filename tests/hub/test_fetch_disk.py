@@ -1,4 +1,4 @@
-"""Caches on disks that are full or cannot be written, with real disks of a few MiB."""
+"""Cache folders on full or read-only disks, with real disks of a few MiB."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fetch_support import MIB, isolate, list_files, make_safetensors, make_spec, remount, small_disk
-from server import Served, Server, Twist, sha256
+from server import Fault, Served, Server, sha256
 
 from swag_models.errors import CacheError, FetchError
 from swag_models.hub.fetch import fetch_weights
@@ -19,7 +19,7 @@ ADVICE = "set SWAG_MODELS_CACHE to another folder"
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A disk of 6 MiB for our cache folder."""
+    """A disk of 6 MiB with the cache folder."""
     isolate(tmp_path, monkeypatch)
     with small_disk(tmp_path / "disk", 6) as disk:
         monkeypatch.setenv("SWAG_MODELS_CACHE", str(disk / "cache"))
@@ -28,36 +28,33 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def ballast(disk: Path) -> Path:
-    """A file that leaves 3 MiB of the disk."""
+    """A file that leaves 3 MiB of the disk free."""
     path = disk / "ballast"
     path.write_bytes(bytes(3 * MIB))
     return path
 
 
 def serve(
-    server: Server, *twists: Twist, validators: bool = True, content: bytes = CONTENT
+    server: Server, *faults: Fault, validators: bool = True, content: bytes = CONTENT
 ) -> ModelSpec:
-    """A model whose file the server has."""
-    url = server.put("/x.pth", content, *twists, validators=validators)
+    """A model whose weights the server has."""
+    url = server.put("/x.pth", content, *faults, validators=validators)
     return make_spec(Source(url, "timm", sha256(content)))
 
 
-def test_a_file_too_large_for_the_disk_is_not_begun(
+def test_a_file_too_large_for_the_disk_is_not_downloaded(
     server: Server, disk: Path, ballast: Path
 ) -> None:
     spec = serve(server)
-    with pytest.raises(
-        CacheError, match=r"needs 4 MiB more and has [23] MiB free; free some space, or " + ADVICE
-    ):
+    message = r"needs 4 MiB more and has [23] MiB free; free some space, or "
+    with pytest.raises(CacheError, match=message + ADVICE):
         fetch_weights(spec)
     assert not list_files(disk / "cache" / "parts")
     ballast.unlink()
     assert fetch_weights(spec).read_bytes() == CONTENT
 
 
-def test_a_full_disk_does_not_send_the_download_to_the_next_source(
-    server: Server, ballast: Path
-) -> None:
+def test_a_full_disk_is_not_retried_with_the_next_source(server: Server, ballast: Path) -> None:
     spec = serve(server)
     other = Source(server.put("/y.pth", CONTENT), "timm", sha256(CONTENT))
     with pytest.raises(CacheError):
@@ -67,26 +64,26 @@ def test_a_full_disk_does_not_send_the_download_to_the_next_source(
 
 
 @pytest.mark.parametrize("validators", [True, False], ids=["validators", "no-validators"])
-def test_a_disk_that_fills_up_is_an_error_until_there_is_space(
+def test_a_disk_that_fills_up_is_an_error_and_the_download_resumes(
     server: Server, ballast: Path, validators: bool
 ) -> None:
-    spec = serve(server, Twist(chunked=True), validators=validators)
+    spec = serve(server, Fault(chunked=True), validators=validators)
     with pytest.raises(CacheError, match=rf"No space left on device; free some space, or {ADVICE}"):
         fetch_weights(spec)
     assert len(server.requests) == 1
-    ballast.unlink()  # leaves room for the file, and for no second one
+    ballast.unlink()  # leaves room for one copy of the file, not for two
     path = fetch_weights(spec)
     assert path.read_bytes() == CONTENT
     assert ((server.starts("/x.pth")[1] or 0) > MIB) == validators, (
-        "what was written is used where it can be"
+        "resumes where the server sends validators"
     )
     assert not list_files(path.parents[2] / "parts")
 
 
-def test_the_part_of_a_file_that_changed_gives_its_space_back(server: Server, disk: Path) -> None:
+def test_the_part_of_an_outdated_version_is_deleted(server: Server, disk: Path) -> None:
     old = Served(CONTENT, '"old"', None)
     spec = serve(
-        server, Twist(served=old, cut=3 * MIB), Twist(status=404), content=make_safetensors(5 * MIB)
+        server, Fault(served=old, cut=3 * MIB), Fault(status=404), content=make_safetensors(5 * MIB)
     )
     with pytest.raises(FetchError, match="404"):
         fetch_weights(spec)
@@ -94,7 +91,7 @@ def test_the_part_of_a_file_that_changed_gives_its_space_back(server: Server, di
     assert fetch_weights(spec).stat().st_size > 5 * MIB
 
 
-def test_a_read_only_cache_gives_what_it_has(server: Server, disk: Path) -> None:
+def test_a_read_only_cache_returns_its_files(server: Server, disk: Path) -> None:
     spec = serve(server)
     path = fetch_weights(spec)
     copied = disk / "cache" / "y.pth"
@@ -106,7 +103,7 @@ def test_a_read_only_cache_gives_what_it_has(server: Server, disk: Path) -> None
 
 
 @pytest.mark.parametrize("used", [False, True], ids=["empty", "used"])
-def test_a_read_only_cache_takes_nothing_new(server: Server, disk: Path, used: bool) -> None:
+def test_a_read_only_cache_rejects_a_download(server: Server, disk: Path, used: bool) -> None:
     small = make_safetensors()
     if used:
         fetch_weights(make_spec(Source(server.put("/y.pth", small), "timm", sha256(small))))
@@ -117,14 +114,12 @@ def test_a_read_only_cache_takes_nothing_new(server: Server, disk: Path, used: b
     assert fetch_weights(serve(server)).read_bytes() == CONTENT
 
 
-def test_a_pin_that_cannot_be_written_is_not_announced(
+def test_a_pin_that_cannot_be_written_is_not_logged(
     disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (disk / "cache").mkdir()
     (disk / "cache" / "x.pth").write_bytes(CONTENT)
     remount(disk, "ro")
-    assert (
-        fetch_weights(make_spec(Source("https://unreachable.invalid/x.pth", "timm")))
-        == disk / "cache" / "x.pth"
-    )
+    spec = make_spec(Source("https://unreachable.invalid/x.pth", "timm"))
+    assert fetch_weights(spec) == disk / "cache" / "x.pth"
     assert not [message for message in caplog.messages if "is pinned from now on" in message]

@@ -1,6 +1,6 @@
-"""Sources on the Hugging Face Hub, through its real client, against an endpoint of our own.
+"""Sources on the Hugging Face Hub, through its real client and a server on loopback.
 
-The client reads its settings when it is imported, hence a process for each call.
+The client reads its settings when it is imported, so each call runs in a new process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fetch_support import isolate, list_files, make_safetensors, make_spec, run
-from server import Server, Twist, sha256
+from server import Fault, Server, sha256
 
 from swag_models.spec import Source
 
@@ -27,7 +27,7 @@ print(hf_hub_download({REPO!r}, {NAME!r}))
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Our cache folder."""
+    """The cache folder."""
     return isolate(tmp_path, monkeypatch)
 
 
@@ -46,7 +46,7 @@ def source(content: bytes | None = WEIGHTS, revision: str = "", name: str = NAME
 
 
 @pytest.mark.parametrize("content", [WEIGHTS, None], ids=["hash", "no-hash"])
-def test_a_file_of_the_hub_stays_in_its_cache(
+def test_a_file_of_the_hub_stays_in_the_clients_cache(
     hub: Server, cache: Path, tmp_path: Path, content: bytes | None
 ) -> None:
     spec = make_spec(source(content))
@@ -63,7 +63,7 @@ def test_a_file_of_the_hub_stays_in_its_cache(
     assert not hub.requests
 
 
-def test_a_file_that_the_hub_client_brought_is_used_in_place(hub: Server) -> None:
+def test_a_file_in_the_clients_cache_is_used_in_place(hub: Server) -> None:
     expected, errors = run(make_spec(), HF_DOWNLOAD)
     assert expected is not None, errors
     hub.requests.clear()
@@ -72,7 +72,7 @@ def test_a_file_that_the_hub_client_brought_is_used_in_place(hub: Server) -> Non
     assert not hub.requests
 
 
-def test_a_wrong_file_of_the_hub_gives_way_to_the_next_source(hub: Server, cache: Path) -> None:
+def test_the_next_source_is_used_after_a_wrong_file_of_the_hub(hub: Server, cache: Path) -> None:
     spec = make_spec(source(OTHER), Source(hub.put("/x.pth", OTHER), "timm", sha256(OTHER)))
     path, errors = run(spec)
     assert path == cache / "files" / sha256(OTHER) / "x.pth", errors
@@ -98,7 +98,7 @@ def test_a_file_of_the_hub_that_differs_from_the_pin_is_an_error(
     assert f"delete {record})" in errors
 
 
-def test_a_revision_and_a_folder_of_the_hub_can_be_named(hub: Server) -> None:
+def test_a_source_can_name_a_revision_and_a_folder(hub: Server) -> None:
     hub.put_hub(REPO, f"deep/{NAME}", OTHER, COMMITS[1])
     path, errors = run(make_spec(source(OTHER, f"@{COMMITS[1]}", f"deep/{NAME}")))
     assert path is not None, errors
@@ -106,7 +106,7 @@ def test_a_revision_and_a_folder_of_the_hub_can_be_named(hub: Server) -> None:
     assert len(hub.asked(f"/{REPO}/resolve/{COMMITS[1]}/deep/{NAME}")) == 1
 
 
-def test_a_file_that_the_hub_does_not_have_is_one_line(hub: Server, cache: Path) -> None:
+def test_a_file_missing_on_the_hub_is_one_line_of_the_error(hub: Server, cache: Path) -> None:
     path, errors = run(make_spec(source(name="missing.safetensors")))
     assert path is None
     lines = errors.splitlines()
@@ -115,16 +115,16 @@ def test_a_file_that_the_hub_does_not_have_is_one_line(hub: Server, cache: Path)
     assert lines[-1] == f"  {cache / 'org--tiny.swag--missing.safetensors'}"
 
 
-def test_a_repository_that_cannot_be_is_told(hub: Server) -> None:
+def test_an_invalid_repository_name_is_reported(hub: Server) -> None:
     path, errors = run(make_spec(Source(f"hf://org/a--b/{NAME}", "timm")))
     assert path is None
     assert errors == "FetchError: Cannot have -- or .. in repo_id: 'org/a--b'.\n"
     assert not hub.requests
 
 
-def test_the_reason_for_a_refusal_of_the_hub_is_told(hub: Server) -> None:
-    hub.twists[f"/{REPO}/resolve/main/{NAME}"] = [
-        Twist(status=403, headers={"X-Error-Code": "none"})
+def test_an_http_error_of_the_hub_is_reported(hub: Server) -> None:
+    hub.faults[f"/{REPO}/resolve/main/{NAME}"] = [
+        Fault(status=403, headers={"X-Error-Code": "none"})
     ] * 9
     path, errors = run(make_spec(source()))
     assert path is None
@@ -132,19 +132,19 @@ def test_the_reason_for_a_refusal_of_the_hub_is_told(hub: Server) -> None:
     assert "403" in reason
 
 
-@pytest.mark.slow  # the client itself is patient
-def test_a_hub_that_does_not_answer_gives_way_to_the_next_source(hub: Server) -> None:
-    with Server() as gone:
+@pytest.mark.slow  # the client retries for a long time
+def test_the_next_source_is_used_if_the_hub_does_not_answer(hub: Server) -> None:
+    with Server() as stopped_server:
         pass
     spec = make_spec(source(), Source(hub.put("/x.pth", WEIGHTS), "timm", sha256(WEIGHTS)))
-    path, errors = run(spec, HF_ENDPOINT=gone.url)
+    path, errors = run(spec, HF_ENDPOINT=stopped_server.url)
     assert path is not None, errors
     assert path.read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_asks_nothing_of_the_hub(hub: Server, variable: str) -> None:
+def test_offline_mode_sends_no_request_to_the_hub(hub: Server, variable: str) -> None:
     path, errors = run(make_spec(source()), **{variable: "1"})
     assert path is None
-    assert "offline, and not on this machine" in errors
+    assert "not on this machine, and offline mode is set" in errors
     assert not hub.requests

@@ -1,4 +1,4 @@
-"""Downloads by processes of their own: killed half-way, several at once, on a terminal; and one at full size."""
+"""Downloads in processes: killed half-way, several at once, on a terminal, at full size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fetch_support import (
     start,
     wait_until,
 )
-from server import Server, Twist, sha256
+from server import Fault, Server, sha256
 
 from swag_models import get_spec, load_model
 from swag_models.hub.fetch import fetch_weights, verify_weights
@@ -44,25 +44,26 @@ HASHES = pytest.mark.parametrize("sha", [sha256(CONTENT), None], ids=["hash", "n
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Our cache folder."""
+    """The cache folder."""
     return isolate(tmp_path, monkeypatch)
 
 
 def serve(
-    server: Server, *twists: Twist, sha: str | None = None, validators: bool = True
+    server: Server, *faults: Fault, sha: str | None = None, validators: bool = True
 ) -> ModelSpec:
-    """A model whose file the server has."""
+    """A model whose weights the server has."""
     return make_spec(
-        Source(server.put("/x.pth", CONTENT, *twists, validators=validators), "timm", sha)
+        Source(server.put("/x.pth", CONTENT, *faults, validators=validators), "timm", sha)
     )
 
 
 def parts(cache: Path) -> list[Path]:
+    """The part files."""
     return list_files(cache / "parts")
 
 
 def kill_after(spec: ModelSpec, cache: Path, size: int) -> int:
-    """Kill a process that downloads once it has so many bytes on disk; how many it had."""
+    """Kill a downloading process once it has `size` bytes on disk; the number of bytes it had."""
     with start(spec) as process:
         wait_until(lambda: sum(part.stat().st_size for part in parts(cache)) >= size)
         process.kill()
@@ -73,23 +74,21 @@ def kill_after(spec: ModelSpec, cache: Path, size: int) -> int:
 
 
 @HASHES
-def test_a_killed_download_is_continued_by_the_next_process(
+def test_a_killed_download_is_resumed_by_the_next_process(
     server: Server, cache: Path, sha: str | None
 ) -> None:
-    spec = serve(server, Twist(hold=3 * MIB + 100), sha=sha)
+    spec = serve(server, Fault(hold=3 * MIB + 100), sha=sha)
     size = kill_after(spec, cache, 3 * MIB)
     path, errors = run(spec)
     assert path is not None, errors
     assert path.read_bytes() == CONTENT
-    assert server.starts("/x.pth") == [None, size], "only the missing bytes are asked for"
+    assert server.starts("/x.pth") == [None, size], "only the missing bytes are requested"
     assert server.asked("/x.pth")[1].headers["if-range"] == f'"{sha256(CONTENT)[:20]}"'
     assert not parts(cache)
 
 
-def test_a_part_that_nothing_can_continue_is_removed_in_the_end(
-    server: Server, cache: Path
-) -> None:
-    spec = serve(server, Twist(hold=3 * MIB), validators=False)
+def test_a_part_that_cannot_be_resumed_is_deleted(server: Server, cache: Path) -> None:
+    spec = serve(server, Fault(hold=3 * MIB), validators=False)
     kill_after(spec, cache, 2 * MIB)
     path, errors = run(spec)
     assert path is not None, errors
@@ -99,7 +98,7 @@ def test_a_part_that_nothing_can_continue_is_removed_in_the_end(
 
 
 def test_a_killed_process_does_not_keep_the_lock(server: Server, cache: Path) -> None:
-    spec = serve(server, Twist(hold=0))
+    spec = serve(server, Fault(hold=0))
     with start(spec) as process:
         server.wait_for("/x.pth", 1)
         assert list_files(cache / "locks")
@@ -112,12 +111,12 @@ def test_a_killed_process_does_not_keep_the_lock(server: Server, cache: Path) ->
 
 @HASHES
 def test_two_processes_download_once(server: Server, cache: Path, sha: str | None) -> None:
-    spec = serve(server, Twist(hold=MIB), sha=sha)
+    spec = serve(server, Fault(hold=MIB), sha=sha)
     with start(spec) as first:
         server.wait_for("/x.pth", 1)
         with start(spec) as second:
             assert second.stderr is not None
-            assert "waiting for another process that downloads" in second.stderr.readline()
+            assert "waiting for another process that is downloading" in second.stderr.readline()
             server.release.set()
             results = [finish(process)[0] for process in (first, second)]
     assert results[0] is not None
@@ -128,10 +127,10 @@ def test_two_processes_download_once(server: Server, cache: Path, sha: str | Non
 
 
 @HASHES
-def test_a_process_overtaken_in_spite_of_the_lock_gets_the_file(
+def test_a_process_that_another_one_overtakes_gets_the_file(
     server: Server, cache: Path, sha: str | None
 ) -> None:
-    spec = serve(server, Twist(hold=3 * MIB), sha=sha)
+    spec = serve(server, Fault(hold=3 * MIB), sha=sha)
     with start(spec, FETCH_WITHOUT_LOCK) as slow:
         wait_until(lambda: sum(part.stat().st_size for part in parts(cache)) >= 2 * MIB)
         quick, errors = run(spec, FETCH_WITHOUT_LOCK)
@@ -141,9 +140,9 @@ def test_a_process_overtaken_in_spite_of_the_lock_gets_the_file(
     assert path == quick, errors
     assert quick.read_bytes() == CONTENT
     assert not parts(cache)
-    asked = len(server.requests)
+    num_requests = len(server.requests)
     assert run(spec)[0] == quick
-    assert len(server.requests) == asked
+    assert len(server.requests) == num_requests
 
 
 @HASHES
@@ -151,7 +150,7 @@ def test_a_process_overtaken_in_spite_of_the_lock_gets_the_file(
 def test_many_processes_without_locks_all_get_the_file(
     server: Server, cache: Path, sha: str | None, validators: bool
 ) -> None:
-    holds = [Twist(hold=size * MIB) for size in (2, 1, 1, 0)]
+    holds = [Fault(hold=size * MIB) for size in (2, 1, 1, 0)]
     spec = serve(server, *holds, sha=sha, validators=validators)
     with contextlib.ExitStack() as stack:
         processes = []
@@ -167,21 +166,23 @@ def test_many_processes_without_locks_all_get_the_file(
 
 
 def run_on_terminal(spec: ModelSpec, script: str) -> str:
-    """What a process writes to a terminal on its stderr."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    """What a process writes to a terminal as its stderr."""
+    terminal, process_end = pty.openpty()
+    fcntl.ioctl(process_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with subprocess.Popen(
-        [sys.executable, "-c", script, spec.to_json()], stdout=subprocess.DEVNULL, stderr=theirs
+        [sys.executable, "-c", script, spec.to_json()],
+        stdout=subprocess.DEVNULL,
+        stderr=process_end,
     ) as process:
-        os.close(theirs)
+        os.close(process_end)
         output = b""
         try:
-            while piece := os.read(ours, 4096):
+            while piece := os.read(terminal, 4096):
                 output += piece
         except OSError:  # the other end is closed
             pass
         finally:
-            os.close(ours)
+            os.close(terminal)
     assert process.returncode == 0, output
     return output.decode()
 
@@ -192,7 +193,7 @@ def test_a_terminal_gets_a_progress_bar(server: Server) -> None:
     assert "6.29M/6.29M" in output
 
 
-def test_a_terminal_gets_no_progress_bar_that_is_not_wanted(server: Server) -> None:
+def test_progress_false_draws_no_bar_on_a_terminal(server: Server) -> None:
     output = run_on_terminal(
         serve(server), FETCH.replace("sys.argv[1])", "sys.argv[1]), progress=False")
     )
@@ -219,7 +220,7 @@ def test_a_model_of_full_size_survives_a_killed_download(
     file = tmp_path / "vit_b16.torch"
     torch.save(state, file)
     assert file.stat().st_size > 300 * MIB
-    url = server.put("/vit_b16.torch", file, Twist(hold=200 * MIB))
+    url = server.put("/vit_b16.torch", file, Fault(hold=200 * MIB))
     spec = replace(get_spec("vit_b16"), sources=(Source(url, "swag", sha256(file)),))
     size = kill_after(spec, cache, 150 * MIB)
     model = load_model(spec)
@@ -230,9 +231,9 @@ def test_a_model_of_full_size_survives_a_killed_download(
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
     assert sum(parameter.numel() for parameter in model.parameters()) == spec.num_params
 
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     path = fetch_weights(spec)
-    assert time.perf_counter() - began < 0.1, "a verified file is not read again"
+    assert time.perf_counter() - start_time < 0.1, "a verified file is not hashed again"
     assert [check.ok for check in verify_weights(spec)] == [True]
     status = path.stat()
     with path.open("r+b") as changed:

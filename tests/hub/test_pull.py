@@ -1,4 +1,4 @@
-"""Models loaded from a Hugging Face Hub of our own, through the real client; fetching them imports no torch."""
+"""Models fetched from a Hub on loopback through the real client, without importing torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fake_hub import Hub
 from fetch_support import list_files
 from hub_support import GET, READER, REPO, asked, get, read_files, start
-from server import Server, Twist, sha256
+from server import Fault, Server, sha256
 
 from swag_models import get_spec
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("caches")
 
 
 @pytest.mark.parametrize("kind", ["first", "sharded"])
-def test_a_branch_is_asked_once_a_commit_not_and_offline_nothing(
+def test_a_branch_takes_one_request_and_a_commit_or_offline_mode_none(
     kind: str, hub: Hub, folders: dict[str, Path], caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.put_repo(REPO, read_files(folders[kind]))
@@ -45,7 +45,7 @@ def test_a_branch_is_asked_once_a_commit_not_and_offline_nothing(
     assert not hub.requests
 
 
-def test_a_new_commit_is_picked_up_and_the_old_one_stays(
+def test_a_new_commit_is_fetched_and_the_old_one_stays_available(
     hub: Hub, folders: dict[str, Path]
 ) -> None:
     old = hub.put_repo(REPO, read_files(folders["first"]))
@@ -58,23 +58,23 @@ def test_a_new_commit_is_picked_up_and_the_old_one_stays(
     assert get(f"hf-hub:{REPO}@{old}").commit == old
 
 
-def test_a_hub_that_went_away_is_told_and_what_is_here_is_used(
+def test_an_unreachable_hub_is_logged_and_the_cached_commit_used(
     hub: Hub, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.put_repo(REPO, read_files(folders["first"]))
     first = get(f"hf-hub:{REPO}")
-    with Server() as gone:
-        monkeypatch.setenv("HF_ENDPOINT", gone.url)
+    with Server() as stopped_server:
+        monkeypatch.setenv("HF_ENDPOINT", stopped_server.url)
     later = get(f"hf-hub:{REPO}")
     assert later.path == first.path
     assert re.search(
-        rf"the Hub cannot be reached \(.*\): hf-hub:{REPO}@main is used as it was here last, at {commit}",
+        rf"the Hub cannot be reached \(.*\): using the cached hf-hub:{REPO}@main, commit {commit}",
         later.errors,
     )
 
 
 @pytest.mark.parametrize("kind", ["first", "sharded"])
-def test_wrong_bytes_are_found_out(kind: str, hub: Hub, folders: dict[str, Path]) -> None:
+def test_wrong_bytes_are_an_error(kind: str, hub: Hub, folders: dict[str, Path]) -> None:
     files = read_files(folders[kind])
     name = max(name for name in files if name.endswith(".safetensors"))
     files[name] = files[name][:-1] + b"x"
@@ -90,9 +90,8 @@ def test_a_private_repository_needs_a_token(
     commit = hub.put_repo(REPO, read_files(folders["first"]), private=True)
     got = get(f"hf-hub:{REPO}")
     private = f"{REPO} does not exist on the Hub, or is private (HTTP 401)"
-    assert (
-        got.errors.strip()
-        == f"FetchError: {private}: check the name, and set HF_TOKEN, or run: hf auth login"
+    assert got.errors.strip() == (
+        f"FetchError: {private}: check the name, and set HF_TOKEN, or run: hf auth login"
     )
     monkeypatch.setenv("HF_TOKEN", READER)
     assert get(f"hf-hub:{REPO}").commit == commit
@@ -112,14 +111,14 @@ def test_a_private_repository_needs_a_token(
         ("hf-hub:org/tiny@" + "0" * 40, r"FetchError: org/tiny has no such file \(HTTP 404\)"),
         (
             "hf-hub:tiny",
-            "ConfigError: 'hf-hub:tiny' names no repository; write hf-hub:org/repo or hf-hub:org/repo@revision",
+            "ConfigError: invalid repository name 'hf-hub:tiny': write hf-hub:org/repo or hf-hub:",
         ),
-        ("hf-hub:org/tiny@", "names no repository"),
-        ("hf-hub:org/tiny@../../x", "names no repository"),
-        ("hf-hub:../tiny", "names no repository"),
+        ("hf-hub:org/tiny@", "invalid repository name"),
+        ("hf-hub:org/tiny@../../x", "invalid repository name"),
+        ("hf-hub:../tiny", "invalid repository name"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_one_line(
+def test_an_invalid_or_unknown_name_is_an_error_of_one_line(
     hub: Hub, folders: dict[str, Path], name: str, message: str
 ) -> None:
     hub.put_repo(REPO, read_files(folders["first"]))
@@ -129,32 +128,32 @@ def test_a_name_that_leads_nowhere_is_one_line(
     assert len(got.errors.splitlines()) == 1
 
 
-def test_a_repository_of_another_library_is_one_line(hub: Hub) -> None:
+def test_a_repository_of_another_library_is_an_error_of_one_line(hub: Hub) -> None:
     hub.put_repo(REPO, {"config.json": b'{"architecture": "resnet50"}'})
     got = get(f"hf-hub:{REPO}")
-    assert re.fullmatch(
-        r"ConfigError: .*config.json describes no model of this library \(it has no 'swag_models'\).*\n",
-        got.errors,
-    )
+    message = "does not describe a model of this library: it has no 'swag_models'"
+    assert re.fullmatch(rf"ConfigError: .*config.json {message}.*\n", got.errors)
 
 
-def test_offline_and_not_here_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_in_offline_mode_is_an_error_of_one_line(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SWAG_MODELS_OFFLINE", "1")
     got = get(f"hf-hub:{REPO}")
-    assert (
-        got.errors
-        == f"FetchError: hf-hub:{REPO}@main is not on this machine, and offline is asked for\n"
+    assert got.errors == (
+        f"FetchError: hf-hub:{REPO}@main is not on this machine, and offline mode is set; "
+        "unset SWAG_MODELS_OFFLINE and HF_HUB_OFFLINE to download it\n"
     )
     assert not hub.requests
 
 
-def test_a_kill_while_fetching_leaves_nothing_that_would_be_taken_for_whole(
+def test_a_killed_download_leaves_no_incomplete_weights(
     hub: Hub, folders: dict[str, Path], caches: Path
 ) -> None:
     files = read_files(folders["first"])
     commit = hub.put_repo(REPO, files)
     path = f"/storage/{sha256(files['model.safetensors'])}"
-    hub.twists[path] = [Twist(hold=20_000)]
+    hub.faults[path] = [Fault(hold=20_000)]
     with start(GET, f"hf-hub:{REPO}") as process:
         hub.wait_for(path, 1)
         time.sleep(0.2)
@@ -167,7 +166,7 @@ def test_a_kill_while_fetching_leaves_nothing_that_would_be_taken_for_whole(
     assert got.path.read_bytes() == files["model.safetensors"]
 
 
-def test_a_repository_that_the_catalog_names_is_the_catalogs_model() -> None:
+def test_a_repository_of_the_catalog_gives_the_catalogs_spec() -> None:
     spec = get_spec("hf-hub:timm/regnety_160.swag_lc_in1k")
     assert spec == replace(get_spec("regnety_16gf_in1k_linear"), sources=spec.sources)
     assert [source.url for source in spec.sources] == [

@@ -1,4 +1,4 @@
-"""The model card: metadata that the Hub's own classes read, a text that tells the truth, examples that run."""
+"""The model card: metadata that the Hub's client reads, correct text, and examples that run."""
 
 from __future__ import annotations
 
@@ -17,55 +17,54 @@ from tiny import REGNET_SPEC, VIT_SPEC, load_tiny
 
 import swag_models
 from swag_models.publish import save
-from swag_models.publish.model_card import Facts, address_card, make_card
+from swag_models.publish.model_card import CardDetails, make_card, set_card_address
 from swag_models.spec import Metrics, ModelSpec
 
-FACTS = Facts(dtype="float32", sharded=False, from_hashtags=False)
+DETAILS = CardDetails(dtype="float32", sharded=False, from_hashtags=False)
 SPEC = replace(swag_models.get_spec("vit_nano_hashtags"), name="mine")
 
 
-def read_card(spec: ModelSpec = SPEC, **facts: Any) -> ModelCard:
+def read_card(spec: ModelSpec = SPEC, **details: Any) -> ModelCard:
     """A card as the Hub's client reads it."""
-    return ModelCard(make_card(spec, replace(FACTS, **facts)))
+    return ModelCard(make_card(spec, replace(DETAILS, **details)))
 
 
 @pytest.mark.parametrize("name", swag_models.list_models())
 def test_every_model_has_a_card_that_the_hubs_client_reads(name: str) -> None:
     spec = swag_models.get_spec(name)
-    text = make_card(spec, replace(FACTS, from_hashtags=spec.license == "cc-by-nc-4.0"))
+    text = make_card(spec, replace(DETAILS, from_hashtags=spec.license == "cc-by-nc-4.0"))
     data = ModelCard(text).data
-    headed = spec.num_classes is not None
+    has_head = spec.num_classes is not None
     assert data.license == spec.license
-    assert data.pipeline_tag == ("image-classification" if headed else "image-feature-extraction")
+    assert data.pipeline_tag == ("image-classification" if has_head else "image-feature-extraction")
     assert data.library_name == "swag_models"
-    others = (
-        set() if name == "regnety_nano_hashtags" else {"timm"}
-    )  # has no RegNet with so narrow a stem
-    assert {data.pipeline_tag, "swag_models", spec.family, *others} == set(data.tags)
+    # timm has no RegNet with a stem as narrow as that of regnety_nano.
+    timm_tag = set() if name == "regnety_nano_hashtags" else {"timm"}
+    assert {data.pipeline_tag, "swag_models", spec.family, *timm_tag} == set(data.tags)
     metadata = yaml.safe_load(text.split("---")[1])
     assert ("model-index" in metadata) == (spec.metrics is not None)
     assert "{" not in text.split("## Citation")[0]
 
 
-def test_accuracy_is_told_as_the_hub_wants_it() -> None:
+def test_accuracy_is_in_the_hubs_metadata_format() -> None:
     data = read_card(replace(SPEC, metrics=Metrics("My Flowers (test)", top1=91.5, top5=99))).data
     assert data.metrics == ["accuracy"]
     results = [
-        (each.metric_name, each.metric_value, each.dataset_name, each.dataset_type)
-        for each in data.eval_results
+        (result.metric_name, result.metric_value, result.dataset_name, result.dataset_type)
+        for result in data.eval_results
     ]
     flowers = ("My Flowers (test)", "my-flowers-test")
     assert results == [("Top-1 accuracy", 91.5, *flowers), ("Top-5 accuracy", 99, *flowers)]
 
 
-def test_without_accuracy_none_is_told() -> None:
+def test_unknown_accuracy_is_stated() -> None:
     card = read_card(replace(SPEC, metrics=None))
     assert card.data.eval_results is None
-    assert "## Accuracy\n\nNone is known of these weights." in card.text
+    assert "## Accuracy\n\nUnknown for these weights." in card.text
 
 
 @pytest.mark.parametrize(
-    ("license", "url", "expected", "said"),
+    ("license", "url", "expected", "sentence"),
     [
         ("mit", "", ("mit", None, None), "licensed mit."),
         (
@@ -84,62 +83,62 @@ def test_without_accuracy_none_is_told() -> None:
         ("unknown", "", ("unknown", None, None), "**No licence is stated.**"),
     ],
 )
-def test_the_licence_is_one_that_the_hub_knows_or_other(
-    license: str, url: str, expected: tuple[str | None, ...], said: str
+def test_a_licence_unknown_to_the_hub_is_other(
+    license: str, url: str, expected: tuple[str | None, ...], sentence: str
 ) -> None:
     card = read_card(replace(SPEC, license=license, license_url=url))
     data = card.data.to_dict()
     assert (data["license"], data.get("license_name"), data.get("license_link")) == expected
-    assert said in card.text
+    assert sentence in card.text
 
 
-def test_what_the_caller_tells_is_in_the_metadata() -> None:
+def test_datasets_base_model_and_tags_are_in_the_metadata() -> None:
     data = read_card(datasets=["org/flowers"], base_model="org/base", tags=["flowers"]).data
     assert (data.datasets, data.base_model) == (["org/flowers"], "org/base")
     assert data.tags[-1] == "flowers"
     assert "Trained on org/flowers." in read_card(datasets=["org/flowers"]).text
 
 
-def test_weights_from_hashtags_say_so_with_their_limits() -> None:
+def test_weights_from_hashtags_state_their_origin_and_limits() -> None:
     spec = swag_models.get_spec("vit_b16_in1k")
     text = read_card(spec, from_hashtags=True).text
-    for said in (
+    for phrase in (
         "3.6 billion public Instagram images",
         "no commercial use",
         "prejudices of one platform",
         "@inproceedings{singh",
     ):
-        assert said in text
-    other = read_card().text
-    assert "Instagram" not in other
-    assert "singh" not in other
-    assert "Do not use it to identify people" in other
+        assert phrase in text
+    other_text = read_card().text
+    assert "Instagram" not in other_text
+    assert "singh" not in other_text
+    assert "Do not use it to identify people" in other_text
 
 
-def test_a_model_that_timm_cannot_read_is_not_said_to_be() -> None:
-    for spec, facts in ((REGNET_SPEC, FACTS), (VIT_SPEC, replace(FACTS, sharded=True))):
-        text = make_card(spec, facts)
+def test_a_model_that_timm_cannot_read_has_no_timm_example() -> None:
+    for spec, details in ((REGNET_SPEC, DETAILS), (VIT_SPEC, replace(DETAILS, sharded=True))):
+        text = make_card(spec, details)
         assert "timm.create_model" not in text
         assert "timm" not in ModelCard(text).data.tags
 
 
 @pytest.mark.parametrize(
-    ("classes", "num_classes", "said"),
+    ("classes", "num_classes", "sentence"),
     [
         (("cat", "dog"), 2, "2: cat, dog."),
         (tuple(f"c{i}" for i in range(102)), 102, "c98, c99 and 2 more, in `config.json`."),
-        ("imagenet-1k", 1000, "The 1000 of imagenet-1k, in torchvision's order."),
+        ("imagenet-1k", 1000, "The 1000 classes of imagenet-1k, in torchvision's order."),
         (None, 2, "2, without names."),
-        (None, None, "None: the model gives features."),
+        (None, None, "None: the model outputs features."),
     ],
 )
-def test_classes_are_told(classes: Any, num_classes: int | None, said: str) -> None:
+def test_classes_are_listed(classes: Any, num_classes: int | None, sentence: str) -> None:
     text = read_card(replace(SPEC, classes=classes, num_classes=num_classes)).text
-    assert text.split("## Classes\n\n")[1].split("\n")[0].endswith(said)
+    assert text.split("## Classes\n\n")[1].split("\n")[0].endswith(sentence)
 
 
-def test_a_card_on_the_hub_loads_from_the_hub() -> None:
-    text = address_card(make_card(SPEC, FACTS), "mine", "org/repo@dev")
+def test_examples_of_a_pushed_card_load_from_the_hub() -> None:
+    text = set_card_address(make_card(SPEC, DETAILS), "mine", "org/repo@dev")
     assert 'load_model("hf-hub:org/repo@dev")' in text
     assert 'load_preprocess("hf-hub:org/repo@dev")' in text
     assert 'timm.create_model("hf-hub:org/repo@dev", pretrained=True)' in text
@@ -153,20 +152,26 @@ def test_the_examples_run(tmp_path: Path, caches: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     assert len(snippets) == 2
     script = "\n".join([*snippets, "assert output.shape == (1, 10) and model.num_classes == 10"])
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
 
 
-def test_a_base_model_is_the_repository_that_the_weights_came_from(tmp_path: Path) -> None:
+def test_template_syntax_markup_and_pipes_in_texts_stay_text() -> None:
+    text = make_card(
+        replace(SPEC, arch="a|b", classes=("{{ 1 + 1 }}", "<b>&'"), num_classes=2),
+        replace(DETAILS, training="{% raw %} 50% | <i>"),
+    )
+    assert r"| architecture | a\|b, `" in text
+    assert "2: {{ 1 + 1 }}, <b>&'." in text
+    assert "\n{% raw %} 50% | <i>\n" in text
+
+
+def test_the_base_model_is_by_default_the_repository_of_the_weights(tmp_path: Path) -> None:
     model = load_tiny()
     model.spec = replace(VIT_SPEC, sources=swag_models.get_spec("regnety_16gf").sources)
-    assert (
-        ModelCard.load(save(model, tmp_path) / "README.md").data.base_model
-        == "timm/regnety_160.swag_lc_in1k"
-    )
-    assert (
-        ModelCard.load(save(model, tmp_path, base_model="org/own") / "README.md").data.base_model
-        == "org/own"
-    )
+    card = ModelCard.load(save(model, tmp_path) / "README.md")
+    assert card.data.base_model == "timm/regnety_160.swag_lc_in1k"
+    card = ModelCard.load(save(model, tmp_path, base_model="org/own") / "README.md")
+    assert card.data.base_model == "org/own"

@@ -1,4 +1,4 @@
-"""Models sent to a Hugging Face Hub of our own, through the real client."""
+"""Models pushed to a Hugging Face Hub on loopback, through the real client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_hub import Hub
 from hub_support import PUSH, READER, REPO, WRITER, get, push, read_files, run, start
-from server import Server, Twist, sha256
+from server import Fault, Server, sha256
 from tiny import images
 
 from swag_models import load_model
@@ -17,25 +17,23 @@ from swag_models import load_model
 pytestmark = pytest.mark.usefixtures("caches")
 
 
-def test_a_folder_goes_and_comes_back_the_same(
+def test_a_pushed_folder_loads_as_the_same_model(
     hub: Hub, token: None, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent, errors = push(folders["first"], message="The first")
     assert sent, errors
     address, commit, url, files = sent
     assert (address, url) == (f"hf-hub:{REPO}", f"{hub.url}/{REPO}/commit/{commit}")
-    assert (
-        len(hub.repos[REPO].commits) == 2
-    )  # that the repository began with, and one for all files
-    there = hub.repos[REPO].commits[commit]
-    assert {
-        name: len(content) for name, content in there.items() if name != ".gitattributes"
-    } == files
-    assert there["model.safetensors"] == (folders["first"] / "model.safetensors").read_bytes()
-    assert b'load_model("hf-hub:org/tiny")' in there["README.md"]
-    assert b'timm.create_model("hf-hub:org/tiny", pretrained=True)' in there["README.md"]
-    assert b"path/to" not in there["README.md"]
-    assert hub.cards == [there["README.md"].decode()]
+    assert len(hub.repos[REPO].commits) == 2  # the repository's first, and one for all files
+    contents = dict(hub.repos[REPO].commits[commit])
+    del contents[".gitattributes"]
+    assert {name: len(content) for name, content in contents.items()} == files
+    assert contents["model.safetensors"] == (folders["first"] / "model.safetensors").read_bytes()
+    card = contents["README.md"].decode()
+    assert 'load_model("hf-hub:org/tiny")' in card
+    assert 'timm.create_model("hf-hub:org/tiny", pretrained=True)' in card
+    assert "path/to" not in card
+    assert hub.cards == [card]
 
     inputs = images()
     torch.save(inputs, folders["first"].parent / "inputs.pt")
@@ -44,8 +42,8 @@ import sys, timm, torch
 from swag_models import load_model
 inputs = torch.load(sys.argv[1])
 model = load_model(sys.argv[2])
-theirs = timm.create_model(sys.argv[2].split("@")[0], pretrained=True).eval()
-print([model(inputs).tolist(), theirs(inputs).tolist()])
+timm_model = timm.create_model(sys.argv[2].split("@")[0], pretrained=True).eval()
+print([model(inputs).tolist(), timm_model(inputs).tolist()])
 """
     outputs, errors = run(script, str(folders["first"].parent / "inputs.pt"), f"{address}@{commit}")
     assert outputs, errors
@@ -55,19 +53,20 @@ print([model(inputs).tolist(), theirs(inputs).tolist()])
     assert "first: the weights are licensed MIT\n" in errors
 
 
-def test_weights_and_a_recipe_that_an_earlier_version_left_are_deleted_in_the_same_commit(
+def test_files_of_an_earlier_version_are_deleted_in_the_same_commit(
     hub: Hub, token: None, folders: dict[str, Path]
 ) -> None:
     sharded, errors = push(folders["sharded"])
     assert sharded, errors
-    there = hub.repos[REPO].commits[sharded[1]]
-    assert "model.safetensors.index.json" in there
-    hub.put_repo(REPO, {**there, "recipe.json": b"{}", "vocabulary.parquet": b"", "notes.txt": b""})
+    contents = hub.repos[REPO].commits[sharded[1]]
+    assert "model.safetensors.index.json" in contents
+    recipe = {"recipe.json": b"{}", "vocabulary.parquet": b""}
+    hub.put_repo(REPO, {**contents, **recipe, "notes.txt": b""})
     single, errors = push(folders["first"])
     assert single, errors
     assert len(hub.repos[REPO].commits) == 4
-    left = sorted(hub.repos[REPO].commits[single[1]])
-    assert left == [".gitattributes", "README.md", "config.json", "model.safetensors", "notes.txt"]
+    names = sorted(hub.repos[REPO].commits[single[1]])
+    assert names == [".gitattributes", "README.md", "config.json", "model.safetensors", "notes.txt"]
 
 
 def test_only_the_published_files_are_sent(
@@ -81,7 +80,7 @@ def test_only_the_published_files_are_sent(
     assert ".env" not in hub.repos[REPO].commits[sent[1]]
 
 
-def test_a_branch_is_made_and_named_in_the_card(
+def test_a_branch_is_created_and_named_in_the_card(
     hub: Hub, token: None, folders: dict[str, Path]
 ) -> None:
     sent, errors = push(folders["first"], revision="try/1", private=True)
@@ -94,19 +93,21 @@ def test_a_branch_is_made_and_named_in_the_card(
     assert get("hf-hub:org/tiny@try/1").commit == sent[1]
 
 
-def test_what_is_to_be_private_is_not_sent_to_a_public_repository(
+def test_private_is_an_error_for_a_public_repository(
     hub: Hub, token: None, folders: dict[str, Path]
 ) -> None:
     commit = hub.put_repo(REPO, read_files(folders["first"]))
     sent, errors = push(folders["second"], private=True)
     assert sent is None
     assert re.search(
-        "PublishError: org/tiny is there already, and public; make it private on its page", errors
+        "PublishError: org/tiny exists and is public; make it private on its page", errors
     )
     assert hub.repos[REPO].branches["main"] == commit
 
 
-def test_the_same_again_makes_no_commit(hub: Hub, token: None, folders: dict[str, Path]) -> None:
+def test_pushing_the_same_files_again_makes_no_commit(
+    hub: Hub, token: None, folders: dict[str, Path]
+) -> None:
     first, errors = push(folders["first"])
     assert first, errors
     again, errors = push(folders["first"])
@@ -114,7 +115,7 @@ def test_the_same_again_makes_no_commit(hub: Hub, token: None, folders: dict[str
     assert len(hub.repos[REPO].commits) == 2
 
 
-def test_a_dry_run_asks_nothing(hub: Hub, folders: dict[str, Path]) -> None:
+def test_a_dry_run_sends_no_request(hub: Hub, folders: dict[str, Path]) -> None:
     sent, errors = push(folders["sharded"], dry_run=True)
     assert sent, errors
     address, commit, url, files = sent
@@ -125,12 +126,11 @@ def test_a_dry_run_asks_nothing(hub: Hub, folders: dict[str, Path]) -> None:
     assert not hub.requests
 
 
-def test_without_token_nothing_is_asked(hub: Hub, folders: dict[str, Path]) -> None:
+def test_without_token_no_request_is_sent(hub: Hub, folders: dict[str, Path]) -> None:
     sent, errors = push(folders["first"])
     assert sent is None
-    assert (
-        errors.strip()
-        == f"PublishError: no token to write to {REPO} with; set HF_TOKEN, or run: hf auth login"
+    assert errors.strip() == (
+        f"PublishError: no token with write access to {REPO}; set HF_TOKEN, or run: hf auth login"
     )
     assert not hub.requests
 
@@ -148,14 +148,14 @@ def test_without_token_nothing_is_asked(hub: Hub, folders: dict[str, Path]) -> N
             REPO,
             r"nothing was published: no permission for org/tiny \(HTTP 401: Invalid credentials",
         ),
-        (WRITER, "tiny", "repository is 'tiny'; write org/repo, and the branch as revision="),
-        (WRITER, "org/tiny@dev", "repository is 'org/tiny@dev'"),
-        (WRITER, "org/a/b", "repository is 'org/a/b'"),
-        (WRITER, "org/a..b", "repository is 'org/a..b'"),
-        (WRITER, "org/-a", "repository is 'org/-a'"),
+        (WRITER, "tiny", "invalid repository 'tiny': write org/repo, and the branch as revision="),
+        (WRITER, "org/tiny@dev", "invalid repository 'org/tiny@dev'"),
+        (WRITER, "org/a/b", "invalid repository 'org/a/b'"),
+        (WRITER, "org/a..b", "invalid repository 'org/a..b'"),
+        (WRITER, "org/-a", "invalid repository 'org/-a'"),
     ],
 )
-def test_what_the_hub_does_not_take_is_one_line(
+def test_a_rejected_push_is_an_error_of_one_line(
     hub: Hub,
     folders: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -171,23 +171,22 @@ def test_what_the_hub_does_not_take_is_one_line(
     assert REPO not in hub.repos
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(
+def test_an_unreachable_hub_is_an_error_of_one_line(
     token: None, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Server() as gone:
-        monkeypatch.setenv("HF_ENDPOINT", gone.url)
+    with Server() as stopped_server:
+        monkeypatch.setenv("HF_ENDPOINT", stopped_server.url)
     sent, errors = push(folders["first"])
     assert sent is None
-    assert re.fullmatch(
-        r"PublishError: nothing was published: the Hub cannot be reached \(.*refused\)\n", errors
-    )
+    message = r"nothing was published: the Hub cannot be reached \(.*refused\)"
+    assert re.fullmatch(rf"PublishError: {message}\n", errors)
 
 
-def test_a_refused_upload_publishes_nothing(
+def test_a_rejected_upload_publishes_nothing(
     hub: Hub, token: None, folders: dict[str, Path]
 ) -> None:
     path = f"/storage/{sha256(folders['first'] / 'model.safetensors')}"
-    hub.twists[path] = [Twist(status=403)]
+    hub.faults[path] = [Fault(status=403)]
     sent, errors = push(folders["first"])
     assert sent is None
     assert re.search(
@@ -197,7 +196,7 @@ def test_a_refused_upload_publishes_nothing(
     assert len(hub.repos[REPO].commits) == 1
 
 
-def test_a_folder_whose_weights_changed_is_not_sent(
+def test_a_folder_with_changed_weights_is_not_pushed(
     hub: Hub, token: None, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     for name, content in read_files(folders["first"]).items():
@@ -211,12 +210,12 @@ def test_a_folder_whose_weights_changed_is_not_sent(
     assert not hub.requests
 
 
-def test_a_kill_while_sending_leaves_the_repository_as_it_was(
+def test_a_killed_push_leaves_the_repository_unchanged(
     hub: Hub, token: None, folders: dict[str, Path]
 ) -> None:
     commit = hub.put_repo(REPO, read_files(folders["second"]))
     path = f"/storage/{sha256(folders['first'] / 'model.safetensors')}"
-    hub.twists[path] = [Twist(hold=0)]
+    hub.faults[path] = [Fault(hold=0)]
     before = read_files(folders["first"])
     with start(PUSH, str(folders["first"]), REPO, "{}") as process:
         hub.wait_for(path, 1)

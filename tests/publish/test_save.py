@@ -1,4 +1,4 @@
-"""A model saved as a folder and loaded from it: the same model, whatever it is, and nothing half-written."""
+"""A model saved as a folder loads as the same model; interrupted saves never load."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "my_model"
 
 
-def assert_same(ours: nn.Module, theirs: nn.Module) -> None:
-    ours_state, theirs_state = ours.state_dict(), theirs.state_dict()
-    assert ours_state.keys() == theirs_state.keys()
-    assert all(torch.equal(tensor, theirs_state[key]) for key, tensor in ours_state.items())
+def assert_same(model: nn.Module, other: nn.Module) -> None:
+    """Both models have equal state dicts."""
+    state, other_state = model.state_dict(), other.state_dict()
+    assert state.keys() == other_state.keys()
+    assert all(torch.equal(tensor, other_state[key]) for key, tensor in state.items())
 
 
 class TestRoundTrip:
@@ -74,9 +75,8 @@ class TestRoundTrip:
             model.in_chans,
         )
         inputs = images(2, model.image_size, model.in_chans)
-        torch.testing.assert_close(
-            loaded(inputs), model(inputs)
-        )  # mapped weights may lie differently, which moves last bits
+        # Not bit by bit: mapped weights may be aligned differently, which changes last bits.
+        torch.testing.assert_close(loaded(inputs), model(inputs))
         assert load_preprocess(folder).preprocess.size == model.image_size
 
     def test_pooling_is_kept(self, folder: Path) -> None:
@@ -86,24 +86,23 @@ class TestRoundTrip:
         torch.testing.assert_close(load_model(folder)(inputs), model(inputs))
         assert load_model(folder, global_pool="token").global_pool == "token"
 
-    def test_positions_of_an_oblong_grid_are_taken_for_no_square(self, folder: Path) -> None:
-        model = load_tiny(image_size=(16, 64))  # a grid of 2 x 8, as many as 4 x 4
+    def test_positions_of_an_oblong_grid_are_not_taken_for_a_square(self, folder: Path) -> None:
+        model = load_tiny(image_size=(16, 64))  # a grid of 2 x 8, as many patches as 4 x 4
         save(model, folder)
         assert_same(load_model(folder), model)
         resized = load_model(folder, image_size=(32, 64))
-        assert torch.equal(
-            resized.pos_embed[0, 1:9], model.pos_embed[0, 1:9]
-        )  # the first row of patches stays the first
+        # Index 0 is the class token; the first and the last row of patches stay where they are.
+        assert torch.equal(resized.pos_embed[0, 1:9], model.pos_embed[0, 1:9])
         assert torch.equal(resized.pos_embed[0, -8:], model.pos_embed[0, -8:])
 
-    def test_options_work_as_on_a_catalog_name(self, folder: Path, caplog: Caplog) -> None:
+    def test_load_options_work_as_with_a_catalog_name(self, folder: Path, caplog: Caplog) -> None:
         save(load_tiny(), folder, license="mit")
         model = load_model(folder, num_classes=7, image_size=128, in_chans=1, dtype="bfloat16")
         assert model(images(2, 128, 1).bfloat16()).shape == (2, 7)
         assert "the head of 7 classes is freshly initialised" in caplog.text
         assert load_model(str(folder), num_classes=None).num_classes is None
 
-    def test_a_half_precision_file_loads_as_float32_unless_asked(self, folder: Path) -> None:
+    def test_a_half_precision_file_loads_as_float32_by_default(self, folder: Path) -> None:
         model = load_tiny(dtype="bfloat16")
         save(model, folder)
         assert json.loads((folder / CONFIG_FILE).read_text())["dtype"] == "bfloat16"
@@ -124,21 +123,19 @@ class TestRoundTrip:
         again = load_model(save(first, tmp_path / "again"))
         assert_same(first, again)
         assert (again.spec.classes, again.spec.license) == (first.spec.classes, "mit")
-        assert (
-            again.spec.description
-            == first.spec.description
-            == "derived from tiny_vit: its architecture only, not its weights"
-        )
+        assert again.spec.description == first.spec.description
+        expected = "derived from tiny_vit: its architecture only, not its weights"
+        assert first.spec.description == expected
         save(again, folder, description="mine,\n  and good", classes=["\xa0\u200d"] * 10)
         assert swag_models.get_spec(folder).description == "mine, and good"
 
-    def test_weights_are_mapped_and_verified_once(self, folder: Path) -> None:
+    def test_saved_weights_can_be_verified(self, folder: Path) -> None:
         save(load_tiny(), folder)
         (check,) = verify_weights(load_model(folder).spec)
         assert check.ok
         assert check.path == str(folder / "model.safetensors")
 
-    def test_a_name_of_the_catalog_wins_over_a_folder(
+    def test_a_catalog_name_takes_precedence_over_a_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -149,14 +146,14 @@ class TestRoundTrip:
         assert swag_models.get_spec(Path(NANO)).arch == "vit_b16"
 
     @pytest.mark.parametrize("name", ["no/such", "~/no_such_model", Path("no_such")])
-    def test_a_folder_that_is_not_there_is_one_line(self, name: str | Path) -> None:
+    def test_a_missing_folder_is_an_error_of_one_line(self, name: str | Path) -> None:
         with pytest.raises(
             UnknownModelError,
             match=r"no folder .*no_?/?such.*; a repository of the Hub is written hf-hub:org/repo",
         ):
             load_model(name)
 
-    def test_a_file_in_place_of_a_folder_says_how_to_load_it(self, folder: Path) -> None:
+    def test_a_file_instead_of_a_folder_is_an_error_with_the_fix(self, folder: Path) -> None:
         save(load_tiny(), folder)
         with pytest.raises(UnknownModelError, match=r"is a file; .* weights='.*model.safetensors'"):
             load_model(folder / "model.safetensors")
@@ -164,7 +161,7 @@ class TestRoundTrip:
 
 class TestShards:
     @every_family
-    def test_weights_beyond_the_limit_are_spread_and_load(self, family: str, folder: Path) -> None:
+    def test_large_weights_are_sharded_and_load(self, family: str, folder: Path) -> None:
         model = load_tiny(family)
         save(model, folder, max_shard_size=20_000)
         shards = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -175,7 +172,7 @@ class TestShards:
         assert all(check.ok for check in verify_weights(loaded.spec))
         assert len(verify_weights(loaded.spec)) == 1 + len(shards)
 
-    def test_a_mapped_model_is_spread_by_the_size_of_its_tensors(
+    def test_a_mapped_model_is_sharded_by_the_size_of_its_tensors(
         self, folder: Path, tmp_path: Path
     ) -> None:
         save(load_tiny(), folder)
@@ -192,7 +189,7 @@ class TestShards:
         assert json.loads((again / INDEX_FILE).read_text())["metadata"]["total_size"] == sum(sizes)
         assert_same(load_model(folder), mapped)
 
-    def test_the_hubs_own_library_reads_the_shards(self, folder: Path) -> None:
+    def test_huggingface_hub_loads_the_shards(self, folder: Path) -> None:
         from huggingface_hub import load_torch_model
 
         model = load_tiny()
@@ -201,7 +198,7 @@ class TestShards:
         load_torch_model(other, folder, strict=True, weights_only=True)
         assert_same(other, model)
 
-    def test_what_an_earlier_save_left_is_removed(self, folder: Path) -> None:
+    def test_files_of_an_earlier_save_are_deleted(self, folder: Path) -> None:
         model = load_tiny()
         save(model, folder)
         save(model, folder, max_shard_size=20_000)
@@ -215,14 +212,14 @@ class TestShards:
         ]
         assert_same(load_model(folder), model)
 
-    def test_a_shard_with_other_bytes_is_found_out(self, folder: Path) -> None:
+    def test_a_corrupted_shard_is_an_error(self, folder: Path) -> None:
         save(load_tiny(), folder, max_shard_size=20_000)
         shard = sorted(folder.glob("*.safetensors"))[1]
         shard.write_bytes(shard.read_bytes()[:-1] + b"x")
         with pytest.raises(FetchError, match=rf"{shard.name}: SHA-256 is \w+, not \w+"):
             load_model(folder)
 
-    def test_a_missing_shard_is_named(self, folder: Path) -> None:
+    def test_a_missing_shard_is_an_error_naming_it(self, folder: Path) -> None:
         save(load_tiny(), folder, max_shard_size=20_000)
         shard = sorted(folder.glob("*.safetensors"))[1]
         shard.unlink()
@@ -231,12 +228,12 @@ class TestShards:
         with pytest.raises(CheckpointError, match=f"names {shard.name}, which is not beside it"):
             load_model(VIT_SPEC, weights=folder / INDEX_FILE)
 
-    def test_the_index_is_a_checkpoint_too(self, folder: Path) -> None:
+    def test_the_index_loads_as_a_checkpoint(self, folder: Path) -> None:
         model = load_tiny()
         save(model, folder, max_shard_size=20_000)
         assert_same(load_model(VIT_SPEC, weights=folder / INDEX_FILE), model)
 
-    def test_a_tensor_in_two_shards_is_refused(self, folder: Path) -> None:
+    def test_a_tensor_in_two_shards_is_an_error(self, folder: Path) -> None:
         save(load_tiny(), folder, max_shard_size=20_000)
         first, second = sorted(folder.glob("*.safetensors"))[:2]
         extra = dict(list(load_file(first).items())[:1])
@@ -249,7 +246,7 @@ class TestShards:
 
 
 class TestFolder:
-    def test_a_model_is_saved_over_the_folder_that_it_is_mapped_from(self, folder: Path) -> None:
+    def test_a_model_can_be_saved_to_the_folder_that_it_is_mapped_from(self, folder: Path) -> None:
         save(load_tiny(), folder)
         model = load_model(folder)
         with torch.no_grad():
@@ -259,7 +256,7 @@ class TestFolder:
         assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
         assert_same(load_model(folder), model)
 
-    def test_weights_that_are_not_those_of_the_config_are_found_out(
+    def test_weights_that_differ_from_the_config_are_an_error(
         self, folder: Path, tmp_path: Path
     ) -> None:
         save(load_tiny(), folder)
@@ -271,7 +268,7 @@ class TestFolder:
 
     @pytest.mark.slow
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-    def test_a_kill_at_any_moment_leaves_what_was_there_or_an_error(self, folder: Path) -> None:
+    def test_after_a_kill_the_folder_loads_as_before_or_not_at_all(self, folder: Path) -> None:
         script = """
 import os, signal, sys, torch
 from swag_models import load_model
@@ -295,17 +292,17 @@ for moment in range(3):
         for moment in range(3):
             save(model, f"{folder}{moment}")
         subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(folder)], check=True)
-        assert_same(load_model(f"{folder}0"), model)  # nothing was replaced yet
-        for moment in (1, 2):  # the weights were, their config was not
+        assert_same(load_model(f"{folder}0"), model)  # nothing has been replaced
+        for moment in (1, 2):  # the weights have been replaced, config.json has not
             with pytest.raises(FetchError, match="SHA-256"):
                 load_model(f"{folder}{moment}")
 
-    def test_a_folder_that_cannot_be_is_one_line(self, folder: Path) -> None:
+    def test_a_folder_that_cannot_be_created_is_an_error_of_one_line(self, folder: Path) -> None:
         folder.write_text("a file")
-        with pytest.raises(PublishError, match=f"cannot make the folder {folder}: File exists"):
+        with pytest.raises(PublishError, match=f"cannot create the folder {folder}: File exists"):
             save(load_tiny(), folder)
 
-    def test_a_full_disk_is_one_line_and_leaves_nothing(self, folder: Path) -> None:
+    def test_a_full_disk_is_an_error_of_one_line_and_leaves_no_file(self, folder: Path) -> None:
         from fetch_support import small_disk
 
         model = load_model(
@@ -319,13 +316,13 @@ for moment in range(3):
             assert not list(disk.iterdir())
 
 
-def test_saving_logs_nothing_when_all_is_clear(folder: Path, caplog: Caplog) -> None:
+def test_saving_an_unchanged_model_logs_nothing(folder: Path, caplog: Caplog) -> None:
     with caplog.at_level(logging.DEBUG, "swag_models"):
         save(load_model(NANO), folder)
     assert not caplog.messages
 
 
-def test_synsets_go_with_the_classes_they_are_of(tmp_path: Path) -> None:
+def test_synsets_are_kept_with_their_classes(tmp_path: Path) -> None:
     model = swag_models.load_model("vit_nano_hashtags")
     save(model, tmp_path / "kept")
     assert (
@@ -344,16 +341,16 @@ def test_synsets_go_with_the_classes_they_are_of(tmp_path: Path) -> None:
     )
     assert swag_models.get_spec(tmp_path / "named").synsets == ("n02121620", "n02084071")
     assert "\nFor an hour.\n" in (tmp_path / "named" / "README.md").read_text()
-    with pytest.raises(ConfigError, match="1 synsets for 2 classes; give the WordNet id of each"):
+    with pytest.raises(ConfigError, match="1 synsets for 2 classes; pass one WordNet id each"):
         save(model, tmp_path / "wrong", classes=["cat", "dog"], synsets=["n02121620"])
 
 
-def test_the_recipe_of_other_weights_goes_before_they_come(folder: Path) -> None:
+def test_the_recipe_of_earlier_weights_is_deleted_first(folder: Path) -> None:
     save(load_tiny(), folder)
     for name in ("recipe.json", "vocabulary.parquet"):
         (folder / name).write_text("{}")
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").mkdir()  # so that saving breaks off at the weights
+    (folder / "model.safetensors").mkdir()  # so that writing the weights fails
     with pytest.raises(PublishError):
         save(load_tiny(), folder)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -363,12 +360,12 @@ def test_the_recipe_of_other_weights_goes_before_they_come(folder: Path) -> None
     ]
 
 
-def test_what_the_recipe_leaves_in_the_folder_is_sent_too(tmp_path: Path) -> None:
+def test_recipe_and_vocabulary_in_the_folder_are_pushed(tmp_path: Path) -> None:
     save(swag_models.load_model("vit_nano_hashtags"), tmp_path / "model")
     for name in ("recipe.json", "vocabulary.parquet", "notes.txt"):
         (tmp_path / "model" / name).write_text("{}")
-    sent = [name for name, _ in push(tmp_path / "model", "org/repo", dry_run=True).files]
-    assert sorted(sent) == [
+    names = [name for name, _ in push(tmp_path / "model", "org/repo", dry_run=True).files]
+    assert sorted(names) == [
         "README.md",
         "config.json",
         "model.safetensors",

@@ -1,0 +1,119 @@
+"""The file of an unfinished download, which any later process can resume.
+
+Bytes are only ever appended to a `.part` file, whose name carries the validator (ETag or date) of
+the remote version it holds. A process claims a part file by renaming it, not by a lock, because
+file locks are unreliable on network disks. If two processes write to the same part nevertheless,
+both write the same bytes at the same offsets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+
+from swag_models.spec import Progress
+
+if TYPE_CHECKING:
+    import requests
+
+CHUNK_SIZE = 1 << 16  # bytes; at most this many are lost when a response breaks off
+MAX_VALIDATOR_LENGTH = 150  # characters; file names end at 255 bytes on most file systems
+
+
+class PartFile:
+    """A file that is being downloaded.
+
+    Attributes:
+        path: of the file; a name that does not exist before `start`.
+        size: bytes downloaded so far.
+        digest: SHA-256 of these bytes.
+        validator: ETag or date of the remote version that they belong to, "" if unknown.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder = folder
+        self.key = key
+        self.reset()
+
+    def claim(self) -> bool:
+        """Take over the longest earlier part that can be resumed; False if there is none."""
+        earlier_parts = sorted(self.folder.glob(f"{self.key}.*.*.part"), key=_size, reverse=True)
+        for path in earlier_parts:
+            validator = unquote(path.name.removesuffix(".part").split(".", 2)[2])
+            if not validator or not _size(path):
+                continue
+            self.start(validator, create=False)
+            try:
+                os.rename(path, self.path)
+                with self.path.open("rb") as file:
+                    while chunk := file.read(CHUNK_SIZE):
+                        self.digest.update(chunk)
+                        self.size += len(chunk)
+            except OSError:  # another process claimed it first, or Windows keeps open files
+                self.reset()
+                continue
+            return True
+        return False
+
+    def start(self, validator: str, create: bool = True) -> None:
+        """Choose the path of a new part of the remote version `validator` ("" if unknown)."""
+        name = quote(validator, safe="")
+        self.validator = validator if len(name) < MAX_VALIDATOR_LENGTH else ""
+        suffix = name if self.validator else ""
+        # A unique name, so that processes that ignore each other do not share a file.
+        self.path = self.folder / f"{self.key}.{uuid.uuid4().hex}.{suffix}.part"
+        if create:
+            self.path.touch(exist_ok=False)
+
+    def reset(self) -> None:
+        """Start over with no bytes; files on disk stay."""
+        self.path = self.folder / f"{self.key}.none"
+        self.validator = ""
+        self.size = 0
+        self.digest = hashlib.sha256()
+
+    def discard(self) -> None:
+        """Start over with no bytes and delete the file."""
+        self.path.unlink(missing_ok=True)
+        self.reset()
+
+    def extend(self, response: requests.Response, total: int | None, progress: Progress) -> None:
+        """Append the body of a response to the file and flush it to disk."""
+        from tqdm import tqdm
+
+        label = urlsplit(response.url).path.rsplit("/", 1)[-1]
+        bar_class = progress if isinstance(progress, type) else tqdm
+        quiet = isinstance(progress, bool) and not (progress and sys.stderr.isatty())
+        with (
+            bar_class(
+                total=total, initial=self.size, unit="B", unit_scale=True, desc=label, disable=quiet
+            ) as bar,
+            self.path.open("r+b") as file,
+        ):
+            file.seek(self.size)
+            for chunk in response.iter_content(CHUNK_SIZE):
+                file.write(chunk)
+                file.flush()  # a killed process loses at most one chunk
+                self.digest.update(chunk)
+                self.size += len(chunk)
+                bar.update(len(chunk))
+            os.fsync(file.fileno())
+
+
+def remove_parts(folder: Path, key: str) -> None:
+    """Delete the part files of `key`, once its file is complete."""
+    for path in folder.glob(f"{key}.*.part"):
+        path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    """Size of a file in bytes; 0 if another process has removed it."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

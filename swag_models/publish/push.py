@@ -1,0 +1,171 @@
+"""Push a model, or a folder that `save` wrote, to the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swag_models.errors import ConfigError, FetchError, PublishError
+from swag_models.hub.fetch import fetch_weights
+from swag_models.hub.hf_format import (
+    CARD_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    RECIPE_FILE,
+    REMOVABLE_FILE,
+    VOCABULARY_FILE,
+    read_folder,
+    read_index,
+)
+from swag_models.hub.huggingface import LOGIN_HINT, PREFIX, REPO_RULES, is_repo, readable_errors
+from swag_models.publish.model_card import set_card_address
+from swag_models.publish.save import save
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What was sent to the Hub, or would be sent in a dry run.
+
+    Attributes:
+        address: name for `load_model`, hf-hub:org/repo[@branch].
+        files: (name, size in bytes) of each file.
+        card: text of the model card.
+        commit: id of the commit, None in a dry run.
+        url: page of the commit, None in a dry run.
+    """
+
+    address: str
+    files: tuple[tuple[str, int], ...]
+    card: str
+    commit: str | None = None
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where to push: the arguments of `push` of the same names."""
+
+    repo: str
+    branch: str | None
+    private: bool
+    message: str | None
+    token: str | None
+
+    @property
+    def address(self) -> str:
+        return f"{self.repo}@{self.branch}" if self.branch else self.repo
+
+
+def push(
+    model: nn.Module | str | os.PathLike[str],
+    repo: str,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+    message: str | None = None,
+    dry_run: bool = False,
+    token: str | None = None,
+    **options: Any,
+) -> Upload:
+    """Push a model, or a folder that `save` wrote, to the Hugging Face Hub in one commit.
+
+    Only the files of a published model are sent. Weights and a recipe that an earlier version left
+    in the repository are deleted in the same commit.
+
+    Args:
+        model: a model that `load_model` returned, or a folder.
+        repo: org/repo; created if missing.
+        revision: branch; created if missing, by default `main`.
+        private: create the repository as private; an existing one must be private.
+        message: of the commit.
+        dry_run: send nothing.
+        token: of the Hub; by default HF_TOKEN, or the token that `hf auth login` stored.
+        options: for a model, the options of `save`.
+
+    Raises:
+        ConfigError: the folder or the repository's name is invalid.
+        FetchError: the folder's weights are not those that its config.json states.
+        PublishError: the Hub rejected the upload; the message is the reason.
+    """
+    if not is_repo(repo):
+        raise ConfigError(
+            f"invalid repository {repo!r}: write org/repo, and the branch as revision=; "
+            f"allowed: {REPO_RULES}"
+        )
+    target = _Target(repo, revision, private, message, token)
+    if isinstance(model, (str, os.PathLike)):
+        if options:
+            raise ConfigError(
+                f"invalid options {', '.join(options)} for a folder, which is pushed unchanged; "
+                "pass them to save"
+            )
+        return _push_folder(Path(model), target, dry_run)
+    with tempfile.TemporaryDirectory(prefix="swag_models-") as folder:
+        save(model, folder, **{"name": repo.split("/")[1], **options})
+        return _push_folder(Path(folder), target, dry_run)
+
+
+def _push_folder(folder: Path, target: _Target, dry_run: bool) -> Upload:
+    """Verify a folder and push its files."""
+    spec = read_folder(folder)
+    weights = fetch_weights(spec)
+    shards = read_index(weights).shards if weights.name == INDEX_FILE else ()
+    optional = [name for name in (RECIPE_FILE, VOCABULARY_FILE) if (folder / name).is_file()]
+    card_path = folder / CARD_FILE
+    try:
+        card = set_card_address(card_path.read_text("utf-8"), spec.name, target.address)
+    except (OSError, ValueError) as error:
+        raise PublishError(f"cannot read {card_path}: {error}; save the model again") from None
+    contents: dict[str, bytes | Path] = {CARD_FILE: card.encode()}
+    contents |= {name: folder / name for name in (CONFIG_FILE, weights.name, *shards, *optional)}
+    sizes = {
+        name: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for name, content in contents.items()
+    }
+    upload = Upload(f"{PREFIX}{target.address}", tuple(sizes.items()), card)
+    return upload if dry_run else _send(upload, contents, target)
+
+
+def _send(upload: Upload, contents: dict[str, bytes | Path], target: _Target) -> Upload:
+    """Commit the contents, and delete files of an earlier version.
+
+    The client's `upload_folder` is not used: it may split the files over several commits, and
+    sends stray files of the folder.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+
+    repo, branch = target.repo, target.branch
+    if not (target.token or get_token()):
+        raise PublishError(f"no token with write access to {repo}; {LOGIN_HINT}")
+    api = HfApi(token=target.token)
+    try:
+        with readable_errors(repo):
+            api.create_repo(repo, private=target.private, exist_ok=True)
+            if target.private and not api.model_info(repo).private:
+                raise PublishError(
+                    f"{repo} exists and is public; make it private on its page, "
+                    "or push without private"
+                )
+            if branch:
+                api.create_branch(repo, branch=branch, exist_ok=True)
+            added = [CommitOperationAdd(name, content) for name, content in contents.items()]
+            deleted = [
+                CommitOperationDelete(name)
+                for name in api.list_repo_files(repo, revision=branch)
+                if REMOVABLE_FILE.fullmatch(name) and name not in contents
+            ]
+            commit = api.create_commit(
+                repo,
+                [*added, *deleted],
+                commit_message=target.message or "Publish with swag_models",
+                revision=branch,
+            )
+    except FetchError as error:
+        raise PublishError(f"nothing was published: {error}") from None
+    return replace(upload, commit=commit.oid, url=commit.commit_url)

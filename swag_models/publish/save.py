@@ -1,0 +1,189 @@
+"""Save a model as a folder: weights, config.json and a model card. Imports torch when it saves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swag_models.atomic import write_json, write_text
+from swag_models.catalog import NC_URL
+from swag_models.errors import CheckpointError, ConfigError, PublishError
+from swag_models.hub.download import hash_file
+from swag_models.hub.hf_format import (
+    CARD_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    RECIPE_FILE,
+    REMOVABLE_FILE,
+    VOCABULARY_FILE,
+    WEIGHTS_FILE,
+    make_config,
+)
+from swag_models.hub.huggingface import parse_url
+from swag_models.publish.model_card import CardDetails, make_card
+from swag_models.spec import Metrics, ModelSpec, Source
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_SHARD_SIZE = 5_000_000_000  # bytes; the default of transformers and huggingface_hub
+
+
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    classes: str | Sequence[str] | None = None,
+    synsets: Sequence[str] | None = None,
+    metrics: Metrics | None = None,
+    license: str | None = None,
+    license_url: str | None = None,
+    datasets: Sequence[str] = (),
+    base_model: str | None = None,
+    tags: Sequence[str] = (),
+    training: str | None = None,
+    max_shard_size: int = MAX_SHARD_SIZE,
+) -> Path:
+    """Write a model as a folder that `load_model` takes: weights, config.json and a model card.
+
+    Files of the same names are replaced, each atomically and config.json last, so that a folder
+    whose save was interrupted fails to load instead of loading other weights. The recipe and the
+    vocabulary of an earlier model are deleted first. `folder` may be the one that the model was
+    loaded from.
+
+    Args:
+        model: a model that `load_model` returned, possibly trained further. The weights keep
+            their dtype; `load_model` converts them to float32 by default.
+        folder: created if missing.
+        name: of the model; by default the folder's.
+        description: of these weights, for the card; by default what they are derived from.
+        classes: class names in the order of the logits, or "imagenet-1k"; by default those of the
+            model that it was made from, if the number of classes is still the same.
+        synsets: WordNet 3.0 id of each class, for classes that are hashtags; default as for
+            `classes`.
+        metrics: measured with these weights; by default none.
+        license: SPDX-like id in lower case; by default that of the weights that the model was
+            loaded with, "unknown" if it was loaded without.
+        license_url: of the licence's text; same default.
+        datasets: ids on the Hub, for the card.
+        base_model: repository on the Hub, for the card; by default the one it was loaded from.
+        tags: for the card.
+        training: how the model was trained, as Markdown, for the card.
+        max_shard_size: bytes; larger weights are split over several files.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the model is not one of this library, was changed in a way that config.json
+            cannot describe, or an argument does not fit it.
+        PublishError: the folder cannot be written.
+    """
+    from swag_models.publish.model_info import collect_state, describe_model
+
+    folder = Path(folder)
+    if name is None:
+        name = re.sub(r"[^\w.-]+", "-", folder.absolute().name).strip("-")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"invalid name {name!r}: allowed: letters, digits and . _ -")
+    info = describe_model(
+        model,
+        name=name,
+        description=description,
+        classes=classes,
+        synsets=synsets,
+        metrics=metrics,
+        license=license,
+        license_url=license_url,
+    )
+    state = collect_state(model, info.spec)
+    with _publish_errors(f"create the folder {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    # Before the weights: these files must never be beside weights that they do not describe.
+    for file in (RECIPE_FILE, VOCABULARY_FILE):
+        with _publish_errors(f"remove {folder / file}"):
+            (folder / file).unlink(missing_ok=True)
+    files = _write_weights(state, folder, max_shard_size)
+    source = Source(files[-1], "timm", hash_file(folder / files[-1]))
+    spec = replace(info.spec, sources=(source,))
+    details = CardDetails(
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        sharded=files != [WEIGHTS_FILE],
+        from_hashtags=info.origin.license_url == NC_URL,  # the licence of the SWAG weights
+        datasets=datasets,
+        base_model=base_model or _find_repo(info.origin),
+        tags=tags,
+        training=training,
+    )
+    with _publish_errors(f"write {folder / CARD_FILE}"):
+        write_text(folder / CARD_FILE, make_card(spec, details), unique=True)
+    # Last: it states the hash of the weights, so until now no other weights could be loaded.
+    with _publish_errors(f"write {folder / CONFIG_FILE}"):
+        write_json(folder / CONFIG_FILE, make_config(spec, details.dtype), unique=True)
+    for path in folder.iterdir():
+        if REMOVABLE_FILE.fullmatch(path.name) and path.name not in files:
+            with contextlib.suppress(OSError):  # it may stay: nothing refers to it
+                path.unlink()
+    return folder
+
+
+def _find_repo(origin: ModelSpec) -> str | None:
+    """The Hub repository that weights came from, if one is among their sources."""
+    urls = [source.url for source in origin.sources]
+    return next((parse_url(url)[0] for url in urls if url.startswith("hf://")), None)
+
+
+def _write_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) -> list[str]:
+    """Write the weights in one file, or in shards with an index.
+
+    Returns:
+        Names of the files; the last one is the one to load: the weights, or the index.
+    """
+    from swag_models.checkpoint import write_state_dict
+
+    shards: list[dict[str, Tensor]] = [{}]
+    free_bytes = max_shard_size
+    for key, tensor in state.items():
+        if tensor.nbytes > free_bytes and shards[-1]:
+            shards.append({})
+            free_bytes = max_shard_size
+        shards[-1][key] = tensor
+        free_bytes -= tensor.nbytes
+    files = [WEIGHTS_FILE]
+    if len(shards) > 1:
+        numbers = range(1, len(shards) + 1)
+        files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in numbers]
+    for file, shard in zip(files, shards):
+        try:
+            write_state_dict(shard, folder / file)
+        except CheckpointError as error:
+            raise PublishError(str(error)) from None
+    if len(shards) == 1:
+        return files
+    # The format of transformers and huggingface_hub; `sha256` is our addition.
+    index = {
+        "metadata": {
+            "total_size": sum(tensor.nbytes for tensor in state.values()),
+            "sha256": {file: hash_file(folder / file) for file in files},
+        },
+        "weight_map": {key: file for file, shard in zip(files, shards) for key in shard},
+    }
+    with _publish_errors(f"write {folder / INDEX_FILE}"):
+        write_json(folder / INDEX_FILE, index, unique=True)
+    return [*files, INDEX_FILE]
+
+
+@contextlib.contextmanager
+def _publish_errors(action: str) -> Iterator[None]:
+    """Turn an OSError of the `with` block into a PublishError: cannot `action`, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise PublishError(f"cannot {action}: {error.strerror or error}") from None
