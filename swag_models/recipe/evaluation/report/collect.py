@@ -1,10 +1,11 @@
-"""The report: models on benchmarks side by side, measured as far as they are not yet, as a page and as Markdown.
+"""The report of several models: measure what is not measured yet, and write the page and its Markdown.
 
-The folder of a report holds
+The folder of a report contains
   index.html            the page, with everything in it
-  report.md             the same figures, and its plots curves.png and calibration.png
-  measured/<hash>.json  an evaluation or the probes of a model, named by the content of the model, the state of the data's
-                        files, and whatever else decides the numbers; what has its file is not done again
+  report.md             the same results, with plots in curves.png and calibration.png
+  measured/<hash>.json  an evaluation, or the probes, of one model. The hash is that of everything
+                        that decides the numbers: the content of the model, the names, sizes and
+                        times of the data's files, versions. A rerun takes the result from there.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from PIL import Image
 
-from swag_models.atomic import atomic_write, disk_errors
+from swag_models.atomic import WorkFolder, disk_errors, run_once, write_text
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
@@ -30,24 +29,21 @@ from swag_models.recipe.data.shards import Shards, hash_shards, name_shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import open_benchmark
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
-from swag_models.recipe.evaluation.probes.features import hash_file_states
-from swag_models.recipe.evaluation.probes.probe import Method, open_train_and_test, probe
-from swag_models.recipe.evaluation.report.content import Story
-from swag_models.recipe.evaluation.report.html import SHOWN, Thumbnails, write_page
-from swag_models.recipe.evaluation.report.markdown import write_markdown
-from swag_models.recipe.evaluation.report.plots import write_png
+from swag_models.recipe.evaluation.probes.features import hash_state
+from swag_models.recipe.evaluation.probes.probe import Method, open_labelled, probe
+from swag_models.recipe.evaluation.report.content import ReportContent
+from swag_models.recipe.evaluation.report.plots import write_plots
+from swag_models.recipe.evaluation.report.render import LoadImage, render_html, render_markdown
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult, Probe
 from swag_models.recipe.training.distributed import init_distributed
 from swag_models.recipe.training.run_dir import find_versions
 
-PAGE, TEXT, CURVES, CALIBRATION, MEASURED = (
-    "index.html",
-    "report.md",
-    "curves.png",
-    "calibration.png",
-    "measured",
-)
-METHODS: tuple[Method, ...] = ("knn", "logistic")
+PAGE_FILE = "index.html"
+MARKDOWN_FILE = "report.md"
+CURVES_FILE = "curves.png"
+CALIBRATION_FILE = "calibration.png"
+MEASURED_FOLDER = "measured"
+METHODS: tuple[Method, ...] = ("knn", "logistic")  # sgd takes a training run for each model
 
 
 def write_report(
@@ -56,30 +52,40 @@ def write_report(
     probes: Sequence[Probe] = (),
     *,
     date: str,
-    thumbnails: Thumbnails = lambda evaluation, record: None,
+    load_image: LoadImage = lambda evaluation, record: None,
     origins: Mapping[str, str] | None = None,
     facts: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """The page of these results, `folder`/index.html; report.md and its plots beside it.
+    """Write the page of these results, report.md and its plots.
 
-    date: of today, as people are to read it. thumbnails: a record -> its picture, None if there is none to show. origins: of
-    models, what else is known of each. facts: of the pictures that probes learn from, and of those that they are tested on,
-    as a `EvalLoader` has them. OutputError if it cannot be written.
+    Args:
+        folder: created if missing.
+        evaluations: of models on benchmarks.
+        probes: of models.
+        date: of the report, as readers see it.
+        load_image: returns the image of a prediction, or None if it cannot be shown.
+        origins: description of each model, by name.
+        facts: descriptions of the probes' training and test data, as `EvalLoader.facts`.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     folder = Path(folder)
-    story = Story(evaluations, probes, date, find_versions(), origins or {}, facts)
+    content = ReportContent(evaluations, probes, date, find_versions(), origins or {}, facts)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if story.curves:
-            write_png(story.curves, folder / CURVES)
-        if story.benchmarks:
-            write_png(
-                [plot for plots in story.reliability.values() for plot in plots],
-                folder / CALIBRATION,
-            )
-        _write(folder / TEXT, write_markdown(story, SHOWN, CURVES, CALIBRATION))
-        _write(folder / PAGE, write_page(story, thumbnails))
-    return folder / PAGE
+        if content.curves:
+            write_plots(content.curves, folder / CURVES_FILE)
+        if content.benchmarks:
+            diagrams = [plot for plots in content.reliability.values() for plot in plots]
+            write_plots(diagrams, folder / CALIBRATION_FILE)
+        markdown = render_markdown(content, CURVES_FILE, CALIBRATION_FILE)
+        write_text(folder / MARKDOWN_FILE, markdown)
+        write_text(folder / PAGE_FILE, render_html(content, load_image))
+    return folder / PAGE_FILE
 
 
 def collect_report(
@@ -97,148 +103,182 @@ def collect_report(
     workers: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Measure each model on each benchmark, (its name, its folder), and probe it if there are `train` and `test`; then report.
+    """Measure each model on each benchmark, and with probes, and write the report.
 
-    What has been measured before is taken from the folder. ConfigError for what cannot be, also if another process is at it.
+    Results that an earlier run left in the folder are not measured again.
+
+    Args:
+        models: as `open_evaluated_model` takes them.
+        benchmarks: (name, data) of each benchmark.
+        folder: of the report.
+        date: of the report, as readers see it.
+        train: labelled images to train probes on; None for no probes.
+        test: labelled images to test them on.
+        shots: training images of each class, as `Probe.shots`.
+        device: of the models.
+        dtype: of the models' weights.
+        batch_size: of inference.
+        workers: processes that read images.
+        progress: show progress bars.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: an argument is invalid, or another process uses the folder.
+        OutputError: a file cannot be written.
     """
-    if not models or not (benchmarks or train):
-        raise ConfigError(
-            "nothing to report; give a model, and --benchmarks NAME=FOLDER, or --train FOLDER and --test FOLDER"
-        )
-    if (train is None) != (test is None):
-        raise ConfigError(
-            f"--{'train' if train else 'test'} alone tells nothing; give --train and --test, or neither"
-        )
-    if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
-        raise ConfigError(
-            f"a report is made by one process, not {count}; start it without torchrun"
-        )
+    _check_request(models, benchmarks, train, test)
     folder = Path(folder)
-    evaluations: list[Evaluation] = []
-    probes: list[Probe] = []
-    origins: dict[str, str] = {}
-    albums: dict[tuple[str, str, str], ImageDataset] = {}
-    facts: list[dict[str, Any]] = []
-    labelled = open_train_and_test(train, test) if train and test else ()
-    with _claim(folder / MEASURED) as measured, init_distributed() as ranks:
+    reading = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    probe_data = open_labelled(train, test) if train and test else ()
+    results = _Results()
+    with (
+        disk_errors(folder, resumable=True),
+        WorkFolder(folder / MEASURED_FOLDER, output=folder) as work,
+        init_distributed() as ranks,
+    ):
         for model in dict.fromkeys(models):
             candidate = open_evaluated_model(model, device=device, dtype=dtype)
-            name = (
-                model if candidate.name in origins else candidate.name
-            )  # folders may hold models of the same name
-            content = candidate.hash_content()
-            origins[name] = (
-                f"{candidate.preprocess}, {candidate.dtype} on {candidate.device.type}, SHA-256 {content}"
-            )
-            key = (
-                candidate.name,
-                candidate.classes,
-                content,
-                candidate.device.type,
-                find_versions(),
-            )
+            store = _ResultStore(work.path, candidate)
+            # two folders may contain models of the same name
+            name = model if candidate.name in results.origins else candidate.name
+            results.origins[name] = store.describe_model()
+            # open all data before measuring any, so that a wrong path fails early
             opened = [
-                (benchmark, place, open_benchmark(benchmark, place, candidate).data)
-                for benchmark, place in dict.fromkeys(benchmarks)
+                (*benchmark, open_benchmark(*benchmark, candidate).data)
+                for benchmark in dict.fromkeys(benchmarks)
             ]
-            for benchmark, place, data in opened:  # all of them before anything that takes long
-                title, sha256 = (
-                    (data.title, data.sha256)
-                    if isinstance(data, ImageDataset)
-                    else (name_shards(data), hash_shards(data))
-                )
+            for benchmark, path, data in opened:
+                title, sha256 = _identify_data(data)
                 if isinstance(data, ImageDataset):
-                    albums[benchmark, title, sha256] = data
-                task = partial(
-                    evaluate,
-                    candidate,
-                    place,
-                    benchmark,
-                    ranks=ranks,
-                    batch_size=batch_size,
-                    workers=workers,
+                    results.datasets[benchmark, title, sha256] = data
+                values = store.get_or_measure(
+                    (benchmark, title, sha256, hash_state(data)),
+                    lambda benchmark=benchmark, path=path: evaluate(
+                        candidate, path, benchmark, ranks=ranks, **reading
+                    ),
                 )
-                values = _recall(
-                    measured,
-                    (*key, benchmark, title, sha256, hash_file_states(data)),
-                    partial(task, progress=progress),
+                results.evaluations.append(replace(Evaluation.from_dict(values), model=name))
+            if probe_data:
+                results.facts = [_read_facts(data, candidate) for data in probe_data]
+                hashes = [
+                    (facts["sha256"], hash_state(data))
+                    for facts, data in zip(results.facts, probe_data)
+                ]
+                values = store.get_or_measure(
+                    (METHODS, shots, hashes),
+                    lambda: probe(
+                        candidate, *probe_data, methods=METHODS, shots=shots, **reading
+                    ),
                 )
-                evaluations.append(replace(Evaluation.from_dict(values), model=name))
-            if labelled:
-                facts = [_find_facts(data, candidate) for data in labelled]
-                hashes = [(each["sha256"], hash_file_states(data)) for each, data in zip(facts, labelled)]
-                trial = partial(
-                    probe, candidate, *labelled, methods=METHODS, shots=shots, batch_size=batch_size
-                )
-                found = _recall(
-                    measured,
-                    (*key, METHODS, shots, hashes),
-                    partial(trial, workers=workers, progress=progress),
-                )
-                probes += [replace(Probe.from_dict(values), model=name) for values in found]
-        pictures = partial(_find_picture, albums)
+                results.probes += [replace(Probe.from_dict(row), model=name) for row in values]
         return write_report(
             folder,
-            evaluations,
-            probes,
+            results.evaluations,
+            results.probes,
             date=date,
-            thumbnails=pictures,
-            origins=origins,
-            facts=facts,
+            load_image=results.load_image,
+            origins=results.origins,
+            facts=results.facts,
         )
 
 
-def _recall(
-    measured: Path, key: Sequence[Any], work: Callable[[], Evaluation | Sequence[Probe]]
-) -> Any:
-    """What the work gives, as JSON of its fields; it is done only if there is no file of this key."""
-    path = measured / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.json"
-    if not path.exists():
-        text = json.dumps(work(), default=lambda result: result.to_dict())
-        with disk_errors(measured):
-            _write(path, text)
-    return json.loads(path.read_text("utf-8"))
+@dataclass
+class _Results:
+    """What a report shows: results by model, and the data that its images are from.
+
+    `datasets` has a key of benchmark, title and SHA-256, as an evaluation states them.
+    """
+
+    evaluations: list[Evaluation] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+    datasets: dict[tuple[str, str, str], ImageDataset] = field(default_factory=dict)
+
+    def load_image(self, evaluation: Evaluation, record: ImageResult) -> Image.Image | None:
+        """The image of a prediction; None for shards, which have no index by name."""
+        facts = evaluation.facts
+        dataset = self.datasets.get((evaluation.benchmark, facts["name"], facts["sha256"]))
+        return dataset.read(_index_names(dataset)[record.name]) if dataset else None
 
 
-def _find_facts(data: Shards | ImageDataset, candidate: EvaluatedModel) -> dict[str, Any]:
+class _ResultStore:
+    """The stored results of one model, as JSON files in a folder that this process has locked."""
+
+    def __init__(self, folder: Path, candidate: EvaluatedModel) -> None:
+        self.folder, self.candidate = folder, candidate
+        self.content_hash = candidate.hash_content()
+        self.model_key = (
+            candidate.name,
+            candidate.classes,
+            self.content_hash,
+            candidate.device.type,
+            find_versions(),
+        )
+
+    def describe_model(self) -> str:
+        """Preprocessing, dtype, device and content of the model."""
+        model = self.candidate
+        return (
+            f"{model.preprocess}, {model.dtype} on {model.device.type}, "
+            f"SHA-256 {self.content_hash}"
+        )
+
+    def get_or_measure(
+        self, data_key: Sequence[Any], measure: Callable[[], Evaluation | Sequence[Probe]]
+    ) -> Any:
+        """The stored result for the model and these data; measured and stored if missing.
+
+        Returns:
+            JSON values, from which `from_dict` restores the result.
+        """
+        key = (*self.model_key, *data_key)
+        # named by the whole key, so that results of other data or models stay beside it
+        digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        return run_once(
+            self.folder / f"{digest}.json",
+            key,
+            [],
+            measure,
+            default=lambda result: result.to_dict(),
+        )
+
+
+def _check_request(
+    models: Sequence[str],
+    benchmarks: Sequence[tuple[str, str]],
+    train: str | None,
+    test: str | None,
+) -> None:
+    if not models or not (benchmarks or train or test):
+        raise ConfigError(
+            "nothing to report; give a model, and --benchmarks NAME=FOLDER, or --train FOLDER and "
+            "--test FOLDER"
+        )
+    if (train is None) != (test is None):
+        option, missing = ("--train", "--test") if train else ("--test", "--train")
+        raise ConfigError(f"{option} without {missing}: give both, or neither")
+    if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise ConfigError(
+            f"a report is written by one process, not by {count}; start it without torchrun"
+        )
+
+
+def _identify_data(data: Shards | ImageDataset) -> tuple[str, str]:
+    """Title and SHA-256, as `EvalLoader.facts` has them."""
+    if isinstance(data, ImageDataset):
+        return data.title, data.sha256
+    return name_shards(data), hash_shards(data)
+
+
+def _read_facts(data: Shards | ImageDataset, candidate: EvaluatedModel) -> dict[str, Any]:
     return open_eval_loader(
         data, candidate.fit, batch_size=1, rank=0, world_size=1, workers=0
     ).facts
 
 
-def _find_picture(
-    albums: Mapping[tuple[str, str, str], ImageDataset], evaluation: Evaluation, record: ImageResult
-) -> Image.Image | None:
-    """From the album it was read from; shards have no index, so of them nothing is shown."""
-    album = albums.get((evaluation.benchmark, evaluation.facts["name"], evaluation.facts["sha256"]))
-    return album.read(_index(album)[record.name]) if album else None
-
-
 @cache
-def _index(album: ImageDataset) -> dict[str, int]:
-    return {album.name(index): index for index in range(len(album))}
-
-
-@contextmanager
-def _claim(measured: Path) -> Iterator[Path]:
-    """Have the folder to oneself."""
-    lock = FileLock(measured / ".lock")
-    with disk_errors(measured):
-        measured.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ConfigError(
-                f"another process measures for {measured.parent}; wait for it, or choose another -o"
-            ) from None
-    try:
-        yield measured
-    finally:
-        lock.release()
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as to:
-        to.write_text(
-            text, "utf-8", "backslashreplace"
-        )  # a name of a class may have bytes that are no text
+def _index_names(dataset: ImageDataset) -> dict[str, int]:
+    return {dataset.name(index): index for index in range(len(dataset))}

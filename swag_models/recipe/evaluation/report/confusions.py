@@ -1,4 +1,4 @@
-"""What models take for what: a model's most frequent confusions, and the pictures that no model gets right."""
+"""Frequent confusions of a model, and the images that all models get wrong."""
 
 from __future__ import annotations
 
@@ -11,74 +11,106 @@ from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 
 
 class Confusion(NamedTuple):
-    """Pictures of one class taken for another: what share of the class they are, in percent, the most confident first."""
+    """Images of one class that a model predicts as another.
+
+    Attributes:
+        truth: name of the true class.
+        predicted: name of the predicted class.
+        share: percentage of the true class's images.
+        records: the images, the most confident prediction first.
+    """
 
     truth: str
-    answer: str
+    predicted: str
     share: float
     records: tuple[ImageResult, ...]
 
 
 class Miss(NamedTuple):
-    """A picture that every model gets wrong, and what each says: (model, class, probability), in the order of the models."""
+    """An image that every model gets wrong.
+
+    Attributes:
+        record: the first model's prediction.
+        truth: name of the true class.
+        predictions: (model, predicted class, its probability) of each model, in their order.
+    """
 
     record: ImageResult
     truth: str
-    answers: tuple[tuple[str, str, float], ...]
+    predictions: tuple[tuple[str, str, float], ...]
 
 
 def is_wrong(record: ImageResult) -> bool:
-    """Whether the best class is none of the true ones."""
+    """Whether the most probable class is not among the true ones."""
     return record.top[0] not in record.labels
 
 
-def find_confusions(evaluation: Evaluation, count: int) -> list[Confusion]:
-    """The most frequent, at most so many; of equally frequent ones the most confident first.
+def find_confusions(evaluation: Evaluation, max_count: int) -> list[Confusion]:
+    """The most frequent confusions; of equally frequent ones the most confident first.
 
-    A picture with several labels counts under its first.
+    An image with several labels counts under its first one.
+
+    Args:
+        evaluation: of one model.
+        max_count: return at most this many.
     """
     totals = Counter(record.labels[0] for record in evaluation.records)
-    found: defaultdict[tuple[int, int], list[ImageResult]] = defaultdict(list)
-    for record in sorted(
+    wrong = sorted(
         filter(is_wrong, evaluation.records), key=lambda record: (-record.probability, record.name)
-    ):
-        found[record.labels[0], record.top[0]].append(record)
-    pairs = sorted(found, key=lambda pair: (-len(found[pair]), -found[pair][0].probability, pair))
+    )
+    by_pair: defaultdict[tuple[int, int], list[ImageResult]] = defaultdict(list)
+    for record in wrong:
+        by_pair[record.labels[0], record.top[0]].append(record)
+    # the pair itself comes last, so that the order never depends on that of the images
+    pairs = sorted(
+        by_pair, key=lambda pair: (-len(by_pair[pair]), -by_pair[pair][0].probability, pair)
+    )
     return [
         Confusion(
             evaluation.classes[truth],
-            evaluation.classes[answer],
-            100 * len(found[truth, answer]) / totals[truth],
-            tuple(found[truth, answer]),
+            evaluation.classes[predicted],
+            100 * len(by_pair[truth, predicted]) / totals[truth],
+            tuple(by_pair[truth, predicted]),
         )
-        for truth, answer in pairs[:count]
+        for truth, predicted in pairs[:max_count]
     ]
 
 
 def find_misses(evaluations: Sequence[Evaluation]) -> list[Miss]:
-    """Pictures of one benchmark that are wrong for every model, those first of which the models are most certain on the mean."""
-    each = [
+    """The images that all models get wrong, those with the highest mean probability first.
+
+    Args:
+        evaluations: of several models on one benchmark.
+    """
+    wrong_by_model = [
         {record.name: record for record in filter(is_wrong, evaluation.records)}
         for evaluation in evaluations
     ]
     misses = []
-    for name, first in each[0].items():
-        if all(name in wrong for wrong in each):
-            answers = tuple(
+    for name, first in wrong_by_model[0].items():
+        if all(name in wrong for wrong in wrong_by_model):
+            predictions = tuple(
                 (evaluation.model, evaluation.classes[wrong[name].top[0]], wrong[name].probability)
-                for evaluation, wrong in zip(evaluations, each)
+                for evaluation, wrong in zip(evaluations, wrong_by_model)
             )
-            misses.append(Miss(first, evaluations[0].classes[first.labels[0]], answers))
-    return sorted(
-        misses,
-        key=lambda miss: (-statistics.mean(answer[2] for answer in miss.answers), miss.record.name),
-    )
+            misses.append(Miss(first, evaluations[0].classes[first.labels[0]], predictions))
+
+    def get_order(miss: Miss) -> tuple[float, str]:
+        mean = statistics.mean(probability for _, _, probability in miss.predictions)
+        return -mean, miss.record.name
+
+    return sorted(misses, key=get_order)
 
 
-def pick_misses(misses: Sequence[Miss], count: int) -> list[tuple[Miss, int]]:
-    """The first of each class, of so many classes at most, and how many the class has."""
+def pick_misses(misses: Sequence[Miss], max_classes: int) -> list[tuple[Miss, int]]:
+    """The first image of each class, and the number of the class's images among the misses.
+
+    Args:
+        misses: as `find_misses` returns them.
+        max_classes: pick images of at most this many classes.
+    """
     totals = Counter(miss.truth for miss in misses)
-    firsts: dict[str, Miss] = {}
+    first_by_class: dict[str, Miss] = {}
     for miss in misses:
-        firsts.setdefault(miss.truth, miss)
-    return [(miss, totals[truth]) for truth, miss in list(firsts.items())[:count]]
+        first_by_class.setdefault(miss.truth, miss)
+    return [(miss, totals[truth]) for truth, miss in list(first_by_class.items())[:max_classes]]

@@ -1,60 +1,101 @@
-"""What the report tells, in order and in words; the page and its Markdown only set it."""
+"""The content of the report, from which both templates are filled: texts, tables, plots and confusions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from swag_models.recipe.evaluation.report.confusions import Confusion, Miss
+from swag_models.recipe.evaluation.report.confusions import (
+    Confusion,
+    Miss,
+    find_confusions,
+    find_misses,
+    pick_misses,
+)
 from swag_models.recipe.evaluation.report.plots import (
     Plot,
+    plot_few_shot,
     plot_neighbours,
     plot_reliability,
-    plot_shots,
 )
 from swag_models.recipe.evaluation.report.tables import (
-    Benchmark,
+    BenchmarkKey,
     Table,
+    build_accuracy_table,
+    build_few_shot_table,
     group_benchmarks,
-    make_accuracy,
-    make_shots,
-    name_benchmark,
 )
 from swag_models.recipe.evaluation.results import PUBLISHED_TOLERANCE, Evaluation, Probe
 
-Facts = Sequence[tuple[str, str]]
+MAX_CONFUSIONS = 6  # of each model
+MAX_CONFUSION_IMAGES = 4  # of each confusion
+MAX_MISSED_CLASSES = 12  # one image each
+MAX_ERROR_MESSAGES = 10
 INTRODUCTIONS = {
     "accuracy": "In percent, with 95% intervals.",
-    "labels": "Top-1 in percent by labels of each class.",
-    "calibration": "How often a model is right (bars) when it is so sure. On the dashed line it is as right as it is sure.",
-    "errors": "What is taken for what most often. Of each confusion, the pictures that the model is surest of.",
+    "labels": "Top-1 accuracy in percent, by labelled images per class.",
+    "calibration": "Accuracy at each confidence level (bars). A perfectly calibrated model follows "
+    "the dashed line.",
+    "errors": "The most frequent confusions of each model. The images of a confusion are those "
+    "with the most confident predictions.",
 }
-MEANINGS = {
-    "top-1": "the share of pictures whose best class is a true one",
-    "top-5": "the share of pictures with a true class among the best five",
-    "per class": "the mean of the top-1 of each class, so that rare classes count as much as frequent ones",
-    "ECE": "expected calibration error: how far the probability of the best class is from the share of right answers, "
-    "on the mean; of few pictures its interval may lie above it",
-    "95% interval": "holds what all pictures of this kind would give, 19 times out of 20",
-    "published": "top-1 as the makers of the model state it for this benchmark",
+DEFINITIONS = {
+    "top-1": "share of images whose most probable class is correct",
+    "top-5": "share of images with a correct class among the five most probable ones",
+    "per class": "mean of the top-1 within each class, so that rare classes count as much as "
+    "frequent ones",
+    "ECE": "expected calibration error: the difference between the probability of the predicted "
+    "class and the accuracy, averaged over all images; with few images the interval may lie above "
+    "the value",
+    "95% interval": "contains the value for all images of this kind in 19 of 20 samples",
+    "published": "top-1 that the authors of the model report for this benchmark",
 }
-SPLITS = "top-1 of a classifier on features of the frozen model; ± is the standard deviation over choices of the labelled pictures"
-LIMITS = {
-    "chance": "models whose intervals overlap may differ by chance",
-    "skipped": "pictures that cannot be read count neither as right nor as wrong",
-    "seen before": "a model may have been pre-trained on pictures like these; nothing here looks for that",
-    "pictures shown": "they were chosen for being wrong, and say nothing of what a model usually does",
+FEW_SHOT_DEFINITION = (
+    "top-1 of a classifier on features of the frozen model; ± is the standard deviation over "
+    "random choices of the labelled images"
+)
+LIMITATIONS = {
+    "chance": "models with overlapping intervals may differ by chance",
+    "skipped": "images that cannot be read count neither as correct nor as wrong",
+    "seen before": "a model may have been pre-trained on images like these; the report does not "
+    "check this",
+    "images shown": "they were selected because they are wrong, and do not show how a model "
+    "usually behaves",
 }
+
+Facts = Sequence[tuple[str, str]]
+
+
+class BenchmarkErrors(NamedTuple):
+    """The errors of all models on one benchmark.
+
+    Attributes:
+        benchmark: the benchmark.
+        confusions: (evaluation, its most frequent confusions) of each model.
+        misses: (image, number of such images of its class): those that all models get wrong.
+            None if there is one model.
+        miss_summary: how many images all models get wrong.
+    """
+
+    benchmark: BenchmarkKey
+    confusions: list[tuple[Evaluation, list[Confusion]]]
+    misses: list[tuple[Miss, int]] | None
+    miss_summary: str
 
 
 @dataclass(frozen=True)
-class Story:
-    """Results and where they come from.
+class ReportContent:
+    """The results of a report, and everything that is shown of them.
 
-    date: of today, as people are to read it. versions: of what decides the numbers. origins: of models, what else is known of
-    each. facts: of the pictures that probes learn from, and of those that they are tested on, as a `EvalLoader` has them.
+    Attributes:
+        evaluations: of models on benchmarks.
+        probes: of models.
+        date: of the report, as readers see it.
+        versions: of the software.
+        origins: description of each model, by name.
+        facts: descriptions of the probes' training and test data, as `EvalLoader.facts`.
     """
 
     evaluations: Sequence[Evaluation]
@@ -64,89 +105,120 @@ class Story:
     origins: Mapping[str, str] = field(default_factory=dict)
     facts: Sequence[Mapping[str, Any]] = ()
     title = "Transfer evaluation"
+    introductions = INTRODUCTIONS
+
+    @property
+    def sections(self) -> dict[str, str]:
+        """Title of each section that has content, by its anchor."""
+        titles = {}
+        if self.evaluations:
+            titles["accuracy"] = "Accuracy"
+        if self.probes:
+            titles["labels"] = "With few labels"
+        if self.evaluations:
+            titles |= {"calibration": "Calibration", "errors": "Errors"}
+        return {**titles, "making": "How it was made"}
 
     @cached_property
     def models(self) -> list[str]:
-        return list(
-            dict.fromkeys(
-                [each.model for each in self.evaluations] + [each.model for each in self.probes]
-            )
-        )
+        """Names of all models, in order of first appearance."""
+        return list(dict.fromkeys(result.model for result in (*self.evaluations, *self.probes)))
 
     @cached_property
-    def benchmarks(self) -> dict[Benchmark, list[Evaluation]]:
+    def benchmarks(self) -> dict[BenchmarkKey, list[Evaluation]]:
+        """The evaluations of each benchmark."""
         return group_benchmarks(self.evaluations)
 
     @cached_property
-    def accuracy(self) -> dict[Benchmark, Table]:
-        return {benchmark: make_accuracy(group) for benchmark, group in self.benchmarks.items()}
+    def accuracy(self) -> dict[BenchmarkKey, Table]:
+        """The accuracy table of each benchmark."""
+        return {
+            benchmark: build_accuracy_table(group) for benchmark, group in self.benchmarks.items()
+        }
 
     @cached_property
-    def shots(self) -> Table:
-        return make_shots(self.probes)
+    def few_shot(self) -> Table:
+        """The table of probes."""
+        return build_few_shot_table(self.probes)
 
     @cached_property
     def curves(self) -> list[Plot]:
+        """The plots of probes."""
         train = self.facts[0] if self.facts else {}
-        labels = train["samples"] / train["classes"] if train.get("samples") else None
-        plots = (plot_shots(self.probes, labels), plot_neighbours(self.probes))
+        images_per_class = train["samples"] / train["classes"] if train.get("samples") else None
+        plots = (plot_few_shot(self.probes, images_per_class), plot_neighbours(self.probes))
         return [plot for plot in plots if plot]
 
     @cached_property
-    def reliability(self) -> dict[Benchmark, list[Plot]]:
+    def reliability(self) -> dict[BenchmarkKey, list[Plot]]:
+        """The reliability diagrams of each benchmark, one for each model."""
         return {
-            benchmark: [plot_reliability(each, name_benchmark(benchmark)) for each in group]
+            benchmark: [plot_reliability(evaluation, benchmark.title) for evaluation in group]
             for benchmark, group in self.benchmarks.items()
         }
+
+    @cached_property
+    def errors(self) -> list[BenchmarkErrors]:
+        """The errors on each benchmark."""
+        errors = []
+        for benchmark, group in self.benchmarks.items():
+            confusions = [
+                (evaluation, find_confusions(evaluation, MAX_CONFUSIONS)) for evaluation in group
+            ]
+            misses = find_misses(group) if len(group) > 1 else []
+            picked = pick_misses(misses, MAX_MISSED_CLASSES) if len(group) > 1 else None
+            summary = _summarise_misses(len(misses), len(group[0].records))
+            errors.append(BenchmarkErrors(benchmark, confusions, picked, summary))
+        return errors
 
     @property
     def summary(self) -> str:
-        benchmarks = [name_benchmark(benchmark) for benchmark in self.benchmarks]
-        measured = [f"measured on {_list(benchmarks, 'benchmarks')}"] if benchmarks else []
-        return " · ".join([_list(self.models, "models"), *measured, self.date])
+        """The models, benchmarks and date in one line."""
+        names = [benchmark.title for benchmark in self.benchmarks]
+        benchmarks = [f"measured on {_join_names(names, 'benchmarks')}"] if names else []
+        return " · ".join([_join_names(self.models, "models"), *benchmarks, self.date])
 
     @property
     def remarks(self) -> list[str]:
-        """Below the table of accuracies."""
-        lines = (
-            ["The best of each column is bold; of ECE the lowest is the best."]
-            if len(self.models) > 1
-            else []
-        )
-        if any(each.differs for each in self.evaluations):
+        """The lines below the accuracy table: what marks mean, and which images were skipped."""
+        lines = []
+        if len(self.models) > 1:
+            lines.append("The best value of each column is bold; of ECE it is the lowest.")
+        if any(evaluation.differs for evaluation in self.evaluations):
             lines.append(
-                f"⚠ marks a top-1 that is more than {PUBLISHED_TOLERANCE:g} points from the published one."
+                f"⚠ marks a top-1 that differs by more than {PUBLISHED_TOLERANCE:g} points from the "
+                "published one."
             )
-        found = (
-            (each.facts["name"], item) for each in self.evaluations for item in each.skipped.items()
+        # a dict, since all models skip the same images
+        skipped = dict.fromkeys(
+            (evaluation.facts["name"], message, count)
+            for evaluation in self.evaluations
+            for message, count in evaluation.skipped.items()
         )
-        broken = [
-            f"{name}: {message}" + (f" ({count:,} times)" if count > 1 else "")
-            for name, (message, count) in dict.fromkeys(found)  # which all models meet
+        messages = [
+            f"Skipped: {name}: {message}" + (f" ({count:,} times)" if count > 1 else "")
+            for name, message, count in skipped
         ]
-        return (
-            lines
-            + [f"Skipped: {line}" for line in broken[:10]]
-            + ([f"and {len(broken) - 10} more"] if broken[10:] else [])
-        )
+        lines += messages[:MAX_ERROR_MESSAGES]
+        if messages[MAX_ERROR_MESSAGES:]:
+            lines.append(f"and {len(messages) - MAX_ERROR_MESSAGES} more")
+        return lines
 
     @property
     def making(self) -> dict[str, Facts]:
-        meanings = {
-            **(MEANINGS if self.benchmarks else {}),
-            **({"with few labels": SPLITS} if self.probes else {}),
-        }
-        data = [
-            (" ".join(benchmark), _describe(group[0].facts, _count_classes(group[0])))
-            for benchmark, group in self.benchmarks.items()
-        ]
-        data += [
-            (f"{each['name']}, {use}", _describe(each, each["classes"]))
-            for use, each in zip(("to learn from", "to test on"), self.facts)
-        ]
-        parts = {
-            "What the numbers mean": list(meanings.items()),
-            "What they do not say": list(LIMITS.items()),
+        """Definitions, limitations and provenance: lists of (term, description), by title."""
+        definitions = dict(DEFINITIONS) if self.benchmarks else {}
+        if self.probes:
+            definitions["with few labels"] = FEW_SHOT_DEFINITION
+        data = []
+        for benchmark, group in self.benchmarks.items():
+            classes = {label for record in group[0].records for label in record.labels}
+            data.append((" ".join(benchmark), _describe_data(group[0].facts, len(classes))))
+        for facts, use in zip(self.facts, ("for training", "for testing")):
+            data.append((f"{facts['name']}, {use}", _describe_data(facts, facts["classes"])))
+        parts: dict[str, Facts] = {
+            "What the numbers mean": list(definitions.items()),
+            "Limitations": list(LIMITATIONS.items()),
             "Data": data,
             "Models": list(self.origins.items()),
             "Software": list(self.versions.items()),
@@ -154,36 +226,23 @@ class Story:
         return {title: facts for title, facts in parts.items() if facts}
 
 
-def count_confusion(confusion: Confusion) -> str:
-    count = len(confusion.records)
-    return f"{count:,} picture{'s' * (count > 1)}, {confusion.share:.0f}% of {confusion.truth}"
+def _summarise_misses(num_misses: int, num_images: int) -> str:
+    if not num_misses:
+        return f"none of {num_images:,} images"
+    return f"{num_misses:,} of {num_images:,} images, {100 * num_misses / num_images:.1f}%"
 
 
-def count_misses(group: Sequence[Evaluation], misses: Sequence[Miss]) -> str:
-    total = len(group[0].records)
-    if not misses:
-        return f"none of {total:,} pictures"
-    return f"{len(misses):,} of {total:,} pictures, {100 * len(misses) / total:.1f}%"
-
-
-def _count_classes(evaluation: Evaluation) -> int:
-    """Those of the pictures; the model may have more."""
-    return len({label for record in evaluation.records for label in record.labels})
-
-
-def _describe(facts: Mapping[str, Any], classes: int | None) -> str:
+def _describe_data(facts: Mapping[str, Any], num_classes: int | None) -> str:
     counts = [
         f"{count:,} {what}"
-        for count, what in ((facts["samples"], "pictures"), (classes, "classes"))
-        if count
+        for count, what in ((facts["samples"], "images"), (num_classes, "classes"))
+        if count  # the size of a stream is unknown
     ]
     return ", ".join([facts["kind"], *counts, f"SHA-256 {facts['sha256']}"])
 
 
-def _list(names: Sequence[str], what: str) -> str:
-    """All of them, or how many if they are many."""
-    return (
-        " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-        if len(names) <= 3
-        else f"{len(names)} {what}"
-    )
+def _join_names(names: Sequence[str], what: str) -> str:
+    """Up to three names, or the number of longer lists."""
+    if len(names) > 3:
+        return f"{len(names)} {what}"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

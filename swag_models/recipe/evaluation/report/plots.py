@@ -1,4 +1,4 @@
-"""The plots of the report, drawn once: for the page as SVG that takes its colours, for Markdown as a PNG file."""
+"""The plots of the report: as SVG for the page, whose colours they take, and as PNG for Markdown."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swag_models.atomic import atomic_write
-from swag_models.recipe.evaluation.report.tables import name_method, name_shots, order_shots
+from swag_models.recipe.evaluation.report.tables import format_shots, get_shots_order, name_method
 from swag_models.recipe.evaluation.results import Evaluation, Probe
+from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
 
-INK, FAINT = "#30353d", "#d4d8de"  # which the page replaces by its own
-SERIES = (
+INK, FAINT = "#30353d", "#d4d8de"  # the page replaces both by its own colours
+# each has a contrast of at least 3:1 on white and on black, as WCAG asks of graphics
+SERIES_COLOURS = (
     "#3579c6",
     "#c8641b",
     "#0f8b74",
@@ -23,14 +24,14 @@ SERIES = (
     "#7d67d0",
     "#d1495b",
     "#6b7686",
-)  # 3:1 on white and on black
-MARKERS = "osD^vP*X"
-USUAL = 20  # nearest neighbours, of which there is a learning curve
+)
+SERIES_MARKERS = "osD^vP*X"  # series differ in shape too, for readers who cannot tell the colours
+PLOTTED_NEIGHBOURS = 20  # of the probes with several k, the learning curve is that of this one
 WIDTH, HEIGHT = 5.0, 3.9  # inches
-RULES = {
-    "svg.fonttype": "none",
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be selected, and takes the page's font
     "svg.hashsalt": "swag_models",  # the same plot has the same bytes
-    "text.parse_math": False,
+    "text.parse_math": False,  # a model's name may contain dollar signs
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,186 +42,199 @@ RULES = {
 
 
 class Plot(NamedTuple):
-    """What it shows, in words for those who do not see it; how it is drawn on a figure of matplotlib; its series, if named."""
+    """A plot that is not drawn yet.
+
+    Attributes:
+        title: of the plot.
+        description: its content in words, for readers who do not see it.
+        draw: draws it on an empty figure of matplotlib, or a part of one.
+        height: in inches.
+    """
 
     title: str
-    words: str
+    description: str
     draw: Callable[[Any], None]
     height: float = HEIGHT
 
 
 class Series(NamedTuple):
-    """Points (x, mean, spread, what x is called)."""
+    """A line of a plot.
+
+    Attributes:
+        label: in the legend.
+        points: (x, mean, standard deviation, tick label of x).
+    """
 
     label: str
     points: list[tuple[float, float, float, str]]
 
 
-def plot_shots(probes: Sequence[Probe], labels: float | None) -> Plot | None:
-    """Accuracy over labels of each class; `labels` is how many all are, without which there is no place for shares."""
-    found: dict[str, dict[int | float | None, Probe]] = {}
+def plot_few_shot(probes: Sequence[Probe], images_per_class: float | None) -> Plot | None:
+    """Accuracy over the number of labelled images per class.
+
+    Args:
+        probes: of any models.
+        images_per_class: of all training images on average. None if unknown: results for shares
+            and for all images are then left out, as they have no place on the axis.
+
+    Returns:
+        None if no series has two points.
+    """
+    by_series: dict[str, dict[int | float | None, Probe]] = {}
     for probe in probes:
-        points = found.setdefault(f"{_name_kind(probe)}, {probe.model}", {})
-        before = points.get(probe.shots)
-        if before is None or _stray(probe) < _stray(before):
-            points[probe.shots] = probe
-    every = []
-    for label, points in found.items():
-        places = [
-            (place, points[shots].mean, points[shots].spread, name_shots(shots))
-            for shots in sorted(points, key=order_shots)
-            if (place := _place(shots, labels)) is not None
+        method = "nearest neighbours" if probe.method == "knn" else name_method(probe)
+        by_shots = by_series.setdefault(f"{method}, {probe.model}", {})
+        previous = by_shots.get(probe.shots)
+        if previous is None or _get_k_distance(probe) < _get_k_distance(previous):
+            by_shots[probe.shots] = probe
+    series = []
+    for label, by_shots in by_series.items():
+        points = [
+            (x, by_shots[shots].mean, by_shots[shots].spread, format_shots(shots))
+            for shots in sorted(by_shots, key=get_shots_order)
+            if (x := _get_shots_x(shots, images_per_class)) is not None
         ]
-        every.append(Series(label, sorted(places)))
-    every = [series for series in every if len(series.points) > 1]
-    return _plot_series("Accuracy by labels", "labels of each class", every) if every else None
+        if len(points) > 1:
+            series.append(Series(label, sorted(points)))
+    if not series:
+        return None
+    return _plot_series("Accuracy by labelled images", "labelled images per class", series)
 
 
 def plot_neighbours(probes: Sequence[Probe]) -> Plot | None:
-    """Accuracy of nearest neighbours among all training pictures, over their number."""
-    found: dict[str, dict[int, Probe]] = {}
+    """Accuracy of nearest neighbours among all training images, over their number k.
+
+    Returns:
+        None if no model has two points.
+    """
+    by_model: dict[str, dict[int, Probe]] = {}
     for probe in probes:
         if probe.method == "knn" and probe.shots is None and "k" in probe.settings:
-            found.setdefault(probe.model, {})[probe.settings["k"]] = probe
-    every = [
+            by_model.setdefault(probe.model, {})[probe.settings["k"]] = probe
+    series = [
         Series(
             f"nearest neighbours, {model}",
-            [(k, points[k].mean, points[k].spread, str(k)) for k in sorted(points)],
+            [(k, by_k[k].mean, by_k[k].spread, str(k)) for k in sorted(by_k)],
         )
-        for model, points in found.items()
-        if len(points) > 1
+        for model, by_k in by_model.items()
+        if len(by_k) > 1
     ]
-    return (
-        _plot_series("Accuracy by nearest neighbours", "neighbours asked", every) if every else None
-    )
+    if not series:
+        return None
+    return _plot_series("Accuracy by nearest neighbours", "number of neighbours", series)
 
 
 def plot_reliability(evaluation: Evaluation, benchmark: str) -> Plot:
-    """Accuracy over probability, and below how many pictures have it."""
+    """Accuracy over predicted probability, and below it the share of images in each bin."""
 
     def draw(figure: Any) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        bins, total = evaluation.bins, sum(each.images for each in evaluation.bins)
-        places, widths = (
-            [each.low for each in bins],
-            [0.94 * (each.high - each.low) for each in bins],
-        )
-        upper.bar(places, [each.accuracy for each in bins], widths, align="edge", color=SERIES[0])
+        bins, total = evaluation.bins, sum(bin.images for bin in evaluation.bins)
+        left = [bin.low for bin in bins]
+        widths = [0.94 * (bin.high - bin.low) for bin in bins]  # a gap between bars
+        accuracies = [bin.accuracy for bin in bins]
+        shares = [100 * bin.images / max(total, 1) for bin in bins]
+        upper.bar(left, accuracies, widths, align="edge", color=SERIES_COLOURS[0])
         upper.plot([0, 100], [0, 100], color=INK, linestyle="--", linewidth=1)
         upper.set(title=evaluation.model, xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
-        lower.bar(
-            places,
-            [100 * each.images / max(total, 1) for each in bins],
-            widths,
-            align="edge",
-            color=SERIES[7],
+        lower.bar(left, shares, widths, align="edge", color=SERIES_COLOURS[7])
+        lower.set(
+            xlabel="probability of the predicted class, %", ylabel="images, %", ylim=(0, None)
         )
-        lower.set(xlabel="probability of the best class, %", ylabel="pictures, %", ylim=(0, None))
         for axes in (upper, lower):
-            _rule(axes)
+            _draw_grid(axes)
 
-    filled = [each for each in evaluation.bins if each.images]
-    words = "; ".join(
-        f"up to {each.high:.0f}%: {each.accuracy:.0f}% of {each.images:,} right" for each in filled
+    description = "; ".join(
+        f"up to {bin.high:.0f}%: {bin.accuracy:.0f}% of {bin.images:,} correct"
+        for bin in evaluation.bins
+        if bin.images
     )
-    return Plot(f"Calibration of {evaluation.model} on {benchmark}", words, draw, 4.4)
+    return Plot(f"Calibration of {evaluation.model} on {benchmark}", description, draw, 4.4)
 
 
-def make_svg(plot: Plot, name: str) -> str:
-    """To be put into a page; `name` tells its parts from those of other plots there."""
-    matplotlib = import_extra("matplotlib")
-    with matplotlib.rc_context(RULES):
-        figure = import_extra("matplotlib.figure").Figure(
-            figsize=(WIDTH, plot.height), layout="constrained"
-        )
+def render_svg(plot: Plot, id_prefix: str) -> str:
+    """Draw a plot as an SVG element for an HTML page.
+
+    Args:
+        plot: what to draw.
+        id_prefix: begins all ids, which must be unique within the page.
+    """
+    with import_extra("matplotlib").rc_context(STYLE):
+        figure = make_figure(WIDTH, plot.height)
         plot.draw(figure)
-        written = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
-    text = written.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+        buffer = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]  # without the XML declaration
+    text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{id_prefix}-", text)
+    # only the view box: the page decides the size, and describes the plot itself
     return re.sub(
         r'(<svg) [^>]*?(viewBox="[^"]*")[^>]*>', r"\1 \2 aria-hidden='true'>", text, count=1
     )
 
 
-def write_png(plots: Sequence[Plot], path: Path) -> None:
-    """All of them in rows of at most three."""
-    matplotlib = import_extra("matplotlib")
+def write_plots(plots: Sequence[Plot], path: Path) -> None:
+    """Write plots into one PNG file, three in a row."""
     columns = min(3, len(plots))
     rows = -(-len(plots) // columns)
-    with matplotlib.rc_context(RULES):
-        size = (WIDTH * columns, max(plot.height for plot in plots) * rows)
-        figure = import_extra("matplotlib.figure").Figure(figsize=size, layout="constrained")
+    with import_extra("matplotlib").rc_context(STYLE):
+        figure = make_figure(WIDTH * columns, max(plot.height for plot in plots) * rows)
         for plot, part in zip(plots, figure.subfigures(rows, columns, squeeze=False).flat):
             plot.draw(part)
-        with atomic_write(path) as to:
-            figure.savefig(
-                to, format="png", dpi=110, facecolor="white", metadata={"Software": None}
-            )
+        save_png(figure, path, facecolor="white")
 
 
-def _plot_series(title: str, unit: str, every: Sequence[Series]) -> Plot:
+def _plot_series(title: str, x_label: str, all_series: Sequence[Series]) -> Plot:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        for number, series in enumerate(every):
-            places, means, spreads, _ = zip(*series.points)
-            colour, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+        for index, series in enumerate(all_series):
+            x, means, spreads, _ = zip(*series.points)
             axes.errorbar(
-                places,
+                x,
                 means,
                 spreads,
-                color=colour,
-                marker=marker,
+                color=SERIES_COLOURS[index % len(SERIES_COLOURS)],
+                marker=SERIES_MARKERS[index % len(SERIES_MARKERS)],
                 markersize=5,
                 linewidth=1.6,
                 capsize=3,
                 label=series.label,
             )
-        axes.set(
-            title=title,
-            xlabel=unit,
-            ylabel="top-1, %",
-            xscale="log",
-            ylim=(0, 1.05 * axes.get_ylim()[1]),
-        )
-        names = {name: place for series in every for place, _, _, name in series.points}
-        ticks = dict.fromkeys(sorted(names.values()), "")
-        for name in sorted(names, key=lambda name: not name.isdigit()):
-            ticks[names[name]] += (
-                name if name.isdigit() else f"\n{name}"
-            )  # one below the other, for they may be near
-        axes.set_xticks(list(ticks), list(ticks.values()))
+        top = 1.05 * axes.get_ylim()[1]
+        axes.set(title=title, xlabel=x_label, ylabel="top-1, %", xscale="log", ylim=(0, top))
+        tick_x = {name: x for series in all_series for x, _, _, name in series.points}
+        tick_labels = dict.fromkeys(sorted(tick_x.values()), "")
+        # numbers in one row, "10%" and "all" in the row below, since they may be near a number
+        for name in sorted(tick_x, key=lambda name: not name.isdigit()):
+            tick_labels[tick_x[name]] += name if name.isdigit() else f"\n{name}"
+        axes.set_xticks(list(tick_labels), list(tick_labels.values()))
         axes.minorticks_off()
-        _rule(axes)
+        _draw_grid(axes)
         figure.legend(loc="outside lower center", frameon=False)
 
-    words = ". ".join(
+    description = ". ".join(
         f"{series.label}: {', '.join(f'{name} {mean:.2f}' for _, mean, _, name in series.points)}"
-        for series in every
+        for series in all_series
     )
-    return Plot(title, words, draw, HEIGHT + 0.24 * len(every))
+    return Plot(title, description, draw, HEIGHT + 0.24 * len(all_series))  # room for the legend
 
 
-def _rule(axes: Any) -> None:
+def _draw_grid(axes: Any) -> None:
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
 
 
-def _place(shots: int | float | None, labels: float | None) -> float | None:
-    """On the axis of labels of each class."""
+def _get_shots_x(shots: int | float | None, images_per_class: float | None) -> float | None:
+    """The place of a number or share of images on the axis of images per class."""
     if shots is not None and shots >= 1:
         return float(shots)
-    if labels is None:
+    if images_per_class is None:
         return None
-    return labels if shots is None else max(1.0, shots * labels)
+    return images_per_class if shots is None else max(1.0, shots * images_per_class)
 
 
-def _name_kind(probe: Probe) -> str:
-    return "nearest neighbours" if probe.method == "knn" else name_method(probe)
-
-
-def _stray(probe: Probe) -> float:
-    """How far its number of neighbours is from the usual one."""
-    return abs(int(probe.settings.get("k", USUAL)) - USUAL)
+def _get_k_distance(probe: Probe) -> int:
+    """Distance of the number of neighbours from the plotted one."""
+    return abs(int(probe.settings.get("k", PLOTTED_NEIGHBOURS)) - PLOTTED_NEIGHBOURS)

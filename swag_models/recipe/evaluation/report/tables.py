@@ -1,4 +1,4 @@
-"""The tables of the report as text, from which the page and its Markdown are written alike."""
+"""The tables of the report as text cells, from which both templates are filled."""
 
 from __future__ import annotations
 
@@ -8,11 +8,38 @@ from typing import NamedTuple
 
 from swag_models.recipe.evaluation.results import Estimate, Evaluation, Probe
 
-Benchmark = tuple[str, str]  # its name, and the name of the data
+
+class BenchmarkKey(NamedTuple):
+    """Identifies a benchmark in the report.
+
+    Attributes:
+        name: of the benchmark.
+        data: name of the data it was measured on.
+    """
+
+    name: str
+    data: str
+
+    @property
+    def title(self) -> str:
+        """What readers call it: a folder by its own name."""
+        return self.data if self.name == "folder" else self.name
+
+    @property
+    def subtitle(self) -> str:
+        """The other one of both names."""
+        return self.name if self.name == "folder" else self.data
 
 
 class Cell(NamedTuple):
-    """A figure, what is said below it, and what to warn of."""
+    """A table cell.
+
+    Attributes:
+        text: the value.
+        notes: smaller lines below it.
+        best: whether it is the best of its column.
+        warning: a line that is marked as a warning.
+    """
 
     text: str
     notes: tuple[str, ...] = ()
@@ -20,121 +47,135 @@ class Cell(NamedTuple):
     warning: str = ""
 
 
-ABSENT = Cell("\N{EN DASH}")
+EMPTY_CELL = Cell("\N{EN DASH}")
 
 
 class Table(NamedTuple):
-    """heads: of the columns. rows: the model of each, and its cells."""
+    """A table with a row for each model, or for each model and classifier.
 
-    heads: tuple[str, ...]
+    Attributes:
+        header: of the columns, without that of the model.
+        rows: (model, cells).
+    """
+
+    header: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
 
+    def find_row(self, model: str) -> tuple[Cell, ...]:
+        """The cells of a model; empty ones if it has no row."""
+        return dict(self.rows).get(model, (EMPTY_CELL,) * len(self.header))
 
-def group_benchmarks(evaluations: Sequence[Evaluation]) -> dict[Benchmark, list[Evaluation]]:
-    """The evaluations of each benchmark, in the order of the first. Other data of the same name are numbered.
 
-    That a model was measured on it before tells: hashes of the same data differ with the classes of models.
+def group_benchmarks(evaluations: Sequence[Evaluation]) -> dict[BenchmarkKey, list[Evaluation]]:
+    """The evaluations of each benchmark, in order of first appearance.
+
+    Other data of the same name get a number: `held out (2)`.
     """
-    grouped: dict[Benchmark, list[Evaluation]] = {}
-    times = Counter[tuple[str, Benchmark]]()
+    grouped: dict[BenchmarkKey, list[Evaluation]] = {}
+    counts = Counter[tuple[str, BenchmarkKey]]()
     for evaluation in evaluations:
-        benchmark = (evaluation.benchmark, str(evaluation.facts["name"]))
-        times[evaluation.model, benchmark] += 1
-        number = times[evaluation.model, benchmark]
-        grouped.setdefault(
-            benchmark if number == 1 else (benchmark[0], f"{benchmark[1]} ({number})"), []
-        ).append(evaluation)
+        key = BenchmarkKey(evaluation.benchmark, str(evaluation.facts["name"]))
+        counts[evaluation.model, key] += 1
+        # Other data are recognised by a second evaluation of the same model. Hashes do not tell:
+        # the hash of the same data differs with the classes of the model.
+        if (number := counts[evaluation.model, key]) > 1:
+            key = key._replace(data=f"{key.data} ({number})")
+        grouped.setdefault(key, []).append(evaluation)
     return grouped
 
 
-def name_benchmark(benchmark: Benchmark) -> str:
-    """What people call it: a folder by its name."""
-    return benchmark[1] if benchmark[0] == "folder" else benchmark[0]
+def build_accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
+    """The table of one benchmark, with a row for each model.
 
-
-def make_accuracy(evaluations: Sequence[Evaluation]) -> Table:
-    """Of one benchmark, a row for each model. The best is marked if there are several models."""
-    measures = [[each.top1, each.top5, each.mean_per_class, each.ece] for each in evaluations]
+    The best value of each column is marked if there are several models.
+    """
+    measures = [(each.top1, each.top5, each.mean_per_class, each.ece) for each in evaluations]
+    # values that are printed alike are equally good
     best = [
-        choose(round(each.value, 2) for each in column)
+        choose(round(estimate.value, 2) for estimate in column)
         for choose, column in zip((max, max, max, min), zip(*measures))
     ]
-    stated = any(each.published is not None for each in evaluations)  # else there is no such column
+    any_published = any(evaluation.published is not None for evaluation in evaluations)
     rows = []
-    for evaluation, values in zip(evaluations, measures):
-        cells = [
+    for evaluation, estimates in zip(evaluations, measures):
+        top1, *cells = [
             Cell(
-                f"{each.value:.2f}",
-                (write_interval(each),),
-                len(evaluations) > 1 and round(each.value, 2) == winner,
+                f"{estimate.value:.2f}",
+                (format_interval(estimate),),
+                len(evaluations) > 1 and round(estimate.value, 2) == best_value,
             )
-            for each, winner in zip(values, best)
+            for estimate, best_value in zip(estimates, best)
         ]
-        seen, skipped = len(evaluation.records), sum(evaluation.skipped.values())
-        pictures = Cell(f"{seen:,}", (f"{skipped:,} skipped",) if skipped else ())
-        rows.append(
-            (
-                evaluation.model,
-                (cells[0], *[write_published(evaluation)][:stated], *cells[1:], pictures),
-            )
-        )
-    heads = ("top-1", *["published"][:stated], "top-5", "per class", "ECE", "pictures")
-    return Table(heads, tuple(rows))
+        published = (format_published(evaluation),) if any_published else ()
+        num_skipped = sum(evaluation.skipped.values())
+        skipped = (f"{num_skipped:,} skipped",) if num_skipped else ()
+        images = Cell(f"{len(evaluation.records):,}", skipped)
+        rows.append((evaluation.model, (top1, *published, *cells, images)))
+    published_header = ("published",) if any_published else ()
+    return Table(
+        ("top-1", *published_header, "top-5", "per class", "ECE", "images"), tuple(rows)
+    )
 
 
-def write_published(evaluation: Evaluation) -> Cell:
+def format_published(evaluation: Evaluation) -> Cell:
+    """The published top-1, with a warning if the measured one differs."""
     if evaluation.published is None:
-        return ABSENT
+        return EMPTY_CELL
     gap = evaluation.top1.value - evaluation.published
     return Cell(
         f"{evaluation.published:.2f}", warning=f"measured {gap:+.2f}" if evaluation.differs else ""
     )
 
 
-def write_interval(estimate: Estimate) -> str:
+def format_interval(estimate: Estimate) -> str:
+    """The 95% interval of an estimate."""
     return f"{estimate.low:.1f} to {estimate.high:.1f}"
 
 
-def make_shots(probes: Sequence[Probe]) -> Table:
-    """A row for each model and kind of classifier, a column for each number of labels."""
-    shots = sorted({probe.shots for probe in probes}, key=order_shots)
-    found = {(probe.model, name_method(probe), probe.shots): probe for probe in probes}
+def build_few_shot_table(probes: Sequence[Probe]) -> Table:
+    """A row for each model and classifier, a column for each number of labelled images.
+
+    The best value of each column is marked if there are several rows.
+    """
+    columns = sorted({probe.shots for probe in probes}, key=get_shots_order)
+    by_cell = {(probe.model, name_method(probe), probe.shots): probe for probe in probes}
     best = {
-        each: max(round(probe.mean, 2) for probe in probes if probe.shots == each) for each in shots
+        shots: max(round(probe.mean, 2) for probe in probes if probe.shots == shots)
+        for shots in columns
     }
     rows = []
-    for model, method in dict.fromkeys((model, method) for model, method, _ in found):
+    for model, method in dict.fromkeys((model, method) for model, method, _ in by_cell):
         cells = []
-        for each in shots:
-            probe = found.get((model, method, each))
+        for shots in columns:
+            probe = by_cell.get((model, method, shots))
             if probe is None:
-                cells.append(ABSENT)
+                cells.append(EMPTY_CELL)
                 continue
             spread = (f"± {probe.spread:.2f}",) if len(probe.values) > 1 else ()
             warning = "" if probe.settings.get("converged", True) else "not converged"
-            bold = len(found) > len(shots) and round(probe.mean, 2) == best[each]
-            cells.append(Cell(f"{probe.mean:.2f}", spread, bold, warning))
+            is_best = len(by_cell) > len(columns) and round(probe.mean, 2) == best[shots]
+            cells.append(Cell(f"{probe.mean:.2f}", spread, is_best, warning))
         rows.append((model, (Cell(method), *cells)))
-    return Table(("classifier", *map(name_shots, shots)), tuple(rows))
+    return Table(("classifier", *map(format_shots, columns)), tuple(rows))
 
 
-def order_shots(shots: int | float | None) -> tuple[int, float]:
-    """Labels of each class, then shares, then all."""
-    return (2, 0.0) if shots is None else (1 if shots < 1 else 0, shots)
+def get_shots_order(shots: int | float | None) -> tuple[int, float]:
+    """A sort key: numbers of images per class, then shares, then all images."""
+    if shots is None:
+        return 2, 0.0
+    return (1 if shots < 1 else 0), shots
 
 
-def name_shots(shots: int | float | None) -> str:
+def format_shots(shots: int | float | None) -> str:
+    """`5` images per class, `10%` of them, or `all`."""
     if shots is None:
         return "all"
     return f"{100 * shots:g}%" if shots < 1 else f"{shots:g}"
 
 
 def name_method(probe: Probe) -> str:
-    """In words; of nearest neighbours with how many there are."""
+    """The classifier in words, with the number of nearest neighbours."""
     if probe.method == "knn":
-        return (
-            f"{probe.settings['k']} nearest neighbours"
-            if "k" in probe.settings
-            else "nearest neighbours"
-        )
+        neighbours = f"{probe.settings['k']} " if "k" in probe.settings else ""
+        return f"{neighbours}nearest neighbours"
     return {"logistic": "logistic regression", "sgd": "linear, by SGD"}[probe.method]
