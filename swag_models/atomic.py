@@ -124,6 +124,7 @@ class WorkFolder:
 
     Raises:
         ConfigError: another process uses the folder, or it contains work with another description.
+        OutputError: the folder cannot be created.
     """
 
     def __init__(
@@ -142,13 +143,15 @@ class WorkFolder:
         self._lock = FileLock(path / ".lock", timeout=-1 if wait else 0)
 
     def __enter__(self) -> WorkFolder:
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise ConfigError(
-                f"another process is writing {self.output}; wait for it, or choose another output"
-            ) from None
+        with disk_errors(self.output):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise ConfigError(
+                    f"another process is writing {self.output}; wait for it, or choose another "
+                    "output"
+                ) from None
         try:
             if self._job is not None:
                 self.claim(self._job)

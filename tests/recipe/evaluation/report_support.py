@@ -1,4 +1,4 @@
-"""What the tests of the report share: pictures of scenes, the shipped models measured on them, and tables read back."""
+"""Helpers for tests of the report: images of scenes, a report on the shipped models, its tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from studies.scenes.posts import split_held_out
 from studies.scenes.scene import encode
-from swag_models.recipe.evaluation.report.collect import MEASURED, collect_report
+from swag_models.recipe.evaluation.report.collect import MEASURED_FOLDER, collect_report
 from swag_models.recipe.evaluation.results import Evaluation, Probe
 
 MODELS = ("regnety_nano_hashtags", "vit_nano_hashtags")
@@ -18,13 +18,13 @@ DATE = "24 November 2026"
 
 
 def make_scenes(root: Path, count: int = 3) -> tuple[Path, Path]:
-    """Folders of labelled pictures: so many of each thing to learn from, and to test on."""
+    """Folders of labelled images for training and testing, with `count` images of each thing."""
     folders = (root / "labelled", root / "held out")
-    for folder, pictures in zip(folders, split_held_out(count, count)):
-        for number, picture in enumerate(pictures):
-            path = folder / picture.row["thing"] / f"{number:04}.jpg"
+    for folder, images in zip(folders, split_held_out(count, count)):
+        for number, image in enumerate(images):
+            path = folder / image.row["thing"] / f"{number:04}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(picture.scene, 64))
+            path.write_bytes(encode(image.scene, 64))
     return folders
 
 
@@ -35,7 +35,7 @@ def measure(
     models: tuple[str, ...] = MODELS,
     shots: tuple[int | None, ...] = (1, 2, None),
 ) -> Path:
-    """The page of a report with all its parts."""
+    """Measure models and write a report with all its sections; return the path of the page."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWAG_MODELS_CACHE", str(output.parent / "cache"))
         return collect_report(
@@ -51,21 +51,21 @@ def measure(
 
 
 def read_measured(output: Path) -> tuple[list[Evaluation], list[Probe]]:
-    """What a report keeps, by model."""
+    """The stored results of a report, sorted by model."""
     evaluations, probes = [], []
-    for path in (output / MEASURED).glob("*.json"):
-        values = json.loads(path.read_text())
+    for path in (output / MEASURED_FOLDER).glob("*.json"):
+        values = json.loads(path.read_text())["result"]
         if isinstance(values, dict):
             evaluations.append(Evaluation.from_dict(values))
         else:
-            probes += [Probe.from_dict(each) for each in values]
-    return sorted(evaluations, key=lambda each: each.model), sorted(
-        probes, key=lambda each: each.model
-    )
+            probes += [Probe.from_dict(row) for row in values]
+    evaluations.sort(key=lambda evaluation: evaluation.model)
+    probes.sort(key=lambda probe: probe.model)
+    return evaluations, probes
 
 
 class Tables(HTMLParser):
-    """The text of the cells of every row below a head, of every table."""
+    """The text of every cell in every table body."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

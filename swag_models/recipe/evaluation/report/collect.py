@@ -1,4 +1,4 @@
-"""The report of several models: measure what is not measured yet, and write the page and its Markdown.
+"""The report of several models: measure what is not measured yet, and write page and Markdown.
 
 The folder of a report contains
   index.html            the page, with everything in it
@@ -15,13 +15,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from swag_models.atomic import WorkFolder, disk_errors, run_once, write_text
+from swag_models.atomic import WorkFolder, disk_errors, read_result, run_once, write_text
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
@@ -130,14 +130,11 @@ def collect_report(
     """
     _check_request(models, benchmarks, train, test)
     folder = Path(folder)
-    reading = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     probe_data = open_labelled(train, test) if train and test else ()
     results = _Results()
-    with (
-        disk_errors(folder, resumable=True),
-        WorkFolder(folder / MEASURED_FOLDER, output=folder) as work,
-        init_distributed() as ranks,
-    ):
+    work = WorkFolder(folder / MEASURED_FOLDER, output=folder)
+    with work, init_distributed() as ranks:
         for model in dict.fromkeys(models):
             candidate = open_evaluated_model(model, device=device, dtype=dtype)
             store = _ResultStore(work.path, candidate)
@@ -155,9 +152,7 @@ def collect_report(
                     results.datasets[benchmark, title, sha256] = data
                 values = store.get_or_measure(
                     (benchmark, title, sha256, hash_state(data)),
-                    lambda benchmark=benchmark, path=path: evaluate(
-                        candidate, path, benchmark, ranks=ranks, **reading
-                    ),
+                    partial(evaluate, candidate, path, benchmark, ranks=ranks, **reading),
                 )
                 results.evaluations.append(replace(Evaluation.from_dict(values), model=name))
             if probe_data:
@@ -168,9 +163,7 @@ def collect_report(
                 ]
                 values = store.get_or_measure(
                     (METHODS, shots, hashes),
-                    lambda: probe(
-                        candidate, *probe_data, methods=METHODS, shots=shots, **reading
-                    ),
+                    partial(probe, candidate, *probe_data, methods=METHODS, shots=shots, **reading),
                 )
                 results.probes += [replace(Probe.from_dict(row), model=name) for row in values]
         return write_report(
@@ -222,8 +215,7 @@ class _ResultStore:
         """Preprocessing, dtype, device and content of the model."""
         model = self.candidate
         return (
-            f"{model.preprocess}, {model.dtype} on {model.device.type}, "
-            f"SHA-256 {self.content_hash}"
+            f"{model.preprocess}, {model.dtype} on {model.device.type}, SHA-256 {self.content_hash}"
         )
 
     def get_or_measure(
@@ -233,17 +225,21 @@ class _ResultStore:
 
         Returns:
             JSON values, from which `from_dict` restores the result.
+
+        Raises:
+            OutputError: the result cannot be stored.
         """
         key = (*self.model_key, *data_key)
         # named by the whole key, so that results of other data or models stay beside it
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-        return run_once(
-            self.folder / f"{digest}.json",
-            key,
-            [],
-            measure,
-            default=lambda result: result.to_dict(),
-        )
+        record = self.folder / f"{digest}.json"
+        try:
+            return read_result(record, key, [])
+        except LookupError:
+            result = measure()
+        # `measure` stays outside: its OSErrors concern the data, not this folder
+        with disk_errors(self.folder, resumable=True):
+            return run_once(record, key, [], lambda: result, default=lambda part: part.to_dict())
 
 
 def _check_request(

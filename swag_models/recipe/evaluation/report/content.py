@@ -1,4 +1,4 @@
-"""The content of the report, from which both templates are filled: texts, tables, plots and confusions."""
+"""The content of the report, from which both templates are filled."""
 
 from __future__ import annotations
 
@@ -122,7 +122,8 @@ class ReportContent:
     @cached_property
     def models(self) -> list[str]:
         """Names of all models, in order of first appearance."""
-        return list(dict.fromkeys(result.model for result in (*self.evaluations, *self.probes)))
+        names = [evaluation.model for evaluation in self.evaluations]
+        return list(dict.fromkeys(names + [probe.model for probe in self.probes]))
 
     @cached_property
     def benchmarks(self) -> dict[BenchmarkKey, list[Evaluation]]:
@@ -186,8 +187,8 @@ class ReportContent:
             lines.append("The best value of each column is bold; of ECE it is the lowest.")
         if any(evaluation.differs for evaluation in self.evaluations):
             lines.append(
-                f"⚠ marks a top-1 that differs by more than {PUBLISHED_TOLERANCE:g} points from the "
-                "published one."
+                f"⚠ marks a top-1 that differs by more than {PUBLISHED_TOLERANCE:g} points from "
+                "the published one."
             )
         # a dict, since all models skip the same images
         skipped = dict.fromkeys(

@@ -1,4 +1,4 @@
-"""The plots of the report: as SVG for the page, whose colours they take, and as PNG for Markdown."""
+"""The plots of the report: as SVG in the colours of the page, and as PNG for Markdown."""
 
 from __future__ import annotations
 

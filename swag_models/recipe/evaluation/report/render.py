@@ -47,9 +47,7 @@ def render_html(content: ReportContent, load_image: LoadImage) -> str:
         "svg": lambda plot, id_prefix: Markup(render_svg(plot, id_prefix)),
     }
     template = environment.get_template("report.html.jinja")
-    return template.render(
-        content=content, load_image=load_image, max_images=MAX_CONFUSION_IMAGES
-    )
+    return template.render(content=content, load_image=load_image, max_images=MAX_CONFUSION_IMAGES)
 
 
 def render_markdown(content: ReportContent, curves: str, calibration: str) -> str:
@@ -106,7 +104,7 @@ def _format_table(table: Table) -> _MarkdownText:
 
 
 def _format_rows(rows: list[list[object]], header: list[str]) -> _MarkdownText:
-    return _MarkdownText(markdown_table(header, [map(_escape_markdown, row) for row in rows]))
+    return _MarkdownText(markdown_table(header, [list(map(_escape_markdown, row)) for row in rows]))
 
 
 def _format_cell(cell: Cell) -> str:

@@ -112,9 +112,7 @@ def build_accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
         images = Cell(f"{len(evaluation.records):,}", skipped)
         rows.append((evaluation.model, (top1, *published, *cells, images)))
     published_header = ("published",) if any_published else ()
-    return Table(
-        ("top-1", *published_header, "top-5", "per class", "ECE", "images"), tuple(rows)
-    )
+    return Table(("top-1", *published_header, "top-5", "per class", "ECE", "images"), tuple(rows))
 
 
 def format_published(evaluation: Evaluation) -> Cell:

@@ -1,4 +1,4 @@
-"""The report: its numbers are those that were measured, in both of its forms, and nothing is measured twice."""
+"""The report shows the measured numbers, as HTML and as Markdown, and measures nothing twice."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from swag_models.api import load_classes, load_model
 from swag_models.cli import main
 from swag_models.errors import ConfigError, OutputError
 from swag_models.publish import save
-from swag_models.recipe.evaluation.report.collect import MEASURED, collect_report, write_report
+from swag_models.recipe.evaluation.report.collect import (
+    MEASURED_FOLDER,
+    collect_report,
+    write_report,
+)
 from swag_models.recipe.evaluation.report.confusions import (
     find_confusions,
     find_misses,
     pick_misses,
 )
-from swag_models.recipe.evaluation.report.plots import plot_neighbours, plot_shots
-from swag_models.recipe.evaluation.report.tables import group_benchmarks, make_accuracy
+from swag_models.recipe.evaluation.report.plots import plot_few_shot, plot_neighbours
+from swag_models.recipe.evaluation.report.tables import build_accuracy_table, group_benchmarks
 from swag_models.recipe.evaluation.results import Evaluation, Probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,13 +52,13 @@ def evaluations(page: Path) -> list[Evaluation]:
 
 
 def read_tables(page: Path) -> tuple[list[list[list[str]]], list[list[list[str]]]]:
-    """Of the page and of its Markdown."""
+    """The tables of the page, and those of its Markdown."""
     markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
     text = markdown.render((page.parent / "report.md").read_text("utf-8"))
     return Tables(page.read_text("utf-8")).tables, Tables(text).tables
 
 
-def test_both_forms_have_the_numbers_that_were_measured(
+def test_page_and_markdown_show_the_measured_numbers(
     page: Path, evaluations: list[Evaluation]
 ) -> None:
     shown, written = read_tables(page)
@@ -75,32 +79,34 @@ def test_both_forms_have_the_numbers_that_were_measured(
     )
     assert {row[0] for row in shots} == set(MODELS)
     assert [[cell.split()[0] for cell in row] for row in written[2]] == [
-        [evaluation.model, each.truth, each.answer, str(len(each.records)), f"{each.share:.0f}%"]
+        [evaluation.model, each.truth, each.predicted, str(len(each.records)), f"{each.share:.0f}%"]
         for evaluation in evaluations
         for each in find_confusions(evaluation, 6)
     ]
 
 
-def test_what_is_measured_is_not_measured_again(
+def test_measured_results_are_not_measured_again(
     page: Path, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "report"
     shutil.copytree(page.parent, output)
-    before = {path.name: path.stat().st_mtime_ns for path in (output / MEASURED).glob("*.json")}
+    before = {
+        path.name: path.stat().st_mtime_ns for path in (output / MEASURED_FOLDER).glob("*.json")
+    }
     assert len(before) == 4
     texts = [
         (output / name).read_bytes()
         for name in ("index.html", "report.md", "curves.png", "calibration.png")
     ]
-    gone = max((output / MEASURED).glob("*.json"), key=lambda path: path.stat().st_size)
+    gone = max((output / MEASURED_FOLDER).glob("*.json"), key=lambda path: path.stat().st_size)
     content = gone.read_bytes()
     gone.unlink()
-    (output / MEASURED / f".{gone.name}.tmp").write_text("half")  # as a kill leaves it
+    (output / MEASURED_FOLDER / f".{gone.name}.tmp").write_text("half")  # left by a killed run
     measure(output, *scenes)
     assert gone.read_bytes() == content
     after = {
         path.name: path.stat().st_mtime_ns
-        for path in (output / MEASURED).iterdir()
+        for path in (output / MEASURED_FOLDER).iterdir()
         if path.name != ".lock"
     }
     assert after.keys() == before.keys()
@@ -111,28 +117,28 @@ def test_what_is_measured_is_not_measured_again(
     ] == texts
 
 
-def test_other_pictures_are_measured_anew_and_broken_ones_are_counted(
+def test_changed_data_are_measured_and_broken_images_are_counted(
     page: Path, scenes: tuple[Path, Path], tmp_path: Path
 ) -> None:
     output, test = tmp_path / "report", tmp_path / "held out"
     shutil.copytree(page.parent, output)
     shutil.copytree(scenes[1], test)
     broken = test / "car" / "zz.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"not an image")
     measure(output, scenes[0], test, MODELS[1:])
-    assert len(list((output / MEASURED).glob("*.json"))) == 6
+    assert len(list((output / MEASURED_FOLDER).glob("*.json"))) == 6
     shown, written = read_tables(output / "index.html")
     assert shown[0][0][-1] == written[0][0][-1] == "96 1 skipped"
     assert "zz.jpg" in (output / "report.md").read_text()
 
 
-def test_a_picture_replaced_by_one_of_the_same_size_is_measured_anew(tmp_path: Path) -> None:
-    picture = tmp_path / "data" / load_classes(MODELS[1])[0] / "0.bmp"
-    picture.parent.mkdir(parents=True)
+def test_image_replaced_by_one_of_the_same_size_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "data" / load_classes(MODELS[1])[0] / "0.bmp"
+    path.parent.mkdir(parents=True)
     tops = []
     for shade in (0, 200):
-        Image.new("RGB", (16, 16), (shade, 255 - shade, shade)).save(picture)
-        os.utime(picture, (shade, shade))
+        Image.new("RGB", (16, 16), (shade, 255 - shade, shade)).save(path)
+        os.utime(path, (shade, shade))
         collect_report(
             MODELS[1:],
             [("folder", str(tmp_path / "data"))],
@@ -144,39 +150,39 @@ def test_a_picture_replaced_by_one_of_the_same_size_is_measured_anew(tmp_path: P
     assert (len(tops[0]), len(tops[1])) == (1, 2)
 
 
-def test_the_best_of_a_column_is_bold(page: Path, evaluations: list[Evaluation]) -> None:
+def test_best_value_of_a_column_is_bold(page: Path, evaluations: list[Evaluation]) -> None:
     best = max(evaluations, key=lambda each: each.top1.value).top1.value
-    calm = min(evaluations, key=lambda each: each.ece.value).ece.value
+    lowest = min(evaluations, key=lambda each: each.ece.value).ece.value
     for text in (
         page.read_text("utf-8").replace("<strong>", "**").replace("</strong>", "**"),
         (page.parent / "report.md").read_text(),
     ):
         assert f"**{best:.2f}**" in text
-        assert f"**{calm:.2f}**" in text
+        assert f"**{lowest:.2f}**" in text
         assert all(
             f"**{each.ece.value:.2f}**" not in text
             for each in evaluations
-            if each.ece.value != calm
+            if each.ece.value != lowest
         )
 
 
 @pytest.mark.parametrize(
     ("gap", "warning"), [(0.05, ""), (-0.05, ""), (-0.5, "measured +0.50"), (2.0, "measured -2.00")]
 )
-def test_a_difference_from_what_was_published_is_warned_of(
+def test_difference_from_the_published_value_is_marked(
     evaluations: list[Evaluation], gap: float, warning: str
 ) -> None:
-    stated = evaluations[0].top1.value + gap
-    table = make_accuracy([replace(evaluations[0], published=stated), evaluations[1]])
-    cells = [cells[table.heads.index("published")] for _, cells in table.rows]
+    published = evaluations[0].top1.value + gap
+    table = build_accuracy_table([replace(evaluations[0], published=published), evaluations[1]])
+    cells = [cells[table.header.index("published")] for _, cells in table.rows]
     assert [(cell.text, cell.warning) for cell in cells] == [
-        (f"{stated:.2f}", warning),
+        (f"{published:.2f}", warning),
         ("\N{EN DASH}", ""),
     ]
 
 
-def test_suites_stand_side_by_side(evaluations: list[Evaluation], tmp_path: Path) -> None:
-    """The same benchmark on other data of the same name, and on none for one model."""
+def test_benchmarks_are_shown_side_by_side(evaluations: list[Evaluation], tmp_path: Path) -> None:
+    """One benchmark on two data sets of the same name, and one that a model was not measured on."""
     first, second = evaluations
     second = replace(second, published=second.top1.value + 1)
     other = replace(first, facts={**first.facts, "sha256": "0" * 64})
@@ -197,25 +203,29 @@ def test_suites_stand_side_by_side(evaluations: list[Evaluation], tmp_path: Path
     assert two[1:7] + two[12:] == written[0][1][1:] + written[2][0][1:]
 
 
-def test_confusions_are_those_of_a_matrix(evaluations: list[Evaluation]) -> None:
+def test_confusions_equal_those_of_a_confusion_matrix(evaluations: list[Evaluation]) -> None:
     for evaluation in evaluations:
         truths = [record.labels[0] for record in evaluation.records]
-        answers = [record.top[0] for record in evaluation.records]
-        matrix = confusion_matrix(truths, answers, labels=range(len(evaluation.classes)))
+        predicted = [record.top[0] for record in evaluation.records]
+        matrix = confusion_matrix(truths, predicted, labels=range(len(evaluation.classes)))
         totals = matrix.sum(1)
         np.fill_diagonal(matrix, 0)
-        found = find_confusions(evaluation, 10_000)
-        assert sum(len(each.records) for each in found) == matrix.sum()
-        assert [len(each.records) for each in found] == sorted(matrix[matrix > 0], reverse=True)
-        for each in found:
-            truth, answer = (evaluation.classes.index(name) for name in (each.truth, each.answer))
-            assert len(each.records) == matrix[truth, answer]
-            assert each.share == pytest.approx(100 * matrix[truth, answer] / totals[truth])
-            sure = [record.probability for record in each.records]
-            assert sure == sorted(sure, reverse=True)
+        confusions = find_confusions(evaluation, 10_000)
+        assert sum(len(each.records) for each in confusions) == matrix.sum()
+        assert [len(each.records) for each in confusions] == sorted(
+            matrix[matrix > 0], reverse=True
+        )
+        for each in confusions:
+            truth, predicted_class = (
+                evaluation.classes.index(name) for name in (each.truth, each.predicted)
+            )
+            assert len(each.records) == matrix[truth, predicted_class]
+            assert each.share == pytest.approx(100 * matrix[truth, predicted_class] / totals[truth])
+            probabilities = [record.probability for record in each.records]
+            assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_what_all_models_get_wrong_is_wrong_for_each(evaluations: list[Evaluation]) -> None:
+def test_misses_are_wrong_for_every_model(evaluations: list[Evaluation]) -> None:
     wrong = [
         {
             record.name
@@ -227,21 +237,21 @@ def test_what_all_models_get_wrong_is_wrong_for_each(evaluations: list[Evaluatio
     misses = find_misses(evaluations)
     assert {miss.record.name for miss in misses} == wrong[0] & wrong[1]
     assert 0 < len(misses) < min(map(len, wrong))
-    sure = [sum(probability for _, _, probability in miss.answers) for miss in misses]
-    assert sure == sorted(sure, reverse=True)
+    confidences = [sum(row[2] for row in miss.predictions) for miss in misses]
+    assert confidences == sorted(confidences, reverse=True)
     picked = pick_misses(misses, 10_000)
     assert sum(count for _, count in picked) == len(misses)
     assert len({miss.truth for miss, _ in picked}) == len(picked)
 
 
-def test_a_label_among_several_is_right(evaluations: list[Evaluation]) -> None:
+def test_any_of_several_labels_is_correct(evaluations: list[Evaluation]) -> None:
     records = tuple(
         record._replace(labels=(*record.labels, record.top[0])) for record in evaluations[0].records
     )
     assert find_confusions(replace(evaluations[0], records=records), 10) == []
 
 
-def test_curves_have_shares_and_all_at_their_place() -> None:
+def test_curves_place_shares_and_all_images_on_the_axis() -> None:
     probes = [
         *(
             Probe("a", "logistic", shots, (10.0 * place, 12.0 * place), {"C": 1})
@@ -250,17 +260,17 @@ def test_curves_have_shares_and_all_at_their_place() -> None:
         *(Probe("a", "knn", None, (30.0 + k,), {"k": k}) for k in (10, 20, 100)),
         Probe("a", "knn", 1, (7.0,), {"k": 1}),
     ]
-    curves = plot_shots(probes, 200.0)
+    curves = plot_few_shot(probes, 200.0)
     assert curves
-    assert (
-        curves.words
-        == "logistic regression, a: 1 0.00, 5 11.00, 10% 22.00, all 33.00. nearest neighbours, a: 1 7.00, all 50.00"
+    assert curves.description == (
+        "logistic regression, a: 1 0.00, 5 11.00, 10% 22.00, all 33.00. "
+        "nearest neighbours, a: 1 7.00, all 50.00"
     )
     figure = pytest.importorskip("matplotlib.figure").Figure()
     curves.draw(figure)
     lines = [line.get_xdata() for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 4]
     assert list(lines[0]) == [1, 5, 20, 200]
-    few = plot_shots(probes, 50.0)
+    few = plot_few_shot(probes, 50.0)
     assert few
     few.draw(figure)
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == [
@@ -270,11 +280,11 @@ def test_curves_have_shares_and_all_at_their_place() -> None:
     ]
     neighbours = plot_neighbours(probes)
     assert neighbours
-    assert neighbours.words == "nearest neighbours, a: 10 40.00, 20 50.00, 100 130.00"
-    assert plot_shots(probes[2:3], None) is None
+    assert neighbours.description == "nearest neighbours, a: 10 40.00, 20 50.00, 100 130.00"
+    assert plot_few_shot(probes[2:3], None) is None
 
 
-def test_markdown_takes_names_as_they_are(evaluations: list[Evaluation], tmp_path: Path) -> None:
+def test_markdown_shows_names_literally(evaluations: list[Evaluation], tmp_path: Path) -> None:
     name = r"a_b | <b>*x*</b> & `c` [d](e) \ _f_ $g$"
     named = replace(
         evaluations[0],
@@ -286,7 +296,9 @@ def test_markdown_takes_names_as_they_are(evaluations: list[Evaluation], tmp_pat
     assert all(row[1].endswith(" | <i>&") for row in written[1])
 
 
-def test_models_of_the_same_name_are_told_apart(scenes: tuple[Path, Path], tmp_path: Path) -> None:
+def test_models_of_the_same_name_are_named_by_their_folder(
+    scenes: tuple[Path, Path], tmp_path: Path
+) -> None:
     for folder in ("one", "two"):
         model = load_model(MODELS[1])
         if folder == "two":
@@ -301,7 +313,7 @@ def test_models_of_the_same_name_are_told_apart(scenes: tuple[Path, Path], tmp_p
     assert rows[0][1] != rows[1][1]
 
 
-def test_the_command_prints_the_page(
+def test_command_prints_the_path_of_the_page(
     scenes: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "report"
@@ -321,8 +333,8 @@ def test_the_command_prints_the_page(
             )
             == 0
         )
-        said = capsys.readouterr()
-        assert (said.out, said.err) == (f"{output / 'index.html'}\n", "")
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == (f"{output / 'index.html'}\n", "")
     assert sorted(path.name for path in output.iterdir()) == [
         "calibration.png",
         "index.html",
@@ -334,14 +346,14 @@ def test_the_command_prints_the_page(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "nothing to report; give a model, and --benchmarks NAME=FOLDER"),
         (
             ["--benchmarks", "pictures"],
             "--benchmarks has 'pictures'; allowed: NAME=FOLDER, for example folder=pictures",
         ),
-        (["--train", "a"], "--train alone tells nothing; give --train and --test, or neither"),
+        (["--train", "a"], "--train without --test: give both, or neither"),
         (
             ["--train", "a", "--test", "b", "--shots", "1,0%"],
             "invalid --shots '0%': allowed images of each class such as 5",
@@ -350,34 +362,36 @@ def test_the_command_prints_the_page(
         (["--benchmarks", "imagenet-q=a"], "imagenet-q"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_arguments_are_reported_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
         main(["recipe", "report", MODELS[1], *arguments, "-o", str(tmp_path / "report"), "--quiet"])
         == 2
     )
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_report_that_is_being_made_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / MEASURED).mkdir()
+def test_folder_in_use_by_another_process_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / MEASURED_FOLDER).mkdir()
     with (
-        FileLock(tmp_path / MEASURED / ".lock"),
-        pytest.raises(ConfigError, match="another process measures for"),
+        FileLock(tmp_path / MEASURED_FOLDER / ".lock"),
+        pytest.raises(ConfigError, match="another process is writing"),
     ):
         collect_report(MODELS, [("folder", "pictures")], tmp_path, date=DATE, progress=False)
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="made by one process, not 2; start it without torchrun"):
+    with pytest.raises(
+        ConfigError, match="written by one process, not by 2; start it without torchrun"
+    ):
         collect_report(MODELS, [("folder", "pictures")], tmp_path, date=DATE, progress=False)
 
 
-def test_a_folder_that_cannot_be_made_is_named(
+def test_folder_that_cannot_be_created_is_named(
     evaluations: list[Evaluation], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")

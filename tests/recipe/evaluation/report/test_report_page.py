@@ -1,4 +1,4 @@
-"""The page of the report in a real headless Chromium: on a desktop, on a phone, in the dark, and by keyboard."""
+"""The report page in a headless Chromium: on a desktop, on a phone, in dark mode, by keyboard."""
 
 from __future__ import annotations
 
@@ -15,27 +15,32 @@ from selenium.webdriver.common.keys import Keys
 
 from swag_models.recipe.evaluation.report.collect import write_report
 
-PICTURE = os.environ.get(
-    "SWAG_MODELS_REPORT_SCREENSHOT"
-)  # docs/report.png, to take the picture in the documentation again
+# set to docs/report.png to take the screenshot in the documentation again
+SCREENSHOT = os.environ.get("SWAG_MODELS_REPORT_SCREENSHOT")
 ROOT = Path(__file__).parents[4]
-STRANGE = "<i>\"it's\" & </i><script>document.title = 'hacked'</script>"
+HOSTILE_NAME = "<i>\"it's\" & </i><script>document.title = 'hacked'</script>"
+# WCAG contrast ratio of every visible text: [[start of the element's HTML, ratio], ...]
 CONTRAST = """
 const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
-const light = ([r, g, b]) => [r, g, b].map(c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-const ground = each => {
-  for (; each; each = each.parentElement) {
-    const found = parse(getComputedStyle(each).backgroundColor);
-    if (found.length === 3 || found[3] === 1) return found;
+const linear = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+const findBackground = element => {
+  for (; element; element = element.parentElement) {
+    const colour = parse(getComputedStyle(element).backgroundColor);
+    if (colour.length === 3 || colour[3] === 1) return colour;
   }
 };
+const hasText = element => [...element.childNodes].some(
+  node => node.nodeType === 3 && node.textContent.trim()
+);
 return [...document.querySelectorAll('body *')].filter(
-  each => each.checkVisibility() && [...each.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())
-).map(each => {
-  const style = getComputedStyle(each), colour = parse(each instanceof SVGElement ? style.fill : style.color);
-  const [dim, bright] = [light(colour), light(ground(each))].sort((a, b) => a - b);
-  return [each.outerHTML.slice(0, 80), (bright + 0.05) / (dim + 0.05)];
+  element => element.checkVisibility() && hasText(element)
+).map(element => {
+  const style = getComputedStyle(element);
+  const colour = parse(element instanceof SVGElement ? style.fill : style.color);
+  const values = [luminance(colour), luminance(findBackground(element))];
+  const [dim, bright] = values.sort((a, b) => a - b);
+  return [element.outerHTML.slice(0, 80), (bright + 0.05) / (dim + 0.05)];
 })"""
 
 pytestmark = [
@@ -49,7 +54,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("page")
-    if PICTURE:
+    if SCREENSHOT:
         return measure(root / "report", *make_scenes(root, 30), shots=(1, 5, 10, None))
     return measure(root / "report", *make_scenes(root))
 
@@ -67,7 +72,7 @@ def open_page(chrome: Chrome, page: Path, width: int = 1280, dark: bool = False)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_everything_is_there_and_fits(chrome: Chrome, report: Path, width: int) -> None:
+def test_page_is_complete_and_fits(chrome: Chrome, report: Path, width: int) -> None:
     chrome.driver.get_log("browser")
     page = open_page(chrome, report, width)
     assert page.run("return document.documentElement.scrollWidth") <= width
@@ -81,7 +86,8 @@ def test_everything_is_there_and_fits(chrome: Chrome, report: Path, width: int) 
     assert len(images) > 20
     assert all(real > 0 and shown > 0 and words for real, shown, words in images)
     boxes = page.run(
-        "return [...document.querySelectorAll('svg, table, .model')].map(each => each.getBoundingClientRect())"
+        "return [...document.querySelectorAll('svg, table, .model')]"
+        ".map(each => each.getBoundingClientRect())"
     )
     assert len(boxes) >= 3 + 2 + 2
     assert min(box["height"] for box in boxes) > 100
@@ -96,26 +102,29 @@ def test_everything_is_there_and_fits(chrome: Chrome, report: Path, width: int) 
     assert chrome.driver.get_log("browser") == []
 
 
-def test_nothing_outside_the_page_is_asked_for(chrome: Chrome, report: Path) -> None:
+def test_page_requests_nothing_else(chrome: Chrome, report: Path) -> None:
     chrome.read_requests()
     page = open_page(chrome, report)
     assert [url for url in page.read_requests() if not url.startswith("data:")] == [report.as_uri()]
     names = "['src', 'href', 'xlink:href', 'srcset', 'style']"
-    script = f"return [...document.querySelectorAll('*')].flatMap(each => {names}.map(name => each.getAttribute(name)))"
+    script = (
+        "return [...document.querySelectorAll('*')]"
+        f".flatMap(each => {names}.map(name => each.getAttribute(name)))"
+    )
     links = [link for link in page.run(script) if link and not link.startswith(("data:", "#"))]
-    assert len(links) > 100  # styles of plots
+    assert len(links) > 100  # most of them styles of plots
     assert [
         link for link in links if "//" in link or ("url(" in link and "url(#" not in link)
     ] == []
     assert page.find("script, iframe, object") == []
 
 
-def test_text_can_be_read_in_the_light_and_in_the_dark(
+def test_text_has_enough_contrast_in_light_and_dark_mode(
     chrome: Chrome, report: Path, tmp_path: Path
 ) -> None:
     evaluations, probes = read_measured(report.parent)
-    stated = [replace(each, published=each.top1.value + 1) for each in evaluations]
-    path = write_report(tmp_path, stated, probes, date=DATE)
+    published = [replace(each, published=each.top1.value + 1) for each in evaluations]
+    path = write_report(tmp_path, published, probes, date=DATE)
     for dark in (False, True):
         page = open_page(chrome, path, dark=dark)
         assert page.find(".warning")
@@ -127,43 +136,47 @@ def test_text_can_be_read_in_the_light_and_in_the_dark(
         assert (sum(map(int, ground[4:-1].split(","))) < 150) == dark
 
 
-def test_names_are_text(chrome: Chrome, report: Path, tmp_path: Path) -> None:
+def test_hostile_names_are_shown_as_text(chrome: Chrome, report: Path, tmp_path: Path) -> None:
     evaluations, probes = read_measured(report.parent)
-    strange = [
+    renamed = [
         replace(
             evaluation,
-            model=f"{number} {STRANGE}",
-            classes=tuple(f"{each} {STRANGE}" for each in evaluation.classes),
-            facts={**evaluation.facts, "name": STRANGE},
+            model=f"{number} {HOSTILE_NAME}",
+            classes=tuple(f"{each} {HOSTILE_NAME}" for each in evaluation.classes),
+            facts={**evaluation.facts, "name": HOSTILE_NAME},
             records=tuple(
-                record._replace(name=f"{record.name}{STRANGE}") for record in evaluation.records
+                record._replace(name=f"{record.name}{HOSTILE_NAME}")
+                for record in evaluation.records
             ),
         )
         for number, evaluation in enumerate(evaluations)
     ]
-    told = [replace(probe, model=f"{MODELS.index(probe.model)} {STRANGE}") for probe in probes]
+    renamed_probes = [
+        replace(probe, model=f"{MODELS.index(probe.model)} {HOSTILE_NAME}") for probe in probes
+    ]
     write_report(
         tmp_path,
-        strange,
-        told,
-        date=STRANGE,
-        thumbnails=lambda _, record: (
+        renamed,
+        renamed_probes,
+        date=HOSTILE_NAME,
+        load_image=lambda _, record: (
             Image.new("RGB", (40, 30), "red") if record.probability > 0.2 else None
         ),
-        origins={STRANGE: STRANGE},
+        origins={HOSTILE_NAME: HOSTILE_NAME},
     )
     page = open_page(chrome, tmp_path / "index.html", 390)
     assert page.driver.title == "Transfer evaluation"
     assert page.find("i, script") == []
-    assert [each.text for each in page.find(".model h4")] == [each.model for each in strange]
-    assert page.find(".model li p b")[0].text.endswith(STRANGE)
+    assert [each.text for each in page.find(".model h4")] == [each.model for each in renamed]
+    assert page.find(".model li p b")[0].text.endswith(HOSTILE_NAME)
     assert all(
-        STRANGE in each for each in page.run("return [...document.images].map(each => each.alt)")
+        HOSTILE_NAME in each
+        for each in page.run("return [...document.images].map(each => each.alt)")
     )
     assert page.run("return document.documentElement.scrollWidth") <= 390
 
 
-def test_a_wide_table_is_scrolled_by_keyboard(chrome: Chrome, report: Path) -> None:
+def test_wide_table_scrolls_by_keyboard(chrome: Chrome, report: Path) -> None:
     page = open_page(chrome, report, 390)
     for _ in range(len(page.find("nav a")) + 1):
         page.press(Keys.TAB)
@@ -175,13 +188,11 @@ def test_a_wide_table_is_scrolled_by_keyboard(chrome: Chrome, report: Path) -> N
     page.press(*[Keys.ARROW_RIGHT] * 3)
     until(lambda: page.run("return document.activeElement.scrollLeft") > 0, "the table to scroll")
     left = page.run("return document.querySelector('tbody th').getBoundingClientRect().left")
-    assert 0 <= left < 30  # the names of models stay
+    assert 0 <= left < 30  # the column of models stays in view
 
 
-def test_the_picture_of_the_documentation_can_be_taken(
-    chrome: Chrome, report: Path, tmp_path: Path
-) -> None:
-    path = ROOT / PICTURE if PICTURE else tmp_path / "report.png"
+def test_screenshot_for_the_documentation(chrome: Chrome, report: Path, tmp_path: Path) -> None:
+    path = ROOT / SCREENSHOT if SCREENSHOT else tmp_path / "report.png"
     page = open_page(chrome, report)
     page.photograph(path)
     with Image.open(path) as taken:
