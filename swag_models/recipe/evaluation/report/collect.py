@@ -29,8 +29,8 @@ from swag_models.recipe.data.shards import Shards, hash_shards, name_shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import open_benchmark
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
-from swag_models.recipe.evaluation.probes.features import hash_state
-from swag_models.recipe.evaluation.probes.probe import Method, open_labelled, probe
+from swag_models.recipe.evaluation.probes.features import hash_file_states
+from swag_models.recipe.evaluation.probes.probe import Method, open_train_and_test, probe
 from swag_models.recipe.evaluation.report.content import ReportContent
 from swag_models.recipe.evaluation.report.plots import write_plots
 from swag_models.recipe.evaluation.report.render import LoadImage, render_html, render_markdown
@@ -131,7 +131,7 @@ def collect_report(
     _check_request(models, benchmarks, train, test)
     folder = Path(folder)
     reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    probe_data = open_labelled(train, test) if train and test else ()
+    probe_data = open_train_and_test(train, test) if train and test else ()
     results = _Results()
     work = WorkFolder(folder / MEASURED_FOLDER, output=folder)
     with work, init_distributed() as ranks:
@@ -151,14 +151,14 @@ def collect_report(
                 if isinstance(data, ImageDataset):
                     results.datasets[benchmark, title, sha256] = data
                 values = store.get_or_measure(
-                    (benchmark, title, sha256, hash_state(data)),
+                    (benchmark, title, sha256, hash_file_states(data)),
                     partial(evaluate, candidate, path, benchmark, ranks=ranks, **reading),
                 )
                 results.evaluations.append(replace(Evaluation.from_dict(values), model=name))
             if probe_data:
                 results.facts = [_read_facts(data, candidate) for data in probe_data]
                 hashes = [
-                    (facts["sha256"], hash_state(data))
+                    (facts["sha256"], hash_file_states(data))
                     for facts, data in zip(results.facts, probe_data)
                 ]
                 values = store.get_or_measure(
