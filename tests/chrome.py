@@ -1,4 +1,4 @@
-"""A real Chromium, driven as a user would: the few things that the tests of the page do with it."""
+"""Support for tests of the page: a headless Chromium, controlled as a user would."""
 
 from __future__ import annotations
 
@@ -19,42 +19,44 @@ from selenium.webdriver.remote.webelement import WebElement
 T = TypeVar("T")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --window-size=1280,1000"
+    "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1280,1000"
 )
 
 
 class Chrome:
-    """One window."""
+    """One browser window."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
 
     def find(self, selector: str) -> list[WebElement]:
+        """All elements that a CSS selector matches."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
-    def wait(self, selector: str, saying: str = "", seconds: float = 30) -> WebElement:
-        """The first element there is, and shown, with that text in it; waits until there is one."""
+    def wait(self, selector: str, text: str = "", seconds: float = 30) -> WebElement:
+        """Wait for a visible element that contains the text; returns the first."""
 
         def look() -> WebElement | None:
             script = """
             return [...document.querySelectorAll(arguments[0])].find(
-              each => each.checkVisibility() && each.textContent.includes(arguments[1]))"""
-            return self.run(script, selector, saying)
+              e => e.checkVisibility() && e.textContent.includes(arguments[1]))"""
+            return self.run(script, selector, text)
 
-        return until(look, f"{selector} saying {saying!r}", seconds)
+        return until(look, f"{selector} with the text {text!r}", seconds)
 
     def run(self, script: str, *arguments: Any) -> Any:
+        """Run JavaScript."""
         return self.driver.execute_script(script, *arguments)
 
     def press(self, *keys: str) -> None:
+        """Press keys, wherever the focus is."""
         webdriver.ActionChains(self.driver).send_keys(*keys).perform()
 
     def upload(self, path: Path) -> None:
-        """Give the page a picture, in place of the one it has."""
-        (field,) = until(
-            lambda: self.find("#picture input[type=file]"), "a field for files"
-        )  # none during another upload
+        """Upload an image, which replaces the current one."""
+        # during another upload there is no file input
+        (field,) = until(lambda: self.find("#image input[type=file]"), "a file input")
         field.send_keys(str(path))
 
     def choose(self, label: str, value: str) -> None:
@@ -68,36 +70,35 @@ class Chrome:
         box.send_keys(Keys.ENTER)
 
     def resize(self, width: int, height: int, dark: bool = False) -> None:
-        """The window of another device."""
+        """Emulate a device with this screen and colour scheme."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
-    def photograph(self, path: Path) -> None:
-        """The whole page as a PNG file."""
+    def save_screenshot(self, path: Path) -> None:
+        """Save the whole page as a PNG file."""
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        taken = self.driver.execute_cdp_cmd(
+        screenshot = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
         )
-        path.write_bytes(base64.b64decode(taken["data"]))
+        path.write_bytes(base64.b64decode(screenshot["data"]))
 
     def read_requests(self) -> list[str]:
-        """Addresses asked for by pages since this was last called."""
-        events = (
-            json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")
-        )
+        """URLs that pages requested since the last call."""
+        log = self.driver.get_log("performance")
+        events = (json.loads(entry["message"])["message"] for entry in log)
         return [
-            each["params"]["request"]["url"]
-            for each in events
-            if each["method"] == "Network.requestWillBeSent"
+            event["params"]["request"]["url"]
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
         ]
 
 
 @contextmanager
 def open_chrome(profile: Path) -> Iterator[Chrome]:
-    """A window with a fresh profile, closed at the end."""
+    """A window with a new profile, closed at the end."""
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER or ""
     for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
@@ -111,10 +112,10 @@ def open_chrome(profile: Path) -> Iterator[Chrome]:
 
 
 def until(look: Callable[[], T | None], what: str, seconds: float = 30) -> T:
-    """What `look` gives once it gives something."""
+    """Call `look` until it returns something true, and return that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := look():
-            return found
+        if value := look():
+            return value
         time.sleep(0.05)
     raise AssertionError(f"waited {seconds} s for {what}")

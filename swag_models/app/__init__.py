@@ -1,7 +1,7 @@
-"""A page in the browser: what a model makes of a picture, where it looks, and which of the user's pictures are like it.
+"""A page in the browser to try a model: classes of an image, saliency maps, similar images.
 
-server.py serves, page.py lays out and answers, panel.py words it, desk.py works with models, heat.py and overlay.py show where
-they look, shelf.py knows the user's folder, style.py and style.css are how it looks.
+`server` serves the page, `ui` has its layout and event handlers, `components` its HTML and theme,
+`service` runs models, `saliency` computes maps, `similar` searches a folder of the user.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from swag_models.api import SPECS, Name, get_spec
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import find_images
+from swag_models.runtime import import_extra
 
 
 def serve(
@@ -26,35 +27,38 @@ def serve(
 ) -> None:
     """Serve the page until interrupted.
 
-    model: what is chosen at first, anything `get_spec` takes; any model of the catalog can be chosen in the page.
-    folder: where similar pictures are looked for. Another one can be named in the page if only this machine can reach it.
-    host, port: where to listen; port 0 takes a free one. `ready` is called with the page's address.
+    Nothing is sent to other machines, and no file of this machine is served. Uploads are deleted
+    at the end.
 
-    Nothing is sent anywhere, and no file of this machine is served. What the page was given is deleted at the end.
-    ConfigError if the extra is not installed, it cannot listen there, or the folder has no pictures.
+    Args:
+        model: the model selected at first, anything that `get_spec` takes; in the page, every
+            model of the catalog can be selected.
+        folder: where similar images are searched. Another folder can be entered in the page if
+            only this machine can reach it.
+        host: address to listen on.
+        port: port to listen on; 0 takes any free one.
+        ready: called with the URL of the page when it is ready.
+
+    Raises:
+        ConfigError: the extra is not installed, the address cannot be used, or the folder contains
+            no image.
     """
     spec = get_spec(model)
     if folder:
         if not os.path.isdir(folder):
-            raise ConfigError(f"{folder} is no folder; give one with pictures, or leave it out")
-        find_images(folder)  # says so if there is none
-    others = {name: other for name, other in SPECS.items() if name != spec.name}
+            raise ConfigError(f"{folder} is not a folder; give one with images, or leave it out")
+        find_images(folder)  # raises if there is no image
+    specs = {spec.name: spec, **{name: s for name, s in SPECS.items() if name != spec.name}}
     with (
         tempfile.TemporaryDirectory(prefix="swag_models_") as scratch,
         _listen(host, port) as listener,
     ):
-        os.environ["GRADIO_TEMP_DIR"] = (
-            scratch  # for what is uploaded and shown; Gradio reads it when it is imported
-        )
-        try:
-            from swag_models.app.server import build_server, run_server
-        except ModuleNotFoundError as error:
-            if error.name != "gradio":
-                raise
-            raise ConfigError(
-                "the page needs gradio; install it with: pip install 'swag-models[app]'"
-            ) from None
-        server = build_server({spec.name: spec, **others}, folder=folder, host=host)
+        # The folder for uploads and shown images. Gradio reads the variable when it is imported.
+        os.environ["GRADIO_TEMP_DIR"] = scratch
+        import_extra("gradio", "swag-models[app]", "the page")
+        from swag_models.app.server import build_server, run_server
+
+        server = build_server(specs, folder=folder, host=host)
         ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/")
         run_server(server, listener)
 
@@ -67,7 +71,9 @@ def _listen(host: str, port: int) -> socket.socket:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
     except OSError as error:
+        # create_server appends the address: " (while attempting to bind on address ...)"
         reason = str(error.strerror).split(" (while")[0]
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {reason}; give another port, or 0 for any free one"
+            f"cannot listen on {host} port {port}: {reason}; "
+            f"give another port, or 0 for any free one"
         ) from None

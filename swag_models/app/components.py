@@ -1,131 +1,150 @@
-"""What the page says, as HTML: a model's facts, bars, and messages. Every text from outside is escaped."""
+"""How the page looks: its HTML fragments (components.html), theme and style sheet (style.css)."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+import jinja2
 from PIL import Image
 
 from swag_models.app.similar import Neighbour
 from swag_models.inference.predict import Prediction, Skipped
 from swag_models.spec import ModelSpec
 
-HEADER = """
-<header class="top">
-  <h1><span aria-hidden="true">#</span>swag_models</h1>
-  <p>What a vision backbone pre-trained on hashtags makes of your picture, which stays on the machine that serves this page.</p>
-</header>
-"""
+if TYPE_CHECKING:
+    import gradio as gr
+
+STYLE_SHEET = Path(__file__).with_name("style.css")
+ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
+<rect width="32" height="32" rx="7" fill="#0f766e"/>
+<path d="M12 7 10 25M22 7 20 25M7 13H25M7 19H25" stroke="white" stroke-width="2.6"
+  stroke-linecap="round"/>
+</svg>"""  # a number sign, as in a hashtag
+HEAD = f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">'
+
+# autoescape: names, labels and messages come from users, files and strangers' models
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+).get_template("components.html")
 
 
-def describe(spec: ModelSpec, here: bool) -> str:
-    """A model's facts, its licence, and whether it would have to be downloaded."""
-    output = f"{spec.num_classes} classes" if spec.num_classes else "features"
-    pixels = "x".join(map(str, spec.preprocess.size))
-    terms = ", no commercial use" if "-nc-" in spec.license else ""
-    facts = {
-        "Made": escape(spec.description),
-        "Size": f"{spec.num_params / 1e6:.1f}M parameters, {spec.gmacs:g} GMACs at {pixels} px",
-        "Output": output,
-        "Accuracy": escape(f"{spec.metrics.top1}% top-1 on {spec.metrics.dataset}")
-        if spec.metrics
-        else "",
-        "Licence": link(spec.license.upper(), spec.license_url) + terms,
-        "Weights": "on this machine"
-        if here
-        else f"<strong>{format_size(spec)} to download</strong>, nothing fetched yet",
-    }
-    rows = "".join(
-        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items() if value
+def render_header() -> str:
+    """The title of the page."""
+    return _render("header")
+
+
+def render_facts(spec: ModelSpec, is_local: bool) -> str:
+    """Facts about a model, with its licence and, unless `is_local`, the size of its download."""
+    return _render("facts", spec, is_local, format_size(spec))
+
+
+def render_predictions(predictions: Sequence[Prediction]) -> str:
+    """Classes with their probabilities as bars, in the given order."""
+    return _render("predictions", predictions)
+
+
+def render_neighbours(neighbours: Sequence[Neighbour]) -> str:
+    """Thumbnails of similar images, each with its similarity and name.
+
+    The thumbnails are part of the HTML, so no file of the user's folder has to be served.
+    """
+    return _render(
+        "neighbours", [(n.similarity, n.name, _encode_image(n.thumbnail)) for n in neighbours]
     )
-    return f'<dl class="facts" aria-label="{escape(spec.name)}">{rows}</dl>'
 
 
-def ask_consent(spec: ModelSpec) -> str:
-    """The caption of the button that starts a download."""
+def render_skipped(skipped: Sequence[Skipped]) -> str:
+    """The images of a folder that cannot be read, with the reasons; empty if there are none."""
+    return _render("skipped", skipped)
+
+
+def render_progress(text: str, done: int, total: int) -> str:
+    """A progress bar with a text; `total` is 0 while it is unknown."""
+    return _render("progress", text, done, total)
+
+
+def render_download(done: int, total: int) -> str:
+    """A progress bar of a download, in bytes; `total` is 0 while it is unknown."""
+    size = f" of {total / 2**20:.1f}" if total else ""
+    return render_progress(f"{done / 2**20:.1f}{size} MiB", done, total)
+
+
+def render_error(message: str) -> str:
+    """An error, which screen readers read at once.
+
+    Of a message of several lines the first two are shown in one line: a summary and the first of
+    the reasons it lists. The whole message can be unfolded.
+    """
+    lines = message.splitlines()
+    summary = " ".join(line.strip() for line in lines[:2])
+    return _render("error", summary, message if len(lines) > 2 else "")
+
+
+def render_hint(line: str) -> str:
+    """A line of help or status."""
+    return _render("hint", line)
+
+
+def make_consent_label(spec: ModelSpec) -> str:
+    """Label of the button that accepts the licence and starts the download."""
     return f"Accept {spec.license.upper()} and download {format_size(spec)}"
 
 
-def draw_bars(predictions: Sequence[Prediction]) -> str:
-    """Classes with their probabilities, best first."""
-    rows = "".join(
-        f'<li style="--share: {each.probability:.4f}"><span>{escape(each.label)}</span><b>{each.probability:.1%}</b></li>'
-        for each in predictions
-    )
-    return f'<ol class="bars" aria-label="Most probable classes">{rows}</ol>'
-
-
-def name_map(spec: ModelSpec, predictions: Sequence[Prediction], layer: int) -> str:
-    """What the overlay shows; layers are counted from 1."""
+def make_saliency_label(spec: ModelSpec, predictions: Sequence[Prediction], layer: int) -> str:
+    """Label of the saliency map; `layer` counts from 1."""
     if spec.family == "vit":
         return f"Attention of the class token in block {layer}"
     return f"Grad-CAM of {predictions[0].label if predictions else 'the features'} at stage {layer}"
 
 
-def draw_neighbours(neighbours: Sequence[Neighbour]) -> str:
-    """Small copies of the pictures, each with its similarity and name; the copies are in the page, no file is served."""
-    figures = "".join(
-        f'<figure><img src="{embed_image(each.thumbnail)}" alt=""><figcaption><b>{each.similarity:.3f}</b> {escape(each.name)}'
-        "</figcaption></figure>"
-        for each in neighbours
+def format_size(spec: ModelSpec) -> str:
+    """Approximate size of a download."""
+    mib = spec.size_mib
+    return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.3g} MiB"
+
+
+def make_theme() -> gr.themes.Base:
+    """Gradio's plain theme in calm colours, with the fonts of the user's system."""
+    import gradio as gr  # here, because the HTML fragments do not need it
+
+    theme = gr.themes.Base(
+        primary_hue=gr.themes.colors.teal,
+        neutral_hue=gr.themes.colors.stone,
+        radius_size=gr.themes.sizes.radius_lg,
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
     )
-    return f'<div class="near">{figures}</div>'
+    return theme.set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_label_text_color="*neutral_600",
+        block_label_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_600",
+        block_title_text_color_dark="*neutral_300",
+        block_shadow="none",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_text_color="white",
+        slider_color="*primary_600",
+    )
 
 
-def embed_image(image: Image.Image) -> str:
-    """A picture as an address that holds it."""
+def _render(macro: str, *values: Any) -> str:
+    # str, because the Markup that a macro returns would escape what is added to it
+    return str(getattr(_TEMPLATES.module, macro)(*values))
+
+
+def _encode_image(image: Image.Image) -> str:
+    """An image as a data URL."""
     content = io.BytesIO()
     image.save(content, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
-def draw_bytes(done: int, total: int) -> str:
-    """How far a download is; `total` is 0 while that is not known."""
-    whole = f" of {total / 2**20:.1f}" if total else ""
-    return draw_progress(f"{done / 2**20:.1f}{whole} MiB", done, total)
-
-
-def draw_progress(text: str, done: int, total: int) -> str:
-    amount = f'value="{done}" max="{total}"' if total else ""
-    return f'<label class="progress">{escape(text)}<progress {amount}></progress></label>'
-
-
-def list_skipped(skipped: Sequence[Skipped]) -> str:
-    """Which pictures of a folder could not be read, and why."""
-    if not skipped:
-        return ""
-    reasons = "".join(f"<li>{escape(each.reason)}</li>" for each in skipped)
-    return f'<details class="quiet"><summary>Left out as unreadable: {len(skipped)}</summary><ul>{reasons}</ul></details>'
-
-
-def say(message: str) -> str:
-    """An error that a screen reader reads at once: one line of it, with the first of the reasons it lists; all on request."""
-    lines = message.splitlines()
-    line = " ".join(each.strip() for each in lines[:2])
-    more = (
-        f"<details><summary>Details</summary><pre>{escape(message)}</pre></details>"
-        if len(lines) > 2
-        else ""
-    )
-    return f'<div class="notice" role="alert"><p>{escape(line)}</p>{more}</div>'
-
-
-def hint(line: str) -> str:
-    return f'<p class="quiet" role="status">{escape(line)}</p>'
-
-
-def link(text: str, url: str) -> str:
-    """A link if that is safe: the address may come from a stranger's configuration."""
-    if not url.startswith("https://"):
-        return escape(text)
-    return f'<a href="{escape(url)}" target="_blank" rel="noreferrer">{escape(text)}</a>'
-
-
-def format_size(spec: ModelSpec) -> str:
-    """About what a download is."""
-    return (
-        f"{spec.size_mib / 1024:.1f} GiB" if spec.size_mib >= 1024 else f"{spec.size_mib:.3g} MiB"
-    )

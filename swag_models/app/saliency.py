@@ -1,64 +1,133 @@
-"""Where a model looks: the attention of a ViT's class token, or Grad-CAM on a stage of a RegNet.
+"""Saliency maps: attention of a ViT's class token, Grad-CAM of a RegNet; drawn over an image.
 
-Axes: K maps, N batch, S tokens, C channels, H W pixels, h w grid.
+Axes: K maps, N batch, S tokens, C channels, H W pixels, h w grid of a map.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from swag_models.app.overlay import Heat
 from swag_models.models import RegNet, ViT
+from swag_models.preprocess import cover_size
 from swag_models.spec import RegNetConfig, ViTConfig
+
+SaliencyMap = NDArray[np.float32]
+
+# RGB from the lowest to the highest value
+COLOUR_MAP = np.array(
+    [(22, 20, 58), (88, 36, 124), (184, 54, 110), (242, 120, 74), (254, 226, 140)],
+    dtype=np.float32,
+)
+MIN_DISPLAY_SIDE = 512  # pixels; smaller images are enlarged, so that details of a map are visible
 
 
 def count_layers(config: ViTConfig | RegNetConfig) -> int:
-    """How many layers there is a map for: blocks of a ViT, stages of a RegNet."""
+    """Number of layers that have a saliency map: blocks of a ViT, stages of a RegNet."""
     return config.depth if isinstance(config, ViTConfig) else len(config.stages)
 
 
-def find_heat(model: ViT | RegNet, x: Tensor, layer: int) -> Heat:
-    """One image (1, C, H, W) -> maps (K, h, w) of layer 0, 1, ...: one for each head of a ViT, one for a RegNet."""
-    maps = (
-        read_attention(model, x, layer)
-        if isinstance(model, ViT)
-        else make_grad_cam(model, x, layer)
-    )
+def compute_saliency(model: ViT | RegNet, x: Tensor, layer: int) -> SaliencyMap:
+    """Compute the saliency maps of one layer.
+
+    Args:
+        model: in eval mode.
+        x: one normalised image (1, C, H, W).
+        layer: index from 0; see `count_layers`.
+
+    Returns:
+        (K, h, w): one map for each head of a ViT, a single map for a RegNet.
+    """
+    if isinstance(model, ViT):
+        maps = _read_attention(model, x, layer)
+    else:
+        maps = _compute_grad_cam(model, x, layer)
     return maps.float().cpu().numpy()
 
 
-def read_attention(model: ViT, x: Tensor, block: int) -> Tensor:
-    """How much the class token takes from each patch, in every head: (1, C, H, W) -> (heads, h, w)."""
+def crop_to_input(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Crop an image to the part that the model gets, as preprocessing does.
+
+    Args:
+        image: the whole image.
+        size: (height, width) of the model's input in pixels.
+
+    Returns:
+        The part, with the aspect ratio of `size` and the longer side of at least 512 pixels.
+    """
+    height, width = size
+    cover_height, cover_width = cover_size(image.height, image.width, height, width)
+    # from pixels of the resized image to pixels of the original one
+    scale_y, scale_x = image.height / cover_height, image.width / cover_width
+    top, left = (cover_height - height) / 2 * scale_y, (cover_width - width) / 2 * scale_x
+    enlarge = max(1.0, MIN_DISPLAY_SIDE / max(size))
+    return image.resize(
+        (round(width * enlarge), round(height * enlarge)),
+        Image.Resampling.BICUBIC,
+        box=(left, top, left + width * scale_x, top + height * scale_y),
+    )
+
+
+def overlay_saliency(image: Image.Image, saliency: SaliencyMap, opacity: float) -> Image.Image:
+    """Draw a saliency map over an image.
+
+    Args:
+        image: what `crop_to_input` gave.
+        saliency: (h, w); stretched to the whole range of colours.
+        opacity: from 0 (only the image) to 1 (only the map).
+
+    Returns:
+        An image of the same size.
+    """
+    low, high = float(saliency.min()), float(saliency.max())
+    level = (saliency - low) / (high - low) if high > low else np.zeros_like(saliency)
+    enlarged = Image.fromarray(level.astype(np.float32)).resize(
+        image.size, Image.Resampling.BILINEAR
+    )
+    return Image.blend(image, _apply_colours(np.asarray(enlarged)), opacity)
+
+
+def _apply_colours(level: SaliencyMap) -> Image.Image:
+    """Values (H, W) from 0 to 1 as an RGB image."""
+    stops = np.linspace(0, 1, len(COLOUR_MAP))
+    channels = [np.interp(level, stops, COLOUR_MAP[:, channel]) for channel in range(3)]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))  # (H, W, 3)
+
+
+def _read_attention(model: ViT, x: Tensor, block: int) -> Tensor:
+    """Attention of the class token to each patch, for every head: (1, C, H, W) -> (heads, h, w)."""
     with torch.inference_mode():
         (attention,) = model.forward_attention(x, indices=[block])  # (1, heads, S, S)
     height, width = (side // model.patch_size for side in x.shape[-2:])
+    # row 0 is the query of the class token, column 0 its attention to itself
     return attention[0, :, 0, 1:].reshape(-1, height, width)
 
 
-def make_grad_cam(model: RegNet, x: Tensor, stage: int) -> Tensor:
+def _compute_grad_cam(model: RegNet, x: Tensor, stage: int) -> Tensor:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391) of the best class: (1, C, H, W) -> (1, h, w).
 
-    Without classes it is made for the length of the pooled features: what they are mostly made of.
+    A model without classes is explained by the norm of its pooled features instead.
     """
-    taken: list[Tensor] = []
+    activations: list[Tensor] = []
 
-    def take(module: object, inputs: object, output: Tensor) -> Tensor:
-        taken.append(output.detach().requires_grad_())
-        return taken[0]
+    def replace_output(module: object, inputs: object, output: Tensor) -> Tensor:
+        # a leaf, because the weights do not require gradients
+        activations.append(output.detach().requires_grad_())
+        return activations[0]
 
-    handle = model.get_submodule(model.feature_info[1 + stage]["module"]).register_forward_hook(
-        take
-    )
+    module = model.get_submodule(model.feature_info[1 + stage]["module"])  # 0 is the stem
+    handle = module.register_forward_hook(replace_output)
     try:
         with torch.enable_grad():
-            features = model.forward_features(x)
-            score = model.forward_head(
-                features, pre_logits=model.num_classes is None
-            )  # (1, classes or C)
-            target = score.norm() if model.num_classes is None else score.max()
-            (gradient,) = torch.autograd.grad(target, taken)  # (1, C, h, w)
+            has_classes = model.num_classes is not None
+            last = model.forward_features(x)
+            output = model.forward_head(last, pre_logits=not has_classes)  # (1, classes or C)
+            target = output.max() if has_classes else output.norm()
+            (gradient,) = torch.autograd.grad(target, activations)  # (1, C, h, w)
     finally:
         handle.remove()
     weight = gradient.mean(dim=(2, 3), keepdim=True)  # (1, C, 1, 1)
-    return (weight * taken[0].detach()).sum(dim=1).relu()  # (1, h, w)
+    return (weight * activations[0].detach()).sum(dim=1).relu()  # (1, h, w)

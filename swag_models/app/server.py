@@ -1,4 +1,4 @@
-"""The page's server, which asks nothing of the network, shows itself to nobody who was not meant, and ends when told to."""
+"""The web server of the page: local by default, needs no internet, ends on SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,31 +14,37 @@ from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from swag_models.app.style import HEAD, STYLE_SHEET, make_theme
+from swag_models.app.components import HEAD, STYLE_SHEET, make_theme
 from swag_models.app.ui import Page
 from swag_models.spec import ModelSpec
 
 logger = logging.getLogger("swag_models")
-EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"  # there in a clone of the repository
+EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"  # exists in a clone of the repository
 MAX_UPLOAD = "64mb"
 
 
 def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> FastAPI:
-    """The page as an ASGI application, to be reached under the name `host`."""
-    private = is_loopback(host)
-    uploads = Path(get_upload_folder())
+    """Build the page as an ASGI application.
+
+    Args:
+        specs: the models to choose from, by name; the first is selected.
+        folder: where similar images are searched; "" for none.
+        host: name or address that the server listens on.
+    """
+    is_private = is_loopback(host)
     page = Page(
         specs,
         folder=folder,
-        may_type=private,
+        may_type=is_private,
         examples=sorted(EXAMPLES.glob("*.jpg")),
-        uploads=uploads,
+        uploads=Path(get_upload_folder()),
     )
     server = FastAPI(openapi_url=None)
-    if private:  # no other page may read this one by making its own name lead here
+    if is_private:
+        # against DNS rebinding: a foreign page must not reach this one through a name of its own
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, f"[{host}]", "localhost"])
     else:
-        logger.warning("other machines can reach the page; they cannot name a folder to look in")
+        logger.warning("other machines can reach the page; they cannot choose a folder to search")
     gr.mount_gradio_app(
         server,
         page.blocks,
@@ -55,32 +61,34 @@ def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> F
         mcp_server=False,
         enable_monitoring=False,
     )
-    page.blocks.has_launched = (
-        True  # else Gradio does not check that the files a request names were uploaded
-    )
+    # Only then does Gradio check that the files that a request names were uploaded.
+    page.blocks.has_launched = True
     return server
 
 
 def run_server(server: FastAPI, listener: socket.socket) -> None:
-    """Answer what comes to a listening socket until SIGINT or SIGTERM, which is then raised again."""
-    Server(uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)).run(
-        sockets=[listener]
-    )
+    """Answer requests until SIGINT or SIGTERM, which is then raised again.
+
+    Args:
+        server: what `build_server` gave.
+        listener: a listening socket.
+    """
+    config = uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)
+    _Server(config).run(sockets=[listener])
 
 
-class Server(uvicorn.Server):
-    """Ends within a second though a page is open, and its connection with it."""
+class _Server(uvicorn.Server):
+    """Ends within a second, even if a browser keeps a connection open."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        logging.getLogger("uvicorn.error").setLevel(
-            logging.CRITICAL
-        )  # cutting off an open page is no error to be told
+        # closing the connection of an open page is intended, not an error to report
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach that address."""
+    """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
+    except ValueError:  # a name
         return host == "localhost"

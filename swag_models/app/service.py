@@ -1,6 +1,6 @@
-"""The work behind the page: weights fetched, models kept open, a picture classified and looked at.
+"""What the page does with models: download weights, keep models loaded, analyse images.
 
-Axes: K maps, h w grid.
+Axes: K maps, h w grid of a map.
 """
 
 from __future__ import annotations
@@ -18,28 +18,33 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from swag_models.app.overlay import Heat
-from swag_models.app.saliency import find_heat
+from swag_models.app.saliency import SaliencyMap, compute_saliency
 from swag_models.errors import FetchError, ImageError, SwagModelsError
 from swag_models.hub.fetch import fetch_weights, find_weights, is_offline
 from swag_models.inference.predict import Classifier, Embedder, Prediction
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
-ONE_AT_A_TIME = Lock()  # two large models at once would be no faster
-BATCH_SIZE = 8  # of a folder's pictures at a time: seconds, even for a large model
+MODEL_LOCK = Lock()  # one request at a time: a model uses all cores by itself
+BATCH_SIZE = 8  # images of a folder: a batch takes seconds, even with a large model
 
 
-@dataclass(
-    frozen=True, eq=False
-)  # each is another one, also to Gradio, which looks at hashes for changes
-class Sight:
-    """A picture and what a model made of it: its classes, best first, and the maps (K, h, w) of the layers looked at."""
+# eq=False: Gradio compares values by hash to detect changes, and each analysis is a new one
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """An image and what a model computed from it.
+
+    Attributes:
+        spec: the model.
+        image: the whole image.
+        predictions: most probable classes, best first; empty if the model names none.
+        saliency: layer from 0 -> its maps (K, h, w), filled by `get_saliency`.
+    """
 
     spec: ModelSpec
-    picture: Image.Image
+    image: Image.Image
     predictions: Sequence[Prediction] = ()
-    maps: dict[int, Heat] = field(default_factory=dict)
+    saliency: dict[int, SaliencyMap] = field(default_factory=dict)
 
 
 class StoppedError(Exception):
@@ -47,20 +52,34 @@ class StoppedError(Exception):
 
 
 class Download:
-    """A model's weights on their way to this machine, in a thread that ends with the process; the next one continues it."""
+    """A download of a model's weights, in a thread that starts at once and ends with the process.
+
+    A later download of the same model resumes it.
+
+    Args:
+        spec: the model.
+
+    Attributes:
+        done: bytes so far.
+        total: bytes in all; 0 while it is unknown.
+        stopping: set it to stop the download when the next bytes arrive.
+        error: why it failed, if it did.
+        thread: alive while the download runs.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.done, self.total = 0, 0  # bytes; 0 in all while that is not known
+        self.done, self.total = 0, 0
         self.stopping = False
         self.error: SwagModelsError | None = None
         self.thread = Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def run(self) -> None:
+        """Download the weights; runs in the thread."""
         if is_offline() and find_weights(self.spec) is None:
-            forbidden = "SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids the network"
-            self.error = FetchError(f"{self.spec.name} is not on this machine, and {forbidden}")
+            reason = "SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids the network"
+            self.error = FetchError(f"{self.spec.name} is not on this machine, and {reason}")
             return
         try:
             fetch_weights(self.spec, progress=self.make_bar())
@@ -70,7 +89,7 @@ class Download:
             self.error = error
 
     def make_bar(self) -> type[tqdm[Any]]:
-        """A kind of tqdm's bar that says here how far it is, instead of drawing."""
+        """A subclass of tqdm that stores its progress in this object and draws nothing."""
         download = self
 
         class Bar(tqdm):  # type: ignore[type-arg]
@@ -79,11 +98,12 @@ class Download:
                 download.done, download.total = int(self.n), int(self.total or 0)
 
             def update(self, n: float | None = 1) -> bool | None:
-                if download.stopping:  # not while drawing, when tqdm holds a lock
+                # raised here and not in `display`, which tqdm calls while it holds a lock
+                if download.stopping:
                     raise StoppedError
-                due = super().update(n)
+                displayed = super().update(n)
                 download.done = int(self.n)
-                return due
+                return displayed
 
             def display(self, *args: Any, **options: Any) -> None:
                 pass
@@ -92,54 +112,83 @@ class Download:
 
 
 def find_upload(upload: Any, folder: Path) -> tuple[Path, str]:
-    """The file that a request names as its image, and what the user calls it.
+    """Find the uploaded file that a request refers to.
 
-    A request can name any path of this machine, so nothing is opened unless it is a regular file inside of `folder`, where
-    uploads are stored, after symbolic links are resolved. ImageError otherwise, whether or not such a file exists.
+    A request can contain any path of this machine. So a file is used only if it is a regular file
+    inside the folder of uploads after symbolic links are resolved.
+
+    Args:
+        upload: the value in the request: a dict with "path" and perhaps "orig_name".
+        folder: where uploads are stored.
+
+    Returns:
+        The resolved path, and the name of the file on the user's machine.
+
+    Raises:
+        ImageError: it is no such file. The message is the same whether or not the file exists.
     """
     path = upload.get("path") if isinstance(upload, dict) else None
-    refused = ImageError(f"{path!r} is not an uploaded image: upload the file, then choose it")
+    rejected = ImageError(f"{path!r} is not an uploaded image: upload the file, then choose it")
     if not isinstance(path, str):
-        raise refused
+        raise rejected
     try:
-        real = Path(path).resolve()
-        if not real.is_relative_to(folder.resolve()) or not stat.S_ISREG(os.stat(real).st_mode):
-            raise refused
-    except (OSError, ValueError, RuntimeError):  # missing, a NUL byte, a circle of links
-        raise refused from None
+        real_path = Path(path).resolve()
+        if not real_path.is_relative_to(folder.resolve()):
+            raise rejected
+        if not stat.S_ISREG(os.stat(real_path).st_mode):  # opening a FIFO could block forever
+            raise rejected
+    except (OSError, ValueError, RuntimeError):  # missing; a NUL byte; a loop of links
+        raise rejected from None
     name = upload.get("orig_name")
-    return real, name if isinstance(name, str) and name else real.name
+    return real_path, name if isinstance(name, str) and name else real_path.name
 
 
-def classify(spec: ModelSpec, path: str | os.PathLike[str], name: str, top_k: int = 5) -> Sight:
-    """Read a picture, called `name` in messages, and find its most probable classes; none if the model names none."""
-    picture = read_image(path, name)
-    with ONE_AT_A_TIME:
-        model = open_model(spec)
+def classify_image(
+    spec: ModelSpec, path: str | os.PathLike[str], name: str, top_k: int = 5
+) -> Analysis:
+    """Read an image and compute its most probable classes.
+
+    Args:
+        spec: a model whose weights are on this machine.
+        path: the image file.
+        name: what messages call it.
+        top_k: number of classes.
+
+    Returns:
+        The image with its predictions; none if the model has no classes with names.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    image = read_image(path, name)
+    with MODEL_LOCK:
+        model = load_predictor(spec)
         if not isinstance(model, Classifier):
-            return Sight(spec, picture)
-        (predictions,) = model(picture, top_k=top_k)
-        return Sight(spec, picture, predictions)
+            return Analysis(spec, image)
+        (predictions,) = model(image, top_k=top_k)
+        return Analysis(spec, image, predictions)
 
 
-def look(sight: Sight, layer: int) -> Heat:
-    """The maps (K, h, w) of a layer, counted from 0."""
-    with ONE_AT_A_TIME:
-        if layer not in sight.maps:
-            model = open_model(sight.spec)
-            sight.maps[layer] = find_heat(
-                model.model, model.preprocess(sight.picture).unsqueeze(0), layer
-            )
-        return sight.maps[layer]
+def get_saliency(analysis: Analysis, layer: int) -> SaliencyMap:
+    """The saliency maps (K, h, w) of a layer, from 0; computed when they are first needed."""
+    with MODEL_LOCK:
+        if layer not in analysis.saliency:
+            predictor = load_predictor(analysis.spec)
+            x = predictor.preprocess(analysis.image).unsqueeze(0)  # (1, 3, H, W)
+            analysis.saliency[layer] = compute_saliency(predictor.model, x, layer)
+        return analysis.saliency[layer]
 
 
 @lru_cache(maxsize=2)
-def open_model(spec: ModelSpec) -> Classifier | Embedder:
-    """A model that is on this machine, ready; the last two stay open."""
+def load_predictor(spec: ModelSpec) -> Classifier | Embedder:
+    """Load a model for uploaded images; the last two are kept."""
     return Classifier(spec, progress=False) if spec.classes else Embedder(spec, progress=False)
 
 
 @lru_cache(maxsize=1)
-def open_embedder(spec: ModelSpec) -> Embedder:
-    """The same model again, for folders, since Grad-CAM changes the other while it is made; both share the mapped weights."""
+def load_folder_embedder(spec: ModelSpec) -> Embedder:
+    """Load a second copy of a model, to embed a folder.
+
+    It can run while Grad-CAM has hooks in the first copy. Both share the mapped weights.
+    """
     return Embedder(spec, progress=False, batch_size=BATCH_SIZE)

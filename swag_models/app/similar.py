@@ -1,6 +1,6 @@
-"""A folder of the user's pictures, and which of them are most like another one.
+"""Search for similar images in a folder of the user.
 
-Axes: N pictures, D width.
+Axes: N images, D features.
 """
 
 from __future__ import annotations
@@ -16,99 +16,138 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from swag_models.app.service import open_embedder
+from swag_models.app.service import load_folder_embedder
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import find_images
 from swag_models.inference.predict import Skipped
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
-THUMBNAIL = 320  # pixels
+THUMBNAIL_SIDE = 320  # pixels
 
 
 class Neighbour(NamedTuple):
-    """A picture of the folder: its path within, its cosine similarity, and a small copy."""
+    """A similar image.
+
+    Attributes:
+        name: path within the folder.
+        similarity: cosine similarity of the features.
+        thumbnail: a small copy.
+    """
 
     name: str
     similarity: float
     thumbnail: Image.Image
 
 
-class Version(NamedTuple):
-    """A picture file as it is now, for one model: what its embedding is remembered by."""
+class FileVersion(NamedTuple):
+    """The state of an image file, for one model: the key under which its embedding is stored."""
 
     model: ModelSpec
     path: str
     mtime_ns: int
-    size: int
+    size: int  # bytes
 
 
 @dataclass
-class Shelf:
-    """The embedding (D,) of every picture seen so far, or why there is none."""
+class SimilarityIndex:
+    """Embeddings of the images of any number of folders and models, in memory.
 
-    known: dict[Version, Tensor | Skipped] = field(default_factory=dict)
-    busy: Lock = field(default_factory=Lock)
+    Attributes:
+        embeddings: file -> its features (D,), or why it cannot be read.
+        lock: held while images are embedded.
+    """
+
+    embeddings: dict[FileVersion, Tensor | Skipped] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
     def embed(self, spec: ModelSpec, folder: str, seconds: float = 1) -> tuple[int, int]:
-        """Work on a folder for about so long; how many of its pictures are embedded, and of how many.
+        """Embed images of a folder that are new or have changed, for a limited time.
 
-        ConfigError if there is no such folder, or no picture in it.
+        Args:
+            spec: the model.
+            folder: searched to any depth.
+            seconds: stop after the first batch that ends later.
+
+        Returns:
+            (number of images done so far, number of images in the folder).
+
+        Raises:
+            ConfigError: the folder is missing or contains no image.
         """
         start = time.monotonic()
-        with self.busy:
-            versions = find_versions(spec, folder)
+        with self.lock:
+            versions = list_file_versions(spec, folder)
             missing = {
-                path: version for path, version in versions.items() if version not in self.known
+                path: version
+                for path, version in versions.items()
+                if version not in self.embeddings
             }
-            for batch in open_embedder(spec).run(list(missing)):
-                self.known |= {missing[each.name]: each for each in batch.skipped}
+            for batch in load_folder_embedder(spec).run(list(missing)):
+                self.embeddings |= {missing[image.name]: image for image in batch.skipped}
                 if batch.values is not None:
-                    self.known |= {
+                    self.embeddings |= {
                         missing[path]: vector for path, vector in zip(batch.names, batch.values)
                     }
                 if time.monotonic() > start + seconds:
                     break
-        return sum(version in self.known for version in versions.values()), len(versions)
+        done = sum(version in self.embeddings for version in versions.values())
+        return done, len(versions)
 
     def rank(
-        self, spec: ModelSpec, folder: str, picture: Image.Image, count: int = 8
+        self, spec: ModelSpec, folder: str, image: Image.Image, count: int = 8
     ) -> tuple[list[Neighbour], list[Skipped]]:
-        """The `count` pictures of an embedded folder most like the given one, best first, and those that could not be read."""
-        known = {
-            path: self.known[version]
-            for path, version in find_versions(spec, folder).items()
-            if version in self.known
+        """Find the images of an embedded folder that are most similar to an image.
+
+        Args:
+            spec: the model.
+            folder: as for `embed`; images that are not embedded yet are ignored.
+            image: the query.
+            count: number of neighbours.
+
+        Returns:
+            The neighbours, best first, and the images that cannot be read.
+        """
+        embeddings = {
+            path: self.embeddings[version]
+            for path, version in list_file_versions(spec, folder).items()
+            if version in self.embeddings
         }
-        vectors = {path: each for path, each in known.items() if isinstance(each, Tensor)}
-        skipped = [each for each in known.values() if isinstance(each, Skipped)]
+        vectors = {path: x for path, x in embeddings.items() if isinstance(x, Tensor)}
+        skipped = [x for x in embeddings.values() if isinstance(x, Skipped)]
         if not vectors:
             return [], skipped
-        query = open_embedder(spec)(picture).vectors  # (1, D)
-        similarity = F.cosine_similarity(torch.stack(list(vectors.values())), query)  # (N,)
-        best = similarity.topk(min(count, len(vectors)))
         paths = list(vectors)
+        query = load_folder_embedder(spec)(image).vectors  # (1, D)
+        similarity = F.cosine_similarity(torch.stack(list(vectors.values())), query)  # (N,)
+        top = similarity.topk(min(count, len(paths)))
         root = Path(folder).expanduser()
-        near = []
-        for index, value in zip(best.indices.tolist(), best.values.tolist()):
+        neighbours = []
+        for index, value in zip(top.indices.tolist(), top.values.tolist()):
             thumbnail = read_image(paths[index])
-            thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-            near.append(Neighbour(str(Path(paths[index]).relative_to(root)), value, thumbnail))
-        return near, skipped
+            thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            name = str(Path(paths[index]).relative_to(root))
+            neighbours.append(Neighbour(name, value, thumbnail))
+        return neighbours, skipped
 
 
-def find_versions(spec: ModelSpec, folder: str) -> dict[str, Version]:
-    """Every picture of a folder by its path, or ConfigError."""
+def list_file_versions(spec: ModelSpec, folder: str) -> dict[str, FileVersion]:
+    """The state of every image file in a folder, by path.
+
+    Raises:
+        ConfigError: the folder is missing or contains no image.
+    """
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ConfigError(
-            f"{folder} is no folder on this machine; give the path of a folder of pictures"
+            f"{folder} is not a folder on this machine; give the path of a folder of images"
         )
     versions = {}
-    for picture in find_images(root):
+    for image in find_images(root):
         try:
-            status = Path(picture.name).stat()
-            versions[picture.name] = Version(spec, picture.name, status.st_mtime_ns, status.st_size)
-        except OSError:  # reading it will say so
-            versions[picture.name] = Version(spec, picture.name, 0, 0)
+            status = Path(image.name).stat()
+            mtime_ns, size = status.st_mtime_ns, status.st_size
+        except OSError:  # reading the file will report the reason
+            mtime_ns, size = 0, 0
+        versions[image.name] = FileVersion(spec, image.name, mtime_ns, size)
     return versions

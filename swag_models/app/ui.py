@@ -1,4 +1,4 @@
-"""The page itself: what lies where, and what happens when something is chosen."""
+"""The page itself: its layout, and what happens on each event."""
 
 from __future__ import annotations
 
@@ -10,53 +10,60 @@ from typing import Any
 import gradio as gr
 
 from swag_models.app import components, service
-from swag_models.app.overlay import crop_seen, lay_over
-from swag_models.app.saliency import count_layers
-from swag_models.app.similar import Shelf
+from swag_models.app.saliency import count_layers, crop_to_input, overlay_saliency
+from swag_models.app.similar import SimilarityIndex
 from swag_models.errors import SwagModelsError
 from swag_models.hub.fetch import find_weights
 from swag_models.spec import ModelSpec, ViTConfig
 
-WELCOME = "Give a picture, and its most probable classes are listed here."
-WHERE = "Where it looks"
-STOPPED = "The download was stopped; what has arrived is kept, and continued next time."
-PAUSE = 0.5  # seconds between two reports
-LINGER = 4  # reports
-MEAN = "mean"
+WELCOME = "Choose an image, and its most probable classes are listed here."
+SALIENCY_LABEL = "Saliency map"
+STOPPED = "The download was stopped; what has arrived is kept, and the next download resumes it."
+POLL_INTERVAL = 0.5  # seconds
+MAX_IDLE_POLLS = 4
+MEAN_HEAD = "mean"
 LABEL_EXAMPLES = """(...inputs) => {
-  document.querySelectorAll("#examples button").forEach((button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
+  document.querySelectorAll("#examples button").forEach(
+    (button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
   return inputs;
-}"""
-Updates = dict[Any, Any]  # component -> what to change
+}"""  # for screen readers
+Updates = dict[Any, Any]  # component -> its new value or properties
 
 
-def tell(*cleared: str) -> Callable[[Callable[..., Updates]], Callable[..., Updates]]:
-    """Makes a handler say what goes wrong in the page's notice; clears what would show old results, and stops timers."""
+def show_errors(*cleared: str) -> Callable[[Callable[..., Updates]], Callable[..., Updates]]:
+    """Decorate an event handler of `Page` so that its errors appear in the notice of the page.
+
+    Args:
+        cleared: names of the components that are cleared on an error, because they would show old
+            results; a timer is stopped.
+    """
 
     def decorate(handler: Callable[..., Updates]) -> Callable[..., Updates]:
         @wraps(handler)
-        def answer(page: Page, *inputs: Any) -> Updates:
+        def handle(page: Page, *inputs: Any) -> Updates:
             try:
                 return handler(page, *inputs)
             except SwagModelsError as error:
-                blank = {
-                    component: gr.Timer(active=False) if isinstance(component, gr.Timer) else None
-                    for component in (getattr(page, name) for name in cleared)
-                }
-                return {**blank, page.notice: components.say(str(error))}
+                updates: Updates = {page.notice: components.render_error(str(error))}
+                for component in (getattr(page, name) for name in cleared):
+                    is_timer = isinstance(component, gr.Timer)
+                    updates[component] = gr.Timer(active=False) if is_timer else None
+                return updates
 
-        return answer
+        return handle
 
     return decorate
 
 
 class Page:
-    """Lays out the page and answers its events.
+    """Layout and event handlers of the page.
 
-    specs: the models to choose from, by name; the first is chosen.
-    folder: where similar pictures are looked for; `may_type` allows to name another one in the page.
-    examples: pictures to begin with.
-    uploads: the folder of uploaded files; no other file is opened for a request.
+    Args:
+        specs: the models to choose from, by name; the first is selected.
+        folder: where similar images are searched; "" for none.
+        may_type: whether another folder can be entered in the page.
+        examples: image files to start with.
+        uploads: folder of the uploaded files; no other file is opened for a request.
     """
 
     def __init__(
@@ -71,51 +78,51 @@ class Page:
         self.uploads = uploads
         self.folder = folder
         self.may_type = may_type
-        self.shelf = Shelf()
+        self.index = SimilarityIndex()
         self.downloads: dict[str, service.Download] = {}
         with gr.Blocks(title="swag_models", analytics_enabled=False) as self.blocks:
-            self.sight, self.idle = gr.State(None), gr.State(0)
-            self.coming, self.embedding = (
-                gr.Timer(PAUSE, active=False),
-                gr.Timer(PAUSE, active=False),
-            )
-            gr.HTML(components.HEADER)
+            self.analysis, self.idle_polls = gr.State(None), gr.State(0)
+            self.download_timer = gr.Timer(POLL_INTERVAL, active=False)
+            self.embed_timer = gr.Timer(POLL_INTERVAL, active=False)
+            gr.HTML(components.render_header())
             with gr.Row(equal_height=False):
-                with gr.Column(elem_id="ask"):
-                    self.lay_out_question(examples)
-                with gr.Column(elem_id="answer"):
-                    self.lay_out_answer()
+                with gr.Column(elem_id="inputs"):
+                    self.add_inputs(examples)
+                with gr.Column(elem_id="results"):
+                    self.add_results()
             self.connect()
 
-    def lay_out_question(self, examples: list[Path]) -> None:
-        self.picture = gr.Image(
-            label="Picture",
+    def add_inputs(self, examples: list[Path]) -> None:
+        """Add the column in which an image and a model are chosen."""
+        self.image = gr.Image(
+            label="Image",
             type="filepath",
             image_mode=None,
             sources=["upload", "clipboard", "webcam"],
             height=300,
             buttons=[],
-            elem_id="picture",
+            elem_id="image",
         )
         if examples:
             gr.Examples(
                 [[str(path)] for path in examples],
-                self.picture,
+                self.image,
                 label="Or one of these",
                 elem_id="examples",
             )
         self.model = gr.Dropdown(list(self.specs), value=next(iter(self.specs)), label="Model")
         self.facts = gr.HTML(elem_id="facts")
-        self.loading = gr.HTML(elem_id="loading")
-        self.fetch_button = gr.Button(visible=False, variant="primary", elem_id="fetch")
+        self.progress = gr.HTML(elem_id="progress")
+        self.download_button = gr.Button(visible=False, variant="primary", elem_id="download")
         self.stop_button = gr.Button(visible=False, elem_id="stop")
 
-    def lay_out_answer(self) -> None:
+    def add_results(self) -> None:
+        """Add the column with classes, saliency map and similar images."""
         self.notice = gr.HTML(elem_id="notice")
-        self.bars = gr.HTML(components.hint(WELCOME), elem_id="bars")
+        self.bars = gr.HTML(components.render_hint(WELCOME), elem_id="bars")
         with gr.Group():
             self.overlay = gr.Image(
-                label=WHERE,
+                label=SALIENCY_LABEL,
                 interactive=False,
                 height=380,
                 format="jpeg",
@@ -123,191 +130,192 @@ class Page:
                 elem_id="overlay",
             )
             with gr.Row():
-                self.layer = gr.Slider(1, 2, 1, step=1, label="Block", min_width=200, buttons=[])
-                self.blend = gr.Slider(
-                    0, 1, 0.55, step=0.05, label="Blend", min_width=200, buttons=[]
-                )
-                self.head = gr.Dropdown([MEAN], value=MEAN, label="Head", min_width=200)
-        self.typed = gr.Textbox(
+                options: dict[str, Any] = {"min_width": 200, "buttons": []}
+                self.layer = gr.Slider(1, 2, 1, step=1, label="Block", **options)
+                self.opacity = gr.Slider(0, 1, 0.55, step=0.05, label="Opacity", **options)
+                self.head = gr.Dropdown([MEAN_HEAD], value=MEAN_HEAD, label="Head", min_width=200)
+        self.typed_folder = gr.Textbox(
             self.folder,
-            label="Similar pictures in a folder of yours",
-            placeholder="/path/to/pictures, on this machine",
+            label="Similar images in a folder of yours",
+            placeholder="/path/to/images, on this machine",
             interactive=self.may_type,
             submit_btn="Find" if self.may_type else False,
             visible=self.may_type or bool(self.folder),
             elem_id="folder",
         )
-        self.near = gr.HTML(elem_id="near")
+        self.similar = gr.HTML(elem_id="similar")
 
     def connect(self) -> None:
-        """Which handler answers which event.
+        """Connect events to their handlers.
 
-        Gradio's queue is not used: its page misses an answer if it asks for another one in the moment in which the queue runs
-        empty. What takes long answers soon how far it is, and is asked again by a timer that runs until it is done.
+        Gradio's queue is not used: its page loses an answer if it sends a request at the moment
+        in which the queue becomes empty. A handler with long work returns its progress soon, and
+        a timer calls it again until the work is done.
         """
-        # broken files have to reach the handlers, which check what they are given, as Gradio's preprocessing would
-        plain = {
+        # preprocess=False: Gradio would open an uploaded file itself, and a broken one would not
+        # reach the handler, which reports the reason.
+        shared: dict[str, Any] = {
             "queue": False,
             "api_visibility": "private",
             "preprocess": False,
             "trigger_mode": "always_last",
         }
-        quick: dict[str, Any] = {**plain, "show_progress": "hidden"}
-        work: dict[str, Any] = {**plain, "show_progress": "minimal"}
-        card = [self.facts, self.fetch_button, self.stop_button, self.coming, self.idle]
-        controls = [self.layer, self.head]
-        shown = [self.sight, self.layer, self.head, self.blend]
+        quick: dict[str, Any] = {**shared, "show_progress": "hidden"}
+        slow: dict[str, Any] = {**shared, "show_progress": "minimal"}
+        card = [self.facts, self.download_button, self.stop_button]
+        card += [self.download_timer, self.idle_polls]
+        model_outputs = [*card, self.layer, self.head]
 
-        def hush(event: Any) -> Any:
+        # Each of these takes an event such as `component.change` or `previous_step.then`, connects
+        # it, and returns the step, on which further steps can follow.
+
+        def on_clear(event: Any) -> Any:
             return event(lambda: None, None, self.notice, **quick)
 
-        def look(event: Any) -> Any:
-            return event(self.look, shown, [self.overlay, self.notice], **work)
+        def on_saliency(event: Any) -> Any:
+            inputs = [self.analysis, self.layer, self.head, self.opacity]
+            return event(self.show_saliency, inputs, [self.overlay, self.notice], **slow)
 
-        def find(event: Any) -> None:
-            event(
-                self.find,
-                [self.sight, self.typed],
-                [self.near, self.notice, self.embedding],
-                **quick,
-            )
+        def on_similar(event: Any) -> Any:
+            inputs = [self.analysis, self.typed_folder]
+            outputs = [self.similar, self.notice, self.embed_timer]
+            return event(self.show_similar, inputs, outputs, **quick)
 
-        def answer(event: Any) -> None:
-            step = event(
-                self.classify,
-                [self.picture, self.model],
-                [self.sight, self.bars, self.notice],
-                **work,
-            )
-            find(look(step.then).then)
+        def on_classify(event: Any) -> Any:
+            outputs = [self.analysis, self.bars, self.notice]
+            step = event(self.classify, [self.image, self.model], outputs, **slow)
+            return on_similar(on_saliency(step.then).then)
 
-        self.blocks.load(self.choose, self.model, card + controls, **quick, js=LABEL_EXAMPLES)
-        hush(self.model.change).then(self.choose, self.model, card + controls, **quick)
-        answer(self.facts.change)  # another model is chosen, or its weights have come
-        answer(hush(self.picture.change).then)
-        for control in (self.layer, self.head, self.blend):
-            look(control.input)
-        find(hush(self.typed.submit).then)
-        find(self.embedding.tick)
-        hush(self.fetch_button.click).then(self.fetch, self.model, card, **quick)
-        self.stop_button.click(self.stop, self.model, self.stop_button, **quick)
-        self.coming.tick(
-            self.watch, [self.model, self.idle], [*card, self.loading, self.notice], **quick
+        self.blocks.load(self.select_model, self.model, model_outputs, **quick, js=LABEL_EXAMPLES)
+        on_clear(self.model.change).then(self.select_model, self.model, model_outputs, **quick)
+        on_classify(self.facts.change)  # another model was selected, or its weights have arrived
+        on_classify(on_clear(self.image.change).then)
+        for control in (self.layer, self.head, self.opacity):
+            on_saliency(control.input)
+        on_similar(on_clear(self.typed_folder.submit).then)
+        on_similar(self.embed_timer.tick)
+        start = on_clear(self.download_button.click)
+        start.then(self.start_download, self.model, card, **quick)
+        self.stop_button.click(self.stop_download, self.model, self.stop_button, **quick)
+        self.download_timer.tick(
+            self.poll_download,
+            [self.model, self.idle_polls],
+            [*card, self.progress, self.notice],
+            **quick,
         )
 
-    def choose(self, name: str) -> Updates:
-        """A model's card, and the controls that it has."""
+    def select_model(self, name: str) -> Updates:
+        """Show a model's card and the controls that it has."""
         config = self.specs[name].config
         layers = count_layers(config)
         heads = range(1, config.num_heads + 1) if isinstance(config, ViTConfig) else []
         return {
             **self.show_card(name),
             self.layer: gr.Slider(1, layers, layers, label="Block" if heads else "Stage"),
-            self.head: gr.Dropdown([MEAN, *map(str, heads)], value=MEAN, visible=bool(heads)),
+            self.head: gr.Dropdown(
+                [MEAN_HEAD, *map(str, heads)], value=MEAN_HEAD, visible=bool(heads)
+            ),
         }
 
     def show_card(self, name: str) -> Updates:
-        """What a model is, and a button to download it, or to stop that."""
+        """Show facts about a model, and the button to download it or to stop that."""
         spec = self.specs[name]
-        here, coming = find_weights(spec) is not None, name in self.downloads
+        is_local, is_downloading = find_weights(spec) is not None, name in self.downloads
         return {
-            self.facts: components.describe(spec, here),
-            self.fetch_button: gr.Button(
-                components.ask_consent(spec), visible=not here and not coming
+            self.facts: components.render_facts(spec, is_local),
+            self.download_button: gr.Button(
+                components.make_consent_label(spec), visible=not is_local and not is_downloading
             ),
-            self.stop_button: gr.Button("Stop the download", visible=coming, interactive=True),
-            self.coming: gr.Timer(active=True),
-            self.idle: 0,
+            self.stop_button: gr.Button(
+                "Stop the download", visible=is_downloading, interactive=True
+            ),
+            self.download_timer: gr.Timer(active=True),
+            self.idle_polls: 0,
         }
 
-    def fetch(self, name: str) -> Updates:
-        """Begin to download a model whose licence was accepted."""
+    def start_download(self, name: str) -> Updates:
+        """Start to download a model; the button that calls this accepts its licence."""
         if name not in self.downloads:
             self.downloads[name] = service.Download(self.specs[name])
         return self.show_card(name)
 
-    def stop(self, name: str) -> Updates:
-        """Ask a download to stop, which it does when the next bytes arrive."""
+    def stop_download(self, name: str) -> Updates:
+        """Stop a download, which takes effect when the next bytes arrive."""
         if name in self.downloads:
             self.downloads[name].stopping = True
         return {self.stop_button: gr.Button("Stopping ...", interactive=False)}
 
-    def watch(self, name: str, idle: int) -> Updates:
-        """How far the model's download is, if there is one; what came of it once it has ended."""
+    def poll_download(self, name: str, idle_polls: int) -> Updates:
+        """Show the progress of a model's download, or how it ended."""
         download = self.downloads.get(name)
-        if (
-            download is None
-        ):  # goes on for a while, in case that an answer has overtaken a later one
-            timer = gr.Timer(active=idle < LINGER)
+        if download is None:
+            # Polling continues for a while, because answers can arrive in another order than they
+            # were sent: the page may still show an older state.
             return {
                 **self.show_card(name),
-                self.loading: None,
-                self.coming: timer,
-                self.idle: idle + 1,
+                self.progress: None,
+                self.download_timer: gr.Timer(active=idle_polls < MAX_IDLE_POLLS),
+                self.idle_polls: idle_polls + 1,
             }
         if download.thread.is_alive():
-            return {self.loading: components.draw_bytes(download.done, download.total)}
+            return {self.progress: components.render_download(download.done, download.total)}
         self.downloads.pop(name, None)
-        notice = (
-            components.say(str(download.error))
-            if download.error
-            else components.hint(STOPPED)
-            if download.stopping
-            else None
-        )
-        return {**self.show_card(name), self.loading: None, self.notice: notice}
+        notice = None
+        if download.error:
+            notice = components.render_error(str(download.error))
+        elif download.stopping:
+            notice = components.render_hint(STOPPED)
+        return {**self.show_card(name), self.progress: None, self.notice: notice}
 
-    @tell("sight", "bars")
+    @show_errors("analysis", "bars")
     def classify(self, upload: Any, name: str) -> Updates:
-        """The classes of the picture, if there is one and the model is here."""
+        """Show the classes of the uploaded image, if there is one and the model is local."""
         spec = self.specs[name]
         if upload is None:
-            return {self.sight: None, self.bars: components.hint(WELCOME)}
+            return {self.analysis: None, self.bars: components.render_hint(WELCOME)}
         if find_weights(spec) is None:
-            hint = f"{name} is not on this machine yet; its card says what it would take to download it."
-            return {self.sight: None, self.bars: components.hint(hint)}
-        sight = service.classify(spec, *service.find_upload(upload, self.uploads))
-        hint = f"{name} has no classes with names; below is where it looks."
-        return {
-            self.sight: sight,
-            self.bars: components.draw_bars(sight.predictions)
-            if sight.predictions
-            else components.hint(hint),
-        }
+            hint = f"{name} is not on this machine yet; the button below its facts downloads it."
+            return {self.analysis: None, self.bars: components.render_hint(hint)}
+        path, file_name = service.find_upload(upload, self.uploads)
+        analysis = service.classify_image(spec, path, file_name)
+        if analysis.predictions:
+            bars = components.render_predictions(analysis.predictions)
+        else:
+            bars = components.render_hint(
+                f"{name} has no classes with names; its saliency map is below."
+            )
+        return {self.analysis: analysis, self.bars: bars}
 
-    @tell("overlay")
-    def look(
-        self, sight: service.Sight | None, layer: int | None, head: str, blend: float
+    @show_errors("overlay")
+    def show_saliency(
+        self, analysis: service.Analysis | None, layer: int | None, head: str, opacity: float
     ) -> Updates:
-        """One of a layer's maps, or their mean, over the part of the picture that the model sees."""
-        if sight is None:
-            return {self.overlay: gr.Image(None, label=WHERE)}
-        layers = count_layers(sight.spec.config)
-        layer = min(
-            max(int(layer or layers), 1), layers
-        )  # the field beside the slider takes any number, and none
-        maps = service.look(sight, layer - 1)
-        heat = (
-            maps[int(head) - 1]
-            if head.isdigit() and 0 < int(head) <= len(maps)
-            else maps.mean(axis=0)
-        )
-        picture = lay_over(crop_seen(sight.picture, sight.spec.preprocess.size), heat, blend)
-        caption = components.name_map(sight.spec, sight.predictions, layer)
-        return {self.overlay: gr.Image(picture, label=caption, alt_text=caption)}
+        """Show a saliency map of a layer, or the mean of its maps, over the image."""
+        if analysis is None:
+            return {self.overlay: gr.Image(None, label=SALIENCY_LABEL)}
+        layers = count_layers(analysis.spec.config)
+        # the number field of the slider accepts any number, and none
+        layer = min(max(int(layer or layers), 1), layers)
+        maps = service.get_saliency(analysis, layer - 1)  # (K, h, w)
+        has_head = head.isdigit() and 0 < int(head) <= len(maps)
+        saliency = maps[int(head) - 1] if has_head else maps.mean(axis=0)  # (h, w)
+        image = crop_to_input(analysis.image, analysis.spec.preprocess.size)
+        image = overlay_saliency(image, saliency, opacity)
+        label = components.make_saliency_label(analysis.spec, analysis.predictions, layer)
+        return {self.overlay: gr.Image(image, label=label, alt_text=label)}
 
-    @tell("near", "embedding")
-    def find(self, sight: service.Sight | None, typed: str) -> Updates:
-        """The most similar pictures of the folder, or how many of them are embedded so far."""
-        folder = (typed if self.may_type else self.folder).strip()
-        if sight is None or not folder:
-            return {self.near: None, self.embedding: gr.Timer(active=False)}
-        done, total = self.shelf.embed(sight.spec, folder)
+    @show_errors("similar", "embed_timer")
+    def show_similar(self, analysis: service.Analysis | None, typed_folder: str) -> Updates:
+        """Show the most similar images of the folder, or how many of its images are embedded."""
+        # without may_type, a request can still contain a folder, which must not be searched
+        folder = (typed_folder if self.may_type else self.folder).strip()
+        if analysis is None or not folder:
+            return {self.similar: None, self.embed_timer: gr.Timer(active=False)}
+        done, total = self.index.embed(analysis.spec, folder)
         if done < total:
-            bar = components.draw_progress(f"{done} of {total} pictures embedded", done, total)
-            return {self.near: bar, self.embedding: gr.Timer(active=True)}
-        near, skipped = self.shelf.rank(sight.spec, folder, sight.picture)
-        return {
-            self.near: components.draw_neighbours(near) + components.list_skipped(skipped),
-            self.embedding: gr.Timer(active=False),
-        }
+            text = f"{done} of {total} images embedded"
+            bar = components.render_progress(text, done, total)
+            return {self.similar: bar, self.embed_timer: gr.Timer(active=True)}
+        neighbours, skipped = self.index.rank(analysis.spec, folder, analysis.image)
+        html = components.render_neighbours(neighbours) + components.render_skipped(skipped)
+        return {self.similar: html, self.embed_timer: gr.Timer(active=False)}

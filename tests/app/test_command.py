@@ -1,4 +1,4 @@
-"""`swag-models app` before there is a page: what is wrong is said in one line."""
+"""`swag-models app` with wrong options: one line on stderr, before there is a page."""
 
 import socket
 import subprocess
@@ -11,9 +11,9 @@ from swag_models.cli import main
 Capture = pytest.CaptureFixture[str]
 
 
-def test_a_port_that_is_taken_is_named(capsys: Capture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_named(capsys: Capture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
         assert main(["app", "--port", str(port)]) == 2
     assert (
         f"cannot listen on 127.0.0.1 port {port}: Address already in use; give another port"
@@ -26,23 +26,30 @@ def test_a_port_that_is_taken_is_named(capsys: Capture) -> None:
     [
         (["--port", "70000"], "port is 70000; give one from 1 to 65535"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid port 7860: "),
-        (["--folder", "no/such"], "no/such is no folder; give one with pictures"),
+        (["--folder", "no/such"], "no/such is not a folder; give one with images"),
         (["--model", "resnet50"], "unknown model 'resnet50'"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys: Capture) -> None:
     assert main(["app", *arguments]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith(f"swag-models: error: {message}")
-    assert shown.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"swag-models: error: {message}")
+    assert output.err.count("\n") == 1
 
 
-def test_without_the_extra_it_says_how_to_install_it() -> None:
-    code = "import sys; sys.modules['gradio'] = None; from swag_models.cli import main; sys.exit(main(['app', '--port', '0']))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        done.stderr
-        == "swag-models: error: the page needs gradio; install it with: pip install 'swag-models[app]'\n"
+def test_missing_gradio_is_reported_with_the_command_to_install_it() -> None:
+    code = """
+import sys
+sys.modules["gradio"] = None  # as if it were not installed
+from swag_models.cli import main
+sys.exit(main(["app", "--port", "0"]))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == (
+        "swag-models: error: the page needs gradio; "
+        "install it with: pip install 'swag-models[app]'\n"
     )

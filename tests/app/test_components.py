@@ -1,4 +1,4 @@
-"""What the page says is text, whoever wrote it."""
+"""HTML fragments of the page: values from outside are always shown as text."""
 
 from dataclasses import replace
 
@@ -7,38 +7,41 @@ from PIL import Image
 
 from swag_models.api import SPECS
 from swag_models.app.components import (
-    ask_consent,
-    describe,
-    draw_bars,
-    draw_neighbours,
-    list_skipped,
-    say,
+    make_consent_label,
+    render_download,
+    render_error,
+    render_facts,
+    render_neighbours,
+    render_predictions,
+    render_skipped,
 )
 from swag_models.app.similar import Neighbour
 from swag_models.inference.predict import Prediction, Skipped
 
-EVIL = "<script>alert('x')</script>"
+SCRIPT = "<script>alert('x')</script>"
 
 
 def test_no_text_from_outside_becomes_markup() -> None:
     spec = replace(
-        SPECS["vit_b16"], description=EVIL, license=EVIL, license_url=f'https://x/"{EVIL}'
+        SPECS["vit_b16"], description=SCRIPT, license=SCRIPT, license_url=f'https://x/"{SCRIPT}'
     )
-    shown = [
-        describe(spec, here=False),
-        draw_bars([Prediction(EVIL, 0, 1.0)]),
-        draw_neighbours([Neighbour(EVIL, 1.0, Image.new("RGB", (2, 2)))]),
-        list_skipped([Skipped(EVIL, EVIL)]),
-        say(f"{EVIL}\n{EVIL}\n{EVIL}"),
+    fragments = [
+        render_facts(spec, is_local=False),
+        render_predictions([Prediction(SCRIPT, 0, 1.0)]),
+        render_neighbours([Neighbour(SCRIPT, 1.0, Image.new("RGB", (2, 2)))]),
+        render_skipped([Skipped(SCRIPT, SCRIPT)]),
+        render_error(f"{SCRIPT}\n{SCRIPT}\n{SCRIPT}"),
     ]
-    assert all("script" in each.lower() for each in shown)
-    assert not any("<script" in each.lower() or '"<' in each for each in shown)
+    for html in fragments:
+        assert "script" in html.lower()
+        assert "<script" not in html.lower()
+        assert '"<' not in html
 
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "http://x", "", "data:text/html,x"])
-def test_only_a_safe_address_becomes_a_link(url: str) -> None:
-    assert "<a " not in describe(replace(SPECS["vit_b16"], license_url=url), here=True)
-    assert "<a " in describe(SPECS["vit_b16"], here=True)
+def test_only_an_https_url_becomes_a_link(url: str) -> None:
+    assert "<a " not in render_facts(replace(SPECS["vit_b16"], license_url=url), is_local=True)
+    assert "<a " in render_facts(SPECS["vit_b16"], is_local=True)
 
 
 @pytest.mark.parametrize(
@@ -47,13 +50,41 @@ def test_only_a_safe_address_becomes_a_link(url: str) -> None:
 )
 def test_consent_names_licence_and_size(name: str, size: str) -> None:
     spec = SPECS[name]
-    assert ask_consent(spec) == f"Accept {spec.license.upper()} and download {size}"
-    assert f"{size} to download" in describe(spec, here=False)
-    assert ("no commercial use" in describe(spec, here=False)) == (name != "vit_nano_hashtags")
+    assert make_consent_label(spec) == f"Accept {spec.license.upper()} and download {size}"
+    facts = render_facts(spec, is_local=False)
+    assert f"{size} to download" in facts
+    assert ("no commercial use" in facts) == (name != "vit_nano_hashtags")
 
 
-def test_of_a_long_error_one_line_is_shown_and_the_rest_on_request() -> None:
-    assert say("one line") == '<div class="notice" role="alert"><p>one line</p></div>'
-    long = say("no source:\n  first: HTTP 404\n  second: offline")
-    assert "<p>no source: first: HTTP 404</p><details>" in long
-    assert "second: offline" in long
+def test_facts_of_a_model_are_complete_and_missing_ones_are_left_out() -> None:
+    spec = SPECS["regnety_16gf_in1k"]
+    facts = render_facts(spec, is_local=True)
+    assert f"<dt>Training</dt><dd>{spec.description}</dd>" in facts
+    assert f"83.6M parameters, {spec.gmacs:g} GMACs at 384x384 px" in facts
+    assert "<dt>Output</dt><dd>1000 classes</dd>" in facts
+    assert spec.metrics is not None
+    assert f"{spec.metrics.top1}% top-1 on {spec.metrics.dataset}" in facts
+    assert "<dt>Weights</dt><dd>on this machine</dd>" in facts
+    trunk = render_facts(replace(SPECS["vit_b16"], description=""), is_local=True)
+    assert "<dt>Output</dt><dd>features</dd>" in trunk
+    assert "<dt>Accuracy</dt>" not in trunk
+    assert "<dt>Training</dt>" not in trunk
+
+
+def test_a_probability_is_shown_as_text_and_as_a_bar() -> None:
+    html = render_predictions([Prediction("cat", 0, 0.98765)])
+    assert '<li style="--share: 0.9877"><span>cat</span><b>98.8%</b></li>' in html
+
+
+def test_progress_has_a_value_only_if_the_total_is_known() -> None:
+    assert '3.0 of 4.0 MiB<progress value="3145728" max="4194304">' in render_download(
+        3 << 20, 4 << 20
+    )
+    assert "3.0 MiB<progress ></progress>" in render_download(3 << 20, 0)
+
+
+def test_a_long_error_is_shown_in_one_line_and_can_be_unfolded() -> None:
+    assert render_error("one line") == '<div class="notice" role="alert"><p>one line</p></div>'
+    html = render_error("no source:\n  first: HTTP 404\n  second: offline")
+    assert "<p>no source: first: HTTP 404</p><details>" in html
+    assert "second: offline" in html

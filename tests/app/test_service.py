@@ -1,4 +1,4 @@
-"""Weights on their way here: how far they are, stopped, continued, refused, and from the Hub."""
+"""Downloads started from the page: progress, stop, resume, errors, and the Hub."""
 
 import subprocess
 import sys
@@ -28,9 +28,9 @@ print(download.done, download.total, download.error)
 
 @pytest.fixture
 def spec(server: Server, caches: Path, tmp_path: Path) -> ModelSpec:
-    """A model whose weights lie on the server."""
+    """A model whose weights are on the test server."""
     save_file(
-        {f"{i}": each for i, each in enumerate(tiny("vit", image_size=1024).parameters())},
+        {str(i): x for i, x in enumerate(tiny("vit", image_size=1024).parameters())},
         tmp_path / "tiny.safetensors",
     )
     return replace(
@@ -39,7 +39,7 @@ def spec(server: Server, caches: Path, tmp_path: Path) -> ModelSpec:
     )
 
 
-def test_a_download_is_told_stopped_and_continued_in_another_thread(
+def test_a_download_reports_progress_and_is_resumed_after_a_stop(
     spec: ModelSpec, server: Server
 ) -> None:
     server.faults["/tiny.safetensors"] = [Fault(hold=1 << 20)]
@@ -55,14 +55,14 @@ def test_a_download_is_told_stopped_and_continued_in_another_thread(
     download.thread.join(30)
     assert find_weights(spec) is None
     assert download.error is None
-    continued = Download(spec)
-    continued.thread.join(30)
+    resumed = Download(spec)
+    resumed.thread.join(30)
     assert find_weights(spec)
-    assert (continued.done, continued.total, continued.error) == (size, size, None)
+    assert (resumed.done, resumed.total, resumed.error) == (size, size, None)
     assert (server.starts("/tiny.safetensors")[1] or 0) >= 1 << 20
 
 
-def test_a_download_that_fails_says_why(spec: ModelSpec, server: Server) -> None:
+def test_a_failed_download_keeps_the_reason(spec: ModelSpec, server: Server) -> None:
     server.faults["/tiny.safetensors"] = [Fault(status=404)]
     download = Download(spec)
     download.thread.join(30)
@@ -70,7 +70,7 @@ def test_a_download_that_fails_says_why(spec: ModelSpec, server: Server) -> None
 
 
 @pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
-def test_offline_nothing_is_asked_for(
+def test_offline_no_request_is_sent(
     spec: ModelSpec, server: Server, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, "1")
@@ -83,9 +83,9 @@ def test_offline_nothing_is_asked_for(
     assert server.requests == []
 
 
-def test_a_download_from_the_hub_is_told_too(hub: Hub, folders: dict[str, Path]) -> None:
+def test_a_download_from_the_hub_reports_progress_too(hub: Hub, folders: dict[str, Path]) -> None:
     hub.put_repo(REPO, {path.name: path.read_bytes() for path in folders["first"].iterdir()})
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", FROM_HUB, f"hf-hub:{REPO}"],
         capture_output=True,
         text=True,
@@ -93,4 +93,4 @@ def test_a_download_from_the_hub_is_told_too(hub: Hub, folders: dict[str, Path])
         timeout=120,
     )
     size = (folders["first"] / "model.safetensors").stat().st_size
-    assert done.stdout == f"{size} {size} None\n"
+    assert process.stdout == f"{size} {size} None\n"

@@ -1,4 +1,7 @@
-"""The page as its users meet it: the real server, started from the command line, in a real headless Chromium."""
+"""The page in a headless Chromium, with the server started from the command line.
+
+SWAG_MODELS_SCREENSHOT=docs/app.png takes the screenshot of the README again.
+"""
 
 import json
 import os
@@ -26,9 +29,7 @@ from tiny import REGNET_SPEC, tiny
 from swag_models.spec import Source
 
 ROOT = Path(__file__).parents[2]
-PICTURE = os.environ.get(
-    "SWAG_MODELS_SCREENSHOT"
-)  # docs/app.png, to take the picture in the README again
+SCREENSHOT = os.environ.get("SWAG_MODELS_SCREENSHOT")
 needs_chromium = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
 )
@@ -43,17 +44,20 @@ serve(ModelSpec.from_json(sys.argv[1]), port=0, ready=lambda address: print(addr
 
 @contextmanager
 def run_server(folder: Path, *command: str, **environment: str) -> Iterator[str]:
-    """The address of a page served by another process, which ends by SIGTERM and leaves nothing behind."""
+    """Serve the page from another process, and yield its URL.
+
+    SIGTERM ends the process, which must leave no temporary file.
+    """
     temporary = folder / "temporary"
     temporary.mkdir()
-    inherited = {
+    variables = {
         **os.environ,
         "SWAG_MODELS_CACHE": str(folder / "cache"),
         "TMPDIR": str(temporary),
         **environment,
     }
     with subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=inherited, cwd=ROOT
+        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=variables, cwd=ROOT
     ) as process:
         assert process.stdout
         try:
@@ -63,14 +67,14 @@ def run_server(folder: Path, *command: str, **environment: str) -> Iterator[str]
             try:
                 process.wait(timeout=30)
             finally:
-                process.kill()  # so that leaving does not wait for it forever
+                process.kill()  # else leaving the `with` block would wait forever
     assert list(temporary.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's pictures: three scenes and a broken file."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """The images of a user: three scenes and a broken file."""
+    folder = tmp_path_factory.mktemp("images")
     for thing in ("chair", "house", "sailboat"):
         Image.open(SCENES / f"{thing}.jpg").resize((96, 96)).save(folder / f"my {thing} <b>.png")
     (folder / "broken.png").write_bytes((SCENES / "butterfly.jpg").read_bytes()[:60])
@@ -79,14 +83,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[Proxy]:
-    """Sees every request that the server of the page makes to the outside."""
+    """Records every request that the server of the page sends to the internet."""
     with Proxy() as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="module")
 def address(folder: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page as `swag-models app` serves it, without network."""
+    """The page as `swag-models app` serves it, offline."""
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy.url)
     command = ["-m", "swag_models", "app", "--port", "0", "--folder", str(folder)]
     with run_server(
@@ -103,7 +107,7 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture
 def page(chrome: Chrome, address: str) -> Chrome:
-    """The page, freshly opened, in a window of a desktop."""
+    """The page, newly opened, in a window of desktop size."""
     chrome.resize(1280, 900)
     chrome.driver.get(address)
     chrome.wait(".facts", "on this machine")
@@ -113,7 +117,7 @@ def page(chrome: Chrome, address: str) -> Chrome:
 pytestmark = needs_chromium
 
 
-def test_a_picture_is_named_and_shown_with_what_the_model_looks_at(page: Chrome) -> None:
+def test_an_image_is_classified_and_shown_with_a_saliency_map(page: Chrome) -> None:
     page.upload(SCENES / "house.jpg")
     page.wait(".bars li:first-child", name("house"))
     assert len(page.find(".bars li")) == 5
@@ -123,29 +127,32 @@ def test_a_picture_is_named_and_shown_with_what_the_model_looks_at(page: Chrome)
     slider.send_keys(Keys.HOME)
     page.wait("#overlay", "block 1")
     second = until(lambda: overlay(page) if overlay(page) != first else None, "another map")
-    page.find("input[aria-label='range slider for Blend']")[0].send_keys(Keys.HOME)
-    third = until(lambda: overlay(page) if overlay(page) != second else None, "the picture alone")
+    page.find("input[aria-label='range slider for Opacity']")[0].send_keys(Keys.HOME)
+    third = until(lambda: overlay(page) if overlay(page) != second else None, "the image alone")
     page.choose("Head", "2")
-    page.find("input[aria-label='range slider for Blend']")[0].send_keys(Keys.END)
+    page.find("input[aria-label='range slider for Opacity']")[0].send_keys(Keys.END)
     until(lambda: overlay(page) != third, "the map of one head alone")
 
 
-def test_the_picture_given_last_is_the_one_shown(page: Chrome) -> None:
+def test_the_last_uploaded_image_is_the_one_shown(page: Chrome) -> None:
     for thing in ("butterfly", "star", "chair", "sailboat"):
         page.upload(SCENES / f"{thing}.jpg")
     page.wait(".bars li:first-child", name("sailboat"))
     until(
-        lambda: page.find(".near figure") and "my sailboat" in page.find(".near figure")[0].text,
-        "what is similar to the last one",
+        lambda: (
+            page.find(".similar figure") and "my sailboat" in page.find(".similar figure")[0].text
+        ),
+        "the neighbours of the last image",
     )
     page.upload(SCENES / "house.jpg")
     page.wait(".bars li:first-child", name("house"))
     until(
-        lambda: "my house" in page.find(".near figure")[0].text, "what is similar to the last one"
+        lambda: "my house" in page.find(".similar figure")[0].text,
+        "the neighbours of the last image",
     )
 
 
-def test_an_example_is_there_to_begin_with(page: Chrome) -> None:
+def test_an_example_can_be_chosen(page: Chrome) -> None:
     page.wait("#examples button[aria-label='Example 4']").click()
     page.wait(".bars li:first-child", name("chair"))
 
@@ -154,7 +161,7 @@ def test_an_example_is_there_to_begin_with(page: Chrome) -> None:
     ("content", "reason"),
     [("cut", "cannot be read: "), ("text", "is not an image that Pillow can read")],
 )
-def test_a_broken_file_gives_one_line_and_the_page_goes_on(
+def test_a_broken_file_gives_one_line_and_the_page_keeps_working(
     page: Chrome, tmp_path: Path, content: str, reason: str
 ) -> None:
     broken = tmp_path / "my photo.png"
@@ -170,13 +177,16 @@ def test_a_broken_file_gives_one_line_and_the_page_goes_on(
     notice = page.wait(".notice[role=alert]", reason).text
     assert notice.startswith("my photo.png")
     assert "\n" not in notice
-    until(lambda: not page.find(".bars li, #overlay img, .near figure"), "the last answer to go")
+    until(
+        lambda: not page.find(".bars li, #overlay img, .similar figure"),
+        "the previous results to disappear",
+    )
     page.upload(SCENES / "chair.jpg")
     page.wait(".bars li:first-child", name("chair"))
     assert not page.find(".notice")
 
 
-def test_licence_and_size_are_shown_and_nothing_is_fetched_before_consent(
+def test_licence_and_size_are_shown_and_nothing_is_downloaded_before_consent(
     page: Chrome, proxy: Proxy
 ) -> None:
     page.upload(SCENES / "house.jpg")
@@ -185,49 +195,52 @@ def test_licence_and_size_are_shown_and_nothing_is_fetched_before_consent(
     page.wait(".facts", "CC-BY-NC-4.0, no commercial use")
     page.wait(".facts", "330 MiB to download")
     page.wait("#bars", "vit_b16_in1k_linear is not on this machine yet")
-    page.wait("#fetch", "Accept CC-BY-NC-4.0 and download 330 MiB").click()
+    page.wait("#download", "Accept CC-BY-NC-4.0 and download 330 MiB").click()
     page.wait(
         ".notice",
-        "vit_b16_in1k_linear is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids",
+        "vit_b16_in1k_linear is not on this machine, "
+        "and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids",
     )
-    page.wait("#fetch")
+    page.wait("#download")
     page.choose("Model", "vit_nano_hashtags")
     page.wait(".bars li:first-child", name("house"))
     assert not page.find(".notice")
     assert proxy.requests == []
 
 
-def test_similar_pictures_are_found_in_the_users_folder(page: Chrome, folder: Path) -> None:
+def test_similar_images_are_found_in_the_users_folder(page: Chrome, folder: Path) -> None:
     page.upload(SCENES / "sailboat.jpg")
-    page.wait(".near figure", "my sailboat <b>.png")
-    similarities = [float(figure.text.split()[0]) for figure in page.find(".near figure")]
+    page.wait(".similar figure", "my sailboat <b>.png")
+    similarities = [float(figure.text.split()[0]) for figure in page.find(".similar figure")]
     assert len(similarities) == 3
-    assert page.find(".near figure")[0].text.endswith("my sailboat <b>.png")
+    assert page.find(".similar figure")[0].text.endswith("my sailboat <b>.png")
     assert similarities == sorted(similarities, reverse=True)
     assert similarities[0] > 0.9
-    said = page.wait("#near details", "Left out as unreadable: 1")
-    assert "broken.png" in (said.get_attribute("textContent") or "")
+    details = page.wait("#similar details", "Images that cannot be read: 1")
+    assert "broken.png" in (details.get_attribute("textContent") or "")
     box = page.find("#folder textarea")[0]
     box.clear()
     box.send_keys(str(folder / "nowhere"), Keys.ENTER)
-    page.wait(".notice", f"{folder / 'nowhere'} is no folder on this machine")
+    page.wait(".notice", f"{folder / 'nowhere'} is not a folder on this machine")
     box.clear()
     box.send_keys(str(SCENES), Keys.ENTER)
-    until(lambda: len(page.find(".near figure")) == 8, "the pictures of the other folder")
+    until(lambda: len(page.find(".similar figure")) == 8, "the images of the other folder")
     assert not page.find(".notice")
 
 
 def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
-    """Every stop of the Tab key has a name and a visible focus; with them a picture is chosen and a block looked at."""
+    """Every element that Tab reaches has a name and a visible focus; an example is chosen so."""
     focus = """
-    const each = document.activeElement, style = getComputedStyle(each), label = each.closest('label');
-    if (each.dataset.seen) return null;
-    if (each !== document.body) each.dataset.seen = 'yes';  // which has it for a moment after a drop-down list
-    const name = each.ariaLabel || each.textContent.trim() || label?.textContent.trim() || each.querySelector('img')?.alt;
+    const e = document.activeElement, style = getComputedStyle(e), isBody = e === document.body;
+    if (e.dataset.seen) return null;
+    if (!isBody) e.dataset.seen = 'yes';  // the body has the focus briefly after a drop-down list
+    const name = e.ariaLabel || e.textContent.trim() || e.closest('label')?.textContent.trim()
+      || e.querySelector('img')?.alt;
+    const hasOutline = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2;
     return {
-      what: each.outerHTML.slice(0, 100),
-      name: each === document.body ? 'body' : name || '',
-      outline: each === document.body || (style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2)}"""
+      what: e.outerHTML.slice(0, 100),
+      name: isBody ? 'body' : name || '',
+      outline: isBody || hasOutline}"""
     stops = []
     page.press(Keys.TAB)
     while (stop := page.run(focus)) and len(stops) < 60:
@@ -244,12 +257,13 @@ def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
 def test_the_page_fits_a_phone(page: Chrome, dark: bool) -> None:
     page.resize(390, 844, dark)
     page.upload(SCENES / "house.jpg")
-    page.wait(".near figure", "my house <b>.png")
+    page.wait(".similar figure", "my house <b>.png")
     assert page.run("return document.documentElement.scrollWidth") <= 390
     left = page.run(
-        "return ['#picture', '#overlay', '#near'].map(each => document.querySelector(each).getBoundingClientRect().left)"
+        "return ['#image', '#overlay', '#similar'].map("
+        "id => document.querySelector(id).getBoundingClientRect().left)"
     )
-    assert max(left) - min(left) < 20  # one below the other
+    assert max(left) - min(left) < 20  # in one column
     background = page.run("return getComputedStyle(document.body).backgroundColor")
     brightness = sum(map(int, re.findall(r"\d+", background)[:3])) / 3
     assert brightness < 60 if dark else brightness > 200
@@ -259,21 +273,23 @@ def test_nothing_leaves_the_machine(page: Chrome, address: str, proxy: Proxy) ->
     page.read_requests()
     page.driver.get(address)
     page.wait("#examples button[aria-label='Example 8']").click()
-    page.wait(".near figure")
+    page.wait(".similar figure")
     page.wait("#overlay img")
-    asked = page.read_requests()
-    assert len(asked) > 20
-    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    urls = page.read_requests()
+    assert len(urls) > 20
+    assert [url for url in urls if not url.startswith((address, "data:", "blob:"))] == []
     assert proxy.requests == []
 
 
-def test_only_what_the_page_shows_is_served(page: Chrome, address: str, folder: Path) -> None:
+def test_only_files_that_the_page_shows_are_served(
+    page: Chrome, address: str, folder: Path
+) -> None:
     for path in (folder / "my house <b>.png", ROOT / "setup.cfg", "/etc/hostname"):
-        assert ask(f"{address}gradio_api/file={quote(str(path))}")[0] == 403
-    config = json.loads(ask(f"{address}config")[1])
-    picture, model = (find_component(config, label) for label in ("Picture", "Model"))
-    event = next(
-        each["id"] for each in config["dependencies"] if each["inputs"][:2] == [picture, model]
+        assert request(f"{address}gradio_api/file={quote(str(path))}")[0] == 403
+    config = json.loads(request(f"{address}config")[1])
+    image, model = (find_component(config, label) for label in ("Image", "Model"))
+    handler = next(
+        event["id"] for event in config["dependencies"] if event["inputs"][:2] == [image, model]
     )
     forged = {
         "path": str(folder / "my house <b>.png"),
@@ -282,41 +298,41 @@ def test_only_what_the_page_shows_is_served(page: Chrome, address: str, folder: 
     }
     body = {
         "data": [forged, "vit_nano_hashtags", 1, "mean", 0.5],
-        "fn_index": event,
+        "fn_index": handler,
         "session_hash": "forger",
     }
-    assert ask(f"{address}gradio_api/queue/join", body)[0] == 200
-    told = ask(f"{address}gradio_api/queue/data?session_hash=forger")[1]
-    assert '"success":false' in told
-    assert name("house") not in told
+    assert request(f"{address}gradio_api/queue/join", body)[0] == 200
+    events = request(f"{address}gradio_api/queue/data?session_hash=forger")[1]
+    assert '"success":false' in events
+    assert name("house") not in events
 
 
-def test_a_foreign_name_for_this_machine_is_refused(address: str) -> None:
-    assert ask(address)[0] == 200
-    assert ask(address, headers={"Host": "elsewhere.example"})[0] == 400
+def test_a_foreign_host_name_for_this_machine_is_rejected(address: str) -> None:
+    assert request(address)[0] == 200
+    assert request(address, headers={"Host": "elsewhere.example"})[0] == 400
 
 
-def test_the_picture_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) -> None:
+def test_the_screenshot_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) -> None:
     page.resize(1200, 900)
     page.wait("#examples button[aria-label='Example 8']").click()
     box = page.find("#folder textarea")[0]
     box.clear()
     box.send_keys(str(SCENES.relative_to(ROOT)), Keys.ENTER)
-    until(lambda: len(page.find(".near figure")) == 8, "the pictures of the folder")
+    until(lambda: len(page.find(".similar figure")) == 8, "the images of the folder")
     page.wait("#overlay img")
-    path = ROOT / PICTURE if PICTURE else tmp_path / "app.png"
+    path = ROOT / SCREENSHOT if SCREENSHOT else tmp_path / "app.png"
     page.run("document.activeElement.blur()")
-    page.photograph(path)
-    with Image.open(path) as taken:
-        assert taken.width > 1000
-        assert len(taken.convert("RGB").resize((50, 50)).getcolors(2500) or []) > 100
+    page.save_screenshot(path)
+    with Image.open(path) as screenshot:
+        assert screenshot.width > 1000
+        assert len(screenshot.convert("RGB").resize((50, 50)).getcolors(2500) or []) > 100
 
 
 @pytest.mark.slow
-def test_a_model_is_downloaded_with_progress_stopped_and_continued(
+def test_a_model_is_downloaded_with_progress_stopped_and_resumed(
     chrome: Chrome, tmp_path: Path
 ) -> None:
-    """A trunk of a RegNet: it has no bars, but Grad-CAM."""
+    """A RegNet without classes: it has no bars, but a Grad-CAM map."""
     model = tiny("regnet", num_classes=None)
     save_file(model.state_dict(), tmp_path / "tiny.safetensors")
     faults = (Fault(status=404), Fault(hold=1 << 17))
@@ -338,51 +354,54 @@ def test_a_model_is_downloaded_with_progress_stopped_and_continued(
             chrome.upload(SCENES / "house.jpg")
             chrome.wait("#bars", "tiny_regnet is not on this machine yet")
             assert server.requests == []
-            chrome.wait("#fetch", "Accept CC-BY-NC-4.0 and download 0.496 MiB").click()
+            chrome.wait("#download", "Accept CC-BY-NC-4.0 and download 0.496 MiB").click()
             chrome.wait(
                 ".notice p",
                 f"no source provided the weights of tiny_regnet: {source.url}: HTTP 404",
             )
-            chrome.wait("#fetch").click()
-            chrome.wait("#loading progress")
-            chrome.wait("#loading", "of 0.5 MiB")
+            chrome.wait("#download").click()
+            chrome.wait("#progress progress")
+            chrome.wait("#progress", "of 0.5 MiB")
             chrome.wait("#stop", "Stop the download").click()
             chrome.wait("#stop", "Stopping")
             server.release.set()
             chrome.wait("#notice", "The download was stopped")
-            chrome.wait("#fetch").click()
+            chrome.wait("#download").click()
             chrome.wait(".facts", "on this machine")
-            *others, last = server.starts("/tiny.safetensors")
-            assert others == [None, None]
+            *earlier, last = server.starts("/tiny.safetensors")
+            assert earlier == [None, None]
             assert (last or 0) >= 1 << 17
             chrome.wait("#bars", "tiny_regnet has no classes with names")
             chrome.wait("#overlay", "Grad-CAM of the features at stage 4")
             chrome.wait("#overlay img")
-            assert not chrome.find(".bars li, .notice, #fetch")
+            assert not chrome.find(".bars li, .notice, #download")
 
 
 def name(thing: str) -> str:
-    """What the model that ships takes the picture of a thing for."""
+    """The label that the shipped model gives to the example of a class."""
     return predict_labels(SCENES / f"{thing}.jpg")[0]
 
 
 def overlay(page: Chrome) -> str:
-    """What tells one overlay from another: the address of its picture, which is made from its content."""
+    """The URL of the shown saliency map, which depends on its content; "" if there is none."""
     images = page.find("#overlay img")
     return (images[0].get_attribute("src") or "") if images else ""
 
 
-def ask(url: str, body: object = None, headers: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """(HTTP status, text) of a request without a browser."""
+def request(
+    url: str, body: object = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, str]:
+    """Send a request without the browser; returns (HTTP status, text)."""
     content = None if body is None else json.dumps(body).encode()
-    request = Request(url, content, {"Content-Type": "application/json", **(headers or {})})
+    message = Request(url, content, {"Content-Type": "application/json", **(headers or {})})
     try:
-        with urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read().decode()
+        with urlopen(message, timeout=30) as response:
+            return response.status, response.read().decode()
     except HTTPError as error:
         with error:
             return error.code, error.read().decode()
 
 
 def find_component(config: Any, label: str) -> int:
-    return next(each["id"] for each in config["components"] if each["props"].get("label") == label)
+    """The id of a component of the page."""
+    return next(c["id"] for c in config["components"] if c["props"].get("label") == label)

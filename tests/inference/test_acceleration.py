@@ -292,7 +292,7 @@ def test_the_compiler_is_the_one_that_the_environment_names(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not has_compiler(CPU)
     assert not compiling_pays_off(build_on_meta("regnety_16gf"), CPU, HOURS)
-    with pytest.raises(ConfigError, match="compile=True: torch.compile lacks"):
+    with pytest.raises(ConfigError, match=r"compile=True: torch\.compile lacks"):
         Classifier(NANO, compile=True)
     assert (
         Classifier(NANO, fast=True)(SCENES / "cup.jpg", top_k=1)[0][0].label
