@@ -1,4 +1,4 @@
-"""How the page looks: its HTML fragments (components.html), theme and style sheet (style.css)."""
+"""How the page looks: its HTML fragments (components.html.jinja), theme and style sheet (style.css)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
-).get_template("components.html")
+).get_template("components.html.jinja")
 
 
 def render_header() -> str:
