@@ -1,12 +1,13 @@
-"""Curation against DuckDB SQL written by hand for the same labels: seconds and peak memory, and how both grow with the posts.
+"""Seconds and peak memory of curation, compared with handwritten DuckDB SQL for the same labels.
 
     python benchmarks/curate.py [--millions 1 10 30] [--rounds 5] [--memory 4GB] [--threads 2] [--wordnet FOLDER]
 
-Posts with 5 hashtags each, Zipf-distributed over WordNet's nouns, some plurals and half as many unknown words, are made in a
-temporary folder. Each round curates them from nothing in a process of its own, then runs the SQL in another: repeated ids and
-urls, distinct hashtags, images, classes, factors, labels, vocabulary. It is given which classes each hashtag stands for, so the
-curation alone pays for hashing the input, reading WordNet, matching, the report, and for leaving each step on disk. More than
-10 million posts run once.
+Posts with 5 hashtags each, Zipf-distributed over WordNet's nouns, some plurals and half as many
+unknown words, are generated in a temporary folder. Each round curates them in a new process, then
+runs the SQL in another: repeated ids and URLs, distinct hashtags, images, classes, factors, labels,
+vocabulary. The SQL is given the classes of each hashtag, so only the curation pays for hashing the
+input, reading WordNet, matching, the report, and storing each step on disk. More than 10 million
+posts run once.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""`embed` against what bounds it: the model alone, and Pillow's decoding and resizing alone, on the same cores.
+"""Images per second of `embed`, compared with its bounds: the model alone, and Pillow alone.
 
-    python benchmarks/embed.py [--model vit_b16] [--pictures 2000] [--rounds 5] [--fast]
+    python benchmarks/embed.py [--model vit_b16] [--images 2000] [--rounds 5] [--fast]
 
-JPEGs of 500 x 500 pixels are made in a temporary folder. In each round take turns: embedding them all into a .npy file; the
-model alone, on as many batches of ready inputs; and Pillow alone, decoding, converting and resizing each to the model's size in
-one thread per processor. On a processor the last two need the same cores: one after the other is what they can reach together.
-Random weights of the model's architecture are used, which take the same time.
+JPEGs of 500 x 500 pixels are generated in a temporary folder. These alternate: embedding them all
+into a .npy file; the model alone, on the same number of batches of ready inputs; and Pillow alone,
+decoding, converting and resizing each image to the model's input size, with one thread per CPU. On
+a CPU the last two need the same cores: together they can reach the rate of one after the other.
+The weights are random, which takes the same time.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from swag_models.runtime import count_cpus
 SIDE = 500  # pixels
 
 
-def make_pictures(folder: Path, count: int, width: int = SIDE, height: int = SIDE) -> list[Path]:
+def make_images(folder: Path, count: int, width: int = SIDE, height: int = SIDE) -> list[Path]:
     """Photo-like JPEGs: smooth colours with some noise; of 500 x 500 pixels, about 90 KB each."""
     random = np.random.default_rng(0)
     paths = [folder / f"{number:05d}.jpg" for number in range(count)]
@@ -58,7 +59,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="vit_b16")
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fast", action="store_true")
     options = parser.parse_args()
@@ -69,7 +70,7 @@ def main() -> None:
             swag_models.load_model(options.model, pretrained=False).state_dict(), weights
         )
         (folder / "jpegs").mkdir()
-        paths = make_pictures(folder / "jpegs", options.pictures)
+        paths = make_images(folder / "jpegs", options.images)
         embedder = Embedder(options.model, weights=weights, fast=options.fast)
         size, batch = embedder.preprocess.preprocess.size[0], embedder.batch_size
         pixels = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8)
@@ -80,7 +81,7 @@ def main() -> None:
             (folder / "out.npy").unlink()
 
         def run_model() -> None:
-            for _ in range(options.pictures // batch):
+            for _ in range(options.images // batch):
                 embedder._infer(pixels, 0)
 
         ways: dict[str, Callable[[], object]] = {
@@ -88,14 +89,12 @@ def main() -> None:
             "model alone": run_model,
             "Pillow alone": lambda: list(pool.map(lambda path: decode(path, size), paths)),
         }
-        for _ in range(
-            2
-        ):  # as many pictures as there are to come: now is the time to compile, if that repays
-            embedder._infer(pixels, options.pictures)
+        for _ in range(2):  # the number of images to come: compiles now, if that pays off
+            embedder._infer(pixels, options.images)
         embedder._infer(pixels, 0)
         counts = {
             "embed": len(paths),
-            "model alone": options.pictures // batch * batch,
+            "model alone": options.images // batch * batch,
             "Pillow alone": len(paths),
         }
         rates: dict[str, list[float]] = {way: [] for way in ways}
@@ -107,10 +106,10 @@ def main() -> None:
     cells = " | ".join(
         f"{median[way]:.1f} ({min(rate):.1f} to {max(rate):.1f})" for way, rate in rates.items()
     )
-    setting = f"{options.model}{', fast' if options.fast else ''}, {options.pictures} JPEGs"
+    setting = f"{options.model}{', fast' if options.fast else ''}, {options.images} JPEGs"
     both = 1 / (1 / median["model alone"] + 1 / median["Pillow alone"])
     print(
-        "| model | embed, pictures/s | model alone | Pillow alone | embed / slower of the two | embed / one after the other |"
+        "| model | embed, images/s | model alone | Pillow alone | embed / slower of the two | embed / one after the other |"
     )
     print("|---|---|---|---|---|---|")
     print(

@@ -1,10 +1,10 @@
-"""Exported ONNX in onnxruntime against the eager model: how far off, and how fast.
+"""Deviation and speed of exported ONNX in onnxruntime, compared with the eager model.
 
     python benchmarks/export.py [--arch vit_b16 ...] [--rounds 5] [--int8]
 
-Trunks of full size with random weights, 224 px; the sides take turns on the same batch, round after round, on all cores.
-Deviations are those of the report: on noise, constants, black and white, in units of the eager output's standard deviation.
-With `--int8` that takes part too, its ranges measured on noise.
+Backbones of full size with random weights, 224 px; both alternate on the same batch, on all cores.
+Deviations are those of the export report: on noise, constants, black and white, in units of the
+standard deviation of the eager output. `--int8` adds int8, calibrated on noise.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BATCHES = {
 
 
 def write_noise(folder: Path, count: int = 32) -> Path:
-    """A folder of pictures."""
+    """Write a folder of noise images."""
     folder.mkdir()
     for index, pixels in enumerate(
         np.random.default_rng(0).integers(256, size=(count, 64, 64, 3), dtype=np.uint8)

@@ -1,11 +1,12 @@
-"""The fast setting against our own eager float32 and against peers in their own best setting: images per second.
+"""Images per second of `fast=True`, compared with eager float32 and with peers in their best setting.
 
     python benchmarks/fast.py [--arch vit_b16 regnety_16gf] [--batch 8] [--rounds 7] [--device cpu] [--few]
 
-All hold the same random weights and take turns on the same batch at 224 px, round after round. Peers: torchvision and timm in
-the same dtype (bfloat16 where `fast` picks it), channels last for RegNets, compiled with inductor's freezing; OpenVINO with
-that precision as its hint, if it is installed. The peak is that of a large matrix product of that dtype in the same run.
-`--few` times whole calls instead, from a name to results, for a few pictures, where compiling could cost more than it saves.
+All have the same random weights and alternate on the same batch at 224 px. Peers: torchvision and
+timm in the same dtype (bfloat16 where `fast` picks it), channels last for RegNets, compiled with
+Inductor's freezing; OpenVINO with that precision as its hint, if it is installed. The peak is that
+of a large matrix product of that dtype in the same run. `--few` times whole calls instead, from a
+name to results, for a few images, where compiling could cost more than it saves.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from swag_models.inference.acceleration import accelerate, compile_forward, pick
 from swag_models.inference.predict import Classifier
 from swag_models.layouts import translate_layout
 
-FEW = (1, 8, 64)  # pictures
+FEW = (1, 8, 64)  # numbers of images
 
 
 def make_runners(arch: str, x: Tensor, device: str) -> dict[str, Callable[[], Tensor]]:
@@ -134,16 +135,14 @@ def measure(arch: str, batch: int, rounds: int, device: str) -> None:
 
 def measure_few(arch: str, rounds: int, device: str) -> None:
     print(
-        "\n| architecture | pictures | eager float32, s | fast, s | eager / fast |\n|---|---|---|---|---|"
+        "\n| architecture | images | eager float32, s | fast, s | eager / fast |\n|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         model = swag_models.load_model(f"{arch}_in1k_linear", pretrained=False)
         write_state_dict(model.state_dict(), weights)
-        pictures = np.random.default_rng(0).integers(
-            0, 256, (max(FEW), 256, 256, 3), dtype=np.uint8
-        )
-        images = [Image.fromarray(picture) for picture in pictures]
+        pixels = np.random.default_rng(0).integers(0, 256, (max(FEW), 256, 256, 3), dtype=np.uint8)
+        images = [Image.fromarray(array) for array in pixels]
         for count in FEW:
             times: dict[bool, list[float]] = {False: [], True: []}
             for turn in range(rounds + 1):

@@ -1,11 +1,11 @@
-"""Time and memory from a local file to a ready model, against the usual ways.
+"""Time and memory from a local file to a ready model, compared with the usual ways.
 
     python benchmarks/load.py [--arch vit_l16 vit_h14] [--rounds 5]
 
-Every way runs in a process of its own, all ways in turn, round after round, on files with the published keys and shapes that
-lie in the page cache. Time counts from the end of the imports to a model in eval mode, and on to the output for one 224-pixel
-image, by which time every weight has been read; memory is the process's peak by then. The imports are torch's and what the way
-itself needs.
+Each way runs in its own process, alternating, on files with the published keys and shapes that are
+in the page cache. Time runs from the end of the imports to a model in eval mode, and then to the
+output for one 224-pixel image, when every weight has been read; memory is the process's peak. The
+imports are torch and what the way itself needs.
 """
 
 import argparse

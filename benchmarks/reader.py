@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import webdataset as wds
-from embed import make_pictures, seconds
+from embed import make_images, seconds
 from torchvision.transforms import v2
 
 from swag_models.recipe.data.loader import Decode, Loader
@@ -36,7 +36,7 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 
 def make_shards(folder: Path, count: int) -> Path:
     """16 shards of these pictures, each to be seen once in an epoch."""
-    names = [path.stem for path in make_pictures(folder, count)]
+    names = [path.stem for path in make_images(folder, count)]
     table = pa.table({"id": names, "classes": [[0]] * count, "repeat": [1.0] * count})
     pq.write_table(table, folder / "labels.parquet")
     pack(

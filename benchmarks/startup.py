@@ -1,4 +1,4 @@
-"""Seconds to list the catalog, above those of a bare interpreter, and of what users would import instead.
+"""Seconds to list the catalog, compared with a bare interpreter and with importing torch or timm.
 
 python benchmarks/startup.py [--rounds 15]
 """

@@ -1,10 +1,10 @@
-"""Eager float32 images per second of all six architectures, against torchvision and timm.
+"""Eager float32 images per second of all six architectures, compared with torchvision and timm.
 
     python benchmarks/throughput.py [--arch vit_b16 ...] [--rounds 7] [--device cpu]
 
-The three implementations hold the same weights and take turns on the same batch, round after round, as they come and, for
-RegNets, once more with channels-last weights and input. The ratio is that of the medians, with the smallest and the largest of
-any round.
+The three implementations have the same weights and alternate on the same batch, in their default
+memory format and, for RegNets, also with channels-last weights and input. The ratio is that of the
+medians, with the smallest and the largest of any round.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PEERS = {  # architecture -> (torchvision name, timm name, images per batch)
     "regnety_128gf": ("regnet_y_128gf", "regnety_1280", 2),
 }
 LAYOUTS = {  # how each implementation is run -> memory format of its weights and input
-    "as they come": torch.contiguous_format,
+    "default": torch.contiguous_format,
     "channels last": torch.channels_last,
 }
 
@@ -68,7 +68,7 @@ def measure(arch: str, rounds: int, device: str) -> None:
             models[name](images), models["swag_models"](images), rtol=1e-3, atol=1e-3
         )
     layouts = (
-        list(LAYOUTS) if arch.startswith("regnet") else ["as they come"]
+        list(LAYOUTS) if arch.startswith("regnet") else ["default"]
     )  # a ViT has one convolution only
     times: dict[tuple[str, str], list[float]] = {
         (layout, name): [] for layout in layouts for name in models

@@ -29,7 +29,7 @@ from typing import Any
 
 import timm
 import torch
-from embed import make_pictures
+from embed import make_images
 from timm.data import create_dataset, create_loader
 
 from swag_models.models import build
@@ -81,7 +81,7 @@ def make_folder(root: Path, count: int) -> Path:
     """Pictures in a folder for each class."""
     for number in range(NUM_CLASSES):
         (root / f"class{number}").mkdir(parents=True)
-    for number, path in enumerate(make_pictures(root, count, 400, 300)):
+    for number, path in enumerate(make_images(root, count, 400, 300)):
         path.rename(root / f"class{number % NUM_CLASSES}" / path.name)
     return root
 
