@@ -1,6 +1,7 @@
 """Seconds and peak memory of curation, compared with handwritten DuckDB SQL for the same labels.
 
-    python benchmarks/curate.py [--millions 1 10 30] [--rounds 5] [--memory 4GB] [--threads 2] [--wordnet FOLDER]
+    python benchmarks/curate.py [--millions 1 10 30] [--rounds 5] [--memory 4GB] [--threads 2]
+    [--wordnet FOLDER]
 
 Posts with 5 hashtags each, Zipf-distributed over WordNet's nouns, some plurals and half as many
 unknown words, are generated in a temporary folder. Each round curates them in a new process, then

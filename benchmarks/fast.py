@@ -1,6 +1,7 @@
 """Images per second of `fast=True`, compared with eager float32 and with peers in their best setting.
 
-    python benchmarks/fast.py [--arch vit_b16 regnety_16gf] [--batch 8] [--rounds 7] [--device cpu] [--few]
+    python benchmarks/fast.py [--arch vit_b16 regnety_16gf] [--batch 8] [--rounds 7] [--device cpu]
+    [--few]
 
 All have the same random weights and alternate on the same batch at 224 px. Peers: torchvision and
 timm in the same dtype (bfloat16 where `fast` picks it), channels last for RegNets, compiled with

@@ -1,109 +1,122 @@
-"""What the miniature study found, for people: a table, plots, and for each claim of the paper whether it is seen here."""
+"""The report of the miniature study: tables, plots, and whether each claim of the paper is seen."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from swag_models.atomic import atomic_write
+from swag_models.atomic import disk_errors, write_json, write_text
+from swag_models.formatting import markdown_table
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.recipe.training.run_dir import find_versions
 
 Row = Mapping[str, Any]
-INTRODUCTION = """{posts:,} generated posts with hashtags, {things} things, {test} test pictures of each with their true names;
-{seeds} seeds. Top-1 accuracy in percent, the mean over things, as mean ± standard deviation over seeds; guessing gives
-{chance:.1f}. The tail is the rarer half of the things. Made by `python -m studies run` with {versions}."""
-LIMITS = """Three seeds are few, and networks, pictures and runs a millionth of the paper's: what is not seen here may hold
-there, and the other way round."""
+INTRODUCTION = """{posts:,} generated posts with hashtags, {things} things, {test} labelled test
+images of each; {seeds} seeds. Top-1 accuracy in percent, averaged over things, as mean ± standard
+deviation over seeds; chance is {chance:.1f}. The tail is the rarer half of the things. Written by
+`python -m studies run` with {versions}."""
+LIMITS = """Three seeds are few, and networks, images and runs are a millionth of the paper's:
+a claim that is not seen here may hold at that scale, and vice versa."""
+HASHTAG_NOTE = """By hashtags: no true label is used; the most probable of the things' own hashtags
+is the prediction."""
 COLOURS = {"finetune": "tab:blue", "linear": "tab:green", "scratch": "tab:grey"}
 
 
-def write_findings(folder: Path, rows: Sequence[Row], facts: Mapping[str, int]) -> None:
-    """study.md, study.png and results.json.
+def write_study_report(folder: Path, rows: Sequence[Row], facts: Mapping[str, int]) -> None:
+    """Write study.md, study.png and results.json.
 
-    rows: arch, seed, sampling (None from scratch), objective, measure ("hashtags", "finetune" or "linear"), shots, and accuracy
-    in percent over "all" things and over those of the "tail".
+    Args:
+        folder: of the report; created if missing.
+        rows: one for each trained network: arch, seed, sampling (None: from scratch), objective,
+            measure ("hashtags", "finetune" or "linear"), shots, and accuracy in percent, averaged
+            over "all" things and over the "tail".
+        facts: posts, things, test, seeds.
+
+    Raises:
+        OutputError: the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _draw(rows, folder / "study.png")
     versions = find_versions()
-    for name, text in {
-        "results.json": json.dumps({**facts, "versions": versions, "rows": rows}, indent=1) + "\n",
-        "study.md": "\n".join(_write_lines(rows, facts, versions)) + "\n",
-    }.items():
-        with atomic_write(folder / name, unique=True) as to:
-            to.write_text(text, "utf-8")
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        _draw(rows, folder / "study.png")
+        write_json(folder / "results.json", {**facts, "versions": versions, "rows": rows}, indent=1)
+        write_text(folder / "study.md", _write_markdown(rows, facts, versions))
 
 
-def _write_lines(
+def _write_markdown(
     rows: Sequence[Row], facts: Mapping[str, int], versions: Mapping[str, str]
-) -> list[str]:
+) -> str:
+    version_list = ", ".join(f"{name} {version}" for name, version in versions.items())
     archs = sorted({row["arch"] for row in rows})
     shots = sorted({row["shots"] for row in rows if row["shots"]})
-    made = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [
+    parts = [
         "# The miniature study",
-        "",
-        INTRODUCTION.format(**facts, chance=100 / facts["things"], versions=made),
-        "",
+        INTRODUCTION.format(**facts, chance=100 / facts["things"], versions=version_list),
         "![accuracy over labels, and of samplings and objectives](study.png)",
-        "",
         "## With and without pre-training",
-        "",
-        f"| network | begins with | trained | {' | '.join(f'{count} labels each' for count in shots)} |",
-        f"|---|---|---|{'---|' * len(shots)}",
-    ]
-    for arch in archs:
-        for measure, start in (("finetune", "sqrt"), ("linear", "sqrt"), ("finetune", None)):
-            cells = [
-                _write(_collect(rows, arch, start, "softmax", measure, count)) for count in shots
-            ]
-            begins = "hashtags" if start else "random weights"
-            trained = "everything" if measure == "finetune" else "linear classifier"
-            lines.append(f"| {arch} | {begins} | {trained} | {' | '.join(cells)} |")
-    lines += [
-        "",
+        _tabulate_pretraining(rows, archs, shots),
         "## Sampling and objective",
-        "",
-        "By hashtags: no true label is used; the most probable of the things' own hashtags is the answer.",
-        "",
-        f"| network | sampling | objective | by hashtags | tail | linear, {shots[-1]} labels | tail |",
-        "|---|---|---|---|---|---|---|",
+        HASHTAG_NOTE,
+        _tabulate_samplings(rows, shots),
+        "## Claims of the paper",
+        "\n".join(_judge_claims(rows, archs, shots)),
+        LIMITS,
     ]
-    for arch, sampling, objective in dict.fromkeys(
-        (row["arch"], row["sampling"], row["objective"]) for row in rows
-    ):
-        if sampling:
-            cells = [
-                _write(_collect(rows, arch, sampling, objective, measure, count, part))
-                for measure, count in (("hashtags", 0), ("linear", shots[-1]))
-                for part in ("all", "tail")
-            ]
-            lines.append(f"| {arch} | {sampling} | {objective} | {' | '.join(cells)} |")
-    lines += ["", "## What of the paper is seen here", ""]
+    return "\n\n".join(parts) + "\n"
+
+
+def _tabulate_pretraining(rows: Sequence[Row], archs: Sequence[str], shots: Sequence[int]) -> str:
+    header = ["network", "initial weights", "trained", *(f"{count} labels each" for count in shots)]
+    table = []
     for arch in archs:
-        for count in shots:
-            lines.append(
-                _judge(
-                    f"{arch}: with {count} labels of each thing, pre-training beats random weights",
-                    _collect(rows, arch, "sqrt", "softmax", "finetune", count),
-                    _collect(rows, arch, None, "softmax", "finetune", count),
-                )
-            )
+        for measure, sampling in (("finetune", "sqrt"), ("linear", "sqrt"), ("finetune", None)):
+            cells = [
+                _write(_collect(rows, arch, sampling, "softmax", measure, count)) for count in shots
+            ]
+            initial = "hashtags" if sampling else "random"
+            trained = "everything" if measure == "finetune" else "linear classifier"
+            table.append([arch, initial, trained, *cells])
+    return markdown_table(header, table)
+
+
+def _tabulate_samplings(rows: Sequence[Row], shots: Sequence[int]) -> str:
+    most = shots[-1]
+    header = ["network", "sampling", "objective", "by hashtags", "tail"]
+    header += [f"linear, {most} labels", "tail"]
+    table = []
+    for arch, sampling, objective in _list_pretrained(rows):
+        cells = [
+            _write(_collect(rows, arch, sampling, objective, measure, count, part))
+            for measure, count in (("hashtags", 0), ("linear", most))
+            for part in ("all", "tail")
+        ]
+        table.append([arch, sampling, objective, *cells])
+    return markdown_table(header, table)
+
+
+def _judge_claims(rows: Sequence[Row], archs: Sequence[str], shots: Sequence[int]) -> list[str]:
+    lines = [
+        _judge(
+            f"{arch}: with {count} labels of each thing, pre-training beats random weights",
+            _collect(rows, arch, "sqrt", "softmax", "finetune", count),
+            _collect(rows, arch, None, "softmax", "finetune", count),
+        )
+        for arch in archs
+        for count in shots
+    ]
     measures = (("hashtags", 0, "by hashtags"), ("linear", shots[-1], "with a linear classifier"))
     for arch in archs:
         for measure, count, name in measures:
-            for other in ("natural", "uniform"):
-                lines.append(
-                    _judge(
-                        f"{arch}: square-root sampling beats {other} sampling in the tail, {name}",
-                        _collect(rows, arch, "sqrt", "softmax", measure, count, "tail"),
-                        _collect(rows, arch, other, "softmax", measure, count, "tail"),
-                    )
+            lines += [
+                _judge(
+                    f"{arch}: square-root sampling beats {sampling} sampling in the tail, {name}",
+                    _collect(rows, arch, "sqrt", "softmax", measure, count, "tail"),
+                    _collect(rows, arch, sampling, "softmax", measure, count, "tail"),
                 )
+                for sampling in ("natural", "uniform")
+            ]
             lines.append(
                 _judge(
                     f"{arch}: 1/K softmax beats a sigmoid per hashtag, {name}",
@@ -111,7 +124,13 @@ def _write_lines(
                     _collect(rows, arch, "sqrt", "sigmoid", measure, count),
                 )
             )
-    return [*lines, "", LIMITS]
+    return lines
+
+
+def _list_pretrained(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """(arch, sampling, objective) of every pre-trained network, in order."""
+    keys = dict.fromkeys((row["arch"], row["sampling"], row["objective"]) for row in rows)
+    return [key for key in keys if key[1]]
 
 
 def _collect(
@@ -123,33 +142,31 @@ def _collect(
     shots: int,
     part: str = "all",
 ) -> list[float]:
-    """A figure of every seed, by seed."""
+    """The accuracy of every seed, ordered by seed."""
     wanted = (arch, sampling, objective, measure, shots)
-    found = [
-        row
-        for row in rows
-        if tuple(row[name] for name in ("arch", "sampling", "objective", "measure", "shots"))
-        == wanted
-    ]
-    return [row[part] for row in sorted(found, key=lambda row: row["seed"])]
+    names = ("arch", "sampling", "objective", "measure", "shots")
+    matching = [row for row in rows if tuple(row[name] for name in names) == wanted]
+    return [row[part] for row in sorted(matching, key=lambda row: row["seed"])]
 
 
 def _write(values: Sequence[float]) -> str:
-    return (
-        f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}"
-    )
+    return f"{statistics.mean(values):.1f} ± {_deviation(values):.1f}"
 
 
-def _judge(claim: str, these: Sequence[float], others: Sequence[float]) -> str:
-    """Whether the first are larger with every seed, or on the mean, or not."""
-    gains = [this - other for this, other in zip(these, others, strict=True)]
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _judge(claim: str, values: Sequence[float], baseline: Sequence[float]) -> str:
+    """Whether the values are larger than the baseline with every seed, on average, or not."""
+    gains = [value - base for value, base in zip(values, baseline, strict=True)]
     if min(gains) > 0:
         verdict = "**seen**, with every seed"
     elif statistics.mean(gains) > 0:
-        verdict = "**not clear**: on the mean, not with every seed"
+        verdict = "**not clear**: on average, but not with every seed"
     else:
         verdict = "**not seen**"
-    return f"- {claim}: {verdict} ({_write(these)} against {_write(others)})."
+    return f"- {claim}: {verdict} ({_write(values)} against {_write(baseline)})."
 
 
 def _draw(rows: Sequence[Row], path: Path) -> None:
@@ -165,7 +182,7 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         ):
             series = [_collect(rows, arch, start, "softmax", measure, count) for count in shots]
             means = [statistics.mean(values) for values in series]
-            spread = [statistics.stdev(values) if len(values) > 1 else 0 for values in series]
+            spread = list(map(_deviation, series))
             axes.errorbar(
                 shots,
                 means,
@@ -186,18 +203,14 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
-    kinds = [
-        key
-        for key in dict.fromkeys((row["arch"], row["sampling"], row["objective"]) for row in rows)
-        if key[1]
-    ]
+    kinds = _list_pretrained(rows)
     for shift, part in ((-0.2, "all"), (0.2, "tail")):
         series = [_collect(rows, *key, "hashtags", 0, part) for key in kinds]
         right.bar(
-            [place + shift for place in range(len(kinds))],
+            [position + shift for position in range(len(kinds))],
             [statistics.mean(values) for values in series],
             0.38,
-            yerr=[statistics.stdev(values) if len(values) > 1 else 0 for values in series],
+            yerr=list(map(_deviation, series)),
             capsize=3,
             label={"all": "all things", "tail": "tail"}[part],
         )

@@ -1,7 +1,8 @@
 """Run the numerical tests under each instruction set of this CPU, thread count and environment: python tests/matrix.py
 
-Kernels differ between instruction sets, and users start Python from shells that ignore SIGINT, without HOME, in other time
-zones and locales. Arguments are passed on to pytest. Exit code 1 if any run failed.
+Kernels differ between instruction sets, and users start Python from shells that ignore SIGINT,
+without HOME, in other time zones and locales. Arguments are passed on to pytest. Exit code 1 if any
+run failed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,13 @@
-"""A small world of generated pictures with hashtags as people write them, for the demo, the tests and the miniature study.
+"""Generated images with hashtags as people write them, for the demo, the tests and the study.
 
-things.py says what there is and what it is called, shapes.py and drawings.py how it looks; painter.py paints, scene.py decides
-what is in each picture, captions.py and posts.py word what is said of it; gallery.py writes the folder, sheet.py shows it.
-wordnet/ is the part of WordNet 3.0 about these things.
+things    the 32 things, their names and synsets
+shapes    polygons and lines; drawings: the shapes of each thing
+painter   drawings -> pixels
+scene     which things an image shows, from seed and number alone
+captions  captions with true, wrong and empty hashtags; posts: the rows of the files
+gallery   the folder of images and files
+sheet     the contact sheet docs/scenes.png
+wordnet/  an excerpt of WordNet 3.0 about these things
 """
 
 from studies.scenes.gallery import ScenesSummary, write_scenes

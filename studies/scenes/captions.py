@@ -1,4 +1,4 @@
-"""Captions as people write them: hashtags that are true, in many spellings, among others that are wrong or say nothing."""
+"""Captions as people write them: true hashtags in many spellings, among wrong and empty ones."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ from typing import NamedTuple
 from studies.scenes.scene import Scene
 from studies.scenes.things import BY_NAME, NAMES, Thing
 
-SILENT = 0.08  # of the posts have no hashtag of what they show
-UNSEEN = 0.3  # of the second things have none
-WRONG = 0.07  # of the posts have one of something else
-BROADER = 0.1  # of the posts have a hypernym
-MOST = 6  # hashtags that say nothing; each number from none to so many is as frequent
+# Fractions of the posts:
+NO_TRUE_HASHTAG = 0.08
+NO_SECOND_HASHTAG = 0.3  # of the posts with two things: no hashtag for the second
+WRONG_HASHTAG = 0.07  # of a thing that is not in the image
+HYPERNYM = 0.1
+MAX_EMPTY = 6  # hashtags that do not describe the image: 0 to this many, all numbers equally likely
 FORMS = {"plain": 0.55, "plural": 0.16, "foreign": 0.12, "adjective": 0.12, "misspelt": 0.05}
 
-# The most frequent first. WordNet knows some of them, so not all that match a noun are in the picture.
+# The most frequent first. Some are nouns of WordNet, so not every hashtag that matches a noun is
+# true.
 _EMPTY = """
-love instagood photooftheday photography nofilter beautiful picoftheday happy art nature summer instadaily cute travel
-followme weekend tbt morning like4like awesome fun sky home flickr canon nikon music wow bestoftheday garden
+love instagood photooftheday photography nofilter beautiful picoftheday happy art nature summer instadaily
+cute
+travel followme weekend tbt morning like4like awesome fun sky home flickr canon nikon
+music wow bestoftheday garden
 """
 EMPTY = _EMPTY.split()
-ADJECTIVES = (
-    "My",
-    "Our",
-    "Lovely",
-    "Tiny",
-    "Vintage",
-)  # with no thing's name do they make a word that WordNet knows
+# Together with the name of a thing, none of these is a word of WordNet.
+ADJECTIVES = ("My", "Our", "Lovely", "Tiny", "Vintage")
 PLURALS = {"cactus": "cacti", "scissors": "scissors", "pair_of_scissors": "pair_of_scissors"}
-# What stands before the hashtags; some of it only looks like one.
+# Text before the hashtags; some of it only looks like a hashtag.
 TEXTS = (
     "",
     "",
@@ -47,7 +46,7 @@ TEXTS = (
 
 
 class Caption(NamedTuple):
-    """The text, the hashtags in it in their order, and those things among them that are not in the picture."""
+    """A caption, its hashtags in order, and the things among them that are not in the image."""
 
     text: str
     hashtags: tuple[str, ...]
@@ -55,29 +54,39 @@ class Caption(NamedTuple):
 
 
 def write_caption(rng: random.Random, scene: Scene, weights: Sequence[float]) -> Caption:
-    """A caption for a scene; `weights` says how often each thing is taken for one that is not there."""
+    """Write a caption for a scene.
+
+    Args:
+        rng: source of all randomness.
+        scene: what the image shows.
+        weights: relative frequency of each thing of `NAMES` as a wrong hashtag.
+    """
     tags: list[str] = []
-    if rng.random() >= SILENT:
+    if rng.random() >= NO_TRUE_HASHTAG:
         for name in scene.things:
-            if name == scene.things[0] or rng.random() >= UNSEEN:
-                tags += [_spell(rng, BY_NAME[name]) for _ in range(rng.choice((1, 1, 1, 2, 2, 3)))]
+            if name == scene.things[0] or rng.random() >= NO_SECOND_HASHTAG:
+                tags += [
+                    _write_hashtag(rng, BY_NAME[name])
+                    for _ in range(rng.choice((1, 1, 1, 2, 2, 3)))
+                ]
         broader = [word for name in scene.things for word in BY_NAME[name].broader.split()]
-        if broader and rng.random() < BROADER:
+        if broader and rng.random() < HYPERNYM:
             tags.append(_style(rng, _choose(rng, broader)))
     wrong = []
-    if rng.random() < WRONG:
+    if rng.random() < WRONG_HASHTAG:
         wrong = [name for name in rng.choices(NAMES, weights, k=1) if name not in scene.things]
-    tags += wrong + [_choose(rng, EMPTY) for _ in range(rng.randint(0, MOST))]
+    tags += wrong + [_choose(rng, EMPTY) for _ in range(rng.randint(0, MAX_EMPTY))]
     rng.shuffle(tags)
     tags = list(dict.fromkeys(tags))
-    marks = [rng.choice("#＃") if ord(tag[0]) > 0x3000 else "#" for tag in tags]  # noqa: RUF001 (full-width, beside such words)
-    between = rng.choice((" ", " ", " ", ", ", ""))
-    written = between.join(mark + tag for mark, tag in zip(marks, tags, strict=True))
-    return Caption(f"{rng.choice(TEXTS)} {written}".strip(), tuple(tags), tuple(wrong))
+    # The full-width mark is used beside Chinese and Japanese words.
+    marks = [rng.choice("#＃") if ord(tag[0]) > 0x3000 else "#" for tag in tags]  # noqa: RUF001
+    separator = rng.choice((" ", " ", " ", ", ", ""))
+    hashtags = separator.join(mark + tag for mark, tag in zip(marks, tags, strict=True))
+    return Caption(f"{rng.choice(TEXTS)} {hashtags}".strip(), tuple(tags), tuple(wrong))
 
 
-def _spell(rng: random.Random, thing: Thing) -> str:
-    """A hashtag for a thing, in one of the forms."""
+def _write_hashtag(rng: random.Random, thing: Thing) -> str:
+    """A hashtag for a thing in a random form of `FORMS`."""
     word = _choose(rng, thing.words())
     form = rng.choices(list(FORMS), list(FORMS.values()))[0]
     if form == "foreign":
@@ -86,14 +95,14 @@ def _spell(rng: random.Random, thing: Thing) -> str:
         return rng.choice(ADJECTIVES) + _join(word, str.title)
     if form == "plural":
         return _style(rng, pluralise(word))
-    if form == "misspelt" and len(word) > 5:  # too few letters could make another word
+    if form == "misspelt" and len(word) > 5:  # in a short word this could give another word
         at = rng.randrange(1, len(word) - 2)
         word = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     return _style(rng, word)
 
 
 def _style(rng: random.Random, lemma: str) -> str:
-    """A lemma as one hashtag: brownbear, BrownBear, brown_bear or BROWNBEAR."""
+    """A lemma as a hashtag: brownbear, BrownBear, brown_bear or BROWNBEAR."""
     style = rng.choices(("lower", "camel", "snake", "upper"), (12, 4, 2, 1))[0]
     if style == "snake":
         return lemma
@@ -105,7 +114,7 @@ def _join(lemma: str, change: Callable[[str], str]) -> str:
 
 
 def pluralise(lemma: str) -> str:
-    """The plural of an English noun of this world."""
+    """The English plural of one of these nouns."""
     if lemma in PLURALS:
         return PLURALS[lemma]
     if lemma.endswith("y") and lemma[-2] not in "aeiou":
@@ -114,5 +123,5 @@ def pluralise(lemma: str) -> str:
 
 
 def _choose(rng: random.Random, words: Sequence[str]) -> str:
-    """One of the words, the k-th 1 / k times as often as the first."""
+    """One of the words; the k-th is 1 / k times as likely as the first (Zipf's law)."""
     return rng.choices(words, [1 / rank for rank in range(1, len(words) + 1)])[0]

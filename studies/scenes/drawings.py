@@ -1,6 +1,6 @@
-"""How each thing is drawn: parts, painted one over the other.
+"""The drawing of each thing: parts, painted one over the other.
 
-Colours are not set here, only which parts share one: a thing is known by its shape, whatever colours it has.
+Parts have tones, not colours: a thing is recognised by its shape, whatever its colours.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The folder of generated scenes.
+"""Writes the folder of generated scenes.
 
-It holds
-  images/<two digits>/<id>.jpg    the pictures of the posts
-  posts.jsonl                     id, url, path, caption, license, group: all that a recipe may use
-  truth.jsonl                     id, things, hashtags, wrong, repost_of: for analysis, never for training
-  held_out/<thing>/<id>.jpg       pictures to test on, as many of each thing
-  held_out.jsonl                  id, path, thing, synset, group
-  wordnet/                        nouns of WordNet 3.0 about these things
-  scenes.json                     the arguments, the things, and which of them were planted in which group
-It is made as `<folder>.work` and gets its name when it is complete.
+images/<two digits>/<id>.jpg    the images of the posts
+posts.jsonl                     id, url, path, caption, license, group: what a recipe may use
+truth.jsonl                     id, things, hashtags, wrong, repost_of: for analysis only
+held_out/<thing>/<id>.jpg       images to test on, the same number of each thing
+held_out.jsonl                  id, path, thing, synset, group
+wordnet/                        nouns of WordNet 3.0 about these things
+scenes.json                     the arguments, the things, and the things planted in each group
+
+The folder is written as `<folder>.work` and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from studies.scenes.posts import SceneImage, make_held_out, make_post
 from studies.scenes.scene import Scene, encode
-from studies.scenes.things import CLUBS, MORE, PLANTED, THINGS
-from swag_models.atomic import atomic_write, disk_errors
+from studies.scenes.things import CLUBS, PLANTED, PLANTED_RATIO, THINGS
+from swag_models.atomic import WorkFolder, atomic_write, disk_errors
 from swag_models.errors import ConfigError
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.runtime import count_cpus
 
-VERSION = 2  # of the pictures and captions: the same arguments give the same folder
+VERSION = 2  # of images and captions: the same version and arguments give the same folder
 RANGES = {
     "posts": (1, math.inf),
     "held_out": (0, math.inf),
@@ -43,17 +42,18 @@ RANGES = {
     "seed": (0, math.inf),
     "processes": (1, math.inf),
 }
-TASK = 2**17  # pixels a process paints before it reports: within a tenth of a second
+PIXELS_PER_TASK = 2**17  # painted in a tenth of a second, so that progress is reported often
+RECORD = "scenes.json"
 WORDNET = Path(__file__).parent / "wordnet"
 
 
 class ScenesSummary(NamedTuple):
-    """Where the scenes are, how many, and whether they were there before."""
+    """Folder, numbers of images, and whether an earlier run had completed them."""
 
     path: Path
     posts: int
     held_out: int
-    old: bool
+    existed: bool
 
 
 def write_scenes(
@@ -66,107 +66,87 @@ def write_scenes(
     processes: int | None = None,
     progress: bool = True,
 ) -> ScenesSummary:
-    """Write a folder of scenes, or continue what an earlier run began.
+    """Write a folder of scenes, or resume an earlier run. A complete folder is left as it is.
 
-    The same arguments give the same bytes, with one version of Pillow and NumPy.
+    The same arguments give the same bytes, with the same versions of Pillow and NumPy.
 
-    posts: pictures with captions, of things and hashtags as frequent as Zipf's law says. held_out: pictures with true labels,
-    all things equally often. image_size: pixels, each way. processes: as many as there are cores by default; they change
-    nothing, but start the program anew, so a script calls this under `if __name__ == "__main__":`.
-    A folder that is complete is left alone. ConfigError for other arguments than those it was made with, or a foreign folder;
-    OutputError if it cannot be written.
+    Args:
+        folder: to create. posts: number of images with captions; things and hashtags follow Zipf's
+        law. held_out: number of images with true labels; all things are equally frequent.
+        image_size: pixels of each side. seed: of all randomness. processes: number of processes
+        that paint, by default one per CPU. The result does not depend on
+            it. They are spawned, so a script needs `if __name__ == "__main__":`.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: an argument is out of range, or the folder holds something else.
+        OutputError: the folder cannot be written.
     """
     folder, processes = Path(folder), count_cpus() if processes is None else processes
     job = {"posts": posts, "held_out": held_out, "image_size": image_size, "seed": seed}
     _check(folder, {**job, "processes": processes})
     job["version"] = VERSION
-    if _is_done(folder, job):
-        return ScenesSummary(folder, posts, held_out, True)
+    if _is_complete(folder, job):
+        return ScenesSummary(folder, posts, held_out, existed=True)
     if not folder.absolute().parent.is_dir():
         raise ConfigError(
-            f"{folder.absolute().parent} is no folder; make it, or choose another one for {folder.name}"
+            f"{folder.absolute().parent} is not a folder; create it, or choose another one for "
+            f"{folder.name}"
         )
     work = folder.with_name(f"{folder.name}.work")
-    with disk_errors(folder), _hold(work, job):
-        pictures = [make_post(seed, number) for number in range(posts)]
-        labelled = [make_held_out(seed, number) for number in range(held_out)]
+    description = {**job, **_describe_world()}
+    with (
+        disk_errors(folder, resumable=True),
+        WorkFolder(work, description, output=folder, record=RECORD),
+    ):
+        post_images = [make_post(seed, number) for number in range(posts)]
+        test_images = [make_held_out(seed, number) for number in range(held_out)]
         with tqdm(
-            total=posts + held_out, unit=" pictures", disable=not progress, smoothing=0.1
+            total=posts + held_out, unit=" images", disable=not progress, smoothing=0.1
         ) as bar:
-            _write_pictures(work, [*pictures, *labelled], image_size, processes, bar)
-        _write_lines(work / "posts.jsonl", (picture.row for picture in pictures))
-        _write_lines(work / "truth.jsonl", (picture.truth for picture in pictures))
-        _write_lines(work / "held_out.jsonl", (picture.row for picture in labelled))
+            _write_images(work, [*post_images, *test_images], image_size, processes, bar)
+        _write_lines(work / "posts.jsonl", (image.row for image in post_images))
+        _write_lines(work / "truth.jsonl", (image.truth for image in post_images))
+        _write_lines(work / "held_out.jsonl", (image.row for image in test_images))
         shutil.copytree(WORDNET, work / "wordnet", dirs_exist_ok=True)
-        (work / "lock").unlink()
+        (work / ".lock").unlink()
         os.replace(work, folder)
-    return ScenesSummary(folder, posts, held_out, False)
+    return ScenesSummary(folder, posts, held_out, existed=False)
 
 
 def _check(folder: Path, arguments: dict[str, int]) -> None:
-    """ConfigError for an argument out of range, or a folder that cannot get its name at the end."""
+    """ConfigError for an argument out of range, or a folder without a name."""
     for name, value in arguments.items():
-        least, most = RANGES[name]
-        if not least <= value <= most:
-            raise ConfigError(
-                f"{name} is {value}; it is {least} {'or more' if most == math.inf else f'to {most} pixels'}"
-            )
+        low, high = RANGES[name]
+        if not low <= value <= high:
+            limit = "or more" if high == math.inf else f"to {high} pixels"
+            raise ConfigError(f"{name} is {value}; allowed: {low} {limit}")
     if folder.name in ("", ".."):
-        raise ConfigError(
-            f"{folder} is no name for a new folder; give it one, such as {folder / 'scenes'}"
-        )
+        raise ConfigError(f"{folder} has no name; give a new folder, such as {folder / 'scenes'}")
 
 
-def _is_done(folder: Path, job: dict[str, int]) -> bool:
-    """Whether these scenes are there already; ConfigError if something else is."""
+def _is_complete(folder: Path, job: dict[str, int]) -> bool:
+    """Whether the folder holds these scenes; ConfigError if it holds something else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    if not (folder / "scenes.json").is_file():
+    if not (folder / RECORD).is_file():
         raise ConfigError(f"{folder} exists and holds no scenes; choose another name")
-    _compare(folder, job)
-    return True
-
-
-def _compare(folder: Path, job: dict[str, int]) -> None:
-    """ConfigError if the folder was begun with other arguments."""
     try:
-        found = dict(json.loads((folder / "scenes.json").read_text(encoding="utf-8")))
+        stored = dict(json.loads((folder / RECORD).read_text("utf-8")))
     except (ValueError, TypeError):
         raise ConfigError(
-            f"{folder / 'scenes.json'} is broken; delete {folder} or choose another name"
+            f"{folder / RECORD} is damaged; delete {folder} or choose another name"
         ) from None
-    if differing := [
-        f"{name} {found.get(name)}, not {value}"
+    differences = [
+        f"{name} {stored.get(name)}, not {value}"
         for name, value in job.items()
-        if found.get(name) != value
-    ]:
+        if stored.get(name) != value
+    ]
+    if differences:
         raise ConfigError(
-            f"{folder} holds scenes with {', '.join(differing)}; delete it or choose another name"
+            f"{folder} holds scenes with {', '.join(differences)}; delete it or choose another name"
         )
-
-
-@contextmanager
-def _hold(work: Path, job: dict[str, int]) -> Iterator[None]:
-    """The folder of work under way, for one process at a time, with its description; ConfigError if it is of another job."""
-    work.mkdir(exist_ok=True)
-    lock = FileLock(work / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(
-            f"another process is writing {work}; wait for it, or choose another name"
-        ) from None
-    try:
-        if (work / "scenes.json").exists():
-            _compare(work, job)
-        with atomic_write(work / "scenes.json") as to:
-            to.write_text(
-                json.dumps({**job, **_describe_world()}, indent=1, ensure_ascii=False) + "\n",
-                encoding="utf-8",
-            )
-        yield
-    finally:
-        lock.release()
+    return True
 
 
 def _describe_world() -> dict[str, Any]:
@@ -181,40 +161,40 @@ def _describe_world() -> dict[str, Any]:
         }
         for thing in THINGS
     ]
-    return {"groups": list(CLUBS), "planted_ratio": MORE, "things": things}
+    return {"groups": list(CLUBS), "planted_ratio": PLANTED_RATIO, "things": things}
 
 
-def _write_pictures(
-    work: Path, pictures: Sequence[SceneImage], image_size: int, processes: int, bar: Any
+def _write_images(
+    work: Path, images: Sequence[SceneImage], image_size: int, processes: int, bar: Any
 ) -> None:
-    """Paint those that are not there yet; only this process writes, so that whoever kills it stops everything."""
-    missing = [picture for picture in pictures if not (work / picture.path).exists()]
-    bar.update(len(pictures) - len(missing))
-    for folder in {(work / picture.path).parent for picture in missing}:
+    """Paint the missing images. Only this process writes, so killing it stops all writing."""
+    missing = [image for image in images if not (work / image.path).exists()]
+    bar.update(len(images) - len(missing))
+    for folder in {(work / image.path).parent for image in missing}:
         folder.mkdir(parents=True, exist_ok=True)
-    with closing(_paint([picture.scene for picture in missing], image_size, processes)) as painted:
-        for picture, data in zip(missing, painted, strict=True):
-            path = work / picture.path
-            with atomic_write(path) as to:
-                to.write_bytes(data)
+    with closing(_paint([image.scene for image in missing], image_size, processes)) as jpegs:
+        for image, jpeg in zip(missing, jpegs, strict=True):
+            with atomic_write(work / image.path) as temporary:
+                temporary.write_bytes(jpeg)
             bar.update()
 
 
 def _paint(
     scenes: Sequence[Scene], image_size: int, processes: int
 ) -> Generator[bytes, None, None]:
-    """The scenes as JPEG files, in their order; closed early, it ends its processes."""
-    chunk = max(1, TASK // image_size**2)
+    """Yield the scenes as JPEG files, in order. Closing the generator ends its processes."""
+    chunk = max(1, PIXELS_PER_TASK // image_size**2)
     count = min(processes, -(-len(scenes) // chunk))
     encode_one = partial(encode, image_size=image_size)
     if count <= 1:
         yield from map(encode_one, scenes)
         return
     with open_pool(count) as pool:
-        # The pool's own `map` would cancel what waits when it is closed, and break where processes are ended at once.
+        # Executor.map would cancel waiting tasks when it is closed, and fail where processes are
+        # terminated at once.
         futures = deque(
-            pool.submit(_encode_all, encode_one, scenes[at : at + chunk])
-            for at in range(0, len(scenes), chunk)
+            pool.submit(_encode_all, encode_one, scenes[start : start + chunk])
+            for start in range(0, len(scenes), chunk)
         )
         while futures:
             yield from futures.popleft().result()

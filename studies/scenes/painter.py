@@ -1,6 +1,7 @@
-"""Painting by numbers: shapes are drawn as numbers on one sheet, then every number gets two colours that a texture mixes.
+"""Drawings -> pixels: shapes are palette indices, and a texture mixes two colours per index.
 
-Axes: s pixels of the sheet's side, which is OVER times the picture's; H W pixels of the picture, 3 colour channels.
+Axes: s is the side of the canvas in pixels, OVERSAMPLING times the image's; H and W are the
+image's.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from studies.scenes.things import BY_NAME
 Array = np.ndarray[Any, Any]
 Colour = tuple[float, float, float]  # red, green, blue from 0 to 255
 
-OVER = 3  # pixels of the sheet per pixel of the picture, each way
+OVERSAMPLING = 3  # canvas pixels per image pixel, in each direction
 TEXTURES = ("plain", "stripes", "checks", "dots", "speckle")
 GROUNDS = (*TEXTURES, "gradient", "gradient", "clouds", "clouds", "tiles")
-CELLS = {"speckle": (48, 64), "clouds": (3, 5, 9), "tiles": (4, 7, 10)}  # across, of what is random
-HABIT = 0.75  # of all things have the colours that their kind usually has
-HUES = {  # hue, saturation and value, each from and to
+# Cells across of the random textures.
+CELLS = {"speckle": (48, 64), "clouds": (3, 5, 9), "tiles": (4, 7, 10)}
+USUAL_COLOURS = 0.75  # fraction of the things that have their usual colours
+HUES = {  # ranges of hue, saturation and value
     "red": ((-0.03, 0.03), (0.7, 1), (0.6, 1)),
     "orange": ((0.05, 0.1), (0.7, 1), (0.75, 1)),
     "yellow": ((0.13, 0.17), (0.6, 1), (0.8, 1)),
@@ -39,27 +41,35 @@ HUES = {  # hue, saturation and value, each from and to
     "grey": ((0, 1), (0, 0.1), (0.4, 0.7)),
     "black": ((0, 1), (0, 0.3), (0.05, 0.2)),
 }
-TONES = {
-    "a": (1.12, 1.0, 0.88),
-    "b": (0.88, 1.0, 1.12),
-}  # the one club prints warm, the other cold: that is how they show
+# One club's images are warm, the other's are cold: this makes the clubs visible to a model.
+TONES = {"a": (1.12, 1.0, 0.88), "b": (0.88, 1.0, 1.12)}
 
 
 def paint(rng: random.Random, things: Iterable[str], club: str, image_size: int) -> Image.Image:
-    """A picture of one or two things before a background, with clutter and distractors; RGB, image_size by image_size."""
-    side = OVER * image_size
+    """Paint one or two things on a background with clutter.
+
+    Args:
+        rng: source of all randomness.
+        things: names of `NAMES`.
+        club: "a" or "b"; sets the tone.
+        image_size: pixels of each side.
+
+    Returns:
+        An RGB image of image_size x image_size pixels.
+    """
+    side = OVERSAMPLING * image_size
     ground = _colour(rng)
-    sheet = _Sheet(side)
-    sheet.add(ground, _mix(ground, _colour(rng), rng.uniform(0.1, 0.6)))
-    _scatter(rng, sheet, rng.choice((0, 0, 1, 2, 5)), 0.03, 0.25)
+    canvas = _Canvas(side)
+    canvas.add(ground, _mix(ground, _colour(rng), rng.uniform(0.1, 0.6)))
+    _scatter(rng, canvas, rng.choice((0, 0, 1, 2, 5)), 0.03, 0.25)
     things = list(things)
     for thing, (x, y, size) in zip(things, _place(rng, len(things)), strict=True):
-        _draw(rng, sheet, thing, ground, x, y, size)
-    _scatter(rng, sheet, rng.choice((0, 1, 2, 3)), 0.03, 0.09)
-    picture = sheet.fill(
+        _draw(rng, canvas, thing, ground, x, y, size)
+    _scatter(rng, canvas, rng.choice((0, 1, 2, 3)), 0.03, 0.09)
+    image = canvas.fill(
         _texture(rng, rng.choice(GROUNDS), side), _texture(rng, rng.choice(TEXTURES), side)
     )
-    reduced = np.asarray(picture.reduce(OVER), np.float32)  # s s 3 -> H W 3
+    reduced = np.asarray(image.reduce(OVERSAMPLING), np.float32)  # s s 3 -> H W 3
     noise = np.random.default_rng(rng.getrandbits(64)).standard_normal(reduced.shape, np.float32)
     exposed = reduced * rng.uniform(0.75, 1.15) * np.array(
         TONES[club], np.float32
@@ -67,22 +77,22 @@ def paint(rng: random.Random, things: Iterable[str], club: str, image_size: int)
     return Image.fromarray(exposed.clip(0, 255).astype(np.uint8))
 
 
-class _Sheet:
-    """Where numbers are drawn; the first, 0, is the background. Coordinates and lengths are shares of the side."""
+class _Canvas:
+    """A canvas of palette indices; index 0 is the background. Lengths are fractions of the side."""
 
     def __init__(self, side: int) -> None:
         self.side = side
-        self._numbers = Image.new("P", (side, side))
-        self._draw = ImageDraw.Draw(self._numbers)
+        self._indices = Image.new("P", (side, side))
+        self._draw = ImageDraw.Draw(self._indices)
         self._colours: list[tuple[Colour, Colour]] = []
 
     def add(self, one: Colour, other: Colour) -> int:
-        """A new number, for two colours between which the texture goes."""
+        """A new index, for the two colours that the texture mixes."""
         self._colours.append((one, other))
         return len(self._colours) - 1
 
     def shade(self, colour: Colour, strength: float = 0.0) -> int:
-        """A new number, for a colour that the texture makes lighter and darker."""
+        """A new index, for a colour that the texture makes lighter and darker by `strength`."""
         red, green, blue = colour
         one, other = ((red + by, green + by, blue + by) for by in (strength, -strength))
         return self.add(one, other)
@@ -94,7 +104,7 @@ class _Sheet:
         width: float = 0.0,
         edge: int | None = None,
     ) -> None:
-        """A polygon, with an edge if it has a number, or a line if it has a width."""
+        """Draw a polygon, with an edge of index `edge` if given, or a line if `width` is given."""
         scaled = [(x * self.side, y * self.side) for x, y in points]
         if width:
             self._draw.line(scaled, number, max(1, round(width * self.side)), joint="curve")
@@ -102,21 +112,21 @@ class _Sheet:
             self._draw.polygon(scaled, number, edge, max(1, self.side // 96))
 
     def fill(self, ground: Image.Image, texture: Image.Image) -> Image.Image:
-        """The sheet in colour; of the textures, masks of its size, the first is for the background."""
-        blend = Image.composite(texture, ground, self._numbers.point([0] + 255 * [255], "L"))
+        """The canvas in colour; `ground` masks the background, `texture` the rest."""
+        blend = Image.composite(texture, ground, self._indices.point([0] + 255 * [255], "L"))
         one, other = (self._colour(which) for which in (0, 1))
         return Image.composite(one, other, blend)
 
     def _colour(self, which: int) -> Image.Image:
-        """The sheet in the first or second colour of each number."""
-        self._numbers.putpalette(
+        """The canvas with the first or second colour of each index."""
+        self._indices.putpalette(
             [round(min(max(v, 0), 255)) for pair in self._colours for v in pair[which]]
         )
-        return self._numbers.convert("RGB")
+        return self._indices.convert("RGB")
 
 
 def _place(rng: random.Random, count: int) -> list[tuple[float, float, float]]:
-    """Centre and half the size of each thing, in shares of the side: one anywhere, two on different sides."""
+    """Centre and half size of each thing, as fractions of the side; two are on opposite sides."""
     if count == 1:
         size = rng.uniform(0.27, 0.47)
         reach = max(0.0, 0.5 - 0.9 * size)
@@ -132,9 +142,9 @@ def _place(rng: random.Random, count: int) -> list[tuple[float, float, float]]:
 
 
 def _draw(
-    rng: random.Random, sheet: _Sheet, thing: str, ground: Colour, x: float, y: float, size: float
+    rng: random.Random, canvas: _Canvas, thing: str, ground: Colour, x: float, y: float, size: float
 ) -> None:
-    """One thing in colours of its own, bent, stretched, turned and perhaps seen from its other side."""
+    """Draw one thing with random colours, bent, stretched, rotated and perhaps mirrored."""
     body, trim = _choose_colours(rng, thing, ground)
     strength = rng.uniform(10, 45)
     dark, light = (
@@ -142,10 +152,10 @@ def _draw(
         _mix(body, (255, 255, 255), rng.uniform(0.65, 0.9)),
     )
     tones = [
-        sheet.shade(body, strength),
-        sheet.shade(trim, strength / 2),
-        sheet.shade(dark),
-        sheet.shade(light),
+        canvas.shade(body, strength),
+        canvas.shade(trim, strength / 2),
+        canvas.shade(dark),
+        canvas.shade(light),
     ]
     edge = tones[2] if rng.random() < 0.6 else None
     angle = rng.uniform(-math.pi, math.pi) if thing in LOOSE else rng.gauss(0, 0.17)
@@ -160,15 +170,15 @@ def _draw(
             yield x + across * cos - down * sin, y + across * sin + down * cos
 
     for part in DRAWINGS[thing]:
-        sheet.draw(tones[part.tone], move(part.points), part.width * size * 0.9, edge)
+        canvas.draw(tones[part.tone], move(part.points), part.width * size * 0.9, edge)
 
 
 def _scatter(
-    rng: random.Random, sheet: _Sheet, count: int, smallest: float, largest: float
+    rng: random.Random, canvas: _Canvas, count: int, smallest: float, largest: float
 ) -> None:
-    """Simple shapes that mean nothing: triangles to hexagons, and lines."""
+    """Draw clutter: polygons of 3 to 16 corners, and lines."""
     for _ in range(count):
-        number = sheet.shade(_colour(rng), rng.uniform(0, 40))
+        number = canvas.shade(_colour(rng), rng.uniform(0, 40))
         x, y, size, turn = (
             rng.random(),
             rng.random(),
@@ -177,13 +187,13 @@ def _scatter(
         )
         if rng.random() < 0.35:
             across, down = size * math.cos(turn), size * math.sin(turn)
-            sheet.draw(
+            canvas.draw(
                 number, [(x - across, y - down), (x + across, y + down)], rng.uniform(0.01, 0.035)
             )
         else:
             corners = rng.choice((3, 4, 6, 16))
             angles = [turn + 2 * math.pi * corner / corners for corner in range(corners)]
-            sheet.draw(
+            canvas.draw(
                 number,
                 [
                     (x + 0.6 * size * math.cos(angle), y + 0.6 * size * math.sin(angle))
@@ -204,9 +214,8 @@ def _texture(rng: random.Random, kind: str, side: int) -> Image.Image:
         )
     if kind == "gradient":
         return _mask(_ramp(rng, side, 0.7))
-    waves = (
-        rng.uniform(4, 12) * math.pi
-    )  # two per half the side at least, so that it is seen on small things too
+    # At least two waves per half side, so that the texture is visible on small things too.
+    waves = rng.uniform(4, 12) * math.pi
     one = np.sin(_ramp(rng, side, waves))
     if kind == "stripes":
         return _mask(np.sign(one))
@@ -215,19 +224,19 @@ def _texture(rng: random.Random, kind: str, side: int) -> Image.Image:
 
 
 def _mask(values: Array) -> Image.Image:
-    """From -1 to 1, to 0 to 255."""
+    """Map values from [-1, 1] to an 8-bit mask."""
     return Image.fromarray((127.5 + 127.5 * values).clip(0, 255).astype(np.uint8))
 
 
 def _ramp(rng: random.Random, side: int, top: float) -> Array:
-    """(s, s) rising from about -top to top in some direction."""
+    """(s, s) values that rise from about -top to top in a random direction."""
     angle = rng.uniform(-math.pi, math.pi)
     steps = np.linspace(-top, top, side, dtype=np.float32)
     return math.cos(angle) * steps + math.sin(angle) * steps[:, None]
 
 
 def _colour(rng: random.Random, *unlike: Colour) -> Colour:
-    """Any colour that is well apart from the given ones."""
+    """A random colour that differs clearly from each of `unlike`."""
     while True:
         share = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 1), rng.uniform(0.25, 1))
         colour = (255 * share[0], 255 * share[1], 255 * share[2])
@@ -236,8 +245,8 @@ def _colour(rng: random.Random, *unlike: Colour) -> Colour:
 
 
 def _choose_colours(rng: random.Random, thing: str, ground: Colour) -> tuple[Colour, Colour]:
-    """Of body and trim: its kind's usual ones, if they are seen before the ground, or any."""
-    if rng.random() < HABIT:
+    """Colours of body and trim: the usual ones, if they differ from the ground, or random ones."""
+    if rng.random() < USUAL_COLOURS:
         usual = [_colour_as(rng, HUES[name]) for name in BY_NAME[thing].colours.split()]
         if math.dist(usual[0], ground) > 80:
             return usual[0], usual[1]

@@ -1,4 +1,4 @@
-"""Rows about pictures: what the site says of a post, what is true of it, and the labels of the held-out pictures."""
+"""Rows of the files: posts as a site shows them, ground truth, labels of held-out images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from studies.scenes.captions import write_caption
 from studies.scenes.scene import WEIGHTS, Scene, name_scene, plan_held_out, plan_post
 from studies.scenes.things import BY_NAME, NAMES
 
-REPOSTS = (
-    0.005  # of the posts show an earlier one's picture again: its URL, another id, another caption
-)
+# Fraction of the posts that repeat an earlier image: its URL with another id and caption.
+REPOSTS = 0.005
 LICENSES = ("CC BY 2.0", "CC BY-SA 2.0", "CC BY-NC 2.0", "CC0 1.0", "All rights reserved")
 
 
 class SceneImage(NamedTuple):
-    """A file to be, inside the folder, the scene that it shows, and the row and the truth about it."""
+    """An image to be written: path in the folder, scene, row of the post, and ground truth."""
 
     path: str
     scene: Scene
@@ -25,7 +24,7 @@ class SceneImage(NamedTuple):
 
 
 def make_post(seed: int, number: int) -> SceneImage:
-    """A post with its hashtags, and for analysis what it shows and which hashtags are wrong."""
+    """A post with its hashtags, and the ground truth: its things and wrong hashtags."""
     original = _find_original(seed, number)
     scene, identifier = plan_post(seed, original), name_scene(plan_post(seed, number))
     rng = random.Random(f"{seed}/post/{number}/caption")
@@ -50,7 +49,7 @@ def make_post(seed: int, number: int) -> SceneImage:
 
 
 def make_held_out(seed: int, number: int) -> SceneImage:
-    """A picture with its true label."""
+    """A held-out image with its true label."""
     scene = plan_held_out(seed, number)
     identifier, thing = name_scene(scene), scene.things[0]
     path = f"held_out/{thing}/{identifier}.jpg"
@@ -67,13 +66,13 @@ def make_held_out(seed: int, number: int) -> SceneImage:
 def split_held_out(
     pool: int, test: int, seed: int = 0
 ) -> tuple[list[SceneImage], list[SceneImage]]:
-    """Held-out pictures to draw labels from, and others to test on: so many of each thing."""
-    pictures = [make_held_out(seed, number) for number in range(len(NAMES) * (pool + test))]
-    return pictures[: len(NAMES) * pool], pictures[len(NAMES) * pool :]
+    """Held-out images: `pool` of each thing to train on, `test` others of each to test on."""
+    images = [make_held_out(seed, number) for number in range(len(NAMES) * (pool + test))]
+    return images[: len(NAMES) * pool], images[len(NAMES) * pool :]
 
 
 def _find_original(seed: int, number: int) -> int:
-    """The post whose picture this one shows: nearly always its own."""
+    """The number of the post whose image this one shows: its own, unless it is a repost."""
     rng = random.Random(f"{seed}/post/{number}/original")
     return (
         _find_original(seed, rng.randrange(number)) if number and rng.random() < REPOSTS else number

@@ -1,4 +1,4 @@
-"""What is in each picture, decided by the seed and its number alone."""
+"""Which things each image shows: a function of the seed and the image's number alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from studies.scenes.painter import paint
 from studies.scenes.things import CLUBS, NAMES, list_weights
 
 WEIGHTS = {club: list_weights(club) for club in CLUBS}
-PAIRS = 0.15  # of the posts show two things
+PAIRS = 0.15  # fraction of the posts that show two things
 
 
 class Scene(NamedTuple):
-    """A picture that can be painted: a key that no other picture has, what it shows, and whose club's it is."""
+    """What an image shows.
+
+    Args:
+        key: unique; seeds the painter.
+        things: one or two names of `NAMES`.
+        group: the club that posted it, "a" or "b".
+    """
 
     key: str
     things: tuple[str, ...]
@@ -25,19 +31,19 @@ class Scene(NamedTuple):
 
 
 def plan_post(seed: int, number: int) -> Scene:
-    """The scene of a post: things as often as its club meets them, now and then two."""
+    """The scene of a post: one or two things, drawn with the weights of its club."""
     key = f"{seed}/post/{number}"
     rng = random.Random(f"{key}/plan")
     group = rng.choice(CLUBS)
     pair = rng.random() < PAIRS
     things = rng.choices(NAMES, WEIGHTS[group], k=1)
     while pair and len(things) < 2:
-        things += [each for each in rng.choices(NAMES, WEIGHTS[group], k=1) if each not in things]
+        things += [name for name in rng.choices(NAMES, WEIGHTS[group], k=1) if name not in things]
     return Scene(key, tuple(things), group)
 
 
 def plan_held_out(seed: int, number: int) -> Scene:
-    """A scene to test on: one thing, each as often as any other, and in both clubs."""
+    """A scene to test on: one thing; all things and both clubs are equally frequent."""
     return Scene(
         f"{seed}/held_out/{number}",
         (NAMES[number % len(NAMES)],),
@@ -46,17 +52,17 @@ def plan_held_out(seed: int, number: int) -> Scene:
 
 
 def name_scene(scene: Scene) -> str:
-    """The id of a picture: 16 hexadecimal digits, in no order."""
+    """The id of an image: 16 hexadecimal digits."""
     return hashlib.blake2b(scene.key.encode(), digest_size=8).hexdigest()
 
 
 def render(scene: Scene, image_size: int) -> Image.Image:
-    """The picture of a scene, RGB, image_size by image_size."""
+    """The image of a scene, RGB, image_size x image_size pixels."""
     return paint(random.Random(f"{scene.key}/paint"), scene.things, scene.group, image_size)
 
 
 def encode(scene: Scene, image_size: int) -> bytes:
-    """The picture as a JPEG file."""
+    """The image as the bytes of a JPEG file."""
     stream = io.BytesIO()
     render(scene, image_size).save(stream, "JPEG", quality=90)
     return stream.getvalue()

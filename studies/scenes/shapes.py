@@ -1,4 +1,4 @@
-"""Shapes that things are made of: polygons and lines in the unit square from (-1, -1), top left, to (1, 1)."""
+"""Shapes: polygons and lines in the square from (-1, -1), top left, to (1, 1), bottom right."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def arc(
     start: float = 0,
     stop: float = 360,
 ) -> Part:
-    """A line along an ellipse, clockwise from `start` to `stop` degrees; 0 is to the right."""
+    """A line along an ellipse, clockwise from `start` to `stop` degrees; 0 points right."""
     return Part(tone, curve(x, y, rx, ry, start, stop), width)
 
 
@@ -70,11 +70,11 @@ def smooth(part: Part) -> Part:
 
 
 def mirror(*parts: Part) -> tuple[Part, ...]:
-    """The parts, and the same on the other side."""
+    """The parts, each followed by its mirror image."""
     return tuple(
-        each
+        side
         for part in parts
-        for each in (part, part._replace(points=tuple((-x, y) for x, y in part.points)))
+        for side in (part, part._replace(points=tuple((-x, y) for x, y in part.points)))
     )
 
 

@@ -1,7 +1,8 @@
-"""What the small world holds: things, the words people tag them with, and how often each club of photographers meets them.
+"""The things that images show: names, synsets, hashtags, and their frequency in each club's posts.
 
-Synsets and senses are those of WordNet 3.0. A word is listed where its most frequent sense is the thing, with these exceptions,
-made on purpose: `table` is first of all an array of numbers, `banana` the plant, and `bike` a motorcycle.
+Synsets and senses are those of WordNet 3.0. The most frequent sense of a word is the thing itself,
+with three intended exceptions: the first sense of `table` is an array of numbers, of `banana` the
+plant, and of `bike` a motorcycle.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from typing import NamedTuple
 class Thing(NamedTuple):
     """A noun that can be drawn.
 
-    name: its most frequent hashtag. synset: the WordNet id of what is meant. synonyms: further lemmas.
-    broader: hypernyms people use. foreign: words of other languages, unknown to WordNet.
-    colours: what body and trim are usually painted in, as `painter` names them.
+    Args:
+        name: its most frequent hashtag.
+        synset: the WordNet id of the thing.
+        synonyms: further lemmas, separated by spaces.
+        broader: hypernyms that people use.
+        foreign: words of other languages, which are not in WordNet.
+        colours: the usual colours of body and trim, names of `painter.HUES`.
     """
 
     name: str
@@ -25,11 +30,11 @@ class Thing(NamedTuple):
     colours: str
 
     def words(self) -> list[str]:
-        """English words, the most frequent first; several words of one lemma are joined by underscores."""
+        """English lemmas, the most frequent first; words of one lemma are joined by underscores."""
         return [self.name, *self.synonyms.split()]
 
 
-# The most frequent first: the k-th is met 1 / k times as often as the first.
+# The most frequent first: the k-th is 1 / k times as frequent as the first (Zipf's law).
 THINGS = (
     Thing("flower", "n11669921", "", "plant_life", "fleur blume flor цветок 花", "pink green"),
     Thing(
@@ -115,16 +120,17 @@ THINGS = (
 NAMES = tuple(thing.name for thing in THINGS)
 BY_NAME = dict(zip(NAMES, THINGS, strict=True))
 
-# Each post is of one of two clubs, "a" and "b". These things are met MORE times as often by the one as by the other; all
-# others equally often, within a fifth of a percent: that is why just these ranks were chosen.
+# Each post is from one of two clubs. The planted things are PLANTED_RATIO times as frequent in one
+# club as in the other. These ranks were chosen because all other things are then equally frequent
+# in both clubs, within 0.2%.
 CLUBS = "ab"
-MORE = 3.0
+PLANTED_RATIO = 3.0
 PLANTED = {"apple": "a", "star": "a", "guitar": "a", "fish": "b", "cup": "b"}
 
 
 def list_weights(club: str) -> list[float]:
-    """How often a club meets each thing, up to a common factor."""
-    more, less = 2 * MORE / (MORE + 1), 2 / (MORE + 1)
+    """Relative frequency of each thing in a club's posts."""
+    more, less = 2 * PLANTED_RATIO / (PLANTED_RATIO + 1), 2 / (PLANTED_RATIO + 1)
     sides = [PLANTED.get(name) for name in NAMES]
     return [
         (1.0 if side is None else more if side == club else less) / rank

@@ -1,8 +1,11 @@
-"""Make swag_models/recipe/scenes/wordnet from WordNet 3.0: python tests/recipe/make_wordnet_excerpt.py /usr/share/wordnet
+"""Write studies/scenes/wordnet, an excerpt of WordNet 3.0.
 
-The files keep the format of the database (wndb(5WN)) and the synsets their ids, which in the full database are byte offsets; in
-an excerpt they cannot be, so a reader must go by the id that begins each line. Every word of a caption keeps all its senses in
-their order. Other lemmas, and the pointers of synsets, are cut down to the synsets that are there.
+    python tests/studies/make_wordnet_excerpt.py /usr/share/wordnet
+
+The files keep the format of the database (wndb(5WN)) and the synsets their ids, which in the full
+database are byte offsets; in an excerpt they cannot be, so a reader must go by the id that begins
+each line. Every word of a caption keeps all its senses in their order. Other lemmas, and the
+pointers of synsets, are cut down to the synsets that are there.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def read(path: Path) -> tuple[list[str], list[str]]:
 
 
 def split_pointers(line: str) -> tuple[list[str], list[list[str]], str]:
-    """The fields of a data line up to the number of pointers, the pointers of four fields each, and the gloss."""
+    """Fields of a data line up to the number of pointers, pointers of four fields, and gloss."""
     fields, gloss = line.split(" | ", 1)
     parts = fields.split()
     at = 4 + 2 * int(parts[3], 16)

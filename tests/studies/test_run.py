@@ -1,4 +1,4 @@
-"""The miniature study: what it asks, what it makes of the answers, and, slowly, all of it in a few steps."""
+"""The miniature study: its tasks, its report, and (slow) a complete study of few steps."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 import swag_models
 from studies.__main__ import main
-from studies.report import write_findings
-from studies.run import ARCHS, SAMPLINGS, Study, claim_study_folder, draw, list_tasks, run_study
+from studies.report import write_study_report
+from studies.run import ARCHS, SAMPLINGS, Study, draw, list_tasks, open_study_folder, run_study
 from swag_models.errors import ConfigError
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.run_dir import PublishInfo
@@ -27,7 +27,7 @@ FACTS = {"posts": 1000, "things": 32, "test": 30, "seeds": 3}
 
 
 def make_rows(seeds: int = 3, lead: float = 10.0) -> list[dict[str, Any]]:
-    """What tasks might have found; those with pre-training, and with square-root sampling, `lead` points ahead."""
+    """Invented results; pre-training and square-root sampling are `lead` points ahead."""
     make, rows = random.Random(0), []
     for task in list_tasks(Study(seeds=seeds)):
         measures = [("hashtags", 0)] if task.sampling else []
@@ -67,7 +67,7 @@ def test_every_question_is_asked_with_every_seed() -> None:
 
 
 def test_shots_that_the_pool_cannot_give_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"shots are \(5, 50\); give numbers from 1 to 30"):
+    with pytest.raises(ConfigError, match=r"shots are \(5, 50\); allowed: numbers from 1 to 30"):
         Study(shots=(5, 50))
 
 
@@ -75,10 +75,10 @@ def test_what_no_study_can_do_is_refused_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value, message in (
-        ("posts", "0", "posts is 0; give 1 or more"),
-        ("seeds", "0", "seeds is 0; give 1 or more"),
-        ("length", "0", "length is 0.0; give a number above 0"),
-        ("processes", "-1", "processes is -1; give 1 or more"),
+        ("posts", "0", "posts is 0; allowed: 1 or more"),
+        ("seeds", "0", "seeds is 0; allowed: 1 or more"),
+        ("length", "0", "length is 0.0; allowed: a number above 0"),
+        ("processes", "-1", "processes is -1; allowed: 1 or more"),
     ):
         assert main(["run", str(tmp_path / "study"), f"--{name}={value}"]) == 2
         assert capsys.readouterr().err == f"swag-models: error: {message}\n"
@@ -87,21 +87,22 @@ def test_what_no_study_can_do_is_refused_in_a_line(
 
 def test_a_folder_is_of_one_study_which_may_get_more_seeds(tmp_path: Path) -> None:
     study = Study(length=0.005, seeds=1)
-    claim_study_folder(tmp_path, study)
-    claim_study_folder(tmp_path, study)
-    claim_study_folder(tmp_path, replace(study, seeds=2))
+    for seeds in (1, 1, 2):
+        with open_study_folder(tmp_path, replace(study, seeds=seeds)):
+            pass
     for other, message in (
         ({"length": 1.0}, "length 0.005, not 1.0"),
         ({"shots": (5,)}, r"shots \[5, 25\], not \[5\]"),
     ):
         with pytest.raises(
-            ConfigError, match=rf"holds a study with {message}; choose another folder"
+            ConfigError,
+            match=rf"holds other work, with {message}; delete .* or choose another output",
         ):
             run_study(tmp_path, replace(study, **other))  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
+    assert {path.name for path in tmp_path.iterdir()} == {"study.json", ".lock"}
 
 
-def test_every_seed_draws_other_pictures_and_fewer_are_among_the_more() -> None:
+def test_every_seed_draws_other_images_and_fewer_are_among_the_more() -> None:
     pool = [Path(f"{number}.jpg") for number in range(30)]
     draws = [draw(pool, seed, 25) for seed in range(30)]
     assert len({frozenset(each) for each in draws}) == 30
@@ -113,7 +114,7 @@ def test_every_seed_draws_other_pictures_and_fewer_are_among_the_more() -> None:
 
 def test_claims_are_judged_by_the_numbers(tmp_path: Path) -> None:
     def judge(lead: float) -> list[str]:
-        write_findings(tmp_path, make_rows(lead=lead), FACTS)
+        write_study_report(tmp_path, make_rows(lead=lead), FACTS)
         return [
             line
             for line in (tmp_path / "study.md").read_text().splitlines()
@@ -137,7 +138,7 @@ def test_the_table_has_means_and_standard_deviations(tmp_path: Path) -> None:
             "hashtags",
         ):
             row["all"] = [10.0, 20.0, 30.0][row["seed"]]
-    write_findings(tmp_path, rows, FACTS)
+    write_study_report(tmp_path, rows, FACTS)
     assert (
         f"| {ARCHS[0]} | natural | softmax | 20.0 ± 10.0 |" in (tmp_path / "study.md").read_text()
     )
@@ -146,7 +147,7 @@ def test_the_table_has_means_and_standard_deviations(tmp_path: Path) -> None:
 
 
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
-    write_findings(tmp_path, make_rows(seeds=1), {**FACTS, "seeds": 1})
+    write_study_report(tmp_path, make_rows(seeds=1), {**FACTS, "seeds": 1})
     assert "± 0.0" in (tmp_path / "study.md").read_text()
 
 

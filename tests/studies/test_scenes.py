@@ -1,4 +1,4 @@
-"""The folder of generated scenes: what is in it, that it can be interrupted anywhere, and that things look like themselves."""
+"""The folder of generated scenes: content, resuming after interruptions, and appearance."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_the_folder_holds_what_it_says(scenes: Path) -> None:
     for row in held_out:
         assert row["path"] == f"held_out/{row['thing']}/{row['id']}.jpg"
     for name in named:
-        with Image.open(scenes / name) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (SIZE, SIZE))
+        with Image.open(scenes / name) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (SIZE, SIZE))
     world = json.loads((scenes / "scenes.json").read_text())
     assert (world["posts"], world["seed"], [thing["name"] for thing in world["things"]]) == (
         POSTS,
@@ -92,17 +92,17 @@ def test_the_folder_holds_what_it_says(scenes: Path) -> None:
     } == PLANTED
 
 
-def test_held_out_pictures_are_split_whatever_the_posts(scenes: Path) -> None:
+def test_held_out_images_are_split_whatever_the_posts(scenes: Path) -> None:
     rows = [
         json.loads(line) for line in (scenes / "held_out.jsonl").read_text("utf-8").splitlines()
     ]
     drawn, tested = split_held_out(1, 2, seed=3)
-    written = [picture.row for picture in drawn + tested]
+    written = [image.row for image in drawn + tested]
     shared = min(len(rows), len(written))
     assert shared >= len(NAMES)
     assert rows[:shared] == written[:shared]
-    for pictures, each in ((drawn, 1), (tested, 2)):
-        things = [picture.row["thing"] for picture in pictures]
+    for images, each in ((drawn, 1), (tested, 2)):
+        things = [image.row["thing"] for image in images]
         assert {name: things.count(name) for name in NAMES} == dict.fromkeys(NAMES, each)
 
 
@@ -135,12 +135,12 @@ def test_complete_scenes_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     )
     folder.mkdir()
     assert main(["scenes", str(folder), *few]) == 0
-    assert capsys.readouterr() == (f"{folder}\n", "swag-models: 20 posts and 2 held-out pictures\n")
+    assert capsys.readouterr() == (f"{folder}\n", "swag-models: 20 posts and 2 held-out images\n")
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main(["scenes", str(folder), *few]) == 0
     assert capsys.readouterr() == (
         f"{folder}\n",
-        "swag-models: 20 posts and 2 held-out pictures are there already\n",
+        "swag-models: 20 posts and 2 held-out images (complete already)\n",
     )
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main(["scenes", str(folder), *few, "--seed", "1"]) == 2
@@ -151,7 +151,7 @@ def test_complete_scenes_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
 
 @contextlib.contextmanager
 def start(folder: Path, **options: int) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """The command once it has written some pictures, and its processes; killed at the end of the `with` block."""
+    """The command when it has written some images, and its processes; killed at the end."""
     named = (
         str(each)
         for name, value in options.items()
@@ -162,7 +162,7 @@ def start(folder: Path, **options: int) -> Iterator[tuple[subprocess.Popen[str],
         command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         try:
-            wait_until(lambda: len(list_pictures(folder)) > 40)
+            wait_until(lambda: len(list_images(folder)) > 40)
             yield (
                 process,
                 list(
@@ -178,8 +178,8 @@ def start(folder: Path, **options: int) -> Iterator[tuple[subprocess.Popen[str],
             process.kill()
 
 
-def list_pictures(folder: Path) -> dict[Path, int]:
-    """When each picture of the work under way was written."""
+def list_images(folder: Path) -> dict[Path, int]:
+    """When each image of the work under way was written."""
     work = folder.with_name(f"{folder.name}.work")
     return {path.relative_to(work): path.stat().st_mtime_ns for path in work.glob("images/*/*.jpg")}
 
@@ -197,7 +197,7 @@ def test_work_that_is_killed_goes_on_and_leaves_no_process_behind(
     assert len(children) >= 2
     wait_until(lambda: not any(map(is_alive, children)), timeout=5)
     assert not folder.exists()
-    done = list_pictures(folder)
+    done = list_images(folder)
     assert 40 < len(done) < POSTS
     assert digest(make(folder, processes=2)) == digest(scenes)
     assert all((folder / name).stat().st_mtime_ns == time for name, time in done.items()), (
@@ -242,12 +242,12 @@ def is_alive(process: int) -> bool:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"posts": 0}, "posts is 0; it is 1 or more"),
-        ({"held_out": -1}, "held_out is -1; it is 0 or more"),
-        ({"seed": -2}, "seed is -2; it is 0 or more"),
-        ({"processes": 0}, "processes is 0; it is 1 or more"),
-        ({"image_size": 8}, "image_size is 8; it is 32 to 512 pixels"),
-        ({"image_size": 1000}, "image_size is 1000; it is 32 to 512 pixels"),
+        ({"posts": 0}, "posts is 0; allowed: 1 or more"),
+        ({"held_out": -1}, "held_out is -1; allowed: 0 or more"),
+        ({"seed": -2}, "seed is -2; allowed: 0 or more"),
+        ({"processes": 0}, "processes is 0; allowed: 1 or more"),
+        ({"image_size": 8}, "image_size is 8; allowed: 32 to 512 pixels"),
+        ({"image_size": 1000}, "image_size is 1000; allowed: 32 to 512 pixels"),
     ],
 )
 def test_arguments_out_of_range_are_refused(
@@ -265,15 +265,13 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine exists and holds no scenes; choose another name$"):
         make(mine)
     with pytest.raises(
-        ConfigError, match=r"nowhere is no folder; make it, or choose another one for scenes$"
+        ConfigError, match=r"nowhere is not a folder; create it, or choose another one for scenes$"
     ):
         make(tmp_path / "nowhere" / "scenes")
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file exists and holds no scenes"):
         make(tmp_path / "file")
-    with pytest.raises(
-        ConfigError, match=r"^\. is no name for a new folder; give it one, such as scenes$"
-    ):
+    with pytest.raises(ConfigError, match=r"^\. has no name; give a new folder, such as scenes$"):
         make(Path())
 
 
@@ -281,19 +279,20 @@ def test_work_of_others_is_refused(tmp_path: Path) -> None:
     work = tmp_path / "scenes.work"
     work.mkdir()
     with (
-        FileLock(work / "lock"),
-        pytest.raises(ConfigError, match=r"another process is writing .*scenes\.work; wait for it"),
+        FileLock(work / ".lock"),
+        pytest.raises(ConfigError, match=r"another process is writing .*scenes; wait for it"),
     ):
         make(tmp_path / "scenes")
     (work / "scenes.json").write_text('{"version": 1,')
     with pytest.raises(
-        ConfigError, match=r"scenes\.json is broken; delete .*scenes\.work or choose another name$"
+        ConfigError,
+        match=r"scenes\.json is damaged; delete .*scenes\.work or choose another output$",
     ):
         make(tmp_path / "scenes")
     (work / "scenes.json").write_text(json.dumps({"version": 1, "posts": 7}))
     with pytest.raises(
         ConfigError,
-        match=r"scenes\.work holds scenes with posts 7, not 400, .*; delete it or choose another name$",
+        match=r"scenes holds other work, with .*; delete .*scenes\.work or choose another output$",
     ):
         make(tmp_path / "scenes")
 
@@ -308,7 +307,7 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> N
 def measure(
     club: str, names: tuple[str, ...], of: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """A quantity of 40 pictures of each thing: (things, 40, ...)."""
+    """A quantity of 40 images of each thing: (things, 40, ...)."""
     scenes = [
         [Scene(f"{club}/{name}/{number}", (name,), club) for number in range(40)] for name in names
     ]
@@ -317,9 +316,9 @@ def measure(
 
 def test_a_things_usual_colours_are_usual_and_not_certain() -> None:
     def count(thing: str) -> float:
-        """The share of pictures in which there is much strong yellow."""
+        """The share of images in which there is much strong yellow."""
         yellow = measure(
-            "a", (thing,), lambda picture: ((picture @ [[1.0], [1.0], [-2.0]]) > 220).mean()
+            "a", (thing,), lambda image: ((image @ [[1.0], [1.0], [-2.0]]) > 220).mean()
         )[0]
         return float((yellow > 0.05).mean())
 
@@ -328,9 +327,9 @@ def test_a_things_usual_colours_are_usual_and_not_certain() -> None:
     assert seldom < often - 0.2
 
 
-def test_the_tone_of_a_picture_tells_the_group() -> None:
+def test_the_tone_of_a_image_tells_the_group() -> None:
     warmth = [
-        measure(club, NAMES[:3], lambda picture: picture[..., 0].mean() / picture[..., 2].mean())
+        measure(club, NAMES[:3], lambda image: image[..., 0].mean() / image[..., 2].mean())
         for club in "ab"
     ]
     assert np.median(warmth[0]) / np.median(warmth[1]) > 1.3
@@ -349,7 +348,7 @@ def test_the_contact_sheet_in_the_docs_shows_the_present_drawings() -> None:
     )
 
 
-def test_a_picture_can_be_of_any_size_and_shows_the_same() -> None:
+def test_a_image_can_be_of_any_size_and_shows_the_same() -> None:
     small, large = (
         np.asarray(render(plan_held_out(0, 1), size).resize((32, 32)), float) for size in (64, 256)
     )

@@ -1,4 +1,4 @@
-"""What is said of generated scenes: frequencies, groups, noise, and that WordNet knows the words as the world supposes."""
+"""Captions of generated scenes: frequencies, groups, noise, and senses in WordNet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from pathlib import Path
 import make_wordnet_excerpt as excerpt
 import pytest
 
-from studies.scenes.captions import ADJECTIVES, EMPTY, MOST, SILENT, WRONG, pluralise
+from studies.scenes.captions import (
+    ADJECTIVES,
+    EMPTY,
+    MAX_EMPTY,
+    NO_TRUE_HASHTAG,
+    WRONG_HASHTAG,
+    pluralise,
+)
 from studies.scenes.gallery import WORDNET
 from studies.scenes.posts import REPOSTS, SceneImage, make_held_out, make_post
 from studies.scenes.scene import PAIRS
@@ -79,16 +86,16 @@ def test_noise_is_as_frequent_as_stated(first_posts: list[SceneImage]) -> None:
     total = len(first_posts)
     assert_share(sum(len(post.scene.things) == 2 for post in first_posts), total, PAIRS)
     drawn = [post.truth["wrong"] for post in first_posts]
-    assert 0.8 * WRONG < sum(map(bool, drawn)) / total < WRONG, (
-        "those drawn that are in the picture are not wrong"
+    assert 0.8 * WRONG_HASHTAG < sum(map(bool, drawn)) / total < WRONG_HASHTAG, (
+        "those drawn that are in the image are not wrong"
     )
     empty = [len(set(EMPTY) & set(post.truth["hashtags"])) for post in first_posts]
-    assert 0.6 * MOST / 2 < sum(empty) / total < MOST / 2, "a few are drawn twice"
+    assert 0.6 * MAX_EMPTY / 2 < sum(empty) / total < MAX_EMPTY / 2, "a few are drawn twice"
     silent = [
         not set(post.truth["hashtags"]) - set(EMPTY) - set(post.truth["wrong"])
         for post in first_posts
     ]
-    assert_share(sum(silent), total, SILENT)
+    assert_share(sum(silent), total, NO_TRUE_HASHTAG)
     counts = Counter(tag for post in first_posts for tag in post.truth["hashtags"])
     assert counts.most_common(1)[0][0] == EMPTY[0]
     assert counts[EMPTY[0]] > 1.5 * counts[EMPTY[1]] > 1.5 * counts[EMPTY[3]] > counts[EMPTY[15]]

@@ -1,6 +1,6 @@
 """Generated scenes can be learnt, and not from a few: a small network needs thousands of posts.
 
-Axes: N pictures, 3 colours, H W pixels, K things.
+Axes: N images, 3 colours, H W pixels, K things.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def make_network() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, len(NAMES)))
 
 
-def train(pictures: Tensor, targets: Tensor, epochs: int) -> nn.Module:
+def train(images: Tensor, targets: Tensor, epochs: int) -> nn.Module:
     network = make_network().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
-    batches = [batch for _ in range(epochs) for batch in torch.randperm(len(pictures)).split(64)]
+    batches = [batch for _ in range(epochs) for batch in torch.randperm(len(images)).split(64)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, len(batches))
     for number, batch in enumerate(batches):
-        inputs = scale(pictures[batch]).flip(3) if number % 2 else scale(pictures[batch])
+        inputs = scale(images[batch]).flip(3) if number % 2 else scale(images[batch])
         optimiser.zero_grad()
         functional.cross_entropy(network(inputs), targets[batch]).backward()
         optimiser.step()
@@ -61,14 +61,14 @@ def train(pictures: Tensor, targets: Tensor, epochs: int) -> nn.Module:
     return network.eval()
 
 
-def scale(pictures: Tensor) -> Tensor:
-    return pictures.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+def scale(images: Tensor) -> Tensor:
+    return images.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow
 def test_few_posts_teach_little_and_many_teach_much() -> None:
     posts = [plan_post(0, number) for number in range(12_000)]
-    pictures = paint(posts)
+    images = paint(posts)
     targets = torch.tensor(
         [[(name in post.things) / len(post.things) for name in NAMES] for post in posts]
     )  # N K
@@ -79,7 +79,7 @@ def test_few_posts_teach_little_and_many_teach_much() -> None:
     )
     found = {}
     for count, epochs in ((200, 40), (len(posts), 3)):
-        network = train(pictures[:count], targets[:count], epochs)
+        network = train(images[:count], targets[:count], epochs)
         prior = targets[:count].mean(0).clamp(min=1e-3).log()  # held-out things are all as frequent
         with torch.inference_mode():
             found[count] = ((network(views) - prior).argmax(1) == truth).float().mean().item()
