@@ -1,6 +1,7 @@
-"""A Hugging Face Hub on loopback: enough of its protocol for the real client to make repositories, commit, list and download.
+"""A Hugging Face Hub on loopback, for the real client: create, commit, list and download.
 
-Files ending in .safetensors go through LFS's basic transfer and come back by a redirect, as from the Hub's storage.
+Files ending in .safetensors are uploaded by LFS's basic transfer and downloaded by a redirect, as
+from the Hub's storage.
 """
 
 from __future__ import annotations
@@ -15,28 +16,30 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from server import Served, Server, sha256
+from server import ServedFile, Server, sha256
 
-ROOT = "0" * 40  # the commit that a new repository starts with
+FIRST_COMMIT = "0" * 40  # of a new repository
 REPO = r"(?P<repo>[\w-]+/[\w.-]+)"
 NOT_FOUND = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
 
 
 @dataclass
 class Repo:
-    """Every commit's files, and which commit each branch is at."""
+    """The files of every commit, and the commit of each branch."""
 
     private: bool
     commits: dict[str, dict[str, bytes]] = field(
-        default_factory=lambda: {ROOT: {".gitattributes": b"*.safetensors lfs\n"}}
+        default_factory=lambda: {FIRST_COMMIT: {".gitattributes": b"*.safetensors lfs\n"}}
     )
-    branches: dict[str, str] = field(default_factory=lambda: {"main": ROOT})
+    branches: dict[str, str] = field(default_factory=lambda: {"main": FIRST_COMMIT})
 
-    def find(self, revision: str) -> str | None:
+    def find_commit(self, revision: str) -> str | None:
+        """The commit of a branch or commit id; None if there is none."""
         commit = self.branches.get(revision, revision)
         return commit if commit in self.commits else None
 
     def commit(self, branch: str, files: dict[str, bytes]) -> str:
+        """Make `files` the content of a branch; the new commit."""
         listing = json.dumps({path: sha256(content) for path, content in files.items()})
         commit = hashlib.sha1(f"{self.branches[branch]} {listing}".encode()).hexdigest()
         self.commits[commit] = files
@@ -45,30 +48,34 @@ class Repo:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
+    """Status, JSON content and headers."""
+
     status: int = 200
     content: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Hub(Server):
-    """`tokens` maps a token to the namespaces it may write to; any of them may read private repositories.
+    """A server of repositories.
 
-    A twist with a `status` refuses a request, one with `hold` answers after `release`.
+    A fault with a `status` rejects a request; one with `hold` delays the response until `release`.
+
+    Args:
+        tokens: namespaces that each token may write to; any token may read private repositories.
     """
 
     def __init__(self, tokens: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__()
         self.tokens = tokens
-        self.store = self.url.replace(
-            "127.0.0.1", "localhost"
-        )  # another host, to which the client sends no token
+        # Another host name, to which the client sends no token.
+        self.storage_url = self.url.replace("127.0.0.1", "localhost")
         self.repos: dict[str, Repo] = {}
         self.storage: dict[str, bytes] = {}
-        self.cards: list[str] = []  # that were validated
+        self.cards: list[str] = []  # model cards that the client validated
 
     def put_repo(self, name: str, files: Mapping[str, bytes], private: bool = False) -> str:
-        """Make these the files of a repository's main branch; the commit."""
+        """Replace the files of a repository's main branch; the new commit."""
         repo = self.repos.setdefault(name, Repo(private))
         self.storage |= {
             sha256(content): content
@@ -80,18 +87,16 @@ class Hub(Server):
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(handler.path).path)
         if handler.command in ("GET", "HEAD") and "/resolve/" in path:
-            if refusal := self._place(handler, path):
+            if error := self._prepare_file(handler, path):
                 self.record(handler)
-                self._send(handler, refusal)
+                self._send(handler, error)
             else:
                 super().answer(handler)
-        elif (
-            path == "/api/agent-harnesses"
-        ):  # what the client asks once a day to name itself, whatever it is about to do
-            self._send(handler, Answer(200, {"standardEnvVars": [], "harnesses": {}}))
+        elif path == "/api/agent-harnesses":  # requested once a day for the user agent
+            self._send(handler, Response(200, {"standardEnvVars": [], "harnesses": {}}))
         elif path.startswith("/storage/") and handler.command in ("GET", "HEAD"):
             content = self.storage[path.rsplit("/", 1)[1]]
-            self.files[handler.path] = Served(content, f'"{sha256(content)}"', None)
+            self.files[handler.path] = ServedFile(content, f'"{sha256(content)}"', None)
             super().answer(handler)
         else:
             body = _read_body(handler)
@@ -99,156 +104,128 @@ class Hub(Server):
             if twist.hold is not None:
                 self.release.wait()
             self._send(
-                handler, Answer(twist.status) if twist.status else self._route(handler, path, body)
+                handler,
+                Response(twist.status) if twist.status else self._route(handler, path, body),
             )
 
-    def _place(self, handler: BaseHTTPRequestHandler, path: str) -> Answer | None:
-        """Put what lies at a /resolve/ path in place to be served; the refusal if nothing is to be."""
+    def _prepare_file(self, handler: BaseHTTPRequestHandler, path: str) -> Response | None:
+        """Let `Server` serve the file of a /resolve/ path; otherwise the response to send."""
         self.files.pop(handler.path, None)
         match = re.fullmatch(rf"/{REPO}/resolve/(?P<rest>.+)", path)
         repo = self.repos.get(match["repo"]) if match else None
-        if (
-            match is None
-            or repo is None
-            or (repo.private and self._token(handler) not in self.tokens)
-        ):
-            return Answer(401, None, NOT_FOUND)
-        names = [
-            name for name in (*repo.branches, *repo.commits) if match["rest"].startswith(f"{name}/")
-        ]
-        if not names:
-            return Answer(
-                404, None, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"}
-            )
-        commit = repo.find(names[0])
+        readable = repo and (not repo.private or self._token(handler) in self.tokens)
+        if match is None or repo is None or not readable:
+            return Response(401, None, NOT_FOUND)
+        revisions = [*repo.branches, *repo.commits]
+        revision = next((name for name in revisions if match["rest"].startswith(f"{name}/")), None)
+        if revision is None:
+            return _revision_not_found("")
+        commit = repo.find_commit(revision)
         assert commit
-        file = match["rest"].removeprefix(f"{names[0]}/")
+        file = match["rest"].removeprefix(f"{revision}/")
         content = repo.commits[commit].get(file)
         if content is None:
-            return Answer(404, None, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            return Response(404, None, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
         if file.endswith(".safetensors"):
-            linked = {"X-Linked-ETag": f'"{sha256(content)}"', "X-Linked-Size": str(len(content))}
-            return Answer(
-                302,
-                None,
-                {
-                    "X-Repo-Commit": commit,
-                    "Location": f"{self.store}/storage/{sha256(content)}",
-                    **linked,
-                },
-            )
-        self.files[handler.path] = Served(
+            headers = {
+                "X-Repo-Commit": commit,
+                "Location": f"{self.storage_url}/storage/{sha256(content)}",
+                "X-Linked-ETag": f'"{sha256(content)}"',
+                "X-Linked-Size": str(len(content)),
+            }
+            return Response(302, None, headers)
+        self.files[handler.path] = ServedFile(
             content, f'"{_git_hash(content)}"', None, {"X-Repo-Commit": commit}
         )
         return None
 
-    def _route(self, handler: BaseHTTPRequestHandler, path: str, body: bytes) -> Answer:
+    def _route(self, handler: BaseHTTPRequestHandler, path: str, body: bytes) -> Response:
+        """Respond to a request other than a download."""
         token = self._token(handler)
         if path.startswith("/storage/"):
             if sha256(body) != path.rsplit("/", 1)[1]:
-                return Answer(400, {"error": "content does not match its oid"})
+                return Response(400, {"error": "content does not match its oid"})
             self.storage[sha256(body)] = body
-            return Answer()
+            return Response()
         if token is not None and token not in self.tokens:
-            return Answer(
-                401,
-                {"error": "Invalid credentials"},
-                {"X-Error-Message": "Invalid credentials in Authorization header"},
-            )
+            headers = {"X-Error-Message": "Invalid credentials in Authorization header"}
+            return Response(401, {"error": "Invalid credentials"}, headers)
         if path == "/api/validate-yaml":
             self.cards.append(json.loads(body)["content"])
-            return Answer(200, {"errors": [], "warnings": []})
+            return Response(200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":
             return self._create(json.loads(body), token)
-        match = re.fullmatch(
-            rf"/(?:api/models/)?{REPO}/?(?P<verb>\w*)(?:/(?P<rest>.+))?",
-            path.replace(".git/info/", "/"),
-        )
+        repo_path = path.removeprefix("/api/models").replace(".git/info/", "/")
+        match = re.fullmatch(rf"/{REPO}/?(?P<verb>\w*)(?:/(?P<rest>.+))?", repo_path)
         repo = self.repos.get(match["repo"]) if match else None
         if match is None or repo is None or (repo.private and token is None):
-            return Answer(401, None, NOT_FOUND)
-        verb, revision = match["verb"], match["rest"]
-        if handler.command == "POST" and match["repo"].split("/")[0] not in self.tokens.get(
-            token or "", ()
-        ):
-            return Answer(403, {"error": "Forbidden"}, {"X-Error-Message": "you need write access"})
+            return Response(401, None, NOT_FOUND)
+        namespace = match["repo"].split("/")[0]
+        if handler.command == "POST" and namespace not in self.tokens.get(token or "", ()):
+            headers = {"X-Error-Message": "you need write access"}
+            return Response(403, {"error": "Forbidden"}, headers)
+        return self._route_repo(match["repo"], repo, match["verb"], match["rest"], body)
+
+    def _route_repo(self, name: str, repo: Repo, verb: str, revision: str, body: bytes) -> Response:
+        """Respond to a request that the token permits, about a repository."""
         if verb == "branch":
-            new = revision not in repo.branches
+            status = 409 if revision in repo.branches else 200
             repo.branches.setdefault(revision, repo.branches["main"])
-            return Answer(200 if new else 409)
+            return Response(status)
         if verb == "lfs":
-            return Answer(
-                200,
-                {
-                    "transfer": "basic",
-                    "objects": [self._offer(each) for each in json.loads(body)["objects"]],
-                },
-            )
-        commit = repo.find(revision or "main")
+            objects = [self._offer_upload(item) for item in json.loads(body)["objects"]]
+            return Response(200, {"transfer": "basic", "objects": objects})
+        commit = repo.find_commit(revision or "main")
         if commit is None:
-            return Answer(
-                404,
-                None,
-                {
-                    "X-Error-Code": "RevisionNotFound",
-                    "X-Error-Message": f"Invalid rev id: {revision}",
-                },
-            )
+            return _revision_not_found(revision)
         files = repo.commits[commit]
+        content: Any
         match verb:
             case "tree":
-                return Answer(
-                    200,
-                    [
-                        {"type": "file", "path": name, "size": len(c), "oid": _oid(name, c)}
-                        for name, c in files.items()
-                    ],
-                )
+                content = [
+                    {
+                        "type": "file",
+                        "path": path,
+                        "size": len(data),
+                        "oid": _hash_content(path, data),
+                    }
+                    for path, data in files.items()
+                ]
             case "preupload":
-                return Answer(
-                    200,
-                    {
-                        "files": [
-                            _choose_mode(each["path"], files) for each in json.loads(body)["files"]
-                        ]
-                    },
-                )
+                items = json.loads(body)["files"]
+                content = {"files": [_choose_mode(item["path"], files) for item in items]}
             case "commit":
-                return self._commit(
-                    match["repo"], repo, revision, [json.loads(line) for line in body.splitlines()]
-                )
+                lines = [json.loads(line) for line in body.splitlines()]
+                return self._commit(name, repo, revision, lines)
             case "" | "revision":
-                siblings = [{"rfilename": name} for name in files]
-                return Answer(
-                    200,
-                    {
-                        "id": match["repo"],
-                        "sha": commit,
-                        "private": repo.private,
-                        "siblings": siblings,
-                    },
-                )
-        return Answer(404)
+                siblings = [{"rfilename": path} for path in files]
+                content = {"id": name, "sha": commit, "private": repo.private, "siblings": siblings}
+            case _:
+                return Response(404)
+        return Response(200, content)
 
-    def _create(self, asked: dict[str, Any], token: str | None) -> Answer:
-        name = f"{asked['organization']}/{asked['name']}"
+    def _create(self, options: dict[str, Any], token: str | None) -> Response:
+        """Create a repository, unless it exists or the token does not permit it."""
+        organization = options["organization"]
+        name = f"{organization}/{options['name']}"
         if token is None:
-            return Answer(401, {"error": "Invalid username or password."})
-        if asked["organization"] not in self.tokens[token]:
-            return Answer(
-                403, {"error": f"no rights to create a model under {asked['organization']}"}
-            )
+            return Response(401, {"error": "Invalid username or password."})
+        if organization not in self.tokens[token]:
+            return Response(403, {"error": f"no rights to create a model under {organization}"})
         status = 409 if name in self.repos else 200
-        private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        private = options.get("visibility") == "private" or bool(options.get("private"))
         self.repos.setdefault(name, Repo(private))
-        return Answer(status, {"url": f"{self.url}/{name}", "name": name})
+        return Response(status, {"url": f"{self.url}/{name}", "name": name})
 
-    def _offer(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        if wanted["oid"] in self.storage:
-            return wanted
-        return {**wanted, "actions": {"upload": {"href": f"{self.store}/storage/{wanted['oid']}"}}}
+    def _offer_upload(self, item: dict[str, Any]) -> dict[str, Any]:
+        """An item of an LFS batch request, with the URL to upload it to if it is missing."""
+        if item["oid"] in self.storage:
+            return item
+        href = f"{self.storage_url}/storage/{item['oid']}"
+        return {**item, "actions": {"upload": {"href": href}}}
 
-    def _commit(self, name: str, repo: Repo, branch: str, lines: list[dict[str, Any]]) -> Answer:
+    def _commit(self, name: str, repo: Repo, branch: str, lines: list[dict[str, Any]]) -> Response:
+        """Apply the operations of a commit request."""
         files = dict(repo.commits[repo.branches[branch]])
         for value, key in ((line["value"], line["key"]) for line in lines):
             match key:
@@ -256,43 +233,47 @@ class Hub(Server):
                     files[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
                     if value["oid"] not in self.storage:
-                        return Answer(400, {"error": f"{value['path']} was not uploaded"})
+                        return Response(400, {"error": f"{value['path']} was not uploaded"})
                     files[value["path"]] = self.storage[value["oid"]]
                 case "deletedFile":
                     del files[value["path"]]
         commit = repo.commit(branch, files)
-        return Answer(
-            200,
-            {
-                "commitUrl": f"{self.url}/{name}/commit/{commit}",
-                "commitOid": commit,
-                "success": True,
-            },
-        )
+        url = f"{self.url}/{name}/commit/{commit}"
+        return Response(200, {"commitUrl": url, "commitOid": commit, "success": True})
 
     @staticmethod
     def _token(handler: BaseHTTPRequestHandler) -> str | None:
+        """The bearer token of a request."""
         value = handler.headers.get("Authorization", "")
         return value.removeprefix("Bearer ") if value.startswith("Bearer ") else None
 
     @staticmethod
-    def _send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
-        body = b"" if answer.content is None else json.dumps(answer.content).encode()
-        handler.send_response(answer.status)
+    def _send(handler: BaseHTTPRequestHandler, response: Response) -> None:
+        body = b"" if response.content is None else json.dumps(response.content).encode()
+        handler.send_response(response.status)
         headers = {
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
             "Connection": "close",
         }
-        for name, value in {**headers, **answer.headers}.items():
+        for name, value in {**headers, **response.headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
         if handler.command != "HEAD":
             handler.wfile.write(body)
 
 
+def _revision_not_found(revision: str) -> Response:
+    headers = {
+        "X-Error-Code": "RevisionNotFound",
+        "X-Error-Message": f"Invalid rev id: {revision}",
+    }
+    return Response(404, None, headers)
+
+
 def _choose_mode(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
-    oid = _oid(name, files[name]) if name in files else None
+    """How the client is to upload a file."""
+    oid = _hash_content(name, files[name]) if name in files else None
     return {
         "path": name,
         "uploadMode": "lfs" if name.endswith(".safetensors") else "regular",
@@ -301,7 +282,8 @@ def _choose_mode(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
-def _oid(name: str, content: bytes) -> str:
+def _hash_content(name: str, content: bytes) -> str:
+    """The object id of a file: of LFS for weights, of git otherwise."""
     return sha256(content) if name.endswith(".safetensors") else _git_hash(content)
 
 
@@ -310,6 +292,7 @@ def _git_hash(content: bytes) -> str:
 
 
 def _read_body(handler: BaseHTTPRequestHandler) -> bytes:
+    """The body of a request, with Content-Length or chunked."""
     if handler.headers.get("Transfer-Encoding") != "chunked":
         return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
     body = b""

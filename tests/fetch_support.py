@@ -1,4 +1,4 @@
-"""What the tests of fetching share: a clean environment, weight files, specs, processes and small disks."""
+"""A clean environment, weight files, specs, fetching processes and small disks for tests."""
 
 from __future__ import annotations
 
@@ -21,26 +21,21 @@ from swag_models import get_spec
 from swag_models.spec import ModelSpec, Source
 
 MIB = 1 << 20
-CLEARED = (
-    *(
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "NO_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        "no_proxy",
-    ),
-    *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-    *(
-        "SWAG_MODELS_OFFLINE",
-        "SWAG_MODELS_MIRROR",
-        "HF_HUB_OFFLINE",
-        "HF_ENDPOINT",
-        "HF_HUB_CACHE",
-        "HF_TOKEN",
-    ),
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+# Environment variables that affect downloads.
+CLEARED_VARIABLES = (
+    *PROXY_VARIABLES,
+    *map(str.lower, PROXY_VARIABLES),
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "SWAG_MODELS_OFFLINE",
+    "SWAG_MODELS_MIRROR",
+    "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
+    "HF_HUB_CACHE",
+    "HF_TOKEN",
 )
 FETCH = """
 import sys
@@ -52,23 +47,26 @@ try:
 except SwagModelsError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
-FETCH_WITHOUT_LOCK = (
-    "import contextlib, swag_models.hub.fetch\nswag_models.hub.fetch._lock = contextlib.nullcontext\n"
-    + FETCH
-)
+FETCH_WITHOUT_LOCK = f"""
+import contextlib
+import swag_models.hub.fetch
+swag_models.hub.fetch._lock = contextlib.nullcontext
+{FETCH}
+"""
 
 
 def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Point every cache below `folder` and clear what else steers downloads; our cache folder, which does not exist yet."""
-    for name in CLEARED:
+    """Move every cache to `folder` and clear other settings of downloads.
+
+    Returns:
+        Our cache folder, which does not exist yet.
+    """
+    for name in CLEARED_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    for name, value in {
-        "TORCH_HOME": "torch",
-        "XDG_CACHE_HOME": "xdg",
-        "HF_HOME": "hf",
-        "SWAG_MODELS_CACHE": "cache",
-    }.items():
-        monkeypatch.setenv(name, str(folder / value))
+    monkeypatch.setenv("TORCH_HOME", str(folder / "torch"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "xdg"))
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    monkeypatch.setenv("SWAG_MODELS_CACHE", str(folder / "cache"))
     return folder / "cache"
 
 
@@ -78,7 +76,7 @@ def make_spec(*sources: Source) -> ModelSpec:
 
 
 def make_bytes(size: int, seed: int = 0) -> bytes:
-    """Bytes that compress badly and repeat nowhere."""
+    """Random bytes."""
     return random.Random(seed).randbytes(size)
 
 
@@ -106,9 +104,9 @@ def list_files(folder: Path) -> list[Path]:
 
 def wait_until(condition: Callable[[], bool], timeout: float = 30) -> None:
     """Return once the condition holds."""
-    end = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
 
@@ -116,7 +114,10 @@ def wait_until(condition: Callable[[], bool], timeout: float = 30) -> None:
 def start(
     spec: ModelSpec, script: str = FETCH, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that fetches the weights of `spec` and prints their path; killed at the end of the `with` block."""
+    """A process that fetches the weights of `spec` and prints their path.
+
+    It is killed at the end of the `with` block.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", script, spec.to_json()],
         stdout=subprocess.PIPE,
@@ -131,23 +132,23 @@ def start(
 
 
 def run(spec: ModelSpec, script: str = FETCH, **environment: str) -> tuple[Path | None, str]:
-    """The path that a process of its own fetched, None if it failed, and what it wrote to stderr."""
+    """Fetch in a new process; (path of the weights, None if it failed; its stderr)."""
     with start(spec, script, **environment) as process:
         return finish(process)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[Path | None, str]:
-    """The same of a process under way."""
+    """The result of a started process, as of `run`."""
     output, errors = process.communicate(timeout=60)
     return (Path(output.strip()) if process.returncode == 0 else None), errors
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, mebibytes: float) -> Iterator[Path]:
-    """A disk of that size mounted at `folder`; skips the test where that is not allowed."""
+    """Mount a disk of a given size at `folder`; skips the test where that is not permitted."""
     folder.mkdir()
     if not _mount("-t", "tmpfs", "-o", f"size={int(mebibytes * 1024)}k", "tmpfs", str(folder)):
-        pytest.skip("mounting a disk is not allowed here")
+        pytest.skip("mounting a disk is not permitted here")
     try:
         yield folder
     finally:
@@ -155,7 +156,7 @@ def small_disk(folder: Path, mebibytes: float) -> Iterator[Path]:
 
 
 def remount(folder: Path, option: str) -> None:
-    """Change a mounted disk."""
+    """Remount a disk with another option, such as "ro"."""
     assert _mount("-o", f"remount,{option}", str(folder))
 
 

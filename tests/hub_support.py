@@ -1,6 +1,6 @@
-"""What the tests of publishing share: processes that send to a Hub and fetch from it.
+"""Fetch from and push to a fake Hub in new processes, which import no torch.
 
-The client reads its settings when it is imported, hence a process for each call; none of them imports torch.
+The client reads its settings when it is imported, so each call needs a new process.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ assert "torch" not in sys.modules
 
 
 @dataclass(frozen=True)
-class Got:
-    """What `get` found: a spec and its weights, or what was written to stderr."""
+class FetchResult:
+    """The spec and the weights of a model, None after an error; and the stderr of the process."""
 
     spec: ModelSpec | None
     path: Path | None
@@ -54,6 +54,7 @@ class Got:
 
     @property
     def commit(self) -> str:
+        """The commit in the URL of the weights."""
         assert self.spec is not None, self.errors
         match = re.fullmatch(r"hf://[\w.-]+/[\w.-]+@(\w{40})/.+", self.spec.sources[0].url)
         assert match
@@ -61,6 +62,7 @@ class Got:
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a process that runs a script."""
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,
@@ -70,27 +72,31 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def run(script: str, *arguments: str) -> tuple[Any, str]:
-    """(what the process printed, None if it failed; its stderr)."""
-    output, errors = (process := start(script, *arguments)).communicate(timeout=120)
+    """Run a script; (the JSON that it printed, None if it failed; its stderr)."""
+    process = start(script, *arguments)
+    output, errors = process.communicate(timeout=120)
     return (json.loads(output) if process.returncode == 0 else None), errors
 
 
-def get(name: str) -> Got:
-    found, errors = run(GET, name)
-    return (
-        Got(ModelSpec.from_dict(found[0]), Path(found[1]), errors)
-        if found
-        else Got(None, None, errors)
-    )
+def fetch_model(name: str) -> FetchResult:
+    """Fetch the spec and the weights of a model."""
+    output, errors = run(GET, name)
+    if output is None:
+        return FetchResult(None, None, errors)
+    spec, path = output
+    return FetchResult(ModelSpec.from_dict(spec), Path(path), errors)
 
 
 def push(model: Path | str, repo: str = REPO, **options: Any) -> tuple[Any, str]:
+    """Push a folder; ((address, commit, URL, files), None after an error; stderr)."""
     return run(PUSH, str(model), repo, json.dumps(options))
 
 
-def asked(hub: Hub) -> list[str]:
+def list_requests(hub: Hub) -> list[str]:
+    """Method and path of each request."""
     return [f"{request.method} {request.path}" for request in hub.requests]
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
+    """The contents of a folder by file name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

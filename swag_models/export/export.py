@@ -119,6 +119,7 @@ def export_model(
     calibration, checked = ([], []) if images is None else split_images(images, needs_ranges)
     transform = Transform(metadata.preprocess)
     batches = read_batches(calibration, transform, eager.in_chans) if needs_ranges else None
+    # onnxruntime quantises a float32 graph.
     traced_dtype = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     try:
         # A folder, because an .onnx names its .data file, which must have its final name.
@@ -163,7 +164,7 @@ def _check_arguments(
         )
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder; create it first")
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx":  # now, and not after minutes of tracing
         for module in ("onnx", "onnxruntime", "onnxscript"):
             import_extra(module, ONNX_EXTRA, ".onnx")
 
@@ -188,7 +189,7 @@ def _load_eager(
                 f"invalid {', '.join(names)} for a loaded model, which is exported unchanged; "
                 "pass load_model's options to load_model"
             )
-        eager = copy.deepcopy(model)
+        eager = copy.deepcopy(model)  # `.to` and `.eval` below would change the caller's model
     else:
         if spec is not None:
             raise ConfigError("invalid spec= for a model's name: pass it with a loaded model")
@@ -202,4 +203,5 @@ def _list_classes(spec: ModelSpec, num_classes: int | None) -> tuple[str, ...] |
     if spec.classes is None or num_classes is None:
         return None
     names = load_classes(spec)
+    # A new head of another size has no known names.
     return names if len(names) == num_classes else None

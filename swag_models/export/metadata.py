@@ -45,6 +45,7 @@ class Metadata:
 
     def to_strings(self) -> dict[str, str]:
         """One string per field; `preprocess` and `classes` as JSON."""
+        # Both formats store strings only.
         return {
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in asdict(self).items()
@@ -99,6 +100,7 @@ def _read_pt2(path: Path) -> dict[str, str]:
 
 def _read_onnx(path: Path) -> dict[str, str]:
     """The metadata_props of an .onnx."""
+    # onnxruntime would load the weights as well.
     onnx = import_extra("onnx", ONNX_EXTRA, ".onnx")
     from google.protobuf.message import DecodeError
 

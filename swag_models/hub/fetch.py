@@ -1,5 +1,6 @@
 """Turn a model's sources into one verified local file. Imports no torch.
 
+Which source to use is decided here; how one URL becomes a file is the task of download.py.
 The cache folder holds:
   files/<sha256>/<name>      weights by content; never changed once stored
   records/<host>/<path>.json which file a source gave (cache.py)
@@ -120,6 +121,7 @@ def fetch_config(repo: str, revision: str) -> Path:
         FetchError: there is no such file, or neither network nor cached file.
     """
     cached = find_cached(repo, revision, CONFIG_FILE)
+    # A commit never changes; a branch or tag has to be looked up.
     if cached and (COMMIT.fullmatch(revision) or is_offline()):
         return cached
     if is_offline():
@@ -203,6 +205,7 @@ def _fetch_file(source: Source, progress: Progress) -> Path:
     """Download, verify and record one file."""
     record = read_record(source)
     expected = expected_hash(source, record)
+    # Without a published hash, the first download is trusted and its hash pinned in the record.
     try:
         path, digest = _download_verified(source, expected, progress)
     except HashMismatchError as error:
@@ -232,7 +235,7 @@ def _download_verified(
     source: Source, expected: str | None, progress: Progress
 ) -> tuple[Path, str]:
     """(final path, SHA-256) of a complete download that has the expected hash, if there is one."""
-    if source.url.startswith("hf://"):
+    if source.url.startswith("hf://"):  # stays in the client's cache, which others may share
         path = download_file(*parse_url(source.url), progress)
         digest = hash_file(path)
         if not digest.startswith(expected or ""):

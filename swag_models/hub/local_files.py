@@ -55,7 +55,7 @@ def find_file(source: Source, shard_path: Path | None = None) -> Path | None:
         except OSError as error:
             logger.warning("%s is ignored: %s", path, error.strerror)
             continue
-        if digest.startswith(expected or ""):
+        if digest.startswith(expected or ""):  # a source may state leading digits only
             if expected is None and not is_complete(path):
                 logger.warning("%s is ignored: it is truncated or not a weight file", path)
                 continue

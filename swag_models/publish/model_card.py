@@ -127,7 +127,7 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
 
     Its examples load the model from a placeholder path, which `set_card_address` replaces.
     """
-    # timm reads one weight file, and no index of shards.
+    # timm reads a single weight file, not an index of shards.
     for_timm = is_known_to_timm(spec) and not details.sharded
     height, width = spec.preprocess.size
     overview = [
@@ -179,6 +179,7 @@ def _make_metadata(spec: ModelSpec, details: CardDetails, for_timm: bool) -> str
             for name, value in accuracies.items()
             if value is not None
         ]
+    # The Hub rejects unknown ids in `license`, and takes a name and a link for "other".
     on_hub = spec.license in HUB_LICENSES
     data = ModelCardData(
         license=spec.license if on_hub else "other",

@@ -130,6 +130,7 @@ def _choose_classes(
 ) -> str | tuple[str, ...] | None:
     """The class names that the caller passed, or the origin's if it has as many classes."""
     if classes is None:
+        # A head with as many outputs is taken for the origin's, possibly trained further.
         if num_classes == origin.num_classes:
             return origin.classes
         if num_classes is not None:
@@ -137,7 +138,7 @@ def _choose_classes(
                 "%s: its %d classes have no names; pass them as classes=[...]", name, num_classes
             )
         return None
-    if isinstance(classes, str):
+    if isinstance(classes, str):  # the only label set that `load_classes` knows by name
         if classes != "imagenet-1k" or num_classes != 1000:
             raise ConfigError(
                 f"invalid classes {classes!r}: pass {num_classes or 'no'} names, "
@@ -171,6 +172,7 @@ def count_gmacs(spec: ModelSpec) -> float:
 
 def count_flops(spec: ModelSpec) -> int:
     """Additions and multiplications for one image of the spec's size; two are a multiply-add."""
+    # The meta device computes shapes only, so that this takes no memory and little time.
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         _build_model(spec)(torch.empty(1, spec.in_chans, *spec.preprocess.size))
     return counter.get_total_flops()
@@ -194,6 +196,7 @@ def collect_state(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
     Raises:
         ConfigError: tensors are missing, left over, of another shape, quantised or without data.
     """
+    # `load_model` builds the model from the spec, so any other tensors could not be loaded.
     state: dict[str, Tensor] = model.state_dict()
     with torch.device("meta"):
         expected = _build_model(spec).state_dict()

@@ -106,6 +106,7 @@ def push(
                 "pass them to save"
             )
         return _push_folder(Path(model), target, dry_run)
+    # Saved first: config.json and the card state the hash and the layout of the weight files.
     with tempfile.TemporaryDirectory(prefix="swag_models-") as folder:
         save(model, folder, **{"name": repo.split("/")[1], **options})
         return _push_folder(Path(folder), target, dry_run)
@@ -114,7 +115,7 @@ def push(
 def _push_folder(folder: Path, target: _Target, dry_run: bool) -> Upload:
     """Verify a folder and push its files."""
     spec = read_folder(folder)
-    weights = fetch_weights(spec)
+    weights = fetch_weights(spec)  # checks the SHA-256 of each file before anything is sent
     shards = read_index(weights).shards if weights.name == INDEX_FILE else ()
     optional = [name for name in (RECIPE_FILE, VOCABULARY_FILE) if (folder / name).is_file()]
     card_path = folder / CARD_FILE
@@ -122,6 +123,7 @@ def _push_folder(folder: Path, target: _Target, dry_run: bool) -> Upload:
         card = set_card_address(card_path.read_text("utf-8"), spec.name, target.address)
     except (OSError, ValueError) as error:
         raise PublishError(f"cannot read {card_path}: {error}; save the model again") from None
+    # By name and not by listing the folder, which may hold private files.
     contents: dict[str, bytes | Path] = {CARD_FILE: card.encode()}
     contents |= {name: folder / name for name in (CONFIG_FILE, weights.name, *shards, *optional)}
     sizes = {
@@ -147,6 +149,7 @@ def _send(upload: Upload, contents: dict[str, bytes | Path], target: _Target) ->
     try:
         with readable_errors(repo):
             api.create_repo(repo, private=target.private, exist_ok=True)
+            # For an existing repository `create_repo` ignores `private`.
             if target.private and not api.model_info(repo).private:
                 raise PublishError(
                     f"{repo} exists and is public; make it private on its page, "
@@ -160,6 +163,8 @@ def _send(upload: Upload, contents: dict[str, bytes | Path], target: _Target) ->
                 for name in api.list_repo_files(repo, revision=branch)
                 if REMOVABLE_FILE.fullmatch(name) and name not in contents
             ]
+            # One commit, so that no revision has the weights of one version and the config of
+            # another.
             commit = api.create_commit(
                 repo,
                 [*added, *deleted],

@@ -59,7 +59,7 @@ def test_a_download_reports_progress_and_is_resumed_after_a_stop(
     resumed.thread.join(30)
     assert find_weights(spec)
     assert (resumed.done, resumed.total, resumed.error) == (size, size, None)
-    assert (server.starts("/tiny.safetensors")[1] or 0) >= 1 << 20
+    assert (server.list_start_bytes("/tiny.safetensors")[1] or 0) >= 1 << 20
 
 
 def test_a_failed_download_keeps_the_reason(spec: ModelSpec, server: Server) -> None:

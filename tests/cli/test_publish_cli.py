@@ -1,4 +1,4 @@
-"""`swag-models save` and `push`, and the other subcommands on what they made."""
+"""`swag-models save` and `push`, and other subcommands on a saved folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own."""
+    """Run the command in a new process."""
     command = [sys.executable, "-m", "swag_models", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, **environment}
@@ -39,8 +39,8 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 def test_save_writes_a_folder_and_prints_it(folder: Path, capsys: Capture) -> None:
     assert main(["save", NANO, str(folder)]) == 0
-    shown = capsys.readouterr()
-    assert (shown.out, shown.err) == (f"{folder}\n", "")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == (f"{folder}\n", "")
     spec, origin = swag_models.get_spec(folder), swag_models.get_spec(NANO)
     assert (spec.metrics, spec.description, spec.license) == (
         origin.metrics,
@@ -49,14 +49,14 @@ def test_save_writes_a_folder_and_prints_it(folder: Path, capsys: Capture) -> No
     )
 
 
-def test_save_of_changed_weights_claims_no_accuracy(folder: Path) -> None:
+def test_save_of_a_changed_model_states_no_accuracy(folder: Path) -> None:
     for option in (["--image-size", "64"], ["--dtype", "bfloat16"]):
         assert main(["save", NANO, str(folder), *option]) == 0
         assert swag_models.get_spec(folder).metrics is None
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_what_save_made_serves_the_other_subcommands(folder: Path, capsys: Capture) -> None:
+def test_other_subcommands_accept_a_saved_folder(folder: Path, capsys: Capture) -> None:
     save(swag_models.load_model(NANO), folder)
     assert main(["info", str(folder)]) == 0
     assert f"on this machine  {folder / 'model.safetensors'}" in capsys.readouterr().out
@@ -72,12 +72,12 @@ def test_what_save_made_serves_the_other_subcommands(folder: Path, capsys: Captu
     assert capsys.readouterr().out.startswith("FAILED\tmine\t")
 
 
-def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: Capture) -> None:
+def test_info_shows_a_missing_licence_and_class_names(folder: Path, capsys: Capture) -> None:
     save(swag_models.load_model(NANO, pretrained=False, num_classes=3), folder)
     assert main(["info", str(folder)]) == 0
-    shown = capsys.readouterr().out
-    assert "license          unknown\n" in shown
-    assert "classes          3 (without names)\n" in shown
+    output = capsys.readouterr().out
+    assert "license          unknown\n" in output
+    assert "classes          3 (without names)\n" in output
 
 
 @pytest.mark.parametrize(
@@ -117,22 +117,25 @@ def test_info_of_a_model_without_licence_or_names_says_so(folder: Path, capsys: 
         (["info", f"hf-hub:org/{97 * 'a'}"], 2, "at most 96"),
     ],
 )
-def test_what_cannot_be_is_one_line(
+def test_invalid_arguments_are_an_error_of_one_line(
     arguments: list[str], code: int, message: str, tmp_path: Path, capsys: Capture
 ) -> None:
-    assert main([str(tmp_path / each) if each == "x" else each for each in arguments]) == code
-    shown = capsys.readouterr()
-    assert not shown.out
-    assert len(shown.err.splitlines()) == 1
-    assert message in shown.err
+    assert (
+        main([str(tmp_path / "x") if argument == "x" else argument for argument in arguments])
+        == code
+    )
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert len(captured.err.splitlines()) == 1
+    assert message in captured.err
 
 
-def test_a_dry_run_lists_files_and_card_and_asks_nothing() -> None:
+def test_a_dry_run_prints_files_and_card_and_sends_no_request() -> None:
     with Hub({}) as hub:
-        done = run("push", NANO, "org/tiny", "--dry-run", HF_ENDPOINT=hub.url)
-        assert done.returncode == 0, done.stderr
+        result = run("push", NANO, "org/tiny", "--dry-run", HF_ENDPOINT=hub.url)
+        assert result.returncode == 0, result.stderr
         assert not hub.requests
-    files, card = done.stdout.split("\n\n", 1)
+    files, card = result.stdout.split("\n\n", 1)
     sizes = dict(line.split("\t") for line in files.splitlines())
     assert list(sizes) == ["README.md", "config.json", "model.safetensors"]
     assert int(sizes["README.md"]) == len(card.encode())
@@ -140,11 +143,11 @@ def test_a_dry_run_lists_files_and_card_and_asks_nothing() -> None:
     assert "# tiny\n" in card
     assert (
         "dry run, nothing is sent; these files and this card would go to hf-hub:org/tiny"
-        in done.stderr
+        in result.stderr
     )
 
 
-def test_a_name_of_the_catalog_is_that_even_beside_a_folder_of_that_name(
+def test_a_catalog_name_takes_precedence_over_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     (tmp_path / NANO).mkdir()
@@ -153,9 +156,9 @@ def test_a_name_of_the_catalog_is_that_even_beside_a_folder_of_that_name(
     assert "\nmodel.safetensors\t" in capsys.readouterr().out
 
 
-def test_push_sends_a_catalog_model_with_its_licence_and_accuracy() -> None:
+def test_push_of_a_catalog_model_keeps_its_licence_and_accuracy() -> None:
     with Hub({"hf_writer": ("org",)}) as hub:
-        done = run(
+        result = run(
             "push",
             NANO,
             "org/tiny",
@@ -165,12 +168,12 @@ def test_push_sends_a_catalog_model_with_its_licence_and_accuracy() -> None:
             HF_ENDPOINT=hub.url,
             HF_TOKEN="hf_writer",
         )
-        assert done.returncode == 0, done.stderr
+        assert result.returncode == 0, result.stderr
         repo = hub.repos["org/tiny"]
         assert repo.private
         commit = repo.branches["main"]
-    assert done.stdout == f"{hub.url}/org/tiny/commit/{commit}\n"
-    assert "load it with: swag_models.load_model('hf-hub:org/tiny')" in done.stderr
+    assert result.stdout == f"{hub.url}/org/tiny/commit/{commit}\n"
+    assert "load it with: swag_models.load_model('hf-hub:org/tiny')" in result.stderr
     card = repo.commits[commit]["README.md"].decode()
     assert "license: apache-2.0" in card
     metrics = swag_models.get_spec(NANO).metrics

@@ -10,8 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from certificates import make_certificates
 from fetch_support import MIB, isolate, list_files, make_bytes, small_disk
-from server import MODIFIED, Fault, Proxy, Served, Server, make_certificates, sha256
+from server import MODIFIED, Fault, Proxy, ServedFile, Server, sha256
 
 from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.hub import download as download_module
@@ -91,7 +92,7 @@ def test_one_failure_is_retried(server: Server, folder: Path, fault: Fault) -> N
 
 def test_an_interrupted_download_resumes_where_it_stopped(server: Server, folder: Path) -> None:
     assert get(server.put("/x.pth", BIG, Fault(cut=3 * MIB + 1000)), folder) == BIG
-    second = server.asked("/x.pth")[1]
+    second = server.list_requests("/x.pth")[1]
     assert second.start is not None
     assert 3 * MIB <= second.start <= 3 * MIB + 1000
     assert second.headers["if-range"] == f'"{sha256(BIG)[:20]}"'
@@ -100,26 +101,26 @@ def test_an_interrupted_download_resumes_where_it_stopped(server: Server, folder
 def test_any_progress_resets_the_number_of_failures(server: Server, folder: Path) -> None:
     content = make_bytes(3 * MIB)
     assert get(server.put("/x.pth", content, *[Fault(cut=MIB // 2)] * 5), folder) == content
-    starts = [request.start or 0 for request in server.asked("/x.pth")]
+    starts = [request.start or 0 for request in server.list_requests("/x.pth")]
     assert starts == sorted(set(starts))
 
 
 def test_a_part_of_an_earlier_download_is_resumed(server: Server, folder: Path, part: Path) -> None:
     size = part.stat().st_size
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
-    assert server.starts("/x.pth") == [size]
+    assert server.list_start_bytes("/x.pth") == [size]
 
 
 def test_a_complete_part_is_not_downloaded_again(server: Server, folder: Path, part: Path) -> None:
     part.write_bytes(BIG)
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
-    assert server.starts("/x.pth") == [len(BIG)]
+    assert server.list_start_bytes("/x.pth") == [len(BIG)]
 
 
 def test_a_part_of_another_key_is_left_alone(server: Server, folder: Path, part: Path) -> None:
     part = part.rename(part.with_name(part.name.replace("key.", "yek.", 1)))
     assert get(server.put("/x.pth", BIG), folder) == BIG
-    assert server.starts("/x.pth") == [None]
+    assert server.list_start_bytes("/x.pth") == [None]
     assert part.exists()
 
 
@@ -129,7 +130,7 @@ def test_a_corrupted_part_is_downloaded_again_from_the_start(
     size = part.stat().st_size
     part.write_bytes(bytes(size))
     assert get(server.put("/x.pth", BIG), folder, BIG) == BIG
-    assert server.starts("/x.pth") == [size, None]
+    assert server.list_start_bytes("/x.pth") == [size, None]
 
 
 def test_a_changed_file_is_downloaded_from_the_start(
@@ -143,15 +144,15 @@ def test_a_changed_file_is_downloaded_from_the_start(
 def test_a_file_that_changes_during_the_download_is_downloaded_from_the_start(
     server: Server, folder: Path
 ) -> None:
-    old = Served(BIG, '"old"', MODIFIED)
+    old = ServedFile(BIG, '"old"', MODIFIED)
     assert get(server.put("/x.pth", OTHER, Fault(served=old, cut=3 * MIB)), folder) == OTHER
-    assert server.asked("/x.pth")[1].headers["if-range"] == '"old"'
+    assert server.list_requests("/x.pth")[1].headers["if-range"] == '"old"'
 
 
 def test_versions_are_not_mixed_by_a_server_that_ignores_if_range(
     server: Server, folder: Path
 ) -> None:
-    old = Served(BIG, '"old"', None)
+    old = ServedFile(BIG, '"old"', None)
     url = server.put("/x.pth", OTHER, Fault(served=old, cut=3 * MIB), Fault(ignore_if_range=True))
     assert get(url, folder) == OTHER
 
@@ -159,7 +160,7 @@ def test_versions_are_not_mixed_by_a_server_that_ignores_if_range(
 def test_a_server_that_ignores_range_sends_everything_again(server: Server, folder: Path) -> None:
     url = server.put("/x.pth", BIG, Fault(cut=3 * MIB), Fault(ignore_range=True))
     assert get(url, folder, BIG) == BIG
-    assert [start is None for start in server.starts("/x.pth")] == [True, False]
+    assert [start is None for start in server.list_start_bytes("/x.pth")] == [True, False]
 
 
 @pytest.mark.parametrize("span", ["bytes 7-4206648/4206649", "bytes 0-9/10", "nonsense"])
@@ -169,17 +170,17 @@ def test_a_wrong_content_range_restarts_the_download(
     url = server.put("/x.pth", BIG, Fault(headers={"Content-Range": span}))
     size = part.stat().st_size
     assert get(url, folder) == BIG
-    assert server.starts("/x.pth") == [size, None]
+    assert server.list_start_bytes("/x.pth") == [size, None]
 
 
 def test_without_validators_a_download_starts_over(server: Server, folder: Path) -> None:
     assert get(server.put("/x.pth", BIG, Fault(cut=3 * MIB), validators=False), folder, BIG) == BIG
-    assert server.starts("/x.pth") == [None, None]
+    assert server.list_start_bytes("/x.pth") == [None, None]
 
 
 def test_a_weak_etag_is_not_sent_as_if_range(server: Server, folder: Path) -> None:
     assert get(server.put("/x.pth", BIG, Fault(cut=3 * MIB), weak=True), folder) == BIG
-    assert server.asked("/x.pth")[1].headers["if-range"] == MODIFIED
+    assert server.list_requests("/x.pth")[1].headers["if-range"] == MODIFIED
 
 
 def test_without_content_length_the_body_is_taken_as_complete(server: Server, folder: Path) -> None:
@@ -222,7 +223,7 @@ def test_retries_end_when_no_more_bytes_arrive(server: Server, folder: Path, par
         FetchError, match=rf"^HTTP 503, {download_module.MAX_ATTEMPTS} times in a row$"
     ):
         get(url, folder)
-    assert server.starts("/x.pth") == [size] * download_module.MAX_ATTEMPTS
+    assert server.list_start_bytes("/x.pth") == [size] * download_module.MAX_ATTEMPTS
     assert [path.stat().st_size for path in list_files(folder)] == [size], (
         "the part is kept for the next download"
     )
@@ -286,7 +287,7 @@ def test_redirects_are_followed_when_resuming(server: Server, folder: Path) -> N
     server.put("/y.pth", BIG, Fault(cut=3 * MIB))
     redirect = Fault(status=302, headers={"Location": "/y.pth"})
     assert get(server.put("/x.pth", b"", redirect, redirect), folder, BIG) == BIG
-    assert [start is None for start in server.starts("/y.pth")] == [True, False]
+    assert [start is None for start in server.list_start_bytes("/y.pth")] == [True, False]
 
 
 @pytest.mark.parametrize(

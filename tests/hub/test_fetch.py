@@ -192,7 +192,7 @@ def test_urls_that_differ_in_their_query_do_not_collide(server: Server) -> None:
 def test_the_same_content_is_not_downloaded_from_a_second_url(server: Server) -> None:
     first, second = server.put("/x.pth", WEIGHTS), server.put("/y.pth", WEIGHTS)
     assert fetch_one(first) == fetch_one(second) == WEIGHTS
-    assert not server.asked("/y.pth")
+    assert not server.list_requests("/y.pth")
 
 
 def test_a_source_without_hash_is_pinned_on_first_use(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fetch_support import MIB, isolate, list_files, make_safetensors, make_spec, remount, small_disk
-from server import Fault, Served, Server, sha256
+from server import Fault, ServedFile, Server, sha256
 
 from swag_models.errors import CacheError, FetchError
 from swag_models.hub.fetch import fetch_weights
@@ -60,7 +60,7 @@ def test_a_full_disk_is_not_retried_with_the_next_source(server: Server, ballast
     with pytest.raises(CacheError):
         fetch_weights(make_spec(*spec.sources, other))
     assert ballast.exists()
-    assert not server.asked("/y.pth")
+    assert not server.list_requests("/y.pth")
 
 
 @pytest.mark.parametrize("validators", [True, False], ids=["validators", "no-validators"])
@@ -74,14 +74,14 @@ def test_a_disk_that_fills_up_is_an_error_and_the_download_resumes(
     ballast.unlink()  # leaves room for one copy of the file, not for two
     path = fetch_weights(spec)
     assert path.read_bytes() == CONTENT
-    assert ((server.starts("/x.pth")[1] or 0) > MIB) == validators, (
+    assert ((server.list_start_bytes("/x.pth")[1] or 0) > MIB) == validators, (
         "resumes where the server sends validators"
     )
     assert not list_files(path.parents[2] / "parts")
 
 
 def test_the_part_of_an_outdated_version_is_deleted(server: Server, disk: Path) -> None:
-    old = Served(CONTENT, '"old"', None)
+    old = ServedFile(CONTENT, '"old"', None)
     spec = serve(
         server, Fault(served=old, cut=3 * MIB), Fault(status=404), content=make_safetensors(5 * MIB)
     )

@@ -56,7 +56,7 @@ def test_a_file_of_the_hub_stays_in_the_clients_cache(
     assert path.read_bytes() == WEIGHTS
     assert not list_files(cache / "files")
     assert ("is pinned from now on" in errors) == (content is None)
-    assert len(hub.asked(f"/{REPO}/resolve/main/{NAME}")) == 1
+    assert len(hub.list_requests(f"/{REPO}/resolve/main/{NAME}")) == 1
     hub.requests.clear()
     assert run(spec) == (path, "")
     assert run(spec, HF_HUB_OFFLINE="1") == (path, "")
@@ -103,7 +103,7 @@ def test_a_source_can_name_a_revision_and_a_folder(hub: Server) -> None:
     path, errors = run(make_spec(source(OTHER, f"@{COMMITS[1]}", f"deep/{NAME}")))
     assert path is not None, errors
     assert path.read_bytes() == OTHER
-    assert len(hub.asked(f"/{REPO}/resolve/{COMMITS[1]}/deep/{NAME}")) == 1
+    assert len(hub.list_requests(f"/{REPO}/resolve/{COMMITS[1]}/deep/{NAME}")) == 1
 
 
 def test_a_file_missing_on_the_hub_is_one_line_of_the_error(hub: Server, cache: Path) -> None:

@@ -82,8 +82,8 @@ def test_a_killed_download_is_resumed_by_the_next_process(
     path, errors = run(spec)
     assert path is not None, errors
     assert path.read_bytes() == CONTENT
-    assert server.starts("/x.pth") == [None, size], "only the missing bytes are requested"
-    assert server.asked("/x.pth")[1].headers["if-range"] == f'"{sha256(CONTENT)[:20]}"'
+    assert server.list_start_bytes("/x.pth") == [None, size], "only the missing bytes are requested"
+    assert server.list_requests("/x.pth")[1].headers["if-range"] == f'"{sha256(CONTENT)[:20]}"'
     assert not parts(cache)
 
 
@@ -93,7 +93,7 @@ def test_a_part_that_cannot_be_resumed_is_deleted(server: Server, cache: Path) -
     path, errors = run(spec)
     assert path is not None, errors
     assert path.read_bytes() == CONTENT
-    assert server.starts("/x.pth") == [None, None]
+    assert server.list_start_bytes("/x.pth") == [None, None]
     assert not parts(cache)
 
 
@@ -122,7 +122,7 @@ def test_two_processes_download_once(server: Server, cache: Path, sha: str | Non
     assert results[0] is not None
     assert results[0] == results[1]
     assert results[0].read_bytes() == CONTENT
-    assert server.starts("/x.pth") == [None]
+    assert server.list_start_bytes("/x.pth") == [None]
     assert not parts(cache)
 
 
@@ -224,7 +224,7 @@ def test_a_model_of_full_size_survives_a_killed_download(
     spec = replace(get_spec("vit_b16"), sources=(Source(url, "swag", sha256(file)),))
     size = kill_after(spec, cache, 150 * MIB)
     model = load_model(spec)
-    assert server.starts("/vit_b16.torch") == [None, size]
+    assert server.list_start_bytes("/vit_b16.torch") == [None, size]
     loaded = model.state_dict()
     expected = translate_layout(state, "timm")
     assert loaded.keys() == expected.keys()

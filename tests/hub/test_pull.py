@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_hub import Hub
 from fetch_support import list_files
-from hub_support import GET, READER, REPO, asked, get, read_files, start
+from hub_support import GET, READER, REPO, fetch_model, list_requests, read_files, start
 from server import Fault, Server, sha256
 
 from swag_models import get_spec
@@ -23,7 +23,7 @@ def test_a_branch_takes_one_request_and_a_commit_or_offline_mode_none(
     kind: str, hub: Hub, folders: dict[str, Path], caches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.put_repo(REPO, read_files(folders[kind]))
-    first = get(f"hf-hub:{REPO}")
+    first = fetch_model(f"hf-hub:{REPO}")
     assert first.commit == commit
     assert first.path is not None
     assert first.path.is_relative_to(caches / "hf" / "hub")
@@ -33,15 +33,15 @@ def test_a_branch_takes_one_request_and_a_commit_or_offline_mode_none(
     } - {"README.md"}
     assert first.errors == "tiny: the weights are licensed MIT\n".replace("tiny", kind)
     hub.requests.clear()
-    assert get(f"hf-hub:{REPO}") == replace(first, errors="")
-    assert asked(hub) == [f"HEAD /{REPO}/resolve/main/config.json"]
+    assert fetch_model(f"hf-hub:{REPO}") == replace(first, errors="")
+    assert list_requests(hub) == [f"HEAD /{REPO}/resolve/main/config.json"]
     hub.requests.clear()
-    assert get(f"hf-hub:{REPO}@{commit}") == replace(first, errors="")
+    assert fetch_model(f"hf-hub:{REPO}@{commit}") == replace(first, errors="")
     for variable in ("SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"):
         with monkeypatch.context() as patched:
             patched.setenv(variable, "1")
-            assert get(f"hf-hub:{REPO}") == replace(first, errors="")
-            assert get(f"hf-hub:{REPO}@main") == replace(first, errors="")
+            assert fetch_model(f"hf-hub:{REPO}") == replace(first, errors="")
+            assert fetch_model(f"hf-hub:{REPO}@main") == replace(first, errors="")
     assert not hub.requests
 
 
@@ -49,23 +49,23 @@ def test_a_new_commit_is_fetched_and_the_old_one_stays_available(
     hub: Hub, folders: dict[str, Path]
 ) -> None:
     old = hub.put_repo(REPO, read_files(folders["first"]))
-    assert get(f"hf-hub:{REPO}").commit == old
+    assert fetch_model(f"hf-hub:{REPO}").commit == old
     new = hub.put_repo(REPO, read_files(folders["second"]))
-    after = get(f"hf-hub:{REPO}")
+    after = fetch_model(f"hf-hub:{REPO}")
     assert after.commit == new
     assert after.path is not None
     assert after.path.read_bytes() == (folders["second"] / "model.safetensors").read_bytes()
-    assert get(f"hf-hub:{REPO}@{old}").commit == old
+    assert fetch_model(f"hf-hub:{REPO}@{old}").commit == old
 
 
 def test_an_unreachable_hub_is_logged_and_the_cached_commit_used(
     hub: Hub, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.put_repo(REPO, read_files(folders["first"]))
-    first = get(f"hf-hub:{REPO}")
+    first = fetch_model(f"hf-hub:{REPO}")
     with Server() as stopped_server:
         monkeypatch.setenv("HF_ENDPOINT", stopped_server.url)
-    later = get(f"hf-hub:{REPO}")
+    later = fetch_model(f"hf-hub:{REPO}")
     assert later.path == first.path
     assert re.search(
         rf"the Hub cannot be reached \(.*\): using the cached hf-hub:{REPO}@main, commit {commit}",
@@ -79,22 +79,22 @@ def test_wrong_bytes_are_an_error(kind: str, hub: Hub, folders: dict[str, Path])
     name = max(name for name in files if name.endswith(".safetensors"))
     files[name] = files[name][:-1] + b"x"
     hub.put_repo(REPO, files)
-    got = get(f"hf-hub:{REPO}")
-    assert got.spec is None
-    assert f"SHA-256 is {sha256(files[name])}, not {sha256(folders[kind] / name)}" in got.errors
+    fetched = fetch_model(f"hf-hub:{REPO}")
+    assert fetched.spec is None
+    assert f"SHA-256 is {sha256(files[name])}, not {sha256(folders[kind] / name)}" in fetched.errors
 
 
 def test_a_private_repository_needs_a_token(
     hub: Hub, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.put_repo(REPO, read_files(folders["first"]), private=True)
-    got = get(f"hf-hub:{REPO}")
+    fetched = fetch_model(f"hf-hub:{REPO}")
     private = f"{REPO} does not exist on the Hub, or is private (HTTP 401)"
-    assert got.errors.strip() == (
+    assert fetched.errors.strip() == (
         f"FetchError: {private}: check the name, and set HF_TOKEN, or run: hf auth login"
     )
     monkeypatch.setenv("HF_TOKEN", READER)
-    assert get(f"hf-hub:{REPO}").commit == commit
+    assert fetch_model(f"hf-hub:{REPO}").commit == commit
 
 
 @pytest.mark.parametrize(
@@ -122,25 +122,25 @@ def test_an_invalid_or_unknown_name_is_an_error_of_one_line(
     hub: Hub, folders: dict[str, Path], name: str, message: str
 ) -> None:
     hub.put_repo(REPO, read_files(folders["first"]))
-    got = get(name)
-    assert got.spec is None
-    assert re.search(message, got.errors)
-    assert len(got.errors.splitlines()) == 1
+    fetched = fetch_model(name)
+    assert fetched.spec is None
+    assert re.search(message, fetched.errors)
+    assert len(fetched.errors.splitlines()) == 1
 
 
 def test_a_repository_of_another_library_is_an_error_of_one_line(hub: Hub) -> None:
     hub.put_repo(REPO, {"config.json": b'{"architecture": "resnet50"}'})
-    got = get(f"hf-hub:{REPO}")
+    fetched = fetch_model(f"hf-hub:{REPO}")
     message = "does not describe a model of this library: it has no 'swag_models'"
-    assert re.fullmatch(rf"ConfigError: .*config.json {message}.*\n", got.errors)
+    assert re.fullmatch(rf"ConfigError: .*config.json {message}.*\n", fetched.errors)
 
 
 def test_a_missing_model_in_offline_mode_is_an_error_of_one_line(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SWAG_MODELS_OFFLINE", "1")
-    got = get(f"hf-hub:{REPO}")
-    assert got.errors == (
+    fetched = fetch_model(f"hf-hub:{REPO}")
+    assert fetched.errors == (
         f"FetchError: hf-hub:{REPO}@main is not on this machine, and offline mode is set; "
         "unset SWAG_MODELS_OFFLINE and HF_HUB_OFFLINE to download it\n"
     )
@@ -160,10 +160,10 @@ def test_a_killed_download_leaves_no_incomplete_weights(
         process.kill()
     hub.release.set()
     assert not [file for file in list_files(caches) if file.name == "model.safetensors"]
-    got = get(f"hf-hub:{REPO}")
-    assert got.commit == commit
-    assert got.path is not None
-    assert got.path.read_bytes() == files["model.safetensors"]
+    fetched = fetch_model(f"hf-hub:{REPO}")
+    assert fetched.commit == commit
+    assert fetched.path is not None
+    assert fetched.path.read_bytes() == files["model.safetensors"]
 
 
 def test_a_repository_of_the_catalog_gives_the_catalogs_spec() -> None:

@@ -76,10 +76,10 @@ class TestPublishedSpec:
         assert load_classes(folder) == ("cat", "dog")
         model.reset_classifier(None)
         assert self.spec_of(model, folder).classes is None
-        with pytest.raises(
-            ConfigError,
-            match="my_model gives features and has no classes; models with classes: vit_nano_hashtags",
-        ):
+        message = (
+            "my_model gives features and has no classes; models with classes: vit_nano_hashtags"
+        )
+        with pytest.raises(ConfigError, match=message):
             load_classes(folder)
 
     @pytest.mark.parametrize(
@@ -156,20 +156,20 @@ class TestRejectedModels:
             save(model, folder)
         assert "\n" not in str(caught.value)
 
-    def test_models_of_other_libraries(self, folder: Path) -> None:
+    def test_models_of_other_libraries_are_rejected(self, folder: Path) -> None:
         self.check_rejected(
             nn.Linear(2, 2),
             folder,
             "cannot publish a Linear; pass the model that load_model returned",
         )
 
-    def test_compiled_models(self, folder: Path) -> None:
+    def test_compiled_models_are_rejected(self, folder: Path) -> None:
         model = load_tiny()
         self.check_rejected(
             torch.compile(model), folder, "cannot publish a OptimizedModule; .* its _orig_mod"
         )
 
-    def test_peft_models(self, folder: Path) -> None:
+    def test_peft_models_are_rejected(self, folder: Path) -> None:
         peft = pytest.importorskip("peft")
         config = peft.LoraConfig(target_modules=["qkv"], r=2)
         self.check_rejected(
@@ -178,7 +178,7 @@ class TestRejectedModels:
             r"cannot publish a PeftModel; .* merge_and_unload\(\)",
         )
 
-    def test_models_with_injected_adapters(self, folder: Path) -> None:
+    def test_models_with_injected_adapters_are_rejected(self, folder: Path) -> None:
         peft = pytest.importorskip("peft")
         model = load_tiny()
         peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["qkv"], r=2), model)
@@ -186,24 +186,24 @@ class TestRejectedModels:
             model, folder, "tensors differ from those of a vit_b16 .*qkv.* merge adapters into it"
         )
 
-    def test_models_with_another_head(self, folder: Path) -> None:
+    def test_models_with_another_head_are_rejected(self, folder: Path) -> None:
         model = load_tiny()
         model.head = nn.Linear(32, 4)
         self.check_rejected(
             model, folder, r"tensors differ from those of a vit_b16 \(head.bias, head.weight\)"
         )
 
-    def test_quantised_models(self, folder: Path) -> None:
+    def test_quantised_models_are_rejected(self, folder: Path) -> None:
         model = load_tiny()
         model.head.weight = nn.Parameter(torch.zeros(10, 32, dtype=torch.int8), requires_grad=False)
         self.check_rejected(
             model, folder, "head.weight is torch.int8; publish the model before quantising"
         )
 
-    def test_models_without_weights(self, folder: Path) -> None:
+    def test_models_without_weights_are_rejected(self, folder: Path) -> None:
         self.check_rejected(load_tiny().to("meta"), folder, "on the meta device and has no weights")
 
-    def test_models_of_unknown_origin(self, folder: Path) -> None:
+    def test_models_of_unknown_origin_are_rejected(self, folder: Path) -> None:
         from swag_models.models import build
 
         model = build(VIT_SPEC.config, num_classes=2, image_size=64)

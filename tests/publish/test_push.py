@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fake_hub import Hub
-from hub_support import PUSH, READER, REPO, WRITER, get, push, read_files, run, start
+from hub_support import PUSH, READER, REPO, WRITER, fetch_model, push, read_files, run, start
 from server import Fault, Server, sha256
 from tiny import images
 
@@ -90,7 +90,7 @@ def test_a_branch_is_created_and_named_in_the_card(
     assert repo.private
     assert repo.branches["try/1"] == sent[1] != repo.branches["main"]
     assert b'load_model("hf-hub:org/tiny@try/1")' in repo.commits[sent[1]]["README.md"]
-    assert get("hf-hub:org/tiny@try/1").commit == sent[1]
+    assert fetch_model("hf-hub:org/tiny@try/1").commit == sent[1]
 
 
 def test_private_is_an_error_for_a_public_repository(
@@ -222,4 +222,4 @@ def test_a_killed_push_leaves_the_repository_unchanged(
         process.kill()
     hub.release.set()
     assert read_files(folders["first"]) == before
-    assert get(f"hf-hub:{REPO}").commit == commit == hub.repos[REPO].branches["main"]
+    assert fetch_model(f"hf-hub:{REPO}").commit == commit == hub.repos[REPO].branches["main"]
