@@ -44,7 +44,7 @@ LOADED = (
         "torchvision.transforms.v2",
         "safetensors.torch",
     ),
-    *("matplotlib.backends.backend_agg", "webdataset", "pyarrow.parquet", "torch._dynamo"),
+    *("matplotlib.backends.backend_agg", "pyarrow.parquet", "torch._dynamo"),
 )
 PRESET = "vit_nano_hashtags"
 

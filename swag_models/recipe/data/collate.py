@@ -1,12 +1,11 @@
-"""What a feed and a check share: batches, what makes them of samples, and what is known of data before any is read.
+"""Batches of labelled images, and the worker processes that send them.
 
-Axes: n the samples of a batch, S pixels.
+Axes: N samples of a batch, S pixels.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,105 +13,88 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from swag_models.errors import ConfigError, SwagModelsError
-from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.data.loader import Decode
-from swag_models.recipe.data.shards import Shards, name_shards
-from swag_models.recipe.data.stream import Sample
-from swag_models.recipe.worker_pool import ignore_signals
+from swag_models.errors import SwagModelsError
+from swag_models.recipe.data.datasets import ImageDataset, Labels
 
 Transform = Callable[[Image.Image], Tensor]
+LoadedSample = tuple[Tensor, Labels, str]  # image (3, S, S), class numbers, id
 
 
 class Batch(NamedTuple):
-    """Images, uint8 (n, 3, S, S); the classes of each; and what names each: a shard's id, a path in the folder, or a row."""
+    """Labelled images.
+
+    Attributes:
+        images: uint8 (N, 3, S, S).
+        classes: class numbers of each image.
+        ids: id of each image: that of a packed sample, a path in the folder, or a row number.
+    """
 
     images: Tensor
-    classes: list[tuple[int, ...]]
+    classes: list[Labels]
     ids: list[str]
 
 
-class Share(NamedTuple):
-    """What a worker sends: a rank's part of a batch, or what ended it; and what was broken."""
+class WorkerResult(NamedTuple):
+    """What a worker process sends.
 
-    batch: Batch | None
-    skipped: Counter[str]
+    Attributes:
+        batch: a batch, or None if there is none.
+        skipped: message -> number of broken images and shards since the last result.
+        error: what ended the stream. DataLoader would put the worker's traceback into the message
+            of an exception that is raised, so it is sent as a value.
+        stream: number of the stream of shards it comes from.
+        position: where that stream is after the batch.
+    """
+
+    batch: Any
+    skipped: Mapping[str, int]
     error: SwagModelsError | None = None
+    stream: int = 0
+    position: tuple[int, int, int] | None = None
 
 
-class Named:
-    """A sample of a shard -> what `collate_samples` takes; ConfigError if it has a class that the model has not."""
-
-    def __init__(self, transform: Transform, num_classes: int | None) -> None:
-        self.decode, self.num_classes = Decode(transform), num_classes
-
-    def __call__(self, sample: Sample) -> tuple[Tensor, tuple[int, ...], str]:
-        image, classes = self.decode(sample)
-        greatest = max(classes, default=0)
-        if self.num_classes is not None and greatest >= self.num_classes:
-            raise ConfigError(
-                f"{sample['id']} in {sample['__url__']} has class {greatest}; there are {self.num_classes}, from 0 on"
-            )
-        return image, classes, sample["id"]
-
-
-def take_sample(
-    dataset: ImageDataset, index: int, transform: Transform
-) -> tuple[Tensor, tuple[int, ...], str]:
-    """What `collate_samples` takes; ImageError if the picture is broken."""
+def load_sample(dataset: ImageDataset, index: int, transform: Transform) -> LoadedSample:
+    """Read an image with its classes and its name; raises ImageError if it is broken."""
     return transform(dataset.read(index)), dataset.labels[index], dataset.name(index)
 
 
-def collate_samples(samples: list[tuple[Tensor, tuple[int, ...], str]]) -> Batch:
-    """At least one (image (3, S, S), classes, id) -> a batch."""
+def collate_samples(samples: Sequence[LoadedSample]) -> Batch:
+    """Make a batch of at least one sample."""
     images, classes, ids = zip(*samples)
     return Batch(default_collate(list(images)), list(classes), list(ids))
 
 
-def run_workers(reader: Dataset[Share], parts: Iterable[range], workers: int) -> Iterator[Share]:
-    """What the reader makes of each part, in order; the processes end with the iterator."""
-    generator = (
-        torch.Generator()
-    )  # else every pass would draw from the generator that training uses
-    options: dict[str, Any] = {
-        "sampler": parts,
-        "num_workers": workers,
-        "collate_fn": _pass_on,
-        "generator": generator,
-    }
-    return iter(DataLoader(reader, batch_size=None, worker_init_fn=ignore_signals, **options))
+def concatenate_batches(batches: Sequence[Batch]) -> Batch:
+    """Make one batch of at least one."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        torch.cat([batch.images for batch in batches]),
+        [classes for batch in batches for classes in batch.classes],
+        [identifier for batch in batches for identifier in batch.ids],
+    )
 
 
-def _pass_on(share: Any) -> Any:
-    return share
+def make_data_loader(
+    dataset: Dataset[WorkerResult], workers: int, **options: Any
+) -> DataLoader[WorkerResult]:
+    """A DataLoader of a data set whose items are results already.
+
+    Args:
+        dataset: makes the results.
+        workers: number of processes; 0: this one.
+        **options: other options of `torch.utils.data.DataLoader`.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_return_unchanged,
+        # By default every pass draws a seed from the global generator, which training uses.
+        generator=torch.Generator(),
+        **options,
+    )
 
 
-def count_classes(
-    manifest: dict[str, Any] | None, classes: Sequence[str] | None, shards: Shards
-) -> tuple[int | None, tuple[str, ...] | None]:
-    """How many classes there are, and their names if they were given."""
-    count = manifest["num_classes"] if manifest else None
-    if classes and count and count > len(classes):
-        raise ConfigError(
-            f"{name_shards(shards)} has {count} classes; the model has {len(classes)}"
-        )
-    return (len(classes), tuple(classes)) if classes else (count, None)
-
-
-def describe_data(
-    kind: str, name: str, samples: int | None, classes: int | None, sha256: str
-) -> dict[str, Any]:
-    """The `facts` of a feed or check."""
-    return {"kind": kind, "name": name, "samples": samples, "classes": classes, "sha256": sha256}
-
-
-def check_division(name: str, value: int, by: int, what: str) -> None:
-    """ConfigError unless a positive number can be divided by so many of `what`."""
-    if value < 1 or value % by:
-        near = max(1, round(value / by)) * by
-        allowed = (
-            f"with {by} {what} it is a positive multiple of {by}, for example {near}"
-            if by > 1
-            else "allowed: 1 or more"
-        )
-        raise ConfigError(f"{name} is {value}; {allowed}")
+def _return_unchanged(result: Any) -> Any:
+    return result

@@ -1,13 +1,13 @@
 """Validation data of any kind -> batches with every sample once over all ranks.
 
-Axes: n the samples of a batch, S pixels.
+Axes: N samples of a batch, S pixels.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -15,54 +15,58 @@ from torch.utils.data import Dataset
 from swag_models.errors import ConfigError, ImageError
 from swag_models.recipe.data.collate import (
     Batch,
-    Named,
-    Share,
     Transform,
-    check_division,
+    WorkerResult,
     collate_samples,
-    count_classes,
-    describe_data,
-    run_workers,
-    take_sample,
+    load_sample,
+    make_data_loader,
 )
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
-from swag_models.recipe.data.loader import Loader
-from swag_models.recipe.data.shards import (
-    Shards,
-    check_vocabulary,
-    find_shards,
-    hash_shards,
-    name_shards,
-)
-from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
+from swag_models.recipe.data.loader import DecodeLabelled, Loader
+from swag_models.recipe.data.shards import Shards
+from swag_models.recipe.data.sources import ShardSource, describe_source, open_source
 from swag_models.recipe.worker_pool import ignore_signals
 
 
-class EvalLoader(ABC):
-    """Every sample once over all ranks, in a fixed order, in each `for`. DistContext may differ in their number of batches.
+class EvalLoader:
+    """Every sample once over all ranks, in a fixed order, in each `for`.
 
-    After a pass `seen` and `skipped`, how many broken ones there were by message, add up to `samples` over all ranks; shards
-    without a manifest have None, and a shard that is cut counts as one. The other fields are those of `TrainLoader`.
+    The ranks may differ in their number of batches. After a pass `seen` and the sum of `skipped`
+    add up to `samples` over all ranks.
+
+    Args:
+        source: the data.
+        samples: number of samples over all ranks; None for shards without a manifest.
+        read_pass: starts a pass over this rank's part.
+
+    Attributes:
+        num_classes: number of classes; None for shards without a manifest.
+        class_names: names of all classes; None if they have no names.
+        facts: what reports state of the data; see `describe_source`.
+        seen: number of samples since the pass began.
+        skipped: message -> number of broken images since the pass began; a shard that is cut off
+            counts as one.
     """
 
-    num_classes: int | None
-    class_names: tuple[str, ...] | None
-    samples: int | None
-    facts: dict[str, Any]
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        source: ImageDataset | ShardSource,
+        samples: int | None,
+        read_pass: Callable[[], Iterator[WorkerResult]],
+    ) -> None:
+        self.num_classes, self.class_names = source.num_classes, source.class_names
+        self.samples, self.facts = samples, describe_source(source, samples)
         self.seen, self.skipped = 0, Counter[str]()
+        self._read_pass = read_pass
 
     def __iter__(self) -> Iterator[Batch]:
         self.seen, self.skipped = 0, Counter()
-        for batch in self._read():
-            self.seen += len(batch.ids)
-            yield batch
-
-    @abstractmethod
-    def _read(self) -> Iterator[Batch]:
-        """A pass, which counts in `skipped`."""
+        for result in self._read_pass():
+            self.skipped.update(result.skipped)
+            if result.batch is not None:
+                self.seen += len(result.batch.ids)
+                yield result.batch
 
 
 def open_eval_loader(
@@ -76,119 +80,83 @@ def open_eval_loader(
     classes: Sequence[str] | None = None,
     synsets: Sequence[str] | None = None,
 ) -> EvalLoader:
-    """What to validate one rank on: as `open_train_loader`, but `batch_size` is the rank's own, and repeat factors are ignored.
+    """Open the validation data of one rank.
 
-    synsets: of all classes of a model; ConfigError if shards, whose classes are numbers, have a vocabulary of others. Of a
-    dataset with several splits, "validation", "val" or "test" is taken. An album has its classes already. What has an index
-    comes in the same batches whatever ranks there are, dealt out in turn.
+    Images with an index come in the same batches for any number of ranks, distributed in turn.
+    Repeat factors of shards are ignored.
+
+    Args:
+        data: as for `open_train_loader`, or images that are open already. Of the splits of a
+            dataset the first of "validation", "val" and "test" is opened.
+        transform: an upright RGB image -> uint8 (3, S, S).
+        batch_size: samples per batch of this rank.
+        rank: number of this rank.
+        world_size: number of ranks.
+        workers: number of processes that read images; 0: this one.
+        classes: names of all classes of a model, by which those of the data are numbered.
+        synsets: synset of each class of a model, to compare with the vocabulary beside shards.
+
+    Raises:
+        ConfigError: there are no such data, or they have other classes.
     """
     assert 0 <= rank < world_size
-    check_division("batch_size", batch_size, 1, "ranks")
+    if batch_size < 1:
+        raise ConfigError(f"invalid batch_size {batch_size}: allowed 1 or more")
     if workers < 0:
-        raise ConfigError(f"workers is {workers}; allowed: 0 or more")
-    if isinstance(data, ImageDataset):
-        return AlbumCheck(data, transform, batch_size, rank, world_size, workers)
-    if (root := find_image_folder(data)) is None:
-        check_vocabulary(data, synsets)
-        return ShardCheck(data, transform, batch_size, rank, world_size, workers, classes)
-    return AlbumCheck(
-        open_image_dataset(root, classes, EVAL_SPLITS),
-        transform,
-        batch_size,
-        rank,
-        world_size,
-        workers,
+        raise ConfigError(f"invalid workers {workers}: allowed 0 or more")
+    source = (
+        data if isinstance(data, ImageDataset) else open_source(data, classes, EVAL_SPLITS, synsets)
     )
-
-
-class AlbumCheck(EvalLoader):
-    def __init__(
-        self,
-        album: ImageDataset,
-        transform: Transform,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        workers: int,
-    ) -> None:
-        super().__init__()
-        self.num_classes, self.class_names, self.samples = (
-            album.num_classes,
-            album.class_names,
-            len(album),
-        )
-        self.facts = describe_data(
-            album.kind, album.title, self.samples, self.num_classes, album.sha256
-        )
-        every = range(self.samples)
-        self._parts = [
-            every[start : start + batch_size]
-            for start in every[rank * batch_size :: world_size * batch_size]
-        ]
-        self._reader, self._workers = _Listing(album, transform), workers
-
-    def _read(self) -> Iterator[Batch]:
-        for share in run_workers(self._reader, self._parts, self._workers):
-            self.skipped.update(share.skipped)
-            if share.batch:
-                yield share.batch
-
-
-class ShardCheck(EvalLoader):
-    def __init__(
-        self,
-        shards: Shards,
-        transform: Transform,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        workers: int,
-        classes: Sequence[str] | None,
-    ) -> None:
-        super().__init__()
-        urls, manifest = find_shards(shards)
-        self.num_classes, self.class_names = count_classes(manifest, classes, shards)
-        self.samples = manifest["count"] if manifest else None
-        self.facts = describe_data(
-            "shards", name_shards(shards), self.samples, self.num_classes, hash_shards(shards)
-        )
-        self._loader = Loader(
-            urls,
-            Named(transform, self.num_classes),
-            batch_size=batch_size,
-            workers=min(workers, -(-len(urls) // world_size)),
-            rank=rank,
-            world_size=world_size,
-            buffer=1,  # nothing has to be mixed
-            repeat=_count_once,
-            skip_broken=True,
-            collate=collate_samples,
+    if isinstance(source, ImageDataset):
+        indices = range(len(source))
+        starts = indices[rank * batch_size :: world_size * batch_size]
+        make_pass: Callable[[], Any] = partial(
+            make_data_loader,
+            _BatchReader(source, transform),
+            workers,
+            sampler=[indices[start : start + batch_size] for start in starts],
             worker_init_fn=ignore_signals,
         )
-        self._start = self._loader.state_dict()
+        return EvalLoader(source, len(source), lambda: iter(make_pass()))
+    loader = Loader(
+        source.urls,
+        DecodeLabelled(transform, source.num_classes),
+        batch_size=batch_size,
+        workers=min(workers, -(-len(source.urls) // world_size)),  # more would have no shard
+        rank=rank,
+        world_size=world_size,
+        buffer=1,  # no shuffling
+        repeat=_return_one,
+        skip_broken=True,
+        collate=collate_samples,
+        worker_init_fn=ignore_signals,
+    )
+    return EvalLoader(source, source.count, partial(_read_shards, loader, loader.state_dict()))
 
-    def _read(self) -> Iterator[Batch]:
-        self._loader.load_state_dict(self._start)
-        before = self._loader.skipped.copy()
-        yield from self._loader
-        self.skipped = self._loader.skipped - before
+
+def _read_shards(loader: Loader, start: dict[str, Any]) -> Iterator[WorkerResult]:
+    loader.load_state_dict(start)
+    loader.skipped.clear()
+    for batch in loader:
+        yield WorkerResult(batch, {})
+    yield WorkerResult(None, loader.skipped)
 
 
-class _Listing(Dataset[Share]):
-    """Indices -> a batch of those that are not broken, if there are any."""
+def _return_one(classes: Sequence[int]) -> float:
+    return 1.0
 
-    def __init__(self, album: ImageDataset, transform: Transform) -> None:
-        self.album, self.transform = album, transform
 
-    def __getitem__(self, indices: range) -> Share:
+class _BatchReader(Dataset[WorkerResult]):
+    """Maps indices to a batch of those images that are not broken."""
+
+    def __init__(self, dataset: ImageDataset, transform: Transform) -> None:
+        self.dataset, self.transform = dataset, transform
+
+    def __getitem__(self, indices: range) -> WorkerResult:
         samples, skipped = [], Counter[str]()
         for index in indices:
             try:
-                samples.append(take_sample(self.album, index, self.transform))
+                samples.append(load_sample(self.dataset, index, self.transform))
             except ImageError as error:
                 skipped[str(error)] += 1
-        return Share(collate_samples(samples) if samples else None, skipped)
-
-
-def _count_once(classes: Sequence[int]) -> float:
-    return 1.0
+        return WorkerResult(collate_samples(samples) if samples else None, skipped)

@@ -1,4 +1,4 @@
-"""Shards -> batches, for a training loop: the same for a seed wherever it is read, and resumable after any of them."""
+"""Shards -> batches for a training loop: reproducible by seed, and resumable after any batch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, default_collate
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.preprocess import read_image
-from swag_models.recipe.data.shards import Shards, find_shards
-from swag_models.recipe.data.stream import ENDLESS, Entry, Position, Sample, Stream
+from swag_models.recipe.data.collate import LoadedSample, Transform, WorkerResult, make_data_loader
+from swag_models.recipe.data.shards import Sample, Shards, find_shards
+from swag_models.recipe.data.stream import UNREACHABLE_EPOCH, Position, ShardStream
 
 
 class Decode:
-    """The default decoder: a sample -> (upright RGB image, or what `transform` makes of it; its classes)."""
+    """The default decoder: sample -> (image, classes).
+
+    Args:
+        transform: applied to the upright RGB image; None: the image is returned as it is.
+    """
 
     def __init__(self, transform: Callable[[Any], Any] | None = None) -> None:
         self.transform = transform
@@ -32,31 +37,81 @@ class Decode:
         return self.transform(image) if self.transform else image, sample["classes"]
 
 
-def collate_images(batch: list[tuple[Any, tuple[int, ...]]]) -> tuple[Any, list[tuple[int, ...]]]:
-    """What `Decode` gave of N samples -> (images (N, ...), or a list if they are no tensors; the classes of each)."""
-    images, classes = [image for image, _ in batch], [each for _, each in batch]
-    return default_collate(images) if isinstance(images[0], torch.Tensor) else images, classes
+class DecodeLabelled:
+    """A decoder whose results `collate_samples` takes: sample -> (image, classes, id).
+
+    Args:
+        transform: an upright RGB image -> uint8 (3, S, S).
+        num_classes: number of classes of the model; None: not known.
+    """
+
+    def __init__(self, transform: Transform, num_classes: int | None) -> None:
+        self.decode, self.num_classes = Decode(transform), num_classes
+
+    def __call__(self, sample: Sample) -> LoadedSample:
+        image, classes = self.decode(sample)
+        largest = max(classes, default=0)
+        if self.num_classes is not None and largest >= self.num_classes:
+            raise ConfigError(
+                f"{sample['id']} in {sample['__url__']} has class {largest}; allowed: 0 to "
+                f"{self.num_classes - 1}"
+            )
+        return image, classes, sample["id"]
+
+
+def collate_images(
+    samples: list[tuple[Any, tuple[int, ...]]],
+) -> tuple[Any, list[tuple[int, ...]]]:
+    """Make a batch of what `Decode` returned.
+
+    Args:
+        samples: N images with their classes.
+
+    Returns:
+        The images, (N, ...) if they are tensors and a list otherwise; the classes of each.
+    """
+    images, classes = map(list, zip(*samples))
+    return default_collate(images) if isinstance(images[0], Tensor) else images, classes
 
 
 class Loader:
-    """Batches from shards; a `for` over it gives one pass, and the next `for` goes on where the last one stopped.
+    """Batches from shards.
 
-    shards: what `find_shards` takes.
-    decode: sample -> anything, ImageError if it is broken. A sample has `__key__`, `__url__`, the content of each of its files
-        by suffix, and `id`, `classes`, `repeat`, `image` (content), `epoch` and `seed`. While it runs, torch's generator is
-        seeded with `seed`, which differs for every sample, epoch and copy.
-    steps: the batches of a pass. "exact": one epoch, until every stream of this rank has come to its end, the last batches of
-        streams may be smaller, and ranks may have a few batches more or fewer. A number, or "expected" for samples of an epoch
-        // (batch_size * world_size), the same in every rank, as training together needs: streams then run on into their next
-        epochs by themselves, and none is cut.
-    workers: processes that read and decode; 0 does it in this one.
-    rank, world_size: by default RANK and WORLD_SIZE of the environment, or 0 and 1.
-    window, buffer: shards and samples; see `stream`.
-    repeat: classes -> repeat factor, instead of the packed ones. classes: sample -> classes, for shards that were not packed
-        here; their samples have repeat factor 1, and the `id` of the .json or else the key for an id.
-    skip_broken: count what cannot be read in `skipped`, by message, instead of raising ImageError and ShardError. Of a shard
-        that is cut, what comes before its last sample is seen.
-    collate: list of decoded samples -> batch. More options are those of `torch.utils.data.DataLoader`.
+    A `for` over it gives one pass; the next `for` resumes after the last batch received, also if
+    the last one was left early. See `stream` for the order of the samples.
+
+    Args:
+        shards: packed folder, manifest, paths, URLs or patterns; see `find_shards`.
+        decode: sample -> anything; raises ImageError if the sample is broken. A sample has
+            `__key__`, `__url__`, the content of each of its files by suffix, and `id`, `classes`,
+            `repeat`, `image` (content), `epoch` and `seed`. Torch's generator is seeded with
+            `seed`, which differs for every sample, epoch and copy. None: `Decode()`.
+        batch_size: samples per batch.
+        seed: of the order and of `decode`.
+        steps: batches per pass. "exact": one epoch; the last batch of each stream may be smaller,
+            and ranks may differ by a few batches. "expected": samples of an epoch // (batch_size *
+            world_size). A number, or "expected", is the same on all ranks, as training on several
+            needs; streams then continue with their next epochs, and no sample is lost.
+        workers: number of processes that read and decode; 0: this one.
+        rank: number of this rank; None: RANK of the environment, or 0.
+        world_size: number of ranks; None: WORLD_SIZE of the environment, or 1.
+        window: number of shards that are shuffled together.
+        buffer: number of samples in the shuffle buffer of each stream.
+        repeat: classes -> repeat factor; None: the factors of the packed samples, or 1.
+        classes: sample -> class numbers; None: those of the packed samples, or of `.cls` files.
+        skip_broken: count broken samples and shards in `skipped` by message, instead of raising
+            ImageError and ShardError. Of a shard that is cut off, all samples before its last
+            complete one are used.
+        collate: list of decoded samples -> batch.
+        **options: other options of `torch.utils.data.DataLoader`.
+
+    Attributes:
+        epoch: number of complete passes.
+        step: number of batches since.
+        skipped: message -> number of broken samples and shards.
+
+    Raises:
+        ConfigError: an argument is out of range, or there are too few shards.
     """
 
     def __init__(
@@ -81,26 +136,20 @@ class Loader:
         urls, manifest = find_shards(shards)
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
-        for name, value in (
-            ("batch_size", batch_size),
-            ("world_size", world_size),
-            ("window", window),
-            ("buffer", buffer),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it is at least 1")
+        _check_positive(batch_size=batch_size, world_size=world_size, window=window, buffer=buffer)
         if not 0 <= rank < world_size:
             raise ConfigError(
-                f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}"
+                f"invalid rank {rank}: with world_size {world_size} allowed 0 to {world_size - 1}"
             )
         self.streams = max(1, workers)
         self.samples = manifest["samples"] if manifest and not repeat else None
-        self.steps = self._count_steps(steps, batch_size * world_size)
+        self.steps = _count_steps(steps, self.samples, batch_size * world_size)
         if self.steps is not None and len(urls) < world_size * self.streams:
             raise ConfigError(
-                f"{len(urls)} shards cannot feed {world_size} ranks x {self.streams} workers; use fewer or pack smaller shards"
+                f"{len(urls)} shards are too few for {world_size} ranks x {self.streams} workers; "
+                "use fewer or pack smaller shards"
             )
-        self._stream = Stream(
+        self._stream = ShardStream(
             urls=urls,
             decode=decode or Decode(),
             collate=collate,
@@ -115,17 +164,9 @@ class Loader:
             classes=classes,
             skip_broken=skip_broken,
         )
-        generator = (
-            torch.Generator()
-        )  # else every pass would draw from the generator that training uses
-        self._loader = DataLoader(
-            self._stream,
-            batch_size=None,
-            collate_fn=_pass_on,
-            num_workers=workers,
-            generator=generator,
-            **options,
-        )
+        self._loader = make_data_loader(self._stream, workers, **options)
+        names = "\n".join(url.rpartition("/")[2] for url in urls)
+        # What the order of the samples depends on: a state is valid for equal values only.
         self._identity = {
             "seed": seed,
             "rank": rank,
@@ -134,79 +175,57 @@ class Loader:
             "window": window,
             "buffer": buffer,
             "exact": self.steps is None,
-            "shards": hashlib.sha256(
-                "\n".join(url.rpartition("/")[2] for url in urls).encode()
-            ).hexdigest()[:16],
+            "shards": hashlib.sha256(names.encode()).hexdigest()[:16],
         }
-        self.epoch, self.step = 0, 0  # passes that are over, and batches since
+        self.epoch, self.step = 0, 0
         self.skipped = Counter[str]()
-        self._start(0, [Position(0)] * self.streams)
+        self._set_start(0, [Position(0)] * self.streams)
 
-    def _count_steps(self, steps: int | str, batch: int) -> int | None:
-        if steps == "exact":
-            return None
-        if steps == "expected":
-            if self.samples is None:
-                raise ConfigError(
-                    "steps 'expected' needs the manifest and repeat factors of packed shards; give a number of steps"
-                )
-            steps = int(self.samples // batch)
-        if not isinstance(steps, int) or steps < 1:
-            raise ConfigError(
-                f"steps is {steps!r}; it is 'exact', 'expected' (at least one full batch), or a number from 1 on"
-            )
-        return steps
-
-    def _start(self, turn: int, positions: Sequence[Position]) -> None:
-        """Be there; streams that are under way are given up."""
-        self._turn, self._positions = (
-            turn,
-            list(positions),
-        )  # whose batch is next, and where each stream is, as far as was seen
-        self._running: Iterator[Entry] | None = None
+    def _set_start(self, turn: int, positions: Sequence[tuple[int, int, int]]) -> None:
+        """Set which stream's batch is next, and where each stream is; stops running workers."""
+        self._turn, self._positions = turn, list(positions)
+        self._results: Iterator[WorkerResult] | None = None
 
     def __len__(self) -> int:
         if self.steps is None:
-            raise TypeError("how many batches an exact epoch has is only known at its end")
+            raise TypeError("the number of batches of an exact epoch is only known at its end")
         return self.steps
 
     def __iter__(self) -> Iterator[Any]:
         while self.step != self.steps:
-            entry = self._receive()
-            if entry is None:  # all streams have ended
-                self._start(0, [Position(self.epoch + 1)] * self.streams)
+            result = self._receive()
+            if result is None:  # all streams have ended
+                self._set_start(0, [Position(self.epoch + 1)] * self.streams)
                 break
-            self._turn, self._positions[entry.number] = (
-                (entry.number + 1) % self.streams,
-                entry.position,
-            )
-            self.skipped.update(entry.skipped)
-            if entry.batch is not None:
+            assert result.position is not None
+            self._turn = (result.stream + 1) % self.streams
+            self._positions[result.stream] = result.position
+            self.skipped.update(result.skipped)
+            if result.batch is not None:
                 self.step += 1
-                yield entry.batch
+                yield result.batch
         self.epoch, self.step = self.epoch + 1, 0
 
-    def _receive(self) -> Entry | None:
-        if self._running is None:
-            self._stream.begin(
-                self._turn, self._positions, self.epoch + 1 if self.steps is None else ENDLESS
-            )
-            self._running = iter(self._loader)
+    def _receive(self) -> WorkerResult | None:
+        if self._results is None:
+            stop = self.epoch + 1 if self.steps is None else UNREACHABLE_EPOCH
+            self._stream.set_start(self._turn, self._positions, stop)
+            self._results = iter(self._loader)
         try:
-            entry = next(self._running, None)
-            if entry and entry.error:
-                raise entry.error
+            result = next(self._results, None)
+            if result and result.error:
+                raise result.error
         except BaseException:
-            self._running = None  # what follows is not known to be whole
+            self._results = None  # results may be lost, so the next `for` starts workers again
             raise
-        return entry
+        return result
 
     def close(self) -> None:
-        """End worker processes, unless they persist; the next `for` starts others, after the last batch received."""
-        self._running = None
+        """End worker processes, unless they are persistent; the next `for` starts them again."""
+        self._results = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What to give `load_state_dict` to go on after the last batch received; what workers read ahead does not count."""
+        """The state after the last batch received; batches that workers read ahead do not count."""
         return {
             **self._identity,
             "epoch": self.epoch,
@@ -216,15 +235,49 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there. ConfigError if the state is of other shards or settings, which would make it another stream."""
-        for name, value in self._identity.items():
-            if state.get(name) != value:
-                raise ConfigError(
-                    f"the state has {name} {state.get(name)!r}, this loader {value!r}; make one with the same settings"
-                )
+        """Resume from a state.
+
+        Args:
+            state: from `state_dict`; may have been JSON in between.
+
+        Raises:
+            ConfigError: it belongs to other shards or settings, which give another order.
+        """
+        check_state(state, self._identity)
         self.epoch, self.step = state["epoch"], state["step"]
-        self._start(state["turn"], [Position(*position) for position in state["positions"]])
+        self._set_start(state["turn"], [Position(*position) for position in state["positions"]])
 
 
-def _pass_on(entry: Any) -> Any:
-    return entry
+def check_state(state: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise ConfigError unless the state of a loader has these entries."""
+    for name, value in expected.items():
+        if state.get(name) != value:
+            raise ConfigError(
+                f"the state has {name} {state.get(name)!r}, this loader has {value!r}; resume with "
+                "the same data and settings"
+            )
+
+
+def _check_positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"invalid {name} {value}: allowed 1 or more")
+
+
+def _count_steps(steps: int | str, samples: float | None, batch_size: int) -> int | None:
+    """Batches per pass, None for an exact epoch; `batch_size` is that of all ranks together."""
+    if steps == "exact":
+        return None
+    if steps == "expected":
+        if samples is None:
+            raise ConfigError(
+                "steps 'expected' needs the manifest and repeat factors of packed shards; give a "
+                "number of steps"
+            )
+        steps = int(samples // batch_size)
+    if not isinstance(steps, int) or steps < 1:
+        raise ConfigError(
+            f"invalid steps {steps!r}: allowed 'exact', 'expected' (if it is at least one batch), "
+            "or a number from 1 on"
+        )
+    return steps

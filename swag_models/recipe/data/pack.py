@@ -38,7 +38,7 @@ from swag_models.errors import ConfigError, ImageError, SwagModelsError
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.recipe.data.image_index import Place, find_places
-from swag_models.recipe.data.shards import FORMAT, MANIFEST, read_manifest
+from swag_models.recipe.data.shards import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
 from swag_models.recipe.data.strip_metadata import scrub_image
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.runtime import count_cpus, import_extra
@@ -91,8 +91,8 @@ def pack(
     known = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     if output.exists() and not work.exists() and (not output.is_dir() or any(output.iterdir())):
-        if (output / MANIFEST).is_file() and (
-            done := read_manifest(output / MANIFEST)
+        if (output / MANIFEST_FILE).is_file() and (
+            done := read_manifest(output / MANIFEST_FILE)
         ) | known == done:
             return done
         raise ConfigError(f"{output} is not empty; delete it or choose another name")
@@ -314,7 +314,7 @@ def _finish(
     _write_text(output / REJECTS, lines)
     reasons = Counter(json.loads(line)["reason"] for line in lines.splitlines())
     manifest = {
-        "format": FORMAT,
+        "format": MANIFEST_FORMAT,
         "versions": {"swag_models": __version__, "pillow": PIL.__version__},
         "parameters": plan["job"]["parameters"],
         "labels_sha256": plan["job"]["labels_sha256"],
@@ -328,7 +328,7 @@ def _finish(
             {key: record[key] for key in ("name", "count", "bytes", "sha256")} for record in records
         ],
     }
-    _write_text(output / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    _write_text(output / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import TAR_SUFFIXES
 from swag_models.recipe.data.datasets import ImageDataset, find_folders, open_image_folder
 from swag_models.recipe.data.hf_dataset import TRAIN_SPLITS, is_hf_dataset, open_hf_dataset
-from swag_models.recipe.data.shards import MANIFEST, Shards
+from swag_models.recipe.data.shards import (
+    MANIFEST_FILE,
+    Shards,
+    check_vocabulary,
+    find_shards,
+    hash_shards,
+    name_shards,
+)
+from swag_models.recipe.data.urls import is_url
 
 
 def find_image_folder(data: Shards) -> Path | None:
@@ -25,7 +35,7 @@ def find_image_folder(data: Shards) -> Path | None:
     if not isinstance(data, (str, os.PathLike)):
         return None
     text = os.fspath(data)
-    if "://" in text or text.startswith("pipe:") or text.endswith((*TAR_SUFFIXES, MANIFEST)):
+    if is_url(text) or text.endswith((*TAR_SUFFIXES, MANIFEST_FILE)):
         return None
     root = Path(text)
     if not root.is_dir():
@@ -34,7 +44,7 @@ def find_image_folder(data: Shards) -> Path | None:
             "paths or URLs of .tar files, a folder with a sub-folder of images for each class, or "
             "a dataset saved with save_to_disk"
         )
-    if (root / MANIFEST).is_file():
+    if (root / MANIFEST_FILE).is_file():
         return None
     # A .tar beside the folders of an image folder is the archive they were unpacked from.
     has_images = is_hf_dataset(root) or bool(find_folders(root))
@@ -69,3 +79,75 @@ def open_image_dataset(
         f"data folder {root} has {content}; allowed: packed shards, a sub-folder of images for each "
         "class, or a dataset saved with save_to_disk"
     )
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """Shards with the classes of a model.
+
+    Attributes:
+        title: name of the data for reports.
+        urls: paths or URLs of all shards.
+        num_classes: number of classes; None for shards without a manifest.
+        class_names: names of all classes of the model; None if they were not given.
+        sha256: see `hash_shards`.
+        samples: expected number of samples in an epoch; None without a manifest.
+        count: number of different samples; None without a manifest.
+    """
+
+    title: str
+    urls: list[str]
+    num_classes: int | None
+    class_names: tuple[str, ...] | None
+    sha256: str
+    samples: int | None
+    count: int | None
+    kind = "shards"
+
+
+def open_source(
+    data: Shards,
+    classes: Sequence[str] | None = None,
+    splits: Sequence[str] = TRAIN_SPLITS,
+    synsets: Sequence[str] | None = None,
+) -> ImageDataset | ShardSource:
+    """Open labelled data of any kind.
+
+    Args:
+        data: what `open_train_loader` takes.
+        classes: names of all classes of a model; None: the data's own.
+        splits: names of the split of a dataset to open, in order of preference.
+        synsets: synset of each class of a model, which the vocabulary beside shards must have.
+
+    Raises:
+        ConfigError: there are no such data, or they have other classes.
+    """
+    if root := find_image_folder(data):
+        return open_image_dataset(root, classes, splits)
+    check_vocabulary(data, synsets)
+    urls, manifest = find_shards(data)
+    num_classes = manifest["num_classes"] if manifest else None
+    if classes and num_classes and num_classes > len(classes):
+        raise ConfigError(
+            f"{name_shards(data)} has {num_classes} classes; the model has {len(classes)}"
+        )
+    return ShardSource(
+        title=name_shards(data),
+        urls=urls,
+        num_classes=len(classes) if classes else num_classes,
+        class_names=tuple(classes) if classes else None,
+        sha256=hash_shards(data),
+        samples=round(manifest["samples"]) if manifest else None,
+        count=manifest["count"] if manifest else None,
+    )
+
+
+def describe_source(source: ImageDataset | ShardSource, samples: int | None) -> dict[str, Any]:
+    """What reports and model cards state of data: kind, name, samples, classes, SHA-256."""
+    return {
+        "kind": source.kind,
+        "name": source.title,
+        "samples": samples,
+        "classes": source.num_classes,
+        "sha256": source.sha256,
+    }

@@ -1,14 +1,17 @@
-"""The order of samples: resampled, shuffled, split between processes, and continued anywhere from a small state.
+"""The order of samples: resampled, shuffled, split between processes, and resumable.
 
-An epoch is a function of (seed, epoch) alone. Its shards are put in an order by hash, and stream s of S = ranks x workers takes
-every S-th of them from the s-th on: all streams together see every shard once, whatever S is. A stream reads `window` shards
-one after the other, takes each sample as often as its repeat factor says (`count_copies`: a hash again, so that no two streams
-have to agree on anything), and shuffles within a buffer, which is emptied at the window's end. So a stream's position is three
-numbers: epoch, window, and how many samples of the window were taken. To go on from there the window is read again and as many
-samples are dropped undecoded; no index of the shards is needed, and pipes will do. Packed shards are random samples of the
-whole, so that a small window mixes no worse than a large one; shards that are sorted want a window of many.
+An epoch depends on (seed, epoch) alone. Its shards are ordered by hash, and stream s of
+S = ranks x workers takes every S-th of them, beginning with the s-th: all streams together see
+every shard once, whatever S is. A stream reads `window` shards one after the other, takes each
+sample as often as its repeat factor says (see `count_copies`), and shuffles within a buffer, which
+is emptied at the end of the window. The position of a stream is three numbers: epoch, window, and
+number of samples taken from the window. To resume there, the window is read again and that many
+samples are dropped without decoding them; this needs no index of the shards, so pipes can be
+resumed too. Packed shards are random samples of the whole data, for which a small window shuffles
+as well as a large one; sorted shards need a window of many shards.
 
-What is random about decoding is seeded by sample, epoch and copy. It does not change with the number of processes either.
+Decoding is seeded by sample, epoch and copy, so augmentation does not depend on the number of
+processes either.
 """
 
 from __future__ import annotations
@@ -28,37 +31,31 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from swag_models.errors import ConfigError, ImageError, ShardError, SwagModelsError
 from swag_models.inference.image_sources import IMAGE_SUFFIXES
-from swag_models.recipe.data.shards import read_shard
+from swag_models.recipe.data.collate import WorkerResult
+from swag_models.recipe.data.shards import Sample, read_shard
 
-Sample = dict[str, Any]
-ENDLESS = 2**62  # an epoch that no stream comes to
-BARREN = 100  # epochs without a sample, after which a stream that has to go on gives up
-IMAGES = [suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES]
+UNREACHABLE_EPOCH = 2**62  # the stop of streams that do not end
+MAX_EMPTY_EPOCHS = 100  # without a sample, after which such a stream raises an error
+# Sorted: the order decides which image is taken if a sample has several.
+IMAGE_KEYS = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 class Position(NamedTuple):
-    """Where a stream is: `taken` samples into a window of an epoch."""
+    """Where a stream is: after `taken` samples of a window of an epoch."""
 
     epoch: int
     window: int = 0
     taken: int = 0
 
 
-class Entry(NamedTuple):
-    """What a stream sends: a batch, or what ended it; where the stream is then; and what was skipped since the last."""
-
-    batch: Any
-    number: int
-    position: Position
-    skipped: dict[str, int]
-    error: SwagModelsError | None = None
-
-
 @dataclass(eq=False)
-class Stream(IterableDataset[Entry]):
-    """What one rank's workers run: each its own stream of entries, from the position that `begin` gave it.
+class ShardStream(IterableDataset[WorkerResult]):
+    """What the workers of a rank run: each reads a stream of its own, from its start position.
 
-    The fields are those of `Loader`, `streams` its workers.
+    Args:
+        urls: paths or URLs of all shards.
+        decode: as for `Loader`, like all other fields but `streams`.
+        streams: number of streams of a rank: one per worker.
     """
 
     urls: list[str]
@@ -76,30 +73,31 @@ class Stream(IterableDataset[Entry]):
     skip_broken: bool
 
     def __post_init__(self) -> None:
-        # Shared, because workers that persist keep the copy of this object that they began with.
-        self._begin = torch.zeros(2 + 3 * self.streams, dtype=torch.int64)
-        self._begin.share_memory_()  # type: ignore[no-untyped-call]
+        # In shared memory: persistent workers keep the copy of this object that they started with.
+        self._start = torch.zeros(2 + 3 * self.streams, dtype=torch.int64)
+        self._start.share_memory_()  # type: ignore[no-untyped-call]
 
-    def begin(self, turn: int, positions: Sequence[Position], stop: int) -> None:
-        """Let the first worker be stream `turn`, and all run from their positions up to epoch `stop`."""
-        self._begin.copy_(
-            torch.tensor([turn, stop, *(number for position in positions for number in position)])
-        )
+    def set_start(self, turn: int, positions: Sequence[tuple[int, int, int]], stop: int) -> None:
+        """Set where the next pass starts.
 
-    def __iter__(self) -> Iterator[Entry]:
-        turn, stop, *numbers = self._begin.tolist()
-        info = get_worker_info()
-        number = (
-            (info.id if info else 0) + turn
-        ) % self.streams  # the loader asks its workers in turn, from the first
-        position, batch, skipped = (
-            Position(*numbers[3 * number : 3 * number + 3]),
-            list[Any](),
-            Counter[str](),
-        )
+        Args:
+            turn: number of the stream that the first worker reads.
+            positions: where each stream starts.
+            stop: epoch at which all streams end.
+        """
+        numbers = [number for position in positions for number in position]
+        self._start.copy_(torch.tensor([turn, stop, *numbers]))
+
+    def __iter__(self) -> Iterator[WorkerResult]:
+        turn, stop, *numbers = self._start.tolist()
+        worker = get_worker_info()
+        # DataLoader takes results from its workers in turn, from the first.
+        stream = ((worker.id if worker else 0) + turn) % self.streams
+        position = Position(*numbers[3 * stream : 3 * stream + 3])
+        batch, skipped = list[Any](), Counter[str]()
         try:
-            for sample, after in self._draw(number, position, stop, skipped):
-                position = after
+            for sample, next_position in self._draw(stream, position, stop, skipped):
+                position = next_position
                 try:
                     batch.append(self._decode(sample))
                 except ImageError as error:
@@ -107,136 +105,137 @@ class Stream(IterableDataset[Entry]):
                         raise
                     skipped[str(error)] += 1
                 if len(batch) == self.batch_size:
-                    yield Entry(self.collate(batch), number, position, dict(skipped))
+                    yield WorkerResult(self.collate(batch), dict(skipped), None, stream, position)
                     batch = []
-                    skipped.clear()  # it is shared with the reader
+                    skipped.clear()  # `_draw` holds the same object
             if batch or skipped:
-                yield Entry(
-                    self.collate(batch) if batch else None, number, Position(stop), dict(skipped)
-                )
-        except (
-            SwagModelsError
-        ) as error:  # sent as it is, since the loader would lay a worker's traceback over it
-            yield Entry(None, number, position, dict(skipped), error)
+                rest = self.collate(batch) if batch else None
+                yield WorkerResult(rest, dict(skipped), None, stream, Position(stop))
+        except SwagModelsError as error:
+            yield WorkerResult(None, dict(skipped), error, stream, position)
 
     def _decode(self, sample: Sample) -> Any:
         with seed_torch(sample["seed"]):
             return self.decode(sample)
 
     def _draw(
-        self, number: int, start: Position, stop: int, skipped: Counter[str]
+        self, stream: int, start: Position, stop: int, skipped: Counter[str]
     ) -> Iterator[tuple[Sample, Position]]:
-        """A stream's samples, each with the position after it."""
-        (epoch, first, taken), barren = start, 0
+        """The samples of a stream, each with the position after it."""
+        (epoch, first_window, taken), empty_epochs = start, 0
+        first_shard, step = self.rank * self.streams + stream, self.world_size * self.streams
         while epoch < stop:
-            mine = self._order(epoch)[
-                self.rank * self.streams + number :: self.world_size * self.streams
-            ]
-            barren += 1
-            for window in range(first, -(-len(mine) // self.window)):
-                shards = mine[window * self.window : (window + 1) * self.window]
-                for count, (sample, copy) in enumerate(self._shuffle(shards, epoch, skipped), 1):
-                    barren = 0
-                    if count > taken:
+            shards = self._order_shards(epoch)[first_shard::step]
+            empty_epochs += 1
+            for window in range(first_window, math.ceil(len(shards) / self.window)):
+                window_shards = shards[window * self.window : (window + 1) * self.window]
+                samples = self._shuffle(window_shards, epoch, skipped)
+                for count, (sample, copy) in enumerate(samples, 1):
+                    empty_epochs = 0
+                    if count > taken:  # a resumed stream drops what it has seen
                         seed = hash_seed(self.seed, epoch, sample["id"], copy)
                         yield (
                             {**sample, "epoch": epoch, "seed": seed},
                             Position(epoch, window, count),
                         )
                 taken = 0
-            if barren == BARREN and stop == ENDLESS:
+            if empty_epochs == MAX_EMPTY_EPOCHS and stop == UNREACHABLE_EPOCH:
                 raise ConfigError(
-                    f"no sample in {BARREN} epochs of {len(mine)} shards, {self.urls[mine[0]]} among them; check repeat"
+                    f"no sample in {MAX_EMPTY_EPOCHS} epochs of {len(shards)} shards, "
+                    f"{self.urls[shards[0]]} among them; check repeat"
                 )
-            epoch, first = epoch + 1, 0
+            epoch, first_window = epoch + 1, 0
 
     def _shuffle(
         self, shards: list[int], epoch: int, skipped: Counter[str]
     ) -> Iterator[tuple[Sample, int]]:
-        """The copies of a window's samples, numbered, in random order."""
-        random = Random(
-            f"{self.seed}/{epoch}/{shards[0]}"
-        ).random  # the one method whose numbers never change
-        held = list[tuple[Sample, int]]()
+        """The numbered copies of a window's samples, in random order."""
+        # `random` is the one method of Random whose numbers are the same in all Python versions.
+        random = Random(f"{self.seed}/{epoch}/{shards[0]}").random
+        buffer = list[tuple[Sample, int]]()
         for sample in self._read(shards, skipped):
             for copy in range(count_copies(sample["id"], sample["repeat"], epoch, self.seed)):
-                if len(held) < self.buffer:
-                    held.append((sample, copy))
+                if len(buffer) < self.buffer:
+                    buffer.append((sample, copy))
                 else:
-                    place = int(random() * len(held))
-                    yield held[place]
-                    held[place] = sample, copy
-        while held:
-            place = int(random() * len(held))
-            held[place], held[-1] = held[-1], held[place]
-            yield held.pop()
+                    slot = int(random() * len(buffer))
+                    yield buffer[slot]
+                    buffer[slot] = sample, copy
+        while buffer:
+            slot = int(random() * len(buffer))
+            buffer[slot], buffer[-1] = buffer[-1], buffer[slot]
+            yield buffer.pop()
 
     def _read(self, shards: list[int], skipped: Counter[str]) -> Iterator[Sample]:
         for shard in shards:
             try:
                 for sample in read_shard(self.urls[shard]):
-                    yield self._label(sample)
+                    yield self._add_label(sample)
             except ShardError as error:
                 if not self.skip_broken:
                     raise
                 skipped[str(error)] += 1
 
-    def _label(self, sample: Sample) -> Sample:
-        """The sample with `id`, `classes`, `repeat` and `image`."""
+    def _add_label(self, sample: Sample) -> Sample:
+        """Add `id`, `classes`, `repeat` and `image`."""
         record = json.loads(sample.get("json", b"{}"))
         if self.classes:
             classes = self.classes(sample)
         elif (classes := record.get("classes", sample.get("cls"))) is None:
             raise ConfigError(
-                f"{sample['__key__']} in {sample['__url__']} has no classes; say with classes= where they are"
+                f"{sample['__key__']} in {sample['__url__']} has no classes; give a function that "
+                "finds them as classes="
             )
         sample["classes"] = (int(classes),) if isinstance(classes, bytes) else tuple(classes)
         sample["id"] = str(record.get("id", sample["__key__"]))
         sample["repeat"] = (
             self.repeat(sample["classes"]) if self.repeat else float(record.get("repeat", 1))
         )
-        if image := next((sample[suffix] for suffix in IMAGES if suffix in sample), None):
+        if image := next((sample[key] for key in IMAGE_KEYS if key in sample), None):
             sample["image"] = image
         return sample
 
-    def _order(self, epoch: int) -> list[int]:
-        """The shards in the order of an epoch."""
-        return sorted(
-            range(len(self.urls)), key=lambda shard: _hash(self.seed, epoch, "shard", shard)
-        )
+    def _order_shards(self, epoch: int) -> list[int]:
+        shards = range(len(self.urls))
+        return sorted(shards, key=lambda shard: _hash(self.seed, epoch, "shard", shard))
 
 
 def count_copies(identifier: str, repeat: float, epoch: int, seed: int) -> int:
-    """How many times an image is seen in an epoch: the whole part of `repeat`, and once more for its fraction of all epochs.
+    """Number of times an image is seen in an epoch.
 
-    Decided by a hash of the arguments alone, so that any worker anywhere finds the same.
+    This is the integer part of `repeat`, and once more in a fraction of all epochs. A hash of the
+    arguments decides in which, so all processes agree without communicating.
+
+    Args:
+        identifier: id of the image.
+        repeat: repeat factor, 0 or more.
+        epoch: number of the epoch.
+        seed: seed of the run.
     """
     whole = math.floor(repeat)
     if repeat == whole:
         return whole
-    digest = hashlib.blake2b(
-        f"{seed}/{epoch}/{identifier}".encode("utf-8", "surrogatepass"), digest_size=8
-    ).digest()
+    text = f"{seed}/{epoch}/{identifier}"
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return whole + (int.from_bytes(digest, "big") < (repeat - whole) * 2.0**64)
 
 
-def hash_seed(*what: object) -> int:
-    """A seed for generators, from 0 to below 2**63, that follows from these values alone."""
-    return int.from_bytes(_hash(*what)[:8], "big") >> 1
+def hash_seed(*values: object) -> int:
+    """A seed for generators, 0 <= seed < 2**63, that depends on these values alone."""
+    return int.from_bytes(_hash(*values)[:8], "big") >> 1
 
 
 @contextmanager
 def seed_torch(seed: int) -> Iterator[None]:
-    """Let torch's generator begin with this seed, and afterwards go on as if nothing had been drawn."""
-    before = torch.get_rng_state()
+    """Seed torch's global generator within the `with` block, and restore its state afterwards."""
+    state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(before)
+        torch.set_rng_state(state)
 
 
-def _hash(*what: object) -> bytes:
-    return hashlib.blake2b(
-        "/".join(map(str, what)).encode("utf-8", "surrogatepass"), digest_size=16
-    ).digest()
+def _hash(*values: object) -> bytes:
+    text = "/".join(map(str, values))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -123,7 +123,7 @@ def test_a_tar_beside_the_folders_of_classes_is_passed_over(tmp_path: Path) -> N
     assert check(tmp_path).class_names == ("cat",)
     (tmp_path / "cut").mkdir()
     write_tar(tmp_path / "cut" / "shard-000000.tar", {})
-    with pytest.raises(ConfigError, match=r"has no manifest.json: it was not packed to the end"):
+    with pytest.raises(ConfigError, match=r"has no manifest.json: packing was not finished"):
         check(tmp_path / "cut")
 
 
@@ -132,5 +132,5 @@ def test_classes_are_those_of_the_model(folder: Path) -> None:
     assert Counter(batches[0].classes) == {(1,): 5, (0,): 8}
     with pytest.raises(ConfigError, match="has classes that the model does not have: cat"):
         check(folder, classes=["dog"])
-    with pytest.raises(ConfigError, match="batch_size is 0"):
+    with pytest.raises(ConfigError, match="invalid batch_size 0"):
         check(folder, batch_size=0)

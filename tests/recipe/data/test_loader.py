@@ -243,15 +243,15 @@ def test_the_generator_of_training_is_left_alone(bare: list[str]) -> None:
 def test_a_state_of_another_stream_is_refused(bare: list[str]) -> None:
     state = load(bare).state_dict()
     for options, message in {
-        ("seed", 1): "the state has seed 0, this loader 1",
-        ("workers", 2): "the state has workers 1, this loader 2",
-        ("world_size", 2): "the state has world_size 1, this loader 2",
-        ("window", 3): "the state has window 2, this loader 3",
-        ("steps", 5): "the state has exact True, this loader False",
+        ("seed", 1): "the state has seed 0, this loader has 1",
+        ("workers", 2): "the state has workers 1, this loader has 2",
+        ("world_size", 2): "the state has world_size 1, this loader has 2",
+        ("window", 3): "the state has window 2, this loader has 3",
+        ("steps", 5): "the state has exact True, this loader has False",
     }.items():
         with pytest.raises(ConfigError, match=re.escape(message)):
             load(bare, **dict([options])).load_state_dict(state)
-    with pytest.raises(ConfigError, match="the state has rank 0, this loader 1"):
+    with pytest.raises(ConfigError, match="the state has rank 0, this loader has 1"):
         load(bare, rank=1, world_size=2).load_state_dict(
             load(bare, rank=0, world_size=2).state_dict()
         )
@@ -318,7 +318,7 @@ def test_foreign_shards_are_read_too(tmp_path: Path) -> None:
     assert [classes for _, classes in loader] == [[(6,)]]
     with pytest.raises(
         ConfigError,
-        match=r"00042 in .*img2dataset\.tar has no classes; say with classes= where they are",
+        match=r"00042 in .*img2dataset\.tar has no classes; give a function that finds them as classes=",
     ):
         list(Loader(downloaded, batch_size=1))
 
@@ -361,15 +361,15 @@ def test_an_error_comes_again_and_does_not_end_the_epoch_quietly(tmp_path: Path)
 
 def test_what_makes_no_sense_is_refused_in_a_line(bare: list[str]) -> None:
     for options, message in [
-        ({"batch_size": 0}, "batch_size is 0; it is at least 1"),
-        ({"buffer": 0}, "buffer is 0; it is at least 1"),
-        ({"rank": 2, "world_size": 2}, "rank is 2; with world_size 2 it goes from 0 to 1"),
-        ({"steps": 0}, "steps is 0; it is 'exact', 'expected'"),
-        ({"steps": "all"}, "steps is 'all'; it is 'exact', 'expected'"),
+        ({"batch_size": 0}, "invalid batch_size 0: allowed 1 or more"),
+        ({"buffer": 0}, "invalid buffer 0: allowed 1 or more"),
+        ({"rank": 2, "world_size": 2}, "invalid rank 2: with world_size 2 allowed 0 to 1"),
+        ({"steps": 0}, "invalid steps 0: allowed 'exact', 'expected'"),
+        ({"steps": "all"}, "invalid steps 'all': allowed 'exact', 'expected'"),
         ({"steps": "expected"}, "steps 'expected' needs the manifest"),
         (
             {"steps": 3, "rank": 0, "world_size": 6, "workers": 2},
-            "10 shards cannot feed 6 ranks x 2 workers",
+            "10 shards are too few for 6 ranks x 2 workers",
         ),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):

@@ -1,12 +1,14 @@
-"""Shards are found wherever they lie, read to their very end or refused, and a changed byte is found."""
+"""Shards are found wherever they are stored, read to the end or rejected, and damage is found."""
 
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 import os
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -34,13 +36,21 @@ def shards(packed: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def site(packed: Path) -> Iterator[str]:
-    """The packed folder, served over HTTP."""
+    """URL of the packed folder, served over HTTP.
+
+    Files below /busy/ are refused once with status 503; files below /cut/ are cut off.
+    """
+    answered = set[str]()
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
         def do_GET(self) -> None:
+            if self.path.startswith("/busy/") and self.path not in answered:
+                answered.add(self.path)
+                return self.send_error(503)
+            self.path = self.path.removeprefix("/busy")
             if not self.path.startswith("/cut/"):
                 return super().do_GET()
             content = (packed / self.path.removeprefix("/cut/")).read_bytes()
@@ -71,7 +81,7 @@ def read_all(shards: Any) -> list[dict[str, Any]]:
     ]
 
 
-WAYS: dict[str, Callable[[Path, str], Any]] = {
+SOURCES: dict[str, Callable[[Path, str], Any]] = {
     "folder": lambda folder, site: str(folder),
     "path": lambda folder, site: folder,
     "manifest": lambda folder, site: folder / "manifest.json",
@@ -89,28 +99,68 @@ WAYS: dict[str, Callable[[Path, str], Any]] = {
     ),
     "compressed": lambda folder, site: f"pipe:gzip -c {folder}/shard-{{000000..000002}}.tar",
     "http": lambda folder, site: f"{site}/shard-{{000000..000002}}.tar",
+    "busy server": lambda folder, site: f"{site}/busy/shard-{{000000..000002}}.tar",
     "manifest over http": lambda folder, site: f"{site}/manifest.json",
+    "manifest through a pipe": lambda folder, site: f"pipe:cat {folder}/manifest.json",
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_shards_may_lie_anywhere(way: str, packed: Path, site: str) -> None:
+@pytest.mark.parametrize("source", SOURCES)
+def test_shards_are_read_from_any_source(source: str, packed: Path, site: str) -> None:
     expected = read_all([str(path) for path in sorted(packed.glob("*.tar"))])
     assert len(expected) == 12
-    assert read_all(WAYS[way](packed, site)) == expected
+    assert read_all(SOURCES[source](packed, site)) == expected
 
 
-def test_shards_of_a_bucket_come_through_its_own_client(
-    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A program of that name stands for it here: it shows that the command is put together as `aws` wants it, no more."""
-    client = tmp_path / "aws"
-    client.write_text(
-        f'#!/bin/sh\n[ "$1 $2 $4" = "s3 cp -" ] && exec cat "{packed}/${{3#s3://bucket/my shards/}}"\n'
-    )
-    client.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert read_all("s3://bucket/my shards/shard-{000000..000002}.tar") == read_all(packed)
+def test_other_protocols_are_read_through_fsspec(packed: Path) -> None:
+    """The in-memory file system stands for the others: only the protocol of the URL differs."""
+    fsspec = pytest.importorskip("fsspec")
+    files = fsspec.filesystem("memory")
+    files.put(str(packed), "/bucket/my shards", recursive=True)
+    try:
+        assert read_all("memory://bucket/my shards/shard-{000000..000002}.tar") == read_all(packed)
+        assert read_all("memory://bucket/my shards/manifest.json") == read_all(packed)
+    finally:
+        files.rm("/bucket", recursive=True)
+
+
+def test_a_missing_package_of_a_protocol_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as if it were not installed
+    with pytest.raises(
+        ConfigError,
+        match=r"^s3:// URLs need a package that is missing; install s3fs with: pip install s3fs$",
+    ):
+        list(read_shard("s3://bucket/shard-000000.tar"))
+    with pytest.raises(ConfigError, match="pip install s3fs"):
+        find_shards("s3://bucket/manifest.json")
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # by webdataset
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_samples_are_those_of_webdataset(suffix: str, packed: Path, tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    members = {
+        "a.jpg": b"1",
+        "a.cls": b"2",
+        "deep.er/b.0.JPG": b"3",
+        "deep.er/b.0.json": b"{}",
+        "deep.er/b": b"no suffix",
+        "c.seg.png": b"4",
+        "a.txt": b"a key that appears again starts a new sample",
+    }
+    path = tmp_path / f"x.{suffix}"
+    content = write_tar(tmp_path / "plain.tar", members).read_bytes()
+    path.write_bytes(gzip.compress(content) if suffix == "tar.gz" else content)
+    for url in (path, packed / "shard-000000.tar"):
+        peer = [
+            {key: value for key, value in sample.items() if key != "__local_path__"}
+            for sample in webdataset.WebDataset(str(url), shardshuffle=False)
+        ]
+        assert list(read_shard(str(url))) == peer
+        assert len(peer) == 4
+    twice = write_tar(tmp_path / "twice.tar", {"a.jpg": b"", "a.JPG": b""})
+    with pytest.raises(ShardError, match=r"twice\.tar cannot be read: a\.JPG is there twice"):
+        list(read_shard(str(twice)))
 
 
 def test_a_manifest_comes_with_its_shards_alone(packed: Path) -> None:
@@ -152,14 +202,14 @@ def test_what_cannot_be_fetched_is_an_error_that_says_why(
 ) -> None:
     shard = packed / "shard-000000.tar"
     for url, reason in {
-        f"{site}/gone.tar": "the command that fetches it ended with exit code 22",
-        f"{site}/cut/shard-000000.tar": "the command that fetches it ended with exit code 18",
-        "http://127.0.0.1:1/x.tar": "the command that fetches it ended with exit code 7",
+        f"{site}/gone.tar": "the server answered with HTTP status 404",
+        f"{site}/cut/shard-000000.tar": "the download failed: ",
+        "http://127.0.0.1:1/x.tar": "cannot connect to 127.0.0.1:1",
         f"pipe:cat {shard}; exit 3": "the command that fetches it ended with exit code 3",
         f"pipe:head -c 700 {shard}": "unexpected end of data",
         "pipe:echo no tar file": "",
-        "pipe:no-such-command-here 2>/dev/null": "the command that fetches it ended with exit code 127",
-        "gopher://x/y.tar": "gopher://x/y.tar: no gopen handler defined",
+        "pipe:no-such-command 2>/dev/null": "the command that fetches it ended with exit code 127",
+        "gopher://x/y.tar": "Protocol not known: gopher",
         str(tmp_path / "gone.tar"): "No such file or directory",
     }.items():
         with pytest.raises(ShardError, match=re.escape(f"shard {url} cannot be read: {reason}")):
@@ -179,14 +229,14 @@ def test_what_is_no_shard_is_refused_in_a_line(packed: Path, tmp_path: Path) -> 
     newer = {**json.loads((packed / "manifest.json").read_text()), "format": 2}
     (tmp_path / "newer-manifest.json").write_text(json.dumps(newer))
     for shards, message in {
-        tmp_path / "unfinished": "unfinished has no manifest.json: it was not packed to the end",
+        tmp_path / "unfinished": "unfinished has no manifest.json: packing was not finished",
         tmp_path / "gone": "there is no shard ",
         tmp_path / "x-{0..1}.tar": "x-0.tar; give a packed folder",
         tmp_path / "*.tar": "no shard in ",
         tmp_path / "manifest.json": "manifest.json is not the manifest of packed shards: 'format'",
         tmp_path
         / "newer-manifest.json": "newer-manifest.json has format 2; this version reads 1: update swag-models",
-        "x-{0..1.tar": "shards 'x-{0..1.tar': ",
+        "x-{0..1.tar": "invalid shards 'x-{0..1.tar': ",
         (): "no shard in ()",
     }.items():
         with pytest.raises(ConfigError, match=re.escape(message)) as caught:

@@ -320,7 +320,7 @@ def test_lanes_that_do_not_fit_begin_the_next_epoch_with_a_warning(
         for each in pair:
             each.load_state_dict(state)
     assert (
-        f"the state has 3 lanes, this feed 2 for 2 ranks: it begins with epoch {epoch + 1}"
+        f"the state has 3 lanes, this loader has 2 for 2 ranks: it starts with epoch {epoch + 1}"
         in caplog.text
     )
     expected = sum(
@@ -355,7 +355,7 @@ def test_shards_go_on_with_as_many_workers_as_before(
     again = feed(packed, workers=1)
     with caplog.at_level(logging.WARNING, "swag_models"):
         again.load_state_dict(round_trip([first]))
-    assert "shards are read by 2 workers, not 1" in caplog.text
+    assert "shards are read by 2 workers instead of 1" in caplog.text
     assert before + spell(take(again, 4)) == total
 
 
@@ -391,7 +391,7 @@ def test_what_is_all_broken_is_an_error_in_a_line(workers: int, tmp_path: Path) 
     for _ in range(2):
         with pytest.raises(
             ConfigError,
-            match=r"^100 pictures of .* in a row cannot be read; the last: .*Pillow can read$",
+            match=r"^100 images of .* in a row cannot be read; the last: .*Pillow can read$",
         ):
             take(feed(tmp_path, workers=workers), 1)
 
@@ -409,7 +409,7 @@ def test_a_broken_picture_in_a_shard_is_counted_and_a_strange_class_refused(tmp_
         assert sorted(batch.ids) == ["0", "1", "3", "4", "5"]
     assert whole.skipped.total() in (1, 2)
     assert (whole.num_classes, whole.class_names, whole.samples) == (6, tuple("abcdef"), None)
-    with pytest.raises(ConfigError, match=r"^5 in .*x\.tar has class 5; there are 5, from 0 on$"):
+    with pytest.raises(ConfigError, match=r"^5 in .*x\.tar has class 5; allowed: 0 to 4$"):
         take(feed(shard, batch_size=6, classes=list("abcde")), 1)
 
 
@@ -451,28 +451,28 @@ def test_what_is_no_data_or_cannot_be_divided_is_refused_in_a_line(
             "flat has cat.png; allowed: packed shards, a sub-folder of images for each class, or",
         ),
         (tmp_path / "empty", {}, "no image in "),
-        (tmp_path / "unfinished", {}, "it was not packed to the end"),
+        (tmp_path / "unfinished", {}, "packing was not finished"),
         (tmp_path / "odd", {}, "odd has no split train, but dev; give "),
         (
             folder,
             {"batch_size": 9, "world_size": 2},
-            "batch_size is 9; with 2 ranks it is a positive multiple of 2, for example 8",
+            "invalid batch_size 9: allowed a positive multiple of 2 with 2 ranks, for example 8",
         ),
-        (folder, {"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
+        (folder, {"batch_size": 0}, "invalid batch_size 0: allowed 1 or more"),
         (
             packed,
             {"lanes": 3, "world_size": 2},
-            "lanes is 3; with 2 ranks it is a positive multiple of 2",
+            "invalid lanes 3: allowed a positive multiple of 2 with 2 ranks",
         ),
         (
             packed,
             {"lanes": 3},
-            "batch_size is 8; with 3 lanes it is a positive multiple of 3, for example 9",
+            "invalid batch_size 8: allowed a positive multiple of 3 with 3 lanes, for example 9",
         ),
         (
             packed,
             {"lanes": 16, "batch_size": 16},
-            "12 shards cannot feed 16 lanes; use fewer or pack smaller shards",
+            "12 shards are too few for 16 lanes; use fewer lanes or pack smaller shards",
         ),
         (packed, {"classes": ["a"]}, "classes; the model has 1"),
     ):
@@ -483,14 +483,14 @@ def test_what_is_no_data_or_cannot_be_divided_is_refused_in_a_line(
 
 def test_a_state_of_other_data_is_refused(folder: Path, packed: Path) -> None:
     with pytest.raises(
-        ConfigError, match="the state has seed 3, this feed 4; go on with the same data"
+        ConfigError, match="the state has seed 3, this loader has 4; resume with the same data"
     ):
         feed(folder, seed=4).load_state_dict(feed(folder).state_dict())
-    with pytest.raises(ConfigError, match="the state has kind 'folder', this feed 'shards'"):
+    with pytest.raises(ConfigError, match="the state has kind 'folder', this loader has 'shards'"):
         feed(packed).load_state_dict(feed(folder).state_dict())
-    with pytest.raises(ConfigError, match="the state has seed 3, this loader 4"):
+    with pytest.raises(ConfigError, match="the state has seed 3, this loader has 4"):
         feed(packed, seed=4).load_state_dict(feed(packed).state_dict())
-    with pytest.raises(ConfigError, match="the state has batch_size 8, this feed 4"):
+    with pytest.raises(ConfigError, match="the state has batch_size 8, this loader has 4"):
         feed(packed, batch_size=4).load_state_dict(feed(packed).state_dict())
 
 

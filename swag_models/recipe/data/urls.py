@@ -1,0 +1,152 @@
+"""Byte streams of paths, URLs and shell commands.
+
+HTTP goes through requests, which the package needs anyway: fsspec would need aiohttp, whose
+sessions end after five minutes, while a shard is read as slowly as training consumes it. All other
+protocols (s3, gs, hf, file, ...) go through fsspec.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+from urllib3.util import Retry
+
+from swag_models.errors import ConfigError
+
+COMMAND_PREFIX = "pipe:"
+PROTOCOL_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+HTTP_TIMEOUT = (30, 60)  # seconds to connect, and between two packets
+HTTP_RETRIES = Retry(
+    total=5,
+    connect=0,  # a wrong host must fail at once
+    backoff_factor=1,  # waits 0, 2, 4, 8, 16 seconds
+    status_forcelist=(408, 429, 500, 502, 503, 504),
+    raise_on_status=False,
+)
+
+
+class ByteStream(Protocol):
+    """What `open_stream` returns."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+def is_url(source: str) -> bool:
+    """Whether `source` is a URL or `pipe:` and a command, and not a path."""
+    return "://" in source or source.startswith(COMMAND_PREFIX)
+
+
+def open_stream(source: str) -> ByteStream:
+    """Open a path, a URL, or `pipe:` and a shell command, for reading from start to end.
+
+    Commands are run as they are: `source` must come from the user, never from a file.
+
+    Args:
+        source: the path, URL or command.
+
+    Raises:
+        ConfigError: the protocol needs a package that is not installed.
+        OSError: it cannot be opened. Reading raises OSError too, also for a download that is cut
+            off and, at the end, for a command that fails.
+        ValueError: the protocol is unknown.
+    """
+    if source.startswith(COMMAND_PREFIX):
+        return _Command(source.removeprefix(COMMAND_PREFIX))
+    if "://" not in source:
+        return open(source, "rb")
+    if source.startswith(("http://", "https://")):
+        return _Download(_open_http(source))
+    return _Download(_open_fsspec(source))
+
+
+class _Command:
+    """The output of a shell command."""
+
+    def __init__(self, command: str) -> None:
+        self._process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE)
+
+    def read(self, size: int = -1, /) -> bytes:
+        assert self._process.stdout
+        content = self._process.stdout.read(size)
+        # The exit code is known at the end only.
+        if (size < 0 or (size and not content)) and (code := self._process.wait()):
+            raise OSError(f"the command that fetches it ended with exit code {code}")
+        return content
+
+    def close(self) -> None:
+        assert self._process.stdout
+        self._process.stdout.close()  # what the command started ends when it writes again
+        self._process.kill()  # does nothing if it has ended
+        self._process.wait()
+
+
+class _Download:
+    """A stream whose errors of all network libraries are OSErrors."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1, /) -> bytes:
+        try:
+            return self._stream.read(None if size < 0 else size)
+        except OSError:
+            raise
+        except _list_network_errors() as error:
+            raise OSError(f"the download failed: {str(error).splitlines()[0]}") from None
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _open_http(url: str) -> Any:
+    session = requests.Session()
+    session.mount("http://", HTTPAdapter(max_retries=HTTP_RETRIES))
+    session.mount("https://", HTTPAdapter(max_retries=HTTP_RETRIES))
+    try:
+        response = session.get(
+            url, stream=True, timeout=HTTP_TIMEOUT, headers={"Accept-Encoding": "identity"}
+        )
+    except requests.ConnectionError:
+        raise OSError(f"cannot connect to {urlsplit(url).netloc.rpartition('@')[2]}") from None
+    if not response.ok:
+        response.close()
+        raise OSError(f"the server answered with HTTP status {response.status_code}")
+    return response.raw  # checks that as many bytes arrive as the server announced
+
+
+def _open_fsspec(url: str) -> Any:
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        return fsspec.open(url, "rb").open()
+    except ImportError as error:
+        package = PROTOCOL_PACKAGES.get(protocol)
+        fix = f"install {package} with: pip install {package}" if package else str(error)
+        raise ConfigError(f"{protocol}:// URLs need a package that is missing; {fix}") from None
+    except OSError:
+        raise
+    except _list_network_errors() as error:
+        raise OSError(f"cannot be opened: {str(error).splitlines()[0]}") from None
+
+
+def _list_network_errors() -> tuple[type[Exception], ...]:
+    """Errors of network libraries in use that are not OSErrors."""
+    names = (
+        ("httpx", "HTTPError"),  # hf
+        ("aiohttp", "ClientError"),  # gs
+        ("google.auth.exceptions", "GoogleAuthError"),
+        ("botocore.exceptions", "BotoCoreError"),  # s3
+        ("botocore.exceptions", "ClientError"),
+        ("asyncio", "TimeoutError"),  # no OSError before Python 3.11
+    )
+    modules = [(sys.modules[module], name) for module, name in names if module in sys.modules]
+    return (HTTPError, *(getattr(module, name) for module, name in modules))
