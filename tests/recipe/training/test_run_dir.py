@@ -143,7 +143,7 @@ def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys
     tiny_model = save(load_tiny(), tmp_path / "tiny", license="mit")
     for arguments, code, message in (
         (spell(tmp_path / "none", bare), 2, "none is not there; allowed: packed shards"),
-        (spell(pictures, bare, "batch_size=0"), 2, "invalid batch_size 0: allowed 1 or more"),
+        (spell(pictures, bare, "batch_size=0"), 2, "batch_size is 0; allowed: 1 or more"),
         (spell(pictures, bare, preset="vit_nan"), 2, "unknown preset 'vit_nan'"),
         (spell(pictures, tmp_path / "file"), 1, "file cannot be written: File exists"),
         (
