@@ -37,8 +37,8 @@ from swag_models.preprocess import Transform
 from swag_models.recipe.config import EMA, Augment, Engine, Optimizer, Run
 from swag_models.recipe.data.train_loader import open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
-from swag_models.recipe.training.logging import LOG, read_log
-from swag_models.recipe.training.run_dir import find_spec
+from swag_models.recipe.training.logging import LOG_FILE, read_log
+from swag_models.recipe.training.model import find_spec
 
 NUM_CLASSES = 10
 TIMM = {  # architecture -> timm's name, what makes it the same, image size
@@ -115,7 +115,7 @@ def check_models(arch: str) -> None:
 
 def measure_ours(arch: str, data: Path, output: Path, options: argparse.Namespace) -> Speed:
     run = json.dumps(make_run(arch, options).to_dict())
-    lines, log = [], output / LOG
+    lines, log = [], output / LOG_FILE
     with start(["-c", OURS, run, data, output]) as process:
         while len(lines) < 2:
             time.sleep(0.05)
@@ -123,7 +123,9 @@ def measure_ours(arch: str, data: Path, output: Path, options: argparse.Namespac
             lines = read_log(log) if log.exists() else []
     first, second = lines[:2]
     rate = options.steps * options.batch / (second["time"] - first["time"])
-    return Speed(rate, second["wait_share"], rate * second["mfu"] / second["images_per_second"])
+    return Speed(
+        rate, second["wait_share"], rate * second.get("mfu", 0.0) / second["images_per_second"]
+    )
 
 
 def measure_timm(arch: str, data: Path, output: Path, options: argparse.Namespace) -> Speed:

@@ -10,7 +10,7 @@ from typing import Any
 from swag_models.atomic import disk_errors, write_json, write_text
 from swag_models.formatting import markdown_table
 from swag_models.recipe.plotting import make_figure, save_png
-from swag_models.recipe.training.run_dir import find_versions
+from swag_models.runtime import find_versions
 
 Row = Mapping[str, Any]
 INTRODUCTION = """{posts:,} generated posts with hashtags, {things} things, {test} labelled test
@@ -37,7 +37,7 @@ def write_study_report(folder: Path, rows: Sequence[Row], facts: Mapping[str, in
     Raises:
         OutputError: the folder cannot be written.
     """
-    versions = find_versions()
+    versions = find_versions("swag_models", "torch", "python")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _draw(rows, folder / "study.png")

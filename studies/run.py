@@ -42,7 +42,7 @@ from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.pack import pack
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.training.run_dir import PublishInfo
+from swag_models.recipe.training.model import PublishInfo
 from swag_models.recipe.training.trainer import train
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.runtime import count_cpus, import_extra
@@ -264,7 +264,7 @@ def _do_task(folder: Path, study: Study, task: StudyTask) -> list[dict[str, Any]
         run = _scale(get_preset(f"{task.arch}_hashtags").run, study, task.seed)
         run = replace(run, objective=replace(run.objective, kind=task.objective))
         shards = folder / f"shards-{task.sampling}"
-        model = train(run, shards, runs / "hashtags", progress=False, about=publish_info)
+        model = train(run, shards, runs / "hashtags", progress=False, publish_info=publish_info)
         rows.append({"measure": "hashtags", "shots": 0, **measure(model, test, NAMES)})
         init = str(model)
     for shots in study.shots:
@@ -272,7 +272,7 @@ def _do_task(folder: Path, study: Study, task: StudyTask) -> list[dict[str, Any]
         for kind in task.choose_transfers(shots == max(study.shots)):
             run = _scale(get_preset(f"{task.arch}_{kind}").run, study, task.seed)
             run, output = replace(run, init=init), runs / f"{kind}-{shots}"
-            model = train(run, labelled, output, progress=False, about=publish_info)
+            model = train(run, labelled, output, progress=False, publish_info=publish_info)
             rows.append({"measure": kind, "shots": shots, **measure(model, test, None)})
     return [{**task._asdict(), **row} for row in rows]
 

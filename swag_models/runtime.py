@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 from typing import Any
 
 from swag_models.errors import ConfigError
@@ -40,7 +41,7 @@ def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[
     """Versions of installed packages, by name. Imports none of them.
 
     Args:
-        packages: names as in `pip install`, for example "torch", "ibis-framework".
+        packages: names as in `pip install`, for example "ibis-framework"; "python" for Python itself.
         install: what `pip install` takes to install them.
 
     Raises:
@@ -49,7 +50,10 @@ def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[
     from importlib import metadata  # takes 30 ms to import, which listing models should not pay
 
     try:
-        return {package: metadata.version(package) for package in packages}
+        return {
+            package: platform.python_version() if package == "python" else metadata.version(package)
+            for package in packages
+        }
     except metadata.PackageNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed; install it with: pip install '{install}'"

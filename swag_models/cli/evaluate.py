@@ -29,16 +29,14 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     from swag_models.recipe.training.distributed import init_distributed
 
-    with init_distributed() as ranks:
+    with init_distributed() as dist:
         candidate, reading = open_measured(options)
         output = Path(options.output) if options.output else None
         asked = {"only_present": options.only_present, "output": output}
-        found = evaluate(
-            candidate, options.data, options.benchmark, ranks=ranks, **asked, **reading
-        )
+        found = evaluate(candidate, options.data, options.benchmark, dist=dist, **asked, **reading)
         if output:
-            ranks.run_on_main(lambda: write_evaluation(found, output))
-        if ranks.is_main:
+            dist.run_on_main(lambda: write_evaluation(found, output))
+        if dist.is_main:
             report_skipped(found.skipped)
             print(
                 json.dumps(found.summarise(), indent=2)

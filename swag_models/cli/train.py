@@ -11,7 +11,7 @@ from typing import Any
 
 from swag_models.cli.common import OK, Add, say
 from swag_models.errors import PreemptedError
-from swag_models.recipe.config import Run, change, walk
+from swag_models.recipe.config import Run, iterate_fields, override
 from swag_models.recipe.presets import PLANNED, PRESETS, Preset, find_value_source, get_preset
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: not done, worth another try
@@ -27,7 +27,7 @@ def show(options: argparse.Namespace) -> int:
             _print_columns(summaries.items())
         return OK
     preset = get_preset(options.preset)
-    run = change(preset.run, options.set)
+    run = override(preset.run, options.set)
     before, values = _list_values(preset, preset.run), _list_values(preset, run)
     marks = {}
     for name, value in values.items():
@@ -54,7 +54,7 @@ def plan(options: argparse.Namespace) -> int:
 
     preset = get_preset(options.preset)
     made = plan(
-        change(preset.run, options.set),
+        override(preset.run, options.set),
         preset.samples_per_epoch
         if options.samples_per_epoch is None
         else options.samples_per_epoch,
@@ -75,7 +75,7 @@ def plan(options: argparse.Namespace) -> int:
         "operations": f"{made.flops:.3g} a sample ({made.passes}x the forward pass), {made.flops * made.samples:.3g} in all",
         "throughput": f"{made.throughput:,.1f} images/s on each GPU; {made.basis}",
         "time": f"{_write_time(made.days)} on {made.gpus:,} GPU{'s' * (made.gpus > 1)}",
-        "memory": f"{_write_bytes(made.memory.total)} on each GPU, estimated",
+        "memory": f"{_write_bytes(made.memory.total)} on each GPU, estimated by formula",
     }
     rows |= {
         f"  {name}": _write_bytes(size)
@@ -91,7 +91,7 @@ def plan(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train a model, or go on training it; under torchrun or a scheduler on many processes."""
-    from swag_models.recipe.training.run_dir import PublishInfo
+    from swag_models.recipe.training.model import PublishInfo
     from swag_models.recipe.training.trainer import train
 
     preset = get_preset(options.preset)
@@ -99,12 +99,12 @@ def train(options: argparse.Namespace) -> int:
     about = PublishInfo(preset.name, options.name, options.description, options.license)
     try:
         model = train(
-            change(preset.run, settings),
+            override(preset.run, settings),
             options.data,
             options.output,
             val=options.val,
             progress=not options.quiet,
-            about=about,
+            publish_info=about,
         )
     except PreemptedError as error:
         say(error)
@@ -185,7 +185,7 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 
 
 def _list_values(preset: Preset, run: Run) -> dict[str, Any]:
-    return {**dict(walk(run)), **{name: getattr(preset, name) for name in PLANNED}}
+    return {**dict(iterate_fields(run)), **{name: getattr(preset, name) for name in PLANNED}}
 
 
 def _write_value(value: Any) -> str:

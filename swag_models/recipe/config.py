@@ -1,6 +1,6 @@
 """A training run as frozen values: what is trained, on how much, and how. Imports no torch.
 
-`replace()` makes a variant, and so does `change(run, ["optimizer.lr=0.01"])`, which is what `--set` does.
+`replace()` makes a variant, and so does `override(run, ["optimizer.lr=0.01"])`, which is what `--set` does.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ class Run:
         return _decode(cls, data, "")
 
 
-def change(run: Run, settings: Sequence[str]) -> Run:
+def override(run: Run, settings: Sequence[str]) -> Run:
     """The run with "field=value" or "part.field=value" in place of what it has, all at once.
 
     Values are words, numbers, none, true, false, or pairs such as 0.9,0.95. A part that is None, as `ema` may be, comes with
@@ -279,12 +279,12 @@ def change(run: Run, settings: Sequence[str]) -> Run:
     return Run.from_dict(data)
 
 
-def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def iterate_fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted name and value of every field that is no part itself, in order."""
     for each in fields(value):
         inner = getattr(value, each.name)
         if is_dataclass(inner):
-            yield from walk(inner, f"{path}{each.name}.")
+            yield from iterate_fields(inner, f"{path}{each.name}.")
         else:
             yield f"{path}{each.name}", inner
 

@@ -13,7 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from swag_models.errors import ConfigError, suggest_names
-from swag_models.recipe.config import EMA, Augment, Engine, Objective, Optimizer, Run, walk
+from swag_models.recipe.config import (
+    EMA,
+    Augment,
+    Engine,
+    Objective,
+    Optimizer,
+    Run,
+    iterate_fields,
+)
 
 Mark = Literal["confirmed", "quoted", "our reading", "our choice"]
 PLANNED = ("samples_per_epoch", "num_classes")  # what a preset says beside its run
@@ -53,7 +61,7 @@ def get_preset(name: str) -> Preset:
 
 def find_value_source(preset: Preset, field: str) -> ValueSource:
     """Where the value of a field such as "optimizer.lr" comes from, or "samples_per_epoch" or "num_classes"."""
-    assert field in PLANNED or field in dict(walk(preset.run)), field
+    assert field in PLANNED or field in dict(iterate_fields(preset.run)), field
     names = [field.rsplit(".", cut)[0] for cut in range(field.count(".") + 1)]
     return next((preset.sources[name] for name in names if name in preset.sources), DEFAULT)
 
@@ -315,7 +323,9 @@ REGNETY_NANO_LINEAR = replace(
     REGNETY_NANO_FINETUNE, trainable="head", optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-2)
 )
 NANO_SOURCES = {
-    **dict.fromkeys((*(name.split(".")[0] for name, _ in walk(NANO_FINETUNE)), *PLANNED), NANO),
+    **dict.fromkeys(
+        (*(name.split(".")[0] for name, _ in iterate_fields(NANO_FINETUNE)), *PLANNED), NANO
+    ),
     "init": ValueSource("our choice", "the model, or a folder, that the preset of this name makes"),
     "samples_per_epoch": ValueSource(
         "our choice", "about what curating 20,000 posts gives, or the held-out pictures"

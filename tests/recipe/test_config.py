@@ -17,8 +17,8 @@ from swag_models.recipe.config import (
     Objective,
     Optimizer,
     Run,
-    change,
-    walk,
+    iterate_fields,
+    override,
 )
 
 RUN = Run(arch="vit_nano", image_size=32, batch_size=64, epochs=2)
@@ -91,12 +91,12 @@ def test_fields_left_out_have_their_defaults() -> None:
     ],
 )
 def test_change(settings: list[str], changed: Run) -> None:
-    assert change(RUN, settings) == changed
+    assert override(RUN, settings) == changed
 
 
 def test_change_leaves_the_run_it_was_given() -> None:
     before = RUN.to_dict()
-    change(RUN, ["optimizer.lr=5", "ema.decay=0.5"])
+    override(RUN, ["optimizer.lr=5", "ema.decay=0.5"])
     assert RUN.to_dict() == before
 
 
@@ -139,13 +139,13 @@ def test_change_leaves_the_run_it_was_given() -> None:
 )
 def test_settings_that_cannot_be_are_refused(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}") as caught:
-        change(RUN, [setting])
+        override(RUN, [setting])
     assert "\n" not in str(caught.value)
 
 
 def test_a_part_set_to_a_word_does_not_hide_in_later_settings() -> None:
     with pytest.raises(ConfigError, match="ema is 5; allowed: its fields"):
-        change(RUN, ["ema=5", "ema.decay=0.5"])
+        override(RUN, ["ema=5", "ema.decay=0.5"])
 
 
 RANGES: dict[str, tuple[str, str]] = {
@@ -186,7 +186,7 @@ def test_numbers_out_of_range_are_refused(name: str) -> None:
     text, allowed = RANGES[name]
     settings = [f"{name}={text}"] + (["epochs=none"] if name == "steps" else [])
     with pytest.raises(ConfigError) as caught:
-        change(RUN, settings)
+        override(RUN, settings)
     assert str(caught.value).startswith(f"{name} is ")
     assert str(caught.value).endswith(f"; allowed: {allowed}")
 
@@ -195,7 +195,7 @@ def test_every_number_has_a_range() -> None:
     free = {"seed"}
     values = {
         name: value
-        for name, value in walk(replace(RUN, ema=EMA()))
+        for name, value in iterate_fields(replace(RUN, ema=EMA()))
         if not isinstance(value, (str, bool))
     }
     assert values.keys() - free == RANGES.keys() | {"init"}
@@ -276,11 +276,11 @@ def test_the_rate_follows_the_batch_only_if_told_for_how_many() -> None:
 
 def test_walk_names_what_change_takes() -> None:
     run = replace(RUN, ema=EMA())
-    values = dict(walk(run))
+    values = dict(iterate_fields(run))
     assert values["optimizer.betas"] == (0.9, 0.95)
     assert "optimizer" not in values
     settings = [
         f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
         for name, value in values.items()
     ]
-    assert change(replace(RUN, seed=3, batch_size=1), settings) == run
+    assert override(replace(RUN, seed=3, batch_size=1), settings) == run

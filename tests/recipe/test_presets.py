@@ -9,7 +9,7 @@ import pytest
 
 from swag_models.api import SPECS
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import EMA, Run, walk
+from swag_models.recipe.config import EMA, Run, iterate_fields
 from swag_models.recipe.presets import (
     DEFAULT,
     PLANNED,
@@ -47,9 +47,9 @@ def test_there_is_a_preset_for_each_model() -> None:
 
 @in_presets(list(PRESETS))
 def test_what_differs_from_the_default_has_a_source_of_its_own(preset: Preset) -> None:
-    plain = dict(walk(Run(arch="", image_size=1, batch_size=1, epochs=1)))
+    plain = dict(iterate_fields(Run(arch="", image_size=1, batch_size=1, epochs=1)))
     required = ("arch", "image_size", "batch_size", "epochs")
-    for name, value in walk(preset.run):
+    for name, value in iterate_fields(preset.run):
         if name in required or name not in plain or value != plain[name]:
             assert find_value_source(preset, name) is not DEFAULT, name
     assert all(find_value_source(preset, name) is not DEFAULT for name in PLANNED)
@@ -57,14 +57,14 @@ def test_what_differs_from_the_default_has_a_source_of_its_own(preset: Preset) -
 
 @in_presets(PUBLISHED)
 def test_all_that_changes_what_is_learnt_has_a_source(preset: Preset) -> None:
-    names = [name for name, _ in walk(preset.run) if LEARNT.fullmatch(name)]
+    names = [name for name, _ in iterate_fields(preset.run) if LEARNT.fullmatch(name)]
     assert len(names) > 20
     assert [name for name in names if find_value_source(preset, name) is DEFAULT] == []
 
 
 @in_presets(list(PRESETS))
 def test_no_source_names_an_absent_field(preset: Preset) -> None:
-    names = {*dict(walk(preset.run)), *PLANNED}
+    names = {*dict(iterate_fields(preset.run)), *PLANNED}
     assert [
         key for key in preset.sources if not any(f"{name}.".startswith(f"{key}.") for name in names)
     ] == []
@@ -101,7 +101,9 @@ def test_pre_training_fits_the_catalog(preset: Preset) -> None:
 
 @in_presets(NANO)
 def test_of_the_miniatures_everything_is_our_choice(preset: Preset) -> None:
-    assert {find_value_source(preset, name).mark for name, _ in walk(preset.run)} == {"our choice"}
+    assert {find_value_source(preset, name).mark for name, _ in iterate_fields(preset.run)} == {
+        "our choice"
+    }
     if preset.run.init:
         assert get_preset(preset.run.init).run.arch == preset.run.arch
 
@@ -135,7 +137,7 @@ def test_of_the_miniatures_everything_is_our_choice(preset: Preset) -> None:
 )
 def test_known_numbers(name: str, field: str, value: object, mark: str) -> None:
     preset = get_preset(name)
-    assert dict(walk(preset.run))[field] == value
+    assert dict(iterate_fields(preset.run))[field] == value
     assert find_value_source(preset, field).mark == mark
 
 

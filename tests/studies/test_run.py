@@ -19,7 +19,7 @@ from studies.report import write_study_report
 from studies.run import ARCHS, SAMPLINGS, Study, draw, list_tasks, open_study_folder, run_study
 from swag_models.errors import ConfigError
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.training.run_dir import PublishInfo
+from swag_models.recipe.training.model import PublishInfo
 from swag_models.recipe.training.trainer import train
 
 ROOT = Path(__file__).parents[2]
@@ -209,7 +209,7 @@ def test_a_packed_vocabulary_names_the_classes_of_what_is_trained(tmp_path: Path
         tmp_path / "shards",
         tmp_path / "run",
         progress=False,
-        about=PublishInfo(license="apache-2.0"),
+        publish_info=PublishInfo(license="apache-2.0"),
     )
     spec = swag_models.get_spec(model)
     assert spec.synsets is not None

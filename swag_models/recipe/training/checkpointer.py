@@ -100,7 +100,7 @@ class Checkpointer:
     ) -> None:
         """Begin to save; first wait for the save before. What is given may change as soon as this returns.
 
-        tensors: nested, as from `collect`. facts: for JSON; those of rank 0 are kept. score: higher is better; NaN is none.
+        tensors: nested, as from `collect_tensors`. facts: for JSON; those of rank 0 are kept. score: higher is better; NaN is none.
         What the disk cannot take is cleaned away with a warning, and counted; with `wait`, it is an OutputError.
         """
         self.finish()
@@ -239,7 +239,7 @@ class Checkpointer:
             )
 
 
-def collect(
+def collect_tensors(
     model: nn.Module, optimizer: Optimizer | None = None, average: nn.Module | None = None
 ) -> dict[str, Any]:
     """Weights and optimizer state by the names of parameters, alike for plain modules, DDP and FSDP2; tensors are not copied.
@@ -254,13 +254,13 @@ def collect(
     return tensors if average is None else {**tensors, "average": get_model_state_dict(average)}
 
 
-def restore(
+def restore_tensors(
     tensors: dict[str, Any],
     model: nn.Module,
     optimizer: Optimizer | None = None,
     average: nn.Module | None = None,
 ) -> None:
-    """The inverse of `collect`, with the same modules."""
+    """The inverse of `collect_tensors`, with the same modules."""
     if optimizer is None:
         set_model_state_dict(model, tensors["model"])
     else:

@@ -1,6 +1,7 @@
-"""The ranks of a run: one process, or as many as `torchrun` or a scheduler started, and a model spread over them.
+"""Processes of a run (ranks) and the model distributed over them: DDP, FSDP2, batch norm.
 
-torch.distributed is always there, with one rank too, so that nothing above has to ask.
+torch.distributed is initialised with a single process too, so that checkpoints and sums have one
+code path for any number of ranks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
+import torch.distributed as torch_dist
 from torch import nn
 
 from swag_models.errors import ConfigError, OutputError, SwagModelsError, TrainingError
@@ -27,7 +28,13 @@ logger = logging.getLogger("swag_models")
 
 @dataclass(frozen=True)
 class DistContext:
-    """This process among those of the run."""
+    """This process among those of the run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world_size: number of processes.
+        device: where this process trains.
+    """
 
     rank: int
     world_size: int
@@ -35,25 +42,33 @@ class DistContext:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and messages."""
         return self.rank == 0
 
     def all_reduce_sum(self, *values: float) -> list[float]:
-        """The sums of these numbers over all ranks, in float64."""
+        """Sum each number over all ranks, in float64."""
         if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        torch_dist.all_reduce(total)
         return list(total.tolist())
 
     def gather(self, value: Any) -> list[Any]:
-        """What every rank gave, in order, on every rank."""
+        """Collect the values of all ranks, ordered by rank, on every rank."""
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        torch_dist.all_gather_object(values, value)
         return values
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """What the first rank alone does, and its answer on every rank; or its error."""
-        answer: list[Any] = [None, None]
+        """Call `work` on rank 0 only.
+
+        Returns:
+            Its result, on every rank.
+
+        Raises:
+            SwagModelsError: its error, on every rank, so that none waits for a failed rank 0.
+        """
+        answer: list[Any] = [None, None]  # result, error
         if self.is_main:
             try:
                 answer[0] = work()
@@ -63,7 +78,7 @@ class DistContext:
                 answer[1] = OutputError(
                     f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
                 )
-        dist.broadcast_object_list(answer)
+        torch_dist.broadcast_object_list(answer)
         if answer[1]:
             raise answer[1]
         return answer[0]
@@ -71,123 +86,158 @@ class DistContext:
 
 @contextmanager
 def init_distributed() -> Iterator[DistContext]:
-    """Join the other ranks, as RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT tell; alone without them.
+    """Initialise torch.distributed for the `with` block.
 
-    Tensors go by NCCL on GPUs, one for each rank, and by Gloo on processors; what is not a tensor of a GPU always by Gloo.
-    ConfigError if they do not meet; TrainingError if a GPU's memory is too little or another rank is lost inside, OutputError
-    if a process of a DataLoader is killed.
+    The variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe the ranks, as
+    torchrun sets them. Without them this process is the only rank.
+
+    Raises:
+        ConfigError: the ranks cannot connect to each other.
+        TrainingError: the memory of a GPU is too small, or another rank was lost, in the block.
+        OutputError: a worker process of a DataLoader was killed in the block.
     """
-    rank, world_size = (
-        int(os.environ.get(name, alone)) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1))
-    )
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device(
-            "cuda", int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
-        )
+        local_rank = int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    # NCCL for tensors on GPUs; Gloo for everything else, objects and sums of floats included.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         if "RANK" in os.environ:
-            dist.init_process_group(backend, rank=rank, world_size=world_size)
+            torch_dist.init_process_group(backend, rank=rank, world_size=world_size)
         else:
-            store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1)
-    except (ValueError, dist.DistError) as error:
+            store = torch_dist.HashStore()  # type: ignore[attr-defined]
+            torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)
+    except (ValueError, torch_dist.DistError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"rank {rank} cannot meet the others ({reason}); "
+            f"rank {rank} cannot connect to the other ranks ({reason}); "
             "use torchrun, or set MASTER_ADDR and MASTER_PORT to a free port of rank 0"
         ) from None
     try:
-        yield DistContext(rank, world_size, device)
-        dist.barrier()  # else a rank may leave while another still needs it
+        with _explain_errors(rank, device):
+            yield DistContext(rank, world_size, device)
+            torch_dist.barrier()  # a rank that leaves early would break the others' connections
+    finally:
+        torch_dist.destroy_process_group()
+
+
+@contextmanager
+def _explain_errors(rank: int, device: torch.device) -> Iterator[None]:
+    """Turn torch's errors that have a cause outside of the program into one line."""
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise TrainingError(
-            f"the memory of {device} is too little (rank {rank}); take fewer pictures at once (engine.micro_batch in training, "
-            "--batch-size in an evaluation), or train with engine.grad_checkpointing=true"
+            f"out of memory on {device} (rank {rank}); process fewer images at once "
+            "(engine.micro_batch in training, --batch-size in an evaluation), "
+            "or train with engine.grad_checkpointing=true"
         ) from None
     except RuntimeError as error:
-        # Raised anywhere, since torch hears of it by a signal.
+        # torch raises this one wherever the main thread is when the signal of a dead worker comes
         if str(error).startswith("DataLoader worker"):
             raise OutputError(
-                "a process that reads pictures was killed, perhaps for its memory, or because /dev/shm is too small; set fewer "
-                "engine.workers, or give more of either, and run it again"
+                "a worker process that reads images was killed, perhaps because memory or /dev/shm "
+                "is full; set fewer engine.workers or provide more of either, then rerun to resume"
             ) from None
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, torch_dist.DistError) or "gloo" in str(error):
             raise TrainingError(
-                f"rank {rank} lost another, whose own last words say why; run it again to go on"
+                f"rank {rank} lost contact with another rank; see that rank's log, "
+                "then rerun to resume"
             ) from None
         raise
-    finally:
-        dist.destroy_process_group()
 
 
-def spread(model: nn.Module, engine: Engine, ranks: DistContext, *others: nn.Module) -> nn.Module:
-    """The model to call in training, whose gradients are the mean over all ranks. `others` are sharded like it, if it is.
+def distribute_model(
+    model: nn.Module, engine: Engine, dist: DistContext, average: nn.Module | None = None
+) -> nn.Module:
+    """Distribute a model over all ranks.
 
-    FSDP2 changes the modules themselves, block by block; DDP wraps the model, which keeps its weights.
+    FSDP2 changes the modules themselves, block by block. DDP wraps the model, which keeps its
+    weights.
+
+    Args:
+        model: on the device of this rank.
+        engine: `parallel` chooses "ddp" or "fsdp".
+        dist: this process.
+        average: a copy of the model, sharded as well if the model is.
+
+    Returns:
+        The module to call in training; its gradients are averaged over all ranks.
     """
     if engine.parallel == "fsdp":
         from torch.distributed.fsdp import fully_shard
 
-        for each in (model, *others):
-            for module in each.modules():
+        for root in filter(None, (model, average)):
+            for module in root.modules():
                 if isinstance(module, Blocks):
                     for block in module.children():
                         fully_shard(block)
-            fully_shard(each)
+            fully_shard(root)
         return model
-    if ranks.world_size == 1:
+    if dist.world_size == 1:
         return model
     return nn.parallel.DistributedDataParallel(
-        model, device_ids=[ranks.device] if ranks.device.type == "cuda" else None
+        model, device_ids=[dist.device] if dist.device.type == "cuda" else None
     )
 
 
-def sync_batch_norm(model: Backbone, ranks: DistContext) -> Backbone:
-    """The model with batch statistics over all ranks, where there are GPUs, which torch needs for it."""
-    if ranks.world_size == 1 or not any(
-        isinstance(module, nn.BatchNorm2d) for module in model.modules()
-    ):
+def sync_batch_norm(model: Backbone, dist: DistContext) -> Backbone:
+    """Make batch norms use the statistics of all ranks' batches; on GPUs only, as torch requires.
+
+    On CPUs a warning says that each rank uses its own batch.
+    """
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    if dist.world_size == 1 or not has_norms:
         return model
-    if ranks.device.type == "cpu":
-        if ranks.is_main:
+    if dist.device.type == "cpu":
+        if dist.is_main:
             logger.warning(
-                "batch statistics are those of each rank: torch synchronises them on GPUs only"
+                "engine.sync_bn has no effect on CPUs: each rank normalises by its own batch"
             )
         return model
     return cast(Backbone, nn.SyncBatchNorm.convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
-def average_statistics(model: nn.Module, ranks: DistContext) -> None:
-    """Give every rank the mean of all ranks' running batch statistics, which would else be its own without `sync_batch_norm`.
+def average_statistics(model: nn.Module, dist: DistContext) -> None:
+    """Average the running statistics of all batch norms in training mode over all ranks.
 
-    A checkpoint takes what is alike from any rank, and an evaluation needs the same model on all.
+    Without `sync_batch_norm` each rank has its own. They must be equal on all ranks, because a
+    checkpoint takes replicated tensors from any rank and an evaluation needs one model.
     """
-    norms = [each for each in model.modules() if isinstance(each, nn.BatchNorm2d) and each.training]
-    if ranks.world_size == 1 or not norms:
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) and module.training
+    ]
+    if dist.world_size == 1 or not norms:
         return
     buffers = [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
-    whole = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.all_reduce(whole)
-    whole /= ranks.world_size
-    for buffer, mean in zip(buffers, torch.split(whole, [buffer.numel() for buffer in buffers])):
+    # one message for all norms: a RegNetY has hundreds
+    means = torch.cat([buffer.flatten() for buffer in buffers])
+    torch_dist.all_reduce(means)
+    means /= dist.world_size
+    for buffer, mean in zip(buffers, torch.split(means, [buffer.numel() for buffer in buffers])):
         buffer.copy_(mean.view_as(buffer))
 
 
-def hold_gradients(model: nn.Module, hold: bool) -> AbstractContextManager[Any]:
-    """While gradients of several parts are added up: all but the last need not travel."""
-    if set_sync := getattr(model, "set_requires_gradient_sync", None):
-        set_sync(not hold)
-    elif hold and isinstance(model, nn.parallel.DistributedDataParallel):
+def accumulate_gradients(model: nn.Module, enabled: bool) -> AbstractContextManager[Any]:
+    """Context of a backward pass; if `enabled`, gradients are only added up on this rank.
+
+    Of the parts of a batch, only the last one needs to average gradients over the ranks.
+    """
+    if set_sync := getattr(model, "set_requires_gradient_sync", None):  # FSDP2's
+        set_sync(not enabled)
+    elif enabled and isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return nullcontext()
 
 
 def collect_weights(model: nn.Module) -> dict[str, Any]:
-    """All weights of a model, sharded or not, on the processor of the first rank; nothing on the others."""
+    """Gather all weights of a model, sharded or not, on the CPU of rank 0; empty on other ranks."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return get_model_state_dict(

@@ -1,46 +1,44 @@
-"""What a run will take before it is begun: steps, operations, days, and the memory of each GPU.
-
-Axes: N batch, C channels, H W pixels.
-"""
+"""Estimate of a run before it starts: steps, operations, days, and memory of each GPU by formula."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call
 
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, suggest_names
 from swag_models.models import Backbone, build
-from swag_models.models.layers import Blocks
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
-from swag_models.spec import ModelSpec, Preprocess
+from swag_models.recipe.training.logging import find_peak
+from swag_models.spec import ModelSpec, Preprocess, RegNetConfig, ViTConfig
 
-FLOAT, HALF = 4, 2  # bytes
-# Dense operations a second of an H100 SXM: NVIDIA's data sheet. That of float32 is without tensor cores.
-PEAK_FLOPS = {"bf16": 989e12, "fp16": 989e12, "fp32": 67e12}
-PEAK_SHARE = 0.4  # of the peak that training reaches (our choice; well-tuned training of large models reaches 0.3 to 0.5)
-STATES = {"sgd": 1, "adamw": 2}  # numbers that the optimizer keeps for each weight
+FLOAT_BYTES, HALF_BYTES = 4, 2
+DEFAULT_GPU = "H100"
+# Fraction of the peak that training reaches: our choice; large models in well-tuned training reach
+# 0.3 to 0.5.
+PEAK_FRACTION = 0.4
+OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # numbers that the optimizer stores for each weight
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each GPU at the worst moment, estimated.
+    """Estimated bytes on each GPU at the peak of a step, by formula.
 
-    weights, gradients, optimizer, ema: float32; shared among the GPUs under "fsdp".
-    casts: the weights in half precision, which autocast keeps until the step's end.
-    activations: what is kept for the backward pass, of all samples that a GPU takes at once; `sample` is that of one of them.
-    layer: input and output of the largest layer, and their gradients unless the trunk is frozen.
+    Not counted: work space of kernels, communication buffers, blocks that FSDP2 gathers, logits,
+    fragmentation.
 
-    Not counted: work space of kernels, buffers of communication, blocks that FSDP gathers, and fragmentation.
+    Attributes:
+        weights: float32; divided by the number of GPUs under "fsdp", as the next three.
+        gradients: float32, of trained parameters.
+        optimizer: float32, `OPTIMIZER_STATES` numbers for each trained parameter.
+        ema: float32, a copy of the weights.
+        casts: trained weights in half precision, which autocast caches until the end of a step.
+        activations: stored for the backward pass, of all samples that a GPU processes at once.
+        sample: the activations of one sample; not part of the total.
     """
 
     weights: int
@@ -49,11 +47,11 @@ class Memory:
     ema: int
     casts: int
     activations: int
-    layer: int
     sample: int
 
     @property
     def total(self) -> int:
+        """Sum in bytes."""
         return sum(asdict(self).values()) - self.sample
 
 
@@ -61,8 +59,18 @@ class Memory:
 class Plan:
     """What a run takes.
 
-    samples: over all steps. trained: of the parameters. flops: of one sample, forward and backward. passes: how many times
-    the forward pass's operations that is. throughput: images a second on each GPU. basis: where that number comes from.
+    Attributes:
+        steps: optimizer steps.
+        samples: over all steps.
+        parameters: of the model.
+        trained: of the parameters.
+        passes: operations of a training step in units of a forward pass.
+        flops: floating-point operations for one sample, forward and backward.
+        gpus: number of GPUs.
+        throughput: images per second on each GPU.
+        basis: where the throughput comes from.
+        days: of training.
+        memory: of each GPU.
     """
 
     steps: int
@@ -78,15 +86,15 @@ class Plan:
     memory: Memory
 
 
-class Footprint(NamedTuple):
-    """Bytes for one sample: kept for the backward pass, and input and output of the largest layer."""
+class BlockSize(NamedTuple):
+    """Bytes that a block stores for the backward pass of one sample: its input, and everything."""
 
-    activations: int
-    layer: int
+    input: int
+    total: int
 
 
 def count_steps(run: Run, samples_per_epoch: int) -> int:
-    """The optimizer's steps in a run, `samples_per_epoch` being the samples in an epoch: to the nearest step, at least one."""
+    """Number of optimizer steps in a run: its epochs to the nearest step, at least one."""
     if run.steps is not None:
         return run.steps
     assert run.epochs is not None
@@ -102,25 +110,27 @@ def plan(
     throughput: float | None = None,
     flops: float | None = None,
 ) -> Plan:
-    """What a run takes on some GPUs, `samples_per_epoch` being the samples in an epoch.
+    """Estimate what a run takes. Needs neither a GPU nor memory for the model.
 
-    Operations are those of torch's counter for a forward pass, and the backward pass counts as two; gradient checkpointing adds
-    one, and a frozen trunk has no backward pass. Neither needs memory or a GPU: the model is on the meta device, or fake.
+    Args:
+        run: the settings.
+        samples_per_epoch: of the data.
+        num_classes: of the data.
+        gpus: number of GPUs.
+        throughput: images per second on each GPU; by default PEAK_FRACTION of the peak.
+        flops: peak FLOP/s of a GPU; by default that of an H100.
 
-    throughput: images a second on each GPU; None for PEAK_SHARE of `flops`, the operations a second that a GPU can do at most,
-    by default those of an H100. ConfigError names a value that cannot be.
+    Raises:
+        ConfigError: a value is out of range.
     """
-    for name, value in {
-        "samples_per_epoch": samples_per_epoch,
-        "gpus": gpus,
-        "throughput": throughput,
-        "flops": flops,
-    }.items():
-        if value is not None and not value > 0:
+    values = {"samples_per_epoch": samples_per_epoch, "gpus": gpus, "flops": flops}
+    for name, value in {**values, "throughput": throughput}.items():
+        if value is not None and not value > 0:  # NaN is not
             raise ConfigError(f"{name} is {value}; give a positive number")
     if gpus > run.batch_size:
         raise ConfigError(
-            f"gpus is {gpus}; a batch of {run.batch_size} samples keeps at most {run.batch_size} busy"
+            f"gpus is {gpus}; a batch of {run.batch_size} samples keeps at most {run.batch_size} "
+            "busy"
         )
     spec = replace(
         find_arch(run.arch),
@@ -129,25 +139,21 @@ def plan(
         in_chans=3,
         global_pool=None,
     )
-    model = _build(spec, run)
+    model = _build_meta(spec, run)
     parameters = sum(weight.numel() for weight in model.parameters())
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    # The backward pass costs two forward passes, gradient checkpointing another one; a frozen trunk
+    # has no backward pass.
     passes = 1 if run.trainable == "head" else 4 if run.engine.grad_checkpointing else 3
     operations = passes * count_flops(spec)
     if throughput is None:
-        peak, whose = (
-            (flops, "given")
-            if flops
-            else (PEAK_FLOPS[run.engine.precision], f"an H100's in {run.engine.precision}")
-        )
-        throughput = PEAK_SHARE * peak / operations
-        basis = f"assumed: {PEAK_SHARE:.0%} of {peak / 1e12:g} TFLOP/s ({whose})"
+        throughput, basis = _assume_throughput(run, operations, flops)
     else:
         basis = "given"
-    samples = count_steps(run, samples_per_epoch) * run.batch_size
+    steps = count_steps(run, samples_per_epoch)
     return Plan(
-        steps=count_steps(run, samples_per_epoch),
-        samples=samples,
+        steps=steps,
+        samples=steps * run.batch_size,
         parameters=parameters,
         trained=trained,
         passes=passes,
@@ -155,29 +161,70 @@ def plan(
         gpus=gpus,
         throughput=throughput,
         basis=basis,
-        days=samples / (throughput * gpus) / 86400,
-        memory=_estimate_memory(run, parameters, trained, measure_footprint(model, run), gpus),
+        days=steps * run.batch_size / (throughput * gpus) / 86400,
+        memory=estimate_memory(run, parameters, trained, gpus),
     )
 
 
-def measure_footprint(model: Backbone, run: Run) -> Footprint:
-    """What one more sample in a batch adds: the difference between batches of 4 and 2, which leaves out all that is constant.
+def estimate_memory(run: Run, parameters: int, trained: int, gpus: int) -> Memory:
+    """Estimate the memory of each GPU by formula; see `Memory` and `estimate_activations`.
 
-    The model, on the meta device, is run on fake tensors as on a processor, whose autocast keeps what a GPU's keeps.
+    Args:
+        run: the settings.
+        parameters: number of parameters of the model.
+        trained: number of those that are trained.
+        gpus: number of GPUs.
     """
-    small, large = (_measure_batch(model, run, count) for count in (2, 4))
-    return Footprint((large.activations - small.activations) // 2, (large.layer - small.layer) // 2)
+    shards = gpus if run.engine.parallel == "fsdp" else 1
+    local_batch = -(-run.batch_size // gpus)
+    micro_batch = min(run.engine.micro_batch or local_batch, local_batch)
+    sample = estimate_activations(run)
+    return Memory(
+        weights=FLOAT_BYTES * parameters // shards,
+        gradients=FLOAT_BYTES * trained // shards,
+        optimizer=FLOAT_BYTES * OPTIMIZER_STATES[run.optimizer.kind] * trained // shards,
+        ema=FLOAT_BYTES * parameters // shards if run.ema else 0,
+        casts=0 if run.engine.precision == "fp32" else HALF_BYTES * trained,
+        activations=micro_batch * sample,
+        sample=sample,
+    )
+
+
+def estimate_activations(run: Run) -> int:
+    """Estimate the bytes of activations of one sample by formula.
+
+    Every block stores the inputs of its matrix products, convolutions, norms and activation
+    functions; see `_size_vit_blocks` and `_size_regnet_blocks`. With gradient checkpointing a block
+    stores its input, and one block at a time is computed again. With a frozen trunk nothing is
+    stored, and the tensors of one block at a time are alive.
+    """
+    config = find_arch(run.arch).config
+    product = FLOAT_BYTES if run.engine.precision == "fp32" else HALF_BYTES
+    if isinstance(config, ViTConfig):
+        blocks = list(_size_vit_blocks(config, run.image_size, product))
+    else:
+        blocks = list(_size_regnet_blocks(config, run.image_size, product))
+    largest = max(block.total for block in blocks)
+    if run.trainable == "head":
+        return largest
+    if run.engine.grad_checkpointing:
+        return sum(block.input for block in blocks) + largest
+    return sum(block.total for block in blocks)
 
 
 def find_arch(arch: str) -> ModelSpec:
-    """A spec of the catalog with this architecture; ConfigError suggests the nearest names."""
+    """Find a spec of the catalog by its architecture.
+
+    Raises:
+        ConfigError: there is none; the message suggests similar names.
+    """
     specs = {spec.arch: spec for spec in MODELS}
     if arch not in specs:
         raise ConfigError(suggest_names("arch", arch, specs))
     return specs[arch]
 
 
-def _build(spec: ModelSpec, run: Run) -> Backbone:
+def _build_meta(spec: ModelSpec, run: Run) -> Backbone:
     """The model that a run trains, on the meta device."""
     with torch.device("meta"):
         model = build(
@@ -191,83 +238,55 @@ def _build(spec: ModelSpec, run: Run) -> Backbone:
     return model
 
 
-def _estimate_memory(
-    run: Run, parameters: int, trained: int, footprint: Footprint, gpus: int
-) -> Memory:
-    shared = gpus if run.engine.parallel == "fsdp" else 1
-    share = -(-run.batch_size // gpus)
-    count = min(run.engine.micro_batch or share, share)
-    return Memory(
-        weights=FLOAT * parameters // shared,
-        gradients=FLOAT * trained // shared,
-        optimizer=FLOAT * STATES[run.optimizer.kind] * trained // shared,
-        ema=FLOAT * parameters // shared if run.ema else 0,
-        casts=0 if run.engine.precision == "fp32" else HALF * trained,
-        activations=count * footprint.activations,
-        layer=count * footprint.layer * (1 if run.trainable == "head" else 2),
-        sample=footprint.activations,
-    )
+def _assume_throughput(run: Run, operations: int, flops: float | None) -> tuple[float, str]:
+    """Images per second on a GPU, and where the number comes from."""
+    origin = "given"
+    if flops is None:
+        flops = find_peak(DEFAULT_GPU, run.engine.precision)
+        assert flops is not None
+        origin = f"an {DEFAULT_GPU}'s in {run.engine.precision}"
+    basis = f"assumed: {PEAK_FRACTION:.0%} of {flops / 1e12:g} TFLOP/s ({origin})"
+    return PEAK_FRACTION * flops / operations, basis
 
 
-def _measure_batch(model: Backbone, run: Run, count: int) -> Footprint:
-    """The same of a whole batch, constants included."""
-    kept: dict[int, Any] = {}  # storages by address; held, so that none is given twice
-    layer = 0
-    spans: list[
-        tuple[Any, int, int]
-    ] = []  # of each block, the storage of its input, and which of `kept` are its own
+def _size_vit_blocks(config: ViTConfig, image_size: int, product: int) -> Iterator[BlockSize]:
+    """Sizes of a ViT's blocks for T tokens, width D, MLP width M.
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept.setdefault(storage._cdata, storage)
-        return tensor
+    After Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, without dropout and with fused
+    attention, which does not store the scores: inputs of the two norms (2 TD, float32), then in the
+    dtype of products the outputs of the norms (2 TD), queries, keys and values (3 TD), the output
+    of attention (TD), and input and output of GELU (2 TM).
 
-    def begin(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        spans.append((inputs[0].untyped_storage(), len(kept), len(kept)))
-
-    def end(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        spans[-1] = (*spans[-1][:2], len(kept))
-
-    def compare(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        nonlocal layer
-        layer = max(layer, inputs[0].nbytes + output.nbytes)
-
-    with ExitStack() as stack:
-        for module in model.modules():
-            if isinstance(module, Blocks):
-                for block in module:
-                    stack.callback(block.register_forward_pre_hook(begin).remove)
-                    stack.callback(block.register_forward_hook(end).remove)
-            elif not list(module.children()):
-                stack.callback(module.register_forward_hook(compare).remove)
-        shapes = {
-            name: (tensor.shape, tensor.dtype, tensor.requires_grad)
-            for name, tensor in model.state_dict(keep_vars=True).items()
-        }
-        stack.enter_context(FakeTensorMode())
-        stack.enter_context(saved_tensors_hooks(keep, lambda tensor: tensor))
-        stack.enter_context(
-            torch.autocast("cpu", torch.bfloat16, enabled=run.engine.precision != "fp32")
-        )
-        fakes = {
-            name: torch.empty(shape, dtype=dtype).requires_grad_(grad)
-            for name, (shape, dtype, grad) in shapes.items()
-        }
-        logits = functional_call(
-            model, fakes, torch.empty(count, model.in_chans, *model.image_size)
-        )
-        logits.float().log_softmax(dim=-1)
-    if not run.engine.grad_checkpointing:
-        return Footprint(_sum_bytes(kept), layer)
-    items = list(kept.items())
-    inner = [dict(items[start:stop]) for _, start, stop in spans]
-    lasting = {key: storage for key, storage in items if not any(key in block for block in inner)}
-    lasting |= {
-        storage._cdata: storage for storage, _, _ in spans
-    }  # a block keeps its input, until it runs again
-    again = max(_sum_bytes(block, {span[0]._cdata}) for block, span in zip(inner, spans))
-    return Footprint(_sum_bytes(lasting) + again, layer)
+    Args:
+        config: the architecture.
+        image_size: pixels.
+        product: bytes of a number in matrix products.
+    """
+    tokens = (image_size // config.patch_size) ** 2 + 1  # and the class token
+    residual = FLOAT_BYTES * tokens * config.width
+    products = product * tokens * (6 * config.width + 2 * config.mlp_width)
+    for _ in range(config.depth):
+        yield BlockSize(residual, 2 * residual + products)
 
 
-def _sum_bytes(storages: Mapping[int, Any], without: Collection[int] = ()) -> int:
-    return sum(storage.nbytes() for key, storage in storages.items() if key not in without)
+def _size_regnet_blocks(config: RegNetConfig, image_size: int, product: int) -> Iterator[BlockSize]:
+    """Sizes of a RegNet's blocks of width W that map pixels P to P' (P / 4 in a stage's first).
+
+    Our count for conv - norm - ReLU, which stores the outputs of convolution and ReLU, since a
+    norm stores its input and ReLU its output: first 1x1 (2 WP), 3x3 (2 WP'), output of
+    squeeze-and-excitation (WP'), last 1x1 and the sum's ReLU (2 WP'), and a stage's first block the
+    convolution of the shortcut (WP'). The input is the ReLU output of the block before.
+
+    Args:
+        config: the architecture.
+        image_size: pixels.
+        product: bytes of a number in convolutions.
+    """
+    side, width_before = image_size // 2, config.stem_width  # behind the stem of stride 2
+    for width, depth in config.stages:
+        for block in range(depth):
+            side_before, side = side, -(-side // 2) if block == 0 else side
+            inputs = product * side_before**2 * (width_before if block == 0 else width)
+            maps = 2 * side_before**2 + (6 if block == 0 else 5) * side**2
+            yield BlockSize(inputs, product * width * maps)
+        width_before = width

@@ -1,8 +1,8 @@
-"""What a training run tells: log.jsonl, TensorBoard's files, a bar on the terminal, and curves.png at the end.
+"""Measurements of a training run: log.jsonl, TensorBoard, progress bar, curves.png, throughput.
 
-log.jsonl has one JSON object per line: step, kind ("train", "eval", or "skip" for a step not taken), time (seconds that the
-run has taken, summed over its restarts), and numbers by name. Numbers that JSON has no word for are texts: "nan", "inf" and
-"-inf".
+log.jsonl has one JSON object per line: `step`, `kind` ("train", "eval", or "skip" for a step that
+was not taken), `time` (seconds of training, summed over restarts), and numbers by name. JSON has no
+NaN and no infinity; they are the strings "nan", "inf" and "-inf".
 """
 
 from __future__ import annotations
@@ -11,34 +11,58 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import torch
 from tqdm import tqdm
 
-from swag_models.atomic import atomic_write
+from swag_models.atomic import write_text
 from swag_models.errors import ConfigError
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
 
-if TYPE_CHECKING:
-    import torch
-
-LOG, BOARD, CURVES = "log.jsonl", "tensorboard", "curves.png"
-REDRAW = 0.5  # seconds between two looks of the bar
+LOG_FILE, BOARD_FOLDER, CURVES_FILE = "log.jsonl", "tensorboard", "curves.png"
+BAR_SECONDS = 0.5  # between two updates of the bar
+# Peak of dense matrix products, FLOP/s, in bf16 or fp16 and, where we looked it up, in float32
+# without tensor cores; by words of the device's name, special models before the general one.
+# Source: NVIDIA's data sheets of B200 and GB200 NVL72, H200, GH200, H100 and A100. Where they give
+# figures with sparsity, half of them.
+GPU_PEAKS: dict[str, tuple[float, float | None]] = {
+    "GB200": (2500e12, None),
+    "B200": (2250e12, None),
+    "H200 NVL": (835e12, None),
+    "H200": (989e12, None),
+    "GH200": (989e12, None),
+    "H100 NVL": (835e12, None),
+    "H100 PCIe": (756e12, None),
+    "H100": (989e12, 67e12),
+    "A100": (312e12, None),
+}
 log = logging.getLogger("swag_models")
 
 
 class MetricLogger:
-    """The journal of a run of `steps` steps that goes on after `first_step`; 0 is a new one.
+    """Writes the measurements of a run: log lines, TensorBoard files, a progress bar, curves.
 
-    What an earlier run told of later steps is forgotten, and all of it by a new one. One that is silent does nothing: only rank
-    0 of a run tells. A disk that takes no more ends the telling, with one warning, but not the run. ConfigError if a line of
-    the log cannot be read.
+    A full disk stops the logging with one warning; training continues.
+
+    Args:
+        folder: of the run; created if missing.
+        first_step: number of steps done before. Measurements of later steps, which an interrupted
+            process may have left, are removed; 0 removes all of them.
+        steps: number of steps of the run.
+        progress: draw the bar if stderr is a terminal.
+        silent: do nothing at all, as on every rank but the main one.
+
+    Raises:
+        ConfigError: a line of the existing log is damaged.
     """
 
     def __init__(
@@ -47,29 +71,28 @@ class MetricLogger:
         self.folder, self.silent = folder, silent
         if silent:
             return
-        import_extra("tensorboard")
+        import_extra("tensorboard")  # otherwise the next line's error would not say how to install
         from torch.utils.tensorboard import SummaryWriter
 
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / LOG
-        kept = (
-            [line for line in read_log(path) if first_step and line["step"] <= first_step]
-            if path.exists()
-            else []
-        )
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(map(_encode, kept)), encoding="utf-8")
+        path = folder / LOG_FILE
+        lines = read_log(path) if path.exists() else []
+        lines = [line for line in lines if first_step and line["step"] <= first_step]
+        write_text(path, "".join(map(_encode, lines)))
         if not first_step:
-            shutil.rmtree(folder / BOARD, ignore_errors=True)
-        self._before, self._start = kept[-1]["time"] if kept else 0.0, time.monotonic()
+            shutil.rmtree(folder / BOARD_FOLDER, ignore_errors=True)
+        self._seconds_before = lines[-1]["time"] if lines else 0.0
+        self._start = time.monotonic()
+        # Unbuffered and in one write per line, so that a killed process leaves at most one partial
+        # line.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the run)
-        self._board: Any = SummaryWriter(str(folder / BOARD), purge_step=first_step + 1)
-        self._full = False
+        self._board: Any = SummaryWriter(str(folder / BOARD_FOLDER), purge_step=first_step + 1)
+        self._failed = False
         self._bar = tqdm(
             total=steps,
             initial=first_step,
             unit="step",
-            mininterval=REDRAW,
+            mininterval=BAR_SECONDS,
             dynamic_ncols=True,
             disable=not (progress and sys.stderr.isatty()),
         )
@@ -80,10 +103,10 @@ class MetricLogger:
         kind: Literal["train", "eval", "skip"] = "train",
         **numbers: float | int | str,
     ) -> None:
-        """One line of the log; numbers are TensorBoard's scalars too, as kind/name."""
-        if self.silent or self._full:
+        """Write one log line; numbers become TensorBoard scalars named kind/name as well."""
+        if self.silent or self._failed:
             return
-        seconds = round(self._before + time.monotonic() - self._start, 3)
+        seconds = round(self._seconds_before + time.monotonic() - self._start, 3)
         line = _encode({"step": step, "kind": kind, "time": seconds, **numbers}).encode()
         end = os.fstat(self._file.fileno()).st_size
         try:
@@ -98,103 +121,191 @@ class MetricLogger:
             self._stop(error)
 
     def advance(self, *, loss: float | torch.Tensor, lr: float) -> None:
-        """One step more on the bar. A tensor is only read when the bar is drawn, so a GPU is not kept waiting."""
+        """Advance the bar by one step.
+
+        A tensor is read only when the bar is drawn, because reading it makes the GPU wait.
+        """
         if not self.silent and self._bar.update():
             self._bar.set_postfix(loss=f"{float(loss):.4g}", lr=f"{lr:.3g}")
 
     def close(self) -> None:
-        """End all, and draw the curves; a second call does nothing."""
+        """Close all files and draw the curves; a second call does nothing."""
         if self.silent:
             return
         self.silent = True
         self._bar.close()
         self._file.close()
-        for last in (
-            self._board.close,
-            lambda: draw_curves(read_log(self.folder / LOG), self.folder / CURVES),
-        ):
+        for finish in (self._board.close, self._draw):
             try:
-                last()
+                finish()
             except OSError as error:
                 self._stop(error)
 
+    def _draw(self) -> None:
+        draw_curves(read_log(self.folder / LOG_FILE), self.folder / CURVES_FILE)
+
     def _stop(self, error: OSError) -> None:
-        if not self._full:
+        if not self._failed:
             log.warning(
-                "%s takes no more of the journal: %s; training goes on",
+                "cannot write the log in %s: %s; training continues without it",
                 self.folder,
                 error.strerror or error,
             )
-        self._full = True
+        self._failed = True
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log, but a last one that was cut off; ConfigError names another that is none."""
-    lines, parts = [], path.read_bytes().split(b"\n")
-    for number, part in enumerate(
-        parts[:-1], 1
-    ):  # after the last end of line there is nothing, or a torn line
+    """Read the lines of a log; a partial last line, which a killed process leaves, is ignored.
+
+    Raises:
+        ConfigError: another line is damaged; the message has its number.
+    """
+    lines = []
+    *texts, _ = path.read_bytes().split(b"\n")  # the last part is empty, or a partial line
+    for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(part)
+            line = json.loads(text)
         except ValueError:
             line = None
         if not isinstance(line, dict) or not {"step", "kind", "time"} <= line.keys():
             raise ConfigError(
-                f"{path}, line {number}, is not of a log; move the file away, or correct it"
+                f"line {number} of {path} is not a log line; correct it, or move the file away"
             )
         lines.append(line)
     return lines
 
 
 def draw_curves(lines: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Loss, learning rate, and what evaluations found, over steps; no file if there is nothing to draw."""
-    curves: dict[str, dict[str, tuple[list[int], list[float]]]] = {
+    """Plot loss, learning rate and evaluation results over steps; no file if there are none.
+
+    Args:
+        lines: of a log.
+        path: PNG file to write.
+    """
+    plots: dict[str, dict[str, tuple[list[int], list[float]]]] = {
         "loss": {},
         "learning rate": {},
         "evaluation": {},
-    }
+    }  # axis -> curve -> steps, values
     for line in lines:
         for name, value in line.items():
             if name == "loss":
-                place, label = "loss", line["kind"]
+                axis, label = "loss", line["kind"]
             elif name == "lr":
-                place, label = "learning rate", line["kind"]
+                axis, label = "learning rate", line["kind"]
             elif line["kind"] == "eval" and name not in ("step", "kind", "time"):
-                place, label = "evaluation", name
+                axis, label = "evaluation", name
             else:
                 continue
             number = _to_float(value)
             if number is not None:
-                steps, values = curves[place].setdefault(label, ([], []))
+                steps, values = plots[axis].setdefault(label, ([], []))
                 steps.append(line["step"])
                 values.append(number)
-    drawn = {place: each for place, each in curves.items() if each}
-    if not drawn:
+    plots = {axis: curves for axis, curves in plots.items() if curves}
+    if not plots:
         return
-    figure = make_figure(7, 2.6 * len(drawn))
-    for axes, (place, each) in zip(
-        figure.subplots(len(drawn), squeeze=False)[:, 0], drawn.items(), strict=True
-    ):
-        for label, (steps, values) in each.items():
+    figure = make_figure(7, 2.6 * len(plots))
+    subplots = figure.subplots(len(plots), squeeze=False)[:, 0]
+    for axes, (axis, curves) in zip(subplots, plots.items(), strict=True):
+        for label, (steps, values) in curves.items():
+            # without markers a curve of one point would be invisible
             axes.plot(steps, values, marker="." if len(steps) < 30 else None, label=label)
-        axes.set(xlabel="step", ylabel=place)
+        axes.set(xlabel="step", ylabel=axis)
         axes.grid(alpha=0.3)
-        if place != "learning rate":
+        if axis != "learning rate":
             axes.legend()
     save_png(figure, path, dpi=120)
 
 
+class Throughput:
+    """Measures speed, waiting for data, memory and MFU between two calls of `read`.
+
+    MFU (model FLOPs utilisation) is the fraction of the GPU's peak that forward and backward
+    passes use, without recomputation. It is measured on the GPUs of `GPU_PEAKS` only.
+
+    Args:
+        flops_per_image: of this rank, in a training step.
+        device: of this rank.
+        precision: "fp32", "bf16" or "fp16".
+    """
+
+    def __init__(self, flops_per_image: float, device: torch.device, precision: str) -> None:
+        self.flops_per_image, self.device = flops_per_image, device
+        self.peak: float | None = None  # FLOP/s
+        if device.type == "cuda":
+            self.peak = find_peak(torch.cuda.get_device_name(device), precision)
+        self._reset()
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """Count the time of the `with` block as waiting for data."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - start
+
+    def count(self, images: int) -> None:
+        """Add a number of images that were processed."""
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """Read what was measured since the last call, after the GPU has finished its work.
+
+        Returns:
+            images_per_second; wait_share, the fraction of time spent waiting for data;
+            memory_gib, the peak of a GPU's tensors since the last call, or of a CPU's process
+            since its start; and mfu, if the peak of the device is known.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - self._start
+        speed = self._images / seconds
+        numbers = {
+            "images_per_second": speed,
+            "wait_share": self._waited / seconds,
+            "memory_gib": self._read_memory() / 2**30,
+        }
+        if self.peak:
+            numbers["mfu"] = speed * self.flops_per_image / self.peak
+        self._reset()
+        return numbers
+
+    def _reset(self) -> None:
+        self._start, self._waited, self._images = time.perf_counter(), 0.0, 0
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def _read_memory(self) -> int:
+        """Bytes."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource  # not on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def find_peak(name: str, precision: str) -> float | None:
+    """Peak FLOP/s of a GPU by its name; None if unknown. Whole words count: A1000 is not A100."""
+    for words, (half, single) in GPU_PEAKS.items():
+        if re.search(rf"\b{words}\b", name):
+            return single if precision == "fp32" else half
+    return None
+
+
 def _encode(line: Mapping[str, Any]) -> str:
-    odd = {
+    special = {
         name: str(value)
         for name, value in line.items()
         if isinstance(value, float) and not math.isfinite(value)
     }
-    return json.dumps({**line, **odd}, allow_nan=False) + "\n"
+    return json.dumps({**line, **special}, allow_nan=False) + "\n"
 
 
 def _to_float(value: Any) -> float | None:
-    """None for a text that is no number, and for what has no place on an axis."""
+    """A number that can be plotted, or None."""
     try:
         number = float(value)
     except ValueError:

@@ -1,24 +1,31 @@
-"""How weights move: parameter groups and optimizer, the learning rate of each step, and the average that is published."""
+"""Parameter groups and optimizer, learning-rate schedule, and moving average of the weights."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from swag_models.errors import ConfigError
 from swag_models.models import Backbone, group_parameters
 from swag_models.recipe.config import EMA, Optimizer
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 def make_optimizer(model: Backbone, optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
-    """SGD or AdamW for what is to be trained, at the peak learning rate `lr` times each group's `scale`.
+    """Make an SGD or AdamW for the trainable parameters of a model.
 
-    ConfigError if everything is frozen.
+    Args:
+        model: its frozen parameters are left out.
+        optimizer: the settings.
+        lr: peak learning rate; each group has `lr` times its `scale` (layer decay).
+
+    Raises:
+        ConfigError: all parameters are frozen.
     """
     groups = group_parameters(
         model,
@@ -28,7 +35,7 @@ def make_optimizer(model: Backbone, optimizer: Optimizer, lr: float) -> torch.op
         no_decay=optimizer.no_decay,
     )
     if not groups:
-        raise ConfigError("all parameters are frozen; leave at least the head to train")
+        raise ConfigError("all parameters are frozen; leave at least the head trainable")
     if optimizer.kind == "sgd":
         return torch.optim.SGD(
             groups, lr=lr, momentum=optimizer.momentum, nesterov=optimizer.momentum > 0
@@ -37,10 +44,19 @@ def make_optimizer(model: Backbone, optimizer: Optimizer, lr: float) -> torch.op
 
 
 def schedule_lr(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The learning rate of a step, counted from 0: a linear rise over `warmup` * `steps` steps, then half a cosine to 0.
+    """The learning rate of a step: linear warm-up, then half a cosine to 0.
 
-    With W such steps, step s < W has peak * min(1, (s + 1) / W): the first one moves, and step W - 1 is at the peak. Step
-    s >= W has peak * (1 + cos(pi (s - W) / (steps - W))) / 2: the peak at W, and 0 at `steps`, which is never taken.
+    With W = warmup * steps:
+        step s < W: peak * min(1, (s + 1) / W), so that the first step moves and step W - 1 is at
+        the peak;
+        step s >= W: peak * (1 + cos(pi (s - W) / (steps - W))) / 2, which is the peak at W and 0
+        at `steps`, the step after the last.
+
+    Args:
+        step: from 0 to `steps`.
+        steps: number of steps of the run.
+        peak: highest learning rate.
+        warmup: fraction of the steps in which the rate rises.
     """
     assert 0 <= step <= steps
     rise = warmup * steps
@@ -50,64 +66,57 @@ def schedule_lr(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group `lr` times its scale."""
+    """Set the learning rate of every parameter group to `lr` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
 
 
-class Average:
-    """An exponential moving average of a model's weights and batch statistics; `model` is a copy in evaluation that has it.
+def make_average(model: Backbone, ema: EMA) -> AveragedModel:
+    """Copy a model for the exponential moving average of its weights and batch statistics.
 
-    FSDP2 cannot copy what it has sharded: make the average first, and shard `model` as the other. Both must be where they
-    stay, sharded and on their device, at the first `update`, which finds the tensors once. As FSDP2 does not notice that
-    weights change, `update` shards again what an evaluation has gathered.
+    FSDP2 cannot copy a model that it has sharded: make the average first, then shard both.
+
+    Args:
+        model: on the device where it is trained, not yet sharded or wrapped.
+        ema: the decay of the average.
+
+    Returns:
+        The average, in evaluation mode and without gradients; `module` is the model to evaluate.
     """
+    blend = get_ema_multi_avg_fn(ema.decay)  # type: ignore[no-untyped-call]
 
-    def __init__(self, model: Backbone, ema: EMA, steps: int) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.ema = ema
-        self.steps = steps
-        self._pairs: list[tuple[list[Tensor], list[Tensor]]] | None = None
+    def average(averages: Tensors, values: Tensors, _: Tensor | int) -> None:
+        # PyTorch's own rule rounds integers towards 0, so that the counters of batch norms, which
+        # grow by 1, would stop.
+        if not averages[0].is_floating_point():
+            torch._foreach_copy_(averages, values)
+            return
+        # Under FSDP2 weights are DTensors and batch statistics are not; no foreach operation takes
+        # both. Each rank averages the part that it holds.
+        blend(list(map(_get_local_part, averages)), list(map(_get_local_part, values)), 0)
 
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after a step, counted from 0; within the first `copy` share of all steps they are copied.
-
-        It is always the same model, the one that the average was made of, without wrappers.
-        """
-        if self._pairs is None:
-            self._pairs = [_pair(self.model, model, floats) for floats in (True, False)]
-        for module in self.model.modules():
-            if reshard := getattr(module, "reshard", None):
-                reshard()
-        (ours, theirs), (our_counts, their_counts) = self._pairs
-        if step < self.ema.warmup_ratio * self.steps:
-            torch._foreach_copy_(ours, theirs)
-        else:
-            torch._foreach_lerp_(ours, theirs, 1 - self.ema.decay)
-        if our_counts:
-            torch._foreach_copy_(our_counts, their_counts)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.model.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.model.load_state_dict(state_dict)
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True).eval().requires_grad_(False)
 
 
-def _pair(ours: nn.Module, theirs: nn.Module, floats: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """The tensors of both that are of floats, or that are not, in the same order."""
-    mine, others = (dict(_walk_tensors(each)) for each in (ours, theirs))
-    assert mine.keys() == others.keys(), (
-        "an average is updated from the model it was made of, without wrappers"
-    )
-    names = [name for name, tensor in mine.items() if tensor.is_floating_point() == floats]
-    return [mine[name] for name in names], [others[name] for name in names]
+def update_average(average: AveragedModel, model: nn.Module, *, copy: bool) -> None:
+    """Update the average with the weights after a step.
+
+    Args:
+        average: from `make_average`.
+        model: the model that it was made of.
+        copy: replace the average by the weights, as in the first `ema.warmup_ratio` of all steps.
+    """
+    for module in average.modules():
+        # An evaluation under FSDP2 leaves gathered weights behind, and FSDP2 does not notice that
+        # the sharded ones change: free the gathered ones, so that the next evaluation gathers again.
+        if reshard := getattr(module, "reshard", None):
+            reshard()
+    # AveragedModel copies in its first update, which it knows by this counter. Setting it makes
+    # the average a function of weights and step, so that a checkpoint needs no counter.
+    average.n_averaged.fill_(0 if copy else 1)
+    average.update_parameters(model)
 
 
-def _walk_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by name; of what FSDP2 has sharded, this rank's part."""
-    for tensors in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in tensors:
-            local = getattr(tensor.detach(), "to_local", tensor.detach)
-            yield name, local()
+def _get_local_part(tensor: Tensor) -> Tensor:
+    """The part of a DTensor that this rank holds; a plain tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

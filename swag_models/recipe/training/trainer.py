@@ -1,66 +1,60 @@
-"""The training loop: pre-training, fine-tuning and linear classifiers, on one process or many, read from top to bottom.
+"""The training loop for pre-training, fine-tuning and linear classifiers, on any number of ranks.
 
-Axes: N the samples of a rank's part of a batch, C classes, S pixels.
+`train` sets up a `Trainer`, which resumes, takes steps and saves. Axes: N samples of one forward
+pass on one rank, C classes, S pixels.
 
 The folder of a run holds
-  run.json      the run, its data and versions; a folder is for one run
-  checkpoints/  the last ones and the best; a run that is started again goes on from the last
-  log.jsonl     what was measured, a line every few steps; tensorboard/ and curves.png show the same
+  run.json      settings, data and versions; a folder is used for one run
+  checkpoints/  the last ones and the best one; a run that is started again resumes from the last
+  log.jsonl     measurements, one line every few steps; tensorboard/ and curves.png show the same
   bad_loss.json the step whose loss stopped the run, and the ids of its samples
   model/        the result, as `publish.save` writes it: load_model("runs/x/model")
 
-Nothing random outlives a step, which begins with a seed of its own: weights, optimizer and the position in the data are all
-that a checkpoint has to keep, and a run that was killed ends with the same weights, to the bit, as one that was not.
+Every step sets its own random seed. A checkpoint therefore needs only weights, optimizer state and
+data position, and a run that was killed and resumed ends in bit-identical weights.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import threading
 from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch import Tensor
 
 from swag_models.errors import PreemptedError, TrainingError
-from swag_models.preprocess import Transform
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
+from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.stream import hash_seed
-from swag_models.recipe.data.train_loader import merge_states, open_train_loader
+from swag_models.recipe.data.train_loader import TrainLoader, merge_states, open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
-from swag_models.recipe.training.checkpointer import Checkpointer, collect, restore
-from swag_models.recipe.training.distributed import (
-    DistContext,
-    average_statistics,
-    collect_weights,
-    hold_gradients,
-    init_distributed,
-    spread,
-    sync_batch_norm,
-)
+from swag_models.recipe.training.checkpointer import Checkpointer
+from swag_models.recipe.training.distributed import DistContext, collect_weights, init_distributed
 from swag_models.recipe.training.estimate import count_steps
-from swag_models.recipe.training.logging import MetricLogger
-from swag_models.recipe.training.losses import compute_losses, count_hits, make_targets, mix
-from swag_models.recipe.training.meter import DTYPES, Throughput
-from swag_models.recipe.training.optimizer import Average, make_optimizer, schedule_lr, set_lr
-from swag_models.recipe.training.run_dir import (
+from swag_models.recipe.training.logging import MetricLogger, Throughput
+from swag_models.recipe.training.losses import count_hits
+from swag_models.recipe.training.model import (
+    Classes,
     PublishInfo,
-    claim_folder,
     is_published,
-    make_model,
     publish_model,
     read_classes,
-    write_bad_loss,
 )
+from swag_models.recipe.training.optimizer import schedule_lr, set_lr
+from swag_models.recipe.training.run_dir import claim_run_dir, open_run_dir, write_bad_loss
+from swag_models.recipe.training.train_state import TrainState, make_train_state
 from swag_models.recipe.worker_pool import watch_signals
 
-MEMORY = 0.98  # of the running mean of the loss, per step
-MAX_SKIPPED = 20  # steps in a row, after which a run that skips bad losses stops as well
+MEAN_LOSS_DECAY = 0.98  # of the running mean of the loss, per step
+MAX_CONSECUTIVE_SKIPS = 20  # then a run that skips bad losses stops as well
 
 
 def train(
@@ -70,255 +64,297 @@ def train(
     *,
     val: Shards | None = None,
     progress: bool = True,
-    about: PublishInfo | None = None,
+    publish_info: PublishInfo | None = None,
 ) -> Path:
-    """Train, or go on training, and return the folder of the published model.
+    """Train a model, or resume its training. Every rank of torchrun calls this alike.
 
-    data, val: to train on, and to evaluate on: see `open_train_loader`. Every rank of torchrun calls this alike.
-    ConfigError if run, data and folder do not go together, TrainingError if the loss went bad, PreemptedError after SIGTERM or
-    SIGUSR1, when a checkpoint has been written.
+    Args:
+        run: the settings.
+        data: training data; see `open_train_loader`.
+        output: folder of the run; call again with the same arguments to resume.
+        val: validation data; see `open_eval_loader`.
+        progress: draw a progress bar if stderr is a terminal.
+        publish_info: what only the user knows of the model, for its card.
+
+    Returns:
+        The folder of the published model, `output`/model.
+
+    Raises:
+        ConfigError: run, data and folder do not fit each other.
+        TrainingError: the loss is not finite or exploded.
+        PreemptedError: SIGTERM or SIGUSR1 arrived; a checkpoint has been written.
     """
-    output, about = Path(output), about or PublishInfo()
+    output, publish_info = Path(output), publish_info or PublishInfo()
     with (
-        init_distributed() as ranks,
-        claim_folder(output, ranks) as claim,
-        watch_signals() as told,
+        init_distributed() as dist,
+        open_run_dir(output, dist) as work,
+        watch_signals() as stop_requested,
         ExitStack() as stack,
     ):
-        # The data.
-        share = (
-            run.batch_size // ranks.world_size
-        )  # `open_train_loader` refuses what does not come out even
-        size = min(run.engine.micro_batch or share, share)  # of what goes through the model at once
-        feed = open_train_loader(
+        loader = open_train_loader(
             data,
             Augmentation(run.augment, run.image_size),
             batch_size=run.batch_size,
             seed=run.seed,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            rank=dist.rank,
+            world_size=dist.world_size,
             engine=run.engine,
         )
-        stack.enter_context(closing(feed))
-        classes = read_classes(feed, data)
-        assert feed.samples  # known where the classes are
-        facts_of_data = {
-            **feed.facts,
-            "classes": len(classes),
-        }  # shards may have none of the last ones
-        steps = count_steps(run, feed.samples)
+        stack.enter_context(closing(loader))
+        classes = read_classes(loader, data)
+        # the loader counts the classes that occur in shards; a vocabulary may have more
+        data_info = {**loader.facts, "classes": len(classes)}
+        state = make_train_state(run, classes, dist)
+        eval_loader = None if val is None else _open_validation(val, state, classes)
 
-        # The model, its average, and what moves them.
-        torch.manual_seed(run.seed)
-        model, spec = make_model(run, classes)
-        transform = Transform(spec.preprocess)
-        if run.engine.sync_bn:
-            model = sync_batch_norm(model, ranks)
-        if (
-            run.engine.channels_last and run.engine.parallel != "fsdp"
-        ):  # which shards contiguous weights only
-            model.to(memory_format=torch.channels_last)
-        model.to(ranks.device)
-        model.set_grad_checkpointing(run.engine.grad_checkpointing)
-        average = Average(model, run.ema, steps) if run.ema else None
-        averaged = average.model if average else None
-        trained = spread(model, run.engine, ranks, *([averaged] if averaged else []))
-        forward = torch.compile(trained) if run.engine.compile else trained
-        optimizer = make_optimizer(model, run.optimizer, run.lr)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        scaler = torch.amp.GradScaler(ranks.device.type, enabled=run.engine.precision == "fp16")
-        autocast = torch.autocast(
-            ranks.device.type, DTYPES[run.engine.precision], enabled=run.engine.precision != "fp32"
-        )
-        checker = None
-        if val is not None:
-            checker = open_eval_loader(
-                val,
-                transform.fit,
-                batch_size=size,
-                rank=ranks.rank,
-                world_size=ranks.world_size,
-                workers=run.engine.workers,
-                classes=classes.names,
-                synsets=classes.synsets,
-            )
-
-        # Where it stands: what was wrong so far claims no folder.
-        claim(run, facts_of_data)
-        if ranks.run_on_main(lambda: is_published(output)):
+        # Everything above can fail on wrong input; the folder is claimed for the run only now.
+        claim_run_dir(work, run, data_info, dist)
+        if dist.run_on_main(lambda: is_published(output)):
             return output / "model"
-        checkpoints = Checkpointer(output / "checkpoints", run.checkpoint.keep)
-        first, usual, skipped = (
-            0,
-            math.nan,
-            0,
-        )  # the step to begin with, the running mean of the loss, bad losses in a row
-        scores: dict[str, float] = {}
-        broken = 0  # pictures, before that step
-        if latest := checkpoints.find_latest():
-            tensors = collect(model, optimizer, averaged)
-            facts = checkpoints.load(latest, tensors)
-            restore(tensors, model, optimizer, averaged)
-            feed.load_state_dict(facts["feed"])
-            if facts["scaler"]:  # empty without fp16, which may have come since
-                scaler.load_state_dict(facts["scaler"])
-            first, usual, skipped, scores = (
-                facts["step"],
-                facts["usual"],
-                facts["skipped"],
-                facts["scores"],
-            )
-            broken = facts.get("broken_images", 0)  # older checkpoints have none
-        journal = MetricLogger(output, first, steps, progress=progress, silent=not ranks.is_main)
-        stack.enter_context(closing(journal))
-        flops = count_flops(spec) * (1 if run.trainable == "head" else 3)
-        meter = Throughput(flops / ranks.world_size, ranks.device, run.engine.precision)
-
-        def count_broken() -> int:
-            return broken + int(ranks.all_reduce_sum(sum(feed.skipped.values()))[0])
-
-        def save(step: int, score: float | None, wait: bool = False) -> None:
-            facts = {
-                "step": step,
-                "feed": merge_states(ranks.gather(feed.state_dict())),
-                "scaler": scaler.state_dict(),
-                "usual": usual,
-                "skipped": skipped,
-                "scores": scores,
-                "broken_images": count_broken(),
-            }
-            tensors = collect(model, optimizer, averaged)
-            checkpoints.save(step, tensors, facts, score=score, wait=wait)
-
-        batches = iter(feed)
-        for step in range(first, steps):
-            with meter.wait():
-                batch = next(batches)
-            torch.manual_seed(hash_seed(run.seed, "step", step, ranks.rank))
-            lr = schedule_lr(step, steps, run.lr, run.warmup)
-            set_lr(optimizer, lr)
-
-            # Gradients, of a part of the batch at a time.
-            model.train()
-            kept = (
-                [buffer.clone() for buffer in model.buffers()]
-                if run.on_nonfinite_loss == "skip"
-                else []
-            )
-            loss = torch.zeros((), device=ranks.device)
-            for start in range(0, share, size):
-                part = slice(start, start + size)
-                images = transform.normalise(batch.images[part].to(ranks.device))  # (N, 3, S, S)
-                targets = make_targets(batch.classes[part], run.objective.kind, len(classes)).to(
-                    ranks.device
+        trainer = Trainer(run, dist, output, loader, eval_loader, state)
+        trainer.resume(progress)
+        with closing(trainer.logger):
+            trainer.fit(stop_requested)
+            weights = collect_weights(state.final_model)
+            dist.run_on_main(
+                lambda: publish_model(
+                    output,
+                    run,
+                    state.spec,
+                    classes,
+                    weights,
+                    data_info,
+                    trainer.scores,
+                    publish_info,
                 )
-                images, targets = mix(images, targets, run.objective.mixup, torch.default_generator)
-                if run.engine.channels_last:
-                    images = images.contiguous(memory_format=torch.channels_last)
-                with hold_gradients(trained, start + size < share):
-                    with autocast:
-                        logits = forward(images)  # (N, C)
-                    mean = compute_losses(run.objective, logits, targets).sum() / share
-                    scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
-                loss += mean.detach()
-            scaler.unscale_(optimizer)
-            norm = get_total_norm(
-                [parameter.grad for parameter in parameters if parameter.grad is not None]
             )
-            norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-            # Whether to take the step: all ranks alike.
-            total, stop = ranks.all_reduce_sum(loss.item(), float(told.is_set()))
-            value = total / ranks.world_size
-            finite = math.isfinite(value) and (scaler.is_enabled() or math.isfinite(norm.item()))
-            if not finite or (run.loss_spike_factor and value > run.loss_spike_factor * usual):
-                skipped += 1
-                ids = [each for ids in ranks.gather(batch.ids) for each in ids]
-                if run.on_nonfinite_loss == "stop" or skipped > MAX_SKIPPED:
-                    checkpoints.finish()
-                    raise TrainingError(
-                        write_bad_loss(
-                            output,
-                            run,
-                            ranks,
-                            ids,
-                            step=step,
-                            loss=value,
-                            lr=lr,
-                            grad_norm=norm.item(),
-                        )
-                    )
-                journal.record(step + 1, "skip", loss=value, ids=" ".join(ids))
-                for buffer, before in zip(model.buffers(), kept):
-                    buffer.copy_(before)
-            else:
-                skipped = 0
-                usual = MEMORY * usual + (1 - MEMORY) * value if math.isfinite(usual) else value
-                if run.optimizer.clip_norm:
-                    clip_grads_with_norm_(parameters, run.optimizer.clip_norm, norm)
-                scaler.step(optimizer)
-                average_statistics(model, ranks)
-                if average:
-                    average.update(model, step)
-            scaler.update()
-            optimizer.zero_grad()
-
-            # What is told and kept of it.
-            meter.count(run.batch_size)
-            journal.advance(loss=value, lr=lr)
-            done = step + 1
-            checkpoints.poll()
-            if done % run.log_every == 0 or done == steps:
-                counts = {"broken_images": count_broken(), **meter.read()}
-                journal.record(done, "train", loss=value, lr=lr, grad_norm=norm.item(), **counts)
-            if (
-                stop and done < steps
-            ):  # before an evaluation, which may take longer than there is time
-                save(done, None, wait=True)
-                raise PreemptedError(
-                    f"{output}: stopped after step {done} of {steps}, as asked; run the same command to go on"
-                )
-            score = None  # of these weights
-            if checker and (done == steps or (run.eval_every and done % run.eval_every == 0)):
-                scores = evaluate(averaged or model, checker, transform, autocast, ranks)
-                score = scores["top1"]
-                journal.record(done, "eval", **scores)
-            if done == steps:
-                save(done, score, wait=True)
-            elif done % run.checkpoint.every == 0 or score is not None:
-                save(done, score)
-
-        # The result.
-        weights = collect_weights(averaged or model)
-        ranks.run_on_main(
-            lambda: publish_model(output, run, spec, classes, weights, facts_of_data, scores, about)
-        )
         return output / "model"
 
 
+def _open_validation(val: Shards, state: TrainState, classes: Classes) -> EvalLoader:
+    """Open the validation data, whose classes must be among those of the model."""
+    return open_eval_loader(
+        val,
+        state.transform.fit,
+        batch_size=state.micro_batch_size,
+        rank=state.dist.rank,
+        world_size=state.dist.world_size,
+        workers=state.run.engine.workers,
+        classes=classes.names,
+        synsets=classes.synsets,
+    )
+
+
+class StepResult(NamedTuple):
+    """Measurements of a step: loss (mean over all ranks), gradient norm before clipping, rate."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+
+
+@dataclass
+class Trainer:
+    """The loop over the steps of a run, and the progress that its checkpoints store.
+
+    Attributes:
+        run: the settings.
+        dist: this process.
+        output: folder of the run.
+        loader: training data.
+        eval_loader: validation data, if there are any.
+        state: model, average and optimizer.
+        done: number of steps that are done.
+        mean_loss: running mean, which `loss_spike_factor` refers to.
+        consecutive_skips: steps skipped since the last that was taken.
+        scores: results of the last evaluation.
+        broken_images: images that could not be read before this process started.
+    """
+
+    run: Run
+    dist: DistContext
+    output: Path
+    loader: TrainLoader
+    eval_loader: EvalLoader | None
+    state: TrainState
+
+    done: int = 0
+    mean_loss: float = math.nan
+    consecutive_skips: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    broken_images: int = 0
+
+    # opened by `resume`, which knows the step
+    checkpointer: Checkpointer = field(init=False)
+    logger: MetricLogger = field(init=False)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the whole run."""
+        assert self.loader.samples  # known wherever the classes are
+        return count_steps(self.run, self.loader.samples)
+
+    def resume(self, progress: bool) -> None:
+        """Load the last checkpoint, if there is one, and open the log after its step."""
+        self.checkpointer = Checkpointer(self.output / "checkpoints", self.run.checkpoint.keep)
+        if path := self.checkpointer.find_latest():
+            tensors = self.state.collect_tensors()
+            facts = self.checkpointer.load(path, tensors)
+            self.state.restore_tensors(tensors)
+            self.loader.load_state_dict(facts["loader"])
+            if facts["scaler"]:  # empty if the run did not use fp16 before
+                self.state.scaler.load_state_dict(facts["scaler"])
+            self.done, self.mean_loss = facts["step"], facts["mean_loss"]
+            self.consecutive_skips, self.scores = facts["consecutive_skips"], facts["scores"]
+            self.broken_images = facts["broken_images"]
+        self.logger = MetricLogger(
+            self.output, self.done, self.steps, progress=progress, silent=not self.dist.is_main
+        )
+
+    def fit(self, stop_requested: threading.Event) -> None:
+        """Take all remaining steps, and log, evaluate and save in their intervals.
+
+        Raises:
+            PreemptedError: `stop_requested` is set on some rank; a checkpoint has been written.
+            TrainingError: see `step`.
+        """
+        run, steps = self.run, self.steps
+        # a backward pass costs two forward passes; MFU does not count recomputation
+        flops = count_flops(self.state.spec) * (1 if run.trainable == "head" else 3)
+        throughput = Throughput(
+            flops / self.dist.world_size, self.dist.device, run.engine.precision
+        )
+        batches = iter(self.loader)
+        while self.done < steps:
+            with throughput.wait():
+                batch = next(batches)
+            result, stop = self.step(batch, stop_requested)
+            self.done += 1
+            last = self.done == steps
+            throughput.count(run.batch_size)
+            self.logger.advance(loss=result.loss, lr=result.lr)
+            self.checkpointer.poll()
+            if last or self.done % run.log_every == 0:
+                counts = {"broken_images": self.count_broken_images(), **throughput.read()}
+                self.logger.record(self.done, "train", **result._asdict(), **counts)
+            if stop and not last:
+                # before an evaluation, which may take longer than a scheduler waits
+                self.save_checkpoint(None, wait=True)
+                raise PreemptedError(
+                    f"{self.output}: interrupted by a signal after step {self.done} of {steps}; "
+                    "rerun the same command to resume"
+                )
+            score = None
+            is_due = last or (run.eval_every and self.done % run.eval_every == 0)
+            if self.eval_loader and is_due:
+                self.scores = validate(self.state, self.eval_loader)
+                score = self.scores["top1"]
+                self.logger.record(self.done, "eval", **self.scores)
+            if last or score is not None or self.done % run.checkpoint.every == 0:
+                self.save_checkpoint(score, wait=last)
+
+    def step(self, batch: Batch, stop_requested: threading.Event) -> tuple[StepResult, bool]:
+        """Take one optimizer step, or skip it if the loss is bad.
+
+        Returns:
+            The measurements, and whether some rank was asked to stop.
+
+        Raises:
+            TrainingError: the loss is bad and `on_nonfinite_loss` is "stop", or too many steps
+                were skipped in a row.
+        """
+        run, state = self.run, self.state
+        torch.manual_seed(hash_seed(run.seed, "step", self.done, self.dist.rank))
+        lr = schedule_lr(self.done, self.steps, run.lr, run.warmup)
+        set_lr(state.optimizer, lr)
+        state.model.train()
+        # batch statistics change in the forward pass, and a skipped step must not change them
+        can_skip = run.on_nonfinite_loss == "skip"
+        buffers = [buffer.clone() for buffer in state.model.buffers()] if can_skip else []
+        local_loss, norm = state.compute_gradients(batch)
+
+        # The loss is read in every step, so that all ranks decide alike before weights change. It
+        # costs a GPU one wait per step, but no bad loss ever reaches the weights.
+        total, stop = self.dist.all_reduce_sum(local_loss.item(), float(stop_requested.is_set()))
+        result = StepResult(total / self.dist.world_size, norm.item(), lr)
+        if self.is_bad(result):
+            self.record_skip(batch, result)
+            for buffer, before in zip(state.model.buffers(), buffers):
+                buffer.copy_(before)
+        else:
+            self.consecutive_skips = 0
+            if math.isfinite(self.mean_loss):
+                decay = MEAN_LOSS_DECAY
+                self.mean_loss = decay * self.mean_loss + (1 - decay) * result.loss
+            else:
+                self.mean_loss = result.loss
+            copy_average = run.ema is not None and self.done < run.ema.warmup_ratio * self.steps
+            state.update_weights(norm, copy_average=copy_average)
+        state.end_step()
+        return result, bool(stop)
+
+    def is_bad(self, result: StepResult) -> bool:
+        """Whether loss or gradients are not finite, or the loss exploded."""
+        if not math.isfinite(result.loss):
+            return True
+        # infinite gradients are normal while fp16 looks for its scale; GradScaler skips those steps
+        if not math.isfinite(result.grad_norm) and not self.state.scaler.is_enabled():
+            return True
+        factor = self.run.loss_spike_factor
+        return factor is not None and result.loss > factor * self.mean_loss
+
+    def record_skip(self, batch: Batch, result: StepResult) -> None:
+        """Record a step with a bad loss; TrainingError if it stops the run."""
+        self.consecutive_skips += 1
+        ids = [name for names in self.dist.gather(batch.ids) for name in names]
+        skips = self.consecutive_skips
+        if self.run.on_nonfinite_loss == "stop" or skips > MAX_CONSECUTIVE_SKIPS:
+            self.checkpointer.finish()
+            numbers = {"step": self.done, **result._asdict()}
+            raise TrainingError(write_bad_loss(self.output, self.run, self.dist, ids, **numbers))
+        self.logger.record(self.done + 1, "skip", loss=result.loss, ids=" ".join(ids))
+
+    def count_broken_images(self) -> int:
+        """Images that could not be read since the run began, on all ranks."""
+        (count,) = self.dist.all_reduce_sum(sum(self.loader.skipped.values()))
+        return self.broken_images + int(count)
+
+    def save_checkpoint(self, score: float | None, wait: bool) -> None:
+        """Save a checkpoint, in the background unless `wait`; `score` is that of its weights."""
+        facts = {
+            "step": self.done,
+            "loader": merge_states(self.dist.gather(self.loader.state_dict())),
+            "scaler": self.state.scaler.state_dict(),
+            "mean_loss": self.mean_loss,
+            "consecutive_skips": self.consecutive_skips,
+            "scores": self.scores,
+            "broken_images": self.count_broken_images(),
+        }
+        tensors = self.state.collect_tensors()
+        self.checkpointer.save(self.done, tensors, facts, score=score, wait=wait)
+
+
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    check: EvalLoader,
-    transform: Transform,
-    autocast: torch.autocast,
-    ranks: DistContext,
-) -> dict[str, float]:
-    """Top-1 accuracy in percent: the share of samples whose most probable class is one of theirs; each counts once."""
-    model.eval()
+def validate(state: TrainState, loader: EvalLoader) -> dict[str, float]:
+    """Measure top-1 accuracy in percent: the best class of a sample must be one of its own.
+
+    Every sample counts once, whatever the number of ranks.
+    """
+    model, transform, dist = state.final_model.eval(), state.transform, state.dist
     hits, count = 0, 0
-    batches = iter(check)
-    # All ranks take as many steps, since sharded weights are gathered in each: who has no more pictures shows an empty one.
-    while any(ranks.all_reduce_sum((batch := next(batches, None)) is not None)):
+    batches = iter(loader)
+    # Sharded weights are gathered in every forward pass, so all ranks must do the same number of
+    # them: a rank without a batch sends an empty image.
+    while any(dist.all_reduce_sum((batch := next(batches, None)) is not None)):
         images = (
             batch.images
             if batch
             else torch.zeros(1, 3, *transform.preprocess.size, dtype=torch.uint8)
         )
-        with autocast:
-            logits: Tensor = model(transform.normalise(images.to(ranks.device)))  # (N, C)
+        with state.autocast:
+            logits: Tensor = model(transform.normalise(images.to(dist.device)))  # (N, C)
         if batch:
             hits += count_hits(logits, batch.classes)
             count += len(batch.ids)
-    total_hits, total = ranks.all_reduce_sum(hits, count)
+    total_hits, total = dist.all_reduce_sum(hits, count)
     return {"top1": 100 * total_hits / total if total else math.nan}

@@ -16,7 +16,7 @@ from ranks import assert_same, flatten, one_rank
 from torch import nn
 
 from swag_models.errors import CheckpointError, OutputError
-from swag_models.recipe.training.checkpointer import Checkpointer, collect, restore
+from swag_models.recipe.training.checkpointer import Checkpointer, collect_tensors, restore_tensors
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
@@ -115,18 +115,18 @@ def test_a_run_that_goes_on_ends_in_the_same_weights(tmp_path: Path, kind: str) 
     optimizer, average = OPTIMIZERS[kind](model.parameters()), copy.deepcopy(model)
     train(model, optimizer, range(3))
     average.head.weight.data.lerp_(model.head.weight.data, 0.3)
-    checkpoints.save(3, collect(model, optimizer, average), {})
+    checkpoints.save(3, collect_tensors(model, optimizer, average), {})
     train(model, optimizer, range(3, 6))
     torch.manual_seed(1)
     other, other_average = Net(), Net()
     other_optimizer = OPTIMIZERS[kind](other.parameters())
     fresh = copy.deepcopy(other.state_dict())
-    tensors = collect(other, other_optimizer, other_average)
+    tensors = collect_tensors(other, other_optimizer, other_average)
     assert_same(other.state_dict(), fresh)
     latest = checkpoints.find_latest()
     assert latest
     checkpoints.load(latest, tensors)
-    restore(tensors, other, other_optimizer, other_average)
+    restore_tensors(tensors, other, other_optimizer, other_average)
     assert_same(other_average.state_dict(), average.state_dict())
     train(other, other_optimizer, range(3, 6))
     assert_same(other.state_dict(), model.state_dict())

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from swag_models.errors import OutputError
-from swag_models.recipe.training.checkpointer import Checkpointer, collect, restore
+from swag_models.recipe.training.checkpointer import Checkpointer, collect_tensors, restore_tensors
 
 ROOT = Path(__file__).parents[3]
 COUNT = 20  # kills
@@ -71,14 +71,16 @@ def write(folder: Path, kind: str, name: str, expected: Path) -> None:
     for _ in range(2):
         step(model, optimizer)
     checkpoints = Checkpointer(folder, 2)
-    tensors = collect(model, optimizer, average)
+    tensors = collect_tensors(model, optimizer, average)
     whole = copy.deepcopy(gather(tensors))
     checkpoints.save(2, tensors, {"rank": dist.get_rank()})
     for _ in range(3):
         step(model, optimizer)
         checkpoints.poll()
     assert checkpoints.finish() is None
-    assert not torch.equal(gather(collect(model))["model"]["0.weight"], whole["model"]["0.weight"])
+    assert not torch.equal(
+        gather(collect_tensors(model))["model"]["0.weight"], whole["model"]["0.weight"]
+    )
     if dist.get_rank() == 0:
         torch.save(whole, expected)
 
@@ -89,10 +91,10 @@ def read(folder: Path, kind: str, name: str, expected: Path) -> None:
     checkpoints = Checkpointer(folder, 2)
     latest = checkpoints.find_latest()
     assert latest == folder / "step-00000002"
-    tensors = collect(model, optimizer, average)
+    tensors = collect_tensors(model, optimizer, average)
     assert checkpoints.load(latest, tensors) == {"rank": 0}
-    restore(tensors, model, optimizer, average)
-    assert_same(gather(collect(model, optimizer, average)), torch.load(expected))
+    restore_tensors(tensors, model, optimizer, average)
+    assert_same(gather(collect_tensors(model, optimizer, average)), torch.load(expected))
     step(model, optimizer)
 
 

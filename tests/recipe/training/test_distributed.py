@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.distributed as dist
+import torch.distributed as torch_dist
 from runs import find_port
 
 from swag_models.errors import ConfigError, TrainingError
@@ -18,7 +18,8 @@ def test_a_rank_that_is_told_of_no_others_is_refused(monkeypatch: pytest.MonkeyP
         monkeypatch.delenv(name, raising=False)
     with (
         pytest.raises(
-            ConfigError, match=r"^rank 0 cannot meet the others \(.*MASTER_ADDR.*\); use torchrun"
+            ConfigError,
+            match=r"^rank 0 cannot connect to the other ranks \(.*MASTER_ADDR.*\); use torchrun",
         ),
         init_distributed(),
     ):
@@ -27,7 +28,7 @@ def test_a_rank_that_is_told_of_no_others_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     port = find_port()
-    store = dist.TCPStore("127.0.0.1", port, 1, is_master=True)
+    store = torch_dist.TCPStore("127.0.0.1", port, 1, is_master=True)
     settings = {
         "RANK": "0",
         "WORLD_SIZE": "1",
@@ -38,7 +39,8 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(
-            ConfigError, match=rf"^rank 0 cannot meet the others \(.*{port}.*\); use torchrun"
+            ConfigError,
+            match=rf"^rank 0 cannot connect to the other ranks \(.*{port}.*\); use torchrun",
         ) as caught,
         init_distributed(),
     ):
@@ -49,13 +51,13 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_too_little_memory_of_a_gpu_is_told_with_what_helps() -> None:
     with pytest.raises(
-        TrainingError, match=r"the memory of .* is too little \(rank 0\); .*engine.micro_batch"
+        TrainingError, match=r"^out of memory on .* \(rank 0\); .*engine.micro_batch"
     ):
         take_too_much()
 
 
 def take_too_much() -> None:
-    with init_distributed() as ranks:
-        if ranks.device.type == "cpu":
+    with init_distributed() as dist:
+        if dist.device.type == "cpu":
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        torch.empty(2**50, device=ranks.device)
+        torch.empty(2**50, device=dist.device)

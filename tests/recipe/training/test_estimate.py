@@ -1,84 +1,57 @@
-"""Plans against what really happens: torch's counter over a real backward pass, real optimizers, real saved tensors."""
+"""Estimates against published numbers, torch's FLOP counter, real optimizers and real activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, IMAGE_SIZE, images, tiny
+from tiny import images
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from swag_models.api import SPECS, load_model
 from swag_models.errors import ConfigError
-from swag_models.models import Backbone, build
-from swag_models.models.layers import Blocks
-from swag_models.recipe.config import EMA, Engine, Run, change
+from swag_models.models import Backbone
+from swag_models.recipe.config import EMA, Engine, Run, override
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.training.estimate import Footprint, count_steps, measure_footprint, plan
+from swag_models.recipe.training.estimate import count_steps, estimate_activations, plan
 
 RUN = Run(arch="vit_nano", image_size=32, batch_size=64, epochs=2)
-SGD = change(RUN, ["optimizer.kind=sgd"])
-PRECISIONS = pytest.mark.parametrize("precision", ["fp32", "bf16"])
-FAMILIES = pytest.mark.parametrize("family", CONFIGS)
+SGD = override(RUN, ["optimizer.kind=sgd"])
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def nano() -> Backbone:
-    return load_model("vit_nano_hashtags", pretrained=False, num_classes=10, image_size=32).train()
+def load_nano(arch: str = "vit_nano") -> Backbone:
+    name = f"{arch}_hashtags"
+    return load_model(name, pretrained=False, num_classes=10, image_size=32).train()
 
 
-def sum_saved(run: Callable[[], Tensor], precision: str) -> int:
-    """Bytes of the storages that a real forward pass keeps for the backward one."""
-    kept: dict[int, Any] = {}
+def sum_saved(model: Backbone, count: int, precision: str) -> int:
+    """Bytes that a forward pass of a batch stores for the backward pass."""
+    storages: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
         return tensor
 
     with (
         saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
-        output = run()
-    assert output.requires_grad
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-def slope(run: Callable[[int], Tensor], precision: str) -> int:
-    """Bytes that are kept for one more sample in a batch."""
-    return (sum_saved(lambda: run(7), precision) - sum_saved(lambda: run(2), precision)) // 5
-
-
-def count_saved(model: Backbone, precision: str) -> int:
-    """The same of a real model and its loss."""
-    return slope(lambda count: model(images(count)).float().log_softmax(dim=-1), precision)
-
-
-def run_block(block: torch.nn.Module, x: Tensor, count: int) -> Tensor:
-    """Some samples of a batch, whose storage is the whole batch's and so no part of a slope."""
-    return block(x[:count].requires_grad_())
-
-
-def estimate(family: str, run: Run, freeze: bool = False) -> Footprint:
-    with torch.device("meta"):
-        model = build(CONFIGS[family], num_classes=10, image_size=IMAGE_SIZE)
-    if freeze:
-        model.freeze()
-    return measure_footprint(model, run)
+        assert model(images(count, 32)).float().log_softmax(dim=-1).requires_grad
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def test_eight_epochs_of_imagenet_are_20_000_steps() -> None:
     preset = get_preset("regnety_16gf_in1k")
     assert count_steps(preset.run, preset.samples_per_epoch) == 20_018  # told as 20,000
     assert (
-        count_steps(change(preset.run, ["epochs=none", "steps=20000"]), preset.samples_per_epoch)
+        count_steps(override(preset.run, ["epochs=none", "steps=20000"]), preset.samples_per_epoch)
         == 20_000
     )
 
@@ -106,30 +79,29 @@ def test_operations_and_parameters_are_those_published(name: str) -> None:
     assert (made.steps, made.samples) == (20_018, 20_018 * 512)
 
 
-def test_three_forward_passes_are_what_training_takes() -> None:
-    with FlopCounterMode(display=False) as counter:
-        nano()(images(1, 32)).sum().backward()
-    made = plan(RUN, 100, num_classes=10)
-    assert counter.get_total_flops() == pytest.approx(
-        made.flops, rel=0.05
-    )  # attention's backward pass multiplies once more
+def test_training_takes_three_forward_passes() -> None:
+    # The FLOPs of attention's backward pass depend on its kernel, and the kernel on the CPU: force
+    # the one that is made of plain matrix products.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        load_nano()(images(1, 32)).sum().backward()
+    estimated = plan(RUN, 100, num_classes=10)
+    # the first layer computes no gradient of its input: 16 patches x (3 x 8 x 8) x 96
+    assert counter.get_total_flops() == estimated.flops - 2 * 16 * 192 * 96
 
 
-def test_a_frozen_trunk_is_passed_once_and_checkpointing_makes_it_four_times() -> None:
-    whole = plan(RUN, 100, num_classes=10)
+def test_a_frozen_trunk_takes_one_pass_and_checkpointing_four() -> None:
+    full = plan(RUN, 100, num_classes=10)
     head = plan(replace(RUN, trainable="head"), 100, num_classes=10)
-    again = plan(replace(RUN, engine=Engine(grad_checkpointing=True)), 100, num_classes=10)
-    assert (head.flops * 3, again.flops * 3) == (whole.flops, whole.flops * 4)
+    checkpointed = plan(replace(RUN, engine=Engine(grad_checkpointing=True)), 100, num_classes=10)
+    assert (head.flops * 3, checkpointed.flops * 3) == (full.flops, full.flops * 4)
     assert head.trained == 96 * 10 + 10
-    assert head.parameters == whole.parameters
+    assert head.parameters == full.parameters
     assert head.memory.gradients == 4 * head.trained
-    assert head.memory.activations < whole.memory.activations / 50
-    assert again.memory.activations < whole.memory.activations / 2
 
 
 @pytest.mark.parametrize("run", [RUN, SGD], ids=["adamw", "sgd"])
 def test_weights_gradients_and_optimizer_are_those_of_a_real_step(run: Run) -> None:
-    model = nano()
+    model = load_nano()
     optimizer: torch.optim.Optimizer = (
         torch.optim.AdamW(model.parameters())
         if run.optimizer.kind == "adamw"
@@ -151,96 +123,69 @@ def test_weights_gradients_and_optimizer_are_those_of_a_real_step(run: Run) -> N
     )
 
 
-@FAMILIES
-@PRECISIONS
-def test_activations_are_those_that_a_real_model_keeps(family: str, precision: str) -> None:
-    model = tiny(family).train()
-    expected = count_saved(model, precision)
-    run = change(RUN, [f"engine.precision={precision}"])
-    assert estimate(family, run).activations == expected
+@pytest.mark.parametrize(
+    ("arch", "precision", "expected"),
+    [
+        # 12 blocks, 197 tokens, width 768, MLP 3072: two norm inputs in float32; two norm outputs,
+        # Q, K, V, attention, and twice the MLP width
+        ("vit_b16", "bf16", 12 * 197 * (2 * 768 * 4 + (6 * 768 + 2 * 3072) * 2)),
+        ("vit_b16", "fp32", 12 * 197 * (2 * 768 + 6 * 768 + 2 * 3072) * 4),
+        (
+            "regnety_16gf",
+            "bf16",
+            2
+            * (
+                224 * (2 * 112**2 + 6 * 56**2 + 1 * 7 * 56**2)
+                + 448 * (2 * 56**2 + 6 * 28**2 + 3 * 7 * 28**2)
+                + 1232 * (2 * 28**2 + 6 * 14**2 + 10 * 7 * 14**2)
+                + 3024 * (2 * 14**2 + 6 * 7**2)
+            ),
+        ),
+    ],
+)
+def test_activations_by_hand(arch: str, precision: str, expected: int) -> None:
+    run = Run(arch=arch, image_size=224, batch_size=8, epochs=1, engine=Engine(precision=precision))  # type: ignore[arg-type]
+    assert estimate_activations(run) == expected
 
 
-@FAMILIES
-@PRECISIONS
-def test_activations_of_a_checkpointed_model_are_inputs_and_one_block(
-    family: str, precision: str
-) -> None:
-    model = tiny(family).train()
-    entered: list[tuple[torch.nn.Module, Tensor]] = []
-    blocks = [block for each in model.modules() if isinstance(each, Blocks) for block in each]
-    hooks = [
-        block.register_forward_pre_hook(
-            lambda block, inputs: entered.append((block, inputs[0].detach()))
-        )
-        for block in blocks
-    ]
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        model(images(7))
-    for hook in hooks:
-        hook.remove()
-    again = max(slope(partial(run_block, block, x), precision) for block, x in entered)
-    model.set_grad_checkpointing()
-    inputs = count_saved(model, precision)
-    run = change(RUN, [f"engine.precision={precision}", "engine.grad_checkpointing=true"])
-    assert estimate(family, run).activations == pytest.approx(inputs + again, rel=1e-3)
-    assert (
-        inputs < estimate(family, change(run, ["engine.grad_checkpointing=false"])).activations / 2
-    )
+def test_activations_by_hand_of_checkpointed_and_frozen_models() -> None:
+    run = Run(arch="vit_b16", image_size=224, batch_size=8, epochs=1)
+    block = 197 * (2 * 768 * 4 + (6 * 768 + 2 * 3072) * 2)
+    checkpointed = replace(run, engine=Engine(grad_checkpointing=True))
+    assert estimate_activations(checkpointed) == 12 * 197 * 768 * 4 + block
+    assert estimate_activations(replace(run, trainable="head")) == block
+    regnet = replace(checkpointed, arch="regnety_16gf")
+    # inputs: the stem's 32 channels, then the width of each block before
+    inputs = 32 * 112**2 + 224 * (2 * 56**2) + 448 * 4 * 28**2 + 1232 * 11 * 14**2
+    largest = 224 * (2 * 112**2 + 6 * 56**2)
+    assert estimate_activations(regnet) == 2 * (inputs + largest)
 
 
-@FAMILIES
-def test_a_frozen_trunk_keeps_nothing_for_the_backward_pass(family: str) -> None:
-    model = tiny(family)
-    model.freeze()
-    run = replace(RUN, trainable="head", engine=Engine(precision="fp32"))
-    assert estimate(family, run, freeze=True).activations == count_saved(model.train(), "fp32")
-
-
-@FAMILIES
-def test_the_largest_layer_is_that_of_a_real_model(family: str) -> None:
-    model, sizes = tiny(family).train(), []
-    for module in model.modules():
-        if not list(module.children()):
-            module.register_forward_hook(
-                lambda _, inputs, output: sizes.append(inputs[0].nbytes + output.nbytes)
-            )
-    model(images(3))
-    assert estimate(family, replace(RUN, engine=Engine(precision="fp32"))).layer == max(sizes) // 3
-
-
-def test_measuring_leaves_the_model_as_it_was() -> None:
-    with torch.device("meta"):
-        model = build(CONFIGS["regnet"], num_classes=10, image_size=IMAGE_SIZE)
-    measure_footprint(model, RUN)
-    assert all(tensor.is_meta for tensor in model.state_dict().values())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+@pytest.mark.parametrize("arch", ["vit_nano", "regnety_nano"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activations_are_about_those_of_a_real_model(arch: str, precision: str) -> None:
+    model = load_nano(arch)
+    measured = (sum_saved(model, 7, precision) - sum_saved(model, 2, precision)) / 5
+    run = override(RUN, [f"arch={arch}", f"engine.precision={precision}"])
+    # a rule of thumb: small models store relatively more beside their blocks, and kernels differ
+    assert estimate_activations(run) == pytest.approx(measured, rel=0.5)
 
 
 def test_memory_follows_the_layout() -> None:
-    alone = plan(RUN, 100, num_classes=10, gpus=4).memory
-    assert alone == plan(change(RUN, ["batch_size=16"]), 100, num_classes=10).memory
-    shared = plan(change(RUN, ["engine.parallel=fsdp"]), 100, num_classes=10, gpus=4).memory
+    ddp = plan(RUN, 100, num_classes=10, gpus=4).memory
+    assert ddp == plan(override(RUN, ["batch_size=16"]), 100, num_classes=10).memory
+    fsdp = plan(override(RUN, ["engine.parallel=fsdp"]), 100, num_classes=10, gpus=4).memory
     for name in ("weights", "gradients", "optimizer"):
-        assert getattr(shared, name) == getattr(alone, name) // 4
-    assert shared.activations == alone.activations == 16 * alone.sample
-    assert (
-        plan(change(RUN, ["engine.micro_batch=2"]), 100, num_classes=10, gpus=4).memory.activations
-        == 2 * alone.sample
-    )
-    assert plan(change(RUN, ["engine.micro_batch=99"]), 100, num_classes=10, gpus=4).memory == alone
-    assert plan(replace(RUN, ema=EMA()), 100, num_classes=10).memory.ema == alone.weights
-    assert (alone.ema, alone.casts) == (0, alone.weights // 2)
-    assert plan(change(RUN, ["engine.precision=fp32"]), 100, num_classes=10).memory.casts == 0
-    parts = (
-        alone.weights,
-        alone.gradients,
-        alone.optimizer,
-        alone.ema,
-        alone.casts,
-        alone.activations,
-        alone.layer,
-    )
-    assert alone.total == sum(parts)
+        assert getattr(fsdp, name) == getattr(ddp, name) // 4
+    assert fsdp.activations == ddp.activations == 16 * ddp.sample
+    two = plan(override(RUN, ["engine.micro_batch=2"]), 100, num_classes=10, gpus=4).memory
+    assert two.activations == 2 * ddp.sample
+    assert plan(override(RUN, ["engine.micro_batch=99"]), 100, num_classes=10, gpus=4).memory == ddp
+    assert plan(replace(RUN, ema=EMA()), 100, num_classes=10).memory.ema == ddp.weights
+    assert (ddp.ema, ddp.casts) == (0, ddp.weights // 2)
+    assert plan(override(RUN, ["engine.precision=fp32"]), 100, num_classes=10).memory.casts == 0
+    parts = (ddp.weights, ddp.gradients, ddp.optimizer, ddp.ema, ddp.casts, ddp.activations)
+    assert ddp.total == sum(parts)
 
 
 def test_time_follows_the_throughput() -> None:
@@ -255,7 +200,7 @@ def test_time_follows_the_throughput() -> None:
     assert slow.basis == "assumed: 40% of 100 TFLOP/s (given)"
     assert (
         "67 TFLOP/s (an H100's in fp32)"
-        in plan(change(RUN, ["engine.precision=fp32"]), 6400, num_classes=10).basis
+        in plan(override(RUN, ["engine.precision=fp32"]), 6400, num_classes=10).basis
     )
 
 
@@ -276,4 +221,4 @@ def test_what_cannot_be_is_refused(
     settings: list[str], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
-        plan(change(RUN, settings), **{"samples_per_epoch": 100, "num_classes": 10, **options})
+        plan(override(RUN, settings), **{"samples_per_epoch": 100, "num_classes": 10, **options})

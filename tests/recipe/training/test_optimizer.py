@@ -14,12 +14,19 @@ import torch
 from timm.optim import param_groups_layer_decay
 from tiny import images, tiny
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from twins import timm_twin
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import EMA, Objective, Optimizer
 from swag_models.recipe.training.losses import compute_losses, make_targets
-from swag_models.recipe.training.optimizer import Average, make_optimizer, schedule_lr, set_lr
+from swag_models.recipe.training.optimizer import (
+    make_average,
+    make_optimizer,
+    schedule_lr,
+    set_lr,
+    update_average,
+)
 
 FAMILIES = ("vit", "regnet")
 CLASSES = [[0, 3], [1], [2, 4, 5]]
@@ -199,41 +206,41 @@ class TestSchedule:
 class TestAverage:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("share", [1e-4, 0.3, 1.0])
-    def test_is_the_formula(self, family: str, share: float) -> None:
+    def test_equals_the_formula(self, family: str, share: float) -> None:
         model = tiny(family).double().train()
-        average = Average(model, EMA(1 - share, warmup_ratio=0.25), 8)
+        average = make_average(model, EMA(1 - share))
         expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         optimizer = make_optimizer(model, Optimizer("sgd"), 0.1)
         for step in range(8):
             train(model, optimizer, 0.1)
-            average.update(model, step)
+            update_average(average, model, copy=step < 2)
             for name, tensor in model.state_dict().items():
                 if step < 2 or not tensor.is_floating_point():
                     expected[name] = tensor.clone()
                 else:
                     expected[name] = (1 - share) * expected[name] + share * tensor
             torch.testing.assert_close(
-                average.state_dict(), OrderedDict(expected), rtol=1e-12, atol=1e-12
+                average.module.state_dict(), OrderedDict(expected), rtol=1e-12, atol=1e-12
             )
         if share < 1:
             assert not torch.equal(
-                average.model.get_classifier().weight, model.get_classifier().weight
+                average.module.get_classifier().weight, model.get_classifier().weight
             )
 
-    def test_without_copying_it_begins_with_the_first_weights(self) -> None:
+    def test_without_copying_it_starts_with_the_initial_weights(self) -> None:
         model = tiny("vit").double()
         before = model.head.weight.detach().clone()
-        average = Average(model, EMA(0.5, warmup_ratio=0.0), 4)
+        average = make_average(model, EMA(0.5))
         with torch.no_grad():
             model.head.weight += 1
-        average.update(model, 0)
-        torch.testing.assert_close(average.model.head.weight, before + 0.5)
+        update_average(average, model, copy=False)
+        torch.testing.assert_close(average.module.head.weight, before + 0.5)
 
-    def test_is_in_evaluation_and_apart(self) -> None:
+    def test_is_in_evaluation_mode_and_shares_no_memory(self) -> None:
         model = tiny("regnet").train()
-        average = Average(model, EMA(), 10)
-        assert not any(module.training for module in average.model.modules())
-        assert not any(parameter.requires_grad for parameter in average.model.parameters())
+        average = make_average(model, EMA()).module
+        assert not any(module.training for module in average.modules())
+        assert not any(parameter.requires_grad for parameter in average.parameters())
         assert all(module.training for module in model.modules())
         assert all(parameter.requires_grad for parameter in model.parameters())
         for ours, theirs in zip(
@@ -241,48 +248,55 @@ class TestAverage:
         ):
             assert ours.data_ptr() != theirs.data_ptr()
 
-    def test_goes_on_from_its_state(self) -> None:
+    def test_resumes_from_its_state(self) -> None:
         model = tiny("regnet").train()
         optimizer = make_optimizer(model, Optimizer(), 0.01)
-        straight, stopped = (Average(model, EMA(0.8, 0.2), 10) for _ in range(2))
+        straight, stopped = (make_average(model, EMA(0.8)) for _ in range(2))
         for step in range(4):
             train(model, optimizer, 0.01)
-            straight.update(model, step)
+            update_average(straight, model, copy=step < 2)
             if step < 2:
-                stopped.update(model, step)
+                update_average(stopped, model, copy=True)
                 continue
-            resumed = Average(model, EMA(0.8, 0.2), 10)
-            resumed.load_state_dict(stopped.state_dict())
-            resumed.update(model, step)
+            resumed = make_average(model, EMA(0.8))
+            resumed.module.load_state_dict(stopped.module.state_dict())
+            update_average(resumed, model, copy=False)
             stopped = resumed
         for ours, theirs in zip(
-            resumed.state_dict().values(), straight.state_dict().values(), strict=True
+            resumed.module.state_dict().values(), straight.module.state_dict().values(), strict=True
         ):
             assert torch.equal(ours, theirs)
 
-    def test_loading_after_updates_is_seen_by_the_next(self) -> None:
+    def test_the_next_update_uses_weights_loaded_after_the_last(self) -> None:
         model = tiny("vit")
-        average = Average(model, EMA(0.5, 0.0), 10)
-        average.update(model, 0)
-        average.load_state_dict({name: tensor + 2 for name, tensor in model.state_dict().items()})
-        average.update(model, 1)
-        torch.testing.assert_close(average.model.head.weight, model.head.weight + 1)
+        average = make_average(model, EMA(0.5))
+        update_average(average, model, copy=False)
+        average.module.load_state_dict(
+            {name: tensor + 2 for name, tensor in model.state_dict().items()}
+        )
+        update_average(average, model, copy=False)
+        torch.testing.assert_close(average.module.head.weight, model.head.weight + 1)
 
-    def test_refuses_a_wrapped_model(self) -> None:
+    def test_a_wrapped_model_updates_it_alike(self) -> None:
         model = tiny("vit")
-        with pytest.raises(AssertionError, match="without wrappers"):
-            Average(model, EMA(), 10).update(nn.Sequential(model), 0)
+        average = make_average(model, EMA(0.5))
+        with torch.no_grad():
+            model.head.weight += 1
+        update_average(average, nn.Sequential(model), copy=False)
+        torch.testing.assert_close(average.module.head.weight, model.head.weight - 0.5)
 
 
 def run_rank(rank: int, family: str, folder: str) -> None:
     """Train and average a sharded model on this rank's picture; rank 0 writes the whole of both, and logits on the way."""
-    import torch.distributed as dist
+    import torch.distributed as torch_dist
     from torch.distributed.fsdp import fully_shard
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch_dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
     model, average, x, targets = prepare(family)
-    for each in (model, average.model):
+    for each in (model, average.module):
         for layer in each.layers[1:]:
             fully_shard(each.get_submodule(layer[0]))
         fully_shard(each)
@@ -295,11 +309,11 @@ def run_rank(rank: int, family: str, folder: str) -> None:
         compute_losses(Objective(), model(x[rank::2]), own).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-        average.update(model, step)
+        update_average(average, model, copy=step < 1)
         with torch.no_grad():
-            logits.append(average.model(x))
-    average.update(model, 3)
-    for each in [*model.modules(), *average.model.modules()]:
+            logits.append(average.module(x))
+    update_average(average, model, copy=False)
+    for each in [*model.modules(), *average.module.modules()]:
         if hasattr(each, "reshard"):
             each.reshard()
     states = [
@@ -307,18 +321,18 @@ def run_rank(rank: int, family: str, folder: str) -> None:
             name: getattr(tensor, "full_tensor", tensor.clone)()
             for name, tensor in each.state_dict().items()
         }
-        for each in (model, average.model)
+        for each in (model, average.module)
     ]
     if not rank:
         torch.save([*states, logits], f"{folder}/states.pt")
-    dist.barrier()  # a rank that leaves early ends the other
-    dist.destroy_process_group()
+    torch_dist.barrier()  # a rank that leaves early ends the other
+    torch_dist.destroy_process_group()
 
 
-def prepare(family: str) -> tuple[Any, Average, Tensor, Any]:
+def prepare(family: str) -> tuple[Any, AveragedModel, Tensor, Any]:
     torch.manual_seed(3)
     model = tiny(family).double()  # in evaluation: batch statistics would be each rank's
-    average = Average(model, EMA(0.5, 0.25), 4)
+    average = make_average(model, EMA(0.5))
     return model, average, images(4).double(), make_targets([*CLASSES, [9]], "softmax", 10)
 
 
@@ -335,10 +349,10 @@ def test_sharded_on_two_processes_all_is_as_on_one(family: str, tmp_path: Path) 
         compute_losses(Objective(), model(x), targets).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-        average.update(model, step)
+        update_average(average, model, copy=step < 1)
         with torch.no_grad():
-            torch.testing.assert_close(their_logits[step], average.model(x), rtol=1e-6, atol=1e-6)
-    average.update(model, 3)
+            torch.testing.assert_close(their_logits[step], average.module(x), rtol=1e-6, atol=1e-6)
+    update_average(average, model, copy=False)
     assert (
         their_logits[2] - their_logits[1]
     ).abs().max() > 1e-3  # what is compared moves by more than the tolerance

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.distributed as dist
+import torch.distributed as torch_dist
 from filelock import FileLock
 from ranks import run_ranks
 from runs import make_digits, spell
@@ -24,10 +24,11 @@ from swag_models.catalog import NC, NC_URL
 from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.publish import save
-from swag_models.recipe.config import change
+from swag_models.recipe.config import override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.distributed import DistContext
-from swag_models.recipe.training.run_dir import Classes, claim_folder, find_spec, make_model
+from swag_models.recipe.training.model import Classes, find_spec, make_model
+from swag_models.recipe.training.run_dir import open_run_dir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Capture = pytest.CaptureFixture[str]
@@ -115,7 +116,7 @@ def test_a_model_of_hashtags_says_how_it_was_made(
 
 
 def test_weights_pass_their_licence_on(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
-    run = change(get_preset("vit_nano_hashtags").run, ["image_size=32"])
+    run = override(get_preset("vit_nano_hashtags").run, ["image_size=32"])
     model, spec = make_model(run, Classes(3, ("a", "b", "c")))
     model.spec = spec
     init = save(model, tmp_path / "nc", license=NC, license_url=NC_URL)
@@ -123,15 +124,15 @@ def test_weights_pass_their_licence_on(pictures: Path, tmp_path: Path, capsys: C
     made = load_model(tmp_path / "run" / "model").spec
     assert made
     assert (made.license, made.license_url) == (NC, NC_URL)
-    assert f"| began with | {init} |" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert f"| initial weights | {init} |" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
 def test_names_of_classes_are_not_taken_from_the_model_it_begins_with(tmp_path: Path) -> None:
-    run = change(get_preset("vit_nano_hashtags").run, ["image_size=32"])
+    run = override(get_preset("vit_nano_hashtags").run, ["image_size=32"])
     model, spec = make_model(run, Classes(3, ("a", "b", "c")))
     model.spec = spec
     init = save(model, tmp_path / "named", license="mit")
-    _, other = make_model(change(run, [f"init={init}"]), Classes(3))
+    _, other = make_model(override(run, [f"init={init}"]), Classes(3))
     assert (other.classes, other.synsets, other.num_classes) == (None, None, 3)
     assert find_spec(run).license == "unknown"
 
@@ -149,7 +150,7 @@ def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys
         (
             spell(pictures, bare, options=["--init", tiny_model]),
             2,
-            "and the run's arch vit_nano; set one to fit the other",
+            "but the run has arch=vit_nano; change one of them",
         ),
         (
             spell(pictures, bare, options=["--val", tmp_path / "val"]),
@@ -171,24 +172,24 @@ def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys
         assert main(spell(pictures, bare)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
-        r".*another process is training in .*bare; wait for it, or choose another folder", line
+        r".*another process is writing .*bare; wait for it, or choose another output", line
     )
 
 
 def test_a_folder_that_a_rank_does_not_see_is_refused_by_all(tmp_path: Path) -> None:
-    run_ranks(2, claim_apart, tmp_path)
+    run_ranks(2, open_apart, tmp_path)
 
 
-def claim_apart(root: Path) -> None:
-    """As on two nodes with disks of their own; then on a disk that they share."""
-    ranks = DistContext(dist.get_rank(), 2, torch.device("cpu"))
-    own = root / f"node {ranks.rank}"
-    (own / "runs").mkdir(parents=True)
-    os.chdir(own)
-    message = "rank 1 does not see runs; give a folder that all nodes share"
-    with pytest.raises(ConfigError, match=message), claim_folder(Path("runs"), ranks):
+def open_apart(root: Path) -> None:
+    """As on two nodes with separate disks; then on a disk that they share."""
+    dist = DistContext(torch_dist.get_rank(), 2, torch.device("cpu"))
+    node = root / f"node {dist.rank}"
+    (node / "runs").mkdir(parents=True)
+    os.chdir(node)
+    message = "rank 1 does not see runs; choose a folder that all nodes share"
+    with pytest.raises(ConfigError, match=message), open_run_dir(Path("runs"), dist):
         pass
-    with claim_folder(Path("../shared"), ranks):
+    with open_run_dir(Path("../shared"), dist):
         pass
     assert all(
         path.name == ".lock" for folder in ("runs", "../shared") for path in Path(folder).iterdir()

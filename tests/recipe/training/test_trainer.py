@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from swag_models import load_model
 from swag_models.errors import ConfigError, TrainingError
 from swag_models.publish import save
-from swag_models.recipe.config import Run, change
+from swag_models.recipe.config import Run, override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.trainer import train
 
@@ -60,7 +60,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 
 
 def make_run(*settings: str) -> Run:
-    return change(get_preset("vit_nano_hashtags").run, [*SETTINGS, "steps=6", *settings])
+    return override(get_preset("vit_nano_hashtags").run, [*SETTINGS, "steps=6", *settings])
 
 
 def go(data: Path, output: Path, *settings: str, **options: Any) -> Path:
@@ -234,7 +234,7 @@ def test_a_run_begins_with_another_models_weights(
     assert load_model(tmp_path / "avg" / "model").global_pool == "avg"
     with pytest.raises(
         ConfigError,
-        match=r"is a vit_nano, and the run's arch regnety_nano; set one to fit the other",
+        match=r"has architecture vit_nano, but the run has arch=regnety_nano; change one",
     ):
         go(pictures, tmp_path / "wrong", *REGNET, f"init={init}")
 
@@ -271,7 +271,7 @@ def test_the_last_good_checkpoint_outlives_a_bad_loss_and_its_advice_is_good(
     """Any loss that rises is called an explosion; then the same run goes on with those skipped."""
     output = tmp_path / "run"
     tight = ("steps=10", "loss_spike_factor=1.0001", "checkpoint.every=1", "optimizer.lr=0.02")
-    with pytest.raises(TrainingError, match=r"set on_nonfinite_loss=skip and run again to go on"):
+    with pytest.raises(TrainingError, match=r"set on_nonfinite_loss=skip and rerun to resume"):
         go(pictures, output, *tight)
     step = json.loads((output / "bad_loss.json").read_text())["step"]
     assert list_steps(output)[-1] == step >= 1
@@ -420,14 +420,18 @@ def test_a_finished_run_is_left_as_it_is_and_another_refused(
     shutil.rmtree(model)
     go(pictures, output)
     assert read_weights(output) == weights, "published again, from the last checkpoint"
-    message = f"{output} holds a run with batch_size 12, not 6; delete it or choose another folder"
+    message = (
+        f"{output} holds other work, with batch_size 12, not 6; "
+        f"delete {output} or choose another output"
+    )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
         go(pictures, output, "batch_size=6")
     few = tmp_path / "few"
     shutil.copytree(pictures, few)
     next(few.rglob("*.png")).unlink()
     with pytest.raises(
-        ConfigError, match=f"^{re.escape(str(output))} holds a run with samples 60, not 59|sha256"
+        ConfigError,
+        match=f"^{re.escape(str(output))} holds other work, with data.(samples 60, not 59|sha256)",
     ):
         go(few, output)
 

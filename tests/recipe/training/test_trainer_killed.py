@@ -93,9 +93,11 @@ def test_a_signal_stops_a_run_after_a_checkpoint(
             process.join(30)
         assert [process.exitcode for process in processes] == [75] * ranks, read_errors(arguments)
     step = list_steps(tmp_path / "run")[-1]
-    assert read_errors(arguments).splitlines() == ranks * [
-        f"swag-models: {tmp_path}/run: stopped after step {step} of 20, as asked; run the same command to go on"
-    ]
+    message = (
+        f"swag-models: {tmp_path}/run: interrupted by a signal after step {step} of 20; "
+        "rerun the same command to resume"
+    )
+    assert read_errors(arguments).splitlines() == ranks * [message]
     run(arguments, ranks)
     run(spell(pictures, tmp_path / "whole", *settings), ranks)
     assert read_weights(tmp_path / "run") == read_weights(tmp_path / "whole")
@@ -133,7 +135,7 @@ def test_a_killed_reader_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) ->
         assert process.exitcode == 1
     (line,) = read_errors(arguments).splitlines()
     assert line.startswith(
-        "swag-models: error: a process that reads pictures was killed, perhaps for its memory, or because /dev"
+        "swag-models: error: a worker process that reads images was killed, perhaps because memory or /dev/shm"
     )
 
 

@@ -108,7 +108,8 @@ def test_two_ranks_that_were_killed_end_in_the_same_weights(
     (line,) = read_errors(arguments).splitlines()[-1:]
     assert (
         line
-        == "swag-models: error: rank 0 lost another, whose own last words say why; run it again to go on"
+        == "swag-models: error: rank 0 lost contact with another rank; see that rank's log, then "
+        "rerun to resume"
     )
     assert "Traceback" not in read_errors(arguments)
     run(arguments, 2)
@@ -146,7 +147,9 @@ def test_torchrun_passes_a_signal_on_and_the_run_goes_on(pictures: Path, tmp_pat
         _, errors = launched.communicate(timeout=60)
     finally:
         launched.kill()
-    assert f"{output}: stopped after step {max(list_steps(output))} of 60, as asked" in errors
+    assert (
+        f"{output}: interrupted by a signal after step {max(list_steps(output))} of 60;" in errors
+    )
     assert "[rank" not in errors, errors
     run(arguments, 2)
     run(spell(pictures, tmp_path / "whole", *settings), 2)

@@ -52,7 +52,7 @@ def evaluate(
     data: Shards,
     benchmark: str = FOLDER,
     *,
-    ranks: DistContext,
+    dist: DistContext,
     batch_size: int = 64,
     workers: int = 0,
     only_present: bool = False,
@@ -75,8 +75,8 @@ def evaluate(
         task.data,
         candidate.fit,
         batch_size=batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=dist.rank,
+        world_size=dist.world_size,
         workers=workers,
         classes=classes,
     )
@@ -86,26 +86,26 @@ def evaluate(
         "only_present": only_present,
     }
     if output:
-        ranks.run_on_main(
+        dist.run_on_main(
             lambda: check_output(output, candidate.name, benchmark, check.facts, settings)
         )
     own: list[ImageResult] = []
-    total = None if check.samples is None else -(-check.samples // ranks.world_size)
+    total = None if check.samples is None else -(-check.samples // dist.world_size)
     with tqdm(
-        total=total, desc=benchmark, unit=" pictures", disable=not (progress and ranks.is_main)
+        total=total, desc=benchmark, unit=" pictures", disable=not (progress and dist.is_main)
     ) as bar:
         for batch in check:
             logits = candidate.classify(_fill(batch.images, batch_size))[: len(batch.ids)]  # (n, K)
             own += _rank_classes(logits, batch.ids, batch.classes, task.competing)
             bar.update(len(batch.ids))
-    gathered = ranks.gather((own, check.skipped))
+    gathered = dist.gather((own, check.skipped))
     records = tuple(sorted(record for each, _ in gathered for record in each))
     skipped = sum((each for _, each in gathered), Counter[str]())
     if not records:
         raise ConfigError(
             f"no picture in {data} can be read: {next(iter(skipped), 'there is none')}"
         )
-    measures = ranks.run_on_main(lambda: compute_metrics(records))
+    measures = dist.run_on_main(lambda: compute_metrics(records))
     return Evaluation(
         model=candidate.name,
         benchmark=benchmark,

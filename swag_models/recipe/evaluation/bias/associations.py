@@ -30,7 +30,7 @@ from swag_models.recipe.evaluation.bias.neighbours import (
     list_neighbours,
 )
 from swag_models.recipe.evaluation.models import EvaluatedModel
-from swag_models.recipe.training.run_dir import find_versions
+from swag_models.runtime import find_versions
 
 # Label rates for which the smallest detectable difference is reported: rare, usual, frequent.
 REPORTED_RATES = (0.01, 0.05, 0.2)
@@ -135,7 +135,7 @@ class Associations:
             "data": dict(self.facts),
             "group_column": self.column,
             "settings": asdict(self.config),
-            "versions": find_versions(),
+            "versions": find_versions("swag_models", "torch", "python"),
             "groups": dict(zip(self.groups.names, self.groups.sizes.tolist())),
             "left_out": {
                 "groups": dict(self.small),

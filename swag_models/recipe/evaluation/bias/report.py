@@ -17,8 +17,7 @@ from swag_models.recipe.evaluation.bias.associations import REPORTED_RATES, Asso
 from swag_models.recipe.evaluation.bias.disparity import SIGNIFICANCE_LEVEL
 from swag_models.recipe.evaluation.bias.neighbours import NeighbourShares
 from swag_models.recipe.plotting import make_figure, save_png
-from swag_models.recipe.training.run_dir import find_versions
-from swag_models.runtime import import_extra
+from swag_models.runtime import find_versions, import_extra
 
 MAX_TABLE_ROWS = 30  # the JSON file has all rows
 MAX_PLOT_ROWS = 20
@@ -100,7 +99,10 @@ def format_disparities(associations: Associations, max_rows: int = MAX_TABLE_ROW
 def _list_paragraphs(associations: Associations) -> Iterator[str]:
     """The paragraphs and tables of associations.md."""
     groups = associations.groups
-    versions = ", ".join(f"{name} {version}" for name, version in find_versions().items())
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in find_versions("swag_models", "torch", "python").items()
+    )
     yield f"# Labels of {associations.model}, by group"
     yield (
         "Does the model give some labels more often to the images of one group? "

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError
 from swag_models.formatting import markdown_table
-from swag_models.recipe.config import change
+from swag_models.recipe.config import override
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
@@ -311,7 +311,7 @@ def _train_head(
             "use knn or logistic"
         )
     preset_name = presets[model.arch]
-    run = change(get_preset(preset_name).run, [f"init={init or model.name}", *settings])
+    run = override(get_preset(preset_name).run, [f"init={init or model.name}", *settings])
     data = train_data.root if isinstance(train_data, ImageDataset) else train_data
     published = train(run, data, folder, progress=progress)
     trained = open_evaluated_model(str(published), device=model.device, dtype=model.dtype)

@@ -36,7 +36,7 @@ from swag_models.recipe.evaluation.report.plots import write_plots
 from swag_models.recipe.evaluation.report.render import LoadImage, render_html, render_markdown
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult, Probe
 from swag_models.recipe.training.distributed import init_distributed
-from swag_models.recipe.training.run_dir import find_versions
+from swag_models.runtime import find_versions
 
 PAGE_FILE = "index.html"
 MARKDOWN_FILE = "report.md"
@@ -74,7 +74,14 @@ def write_report(
         OutputError: a file cannot be written.
     """
     folder = Path(folder)
-    content = ReportContent(evaluations, probes, date, find_versions(), origins or {}, facts)
+    content = ReportContent(
+        evaluations,
+        probes,
+        date,
+        find_versions("swag_models", "torch", "python"),
+        origins or {},
+        facts,
+    )
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if content.curves:
@@ -134,7 +141,7 @@ def collect_report(
     probe_data = open_train_and_test(train, test) if train and test else ()
     results = _Results()
     work = WorkFolder(folder / MEASURED_FOLDER, output=folder)
-    with work, init_distributed() as ranks:
+    with work, init_distributed() as dist:
         for model in dict.fromkeys(models):
             candidate = open_evaluated_model(model, device=device, dtype=dtype)
             store = _ResultStore(work.path, candidate)
@@ -152,7 +159,7 @@ def collect_report(
                     results.datasets[benchmark, title, sha256] = data
                 values = store.get_or_measure(
                     (benchmark, title, sha256, hash_file_states(data)),
-                    partial(evaluate, candidate, path, benchmark, ranks=ranks, **reading),
+                    partial(evaluate, candidate, path, benchmark, dist=dist, **reading),
                 )
                 results.evaluations.append(replace(Evaluation.from_dict(values), model=name))
             if probe_data:
@@ -208,7 +215,7 @@ class _ResultStore:
             candidate.classes,
             self.content_hash,
             candidate.device.type,
-            find_versions(),
+            find_versions("swag_models", "torch", "python"),
         )
 
     def describe_model(self) -> str:

@@ -63,9 +63,9 @@ def logits(imagenet: Path, model: Path) -> dict[str, torch.Tensor]:
 
 
 def measure(candidate: EvaluatedModel, root: Path, benchmark: str, **options: bool) -> Evaluation:
-    with init_distributed() as ranks:
+    with init_distributed() as dist:
         return evaluate(
-            candidate, root, benchmark, ranks=ranks, batch_size=128, progress=False, **options
+            candidate, root, benchmark, dist=dist, batch_size=128, progress=False, **options
         )
 
 

@@ -61,11 +61,11 @@ def found(model: Path, digits: Path) -> Evaluation:
 
 
 def measure(model: str, data: Any, **options: Any) -> Evaluation:
-    with init_distributed() as ranks:
+    with init_distributed() as dist:
         return evaluate(
             open_evaluated_model(model),
             data,
-            ranks=ranks,
+            dist=dist,
             **{"batch_size": 4, "progress": False, **options},
         )
 
@@ -90,12 +90,12 @@ def test_records_are_those_of_the_model_by_hand(
 
 
 def test_equal_classes_are_in_their_order(model: Path, digits: Path) -> None:
-    with init_distributed() as ranks:
+    with init_distributed() as dist:
         candidate = open_evaluated_model(str(model))
         head = candidate.network.head
         with torch.no_grad():
             head.weight[[2, 5, 8]], head.bias[[2, 5, 8]] = 0, 1  # to the bit
-        records = evaluate(candidate, digits, ranks=ranks, progress=False).records
+        records = evaluate(candidate, digits, dist=dist, progress=False).records
     together = [[each for each in record.top if each in (2, 5, 8)] for record in records]
     assert [2, 5, 8] in together
     assert all(each == [2, 5, 8][: len(each)] for each in together)
@@ -184,15 +184,15 @@ def test_files_appear_whole_or_not_at_all(
     with pytest.raises(TypeError):
         write_evaluation(broken, tmp_path)
     assert read_bytes(tmp_path) == before
-    with init_distributed() as ranks, pytest.raises(OutputError, match="cannot be written"):
+    with init_distributed() as dist, pytest.raises(OutputError, match="cannot be written"):
         evaluate(
             open_evaluated_model(str(model)),
             digits,
-            ranks=ranks,
+            dist=dist,
             output=tmp_path / "tiny-folder.md" / "below",
         )
-    with init_distributed() as ranks, pytest.raises(OutputError, match="cannot be written"):
-        ranks.run_on_main(lambda: write_evaluation(found, tmp_path / "tiny-folder.md" / "below"))
+    with init_distributed() as dist, pytest.raises(OutputError, match="cannot be written"):
+        dist.run_on_main(lambda: write_evaluation(found, tmp_path / "tiny-folder.md" / "below"))
 
 
 def test_results_of_other_data_or_settings_are_kept(
@@ -266,7 +266,7 @@ def test_nothing_to_read_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_none_are_refused(model: Path, digits: Path) -> None:
-    with init_distributed() as ranks:
+    with init_distributed() as dist:
         candidate = open_evaluated_model(str(model))
         with torch.no_grad():
             candidate.network.head.bias[3] = torch.nan
@@ -274,7 +274,7 @@ def test_numbers_that_are_none_are_refused(model: Path, digits: Path) -> None:
             ConfigError,
             match=r"digit 0/\d+.png, or one beside it, numbers that are not finite; try dtype",
         ):
-            evaluate(candidate, digits, ranks=ranks, progress=False)
+            evaluate(candidate, digits, dist=dist, progress=False)
 
 
 def test_the_command_prints_a_table_or_json(

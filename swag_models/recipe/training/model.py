@@ -1,0 +1,245 @@
+"""The model of a training run: its classes, its construction, its publication with `recipe.json`."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swag_models.api import get_spec, load_model
+from swag_models.atomic import atomic_write, write_json
+from swag_models.errors import ConfigError
+from swag_models.formatting import markdown_table
+from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE
+from swag_models.models import Backbone, build
+from swag_models.publish import save
+from swag_models.recipe.config import Run
+from swag_models.recipe.data.shards import Shards, find_vocabulary, read_vocabulary
+from swag_models.recipe.data.train_loader import TrainLoader
+from swag_models.recipe.training.estimate import find_arch
+from swag_models.recipe.training.run_dir import PACKAGES
+from swag_models.runtime import find_versions
+from swag_models.spec import UNKNOWN, Metrics, ModelSpec
+
+
+@dataclass(frozen=True)
+class PublishInfo:
+    """What only the user knows of a model that is published; see `publish.save`.
+
+    Attributes:
+        preset: name of the preset that the run is based on.
+        name: of the model.
+        description: of the model; by default made from the run.
+        license: of the weights; by default that of `run.init`.
+        license_url: of the licence's text.
+        datasets: names of data sets on the Hugging Face Hub, for the model card.
+    """
+
+    preset: str | None = None
+    name: str | None = None
+    description: str | None = None
+    license: str | None = None
+    license_url: str | None = None
+    datasets: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that a run learns.
+
+    Attributes:
+        count: number of classes.
+        names: of the classes; None if the data have none.
+        synsets: WordNet id of each class, if the classes are hashtags.
+        vocabulary: the file that hashtags and synsets come from.
+    """
+
+    count: int
+    names: tuple[str, ...] | None = None
+    synsets: tuple[str, ...] | None = None
+    vocabulary: Path | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def read_classes(loader: TrainLoader, data: Shards) -> Classes:
+    """Read the classes of training data: the hashtags of a vocabulary, or the loader's classes.
+
+    Raises:
+        ConfigError: the number of classes is unknown.
+    """
+    if path := find_vocabulary(data):
+        rows = read_vocabulary(path)
+        hashtags = tuple(row["hashtag"] for row in rows)
+        return Classes(len(rows), hashtags, tuple(row["synset"] for row in rows), path)
+    if loader.num_classes is None:
+        raise ConfigError(
+            f"{data} does not say how many classes it has; "
+            "use a folder of packed shards with its manifest.json"
+        )
+    return Classes(loader.num_classes, loader.class_names)
+
+
+def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
+    """Build the model that a run trains, at the run's image size, with one logit per class.
+
+    A head of the initial weights is kept if its class names are those of the data; otherwise a
+    new one is initialised.
+
+    Returns:
+        The model, and its spec: that of the initial weights with classes and image size replaced.
+
+    Raises:
+        ConfigError: `run.init` has another architecture.
+    """
+    if run.init is None:
+        spec = find_spec(run)
+        model = build(
+            spec.config,
+            num_classes=len(classes),
+            image_size=run.image_size,
+            drop_path_rate=run.drop_path_rate,
+        )
+    else:
+        spec = get_spec(run.init)
+        if spec.config != find_spec(run).config:
+            raise ConfigError(
+                f"init {run.init!r} has architecture {spec.arch}, but the run has arch={run.arch}; "
+                "change one of them"
+            )
+        keep_head = spec.classes is not None and spec.classes == classes.names
+        model = load_model(
+            spec,
+            num_classes=len(classes) if keep_head else None,
+            image_size=run.image_size,
+            drop_path_rate=run.drop_path_rate,
+            backend="pread",
+        )
+        if not keep_head:
+            model.reset_classifier(len(classes))
+    if run.trainable == "head":
+        model.freeze()
+    return model, replace(
+        spec,
+        num_classes=len(classes),
+        classes=classes.names,
+        synsets=classes.synsets,
+        preprocess=replace(spec.preprocess, image_size=run.image_size),
+    )
+
+
+def find_spec(run: Run) -> ModelSpec:
+    """The spec of a run's architecture with random weights, which have no licence and no source."""
+    spec = find_arch(run.arch)
+    return replace(
+        spec,
+        name=run.arch,
+        description=f"{run.arch}, trained from scratch",
+        preprocess=replace(spec.preprocess, interpolation=run.augment.interpolation),
+        num_classes=None,
+        classes=None,
+        synsets=None,
+        metrics=None,
+        license=UNKNOWN,
+        license_url="",
+        sources=(),
+    )
+
+
+def is_published(output: Path) -> bool:
+    """Whether a run's folder has a complete model; its recipe.json is written last."""
+    return (output / "model" / RECIPE_FILE).is_file()
+
+
+def publish_model(
+    output: Path,
+    run: Run,
+    spec: ModelSpec,
+    classes: Classes,
+    weights: Mapping[str, Any],
+    data: Mapping[str, Any],
+    scores: Mapping[str, float],
+    info: PublishInfo,
+) -> None:
+    """Write the folder `output`/model.
+
+    Args:
+        output: folder of the run.
+        run: the run.
+        spec: of the model, from `make_model`.
+        classes: that it has learnt.
+        weights: a state dict in timm's layout, on the CPU.
+        data: description of the training data: name, kind, samples, classes, sha256.
+        scores: of the last evaluation; "top1" in percent.
+        info: what only the user knows.
+    """
+    with torch.device("meta"):
+        model = build(
+            spec.config,
+            num_classes=len(classes),
+            image_size=run.image_size,
+            global_pool=spec.global_pool,
+        )
+    model.load_state_dict(weights, assign=True)
+    model.spec = spec
+    recipe = {
+        "preset": info.preset,
+        "run": run.to_dict(),
+        "data": data,
+        "metrics": scores,
+        "versions": find_versions(*PACKAGES),
+    }
+    subject = f"the hashtags of {data['name']}" if classes.synsets else data["name"]
+    init = f", from {run.init}" if run.init else ""
+    top1 = scores.get("top1", math.nan)
+    has_top1 = math.isfinite(top1)
+    folder = output / "model"
+    save(
+        model,
+        folder,
+        name=info.name,
+        description=info.description or f"{run.arch}, trained on {subject}{init}",
+        classes=classes.names,
+        synsets=classes.synsets,
+        metrics=Metrics(f"the validation set of {data['name']}", round(top1, 2))
+        if has_top1
+        else None,
+        license=info.license,
+        license_url=info.license_url,
+        datasets=info.datasets,
+        training=describe_training(recipe),
+    )
+    if classes.vocabulary:
+        with atomic_write(folder / VOCABULARY_FILE) as temporary:
+            shutil.copyfile(classes.vocabulary, temporary)
+    write_json(folder / RECIPE_FILE, recipe)  # last: see `is_published`
+
+
+def describe_training(recipe: Mapping[str, Any]) -> str:
+    """The section of a model card on how the model was trained, in Markdown.
+
+    Args:
+        recipe: the content of recipe.json.
+    """
+    run, data = recipe["run"], recipe["data"]
+    length = f"{run['epochs']:g} epochs" if run["epochs"] else f"{run['steps']} steps"
+    optimizer = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW"}[run["optimizer"]["kind"]]
+    facts = {
+        "preset": recipe["preset"],
+        "initial weights": run["init"] or "random",
+        "trained": "all parameters" if run["trainable"] == "all" else "only the linear head",
+        "data": f"{data['name']}: {data['samples']} samples per epoch, {data['classes']} classes, "
+        f"SHA-256 `{data['sha256']}`",
+        "length": f"{length}, {run['batch_size']} images of {run['image_size']} px per step",
+        "optimizer": f"{optimizer}, peak learning rate {Run.from_dict(run).lr:g}",
+        "objective": run["objective"]["kind"],
+        "versions": ", ".join(f"{name} {version}" for name, version in recipe["versions"].items()),
+    }
+    table = markdown_table(("", ""), [fact for fact in facts.items() if fact[1]])
+    return f"`recipe.json` has every setting.\n\n{table}"

@@ -1,0 +1,176 @@
+"""The model of a run, its moving average and its optimizer: built, distributed, updated.
+
+Axes: N samples of one forward pass on one rank, C classes, S pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import AveragedModel
+
+from swag_models.models import Backbone
+from swag_models.preprocess import Transform
+from swag_models.recipe.config import Run
+from swag_models.recipe.data.collate import Batch
+from swag_models.recipe.training.checkpointer import collect_tensors, restore_tensors
+from swag_models.recipe.training.distributed import (
+    DistContext,
+    accumulate_gradients,
+    average_statistics,
+    distribute_model,
+    sync_batch_norm,
+)
+from swag_models.recipe.training.losses import compute_losses, make_targets, mix
+from swag_models.recipe.training.model import Classes, make_model
+from swag_models.recipe.training.optimizer import make_average, make_optimizer, update_average
+from swag_models.spec import ModelSpec
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_train_state(run: Run, classes: Classes, dist: DistContext) -> TrainState:
+    """Build the model of a run, its average and its optimizer, distributed over all ranks.
+
+    Raises:
+        ConfigError: the settings do not fit the architecture or the initial weights.
+    """
+    torch.manual_seed(run.seed)  # the same initial weights on all ranks
+    model, spec = make_model(run, classes)
+    if run.engine.sync_bn:
+        model = sync_batch_norm(model, dist)
+    if run.engine.channels_last and run.engine.parallel != "fsdp":
+        # FSDP2 shards contiguous weights only
+        model.to(memory_format=torch.channels_last)
+    model.to(dist.device)
+    model.set_grad_checkpointing(run.engine.grad_checkpointing)
+    average = make_average(model, run.ema) if run.ema else None
+    distributed = distribute_model(
+        model, run.engine, dist, average=average.module if average else None
+    )
+    precision, kind = run.engine.precision, dist.device.type
+    return TrainState(
+        run=run,
+        dist=dist,
+        spec=spec,
+        transform=Transform(spec.preprocess),
+        model=model,
+        average=average,
+        distributed=distributed,
+        forward=torch.compile(distributed) if run.engine.compile else distributed,
+        optimizer=make_optimizer(model, run.optimizer, run.lr),
+        scaler=torch.amp.GradScaler(kind, enabled=precision == "fp16"),
+        # Weights, gradients and norms stay float32 and autocast casts the products, under FSDP2
+        # too: one rule for all engines.
+        autocast=torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32"),
+    )
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """The tensors that a run trains, and what changes them.
+
+    Attributes:
+        run: the settings.
+        dist: this process.
+        spec: of the model.
+        transform: from uint8 images to the model's input.
+        model: the bare model, whose parameters are sharded under FSDP2.
+        average: the moving average of the weights, if the run has one.
+        distributed: the model whose backward pass averages gradients over the ranks.
+        forward: `distributed`, compiled if the run asks for it.
+        optimizer: of the trainable parameters of `model`.
+        scaler: of the loss; does nothing unless the precision is "fp16".
+        autocast: context of a forward pass.
+    """
+
+    run: Run
+    dist: DistContext
+    spec: ModelSpec
+    transform: Transform
+    model: Backbone
+    average: AveragedModel | None
+    distributed: nn.Module
+    forward: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    autocast: torch.autocast
+
+    @property
+    def final_model(self) -> nn.Module:
+        """The model that is evaluated and published."""
+        return self.average.module if self.average else self.model
+
+    @property
+    def local_batch_size(self) -> int:
+        """Samples of this rank in a step; `open_train_loader` rejects sizes with a remainder."""
+        return self.run.batch_size // self.dist.world_size
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples that go through the model at once."""
+        return min(self.run.engine.micro_batch or self.local_batch_size, self.local_batch_size)
+
+    def collect_tensors(self) -> dict[str, Any]:
+        """The tensors of a checkpoint, not copied; see `checkpointer.collect_tensors`."""
+        average = self.average.module if self.average else None
+        return collect_tensors(self.model, self.optimizer, average)
+
+    def restore_tensors(self, tensors: dict[str, Any]) -> None:
+        """The inverse of `collect_tensors`."""
+        average = self.average.module if self.average else None
+        restore_tensors(tensors, self.model, self.optimizer, average)
+
+    def compute_gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Run forward and backward passes over this rank's samples, a micro batch at a time.
+
+        Returns:
+            The mean loss of this rank's samples, and the norm of the gradients of all ranks.
+        """
+        run, device = self.run, self.dist.device
+        count, size = self.local_batch_size, self.micro_batch_size
+        num_classes = self.spec.num_classes
+        assert num_classes is not None  # `make_model` sets it
+        loss = torch.zeros((), device=device)
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            images = self.transform.normalise(batch.images[part].to(device))  # (N, 3, S, S)
+            targets = make_targets(batch.classes[part], run.objective.kind, num_classes).to(device)
+            images, targets = mix(images, targets, run.objective.mixup, torch.default_generator)
+            if run.engine.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with accumulate_gradients(self.distributed, start + size < count):
+                with self.autocast:
+                    logits = self.forward(images)  # (N, C)
+                mean = compute_losses(run.objective, logits, targets).sum() / count
+                self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
+            loss += mean.detach()
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm(
+            [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        )
+        return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2's DTensor
+
+    def update_weights(self, norm: Tensor, *, copy_average: bool) -> None:
+        """Update weights, batch statistics and moving average from the gradients.
+
+        Args:
+            norm: of the gradients, to clip them.
+            copy_average: replace the average by the weights.
+        """
+        if clip_norm := self.run.optimizer.clip_norm:
+            clip_grads_with_norm_(self.model.parameters(), clip_norm, norm)
+        self.scaler.step(self.optimizer)
+        average_statistics(self.model, self.dist)
+        if self.average:
+            update_average(self.average, self.model, copy=copy_average)
+
+    def end_step(self) -> None:
+        """Update the scale of the loss and drop the gradients, whether the step was taken or not."""
+        self.scaler.update()
+        self.optimizer.zero_grad()
