@@ -31,7 +31,7 @@ from swag_models.inference.embeddings_file import (
     check_embeddings_path,
     get_metadata_path,
     read_embeddings,
-    read_metadata,
+    read_embeddings_metadata,
     write_embeddings_file,
 )
 from swag_models.inference.image_sources import ImageRef, find_images
@@ -89,7 +89,7 @@ def write_embeddings(
     start, stop = (len(refs) * part // world_size for part in (rank, rank + 1))
     job = _describe_job(embedder, refs) | {"rank": rank, "world_size": world_size}
     if _exists(output):
-        metadata = read_metadata(output)
+        metadata = read_embeddings_metadata(output)
         if any(metadata.get(name) != value for name, value in job.items()):
             raise ConfigError(f"{output} holds other embeddings; delete it or choose another name")
         if output.exists():  # a .json file without its .npy file is unfinished work
@@ -228,7 +228,7 @@ def _sort_parts(
     parts: Sequence[str | os.PathLike[str]],
 ) -> tuple[list[Path], dict[str, Any]]:
     """The paths of all parts of one run by rank, and the metadata of one of them."""
-    metadata = {Path(part): read_metadata(Path(part)) for part in parts}
+    metadata = {Path(part): read_embeddings_metadata(Path(part)) for part in parts}
     paths = sorted(metadata, key=lambda path: int(metadata[path]["rank"]))
     runs = {
         json.dumps({**values, "rank": 0, "skipped": []}, sort_keys=True)

@@ -52,7 +52,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     return Embeddings(vectors, table["name"].to_pylist(), skipped)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
+def read_embeddings_metadata(path: Path) -> dict[str, Any]:
     """How the embeddings in a file were made, and which images were skipped.
 
     Raises:
@@ -71,7 +71,7 @@ def write_embeddings_file(
         path: a .parquet or .npy file.
         vectors: (N, D).
         names: N names.
-        metadata: JSON values, returned by `read_metadata`.
+        metadata: JSON values, returned by `read_embeddings_metadata`.
     """
     if path.suffix == ".npy":
         # The names come first: a .npy file is complete only with the .json file beside it.
