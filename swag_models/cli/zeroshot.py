@@ -22,12 +22,14 @@ def zeroshot(options: argparse.Namespace) -> int:
         ZeroShotConfig,
         list_zero_shot_configs,
         run_ablation,
-        format_predictions_jsonl,
-        format_predictions,
-        write_zero_shot,
-        format_zero_shot,
     )
     from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
+    from swag_models.recipe.evaluation.zero_shot.report import (
+        format_predictions,
+        format_predictions_jsonl,
+        format_zero_shot,
+        write_zero_shot,
+    )
     from swag_models.recipe.evaluation.zero_shot.targets import parse_targets
     from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import HashtagMapping
     from swag_models.recipe.wordnet import WordNet
@@ -45,7 +47,7 @@ def zeroshot(options: argparse.Namespace) -> int:
         )
     targets = parse_targets(given, wordnet, senses=options.senses)
     mapping = HashtagMapping(options.mapping, options.decay, options.threshold, options.best)
-    ways = (
+    configs = (
         list_zero_shot_configs(mapping)
         if options.ablation
         else [ZeroShotConfig(options.platt, mapping, options.aggregation)]
@@ -56,7 +58,7 @@ def zeroshot(options: argparse.Namespace) -> int:
         options.data,
         targets,
         wordnet,
-        ways,
+        configs,
         unlabelled=options.unlabelled,
         **reading,
     )

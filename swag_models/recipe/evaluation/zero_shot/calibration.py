@@ -1,6 +1,6 @@
-"""Platt scaling without labels: a bias for each hashtag, so that none is predicted more often than another.
+"""Platt scaling without labels: biases with which all hashtags are predicted equally often.
 
-Axes: N pictures, K hashtags.
+Axes: N images, K hashtags.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError
 
-BLOCK = 2**22  # float64 values at a time: 32 MiB
+VALUES_PER_BLOCK = 2**22  # in float64: 32 MiB
 MAX_STEPS = 1000
 
 logger = logging.getLogger("swag_models")
 
 
 class PlattScaling(NamedTuple):
-    """scale * logits + bias. bias: float64 (K,), with mean 0, since a softmax does not see a constant."""
+    """Calibrated probabilities are softmax(scale * logits + bias).
+
+    Attributes:
+        scale: of the logits.
+        bias: (K,), float64. Its mean is 0, since a softmax does not depend on a constant.
+    """
 
     scale: float
     bias: Tensor
@@ -34,44 +39,57 @@ class PlattScaling(NamedTuple):
 def fit_platt(
     logits: Tensor, *, scale: float = 1.0, tolerance: float = 1e-3, max_steps: int = MAX_STEPS
 ) -> PlattScaling:
-    """The biases with which the mean softmax over these pictures (N, K) is uniform: hashtags are not, and this undoes it.
+    """Fit the biases with which the mean softmax over unlabelled images is uniform.
 
-    That is our reading of the paper's "Platt scaling" on unlabelled pictures, which says neither what is fitted nor how. Here
-    the scale is given, and bias_k falls by log(K * mean probability of k) until no mean is off 1/K by more than `tolerance` of
-    it. Softmax and this step in turn are Sinkhorn's scaling of exp(scale * logits) to rows of sum 1 and columns of sum N/K
-    (Sinkhorn 1967): the biases exist, are unique up to a constant, and are reached. With fewer pictures than
-    hashtags they exist too, but say little, since each picture has to stand for several hashtags: that is logged. A hashtag
-    that is improbable everywhere is raised as far as it takes. For models with a softmax, not with a sigmoid for each hashtag.
+    This is our reading of "Platt scaling" on unlabelled images in the SWAG paper, which states
+    neither what is fitted nor how: training hashtags are not equally frequent, and the biases
+    undo that. It is for models with a softmax, not for those with a sigmoid for each hashtag.
 
-    All logits are gone through in each step, a block at a time. A few steps do, or hundreds if the softmax is sure.
-    ConfigError if `max_steps` do not suffice.
+    Args:
+        logits: (N, K).
+        scale: of the logits; not fitted.
+        tolerance: largest relative difference of a hashtag's mean probability from 1/K.
+        max_steps: a few steps are usual; hundreds if the softmax is very confident. Each step
+            reads all logits.
+
+    Raises:
+        ConfigError: not converged after `max_steps`.
     """
-    count, classes = logits.shape
-    assert count
-    if count < classes:
+    # Each step lowers bias k by log(K * mean probability of k). Softmax and this step in turn are
+    # Sinkhorn's scaling of exp(scale * logits) to rows of sum 1 and columns of sum N / K (Sinkhorn
+    # 1967), which converges: the biases exist and are unique up to a constant.
+    num_images, num_hashtags = logits.shape
+    assert num_images
+    if num_images < num_hashtags:
+        # The biases exist, but mean little: each image has to stand for several hashtags.
         logger.warning(
-            "Platt scaling on %d pictures for %d hashtags: each has to stand for several; give more, or switch it off",
-            count,
-            classes,
+            "Platt scaling was fitted on %d images for %d hashtags; give at least as many images "
+            "as hashtags, or switch it off",
+            num_images,
+            num_hashtags,
         )
-    platt = PlattScaling(scale, torch.zeros(classes, dtype=torch.float64))
+    platt = PlattScaling(scale, torch.zeros(num_hashtags, dtype=torch.float64))
     for _ in range(max_steps):
-        excess = (
-            classes
-            * torch.stack([platt.apply(block).sum(0) for block in split_blocks(logits)]).sum(0)
-            / count
-        )
-        if (worst := (excess - 1).abs().max().item()) <= tolerance:
+        block_sums = [platt.apply(block).sum(0) for block in split_blocks(logits)]
+        ratio = num_hashtags * torch.stack(block_sums).sum(0) / num_images  # (K,), 1 if uniform
+        if (error := (ratio - 1).abs().max().item()) <= tolerance:
             return platt
-        bias = platt.bias - excess.clamp(min=1e-300).log()
+        # clamped: a hashtag that is improbable everywhere is raised as far as necessary
+        bias = platt.bias - ratio.clamp(min=1e-300).log()
         platt = PlattScaling(scale, bias - bias.mean())
     raise ConfigError(
-        f"Platt scaling did not converge in {max_steps} steps: the softmax is so sure that the mean probability of a hashtag "
-        f"over {count} pictures is still {worst:.1%} off 1/{classes}; give more pictures, a scale below {scale:g} or a "
-        f"tolerance above {tolerance:g}, or switch it off"
+        f"Platt scaling did not converge in {max_steps} steps: the softmax is so confident that "
+        f"the mean probability of a hashtag over {num_images} images still differs by {error:.1%} "
+        f"from 1/{num_hashtags}; give more images, a scale below {scale:g} or a tolerance above "
+        f"{tolerance:g}, or switch it off"
     )
 
 
 def split_blocks(logits: Tensor, width: int = 0) -> Iterator[Tensor]:
-    """Rows (n, K), in order, as many at a time as leave room for `width` values of each, at least K."""
-    return iter(torch.split(logits, max(1, BLOCK // max(width, logits.shape[1]))))
+    """Split rows into blocks that bound the memory of float64 intermediate values.
+
+    Args:
+        logits: (N, K).
+        width: number of intermediate values per row; at least K are assumed.
+    """
+    return iter(torch.split(logits, max(1, VALUES_PER_BLOCK // max(width, logits.shape[1]))))

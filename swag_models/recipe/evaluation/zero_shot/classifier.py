@@ -1,25 +1,23 @@
-"""Images told apart without training or text: a model's hashtags speak for targets, by WordNet.
+"""Zero-shot classification: a model's hashtags vote for targets, by WordNet, without training.
 
-Logits become probabilities of hashtags, by a softmax with the biases of `platt`; these become scores of targets, by the weights
-of `mapping`; the greatest score wins, of equal ones the first target's.
+Logits become probabilities of hashtags: a softmax, with the biases of `calibration`. These become
+scores of targets, with the weights of `wordnet_mapping`. The target with the largest score is
+predicted; of equal ones the first.
 
-Axes: N pictures, K hashtags, T targets, P pairs of both.
+Axes: N images, K hashtags, T targets, P pairs of a hashtag and a target with a weight.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.evaluation.zero_shot.calibration import (
@@ -39,13 +37,17 @@ from swag_models.recipe.wordnet import WordNet
 
 Aggregation = Literal["sum", "max"]
 AGGREGATIONS: tuple[Aggregation, ...] = ("sum", "max")
-TOP = 5
+MAX_PREDICTIONS = 5
 
 
 class ZeroShotPrediction(NamedTuple):
-    """A picture, its true target if it is known, and the best five targets with their share of all scores, in order.
+    """The prediction for one image.
 
-    They are fewer if no hashtag speaks for more.
+    Attributes:
+        name: of the image.
+        label: the true target; None if unknown.
+        top: up to five targets with a score above 0, best first.
+        shares: of these targets in the sum of all scores.
     """
 
     name: str
@@ -56,10 +58,16 @@ class ZeroShotPrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class ZeroShotConfig:
-    """One way to tell targets apart.
+    """How hashtags become targets.
 
-    platt: whether hashtags are made equally frequent first. aggregation: a target's score is the sum over hashtags of
-    probability times weight, or the greatest of these products.
+    Attributes:
+        platt: whether hashtags are first made equally frequent by Platt scaling.
+        mapping: the weights from hashtags to targets.
+        aggregation: a target's score is the sum over hashtags of probability times weight, or the
+            largest of these products ("max").
+
+    Raises:
+        ConfigError: the aggregation is unknown.
     """
 
     platt: bool = True
@@ -69,20 +77,28 @@ class ZeroShotConfig:
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
             raise ConfigError(
-                f"aggregation {self.aggregation!r} is not known; it is one of: {', '.join(AGGREGATIONS)}"
+                f"invalid aggregation {self.aggregation!r}: allowed {', '.join(AGGREGATIONS)}"
             )
 
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """A model on pictures, in one way.
+    """The predictions of one model with one configuration, and their accuracy.
 
-    targets: their names. titles: what to print of them. unreached: those that no hashtag speaks for, so that they cannot be
-    predicted. facts, skipped: of the data. unlabelled: facts of what Platt scaling was fitted on, None without it.
+    Attributes:
+        model: name of the model.
+        config: the configuration.
+        targets: names of the targets.
+        titles: the targets as readers see them.
+        unreached: targets without any hashtag, which can never be predicted.
+        facts: description of the data, as `EvalLoader.facts`.
+        skipped: number of images that could not be read, by error message.
+        unlabelled: facts of the images that Platt scaling was fitted on; None without it.
+        predictions: of all images, in order.
     """
 
     model: str
-    way: ZeroShotConfig
+    config: ZeroShotConfig
     targets: tuple[str, ...]
     titles: tuple[str, ...]
     unreached: tuple[str, ...]
@@ -93,45 +109,55 @@ class ZeroShotResult:
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels, without which there is no accuracy."""
+        """Whether the images have labels, without which there is no accuracy."""
         return self.predictions[0].label is not None
 
     @property
     def top1(self) -> float:
-        """Percent of pictures whose label is the best target."""
-        return self._rate(1)
+        """Percentage of images whose label is the best target."""
+        return self._measure_accuracy(1)
 
     @property
     def top5(self) -> float:
-        """Percent of pictures whose label is among the best five."""
-        return self._rate(TOP)
+        """Percentage of images whose label is among the best five targets."""
+        return self._measure_accuracy(MAX_PREDICTIONS)
 
     @property
     def mean_per_class(self) -> float:
-        """The mean over labels that have pictures of the percentage that is right."""
+        """Mean over the labels of the percentage of their images that are correct."""
         assert self.labelled
         hits = defaultdict[int | None, list[bool]](list)
-        for each in self.predictions:
-            hits[each.label].append(each.label in each.top[:1])
+        for prediction in self.predictions:
+            hits[prediction.label].append(prediction.label in prediction.top[:1])
         return 100 * statistics.mean(map(statistics.mean, hits.values()))
 
     @property
     def confusions(self) -> Counter[tuple[int | None, int | None]]:
-        """How many pictures have this label and this best target, None if there is none."""
-        return Counter((each.label, each.top[0] if each.top else None) for each in self.predictions)
+        """Number of images for each pair of label and best target (None without a target)."""
+        return Counter(
+            (prediction.label, prediction.top[0] if prediction.top else None)
+            for prediction in self.predictions
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, without the predictions."""
+        """JSON values, without the predictions."""
         values = {name: value for name, value in vars(self).items() if name != "predictions"}
-        found = {
+        accuracy = {
             name: getattr(self, name) if self.labelled else None
             for name in ("mean_per_class", "top1", "top5")
         }
-        return {**values, "way": asdict(self.way), "pictures": len(self.predictions), **found}
+        return {
+            **values,
+            "config": asdict(self.config),
+            "images": len(self.predictions),
+            **accuracy,
+        }
 
-    def _rate(self, count: int) -> float:
+    def _measure_accuracy(self, count: int) -> float:
         assert self.labelled
-        return 100 * statistics.mean(each.label in each.top[:count] for each in self.predictions)
+        return 100 * statistics.mean(
+            prediction.label in prediction.top[:count] for prediction in self.predictions
+        )
 
 
 def evaluate_zero_shot(
@@ -139,11 +165,16 @@ def evaluate_zero_shot(
     data: DataSource,
     targets: Sequence[Target],
     wordnet: WordNet,
-    way: ZeroShotConfig | None = None,
+    config: ZeroShotConfig | None = None,
     **options: Any,
 ) -> ZeroShotResult:
-    """Tell targets apart in one way, by default that of `ZeroShotConfig()`; the rest as for `run_ablation`."""
-    return run_ablation(candidate, data, targets, wordnet, [way or ZeroShotConfig()], **options)[0]
+    """Classify images with one configuration, by default `ZeroShotConfig()`.
+
+    The other arguments are those of `run_ablation`.
+    """
+    return run_ablation(candidate, data, targets, wordnet, [config or ZeroShotConfig()], **options)[
+        0
+    ]
 
 
 def run_ablation(
@@ -151,69 +182,83 @@ def run_ablation(
     data: DataSource,
     targets: Sequence[Target],
     wordnet: WordNet,
-    ways: Sequence[ZeroShotConfig],
+    configs: Sequence[ZeroShotConfig],
     *,
     unlabelled: DataSource | None = None,
     **options: Any,
 ) -> list[ZeroShotResult]:
-    """Tell targets apart in several ways, on one pass over the pictures.
+    """Classify images with several configurations, in one pass of the model.
 
-    data: labelled pictures as `open_eval_loader` takes them, whose classes have the targets' names (shards: their order); or pictures
-    as `find_images` does, which are predicted only. unlabelled: pictures to fit Platt scaling on, by default those of `data`,
-    whose labels it does not see. options: of `read_logits`. ConfigError if the model has no hashtags with WordNet ids, or this
-    WordNet lacks one.
+    Args:
+        candidate: a model whose classes are hashtags with WordNet ids.
+        data: labelled images as `open_eval_loader` takes them, whose classes are named like the
+            targets (for shards: are in their order); or images as `find_images` takes them.
+        targets: what to predict.
+        wordnet: contains the synsets of hashtags and targets.
+        configs: the configurations.
+        unlabelled: images to fit Platt scaling on; by default those of `data`, without labels.
+        **options: of `read_logits`.
+
+    Returns:
+        A result for each configuration.
+
+    Raises:
+        ConfigError: the model has no hashtags with WordNet ids, this WordNet lacks one of them, or
+            the data cannot be read.
     """
-    fits = any(way.platt for way in ways)
-    if unlabelled is not None and not fits:
+    needs_platt = any(config.platt for config in configs)
+    if unlabelled is not None and not needs_platt:
         raise ConfigError(
-            "unlabelled pictures are for Platt scaling, which is off; leave them out, or switch it on"
+            "unlabelled images are for Platt scaling, which is off; leave them out, or switch it on"
         )
-    synsets, names = _find_hashtags(candidate, wordnet), tuple(target.name for target in targets)
-    others = (
-        None if unlabelled is None else open_unlabelled(unlabelled)
-    )  # better known before the work
-    read = seen = read_logits(candidate, data, names, **options)
-    plain = fitted = PlattScaling(1.0, torch.zeros(len(synsets), dtype=torch.float64))
-    if fits:
-        if others is not None:
-            seen = read_logits(candidate, others, None, **options)
-        fitted = fit_platt(seen.values)
-    tables = {
-        mapping: mapping.weigh(wordnet, synsets, targets)
-        for mapping in {way.mapping for way in ways}
+    hashtags = _get_hashtag_synsets(candidate, wordnet)
+    names = tuple(target.name for target in targets)
+    # opened before the model runs, so that a wrong path fails early
+    platt_data = None if unlabelled is None else open_unlabelled(unlabelled)
+    logits = platt_logits = read_logits(candidate, data, names, **options)
+    no_platt = platt = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
+    if needs_platt:
+        if platt_data is not None:
+            platt_logits = read_logits(candidate, platt_data, None, **options)
+        platt = fit_platt(platt_logits.values)
+    weights_of = {
+        mapping: mapping.weigh(wordnet, hashtags, targets)
+        for mapping in {config.mapping for config in configs}
     }
     results = []
-    for way in ways:
-        weights = tables[way.mapping]
+    for config in configs:
+        weights = weights_of[config.mapping]  # (K, T)
         reached = set(weights.indices()[1].tolist())
+        predictions = _predict(
+            logits, platt if config.platt else no_platt, weights, config.aggregation
+        )
         results.append(
             ZeroShotResult(
                 model=candidate.name,
-                way=way,
+                config=config,
                 targets=names,
                 titles=tuple(format_target(target, wordnet) for target in targets),
-                unreached=tuple(name for place, name in enumerate(names) if place not in reached),
-                facts=dict(read.facts),
-                skipped=dict(read.skipped),
-                unlabelled=dict(seen.facts) if way.platt else None,
-                predictions=tuple(
-                    _predict(read, fitted if way.platt else plain, weights, way.aggregation)
-                ),
+                unreached=tuple(name for index, name in enumerate(names) if index not in reached),
+                facts=dict(logits.facts),
+                skipped=dict(logits.skipped),
+                unlabelled=dict(platt_logits.facts) if config.platt else None,
+                predictions=tuple(predictions),
             )
         )
     return results
 
 
 def list_zero_shot_configs(mapping: HashtagMapping | None = None) -> list[ZeroShotConfig]:
-    """All there are: with Platt scaling and without, each kind of mapping, sum and max.
+    """All configurations: with and without Platt scaling, each kind of mapping, sum and max.
 
-    mapping: its decay, threshold and best are taken.
+    Args:
+        mapping: gives decay, threshold and best.
     """
-    kinds = [replace(mapping or HashtagMapping(), kind=kind) for kind in MAPPINGS]
+    mappings = [replace(mapping or HashtagMapping(), kind=kind) for kind in MAPPINGS]
     return [
-        ZeroShotConfig(platt, kind, aggregation)
+        ZeroShotConfig(platt, mapping, aggregation)
         for platt in (True, False)
-        for kind in kinds
+        for mapping in mappings
         for aggregation in AGGREGATIONS
     ]
 
@@ -221,105 +266,56 @@ def list_zero_shot_configs(mapping: HashtagMapping | None = None) -> list[ZeroSh
 def score_targets(
     probabilities: Tensor, weights: Tensor, aggregation: Aggregation = "sum"
 ) -> Tensor:
-    """Probabilities of hashtags (N, K) and weights (K, T), sparse or not -> scores of targets (N, T)."""
+    """Compute the scores of targets.
+
+    Args:
+        probabilities: (N, K), of hashtags.
+        weights: (K, T), sparse or dense.
+        aggregation: as in `ZeroShotConfig`.
+
+    Returns:
+        (N, T).
+    """
+    # over pairs, not (K, T): of thousands of hashtags few have a weight for a target
     pairs = weights.to_sparse().coalesce()
     hashtags, targets = pairs.indices()
-    spoken = probabilities[:, hashtags] * pairs.values().to(probabilities.dtype)  # (N, P)
+    products = probabilities[:, hashtags] * pairs.values().to(probabilities.dtype)  # (N, P)
     scores = probabilities.new_zeros(len(probabilities), weights.shape[1])
     if aggregation == "sum":
-        return scores.index_add_(1, targets, spoken)
-    return scores.scatter_reduce_(1, targets.expand_as(spoken), spoken, "amax")
-
-
-def write_zero_shot(results: Sequence[ZeroShotResult], folder: Path) -> None:
-    """zeroshot.json with all values, zeroshot.md, and for one way predictions.jsonl, a line for each picture."""
-    files = {"zeroshot.json": json.dumps([each.to_dict() for each in results], indent=1)}
-    if results[0].labelled:
-        files["zeroshot.md"] = format_zero_shot(results)
-    if len(results) == 1:
-        files["predictions.jsonl"] = format_predictions_jsonl(results[0])
-    write_texts(folder, {name: text + "\n" for name, text in files.items()})
-
-
-def format_predictions_jsonl(result: ZeroShotResult) -> str:
-    """A line of JSON for each picture: its name, its label if it has one, and the best targets with their shares."""
-    names = result.targets
-    return "\n".join(
-        json.dumps(
-            {
-                "name": each.name,
-                "label": None if each.label is None else names[each.label],
-                "top": {names[place]: share for place, share in zip(each.top, each.shares)},
-            }
-        )
-        for each in result.predictions
-    )
-
-
-def format_zero_shot(results: Sequence[ZeroShotResult]) -> str:
-    """Markdown: a row for each way, and what cannot be predicted."""
-    first = results[0]
-    counts = f"{len(first.predictions):,} pictures, {len(first.targets):,} targets"
-    guess = 100 / len(first.targets)
-    lines = [
-        f"{first.model} on {first.facts['name']}: {counts}, no label learnt from. In percent; guessing gives {guess:.1f}.",
-        "",
-        "| Platt scaling | mapping | aggregation | mean per class | top-1 | top-5 |",
-        "|---|---|---|---|---|---|",
-    ]
-    for each in results:
-        cells = ["yes" if each.way.platt else "no", each.way.mapping.kind, each.way.aggregation]
-        cells += [f"{value:.2f}" for value in (each.mean_per_class, each.top1, each.top5)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, *_tell_unreached(results)])
-
-
-def format_predictions(result: ZeroShotResult) -> str:
-    """A line for each picture: its name, and the best targets with their shares; then what cannot be predicted."""
-    lines = []
-    for each in result.predictions:
-        best = ", ".join(
-            f"{result.titles[place]} {share:.1%}" for place, share in zip(each.top, each.shares)
-        )
-        lines.append(f"{each.name}: {best or 'no hashtag speaks for a target'}")
-    return "\n".join([*lines, *_tell_unreached([result])])
-
-
-def _tell_unreached(results: Sequence[ZeroShotResult]) -> Iterable[str]:
-    titles = dict(zip(results[0].targets, results[0].titles))
-    for kind, unreached in {each.way.mapping.kind: each.unreached for each in results}.items():
-        if unreached:
-            named = ", ".join(titles[name] for name in unreached)
-            yield f"\nMapping {kind}: no hashtag reaches these, so they are never predicted: {named}"
+        return scores.index_add_(1, targets, products)
+    return scores.scatter_reduce_(1, targets.expand_as(products), products, "amax")
 
 
 def _predict(
-    read: Logits, platt: PlattScaling, weights: Tensor, aggregation: Aggregation
+    logits: Logits, platt: PlattScaling, weights: Tensor, aggregation: Aggregation
 ) -> Iterable[ZeroShotPrediction]:
-    names, labels = iter(read.names), iter(read.labels or ())
-    width = max(*weights.shape, weights.values().numel())
-    for block in split_blocks(read.values, width):
+    names, labels = iter(logits.names), iter(logits.labels or ())
+    width = max(*weights.shape, weights.values().numel())  # of the widest intermediate value
+    for block in split_blocks(logits.values, width):
         scores = score_targets(platt.apply(block), weights, aggregation)
-        shares = scores / scores.sum(1, keepdim=True).clamp(min=1e-300)
+        shares = scores / scores.sum(1, keepdim=True).clamp(min=1e-300)  # all can be 0
+        # stable: of equal scores the first target wins, on every platform
         ordered = shares.sort(dim=1, descending=True, stable=True)
-        for best, places in zip(
-            ordered.values[:, :TOP].tolist(), ordered.indices[:, :TOP].tolist()
+        for top_shares, top in zip(
+            ordered.values[:, :MAX_PREDICTIONS].tolist(),
+            ordered.indices[:, :MAX_PREDICTIONS].tolist(),
         ):
-            count = sum(share > 0 for share in best)
+            count = sum(share > 0 for share in top_shares)
             yield ZeroShotPrediction(
-                next(names), next(labels, None), tuple(places[:count]), tuple(best[:count])
+                next(names), next(labels, None), tuple(top[:count]), tuple(top_shares[:count])
             )
 
 
-def _find_hashtags(candidate: EvaluatedModel, wordnet: WordNet) -> tuple[str, ...]:
-    """The synset of each class."""
+def _get_hashtag_synsets(candidate: EvaluatedModel, wordnet: WordNet) -> tuple[str, ...]:
+    """The synset of each class of the model."""
     if candidate.synsets is None:
         raise ConfigError(
-            f"{candidate.name} has no hashtags with WordNet ids; take one that has, such as vit_nano_hashtags"
+            f"{candidate.name} has no hashtags with WordNet ids; choose a model that has, such as "
+            "vit_nano_hashtags"
         )
-    if lacking := [synset for synset in candidate.synsets if synset not in wordnet.synsets]:
+    if missing := [synset for synset in candidate.synsets if synset not in wordnet.synsets]:
         raise ConfigError(
-            f"this WordNet lacks {len(lacking):,} of the {len(candidate.synsets):,} synsets of {candidate.name}, such as "
-            f"{lacking[0]}; give all of WordNet 3.0 (--wordnet)"
+            f"this WordNet lacks {len(missing):,} of the {len(candidate.synsets):,} synsets of "
+            f"{candidate.name}, such as {missing[0]}; give all of WordNet 3.0 (--wordnet)"
         )
     return candidate.synsets

@@ -1,6 +1,6 @@
-"""What a model says of every picture of some data, labelled or not.
+"""Logits of a model for all images of some data, labelled or not.
 
-Axes: N pictures, K classes.
+Axes: N images, K classes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ DataSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class Logits(NamedTuple):
-    """values: float32 (N, K), on the CPU. labels: the class of each picture, None if the data have none.
+    """The outputs of a model.
 
-    facts: of the data, as a `EvalLoader` has them. skipped: broken pictures by message.
+    Attributes:
+        values: (N, K), float32, on the CPU.
+        names: of the images (N).
+        labels: class of each image (N); None if the data have no labels.
+        facts: description of the data, as `EvalLoader.facts`.
+        skipped: number of images that could not be read, by error message.
     """
 
     values: Tensor
@@ -43,11 +48,16 @@ class Logits(NamedTuple):
 
 
 def open_unlabelled(data: DataSource) -> ImageDataset:
-    """Open files, folders searched to any depth, shell patterns or tar shards, without classes."""
-    root, images = (
-        Path(data if isinstance(data, (str, os.PathLike)) else data[0]),
-        find_images(data),
-    )
+    """Open images without classes.
+
+    Args:
+        data: files, folders (searched to any depth), shell patterns or .tar files.
+
+    Raises:
+        ConfigError: a file is missing.
+    """
+    root = Path(data if isinstance(data, (str, os.PathLike)) else data[0])
+    images = find_images(data)
     digest = hashlib.sha256()
     for image in images:
         assert isinstance(image.source, Path)
@@ -57,9 +67,10 @@ def open_unlabelled(data: DataSource) -> ImageDataset:
             raise ConfigError(
                 f"{image.source} cannot be read: {error.strerror}; give images or folders"
             ) from None
+        # the file name only: the same images in another folder have the same hash
         digest.update(f"{json.dumps(Path(image.name).name)} {size}\n".encode())
     return ImageDataset(
-        kind="pictures",
+        kind="images",
         root=root,
         title=root.resolve().name,
         names=[image.name for image in images],
@@ -73,26 +84,24 @@ def open_unlabelled(data: DataSource) -> ImageDataset:
 
 
 def is_labelled(data: DataSource) -> bool:
-    """Whether it is what `open_eval_loader` takes: packed shards, a dataset on disk, or a folder with sub-folders; else pictures."""
+    """Whether data have labels: packed shards, a dataset on disk, or a folder with sub-folders."""
     try:
         if not isinstance(data, (str, os.PathLike)):
-            return all(find_image_folder(each) is None for each in data)
+            return all(find_image_folder(path) is None for path in data)
         root = find_image_folder(data)
-    except ConfigError:  # a picture or a pattern
+    except ConfigError:  # an image or a pattern
         return False
     return root is None or is_hf_dataset(root) or bool(find_folders(root))
 
 
 def find_classes(data: DataSource) -> tuple[str, ...] | None:
-    """The names of the classes of a folder or dataset, None if it has none."""
+    """Class names of a folder or dataset on disk; None for other data, which have no names."""
     root = find_image_folder(data) if is_labelled(data) else None
     if root is None:
         return None
-    return (
-        open_image_dataset(root, splits=EVAL_SPLITS).class_names
-        if is_hf_dataset(root)
-        else tuple(find_folders(root))
-    )
+    if is_hf_dataset(root):
+        return open_image_dataset(root, splits=EVAL_SPLITS).class_names
+    return tuple(find_folders(root))
 
 
 def read_logits(
@@ -104,49 +113,71 @@ def read_logits(
     workers: int = 0,
     progress: bool = True,
 ) -> Logits:
-    """Logits of all pictures that can be read, in order; in memory, which takes 8 N K bytes while they are put together.
+    """Compute the logits of all images that can be read, in order.
 
-    classes: what labels are indices of, or None to leave labels alone and take any pictures. ConfigError if a picture has not
-    one label, a folder's name is none of the classes, no picture can be read, or logits overflow.
+    They are kept in memory, with a peak of 8 N K bytes while the batches are concatenated.
+
+    Args:
+        candidate: a model with classes.
+        data: labelled data as `open_eval_loader` takes them, or images.
+        classes: names of the classes that labels are indices of; None to ignore labels.
+        batch_size: of inference.
+        workers: processes that read images.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: an image has not exactly one label, a folder is named like none of the
+            classes, no image can be read, or logits overflow.
     """
-    known = None if isinstance(data, ImageDataset) or not is_labelled(data) else classes
-    if (
-        known
-        and not isinstance(data, ImageDataset)
-        and (others := sorted(set(find_classes(data) or ()).difference(known)))
-    ):
-        raise ConfigError(
-            f"{data} has {len(others)} classes that are no targets, such as {others[0]!r}; targets begin with "
-            f"{', '.join(known[:3])}: rename either, or say what a name means, as in: {others[0]} n02084071"
-        )
-    check = open_eval_loader(
-        data if known or isinstance(data, ImageDataset) else open_unlabelled(data),
+    source: DataSource | ImageDataset
+    if isinstance(data, ImageDataset):
+        source, classes, title = data, None, str(data.root)
+    elif classes and is_labelled(data):
+        _check_classes(data, classes)
+        source, title = data, str(data)
+    else:
+        source, classes, title = open_unlabelled(data), None, str(data)
+    loader = open_eval_loader(
+        source,
         candidate.fit,
         batch_size=batch_size,
         rank=0,
         world_size=1,
         workers=workers,
-        classes=known,
+        classes=classes,
     )
-    values, names, labels = list[Tensor](), list[str](), list[int]()
-    with tqdm(total=check.samples, unit=" pictures", disable=not progress) as bar:
-        for batch in check:
-            values.append(candidate.classify(batch.images))
+    logits, names, labels = list[Tensor](), list[str](), list[int]()
+    with tqdm(total=loader.samples, unit=" images", disable=not progress) as bar:
+        for batch in loader:
+            logits.append(candidate.classify(batch.images))
             names += batch.ids
-            for name, each in zip(batch.ids if known else (), batch.classes):
-                if len(each) != 1:
-                    raise ConfigError(f"{name} has {len(each)} labels; each picture needs one")
-                labels += each
+            for name, image_labels in zip(batch.ids if classes else (), batch.classes):
+                if len(image_labels) != 1:
+                    raise ConfigError(
+                        f"{name} has {len(image_labels)} labels; each image must have one"
+                    )
+                labels += image_labels
             bar.update(len(batch.ids))
-    if not values:
-        raise ConfigError(
-            f"no picture of {data} can be read: {next(iter(check.skipped), 'there are none')}"
-        )
-    if not all(torch.isfinite(each).all() for each in values):
+    if not logits:
+        reason = next(iter(loader.skipped), "there are none")
+        raise ConfigError(f"no image of {title} can be read: {reason}")
+    if not all(torch.isfinite(block).all() for block in logits):
         raise ConfigError(
             f"logits of {candidate.name} in {candidate.dtype} are not all finite; use dtype float32"
         )
-    return Logits(torch.cat(values), names, labels if known else None, check.facts, check.skipped)
+    return Logits(
+        torch.cat(logits), names, labels if classes else None, loader.facts, loader.skipped
+    )
+
+
+def _check_classes(data: DataSource, classes: Sequence[str]) -> None:
+    """Raise ConfigError if a class of the data is not among `classes`."""
+    if unknown := sorted(set(find_classes(data) or ()).difference(classes)):
+        raise ConfigError(
+            f"{data} has {len(unknown)} classes that are not targets, such as {unknown[0]!r}; the "
+            f"targets begin with {', '.join(classes[:3])}: rename either, or say what a name "
+            f"means, as in: {unknown[0]} n02084071"
+        )
 
 
 def _read_image(images: Sequence[ImageRef], index: int) -> Image.Image:

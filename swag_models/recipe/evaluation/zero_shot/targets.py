@@ -1,4 +1,4 @@
-"""What a model is asked to tell apart: targets, each a name and the WordNet synsets that it stands for."""
+"""Targets of zero-shot classification: names with the WordNet synsets that they stand for."""
 
 from __future__ import annotations
 
@@ -15,91 +15,103 @@ from swag_models.recipe.hashtags import Matcher, load_imagenet
 from swag_models.recipe.wordnet import WordNet
 
 IMAGENET = "imagenet-1k"
-ID = re.compile(r"n\d{8}")
-INDEX = re.compile(r"\d{1,3}")
+WORDNET_ID = re.compile(r"n\d{8}")
+IMAGENET_INDEX = re.compile(r"\d{1,3}")
 Senses = Literal["first", "all"]
 
 
 class Target(NamedTuple):
-    """name: as it was given, which is how the data call it. synsets: WordNet ids."""
+    """A class to predict.
+
+    Attributes:
+        name: as the user gave it, and as the data name the class.
+        synsets: WordNet ids.
+    """
 
     name: str
     synsets: tuple[str, ...]
 
 
 def parse_targets(
-    given: str | os.PathLike[str] | Sequence[str], wordnet: WordNet, *, senses: Senses = "first"
+    targets: str | os.PathLike[str] | Sequence[str], wordnet: WordNet, *, senses: Senses = "first"
 ) -> tuple[Target, ...]:
-    """Targets from "imagenet-1k", a file with one in a line, words with commas between them, or a list.
+    """Parse a list of targets.
 
-    Each is a WordNet id (n02084071), the index of an ImageNet-1k class (0 to 999), or a noun (dog, hot dogs). A noun stands for
-    its most frequent sense, or for all; what is meant can be said by ids after a name: "table n04379243". In a file, what
-    follows "# " is a comment. ConfigError names what is unknown or there twice.
+    A target is a WordNet id (`n02084071`), the index of an ImageNet-1k class (`0` to `999`), a
+    noun (`dog`, `hot dogs`), or a name followed by ids that say what it means
+    (`table n04379243`).
+
+    Args:
+        targets: "imagenet-1k" for its 1000 classes, a text file with one target per line, where
+            `# ` begins a comment, words separated by commas, or a list.
+        wordnet: defines the ids and nouns.
+        senses: a noun stands for its most frequent sense ("first"), or for all of them.
+
+    Raises:
+        ConfigError: a target is unknown or listed twice, or there are none.
     """
-    entries = _list_entries(given)
     matcher = Matcher(wordnet, senses)
-    targets = tuple([_parse(entry, matcher, wordnet) for entry in entries])
-    if not targets:
-        raise ConfigError(f"targets {given!s} are none; give words, WordNet ids, or {IMAGENET}")
-    if twice := [
-        name for name, count in Counter(target.name for target in targets).items() if count > 1
-    ]:
+    parsed = tuple([_parse_target(text, matcher, wordnet) for text in _list_texts(targets)])
+    if not parsed:
+        raise ConfigError(f"no targets in {targets!s}; give words, WordNet ids, or {IMAGENET}")
+    counts = Counter(target.name for target in parsed)
+    if repeated := [name for name, count in counts.items() if count > 1]:
         raise ConfigError(
-            f"targets are there more than once: {', '.join(twice[:5])}; name each once"
+            f"targets listed more than once: {', '.join(repeated[:5])}; list each once"
         )
-    return targets
+    return parsed
 
 
 def format_target(target: Target, wordnet: WordNet) -> str:
-    """Its name, with a word beside it if it is an id or an index."""
-    if (
-        not (ID.fullmatch(target.name) or INDEX.fullmatch(target.name))
-        or target.synsets[0] not in wordnet.synsets
-    ):
+    """The name for readers, with a word beside an id or index: `n02084071 (dog)`."""
+    is_number = WORDNET_ID.fullmatch(target.name) or IMAGENET_INDEX.fullmatch(target.name)
+    synset = wordnet.synsets.get(target.synsets[0])
+    if not is_number or synset is None:
         return target.name
-    return f"{target.name} ({wordnet.synsets[target.synsets[0]].lemmas[0].replace('_', ' ')})"
+    return f"{target.name} ({synset.lemmas[0].replace('_', ' ')})"
 
 
-def _list_entries(given: str | os.PathLike[str] | Sequence[str]) -> Sequence[str]:
-    if given == IMAGENET:
+def _list_texts(targets: str | os.PathLike[str] | Sequence[str]) -> Sequence[str]:
+    if targets == IMAGENET:
         return load_imagenet()
-    if isinstance(given, os.PathLike) or (isinstance(given, str) and Path(given).is_file()):
+    if isinstance(targets, os.PathLike) or (isinstance(targets, str) and Path(targets).is_file()):
         try:
-            lines = Path(given).read_text("utf-8").splitlines()
+            lines = Path(targets).read_text("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
             raise ConfigError(
-                f"targets {given} cannot be read: {reason}; give a text file with one in a line"
+                f"targets {targets} cannot be read: {reason}; give a text file with one per line"
             ) from None
-        given = [line.partition("# ")[0] for line in lines if not line.startswith("#")]
-    elif isinstance(given, str):
-        given = given.split(",")
-    return [entry.strip() for entry in given if entry.strip()]
+        targets = [line.partition("# ")[0] for line in lines if not line.startswith("#")]
+    elif isinstance(targets, str):
+        targets = targets.split(",")
+    return [text.strip() for text in targets if text.strip()]
 
 
-def _parse(entry: str, matcher: Matcher, wordnet: WordNet) -> Target:
-    words = entry.split()
-    if INDEX.fullmatch(entry):
-        return Target(entry, (load_imagenet()[int(entry)],))
-    ids = [word for word in words if ID.fullmatch(word)]
+def _parse_target(text: str, matcher: Matcher, wordnet: WordNet) -> Target:
+    words = text.split()
+    if IMAGENET_INDEX.fullmatch(text):
+        return Target(text, (load_imagenet()[int(text)],))
+    ids = [word for word in words if WORDNET_ID.fullmatch(word)]
     if ids:
         name = " ".join(words[: -len(ids)]) or ids[0]
-        if words[len(words) - len(ids) :] != ids:
+        if words[-len(ids) :] != ids:
             raise ConfigError(
-                f"target {entry!r} has words after an id; write the name first, as in: table n04379243"
+                f"invalid target {text!r}: words follow an id; write the name first, as in: "
+                "table n04379243"
             )
-        if unknown := [each for each in ids if each not in wordnet.synsets]:
+        if unknown := [synset for synset in ids if synset not in wordnet.synsets]:
             raise ConfigError(
-                f"target {entry!r}: no noun of this WordNet has the id {unknown[0]}; ids are those of WordNet 3.0, and an "
-                "excerpt has some of them only (--wordnet)"
+                f"invalid target {text!r}: no noun of this WordNet has the id {unknown[0]}; ids "
+                "are those of WordNet 3.0, and an excerpt has only some of them (--wordnet)"
             )
         return Target(name, tuple(dict.fromkeys(ids)))
-    if synsets := matcher.match(entry).synsets:
-        return Target(entry, synsets)
-    near = difflib.get_close_matches(entry.lower(), matcher.lemmas, n=3, cutoff=0.6)
+    if synsets := matcher.match(text).synsets:
+        return Target(text, synsets)
+    similar = difflib.get_close_matches(text.lower(), matcher.lemmas, n=3, cutoff=0.6)
     advice = (
-        f"did you mean {', '.join(near)}?"
-        if near
-        else "give a noun, or say what it is: NAME n04379243"
+        f"did you mean {', '.join(similar)}?"
+        if similar
+        else "give a noun, or a name with an id that says what it means: NAME n04379243"
     )
-    raise ConfigError(f"target {entry!r} is no noun of this WordNet; {advice}")
+    raise ConfigError(f"invalid target {text!r}: not a noun of this WordNet; {advice}")

@@ -1,6 +1,6 @@
-"""From hashtags to targets: how much each hashtag speaks for each target, by where both lie in WordNet.
+"""Weights from hashtags to targets by their places in WordNet's hierarchy.
 
-Axes: K hashtags, T targets, P pairs of both.
+Axes: K hashtags, T targets, P hashtags below one synset.
 """
 
 from __future__ import annotations
@@ -23,31 +23,44 @@ Array = NDArray[np.float64]
 
 
 class CommonAncestor(NamedTuple):
-    """A synset at or above a target, where hashtags meet it.
+    """A synset that is at or above both a target and some hashtags.
 
-    hashtag: steps up to it from each of them, (P,). target: from the target. targets: how many each hashtag lies above, (P,).
+    Attributes:
+        hashtag_steps: (P,), steps up to it from each of the hashtags.
+        target_steps: steps up to it from the target.
+        depth: of the synset; 1 for a root.
+        targets_below: (P,), how many targets are below each of the hashtags.
     """
 
-    hashtag: Array
-    target: int
+    hashtag_steps: Array
+    target_steps: int
     depth: int
-    targets: Array
+    targets_below: Array
 
 
 @dataclass(frozen=True)
 class HashtagMapping:
-    """How hashtags speak for targets.
+    """Which hashtags count for a target, and how much.
 
-    kind:
-      "same"       those of the target's own synset, with weight 1
-      "hyponyms"   these, and those d steps below it, with decay ** d
-      "hypernyms"  these, and those d steps above it, with decay ** d, shared equally among all targets below the hashtag
-      "related"    both
-      "path"       all, by 1 / (1 + steps of the shortest way through a synset above both)
-      "wup"        all, by Wu and Palmer (1994): 2 m / (2 m + steps), m the depth of that synset; the root has depth 1, and
-                   depth is along the longest way; of several synsets above both, the one that gives most counts
-    Steps are the fewest. threshold: a weight below it counts nothing, by default 0.8 for "wup", 1/3 for "path". best: only so
-    many hashtags with the greatest weights count for a target, by default all.
+    Kinds, with d the number of steps in the hierarchy (always the fewest):
+        same: hashtags of the target's own synset, with weight 1.
+        hyponyms: also hashtags below it, with weight decay ** d.
+        hypernyms: the same synset, and hashtags above it with weight decay ** d, which is divided
+            among all targets below the hashtag.
+        related: hyponyms and hypernyms.
+        path: all hashtags, with weight 1 / (1 + d) for the shortest path through a common ancestor.
+        wup: all hashtags, with the similarity of Wu and Palmer (1994): 2 m / (2 m + d), where m is
+            the depth of the common ancestor, along the longest path from a root of depth 1. Of
+            several common ancestors the one that gives the largest weight counts.
+
+    Attributes:
+        kind: one of the above.
+        decay: weight lost with each step, above 0 and at most 1.
+        threshold: smaller weights are set to 0. None: 0.8 for wup, 1/3 for path, else none.
+        best: only this many hashtags, with the largest weights, count for a target; None for all.
+
+    Raises:
+        ConfigError: a value is out of range.
     """
 
     kind: str = "related"
@@ -57,72 +70,83 @@ class HashtagMapping:
 
     def __post_init__(self) -> None:
         if self.kind not in MAPPINGS:
-            raise ConfigError(
-                f"mapping {self.kind!r} is not known; it is one of: {', '.join(MAPPINGS)}"
-            )
+            raise ConfigError(f"invalid mapping {self.kind!r}: allowed {', '.join(MAPPINGS)}")
         if not 0 < self.decay <= 1:
-            raise ConfigError(f"decay is {self.decay:g}; it is above 0 and at most 1")
+            raise ConfigError(f"invalid decay {self.decay:g}: allowed above 0, at most 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold:g}; it is from 0 to 1")
+            raise ConfigError(f"invalid threshold {self.threshold:g}: allowed 0 to 1")
         if self.best is not None and self.best < 1:
-            raise ConfigError(f"best is {self.best}; it is 1 or more")
+            raise ConfigError(f"invalid best {self.best}: allowed 1 or more")
 
     def weigh(self, wordnet: WordNet, hashtags: Sequence[str], targets: Sequence[Target]) -> Tensor:
-        """Weights, float64 (K, T), sparse: of synsets and targets; of several synsets of a target, the nearest counts."""
-        below = _index(wordnet, hashtags)
-        targets_below = _count_targets(wordnet, hashtags, targets)
+        """Compute the weight of each hashtag for each target.
+
+        Args:
+            wordnet: contains all synsets.
+            hashtags: synset of each hashtag (K).
+            targets: (T); of several synsets of a target the one with the largest weight counts.
+
+        Returns:
+            (K, T), float64, sparse.
+        """
+        hashtags_below = _index_hashtags(wordnet, hashtags)
+        targets_below = _count_targets_below(wordnet, hashtags, targets)
         depths: dict[str, int] = {}
-        pairs = []
+        entries = []
         for column, target in enumerate(targets):
             weights = np.zeros(len(hashtags))
             for synset in target.synsets:
-                for above, steps in _climb(wordnet, synset):
-                    if above in below:
-                        near, up = below[above]
-                        met = CommonAncestor(
-                            up, steps, _measure_depth(wordnet, above, depths), targets_below[near]
-                        )
-                        weights[near] = np.maximum(
-                            weights[near], MAPPINGS[self.kind](met, self.decay)
-                        )
-            pairs += [(row, column, weights[row]) for row in self._choose(weights)]
-        table = torch.tensor(pairs, dtype=torch.float64).view(-1, 3)
+                for ancestor, steps in _climb(wordnet, synset):
+                    if ancestor not in hashtags_below:
+                        continue
+                    rows, hashtag_steps = hashtags_below[ancestor]
+                    depth = _measure_depth(wordnet, ancestor, depths)
+                    common = CommonAncestor(hashtag_steps, steps, depth, targets_below[rows])
+                    # a hashtag and a target can have several common ancestors
+                    weights[rows] = np.maximum(
+                        weights[rows], MAPPINGS[self.kind](common, self.decay)
+                    )
+            entries += [(row, column, weights[row]) for row in self._select(weights)]
+        table = torch.tensor(entries, dtype=torch.float64).view(-1, 3)
+        indices, values = table[:, :2].T.long(), table[:, 2]
         size = (len(hashtags), len(targets))
-        return torch.sparse_coo_tensor(
-            table[:, :2].T.long(), table[:, 2], size, check_invariants=True
-        ).coalesce()
+        return torch.sparse_coo_tensor(indices, values, size, check_invariants=True).coalesce()
 
-    def _choose(self, weights: Array) -> list[int]:
-        threshold = THRESHOLDS.get(self.kind, 0.0) if self.threshold is None else self.threshold
+    def _select(self, weights: Array) -> list[int]:
+        """Hashtags whose weights count for a target."""
+        threshold = self.threshold
+        if threshold is None:
+            threshold = DEFAULT_THRESHOLDS.get(self.kind, 0.0)
         order = np.argsort(-weights, kind="stable")[: self.best]
+        # rounding must not drop a weight that equals the threshold
         return [
             row for row in order.tolist() if weights[row] > 0 and weights[row] >= threshold - 1e-9
         ]
 
 
-def _same(met: CommonAncestor, decay: float) -> Array:
-    return ((met.hashtag == 0) & (met.target == 0)).astype(float)
+def _same(common: CommonAncestor, decay: float) -> Array:
+    return ((common.hashtag_steps == 0) & (common.target_steps == 0)).astype(float)
 
 
-def _hyponyms(met: CommonAncestor, decay: float) -> Array:
-    return decay**met.hashtag * (met.target == 0)
+def _hyponyms(common: CommonAncestor, decay: float) -> Array:
+    return decay**common.hashtag_steps * (common.target_steps == 0)
 
 
-def _hypernyms(met: CommonAncestor, decay: float) -> Array:
-    shares = np.maximum(met.targets, 1) if met.target else 1
-    return decay**met.target * (met.hashtag == 0) / shares
+def _hypernyms(common: CommonAncestor, decay: float) -> Array:
+    divisors = np.maximum(common.targets_below, 1) if common.target_steps else 1
+    return decay**common.target_steps * (common.hashtag_steps == 0) / divisors
 
 
-def _related(met: CommonAncestor, decay: float) -> Array:
-    return np.maximum(_hyponyms(met, decay), _hypernyms(met, decay))
+def _related(common: CommonAncestor, decay: float) -> Array:
+    return np.maximum(_hyponyms(common, decay), _hypernyms(common, decay))
 
 
-def _path(met: CommonAncestor, decay: float) -> Array:
-    return 1 / (1 + met.hashtag + met.target)
+def _path(common: CommonAncestor, decay: float) -> Array:
+    return 1 / (1 + common.hashtag_steps + common.target_steps)
 
 
-def _wup(met: CommonAncestor, decay: float) -> Array:
-    return 2 * met.depth / (2 * met.depth + met.hashtag + met.target)
+def _wup(common: CommonAncestor, decay: float) -> Array:
+    return 2 * common.depth / (2 * common.depth + common.hashtag_steps + common.target_steps)
 
 
 MAPPINGS: dict[str, Callable[[CommonAncestor, float], Array]] = {
@@ -133,46 +157,48 @@ MAPPINGS: dict[str, Callable[[CommonAncestor, float], Array]] = {
     "path": _path,
     "wup": _wup,
 }
-THRESHOLDS = {"path": 1 / 3, "wup": 0.8}
+# Without a threshold every hashtag would count for every target a little, and there are thousands.
+DEFAULT_THRESHOLDS = {"path": 1 / 3, "wup": 0.8}
 
 
 def _climb(wordnet: WordNet, synset: str) -> Iterable[tuple[str, int]]:
-    """A synset and all above it, with the steps up to each."""
+    """A synset and all its ancestors, with the steps up to each."""
     return [(synset, 0), *wordnet.ancestors(synset).items()]
 
 
-def _index(wordnet: WordNet, hashtags: Sequence[str]) -> dict[str, tuple[NDArray[np.int64], Array]]:
-    """For each synset, the hashtags at or below it and the steps from each up to it."""
-    found: dict[str, list[tuple[int, int]]] = {}
+def _index_hashtags(
+    wordnet: WordNet, hashtags: Sequence[str]
+) -> dict[str, tuple[NDArray[np.int64], Array]]:
+    """For each synset: rows of the hashtags at or below it, and the steps up from each."""
+    pairs: dict[str, list[tuple[int, int]]] = {}
     for row, synset in enumerate(hashtags):
-        for above, steps in _climb(wordnet, synset):
-            found.setdefault(above, []).append((row, steps))
+        for ancestor, steps in _climb(wordnet, synset):
+            pairs.setdefault(ancestor, []).append((row, steps))
     return {
-        above: (
-            np.array([row for row, _ in each]),
-            np.array([steps for _, steps in each], dtype=float),
+        ancestor: (
+            np.array([row for row, _ in rows_and_steps]),
+            np.array([steps for _, steps in rows_and_steps], dtype=float),
         )
-        for above, each in found.items()
+        for ancestor, rows_and_steps in pairs.items()
     }
 
 
-def _count_targets(wordnet: WordNet, hashtags: Sequence[str], targets: Sequence[Target]) -> Array:
-    """How many targets each hashtag lies above, (K,)."""
-    counts = Counter(
-        above
-        for target in targets
-        for above in {a for each in target.synsets for a in wordnet.ancestors(each)}
-    )
+def _count_targets_below(
+    wordnet: WordNet, hashtags: Sequence[str], targets: Sequence[Target]
+) -> Array:
+    """How many targets are below each hashtag (K,)."""
+    counts = Counter[str]()
+    for target in targets:
+        # a set: a target with several synsets below one hashtag counts once
+        counts.update({above for synset in target.synsets for above in wordnet.ancestors(synset)})
     return np.array([counts[synset] for synset in hashtags], dtype=float)
 
 
-def _measure_depth(wordnet: WordNet, synset: str, known: dict[str, int]) -> int:
-    """1 for the root, else 1 more than the deepest parent's."""
-    if synset not in known:
-        parents = [
-            parent for parent in wordnet.synsets[synset].parents if parent in wordnet.synsets
-        ]
-        known[synset] = 1 + max(
-            (_measure_depth(wordnet, parent, known) for parent in parents), default=0
-        )
-    return known[synset]
+def _measure_depth(wordnet: WordNet, synset: str, depths: dict[str, int]) -> int:
+    """1 for a root, else 1 more than the deepest parent's; `depths` stores the results."""
+    if synset not in depths:
+        # an excerpt of WordNet may lack a parent
+        parents = [name for name in wordnet.synsets[synset].parents if name in wordnet.synsets]
+        parent_depths = (_measure_depth(wordnet, parent, depths) for parent in parents)
+        depths[synset] = 1 + max(parent_depths, default=0)
+    return depths[synset]

@@ -1,4 +1,4 @@
-"""Weights are what a walk over all paths says, in small hierarchies and in WordNet's."""
+"""Weights equal those of a search over all paths, in small hierarchies and in WordNet."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, Ha
 from swag_models.recipe.wordnet import Synset, WordNet
 
 DECAY = 0.5
-# What nltk 3.10.4 gives on WordNet 3.0: wup_similarity and path_similarity. Of 4,000 pairs of ImageNet classes and 4,000 of any
-# nouns, all are equal by path, and 187 and 152 differ by wup: those with several synsets above both, of which nltk takes the
-# one with the greatest least depth.
+# wup_similarity and path_similarity of nltk 3.10.4 on WordNet 3.0. Of 4,000 pairs of ImageNet
+# classes and 4,000 pairs of any nouns, all are equal by path, and 187 and 152 differ by wup: those
+# with several common ancestors, of which nltk takes the one with the greatest minimum depth.
 NLTK = (
     ("n01621127", "n01846331", 0.7692307692307693, 0.14285714285714285),  # owl, duck
     ("n01621127", "n01503061", 0.9090909090909091, 0.3333333333333333),  # owl, bird
@@ -27,7 +27,7 @@ NLTK = (
     ("n03147509", "n04398044", 0.7777777777777778, 0.2),  # cup, teapot
     ("n09444100", "n04398044", 0.47058823529411764, 0.1),  # star, teapot
 )
-# Of each its parents: e has several ways up of one length, f a long and a short one.
+# parents of each synset: e has several paths up of one length, f a long and a short one
 DIAMOND = {"r": "", "a": "r", "b": "r", "c": "a", "d": "a b", "e": "c d", "g": "e", "f": "g r"}
 
 
@@ -39,7 +39,7 @@ def make_wordnet(parents: dict[str, str]) -> WordNet:
 
 
 def make_random(seed: int) -> WordNet:
-    """A hierarchy in which a synset may have several parents and there may be several roots."""
+    """A hierarchy with up to three parents per synset, and possibly several roots."""
     rng = random.Random(seed)
     names = [f"s{number}" for number in range(14)]
     return make_wordnet(
@@ -51,18 +51,18 @@ def make_random(seed: int) -> WordNet:
 
 
 def list_paths(wordnet: WordNet, synset: str) -> Iterator[list[str]]:
-    """Every way up, to each synset on it."""
+    """Every path from a synset up to each of its ancestors."""
     yield [synset]
     for parent in wordnet.synsets[synset].parents:
         for path in list_paths(wordnet, parent):
             yield [synset, *path]
 
 
-def weigh_plainly(
+def weigh_by_search(
     wordnet: WordNet, kind: str, hashtag: str, target: str, targets: list[str]
 ) -> float:
-    """By all pairs of ways up from both that end in one synset."""
-    found = [0.0]
+    """The weight from all pairs of paths up from both that end in one synset."""
+    weights = [0.0]
     below = [
         each
         for each in targets
@@ -75,7 +75,7 @@ def weigh_plainly(
         depth = max(len(path) for path in list_paths(wordnet, left[-1]))
         lower = DECAY**up if down == 0 else 0.0
         upper = DECAY**down / (len(below) if down else 1) if up == 0 else 0.0
-        found.append(
+        weights.append(
             {
                 "same": float(up == down == 0),
                 "hyponyms": lower,
@@ -85,36 +85,36 @@ def weigh_plainly(
                 "wup": 2 * depth / (2 * depth + up + down),
             }[kind]
         )
-    return max(found)
+    return max(weights)
 
 
 @pytest.mark.parametrize("kind", MAPPINGS)
 @pytest.mark.parametrize("wordnet", [make_wordnet(DIAMOND), *map(make_random, range(3))])
-def test_weights_are_those_of_all_paths(wordnet: WordNet, kind: str) -> None:
+def test_weights_equal_a_search_over_all_paths(wordnet: WordNet, kind: str) -> None:
     synsets = list(wordnet.synsets)
     hashtags, targets = synsets[::-1], synsets[1:]
-    found = HashtagMapping(kind, DECAY, threshold=0).weigh(
+    weights = HashtagMapping(kind, DECAY, threshold=0).weigh(
         wordnet, hashtags, [Target(each, (each,)) for each in targets]
     )
     for (row, hashtag), (column, target) in itertools.product(
         enumerate(hashtags), enumerate(targets)
     ):
-        expected = weigh_plainly(wordnet, kind, hashtag, target, targets)
-        assert found[row, column].item() == pytest.approx(expected), (kind, hashtag, target)
+        expected = weigh_by_search(wordnet, kind, hashtag, target, targets)
+        assert weights[row, column].item() == pytest.approx(expected), (kind, hashtag, target)
 
 
-def test_similarities_are_nltks() -> None:
+def test_similarities_equal_those_of_nltk() -> None:
     wordnet = WordNet.load(WORDNET)
     for one, other, wup, path in NLTK:
         for hashtag, target in ((one, other), (other, one)):
             for kind, expected in (("wup", wup), ("path", path)):
                 weights = HashtagMapping(kind, threshold=0).weigh(
-                    wordnet, [hashtag], [Target("it", (target,))]
+                    wordnet, [hashtag], [Target("target", (target,))]
                 )
                 assert weights.to_dense().item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_of_several_synsets_the_nearest_counts() -> None:
+def test_nearest_of_several_synsets_counts() -> None:
     wordnet = make_wordnet(DIAMOND)
     weights = (
         HashtagMapping("hyponyms")
@@ -124,7 +124,7 @@ def test_of_several_synsets_the_nearest_counts() -> None:
     assert weights.flatten().tolist() == [0.5, 1, 0]
 
 
-def test_only_weights_above_the_threshold_and_the_best_count() -> None:
+def test_threshold_and_best_select_weights() -> None:
     wordnet = make_wordnet(DIAMOND)
     target = [Target("c", ("c",))]
     hashtags = ["c", "a", "e", "r", "b"]
@@ -139,10 +139,10 @@ def test_only_weights_above_the_threshold_and_the_best_count() -> None:
         .to_dense()
         .flatten()
     )
-    assert half.tolist() == [1, 0.5, 0, 0, 0], "of equal ones the first"
+    assert half.tolist() == [1, 0.5, 0, 0, 0], "the first of equal weights"
 
 
-def test_a_target_may_be_out_of_reach() -> None:
+def test_target_without_a_hashtag_has_no_weight() -> None:
     weights = HashtagMapping("same").weigh(make_wordnet(DIAMOND), ["a"], [Target("b", ("b",))])
     assert weights.shape == (1, 1)
     assert weights.to_dense().item() == 0
@@ -151,12 +151,12 @@ def test_a_target_may_be_out_of_reach() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "wu"}, "mapping 'wu' is not known; it is one of: same, "),
-        ({"decay": 0.0}, "decay is 0; it is above 0"),
-        ({"threshold": 1.5}, "threshold is 1.5; it is from 0 to 1"),
-        ({"best": 0}, "best is 0; it is 1 or more"),
+        ({"kind": "wu"}, "invalid mapping 'wu': allowed same, "),
+        ({"decay": 0.0}, "invalid decay 0: allowed above 0"),
+        ({"threshold": 1.5}, "invalid threshold 1.5: allowed 0 to 1"),
+        ({"best": 0}, "invalid best 0: allowed 1 or more"),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         HashtagMapping(**options)  # type: ignore[arg-type]
