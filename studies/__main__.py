@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from studies.run import Study, run_study
 from studies.scenes import write_scenes
 from swag_models.cli import run_command
-from swag_models.cli.common import OK, make_add, say
+from swag_models.cli.common import OK, make_adder, print_message
 
 
 def scenes(options: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def scenes(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     state = " (complete already)" if summary.existed else ""
-    say(f"{summary.posts} posts and {summary.held_out} held-out images{state}")
+    print_message(f"{summary.posts} posts and {summary.held_out} held-out images{state}")
     print(summary.path)
     return OK
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m studies", description="Research that is not installed."
     )
-    add = make_add(parser)
+    add = make_adder(parser)
     command = add("scenes", scenes, "python -m studies scenes scenes/ --posts 20000 --seed 0")
     command.add_argument("folder", help="folder to create")
     command.add_argument(

@@ -1,6 +1,6 @@
-"""The `swag-models` command. Data goes to stdout, everything else to stderr.
+"""The `swag-models` command. Data goes to stdout, messages to stderr.
 
-Each module beside this one holds some subcommands: one function each, and `add_commands`, which says what they take.
+Each module holds some subcommands: one function for each, and one that declares its options.
 """
 
 from __future__ import annotations
@@ -11,20 +11,34 @@ import sys
 from collections.abc import Callable, Sequence
 
 from swag_models import __version__
-from swag_models.cli import app, curate, export, models, predict, publish
-from swag_models.cli.common import FAILED, OK, USAGE, make_add, say
+from swag_models.cli import curate, models, predict, publish
+from swag_models.cli.common import FAILED, INTERRUPTED, OK, USAGE, make_adder, print_message
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
-MODULES = (models, predict, publish, export, app, curate)  # in the order of the help
+MODULES = (models, predict, publish, curate)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the exit code is 0, 1 (something failed), 2 (wrong usage) or 130 (interrupted)."""
+    """Run one subcommand.
+
+    Args:
+        arguments: of the command line; by default those of this process.
+
+    Returns:
+        The exit code: 0 success, 1 something failed, 2 wrong usage, 130 interrupted.
+    """
     return run_command(make_parser().parse_args(arguments))
 
 
 def run_command(options: argparse.Namespace) -> int:
-    """Run the function of a parsed subcommand, and turn what it raises into a message and an exit code."""
+    """Run a parsed subcommand; an error becomes a message and an exit code.
+
+    Args:
+        options: the parsed options, with the function of the subcommand as `run`.
+
+    Returns:
+        The exit code, as for `main`.
+    """
     run: Callable[[argparse.Namespace], int] = options.run
     try:
         return run(options)
@@ -32,11 +46,12 @@ def run_command(options: argparse.Namespace) -> int:
         return _fail(error, USAGE)
     except SwagModelsError as error:
         return _fail(error, FAILED)
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of stdout, for example `head`, has stopped reading
+        # Python flushes stdout at exit, which would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,12 +60,12 @@ def make_parser() -> argparse.ArgumentParser:
         prog="swag-models", description="Vision backbones pre-trained on hashtags."
     )
     parser.add_argument("--version", action="version", version=f"swag-models {__version__}")
-    add = make_add(parser)
+    add = make_adder(parser)
     for module in MODULES:
         module.add_commands(add)
     return parser
 
 
 def _fail(error: object, code: int) -> int:
-    say(f"error: {error}")
+    print_message(f"error: {error}")
     return code

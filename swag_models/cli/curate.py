@@ -1,14 +1,21 @@
-"""Subcommands that make such weights: from posts with hashtags to training shards; `training` has the rest.
+"""Subcommands that turn posts with hashtags into training shards: curate, pack, shards verify.
 
-They need the extra [recipe].
+They and the other subcommands under `swag-models recipe` need the extra [recipe].
 """
 
 from __future__ import annotations
 
 import argparse
 
-from swag_models.cli import associations, evaluate, train, zeroshot
-from swag_models.cli.common import FAILED, OK, Add, make_add, say
+from swag_models.cli import evaluate, train, transfer
+from swag_models.cli.common import (
+    FAILED,
+    OK,
+    AddCommand,
+    add_quiet_option,
+    make_adder,
+    print_message,
+)
 
 
 def curate(options: argparse.Namespace) -> int:
@@ -48,18 +55,18 @@ def curate(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     posts, labels = manifest["posts"], manifest["labels"]
-    say(
-        f"{posts['read']:,} posts, {sum(posts['rejected'].values()):,} rejected, {posts['kept']:,} kept"
-    )
-    say(
-        f"{manifest['classes']['kept']:,} classes, {labels['images']:,} images, {labels['samples']:,.0f} samples in an epoch"
+    num_rejected = sum(posts["rejected"].values())
+    print_message(f"{posts['read']:,} posts, {num_rejected:,} rejected, {posts['kept']:,} kept")
+    print_message(
+        f"{manifest['classes']['kept']:,} classes, {labels['images']:,} images, "
+        f"{labels['samples']:,.0f} samples in an epoch"
     )
     print(f"{options.output}/report.md")
     return OK
 
 
 def pack(options: argparse.Namespace) -> int:
-    """Write labelled images into WebDataset shards; run again, it goes on where it was stopped."""
+    """Write labelled images into WebDataset shards; resumable."""
     from swag_models.recipe.data.pack import pack
 
     manifest = pack(
@@ -74,16 +81,17 @@ def pack(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     for reason, count in manifest["rejects"].items():
-        say(f"{count:,} rejected: {reason}; see rejects.jsonl")
-    say(
-        f"{manifest['count']:,} images in {len(manifest['shards']):,} shards; {manifest['unlabelled']:,} images without a label"
+        print_message(f"{count:,} rejected: {reason}; see rejects.jsonl")
+    print_message(
+        f"{manifest['count']:,} images in {len(manifest['shards']):,} shards; "
+        f"{manifest['unlabelled']:,} images without a label"
     )
     print(options.output)
     return OK
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Read packed shards again and compare them with their manifest."""
+    """Read packed shards again, and compare them with their manifest."""
     from swag_models.recipe.data.shards import verify_shards
 
     flaws = verify_shards(options.folder)
@@ -94,77 +102,107 @@ def verify(options: argparse.Namespace) -> int:
     return FAILED if flaws else OK
 
 
-def add_commands(add: Add) -> None:
-    """Declare the subcommands of this module."""
+def add_commands(add: AddCommand) -> None:
+    """Declare the subcommands under `swag-models recipe`, and the options of this module's."""
     recipe = add(
         "recipe",
-        "How such weights are made, from posts with hashtags.",
+        "Train models from posts with hashtags, and evaluate them.",
         "swag-models recipe curate --help",
     )
-    add = make_add(recipe)
-
+    add = make_adder(recipe)
     command = add(
         "curate", curate, "swag-models recipe curate posts.jsonl -o curated --min-images 100"
     )
+    _add_input_options(command)
+    _add_vocabulary_options(command)
+    _add_sampling_options(command)
+    _add_engine_options(command)
+    _add_pack_options(
+        add(
+            "pack",
+            pack,
+            "swag-models recipe pack --labels labels.parquet --images photos/ -o shards/ "
+            "--resize 256",
+        )
+    )
+    shards = add(
+        "shards", "Commands for packed shards.", "swag-models recipe shards verify shards/"
+    )
+    command = make_adder(shards)("verify", verify, "swag-models recipe shards verify shards/")
+    command.add_argument("folder", help="folder with manifest.json")
+    for module in (train, evaluate, transfer):
+        module.add_commands(add)
+
+
+def _add_input_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "posts",
         nargs="+",
-        help="files, or folders of them: .parquet .jsonl .csv, YFCC100M's .tsv, .tar shards",
+        help="files, or folders of them: .parquet, .jsonl, .csv, YFCC100M's .tsv, .tar shards",
     )
     command.add_argument(
         "-o",
         "--output",
         required=True,
-        help="folder to write; what is finished there is not done again",
+        help="folder to write; a rerun skips the steps that are finished",
     )
     command.add_argument(
         "--format",
         choices=("json", "csv", "yfcc", "tar", "parquet"),
-        help="if the files' names do not tell",
+        help="format of the posts (default: by the names of the files)",
     )
     for name in ("id", "url", "hashtags", "caption", "hash", "license"):
         command.add_argument(
             f"--{name}",
             metavar="COLUMN",
-            help=f"column or field of the {name}, if its name does not tell",
+            help=f"column or field with the {name} (default: the usual names)",
         )
-    command.add_argument(
-        "--wordnet",
-        metavar="FOLDER",
-        help="WordNet 3.0's database files (default: where they usually are)",
-    )
-    command.add_argument(
-        "--stoplist",
-        metavar="FILE",
-        help="hashtags that say nothing of a picture, in place of our list",
-    )
     command.add_argument(
         "--keep-license",
         metavar="NAME",
         action="append",
         default=[],
-        help="keep posts under it only; may be given again",
+        help="keep only posts with this license (repeatable)",
     )
     command.add_argument(
-        "--exclude", metavar="FILE", help="ids or hashes of posts to leave out, one in a line"
+        "--exclude", metavar="FILE", help="ids or hashes of posts to leave out, one per line"
+    )
+
+
+def _add_vocabulary_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--wordnet",
+        metavar="FOLDER",
+        help="database files of WordNet 3.0 (default: their usual folders)",
+    )
+    command.add_argument(
+        "--stoplist",
+        metavar="FILE",
+        help="hashtags to ignore, one per line (default: the library's own list)",
     )
     command.add_argument(
         "--senses",
         choices=("first", "all", "drop"),
         default="first",
-        help="of ambiguous hashtags (default: first, the usual one)",
+        help="senses of ambiguous hashtags (default: first, the most common one)",
     )
     command.add_argument(
-        "--min-images", type=int, default=1, help="that a class must have (default: 1)"
+        "--min-images", type=int, default=1, help="minimum number of images of a class (default: 1)"
     )
     command.add_argument(
         "--max-classes",
         type=int,
         default=27_000,
-        help="the most frequent are kept (default: 27000)",
+        help="maximum number of classes; the most frequent are kept (default: 27000)",
     )
+
+
+def _add_sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--sampling", choices=("natural", "sqrt", "uniform"), default="sqrt", help="default: sqrt"
+        "--sampling",
+        choices=("natural", "sqrt", "uniform"),
+        default="sqrt",
+        help="how images are resampled by class frequency (default: sqrt)",
     )
     command.add_argument(
         "--epoch-ratio",
@@ -175,37 +213,41 @@ def add_commands(add: Add) -> None:
     command.add_argument(
         "--threshold",
         type=float,
-        help="images; with sqrt: factors max(1, sqrt(threshold / images)), unscaled",
+        metavar="IMAGES",
+        help="with sqrt: repeat factors are max(1, sqrt(threshold / images)), unscaled",
     )
     command.add_argument(
         "--tail-share",
         type=float,
-        help="share of an epoch for images whose rarest class is of the tail",
+        help="share of an epoch for images whose rarest class belongs to the tail",
     )
     command.add_argument(
         "--tail-below",
         type=int,
         default=5000,
-        help="images of a class of the tail (default: below 5000)",
+        metavar="IMAGES",
+        help="classes with fewer images belong to the tail (default: 5000)",
     )
+
+
+def _add_engine_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--engine",
         choices=("duckdb", "spark"),
         default="duckdb",
-        help="default: duckdb, in this process",
+        help="what runs the queries (default: duckdb, in this process)",
     )
     command.add_argument(
-        "--master", help="where Spark runs, for example local[2] or spark://host:7077"
+        "--master", help="address of Spark, for example local[2] or spark://host:7077"
     )
-    command.add_argument("--memory", help="for the engine, for example 4GB; more is kept on disk")
-    command.add_argument("--threads", type=int, help="for the engine (default: one per processor)")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument(
+        "--memory", help="memory limit of the engine, for example 4GB; the rest is spilled to disk"
+    )
+    command.add_argument("--threads", type=int, help="threads of the engine (default: one per CPU)")
+    add_quiet_option(command)
 
-    command = add(
-        "pack",
-        pack,
-        "swag-models recipe pack --labels labels.parquet --images photos/ -o shards/ --resize 256",
-    )
+
+def _add_pack_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--labels", required=True, help="labels.parquet: id, classes and repeat of each image"
     )
@@ -213,14 +255,14 @@ def add_commands(add: Add) -> None:
         "--images",
         required=True,
         nargs="+",
-        help="folders, tar shards, or tables (.parquet .csv .jsonl) with columns id and path",
+        help="folders, tar shards, or tables (.parquet, .csv, .jsonl) with columns id and path",
     )
     command.add_argument("-o", "--output", required=True, help="folder for the shards")
     command.add_argument(
         "--resize",
         type=int,
         metavar="PIXELS",
-        help="make images smaller whose shorter side is longer",
+        help="shrink images whose shorter side is longer",
     )
     command.add_argument(
         "--shard-size", type=int, default=10_000, help="samples in a shard (default: 10000)"
@@ -229,21 +271,10 @@ def add_commands(add: Add) -> None:
         "--max-bytes",
         type=int,
         default=1 << 30,
-        help="of a shard, about, before resizing (default: 1 GiB)",
+        help="approximate maximum size of a shard, before resizing (default: 1 GiB)",
     )
     command.add_argument(
-        "--seed", type=int, default=0, help="of the order of the samples (default: 0)"
+        "--seed", type=int, default=0, help="seed of the order of the samples (default: 0)"
     )
-    command.add_argument("--processes", type=int, help="default: one per processor")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
-
-    shards = make_add(
-        add("shards", "Look after packed shards.", "swag-models recipe shards verify shards/")
-    )
-    command = shards("verify", verify, "swag-models recipe shards verify shards/")
-    command.add_argument("folder", help="folder with manifest.json")
-
-    train.add_commands(add)
-    evaluate.add_commands(add)
-    zeroshot.add_commands(add)
-    associations.add_commands(add)
+    command.add_argument("--processes", type=int, help="number of processes (default: one per CPU)")
+    add_quiet_option(command)

@@ -1,27 +1,33 @@
-"""Subcommands that measure models: their classes, their features, and several of them side by side."""
+"""Subcommands that measure models: evaluate, associations, report; the options of measurements."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from swag_models.cli.common import (
     FAILED,
     OK,
-    Add,
-    add_measuring_options,
-    open_measured,
-    read_running,
-    refuse_ranks,
-    report_skipped,
+    AddCommand,
+    add_json_option,
+    add_quiet_option,
+    print_message,
 )
 from swag_models.errors import ConfigError
 
+if TYPE_CHECKING:
+    from swag_models.recipe.evaluation.models import EvaluatedModel
+
+MODEL_HELP = "name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]"
+
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Accuracy and calibration of a model on pictures with labels; torchrun splits the work."""
+    """Measure accuracy and calibration on labelled images; torchrun splits the work."""
     from swag_models.recipe.evaluation.accuracy.evaluate import (
         evaluate,
         tabulate_evaluations,
@@ -29,201 +35,308 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     from swag_models.recipe.training.distributed import init_distributed
 
+    output = Path(options.output) if options.output else None
     with init_distributed() as dist:
-        candidate, reading = open_measured(options)
-        output = Path(options.output) if options.output else None
-        asked = {"only_present": options.only_present, "output": output}
-        found = evaluate(candidate, options.data, options.benchmark, dist=dist, **asked, **reading)
+        model, loading = open_model(options)
+        evaluation = evaluate(
+            model,
+            options.data,
+            options.benchmark,
+            dist=dist,
+            only_present=options.only_present,
+            output=output,
+            **loading,
+        )
         if output:
-            dist.run_on_main(lambda: write_evaluation(found, output))
+            dist.run_on_main(lambda: write_evaluation(evaluation, output))
         if dist.is_main:
-            report_skipped(found.skipped)
-            print(
-                json.dumps(found.summarise(), indent=2)
-                if options.json
-                else tabulate_evaluations([found]).rstrip()
-            )
-    return FAILED if found.skipped else OK
+            report_skipped(evaluation.skipped)
+            if options.json:
+                print(json.dumps(evaluation.summarise(), indent=2))
+            else:
+                print(tabulate_evaluations([evaluation]).rstrip())
+    return FAILED if evaluation.skipped else OK
 
 
-def probe(options: argparse.Namespace) -> int:
-    """Measure the features of a frozen model: nearest neighbours, and linear classifiers with few labels and with all."""
-    from swag_models.recipe.evaluation.probes.probe import format_probes, probe, write_probes
-
-    refuse_ranks()
-    candidate, reading = open_measured(options)
-    probes = probe(
-        candidate,
-        options.train,
-        options.test,
-        methods=options.methods.split(","),
-        shots=[_read_shots(text) for text in options.shots.split(",")],
-        splits=options.splits,
-        cache=options.cache,
-        features=options.features,
-        output=options.output,
-        init=options.model,
-        settings=options.set,
-        **reading,
+def associations(options: argparse.Namespace) -> int:
+    """Compare the labels and nearest neighbours that a model gives the images of groups."""
+    from swag_models.recipe.evaluation.bias.associations import (
+        AssociationConfig,
+        measure_associations,
     )
-    if options.output:
-        write_probes(probes, options.output)
-    print(
-        json.dumps([each.to_dict() for each in probes], indent=2)
-        if options.json
-        else format_probes(probes)
+    from swag_models.recipe.evaluation.bias.dataset import open_grouped_images
+    from swag_models.recipe.evaluation.bias.report import (
+        create_output_folder,
+        format_disparities,
+        write_associations,
     )
-    return OK
+
+    check_single_process()
+    config = AssociationConfig(
+        top_k=options.top_k,
+        threshold=options.threshold,
+        min_group=options.min_group,
+        permutations=options.permutations,
+        neighbours=options.neighbours,
+        seed=options.seed,
+    )
+    output = Path(options.output)
+    images = open_grouped_images(options.groups, options.group_column, options.path_column)
+    model, loading = open_model(options)
+    create_output_folder(output)  # before the work, so that an error costs no time
+    result = measure_associations(model, images, config, **loading)
+    write_associations(result, output)
+    if result.unreadable:
+        print_message(f"{result.unreadable:,} images could not be read")
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=2), end="")
+    else:
+        print(format_disparities(result), end="")
+    return FAILED if result.unreadable else OK
 
 
 def report(options: argparse.Namespace) -> int:
-    """Measure models on benchmarks, and by probes, and show them side by side; what is measured already is not done again."""
+    """Compare models on benchmarks and by probes; results in the folder are not measured again."""
     from swag_models.recipe.evaluation.report.collect import collect_report
 
     today = date.today()
-    running, reading = read_running(options)
+    running, loading = get_measuring_options(options)
     page = collect_report(
         options.models,
-        [_read_benchmark(text) for text in options.benchmarks],
+        [_parse_benchmark(text) for text in options.benchmarks],
         options.output,
         date=f"{today.day} {today:%B %Y}",
         train=options.train,
         test=options.test,
-        shots=[_read_shots(text) for text in options.shots.split(",")],
+        shots=[parse_shots(text) for text in options.shots.split(",")],
         **running,
-        **reading,
+        **loading,
     )
     print(page)
     return OK
 
 
-def add_commands(add: Add) -> None:
-    """Declare the subcommands of this module, under `swag-models recipe`."""
-    command = add(
-        "evaluate",
-        evaluate,
-        "swag-models recipe evaluate vit_b16_in1k --data imagenet/ --benchmark imagenet-real",
+def add_commands(add: AddCommand) -> None:
+    """Declare the subcommands of this module and their options, under `swag-models recipe`."""
+    _add_evaluate_options(
+        add(
+            "evaluate",
+            evaluate,
+            "swag-models recipe evaluate vit_b16_in1k --data imagenet/ --benchmark imagenet-real",
+        )
     )
-    command.add_argument(
-        "model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]"
+    _add_associations_options(
+        add(
+            "associations",
+            associations,
+            "swag-models recipe associations vit_b16_in1k --groups posts.jsonl "
+            "--group-column country -o associations/",
+        )
     )
-    command.add_argument(
-        "--data",
-        required=True,
-        help="the benchmark's folder, or a sub-folder of pictures for each class",
+    _add_report_options(
+        add(
+            "report",
+            report,
+            "swag-models recipe report vit_nano_hashtags --benchmarks folder=scenes/held_out "
+            "-o report/",
+        )
     )
-    command.add_argument(
-        "--benchmark",
-        default="folder",
-        help="imagenet, imagenet-v2, imagenet-real, imagenet-a, imagenet-r, sketch, objectnet or folder (default)",
-    )
-    command.add_argument(
-        "-o",
-        "--output",
-        metavar="FOLDER",
-        help="folder for .json, .md, and .parquet with every picture",
-    )
-    command.add_argument(
-        "--only-present", action="store_true", help="only the classes of the pictures compete"
-    )
-    command.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="in place of the model's own"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
-    add_measuring_options(command)
-
-    command = add(
-        "probe",
-        probe,
-        "swag-models recipe probe vit_b16 --train pets/train --test pets/test --shots 1,5,all",
-    )
-    command.add_argument(
-        "model", help="name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIGHTS]"
-    )
-    data = "packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on disk"
-    command.add_argument("--train", required=True, metavar="DATA", help=data)
-    command.add_argument(
-        "--test", required=True, metavar="DATA", help="the like, with the same classes"
-    )
-    command.add_argument(
-        "--methods", default="knn,logistic", help="of knn, logistic and sgd (default: knn,logistic)"
-    )
-    command.add_argument(
-        "--shots",
-        default="1,2,5,10,1%,10%,all",
-        help="labels of each class for logistic, or shares, or all (default: 1,2,5,10,1%%,10%%,all)",
-    )
-    command.add_argument(
-        "--splits", type=int, default=5, help="choices of so few labels (default: 5)"
-    )
-    command.add_argument(
-        "--cache", metavar="FOLDER", help="for features (default: in the cache of downloads)"
-    )
-    command.add_argument(
-        "--features",
-        choices=("float16", "float32"),
-        default="float16",
-        help="as kept (default: float16)",
-    )
-    command.add_argument(
-        "-o", "--output", metavar="FOLDER", help="for probes.json, probes.md and the run of sgd"
-    )
-    command.add_argument(
-        "--set",
-        metavar="FIELD=VALUE",
-        action="append",
-        default=[],
-        help="for sgd, in place of the preset's; may be given again",
-    )
-    command.add_argument("--json", action="store_true", help="print JSON")
-    add_measuring_options(command)
-
-    command = add(
-        "report",
-        report,
-        "swag-models recipe report vit_nano_hashtags --benchmarks folder=scenes/held_out -o report/",
-    )
-    command.add_argument("models", nargs="+", metavar="MODEL", help="as evaluate takes them")
-    command.add_argument(
-        "--benchmarks",
-        nargs="+",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="what to measure on, for example imagenet-v2=data/v2",
-    )
-    command.add_argument(
-        "--train", metavar="FOLDER", help="labelled pictures for probes to learn from"
-    )
-    command.add_argument("--test", metavar="FOLDER", help="the like, to test probes on")
-    command.add_argument(
-        "--shots",
-        default="1,5,10,all",
-        help="labels of each class, shares or all (default: 1,5,10,all)",
-    )
-    command.add_argument("-o", "--output", required=True, help="folder of the report")
-    add_measuring_options(command)
 
 
-def _read_benchmark(text: str) -> tuple[str, str]:
-    name, sign, folder = text.partition("=")
-    if not (name and sign and folder):
+def add_measuring_options(command: argparse.ArgumentParser) -> None:
+    """Declare the options that `get_measuring_options` reads."""
+    command.add_argument(
+        "--device", help="default: a GPU if there is one, with torchrun one for each process"
+    )
+    command.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
+    command.add_argument(
+        "--batch-size", type=int, default=64, help="images per forward pass (default: 64)"
+    )
+    command.add_argument(
+        "--workers",
+        type=int,
+        help="processes that read images (default: on a GPU one per CPU, else 0)",
+    )
+    add_quiet_option(command)
+
+
+def get_measuring_options(
+    options: argparse.Namespace,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the options that `add_measuring_options` declares.
+
+    Returns:
+        (device and dtype of the model; batch_size, workers and progress of loading images).
+    """
+    import torch
+
+    from swag_models.runtime import count_cpus
+
+    device, workers = options.device or "cuda", options.workers
+    if device == "cuda" and (options.device or torch.cuda.is_available()):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    elif device == "cuda":
+        device = "cpu"
+    if workers is None:
+        num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        # without a GPU, the model itself needs all CPUs
+        workers = 0 if device == "cpu" else max(1, count_cpus() // num_processes)
+    loading = {"batch_size": options.batch_size, "workers": workers, "progress": not options.quiet}
+    return {"device": device, "dtype": options.dtype}, loading
+
+
+def open_model(options: argparse.Namespace) -> tuple[EvaluatedModel, dict[str, Any]]:
+    """Open the model to measure, and read the options of loading images."""
+    from swag_models.recipe.evaluation.models import open_evaluated_model
+
+    running, loading = get_measuring_options(options)
+    image_size = getattr(options, "image_size", None)  # not every command has it
+    return open_evaluated_model(options.model, **running, image_size=image_size), loading
+
+
+def check_single_process() -> None:
+    """Raise a ConfigError under torchrun, for a command that does not split its work."""
+    if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ConfigError(
-            f"--benchmarks has {text!r}; allowed: NAME=FOLDER, for example folder={text or 'pictures'}"
+            f"this command runs in one process, not in {count}; start it without torchrun"
         )
-    return name, folder
 
 
-def _read_shots(text: str) -> int | float | None:
-    """A number of labels, a share such as 10%, or all."""
+def report_skipped(skipped: Mapping[str, int]) -> int:
+    """Print why images could not be read, and how many for each reason; returns the exit code."""
+    for reason, count in skipped.items():
+        print_message(f"skipped: {reason}" + (f" ({count:,} times)" if count > 1 else ""))
+    return FAILED if skipped else OK
+
+
+def parse_shots(text: str) -> int | float | None:
+    """Parse a number of training images per class: "5", a share such as "10%", or "all" (None).
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    is_share = text.endswith("%")
     try:
-        shots = (
-            None if text == "all" else float(text[:-1]) / 100 if text.endswith("%") else int(text)
-        )
+        shots = None if text == "all" else float(text[:-1]) / 100 if is_share else int(text)
     except ValueError:
-        shots = 0
-    if shots is not None and not (0 < shots < 1 if text.endswith("%") else shots >= 1):
+        shots = 0  # rejected below
+    if shots is not None and not (0 < shots < 1 if is_share else shots >= 1):
         raise ConfigError(
             f"invalid --shots {text!r}: allowed images of each class such as 5, shares below 100% "
             "such as 10%, and all"
         )
     return shots
+
+
+def _parse_benchmark(text: str) -> tuple[str, str]:
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
+        example = f"folder={text or 'images'}"
+        raise ConfigError(
+            f"invalid --benchmarks {text!r}: allowed NAME=FOLDER, for example {example}"
+        )
+    return name, folder
+
+
+def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help=MODEL_HELP)
+    command.add_argument(
+        "--data",
+        required=True,
+        help="folder of the benchmark, or with a sub-folder of images for each class",
+    )
+    command.add_argument(
+        "--benchmark",
+        default="folder",
+        help="imagenet, imagenet-v2, imagenet-real, imagenet-a, imagenet-r, sketch, objectnet or "
+        "folder (default)",
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="folder for the results: .json, .md, and .parquet with a row for each image",
+    )
+    command.add_argument(
+        "--only-present",
+        action="store_true",
+        help="predict only classes that occur in the data",
+    )
+    command.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="default: the model's own"
+    )
+    add_json_option(command)
+    add_measuring_options(command)
+
+
+def _add_associations_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help=MODEL_HELP)
+    command.add_argument(
+        "--groups",
+        required=True,
+        metavar="TABLE",
+        help=".csv, .jsonl or .parquet with a row for each image",
+    )
+    command.add_argument(
+        "--group-column", required=True, metavar="COLUMN", help="column with the group of an image"
+    )
+    command.add_argument(
+        "--path-column",
+        default="path",
+        metavar="COLUMN",
+        help="column with the path of an image, relative to the table (default: path)",
+    )
+    command.add_argument(
+        "-o", "--output", required=True, metavar="FOLDER", help="folder for .md, .json and plots"
+    )
+    number: dict[str, Any] = {"type": int, "metavar": "COUNT"}
+    command.add_argument(
+        "--top-k", default=5, **number, help="maximum number of labels per image (default: 5)"
+    )
+    command.add_argument(
+        "--threshold",
+        type=float,
+        default=0.1,
+        help="minimum probability of a label (default: 0.1)",
+    )
+    command.add_argument(
+        "--min-group",
+        default=30,
+        **number,
+        help="minimum number of images in a group (default: 30)",
+    )
+    command.add_argument(
+        "--permutations", default=2000, **number, help="permutations for p-values (default: 2000)"
+    )
+    command.add_argument(
+        "--neighbours", default=10, **number, help="neighbours per image; 0 for none (default: 10)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of permutations and resampling (default: 0)"
+    )
+    add_json_option(command)
+    add_measuring_options(command)
+
+
+def _add_report_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
+    command.add_argument(
+        "--benchmarks",
+        nargs="+",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="benchmarks and their data, for example imagenet-v2=data/v2",
+    )
+    command.add_argument(
+        "--train", metavar="FOLDER", help="labelled images on which probes are trained"
+    )
+    command.add_argument(
+        "--test", metavar="FOLDER", help="labelled images on which probes are tested"
+    )
+    command.add_argument(
+        "--shots",
+        default="1,5,10,all",
+        help="training images of each class: numbers, shares or all (default: 1,5,10,all)",
+    )
+    command.add_argument("-o", "--output", required=True, help="folder of the report")
+    add_measuring_options(command)

@@ -1,4 +1,4 @@
-"""Subcommands about the catalog and its weight files."""
+"""Subcommands about the catalog and its weight files: list, info, fetch, verify, convert."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import json
 from typing import Any
 
 from swag_models.api import FILTERS, SPECS, get_spec, list_models
-from swag_models.cli.common import FAILED, OK, Add, match_all, say
+from swag_models.cli.common import (
+    FAILED,
+    OK,
+    AddCommand,
+    add_json_option,
+    add_quiet_option,
+    match_specs,
+    print_message,
+)
 from swag_models.spec import ModelSpec
 
 
 def list_(options: argparse.Namespace) -> int:
-    """Models of the catalog, one a line."""
+    """List the models of the catalog, one per line."""
     filters = {
         name: getattr(options, name) for name in FILTERS if getattr(options, name) is not None
     }
-    matching = match_all(options.pattern or ["*"])
+    matching = match_specs(options.pattern or ["*"])
     specs = [SPECS[name] for name in list_models("*", **filters) if SPECS[name] in matching]
     if options.json:
         print(json.dumps([spec.to_dict() for spec in specs], indent=2))
@@ -25,8 +33,8 @@ def list_(options: argparse.Namespace) -> int:
     rows += [
         (
             spec.name,
-            _millions(spec.num_params),
-            _pixels(spec),
+            f"{spec.num_params / 1e6:.1f}M",
+            _format_size(spec),
             f"{spec.gmacs:.2f}",
             str(spec.num_classes or "-"),
             f"{spec.metrics.top1:.2f}" if spec.metrics else "-",
@@ -35,58 +43,48 @@ def list_(options: argparse.Namespace) -> int:
         for spec in specs
     ]
     widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1])]
-        print("  ".join([row[0].ljust(widths[0]), *cells, row[-1]]))
+    for name, *numbers, license in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:])]
+        print("  ".join([name.ljust(widths[0]), *cells, license]))
     return OK
 
 
 def info(options: argparse.Namespace) -> int:
-    """All that is known of one model."""
+    """Show everything that is known about one model."""
     spec = get_spec(options.name)
     if options.json:
         print(spec.to_json())
         return OK
     from swag_models.hub.fetch import find_weights
 
-    metrics = spec.metrics
-    accuracy = "-"
-    if metrics:
-        top5 = "" if metrics.top5 is None else f", top-5 {metrics.top5}%"
-        accuracy = f"top-1 {metrics.top1}%{top5} on {metrics.dataset}"
-    where = find_weights(spec)
     rows = {
         "name": spec.name,
         "architecture": f"{spec.arch}: {spec.config}",
         "weights": spec.description,
         "parameters": f"{spec.num_params:,} ({spec.size_mib:,.1f} MiB)",
-        "image size": f"{_pixels(spec)}, {spec.preprocess.interpolation}",
+        "image size": f"{_format_size(spec)}, {spec.preprocess.interpolation}",
         "normalisation": f"mean {spec.preprocess.mean}, std {spec.preprocess.std}",
         "compute": f"{spec.gmacs} GMACs per image",
-        "classes": "none (features)"
-        if spec.num_classes is None
-        else f"{spec.num_classes} ({_classes(spec)})",
-        "accuracy": accuracy,
+        "classes": _format_classes(spec),
+        "accuracy": _format_accuracy(spec),
         "license": f"{spec.license}, {spec.license_url}".removesuffix(", "),
-        "on this machine": str(where or "no"),
+        "on this machine": str(find_weights(spec) or "no"),
     }
     for name, value in rows.items():
         print(f"{name:<16} {value}")
     for source in spec.sources:
-        published = (
-            f"SHA-256 {source.sha256}" + ("..." if len(source.sha256) < 64 else "")
-            if source.sha256
-            else "no published hash"
-        )
-        print(f"{'source':<16} {source.url} ({source.layout} layout, {published})")
+        digest = "no published hash"
+        if source.sha256:  # some publishers give only the first digits
+            digest = f"SHA-256 {source.sha256}{'...' if len(source.sha256) < 64 else ''}"
+        print(f"{'source':<16} {source.url} ({source.layout} layout, {digest})")
     return OK
 
 
 def fetch(options: argparse.Namespace) -> int:
-    """Download and verify weights; print each file's path."""
+    """Download and verify weights, and print the path of each file."""
     from swag_models.hub.fetch import fetch_weights
 
-    for spec in match_all(options.name):
+    for spec in match_specs(options.name):
         print(f"{spec.name}\t{fetch_weights(spec, progress=not options.quiet)}", flush=True)
     return OK
 
@@ -96,24 +94,28 @@ def verify(options: argparse.Namespace) -> int:
     from swag_models.hub.fetch import verify_weights
 
     failed = False
-    for spec in match_all(options.name or ["*"]):
+    for spec in match_specs(options.name or ["*"]):
         name, checks = spec.name, verify_weights(spec)
+        # without names, models that were never downloaded are no failure
         if options.name and not checks:
-            say(f"{name}: no weights on this machine; get them with: swag-models fetch {name}")
+            print_message(
+                f"{name}: no weights on this machine; download them with: swag-models fetch {name}"
+            )
             failed = True
         for check in checks:
-            print(
-                f"{'ok' if check.ok else 'FAILED'}\t{name}\t{check.sha256}\t{check.path}",
-                flush=True,
-            )
+            status = "ok" if check.ok else "FAILED"
+            print(f"{status}\t{name}\t{check.sha256}\t{check.path}", flush=True)
             if not check.ok:
-                say(f"{check.path} is not what was verified before; delete it and get {name} anew")
+                print_message(
+                    f"{check.path} has changed since it was verified; delete it and download "
+                    f"{name} again"
+                )
                 failed = True
     return FAILED if failed else OK
 
 
 def convert(options: argparse.Namespace) -> int:
-    """Rewrite a checkpoint in another layout or file format."""
+    """Convert a checkpoint to another layout or file format."""
     from swag_models.checkpoint import convert_checkpoint
 
     convert_checkpoint(options.source, options.target, options.to)
@@ -121,30 +123,29 @@ def convert(options: argparse.Namespace) -> int:
     return OK
 
 
-def add_commands(add: Add) -> None:
-    """Declare the subcommands of this module."""
+def add_commands(add: AddCommand) -> None:
+    """Declare the subcommands of this module and their options."""
     command = add("list", list_, "swag-models list 'vit*' --variant in1k")
     command.add_argument("pattern", nargs="*", help="names or shell patterns (default: all)")
     for name in FILTERS:
         kind: Any = int if name in ("image_size", "num_classes") else str
-        allowed = sorted({getattr(spec, name) for spec in SPECS.values()} - {None})
-        flag = f"--{name.replace('_', '-')}"
+        choices = sorted({getattr(spec, name) for spec in SPECS.values()} - {None})
         command.add_argument(
-            flag,
+            f"--{name.replace('_', '-')}",
             type=kind,
-            choices=allowed,
+            choices=choices,
             metavar=name.upper(),
-            help=", ".join(map(str, allowed)),
+            help=", ".join(map(str, choices)),
         )
-    command.add_argument("--json", action="store_true", help="print the full specs as JSON")
+    add_json_option(command, "print the full specs as JSON")
 
     command = add("info", info, "swag-models info vit_b16_in1k")
     command.add_argument("name", help="model, folder, or hf-hub:org/repo[@revision]")
-    command.add_argument("--json", action="store_true", help="print the full spec as JSON")
+    add_json_option(command, "print the full spec as JSON")
 
     command = add("fetch", fetch, "swag-models fetch vit_b16 'regnety_16gf*'")
     command.add_argument("name", nargs="+", help="models or shell patterns")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_option(command)
 
     command = add("verify", verify, "swag-models verify")
     command.add_argument(
@@ -155,23 +156,26 @@ def add_commands(add: Add) -> None:
         "convert", convert, "swag-models convert vit_b16.torch vit_b16.safetensors --to timm"
     )
     command.add_argument("source", help="checkpoint in any of the layouts")
-    command.add_argument("target", help="file to write: .safetensors, or .pth .pt .torch .bin")
+    command.add_argument("target", help="file to write: .safetensors, .pth, .pt, .torch or .bin")
     command.add_argument(
-        "--to", required=True, choices=("swag", "torchvision", "timm"), help="layout"
+        "--to", required=True, choices=("swag", "torchvision", "timm"), help="layout to write"
     )
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.1f}M"
-
-
-def _pixels(spec: ModelSpec) -> str:
+def _format_size(spec: ModelSpec) -> str:
     return "x".join(map(str, spec.preprocess.size))
 
 
-def _classes(spec: ModelSpec) -> str:
-    return (
-        spec.classes
-        if isinstance(spec.classes, str)
-        else ", ".join(spec.classes or ("without names",))
-    )
+def _format_classes(spec: ModelSpec) -> str:
+    if spec.num_classes is None:
+        return "none (features)"
+    if isinstance(spec.classes, str):  # the name of a vocabulary
+        return f"{spec.num_classes} ({spec.classes})"
+    return f"{spec.num_classes} ({', '.join(spec.classes or ('without names',))})"
+
+
+def _format_accuracy(spec: ModelSpec) -> str:
+    if not spec.metrics:
+        return "-"
+    top5 = "" if spec.metrics.top5 is None else f", top-5 {spec.metrics.top5}%"
+    return f"top-1 {spec.metrics.top1}%{top5} on {spec.metrics.dataset}"

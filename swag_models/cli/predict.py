@@ -1,140 +1,192 @@
-"""Subcommands that put a model to work on pictures."""
+"""Subcommands that run models on images: classify, embed, merge, app."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import signal
+import webbrowser
 from dataclasses import asdict
 from typing import Any
 
-from swag_models.cli.common import FAILED, OK, Add, say
+from swag_models.cli.common import (
+    FAILED,
+    OK,
+    AddCommand,
+    add_json_option,
+    add_quiet_option,
+    print_message,
+)
 from swag_models.errors import ConfigError
 
 
 def classify(options: argparse.Namespace) -> int:
-    """Most probable classes of pictures."""
+    """Print the most probable classes of images."""
     from swag_models.inference.image_sources import find_images
     from swag_models.inference.predict import Classifier
 
-    pictures = find_images(options.image)
-    classifier = Classifier(options.model, **_engine_options(options))
-    failed = 0
-    for name, predictions, reason in classifier.stream(pictures, options.top_k):
+    images = find_images(options.image)
+    classifier = Classifier(options.model, **_get_pipeline_options(options))
+    num_skipped = 0
+    for name, predictions, reason in classifier.stream(images, options.top_k):
         if reason:
-            say(f"skipped: {reason}")
-            failed += 1
+            print_message(f"skipped: {reason}")
+            num_skipped += 1
         elif options.json:
-            print(
-                json.dumps({"image": name, "predictions": [asdict(each) for each in predictions]}),
-                flush=True,
-            )
+            row = {"image": name, "predictions": [asdict(p) for p in predictions]}
+            print(json.dumps(row), flush=True)
         else:
             print(name)
-            for each in predictions:
-                print(f"  {each.probability:7.2%}  {each.label}", flush=True)
-    if failed:
-        say(f"{failed} of {len(pictures)} images could not be read")
-    return FAILED if failed else OK
+            for prediction in predictions:
+                print(f"  {prediction.probability:7.2%}  {prediction.label}", flush=True)
+    if num_skipped:
+        print_message(f"{num_skipped} of {len(images)} images could not be read")
+    return FAILED if num_skipped else OK
 
 
 def embed(options: argparse.Namespace) -> int:
-    """Features of pictures, in one file; run again after a kill, it goes on; torchrun splits the work."""
+    """Write the features of images to a file; resumable, and torchrun splits the work."""
     from swag_models.inference.embed import write_embeddings
     from swag_models.inference.embeddings_file import check_embeddings_path
     from swag_models.inference.image_sources import find_images
     from swag_models.inference.predict import Embedder
 
+    # cheap checks come before the model is loaded
     output = check_embeddings_path(options.output)
-    pictures = find_images(options.image)
-    rank, world_size = _read_number("RANK", 0), _read_number("WORLD_SIZE", 1)
+    images = find_images(options.image)
+    rank, world_size = _read_environment("RANK", 0), _read_environment("WORLD_SIZE", 1)
     if options.device == "cuda" and world_size > 1:
         options.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    embedder = Embedder(options.model, **_engine_options(options))
-    report = write_embeddings(
-        embedder,
-        pictures,
+    summary = write_embeddings(
+        Embedder(options.model, **_get_pipeline_options(options)),
+        images,
         output,
         rank=rank,
         world_size=world_size,
         progress=not options.quiet and rank == 0,
     )
-    for each in report.skipped:
-        say(f"skipped: {each.reason}")
-    say(
-        f"{report.rows} rows"
-        + (f", {len(report.skipped)} pictures could not be read" if report.skipped else "")
+    for image in summary.skipped:
+        print_message(f"skipped: {image.reason}")
+    num_skipped = len(summary.skipped)
+    print_message(
+        f"{summary.rows} rows"
+        + (f", {num_skipped} images could not be read" if num_skipped else "")
     )
-    print(report.path)
-    return FAILED if report.skipped else OK
+    print(summary.path)
+    return FAILED if num_skipped else OK
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Put the embeddings that several processes wrote into one file."""
+    """Merge the embeddings that several processes wrote into one file."""
     from swag_models.inference.embed import merge_embeddings
 
-    report = merge_embeddings(options.part, options.output)
-    say(f"{report.rows} rows")
-    print(report.path)
+    summary = merge_embeddings(options.part, options.output)
+    print_message(f"{summary.rows} rows")
+    print(summary.path)
     return OK
 
 
-def add_commands(add: Add) -> None:
-    """Declare the subcommands of this module."""
+def app(options: argparse.Namespace) -> int:
+    """Serve a page in the browser to try models on images."""
+    from swag_models.app import serve
+
+    def announce(url: str) -> None:
+        print(url, flush=True)
+        print_message("the page is ready; stop it with Ctrl-C")
+        if options.open:
+            webbrowser.open(url)
+
+    # by default SIGTERM ends Python without cleanup, and the uploads would remain on disk
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    serve(
+        options.model, folder=options.folder, host=options.host, port=options.port, ready=announce
+    )
+    return OK
+
+
+def add_commands(add: AddCommand) -> None:
+    """Declare the subcommands of this module and their options."""
     command = add(
         "classify", classify, "swag-models classify photo.jpg --model vit_b16_in1k --top-k 3"
     )
-    _add_engine_options(command)
+    _add_pipeline_options(command)
     command.add_argument("--top-k", type=int, default=5, help="classes per image (default: 5)")
-    command.add_argument(
-        "--json", action="store_true", help="print one JSON object per image and line"
-    )
+    add_json_option(command, "print one JSON object per image and line")
 
     command = add("embed", embed, "swag-models embed photos/ --model vit_b16 -o photos.parquet")
-    _add_engine_options(command)
+    _add_pipeline_options(command)
     command.add_argument("-o", "--output", required=True, help="file to write: .parquet or .npy")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet_option(command)
 
     command = add("merge", merge, "swag-models merge photos-0*-of-00002.parquet -o photos.parquet")
-    command.add_argument("part", nargs="+", help="the files that the processes wrote")
-    command.add_argument("-o", "--output", required=True, help="file to write")
+    command.add_argument("part", nargs="+", help="files that the processes wrote")
+    command.add_argument("-o", "--output", required=True, help="file to write: .parquet or .npy")
+
+    _add_app_options(add("app", app, "swag-models app --folder ~/Pictures --open"))
 
 
-def _add_engine_options(command: argparse.ArgumentParser) -> None:
+def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
+    """Declare the images, the model, and the options that `_get_pipeline_options` reads."""
     command.add_argument("image", nargs="+", help="files, folders, tar shards or shell patterns")
     command.add_argument("--model", required=True, help="name, folder or hf-hub:org/repo")
     command.add_argument("--image-size", type=int, help="pixels (default: the model's)")
     command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
     command.add_argument(
-        "--dtype", help="float32, bfloat16 or float16 (default: float32, or with --fast the best)"
+        "--dtype",
+        help="float32, bfloat16 or float16 (default: float32, with --fast the fastest safe one)",
     )
     command.add_argument(
-        "--fast", action="store_true", help="the best safe setting for the hardware"
+        "--fast", action="store_true", help="use the fastest safe setting for the hardware"
     )
     command.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="torch.compile (default: if --fast and it repays)",
+        help="use torch.compile (default: with --fast, if it saves time)",
     )
     command.add_argument(
-        "--batch-size", type=int, help="pictures in one forward pass (default: 32, on a GPU 256)"
+        "--batch-size", type=int, help="images per forward pass (default: 32, on a GPU 256)"
     )
     command.add_argument(
-        "--workers", type=int, help="threads that read pictures (default: one per processor)"
+        "--workers", type=int, help="threads that read images (default: one per CPU)"
     )
 
 
-def _read_number(name: str, default: int) -> int:
+def _get_pipeline_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `InferencePipeline`."""
+    names = ("image_size", "device", "dtype", "fast", "compile", "batch_size", "workers")
+    return {name: getattr(options, name) for name in names}
+
+
+def _add_app_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        default="vit_nano_hashtags",
+        help="model to start with: name, folder or hf-hub:org/repo (default: vit_nano_hashtags)",
+    )
+    command.add_argument(
+        "--folder", default="", help="folder of yours in which similar images are searched"
+    )
+    command.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine only)",
+    )
+    command.add_argument(
+        "--port",
+        type=int,
+        default=7860,
+        help="port to listen on, 0 for any free one (default: 7860)",
+    )
+    command.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
+def _read_environment(name: str, default: int) -> int:
     """A number that torchrun sets in the environment."""
     text = os.environ.get(name, default)
     try:
         return int(text)
     except ValueError:
         raise ConfigError(
-            f"{name} is {text!r} in the environment; give a whole number as torchrun does, or unset it"
+            f"{name} is {text!r} in the environment; set an integer as torchrun does, or unset it"
         ) from None
-
-
-def _engine_options(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("image_size", "device", "dtype", "fast", "compile", "batch_size", "workers")
-    return {name: getattr(options, name) for name in names}

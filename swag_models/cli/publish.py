@@ -1,4 +1,4 @@
-"""Subcommands that publish a model."""
+"""Subcommands that write models for others: save, push, export."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from swag_models.api import SPECS, get_spec
-from swag_models.cli.common import OK, Add, say
+from swag_models.cli.common import OK, AddCommand, print_message
 from swag_models.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,21 +18,22 @@ def save(options: argparse.Namespace) -> int:
     """Write a model as a folder: weights, config.json and a model card."""
     from swag_models import publish
 
-    model, facts = _load(options)
+    model, facts = _load_model(options)
     print(publish.save(model, options.folder, **facts))
     return OK
 
 
 def push(options: argparse.Namespace) -> int:
-    """Send a model, or a folder that `save` wrote, to the Hugging Face Hub."""
+    """Upload a model, or a folder that `save` wrote, to the Hugging Face Hub."""
     from swag_models import publish
 
-    folder = options.model not in SPECS and os.path.isdir(options.model)
-    if folder and (options.image_size, options.dtype) != (None, None):
+    is_folder = options.model not in SPECS and os.path.isdir(options.model)
+    if is_folder and (options.image_size, options.dtype) != (None, None):
         raise ConfigError(
-            "--image-size and --dtype do not go with a folder, which is sent as it is; change it with save first"
+            "--image-size and --dtype are not allowed with a folder, which is sent as it is; "
+            "change it with save first"
         )
-    model, facts = (options.model, {}) if folder else _load(options)
+    model, facts = (options.model, {}) if is_folder else _load_model(options)
     upload = publish.push(
         model,
         options.repository,
@@ -44,50 +45,118 @@ def push(options: argparse.Namespace) -> int:
     )
     if not options.dry_run:
         print(upload.url)
-        say(f"load it with: swag_models.load_model({upload.address!r})")
+        print_message(f"load it with: swag_models.load_model({upload.address!r})")
         return OK
-    say(f"dry run, nothing is sent; these files and this card would go to {upload.address}")
+    print_message(
+        f"dry run, nothing is sent; these files and this card would go to {upload.address}"
+    )
     for file, size in upload.files:
         print(f"{file}\t{size}")
     print(f"\n{upload.card}", end="")
     return OK
 
 
-def add_commands(add: Add) -> None:
-    """Declare the subcommands of this module."""
+def export(options: argparse.Namespace) -> int:
+    """Export a model to ONNX (.onnx) or torch.export (.pt2), and compare it with the original."""
+    from swag_models.export import export_model
+
+    weights = {} if options.weights is None else {"weights": options.weights}
+    report = export_model(
+        options.name,
+        options.path,
+        image_size=options.image_size,
+        dtype=options.dtype,
+        opset=options.opset,
+        images=options.calibrate,
+        **weights,
+    )
+    print(report.path)
+    print_message(
+        f"{report.dtype}, {report.size / 2**20:.1f} MiB; differs from eager float32 by at most "
+        f"{report.max_deviation:.2g} standard deviations of the output, "
+        f"{report.mean_deviation:.2g} on average"
+    )
+    if report.agreement is not None:
+        print_message(f"{report.agreement:.2%} of {report.num_images} images keep their answer")
+    return OK
+
+
+def add_commands(add: AddCommand) -> None:
+    """Declare the subcommands of this module and their options."""
     command = add("save", save, "swag-models save vit_b16_in1k my_model --dtype bfloat16")
-    command.add_argument("model", help="name in the catalog, folder, or hf-hub:org/repo[@revision]")
+    command.add_argument("model", help="catalog name, folder, or hf-hub:org/repo[@revision]")
     command.add_argument("folder", help="folder to write")
     _add_changes(command)
+    _add_push_options(add("push", push, "swag-models push my_model org/repo --dry-run"))
+    _add_export_options(
+        add("export", export, "swag-models export vit_b16_in1k vit_b16.onnx --image-size 224")
+    )
 
-    command = add("push", push, "swag-models push my_model org/repo --dry-run")
+
+def _add_push_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "model", help="folder that save wrote, sent as it is, or another model's name"
+        "model", help="folder that save wrote, uploaded as it is, or the name of another model"
     )
-    command.add_argument("repository", help="org/repo, made if there is none")
+    command.add_argument("repository", help="org/repo; created if it does not exist")
     command.add_argument(
-        "--dry-run", action="store_true", help="print what would be sent, and send nothing"
+        "--dry-run", action="store_true", help="print what would be uploaded, and upload nothing"
     )
-    command.add_argument("--private", action="store_true", help="make a new repository private")
     command.add_argument(
-        "--revision", help="branch to send to, made if there is none (default: main)"
+        "--private", action="store_true", help="make the repository private if it is created"
     )
-    command.add_argument("--message", help="of the commit")
+    command.add_argument(
+        "--revision", help="branch to upload to; created if it does not exist (default: main)"
+    )
+    command.add_argument("--message", help="message of the commit")
     _add_changes(command)
+
+
+def _add_export_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", help="name of the model")
+    command.add_argument("path", help="file to write: .onnx or .pt2")
+    command.add_argument(
+        "--image-size", type=_parse_size, metavar="N|HxW", help="pixels (default: the model's)"
+    )
+    command.add_argument(
+        "--dtype",
+        default="float32",
+        help="float32 (default), float16, bfloat16 (.pt2 only), int8 (.onnx only)",
+    )
+    command.add_argument("--weights", metavar="FILE", help="checkpoint to use for the weights")
+    command.add_argument("--opset", type=int, default=18, help="version of ONNX (default: 18)")
+    command.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        help="images whose answers must not change; required for int8",
+    )
 
 
 def _add_changes(command: argparse.ArgumentParser) -> None:
+    """Declare the options that change the model before it is written."""
     command.add_argument("--image-size", type=int, help="pixels (default: the model's)")
     command.add_argument(
-        "--dtype", help="for example bfloat16, for half the size (default: float32)"
+        "--dtype", help="for example bfloat16, which halves the size (default: float32)"
     )
 
 
-def _load(options: argparse.Namespace) -> tuple[ViT | RegNet, dict[str, Any]]:
-    """The model, and what is still true of it: its accuracy only if nothing about it changes."""
+def _load_model(options: argparse.Namespace) -> tuple[ViT | RegNet, dict[str, Any]]:
+    """The model, and the facts about it that are still true.
+
+    Its accuracy was measured with the original size and dtype, so it is dropped if they change.
+    """
     from swag_models.api import load_model
 
     spec = get_spec(options.model)
     model = load_model(spec, image_size=options.image_size, dtype=options.dtype)
     same = options.image_size in (None, spec.image_size) and options.dtype in (None, "float32")
     return model, {"description": spec.description, "metrics": spec.metrics} if same else {}
+
+
+def _parse_size(text: str) -> int | tuple[int, int]:
+    height, separator, width = text.partition("x")
+    try:
+        return (int(height), int(width)) if separator else int(height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; give pixels as N or HxW"
+        ) from None

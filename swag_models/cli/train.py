@@ -1,4 +1,4 @@
-"""Subcommands of the recipe's second half: from training shards to a model."""
+"""Subcommands that train a model from labelled images: show, plan, train."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from swag_models.cli.common import OK, Add, say
+from swag_models.cli.common import (
+    OK,
+    AddCommand,
+    add_json_option,
+    add_quiet_option,
+    print_message,
+)
 from swag_models.errors import PreemptedError
 from swag_models.recipe.config import Run, iterate_fields, override
 from swag_models.recipe.presets import PLANNED, PRESETS, Preset, find_value_source, get_preset
 
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: not done, worth another try
+PREEMPTED = 75  # exit code EX_TEMPFAIL of sysexits.h: a rerun can succeed
+PRESET_HELP = "name of a preset; list them with: swag-models recipe show"
 
 
 def show(options: argparse.Namespace) -> int:
-    """The presets, one a line, or every value of one of them and where it comes from."""
+    """List the presets, or show every value of one preset and its source."""
     if options.preset is None:
         summaries = {preset.name: preset.summary for preset in PRESETS}
         if options.json:
@@ -29,74 +36,76 @@ def show(options: argparse.Namespace) -> int:
     preset = get_preset(options.preset)
     run = override(preset.run, options.set)
     before, values = _list_values(preset, preset.run), _list_values(preset, run)
-    marks = {}
+    sources = {}
     for name, value in values.items():
-        source = (
-            find_value_source(preset, name) if name in before and before[name] == value else None
-        )
-        marks[name] = (source.mark, source.text) if source else ("set here", "")
+        sources[name] = {"mark": "set here", "text": ""}
+        # a part that --set adds, for example ema, has fields that the preset lacks
+        if name in before and before[name] == value:
+            source = find_value_source(preset, name)
+            sources[name] = {"mark": source.mark, "text": source.text}
     if options.json:
-        sources = {name: {"mark": mark, "text": text} for name, (mark, text) in marks.items()}
         planned = {name: values[name] for name in PLANNED}
-        print(
-            json.dumps(
-                {"name": preset.name, "run": run.to_dict(), **planned, "sources": sources}, indent=2
-            )
-        )
+        document = {"name": preset.name, "run": run.to_dict(), **planned, "sources": sources}
+        print(json.dumps(document, indent=2))
     else:
-        _print_columns((name, _write_value(value), *marks[name]) for name, value in values.items())
+        _print_columns(
+            (name, _format_value(value), sources[name]["mark"], sources[name]["text"])
+            for name, value in values.items()
+        )
     return OK
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Steps, operations, days and memory that a run takes, before it is begun."""
+    """Estimate the steps, operations, time and memory of a run before it is started."""
     from swag_models.recipe.training.estimate import plan
 
     preset = get_preset(options.preset)
-    made = plan(
+    samples_per_epoch, num_classes = options.samples_per_epoch, options.classes
+    estimate = plan(
         override(preset.run, options.set),
-        preset.samples_per_epoch
-        if options.samples_per_epoch is None
-        else options.samples_per_epoch,
-        num_classes=preset.num_classes if options.classes is None else options.classes,
+        preset.samples_per_epoch if samples_per_epoch is None else samples_per_epoch,
+        num_classes=preset.num_classes if num_classes is None else num_classes,
         gpus=options.gpus,
         throughput=options.throughput,
         flops=options.flops,
     )
-    memory = asdict(made.memory) | {"total": made.memory.total}
+    memory = asdict(estimate.memory) | {"total": estimate.memory.total}
     if options.json:
-        print(json.dumps(asdict(made) | {"memory": memory}, indent=2))
+        print(json.dumps(asdict(estimate) | {"memory": memory}, indent=2))
         return OK
-    frozen = "; the rest is frozen" if made.trained < made.parameters else ""
+    frozen = "; the rest is frozen" if estimate.trained < estimate.parameters else ""
+    plural = "s" * (estimate.gpus > 1)
     rows = {
-        "steps": f"{made.steps:,}",
-        "samples": f"{made.samples:,}",
-        "parameters": f"{made.parameters:,}, {made.trained:,} of them trained{frozen}",
-        "operations": f"{made.flops:.3g} a sample ({made.passes}x the forward pass), {made.flops * made.samples:.3g} in all",
-        "throughput": f"{made.throughput:,.1f} images/s on each GPU; {made.basis}",
-        "time": f"{_write_time(made.days)} on {made.gpus:,} GPU{'s' * (made.gpus > 1)}",
-        "memory": f"{_write_bytes(made.memory.total)} on each GPU, estimated by formula",
+        "steps": f"{estimate.steps:,}",
+        "samples": f"{estimate.samples:,}",
+        "parameters": f"{estimate.parameters:,}, {estimate.trained:,} of them trained{frozen}",
+        "operations": f"{estimate.flops:.3g} a sample ({estimate.passes}x the forward pass), "
+        f"{estimate.flops * estimate.samples:.3g} in all",
+        "throughput": f"{estimate.throughput:,.1f} images/s on each GPU; {estimate.basis}",
+        "time": f"{_format_time(estimate.days)} on {estimate.gpus:,} GPU{plural}",
+        "memory": f"{_format_bytes(memory['total'])} on each GPU, estimated by formula",
     }
     rows |= {
-        f"  {name}": _write_bytes(size)
+        f"  {name}": _format_bytes(size)
         for name, size in memory.items()
         if name not in ("total", "sample")
     }
     rows["  activations"] += (
-        f", {_write_bytes(made.memory.sample)} of each sample; engine.micro_batch takes fewer at once"
+        f", {_format_bytes(memory['sample'])} of each sample; a smaller engine.micro_batch "
+        f"reduces them"
     )
     _print_columns(rows.items())
     return OK
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train a model, or go on training it; under torchrun or a scheduler on many processes."""
+    """Train a model, or resume; torchrun or a scheduler starts several processes."""
     from swag_models.recipe.training.model import PublishInfo
     from swag_models.recipe.training.trainer import train
 
     preset = get_preset(options.preset)
     settings = [*options.set, *([f"init={options.init}"] if options.init else [])]
-    about = PublishInfo(preset.name, options.name, options.description, options.license)
+    publish_info = PublishInfo(preset.name, options.name, options.description, options.license)
     try:
         model = train(
             override(preset.run, settings),
@@ -104,109 +113,124 @@ def train(options: argparse.Namespace) -> int:
             options.output,
             val=options.val,
             progress=not options.quiet,
-            publish_info=about,
+            publish_info=publish_info,
         )
     except PreemptedError as error:
-        say(error)
+        print_message(error)
         return PREEMPTED
     if int(os.environ.get("RANK", 0)) == 0:
         print(model)
     return OK
 
 
-def add_commands(add: Add) -> None:
-    """Declare the subcommands of this module, under `swag-models recipe`."""
+def add_commands(add: AddCommand) -> None:
+    """Declare the subcommands of this module and their options, under `swag-models recipe`."""
     command = add("show", show, "swag-models recipe show vit_b16_in1k --set image_size=224")
-    command.add_argument("preset", nargs="?", help="name of a preset (default: list them)")
-    _add_set(command)
-    command.add_argument("--json", action="store_true", help="print JSON")
-
-    command = add(
-        "plan",
-        plan,
-        "swag-models recipe plan vit_h14_hashtags --gpus 128 --set engine.micro_batch=32",
+    command.add_argument("preset", nargs="?", help="name of a preset (default: list all presets)")
+    _add_set_option(command)
+    add_json_option(command)
+    _add_plan_options(
+        add(
+            "plan",
+            plan,
+            "swag-models recipe plan vit_h14_hashtags --gpus 128 --set engine.micro_batch=32",
+        )
     )
-    command.add_argument("preset", help="name of a preset; see: swag-models recipe show")
-    _add_set(command)
-    command.add_argument("--gpus", type=int, default=8, help="default: 8")
+    _add_train_options(
+        add(
+            "train",
+            train,
+            "swag-models recipe train vit_nano_hashtags --data shards/ -o runs/vit_nano",
+        )
+    )
+
+
+def _add_plan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("preset", help=PRESET_HELP)
+    _add_set_option(command)
+    command.add_argument("--gpus", type=int, default=8, help="number of GPUs (default: 8)")
     command.add_argument(
         "--throughput",
         type=float,
         metavar="RATE",
-        help="images/s on each GPU, if you have measured it",
+        help="measured images/s of each GPU (default: estimated from --flops)",
     )
     command.add_argument(
         "--flops",
         type=float,
-        help="operations a second that a GPU can do at most (default: an H100's)",
+        help="peak floating-point operations per second of a GPU (default: an H100's)",
     )
     command.add_argument(
         "--samples-per-epoch",
         type=int,
         metavar="SAMPLES",
-        help="in an epoch (default: of the preset's own data)",
+        help="samples in an epoch (default: those of the preset's data)",
     )
     command.add_argument(
-        "--classes", type=int, metavar="COUNT", help="default: of the preset's own data"
+        "--classes",
+        type=int,
+        metavar="COUNT",
+        help="number of classes (default: those of the preset's data)",
     )
-    command.add_argument("--json", action="store_true", help="print JSON")
+    add_json_option(command)
 
-    command = add(
-        "train", train, "swag-models recipe train vit_nano_hashtags --data shards/ -o runs/vit_nano"
-    )
-    command.add_argument("preset", help="name of a preset; see: swag-models recipe show")
+
+def _add_train_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("preset", help=PRESET_HELP)
     command.add_argument(
         "--data",
         required=True,
-        help="packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on disk",
+        help="packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on "
+        "disk",
     )
-    command.add_argument("--val", help="the like, to evaluate on")
+    command.add_argument("--val", help="validation data, in any of these forms")
     command.add_argument(
-        "-o", "--output", required=True, help="folder of the run; one that was stopped goes on"
+        "-o", "--output", required=True, help="folder of the run; an interrupted run is resumed"
     )
     command.add_argument(
-        "--init", metavar="MODEL", help="weights to begin with: a name, folder or hf-hub:org/repo"
+        "--init", metavar="MODEL", help="initial weights: a name, folder or hf-hub:org/repo"
     )
-    _add_set(command)
-    command.add_argument("--name", help="of the model, for its card (default: model)")
-    command.add_argument("--description", help="of the model, for its card")
-    command.add_argument("--license", help="of the weights, for example apache-2.0")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_set_option(command)
+    command.add_argument("--name", help="name in the model card (default: model)")
+    command.add_argument("--description", help="description in the model card")
+    command.add_argument("--license", help="license of the weights, for example apache-2.0")
+    add_quiet_option(command)
 
 
-def _add_set(command: argparse.ArgumentParser) -> None:
+def _add_set_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--set",
         metavar="FIELD=VALUE",
         action="append",
         default=[],
-        help="in place of the preset's; may be given again",
+        help="override a preset value (repeatable)",
     )
 
 
 def _list_values(preset: Preset, run: Run) -> dict[str, Any]:
+    """Every field of a run, and the values of the preset that only `plan` uses."""
     return {**dict(iterate_fields(run)), **{name: getattr(preset, name) for name in PLANNED}}
 
 
-def _write_value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """A value as `--set` reads it."""
     if isinstance(value, tuple):
-        return ",".join(map(_write_value, value))
+        return ",".join(map(_format_value, value))
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
-def _write_bytes(size: int) -> str:
+def _format_bytes(size: int) -> str:
     return f"{size / 1e9:,.2f} GB" if size >= 10**8 else f"{size / 1e6:,.2f} MB"
 
 
-def _write_time(days: float) -> str:
+def _format_time(days: float) -> str:
     return f"{days:,.1f} days" if days >= 2 else f"{days * 24:,.2f} hours"
 
 
 def _print_columns(rows: Iterable[Sequence[str]]) -> None:
-    """Rows of words below one another, two spaces apart."""
+    """Print rows with their cells aligned, two spaces apart."""
     table = [tuple(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
     for row in table:

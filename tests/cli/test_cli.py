@@ -186,7 +186,7 @@ def test_fetch_takes_the_next_source_and_verify_finds_a_flipped_byte(
     assert main(["verify", "vit_b16"]) == 1
     shown = capsys.readouterr()
     assert shown.out.startswith("FAILED\tvit_b16\t")
-    assert f"{path} is not what was verified before; delete it" in shown.err
+    assert f"{path} has changed since it was verified; delete it" in shown.err
 
 
 def test_verify_says_when_there_is_nothing_to_verify(
@@ -337,7 +337,7 @@ def test_embed_reports_what_it_skips_each_time(tmp_path: Path, capsys: Capture) 
         assert shown.err.splitlines() == [
             f"swag-models: skipped: {tmp_path}/broken.png is not an image that Pillow can read",
             f"swag-models: skipped: {tmp_path}/gone.png cannot be read: No such file or directory",
-            "swag-models: 10 rows, 2 pictures could not be read",
+            "swag-models: 10 rows, 2 images could not be read",
         ]
 
 

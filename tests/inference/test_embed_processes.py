@@ -100,7 +100,7 @@ def test_work_that_is_killed_again_and_again_loses_and_repeats_nothing(
     assert int(re.findall(r"(\d+)/320 \[", said)[0]) == done
     assert "100%" in said
     assert f"skipped: {pictures[7]}" in said
-    assert "319 rows, 1 pictures could not be read" in said
+    assert "319 rows, 1 images could not be read" in said
     assert output.read_bytes() == whole.read_bytes()
     assert list_names(tmp_path) == ["pictures", "whole.parquet", "x.parquet"]
 
@@ -174,8 +174,10 @@ def test_processes_take_their_part_from_the_environment(
         with monkeypatch.context() as patch:
             patch.setenv(name, "x")
             assert main([*work, str(tmp_path / "x.npy")]) == 2
-            said = f"swag-models: error: {name} is 'x' in the environment; give a whole number as torchrun does, or unset it\n"
-            assert capsys.readouterr().err.endswith(said)
+            assert capsys.readouterr().err.endswith(
+                f"swag-models: error: {name} is 'x' in the environment; "
+                "set an integer as torchrun does, or unset it\n"
+            )
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in (2, 0, 1):
         monkeypatch.setenv("RANK", str(rank))

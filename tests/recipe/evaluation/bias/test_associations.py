@@ -98,7 +98,7 @@ def test_command_writes_report_and_prints_table(
     small, ungrouped = {"mushrooms": motifs.count("mushrooms")}, motifs.count("")
     left_out = {"groups": small, "without_group": ungrouped, "without_path": 1, "unreadable": 2}
     assert values["left_out"] == left_out
-    assert "2 pictures could not be read" in captured.err
+    assert "2 images could not be read" in captured.err
     rows = {(row["label"], row["group"]): row for row in values["disparities"]}
     for cell in (("flower", "flowers"), ("car", "cars")):
         assert rows[cell]["significant"]

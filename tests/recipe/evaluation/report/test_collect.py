@@ -351,7 +351,7 @@ def test_command_prints_the_path_of_the_page(
         ([], "nothing to report; give a model, and --benchmarks NAME=FOLDER"),
         (
             ["--benchmarks", "pictures"],
-            "--benchmarks has 'pictures'; allowed: NAME=FOLDER, for example folder=pictures",
+            "invalid --benchmarks 'pictures': allowed NAME=FOLDER, for example folder=pictures",
         ),
         (["--train", "a"], "--train without --test: give both, or neither"),
         (

@@ -19,8 +19,8 @@ from studies.scenes import write_scenes
 from studies.scenes.gallery import WORDNET
 from studies.scenes.things import BY_NAME, NAMES
 from swag_models.cli import main
-from swag_models.cli.common import make_add
-from swag_models.cli.zeroshot import add_commands
+from swag_models.cli.common import make_adder
+from swag_models.cli.transfer import add_commands
 from swag_models.errors import ConfigError
 from swag_models.publish import save
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
@@ -346,7 +346,7 @@ def test_command_predicts_images_without_labels(
     assert "n01621127 (owl) " in capsys.readouterr().out
     assert main(arguments) == 2
     assert (
-        "owl is no folder with a sub-folder for each class; give one, or say what"
+        "owl has no sub-folder for each class; give --targets"
         in capsys.readouterr().err
     )
     assert main([*arguments, "--targets", "owl", "--ablation"]) == 2
@@ -428,7 +428,7 @@ def test_overflowing_logits_are_rejected(scenes: Path) -> None:
 
 def test_command_accepts_every_mapping() -> None:
     parser = argparse.ArgumentParser()
-    add_commands(make_add(parser))
+    add_commands(make_adder(parser))
     for kind in MAPPINGS:
         assert (
             parser.parse_args(["zeroshot", "m", "--data", "d", "--mapping", kind]).mapping == kind

@@ -1,0 +1,252 @@
+"""Subcommands that measure how a model transfers to other classes: probe, zeroshot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from swag_models.cli.common import OK, AddCommand, add_json_option
+from swag_models.cli.evaluate import (
+    MODEL_HELP,
+    add_measuring_options,
+    check_single_process,
+    open_model,
+    parse_shots,
+    report_skipped,
+)
+from swag_models.errors import ConfigError
+
+
+def probe(options: argparse.Namespace) -> int:
+    """Measure frozen features by nearest neighbours, and by linear classifiers with few labels."""
+    from swag_models.recipe.evaluation.probes.probe import format_probes, probe, write_probes
+
+    check_single_process()
+    model, loading = open_model(options)
+    probes = probe(
+        model,
+        options.train,
+        options.test,
+        methods=options.methods.split(","),
+        shots=[parse_shots(text) for text in options.shots.split(",")],
+        splits=options.splits,
+        cache=options.cache,
+        features=options.features,
+        output=options.output,
+        init=options.model,
+        settings=options.set,
+        **loading,
+    )
+    if options.output:
+        write_probes(probes, options.output)
+    if options.json:
+        print(json.dumps([result.to_dict() for result in probes], indent=2))
+    else:
+        print(format_probes(probes))
+    return OK
+
+
+def zeroshot(options: argparse.Namespace) -> int:
+    """Classify images by hashtags and WordNet, without training or labels."""
+    from swag_models.recipe.evaluation.zero_shot import classifier, report
+    from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
+    from swag_models.recipe.evaluation.zero_shot.targets import parse_targets
+    from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import HashtagMapping
+    from swag_models.recipe.wordnet import WordNet
+
+    check_single_process()
+    wordnet = WordNet.load(options.wordnet)
+    if (classes := options.targets or find_classes(options.data)) is None:
+        raise ConfigError(
+            f"{options.data} has no sub-folder for each class; give --targets, for example "
+            "--targets imagenet-1k"
+        )
+    if options.ablation and not is_labelled(options.data):
+        raise ConfigError(
+            f"--ablation compares accuracies, and {options.data} has no labels; leave it out"
+        )
+    targets = parse_targets(classes, wordnet, senses=options.senses)
+    mapping = HashtagMapping(options.mapping, options.decay, options.threshold, options.best)
+    if options.ablation:
+        configs = classifier.list_zero_shot_configs(mapping)
+    else:
+        configs = [classifier.ZeroShotConfig(options.platt, mapping, options.aggregation)]
+    model, loading = open_model(options)
+    results = classifier.run_ablation(
+        model,
+        options.data,
+        targets,
+        wordnet,
+        configs,
+        unlabelled=options.unlabelled,
+        **loading,
+    )
+    first = results[0]
+    if options.output:
+        report.write_zero_shot(results, Path(options.output))
+    if not first.labelled:  # there is no accuracy, so the predictions are the result
+        as_text, as_json = report.format_predictions, report.format_predictions_jsonl
+        print(as_json(first) if options.json else as_text(first))
+    elif options.json:
+        print(json.dumps([result.to_dict() for result in results], indent=2))
+    else:
+        print(report.format_zero_shot(results))
+    return report_skipped(first.skipped)
+
+
+def add_commands(add: AddCommand) -> None:
+    """Declare the subcommands of this module and their options, under `swag-models recipe`."""
+    _add_probe_options(
+        add(
+            "probe",
+            probe,
+            "swag-models recipe probe vit_b16 --train pets/train --test pets/test --shots 1,5,all",
+        )
+    )
+    command = add(
+        "zeroshot",
+        zeroshot,
+        "swag-models recipe zeroshot vit_nano_hashtags --data held_out/ --wordnet scenes/wordnet",
+    )
+    _add_zeroshot_options(command)
+    _add_mapping_options(command)
+    add_measuring_options(command)
+
+
+def _add_probe_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help=MODEL_HELP)
+    data = "packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on disk"
+    command.add_argument("--train", required=True, metavar="DATA", help=f"training images: {data}")
+    command.add_argument(
+        "--test",
+        required=True,
+        metavar="DATA",
+        help="test images in any of these forms, with the same classes",
+    )
+    command.add_argument(
+        "--methods",
+        default="knn,logistic",
+        help="any of knn, logistic and sgd (default: knn,logistic)",
+    )
+    command.add_argument(
+        "--shots",
+        default="1,2,5,10,1%,10%,all",
+        help="training images of each class for logistic: numbers, shares or all "
+        "(default: 1,2,5,10,1%%,10%%,all)",
+    )
+    command.add_argument(
+        "--splits",
+        type=int,
+        default=5,
+        help="random choices of the training images for each number of shots (default: 5)",
+    )
+    command.add_argument(
+        "--cache", metavar="FOLDER", help="cache of features (default: in the download cache)"
+    )
+    command.add_argument(
+        "--features",
+        choices=("float16", "float32"),
+        default="float16",
+        help="dtype of cached features (default: float16)",
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="folder for probes.json, probes.md and the training run of sgd",
+    )
+    command.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="for sgd: override a preset value (repeatable)",
+    )
+    add_json_option(command)
+    add_measuring_options(command)
+
+
+def _add_zeroshot_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model",
+        help="name, folder or hf-hub:org/repo of a model whose classes are hashtags with WordNet "
+        "ids",
+    )
+    command.add_argument(
+        "--data",
+        required=True,
+        help="labelled: shards, a dataset, or a sub-folder per target; or images to classify",
+    )
+    command.add_argument(
+        "--targets",
+        help="classes to choose from: imagenet-1k, a file, or words,with,commas "
+        "(default: the classes of the data)",
+    )
+    command.add_argument(
+        "--senses",
+        choices=("first", "all"),
+        default="first",
+        help="senses of targets that are words (default: first, the most common one)",
+    )
+    command.add_argument(
+        "--wordnet",
+        metavar="FOLDER",
+        help="database files of WordNet 3.0 (default: their usual folders)",
+    )
+    command.add_argument(
+        "--unlabelled",
+        metavar="FOLDER",
+        help="images for Platt scaling (default: those of --data)",
+    )
+    command.add_argument(
+        "--ablation",
+        action="store_true",
+        help="compare every mapping and aggregation, with and without Platt scaling",
+    )
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="FOLDER",
+        help="folder for zeroshot.json, zeroshot.md and predictions.jsonl",
+    )
+    add_json_option(command)
+
+
+def _add_mapping_options(command: argparse.ArgumentParser) -> None:
+    """Declare how hashtags are mapped to targets, and their probabilities summed up."""
+    command.add_argument(
+        "--mapping",
+        choices=("same", "hyponyms", "hypernyms", "related", "path", "wup"),
+        default="related",
+        help="how hashtags are mapped to targets (default: related)",
+    )
+    command.add_argument(
+        "--decay",
+        type=float,
+        default=0.5,
+        help="factor of the weight for each step up or down in WordNet (default: 0.5)",
+    )
+    command.add_argument(
+        "--threshold",
+        type=float,
+        help="ignore smaller weights (default: 1/3 with path, 0.8 with wup, else none)",
+    )
+    command.add_argument(
+        "--best",
+        type=int,
+        metavar="COUNT",
+        help="use only the hashtags with the greatest weights for each target (default: all)",
+    )
+    command.add_argument(
+        "--aggregation",
+        choices=("sum", "max"),
+        default="sum",
+        help="how the hashtags of a target are combined (default: sum)",
+    )
+    command.add_argument(
+        "--no-platt",
+        dest="platt",
+        action="store_false",
+        help="no Platt scaling: leave hashtags as frequent as the model predicts them",
+    )
