@@ -1,4 +1,4 @@
-"""Where the images of given ids are: loose files, members of tar shards, or the files that a table names."""
+"""Where the images of given ids are stored: loose files, members of tar shards, rows of tables."""
 
 from __future__ import annotations
 
@@ -11,19 +11,27 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swag_models.errors import ConfigError, ImageError
+from swag_models.formatting import printable
 from swag_models.inference.image_sources import IMAGE_SUFFIXES, find_members
 from swag_models.runtime import import_extra
 
-TABLES = {
+TABLE_READERS = {
     ".parquet": "read_parquet(?)",
     ".csv": "read_csv(?, all_varchar=true)",
     ".jsonl": "read_json(?, format='newline_delimited', columns={id: 'VARCHAR', path: 'VARCHAR'})",
 }
-ROWS = 10_000  # of a table, fetched at a time
+FETCHED_ROWS = 10_000  # of a table at a time
 
 
-class Place(NamedTuple):
-    """An image and where it is: a file, or `size` bytes at `offset` of a tar file."""
+class ImageLocation(NamedTuple):
+    """Where an image is stored.
+
+    Attributes:
+        id: id of the image.
+        path: path of the file as bytes, which need not be UTF-8.
+        offset: of the image within a tar file, in bytes; None for a file of its own.
+        size: of the image in bytes; 0 for a missing file.
+    """
 
     id: str
     path: bytes
@@ -32,11 +40,11 @@ class Place(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The path, with what is no UTF-8 spelled out."""
-        return self.path.decode("utf-8", "backslashreplace")
+        """The path as printable text."""
+        return printable(os.fsdecode(self.path))
 
     def read(self) -> bytes:
-        """The image's file; ImageError says why it cannot be read."""
+        """The content of the image's file; raises ImageError if it cannot be read."""
         try:
             with open(self.path, "rb") as file:
                 if self.offset is None:
@@ -47,52 +55,59 @@ class Place(NamedTuple):
             raise ImageError(f"{self.name} cannot be read: {error.strerror}") from None
 
 
-def find_places(sources: Sequence[str | os.PathLike[str]]) -> Iterator[Place]:
-    """Every image of these sources, in their order, those in a folder by name.
+def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageLocation]:
+    """Find every image of these sources, in order; those in a folder sorted by name.
 
-    A folder is searched to any depth for pictures, whose id is their stem, and for tar shards. In a tar shard the id is the
-    `id` or `key` of the .json member beside the picture, or else the picture's stem. A table (.parquet, .csv, .jsonl) has
-    columns `id` and `path`, relative to the table's folder; rows without a path, such as those that could not be downloaded,
-    are passed over. ConfigError names what is none of these.
+    Args:
+        sources: each one of these:
+
+            - a folder, searched to any depth for image files, whose id is their stem, and for tar
+              shards;
+            - a tar shard, in which the id is the `id` or `key` of the .json member beside the
+              image, or else the image's stem;
+            - a table (.parquet, .csv, .jsonl) with columns `id` and `path`, relative to the
+              table's folder. Rows without a path, such as failed downloads, are skipped.
+
+    Raises:
+        ConfigError: a source is none of these, or cannot be read.
     """
     for source in map(Path, sources):
         if source.is_dir():
             for path in _walk(source):
                 if path.suffix.lower() in IMAGE_SUFFIXES:
-                    yield _place(path.stem, path)
+                    yield _locate_file(path.stem, path)
                 elif path.suffix == ".tar":
                     yield from _read_tar(path)
         elif source.suffix == ".tar":
             yield from _read_tar(source)
-        elif source.suffix in TABLES:
+        elif source.suffix in TABLE_READERS:
             yield from _read_table(source)
         else:
             raise ConfigError(
-                f"no images in {source}; give folders, .tar shards, or tables ({' '.join(TABLES)}) of ids and paths"
+                f"no images in {source}; give folders, .tar shards, or tables "
+                f"({' '.join(TABLE_READERS)}) of ids and paths"
             )
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
+    def fail(error: OSError) -> None:
         raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
 
-    for root, folders, names in os.walk(folder, onerror=refuse):
+    for root, folders, names in os.walk(folder, onerror=fail):
         folders.sort()
         yield from (Path(root, name) for name in sorted(names))
 
 
-def _place(identifier: str, path: Path) -> Place:
-    """A loose file; that it is missing is found when it is read."""
-    spelled = identifier.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def _locate_file(identifier: str, path: Path) -> ImageLocation:
     try:
         size = path.stat().st_size
-    except OSError:
+    except OSError:  # reported when the image is read
         size = 0
-    return Place(spelled, os.fsencode(path), None, size)
+    return ImageLocation(printable(identifier), os.fsencode(path), None, size)
 
 
-def _read_tar(path: Path) -> Iterator[Place]:
-    members, ids = find_members(path), dict[str, str]()
+def _read_tar(path: Path) -> Iterator[ImageLocation]:
+    members, ids = find_members(path), dict[str, str]()  # stem -> id
     with path.open("rb") as file:
         for name, (offset, size) in members:
             stem, suffix = os.path.splitext(name)
@@ -107,17 +122,22 @@ def _read_tar(path: Path) -> Iterator[Place]:
     for name, (offset, size) in members:
         stem, suffix = os.path.splitext(name)
         if suffix.lower() in IMAGE_SUFFIXES:
-            yield Place(ids.get(stem, os.path.basename(stem)), os.fsencode(path), offset, size)
+            identifier = ids.get(stem, os.path.basename(stem))
+            yield ImageLocation(identifier, os.fsencode(path), offset, size)
 
 
-def _read_table(path: Path) -> Iterator[Place]:
+def _read_table(path: Path) -> Iterator[ImageLocation]:
     duckdb = import_extra("duckdb")
-    query = f"SELECT id::VARCHAR, path::VARCHAR FROM {TABLES[path.suffix]} WHERE id IS NOT NULL AND path IS NOT NULL"
+    query = (
+        f"SELECT id::VARCHAR, path::VARCHAR FROM {TABLE_READERS[path.suffix]} "
+        "WHERE id IS NOT NULL AND path IS NOT NULL"
+    )
     with closing(duckdb.connect()) as database:
         try:
-            rows = database.execute(query, [glob.escape(str(path))])
-            while some := rows.fetchmany(ROWS):
-                yield from (_place(identifier, path.parent / name) for identifier, name in some)
+            cursor = database.execute(query, [glob.escape(str(path))])
+            while rows := cursor.fetchmany(FETCHED_ROWS):
+                for identifier, name in rows:
+                    yield _locate_file(identifier, path.parent / name)
         except duckdb.Error as error:
             raise ConfigError(
                 f"{path} is not a table with columns id and path: {str(error).splitlines()[0]}"

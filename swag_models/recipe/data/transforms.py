@@ -1,4 +1,4 @@
-"""What training does to pictures: a random part, resized, and every second one mirrored.
+"""Augmentation of training images: a random crop, resized, and mirrored half of the time.
 
 Axes: S side in pixels.
 """
@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 
 
 class Augmentation:
-    """What an `Augment` says, done: PIL image -> bytes (3, S, S), the same as of torchvision's RandomResizedCrop and flip.
+    """PIL image -> uint8 (3, S, S), as torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
-    It can be sent to worker processes, and draws from torch's default generator. `Transform.normalise` is for whole batches.
+    It can be sent to worker processes, and draws from torch's global generator. Pixels are
+    normalised later, for whole batches, by `Transform.normalise`.
+
+    Args:
+        augment: the parameters.
+        image_size: S.
     """
 
     def __init__(self, augment: Augment, image_size: int) -> None:
@@ -27,6 +32,7 @@ class Augmentation:
         self.image_size = image_size
 
     def __call__(self, image: Image.Image) -> Tensor:
+        # Imported here, because loading this module must not take the seconds that these take.
         import torch
         from torchvision.transforms import RandomResizedCrop
         from torchvision.transforms.v2 import functional as F
@@ -35,7 +41,7 @@ class Augmentation:
         top, left, height, width = RandomResizedCrop.get_params(
             image, list(self.augment.scale), list(self.augment.ratio)
         )
-        # Cropped first: Pillow's resize with a box lets in the pixels around it.
+        # Crop first: Pillow's resize with a box reads the pixels around the box too.
         image = image.crop((left, top, left + width, top + height))
         image = image.resize(
             (self.image_size, self.image_size), Image.Resampling[self.augment.interpolation.upper()]

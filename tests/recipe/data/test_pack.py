@@ -220,8 +220,8 @@ def test_other_work_is_not_continued_and_nothing_is_overwritten(
         pack(packed.with_name("labels.parquet"), [packed.with_name("images")], packed)
     work = tmp_path / "shards.work"
     work.mkdir()
-    (work / "job.json").write_text('{"job": {}}')
-    with pytest.raises(ConfigError, match=r"shards\.work holds other work; delete it and "):
+    (work / "job.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"shards holds other work, with images None, not \[.*; delete .*shards\.work"):
         run(tmp_path, [packed.with_name("images")])
 
 
@@ -247,7 +247,7 @@ def test_labels_may_be_a_folder_of_files_as_spark_writes_them(packed: Path, tmp_
 def test_two_runs_do_not_write_the_same_shards(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "shards.work").mkdir()
     with (
-        FileLock(tmp_path / "shards.work" / "lock"),
+        FileLock(tmp_path / "shards.work" / ".lock"),
         pytest.raises(ConfigError, match="another process is writing"),
     ):
         run(tmp_path, [packed.with_name("images")])
@@ -264,9 +264,9 @@ def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) 
     others = write_images(tmp_path / "others", 1)[0].rename(tmp_path / "others" / "x.png").parent
     (tmp_path / "cut.tar").write_bytes((packed / "shard-000000.tar").read_bytes()[:5000])
     cases: list[tuple[str, Any, Any, dict[str, Any]]] = [
-        ("shard_size is 0; it is at least 1", labels, [images], {"shard_size": 0}),
-        ("image_short_side is -1; it is at least 1", labels, [images], {"image_short_side": -1}),
-        ("processes is 0; it is at least 1", labels, [images], {"processes": 0}),
+        ("invalid shard_size 0: allowed 1 or more", labels, [images], {"shard_size": 0}),
+        ("invalid image_short_side -1: allowed 1 or more", labels, [images], {"image_short_side": -1}),
+        ("invalid processes 0: allowed 1 or more", labels, [images], {"processes": 0}),
         ("gone.parquet cannot be read: No such file", tmp_path / "gone.parquet", [images], {}),
         (
             "text.parquet is not a table with columns id, classes and repeat: ",
@@ -280,9 +280,9 @@ def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) 
             [images],
             {},
         ),
-        ("twice.parquet has no one good row for id 'a'", tmp_path / "twice.parquet", [images], {}),
+        ("twice.parquet id 'a' is missing, repeated or invalid", tmp_path / "twice.parquet", [images], {}),
         (
-            "negative.parquet has no one good row for id 'a'",
+            "negative.parquet id 'a' is missing, repeated or invalid",
             tmp_path / "negative.parquet",
             [images],
             {},

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 from swag_models.errors import ImageError
 from swag_models.preprocess import read_image
-from swag_models.recipe.data.strip_metadata import scrub_image
+from swag_models.recipe.data.strip_metadata import strip_metadata
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SECRET = b"Rue de Secret 7"
@@ -103,7 +103,7 @@ JPEGS: dict[str, Callable[[], bytes]] = {
 def test_a_jpeg_loses_its_metadata_and_no_pixel(name: str) -> None:
     content = JPEGS[name]()
     assert SECRET in content
-    scrubbed, suffix = scrub_image(content, name)
+    scrubbed, suffix = strip_metadata(content, name)
     assert suffix == "jpg"
     assert SECRET not in scrubbed
     assert np.array_equal(see(scrubbed), see(content))
@@ -114,7 +114,7 @@ def test_a_jpeg_loses_its_metadata_and_no_pixel(name: str) -> None:
         assert after.info.get("icc_profile") == before.info.get("icc_profile")
         assert after.mode == before.mode
         assert after.quantization == before.quantization, "the pixels were not compressed again"  # type: ignore[attr-defined]
-    assert scrub_image(scrubbed, name) == (scrubbed, suffix), "nothing is left to do"
+    assert strip_metadata(scrubbed, name) == (scrubbed, suffix), "nothing is left to do"
 
 
 KEPT: dict[str, Callable[[], bytes]] = {
@@ -131,7 +131,7 @@ KEPT: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", KEPT)
 def test_a_file_without_metadata_keeps_every_byte(name: str) -> None:
     content = KEPT[name]()
-    assert scrub_image(content, "x") == (content, name.rpartition(".")[2])
+    assert strip_metadata(content, "x") == (content, name.rpartition(".")[2])
 
 
 def test_a_preview_in_the_first_segment_goes() -> None:
@@ -145,7 +145,7 @@ def test_a_preview_in_the_first_segment_goes() -> None:
         + content[20:]
     )
     assert np.array_equal(see(preview), see(content))
-    assert scrub_image(preview, "x") == (content, "jpg")
+    assert strip_metadata(preview, "x") == (content, "jpg")
 
 
 def make_text() -> PngImagePlugin.PngInfo:
@@ -187,7 +187,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 def test_another_file_with_metadata_becomes_a_png_of_its_pixels(name: str) -> None:
     content = OTHERS[name]()
     assert SECRET in content
-    scrubbed, suffix = scrub_image(content, name)
+    scrubbed, suffix = strip_metadata(content, name)
     assert suffix == "png"
     assert SECRET not in scrubbed
     assert not Image.open(io.BytesIO(scrubbed)).getexif()
@@ -201,13 +201,13 @@ def test_a_large_picture_is_turned_and_made_smaller(
     content = write(
         "JPEG", make_pixels(0, 40, 112), exif=make_exif(orientation), xmp=XMP, icc_profile=PROFILE
     )
-    smaller, suffix = scrub_image(content, "x", 20)
+    smaller, suffix = strip_metadata(content, "x", 20)
     with Image.open(io.BytesIO(smaller)) as image:
         assert (suffix, image.format, image.size) == ("jpg", "JPEG", size)
         assert not image.getexif()
         assert image.info["icc_profile"] == PROFILE
     assert SECRET not in smaller
-    kept, _ = scrub_image(content, "x", 40)
+    kept, _ = strip_metadata(content, "x", 40)
     assert np.array_equal(see(kept), see(content)), "never made larger, nor compressed again"
 
 
@@ -216,4 +216,4 @@ def test_a_cut_picture_is_refused(kind: str) -> None:
     content = write(kind)
     for length in (0, 10, len(content) // 2, len(content) * 9 // 10):
         with pytest.raises(ImageError, match=re.escape("photo 7 ")):
-            scrub_image(content[:length], "photo 7")
+            strip_metadata(content[:length], "photo 7")

@@ -1,0 +1,168 @@
+"""Decide which image is packed into which shard, before any image is read.
+
+Samples are sorted by a hash of seed and id, so that each shard is a random sample of the whole
+data, and are split into shards of equal length. A shard then depends on its own samples only: one
+that was not finished can be written again alone, and all processes write the same bytes.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from swag_models.atomic import atomic_write, write_text
+from swag_models.errors import ConfigError
+from swag_models.recipe.data.image_index import ImageLocation, find_locations
+from swag_models.runtime import import_extra
+
+PLAN_FILE = "plan.parquet"
+LOCATIONS_FILE = "locations.parquet"
+REJECTS_FILE = "rejects.jsonl"
+WRITTEN_ROWS = 100_000  # of a table at a time
+
+
+def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
+    """Write the plan and the list of what it leaves out into the work folder.
+
+    Args:
+        labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`.
+        work: the work folder.
+        job: description of the work: `images` and the parameters of packing.
+
+    Returns:
+        `count` of samples, `shards`, `num_classes`, and `unlabelled` images.
+
+    Raises:
+        ConfigError: labels or images cannot be read, or no image has a label.
+    """
+    _write_locations(find_locations(job["images"]), work / LOCATIONS_FILE)
+    duckdb = import_extra("duckdb")
+    with closing(duckdb.connect()) as database:
+        # Data larger than memory spill to the disk of the output.
+        database.execute(f"SET temp_directory = {_quote(work / 'duckdb')}")
+        num_classes = _open_labels(database, labels)
+        count, shards = _plan_shards(database, labels, work, job["parameters"])
+        rejects = _list_rejects(database)
+        unlabelled = database.execute(
+            "SELECT count(*) FROM locations ANTI JOIN labels USING (id)"
+        ).fetchone()[0]
+    write_text(work / REJECTS_FILE, to_json_lines(rejects))
+    return {
+        "count": count,
+        "shards": shards,
+        "num_classes": num_classes,
+        "unlabelled": unlabelled,
+    }
+
+
+def to_json_lines(rows: Iterable[dict[str, str]]) -> str:
+    """One line of JSON for each row."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def _write_locations(locations: Iterable[ImageLocation], path: Path) -> None:
+    pa, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
+    schema = pa.schema(
+        [
+            ("number", pa.int64()),
+            ("id", pa.string()),
+            ("path", pa.binary()),
+            ("offset", pa.int64()),
+            ("size", pa.int64()),
+        ]
+    )
+    rows = list[dict[str, Any]]()
+    with atomic_write(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
+        for number, location in enumerate(locations):
+            rows.append({"number": number, **location._asdict()})
+            if len(rows) == WRITTEN_ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+                rows.clear()
+        writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _open_labels(database: Any, labels: Path) -> int:
+    """Make the view `labels`; returns the number of classes."""
+    # Spark writes a folder of files.
+    pattern = glob.escape(str(labels)) + ("/*.parquet" if labels.is_dir() else "")
+    try:
+        database.execute(
+            f"CREATE VIEW labels AS SELECT id, classes, repeat FROM read_parquet({_quote(pattern)})"
+        )
+        wrong = database.execute("""
+            SELECT any_value(id) FROM labels GROUP BY id
+            HAVING count(*) > 1 OR bool_or(
+                id IS NULL OR classes IS NULL
+                OR NOT coalesce(isfinite(repeat) AND repeat >= 0, false)
+            )
+            ORDER BY id LIMIT 1
+        """).fetchone()
+        num_classes: int = database.execute(
+            "SELECT coalesce(max(list_max(classes)), -1) + 1 FROM labels"
+        ).fetchone()[0]
+    except import_extra("duckdb").Error as error:
+        raise ConfigError(
+            f"{labels} is not a table with columns id, classes and repeat: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    if wrong:
+        raise ConfigError(
+            f"in {labels} id {wrong[0]!r} is missing, repeated or invalid: give exactly one row "
+            "per id, with classes and repeat >= 0"
+        )
+    return num_classes
+
+
+def _plan_shards(
+    database: Any, labels: Path, work: Path, parameters: dict[str, Any]
+) -> tuple[int, int]:
+    """Write the plan; returns the numbers of samples and shards."""
+    # rank 1 is the first image of an id; further images of the id are rejected
+    database.execute(f"""
+        CREATE VIEW locations AS
+        SELECT *, row_number() OVER (PARTITION BY id ORDER BY number) AS rank
+        FROM read_parquet({_quote(glob.escape(str(work / LOCATIONS_FILE)))});
+        CREATE VIEW packed AS
+        SELECT labels.*, path, "offset", size, md5('{parameters["seed"]}/' || id) AS key
+        FROM labels JOIN locations USING (id) WHERE rank = 1
+    """)
+    count, size = database.execute(
+        "SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM packed"
+    ).fetchone()
+    if not count:
+        raise ConfigError(
+            f"no image has a label in {labels}: ids are file stems, or are given in tables or "
+            ".json members"
+        )
+    shards = max(-(-count // parameters["shard_size"]), -(-size // parameters["max_bytes"]))
+    shards = min(shards, count)
+    with atomic_write(work / PLAN_FILE) as temporary:
+        # Row groups of 16,384: a shard reads only those that it has rows in.
+        database.execute(f"""
+            COPY (
+                SELECT (row_number() OVER (ORDER BY key) - 1) * {shards} // {count} AS shard, *
+                FROM packed ORDER BY key
+            ) TO {_quote(temporary)} (FORMAT parquet, ROW_GROUP_SIZE 16384)
+        """)
+    return count, shards
+
+
+def _list_rejects(database: Any) -> list[dict[str, str]]:
+    missing = database.execute("SELECT id FROM labels ANTI JOIN locations USING (id) ORDER BY id")
+    rejects = [{"id": row[0], "reason": "no image"} for row in missing.fetchall()]
+    repeated = database.execute(
+        "SELECT id, path FROM locations SEMI JOIN labels USING (id) WHERE rank > 1 ORDER BY number"
+    )
+    for identifier, path in repeated.fetchall():
+        name = ImageLocation(identifier, path, None, 0).name
+        rejects.append({"id": identifier, "path": name, "reason": "another image has its id"})
+    return rejects
+
+
+def _quote(value: object) -> str:
+    """A string in SQL."""
+    return "'" + str(value).replace("'", "''") + "'"
