@@ -20,6 +20,7 @@ from swag_models.atomic import (
     WorkFolder,
     atomic_write,
     disk_errors,
+    read_result,
     run_once,
     write_json,
     write_text,
@@ -271,6 +272,18 @@ class TestRunOnce:
         result = {"rows": [1, 2], "path": str(tmp_path)}
         assert self.count(tmp_path) == (result, 1)
         assert self.count(tmp_path) == (result, 0)
+
+    def test_the_result_of_finished_work_is_read_without_running_it(self, tmp_path: Path) -> None:
+        record, files = tmp_path / "record.json", [tmp_path / "rows", tmp_path / "parts"]
+        with pytest.raises(LookupError, match=r"record\.json holds no result for this key"):
+            read_result(record, 1, files)
+        result, _ = self.count(tmp_path)
+        assert read_result(record, 1, files) == result
+        with pytest.raises(LookupError):
+            read_result(record, 2, files)
+        (tmp_path / "rows").unlink()
+        with pytest.raises(LookupError):
+            read_result(record, 1, files)
 
     def test_another_key_runs_again_and_the_order_of_its_entries_does_not_matter(
         self, tmp_path: Path

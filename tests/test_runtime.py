@@ -1,12 +1,13 @@
-"""Optional packages and CPUs."""
+"""Optional packages, versions and CPUs."""
 
 import os
 import sys
+from importlib import metadata
 
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.runtime import count_cpus, import_extra
+from swag_models.runtime import count_cpus, find_versions, import_extra
 
 
 def test_an_installed_module_is_imported() -> None:
@@ -39,3 +40,17 @@ def test_only_cpus_that_the_process_may_use_are_counted() -> None:
         assert count_cpus() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_versions_of_packages_are_found_by_name() -> None:
+    assert find_versions("torch", "pillow") == {
+        name: metadata.version(name) for name in ("torch", "pillow")
+    }
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^no-such-package is not installed; install it with: pip install 'swag-models\[x\]'$",
+    ):
+        find_versions("no-such-package", install="swag-models[x]")

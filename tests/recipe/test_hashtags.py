@@ -1,4 +1,4 @@
-"""Hashtags are found alike by every engine, come to one spelling, and find the nouns they stand for."""
+"""Hashtags are extracted equally by all backends, normalised, and matched with WordNet's nouns."""
 
 from __future__ import annotations
 
@@ -67,16 +67,17 @@ CAPTIONS = {
     "'q' \"#d\" \\#esc %#p": ["d", "esc", "p"],
 }
 ALPHABET = [
-    *"aB1_ #.&;\\'/:h\n\uff03\u00e9\u0301\u200d\ufe0f\u718a\u0663\u30fb\U0001f468\U0001f3fd\U0001f1eb"
+    *"aB1_ #.&;\\'/:h\n\uff03\u00e9\u0301\u200d\ufe0f\u718a\u0663\u30fb",
+    *"\U0001f468\U0001f3fd\U0001f1eb",
 ]
 ALPHABET += ["https://", "www.", "&#x2", "&amp;"]
 
 
 @pytest.fixture(scope="module")
 def captions() -> list[str]:
-    """Those above, and many at random."""
-    choose = random.Random(0)
-    return [*CAPTIONS, *("".join(choose.choices(ALPHABET, k=30)) for _ in range(2000))]
+    """The captions above, and many random ones."""
+    generator = random.Random(0)
+    return [*CAPTIONS, *("".join(generator.choices(ALPHABET, k=30)) for _ in range(2000))]
 
 
 @pytest.fixture(scope="module")
@@ -94,23 +95,23 @@ def test_hashtags_of_a_caption(caption: str) -> None:
     assert extract_hashtags(caption) == CAPTIONS[caption]
 
 
-def check_engine(connection: Any, captions: list[str]) -> None:
+def check_backend(connection: Any, captions: list[str]) -> None:
     import ibis
     import pyarrow as pa
 
     table = ibis.memtable(
         pa.table({"number": range(len(captions) + 1), "caption": [*captions, None]})
     ).order_by("number")
-    found = connection.to_pyarrow(table.select(found=extract_hashtags_ibis(table.caption)))[
-        "found"
+    extracted = connection.to_pyarrow(table.select(hashtags=extract_hashtags_ibis(table.caption)))[
+        "hashtags"
     ].to_pylist()
-    assert found == [*map(extract_hashtags, captions), None]
+    assert extracted == [*map(extract_hashtags, captions), None]
 
 
-def test_duckdb_finds_what_python_finds(captions: list[str]) -> None:
+def test_duckdb_extracts_the_same_hashtags_as_python(captions: list[str]) -> None:
     import ibis
 
-    check_engine(ibis.duckdb.connect(), captions)
+    check_backend(ibis.duckdb.connect(), captions)
 
 
 @pytest.fixture
@@ -126,13 +127,11 @@ def spark() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore"
-)  # of pyspark about pandas, and of sockets it leaves to the collector
-def test_spark_finds_what_python_finds(spark: Any, captions: list[str]) -> None:
+@pytest.mark.filterwarnings("ignore")  # pyspark warns about pandas and leaves sockets open
+def test_spark_extracts_the_same_hashtags_as_python(spark: Any, captions: list[str]) -> None:
     import ibis
 
-    check_engine(ibis.pyspark.connect(spark), captions)
+    check_backend(ibis.pyspark.connect(spark), captions)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +148,12 @@ def test_spark_finds_what_python_finds(spark: Any, captions: list[str]) -> None:
         ("... _ \u200d", ""),
     ],
 )
-def test_spellings_of_a_hashtag_come_to_one(tags: str, canonical: str) -> None:
+def test_spellings_of_a_hashtag_have_one_canonical_form(tags: str, canonical: str) -> None:
     assert {canonicalise(tag) for tag in tags.split()} == {canonical}
     assert canonicalise("brown bear") == "brownbear"
 
 
-def test_a_canonical_hashtag_stays_as_it_is_and_so_do_its_forms() -> None:
+def test_the_canonical_form_is_stable_under_unicode_normalisation() -> None:
     def check(text: str) -> None:
         canonical = canonicalise(text)
         for form in ("NFC", "NFD", "NFKC", "NFKD"):
@@ -162,14 +161,15 @@ def test_a_canonical_hashtag_stays_as_it_is_and_so_do_its_forms() -> None:
         assert canonicalise(canonical) == canonical, ascii(text)
 
     points = [point for point in range(0x20000) if not 0xD800 <= point < 0xE000]
-    choose = random.Random(0)
+    generator = random.Random(0)
     marks = [point for point in points if unicodedata.category(chr(point))[0] == "M"]
     for point in points[:0x3000]:
         check(chr(point))
     for _ in range(20_000):
         check(
             "".join(
-                chr(choose.choice(marks if choose.random() < 0.4 else points)) for _ in range(4)
+                chr(generator.choice(marks if generator.random() < 0.4 else points))
+                for _ in range(4)
             )
         )
 
@@ -190,7 +190,7 @@ def test_a_canonical_hashtag_stays_as_it_is_and_so_do_its_forms() -> None:
         ("istanbul \u0130stanbul ISTANBUL", "n09041785", "lemma"),
     ],
 )
-def test_a_hashtag_finds_its_synset(tags: str, synset: str, how: str, matcher: Matcher) -> None:
+def test_a_hashtag_matches_its_synset(tags: str, synset: str, how: str, matcher: Matcher) -> None:
     for tag in tags.split():
         assert matcher.match(tag)[:2] == ((synset,), how), tag
 
@@ -212,7 +212,7 @@ def test_a_hashtag_finds_its_synset(tags: str, synset: str, how: str, matcher: M
         "\u718a",
     ],
 )
-def test_what_is_no_noun_is_unknown(tag: str, matcher: Matcher) -> None:
+def test_other_words_are_unknown(tag: str, matcher: Matcher) -> None:
     assert matcher.match(tag) == Match((), "unknown")
 
 
@@ -226,19 +226,19 @@ def test_a_hashtag_of_several_senses_follows_the_policy(policy: str, wordnet: Wo
             "Hot_Dog",
             "hotdog",
             ("n07697537", "n10187710"),
-        ),  # first that which is spelt like a hashtag
+        ),  # the lemma that is spelled like a hashtag comes first
     ]:
-        kept = {"first": senses[:1], "all": senses, "drop": ()}[policy]
-        assert matcher.match(tag) == Match(kept, "ambiguous", lemma, senses)
+        synsets = {"first": senses[:1], "all": senses, "drop": ()}[policy]
+        assert matcher.match(tag) == Match(synsets, "ambiguous", lemma, senses)
     assert matcher.match("bruin").synsets == (BROWN_BEAR,), "synonyms share one sense"
 
 
-def test_an_unknown_policy_is_refused(wordnet: WordNet) -> None:
+def test_an_invalid_policy_is_rejected(wordnet: WordNet) -> None:
     with pytest.raises(ConfigError, match="invalid senses 'best': allowed are first, all, drop"):
         Matcher(wordnet, "best")
 
 
-def test_stopped_hashtags_have_no_class_nor_have_their_inflections(wordnet: WordNet) -> None:
+def test_stopped_hashtags_and_their_inflections_have_no_class(wordnet: WordNet) -> None:
     matcher = Matcher(wordnet, stop={"bear", "nofilter"})
     assert {
         matcher.match(tag).how for tag in ("bear", "BEARS", "bear\u2764\ufe0f", "#no_filter")
@@ -288,12 +288,12 @@ def test_the_stop_list_is_canonical_and_replaceable(tmp_path: Path) -> None:
         "the",
     } <= stop
     assert not stop & {"bear", "sunset", "dog", "food", "beach", "cat", "flower", "camera"}
-    own = tmp_path / "stop.txt"
-    own.write_text("# a comment\n#Bear\n\nno_filter  # another\n#\n", encoding="utf-8")
-    assert load_stoplist(own) == {"bear", "nofilter"}
+    path = tmp_path / "stop.txt"
+    path.write_text("# a comment\n#Bear\n\nno_filter  # another\n#\n", encoding="utf-8")
+    assert load_stoplist(path) == {"bear", "nofilter"}
 
 
-def test_a_stop_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_stop_list_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.txt cannot be read: No such file"):
         load_stoplist(tmp_path / "none.txt")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
@@ -309,7 +309,7 @@ def test_imagenet_has_a_thousand_classes_in_order() -> None:
 
 
 @needs_wordnet
-def test_the_whole_of_wordnet_serves_imagenet_and_a_million_hashtags() -> None:
+def test_wordnet_contains_imagenet_and_matching_is_fast() -> None:
     wordnet = WordNet.load()
     matcher = Matcher(wordnet, stop=load_stoplist())
     assert set(load_imagenet()) <= wordnet.synsets.keys()
@@ -321,9 +321,10 @@ def test_the_whole_of_wordnet_serves_imagenet_and_a_million_hashtags() -> None:
         assert matcher.match(tag).synsets == (BROWN_BEAR,)
     crane = matcher.match("cranes").senses
     assert {wordnet.synsets[sense].lemmas[0] for sense in crane} >= {"crane", "Crane"}
-    choose, lemmas = random.Random(0), sorted(matcher.lemmas)
+    generator, lemmas = random.Random(0), sorted(matcher.lemmas)
+    endings = ["", "s", "_x", "2"]
     tags = [
-        f"{choose.choice(lemmas)}{choose.choice(['', 's', '_x', '2', choose.choice(lemmas)])}"
+        generator.choice(lemmas) + generator.choice([*endings, generator.choice(lemmas)])
         for _ in range(100_000)
     ]
     start = time.process_time()
@@ -332,7 +333,8 @@ def test_the_whole_of_wordnet_serves_imagenet_and_a_million_hashtags() -> None:
     assert time.process_time() - start < 3, "it takes 0.3 s on a machine of 2026"
 
 
-def test_listing_models_needs_none_of_this() -> None:
-    code = "import sys, swag_models.recipe.hashtags; print(*{'ibis', 'torch', 'pyarrow', 'numpy'} & set(sys.modules))"
+def test_the_module_imports_no_heavy_packages() -> None:
+    heavy = {"ibis", "torch", "pyarrow", "numpy"}
+    code = f"import sys, swag_models.recipe.hashtags; print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

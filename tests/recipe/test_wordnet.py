@@ -1,4 +1,4 @@
-"""WordNet is found where it may be, read as it is written, and refused in a line if it is not what it should be."""
+"""WordNet is found in the usual folders and read; a damaged database is reported in one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wordnet_support import (
     EXCEPTIONS,
     FILES,
     INDEX,
-    LICENCE,
+    LICENSE,
     has_wordnet,
     needs_wordnet,
     write_wordnet,
@@ -24,8 +24,8 @@ from swag_models.recipe.wordnet import WordNet, find_wordnet
 
 
 @pytest.fixture
-def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home without WordNet, where the environment does not point at one."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder without WordNet, and no environment variable that points to one."""
     for name in ("WNHOME", "WNSEARCHDIR", "NLTK_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -59,7 +59,7 @@ def test_ancestors_and_descendants_come_with_their_distance(tmp_path: Path) -> N
     assert wordnet.descendants("n99999999") == {}
 
 
-def test_an_excerpt_may_lack_senses_and_parents_of_what_it_has(tmp_path: Path) -> None:
+def test_an_excerpt_may_lack_senses_and_parents(tmp_path: Path) -> None:
     lines = [
         line
         for line in DATA.splitlines(keepends=True)
@@ -70,56 +70,58 @@ def test_an_excerpt_may_lack_senses_and_parents_of_what_it_has(tmp_path: Path) -
     assert wordnet.ancestors("n02132136") == {"n02131653": 1}
 
 
-@pytest.mark.parametrize("place", ["WNHOME", "WNSEARCHDIR", "NLTK_DATA", "home", "prefix", "zip"])
-def test_the_usual_places_are_searched(
-    place: str, bare: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "location", ["WNHOME", "WNSEARCHDIR", "NLTK_DATA", "home", "prefix", "zip"]
+)
+def test_the_usual_folders_are_searched(
+    location: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nltk = bare / "data" / "corpora" / "wordnet"
-    if place in ("WNHOME", "WNSEARCHDIR"):
-        found = write_wordnet(bare / "wn" / "dict")
-        monkeypatch.setenv(place, str(found.parent if place == "WNHOME" else found))
-    elif place == "NLTK_DATA":
-        found = write_wordnet(nltk)
-        monkeypatch.setenv(place, f"{bare / 'nowhere'}:{bare / 'data'}")
-    elif place == "zip":  # as nltk's downloader leaves it
+    nltk = home / "data" / "corpora" / "wordnet"
+    if location in ("WNHOME", "WNSEARCHDIR"):
+        database = write_wordnet(home / "wn" / "dict")
+        monkeypatch.setenv(location, str(database.parent if location == "WNHOME" else database))
+    elif location == "NLTK_DATA":
+        database = write_wordnet(nltk)
+        monkeypatch.setenv(location, f"{home / 'nowhere'}:{home / 'data'}")
+    elif location == "zip":  # as nltk's downloader leaves it
         write_wordnet(nltk)
         shutil.make_archive(str(nltk), "zip", nltk.parent, "wordnet")
         shutil.rmtree(nltk)
-        monkeypatch.setenv("NLTK_DATA", str(bare / "data"))
-        found = nltk.with_suffix(".zip")
+        monkeypatch.setenv("NLTK_DATA", str(home / "data"))
+        database = nltk.with_suffix(".zip")
     else:
-        if place == "prefix":
-            monkeypatch.setattr(sys, "prefix", str(bare / "venv"))
-        found = write_wordnet(
-            bare
-            / ("venv/share" if place == "prefix" else ".")
+        if location == "prefix":
+            monkeypatch.setattr(sys, "prefix", str(home / "venv"))
+        database = write_wordnet(
+            home
+            / ("venv/share" if location == "prefix" else ".")
             / "nltk_data"
             / "corpora"
             / "wordnet"
         )
-    assert str(find_wordnet()).rstrip("/").removesuffix("/wordnet") == str(found).removesuffix(
+    assert str(find_wordnet()).rstrip("/").removesuffix("/wordnet") == str(database).removesuffix(
         "/wordnet"
     )
     assert WordNet.load().senses["bruin"] == ["n02132136"]
 
 
-@pytest.mark.parametrize("part", ["", "dict", "zip"])
-def test_a_folder_or_archive_may_be_given(part: str, tmp_path: Path) -> None:
-    given = (
-        write_wordnet(tmp_path / "wordnet" / part).parent
-        if part == "dict"
+@pytest.mark.parametrize("kind", ["", "dict", "zip"])
+def test_a_folder_or_archive_may_be_given(kind: str, tmp_path: Path) -> None:
+    path = (
+        write_wordnet(tmp_path / "wordnet" / kind).parent
+        if kind == "dict"
         else write_wordnet(tmp_path / "wordnet")
     )
-    if part == "zip":
-        given = Path(shutil.make_archive(str(given), "zip", tmp_path, "wordnet"))
-    assert WordNet.load(given).senses["bruin"] == ["n02132136"]
+    if kind == "zip":
+        path = Path(shutil.make_archive(str(path), "zip", tmp_path, "wordnet"))
+    assert WordNet.load(path).senses["bruin"] == ["n02132136"]
 
 
-def test_a_missing_database_is_a_line_that_says_how_to_get_it(bare: Path) -> None:
+def test_the_error_for_a_missing_database_says_how_to_install_it(home: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"has no WordNet database; .*apt install wordnet-base.*nltk.*--wordnet"
     ) as caught:
-        WordNet.load(bare)
+        WordNet.load(home)
     assert "\n" not in str(caught.value)
     if not has_wordnet():
         with pytest.raises(ConfigError, match=r"no WordNet database was found; .*apt install"):
@@ -129,13 +131,13 @@ def test_a_missing_database_is_a_line_that_says_how_to_get_it(bare: Path) -> Non
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": (LICENCE + DATA).replace("3.0", "3.1")}, r"data\.noun is of WordNet 3\.1"),
+        ({"data": (LICENSE + DATA).replace("3.0", "3.1")}, r"data\.noun is of WordNet 3\.1"),
         ({"data": DATA[:-60]}, r"invalid line 19 in .*data\.noun: .*is not in WordNet's format"),
         ({"data": DATA.replace(" n 03 brown", " n 04 brown")}, r"line 4 in .*data\.noun.*02132136"),
         ({"data": '{"synsets": []}\n'}, r"line 1 in .*data\.noun.*synsets"),
         ({"data": "\x00\x01\n"}, r"line 1 in .*data\.noun"),
         ({"index": INDEX.replace("bank n 2", "bank n 3")}, r"line 2 in .*index\.noun.*bank n 3"),
-        ({"index": LICENCE}, r"index\.noun contains no nouns"),
+        ({"index": LICENSE}, r"index\.noun contains no nouns"),
         ({"noun": EXCEPTIONS + "geese\n"}, r"line 3 in .*noun\.exc.*geese"),
         (
             {"data": "00000000" + DATA[8:]},
@@ -143,7 +145,7 @@ def test_a_missing_database_is_a_line_that_says_how_to_get_it(bare: Path) -> Non
         ),
     ],
 )
-def test_a_broken_or_foreign_file_is_named_in_a_line(
+def test_a_damaged_file_or_other_version_is_reported_in_one_line(
     changed: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
@@ -151,14 +153,14 @@ def test_a_broken_or_foreign_file_is_named_in_a_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_reported(tmp_path: Path) -> None:
     (write_wordnet(tmp_path) / "noun.exc").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"noun\.exc cannot be read"):
         WordNet.load(tmp_path)
 
 
 @needs_wordnet
-def test_all_of_wordnet_is_read_in_a_moment() -> None:
+def test_the_complete_wordnet_is_read_fast() -> None:
     start = time.process_time()
     wordnet = WordNet.load()
     assert time.process_time() - start < 5, "it takes 1.2 s on a machine of 2026"
@@ -170,11 +172,11 @@ def test_all_of_wordnet_is_read_in_a_moment() -> None:
 
 
 @needs_wordnet
-def test_a_database_that_was_cut_short_is_refused(tmp_path: Path) -> None:
-    whole = Path(str(find_wordnet()))
+def test_a_truncated_database_is_rejected(tmp_path: Path) -> None:
+    source = Path(str(find_wordnet()))
     for name in FILES:
-        shutil.copy(whole / name, tmp_path)
-    lines = (whole / "data.noun").read_bytes().splitlines(keepends=True)
+        shutil.copy(source / name, tmp_path)
+    lines = (source / "data.noun").read_bytes().splitlines(keepends=True)
     (tmp_path / "data.noun").write_bytes(b"".join(lines[: len(lines) // 2]))
     with pytest.raises(ConfigError, match=r"lacks a synset of .* and may be truncated"):
         WordNet.load(tmp_path)

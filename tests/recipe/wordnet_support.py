@@ -1,4 +1,7 @@
-"""A few nouns in the format of WordNet's database files, with real ids. The files are too short for ids to be offsets."""
+"""A few nouns in the format of WordNet's database files.
+
+The ids are real; the files are too short for ids to be offsets.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,20 @@ import pytest
 from swag_models.errors import ConfigError
 from swag_models.recipe.wordnet import find_wordnet
 
-LICENCE = "  1 This software and database is being provided to you, the LICENSEE  \n  2 WordNet 3.0 Copyright 2006  \n"
+LICENSE = (
+    "  1 This software and database is being provided to you, the LICENSEE  \n"
+    "  2 WordNet 3.0 Copyright 2006  \n"
+)
 DATA = """\
-00001740 03 n 01 entity 0 001 ~ 00015388 n 0000 | that which is perceived to have its own distinct existence
+00001740 03 n 01 entity 0 001 ~ 00015388 n 0000 \
+| that which is perceived to have its own distinct existence
 00015388 03 n 02 animal 0 beast 0 002 @ 00001740 n 0000 ~ 02131653 n 0000 | a living organism
-02131653 05 n 01 bear 0 002 @ 00015388 n 0000 ~ 02132136 n 0000 | massive plantigrade mammals; "a bear | a cub"
-02132136 05 n 03 brown_bear 0 bruin 1 Ursus_arctos 0 002 @ 02131653 n 0000 ~ 02132466 n 0000 | large bear of Eurasia
-02132466 05 n 02 Syrian_bear 0 Ursus_arctos_syriacus 0 001 @ 02132136 n 0000 | yellowish-grey Syrian brown bear
+02131653 05 n 01 bear 0 002 @ 00015388 n 0000 ~ 02132136 n 0000 \
+| massive plantigrade mammals; "a bear | a cub"
+02132136 05 n 03 brown_bear 0 bruin 1 Ursus_arctos 0 002 @ 02131653 n 0000 ~ 02132466 n 0000 \
+| large bear of Eurasia
+02132466 05 n 02 Syrian_bear 0 Ursus_arctos_syriacus 0 001 @ 02132136 n 0000 \
+| yellowish-grey Syrian brown bear
 09845191 18 n 01 bear 1 001 @ 00001740 n 0000 | an investor with a pessimistic market outlook
 02330245 05 n 01 mouse 0 001 @ 00015388 n 0000 | small rodent
 02332156 05 n 02 house_mouse 0 Mus_musculus 0 001 @ 02330245 n 0000 | brownish-grey Old World mouse
@@ -57,11 +67,11 @@ syrian_bear n 1 1 @ 1 0 02132466
 ursus_arctos n 1 1 @ 1 0 02132136
 """
 EXCEPTIONS = "mice mouse\noctopi octopus\n"
-FILES = {"data.noun": LICENCE + DATA, "index.noun": LICENCE + INDEX, "noun.exc": EXCEPTIONS}
+FILES = {"data.noun": LICENSE + DATA, "index.noun": LICENSE + INDEX, "noun.exc": EXCEPTIONS}
 
 
 def write_wordnet(folder: Path, **changed: str) -> Path:
-    """The files in `folder`; `changed` has other text for data, index or exceptions."""
+    """Write the files to `folder`; `changed` replaces the text of data, index or noun (.exc)."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in FILES.items():
         (folder / name).write_text(changed.get(name.partition(".")[0], text))
@@ -69,7 +79,7 @@ def write_wordnet(folder: Path, **changed: str) -> Path:
 
 
 def has_wordnet() -> bool:
-    """Whether the whole of WordNet is on this machine."""
+    """Whether the complete WordNet is installed."""
     try:
         find_wordnet()
     except ConfigError:

@@ -100,7 +100,7 @@ def find_repeated_ids(posts: ibis.Table) -> ibis.Table:
 
 
 def choose_posts(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
-    """One post for each repeated id: the first by url and hashtags, independent of reading order."""
+    """One post for each repeated id: the first by url and hashtags, in any reading order."""
     import ibis
 
     rows = posts.semi_join(repeated, "id")

@@ -1,16 +1,10 @@
-"""Curation against a plain Python one, on DuckDB and on Spark; what is rejected, repeated, excluded; reruns and kills."""
+"""Curation equals a plain Python one on DuckDB and Spark, and counts every post it leaves out."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,93 +12,32 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from wordnet_support import write_wordnet
+from curation_support import TAGS, make_posts, write_posts
 
-from swag_models.atomic import WorkFolder
 from swag_models.cli import main
-from swag_models.errors import ConfigError, OutputError
 from swag_models.recipe.curation.curate import Curation, curate
 from swag_models.recipe.curation.posts import Columns
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.hashtags import Matcher, load_stoplist
 from swag_models.recipe.wordnet import WordNet
 
-TAGS = [
-    *(
-        "bear",
-        "Bears",
-        "brownbear",
-        "BrownBear",
-        "brown_bear",
-        "ursusarctos",
-        "mouse",
-        "mice",
-        "crane",
-        "bank",
-        "café",
-        "raptor",
-    ),
-    *(
-        "hotdog",
-        "Istanbul",
-        "policemen",
-        "glasses",
-        "love",
-        "instagood",
-        "nothingofthekind",
-        "été",
-        "熊",
-        "animals",
-    ),
-]
-SHARES = [1 / rank for rank in range(1, len(TAGS) + 1)]
-SCHEMA = pa.schema(
-    {"id": "string", "url": "string", "hashtags": pa.list_(pa.string()), "hash": "string"}
-)
-FEW_ROWS = "spark.sql.shuffle.partitions 2\nspark.sql.codegen.wholeStage false\nspark.sql.codegen.factoryMode NO_CODEGEN\n"
+# Settings that make Spark faster for few rows.
+SPARK_SETTINGS = """
+spark.sql.shuffle.partitions 2
+spark.sql.codegen.wholeStage false
+spark.sql.codegen.factoryMode NO_CODEGEN
+"""
 TABLES = ("labels.parquet", "vocabulary.parquet")
-
-
-@pytest.fixture(scope="session")
-def wordnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_wordnet(tmp_path_factory.mktemp("wordnet"))
-
-
-def make_posts(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Posts with some ids, urls and hashtags more than once."""
-    make = random.Random(seed)
-    posts = []
-    for number in range(count):
-        tags = make.choices(TAGS, SHARES, k=make.randrange(6))
-        url = make.choice([None, f"https://a.example/{make.randrange(count * 4)}.jpg"])
-        posts.append(
-            {
-                "id": f"p{number:05}",
-                "url": url,
-                "hashtags": tags,
-                "hash": f"h{make.randrange(count * 2)}",
-            }
-        )
-    posts += [
-        {**make.choice(posts), "hashtags": make.choices(TAGS, k=3)} for _ in range(count // 20)
-    ]
-    make.shuffle(posts)
-    return posts
-
-
-def write_posts(path: Path, posts: list[dict[str, Any]]) -> Path:
-    pq.write_table(pa.Table.from_pylist(posts, SCHEMA), path)
-    return path
 
 
 def curate_plainly(
     posts: list[dict[str, Any]], wordnet: Path, curation: Curation, excluded: set[str]
 ) -> list[dict[str, Any]]:
-    """The labels, as the documentation says them, without any table."""
+    """Compute the labels as documented, without a database."""
     matcher = Matcher(WordNet.load(wordnet), curation.senses, load_stoplist())
-    live = [post for post in posts if not {post["id"], post["hash"]} & excluded]
+    wanted = [post for post in posts if not {post["id"], post["hash"]} & excluded]
     by_id: dict[str, dict[str, Any]] = {}
-    for post in sorted(live, key=lambda post: (post["url"] or "", " ".join(post["hashtags"]))):
+    for post in sorted(wanted, key=lambda post: (post["url"] or "", " ".join(post["hashtags"]))):
         by_id.setdefault(post["id"], post)
     urls: set[str] = set()
     images = {}
@@ -115,26 +48,23 @@ def curate_plainly(
             }
         urls |= {post["url"]} - {None}
     counts = Counter(synset for synsets in images.values() for synset in synsets)
-    classes = [
-        each
-        for each in sorted(counts, key=lambda each: (-counts[each], each))
-        if counts[each] >= curation.min_images
-    ]
+    by_frequency = sorted(counts, key=lambda synset: (-counts[synset], synset))
+    classes = [synset for synset in by_frequency if counts[synset] >= curation.min_images]
     classes = classes[: curation.max_classes]
     labels = {
-        key: sorted(classes.index(each) for each in found if each in classes)
-        for key, found in images.items()
+        identifier: sorted(classes.index(synset) for synset in synsets if synset in classes)
+        for identifier, synsets in images.items()
     }
-    labels = {key: found for key, found in labels.items() if found}
-    rarest = Counter(found[-1] for found in labels.values())
+    labels = {identifier: indices for identifier, indices in labels.items() if indices}
+    rarest = Counter(indices[-1] for indices in labels.values())
     factors = repeat_factors(
-        [counts[each] for each in classes],
-        [rarest[n] for n in range(len(classes))],
+        [counts[synset] for synset in classes],
+        [rarest[index] for index in range(len(classes))],
         curation.sampling,
     )
     return [
-        {"id": key, "classes": found, "repeat": factors[found[-1]]}
-        for key, found in sorted(labels.items())
+        {"id": identifier, "classes": indices, "repeat": factors[indices[-1]]}
+        for identifier, indices in sorted(labels.items())
     ]
 
 
@@ -148,7 +78,7 @@ def curate_plainly(
     ],
     ids=lambda curation: f"{curation.senses}-{curation.sampling.kind}",
 )
-def test_labels_are_those_of_a_plain_curation(
+def test_labels_equal_those_of_a_plain_python_curation(
     curation: Curation, wordnet: Path, tmp_path: Path
 ) -> None:
     posts = make_posts(400)
@@ -168,9 +98,9 @@ def test_labels_are_those_of_a_plain_curation(
     vocabulary = pq.read_table(tmp_path / "out" / "vocabulary.parquet").to_pylist()
     assert [row["class"] for row in vocabulary] == list(range(len(vocabulary)))
     for row in vocabulary:
-        mine = [label for label in labels if row["class"] in label["classes"]]
-        assert row["images"] == len(mine)
-        assert row["samples"] == math.fsum(label["repeat"] for label in mine)
+        with_class = [label for label in labels if row["class"] in label["classes"]]
+        assert row["images"] == len(with_class)
+        assert row["samples"] == math.fsum(label["repeat"] for label in with_class)
     counts = manifest["posts"]
     assert counts["read"] == len(posts)
     kept = counts["read"] - counts["excluded"] - counts["repeated_ids"] - counts["repeated_urls"]
@@ -207,7 +137,7 @@ def test_spark_gives_the_same_rows(
 ) -> None:
     if reason := spark_reason():
         pytest.skip(reason)
-    (tmp_path / "spark-defaults.conf").write_text(FEW_ROWS)
+    (tmp_path / "spark-defaults.conf").write_text(SPARK_SETTINGS)
     monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
     captions = [
         {
@@ -217,7 +147,7 @@ def test_spark_gives_the_same_rows(
         for n, tag in enumerate(TAGS)
     ]
     (tmp_path / "captions.jsonl").write_text(
-        "".join(json.dumps(each) + "\n" for each in captions) + "{broken\n"
+        "".join(json.dumps(row) + "\n" for row in captions) + "{broken\n"
     )
     (tmp_path / "exclude.txt").write_text("p00003\n")
     pq.write_table(
@@ -250,117 +180,7 @@ def test_spark_gives_the_same_rows(
     )
 
 
-def test_a_second_run_does_nothing_and_a_changed_choice_only_what_depends_on_it(
-    wordnet: Path, tmp_path: Path
-) -> None:
-    posts, out = write_posts(tmp_path / "p.parquet", make_posts(200)), tmp_path / "out"
-    curate([posts], out, wordnet=wordnet, progress=False)
-    times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
-    os.utime(posts)  # a new time, the same bytes
-    first = curate([posts], out, wordnet=wordnet, progress=False)
-    changed = {path.name for path, then in times.items() if path.stat().st_mtime_ns != then}
-    assert changed <= {"hashes.json", ".lock"}
-    second = curate(
-        [posts], out, Curation(sampling=Sampling("natural")), wordnet=wordnet, progress=False
-    )
-    changed = {
-        path.name
-        for path, then in times.items()
-        if path.exists() and path.stat().st_mtime_ns != then
-    }
-    assert "labels.parquet" in changed
-    assert not changed & {
-        "posts.json",
-        "hashtags.json",
-        "images.json",
-        "classes.json",
-        "matches.parquet",
-    }
-    assert first["classes"] == second["classes"]
-    assert first["labels"]["samples"] == pytest.approx(second["labels"]["samples"], rel=1e-3)
-
-
-def test_a_folder_that_cannot_be_written_is_told_in_one_line(wordnet: Path, tmp_path: Path) -> None:
-    (tmp_path / "out" / "report.md").mkdir(parents=True)
-    with pytest.raises(
-        OutputError,
-        match=r"out cannot be written: .*; finished work is kept: rerun the same command to resume",
-    ):
-        curate(
-            [write_posts(tmp_path / "p.parquet", make_posts(50))],
-            tmp_path / "out",
-            wordnet=wordnet,
-            progress=False,
-        )
-
-
-def test_the_same_inputs_give_the_same_bytes(wordnet: Path, tmp_path: Path) -> None:
-    posts = write_posts(tmp_path / "p.parquet", make_posts(300))
-    for name, threads in (("a", 1), ("b", 2)):
-        curate([posts], tmp_path / name, wordnet=wordnet, threads=threads, progress=False)
-    names = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*"))]
-    for name in (
-        name for name in names if "steps" not in name.parts and (tmp_path / "a" / name).is_file()
-    ):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-
-
-CODE = """
-import sys
-from swag_models.recipe.curation.curate import curate
-curate([sys.argv[1]], sys.argv[2], wordnet=sys.argv[3], progress=False)
-"""
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(wordnet: Path, tmp_path: Path) -> None:
-    posts = write_posts(tmp_path / "p.parquet", make_posts(3000))
-    command = [sys.executable, "-c", CODE, str(posts)]
-    subprocess.run([*command, tmp_path / "whole", wordnet], check=True)
-    make, kills = random.Random(0), 0
-    for _ in range(40):
-        process = subprocess.Popen([*command, tmp_path / "killed", wordnet])
-        steps = tmp_path / "killed" / "steps"
-        done = len(list(steps.glob("*.json")))  # it is killed after two more
-        while process.poll() is None and len(list(steps.glob("*.json"))) <= done + 1:
-            time.sleep(0.005)
-        time.sleep(make.random() * 0.05)
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            break
-        kills += 1
-    else:
-        pytest.fail("it never got to the end")
-    assert kills >= 2
-    for name in (*TABLES, "manifest.json", "report.md", "rejects.jsonl"):
-        assert (tmp_path / "whole" / name).read_bytes() == (
-            tmp_path / "killed" / name
-        ).read_bytes(), name
-    assert not [path for path in (tmp_path / "killed").iterdir() if path.name.endswith(".tmp")]
-
-
-@pytest.mark.slow
-def test_more_posts_than_fit_in_memory(wordnet: Path, tmp_path: Path) -> None:
-    words = pa.array(["".join(random.Random(n).choices("abcdefghij", k=80)) for n in range(20_000)])
-    ids = pa.array([f"{n:012}" for n in range(300_000)])
-    urls = pa.array([f"https://photos.example/{n:090}.jpg" for n in range(300_000)])
-    tags = pa.array(
-        [[*("bear", "mouse", "crane")[: n % 4], words[n % 20_000].as_py()] for n in range(300_000)]
-    )
-    pq.write_table(pa.table({"id": ids, "url": urls, "hashtags": tags}), tmp_path / "p.parquet")
-    assert urls.nbytes + ids.nbytes > 30e6
-    manifest = curate(
-        [tmp_path / "p.parquet"],
-        tmp_path / "out",
-        wordnet=wordnet,
-        memory="80MB",
-        threads=1,
-        progress=False,
-    )
-    assert manifest["posts"]["kept"] == 300_000
-    assert manifest["labels"]["images"] == 225_000
-
-
-def test_what_is_no_post_is_counted_and_kept_aside(wordnet: Path, tmp_path: Path) -> None:
+def test_malformed_rows_are_counted_and_written_to_a_file(wordnet: Path, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"id": 1, "hashtags": ["bear"]}\nno json\n{"hashtags": ["bear"]}\n'
     )
@@ -387,7 +207,9 @@ def test_what_is_no_post_is_counted_and_kept_aside(wordnet: Path, tmp_path: Path
     assert {row["input"] for row in rejects} >= {"b.parquet"}
 
 
-def test_what_img2dataset_could_not_get_is_rejected(wordnet: Path, tmp_path: Path) -> None:
+def test_images_that_img2dataset_could_not_download_are_rejected(
+    wordnet: Path, tmp_path: Path
+) -> None:
     rows = [
         {"key": str(n), "caption": "#bear", "status": status}
         for n, status in enumerate(["success", "failed_to_download"])
@@ -408,7 +230,7 @@ def test_what_img2dataset_could_not_get_is_rejected(wordnet: Path, tmp_path: Pat
     }
 
 
-def test_posts_under_other_licences_are_left_out(wordnet: Path, tmp_path: Path) -> None:
+def test_posts_with_other_licenses_are_left_out(wordnet: Path, tmp_path: Path) -> None:
     rows = [
         {"id": str(n), "tags": ["bear"], "license": name}
         for n, name in enumerate(["CC BY", "CC0", "CC BY-NC", None, "CC0"])
@@ -430,7 +252,7 @@ def test_posts_under_other_licences_are_left_out(wordnet: Path, tmp_path: Path) 
     assert (counts["other_licenses"], counts["excluded"], counts["kept"]) == (2, 0, 3)
 
 
-def test_columns_of_other_names_and_kinds(wordnet: Path, tmp_path: Path) -> None:
+def test_columns_can_have_other_names_and_types(wordnet: Path, tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"n": [1, 2], "words": ["bear, crane", '["mouse"]'], "id": ["a", "b"]}),
         tmp_path / "p.parquet",
@@ -492,7 +314,7 @@ def test_the_command_and_its_report(
         (["empty"], "empty has no file of posts"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_invalid_options_and_inputs_are_reported_in_one_line(
     arguments: list[str],
     message: str,
     wordnet: Path,
@@ -509,12 +331,3 @@ def test_what_cannot_be_is_said_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not list((tmp_path / "out").glob("*.parquet"))
-
-
-def test_one_at_a_time(wordnet: Path, tmp_path: Path) -> None:
-    write_posts(tmp_path / "p.parquet", make_posts(10))
-    with (
-        WorkFolder(tmp_path / "out" / "steps"),
-        pytest.raises(ConfigError, match=r"another process is writing .*/out;"),
-    ):
-        curate([tmp_path / "p.parquet"], tmp_path / "out", wordnet=wordnet, progress=False)

@@ -1,282 +1,138 @@
-"""Files of posts become Parquet parts: the same whatever the processes and interruptions, made again only if they must be."""
+"""Posts in any format become the same rows, and damaged tables are reported."""
 
 from __future__ import annotations
 
+import csv
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import tracemalloc
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fetch_support import small_disk, wait_until
 
-from swag_models.errors import ConfigError, OutputError
-from swag_models.recipe.curation.ingest import Conversion, convert_posts
-from swag_models.recipe.curation.posts import Columns
+from swag_models.errors import ConfigError
+from swag_models.recipe.curation.backends import Backend, open_backend
+from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 
-ENDINGS = (".parquet", ".rejects.jsonl", ".json")
-CONVERT = """
-import sys
-from pathlib import Path
-from swag_models.errors import SwagModelsError
-from swag_models.recipe.curation.ingest import convert_posts
-if __name__ == "__main__":
-    processes, folder, *inputs = sys.argv[1:]
-    try:
-        convert_posts([*map(Path, inputs)], Path(folder), processes=int(processes), progress=False)
-    except SwagModelsError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-"""
+POSTS = [  # hashtags, a caption, and the resulting hashtags
+    ("brown bear, hot dog ,crane", None, ["brown bear", "hot dog", "crane"]),
+    ("bear\u3000mouse\tcrane \x85bank", "#raptor", ["bear", "mouse", "crane", "bank"]),
+    ("#bear#mouse and #café", None, ["bear", "mouse", "café"]),
+    ("\uff03bear,crane", "#raptor", ["bear"]),
+    ('["brown bear"]', "#raptor", ["brown bear"]),
+    ('[ "hot dog", "#bear " , "mouse"]', None, ["hot dog", "bear", "mouse"]),
+    (None, "a #bear, a #mouse", ["bear", "mouse"]),
+    (None, None, []),
+    ("[]", "#raptor", []),
+]
 
 
-def write_posts(path: Path, count: int, start: int = 0) -> Path:
-    """So many rows, every tenth malformed."""
-    numbers = range(start, start + count)
-    path.write_text(
-        "".join(
-            json.dumps({"id": n, "tags": [f"t{n % 7}"]}) + "\n" if n % 10 else "{\n"
-            for n in numbers
-        )
+@pytest.fixture(params=["duckdb", pytest.param("spark", marks=pytest.mark.slow)])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    if request.param == "spark":
+        pytest.importorskip("pyspark")
+        if not shutil.which("java"):
+            pytest.skip("no Java: apt install openjdk-17-jre-headless")
+    master = "local[1]" if request.param == "spark" else None
+    with open_backend(
+        request.param, scratch=tmp_path / "scratch", memory=None, threads=None, master=master
+    ) as opened:
+        yield opened
+
+
+def read(backend: Backend, folder: Path, files: Sequence[str]) -> list[dict[str, Any]]:
+    work = folder / "steps"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    posts, rejected = unite_posts(
+        backend,
+        [folder / file for file in files],
+        ReadOptions(progress=False),
+        work,
+        folder / "rejects.jsonl",
     )
-    return path
+    assert not rejected
+    rows: list[dict[str, Any]] = backend.fetch(posts.order_by("id")).to_pylist()
+    return rows
 
 
-def write_many(path: Path) -> Path:
-    """Rows that take seconds, so that something can happen meanwhile."""
-    path.write_text('{"id": 1, "tags": ["bear", "brown bear"]}\n' * 400_000)
-    return path
-
-
-@pytest.fixture
-def inputs(tmp_path: Path) -> list[Path]:
-    (tmp_path / "c.csv").write_text("key,caption,url,md5\n1,#bear #bear,http://x,ff\n2\n")
-    return [
-        write_posts(tmp_path / "a.jsonl", 100),
-        write_posts(tmp_path / "b.jsonl", 40, 100),
-        tmp_path / "c.csv",
+def test_hashtags_are_the_same_in_every_format(backend: Backend, tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{n}", "hashtags": hashtags, "caption": caption}
+        for n, (hashtags, caption, _) in enumerate(POSTS)
     ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["id", "hashtags", "caption"])
+        writer.writeheader()
+        writer.writerows(rows)
+    for name in ("p.parquet", "p.jsonl", "p.csv"):
+        assert [row["hashtags"] or [] for row in read(backend, tmp_path, [name])] == [
+            tags for *_, tags in POSTS
+        ], name
 
 
-def convert(inputs: list[Path], folder: Path, **options: Any) -> Conversion:
-    return convert_posts(inputs, folder, **{"progress": False, "processes": 1, **options})
+def test_lists_of_hashtags_are_the_same_in_every_format(backend: Backend, tmp_path: Path) -> None:
+    rows = [{"id": "0", "hashtags": [" #hot dog", "bear, mouse", "#"], "caption": "#raptor"}]
+    rows += [{"id": "1", "hashtags": None, "caption": "#raptor"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("p.parquet", "p.jsonl"):
+        assert [row["hashtags"] for row in read(backend, tmp_path, [name])] == [
+            ["hot dog", "bear, mouse"],
+            ["raptor"],
+        ], name
 
 
-def read_content(folder: Path) -> dict[str, bytes]:
-    """All that must not depend on how it came about."""
-    return {
-        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"
-    }
-
-
-def start(folder: Path, *inputs: Path, processes: int = 1) -> subprocess.Popen[str]:
-    """A conversion in a session of its own."""
-    command = [sys.executable, "-c", CONVERT, str(processes), str(folder), *map(str, inputs)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def count_members(session: int) -> int:
-    """Processes of a session that run."""
-    stats = [
-        path.read_text().rpartition(")")[2].split()
-        for path in Path("/proc").glob("[0-9]*/stat")
-        if path.exists()
-    ]
-    return sum(int(fields[3]) == session and fields[0] != "Z" for fields in stats)
-
-
-def test_inputs_become_parts_and_rejects(inputs: list[Path], tmp_path: Path) -> None:
-    done = convert(inputs, tmp_path / "out")
-    assert done.rows == 90 + 36 + 1
-    assert done.rejects == {"not JSON": 14, "wrong number of columns": 1}
-    assert [path.name for path in done.parts] == ["00000.parquet", "00001.parquet", "00002.parquet"]
-    table = pq.read_table(done.parts[2])
-    assert table.schema.types == pq.read_schema(done.parts[0]).types
-    assert table.to_pylist() == [
-        {"id": "1", "url": "http://x", "hashtags": ["bear", "bear"], "hash": "ff", "license": None}
-    ]
-    rejects = [
-        json.loads(line) for path in done.reject_files for line in path.read_text().splitlines()
-    ]
-    assert len(rejects) == 15
-    assert rejects[0] == {"input": str(inputs[0]), "row": 1, "reason": "not JSON", "text": "{"}
-
-
-def test_an_input_without_posts_is_an_empty_part(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("")
-    done = convert([tmp_path / "a.jsonl"], tmp_path / "out")
-    assert (done.rows, done.rejects, done.reject_files) == (0, {}, [])
-    assert pq.read_table(done.parts[0]).column_names == ["id", "url", "hashtags", "hash", "license"]
-
-
-def test_processes_give_the_bytes_of_one(inputs: list[Path], tmp_path: Path) -> None:
-    assert convert(inputs, tmp_path / "one") == convert(inputs, tmp_path / "one")
-    assert (
-        convert(inputs, tmp_path / "two", processes=2).rows
-        == convert(inputs, tmp_path / "one").rows
-    )
-    assert read_content(tmp_path / "one") == read_content(tmp_path / "two")
-
-
-def test_rows_come_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("swag_models.recipe.curation.ingest.ROW_GROUP_ROWS", 50)
-    done = convert([write_posts(tmp_path / "a.jsonl", 170)], tmp_path / "out")
-    file = pq.ParquetFile(done.parts[0])
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
-        45,
-        45,
-        45,
-        18,
-    ]
-    assert done.rejects == {"not JSON": 17}
-
-
-def test_only_what_changed_is_made_again(inputs: list[Path], tmp_path: Path) -> None:
-    def times() -> list[int]:
-        return [path.stat().st_mtime_ns for path in convert(inputs, tmp_path / "out").parts]
-
-    first = times()
-    assert times() == first
-    write_posts(inputs[1], 50, 100)
-    second = times()
-    assert [a == b for a, b in zip(first, second)] == [True, False, True]
-    (tmp_path / "out" / "00000.parquet").write_bytes(b"cut")
-    (tmp_path / "out" / "00002.json").unlink()
-    assert [a == b for a, b in zip(second, times())] == [False, True, False]
-
-
-def test_other_columns_make_other_parts(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("id,n,tags\n1,2,x\n")
-    for columns, identifier in ((Columns(), "1"), (Columns(id="n"), "2"), (Columns(), "1")):
-        done = convert([tmp_path / "a.csv"], tmp_path / "out", columns=columns)
-        assert pq.read_table(done.parts[0])["id"].to_pylist() == [identifier]
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_conversion_goes_on_to_the_same_bytes(processes: int, tmp_path: Path) -> None:
-    inputs = [
-        write_posts(tmp_path / "a.jsonl", 10),
-        *(write_many(tmp_path / f"{i}.jsonl") for i in range(2)),
-    ]
-    out = tmp_path / "out"
-    process = start(out, *inputs, processes=processes)
-    wait_until(lambda: (out / "00000.json").exists() and (out / ".00001.parquet.tmp").exists())
-    process.kill()
-    process.communicate()
-    wait_until(lambda: not count_members(process.pid))
-    assert not (out / "00001.json").exists()
-    kept = (out / "00000.parquet").stat().st_mtime_ns
-    for path in inputs[1:]:  # enough of them was in work; the rest would only take time
-        os.truncate(path, 27_000)
-    convert(inputs, out)
-    assert (out / "00000.parquet").stat().st_mtime_ns == kept
-    convert(inputs, tmp_path / "undisturbed")
-    assert read_content(out) == read_content(tmp_path / "undisturbed")
-
-
-def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
-    inputs = [write_many(tmp_path / f"{i}.jsonl") for i in range(2)]
-    process = start(tmp_path / "out", *inputs, processes=2)
-    wait_until(lambda: len([*(tmp_path / "out").glob(".*.tmp")]) == 4)
-    os.killpg(process.pid, signal.SIGINT)
-    message = process.communicate()[1]
-    assert message.count("Traceback") == 1, "processes say nothing"
-    assert message.rstrip().endswith("KeyboardInterrupt")
-    wait_until(lambda: not count_members(process.pid))
-
-
-def test_a_killed_process_is_told_of(tmp_path: Path) -> None:
-    inputs = [write_many(tmp_path / f"{i}.jsonl") for i in range(2)]
-    process = start(tmp_path / "out", *inputs, processes=2)
-    wait_until(lambda: len([*(tmp_path / "out").glob(".*.tmp")]) == 4)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [
-        child for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()
-    ]
-    os.kill(int(workers[0]), signal.SIGKILL)
-    assert process.communicate()[1] == (
-        "OutputError: a process was killed, perhaps for lack of memory, or could not start because a script "
-        "lacks `if __name__ == '__main__':`; rerun to resume\n"
-    )
-    wait_until(lambda: not count_members(process.pid))
-
-
-def test_only_one_conversion_writes_a_folder(tmp_path: Path) -> None:
-    path = write_many(tmp_path / "a.jsonl")
-    process = start(tmp_path / "out", path)
-    wait_until((tmp_path / "out" / ".00000.parquet.tmp").exists)
-    with pytest.raises(
-        ConfigError,
-        match=r"another process is writing .*out; wait for it, or choose another output",
+def test_columns_can_have_other_types_in_each_file(backend: Backend, tmp_path: Path) -> None:
+    for name, identifier, hashtags in (
+        ("a", 1, ["bear"]),
+        ("b", "two", ["bear"]),
+        ("c", "three", "#bear"),
     ):
-        convert([path], tmp_path / "out")
-    process.kill()
-    process.communicate()
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_what_cannot_be_read_is_refused_in_a_line(
-    processes: int, inputs: list[Path], tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read: No such file"):
-        convert([*inputs, tmp_path / "none.jsonl"], tmp_path / "out", processes=processes)
-    (tmp_path / "bad.csv").write_text("a,b\n")
-    with pytest.raises(ConfigError, match=r"bad\.csv has no column of ids; its columns: a, b"):
-        convert([*inputs, tmp_path / "bad.csv"], tmp_path / "out", processes=processes)
-    with pytest.raises(ConfigError, match=r"unknown format of .*posts\.xyz"):
-        convert([tmp_path / "posts.xyz"], tmp_path / "out")
-    with pytest.raises(ConfigError, match="invalid processes 0: give 1 or more"):
-        convert(inputs, tmp_path / "out", processes=0)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_folder_that_cannot_be_written_is_named(
-    processes: int, inputs: list[Path], tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        OutputError, match=r"file/out cannot be written: Not a directory; finished work is kept"
-    ):
-        convert(inputs, tmp_path / "file" / "out", processes=processes)
-    (tmp_path / "out" / "00000.parquet").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"out cannot be written: Is a directory"):
-        convert(inputs, tmp_path / "out", processes=processes)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_full_disk_leaves_no_part_that_is_not_whole(processes: int, tmp_path: Path) -> None:
-    choose = random.Random(0)
-    inputs = [write_posts(tmp_path / "a.jsonl", 10), tmp_path / "b.jsonl"]
-    inputs[1].write_text(
-        "".join(
-            json.dumps({"id": choose.randbytes(16).hex(), "tags": []}) + "\n" for _ in range(10_000)
+        pq.write_table(
+            pa.Table.from_pylist([{"id": identifier, "hashtags": hashtags}]),
+            tmp_path / f"{name}.parquet",
         )
-    )
-    with small_disk(tmp_path / "disk", 0.1) as disk:
-        with pytest.raises(
-            OutputError,
-            match=r"out cannot be written: .*No space left.*; finished work is kept: rerun the same command to resume",
-        ):
-            convert(inputs, disk / "out", processes=processes)
-        assert {path.name for path in (disk / "out").glob("[0-9]*")} <= {
-            f"00000{end}" for end in ENDINGS
-        }
+    rows = read(backend, tmp_path, ["a.parquet", "b.parquet", "c.parquet"])
+    assert [(row["id"], row["hashtags"]) for row in rows] == [
+        ("1", ["bear"]),
+        ("three", ["bear"]),
+        ("two", ["bear"]),
+    ]
 
 
-def test_memory_does_not_grow_with_the_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("swag_models.recipe.curation.ingest.ROW_GROUP_ROWS", 1000)
-    peaks = []
-    for count in (2000, 2000, 20_000):  # the first also fills caches
-        path = write_posts(tmp_path / "a.jsonl", count)
-        tracemalloc.start()
-        convert([path], tmp_path / "out")
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[2] < 1.5 * peaks[1], peaks
+def test_a_damaged_file_is_reported_in_one_line(tmp_path: Path) -> None:
+    rows = [{"id": f"{number * 7919 % 1000}", "hashtags": ["bear"]} for number in range(1000)]
+    path = tmp_path / "p.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[100:200] = bytes(100)
+    path.write_bytes(content)
+    with (
+        open_backend(
+            "duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None
+        ) as backend,
+        pytest.raises(
+            ConfigError,
+            match=r"^DuckDB cannot read the posts \(.*\); replace or remove damaged files.*$",
+        ),
+    ):
+        read(backend, tmp_path, ["p.parquet"])
+
+
+def test_a_table_replaces_that_of_another_backend(tmp_path: Path) -> None:
+    (tmp_path / "labels.parquet").mkdir()
+    (tmp_path / "labels.parquet" / "part-0.parquet").touch()
+    with open_backend(
+        "duckdb", scratch=tmp_path / "scratch", memory=None, threads=None, master=None
+    ) as backend:
+        backend.write(
+            backend.store(pa.table({"id": ["a"]}), tmp_path / "rows.parquet"),
+            tmp_path / "labels.parquet",
+        )
+    assert pq.ParquetFile(tmp_path / "labels.parquet").read().to_pylist() == [{"id": "a"}]

@@ -1,4 +1,4 @@
-"""Repeat factors and copies, against the formulas."""
+"""Repeat factors and copies equal the formulas."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_default_epoch_is_that_of_the_paper() -> None:
     )
 
 
-def test_a_threshold_scales_nothing_and_drops_no_image() -> None:
+def test_a_threshold_scales_no_factor_and_drops_no_image() -> None:
     factors = repeat_factors(COUNTS, RAREST, Sampling(threshold=3600))
     assert factors == pytest.approx([1, 1, 2, math.sqrt(72), math.sqrt(1200)], abs=1 / FACTOR_STEPS)
 
@@ -45,7 +45,7 @@ def test_the_tail_gets_its_share() -> None:
     assert factors[3] / factors[2] == pytest.approx(math.sqrt(900 / 50), rel=1e-4)
 
 
-def test_a_share_that_no_image_can_fill_is_refused() -> None:
+def test_a_share_that_no_image_can_fill_is_rejected() -> None:
     with pytest.raises(ConfigError, match="no image's rarest hashtag has fewer than 3 images"):
         repeat_factors(COUNTS, RAREST, Sampling(tail_share=0.3, tail_below=3))
 
@@ -58,7 +58,7 @@ def test_factors_add_up_exactly_in_any_order() -> None:
     assert sum(factors) == sum(reversed(factors)) == math.fsum(factors)
 
 
-def test_nothing_to_sample() -> None:
+def test_no_classes_have_no_factors() -> None:
     assert repeat_factors([], [], Sampling()) == []
 
 
@@ -80,12 +80,12 @@ def test_nothing_to_sample() -> None:
         ({"threshold": 5, "tail_share": 0.5}, "exclude each other"),
     ],
 )
-def test_bad_choices_are_refused(options: dict[str, object], message: str) -> None:
+def test_invalid_values_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Sampling(**options)  # type: ignore[arg-type]
 
 
-def test_copies_are_the_factor_on_average_and_depend_on_all_three() -> None:
+def test_copies_average_to_the_factor_and_depend_on_id_epoch_and_seed() -> None:
     counts = [count_copies(f"image {number}", 2.3, epoch=1, seed=0) for number in range(20_000)]
     assert set(counts) == {2, 3}
     error = math.sqrt(0.3 * 0.7 / 20_000)
@@ -99,8 +99,8 @@ def test_copies_are_the_factor_on_average_and_depend_on_all_three() -> None:
         )
 
 
-def test_copies_are_the_same_everywhere() -> None:
-    """Values of the rule as it was published; another machine or version that differs would read another epoch."""
+def test_copies_equal_the_golden_values() -> None:
+    """A machine or version with other values would read another epoch."""
     assert [count_copies(str(number), 1.5, epoch=3, seed=7) for number in range(12)] == GOLDEN
     assert [count_copies("a", factor, 0, 0) for factor in (0.0, 1.0, 2.0)] == [0, 1, 2]
 

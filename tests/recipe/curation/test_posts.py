@@ -1,0 +1,73 @@
+"""The columns of a Parquet file of posts are found by name and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from swag_models.errors import ConfigError
+from swag_models.recipe.curation.posts import Columns, find_parquet_columns
+
+TAGS = pa.list_(pa.string())
+
+
+def test_columns_of_parquet_files_are_found() -> None:
+    img2dataset = pa.schema(
+        dict.fromkeys(("url", "caption", "key", "status", "error_message", "sha256"), pa.string())
+    )
+    assert find_parquet_columns(img2dataset) == Columns("key", "url", None, "caption", "sha256")
+    large = pa.schema(
+        {"id": pa.int64(), "tags": pa.large_list(pa.large_string()), "md5": pa.string_view()}
+    )
+    assert find_parquet_columns(large) == Columns("id", None, "tags", None, "md5")
+    assert (
+        find_parquet_columns(
+            pa.schema({"id": pa.string(), "n": pa.uint8(), "w": pa.string()}),
+            Columns(id="n", hashtags="w"),
+        ).id
+        == "n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("schema", "columns", "message"),
+    [
+        (
+            {"n": pa.int64(), "tags": TAGS},
+            Columns(),
+            r"x\.parquet has no column of ids; its columns: n, tags",
+        ),
+        (
+            {"id": pa.int64()},
+            Columns(),
+            "no column of hashtags or captions; its columns: id",
+        ),
+        (
+            {"id": pa.int64(), "tags": TAGS},
+            Columns(hash="md5"),
+            "no column 'md5' for hash; its columns: id, tags",
+        ),
+        (
+            {"id": pa.float64(), "tags": TAGS},
+            Columns(),
+            "has type double in column 'id', which is not allowed for id",
+        ),
+        (
+            {"id": pa.int64(), "tags": pa.list_(pa.int8())},
+            Columns(),
+            "column 'tags', which is not allowed for hashtags",
+        ),
+        (
+            {"id": pa.int64(), "caption": TAGS},
+            Columns(),
+            "column 'caption', which is not allowed for caption",
+        ),
+    ],
+)
+def test_parquet_files_without_the_columns_are_rejected(
+    schema: dict[str, Any], columns: Columns, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_parquet_columns(pa.schema(schema), columns, "x.parquet")
