@@ -30,7 +30,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure accuracy and calibration on labelled images; torchrun splits the work."""
     from swag_models.recipe.evaluation.accuracy.evaluate import (
         evaluate,
-        tabulate_evaluations,
+        format_evaluations,
         write_evaluation,
     )
     from swag_models.recipe.training.distributed import init_distributed
@@ -54,7 +54,7 @@ def evaluate(options: argparse.Namespace) -> int:
             if options.json:
                 print(json.dumps(evaluation.summarise(), indent=2))
             else:
-                print(tabulate_evaluations([evaluation]).rstrip())
+                print(format_evaluations([evaluation]).rstrip())
     return FAILED if evaluation.skipped else OK
 
 

@@ -1,1 +1,1 @@
-"""How good a backbone is, measured as the paper and its successors do: from its classes, its features and its hashtags."""
+"""Evaluation of backbones: accuracy, probes of features, zero-shot classification, and bias."""

@@ -1,6 +1,6 @@
-"""A model that is measured: of our catalog, a folder or the Hub, or for comparison one of timm's or torchvision's.
+"""Models to evaluate: those of this library and, for comparison, those of timm and torchvision.
 
-Axes: N batch, D features, K classes, H W pixels.
+Axes: N batch, D feature width, K classes, H and W pixels.
 """
 
 from __future__ import annotations
@@ -30,17 +30,25 @@ from swag_models.recipe.hashtags import load_imagenet
 from swag_models.runtime import import_extra
 from swag_models.spec import ImageSize, Metrics
 
-PEERS = ("timm:", "torchvision:")
+EXTERNAL_PREFIXES = ("timm:", "torchvision:")
 IMAGENET = "imagenet-1k"
 
 
 class EvaluatedModel(ABC):
-    """A model in inference, with its own preprocessing.
+    """A model in inference mode, with its own preprocessing.
 
-    name: as it was asked for. classes: the name of each, None if it has none or nobody named them. synsets: the WordNet id of
-    each class, where they are known. published: its accuracy as its makers state it, in percent. preprocess: in words.
-    fit: an upright RGB image -> what `classify` and `embed` take in batches: bytes or floats (3, H, W). It is sent to worker
-    processes, and so knows nothing of the network.
+    Attributes:
+        name: what the model was opened by.
+        network: the PyTorch module.
+        num_classes: number of classes; None for a model without a head.
+        classes: name of each class; None if there are no classes or no names.
+        synsets: WordNet id of each class, if known.
+        published: accuracy in percent that the authors of the model report, if any.
+        preprocess: description of the preprocessing.
+        fit: upright RGB image -> (3, H, W), bytes or floats, which batches for `forward` consist
+            of. It is sent to worker processes, so it holds no reference to the network.
+        device: where the network runs.
+        dtype: of its weights.
     """
 
     name: str
@@ -56,39 +64,47 @@ class EvaluatedModel(ABC):
 
     @abstractmethod
     def normalise(self, images: Tensor) -> Tensor:
-        """Those (N, 3, H, W) -> the model's input, float32."""
+        """Convert what `fit` returns (N, 3, H, W) to the float32 input of the network."""
 
     @abstractmethod
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images -> logits (N, K), anything if there are no classes, and features before the head (N, D)."""
+        """Logits (N, K), with no meaning if there are no classes, and features (N, D)."""
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What `fit` gave (N, 3, H, W) -> logits (N, K) and features before the head (N, D), float32 on the CPU."""
+        """Run the network.
+
+        Args:
+            images: batch of what `fit` returns (N, 3, H, W).
+
+        Returns:
+            Logits (N, K) and the features before the head (N, D), both float32 on the CPU.
+        """
         inputs = self.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
         logits, features = self._run(inputs)
         return logits.float().cpu(), features.float().cpu()
 
     def classify(self, images: Tensor) -> Tensor:
-        """The logits alone."""
+        """The logits of `forward`."""
         return self.forward(images)[0]
 
     def embed(self, images: Tensor) -> Tensor:
-        """The features alone."""
+        """The features of `forward`."""
         return self.forward(images)[1]
 
     def hash_content(self) -> str:
-        """SHA-256 of all weights, the preprocessing and the dtype: what makes the features what they are."""
+        """SHA-256 of everything that determines the features: weights, preprocessing and dtype."""
         digest = hashlib.sha256(f"{self.preprocess}\n{self.dtype}\n".encode())
         for name, tensor in self.network.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            # As bytes, because numpy has no bfloat16.
             content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             digest.update(np.ascontiguousarray(content).data)
         return digest.hexdigest()
 
 
 class SwagModel(EvaluatedModel):
-    """Whatever `load_model` takes."""
+    """A model of this library: anything that `load_model` accepts."""
 
     def __init__(
         self, name: Name, device: torch.device, dtype: torch.dtype, image_size: ImageSize | None
@@ -98,6 +114,7 @@ class SwagModel(EvaluatedModel):
         self.num_classes, self.published = spec.num_classes, spec.metrics
         self.classes = load_classes(spec) if spec.classes is not None else None
         self.synsets = tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
+        # The same module under a precise type: `network` is declared as any module.
         self.network = self._model = load_model(
             spec, device=device, dtype=dtype, image_size=image_size
         )
@@ -109,12 +126,21 @@ class SwagModel(EvaluatedModel):
         return self._transform.normalise(images)
 
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        last = self._model.forward_features(inputs)
-        return self._model.forward_head(last), self._model.forward_head(last, pre_logits=True)
+        hidden = self._model.forward_features(inputs)
+        return self._model.forward_head(hidden), self._model.forward_head(hidden, pre_logits=True)
 
 
 class ExternalModel(EvaluatedModel):
-    """What others offer: their transform makes normalised floats of a picture, and features are what their last layer gets."""
+    """A model of timm or torchvision. Its features are the input of its last linear layer.
+
+    Args:
+        name: name with prefix.
+        network: the module.
+        transform: its preprocessing: image -> normalised floats (3, H, W).
+        classes: names of its classes, if known.
+        device: where to run.
+        dtype: of the weights.
+    """
 
     published = None
 
@@ -129,22 +155,23 @@ class ExternalModel(EvaluatedModel):
     ) -> None:
         self.name, self.network = name, network.eval().to(device, dtype)
         self.preprocess, self.fit = " ".join(repr(transform).split()), transform
-        self._last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-        self.num_classes, self.device, self.dtype = self._last.out_features, device, dtype
+        self._head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+        self.num_classes, self.device, self.dtype = self._head.out_features, device, dtype
+        # Both libraries number 1000 classes as ImageNet does.
         self.synsets = tuple(load_imagenet()) if self.num_classes == 1000 else None
         self.classes = tuple(classes) if classes else None
 
     def normalise(self, images: Tensor) -> Tensor:
-        return images
+        return images  # `fit` has normalised them
 
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        found: list[Tensor] = []
-        hook = self._last.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        head_inputs: list[Tensor] = []
+        hook = self._head.register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))
         try:
             logits: Tensor = self.network(inputs)
         finally:
             hook.remove()
-        return logits, found[0].flatten(1)
+        return logits, head_inputs[0].flatten(1)
 
 
 def open_evaluated_model(
@@ -154,55 +181,70 @@ def open_evaluated_model(
     dtype: str | torch.dtype | None = None,
     image_size: ImageSize | None = None,
 ) -> EvaluatedModel:
-    """A name of the catalog, a folder that `publish.save` wrote, hf-hub:org/repo, timm:NAME, or torchvision:NAME[@WEIGHTS].
+    """Load a model with its preprocessing.
 
-    dtype: of the weights, float32 by default. image_size: in place of the model's own, of ours only. UnknownModelError suggests
-    names, ConfigError says what else cannot be, and FetchError why weights do not come.
+    Args:
+        name: a name of the catalog, a folder that `publish.save` wrote, hf-hub:ORG/REPO, timm:NAME,
+            or torchvision:NAME[@WEIGHTS].
+        device: where to run.
+        dtype: of the weights; float32 by default.
+        image_size: replaces the image size of a model of this library.
+
+    Raises:
+        UnknownModelError: there is no such model; the message suggests names.
+        ConfigError: another argument is invalid.
+        FetchError: the weights cannot be downloaded.
     """
-    where, kind = check_device(device), check_dtype(dtype)
-    if not isinstance(name, str) or not name.startswith(PEERS):
-        return SwagModel(name, where, kind, image_size)
+    torch_device, torch_dtype = check_device(device), check_dtype(dtype)
+    if not isinstance(name, str) or not name.startswith(EXTERNAL_PREFIXES):
+        return SwagModel(name, torch_device, torch_dtype, image_size)
     if image_size is not None:
         raise ConfigError(
-            f"image_size goes with our own models; {name} is measured as its makers prepare pictures"
+            f"invalid image_size {image_size} for {name}: allowed only for models of this library; "
+            "omit it, and images are preprocessed as the authors of the model do"
         )
-    prefix, _, rest = name.partition(":")
-    open_peer = _open_timm if prefix == "timm" else _open_torchvision
-    return ExternalModel(name, *open_peer(rest), where, kind)
+    library, _, external_name = name.partition(":")
+    open_external = _open_timm if library == "timm" else _open_torchvision
+    return ExternalModel(name, *open_external(external_name), torch_device, torch_dtype)
 
 
 def _open_timm(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
+    """Network, preprocessing and class names."""
     timm = import_extra("timm", "timm", "a timm: model")
-    known = timm.list_models()
-    if name.partition(".")[0] not in known:
-        raise UnknownModelError(suggest_names("timm model", name, known))
-    with _explain_fetching(f"timm:{name}"):
+    architectures = timm.list_models()
+    if name.partition(".")[0] not in architectures:
+        raise UnknownModelError(suggest_names("timm model", name, architectures))
+    with _fetch_errors(f"timm:{name}"):
         network = timm.create_model(name, pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-    return network, transform, load_classes("vit_b16_in1k") if network.num_classes == 1000 else None
+    # timm has no class names; any of our ImageNet models has those of ImageNet.
+    classes = load_classes("vit_b16_in1k") if network.num_classes == 1000 else None
+    return network, transform, classes
 
 
 def _open_torchvision(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
-    from torchvision import models
+    """Network, preprocessing and class names."""
+    from torchvision import models  # takes a while to import
 
-    name, _, chosen = name.partition("@")
-    known = models.list_models(module=models)
-    if name not in known:
-        raise UnknownModelError(suggest_names("torchvision model", name, known))
-    kinds = models.get_model_weights(name)
-    if chosen and chosen not in kinds.__members__:
+    name, _, weights_name = name.partition("@")
+    architectures = models.list_models(module=models)
+    if name not in architectures:
+        raise UnknownModelError(suggest_names("torchvision model", name, architectures))
+    all_weights = models.get_model_weights(name)
+    if weights_name and weights_name not in all_weights.__members__:
         raise ConfigError(
-            f"{name} has no weights {chosen!r}; allowed: {', '.join(kinds.__members__)}"
+            f"invalid weights {weights_name!r} for {name}: "
+            f"allowed {', '.join(all_weights.__members__)}"
         )
-    weights = kinds[chosen] if chosen else kinds.DEFAULT
-    with _explain_fetching(f"torchvision:{name}"):
+    weights = all_weights[weights_name] if weights_name else all_weights.DEFAULT
+    with _fetch_errors(f"torchvision:{name}"):
         network = models.get_model(name, weights=weights)
     return network, weights.transforms(), weights.meta["categories"]
 
 
 @contextmanager
-def _explain_fetching(name: str) -> Iterator[None]:
-    """Both clients' errors are OSErrors, where the network or the disk fails."""
+def _fetch_errors(name: str) -> Iterator[None]:
+    """Turn the errors of both download clients, which are OSErrors, into a one-line FetchError."""
     try:
         yield
     except OSError as error:

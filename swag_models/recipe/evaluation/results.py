@@ -1,4 +1,4 @@
-"""Result types of an evaluation, with accuracies in percent, and their conversion to and from JSON."""
+"""Result types of evaluations, in percent, and their conversion to and from JSON."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
-        """Restore an evaluation from what `to_dict` returned, also after a round trip through JSON."""
+        """Restore an evaluation from `to_dict`, also after a round trip through JSON."""
         estimates = ("top1", "top5", "mean_per_class", "ece")
         restored = {
             **values,

@@ -1,4 +1,4 @@
-"""What a model is measured on: public test sets of ImageNet's classes, as they are released, or pictures of one's own."""
+"""Benchmarks: public test sets with the classes of ImageNet-1k, and any labelled images."""
 
 from __future__ import annotations
 
@@ -12,116 +12,113 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import find_image_folder
 from swag_models.recipe.evaluation.accuracy import datasets
-from swag_models.recipe.evaluation.accuracy.datasets import REAL, Task
+from swag_models.recipe.evaluation.accuracy.datasets import REAL_URL, BenchmarkData
 from swag_models.recipe.evaluation.models import IMAGENET, EvaluatedModel
 from swag_models.recipe.hashtags import load_imagenet
 
 FOLDER = "folder"
-ANY, OWN = "any of its labels is a hit", "its 200 classes compete"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A test set. source: what to download. place: where its pictures may lie within the folder that is given.
+    """A test set.
 
-    pictures: how many count, of the whole release. rule: what sets it apart.
+    Attributes:
+        name: value of `--benchmark`.
+        title: name for messages.
+        source: what to download.
+        subfolder: folder inside the release, which users may give as well as its parent.
+        num_images: number of images of the complete release that count; None if it varies.
+        open: opens the folder of the release for a model.
     """
 
     name: str
     title: str
     source: str
-    place: str
-    pictures: int | None
-    rule: str
-    open: Callable[[Path, EvaluatedModel], Task]
+    subfolder: str
+    num_images: int | None
+    open: Callable[[Path, EvaluatedModel], BenchmarkData]
 
 
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
         Benchmark(
-            FOLDER,
-            "Pictures",
-            "a folder of pictures for each class, or packed shards",
-            "",
-            None,
-            "",
-            datasets.open_folder,
+            name=FOLDER,
+            title="Images",
+            source="a folder of images for each class, or packed shards",
+            subfolder="",
+            num_images=None,
+            open=datasets.open_named_folders,
         ),
         Benchmark(
-            "imagenet",
-            "ImageNet",
-            "ILSVRC2012_img_val.tar of image-net.org, sorted into a folder for each WordNet id",
-            "val",
-            50_000,
-            "",
-            datasets.open_all,
+            name="imagenet",
+            title="ImageNet",
+            source="ILSVRC2012_img_val.tar of image-net.org, sorted into a folder for each "
+            "WordNet id",
+            subfolder="val",
+            num_images=50_000,
+            open=datasets.open_wnid_folders,
         ),
         Benchmark(
-            "imagenet-v2",
-            "ImageNet-V2",
-            "imagenetv2-matched-frequency.tar.gz of github.com/modestyachts/ImageNetV2",
-            "imagenetv2-matched-frequency-format-val",
-            10_000,
-            "",
-            datasets.open_numbered,
+            name="imagenet-v2",
+            title="ImageNet-V2",
+            source="imagenetv2-matched-frequency.tar.gz of github.com/modestyachts/ImageNetV2",
+            subfolder="imagenetv2-matched-frequency-format-val",
+            num_images=10_000,
+            open=datasets.open_index_folders,
         ),
         Benchmark(
-            "imagenet-real",
-            "ImageNet ReaL",
-            f"ImageNet's validation pictures in a folder for each WordNet id, and beside them real.json of {REAL}",
-            "val",
-            46_837,
-            ANY,
-            datasets.open_real,
+            name="imagenet-real",
+            title="ImageNet ReaL",
+            source="the validation images of ImageNet in a folder for each WordNet id, and beside "
+            f"them real.json of {REAL_URL}",
+            subfolder="val",
+            num_images=46_837,  # of the 50,000 of ImageNet, those that have a label
+            open=datasets.open_real,
         ),
         Benchmark(
-            "imagenet-a",
-            "ImageNet-A",
-            "imagenet-a.tar of github.com/hendrycks/natural-adv-examples",
-            "imagenet-a",
-            7_500,
-            OWN,
-            datasets.open_some,
+            name="imagenet-a",
+            title="ImageNet-A",
+            source="imagenet-a.tar of github.com/hendrycks/natural-adv-examples",
+            subfolder="imagenet-a",
+            num_images=7_500,
+            open=datasets.open_200_wnids,
         ),
         Benchmark(
-            "imagenet-r",
-            "ImageNet-R",
-            "imagenet-r.tar of github.com/hendrycks/imagenet-r",
-            "imagenet-r",
-            30_000,
-            OWN,
-            datasets.open_some,
+            name="imagenet-r",
+            title="ImageNet-R",
+            source="imagenet-r.tar of github.com/hendrycks/imagenet-r",
+            subfolder="imagenet-r",
+            num_images=30_000,
+            open=datasets.open_200_wnids,
         ),
         Benchmark(
-            "sketch",
-            "ImageNet-Sketch",
-            "ImageNet-Sketch.zip of github.com/HaohanWang/ImageNet-Sketch",
-            "sketch",
-            50_889,
-            "",
-            datasets.open_all,
+            name="sketch",
+            title="ImageNet-Sketch",
+            source="ImageNet-Sketch.zip of github.com/HaohanWang/ImageNet-Sketch",
+            subfolder="sketch",
+            num_images=50_889,
+            open=datasets.open_wnid_folders,
         ),
         Benchmark(
-            "objectnet",
-            "ObjectNet",
-            "objectnet-1.0.zip of objectnet.dev",
-            "objectnet-1.0",
-            18_574,
-            ANY,
-            datasets.open_objectnet,
+            name="objectnet",
+            title="ObjectNet",
+            source="objectnet-1.0.zip of objectnet.dev",
+            subfolder="objectnet-1.0",
+            num_images=18_574,  # of the 113 classes that ImageNet has too
+            open=datasets.open_objectnet,
         ),
     )
 }
 
-PUBLISHED = {  # top-1 of (model, benchmark)
-    ("vit_h14_in1k", "imagenet-v2"): 81.1,  # of the paper, arXiv 2201.08371, as are the next two
+PUBLISHED = {  # (model, benchmark) -> top-1 accuracy in percent
+    # Singh et al. 2022, arXiv 2201.08371
+    ("vit_h14_in1k", "imagenet-v2"): 81.1,
     ("vit_h14_in1k", "imagenet-real"): 90.5,
     ("vit_h14_in1k", "objectnet"): 69.5,
-    (
-        "regnety_128gf_in1k",
-        "imagenet-v2",
-    ): 80.50,  # of timm's results of regnety_1280.swag_ft_in1k, as are the rest
+    # timm's results of regnety_1280.swag_ft_in1k
+    ("regnety_128gf_in1k", "imagenet-v2"): 80.50,
     ("regnety_128gf_in1k", "imagenet-real"): 90.66,
     ("regnety_128gf_in1k", "imagenet-a"): 83.80,
     ("regnety_128gf_in1k", "imagenet-r"): 88.31,
@@ -130,53 +127,60 @@ PUBLISHED = {  # top-1 of (model, benchmark)
 
 
 def open_benchmark(
-    name: str, data: Shards, candidate: EvaluatedModel, only_present: bool = False
-) -> Task:
-    """The pictures of a benchmark in the folder of its release, or of one's own, with the classes of a model.
+    name: str, data: Shards, model: EvaluatedModel, only_present: bool = False
+) -> BenchmarkData:
+    """Open a benchmark for a model.
 
-    only_present: no classes compete but those of the pictures. ConfigError says what is missing, and where to get it.
+    Args:
+        name: key of `BENCHMARKS`.
+        data: folder of the release; for "folder", labelled images or packed shards.
+        model: the model, whose classes number the labels.
+        only_present: only classes that have an image compete.
+
+    Raises:
+        ConfigError: the model has other classes, or something is missing; the message says where
+            to get it.
     """
     if name not in BENCHMARKS:
-        raise ConfigError(f"benchmark {name!r} is not known; allowed: {', '.join(BENCHMARKS)}")
+        raise ConfigError(f"invalid benchmark {name!r}: allowed {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
-    if candidate.num_classes is None:
+    if model.num_classes is None:
         raise ConfigError(
-            f"{candidate.name} gives features and has no classes; give a model with a head"
+            f"invalid model {model.name}: it has no classes, only features; choose one with a head"
         )
-    if name != FOLDER and candidate.synsets != tuple(load_imagenet()):
+    if name != FOLDER and model.synsets != tuple(load_imagenet()):
         raise ConfigError(
-            f"{benchmark.title} has the classes of ImageNet-1k, {candidate.name} has others; give a model of those"
+            f"invalid model {model.name}: {benchmark.title} needs the classes of ImageNet-1k; "
+            "choose a model that has them"
         )
     root = find_image_folder(data) if name == FOLDER else _find_release(benchmark, data)
-    task = (
-        datasets.open_shards(data, candidate) if root is None else benchmark.open(root, candidate)
-    )
+    opened = benchmark.open(root, model) if root else datasets.open_shards(data, model)
     if not only_present:
-        return task
-    if not isinstance(album := task.data, ImageDataset):
+        return opened
+    if not isinstance(dataset := opened.data, ImageDataset):
         raise ConfigError(
-            f"only_present needs to know the classes of all pictures beforehand, and {data} has no index"
+            f"only_present needs the classes of all images in advance, and the shards {data} do "
+            "not list them; give an image folder"
         )
-    return Task(
-        album,
-        tuple(sorted({label for labels in album.labels for label in labels})),
-    )
+    present = {label for labels in dataset.labels for label in labels}
+    return BenchmarkData(dataset, tuple(sorted(present)))
 
 
-def find_published(candidate: EvaluatedModel, benchmark: str) -> float | None:
-    """The top-1 that is stated for a model on a benchmark, in percent, if one is."""
-    if benchmark == "imagenet" and candidate.published and candidate.published.dataset == IMAGENET:
-        return candidate.published.top1
-    return PUBLISHED.get((candidate.name, benchmark))
+def find_published(model: EvaluatedModel, benchmark: str) -> float | None:
+    """The published top-1 accuracy of a model on a benchmark in percent, if any."""
+    if benchmark == "imagenet" and model.published and model.published.dataset == IMAGENET:
+        return model.published.top1
+    return PUBLISHED.get((model.name, benchmark))
 
 
 def _find_release(benchmark: Benchmark, data: Shards) -> Path:
-    """The folder that has what the release has."""
+    """The folder with the content of the release: `data` or its sub-folder."""
     root = Path(data) if isinstance(data, (str, os.PathLike)) else None
-    if root is not None and (root / benchmark.place).is_dir():
-        root /= benchmark.place
+    if root is not None and (root / benchmark.subfolder).is_dir():
+        root /= benchmark.subfolder
     if root is None or not root.is_dir() or not os.listdir(root):
         raise ConfigError(
-            f"{data} is no folder with {benchmark.title}; get {benchmark.source}, and give the folder it was unpacked to"
+            f"{data} is not a folder with {benchmark.title}; get {benchmark.source}, and give the "
+            "folder it was unpacked to"
         )
     return root

@@ -1,4 +1,4 @@
-"""Test pictures in the folders that they are released in, with the classes of a model."""
+"""Test sets in the folder layouts they are released in, labelled with the classes of a model."""
 
 from __future__ import annotations
 
@@ -22,178 +22,217 @@ from swag_models.recipe.data.sources import open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.hashtags import canonicalise, load_imagenet
 
-Labels = Mapping[int, tuple[int, ...]]  # of pictures, by their index in an album
+ImageLabels = Mapping[int, tuple[int, ...]]  # index of an image -> its classes
 
-PICTURE = re.compile(r"ILSVRC2012_val_(\d{8})\b")
-REAL = "github.com/google-research/reassessed-imagenet"
-BORDER = 2  # red pixels around ObjectNet's pictures, lest anyone train on them
+VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\b")  # numbered from 1
+REAL_URL = "github.com/google-research/reassessed-imagenet"
+# Pixels to crop at each edge: ObjectNet marks its images with a red border, so that nobody trains
+# on them unnoticed.
+OBJECTNET_BORDER = 2
 
 
-class Task(NamedTuple):
-    """Pictures with a model's classes, and which of these compete: all if None."""
+class BenchmarkData(NamedTuple):
+    """A test set, ready for a model.
+
+    Attributes:
+        data: images labelled with the classes of the model.
+        competing: classes that may be predicted; None for all.
+    """
 
     data: ImageDataset | Shards
     competing: tuple[int, ...] | None = None
 
 
-def relabel(
-    dataset: ImageDataset, labels: Labels, candidate: EvaluatedModel, border: int = 0
-) -> ImageDataset:
-    """The images of `labels`, with the model's classes, without `border` pixels at each edge."""
-    assert candidate.num_classes is not None
-    return dataset.relabel(labels, candidate.classes, candidate.num_classes, border=border)
+def open_named_folders(root: Path, model: EvaluatedModel) -> BenchmarkData:
+    """A folder for each class, or a Hugging Face dataset on disk.
 
-
-def open_folder(root: Path, candidate: EvaluatedModel) -> Task:
-    """Folders, or a dataset's labels, named like the model's classes, in any spelling, by WordNet id, or by number."""
-    album = open_image_dataset(root, splits=EVAL_SPLITS)
-    assert candidate.num_classes is not None
-    own, names = album.class_names, candidate.classes
-    if own is None or names is None:
-        own, names = own or _count(album.num_classes), _count(candidate.num_classes)
-    if candidate.synsets and set(own) <= set(candidate.synsets):
-        names = candidate.synsets
-    elif not set(own) <= set(names) and set(map(canonicalise, own)) <= set(
-        map(canonicalise, names)
-    ):
-        own, names = (tuple(map(canonicalise, each)) for each in (own, names))
-    places = match_names(own, names, root)
+    Folders or labels are named by the names of the model's classes, in any spelling that gives the
+    same hashtag, by WordNet id, or by class number.
+    """
+    dataset = open_image_dataset(root, splits=EVAL_SPLITS)
+    assert model.num_classes is not None
+    names, classes = dataset.class_names, model.classes
+    if names is None or classes is None:  # where one side has no names, both are numbers
+        names = names or _number_names(dataset.num_classes)
+        classes = classes or _number_names(model.num_classes)
+    if model.synsets and set(names) <= set(model.synsets):
+        classes = model.synsets
+    elif not set(names) <= set(classes):
+        hashtags = tuple(map(canonicalise, names)), tuple(map(canonicalise, classes))
+        if set(hashtags[0]) <= set(hashtags[1]):  # if not, the message has the names as they are
+            names, classes = hashtags
+    numbers = match_names(names, classes, root)
     labels = {
-        index: tuple(places[label] for label in album.labels[index]) for index in range(len(album))
+        index: tuple(numbers[label] for label in image_labels)
+        for index, image_labels in enumerate(dataset.labels)
     }
-    return Task(relabel(album, labels, candidate))
+    return BenchmarkData(_relabel(dataset, labels, model))
 
 
-def open_shards(shards: Shards, candidate: EvaluatedModel) -> Task:
-    """Packed pictures, whose classes are numbers: ConfigError if a vocabulary beside them is not the model's."""
-    check_vocabulary(shards, candidate.synsets)
-    return Task(shards)
+def open_shards(shards: Shards, model: EvaluatedModel) -> BenchmarkData:
+    """Packed shards, whose classes are numbers.
+
+    Raises:
+        ConfigError: there is a vocabulary beside the shards and it is not the model's.
+    """
+    check_vocabulary(shards, model.synsets)
+    return BenchmarkData(shards)
 
 
-def open_all(root: Path, _: EvaluatedModel) -> Task:
+def open_wnid_folders(root: Path, _: EvaluatedModel) -> BenchmarkData:
     """A folder for each WordNet id of ImageNet-1k."""
-    return Task(_open_ids(root))
+    return BenchmarkData(_open_imagenet(root))
 
 
-def open_some(root: Path, _: EvaluatedModel) -> Task:
-    """A folder for each of 200 WordNet ids, whose classes compete."""
-    own, known = find_folders(root), load_imagenet()
-    if len(own) != 200 or set(own) - set(known):
+def open_200_wnids(root: Path, _: EvaluatedModel) -> BenchmarkData:
+    """A folder for each of 200 WordNet ids of ImageNet-1k; only these classes compete."""
+    folders, wnids = find_folders(root), load_imagenet()
+    if len(folders) != 200 or set(folders) - set(wnids):
         raise ConfigError(
-            f"{root} has {len(own)} folders, {len(set(own) & set(known))} of them WordNet ids of ImageNet-1k; the release has "
-            "200 ids and nothing else: unpack it anew"
+            f"{root} has {len(folders)} folders, {len(set(folders) & set(wnids))} of them WordNet "
+            "ids of ImageNet-1k; the release has 200 ids and nothing else: unpack it again"
         )
-    return Task(open_image_folder(root, known), tuple(map(known.index, own)))
+    competing = tuple(map(wnids.index, folders))
+    return BenchmarkData(open_image_folder(root, wnids), competing)
 
 
-def open_numbered(root: Path, _: EvaluatedModel) -> Task:
-    """A folder for each class number: as text they are not in order."""
-    own, numbers = find_folders(root), _count(1000)
-    if missing := [number for number in numbers if number not in own]:
+def open_index_folders(root: Path, _: EvaluatedModel) -> BenchmarkData:
+    """A folder for each class number from 0 to 999."""
+    # The numbers are given as class names, as folders sorted as text are not in numeric order.
+    folders, numbers = find_folders(root), _number_names(1000)
+    if missing := [number for number in numbers if number not in folders]:
         raise ConfigError(
-            f"{root} has no folder {missing[0]}; the release has 1000, named 0 to 999: unpack it anew"
+            f"{root} has no folder {missing[0]}; the release has 1000, named 0 to 999: "
+            "unpack it again"
         )
-    return Task(open_image_folder(root, numbers))
+    return BenchmarkData(open_image_folder(root, numbers))
 
 
-def open_real(root: Path, candidate: EvaluatedModel) -> Task:
-    """ImageNet's pictures with other labels: one, several, or none, which leaves a picture out."""
-    path = next(
-        (each / "real.json" for each in (root, root.parent) if (each / "real.json").is_file()), None
-    )
+def open_real(root: Path, model: EvaluatedModel) -> BenchmarkData:
+    """ReaL: ImageNet's validation images with new labels, one or several for each image.
+
+    Images that have no label are left out. real.json is in the folder or beside it.
+    """
+    candidates = [folder / "real.json" for folder in (root, root.parent)]
+    path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise ConfigError(f"neither {root} nor {root.parent} has real.json; get it from {REAL}")
-    real, numbers = _read_json(path, list), set(range(1000))
-    if not all(isinstance(each, list) and set(each) <= numbers for each in real):
         raise ConfigError(
-            f"{path} does not have lists of labels from 0 to 999; get it anew from {REAL}"
+            f"real.json is neither in {root} nor in {root.parent}; get it from {REAL_URL}"
         )
-    album, labels = _open_ids(root), {}
-    for index in range(len(album)):
-        match = PICTURE.search(album.name(index))
+    real_labels, classes = _read_json(path, list), set(range(1000))
+    if not all(isinstance(labels, list) and set(labels) <= classes for labels in real_labels):
+        raise ConfigError(
+            f"{path} does not have lists of labels from 0 to 999; get it again from {REAL_URL}"
+        )
+    dataset, labels = _open_imagenet(root), {}
+    for index in range(len(dataset)):
+        # Labels are listed in the order of the numbers in the file names.
+        match = VAL_NAME.search(dataset.name(index))
         number = int(match[1]) if match else 0
-        if not 1 <= number <= len(real):
+        if not 1 <= number <= len(real_labels):
             raise ConfigError(
-                f"{album.name(index)} in {root} is none of the {len(real):,} pictures that {path} has labels of"
+                f"{dataset.name(index)} in {root} is not one of the {len(real_labels):,} images "
+                f"labelled by {path}; give the validation images with their names"
             )
-        if real[number - 1]:
-            labels[index] = tuple(real[number - 1])
-    return Task(relabel(album, _refuse_none(labels, root), candidate))
+        if real_labels[number - 1]:
+            labels[index] = tuple(real_labels[number - 1])
+    _check_not_empty(labels, root)
+    return BenchmarkData(_relabel(dataset, labels, model))
 
 
-def open_objectnet(root: Path, candidate: EvaluatedModel) -> Task:
-    """ObjectNet's folders that ImageNet-1k has one class of, or several."""
+def open_objectnet(root: Path, model: EvaluatedModel) -> BenchmarkData:
+    """ObjectNet, as far as ImageNet-1k has its classes; a folder may stand for several classes."""
     if not (root / "images").is_dir():
-        raise ConfigError(f"{root} has no folder images, as the release has; unpack it anew")
-    album, known = open_image_folder(root / "images"), map_objectnet(root / "mappings")
-    classes = [known.get(name) for name in album.class_names or ()]
+        raise ConfigError(f"{root} has no folder images, as the release has; unpack it again")
+    dataset = open_image_folder(root / "images")
+    imagenet_classes = map_objectnet(root / "mappings")
+    folder_labels = [imagenet_classes.get(folder) for folder in dataset.class_names or ()]
     labels = {
-        index: found for index in range(len(album)) if (found := classes[album.labels[index][0]])
+        index: classes
+        for index, (folder_number,) in enumerate(dataset.labels)
+        if (classes := folder_labels[folder_number])
     }
-    return Task(relabel(album, _refuse_none(labels, root), candidate, BORDER))
+    _check_not_empty(labels, root)
+    return BenchmarkData(_relabel(dataset, labels, model, border=OBJECTNET_BORDER))
 
 
 def map_objectnet(mappings: Path) -> dict[str, tuple[int, ...]]:
-    """ObjectNet's folders -> their classes of ImageNet-1k, of those that have any, as its four files say.
+    """Read the mapping from ObjectNet's folders to classes of ImageNet-1k.
 
-    A folder has a label, a label descriptions of classes, each description a line, and each class a line, counted from 0 or 1.
+    The four files of the release are joined:
+
+        folder -> label                    folder_to_objectnet_label.json
+        label -> descriptions of classes   objectnet_to_imagenet_1k.json, separated by "; "
+        description -> line number         imagenet_to_label_2012_v2
+        class -> line number               pytorch_to_imagenet_2012_id.json, from 0 or from 1
+
+    Args:
+        mappings: the folder of these files.
+
+    Returns:
+        The classes of every folder that has any.
     """
     labels = _read_json(mappings / "folder_to_objectnet_label.json", dict)
     descriptions = _read_json(mappings / "objectnet_to_imagenet_1k.json", dict)
-    places = {
-        int(index): line
-        for index, line in _read_json(mappings / "pytorch_to_imagenet_2012_id.json", dict).items()
-    }
+    class_lines = _read_json(mappings / "pytorch_to_imagenet_2012_id.json", dict)
+    line_numbers = {int(index): line for index, line in class_lines.items()}
     lines = _read_text(mappings / "imagenet_to_label_2012_v2").splitlines()
-    first = min(places.values(), default=0)
-    if (
-        len(lines) != 1000
-        or first not in (0, 1)
-        or sorted(places.values()) != list(range(first, first + 1000))
-    ):
+    first = min(line_numbers.values(), default=0)
+    complete = sorted(line_numbers.values()) == list(range(first, first + 1000))
+    if not complete or first not in (0, 1) or len(lines) != 1000:
         raise ConfigError(
-            f"{mappings} does not number the 1000 classes of ImageNet-1k; unpack the release anew"
+            f"{mappings} does not number the 1000 classes of ImageNet-1k; unpack the release again"
         )
+    # Lists, because two classes of ImageNet can have the same description.
     classes: dict[str, list[int]] = {}
-    for index, line in sorted(places.items()):
+    for index, line in sorted(line_numbers.items()):
         classes.setdefault(lines[line - first].strip(), []).append(index)
-    found = {}
+    folder_classes = {}
     for folder, label in labels.items():
-        own = descriptions[label].split("; ") if label in descriptions else []
-        if strange := [each for each in own if each not in classes]:
+        class_names = descriptions[label].split("; ") if label in descriptions else []
+        if unknown := [name for name in class_names if name not in classes]:
             raise ConfigError(
-                f"{mappings} maps {label} to {strange[0]!r}, which is no class there; unpack the release anew"
+                f"{mappings} maps {label} to {unknown[0]!r}, which is not a class there; "
+                "unpack the release again"
             )
-        if own:
-            found[folder] = tuple(sorted(index for each in own for index in classes[each]))
-    return found
+        if class_names:
+            indices = {index for name in class_names for index in classes[name]}
+            folder_classes[folder] = tuple(sorted(indices))
+    return folder_classes
 
 
-def _open_ids(root: Path) -> ImageDataset:
-    own, known = find_folders(root), load_imagenet()
-    if missing := sorted(set(known) - set(own)):
-        if not own and any(PICTURE.match(name) for name in os.listdir(root)):
+def _open_imagenet(root: Path) -> ImageDataset:
+    folders, wnids = find_folders(root), load_imagenet()
+    if missing := sorted(set(wnids) - set(folders)):
+        if not folders and any(VAL_NAME.match(name) for name in os.listdir(root)):
             raise ConfigError(
-                f"{root} has its pictures side by side; torchvision.datasets.ImageNet, or the usual valprep.sh, moves them to "
-                "a folder for each WordNet id"
+                f"{root} has its images side by side; move them to a folder for each WordNet id, "
+                "with torchvision.datasets.ImageNet or the usual valprep.sh"
             )
         raise ConfigError(
-            f"{root} has {1000 - len(missing)} of 1000 folders named by WordNet id, and not {missing[0]}; for a part of the "
-            "classes there is the benchmark folder"
+            f"{root} has {1000 - len(missing)} of 1000 folders named by WordNet id, and not "
+            f"{missing[0]}; for part of the classes use the benchmark folder"
         )
-    return open_image_folder(root, known)
+    return open_image_folder(root, wnids)
 
 
-def _count(number: int) -> tuple[str, ...]:
-    return tuple(map(str, range(number)))
+def _relabel(
+    dataset: ImageDataset, labels: ImageLabels, model: EvaluatedModel, border: int = 0
+) -> ImageDataset:
+    """The images of `labels` with classes of the model, without `border` pixels at each edge."""
+    assert model.num_classes is not None
+    return dataset.relabel(labels, model.classes, model.num_classes, border=border)
 
 
-def _refuse_none(labels: dict[int, tuple[int, ...]], root: Path) -> dict[int, tuple[int, ...]]:
+def _number_names(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
+
+
+def _check_not_empty(labels: ImageLabels, root: Path) -> None:
     if not labels:
         raise ConfigError(
-            f"{root} has no picture with a class of ImageNet-1k; unpack the release anew"
+            f"{root} has no image with a class of ImageNet-1k; unpack the release again"
         )
-    return labels
 
 
 def _read_json(path: Path, kind: type) -> Any:
@@ -201,10 +240,10 @@ def _read_json(path: Path, kind: type) -> Any:
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{path} cannot be read: {error}; get it anew") from None
+        raise ConfigError(f"{path} is damaged: {error}; get it again") from None
     if not isinstance(content, kind):
         raise ConfigError(
-            f"{path} has no {kind.__name__}, but {type(content).__name__}; get it anew"
+            f"{path} has a {type(content).__name__} instead of a {kind.__name__}; get it again"
         )
     return content
 

@@ -1,6 +1,9 @@
-"""A model on a test set: every picture once over all ranks, and one record of each, from which all numbers are made.
+"""Evaluation of a model on a benchmark.
 
-Axes: n the pictures of a batch, K classes, C those that compete.
+Every image is read once over all ranks and gives one record. The records are gathered and all
+numbers are computed from them on one rank, so the number of ranks cannot change a number.
+
+Axes: n images of a batch, K classes, C classes that compete.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from swag_models.atomic import atomic_write, disk_errors
+from swag_models.atomic import atomic_write, disk_errors, write_json, write_text
 from swag_models.errors import ConfigError
+from swag_models.formatting import markdown_table
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.shards import Shards
@@ -33,11 +37,11 @@ from swag_models.recipe.evaluation.results import Estimate, Evaluation, ImageRes
 from swag_models.recipe.training.distributed import DistContext
 from swag_models.runtime import import_extra
 
-TOP = 5
-HEADER = (
+TOP_CLASSES = 5  # recorded for each image
+TABLE_HEADER = (
     "model",
     "benchmark",
-    "pictures",
+    "images",
     "top-1",
     "top-5",
     "mean per class",
@@ -48,7 +52,7 @@ HEADER = (
 
 
 def evaluate(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     data: Shards,
     benchmark: str = FOLDER,
     *,
@@ -59,21 +63,31 @@ def evaluate(
     progress: bool = True,
     output: Path | None = None,
 ) -> Evaluation:
-    """The same on every rank, and however many there are.
+    """Measure the accuracy and calibration of a model. All ranks return the same result.
 
-    benchmark: one of BENCHMARKS; data: the folder of its release, or for "folder" whatever `open_eval_loader` takes. only_present: no classes
-    compete but those of the pictures, which is not what others published. workers: processes that read pictures. Probabilities
-    are those among the classes that compete. output: a folder to `check_output` before any picture is read.
-    A broken picture is counted in `skipped` and nowhere else.
+    Args:
+        model: the model.
+        data: folder of the release of the benchmark; for "folder", as for `open_eval_loader`.
+        benchmark: key of `BENCHMARKS`.
+        dist: the ranks that share the work.
+        batch_size: images in one forward pass of a rank.
+        workers: processes that read images, for each rank.
+        only_present: only classes that have an image compete. Published results let all compete.
+        progress: show a progress bar.
+        output: folder for which `check_output` is called before any image is read.
+
+    Raises:
+        ConfigError: invalid arguments or data, logits that are not finite, or no readable image.
+        OutputError: the output folder cannot be created.
     """
-    task = open_benchmark(benchmark, data, candidate, only_present)
-    assert candidate.num_classes is not None
-    classes = candidate.classes or tuple(map(str, range(candidate.num_classes)))
-    if isinstance(task.data, ImageDataset):
-        batch_size = min(batch_size, len(task.data))
-    check = open_eval_loader(
-        task.data,
-        candidate.fit,
+    opened = open_benchmark(benchmark, data, model, only_present)
+    assert model.num_classes is not None
+    classes = model.classes or tuple(map(str, range(model.num_classes)))
+    if isinstance(opened.data, ImageDataset):
+        batch_size = min(batch_size, len(opened.data))
+    loader = open_eval_loader(
+        opened.data,
+        model.fit,
         batch_size=batch_size,
         rank=dist.rank,
         world_size=dist.world_size,
@@ -81,162 +95,180 @@ def evaluate(
         classes=classes,
     )
     settings = {
-        "preprocess": candidate.preprocess,
-        "dtype": str(candidate.dtype),
+        "preprocess": model.preprocess,
+        "dtype": str(model.dtype),
         "only_present": only_present,
     }
     if output:
         dist.run_on_main(
-            lambda: check_output(output, candidate.name, benchmark, check.facts, settings)
+            lambda: check_output(output, model.name, benchmark, loader.facts, settings)
         )
-    own: list[ImageResult] = []
-    total = None if check.samples is None else -(-check.samples // dist.world_size)
-    with tqdm(
-        total=total, desc=benchmark, unit=" pictures", disable=not (progress and dist.is_main)
-    ) as bar:
-        for batch in check:
-            logits = candidate.classify(_fill(batch.images, batch_size))[: len(batch.ids)]  # (n, K)
-            own += _rank_classes(logits, batch.ids, batch.classes, task.competing)
+    rank_records: list[ImageResult] = []
+    total = None if loader.samples is None else -(-loader.samples // dist.world_size)
+    hide = not (progress and dist.is_main)
+    with tqdm(total=total, desc=benchmark, unit=" images", disable=hide) as bar:
+        for batch in loader:
+            images = _pad_batch(batch.images, batch_size)
+            logits = model.classify(images)[: len(batch.ids)]  # (n, K)
+            rank_records += _make_records(logits, batch.ids, batch.classes, opened.competing)
             bar.update(len(batch.ids))
-    gathered = dist.gather((own, check.skipped))
-    records = tuple(sorted(record for each, _ in gathered for record in each))
-    skipped = sum((each for _, each in gathered), Counter[str]())
+    gathered = dist.gather((rank_records, loader.skipped))
+    # Sorted by name, so that the order does not depend on ranks and workers either.
+    records = tuple(sorted(record for part, _ in gathered for record in part))
+    skipped = sum((counts for _, counts in gathered), Counter[str]())
     if not records:
-        raise ConfigError(
-            f"no picture in {data} can be read: {next(iter(skipped), 'there is none')}"
-        )
-    measures = dist.run_on_main(lambda: compute_metrics(records))
+        reason = next(iter(skipped), "there is none")
+        raise ConfigError(f"no image in {data} can be read: {reason}")
+    metrics = dist.run_on_main(lambda: compute_metrics(records))
     return Evaluation(
-        model=candidate.name,
+        model=model.name,
         benchmark=benchmark,
-        facts=check.facts,
+        facts=loader.facts,
         settings=settings,
         skipped=dict(sorted(skipped.items())),
         classes=classes,
-        **measures._asdict(),
-        published=None if only_present else find_published(candidate, benchmark),
+        **metrics._asdict(),
+        published=None if only_present else find_published(model, benchmark),
         records=records,
     )
 
 
-def tabulate_evaluations(evaluations: Sequence[Evaluation]) -> str:
-    """A table in Markdown, a row for each; ** marks a difference from what was published."""
-    rows = [HEADER, ("---",) * len(HEADER), *(_spell_row(each) for each in evaluations)]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+def format_evaluations(evaluations: Sequence[Evaluation]) -> str:
+    """A Markdown table; ** marks a top-1 that differs from the published one."""
+    return markdown_table(TABLE_HEADER, map(_format_row, evaluations)) + "\n"
 
 
 def check_output(
     folder: Path, model: str, benchmark: str, facts: Mapping[str, Any], settings: Mapping[str, Any]
-) -> str:
-    """See to it that an evaluation can be written there: what its files are called, but for suffixes.
+) -> None:
+    """Create the output folder and check that no other evaluation would be overwritten.
 
-    ConfigError if those that are there are of other data or settings; OutputError if the folder cannot be made.
+    Args:
+        folder: where `write_evaluation` will write.
+        model: name of the model.
+        benchmark: name of the benchmark.
+        facts: of the data.
+        settings: of the evaluation.
+
+    Raises:
+        ConfigError: the folder has an evaluation of this name of other data or with other settings.
+        OutputError: the folder cannot be created.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    stem = re.sub(r"[^\w.-]+", "-", f"{model}-{benchmark}").lstrip(".-")
-    path = folder / f"{stem}.json"
-    if path.exists():
-        try:
-            old = json.loads(path.read_text("utf-8"))
-            same = {"data": old["facts"] == {**facts}, "settings": old["settings"] == {**settings}}
-        except (OSError, ValueError, KeyError, TypeError):
-            raise ConfigError(
-                f"{path} is no evaluation that can be read; move it, or give another folder"
-            ) from None
-        if others := " and ".join(name for name, equal in same.items() if not equal):
-            raise ConfigError(
-                f"{path} has results of other {others}; give another folder, or move it to have it made anew"
-            )
-    return stem
+    path = folder / f"{_make_stem(model, benchmark)}.json"
+    if not path.exists():
+        return
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+        same = {
+            "data": stored["facts"] == dict(facts),
+            "settings": stored["settings"] == dict(settings),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{path} is not an evaluation or is damaged; move it, or choose another folder"
+        ) from None
+    if different := [name for name, equal in same.items() if not equal]:
+        raise ConfigError(
+            f"{path} has results of other {' and '.join(different)}; choose another folder, "
+            "or move the file"
+        )
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """<model>-<benchmark>.json with all but the pictures, .md with a table, and .parquet with a row for each picture.
+    """Write three files, named MODEL-BENCHMARK with a suffix.
 
-    Errors of `check_output`.
+    .json has everything but the predictions, .md a table, and .parquet a row for each image.
+
+    Raises:
+        ConfigError: as `check_output`.
+        OutputError: the files cannot be written.
     """
-    stem = check_output(
-        folder, evaluation.model, evaluation.benchmark, evaluation.facts, evaluation.settings
-    )
-    for suffix, text in (
-        (".json", json.dumps(evaluation.summarise(), indent=1) + "\n"),
-        (".md", tabulate_evaluations([evaluation])),
-    ):
-        with atomic_write(folder / f"{stem}{suffix}") as path:
-            path.write_text(text, encoding="utf-8")
+    model, benchmark = evaluation.model, evaluation.benchmark
+    check_output(folder, model, benchmark, evaluation.facts, evaluation.settings)
+    stem = _make_stem(model, benchmark)
     arrow, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
-    with atomic_write(folder / f"{stem}.parquet") as path:
-        parquet.write_table(arrow.Table.from_pylist(_list_rows(evaluation)), path)
+    with disk_errors(folder):
+        write_json(folder / f"{stem}.json", evaluation.summarise(), indent=1)
+        write_text(folder / f"{stem}.md", format_evaluations([evaluation]))
+        with atomic_write(folder / f"{stem}.parquet") as path:
+            parquet.write_table(arrow.Table.from_pylist(_list_rows(evaluation)), path)
 
 
-def _fill(images: Tensor, count: int) -> Tensor:
-    """As many images as a whole batch, by the last one over again.
+def _make_stem(model: str, benchmark: str) -> str:
+    """A file name without suffix; other characters than letters, digits and ._- become -."""
+    return re.sub(r"[^\w.-]+", "-", f"{model}-{benchmark}").lstrip(".-")
 
-    Kernels may add up in another order for another size of batch, and how many pictures end a shard's stream in one is a
-    matter of ranks and workers.
+
+def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
+    """Repeat the last image until the batch is complete.
+
+    Kernels may add up in another order for another batch size. Which images are in the last,
+    smaller batch of a shard depends on the number of ranks and workers, and must not change their
+    logits.
     """
-    return (
-        torch.cat([images, images[-1:].expand(count - len(images), -1, -1, -1)])
-        if len(images) < count
-        else images
-    )
+    missing = batch_size - len(images)
+    return torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing > 0 else images
 
 
-def _rank_classes(
+def _make_records(
     logits: Tensor,
     names: Sequence[str],
     labels: Sequence[tuple[int, ...]],
     competing: tuple[int, ...] | None,
 ) -> Iterator[ImageResult]:
-    """The records of a batch; of equal classes the lower index comes first."""
+    """The records of a batch; of classes with equal logits the lower index comes first."""
     if not logits.isfinite().all():
         raise ConfigError(
-            f"the model gives {names[0]}, or one beside it, numbers that are not finite; try dtype float32"
+            f"the logits of {names[0]}, or of another image of its batch, are not finite; "
+            "try dtype float32"
         )
     indices = torch.arange(logits.shape[1]) if competing is None else torch.tensor(competing)
-    logits = logits[:, indices]  # (n, C)
-    order = logits.argsort(dim=1, descending=True, stable=True)[:, :TOP]
+    logits = logits[:, indices]  # (n, C): probabilities are those among the competing classes
+    order = logits.argsort(dim=1, descending=True, stable=True)[:, :TOP_CLASSES]
     probabilities = logits.double().softmax(dim=1).amax(dim=1)
-    for name, own, top, probability in zip(
-        names, labels, indices[order].tolist(), probabilities.tolist()
-    ):
-        if not own:
-            raise ConfigError(
-                f"{name} has no class to compare with; give pictures that have one at least"
-            )
-        yield ImageResult(name, own, tuple(top), probability)
+    predictions = zip(names, labels, indices[order].tolist(), probabilities.tolist())
+    for name, image_labels, top, probability in predictions:
+        if not image_labels:
+            raise ConfigError(f"{name} has no class; give images with at least one class each")
+        yield ImageResult(name, image_labels, tuple(top), probability)
 
 
-def _spell_row(evaluation: Evaluation) -> tuple[str, ...]:
-    whole, published = BENCHMARKS[evaluation.benchmark].pictures, evaluation.published
-    pictures = f"{len(evaluation.records):,}"
-    pictures += f" of {whole:,}" if whole not in (None, len(evaluation.records)) else ""
-    pictures += f", {sum(evaluation.skipped.values()):,} broken" if evaluation.skipped else ""
+def _format_row(evaluation: Evaluation) -> tuple[str, ...]:
+    """The cells of one row of the table."""
+    complete, published = BENCHMARKS[evaluation.benchmark].num_images, evaluation.published
+    images = f"{len(evaluation.records):,}"
+    if complete not in (None, len(evaluation.records)):
+        images += f" of {complete:,}"
+    if evaluation.skipped:
+        images += f", {sum(evaluation.skipped.values()):,} broken"
     difference = "" if published is None else f"{evaluation.top1.value - published:+.2f}"
+    estimates = (evaluation.top1, evaluation.top5, evaluation.mean_per_class, evaluation.ece)
     return (
-        evaluation.model.replace("|", r"\|"),
+        evaluation.model,
         evaluation.benchmark,
-        pictures,
-        *map(_spell, (evaluation.top1, evaluation.top5, evaluation.mean_per_class, evaluation.ece)),
+        images,
+        *map(_format_estimate, estimates),
         "" if published is None else f"{published:.2f}",
         f"**{difference}**" if evaluation.differs else difference,
     )
 
 
-def _spell(estimate: Estimate) -> str:
+def _format_estimate(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
 def _list_rows(evaluation: Evaluation) -> list[dict[str, object]]:
-    names = evaluation.classes
+    """The rows of the Parquet file."""
+    class_names = evaluation.classes
     return [
         {
             "name": record.name,
             "labels": list(record.labels),
-            "label_names": [names[label] for label in record.labels],
+            "label_names": [class_names[label] for label in record.labels],
             "predicted": record.top[0],
-            "predicted_name": names[record.top[0]],
+            "predicted_name": class_names[record.top[0]],
             "probability": record.probability,
             "hit1": hit_top(record, 1),
             "hit5": hit_top(record, 5),

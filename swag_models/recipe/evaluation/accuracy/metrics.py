@@ -1,4 +1,4 @@
-"""Records -> accuracies and calibration, each with its 95% interval, in percent.
+"""Accuracy and calibration, computed from the records of images; all in percent with 95% intervals.
 
 Axes: n records, C classes that have records, B bins.
 """
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from swag_models.recipe.evaluation.results import Bin, Estimate, ImageResult
 
-BINS = 15  # of Guo et al., arXiv 1706.04599
-RESAMPLINGS = 200
-Z = NormalDist().inv_cdf(0.975)
+NUM_BINS = 15  # as in Guo et al. 2017, arXiv 1706.04599
+NUM_RESAMPLINGS = 200  # of the bootstrap
+Z = NormalDist().inv_cdf(0.975)  # half width of a 95% interval in standard deviations, 1.96
 
 
-class Measures(NamedTuple):
-    """The numbers of an `Evaluation`."""
+class AccuracyMetrics(NamedTuple):
+    """The fields of an `Evaluation` that are computed from records."""
 
     top1: Estimate
     top5: Estimate
@@ -30,89 +30,116 @@ class Measures(NamedTuple):
     bins: tuple[Bin, ...]
 
 
-def compute_metrics(records: Sequence[ImageResult], num_bins: int = BINS) -> Measures:
-    """All of them, of one record at least.
+def compute_metrics(records: Sequence[ImageResult], num_bins: int = NUM_BINS) -> AccuracyMetrics:
+    """Compute all metrics from at least one record.
 
-    A record is a hit if any of its labels is among the first, or the first five. For the mean per class it counts under its
-    first label. The calibration error is the sum over equal bins of share x |accuracy - mean probability|.
+    An image with several labels is a hit if any of them is predicted. In the mean per class it
+    counts for its first label.
     """
     hits = np.array([hit_top(record, 1) for record in records])
     probabilities = np.array([record.probability for record in records])
-    return Measures(
-        estimate_share(int(hits.sum()), len(records)),
-        estimate_share(sum(hit_top(record, 5) for record in records), len(records)),
-        estimate_mean(np.array([record.labels[0] for record in records]), hits),
-        estimate_ece(probabilities, hits, num_bins),
-        tuple(make_bins(probabilities, hits, num_bins)),
+    first_labels = np.array([record.labels[0] for record in records])
+    return AccuracyMetrics(
+        top1=estimate_share(int(hits.sum()), len(records)),
+        top5=estimate_share(sum(hit_top(record, 5) for record in records), len(records)),
+        mean_per_class=estimate_mean(first_labels, hits),
+        ece=estimate_ece(probabilities, hits, num_bins),
+        bins=tuple(make_bins(probabilities, hits, num_bins)),
     )
 
 
 def hit_top(record: ImageResult, count: int) -> bool:
-    """Whether one of the first classes is true."""
+    """Whether one of the `count` most probable classes is a label of the image."""
     return not set(record.top[:count]).isdisjoint(record.labels)
 
 
 def estimate_share(hits: int, count: int) -> Estimate:
-    """So many of so many, and Wilson's interval (1927)."""
-    share, shrink = hits / count, 1 + Z**2 / count
-    middle = (share + Z**2 / (2 * count)) / shrink
-    half = Z / shrink * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    """Share of hits with its Wilson score interval (Wilson 1927).
+
+    Unlike a normal interval it stays within 0 and 100% and has a width for 0 or `count` hits.
+    """
+    share, shrinkage = hits / count, 1 + Z**2 / count
+    center = (share + Z**2 / (2 * count)) / shrinkage
+    half_width = Z / shrinkage * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    low, high = max(0.0, center - half_width), min(1.0, center + half_width)
+    # Exact ends, which rounding could miss.
     return Estimate(100 * share, 100 * low if hits else 0.0, 100 * high if hits < count else 100.0)
 
 
 def estimate_mean(classes: NDArray[Any], hits: NDArray[Any]) -> Estimate:
-    """The mean over classes (n,) of their shares of hits (n,), with a normal interval from the classes' binomial variances.
+    """Mean over classes of the share of hits, with a normal interval from binomial variances.
 
-    A class with one record, which has no variance of its own, is given that of all records.
+    Args:
+        classes: class of each record (n,).
+        hits: whether each record is a hit (n,).
     """
-    _, places = np.unique(classes, return_inverse=True)
-    counts = np.bincount(places)  # (C,)
-    rates = np.bincount(places, hits) / counts
-    spread = np.where(counts > 1, rates, hits.mean())
-    half = Z * math.sqrt((spread * (1 - spread) / counts).sum()) / len(counts)
-    mean = rates.mean()
+    _, class_indices = np.unique(classes, return_inverse=True)
+    counts = np.bincount(class_indices)  # (C,)
+    rates = np.bincount(class_indices, hits) / counts
+    # The rate of a single record is 0 or 1 and would have variance 0: use the rate of all records.
+    variance_rates = np.where(counts > 1, rates, hits.mean())
+    variances = variance_rates * (1 - variance_rates) / counts
+    half_width = Z * math.sqrt(variances.sum()) / len(counts)
+    mean = float(rates.mean())
     return Estimate(
-        100 * float(mean), 100 * float(max(0, mean - half)), 100 * float(min(1, mean + half))
+        100 * mean, 100 * max(0.0, mean - half_width), 100 * min(1.0, mean + half_width)
     )
 
 
-def estimate_ece(probabilities: NDArray[Any], hits: NDArray[Any], num_bins: int = BINS) -> Estimate:
-    """The expected calibration error of best classes with these probabilities (n,), and percentiles of resamplings.
+def estimate_ece(
+    probabilities: NDArray[Any], hits: NDArray[Any], num_bins: int = NUM_BINS
+) -> Estimate:
+    """Expected calibration error: size-weighted mean over bins of |accuracy - mean probability|.
 
-    Chance parts accuracy from probability in small bins, and in resamplings once more: with few records all of the interval
-    may lie above the value.
+    The interval has the 2.5th and 97.5th percentiles of bootstrap resamplings. Random deviations in
+    small bins increase the error, and resampling increases them again, so with few records the
+    whole interval can be above the value.
+
+    Args:
+        probabilities: of the first class of each record (n,).
+        hits: whether each record is a hit (n,).
+        num_bins: number of bins of equal width.
     """
-    places, gaps = _find_bins(probabilities, num_bins), hits - probabilities
+    bins, gaps = _find_bins(probabilities, num_bins), hits - probabilities
 
-    def measure(chosen: NDArray[Any] | slice) -> float:
-        return float(
-            100 * np.abs(np.bincount(places[chosen], gaps[chosen], num_bins)).sum() / len(gaps)
-        )
+    def measure(rows: NDArray[Any] | slice) -> float:
+        # The sum of gaps in a bin is its size times (accuracy - mean probability).
+        sums = np.bincount(bins[rows], gaps[rows], num_bins)
+        return float(100 * np.abs(sums).sum() / len(gaps))
 
-    draw = np.random.default_rng(0)
-    resampled = [measure(draw.integers(0, len(gaps), len(gaps))) for _ in range(RESAMPLINGS)]
+    generator = np.random.default_rng(0)  # a fixed seed, so the same records give the same interval
+    resampled = [
+        measure(generator.integers(0, len(gaps), len(gaps))) for _ in range(NUM_RESAMPLINGS)
+    ]
     low, high = np.percentile(resampled, (2.5, 97.5))
     return Estimate(measure(slice(None)), float(low), float(high))
 
 
-def make_bins(probabilities: NDArray[Any], hits: NDArray[Any], num_bins: int = BINS) -> list[Bin]:
-    """What a reliability diagram shows; a bin without records has zeros."""
-    places = _find_bins(probabilities, num_bins)
-    counts = np.bincount(places, minlength=num_bins)  # (B,)
-    sums = (
-        np.bincount(places, values, num_bins) / np.maximum(counts, 1)
-        for values in (probabilities, hits)
-    )
+def make_bins(
+    probabilities: NDArray[Any], hits: NDArray[Any], num_bins: int = NUM_BINS
+) -> list[Bin]:
+    """The bins of a reliability diagram; an empty bin has zeros.
+
+    Args:
+        probabilities: of the first class of each record (n,).
+        hits: whether each record is a hit (n,).
+        num_bins: number of bins of equal width.
+    """
+    bins = _find_bins(probabilities, num_bins)
+    counts = np.bincount(bins, minlength=num_bins)  # (B,)
+    nonzero_counts = np.maximum(counts, 1)
+    mean_probabilities = 100 * (np.bincount(bins, probabilities, num_bins) / nonzero_counts)
+    accuracies = 100 * (np.bincount(bins, hits, num_bins) / nonzero_counts)
     edges = np.linspace(0, 100, num_bins + 1)
-    rows = zip(edges[:-1], edges[1:], counts, *(100 * each for each in sums))
     return [
-        Bin(float(low), float(high), int(count), *map(float, rest))
-        for low, high, count, *rest in rows
+        Bin(float(low), float(high), int(count), float(probability), float(accuracy))
+        for low, high, count, probability, accuracy in zip(
+            edges[:-1], edges[1:], counts, mean_probabilities, accuracies
+        )
     ]
 
 
 def _find_bins(probabilities: NDArray[Any], num_bins: int) -> NDArray[Any]:
-    """The bin (low, high] of each."""
+    """Index of the bin (low, high] of each probability; 0 is in the first."""
     edges = np.linspace(0, 1, num_bins + 1)
     return np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, num_bins - 1)
