@@ -1,1 +1,1 @@
-"""Images and labels -> shards -> batches for training and evaluation."""
+"""Labelled images -> packed shards -> batches for training and evaluation."""

@@ -87,7 +87,7 @@ def make_data_loader(
     """
     return DataLoader(
         dataset,
-        batch_size=None,
+        batch_size=None,  # the data set makes batches itself
         num_workers=workers,
         collate_fn=_return_unchanged,
         # By default every pass draws a seed from the global generator, which training uses.

@@ -27,6 +27,7 @@ Labels = tuple[int, ...]  # class numbers of one image
 DatasetT = TypeVar("DatasetT", bound="ImageDataset")
 
 
+# eq=False: comparing millions of names is never wanted, and identity makes it hashable.
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Images 0 to len - 1, each with its classes. It can be sent to worker processes.
@@ -78,7 +79,7 @@ class ImageDataset:
             "title": root.resolve().name,
             "num_classes": len(class_names),
             "sha256": fields.get("sha256") or hash_file_sizes(root, paths),
-            # Strings, not objects with a path and a label: a data set can have 10^9 images.
+            # A partial of a module's function can be pickled, as spawned workers need it.
             "reader": partial(_read_file, root, paths),
         }
         return cls(
@@ -122,6 +123,8 @@ class ImageDataset:
             border: pixels to crop from every edge of every image.
         """
         indices, rows = list(labels), list(labels.values())
+        # Part of the hash, so that results on other labels are never taken for results on these.
+        sha256 = hashlib.sha256(f"{self.sha256} {indices} {rows}".encode()).hexdigest()
         names = [self.names[index] for index in indices]
         return replace(
             self,
@@ -129,7 +132,7 @@ class ImageDataset:
             labels=rows,
             class_names=tuple(class_names) if class_names else None,
             num_classes=num_classes,
-            sha256=hashlib.sha256(f"{self.sha256} {indices} {rows}".encode()).hexdigest(),
+            sha256=sha256,
             reader=partial(_read_cropped, self.reader, indices, names, border),
         )
 
@@ -161,6 +164,7 @@ def open_image_folder(
 
 def find_folders(root: Path) -> list[str]:
     """Sorted names of the sub-folders that are not hidden."""
+    # Hidden folders are those of tools, such as .ipynb_checkpoints.
     with os.scandir(root) as entries:
         return sorted(
             entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
@@ -213,6 +217,7 @@ def hash_file_sizes(root: Path, files: Iterable[str]) -> str:
             raise ConfigError(
                 f"{printable(root / name)} cannot be read: {error.strerror}"
             ) from None
+        # JSON escapes line breaks and bytes that are not UTF-8.
         digest.update(f"{json.dumps(name)} {size}\n".encode())
     return digest.hexdigest()
 
@@ -240,6 +245,6 @@ def _read_cropped(
 
 def check_size(image: Image.Image, name: str) -> Image.Image:
     """The image; raises ImageError if it has no pixels."""
-    if 0 in image.size:
+    if 0 in image.size:  # Pillow opens such files, but transforms would fail
         raise ImageError(f"{name} has no pixels")
     return image

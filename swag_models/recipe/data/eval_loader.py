@@ -109,6 +109,7 @@ def open_eval_loader(
     )
     if isinstance(source, ImageDataset):
         indices = range(len(source))
+        # Rank r of R reads batches r, r + R, r + 2 R, ...
         starts = indices[rank * batch_size :: world_size * batch_size]
         make_pass: Callable[[], Any] = partial(
             make_data_loader,
@@ -126,7 +127,7 @@ def open_eval_loader(
         rank=rank,
         world_size=world_size,
         buffer=1,  # no shuffling
-        repeat=_return_one,
+        repeat=_return_one,  # whatever the packed factors are
         skip_broken=True,
         collate=collate_samples,
         worker_init_fn=ignore_signals,
@@ -136,9 +137,10 @@ def open_eval_loader(
 
 def _read_shards(loader: Loader, start: dict[str, Any]) -> Iterator[WorkerResult]:
     loader.load_state_dict(start)
-    loader.skipped.clear()
+    loader.skipped.clear()  # of the last pass
     for batch in loader:
         yield WorkerResult(batch, {})
+    # At the end: only then are all workers' counts known.
     yield WorkerResult(None, loader.skipped)
 
 

@@ -17,7 +17,7 @@ from swag_models.runtime import import_extra
 
 TABLE_READERS = {
     ".parquet": "read_parquet(?)",
-    ".csv": "read_csv(?, all_varchar=true)",
+    ".csv": "read_csv(?, all_varchar=true)",  # an id such as 007 is not a number
     ".jsonl": "read_json(?, format='newline_delimited', columns={id: 'VARCHAR', path: 'VARCHAR'})",
 }
 FETCHED_ROWS = 10_000  # of a table at a time
@@ -94,7 +94,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
 
     for root, folders, names in os.walk(folder, onerror=fail):
-        folders.sort()
+        folders.sort()  # os.walk visits them in this order
         yield from (Path(root, name) for name in sorted(names))
 
 
@@ -108,6 +108,7 @@ def _locate_file(identifier: str, path: Path) -> ImageLocation:
 
 def _read_tar(path: Path) -> Iterator[ImageLocation]:
     members, ids = find_members(path), dict[str, str]()  # stem -> id
+    # All ids first, because a .json may follow its image.
     with path.open("rb") as file:
         for name, (offset, size) in members:
             stem, suffix = os.path.splitext(name)

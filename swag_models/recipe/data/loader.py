@@ -71,6 +71,7 @@ def collate_images(
         The images, (N, ...) if they are tensors and a list otherwise; the classes of each.
     """
     images, classes = map(list, zip(*samples))
+    # A custom transform may return images of unequal sizes, but not as tensors.
     return default_collate(images) if isinstance(images[0], Tensor) else images, classes
 
 
@@ -134,6 +135,7 @@ class Loader:
         **options: Any,
     ) -> None:
         urls, manifest = find_shards(shards)
+        # torchrun sets both.
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         _check_positive(batch_size=batch_size, world_size=world_size, window=window, buffer=buffer)
@@ -141,7 +143,8 @@ class Loader:
             raise ConfigError(
                 f"invalid rank {rank}: with world_size {world_size} allowed 0 to {world_size - 1}"
             )
-        self.streams = max(1, workers)
+        self.streams = max(1, workers)  # with 0 workers this process reads one
+        # Other repeat factors give another number, which is not known without reading all labels.
         self.samples = manifest["samples"] if manifest and not repeat else None
         self.steps = _count_steps(steps, self.samples, batch_size * world_size)
         if self.steps is not None and len(urls) < world_size * self.streams:
@@ -165,6 +168,7 @@ class Loader:
             skip_broken=skip_broken,
         )
         self._loader = make_data_loader(self._stream, workers, **options)
+        # Names only: a run can be resumed where the shards are stored elsewhere.
         names = "\n".join(url.rpartition("/")[2] for url in urls)
         # What the order of the samples depends on: a state is valid for equal values only.
         self._identity = {
@@ -192,7 +196,7 @@ class Loader:
         return self.steps
 
     def __iter__(self) -> Iterator[Any]:
-        while self.step != self.steps:
+        while self.step != self.steps:  # always, for an exact epoch
             result = self._receive()
             if result is None:  # all streams have ended
                 self._set_start(0, [Position(self.epoch + 1)] * self.streams)
@@ -215,7 +219,7 @@ class Loader:
             result = next(self._results, None)
             if result and result.error:
                 raise result.error
-        except BaseException:
+        except BaseException:  # Ctrl-C too
             self._results = None  # results may be lost, so the next `for` starts workers again
             raise
         return result

@@ -101,6 +101,7 @@ def pack(
     for name, value in limits.items():
         if value is not None and value < 1:
             raise ConfigError(f"invalid {name} {value}: allowed 1 or more")
+    # What the bytes of the shards depend on; the number of processes is not part of it.
     parameters = {
         "seed": seed,
         "shard_size": shard_size,
@@ -109,6 +110,7 @@ def pack(
     }
     identity = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
+    # With a work folder, an earlier run was interrupted.
     if not work.exists() and (manifest := _find_finished(output, identity)):
         return manifest
     sources = [images] if isinstance(images, (str, os.PathLike)) else images
@@ -121,6 +123,7 @@ def pack(
                 output, work, plan, image_short_side, processes or count_cpus(), progress
             )
             manifest = _finish(labels, output, work, {**job, **plan}, records)
+        # The manifest is written, so a folder that cannot be removed does no harm.
         shutil.rmtree(work, ignore_errors=True)
     return manifest
 
@@ -147,7 +150,7 @@ def write_shard(output: Path, work: Path, number: int, short_side: int | None) -
             "count": len(repeats),
             "bytes": path.stat().st_size,
             "sha256": hash_file(path),
-            "samples": math.fsum(repeats),
+            "samples": math.fsum(repeats),  # exact, so the sum of sums is the same too
             "rejects": rejects,
         }
 
@@ -184,6 +187,7 @@ def _write_samples(
 ) -> tuple[list[float], list[dict[str, str]]]:
     """Add the samples of a shard to its tar file; returns their repeat factors, and rejects."""
     parquet = import_extra("pyarrow.parquet")
+    # The plan is sorted by shard, so this reads a few row groups only.
     rows = parquet.read_table(work / PLAN_FILE, filters=[("shard", "=", number)]).to_pylist()
     repeats, rejects = list[float](), list[dict[str, str]]()
     for row in rows:
@@ -224,6 +228,7 @@ def _write_shards(
         name = _name_shard(number)
         with suppress(LookupError):
             records[number] = read_result(_record_path(work, number), name, [output / name])
+    # Counted here, and not by the workers, for the progress bar.
     missing = [number for number in range(plan["shards"]) if number not in records]
     done = sum(record["count"] + len(record["rejects"]) for record in records.values())
     with tqdm(
@@ -239,7 +244,7 @@ def _run(
     output: Path, work: Path, numbers: list[int], short_side: int | None, processes: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Write these shards; yields the number and record of each as it is finished."""
-    if min(processes, len(numbers)) <= 1:
+    if min(processes, len(numbers)) <= 1:  # without the cost of starting a process
         for number in numbers:
             yield number, write_shard(output, work, number, short_side)
         return
@@ -288,6 +293,7 @@ def _hash_labels(labels: Path) -> str:
     try:
         if not labels.is_dir():
             return hash_file(labels)
+        # Contents only: Spark gives the files new names in each run.
         hashes = [hash_file(path) for path in sorted(labels.glob("*.parquet"))]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
     except OSError as error:

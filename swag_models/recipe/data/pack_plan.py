@@ -66,6 +66,7 @@ def to_json_lines(rows: Iterable[dict[str, str]]) -> str:
 
 def _write_locations(locations: Iterable[ImageLocation], path: Path) -> None:
     pa, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
+    # The path is binary, because it need not be UTF-8.
     schema = pa.schema(
         [
             ("number", pa.int64()),
@@ -139,7 +140,7 @@ def _plan_shards(
             ".json members"
         )
     shards = max(-(-count // parameters["shard_size"]), -(-size // parameters["max_bytes"]))
-    shards = min(shards, count)
+    shards = min(shards, count)  # none is empty
     with atomic_write(work / PLAN_FILE) as temporary:
         # Row groups of 16,384: a shard reads only those that it has rows in.
         database.execute(f"""

@@ -65,7 +65,7 @@ class ShardLanes:
                 "shards are read by %d workers instead of %d, as in the state",
                 *(streams, workers),
             )
-            workers = streams
+            workers = streams  # positions are those of this number of streams
         self._count, rank_lanes = count, count // self._world_size
         self._lanes = {
             lane: Loader(
@@ -73,7 +73,7 @@ class ShardLanes:
                 self._decode,
                 batch_size=self._batch_size // count,
                 seed=self._seed,
-                steps=UNREACHABLE_EPOCH,
+                steps=UNREACHABLE_EPOCH,  # a pass never ends
                 workers=workers,
                 rank=lane,
                 world_size=count,
@@ -100,6 +100,7 @@ class ShardLanes:
             for lane, loader in self._lanes.items():
                 loader.load_state_dict(self._state["lanes"][str(lane)])
             raise
+        # Kept, because lanes whose batch was not delivered must be set back to it.
         self._state = self._get_state()
         return concatenate_batches(batches)
 
@@ -146,6 +147,7 @@ class ShardLanes:
                 "merge_states"
             )
         self._open_lanes(self._engine.lanes or self._world_size)
+        # Beyond every epoch that any stream has begun, so that no sample is seen twice in one.
         epoch = 1 + max(position[0] for state in states.values() for position in state["positions"])
         settings = next(iter(states.values()))  # checked by the loaders: seed, shards, ...
         for loader in self._lanes.values():

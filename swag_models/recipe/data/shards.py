@@ -167,7 +167,8 @@ def check_vocabulary(shards: Shards, synsets: Sequence[str] | None) -> None:
 
 
 def name_shards(shards: Shards) -> str:
-    """Name of the data for reports: no parent folders, commands or URL queries, which may be private."""
+    """Name of the data for reports, without folders, commands and URL queries."""
+    # These may contain private paths and keys, and a report or model card is published.
     if not isinstance(shards, (str, os.PathLike)):
         first = name_shards(shards[0])
         return f"{first} and {len(shards) - 1} more" if len(shards) > 1 else first
@@ -190,6 +191,7 @@ def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
         ConfigError: the manifest cannot be read.
     """
     folder = Path(folder)
+    # By name, so that shards that are not listed are found too.
     listed = {shard["name"]: shard for shard in read_manifest(folder / MANIFEST_FILE)["shards"]}
 
     def find_flaw(name: str) -> Flaw | None:
@@ -209,6 +211,7 @@ def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
         return None
 
     names = sorted({*listed, *(path.name for path in folder.glob("*.tar"))})
+    # Threads suffice: hashing releases the interpreter lock.
     with ThreadPoolExecutor(count_cpus()) as pool:
         return [flaw for flaw in pool.map(find_flaw, names) if flaw]
 

@@ -33,7 +33,7 @@ def find_image_folder(data: Shards) -> Path | None:
         ConfigError: there is nothing at this path, or a file of another kind.
     """
     if not isinstance(data, (str, os.PathLike)):
-        return None
+        return None  # a sequence of shards
     text = os.fspath(data)
     if is_url(text) or text.endswith((*TAR_SUFFIXES, MANIFEST_FILE)):
         return None
@@ -73,11 +73,12 @@ def open_image_dataset(
         return open_hf_dataset(root, classes, splits, owner)
     if find_folders(root):
         return open_image_folder(root, classes, owner)
+    # The first names show what kind of folder it is.
     names = sorted(path.name for path in root.iterdir())
     content = f"{', '.join(names[:5]) or 'nothing'}{', ...' if names[5:] else ''}"
     raise ConfigError(
-        f"data folder {root} has {content}; allowed: packed shards, a sub-folder of images for each "
-        "class, or a dataset saved with save_to_disk"
+        f"data folder {root} has {content}; allowed: packed shards, a sub-folder of images for "
+        "each class, or a dataset saved with save_to_disk"
     )
 
 
@@ -126,6 +127,7 @@ def open_source(
         return open_image_dataset(root, classes, splits)
     check_vocabulary(data, synsets)
     urls, manifest = find_shards(data)
+    # The classes of shards are numbers, so they cannot be matched by name.
     num_classes = manifest["num_classes"] if manifest else None
     if classes and num_classes and num_classes > len(classes):
         raise ConfigError(
@@ -137,6 +139,7 @@ def open_source(
         num_classes=len(classes) if classes else num_classes,
         class_names=tuple(classes) if classes else None,
         sha256=hash_shards(data),
+        # A sum of fractions: repeat factors are expected numbers.
         samples=round(manifest["samples"]) if manifest else None,
         count=manifest["count"] if manifest else None,
     )

@@ -103,8 +103,10 @@ def open_train_loader(
             or lanes cannot be divided.
     """
     assert 0 <= rank < world_size
+    # Checked before the data are opened, which can take minutes.
     check_multiple("batch_size", batch_size, world_size, "ranks")
     source = open_source(data, classes)
+    # Shards have no index: their order depends on the lanes that read them.
     if isinstance(source, ShardSource):
         lanes = ShardLanes(source, transform, batch_size, seed, rank, world_size, engine)
         return TrainLoader(source, source.samples, lanes)
@@ -116,6 +118,7 @@ def open_train_loader(
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Merge the states of the loaders of all ranks into one that any number of ranks can load."""
     merged = dict(states[0])
+    # The state of images with an index is equal on all ranks.
     if "lanes" in merged:
         merged["lanes"] = {
             lane: lane_state for state in states for lane, lane_state in state["lanes"].items()
