@@ -91,6 +91,7 @@ def check_suffix(path: Path) -> None:
 
 def _read_pt2(path: Path) -> dict[str, str]:
     """The extra files of a .pt2, which is a zip archive."""
+    # Not by torch.export.load, which would load the weights as well.
     with zipfile.ZipFile(path) as archive:
         members = [PurePosixPath(name) for name in archive.namelist()]
         # The folder is `extra_files` before torch 2.8, `extra` since.

@@ -3,6 +3,7 @@
 `load_model` takes either by name. Pushing a folder imports no torch.
 """
 
+# The functions hide the modules of the same names, which nothing outside this package imports.
 from swag_models.publish.push import Upload, push
 from swag_models.publish.save import save
 

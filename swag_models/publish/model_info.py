@@ -92,7 +92,7 @@ def describe_model(
         in_chans=model.in_chans,
         global_pool=getattr(model, "global_pool", None),
     )
-    check_texts(spec, name)
+    check_texts(spec, name)  # also rejects what `read_config` would reject
     return ModelInfo(replace(spec, gmacs=count_gmacs(spec)), origin)
 
 
@@ -119,6 +119,7 @@ def _choose_license(
 
 def _find_image_size(model: Backbone, origin: ModelSpec) -> ImageSize:
     """The model's image size in the origin's form, or in the shortest."""
+    # 224 and (224, 224) are equal sizes, but different JSON.
     if model.image_size == origin.preprocess.size:
         return origin.image_size
     height, width = model.image_size

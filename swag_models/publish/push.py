@@ -88,6 +88,9 @@ def push(
         token: of the Hub; by default HF_TOKEN, or the token that `hf auth login` stored.
         options: for a model, the options of `save`.
 
+    Returns:
+        What was sent, or would be sent in a dry run.
+
     Raises:
         ConfigError: the folder or the repository's name is invalid.
         FetchError: the folder's weights are not those that its config.json states.
@@ -117,6 +120,7 @@ def _push_folder(folder: Path, target: _Target, dry_run: bool) -> Upload:
     spec = read_folder(folder)
     weights = fetch_weights(spec)  # checks the SHA-256 of each file before anything is sent
     shards = read_index(weights).shards if weights.name == INDEX_FILE else ()
+    # A model of the recipe; other folders have neither.
     optional = [name for name in (RECIPE_FILE, VOCABULARY_FILE) if (folder / name).is_file()]
     card_path = folder / CARD_FILE
     try:
@@ -143,7 +147,7 @@ def _send(upload: Upload, contents: dict[str, bytes | Path], target: _Target) ->
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     repo, branch = target.repo, target.branch
-    if not (target.token or get_token()):
+    if not (target.token or get_token()):  # before the first request
         raise PublishError(f"no token with write access to {repo}; {LOGIN_HINT}")
     api = HfApi(token=target.token)
     try:

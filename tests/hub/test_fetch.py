@@ -13,7 +13,7 @@ import torch
 from fetch_support import isolate, list_files, make_safetensors, make_spec, make_zip
 from server import Fault, Server, sha256
 
-import swag_models.hub.fetch
+import swag_models
 from swag_models import get_spec, load_model
 from swag_models.checkpoint import write_state_dict
 from swag_models.errors import FetchError
