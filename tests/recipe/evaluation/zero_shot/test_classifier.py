@@ -359,8 +359,10 @@ def test_commands_of_the_documentation_run(
     monkeypatch.chdir(scenes.parent.parent)
     text = (Path(__file__).parents[4] / "docs" / "zeroshot.md").read_text()
     (block,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
-    for program, *arguments in lines:
+    lines = block.replace("\\\n", " ").splitlines()
+    commands = [words for line in lines if (words := shlex.split(line, comments=True))]
+    assert len(commands) == 3
+    for program, *arguments in commands:
         assert program == "swag-models"
         assert main([*arguments, "--quiet"]) == 0
     rows = re.findall(r"^\| (\w+) \| (\w+) \|", text, re.MULTILINE)
