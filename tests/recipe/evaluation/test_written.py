@@ -1,4 +1,4 @@
-"""The commands of the documents, run on small scenes."""
+"""The commands of the documentation, run on small scenes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_commands_run(
         assert capsys.readouterr().out
 
 
-def test_pictures_and_links_are_there() -> None:
+def test_images_and_links_exist() -> None:
     for document in ("evaluation.md", "associations.md", "zeroshot.md"):
         targets = re.findall(r"\]\(([^):]+)\)", (DOCS / document).read_text("utf-8"))
         assert [target for target in targets if not (DOCS / target).exists()] == []

@@ -55,6 +55,7 @@ class AssociationConfig:
 
     top_k: int = 5
     threshold: float = 0.1
+    # with 30 images the 95% interval of a rate of 50% reaches 18 points to each side
     min_group: int = 30
     min_images: int = 5
     permutations: int = 2000
@@ -111,6 +112,7 @@ class Associations:
     def to_dict(self) -> dict[str, Any]:
         """JSON values of all results; rates and disparities are shares, from -1 to 1."""
         disparities = self.disparities
+        # float() and the like: numbers of NumPy are not JSON values
         rows = [
             {
                 "label": self.names[disparities.labels[row]],
@@ -186,6 +188,7 @@ def measure_associations(
         )
     # fails here, not after the images were read
     _select_groups([group for (group,) in images.labels], images, config)
+    # one process: the tests need the labels of all images at once
     loader = open_eval_loader(
         images, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
     )
@@ -194,7 +197,7 @@ def measure_associations(
         for batch in loader:
             logits, features = candidate.forward(batch.images)
             label_batches.append(choose_labels(logits, config.top_k, config.threshold))
-            if config.neighbours:
+            if config.neighbours:  # else features need not stay in memory
                 feature_batches.append(features)
             codes += [group for (group,) in batch.classes]
             bar.update(len(batch.ids))
@@ -218,6 +221,10 @@ def measure_associations(
         indices = list_neighbours(features.numpy(), config.neighbours)
         neighbours = compare_neighbours(indices, groups, **test_options)
     labels = torch.cat(label_batches).numpy()[mask]  # (N, K)
+    # a model may have classes without names
+    class_names = candidate.classes or tuple(
+        f"class {index}" for index in range(candidate.num_classes)
+    )
     return Associations(
         model=candidate.name,
         facts=loader.facts,
@@ -227,8 +234,7 @@ def measure_associations(
         without_path=images.without_path,
         unreadable=unreadable,
         small=small,
-        names=candidate.classes
-        or tuple(f"class {index}" for index in range(candidate.num_classes)),
+        names=class_names,
         disparities=measure_disparities(
             labels, groups, min_images=config.min_images, **test_options
         ),

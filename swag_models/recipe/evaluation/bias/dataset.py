@@ -58,7 +58,7 @@ def open_grouped_images(
         for number, row in enumerate(TABLE_READERS[path.suffix](path), 1):
             column_names |= dict.fromkeys(row)
             group, image_path = row.get(group_column), row.get(path_column)
-            if isinstance(group, (list, dict)):
+            if isinstance(group, (list, dict)):  # .jsonl and .parquet can contain them
                 raise ConfigError(
                     f"invalid group {group!r} in row {number} of {path}: allowed text, a number, "
                     "true or false"
@@ -81,6 +81,7 @@ def open_grouped_images(
                 f"{path} has no column {name!r}, but {', '.join(column_names) or 'no rows'}; "
                 f"name its {option} column"
             )
+    # sorted, so that codes do not depend on the order of the rows
     groups = sorted({group for _, group in rows})
     codes = {group: code for code, group in enumerate(groups)}
     return GroupedImages.from_files(
@@ -90,6 +91,7 @@ def open_grouped_images(
         groups,
         kind="table",
         title=path.name,
+        # of the rows, not of the files: missing images are counted when they are read
         sha256=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         column=group_column,
         without_group=without_group,
@@ -98,6 +100,7 @@ def open_grouped_images(
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
+    # utf-8-sig: the byte order mark that spreadsheets write is not part of a column's name
     with path.open(encoding="utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             # DictReader puts cells beyond the header under the key None

@@ -20,7 +20,7 @@ from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import find_versions, import_extra
 
 MAX_TABLE_ROWS = 30  # the JSON file has all rows
-MAX_PLOT_ROWS = 20
+MAX_PLOT_ROWS = 20  # more are hard to read
 LIMITATIONS = """\
 - These are rates of a model's labels on these images. They are not facts about people, or about
   any group.
@@ -68,6 +68,7 @@ def write_associations(associations: Associations, folder: Path) -> None:
             _plot_disparities(associations, folder / "disparities.png")
         if associations.neighbours:
             _plot_neighbour_shares(associations.neighbours, folder / "neighbours.png")
+    # not ASCII only: class names stay readable
     values = json.dumps(associations.to_dict(), indent=1, ensure_ascii=False)
     text = "\n\n".join(_list_paragraphs(associations))
     write_texts(folder, {"associations.json": values + "\n", "associations.md": text + "\n"})
@@ -85,7 +86,7 @@ def format_disparities(associations: Associations, max_rows: int = MAX_TABLE_ROW
                 associations.names[disparities.labels[row]],
                 associations.groups.names[group],
                 f"{100 * rate:.1f}",
-                f"{100 * (rate - value):.1f}",
+                f"{100 * (rate - value):.1f}",  # the mean rate of the other groups
                 _format_points(value),
                 f"{_format_points(low)} to {_format_points(high)}",
                 f"{disparities.p[row, group]:.4f}",
@@ -124,6 +125,7 @@ def _list_paragraphs(associations: Associations) -> Iterator[str]:
 def _list_label_paragraphs(associations: Associations) -> Iterator[str]:
     disparities, config = associations.disparities, associations.config
     group_names = associations.groups.names
+    # counted in the ranking: of two groups it has each disparity once, not with both signs
     num_significant = sum(bool(disparities.significant[cell]) for cell in disparities.rank())
     yield "## Labels"
     yield (
@@ -177,6 +179,7 @@ def _list_neighbour_paragraphs(neighbours: NeighbourShares, permutations: int) -
         for share, expected, p in zip(
             neighbours.share[row], neighbours.expected[row], neighbours.p[row]
         ):
+            # Markdown has no colours, which mark significance in the plot
             bold = "**" if p <= SIGNIFICANCE_LEVEL else ""
             cells.append(f"{bold}{100 * share:.1f}{bold} ({100 * expected:.1f})")
         rows.append(cells)
@@ -222,6 +225,7 @@ def _plot_disparities(associations: Associations, path: Path) -> None:
         )
         is_significant = disparities.significant[rows, group]
         for mask, fill in ((is_significant, colour), (~is_significant, "white")):
+            # above the bars, so that a hollow marker hides the bar behind it
             axes.scatter(values[mask], heights[mask], color=fill, edgecolor=colour, zorder=3)
         axes.scatter([], [], color=colour, label=name)  # a filled marker for the legend
     labels = [associations.names[disparities.labels[row]] for row, _ in cells]
@@ -249,6 +253,7 @@ def _plot_neighbour_shares(neighbours: NeighbourShares, path: Path) -> None:
     image = axes.imshow(excess, cmap="RdBu_r", vmin=-limit, vmax=limit)
     for (row, column), share in np.ndenumerate(neighbours.share):
         mark = "*" if neighbours.p[row, column] <= SIGNIFICANCE_LEVEL else ""
+        # legible on dark cells too
         colour = "white" if abs(excess[row, column]) > limit / 2 else "black"
         axes.text(column, row, f"{100 * share:.1f}{mark}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(names)), names)

@@ -142,7 +142,7 @@ def collect_report(
     results = _Results()
     work = WorkFolder(folder / MEASURED_FOLDER, output=folder)
     with work, init_distributed() as dist:
-        for model in dict.fromkeys(models):
+        for model in dict.fromkeys(models):  # a model that is named twice is measured once
             candidate = open_evaluated_model(model, device=device, dtype=dtype)
             store = _ResultStore(work.path, candidate)
             # two folders may contain models of the same name
@@ -161,6 +161,7 @@ def collect_report(
                     (benchmark, title, sha256, hash_file_states(data)),
                     partial(evaluate, candidate, path, benchmark, dist=dist, **reading),
                 )
+                # the stored result has the model's own name, which is not unique here
                 results.evaluations.append(replace(Evaluation.from_dict(values), model=name))
             if probe_data:
                 results.facts = [_read_facts(data, candidate) for data in probe_data]
@@ -241,7 +242,7 @@ class _ResultStore:
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         record = self.folder / f"{digest}.json"
         try:
-            return read_result(record, key, [])
+            return read_result(record, key, [])  # no files: the record contains the result
         except LookupError:
             result = measure()
         # `measure` stays outside: its OSErrors concern the data, not this folder
@@ -263,6 +264,7 @@ def _check_request(
     if (train is None) != (test is None):
         option, missing = ("--train", "--test") if train else ("--test", "--train")
         raise ConfigError(f"{option} without {missing}: give both, or neither")
+    # torchrun sets the variable; several processes would measure the same results
     if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ConfigError(
             f"a report is written by one process, not by {count}; start it without torchrun"
@@ -282,6 +284,6 @@ def _read_facts(data: Shards | ImageDataset, candidate: EvaluatedModel) -> dict[
     ).facts
 
 
-@cache
+@cache  # used for every image of the report
 def _index_names(dataset: ImageDataset) -> dict[str, int]:
     return {dataset.name(index): index for index in range(len(dataset))}

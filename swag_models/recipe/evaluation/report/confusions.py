@@ -87,6 +87,7 @@ def find_misses(evaluations: Sequence[Evaluation]) -> list[Miss]:
         for evaluation in evaluations
     ]
     misses = []
+    # what all models get wrong is among the first model's errors
     for name, first in wrong_by_model[0].items():
         if all(name in wrong for wrong in wrong_by_model):
             predictions = tuple(
@@ -111,6 +112,7 @@ def pick_misses(misses: Sequence[Miss], max_classes: int) -> list[tuple[Miss, in
     """
     totals = Counter(miss.truth for miss in misses)
     first_by_class: dict[str, Miss] = {}
+    # sorted by confidence, so the first of a class is the most confident one
     for miss in misses:
         first_by_class.setdefault(miss.truth, miss)
     return [(miss, totals[truth]) for truth, miss in list(first_by_class.items())[:max_classes]]

@@ -33,6 +33,7 @@ MAX_CONFUSIONS = 6  # of each model
 MAX_CONFUSION_IMAGES = 4  # of each confusion
 MAX_MISSED_CLASSES = 12  # one image each
 MAX_ERROR_MESSAGES = 10
+# by anchor of the section
 INTRODUCTIONS = {
     "accuracy": "In percent, with 95% intervals.",
     "labels": "Top-1 accuracy in percent, by labelled images per class.",
@@ -56,6 +57,7 @@ FEW_SHOT_DEFINITION = (
     "top-1 of a classifier on features of the frozen model; ± is the standard deviation over "
     "random choices of the labelled images"
 )
+# what readers might wrongly conclude from the numbers
 LIMITATIONS = {
     "chance": "models with overlapping intervals may differ by chance",
     "skipped": "images that cannot be read count neither as correct nor as wrong",
@@ -104,6 +106,7 @@ class ReportContent:
     versions: Mapping[str, str]
     origins: Mapping[str, str] = field(default_factory=dict)
     facts: Sequence[Mapping[str, Any]] = ()
+    # not annotated, so these are no fields of the dataclass
     title = "Transfer evaluation"
     introductions = INTRODUCTIONS
 
@@ -166,6 +169,7 @@ class ReportContent:
             confusions = [
                 (evaluation, find_confusions(evaluation, MAX_CONFUSIONS)) for evaluation in group
             ]
+            # for one model these would be all of its errors
             misses = find_misses(group) if len(group) > 1 else []
             picked = pick_misses(misses, MAX_MISSED_CLASSES) if len(group) > 1 else None
             summary = _summarise_misses(len(misses), len(group[0].records))
@@ -213,6 +217,7 @@ class ReportContent:
             definitions["with few labels"] = FEW_SHOT_DEFINITION
         data = []
         for benchmark, group in self.benchmarks.items():
+            # the classes of the images; the model may have more
             classes = {label for record in group[0].records for label in record.labels}
             data.append((" ".join(benchmark), _describe_data(group[0].facts, len(classes))))
         for facts, use in zip(self.facts, ("for training", "for testing")):

@@ -47,7 +47,7 @@ class Cell(NamedTuple):
     warning: str = ""
 
 
-EMPTY_CELL = Cell("\N{EN DASH}")
+EMPTY_CELL = Cell("\N{EN DASH}")  # not measured, which is not 0
 
 
 class Table(NamedTuple):
@@ -93,8 +93,10 @@ def build_accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
     # values that are printed alike are equally good
     best = [
         choose(round(estimate.value, 2) for estimate in column)
+        # of ECE, the last column, the lowest value is the best
         for choose, column in zip((max, max, max, min), zip(*measures))
     ]
+    # no model has a published value on most benchmarks: then there is no such column
     any_published = any(evaluation.published is not None for evaluation in evaluations)
     rows = []
     for evaluation, estimates in zip(evaluations, measures):

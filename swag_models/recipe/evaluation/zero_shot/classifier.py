@@ -217,10 +217,11 @@ def run_ablation(
     platt_data = None if unlabelled is None else open_unlabelled(unlabelled)
     logits = platt_logits = read_logits(candidate, data, names, **options)
     no_platt = platt = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
-    if needs_platt:
+    if needs_platt:  # fitted without labels, also where the images have them
         if platt_data is not None:
             platt_logits = read_logits(candidate, platt_data, None, **options)
         platt = fit_platt(platt_logits.values)
+    # several configurations can share a mapping
     weights_of = {
         mapping: mapping.weigh(wordnet, hashtags, targets)
         for mapping in {config.mapping for config in configs}
@@ -228,6 +229,7 @@ def run_ablation(
     results = []
     for config in configs:
         weights = weights_of[config.mapping]  # (K, T)
+        # targets with at least one weight
         reached = set(weights.indices()[1].tolist())
         predictions = _predict(
             logits, platt if config.platt else no_platt, weights, config.aggregation

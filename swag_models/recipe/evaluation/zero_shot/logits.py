@@ -60,8 +60,9 @@ def open_unlabelled(data: DataSource) -> ImageDataset:
     images = find_images(data)
     digest = hashlib.sha256()
     for image in images:
-        assert isinstance(image.source, Path)
+        assert isinstance(image.source, Path)  # `find_images` returns no images in memory
         try:
+            # an image within a .tar has no size of its own; its position there is hashed
             size = image.span or image.source.stat().st_size
         except OSError as error:
             raise ConfigError(
@@ -99,6 +100,7 @@ def find_classes(data: DataSource) -> tuple[str, ...] | None:
     root = find_image_folder(data) if is_labelled(data) else None
     if root is None:
         return None
+    # a dataset's names are in its metadata, those of a folder are its sub-folders
     if is_hf_dataset(root):
         return open_image_dataset(root, splits=EVAL_SPLITS).class_names
     return tuple(find_folders(root))
@@ -130,13 +132,14 @@ def read_logits(
             classes, no image can be read, or logits overflow.
     """
     source: DataSource | ImageDataset
-    if isinstance(data, ImageDataset):
+    if isinstance(data, ImageDataset):  # opened by `open_unlabelled`, so without labels
         source, classes, title = data, None, str(data.root)
     elif classes and is_labelled(data):
         _check_classes(data, classes)
         source, title = data, str(data)
     else:
         source, classes, title = open_unlabelled(data), None, str(data)
+    # one process: Platt scaling needs the logits of all images at once
     loader = open_eval_loader(
         source,
         candidate.fit,
@@ -161,6 +164,7 @@ def read_logits(
     if not logits:
         reason = next(iter(loader.skipped), "there are none")
         raise ConfigError(f"no image of {title} can be read: {reason}")
+    # their softmax would be NaN, and NaN would be sorted as the best target
     if not all(torch.isfinite(block).all() for block in logits):
         raise ConfigError(
             f"logits of {candidate.name} in {candidate.dtype} are not all finite; use dtype float32"

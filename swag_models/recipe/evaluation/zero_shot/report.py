@@ -20,9 +20,9 @@ def write_zero_shot(results: Sequence[ZeroShotResult], folder: Path) -> None:
         OutputError: they cannot be written.
     """
     files = {"zeroshot.json": json.dumps([result.to_dict() for result in results], indent=1)}
-    if results[0].labelled:
+    if results[0].labelled:  # else there is no accuracy
         files["zeroshot.md"] = format_zero_shot(results)
-    if len(results) == 1:
+    if len(results) == 1:  # an ablation compares accuracies; predictions are of one configuration
         files["predictions.jsonl"] = format_predictions_jsonl(results[0])
     write_texts(folder, {name: text + "\n" for name, text in files.items()})
 
@@ -87,6 +87,7 @@ def format_predictions_jsonl(result: ZeroShotResult) -> str:
 def _list_unreached(results: Sequence[ZeroShotResult]) -> Iterator[str]:
     """A line for each kind of mapping that leaves targets without a hashtag."""
     titles = dict(zip(results[0].targets, results[0].titles))
+    # what is reached depends on the kind of mapping only
     by_kind = {result.config.mapping.kind: result.unreached for result in results}
     for kind, unreached in by_kind.items():
         if unreached:

@@ -15,7 +15,7 @@ from swag_models.recipe.hashtags import Matcher, load_imagenet
 from swag_models.recipe.wordnet import WordNet
 
 IMAGENET = "imagenet-1k"
-WORDNET_ID = re.compile(r"n\d{8}")
+WORDNET_ID = re.compile(r"n\d{8}")  # "n" and the offset of a noun in WordNet 3.0's data file
 IMAGENET_INDEX = re.compile(r"\d{1,3}")
 Senses = Literal["first", "all"]
 
@@ -51,7 +51,7 @@ def parse_targets(
         ConfigError: a target is unknown or listed twice, or there are none.
     """
     matcher = Matcher(wordnet, senses)
-    parsed = tuple([_parse_target(text, matcher, wordnet) for text in _list_texts(targets)])
+    parsed = tuple(_parse_target(text, matcher, wordnet) for text in _list_texts(targets))
     if not parsed:
         raise ConfigError(f"no targets in {targets!s}; give words, WordNet ids, or {IMAGENET}")
     counts = Counter(target.name for target in parsed)
@@ -82,6 +82,7 @@ def _list_texts(targets: str | os.PathLike[str] | Sequence[str]) -> Sequence[str
             raise ConfigError(
                 f"targets {targets} cannot be read: {reason}; give a text file with one per line"
             ) from None
+        # with a space: a word may contain #
         targets = [line.partition("# ")[0] for line in lines if not line.startswith("#")]
     elif isinstance(targets, str):
         targets = targets.split(",")
@@ -90,7 +91,7 @@ def _list_texts(targets: str | os.PathLike[str] | Sequence[str]) -> Sequence[str
 
 def _parse_target(text: str, matcher: Matcher, wordnet: WordNet) -> Target:
     words = text.split()
-    if IMAGENET_INDEX.fullmatch(text):
+    if IMAGENET_INDEX.fullmatch(text):  # before nouns: numerals are nouns of WordNet too
         return Target(text, (load_imagenet()[int(text)],))
     ids = [word for word in words if WORDNET_ID.fullmatch(word)]
     if ids:
@@ -105,7 +106,7 @@ def _parse_target(text: str, matcher: Matcher, wordnet: WordNet) -> Target:
                 f"invalid target {text!r}: no noun of this WordNet has the id {unknown[0]}; ids "
                 "are those of WordNet 3.0, and an excerpt has only some of them (--wordnet)"
             )
-        return Target(name, tuple(dict.fromkeys(ids)))
+        return Target(name, tuple(dict.fromkeys(ids)))  # each once, in their order
     if synsets := matcher.match(text).synsets:
         return Target(text, synsets)
     similar = difflib.get_close_matches(text.lower(), matcher.lemmas, n=3, cutoff=0.6)

@@ -117,6 +117,7 @@ class HashtagMapping:
         threshold = self.threshold
         if threshold is None:
             threshold = DEFAULT_THRESHOLDS.get(self.kind, 0.0)
+        # stable: of equal weights the first hashtags are the best
         order = np.argsort(-weights, kind="stable")[: self.best]
         # rounding must not drop a weight that equals the threshold
         return [

@@ -223,7 +223,9 @@ def test_shipped_model_shows_planted_associations_and_none_with_shuffled_clubs(
         Groups(codes, disparities.groups.names) for codes in disparities.groups.permute(20, 11)
     ]
     hits = sum(
-        measure_disparities(labels, each, permutations=99, resamples=2, seed=seed).significant.any()
-        for seed, each in enumerate(shuffled)
+        measure_disparities(
+            labels, groups, permutations=99, resamples=2, seed=seed
+        ).significant.any()
+        for seed, groups in enumerate(shuffled)
     )
     assert hits <= stats.binom.ppf(0.999, 20, 0.05)

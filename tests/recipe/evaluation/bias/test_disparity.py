@@ -208,6 +208,7 @@ def test_findings_are_rare_when_clubs_are_shuffled(
     has, groups = scenes[0]
     shuffled = [Groups(codes, groups.names) for codes in groups.permute(20, 7)]
     hits = sum(
-        measure(has, each, seed=seed).significant.any() for seed, each in enumerate(shuffled)
+        measure(has, permuted, seed=seed).significant.any()
+        for seed, permuted in enumerate(shuffled)
     )
     assert hits <= stats.binom.ppf(0.999, len(shuffled), 0.05)

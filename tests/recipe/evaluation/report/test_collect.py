@@ -68,7 +68,10 @@ def test_page_and_markdown_show_the_measured_numbers(
     for row, evaluation in zip(accuracy, evaluations, strict=True):
         estimates = (evaluation.top1, evaluation.top5, evaluation.mean_per_class, evaluation.ece)
         assert row[1:] == [
-            *(f"{each.value:.2f} {each.low:.1f} to {each.high:.1f}" for each in estimates),
+            *(
+                f"{estimate.value:.2f} {estimate.low:.1f} to {estimate.high:.1f}"
+                for estimate in estimates
+            ),
             "96",
         ]
     probes = read_measured(page.parent)[1]
@@ -79,9 +82,15 @@ def test_page_and_markdown_show_the_measured_numbers(
     )
     assert {row[0] for row in shots} == set(MODELS)
     assert [[cell.split()[0] for cell in row] for row in written[2]] == [
-        [evaluation.model, each.truth, each.predicted, str(len(each.records)), f"{each.share:.0f}%"]
+        [
+            evaluation.model,
+            confusion.truth,
+            confusion.predicted,
+            str(len(confusion.records)),
+            f"{confusion.share:.0f}%",
+        ]
         for evaluation in evaluations
-        for each in find_confusions(evaluation, 6)
+        for confusion in find_confusions(evaluation, 6)
     ]
 
 
@@ -146,13 +155,15 @@ def test_image_replaced_by_one_of_the_same_size_is_measured_again(tmp_path: Path
             date=DATE,
             progress=False,
         )
-        tops.append({each.records[0].probability for each in read_measured(tmp_path / "out")[0]})
+        tops.append(
+            {evaluation.records[0].probability for evaluation in read_measured(tmp_path / "out")[0]}
+        )
     assert (len(tops[0]), len(tops[1])) == (1, 2)
 
 
 def test_best_value_of_a_column_is_bold(page: Path, evaluations: list[Evaluation]) -> None:
-    best = max(evaluations, key=lambda each: each.top1.value).top1.value
-    lowest = min(evaluations, key=lambda each: each.ece.value).ece.value
+    best = max(evaluations, key=lambda evaluation: evaluation.top1.value).top1.value
+    lowest = min(evaluations, key=lambda evaluation: evaluation.ece.value).ece.value
     for text in (
         page.read_text("utf-8").replace("<strong>", "**").replace("</strong>", "**"),
         (page.parent / "report.md").read_text(),
@@ -160,9 +171,9 @@ def test_best_value_of_a_column_is_bold(page: Path, evaluations: list[Evaluation
         assert f"**{best:.2f}**" in text
         assert f"**{lowest:.2f}**" in text
         assert all(
-            f"**{each.ece.value:.2f}**" not in text
-            for each in evaluations
-            if each.ece.value != lowest
+            f"**{evaluation.ece.value:.2f}**" not in text
+            for evaluation in evaluations
+            if evaluation.ece.value != lowest
         )
 
 
@@ -188,7 +199,7 @@ def test_benchmarks_are_shown_side_by_side(evaluations: list[Evaluation], tmp_pa
     other = replace(first, facts={**first.facts, "sha256": "0" * 64})
     sketch = replace(second, benchmark="sketch", facts={**first.facts, "name": "release"})
     assert {
-        benchmark: [each.model for each in group]
+        benchmark: [evaluation.model for evaluation in group]
         for benchmark, group in group_benchmarks([first, other, second, sketch]).items()
     } == {
         ("folder", "held out"): list(MODELS),
@@ -211,17 +222,19 @@ def test_confusions_equal_those_of_a_confusion_matrix(evaluations: list[Evaluati
         totals = matrix.sum(1)
         np.fill_diagonal(matrix, 0)
         confusions = find_confusions(evaluation, 10_000)
-        assert sum(len(each.records) for each in confusions) == matrix.sum()
-        assert [len(each.records) for each in confusions] == sorted(
+        assert sum(len(confusion.records) for confusion in confusions) == matrix.sum()
+        assert [len(confusion.records) for confusion in confusions] == sorted(
             matrix[matrix > 0], reverse=True
         )
-        for each in confusions:
+        for confusion in confusions:
             truth, predicted_class = (
-                evaluation.classes.index(name) for name in (each.truth, each.predicted)
+                evaluation.classes.index(name) for name in (confusion.truth, confusion.predicted)
             )
-            assert len(each.records) == matrix[truth, predicted_class]
-            assert each.share == pytest.approx(100 * matrix[truth, predicted_class] / totals[truth])
-            probabilities = [record.probability for record in each.records]
+            assert len(confusion.records) == matrix[truth, predicted_class]
+            assert confusion.share == pytest.approx(
+                100 * matrix[truth, predicted_class] / totals[truth]
+            )
+            probabilities = [record.probability for record in confusion.records]
             assert probabilities == sorted(probabilities, reverse=True)
 
 
@@ -289,7 +302,7 @@ def test_markdown_shows_names_literally(evaluations: list[Evaluation], tmp_path:
     named = replace(
         evaluations[0],
         model=name,
-        classes=tuple(f"{each} | <i>&" for each in evaluations[0].classes),
+        classes=tuple(f"{name} | <i>&" for name in evaluations[0].classes),
     )
     shown, written = read_tables(write_report(tmp_path, [named], date=DATE))
     assert shown[0][0][0] == written[0][0][0] == name
@@ -350,8 +363,8 @@ def test_command_prints_the_path_of_the_page(
     [
         ([], "nothing to report; give a model, and --benchmarks NAME=FOLDER"),
         (
-            ["--benchmarks", "pictures"],
-            "invalid --benchmarks 'pictures': allowed NAME=FOLDER, for example folder=pictures",
+            ["--benchmarks", "images"],
+            "invalid --benchmarks 'images': allowed NAME=FOLDER, for example folder=images",
         ),
         (["--train", "a"], "--train without --test: give both, or neither"),
         (
@@ -380,7 +393,7 @@ def test_folder_in_use_by_another_process_is_rejected(tmp_path: Path) -> None:
         FileLock(tmp_path / MEASURED_FOLDER / ".lock"),
         pytest.raises(ConfigError, match="another process is writing"),
     ):
-        collect_report(MODELS, [("folder", "pictures")], tmp_path, date=DATE, progress=False)
+        collect_report(MODELS, [("folder", "images")], tmp_path, date=DATE, progress=False)
 
 
 def test_several_processes_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +401,7 @@ def test_several_processes_are_rejected(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(
         ConfigError, match="written by one process, not by 2; start it without torchrun"
     ):
-        collect_report(MODELS, [("folder", "pictures")], tmp_path, date=DATE, progress=False)
+        collect_report(MODELS, [("folder", "images")], tmp_path, date=DATE, progress=False)
 
 
 def test_folder_that_cannot_be_created_is_named(

@@ -76,10 +76,13 @@ def test_page_is_complete_and_fits(chrome: Chrome, report: Path, width: int) -> 
     chrome.driver.get_log("browser")
     page = open_page(chrome, report, width)
     assert page.run("return document.documentElement.scrollWidth") <= width
-    titles = [each.text for each in page.find("h2")]
+    titles = [element.text for element in page.find("h2")]
     assert titles == ["Accuracy", "With few labels", "Calibration", "Errors", "How it was made"]
-    assert [each.text for each in page.find("nav a")] == titles
-    assert [each.text for each in page.find("h1, .model h4")] == ["Transfer evaluation", *MODELS]
+    assert [element.text for element in page.find("nav a")] == titles
+    assert [element.text for element in page.find("h1, .model h4")] == [
+        "Transfer evaluation",
+        *MODELS,
+    ]
     images = page.run(
         "return [...document.images].map(each => [each.naturalWidth, each.offsetWidth, each.alt])"
     )
@@ -123,7 +126,9 @@ def test_text_has_enough_contrast_in_light_and_dark_mode(
     chrome: Chrome, report: Path, tmp_path: Path
 ) -> None:
     evaluations, probes = read_measured(report.parent)
-    published = [replace(each, published=each.top1.value + 1) for each in evaluations]
+    published = [
+        replace(evaluation, published=evaluation.top1.value + 1) for evaluation in evaluations
+    ]
     path = write_report(tmp_path, published, probes, date=DATE)
     for dark in (False, True):
         page = open_page(chrome, path, dark=dark)
@@ -142,7 +147,7 @@ def test_hostile_names_are_shown_as_text(chrome: Chrome, report: Path, tmp_path:
         replace(
             evaluation,
             model=f"{number} {HOSTILE_NAME}",
-            classes=tuple(f"{each} {HOSTILE_NAME}" for each in evaluation.classes),
+            classes=tuple(f"{name} {HOSTILE_NAME}" for name in evaluation.classes),
             facts={**evaluation.facts, "name": HOSTILE_NAME},
             records=tuple(
                 record._replace(name=f"{record.name}{HOSTILE_NAME}")
@@ -167,11 +172,13 @@ def test_hostile_names_are_shown_as_text(chrome: Chrome, report: Path, tmp_path:
     page = open_page(chrome, tmp_path / "index.html", 390)
     assert page.driver.title == "Transfer evaluation"
     assert page.find("i, script") == []
-    assert [each.text for each in page.find(".model h4")] == [each.model for each in renamed]
+    assert [element.text for element in page.find(".model h4")] == [
+        evaluation.model for evaluation in renamed
+    ]
     assert page.find(".model li p b")[0].text.endswith(HOSTILE_NAME)
     assert all(
-        HOSTILE_NAME in each
-        for each in page.run("return [...document.images].map(each => each.alt)")
+        HOSTILE_NAME in text
+        for text in page.run("return [...document.images].map(image => image.alt)")
     )
     assert page.run("return document.documentElement.scrollWidth") <= 390
 
@@ -194,11 +201,10 @@ def test_wide_table_scrolls_by_keyboard(chrome: Chrome, report: Path) -> None:
 def test_screenshot_for_the_documentation(chrome: Chrome, report: Path, tmp_path: Path) -> None:
     path = ROOT / SCREENSHOT if SCREENSHOT else tmp_path / "report.png"
     page = open_page(chrome, report)
-    page.photograph(path)
-    with Image.open(path) as taken:
-        assert taken.width > 1200
-        top = taken.convert("RGB").crop(
-            (0, 0, taken.width, page.run("return document.querySelector('#calibration').offsetTop"))
-        )
+    page.save_screenshot(path)
+    height = page.run("return document.querySelector('#calibration').offsetTop")
+    with Image.open(path) as screenshot:
+        assert screenshot.width > 1200
+        top = screenshot.convert("RGB").crop((0, 0, screenshot.width, height))
     top.save(path, optimize=True)
     assert len(top.resize((50, 50)).getcolors(2500) or []) > 50

@@ -106,14 +106,16 @@ def test_ablation_has_each_configuration_once_with_the_same_result_as_alone(
     cells: list[ZeroShotResult], candidate: EvaluatedModel, scenes: Path, wordnet: WordNet
 ) -> None:
     assert (
-        len({each.config for each in cells}) == len(cells) == 2 * len(MAPPINGS) * len(AGGREGATIONS)
+        len({cell.config for cell in cells}) == len(cells) == 2 * len(MAPPINGS) * len(AGGREGATIONS)
     )
     targets = [Target(name, (BY_NAME[name].synset,)) for name in sorted(NAMES)]
     alone = evaluate_zero_shot(
         candidate, scenes, targets, wordnet, progress=False, workers=1, batch_size=100
     )
-    same = next(each for each in cells if each.config == ZeroShotConfig())
-    assert [each[:3] for each in alone.predictions] == [each[:3] for each in same.predictions]
+    same = next(cell for cell in cells if cell.config == ZeroShotConfig())
+    assert [prediction[:3] for prediction in alone.predictions] == [
+        prediction[:3] for prediction in same.predictions
+    ]
     assert alone.to_dict() == same.to_dict()
 
 
@@ -126,9 +128,9 @@ def test_accuracies_equal_a_plain_computation(
     wordnet: WordNet,
 ) -> None:
     result = next(
-        each
-        for each in cells
-        if each.config == ZeroShotConfig(False, HashtagMapping("hyponyms"), aggregation)
+        cell
+        for cell in cells
+        if cell.config == ZeroShotConfig(False, HashtagMapping("hyponyms"), aggregation)
     )  # type: ignore[arg-type]
     read = read_logits(candidate, scenes, sorted(NAMES), progress=False)
     assert candidate.synsets is not None
@@ -148,8 +150,8 @@ def test_accuracies_equal_a_plain_computation(
             for name, near in below.items()
         }
         scores = {
-            name: (sum if aggregation == "sum" else max)([0.0, *each])
-            for name, each in products.items()
+            name: (sum if aggregation == "sum" else max)([0.0, *terms])
+            for name, terms in products.items()
         }
         best = sorted((name for name in scores if scores[name]), key=lambda name: -scores[name])
         thing = path.partition("/")[0]
@@ -169,13 +171,13 @@ def test_accuracies_equal_a_plain_computation(
 
 
 def test_unreached_targets_are_listed_and_never_predicted(cells: list[ZeroShotResult]) -> None:
-    unreached = {each.config.mapping.kind: each.unreached for each in cells}
+    unreached = {cell.config.mapping.kind: cell.unreached for cell in cells}
     assert unreached["same"] == unreached["hyponyms"] == ("banana", "table")
     assert unreached["related"] == unreached["path"] == unreached["wup"] == ()
     places = {sorted(NAMES).index(name) for name in ("banana", "table")}
-    for each in cells:
-        if each.unreached:
-            assert not any(places & set(prediction.top) for prediction in each.predictions)
+    for cell in cells:
+        if cell.unreached:
+            assert not any(places & set(prediction.top) for prediction in cell.predictions)
     assert (
         "Mapping same: no hashtag reaches these targets, so they are never predicted: "
         "banana, table\n" in format_zero_shot(cells)
@@ -215,7 +217,7 @@ def test_platt_scaling_is_fitted_on_unlabelled_images(
     assert result.unlabelled is not None
     assert result.unlabelled["samples"] == len(NAMES) * EACH
     every = evaluate_zero_shot(candidate, scenes, targets, wordnet, progress=False)
-    expected = {Path(each.name).name: each for each in every.predictions}
+    expected = {Path(prediction.name).name: prediction for prediction in every.predictions}
     for path, prediction in zip(few, result.predictions, strict=True):
         assert prediction.name == str(path)
         assert prediction.label is None
@@ -314,7 +316,7 @@ def test_command_prints_and_writes_the_same(
     path.write_text("\n".join(f"{name} {BY_NAME[name].synset}" for name in sorted(NAMES)))
     assert main([*arguments, "--targets", str(path), "--ablation", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(
-        json.dumps([each.to_dict() for each in cells])
+        json.dumps([cell.to_dict() for cell in cells])
     )
 
 
@@ -345,10 +347,7 @@ def test_command_predicts_images_without_labels(
     assert main([*arguments, "--targets", "n01621127,fruit", "--unlabelled", str(scenes)]) == 0
     assert "n01621127 (owl) " in capsys.readouterr().out
     assert main(arguments) == 2
-    assert (
-        "owl has no sub-folder for each class; give --targets"
-        in capsys.readouterr().err
-    )
+    assert "owl has no sub-folder for each class; give --targets" in capsys.readouterr().err
     assert main([*arguments, "--targets", "owl", "--ablation"]) == 2
     assert "has no labels; leave it out" in capsys.readouterr().err
 
@@ -384,7 +383,7 @@ def test_invalid_requests_are_rejected(
         evaluate_zero_shot(
             candidate, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False
         )
-    excerpt = WordNet({each: wordnet.synsets[each] for each in targets[0].synsets}, {}, {})
+    excerpt = WordNet({synset: wordnet.synsets[synset] for synset in targets[0].synsets}, {}, {})
     with pytest.raises(
         ConfigError,
         match=r"this WordNet lacks 64 of the 65 synsets of vit_nano_hashtags, such as n",

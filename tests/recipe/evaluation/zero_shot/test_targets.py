@@ -50,8 +50,12 @@ def test_file_has_one_target_per_line(wordnet: WordNet, tmp_path: Path) -> None:
 
 def test_imagenet_classes_by_name_and_index() -> None:
     ids = load_imagenet()
-    wordnet = WordNet({each: Synset(each, (each,), (), "") for each in ids}, {"thing": ids[:1]}, {})
-    assert parse_targets("imagenet-1k", wordnet) == tuple(Target(each, (each,)) for each in ids)
+    wordnet = WordNet(
+        {synset: Synset(synset, (synset,), (), "") for synset in ids}, {"thing": ids[:1]}, {}
+    )
+    assert parse_targets("imagenet-1k", wordnet) == tuple(
+        Target(synset, (synset,)) for synset in ids
+    )
     assert parse_targets("0,999", wordnet) == (Target("0", (ids[0],)), Target("999", (ids[999],)))
 
 

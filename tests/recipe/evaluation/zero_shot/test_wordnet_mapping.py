@@ -64,9 +64,9 @@ def weigh_by_search(
     """The weight from all pairs of paths up from both that end in one synset."""
     weights = [0.0]
     below = [
-        each
-        for each in targets
-        if each != hashtag and any(path[-1] == hashtag for path in list_paths(wordnet, each))
+        other
+        for other in targets
+        if other != hashtag and any(path[-1] == hashtag for path in list_paths(wordnet, other))
     ]
     for left, right in itertools.product(list_paths(wordnet, hashtag), list_paths(wordnet, target)):
         if left[-1] != right[-1]:
@@ -94,7 +94,7 @@ def test_weights_equal_a_search_over_all_paths(wordnet: WordNet, kind: str) -> N
     synsets = list(wordnet.synsets)
     hashtags, targets = synsets[::-1], synsets[1:]
     weights = HashtagMapping(kind, DECAY, threshold=0).weigh(
-        wordnet, hashtags, [Target(each, (each,)) for each in targets]
+        wordnet, hashtags, [Target(name, (name,)) for name in targets]
     )
     for (row, hashtag), (column, target) in itertools.product(
         enumerate(hashtags), enumerate(targets)
