@@ -1,4 +1,4 @@
-"""The command line: what goes to which stream, and the exit code."""
+"""The command line: data on stdout, messages on stderr, and exit codes."""
 
 import json
 import subprocess
@@ -28,15 +28,15 @@ Capture = pytest.CaptureFixture[str]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The installed command in a process of its own."""
+    """Run the installed command in a new process."""
     command = [str(Path(sys.executable).parent / "swag-models"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def probabilities(row: dict[str, Any]) -> torch.Tensor:
-    """Those of a line of JSON, in the order of the classes."""
-    found = {each["index"]: each["probability"] for each in row["predictions"]}
-    return torch.tensor([found[index] for index in range(65)])
+def get_probabilities(row: dict[str, Any]) -> torch.Tensor:
+    """The probabilities in a line of JSON, in the order of the classes."""
+    values = {p["index"]: p["probability"] for p in row["predictions"]}
+    return torch.tensor([values[index] for index in range(65)])
 
 
 def test_list_shows_every_model_with_its_licence(capsys: Capture) -> None:
@@ -54,19 +54,27 @@ def test_list_takes_patterns_and_filters(capsys: Capture) -> None:
 
 
 def test_list_does_not_import_torch() -> None:
-    code = "import sys; from swag_models.cli import main; main(['list']); main(['info', 'vit_b16']); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+    code = """
+import sys
+from swag_models.cli import main
+main(["list"])
+main(["info", "vit_b16"])
+print("torch" in sys.modules)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.splitlines()[-1] == "False"
 
 
-def test_info_tells_sources_hashes_and_licence(capsys: Capture) -> None:
+def test_info_shows_sources_hashes_and_licence(capsys: Capture) -> None:
     assert main(["info", "regnety_16gf_in1k"]) == 0
-    shown = capsys.readouterr().out
+    output = capsys.readouterr().out
     for source in swag_models.get_spec("regnety_16gf_in1k").sources:
-        assert source.url in shown
-    assert "SHA-256 43afe44d..." in shown
-    assert "no published hash" in shown
-    assert "cc-by-nc-4.0" in shown
+        assert source.url in output
+    assert "SHA-256 43afe44d..." in output
+    assert "no published hash" in output
+    assert "cc-by-nc-4.0" in output
     assert main(["info", "vit_b16", "--json"]) == 0
     assert swag_models.ModelSpec.from_json(capsys.readouterr().out) == swag_models.get_spec(
         "vit_b16"
@@ -115,10 +123,10 @@ def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(
     arguments: list[str], message: str, capsys: Capture
 ) -> None:
     assert main(arguments) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith(f"swag-models: error: {message}")
-    assert shown.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"swag-models: error: {message}")
+    assert captured.err.count("\n") == 1
 
 
 def test_the_installed_command_keeps_data_and_messages_apart() -> None:
@@ -131,19 +139,33 @@ def test_the_installed_command_keeps_data_and_messages_apart() -> None:
     assert run("--version").stdout.strip() == f"swag-models {swag_models.__version__}"
 
 
-def test_a_reader_that_stops_early_is_no_error() -> None:
+def test_a_closed_stdout_is_not_an_error() -> None:
     command = f"{Path(sys.executable).parent / 'swag-models'} list --json"
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{command} | head -n 1"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "info", "fetch", "verify", "convert", "classify", "embed", "merge", "app"]
+    "command",
+    [
+        "list",
+        "info",
+        "fetch",
+        "verify",
+        "convert",
+        "classify",
+        "embed",
+        "merge",
+        "app",
+        "save",
+        "push",
+        "export",
+    ],
 )
 def test_help_shows_an_example(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -152,7 +174,7 @@ def test_help_shows_an_example(command: str, capsys: Capture) -> None:
     assert f"example: swag-models {command}" in capsys.readouterr().out
 
 
-def test_fetch_and_verify_the_model_that_ships(capsys: Capture) -> None:
+def test_fetch_and_verify_the_shipped_model(capsys: Capture) -> None:
     assert main(["fetch", "vit_nano*", "--quiet"]) == 0
     name, path = capsys.readouterr().out.strip().split("\t")
     assert name == "vit_nano_hashtags"
@@ -163,16 +185,16 @@ def test_fetch_and_verify_the_model_that_ships(capsys: Capture) -> None:
     )
 
 
-def test_fetch_takes_the_next_source_and_verify_finds_a_flipped_byte(
+def test_fetch_uses_the_mirror_and_verify_detects_a_flipped_byte(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     isolate(tmp_path, monkeypatch)
-    torch.save({"x": torch.ones(1000)}, tmp_path / "made.torch")
+    torch.save({"x": torch.ones(1000)}, tmp_path / "weights.torch")
     with Server() as server:
-        url = server.put("/SWAG/vit_b16.torch", tmp_path / "made.torch")
+        url = server.put("/SWAG/vit_b16.torch", tmp_path / "weights.torch")
         monkeypatch.setenv("SWAG_MODELS_MIRROR", url.removesuffix("/SWAG/vit_b16.torch"))
         assert main(["fetch", "vit_b16"]) == 0
     path = Path(capsys.readouterr().out.strip().split("\t")[1])
@@ -184,12 +206,12 @@ def test_fetch_takes_the_next_source_and_verify_finds_a_flipped_byte(
     path.write_bytes(content)
     capsys.readouterr()
     assert main(["verify", "vit_b16"]) == 1
-    shown = capsys.readouterr()
-    assert shown.out.startswith("FAILED\tvit_b16\t")
-    assert f"{path} has changed since it was verified; delete it" in shown.err
+    captured = capsys.readouterr()
+    assert captured.out.startswith("FAILED\tvit_b16\t")
+    assert f"{path} has changed since it was verified; delete it" in captured.err
 
 
-def test_verify_says_when_there_is_nothing_to_verify(
+def test_verify_reports_missing_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     isolate(tmp_path, monkeypatch)
@@ -197,7 +219,7 @@ def test_verify_says_when_there_is_nothing_to_verify(
     assert "vit_b16: no weights on this machine" in capsys.readouterr().err
 
 
-def test_convert_goes_through_every_layout_and_back(tmp_path: Path, capsys: Capture) -> None:
+def test_convert_through_every_layout_keeps_the_weights(tmp_path: Path, capsys: Capture) -> None:
     start = swag_models.load_model("vit_nano_hashtags").state_dict()
     path = Path(swag_models.__file__).parent / "weights" / "vit_nano_hashtags.safetensors"
     for layout, name in (("swag", "a.torch"), ("torchvision", "b.pth"), ("timm", "c.safetensors")):
@@ -209,7 +231,7 @@ def test_convert_goes_through_every_layout_and_back(tmp_path: Path, capsys: Capt
     assert all(torch.equal(end[key], start[key]) for key in start)
 
 
-def test_convert_of_a_foreign_file_fails_without_a_target(tmp_path: Path, capsys: Capture) -> None:
+def test_convert_of_an_invalid_file_writes_nothing(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "page.pth").write_text("<html>not found</html>")
     assert (
         main(["convert", str(tmp_path / "page.pth"), str(tmp_path / "out.pth"), "--to", "timm"])
@@ -219,7 +241,7 @@ def test_convert_of_a_foreign_file_fails_without_a_target(tmp_path: Path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["page.pth"]
 
 
-def test_classify_names_held_out_scenes(capsys: Capture) -> None:
+def test_classify_predicts_the_same_labels_as_the_model(capsys: Capture) -> None:
     assert main([*CLASSIFY, str(SCENES), "--top-k", "2", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == [str(file) for file in FILES]
@@ -229,7 +251,7 @@ def test_classify_names_held_out_scenes(capsys: Capture) -> None:
         assert 1 >= best["probability"] >= second["probability"] >= 0
 
 
-def test_classify_takes_files_patterns_and_skips_what_is_broken(
+def test_classify_takes_files_and_patterns_and_skips_broken_images(
     tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "broken.png").write_bytes((SCENES / "butterfly.jpg").read_bytes()[:60])
@@ -247,15 +269,15 @@ def test_classify_takes_files_patterns_and_skips_what_is_broken(
         )
         == 1
     )
-    shown = capsys.readouterr()
+    captured = capsys.readouterr()
     files = [SCENES / "car.jpg", SCENES / "chair.jpg"]
-    assert [line.split()[-1] for line in shown.out.splitlines()[1::2]] == predict_labels(*files)
-    assert f"skipped: {tmp_path / 'broken.png'}" in shown.err
-    assert f"skipped: {missing} cannot be read: No such file or directory" in shown.err
-    assert "2 of 4 images could not be read" in shown.err
+    assert [line.split()[-1] for line in captured.out.splitlines()[1::2]] == predict_labels(*files)
+    assert f"skipped: {tmp_path / 'broken.png'}" in captured.err
+    assert f"skipped: {missing} cannot be read: No such file or directory" in captured.err
+    assert "2 of 4 images could not be read" in captured.err
 
 
-def test_classify_reads_a_picture_whatever_its_mode(tmp_path: Path, capsys: Capture) -> None:
+def test_classify_reads_images_of_every_mode(tmp_path: Path, capsys: Capture) -> None:
     house = Image.open(SCENES / "house.jpg").convert("L")
     house.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
     house.convert("P").save(
@@ -272,14 +294,14 @@ def test_classify_reads_a_picture_whatever_its_mode(tmp_path: Path, capsys: Capt
     assert len(rows) == 5
     assert (
         max(
-            abs(compute_probabilities([house.convert("RGB")])[0] - probabilities(row)).max()
+            abs(compute_probabilities([house.convert("RGB")])[0] - get_probabilities(row)).max()
             for row in rows
         )
         < 0.02
     )
 
 
-def test_classify_gives_the_same_whatever_the_engines_setting(
+def test_classify_gives_the_same_results_with_every_setting(
     tmp_path: Path, capsys: Capture
 ) -> None:
     files = [str(path) for path in FILES]
@@ -298,30 +320,32 @@ def test_classify_gives_the_same_whatever_the_engines_setting(
     for setting in settings:
         for images in (files, [f"{SCENES}/*.jpg"], [str(tmp_path / "scenes.tar")]):
             assert main([*CLASSIFY, *images, "--top-k", "65", "--json", *setting]) == 0
-            shown = capsys.readouterr()
-            rows = [json.loads(line) for line in shown.out.splitlines()]
+            captured = capsys.readouterr()
+            rows = [json.loads(line) for line in captured.out.splitlines()]
             assert [row["image"].rsplit("/", 1)[1] for row in rows] == [path.name for path in FILES]
-            found = torch.stack([probabilities(row) for row in rows])
-            assert (found - expected).abs().max() < 0.03  # in bfloat16
-            assert shown.err == ""
+            probabilities = torch.stack([get_probabilities(row) for row in rows])
+            assert (probabilities - expected).abs().max() < 0.03  # the deviation of bfloat16
+            assert captured.err == ""
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.npy"])
-def test_embed_writes_a_file_and_says_where(name: str, tmp_path: Path, capsys: Capture) -> None:
+def test_embed_writes_a_file_and_prints_its_path(
+    name: str, tmp_path: Path, capsys: Capture
+) -> None:
     output = tmp_path / name
     assert main([*EMBED, str(SCENES), "-o", str(output)]) == 0
-    shown = capsys.readouterr()
-    assert shown.out == f"{output}\n"
-    assert "10/10 [" in shown.err, "a bar"
-    assert shown.err.endswith("swag-models: 10 rows\n")
-    found = read_embeddings(output)
-    assert found.names == [str(path) for path in sorted(SCENES.iterdir())]
-    assert found.vectors.shape == (10, 96)
+    captured = capsys.readouterr()
+    assert captured.out == f"{output}\n"
+    assert "10/10 [" in captured.err, "a progress bar"
+    assert captured.err.endswith("swag-models: 10 rows\n")
+    embeddings = read_embeddings(output)
+    assert embeddings.names == [str(path) for path in sorted(SCENES.iterdir())]
+    assert embeddings.vectors.shape == (10, 96)
     assert main([*EMBED, str(SCENES), "-o", str(output), "--quiet"]) == 0
     assert capsys.readouterr() == (f"{output}\n", "swag-models: 10 rows\n")
 
 
-def test_embed_reports_what_it_skips_each_time(tmp_path: Path, capsys: Capture) -> None:
+def test_embed_reports_skipped_images_on_every_run(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "broken.png").write_bytes(b"")
     for _ in range(2):
         arguments = [
@@ -332,22 +356,23 @@ def test_embed_reports_what_it_skips_each_time(tmp_path: Path, capsys: Capture) 
             str(tmp_path / "x.npy"),
         ]
         assert main([*EMBED, *arguments, "--quiet"]) == 1
-        shown = capsys.readouterr()
-        assert shown.out == f"{tmp_path}/x.npy\n"
-        assert shown.err.splitlines() == [
+        captured = capsys.readouterr()
+        assert captured.out == f"{tmp_path}/x.npy\n"
+        assert captured.err.splitlines() == [
             f"swag-models: skipped: {tmp_path}/broken.png is not an image that Pillow can read",
             f"swag-models: skipped: {tmp_path}/gone.png cannot be read: No such file or directory",
             "swag-models: 10 rows, 2 images could not be read",
         ]
 
 
-def test_parquet_without_pyarrow_is_refused_before_the_model_is_loaded(
+def test_parquet_without_pyarrow_is_rejected_before_the_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setitem(
-        sys.modules, "pyarrow", None
-    )  # Python's way to say that a module cannot be imported
-    message = "swag-models: error: a .parquet file (unlike .npy) needs pyarrow; install it with: pip install 'swag-models[embed]'\n"
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    message = (
+        "swag-models: error: a .parquet file (unlike .npy) needs pyarrow; "
+        "install it with: pip install 'swag-models[embed]'\n"
+    )
     assert (
         main(["embed", str(SCENES), "--model", "no_such_model", "-o", str(tmp_path / "x.parquet")])
         == 2

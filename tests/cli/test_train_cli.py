@@ -1,4 +1,4 @@
-"""`swag-models recipe show` and `plan`: what goes to which stream, and the exit code."""
+"""`swag-models recipe show` and `plan`: output on stdout, errors on stderr, and exit codes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ SHOW, PLAN = ["recipe", "show"], ["recipe", "plan"]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a new process."""
     command = [str(Path(sys.executable).parent / "swag-models"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -35,32 +36,36 @@ def test_show_lists_the_presets(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("name", ["regnety_128gf_in1k", "vit_b16_hashtags", "vit_nano_linear"])
-def test_show_tells_every_value_and_its_source_in_columns(name: str, capsys: Capture) -> None:
+def test_show_prints_every_value_and_its_source_in_columns(name: str, capsys: Capture) -> None:
     assert main([*SHOW, name]) == 0
     lines = capsys.readouterr().out.splitlines()
     preset = get_preset(name)
     fields = [field for field, _ in iterate_fields(preset.run)]
     assert [line.split()[0] for line in lines] == [*fields, "samples_per_epoch", "num_classes"]
-    starts = set()
+    source_columns = set()
     for line, field in zip(lines, [*fields, "samples_per_epoch", "num_classes"], strict=True):
         source = find_value_source(preset, field)
         assert line.endswith(f"  {source.text}")
-        starts.add(line.index(f"  {source.mark}  ".rstrip(), len(field)))
-    assert len(starts) == 1
+        source_columns.add(line.index(f"  {source.mark}  ".rstrip(), len(field)))
+    assert len(source_columns) == 1
 
 
-def test_values_are_shown_as_set_reads_them(capsys: Capture) -> None:
+def test_values_are_printed_in_the_form_that_set_accepts(capsys: Capture) -> None:
     preset = get_preset("vit_h14_in1k")
     assert main([*SHOW, preset.name]) == 0
     settings = []
     for line in capsys.readouterr().out.splitlines():
         name, value, *_ = (cell.strip() for cell in line.split("  ") if cell.strip())
-        if name not in ("samples_per_epoch", "num_classes", "augment.ratio"):  # thirds are rounded
+        if name not in (
+            "samples_per_epoch",
+            "num_classes",
+            "augment.ratio",
+        ):  # its thirds are rounded
             settings.append(f"{name}={value}")
     assert override(get_preset("vit_nano_hashtags").run, settings) == preset.run
 
 
-def test_what_was_changed_is_set_here(capsys: Capture) -> None:
+def test_changed_values_are_marked_as_set_here(capsys: Capture) -> None:
     settings = ["optimizer.lr=0.5", "optimizer.kind=sgd", "ema.decay=0.9", "seed=0"]
     options = [option for setting in settings for option in ("--set", setting)]
     assert main([*SHOW, "vit_b16_hashtags", *options]) == 0
@@ -71,22 +76,29 @@ def test_what_was_changed_is_set_here(capsys: Capture) -> None:
     }
     assert changed == {"optimizer.lr", "optimizer.kind", "ema.decay", "ema.warmup_ratio"}
     assert main([*SHOW, "vit_b16_hashtags", *options, "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    assert Run.from_dict(shown["run"]) == override(get_preset("vit_b16_hashtags").run, settings)
-    assert shown["samples_per_epoch"] == 5_000_000_000
-    assert shown["sources"]["optimizer.lr"] == {"mark": "set here", "text": ""}
-    assert shown["sources"]["objective.kind"]["mark"] == "confirmed"
-    assert shown["sources"].keys() == {
-        *dict(iterate_fields(Run.from_dict(shown["run"]))),
+    output = json.loads(capsys.readouterr().out)
+    assert Run.from_dict(output["run"]) == override(get_preset("vit_b16_hashtags").run, settings)
+    assert output["samples_per_epoch"] == 5_000_000_000
+    assert output["sources"]["optimizer.lr"] == {"mark": "set here", "text": ""}
+    assert output["sources"]["objective.kind"]["mark"] == "confirmed"
+    assert output["sources"].keys() == {
+        *dict(iterate_fields(Run.from_dict(output["run"]))),
         "samples_per_epoch",
         "num_classes",
     }
 
 
 def test_show_does_not_import_torch() -> None:
-    code = "import sys; from swag_models.cli import main; main(['recipe', 'show', 'vit_b16_in1k']); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+    code = """
+import sys
+from swag_models.cli import main
+main(["recipe", "show", "vit_b16_in1k"])
+print("torch" in sys.modules)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.splitlines()[-1] == "False"
 
 
 @pytest.mark.slow
@@ -103,25 +115,29 @@ def test_the_installed_command_plans() -> None:
         "--set",
         "epochs=3",
     ]
-    done = run(*PLAN, "vit_nano_hashtags", *options, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    shown = json.loads(done.stdout)
+    process = run(*PLAN, "vit_nano_hashtags", *options, "--json")
+    assert (process.returncode, process.stderr) == (0, "")
+    output = json.loads(process.stdout)
     preset = get_preset("vit_nano_hashtags")
-    made = plan(override(preset.run, ["epochs=3"]), 6400, num_classes=7, gpus=2, throughput=50)
-    assert (shown["steps"], shown["days"], shown["flops"]) == (made.steps, made.days, made.flops)
-    assert shown["memory"]["total"] == made.memory.total
+    estimate = plan(override(preset.run, ["epochs=3"]), 6400, num_classes=7, gpus=2, throughput=50)
+    assert (output["steps"], output["days"], output["flops"]) == (
+        estimate.steps,
+        estimate.days,
+        estimate.flops,
+    )
+    assert output["memory"]["total"] == estimate.memory.total
 
 
-def test_plan_reads_as_a_table(capsys: Capture) -> None:
+def test_plan_prints_a_table(capsys: Capture) -> None:
     assert (
         main(
             [*PLAN, "vit_nano_linear", "--gpus", "1", "--set", "steps=1000", "--set", "epochs=none"]
         )
         == 0
     )
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    rows = dict(line.strip().split("  ", 1) for line in shown.out.splitlines())
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    rows = dict(line.strip().split("  ", 1) for line in captured.out.splitlines())
     assert rows["steps"].strip() == "1,000"
     assert rows["samples"].strip() == f"{1000 * get_preset('vit_nano_linear').run.batch_size:,}"
     assert rows["parameters"].endswith("of them trained; the rest is frozen")
@@ -160,10 +176,10 @@ def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(
     arguments: list[str], message: str, capsys: Capture
 ) -> None:
     assert main(arguments) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith(f"swag-models: error: {message}")
-    assert shown.err.count("\n") == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"swag-models: error: {message}")
+    assert captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["show", "plan"])

@@ -1,4 +1,4 @@
-"""The fast setting: as good as float32, chosen for the hardware, compiled only where that repays."""
+"""The fast setting: close to float32, chosen for the hardware, compiled only if it saves time."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ FAMILIES = pytest.mark.parametrize("family", ["vit", "regnet"])
 HOURS = 1e6  # seconds
 
 
-def drift(found: Tensor, exact: Tensor) -> float:
-    """Mean difference in units of the exact values' spread."""
-    assert found.shape == exact.shape
-    return float((found.float() - exact).abs().mean() / exact.std())
+def drift(values: Tensor, exact: Tensor) -> float:
+    """Mean absolute difference, in standard deviations of the exact values."""
+    assert values.shape == exact.shape
+    return float((values.float() - exact).abs().mean() / exact.std())
 
 
 def build_on_meta(name: str) -> Backbone:
@@ -60,19 +60,19 @@ def build_on_meta(name: str) -> Backbone:
         return build(spec.config, num_classes=spec.num_classes, image_size=spec.image_size)
 
 
-def test_bfloat16_is_picked_where_the_processor_multiplies_it() -> None:
+def test_bfloat16_is_picked_if_the_cpu_has_instructions_for_it() -> None:
     flags = Path("/proc/cpuinfo").read_text().split() if sys.platform == "linux" else []
-    multiplies = {"amx_tile", "avx512_bf16"} & set(flags)
-    assert pick_dtype(CPU) == (torch.bfloat16 if multiplies else torch.float32)
+    has_instructions = bool({"amx_tile", "avx512_bf16"} & set(flags))
+    assert pick_dtype(CPU) == (torch.bfloat16 if has_instructions else torch.float32)
     assert Classifier(NANO, fast=True).dtype == pick_dtype(CPU)
     assert Classifier(NANO, fast=True, dtype="float16").dtype == torch.float16, (
-        "a dtype of one's own is kept"
+        "a given dtype is kept"
     )
     assert pick_dtype(torch.device("meta")) == torch.float32
 
 
 @torch.inference_mode()
-def test_folded_batch_norms_change_no_output() -> None:
+def test_folding_batch_norms_keeps_the_outputs() -> None:
     model = tiny("regnet")
     folded = copy.deepcopy(model)
     fold_batch_norm(folded, torch.float32)
@@ -81,11 +81,11 @@ def test_folded_batch_norms_change_no_output() -> None:
     x = images(4)
     assert deviation(folded(x), model(x)) <= 1e-5
     assert deviation(folded.forward_features(x), model.forward_features(x)) <= 1e-5
-    fold_batch_norm(folded, torch.float32)  # nothing is left to fold
+    fold_batch_norm(folded, torch.float32)  # folding again changes nothing
     assert deviation(folded(x), model(x)) <= 1e-5
 
 
-def test_a_prepared_model_is_for_inference_in_its_dtype() -> None:
+def test_an_accelerated_model_is_for_inference_in_its_dtype() -> None:
     model = accelerate(tiny("regnet"), torch.bfloat16)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -125,167 +125,177 @@ def test_full_models_are_within_two_percent_too(name: str) -> None:
 def test_fast_predicts_what_float32_predicts_on_held_out_scenes(
     name: str, dtype: str | None
 ) -> None:
-    pictures, things = render_scenes(320)
+    scenes, things = render_scenes(320)
     options = {"fast": True, **({"dtype": dtype} if dtype else {})}
-    exact, quick = (Classifier(name, **each)(pictures, top_k=1) for each in ({}, options))
-    agreement = sum(a[0].index == b[0].index for a, b in zip(exact, quick)) / len(things)
+    exact, fast = (Classifier(name, **kwargs)(scenes, top_k=1) for kwargs in ({}, options))
+    agreement = sum(a[0].index == b[0].index for a, b in zip(exact, fast)) / len(things)
     assert agreement >= 0.99
-    right = [
-        sum(row[0].label == thing for row, thing in zip(rows, things)) for rows in (exact, quick)
+    hits = [
+        sum(row[0].label == thing for row, thing in zip(rows, things)) for rows in (exact, fast)
     ]
-    assert abs(right[0] - right[1]) <= 0.02 * len(things)
+    assert abs(hits[0] - hits[1]) <= 0.02 * len(things)
 
 
 def test_batch_norms_are_folded_before_the_dtype_is_narrowed(tmp_path: Path) -> None:
     spec, weights = make_spec("regnet", tmp_path)
-    files = write_images(tmp_path / "pictures", 4)
+    files = write_images(tmp_path / "images", 4)
     model = accelerate(swag_models.load_model(spec, weights=weights), torch.bfloat16)
     with torch.inference_mode():
         embedder = Embedder(spec, weights=weights, fast=True, dtype="bfloat16")
     expected = {
         name: tensor for name, tensor in model.state_dict().items() if not name.startswith("head")
     }
-    found = embedder.model.state_dict()
-    assert set(found) == set(expected)
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    weights_in_use = embedder.model.state_dict()
+    assert set(weights_in_use) == set(expected)
+    assert all(torch.equal(weights_in_use[name], tensor) for name, tensor in expected.items())
     exact = Embedder(spec, weights=weights)(files).vectors
     assert drift(embedder(files).vectors, exact) <= 0.02
-    tensors = [pil_to_tensor(Image.open(file)) for file in files]  # which are resized alike
-    both = [
+    tensors = [
+        pil_to_tensor(Image.open(file)) for file in files
+    ]  # torch resizes tensors with and without `fast`
+    vectors = [
         Embedder(spec, weights=weights, fast=fast, dtype="float32")(tensors).vectors
         for fast in (True, False)
     ]
-    assert deviation(*both) <= 1e-5
+    assert deviation(*vectors) <= 1e-5
 
 
 @pytest.mark.parametrize("capability", ["default", None])
-def test_pictures_are_resized_by_torch_where_it_has_vector_instructions_and_only_if_fast(
+def test_fast_resizes_images_by_torch_if_it_has_vector_instructions(
     capability: str | None,
 ) -> None:
     code = f"""
 import torch
 from swag_models.inference.predict import Embedder
-quick, exact = (Embedder({NANO!r}, fast=fast).preprocess.vectorised for fast in (True, False))
-print(quick, exact, torch.backends.cpu.get_cpu_capability().startswith("AVX"))
+fast, exact = (Embedder({NANO!r}, fast=fast).preprocess.vectorised for fast in (True, False))
+print(fast, exact, torch.backends.cpu.get_cpu_capability().startswith("AVX"))
 """
-    limit = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
-    run = subprocess.run(
+    variables = {"ATEN_CPU_CAPABILITY": capability} if capability else {}
+    process = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | limit,
+        env=os.environ | variables,
         capture_output=True,
         text=True,
         check=True,
     )
-    quick, exact, vectors = run.stdout.split()
-    assert (quick, exact) == (vectors, "False")
-    assert capability is None or vectors == "False"
+    fast, exact, has_avx = process.stdout.split()
+    assert (fast, exact) == (has_avx, "False")
+    assert capability is None or has_avx == "False"
 
 
 @pytest.mark.parametrize("name", ["vit_b16", "regnety_16gf", "regnety_128gf_in1k", NANO])
-def test_compiling_repays_from_some_amount_of_work_on_and_never_for_little(name: str) -> None:
+def test_compiling_pays_off_above_some_amount_of_work(name: str) -> None:
     model = build_on_meta(name)
     seconds = [0, 0.01, 1, 10, 100, 1000, 1e4, HOURS]
-    decisions = [compiling_pays_off(model, CPU, each) for each in seconds]
+    decisions = [compiling_pays_off(model, CPU, amount) for amount in seconds]
     assert decisions == sorted(decisions)
     assert not any(decisions[:4])
     assert not compiling_pays_off(model, torch.device("meta"), HOURS)
 
 
-def test_the_larger_model_needs_more_work_before_compiling_repays() -> None:
-    def least(name: str) -> float:
+def test_compiling_a_larger_model_needs_more_work_to_pay_off() -> None:
+    def find_least_work(name: str) -> float:
+        """Seconds of work from which compiling pays off."""
         model = build_on_meta(name)
         return next(
             (
-                each
-                for each in (10.0 * 1.1**step for step in range(150))
-                if compiling_pays_off(model, CPU, each)
+                seconds
+                for seconds in (10.0 * 1.1**step for step in range(150))
+                if compiling_pays_off(model, CPU, seconds)
             ),
             HOURS,
         )
 
     for small, large in itertools.pairwise(("vit_b16", "vit_l16", "vit_h14")):
-        assert least(small) <= least(large)
-    assert least("regnety_16gf") <= least("regnety_128gf")
+        assert find_least_work(small) <= find_least_work(large)
+    assert find_least_work("regnety_16gf") <= find_least_work("regnety_128gf")
 
 
-def test_what_compiling_saves_is_known_for_every_family_and_hardware() -> None:
+def test_compile_savings_are_known_for_every_family_and_hardware() -> None:
     families = {type(build_on_meta(name)).__name__ for name in SPECS}
-    for saved in acceleration.COMPILE_SAVINGS.values():
-        assert set(saved) == families
-        assert all(0 <= share < 1 for share in saved.values())
+    for savings in acceleration.COMPILE_SAVINGS.values():
+        assert set(savings) == families
+        assert all(0 <= share < 1 for share in savings.values())
 
 
-def test_few_pictures_are_not_compiled_for() -> None:
+def test_few_images_do_not_cause_compilation() -> None:
     code = f"""
 import sys
 from swag_models.inference.predict import Classifier
-found = Classifier("{NANO}", fast=True, batch_size=2)({str(SCENES)!r}, top_k=1)
-print(*[each[0].label for each in found], "torch._inductor.compile_fx" in sys.modules)
+predictions = Classifier("{NANO}", fast=True, batch_size=2)({str(SCENES)!r}, top_k=1)
+print(*[row[0].label for row in predictions], "torch._inductor.compile_fx" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [*predict_labels(*sorted(SCENES.iterdir())), "False"]
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == [*predict_labels(*sorted(SCENES.iterdir())), "False"]
 
 
 @pytest.mark.slow
-def test_a_compiled_model_equals_the_eager_one_whatever_the_batches_hold(tmp_path: Path) -> None:
+def test_a_compiled_model_equals_the_eager_one_for_all_batch_contents(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(encode_image(0)[:300])
-    pictures: list[Any] = sorted(SCENES.iterdir())
-    pictures[2:2] = [tmp_path / "missing.png"]  # within a batch
-    pictures[4:4] = [tmp_path / "broken.png"] * 4  # all of a batch
-    assert len(pictures) % 4 == 3  # the last batch is not full
+    files: list[Any] = sorted(SCENES.iterdir())
+    files[2:2] = [tmp_path / "missing.png"]  # within a batch
+    files[4:4] = [tmp_path / "broken.png"] * 4  # a whole batch
+    assert len(files) % 4 == 3  # the last batch is not full
     eager, compiled = (Embedder(NANO, batch_size=4, compile=choice) for choice in (False, True))
-    expected, found = eager(pictures), compiled(pictures)
-    assert found.names == expected.names
-    assert found.skipped == expected.skipped
-    assert deviation(found.vectors, expected.vectors) <= 1e-4
-    for few in (pictures[:1], pictures[:7], pictures[2:8]):
-        assert deviation(compiled(few).vectors, eager(few).vectors) <= 1e-4
+    expected, embeddings = eager(files), compiled(files)
+    assert embeddings.names == expected.names
+    assert embeddings.skipped == expected.skipped
+    assert deviation(embeddings.vectors, expected.vectors) <= 1e-4
+    for some in (files[:1], files[:7], files[2:8]):
+        assert deviation(compiled(some).vectors, eager(some).vectors) <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     pick_dtype(CPU) == torch.float32,
-    reason="compiling is only known to repay with bfloat16 instructions",
+    reason="without bfloat16 instructions, compiling never pays off",
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_model_that_compiles_itself_half_way_goes_on_as_before(
+def test_a_model_that_is_compiled_during_the_run_gives_the_same_results(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        acceleration, "COMPILE_SECONDS_PER_BLOCK", 0
-    )  # as if there were hours of work
+    monkeypatch.setattr(acceleration, "COMPILE_SECONDS_PER_BLOCK", 0)  # compiling always pays off
     spec, weights = make_spec("regnet", tmp_path)
-    files = write_images(tmp_path / "pictures", 19)
+    files = write_images(tmp_path / "images", 19)
     expected = Embedder(spec, weights=weights, fast=True, compile=False, dtype=dtype)(files)
     embedder = Embedder(spec, weights=weights, fast=True, dtype=dtype, batch_size=4)
-    found = embedder(files)
-    assert found.names == expected.names
-    assert drift(found.vectors, expected.vectors) <= (1e-5 if dtype == "float32" else 0.02)
+    embeddings = embedder(files)
+    assert embeddings.names == expected.names
+    assert drift(embeddings.vectors, expected.vectors) <= (1e-5 if dtype == "float32" else 0.02)
     assert "torch._inductor.compile_fx" in sys.modules
 
 
-def test_compile_without_a_compiler_is_one_line(tmp_path: Path) -> None:
+def test_compile_without_a_compiler_is_an_error_of_one_line(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {
         "PATH": str(tmp_path)
     }
     command = make_command("classify", SCENES, "--model", NANO, "--compile")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    message = "swag-models: error: compile=True: torch.compile lacks what it needs for cpu; install g++ and"
-    assert done.stderr.startswith(message)
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
+    assert process.stderr.startswith(
+        "swag-models: error: compile=True: torch.compile lacks what it needs for cpu; "
+        "install g++ and"
+    )
 
 
-def test_a_few_pictures_do_not_fill_up_a_compiled_batch(tmp_path: Path) -> None:
+def test_a_batch_is_padded_for_compiled_code_only_if_more_than_half_full(tmp_path: Path) -> None:
     spec, weights = make_spec("vit", tmp_path)
-    files = write_images(tmp_path / "pictures", 5)
+    files = write_images(tmp_path / "images", 5)
     embedder = Embedder(spec, weights=weights, batch_size=8)
-    given: list[int] = []
-    embedder._compiled = lambda x: (given.append(len(x)), embedder.forward(x))[1]  # type: ignore[func-returns-value]
-    assert (len(embedder(files[:4]).names), given) == (4, [])
-    assert (len(embedder(files).names), given) == (5, [8])
+    batch_sizes: list[int] = []
+
+    def run_compiled(x: Tensor) -> Tensor:
+        batch_sizes.append(len(x))
+        return embedder.forward(x)
+
+    embedder._compiled = run_compiled
+    assert (len(embedder(files[:4]).names), batch_sizes) == (4, [])
+    assert (len(embedder(files).names), batch_sizes) == (5, [8])
 
 
-def test_the_compiler_is_the_one_that_the_environment_names(
+def test_the_environment_chooses_the_compiler(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("CXX", raising=False)

@@ -1,4 +1,4 @@
-"""Embeddings in a file: what the model gives, of what kind the pictures are, in one file or in parts that are merged."""
+"""Embeddings in a file: equal to those of the model, in one file or in parts that are merged."""
 
 from __future__ import annotations
 
@@ -45,57 +45,57 @@ def embedder(one_thread: None) -> Embedder:
 
 
 @SUFFIXES
-def test_the_file_holds_what_the_embedder_gives(
+def test_the_file_contains_what_the_embedder_returns(
     embedder: Embedder, tmp_path: Path, suffix: str
 ) -> None:
-    pictures = write_images(tmp_path / "pictures", 10)
-    pictures.insert(3, tmp_path / "missing.png")
-    expected = embedder(pictures)
-    report = write_embeddings(embedder, pictures, tmp_path / f"x{suffix}", progress=False)
+    paths = write_images(tmp_path / "images", 10)
+    paths.insert(3, tmp_path / "missing.png")
+    expected = embedder(paths)
+    report = write_embeddings(embedder, paths, tmp_path / f"x{suffix}", progress=False)
     assert report == EmbedSummary(tmp_path / f"x{suffix}", 10, expected.skipped)
-    found = read_embeddings(tmp_path / f"x{suffix}")
-    assert torch.equal(found.vectors, expected.vectors)
-    assert (found.names, found.skipped) == (expected.names, expected.skipped)
-    beside = ["x.json"] if suffix == ".npy" else []
-    assert list_names(tmp_path) == sorted(["pictures", f"x{suffix}", *beside]), (
-        "nothing else is left"
+    embeddings = read_embeddings(tmp_path / f"x{suffix}")
+    assert torch.equal(embeddings.vectors, expected.vectors)
+    assert (embeddings.names, embeddings.skipped) == (expected.names, expected.skipped)
+    names_file = ["x.json"] if suffix == ".npy" else []
+    assert list_names(tmp_path) == sorted(["images", f"x{suffix}", *names_file]), (
+        "no other file remains"
     )
 
 
 def test_other_libraries_read_the_file(embedder: Embedder, tmp_path: Path) -> None:
-    pictures = write_images(tmp_path / "pictures", 5)
-    expected = embedder(pictures).vectors.numpy()
+    paths = write_images(tmp_path / "images", 5)
+    expected = embedder(paths).vectors.numpy()
     for suffix in (".parquet", ".npy"):
-        write_embeddings(embedder, pictures, tmp_path / f"x{suffix}", progress=False)
+        write_embeddings(embedder, paths, tmp_path / f"x{suffix}", progress=False)
     table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
     assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[96]"
-    assert table["name"].to_pylist() == [str(path) for path in pictures]
-    about = json.loads(table.schema.metadata[b"swag_models"])
+    assert table["name"].to_pylist() == [str(path) for path in paths]
+    metadata = json.loads(table.schema.metadata[b"swag_models"])
     assert (
-        about.items()
+        metadata.items()
         >= {"model": NANO, "width": 96, "dtype": "float32", "pictures": 5, "skipped": []}.items()
     )
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert np.array_equal(np.stack(frame["embedding"]), expected)
     assert np.array_equal(np.load(tmp_path / "x.npy"), expected)
-    beside = json.loads((tmp_path / "x.json").read_text())
-    assert beside["names"] == frame["name"].tolist()
-    assert beside["swag_models"] == about
+    names = json.loads((tmp_path / "x.json").read_text())
+    assert names["names"] == frame["name"].tolist()
+    assert names["swag_models"] == metadata
 
 
-def test_rows_go_into_groups_of_bounded_size(
+def test_row_groups_have_a_limited_size(
     embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embeddings_file, "ROW_GROUP_SIZE", 4)
-    pictures = write_images(tmp_path / "pictures", 10)
-    write_embeddings(embedder, pictures, tmp_path / "x.parquet", progress=False)
-    metadata = pyarrow.parquet.read_metadata(tmp_path / "x.parquet")
-    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [
+    paths = write_images(tmp_path / "images", 10)
+    write_embeddings(embedder, paths, tmp_path / "x.parquet", progress=False)
+    parquet = pyarrow.parquet.read_metadata(tmp_path / "x.parquet")
+    assert [parquet.row_group(group).num_rows for group in range(parquet.num_row_groups)] == [
         4,
         4,
         2,
     ]
-    assert torch.equal(read_embeddings(tmp_path / "x.parquet").vectors, embedder(pictures).vectors)
+    assert torch.equal(read_embeddings(tmp_path / "x.parquet").vectors, embedder(paths).vectors)
 
 
 @SUFFIXES
@@ -105,13 +105,13 @@ def test_a_file_without_rows_can_be_read(
 ) -> None:
     missing = [tmp_path / f"{number}.jpg" for number in range(count)]
     report = write_embeddings(embedder, missing, tmp_path / f"x{suffix}", progress=False)
-    assert (report.rows, [each.name for each in report.skipped]) == (
+    assert (report.rows, [image.name for image in report.skipped]) == (
         0,
         [str(path) for path in missing],
     )
-    found = read_embeddings(report.path)
-    assert found.vectors.shape == (0, 96)
-    assert (found.names, found.skipped) == ([], report.skipped)
+    embeddings = read_embeddings(report.path)
+    assert embeddings.vectors.shape == (0, 96)
+    assert (embeddings.names, embeddings.skipped) == ([], report.skipped)
     raw = np.load(report.path) if suffix == ".npy" else pyarrow.parquet.read_table(report.path)
     assert len(raw) == 0
 
@@ -126,31 +126,35 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_a_file_of_someone_elses_is_refused_and_left_alone(
+def test_a_file_with_other_content_is_rejected_and_kept(
     embedder: Embedder, tmp_path: Path, name: str
 ) -> None:
     path = write_file(tmp_path / name, FOREIGN[name])
     output = path.with_suffix(".npy") if path.suffix == ".json" else path
     with pytest.raises(ConfigError, match=r"was not written by swag-models embed: .+"):
-        write_embeddings(embedder, write_images(tmp_path / "pictures", 2), output, progress=False)
+        write_embeddings(embedder, write_images(tmp_path / "images", 2), output, progress=False)
     assert path.read_bytes() == FOREIGN[name]
-    assert list_names(tmp_path) == ["pictures", name]
+    assert list_names(tmp_path) == ["images", name]
     with pytest.raises(ConfigError, match="was not written by swag-models embed"):
         read_embeddings(output)
 
 
-def test_pictures_in_memory_are_known_by_what_they_show(embedder: Embedder, tmp_path: Path) -> None:
-    ours, others = (np.stack([make_pixels(seed) for seed in seeds]) for seeds in ((0, 1), (0, 2)))
+def test_images_in_memory_are_identified_by_their_pixels(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    pixels, other_pixels = (
+        np.stack([make_pixels(seed) for seed in seeds]) for seeds in ((0, 1), (0, 2))
+    )
     images: list[Any] = [
-        ours,
-        torch.from_numpy(ours).permute(0, 3, 1, 2),
+        pixels,
+        torch.from_numpy(pixels).permute(0, 3, 1, 2),
         np.zeros((0, 2), np.uint8),
     ]
     first = write_embeddings(embedder, images, tmp_path / "x.npy", progress=False)
-    assert (first.rows, [each.reason for each in first.skipped]) == (4, ["image 4 has no pixels"])
+    assert (first.rows, [image.reason for image in first.skipped]) == (4, ["image 4 has no pixels"])
     assert write_embeddings(embedder, images, tmp_path / "x.npy", progress=False) == first
     with pytest.raises(ConfigError, match="holds other embeddings"):
-        write_embeddings(embedder, [others, *images[1:]], tmp_path / "x.npy", progress=False)
+        write_embeddings(embedder, [other_pixels, *images[1:]], tmp_path / "x.npy", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +165,7 @@ def test_pictures_in_memory_are_known_by_what_they_show(embedder: Embedder, tmp_
         ("no/x.npy", "{folder}/no is not a folder; create it, or choose another one for x.npy"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_in_a_line(
+def test_an_invalid_output_is_rejected_in_one_line(
     embedder: Embedder, tmp_path: Path, name: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -172,17 +176,17 @@ def test_an_output_that_cannot_be_is_refused_in_a_line(
 
 @SUFFIXES
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_parts_merge_into_what_one_process_writes(
+def test_merged_parts_equal_the_file_of_one_process(
     embedder: Embedder, tmp_path: Path, suffix: str, world_size: int
 ) -> None:
-    pictures = write_images(tmp_path / "pictures", 4 * 6)  # at 1, 2 and 3 whole batches for each
-    pictures[3].write_bytes(b"")
-    pictures[20] = tmp_path / "missing.png"
-    whole = write_embeddings(embedder, pictures, tmp_path / f"whole{suffix}", progress=False)
+    paths = write_images(tmp_path / "images", 4 * 6)  # whole batches for 1, 2 and 3 processes
+    paths[3].write_bytes(b"")
+    paths[20] = tmp_path / "missing.png"
+    reference = write_embeddings(embedder, paths, tmp_path / f"whole{suffix}", progress=False)
     parts = [
         write_embeddings(
             embedder,
-            pictures,
+            paths,
             tmp_path / f"x{suffix}",
             rank=rank,
             world_size=world_size,
@@ -195,50 +199,50 @@ def test_parts_merge_into_what_one_process_writes(
             f"x-{r:05d}-of-{world_size:05d}{suffix}" for r in range(world_size)
         ]
     merged = merge_embeddings(parts[::-1], tmp_path / f"merged{suffix}")
-    assert (merged.rows, merged.skipped) == (22, whole.skipped)
-    found, expected = read_embeddings(merged.path), read_embeddings(whole.path)
-    assert found.names == expected.names
-    assert torch.allclose(found.vectors, expected.vectors, rtol=0, atol=1e-5)
+    assert (merged.rows, merged.skipped) == (22, reference.skipped)
+    embeddings, expected = read_embeddings(merged.path), read_embeddings(reference.path)
+    assert embeddings.names == expected.names
+    assert torch.allclose(embeddings.vectors, expected.vectors, rtol=0, atol=1e-5)
     if world_size < 7:
-        assert merged.path.read_bytes() == whole.path.read_bytes()
+        assert merged.path.read_bytes() == reference.path.read_bytes()
     assert not list(tmp_path.glob("*.work"))
 
 
-def test_more_parts_than_pictures_is_no_trouble(embedder: Embedder, tmp_path: Path) -> None:
-    pictures = write_images(tmp_path / "pictures", 2)
+def test_there_can_be_more_parts_than_images(embedder: Embedder, tmp_path: Path) -> None:
+    paths = write_images(tmp_path / "images", 2)
     reports = [
         write_embeddings(
-            embedder, pictures, tmp_path / "x.parquet", rank=rank, world_size=5, progress=False
+            embedder, paths, tmp_path / "x.parquet", rank=rank, world_size=5, progress=False
         )
         for rank in range(5)
     ]
     assert sorted(report.rows for report in reports) == [0, 0, 0, 1, 1]
     merged = merge_embeddings(
         [report.path for report in reports], tmp_path / "merged.npy"
-    )  # of another kind, too
-    assert torch.allclose(
-        read_embeddings(merged.path).vectors, embedder(pictures).vectors, atol=1e-5
-    )
+    )  # in another format
+    assert torch.allclose(read_embeddings(merged.path).vectors, embedder(paths).vectors, atol=1e-5)
 
 
-def test_what_is_not_all_of_one_run_is_not_merged(embedder: Embedder, tmp_path: Path) -> None:
-    pictures = write_images(tmp_path / "pictures", 6)
+def test_parts_that_are_incomplete_or_of_different_runs_are_not_merged(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    paths = write_images(tmp_path / "images", 6)
 
     def write(name: str, images: list[Path], rank: int, world_size: int = 2) -> Path:
         return write_embeddings(
             embedder, images, tmp_path / name, rank=rank, world_size=world_size, progress=False
         ).path
 
-    first, second = (write("x.npy", pictures, rank) for rank in range(2))
-    other = write("y.npy", pictures[:4], 1)
-    twice = Path(shutil.copy(first, tmp_path / "copy.npy"))
+    first, second = (write("x.npy", paths, rank) for rank in range(2))
+    other = write("y.npy", paths[:4], 1)
+    copy = Path(shutil.copy(first, tmp_path / "copy.npy"))
     shutil.copy(first.with_suffix(".json"), tmp_path / "copy.json")
     existing = write_file(tmp_path / "exists.npy", b"")
     gone, output = tmp_path / "gone.npy", tmp_path / "merged.npy"
     cases: list[tuple[list[Path], Path, str]] = [
         ([first], output, r"1 of 2 parts given; missing: part-00001-of-00002\.npy"),
         ([first, other], output, "are of different runs; give the parts of one run"),
-        ([first, second, twice], output, "3 of 2 parts given; give each once"),
+        ([first, second, copy], output, "3 of 2 parts given; give each once"),
         ([first, second], existing, r"exists\.npy exists; delete it or choose another name"),
         ([first, gone], output, r"gone\.json was not written by swag-models embed: .*No such file"),
         ([first, second], tmp_path / "no" / "x.npy", "is not a folder; create it"),
@@ -251,11 +255,11 @@ def test_what_is_not_all_of_one_run_is_not_merged(embedder: Embedder, tmp_path: 
     assert existing.read_bytes() == b""
     assert (
         merge_embeddings([second, first, second], output).rows == 6
-    )  # one path given twice is one part
+    )  # the same path twice is one part
 
 
 @pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (1, 1), (0, 0)])
-def test_a_rank_beyond_the_processes_is_refused(
+def test_a_rank_out_of_range_is_rejected(
     embedder: Embedder, tmp_path: Path, rank: int, world_size: int
 ) -> None:
     message = f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}"
@@ -264,7 +268,7 @@ def test_a_rank_beyond_the_processes_is_refused(
 
 
 @pytest.mark.parametrize("family", ["vit", "regnet"])
-def test_shards_and_other_models_are_embedded_too(family: str, tmp_path: Path) -> None:
+def test_images_in_shards_are_embedded_by_every_family(family: str, tmp_path: Path) -> None:
     spec, weights = make_spec(family, tmp_path)
     shards = [
         write_tar(
@@ -274,10 +278,10 @@ def test_shards_and_other_models_are_embedded_too(family: str, tmp_path: Path) -
     ]
     small = Embedder(spec, weights=weights, batch_size=3)
     report = write_embeddings(small, f"{tmp_path}/*.tar", tmp_path / "x.npy", progress=False)
-    found = read_embeddings(report.path)
-    assert found.names == [f"{shard}/{number}.png" for shard in shards for number in range(4)]
-    assert torch.equal(found.vectors, small(shards).vectors)
+    embeddings = read_embeddings(report.path)
+    assert embeddings.names == [f"{shard}/{number}.png" for shard in shards for number in range(4)]
+    assert torch.equal(embeddings.vectors, small(shards).vectors)
     fast = Embedder(spec, weights=weights, fast=True, dtype="float32", batch_size=3)
-    if family == "regnet":  # other weights, other rows
+    if family == "regnet":  # folded batch norms are other weights
         with pytest.raises(ConfigError, match="holds other embeddings"):
             write_embeddings(fast, f"{tmp_path}/*.tar", tmp_path / "x.npy", progress=False)

@@ -1,4 +1,4 @@
-"""`swag-models embed` in processes of its own: killed, interrupted, two at once, and split by torchrun."""
+"""`swag-models embed` in other processes: killed, interrupted, two at once, split by torchrun."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def embedder(one_thread: None) -> Embedder:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    paths = write_images(tmp_path / "pictures", COUNT)
+def paths(tmp_path: Path) -> list[Path]:
+    paths = write_images(tmp_path / "images", COUNT)
     paths[7].write_bytes(encode_image(7)[:300])
     return paths
 
 
 @contextlib.contextmanager
-def start(pictures: list[Path], output: Path) -> Iterator[subprocess.Popen[str]]:
-    """The command at work on an output; killed at the end of the `with` block."""
+def start(paths: list[Path], output: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start the command; it is killed at the end of the `with` block."""
     command = make_command(
         "embed",
-        *pictures,
+        *paths,
         "--model",
         NANO,
         "-o",
@@ -65,7 +65,7 @@ def start(pictures: list[Path], output: Path) -> Iterator[subprocess.Popen[str]]
 
 
 def count_done(output: Path) -> int:
-    """Pictures that the journal accounts for."""
+    """Number of images that rows.jsonl accounts for."""
     journal = output.with_name(f"{output.name}.work") / "rows.jsonl"
     lines = journal.read_text().split("\n")[:-1] if journal.exists() else []
     return sum(json.loads(line)["count"] for line in lines)
@@ -73,71 +73,71 @@ def count_done(output: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 12])
-def test_work_that_is_killed_again_and_again_loses_and_repeats_nothing(
-    kills: int, embedder: Embedder, pictures: list[Path], tmp_path: Path
+def test_work_that_is_killed_repeatedly_loses_and_repeats_nothing(
+    kills: int, embedder: Embedder, paths: list[Path], tmp_path: Path
 ) -> None:
     whole, output = tmp_path / "whole.parquet", tmp_path / "x.parquet"
-    write_embeddings(embedder, pictures, whole, progress=False)
-    moments, done = random.Random(), 0
+    write_embeddings(embedder, paths, whole, progress=False)
+    rng, done = random.Random(), 0
     for _ in range(kills):
-        aim = done + moments.randint(1, COUNT // (2 * kills))
-        with start(pictures, output) as process:
+        aim = done + rng.randint(1, COUNT // (2 * kills))
+        with start(paths, output) as process:
             wait_until(lambda aim=aim: count_done(output) >= aim, timeout=120)
-            time.sleep(moments.uniform(0, 0.01))
+            time.sleep(rng.uniform(0, 0.01))
             process.kill()
             process.communicate()
             assert process.returncode == -signal.SIGKILL
         done = count_done(output)
         assert aim <= done < COUNT
         assert not output.exists()
-        for path in pictures[:done]:
-            path.unlink(missing_ok=True)  # reading one of them again would show
-    with start(pictures, output) as process:
-        written, said = process.communicate(timeout=120)
-    assert process.returncode == 1, "one picture cannot be read"
-    assert written == f"{output}\n"
-    assert re.search(r"(\d+)/320 \[", said), said
-    assert int(re.findall(r"(\d+)/320 \[", said)[0]) == done
-    assert "100%" in said
-    assert f"skipped: {pictures[7]}" in said
-    assert "319 rows, 1 images could not be read" in said
+        for path in paths[:done]:
+            path.unlink(missing_ok=True)  # reading one of them again would fail
+    with start(paths, output) as process:
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1, "one image cannot be read"
+    assert stdout == f"{output}\n"
+    assert re.search(r"(\d+)/320 \[", stderr), stderr
+    assert int(re.findall(r"(\d+)/320 \[", stderr)[0]) == done
+    assert "100%" in stderr
+    assert f"skipped: {paths[7]}" in stderr
+    assert "319 rows, 1 images could not be read" in stderr
     assert output.read_bytes() == whole.read_bytes()
-    assert list_names(tmp_path) == ["pictures", "whole.parquet", "x.parquet"]
+    assert list_names(tmp_path) == ["images", "whole.parquet", "x.parquet"]
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_at_once_and_another_process_is_kept_off_and_may_go_on_afterwards(
-    embedder: Embedder, pictures: list[Path], tmp_path: Path
+def test_another_process_is_rejected_and_ctrl_c_ends_the_work_at_once(
+    embedder: Embedder, paths: list[Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "x.npy"
-    with start(pictures, output) as process:
+    with start(paths, output) as process:
         wait_until(lambda: count_done(output) > 0, timeout=120)
         process.send_signal(signal.SIGSTOP)
         with pytest.raises(
             ConfigError,
             match=r"another process is writing .*x\.npy; wait for it, or choose another output",
         ):
-            write_embeddings(embedder, pictures, output, progress=False)
+            write_embeddings(embedder, paths, output, progress=False)
         process.send_signal(signal.SIGINT)
-        begun = time.monotonic()
+        interrupted = time.monotonic()
         process.send_signal(signal.SIGCONT)
-        written, said = process.communicate(timeout=120)
-        assert time.monotonic() - begun < 10
+        stdout, stderr = process.communicate(timeout=120)
+        assert time.monotonic() - interrupted < 10
     assert process.returncode == 130
-    assert written == ""
-    assert said.endswith("swag-models: error: interrupted\n")
-    assert "Traceback" not in said
+    assert stdout == ""
+    assert stderr.endswith("swag-models: error: interrupted\n")
+    assert "Traceback" not in stderr
     assert 0 < count_done(output) < COUNT
-    report = write_embeddings(embedder, pictures, output, progress=False)
-    write_embeddings(embedder, pictures, tmp_path / "whole.npy", progress=False)
+    report = write_embeddings(embedder, paths, output, progress=False)
+    write_embeddings(embedder, paths, tmp_path / "whole.npy", progress=False)
     assert (report.rows, len(report.skipped)) == (COUNT - 1, 1)
     assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
-def test_torchrun_splits_the_work_and_merge_joins_it(
+def test_torchrun_splits_the_work_and_merge_joins_the_parts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_images(tmp_path / "pictures", 64)[0].parent
+    folder = write_images(tmp_path / "images", 64)[0].parent
     torchrun = [
         sys.executable,
         "-m",
@@ -149,12 +149,12 @@ def test_torchrun_splits_the_work_and_merge_joins_it(
         "swag_models",
     ]
     work = ["embed", str(folder), "--model", NANO, "-o"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*torchrun, *work, str(tmp_path / "x.parquet")], capture_output=True, text=True, check=False
     )
     parts = [str(tmp_path / f"x-0000{rank}-of-00002.parquet") for rank in range(2)]
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == parts
+    assert process.returncode == 0, process.stderr
+    assert sorted(process.stdout.split()) == parts
     assert [len(read_embeddings(part).names) for part in parts] == [32, 32]
     assert main(["merge", *parts, "-o", str(tmp_path / "merged.parquet")]) == 0
     assert main([*work, str(tmp_path / "whole.parquet"), "--quiet"]) == 0
@@ -164,10 +164,10 @@ def test_torchrun_splits_the_work_and_merge_joins_it(
     assert (tmp_path / "merged.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
-def test_processes_take_their_part_from_the_environment(
+def test_rank_and_world_size_are_read_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_images(tmp_path / "pictures", 3 * BATCH)[0].parent
+    folder = write_images(tmp_path / "images", 3 * BATCH)[0].parent
     work = ["embed", str(folder), "--model", NANO, "--batch-size", str(BATCH), "--quiet", "-o"]
     assert main([*work, str(tmp_path / "whole.npy")]) == 0
     for name in ("RANK", "WORLD_SIZE"):
@@ -182,7 +182,7 @@ def test_processes_take_their_part_from_the_environment(
     for rank in (2, 0, 1):
         monkeypatch.setenv("RANK", str(rank))
         assert main([*work, str(tmp_path / "x.npy")]) == 0
-        assert main([*work, str(tmp_path / "x.npy")]) == 0, "a part is found again as well"
+        assert main([*work, str(tmp_path / "x.npy")]) == 0, "a finished part is kept on a rerun"
     parts = [str(path) for path in tmp_path.glob("x-*.npy")]
     assert len(parts) == 3
     assert main(["merge", *parts[:2], "-o", str(tmp_path / "merged.npy")]) == 2

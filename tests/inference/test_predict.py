@@ -1,4 +1,4 @@
-"""Classifier and Embedder: what the model alone would give, whatever the batches and the threads, and the claimed accuracy."""
+"""Classifier and Embedder: results equal to the model alone, and the stated accuracy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model(family: str, tmp_path: Path) -> Model:
 
 
 def make_files(folder: Path) -> list[Path]:
-    """Eleven pictures of different shapes."""
+    """Eleven images of different shapes."""
     folder.mkdir()
     for number in range(11):
         Image.fromarray(make_pixels(number, 40 + 9 * number, 120 - 7 * number)).save(
@@ -53,30 +53,30 @@ def make_files(folder: Path) -> list[Path]:
 
 
 @torch.inference_mode()
-def run_by_hand(
+def run_model(
     model: Model, images: list[Any], num_classes: int | None = 10, **options: Any
 ) -> Tensor:
-    """Logits (N, K), or pooled features (N, D) without a head, one image after the other."""
+    """Logits (N, K), or pooled features (N, D) without a head, of one image at a time."""
     spec, weights = model
-    alone = swag_models.load_model(spec, weights=weights, num_classes=num_classes, **options)
+    network = swag_models.load_model(spec, weights=weights, num_classes=num_classes, **options)
     preprocess = swag_models.load_preprocess(spec, image_size=options.get("image_size"))
     inputs = [
         preprocess(image if isinstance(image, Tensor) else Image.open(image)) for image in images
     ]
     rows = torch.cat(
-        [alone(each[None].to(next(alone.parameters()).dtype)) for each in inputs]
+        [network(x[None].to(next(network.parameters()).dtype)) for x in inputs]
     ).float()
     return rows if rows.ndim == 2 else rows.mean((2, 3))  # a RegNet's feature map is pooled
 
 
-def collect(classifier: Classifier, images: Any) -> Tensor:
+def compute_all_probabilities(classifier: Classifier, images: Any) -> Tensor:
     """Probabilities (N, K) in the order of the classes."""
-    rows = [{each.index: each.probability for each in row} for row in classifier(images, top_k=10)]
+    rows = [{p.index: p.probability for p in row} for row in classifier(images, top_k=10)]
     return torch.tensor([[row[index] for index in range(10)] for row in rows])
 
 
 @pytest.mark.parametrize("name", swag_models.list_models(variant="hashtags"))
-def test_the_models_that_ship_are_as_accurate_on_held_out_scenes_as_the_catalog_says(
+def test_the_shipped_models_have_the_accuracy_that_the_catalog_states(
     name: str,
 ) -> None:
     metrics = swag_models.get_spec(name).metrics
@@ -84,47 +84,43 @@ def test_the_models_that_ship_are_as_accurate_on_held_out_scenes_as_the_catalog_
     assert metrics.dataset == "960 held-out scenes"
     assert measure_top1(name) == pytest.approx(
         metrics.top1, abs=0.11
-    )  # one picture, which a rounding may turn
-    assert metrics.top1 > 5 * 100 / 32, "of guessing"
+    )  # one image of 960: rounding may change its class
+    assert metrics.top1 > 5 * 100 / 32, "five times chance"
 
 
 @FAMILIES
 @pytest.mark.parametrize(
     ("batch_size", "workers"), [(None, None), (1, 1), (4, 3), (5, 1), (11, 2), (64, 8)]
 )
-def test_batches_and_threads_change_nothing(
+def test_batch_size_and_number_of_workers_do_not_change_results(
     model: Model, tmp_path: Path, batch_size: int | None, workers: int | None
 ) -> None:
-    files = make_files(tmp_path / "pictures")
+    files = make_files(tmp_path / "images")
     options: dict[str, Any] = {"weights": model[1], "batch_size": batch_size, "workers": workers}
     embeddings = Embedder(model[0], **options)(files)
-    expected = run_by_hand(model, files, num_classes=None)
+    expected = run_model(model, files, num_classes=None)
     assert embeddings.names == [str(file) for file in files]
     assert embeddings.vectors.dtype == torch.float32
     assert not embeddings.skipped
     assert (embeddings.vectors - expected).abs().max() <= 1e-5 * expected.abs().max()
-    probabilities = collect(Classifier(model[0], **options), files)
-    assert torch.allclose(
-        probabilities, run_by_hand(model, files).softmax(dim=1), rtol=0, atol=1e-5
-    )
+    probabilities = compute_all_probabilities(Classifier(model[0], **options), files)
+    assert torch.allclose(probabilities, run_model(model, files).softmax(dim=1), rtol=0, atol=1e-5)
 
 
-def test_predictions_are_sorted_and_carry_the_class_names() -> None:
+def test_predictions_are_sorted_and_have_class_names() -> None:
     classifier = Classifier(NANO)
     (predictions,) = classifier(SCENES / "house.jpg", top_k=65)
     assert [predictions[0].label] == predict_labels(SCENES / "house.jpg")
-    assert [each.label for each in predictions] == [
-        classifier.classes[each.index] for each in predictions
-    ]
-    probabilities = [each.probability for each in predictions]
+    assert [p.label for p in predictions] == [classifier.classes[p.index] for p in predictions]
+    probabilities = [p.probability for p in predictions]
     assert probabilities == sorted(probabilities, reverse=True)
     assert sum(probabilities) == pytest.approx(1, abs=1e-5)
     assert classifier(SCENES / "house.jpg", top_k=3) == [predictions[:3]]
 
 
 @FAMILIES
-def test_tensors_arrays_and_images_mix_in_one_batch(model: Model, tmp_path: Path) -> None:
-    file = make_files(tmp_path / "pictures")[0]
+def test_one_batch_can_mix_tensors_arrays_and_images(model: Model, tmp_path: Path) -> None:
+    file = make_files(tmp_path / "images")[0]
     pixels = np.asarray(Image.open(file))
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     shard = write_tar(tmp_path / "shard.tar", {"0.png": file.read_bytes()})
@@ -133,13 +129,13 @@ def test_tensors_arrays_and_images_mix_in_one_batch(model: Model, tmp_path: Path
     )
     assert names == [str(file), "image 1", "image 2", "image 3", f"{shard}/0.png"]
     assert torch.allclose(vectors[[0]].expand(4, -1), vectors[[0, 1, 3, 4]], rtol=0, atol=1e-5)
-    by_hand = run_by_hand(
+    expected = run_model(
         model, [tensor], num_classes=None
     )  # torch resizes a tensor a little differently
-    assert torch.allclose(vectors[[2]], by_hand, rtol=0, atol=1e-5 * float(by_hand.abs().max()))
+    assert torch.allclose(vectors[[2]], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_broken_pictures_keep_their_places_and_are_reported(
+def test_broken_images_keep_their_positions_and_are_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "broken.png").write_bytes(encode_image(0)[:200])
@@ -150,9 +146,9 @@ def test_broken_pictures_keep_their_places_and_are_reported(
     )
     images = [missing, SCENES / "chair.jpg", broken, empty, broken, missing, SCENES / "fish.jpg"]
     chair, fish = predict_labels(images[1], images[6])
-    for batch_size in (1, 2, 3, 32):  # of two, one batch has nothing left
+    for batch_size in (1, 2, 3, 32):  # with 2, one batch has no readable image
         predictions = Classifier(NANO, batch_size=batch_size)(images, top_k=1)
-        assert [each[0].label if each else None for each in predictions] == [
+        assert [row[0].label if row else None for row in predictions] == [
             None,
             chair,
             None,
@@ -177,7 +173,7 @@ def test_broken_pictures_keep_their_places_and_are_reported(
         caplog.clear()
 
 
-def test_nothing_gives_nothing(tmp_path: Path) -> None:
+def test_no_images_give_no_results(tmp_path: Path) -> None:
     assert Classifier(NANO)([]) == []
     embedder = Embedder(NANO)
     for images in ([], [tmp_path / "missing.png"] * 3):
@@ -187,7 +183,7 @@ def test_nothing_gives_nothing(tmp_path: Path) -> None:
         assert len(embeddings.skipped) == len(images)
 
 
-def test_a_stream_gives_each_picture_as_it_is_done_and_stops_with_its_reader(
+def test_a_stream_yields_results_early_and_stops_its_threads_when_closed(
     tmp_path: Path,
 ) -> None:
     files = write_images(tmp_path, 40)
@@ -195,7 +191,7 @@ def test_a_stream_gives_each_picture_as_it_is_done_and_stops_with_its_reader(
     name, predictions, reason = next(stream)
     assert (name, len(predictions), reason) == (str(files[0]), 1, None)
     for file in files[32:]:
-        file.unlink()  # not read yet
+        file.unlink()  # were not read yet
     rest = list(stream)
     assert [name for name, _, reason in rest if reason is None] == [
         str(file) for file in files[1:32]
@@ -209,30 +205,35 @@ def test_a_stream_gives_each_picture_as_it_is_done_and_stops_with_its_reader(
 
 @FAMILIES
 @pytest.mark.parametrize("image_size", [96, (64, 128)])
-def test_another_image_size_reaches_model_and_preprocessing(
+def test_image_size_is_used_by_model_and_preprocessing(
     model: Model, tmp_path: Path, image_size: Any
 ) -> None:
-    files = make_files(tmp_path / "pictures")[:3]
-    found = collect(Classifier(model[0], weights=model[1], image_size=image_size), files)
-    expected = run_by_hand(model, files, image_size=image_size).softmax(dim=1)
-    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
-    assert not torch.allclose(found, run_by_hand(model, files).softmax(dim=1), rtol=0, atol=1e-2)
+    files = make_files(tmp_path / "images")[:3]
+    probabilities = compute_all_probabilities(
+        Classifier(model[0], weights=model[1], image_size=image_size), files
+    )
+    expected = run_model(model, files, image_size=image_size).softmax(dim=1)
+    assert torch.allclose(probabilities, expected, rtol=0, atol=1e-5)
+    default_size = run_model(model, files).softmax(dim=1)
+    assert not torch.allclose(probabilities, default_size, rtol=0, atol=1e-2)
 
 
 @FAMILIES
-def test_another_dtype_is_used_inside_and_results_are_float32(model: Model, tmp_path: Path) -> None:
-    files = make_files(tmp_path / "pictures")[:3]
+def test_the_dtype_is_that_of_the_model_and_results_are_float32(
+    model: Model, tmp_path: Path
+) -> None:
+    files = make_files(tmp_path / "images")[:3]
     embedder = Embedder(model[0], weights=model[1], dtype="bfloat16")
     vectors = embedder(files).vectors
     assert embedder.dtype == torch.bfloat16
     assert vectors.dtype == torch.float32
-    exact = run_by_hand(model, files, num_classes=None)
-    by_hand = run_by_hand(model, files, num_classes=None, dtype="bfloat16")
+    exact = run_model(model, files, num_classes=None)
+    expected = run_model(model, files, num_classes=None, dtype="bfloat16")
     assert 0 < (vectors - exact).abs().mean() <= 0.02 * exact.std()
-    assert (vectors - by_hand).abs().mean() <= 0.02 * exact.std()
+    assert (vectors - expected).abs().mean() <= 0.02 * exact.std()
 
 
-def test_options_of_load_model_pass_through() -> None:
+def test_options_are_passed_to_load_model() -> None:
     files = [SCENES / "butterfly.jpg"]
     token, average = (Embedder(NANO, global_pool=pool)(files).vectors for pool in ("token", "avg"))
     assert not torch.allclose(token, average, atol=0.1)
@@ -261,45 +262,43 @@ def test_options_of_load_model_pass_through() -> None:
         ),
     ],
 )
-def test_an_option_that_cannot_be_is_refused_in_a_line(
-    options: dict[str, Any], message: str
-) -> None:
+def test_an_invalid_option_is_an_error_of_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Embedder(NANO, **options)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_a_grey_model_gets_grey_pictures_and_one_of_other_channels_is_refused(
+def test_a_grey_model_gets_grey_images_and_other_channels_are_rejected(
     tmp_path: Path,
 ) -> None:
     for channels in (1, 5):
         save(swag_models.load_model(NANO, in_chans=channels), tmp_path / f"{channels}")
     classifier = Classifier(str(tmp_path / "1"))
-    (found,) = classifier([SCENES / "butterfly.jpg"])
+    (predictions,) = classifier([SCENES / "butterfly.jpg"])
     inputs = classifier.preprocess(Image.open(SCENES / "butterfly.jpg"))[None].mean(1, keepdim=True)
     with torch.inference_mode():
         best = classifier.model(inputs).softmax(1).max()
-    assert found[0].probability == pytest.approx(best.item(), abs=1e-5)
+    assert predictions[0].probability == pytest.approx(best.item(), abs=1e-5)
     with pytest.raises(ConfigError, match=r"takes 5 channels, but images have 3 \(or 1 as grey\)"):
         Classifier(str(tmp_path / "5"))
 
 
-def test_few_pictures_are_read_by_all_threads(tmp_path: Path) -> None:
+def test_few_images_are_read_by_all_threads(tmp_path: Path) -> None:
     files = write_images(tmp_path, 8)
-    seen = set()
+    thread_names = set()
 
     class Slow(Embedder):
-        def _read(self, picture: ImageRef) -> Tensor | str:
-            seen.add(threading.current_thread().name)
+        def _read(self, image: ImageRef) -> Tensor | str:
+            thread_names.add(threading.current_thread().name)
             time.sleep(0.05)
-            return super()._read(picture)
+            return super()._read(image)
 
     assert len(Slow(NANO, batch_size=8, workers=4)(files).names) == 8
-    assert len(seen) == 4
+    assert len(thread_names) == 4
 
 
-def test_wrong_names_classes_and_pictures_are_refused() -> None:
+def test_invalid_models_and_images_are_rejected() -> None:
     with pytest.raises(ConfigError, match="vit_l16 gives features and has no classes"):
         Classifier("vit_l16")
     with pytest.raises(SwagModelsError, match="unknown model 'vit_nano'"):
@@ -310,4 +309,4 @@ def test_wrong_names_classes_and_pictures_are_refused() -> None:
     assert len(classifier([SCENES / "butterfly.jpg"], top_k=66)[0]) == 65
     with pytest.raises(ConfigError, match="cannot read a dict"):
         classifier([{}])
-    assert not issubclass(ImageError, ConfigError), "a broken picture is not wrong usage"
+    assert not issubclass(ImageError, ConfigError), "a broken image is not wrong usage"
