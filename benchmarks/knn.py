@@ -1,9 +1,11 @@
-"""Exact nearest neighbours against faiss-cpu's `IndexFlatIP`, on the same features at length 1.
+"""Exact nearest neighbours, compared with `IndexFlatIP` of faiss-cpu on features of length 1.
 
-    python benchmarks/knn.py [--features 1000000] [--width 768] [--queries 512] [--k 20 200] [--rounds 5] [--threads 2]
+    python benchmarks/knn.py [--features 1000000] [--width 768] [--queries 512] [--k 20 200]
+        [--rounds 5] [--threads 2]
 
-Both take turns in each round; ours looks whether lengths are 1, faiss takes it for granted. Memory is the most that the
-process takes beyond bank and queries while ours searches; faiss has a copy of the bank of its own.
+Both searches alternate in each round. Ours checks that features have length 1, which faiss assumes.
+The memory is the peak of the process during our search, less what bank and queries take. faiss
+stores a copy of the bank in addition.
 """
 
 import argparse
@@ -17,12 +19,14 @@ import faiss
 import numpy as np
 import torch
 
+from swag_models.formatting import markdown_table
 from swag_models.recipe.evaluation.probes.knn import find_neighbours
 
 
-def draw(count: int, width: int, seed: int) -> np.ndarray:
-    """Features (count, width) at length 1."""
+def draw_features(count: int, width: int, seed: int) -> np.ndarray:
+    """Random features (count, width) of length 1."""
     vectors = np.random.default_rng(seed).standard_normal((count, width), dtype=np.float32)
+    # In parts, as a copy of the whole bank would raise the peak that is measured.
     for part in np.array_split(vectors, max(1, count // 10_000)):
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return vectors
@@ -35,7 +39,7 @@ def measure_seconds(search: Callable[[], object]) -> float:
 
 
 def read_peak() -> float:
-    """MiB."""
+    """Peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -52,33 +56,32 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
-    bank, queries = (
-        draw(options.features, options.width, 0),
-        draw(options.queries, options.width, 1),
-    )
-    before = read_peak()
+    bank = draw_features(options.features, options.width, seed=0)
+    queries = draw_features(options.queries, options.width, seed=1)
+    memory_before = read_peak()
     find_neighbours(bank, queries, max(options.k))
-    peak = read_peak() - before
+    memory = read_peak() - memory_before
     index = faiss.IndexFlatIP(options.width)
     index.add(bank)
-    print(
-        "| k | search | seconds, median (min to max) | / faiss | same neighbours |\n|---|---|---|---|---|"
-    )
+    rows = []
     for k in options.k:
-        found = {"faiss": index.search(queries, k)[1], "ours": find_neighbours(bank, queries, k)[1]}
-        same = (found["faiss"] == found["ours"]).mean()
-        times: dict[str, list[float]] = {name: [] for name in found}
+        searches = {
+            "faiss": lambda k=k: index.search(queries, k),
+            "ours": lambda k=k: find_neighbours(bank, queries, k),
+        }
+        same = (searches["faiss"]()[1] == searches["ours"]()[1]).mean()
+        seconds: dict[str, list[float]] = {name: [] for name in searches}
         for _ in range(options.rounds):
-            times["faiss"].append(measure_seconds(lambda: index.search(queries, k)))  # noqa: B023
-            times["ours"].append(measure_seconds(lambda: find_neighbours(bank, queries, k)))  # noqa: B023
-        base = statistics.median(times["faiss"])
-        for name, spent in times.items():
-            cells = f"{statistics.median(spent):.2f} ({min(spent):.2f} to {max(spent):.2f})"
-            print(
-                f"| {k} | {name} | {cells} | {statistics.median(spent) / base:.2f} | {same:.5f} |",
-                flush=True,
-            )
-    print(f"\nOurs takes {peak:.0f} MiB beside a bank of {bank.nbytes / 2**20:.0f} MiB.")
+            for name, search in searches.items():
+                seconds[name].append(measure_seconds(search))
+        base = statistics.median(seconds["faiss"])
+        for name, times in seconds.items():
+            median = statistics.median(times)
+            spread = f"{median:.2f} ({min(times):.2f} to {max(times):.2f})"
+            rows.append([k, name, spread, f"{median / base:.2f}", f"{same:.5f}"])
+    header = ["k", "search", "seconds, median (min to max)", "/ faiss", "same neighbours"]
+    print(markdown_table(header, rows))
+    print(f"\nOurs takes {memory:.0f} MiB in addition to a bank of {bank.nbytes / 2**20:.0f} MiB.")
 
 
 if __name__ == "__main__":
