@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from types import UnionType
+from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -64,7 +64,8 @@ class RegNetConfig:
     def __post_init__(self) -> None:
         if self.w_0 < 8 or self.w_a < 0 or self.w_m <= 1:
             raise ConfigError(
-                f"{self} has no widths; w_0 must be at least 8, w_a at least 0, w_m above 1"
+                f"w_0 is {self.w_0}, w_a {self.w_a} and w_m {self.w_m}; "
+                "allowed: w_0 at least 8, w_a at least 0, w_m above 1"
             )
 
     @property
@@ -90,7 +91,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not min(self.std) > 0:
-            raise ConfigError(f"preprocess.std is {self.std}; give positive numbers")
+            raise ConfigError(f"std is {self.std}; give positive numbers")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -197,68 +198,114 @@ class ModelSpec:
         return cls.from_dict(data)
 
 
-def decode_fields(cls: type[T], data: Any, path: str) -> T:
-    """A dataclass from the JSON object of its fields; `path` leads to it in messages."""
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path or 'this'} is not a {cls.__name__}: expected a JSON object, got {data!r}"
-        )
-    known = {field.name: field.type for field in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(data) - set(known)):
-        raise ConfigError(
-            f"{cls.__name__} has no field {', '.join(unknown)}; fields: {', '.join(known)}"
-        )
+def decode_fields(
+    cls: type[T], data: Any, path: str = "", *, name: str | None = None, positive: bool = True
+) -> T:
+    """Make a dataclass from the JSON object of its fields, checking every type.
+
+    Args:
+        cls: the dataclass. Its fields may be int, float, bool, str, None, Literal, tuples,
+            dataclasses, and unions of these; of several dataclasses the one whose `family` is that
+            of the object.
+        data: from JSON; tuples and dataclasses are accepted as well as lists and objects.
+        path: prefix of field names in messages, with a final dot.
+        name: what messages call the whole; by default the name of the class.
+        positive: allow only positive whole numbers, since all of a spec count something.
+
+    Raises:
+        ConfigError: a field is unknown, missing, of another type or out of range.
+    """
     hints = get_type_hints(cls)
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    whole = path.rstrip(".") or name or cls.__name__
+    if not isinstance(data, dict):
+        raise ConfigError(f"{whole} is {data!r}; allowed: its fields ({', '.join(names)})")
+    if unknown := sorted(set(data) - set(names)):
+        raise ConfigError(f"{whole} has no field {', '.join(unknown)}; fields: {', '.join(names)}")
+    values = {
+        field: decode_value(hints[field], value, f"{path}{field}", positive=positive)
+        for field, value in data.items()
+    }
     try:
-        return cls(
-            **{
-                name: _decode(hints[name], value, f"{path}{name}", known[name])
-                for name, value in data.items()
-            }
-        )
-    except TypeError as error:
-        raise ConfigError(f"{cls.__name__}: {str(error).split('() ')[-1]}") from None
+        return cls(**values)
+    except TypeError as error:  # missing arguments: "f() missing 1 required ..."
+        raise ConfigError(f"{whole}: {str(error).split('() ')[-1]}") from None
+    except ConfigError as error:  # of __post_init__, which does not know the path
+        raise ConfigError(f"{path}{error}") from None
 
 
-def _decode(hint: Any, data: Any, path: str, expected: Any) -> Any:
-    """What JSON holds, made into what an annotation says."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> Any:
+    """Convert a JSON value to the type of an annotation; see `decode_fields`.
+
+    Args:
+        hint: the annotation, resolved by `get_type_hints`.
+        value: from JSON.
+        path: what messages call the value.
+        positive: allow only positive whole numbers.
+    """
+    options = list_options(hint)
     for option in options:
-        if not _suits(option, data):
-            continue
         if is_dataclass(option):
-            inner = {name: value for name, value in data.items() if name != "family"}
-            return decode_fields(option, inner, f"{path}.")  # type: ignore[arg-type]
-        if get_origin(option) is not tuple:
-            return data
-        parts = get_args(option)
-        each = parts[:1] * len(data) if parts[-1] is Ellipsis else parts
-        if len(each) == len(data):
-            return tuple(
-                _decode(kind, item, f"{path}[{i}]", kind)
-                for i, (kind, item) in enumerate(zip(each, data))
-            )
+            if isinstance(value, option):  # type: ignore[arg-type]
+                return value
+            family = getattr(option, "family", None)
+            if isinstance(value, dict) and (family is None or value.get("family") == family):
+                values = {key: item for key, item in value.items() if key != "family"}
+                inner = value if family is None else values
+                return decode_fields(option, inner, f"{path}.", positive=positive)  # type: ignore[arg-type]
+        elif get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            kinds = get_args(option)
+            if kinds[-1] is Ellipsis:
+                kinds = kinds[:1] * len(value)
+            if len(kinds) == len(value):
+                return tuple(
+                    decode_value(kind, item, f"{path}[{index}]", positive=positive)
+                    for index, (kind, item) in enumerate(zip(kinds, value))
+                )
+        elif _fits(option, value, positive):
+            # 1 and 1.0 are equal, but JSON writes them differently
+            return float(value) if option is float else value
     families = [option.family for option in options if hasattr(option, "family")]
-    if families and isinstance(data, dict):
+    if families and isinstance(value, dict):
         raise ConfigError(
-            f"{path}.family is {data.get('family')!r}; allowed: {', '.join(families)}"
+            f"{path}.family is {value.get('family')!r}; allowed: {', '.join(families)}"
         )
-    limits = ", finite, and positive if whole" if isinstance(data, (int, float)) else ""
-    raise ConfigError(
-        f"{path} is {data!r}; expected {getattr(expected, '__name__', expected)}{limits}"
-    )
+    allowed = " or ".join(_describe(option, positive) for option in options)
+    raise ConfigError(f"{path} is {value!r}; allowed: {allowed}")
 
 
-def _suits(hint: Any, data: Any) -> bool:
-    """Whether JSON data is of the kind an annotation asks for, looking at its outside only."""
-    if is_dataclass(hint):
-        return isinstance(data, dict) and getattr(hint, "family", None) == data.get("family")
-    if get_origin(hint) is Literal:
-        return data in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(data, list)
-    if hint is int:  # all our whole numbers count something
-        return type(data) is int and data > 0
-    if hint is float:
-        return type(data) in (int, float) and math.isfinite(data)
-    return isinstance(data, hint)
+def list_options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; of another annotation, itself."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _fits(option: Any, value: Any, positive: bool) -> bool:
+    """Whether a value is of a simple type."""
+    if get_origin(option) is Literal:
+        return value in get_args(option)
+    if option is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if option is int:  # not bool, which is a subclass of int
+        return type(value) is int and (value > 0 or not positive)
+    return type(value) is option
+
+
+def _describe(option: Any, positive: bool) -> str:
+    """What users call a type."""
+    if get_origin(option) is Literal:
+        return ", ".join(get_args(option))
+    if get_origin(option) is tuple:
+        kinds = get_args(option)
+        if kinds[-1] is Ellipsis:
+            return f"a list, each {_describe(kinds[0], positive)}"
+        return f"{len(kinds)} numbers with commas between"
+    if is_dataclass(option):
+        names = ", ".join(field.name for field in fields(option))
+        return f"its fields ({names})"
+    return {
+        int: "a positive whole number" if positive else "a whole number",
+        float: "a finite number",
+        bool: "true, false",
+        str: "a text",
+        NoneType: "none",
+    }[option]

@@ -1,31 +1,37 @@
-"""A training run as frozen values: what is trained, on how much, and how. Imports no torch.
+"""Settings of a training run as frozen dataclasses. Imports no torch.
 
-`replace()` makes a variant, and so does `override(run, ["optimizer.lr=0.01"])`, which is what `--set` does.
+`dataclasses.replace` makes a variant of a run; so does `override(run, ["optimizer.lr=0.01"])`,
+which the option `--set` uses.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from swag_models.errors import ConfigError
+from swag_models.spec import decode_fields, decode_value, list_options
 
-T = TypeVar("T")
-WORDS = {"true": True, "false": False, "none": None}
+WORDS = {"true": True, "false": False, "none": None}  # as the command line writes values
 
 
 @dataclass(frozen=True)
 class Optimizer:
     """How gradients become updates.
 
-    kind: SGD with Nesterov momentum, or AdamW.
-    lr: the peak learning rate for `lr_batch` samples in a step, and scaled linearly to `batch_size`; as it is if that is None.
-    no_decay: what weight decay leaves alone: nothing, the norms, or norms, biases, class token and position embedding.
-    layer_decay: the learning rate of each layer is this times that of the layer above it.
-    clip_norm: the largest norm of all gradients together; None for no limit.
+    Args:
+        kind: SGD with Nesterov momentum, or AdamW.
+        lr: peak learning rate.
+        lr_batch: batch size that `lr` is meant for and scaled linearly from; None for no scaling.
+        momentum: of SGD.
+        betas: of AdamW.
+        weight_decay: L2 penalty of SGD; decoupled weight decay of AdamW.
+        no_decay: parameters without weight decay; "norms and biases" includes class token and
+            position embedding.
+        layer_decay: ratio of the learning rate of a layer to that of the layer above.
+        clip_norm: largest norm of all gradients together; None for no limit.
     """
 
     kind: Literal["sgd", "adamw"] = "adamw"
@@ -39,28 +45,15 @@ class Optimizer:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _settle_kinds(self)
-        _check(self, "lr", self.lr > 0, "a positive number")
-        _check(
+        _check_fields(
             self,
-            "lr_batch",
-            self.lr_batch is None or self.lr_batch > 0,
-            "a number of samples, or none",
-        )
-        _check(self, "momentum", 0 <= self.momentum < 1, "from 0 to below 1")
-        _check(
-            self,
-            "betas",
-            all(0 <= beta < 1 for beta in self.betas),
-            "two numbers from 0 to below 1",
-        )
-        _check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
-        _check(self, "layer_decay", 0 < self.layer_decay <= 1, "above 0, at most 1")
-        _check(
-            self,
-            "clip_norm",
-            self.clip_norm is None or self.clip_norm > 0,
-            "a positive number, or none",
+            lr=(lambda lr: lr > 0, "a positive number"),
+            lr_batch=(_is_positive, "a number of samples, or none"),
+            momentum=(lambda m: 0 <= m < 1, "from 0 to below 1"),
+            betas=(lambda b: min(b) >= 0 and max(b) < 1, "two numbers from 0 to below 1"),
+            weight_decay=(lambda decay: decay >= 0, "0 or more"),
+            layer_decay=(lambda decay: 0 < decay <= 1, "above 0, at most 1"),
+            clip_norm=(_is_positive, "a positive number, or none"),
         )
 
 
@@ -68,9 +61,11 @@ class Optimizer:
 class Objective:
     """What is minimised.
 
-    kind: "softmax" is cross-entropy with 1/K on each of an image's K classes; "sigmoid" is a yes or no for every class.
-    label_smoothing: share of the target that is spread over all classes.
-    mixup: alpha of the Beta distribution that two images and their targets are mixed by; 0 for none.
+    Args:
+        kind: "softmax" is cross-entropy with target 1/K on each of an image's K classes; "sigmoid"
+            is a binary cross-entropy for every class.
+        label_smoothing: fraction of the target that is spread over all classes.
+        mixup: alpha of the Beta distribution that weights two mixed images; 0 for no mixup.
     """
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
@@ -78,14 +73,23 @@ class Objective:
     mixup: float = 0.0
 
     def __post_init__(self) -> None:
-        _settle_kinds(self)
-        _check(self, "label_smoothing", 0 <= self.label_smoothing < 1, "from 0 to below 1")
-        _check(self, "mixup", self.mixup >= 0, "0 or more")
+        _check_fields(
+            self,
+            label_smoothing=(lambda share: 0 <= share < 1, "from 0 to below 1"),
+            mixup=(lambda alpha: alpha >= 0, "0 or more"),
+        )
 
 
 @dataclass(frozen=True)
 class Augment:
-    """RandomResizedCrop and horizontal flip. `scale` is the share of the picture's area, `ratio` width to height."""
+    """RandomResizedCrop and horizontal flip.
+
+    Args:
+        scale: smallest and largest fraction of the image's area in a crop.
+        ratio: smallest and largest ratio of a crop's width to its height.
+        interpolation: of resizing.
+        flip: probability.
+    """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -93,17 +97,12 @@ class Augment:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        _settle_kinds(self)
-        _check(
-            self, "scale", 0 < self.scale[0] <= self.scale[1] <= 1, "two shares, the smaller first"
-        )
-        _check(
+        _check_fields(
             self,
-            "ratio",
-            0 < self.ratio[0] <= self.ratio[1],
-            "two positive numbers, the smaller first",
+            scale=(lambda s: 0 < s[0] <= s[1] <= 1, "two fractions, the smaller first"),
+            ratio=(lambda r: 0 < r[0] <= r[1], "two positive numbers, the smaller first"),
+            flip=(lambda flip: 0 <= flip <= 1, "a probability"),
         )
-        _check(self, "flip", 0 <= self.flip <= 1, "a probability")
 
 
 @dataclass(frozen=True)
@@ -112,28 +111,37 @@ class EMA:
 
     Args:
         decay: factor of the average in each step; the new weights have 1 - decay.
-        warmup_ratio: fraction of all steps, at the beginning, in which the average is a copy of the weights.
+        warmup_ratio: fraction of steps, at the beginning, in which it is a copy of the weights.
     """
 
     decay: float = 0.9999
     warmup_ratio: float = 0.05
 
     def __post_init__(self) -> None:
-        _settle_kinds(self)
-        _check(self, "decay", 0 <= self.decay < 1, "from 0 to below 1")
-        _check(self, "warmup_ratio", 0 <= self.warmup_ratio <= 1, "a fraction from 0 to 1")
+        _check_fields(
+            self,
+            decay=(lambda decay: 0 <= decay < 1, "from 0 to below 1"),
+            warmup_ratio=(lambda ratio: 0 <= ratio <= 1, "a fraction from 0 to 1"),
+        )
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How the work is laid out on machines; it changes speed and memory, not what is learnt.
+    """How the work is laid out on machines; affects speed and memory, not what is learnt.
 
-    parallel: "ddp" holds everything on every rank, "fsdp" (FSDP2) shards weights, gradients and optimizer.
-    precision: of the products; weights and norms stay float32. "fp16" scales the loss.
-    micro_batch: samples that a rank takes at once; gradients of several are added up. None for all of its share.
-    sync_bn: batch statistics over all ranks.
-    workers: processes per lane that read pictures. lanes: parts that shards are read in; the number of ranks must divide it,
-        and a run that may move to more ranks needs as many. None for one per rank.
+    Args:
+        parallel: "ddp" stores everything on every rank; "fsdp" (FSDP2) shards weights, gradients
+            and optimizer state.
+        precision: of matrix products; weights and norms stay float32. "fp16" scales the loss.
+        micro_batch: samples that a rank processes at once; gradients are added up. None for all.
+        sync_bn: compute batch statistics over all ranks.
+        grad_checkpointing: recompute activations in the backward pass to save memory.
+        channels_last: memory format of images and, except under "fsdp", weights.
+        compile: compile the model with torch.compile.
+        workers: processes per lane that read images.
+        lanes: number of parts in which shards are read, a multiple of the number of ranks now and
+            after any resume. None for one per rank.
+        buffer: samples in the shuffle buffer of a worker.
     """
 
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -148,16 +156,13 @@ class Engine:
     buffer: int = 2000
 
     def __post_init__(self) -> None:
-        _settle_kinds(self)
-        _check(
+        _check_fields(
             self,
-            "micro_batch",
-            self.micro_batch is None or self.micro_batch > 0,
-            "a number of samples, or none",
+            micro_batch=(_is_positive, "a number of samples, or none"),
+            workers=(lambda workers: workers >= 0, "0 or more"),
+            lanes=(_is_positive, "1 or more, or none"),
+            buffer=(_is_positive, "1 or more"),
         )
-        _check(self, "workers", self.workers >= 0, "0 or more")
-        _check(self, "lanes", self.lanes is None or self.lanes > 0, "1 or more, or none")
-        _check(self, "buffer", self.buffer > 0, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -166,29 +171,41 @@ class Checkpointing:
 
     Args:
         every: steps between two checkpoints.
-        keep: number of most recent checkpoints to keep; the one with the best accuracy is kept as well.
+        keep: number of most recent checkpoints to keep, besides the one with the best accuracy.
     """
 
     every: int = 1000
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _settle_kinds(self)
-        _check(self, "every", self.every > 0, "1 or more")
-        _check(self, "keep", self.keep > 0, "1 or more")
+        _check_fields(self, every=(_is_positive, "1 or more"), keep=(_is_positive, "1 or more"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run. One of `epochs` and `steps` says how long it is.
+    """A training run. Exactly one of `epochs` and `steps` is given.
 
-    arch: of the catalog. init: the weights to begin with: a catalog name, a folder, hf-hub:org/repo; None for fresh ones.
-    trainable: all parameters, or the head alone on a frozen trunk.
-    log_every: steps between two log lines. eval_every: steps between two evaluations; None evaluates at the end only.
-    on_nonfinite_loss: whether a loss or gradient that is not finite stops the run, or the step is skipped.
-    loss_spike_factor: a loss above this times its running mean counts as not finite; None for no limit.
-    image_size: pixels. batch_size: samples in a step, over all ranks. warmup: the share of all steps in which the learning
-    rate rises linearly from 0; then it falls to 0 along half a cosine.
+    Args:
+        arch: an architecture of the catalog.
+        image_size: pixels.
+        batch_size: samples in a step, over all ranks.
+        epochs: length of the run.
+        steps: length of the run.
+        init: initial weights: a catalog name, a folder or hf-hub:org/repo; None for random ones.
+        trainable: all parameters, or only the head on a frozen trunk.
+        warmup: fraction of steps in which the learning rate rises linearly; then half a cosine.
+        drop_path_rate: probability of skipping the last block; falls linearly to 0 at the first.
+        seed: of initial weights, data order and augmentation.
+        optimizer: how gradients become updates.
+        objective: what is minimised.
+        augment: training-time augmentation.
+        ema: moving average of the weights; None for none.
+        engine: how the work is laid out.
+        checkpoint: when checkpoints are written.
+        log_every: steps between two log lines.
+        eval_every: steps between two evaluations; None evaluates only at the end.
+        on_nonfinite_loss: stop the run, or skip the step, if loss or gradients are not finite.
+        loss_spike_factor: treat a loss above this multiple of its running mean as not finite.
     """
 
     arch: str
@@ -213,168 +230,119 @@ class Run:
     loss_spike_factor: float | None = None
 
     def __post_init__(self) -> None:
-        _settle_kinds(self)
-        _check(self, "image_size", self.image_size > 0, "a number of pixels")
-        _check(self, "batch_size", self.batch_size > 0, "1 or more")
-        _check(self, "epochs", self.epochs is None or self.epochs > 0, "a positive number, or none")
-        _check(self, "steps", self.steps is None or self.steps > 0, "1 or more, or none")
-        _check(self, "warmup", 0 <= self.warmup < 1, "a share from 0 to below 1")
-        _check(self, "log_every", self.log_every > 0, "1 or more")
-        _check(
-            self, "eval_every", self.eval_every is None or self.eval_every > 0, "1 or more, or none"
+        _check_fields(
+            self,
+            image_size=(_is_positive, "a number of pixels"),
+            batch_size=(_is_positive, "1 or more"),
+            epochs=(_is_positive, "a positive number, or none"),
+            steps=(_is_positive, "1 or more, or none"),
+            warmup=(lambda warmup: 0 <= warmup < 1, "a fraction from 0 to below 1"),
+            log_every=(_is_positive, "1 or more"),
+            eval_every=(_is_positive, "1 or more, or none"),
+            loss_spike_factor=(lambda factor: factor is None or factor > 1, "above 1, or none"),
+            drop_path_rate=(lambda rate: 0 <= rate < 1, "from 0 to below 1"),
         )
-        spike = self.loss_spike_factor
-        _check(self, "loss_spike_factor", spike is None or spike > 1, "above 1, or none")
-        _check(self, "drop_path_rate", 0 <= self.drop_path_rate < 1, "from 0 to below 1")
         if (self.epochs is None) == (self.steps is None):
-            raise ConfigError(
-                f"epochs is {self.epochs} and steps {self.steps}; give one of them, and none for the other"
-            )
+            lengths = f"epochs is {self.epochs} and steps {self.steps}"
+            raise ConfigError(f"{lengths}; give one of them, and none for the other")
 
     @property
     def lr(self) -> float:
         """The peak learning rate at this run's batch size."""
-        return self.optimizer.lr * (
-            self.batch_size / self.optimizer.lr_batch if self.optimizer.lr_batch else 1
-        )
+        lr_batch = self.optimizer.lr_batch
+        return self.optimizer.lr * (self.batch_size / lr_batch if lr_batch else 1)
 
     def to_dict(self) -> dict[str, Any]:
+        """The run as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Any) -> Run:
-        """The inverse of `to_dict`, from JSON too; ConfigError names a field that is unknown, missing or of another kind."""
-        return _decode(cls, data, "")
+        """The inverse of `to_dict`, also after JSON; ConfigError names a field that is wrong."""
+        return decode_fields(cls, data, name="a run", positive=False)
 
 
 def override(run: Run, settings: Sequence[str]) -> Run:
-    """The run with "field=value" or "part.field=value" in place of what it has, all at once.
+    """Replace values of a run.
 
-    Values are words, numbers, none, true, false, or pairs such as 0.9,0.95. A part that is None, as `ema` may be, comes with
-    its other fields' defaults. ConfigError names what is allowed.
+    Args:
+        run: is not changed.
+        settings: "field=value" or "part.field=value". Values are words, numbers, none, true,
+            false, or pairs such as 0.9,0.95. A part that is None gets its other fields' defaults.
+            Ranges are checked after all settings are applied.
+
+    Raises:
+        ConfigError: a setting is malformed, names no field, or has a value that is not allowed.
     """
     data = run.to_dict()
     for setting in settings:
-        path, equals, text = setting.partition("=")
+        path, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
-            raise ConfigError(
-                f"setting {setting!r} is not field=value; for example optimizer.lr=0.01"
-            )
-        *parts, name = path.strip().split(".")
-        inside: Any = data
+            raise ConfigError(f"setting {setting!r} is not field=value, as in optimizer.lr=0.01")
+        *parents, name = path.split(".")
         cls: Any = Run
-        for depth, part in enumerate([*parts, name]):
-            known = get_type_hints(cls) if is_dataclass(cls) else {}
-            if part not in known:
-                where = ".".join([*parts, name][:depth]) or "a run"
-                raise ConfigError(
-                    f"{path}: {where} has no field {part!r}; fields: {', '.join(known) or 'none'}"
-                )
-            cls = next((kind for kind in _options(known[part]) if is_dataclass(kind)), known[part])
-            if depth < len(parts):
-                if inside[part] is None and is_dataclass(cls):
-                    inside[part] = asdict(cls())  # type: ignore[operator]
-                inside = inside[part]
-        inside[name] = _convert(known[name], _read_text(text.strip(), known[name]), path.strip())
+        values = data  # the part that the name is in; `cls` is its class
+        for depth, parent in enumerate(parents):
+            hint = _find_hint(cls, path, depth)
+            cls = next(filter(is_dataclass, list_options(hint)), hint)
+            if is_dataclass(cls) and values[parent] is None:
+                values[parent] = asdict(cls())  # type: ignore[operator]
+            values = values[parent]
+        hint = _find_hint(cls, path, len(parents))
+        values[name] = decode_value(hint, _read_text(text, hint), path, positive=False)
     return Run.from_dict(data)
 
 
 def iterate_fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted name and value of every field that is no part itself, in order."""
-    for each in fields(value):
-        inner = getattr(value, each.name)
+    """Yield the dotted name and the value of every field, in order; of parts, their fields."""
+    for item in fields(value):
+        inner = getattr(value, item.name)
         if is_dataclass(inner):
-            yield from iterate_fields(inner, f"{path}{each.name}.")
+            yield from iterate_fields(inner, f"{path}{item.name}.")
         else:
-            yield f"{path}{each.name}", inner
+            yield f"{path}{item.name}", inner
+
+
+def _find_hint(cls: Any, path: str, depth: int) -> Any:
+    """The annotation of the field that is part `depth` of a path; ConfigError if there is none."""
+    names = path.split(".")
+    hints = get_type_hints(cls) if is_dataclass(cls) else {}
+    if names[depth] not in hints:
+        owner, known = ".".join(names[:depth]) or "a run", ", ".join(hints) or "none"
+        raise ConfigError(f"{path}: {owner} has no field {names[depth]!r}; fields: {known}")
+    return hints[names[depth]]
 
 
 def _read_text(text: str, hint: Any) -> Any:
-    """What a text stands for where an annotation allows it: a folder may be called 2024."""
-    if "," in text and str not in _options(hint):
-        return [_read_text(part.strip(), float) for part in text.split(",")]
-    if str in _options(hint):
+    """The value of a text, which stays a text where the annotation allows it: a folder "2024"."""
+    if str in list_options(hint):
         return None if text.lower() == "none" else text
+    if "," in text:
+        return [_read_text(part.strip(), float) for part in text.split(",")]
     if text.lower() in WORDS:
         return WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
     return text
 
 
-def _decode(cls: type[T], data: Any, path: str) -> T:
-    """A part from the JSON object of its fields."""
-    hints = get_type_hints(cls)
-    if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path.rstrip('.') or 'a run'} is {data!r}; it has fields: {', '.join(hints)}"
-        )
-    if unknown := sorted(set(data) - set(hints)):
-        raise ConfigError(
-            f"{path.rstrip('.') or 'a run'} has no field {', '.join(unknown)}; fields: {', '.join(hints)}"
-        )
-    values = {name: _convert(hints[name], value, f"{path}{name}") for name, value in data.items()}
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ConfigError(f"{path.rstrip('.') or 'a run'}: {str(error).split('() ')[-1]}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}{error}") from None
+def _check_fields(part: Any, **rules: tuple[Any, str]) -> None:
+    """Convert the fields of a part to their types, and check ranges.
 
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    """A value as an annotation says, or ConfigError."""
-    for kind in _options(hint):
-        if is_dataclass(kind) and isinstance(value, kind):  # type: ignore[arg-type]
-            return value
-        if is_dataclass(kind) and isinstance(value, dict):
-            return _decode(kind, value, f"{path}.")  # type: ignore[arg-type]
-        if get_origin(kind) is Literal and value in get_args(kind):
-            return value
-        if (
-            get_origin(kind) is tuple
-            and isinstance(value, (list, tuple))
-            and len(value) == len(get_args(kind))
-        ):
-            return tuple(_convert(each, item, path) for each, item in zip(get_args(kind), value))
-        if kind is float and type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-        if kind in (int, bool, str, NoneType) and type(value) is kind:
-            return value
-    raise ConfigError(f"{path} is {value!r}; allowed: {' or '.join(map(_name, _options(hint)))}")
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _name(kind: Any) -> str:
-    """What users call a type."""
-    if get_origin(kind) is Literal:
-        return ", ".join(get_args(kind))
-    if get_origin(kind) is tuple:
-        return f"{len(get_args(kind))} numbers with a comma between"
-    if is_dataclass(kind):
-        return f"its fields ({', '.join(each.name for each in fields(kind))})"
-    names = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true, false",
-        str: "a text",
-        NoneType: "none",
-    }
-    return names[kind]
-
-
-def _settle_kinds(part: Any) -> None:
-    """Values as the annotations say, so that a run made in Python and the same read from JSON are one."""
+    Args:
+        part: a dataclass, whose fields are replaced.
+        rules: for a field, a function that checks its value, and what is allowed in words.
+    """
+    # 1 becomes 1.0 and a list a tuple, so that a run made in Python equals one read from JSON
     for name, hint in get_type_hints(type(part)).items():
-        object.__setattr__(part, name, _convert(hint, getattr(part, name), name))
+        value = decode_value(hint, getattr(part, name), name, positive=False)
+        object.__setattr__(part, name, value)  # `part` is frozen for everybody else
+    for name, (is_allowed, allowed) in rules.items():
+        value = getattr(part, name)
+        if not is_allowed(value):
+            raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
 
 
-def _check(part: Any, name: str, fits: bool, allowed: str) -> None:
-    if not fits:
-        raise ConfigError(f"{name} is {getattr(part, name)!r}; allowed: {allowed}")
+def _is_positive(value: float | None) -> bool:
+    return value is None or value > 0
