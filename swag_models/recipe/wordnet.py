@@ -104,16 +104,16 @@ class WordNet:
 
     def ancestors(self, synset: str) -> dict[str, int]:
         """All synsets above this one, the nearest first, with their distance in steps."""
-        return _walk(
-            synset, lambda child: [above for above in self._parents(child) if above in self.synsets]
-        )
+        return _walk(synset, self._list_parents)
 
     def descendants(self, synset: str) -> dict[str, int]:
         """All synsets below this one, the nearest first, with their distance in steps."""
         return _walk(synset, lambda parent: self._children.get(parent, ()))
 
-    def _parents(self, synset: str) -> tuple[str, ...]:
-        return self.synsets[synset].parents if synset in self.synsets else ()
+    def _list_parents(self, synset: str) -> list[str]:
+        # in an excerpt, parents and the synset itself may be missing
+        parents = self.synsets[synset].parents if synset in self.synsets else ()
+        return [parent for parent in parents if parent in self.synsets]
 
     @cached_property
     def _children(self) -> dict[str, list[str]]:

@@ -97,15 +97,11 @@ def resolve_columns(columns: Columns, names: tuple[str, ...]) -> Columns:
     Returns:
         One of `names` for each column, or None if the table has no such column.
     """
-    return Columns(
-        *[
-            next(
-                (name for name in ((wanted,) if wanted else COLUMN_NAMES[role]) if name in names),
-                None,
-            )
-            for role, wanted in columns._asdict().items()
-        ]
-    )
+    resolved = []
+    for role, wanted in columns._asdict().items():
+        candidates = (wanted,) if wanted else COLUMN_NAMES[role]
+        resolved.append(next((name for name in candidates if name in names), None))
+    return Columns(*resolved)
 
 
 def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
@@ -179,7 +175,7 @@ def find_parquet_columns(
 def make_post(
     identifier: Any, url: Any, hashtags: Any, caption: Any, digest: Any, license: Any
 ) -> Post:
-    """Make a post of the values of a row, whatever their types.
+    """Make a post from the values of a row, and check their types.
 
     Args:
         identifier: text or a whole number.

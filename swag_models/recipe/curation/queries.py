@@ -65,7 +65,7 @@ def _list_hashtags(cell: ibis.Value) -> ibis.Value:
     """
     import ibis
 
-    # Parquet stores hashtags as lists or as text; the branches are those of `posts.make_post`
+    # the branches and their order are those of `posts.make_post`
     if not cell.type().is_array():
         cell = ibis.cases(
             (
@@ -89,18 +89,18 @@ def drop_excluded(posts: ibis.Table, excluded: ibis.Table) -> ibis.Table:
 
 
 def keep_licensed(posts: ibis.Table, licenses: Sequence[str]) -> ibis.Table:
-    """Posts under one of these licenses, compared as text."""
+    """Posts with one of these licenses, compared as text."""
     return posts.filter(posts.license.isin(licenses))
 
 
 def find_repeated_ids(posts: ibis.Table) -> ibis.Table:
-    """Ids of more than one post, with the number of posts: id, posts."""
+    """Ids that several posts share, with the number of these posts: id, posts."""
     counts = posts.group_by("id").agg(posts=posts.count())
     return counts.filter(counts.posts > 1)
 
 
 def choose_posts(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
-    """One post for each repeated id: the first by url and hashtags, in any reading order."""
+    """One post for each repeated id: the first by url and hashtags, in any input order."""
     import ibis
 
     rows = posts.semi_join(repeated, "id")
@@ -111,7 +111,7 @@ def choose_posts(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
 
 
 def find_repeated_urls(posts: ibis.Table) -> ibis.Table:
-    """URLs of more than one post, with the smallest id of these posts: url, first."""
+    """URLs that several posts share, with the smallest id of these posts: url, first."""
     with_url = posts.filter(posts.url.notnull())
     counts = with_url.group_by("url").agg(first=with_url.id.min(), posts=with_url.count())
     return counts.filter(counts.posts > 1).drop("posts")

@@ -77,7 +77,7 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
 
     Args:
         inputs: files, and folders that are searched for files with a known suffix.
-        format: the format of all files, if their names do not tell.
+        format: the format of all files; by default the one that each file's name stands for.
 
     Returns:
         Files in the order of `inputs`, those of a folder sorted by name.
