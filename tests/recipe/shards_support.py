@@ -1,4 +1,4 @@
-"""What the tests of packing and reading share: pictures with labels, and the shards of them."""
+"""Labelled images and shards for the tests of packing and reading."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def encode_jpeg(seed: int, side: int = 8, **options: Any) -> bytes:
 
 
 def write_labels(path: Path, labels: Mapping[str, Label]) -> Path:
-    """labels.parquet, as curating writes it."""
+    """Write labels.parquet as the curation does."""
     rows = [
         {"id": name, "classes": list(classes), "repeat": repeat}
         for name, (classes, repeat) in sorted(labels.items())
     ]
-    kinds = [("id", pa.string()), ("classes", pa.list_(pa.int32())), ("repeat", pa.float64())]
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema(kinds)), path)
+    columns = [("id", pa.string()), ("classes", pa.list_(pa.int32())), ("repeat", pa.float64())]
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), path)
     return path
 
 
 def make_labels(count: int) -> dict[str, Label]:
-    """Labels of images "0000" and so on: classes fall in frequency, rare ones repeat."""
+    """Labels of images "0000" and so on: higher classes are rarer and repeated more often."""
     draw = random.Random(0)
     labels: dict[str, Label] = {}
     for number in range(count):
@@ -49,7 +49,7 @@ def make_labels(count: int) -> dict[str, Label]:
 
 
 def make_images(folder: Path, names: Sequence[str]) -> Path:
-    """A folder of small JPEGs, each of other pixels."""
+    """Write small JPEGs with different pixels into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / f"{name}.jpg").write_bytes(encode_jpeg(int(name)))
@@ -57,7 +57,7 @@ def make_images(folder: Path, names: Sequence[str]) -> Path:
 
 
 def make_shards(folder: Path, count: int, shard_size: int) -> Path:
-    """Packed shards of `count` samples."""
+    """Pack `count` images into shards."""
     labels = make_labels(count)
     pack(
         write_labels(folder / "labels.parquet", labels),
@@ -71,7 +71,7 @@ def make_shards(folder: Path, count: int, shard_size: int) -> Path:
 
 
 def write_bare_shards(folder: Path, labels: Mapping[str, Label], shards: int) -> list[str]:
-    """Shards of samples without a picture, for what is about numbers alone."""
+    """Write shards of samples without images, for tests of the order only."""
     folder.mkdir(parents=True, exist_ok=True)
     names, paths = sorted(labels, key=hash_name), []
     for number in range(shards):
@@ -88,13 +88,11 @@ def hash_name(name: str) -> float:
 
 
 def read_bytes(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
+    """Content of every file in a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def run(folder: Path, images: Any, labels: Any = None, **options: Any) -> dict[str, Any]:
-    """Pack COUNT labelled images, or others, into `folder/shards`."""
-    labels = write_labels(
-        folder / "labels.parquet", make_labels(COUNT) if labels is None else labels
-    )
-    return pack(labels, images, folder / "shards", **{"processes": 1, "progress": False, **options})
+def pack_images(folder: Path, images: Any, labels: Any = None, **options: Any) -> dict[str, Any]:
+    """Pack images with these labels, or those of `make_labels`, into `folder/shards`."""
+    path = write_labels(folder / "labels.parquet", make_labels(COUNT) if labels is None else labels)
+    return pack(path, images, folder / "shards", **{"processes": 1, "progress": False, **options})

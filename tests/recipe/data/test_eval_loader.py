@@ -1,4 +1,4 @@
-"""A check has every sample once, over however many ranks."""
+"""An evaluation sees every sample once over any number of ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards_support import encode_jpeg, make_labels, make_shards
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
 
-# torch forks its workers; that a test before this one left a thread does not matter to them.
+# torch forks its workers; threads that earlier tests left running do not matter to them
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This DataLoader will create .* worker processes"),
@@ -23,14 +23,14 @@ pytestmark = [
 ]
 
 
-def check(data: Any, rank: int = 0, world_size: int = 1, **options: Any) -> EvalLoader:
+def open_loader(data: Any, rank: int = 0, world_size: int = 1, **options: Any) -> EvalLoader:
     defaults = {"batch_size": 4, "workers": 0, "rank": rank, "world_size": world_size}
     return open_eval_loader(data, to_bytes, **{**defaults, **options})
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("check") / "animals"
+    root = tmp_path_factory.mktemp("data") / "animals"
     for name, count in (("cat", 5), ("dog", 8)):
         write_images(root / name, count, height=8, width=8)
     return root
@@ -60,17 +60,21 @@ def dataset(folder: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["folder", "dataset", "packed"])
-def test_every_image_is_counted_once_over_all_ranks(
+def test_every_image_is_seen_once_over_all_ranks(
     kind: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
     data = request.getfixturevalue(kind)
-    alone = {name: each for batch in check(data) for name, each in zip(batch.ids, batch.classes)}
+    alone = {
+        name: labels
+        for batch in open_loader(data)
+        for name, labels in zip(batch.ids, batch.classes)
+    }
     if kind == "packed":
         assert alone == {name: tuple(classes) for name, (classes, _) in make_labels(22).items()}
     else:
         assert Counter(alone.values()) == {(0,): 5, (1,): 8}
     for world_size in (2,) if workers else (1, 2, 3):
-        ranks = [check(data, rank, world_size, workers=workers) for rank in range(world_size)]
+        ranks = [open_loader(data, rank, world_size, workers=workers) for rank in range(world_size)]
         for _ in range(2):
             seen = [list(rank) for rank in ranks]
             assert Counter(
@@ -85,20 +89,20 @@ def test_every_image_is_counted_once_over_all_ranks(
 
 
 @pytest.mark.parametrize("kind", ["folder", "packed"])
-def test_every_pass_is_the_same_also_after_one_that_was_left(
+def test_every_pass_is_the_same_also_after_one_that_was_left_early(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
-    whole = check(request.getfixturevalue(kind), workers=1)
-    first = [batch.ids for batch in whole]
-    assert next(iter(whole)).ids == first[0]
-    assert [batch.ids for batch in whole] == first
+    loader = open_loader(request.getfixturevalue(kind), workers=1)
+    first = [batch.ids for batch in loader]
+    assert next(iter(loader)).ids == first[0]
+    assert [batch.ids for batch in loader] == first
 
 
-def test_what_is_broken_is_counted_and_not_replaced(tmp_path: Path) -> None:
+def test_broken_images_are_counted_and_not_replaced(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "root" / "cat", 9, height=8, width=8)
     for path in paths[2:7]:
         path.write_bytes(b"")
-    ranks = [check(tmp_path / "root", rank, 2, batch_size=2) for rank in range(2)]
+    ranks = [open_loader(tmp_path / "root", rank, 2, batch_size=2) for rank in range(2)]
     names = [name for rank in ranks for batch in rank for name in batch.ids]
     assert sorted(names) == [f"cat/000{number}.png" for number in (0, 1, 7, 8)]
     for _ in range(2):
@@ -107,30 +111,30 @@ def test_what_is_broken_is_counted_and_not_replaced(tmp_path: Path) -> None:
         assert sum(rank.seen + rank.skipped.total() for rank in ranks) == 9
 
 
-def test_what_is_broken_in_a_shard_is_counted_in_every_pass(tmp_path: Path) -> None:
+def test_broken_images_in_shards_are_counted_in_every_pass(tmp_path: Path) -> None:
     shard = write_tar(
         tmp_path / "x.tar", {"0.jpg": encode_jpeg(0), "0.cls": b"0", "1.jpg": b"", "1.cls": b"1"}
     )
-    whole = check(shard)
+    loader = open_loader(shard)
     for _ in range(2):
-        assert [batch.ids for batch in whole] == [["0"]]
-        assert (whole.seen, whole.skipped.total(), whole.samples) == (1, 1, None)
+        assert [batch.ids for batch in loader] == [["0"]]
+        assert (loader.seen, loader.skipped.total(), loader.samples) == (1, 1, None)
 
 
-def test_a_tar_beside_the_folders_of_classes_is_passed_over(tmp_path: Path) -> None:
+def test_a_tar_beside_the_folders_of_classes_is_ignored(tmp_path: Path) -> None:
     write_images(tmp_path / "cat", 2, height=8, width=8)
     write_tar(tmp_path / "cat.tar", {"0.jpg": encode_jpeg(0)})
-    assert check(tmp_path).class_names == ("cat",)
+    assert open_loader(tmp_path).class_names == ("cat",)
     (tmp_path / "cut").mkdir()
     write_tar(tmp_path / "cut" / "shard-000000.tar", {})
     with pytest.raises(ConfigError, match=r"has no manifest.json: packing was not finished"):
-        check(tmp_path / "cut")
+        open_loader(tmp_path / "cut")
 
 
-def test_classes_are_those_of_the_model(folder: Path) -> None:
-    batches = list(check(folder, classes=["dog", "cat"], batch_size=13))
+def test_classes_are_numbered_as_those_of_the_model(folder: Path) -> None:
+    batches = list(open_loader(folder, classes=["dog", "cat"], batch_size=13))
     assert Counter(batches[0].classes) == {(1,): 5, (0,): 8}
     with pytest.raises(ConfigError, match="has classes that the model does not have: cat"):
-        check(folder, classes=["dog"])
+        open_loader(folder, classes=["dog"])
     with pytest.raises(ConfigError, match="invalid batch_size 0"):
-        check(folder, batch_size=0)
+        open_loader(folder, batch_size=0)

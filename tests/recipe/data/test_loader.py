@@ -1,4 +1,4 @@
-"""The stream of samples is the same wherever it is read, in however many processes, and whatever interrupts it."""
+"""The order of samples depends on the seed only: not on processes, nor on interruptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import decode_name, keep
+from decoding import decode_name, return_batch
 from image_support import write_tar
 from PIL import Image
 from shards_support import (
@@ -33,7 +33,7 @@ from swag_models.recipe.data.loader import Decode, Loader
 from swag_models.recipe.data.shards import find_shards
 from swag_models.recipe.data.stream import count_copies
 
-# torch forks its workers; that a test before this one left a thread does not matter to them.
+# torch forks its workers; threads that earlier tests left running do not matter to them
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
 
 COUNT = 120
@@ -42,7 +42,7 @@ LABELS = make_labels(COUNT)
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Shards without pictures."""
+    """Shards without images."""
     return write_bare_shards(tmp_path_factory.mktemp("bare"), LABELS, 10)
 
 
@@ -51,13 +51,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("packed"), 40, 8)
 
 
-def load(shards: Any, **options: Any) -> Loader:
+def open_loader(shards: Any, **options: Any) -> Loader:
     return Loader(
         shards,
         **{
             "decode": decode_name,
             "batch_size": 7,
-            "collate": keep,
+            "collate": return_batch,
             "window": 2,
             "buffer": 20,
             **options,
@@ -65,7 +65,7 @@ def load(shards: Any, **options: Any) -> Loader:
     )
 
 
-def samples(batches: Any) -> list[tuple[str, int, int]]:
+def list_samples(batches: Any) -> list[tuple[str, int, int]]:
     return [sample for batch in batches for sample in batch]
 
 
@@ -74,28 +74,28 @@ def count_names(labels: dict[str, Label], epoch: int, seed: int = 0) -> Counter[
     return Counter({name: number for name, number in copies.items() if number})
 
 
-def test_an_epoch_has_every_sample_as_often_as_it_should(bare: list[str]) -> None:
-    loader = load(bare)
+def test_an_epoch_has_every_sample_as_often_as_its_repeat_factor(bare: list[str]) -> None:
+    loader = open_loader(bare)
     for epoch in range(3):
-        seen = samples(loader)
+        seen = list_samples(loader)
         assert Counter(name for name, _, _ in seen) == count_names(LABELS, epoch)
-        assert {each for _, each, _ in seen} == {epoch}
+        assert {sample_epoch for _, sample_epoch, _ in seen} == {epoch}
         assert len({number for _, _, number in seen}) == len(seen), (
             "random numbers differ, between copies too"
         )
     assert loader.epoch == 3
 
 
-def test_epochs_are_the_same_again_and_differ_from_each_other(bare: list[str]) -> None:
-    first, again, other = load(bare), load(bare), load(bare, seed=1)
+def test_epochs_are_reproducible_and_differ_from_each_other(bare: list[str]) -> None:
+    first, second, other = open_loader(bare), open_loader(bare), open_loader(bare, seed=1)
     epochs = [list(first) for _ in range(2)]
-    assert epochs == [list(again) for _ in range(2)]
-    names = [[name for name, _, _ in samples(batches)] for batches in [*epochs, other]]
+    assert epochs == [list(second) for _ in range(2)]
+    names = [[name for name, _, _ in list_samples(batches)] for batches in [*epochs, other]]
     assert names[0] != names[1] != names[2] != names[0]
 
 
-def test_the_buffer_mixes_the_samples_and_the_copies(bare: list[str]) -> None:
-    seen = [name for name, _, _ in samples(load(bare, buffer=10_000, window=10))]
+def test_the_buffer_shuffles_samples_and_copies(bare: list[str]) -> None:
+    seen = [name for name, _, _ in list_samples(open_loader(bare, buffer=10_000, window=10))]
     assert sum(before == after for before, after in itertools.pairwise(seen)) < len(seen) / 10, (
         "copies are apart"
     )
@@ -104,32 +104,33 @@ def test_the_buffer_mixes_the_samples_and_the_copies(bare: list[str]) -> None:
     assert {shard_of[name] for name in first} == {shard_of[name] for name in last} == set(range(10))
 
 
-def test_statistics_of_an_epoch_are_those_of_the_formula(tmp_path: Path) -> None:
+def test_the_number_of_copies_has_the_expected_mean_and_variance(tmp_path: Path) -> None:
     labels = make_labels(4000)
-    loader = load(write_bare_shards(tmp_path, labels, 16), workers=2, batch_size=256)
+    loader = open_loader(write_bare_shards(tmp_path, labels, 16), workers=2, batch_size=256)
     for _ in range(2):
-        seen = Counter(each for name, _, _ in samples(loader) for each in labels[name][0])
+        seen = Counter(number for name, _, _ in list_samples(loader) for number in labels[name][0])
         for number in range(10):
             repeats = [repeat for classes, repeat in labels.values() if number in classes]
             expected, variance = (
                 math.fsum(repeats),
-                math.fsum(each % 1 * (1 - each % 1) for each in repeats),
+                math.fsum(repeat % 1 * (1 - repeat % 1) for repeat in repeats),
             )
             assert abs(seen[number] - expected) <= 3 * math.sqrt(variance)
 
 
 RANK = """
 import json, sys
-from decoding import decode_name, keep
+from decoding import decode_name, return_batch
 from swag_models.recipe.data.loader import Loader
 
 if __name__ == "__main__":
-    loader = Loader(json.loads(sys.argv[1]), decode_name, batch_size=7, collate=keep, window=2, buffer=20, workers=2)
+    options = {"batch_size": 7, "collate": return_batch, "window": 2, "buffer": 20, "workers": 2}
+    loader = Loader(json.loads(sys.argv[1]), decode_name, **options)
     print(json.dumps([[sample for batch in loader for sample in batch] for _ in range(2)]))
 """
 
 
-def test_two_ranks_of_two_workers_see_exactly_the_epoch_of_one_process(
+def test_two_ranks_of_two_workers_see_the_epoch_of_one_process(
     bare: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "rank.py").write_text(RANK)
@@ -139,63 +140,67 @@ def test_two_ranks_of_two_workers_see_exactly_the_epoch_of_one_process(
         command = [sys.executable, str(tmp_path / "rank.py"), json.dumps(bare)]
         ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
     first, second = (json.loads(process.communicate()[0]) for process in ranks)
-    alone = load(bare, rank=0, world_size=1)
+    alone = open_loader(bare, rank=0, world_size=1)
     for epoch in range(2):
         assert first[epoch]
         assert second[epoch]
         together = sorted(map(tuple, first[epoch] + second[epoch]))
-        assert together == sorted(samples(alone)), "copies and their random numbers included"
+        assert together == sorted(list_samples(alone)), "copies and their random numbers included"
 
 
-def resume(make: Any, total: list[Any], stop: int) -> None:
-    """What follows after `stop` batches and a new loader is what follows without."""
+def check_resumed(make: Any, total: list[Any], stop: int) -> None:
+    """Stop after `stop` batches, resume in a new loader, and compare with all batches."""
     loader = make()
-    before = list(itertools.islice(forever(loader), stop))
+    before = list(itertools.islice(iterate_forever(loader), stop))
     state = json.loads(json.dumps(loader.state_dict()))
     loader = make()
     loader.load_state_dict(state)
-    after = list(itertools.islice(forever(loader), len(total) - stop))
+    after = list(itertools.islice(iterate_forever(loader), len(total) - stop))
     assert before + after == total
 
 
-def forever(loader: Loader) -> Iterator[Any]:
+def iterate_forever(loader: Loader) -> Iterator[Any]:
     while True:
         yield from loader
 
 
 @pytest.mark.parametrize("steps", ["exact", 13])
-def test_a_resumed_stream_is_the_uninterrupted_one(steps: Any, bare: list[str]) -> None:
-    total = list(itertools.islice(forever(load(bare, steps=steps)), 50))
+def test_a_resumed_stream_equals_the_uninterrupted_one(steps: Any, bare: list[str]) -> None:
+    total = list(itertools.islice(iterate_forever(open_loader(bare, steps=steps)), 50))
     assert {epoch for batch in total for _, epoch, _ in batch} == {0, 1}
     for stop in range(0, 51, 2 if steps == "exact" else 5):
-        resume(lambda: load(bare, steps=steps), total, stop)
+        check_resumed(lambda: open_loader(bare, steps=steps), total, stop)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 @pytest.mark.parametrize(
     ("workers", "steps"), [(1, "exact"), (2, 13), pytest.param(3, "exact", marks=pytest.mark.slow)]
 )
-def test_a_resumed_stream_of_workers_is_the_uninterrupted_one(
+def test_a_resumed_stream_of_workers_equals_the_uninterrupted_one(
     workers: int, steps: Any, bare: list[str]
 ) -> None:
     shards = (
         bare[:4] if workers == 3 else bare
     )  # three workers end an epoch of four shards at different times
-    make = lambda: load(shards, steps=steps, workers=workers, prefetch_factor=3)  # noqa: E731
-    total = list(itertools.islice(forever(make()), 45))
-    epoch = next(number for number, batch in enumerate(total) if any(each for _, each, _ in batch))
+    make = lambda: open_loader(shards, steps=steps, workers=workers, prefetch_factor=3)  # noqa: E731
+    total = list(itertools.islice(iterate_forever(make()), 45))
+    epoch = next(
+        number
+        for number, batch in enumerate(total)
+        if any(sample_epoch for _, sample_epoch, _ in batch)
+    )
     for stop in (1, 5, epoch - 2, epoch - 1, epoch) if workers == 3 else (5, epoch):
-        resume(make, total, stop)
+        check_resumed(make, total, stop)
 
 
 @pytest.mark.parametrize(
     "context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)]
-)  # each imports torch anew
-def test_a_loader_may_be_set_back_and_left_in_the_middle(context: str, bare: list[str]) -> None:
-    total = list(itertools.islice(forever(load(bare, workers=2)), 45))
-    loader = load(bare, workers=2, persistent_workers=True, multiprocessing_context=context)
+)  # every process imports torch again
+def test_a_loader_can_be_set_back_and_left_in_the_middle(context: str, bare: list[str]) -> None:
+    total = list(itertools.islice(iterate_forever(open_loader(bare, workers=2)), 45))
+    loader = open_loader(bare, workers=2, persistent_workers=True, multiprocessing_context=context)
     start = loader.state_dict()
-    assert list(itertools.islice(forever(loader), 45)) == total
+    assert list(itertools.islice(iterate_forever(loader), 45)) == total
     loader.load_state_dict(start)
     seen = []
     for batch in loader:
@@ -203,45 +208,50 @@ def test_a_loader_may_be_set_back_and_left_in_the_middle(context: str, bare: lis
         if len(seen) == 5:
             break
     middle = loader.state_dict()
-    seen += list(itertools.islice(forever(loader), 40))
-    assert seen == total, "a `for` goes on where the last one was left"
+    seen += list(itertools.islice(iterate_forever(loader), 40))
+    assert seen == total, "a `for` resumes where the last one was left"
     loader.load_state_dict(middle)
-    assert list(itertools.islice(forever(loader), 40)) == total[5:45]
+    assert list(itertools.islice(iterate_forever(loader), 40)) == total[5:45]
 
 
-def test_ranks_take_the_same_number_of_steps_and_lose_nothing(packed: Path) -> None:
+def test_ranks_take_equally_many_steps_and_lose_no_sample(packed: Path) -> None:
     expected = 0.0
     loaders = [
-        load(packed, steps="expected", batch_size=5, rank=rank, world_size=2) for rank in range(2)
+        open_loader(packed, steps="expected", batch_size=5, rank=rank, world_size=2)
+        for rank in range(2)
     ]
     _, manifest = find_shards(packed)
     assert manifest is not None
     expected = manifest["samples"]
     seen = [[list(loader) for _ in range(6)] for loader in loaders]
     assert (
-        {len(each) for passes in seen for each in passes}
+        {len(batches) for passes in seen for batches in passes}
         == {int(expected // 10)}
         == {len(loaders[0])}
     )
     first = [
-        sample for passes in seen for each in passes for sample in samples(each) if sample[1] == 0
+        sample
+        for passes in seen
+        for batches in passes
+        for sample in list_samples(batches)
+        if sample[1] == 0
     ]
     assert Counter(name for name, _, _ in first) == count_names(make_labels(40), 0), (
         "streams end their epochs by themselves"
     )
 
 
-def test_the_generator_of_training_is_left_alone(bare: list[str]) -> None:
+def test_the_global_generator_of_torch_is_not_changed(bare: list[str]) -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     for workers in (0, 1):
         torch.manual_seed(3)
-        list(load(bare, workers=workers))
+        list(open_loader(bare, workers=workers))
         assert torch.equal(torch.rand(4), expected)
 
 
-def test_a_state_of_another_stream_is_refused(bare: list[str]) -> None:
-    state = load(bare).state_dict()
+def test_the_state_of_another_stream_is_rejected(bare: list[str]) -> None:
+    state = open_loader(bare).state_dict()
     for options, message in {
         ("seed", 1): "the state has seed 0, this loader has 1",
         ("workers", 2): "the state has workers 1, this loader has 2",
@@ -250,27 +260,27 @@ def test_a_state_of_another_stream_is_refused(bare: list[str]) -> None:
         ("steps", 5): "the state has exact True, this loader has False",
     }.items():
         with pytest.raises(ConfigError, match=re.escape(message)):
-            load(bare, **dict([options])).load_state_dict(state)
+            open_loader(bare, **dict([options])).load_state_dict(state)
     with pytest.raises(ConfigError, match="the state has rank 0, this loader has 1"):
-        load(bare, rank=1, world_size=2).load_state_dict(
-            load(bare, rank=0, world_size=2).state_dict()
+        open_loader(bare, rank=1, world_size=2).load_state_dict(
+            open_loader(bare, rank=0, world_size=2).state_dict()
         )
     with pytest.raises(ConfigError, match="the state has shards "):
-        load(bare[:-1]).load_state_dict(state)
+        open_loader(bare[:-1]).load_state_dict(state)
 
 
-def test_the_default_gives_images_and_classes(packed: Path) -> None:
+def test_the_default_decoder_returns_images_and_classes(packed: Path) -> None:
     labels = make_labels(40)
-    pictures = {
+    names_by_pixels = {
         Image.open(packed.parent / "images" / f"{name}.jpg").tobytes(): name for name in labels
     }
     ((images, classes),) = list(Loader(packed, batch_size=1000))
-    names = [pictures[image.tobytes()] for image in images]
+    names = [names_by_pixels[image.tobytes()] for image in images]
     assert Counter(names) == count_names(labels, 0)
     assert classes == [tuple(labels[name][0]) for name in names]
 
 
-def test_random_transforms_are_the_same_in_every_process(packed: Path) -> None:
+def test_random_transforms_do_not_depend_on_the_number_of_workers(packed: Path) -> None:
     from torchvision.transforms import v2
 
     transform = v2.Compose([v2.RandomResizedCrop(6), v2.RandomHorizontalFlip(), v2.ToImage()])
@@ -287,26 +297,26 @@ def test_random_transforms_are_the_same_in_every_process(packed: Path) -> None:
     assert len(set(rows[0])) > len(rows[0]) * 0.9
 
 
-def test_repeat_factors_may_be_changed_without_packing_again(packed: Path) -> None:
-    loader = load(packed, repeat=len)
-    assert Counter(name for name, _, _ in samples(loader)) == Counter(
-        {name: len(each) for name, (each, _) in make_labels(40).items()}
+def test_repeat_factors_can_be_changed_without_packing_again(packed: Path) -> None:
+    loader = open_loader(packed, repeat=len)
+    assert Counter(name for name, _, _ in list_samples(loader)) == Counter(
+        {name: len(classes) for name, (classes, _) in make_labels(40).items()}
     )
     with pytest.raises(
         ConfigError, match="steps 'expected' needs the manifest and repeat factors of packed shards"
     ):
-        load(packed, repeat=len, steps="expected")
+        open_loader(packed, repeat=len, steps="expected")
 
 
-def test_foreign_shards_are_read_too(tmp_path: Path) -> None:
+def test_shards_of_other_tools_are_read(tmp_path: Path) -> None:
     members = {}
     for number in range(6):
         members |= {
             f"00000000{number}.jpg": encode_jpeg(number),
             f"00000000{number}.cls": str(number % 3).encode(),
         }
-    webdataset = write_tar(tmp_path / "wds.tar", members)
-    ((images, classes),) = list(Loader(webdataset, batch_size=10))
+    shard = write_tar(tmp_path / "wds.tar", members)
+    ((images, classes),) = list(Loader(shard, batch_size=10))
     assert len(images) == 6
     assert sorted(classes) == [(0,), (0,), (1,), (1,), (2,), (2,)]
     record = json.dumps({"key": "00042", "caption": "a #cat", "exif": "{}"}).encode()
@@ -318,24 +328,24 @@ def test_foreign_shards_are_read_too(tmp_path: Path) -> None:
     assert [classes for _, classes in loader] == [[(6,)]]
     with pytest.raises(
         ConfigError,
-        match=r"00042 in .*img2dataset\.tar has no classes; give a function that finds them as classes=",
+        match=r"00042 in .*img2dataset\.tar has no classes; give a function",
     ):
         list(Loader(downloaded, batch_size=1))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_what_is_broken_is_an_error_that_names_it_or_is_counted(
+def test_broken_samples_are_errors_that_name_them_or_are_counted(
     workers: int, tmp_path: Path
 ) -> None:
-    def make(name: str, numbers: Any, content: Any = encode_jpeg) -> Path:
+    def write_shard(name: str, numbers: Any, content: Any = encode_jpeg) -> Path:
         members = {}
         for number in numbers:
             members |= {f"{number}.jpg": content(number), f"{number}.cls": b"0"}
         return write_tar(tmp_path / name, members)
 
-    good, cut = make("good.tar", range(5)), make("cut.tar", range(5, 10))
+    good, cut = write_shard("good.tar", range(5)), write_shard("cut.tar", range(5, 10))
     cut.write_bytes(cut.read_bytes()[: 512 * 12])
-    bad = make("bad.tar", [10], lambda number: encode_jpeg(number)[:-60])
+    bad = write_shard("bad.tar", [10], lambda number: encode_jpeg(number)[:-60])
     with pytest.raises(ImageError, match=r"^10 in .*bad\.tar cannot be read: .*$"):
         list(Loader([good, bad], batch_size=2, workers=workers))
     with pytest.raises(
@@ -343,12 +353,14 @@ def test_what_is_broken_is_an_error_that_names_it_or_is_counted(
     ):
         list(Loader([good, cut], batch_size=2, workers=workers))
     loader = Loader([good, cut, bad], batch_size=2, workers=workers, skip_broken=True)
-    assert sum(len(images) for images, _ in loader) == 5 + 1, "and the first of the cut one"
+    assert sum(len(images) for images, _ in loader) == 5 + 1, (
+        "and the first of the shard that is cut off"
+    )
     assert sorted(loader.skipped.values()) == [1, 1]
     assert "\n" not in "".join(loader.skipped)
 
 
-def test_an_error_comes_again_and_does_not_end_the_epoch_quietly(tmp_path: Path) -> None:
+def test_an_error_is_raised_again_and_does_not_end_the_epoch(tmp_path: Path) -> None:
     shard = write_tar(
         tmp_path / "bad.tar", {"x.jpg": encode_jpeg(0), "x.cls": b"0", "y.jpg": b"", "y.cls": b"0"}
     )
@@ -359,7 +371,7 @@ def test_an_error_comes_again_and_does_not_end_the_epoch_quietly(tmp_path: Path)
                 list(loader)
 
 
-def test_what_makes_no_sense_is_refused_in_a_line(bare: list[str]) -> None:
+def test_invalid_arguments_are_rejected_in_one_line(bare: list[str]) -> None:
     for options, message in [
         ({"batch_size": 0}, "invalid batch_size 0: allowed 1 or more"),
         ({"buffer": 0}, "invalid buffer 0: allowed 1 or more"),
@@ -373,9 +385,9 @@ def test_what_makes_no_sense_is_refused_in_a_line(bare: list[str]) -> None:
         ),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):
-            load(bare, **options)
+            open_loader(bare, **options)
     with pytest.raises(ConfigError, match=r"no sample in 100 epochs of 2 shards, .*bare-00"):
-        list(load(bare[:2], steps=1, repeat=lambda classes: 0))
-    assert list(load(bare[:2], repeat=lambda classes: 0)) == []
+        list(open_loader(bare[:2], steps=1, repeat=lambda classes: 0))
+    assert list(open_loader(bare[:2], repeat=lambda classes: 0)) == []
     with pytest.raises(TypeError, match="only known at its end"):
-        len(load(bare))
+        len(open_loader(bare))

@@ -1,4 +1,4 @@
-"""Images and labels become shards: every image once, in a random order that only the seed decides, whatever interrupts it."""
+"""Packing writes every labelled image once, in an order that depends on the seed only."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from shards_support import (
     make_images,
     make_labels,
     make_shards,
+    pack_images,
     read_bytes,
-    run,
 )
 
 from swag_models.cli import main
@@ -38,18 +38,18 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_all(folder: Path) -> dict[str, tuple[list[int], float, bytes]]:
-    """id -> classes, repeat factor and image of everything in a folder of shards."""
-    found: dict[str, tuple[list[int], float, bytes]] = {}
+    """Classes, repeat factor and image of every sample in a folder of shards, by id."""
+    samples: dict[str, tuple[list[int], float, bytes]] = {}
     for path in sorted(folder.glob("*.tar")):
         for sample in read_shard(str(path)):
             record = json.loads(sample["json"])
-            assert record["id"] not in found
-            found[record["id"]] = (
+            assert record["id"] not in samples
+            samples[record["id"]] = (
                 record["classes"],
                 record["repeat"],
                 sample.get("jpg") or sample["png"],
             )
-    return found
+    return samples
 
 
 def read_rejects(folder: Path) -> list[dict[str, str]]:
@@ -64,7 +64,7 @@ def test_every_image_is_packed_once_with_its_label(packed: Path) -> None:
     assert read_all(packed) == expected
     manifest = json.loads((packed / "manifest.json").read_text())
     assert [shard["count"] for shard in manifest["shards"]] == [15, 15, 15, 15], (
-        "equal shards, none of more than 16"
+        "equal shards, none with more than 16 samples"
     )
     assert manifest["count"] == COUNT
     assert manifest["samples"] == sum(repeat for _, repeat in make_labels(COUNT).values())
@@ -76,26 +76,27 @@ def test_every_image_is_packed_once_with_its_label(packed: Path) -> None:
     assert not packed.with_name("shards.work").exists()
 
 
-def test_a_member_belongs_to_no_one_and_no_time(packed: Path) -> None:
+def test_members_have_no_owner_and_no_time(packed: Path) -> None:
     with tarfile.open(packed / "shard-000000.tar") as archive:
         members = archive.getmembers()
     assert {
-        (each.mtime, each.uid, each.gid, each.uname, each.gname, each.mode) for each in members
+        (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode)
+        for member in members
     } == {(0, 0, 0, "", "", 0o644)}
-    assert [each.name.partition(".")[2] for each in members[:4]] == ["jpg", "json"] * 2
+    assert [member.name.partition(".")[2] for member in members[:4]] == ["jpg", "json"] * 2
 
 
-def test_shards_are_the_same_in_every_order_of_input_and_with_more_processes(
+def test_the_order_of_input_and_the_number_of_processes_do_not_matter(
     packed: Path, tmp_path: Path
 ) -> None:
     names = list(make_labels(COUNT))
     first, second = make_images(tmp_path / "a", names[40:]), make_images(tmp_path / "b", names[:40])
-    run(tmp_path, [first, second], shard_size=16, processes=2)
+    pack_images(tmp_path, [first, second], shard_size=16, processes=2)
     assert read_bytes(tmp_path / "shards") == read_bytes(packed)
 
 
-def test_the_seed_decides_the_order_and_the_shards_are_mixed(packed: Path, tmp_path: Path) -> None:
-    run(tmp_path, [packed.with_name("images")], shard_size=16, seed=1)
+def test_the_seed_decides_the_order_of_the_samples(packed: Path, tmp_path: Path) -> None:
+    pack_images(tmp_path, [packed.with_name("images")], shard_size=16, seed=1)
     orders = []
     for folder in (packed, tmp_path / "shards"):
         orders.append(list(read_all(folder)))
@@ -104,13 +105,13 @@ def test_the_seed_decides_the_order_and_the_shards_are_mixed(packed: Path, tmp_p
     assert read_all(packed) == read_all(tmp_path / "shards")
 
 
-def test_bytes_bound_a_shard_too(packed: Path, tmp_path: Path) -> None:
+def test_max_bytes_limits_the_size_of_shards(packed: Path, tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in packed.with_name("images").iterdir())
-    manifest = run(tmp_path, packed.with_name("images"), max_bytes=size // 6 + 1)
+    manifest = pack_images(tmp_path, packed.with_name("images"), max_bytes=size // 6 + 1)
     assert [shard["count"] for shard in manifest["shards"]] == [10] * 6
 
 
-def test_what_cannot_be_packed_is_listed_with_the_reason(tmp_path: Path) -> None:
+def test_images_that_cannot_be_packed_are_listed_with_the_reason(tmp_path: Path) -> None:
     labels = make_labels(8)
     images = make_images(tmp_path / "images", [*labels, "9998", "9999"])
     (images / "0001.jpg").unlink()
@@ -118,7 +119,7 @@ def test_what_cannot_be_packed_is_listed_with_the_reason(tmp_path: Path) -> None
     (images / "0003.jpg").write_bytes(b"<html>not found</html>")
     (images / "deep").mkdir()
     (images / "deep" / "0004.png").write_bytes(encode_image(4))
-    manifest = run(tmp_path, [images], labels)
+    manifest = pack_images(tmp_path, [images], labels)
     assert manifest["rejects"] == {"another image has its id": 1, "no image": 1, "unreadable": 2}
     assert (manifest["count"], manifest["unlabelled"]) == (5, 2)
     assert manifest["samples"] == sum(
@@ -132,8 +133,8 @@ def test_what_cannot_be_packed_is_listed_with_the_reason(tmp_path: Path) -> None
     assert set(read_all(tmp_path / "shards")) == {"0000", "0004", "0005", "0006", "0007"}
 
 
-@pytest.mark.parametrize("given", ["images", "images/00000.tar"])
-def test_images_may_lie_in_tar_shards_named_by_their_json(given: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["images", "images/00000.tar"])
+def test_images_in_tar_shards_have_the_ids_of_their_json(source: str, tmp_path: Path) -> None:
     members = {
         "00000/000.jpg": encode_jpeg(0),
         "00000/000.json": json.dumps({"id": "0000", "key": "000"}).encode(),
@@ -144,14 +145,14 @@ def test_images_may_lie_in_tar_shards_named_by_their_json(given: str, tmp_path: 
     }
     (tmp_path / "images").mkdir()
     write_tar(tmp_path / "images" / "00000.tar", members)
-    manifest = run(tmp_path, [tmp_path / given], make_labels(4))
+    manifest = pack_images(tmp_path, [tmp_path / source], make_labels(4))
     assert manifest["rejects"] == {"no image": 1}
     images = {name: image for name, (_, _, image) in read_all(tmp_path / "shards").items()}
     assert images == {f"000{number}": encode_jpeg(number) for number in range(3)}
 
 
-def test_packed_shards_may_be_packed_again(packed: Path, tmp_path: Path) -> None:
-    run(tmp_path, [packed], shard_size=16)
+def test_packed_shards_can_be_packed_again(packed: Path, tmp_path: Path) -> None:
+    pack_images(tmp_path, [packed], shard_size=16)
     assert read_bytes(tmp_path / "shards") == read_bytes(packed)
 
 
@@ -166,8 +167,8 @@ TABLES = {
 
 
 @pytest.mark.parametrize("name", [*TABLES, "posts.parquet"])
-def test_a_table_says_where_the_images_are(name: str, tmp_path: Path) -> None:
-    tmp_path = tmp_path / "it's [1] here*"  # signs of SQL and of patterns
+def test_tables_list_the_paths_of_images(name: str, tmp_path: Path) -> None:
+    tmp_path = tmp_path / "it's [1] here*"  # special characters of SQL and of patterns
     tmp_path.mkdir()
     make_images(tmp_path / "it's here", ["0000", "0001", "0003"])
     rows = [
@@ -182,9 +183,9 @@ def test_a_table_says_where_the_images_are(name: str, tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"id": [a for a, _ in rows], "path": [b for _, b in rows]}), tmp_path / name
         )
-    run(tmp_path, [tmp_path / name], make_labels(4))
-    found = read_all(tmp_path / "shards")
-    assert {name: image for name, (_, _, image) in found.items()} == {
+    pack_images(tmp_path, [tmp_path / name], make_labels(4))
+    samples = read_all(tmp_path / "shards")
+    assert {name: image for name, (_, _, image) in samples.items()} == {
         "0000": encode_jpeg(1),
         "0001": encode_jpeg(0),
     }
@@ -194,38 +195,39 @@ def test_a_table_says_where_the_images_are(name: str, tmp_path: Path) -> None:
     ]
 
 
-def test_large_images_become_smaller(tmp_path: Path) -> None:
+def test_large_images_are_resized(tmp_path: Path) -> None:
     write_images(tmp_path / "images", 3, height=40, width=60)
-    run(tmp_path, [tmp_path / "images"], make_labels(3), image_short_side=20)
+    pack_images(tmp_path, [tmp_path / "images"], make_labels(3), image_short_side=20)
     assert {
         Image.open(io.BytesIO(image)).size for _, _, image in read_all(tmp_path / "shards").values()
     } == {(30, 20)}
 
 
-def test_what_is_finished_is_not_done_again(tmp_path: Path) -> None:
+def test_a_finished_folder_is_not_packed_again(tmp_path: Path) -> None:
     images, shards = make_images(tmp_path / "images", list(make_labels(3))), tmp_path / "shards"
-    manifest = run(tmp_path, images, make_labels(3))
+    manifest = pack_images(tmp_path, images, make_labels(3))
     times = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
-    assert run(tmp_path, images, make_labels(3)) == manifest
+    assert pack_images(tmp_path, images, make_labels(3)) == manifest
     for labels, seed in ((3, 1), (2, 0)):
         with pytest.raises(ConfigError, match=r"shards is not empty; delete it"):
-            run(tmp_path, images, make_labels(labels), seed=seed)
+            pack_images(tmp_path, images, make_labels(labels), seed=seed)
     assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == times
 
 
-def test_other_work_is_not_continued_and_nothing_is_overwritten(
-    packed: Path, tmp_path: Path
-) -> None:
+def test_other_work_is_neither_resumed_nor_overwritten(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shards is not empty; delete it"):
         pack(packed.with_name("labels.parquet"), [packed.with_name("images")], packed)
     work = tmp_path / "shards.work"
     work.mkdir()
     (work / "job.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"shards holds other work, with images None, not \[.*; delete .*shards\.work"):
-        run(tmp_path, [packed.with_name("images")])
+    with pytest.raises(
+        ConfigError,
+        match=r"shards holds other work, with images None, not \[.*; delete .*shards\.work",
+    ):
+        pack_images(tmp_path, [packed.with_name("images")])
 
 
-def test_labels_may_be_a_folder_of_files_as_spark_writes_them(packed: Path, tmp_path: Path) -> None:
+def test_labels_can_be_a_folder_of_files_as_spark_writes_them(packed: Path, tmp_path: Path) -> None:
     labels = pq.read_table(packed.with_name("labels.parquet"))
     (tmp_path / "labels").mkdir()
     for number in range(2):
@@ -244,16 +246,16 @@ def test_labels_may_be_a_folder_of_files_as_spark_writes_them(packed: Path, tmp_
         assert (tmp_path / "shards" / shard.name).read_bytes() == shard.read_bytes()
 
 
-def test_two_runs_do_not_write_the_same_shards(packed: Path, tmp_path: Path) -> None:
+def test_two_processes_cannot_write_the_same_shards(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "shards.work").mkdir()
     with (
         FileLock(tmp_path / "shards.work" / ".lock"),
         pytest.raises(ConfigError, match="another process is writing"),
     ):
-        run(tmp_path, [packed.with_name("images")])
+        pack_images(tmp_path, [packed.with_name("images")])
 
 
-def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) -> None:
+def test_invalid_input_is_rejected_in_one_line(packed: Path, tmp_path: Path) -> None:
     images, labels = packed.with_name("images"), packed.with_name("labels.parquet")
     (tmp_path / "text.parquet").write_text("no table")
     (tmp_path / "posts.csv").write_text("id,url\n1,2\n")
@@ -261,11 +263,18 @@ def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) 
     twice = pa.table({"id": ["a", "a"], "classes": [[0], [0]], "repeat": [1.0, 1.0]})
     pq.write_table(twice, tmp_path / "twice.parquet")
     pq.write_table(twice.slice(1).set_column(2, "repeat", [[-1.0]]), tmp_path / "negative.parquet")
-    others = write_images(tmp_path / "others", 1)[0].rename(tmp_path / "others" / "x.png").parent
+    unlabelled = (
+        write_images(tmp_path / "others", 1)[0].rename(tmp_path / "others" / "x.png").parent
+    )
     (tmp_path / "cut.tar").write_bytes((packed / "shard-000000.tar").read_bytes()[:5000])
     cases: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("invalid shard_size 0: allowed 1 or more", labels, [images], {"shard_size": 0}),
-        ("invalid image_short_side -1: allowed 1 or more", labels, [images], {"image_short_side": -1}),
+        (
+            "invalid image_short_side -1: allowed 1 or more",
+            labels,
+            [images],
+            {"image_short_side": -1},
+        ),
         ("invalid processes 0: allowed 1 or more", labels, [images], {"processes": 0}),
         ("gone.parquet cannot be read: No such file", tmp_path / "gone.parquet", [images], {}),
         (
@@ -280,15 +289,20 @@ def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) 
             [images],
             {},
         ),
-        ("twice.parquet id 'a' is missing, repeated or invalid", tmp_path / "twice.parquet", [images], {}),
+        (
+            "twice.parquet id 'a' is missing, repeated or invalid",
+            tmp_path / "twice.parquet",
+            [images],
+            {},
+        ),
         (
             "negative.parquet id 'a' is missing, repeated or invalid",
             tmp_path / "negative.parquet",
             [images],
             {},
         ),
-        ("no image has a label in ", labels, [others], {}),
-        ("no images in ", labels, [others / "x.png"], {}),
+        ("no image has a label in ", labels, [unlabelled], {}),
+        ("no images in ", labels, [unlabelled / "x.png"], {}),
         (
             "posts.csv is not a table with columns id and path: ",
             labels,
@@ -301,7 +315,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(packed: Path, tmp_path: Path) 
         with pytest.raises(ConfigError, match=re.escape(message)) as caught:
             pack(rows, sources, tmp_path / f"shards {number}", progress=False, **options)
         assert "\n" not in str(caught.value)
-        assert not list(tmp_path.glob(f"shards {number}*")), "nothing is left behind"
+        assert not list(tmp_path.glob(f"shards {number}*")), "no file or folder is left behind"
 
 
 def test_a_missing_extra_is_named(
@@ -314,10 +328,10 @@ def test_a_missing_extra_is_named(
             "the recipe needs duckdb; install it with: pip install 'swag-models[recipe]'"
         ),
     ):
-        run(tmp_path, [packed.with_name("images")])
+        pack_images(tmp_path, [packed.with_name("images")])
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_in_a_line(packed: Path) -> None:
+def test_an_output_that_cannot_be_written_is_an_error_in_one_line(packed: Path) -> None:
     with pytest.raises(
         OutputError, match="/proc/shards cannot be written: No such file or directory"
     ):

@@ -1,4 +1,4 @@
-"""Packing that was killed goes on where it was, and ends in the bytes of a run that was not."""
+"""Packing that was killed is resumed and writes the same bytes as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from shards_support import (
     encode_jpeg,
     make_images,
     make_labels,
+    pack_images,
     read_bytes,
-    run,
     write_labels,
 )
 
@@ -28,7 +28,7 @@ from swag_models.errors import OutputError
 from swag_models.recipe.data.pack import pack
 
 
-def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
+def start_command(folder: Path, *options: str) -> subprocess.Popen[bytes]:
     command = make_command(
         "recipe",
         "pack",
@@ -47,7 +47,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[bytes]:
     )
 
 
-def has_living(group: int) -> bool:
+def is_alive(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -55,27 +55,27 @@ def has_living(group: int) -> bool:
     return True
 
 
-def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_and_writes_the_same_bytes(tmp_path: Path) -> None:
     write_labels(tmp_path / "labels.parquet", make_labels(40))
     (tmp_path / "images").mkdir()
     for name in make_labels(40):
         (tmp_path / "images" / f"{name}.jpg").write_bytes(encode_jpeg(int(name), 400))
     options = ["--shard-size", "2", "--processes", "2", "--resize", "100"]
-    process = start(tmp_path, *options)
+    process = start_command(tmp_path, *options)
     try:
         wait_until(lambda: len(list(tmp_path.glob("shards/*.tar"))) >= 3)
         process.kill()
         process.wait()
-        wait_until(lambda: not has_living(process.pid))
+        wait_until(lambda: not is_alive(process.pid))
     finally:
-        if has_living(process.pid):
+        if is_alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shards/*.tar")}
     assert 3 <= len(before) < 20, "it was killed in the middle"
     assert not (tmp_path / "shards" / "manifest.json").exists()
-    assert start(tmp_path, *options).wait() == 0
-    records = Counter(path.stat().st_mtime_ns == time for path, time in before.items())
-    assert records[False] <= 2, "finished shards are kept, but for one just without its record"
+    assert start_command(tmp_path, *options).wait() == 0
+    unchanged = Counter(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert unchanged[False] <= 2, "only shards that had no record yet are written again"
     whole = tmp_path / "whole"
     pack(
         tmp_path / "labels.parquet",
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path: Path) -> None:
     assert not (tmp_path / "shards.work").exists()
 
 
-def test_a_process_that_is_killed_ends_the_run_and_what_is_done_is_kept(tmp_path: Path) -> None:
+def test_a_killed_worker_ends_the_run_and_finished_shards_are_kept(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", list(make_labels(COUNT)))
 
     def kill() -> None:
@@ -101,34 +101,35 @@ def test_a_process_that_is_killed_ends_the_run_and_what_is_done_is_kept(tmp_path
     thread = threading.Thread(target=kill)
     thread.start()
     with pytest.raises(OutputError, match="a process was killed, perhaps for lack of memory"):
-        run(tmp_path, [images], shard_size=1, processes=2)
+        pack_images(tmp_path, [images], shard_size=1, processes=2)
     thread.join()
     assert (tmp_path / "shards.work" / "job.json").exists()
-    assert run(tmp_path, [images], shard_size=1)["count"] == COUNT
+    assert pack_images(tmp_path, [images], shard_size=1)["count"] == COUNT
 
 
-def test_a_broken_shard_of_an_earlier_run_is_written_again(tmp_path: Path) -> None:
+def test_a_damaged_shard_of_an_earlier_run_is_written_again(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", list(make_labels(COUNT)))
-    run(tmp_path, [images], shard_size=16)
+    pack_images(tmp_path, [images], shard_size=16)
     whole = read_bytes(tmp_path / "shards")
     (tmp_path / "shards").rename(tmp_path / "done")
     process = subprocess.run(
-        [sys.executable, "-c", KILLED_BEFORE_THE_END, str(tmp_path), str(images)],
+        [sys.executable, "-c", KILLED_BEFORE_MANIFEST, str(tmp_path), str(images)],
         capture_output=True,
         text=True,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     (tmp_path / "shards" / "shard-000001.tar").write_bytes(b"")
     (tmp_path / "shards" / "shard-000002.tar").unlink()
-    run(tmp_path, [images], shard_size=16)
+    pack_images(tmp_path, [images], shard_size=16)
     assert read_bytes(tmp_path / "shards") == whole
 
 
-KILLED_BEFORE_THE_END = """
+KILLED_BEFORE_MANIFEST = """
 import os, signal, sys
 from pathlib import Path
 from swag_models.recipe.data import pack
 folder, images = map(Path, sys.argv[1:])
-pack._finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # as a machine that is switched off just then
-pack.pack(folder / "labels.parquet", [images], folder / "shards", shard_size=16, processes=1, progress=False)
+pack._finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # as if the power failed
+options = {"shard_size": 16, "processes": 1, "progress": False}
+pack.pack(folder / "labels.parquet", [images], folder / "shards", **options)
 """

@@ -30,7 +30,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards(packed: Path, tmp_path: Path) -> Path:
-    """A copy that may be changed."""
+    """A copy that tests can change."""
     return Path(shutil.copytree(packed, tmp_path / "shards"))
 
 
@@ -72,7 +72,7 @@ def site(packed: Path) -> Iterator[str]:
 
 
 def read_all(shards: Any) -> list[dict[str, Any]]:
-    """Every sample, but for where it came from."""
+    """Every sample, without its URL."""
     urls, _ = find_shards(shards)
     return [
         {key: value for key, value in sample.items() if key != "__url__"}
@@ -163,7 +163,7 @@ def test_samples_are_those_of_webdataset(suffix: str, packed: Path, tmp_path: Pa
         list(read_shard(str(twice)))
 
 
-def test_a_manifest_comes_with_its_shards_alone(packed: Path) -> None:
+def test_a_manifest_is_read_with_its_folder_only(packed: Path) -> None:
     urls, manifest = find_shards(packed)
     assert manifest is not None
     assert [shard["name"] for shard in manifest["shards"]] == [
@@ -172,12 +172,10 @@ def test_a_manifest_comes_with_its_shards_alone(packed: Path) -> None:
     assert find_shards(f"{packed}/*.tar") == (urls, None)
 
 
-def test_a_shard_that_was_cut_anywhere_is_an_error_that_names_it(
-    packed: Path, tmp_path: Path
-) -> None:
-    whole = (packed / "shard-000001.tar").read_bytes()
+def test_a_shard_cut_off_anywhere_is_an_error_that_names_it(packed: Path, tmp_path: Path) -> None:
+    content = (packed / "shard-000001.tar").read_bytes()
     path = tmp_path / "cut.tar"
-    last = whole.rindex(b".json\0")
+    last = content.rindex(b".json\0")
     for length in (
         0,
         100,
@@ -189,7 +187,7 @@ def test_a_shard_that_was_cut_anywhere_is_an_error_that_names_it(
         last // 512 * 512 + 512,
     ):
         for url in (str(path), f"pipe:cat {path}"):
-            path.write_bytes(whole[:length])
+            path.write_bytes(content[:length])
             with pytest.raises(
                 ShardError, match=re.escape(f"shard {url} cannot be read: ")
             ) as caught:
@@ -197,7 +195,7 @@ def test_a_shard_that_was_cut_anywhere_is_an_error_that_names_it(
             assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_fetched_is_an_error_that_says_why(
+def test_a_shard_that_cannot_be_fetched_is_an_error_with_the_reason(
     packed: Path, site: str, tmp_path: Path
 ) -> None:
     shard = packed / "shard-000000.tar"
@@ -223,7 +221,7 @@ def test_a_reader_that_stops_early_ends_its_command(packed: Path) -> None:
         samples.close()  # type: ignore[attr-defined]
 
 
-def test_what_is_no_shard_is_refused_in_a_line(packed: Path, tmp_path: Path) -> None:
+def test_invalid_shards_are_rejected_in_one_line(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "manifest.json").write_text("{}")
     newer = {**json.loads((packed / "manifest.json").read_text()), "format": 2}
@@ -234,8 +232,7 @@ def test_what_is_no_shard_is_refused_in_a_line(packed: Path, tmp_path: Path) -> 
         tmp_path / "x-{0..1}.tar": "x-0.tar; give a packed folder",
         tmp_path / "*.tar": "no shard in ",
         tmp_path / "manifest.json": "manifest.json is not the manifest of packed shards: 'format'",
-        tmp_path
-        / "newer-manifest.json": "newer-manifest.json has format 2; this version reads 1: update swag-models",
+        tmp_path / "newer-manifest.json": "has format 2; this version reads 1: update swag-models",
         "x-{0..1.tar": "invalid shards 'x-{0..1.tar': ",
         (): "no shard in ()",
     }.items():
@@ -267,7 +264,7 @@ NAMES = (
 def test_a_manifest_names_plain_files_only(
     name: object, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Given by a relative path, a folder or a URL: a name is never a path, a URL or a command."""
+    """A name in a manifest is never a path, a URL or a command, however the manifest is given."""
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["shards"][1]["name"] = name
     (shards / "manifest.json").write_text(json.dumps(manifest))
@@ -306,7 +303,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: path.write_bytes(path.read_bytes() + b"\0"),
         r"has \d+ bytes instead of \d+",
     ),
-    "another's": (
+    "another shard": (
         lambda path: shutil.copy(path.with_name("shard-000000.tar"), path),
         r"(was changed|has \d+ bytes)",
     ),
@@ -314,15 +311,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damage_is_found(damage: str, shards: Path) -> None:
+def test_every_kind_of_damage_is_found(damage: str, shards: Path) -> None:
     assert verify_shards(shards) == []
-    inflict, problem = DAMAGES[damage]
-    inflict(shards / "shard-000001.tar")
+    apply_damage, problem = DAMAGES[damage]
+    apply_damage(shards / "shard-000001.tar")
     (flaw,) = verify_shards(shards)
     assert flaw.name == "shard-000001.tar"
     assert re.match(problem, flaw.problem)
 
 
-def test_a_foreign_shard_is_found(shards: Path) -> None:
+def test_a_shard_that_is_not_in_the_manifest_is_found(shards: Path) -> None:
     write_tar(shards / "shard-000003.tar", {})
     assert verify_shards(shards) == [("shard-000003.tar", "is not in manifest.json")]

@@ -1,4 +1,4 @@
-"""What a picture tells of its maker goes; its pixels stay."""
+"""Stripping an image removes all metadata and changes no pixel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write(kind: str, pixels: Any = None, **options: Any) -> bytes:
 
 
 def insert(content: bytes, marker: int, body: bytes) -> bytes:
-    """A JPEG with one segment more, behind its first."""
+    """A JPEG with one more segment, after its first."""
     end = 4 + int.from_bytes(content[4:6], "big")
     return (
         content[:end]
@@ -59,7 +59,7 @@ def insert(content: bytes, marker: int, body: bytes) -> bytes:
     )
 
 
-def see(content: bytes) -> np.ndarray[Any, Any]:
+def decode(content: bytes) -> np.ndarray[Any, Any]:
     return np.asarray(read_image(io.BytesIO(content), "x"))
 
 
@@ -71,10 +71,10 @@ JPEGS: dict[str, Callable[[], bytes]] = {
         write("JPEG"), 0xED, b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0f" + SECRET
     ),
     "comment": lambda: write("JPEG", comment=SECRET),
-    "maker's segment": lambda: insert(write("JPEG"), 0xEA, b"AROT" + SECRET),
+    "segment of a camera": lambda: insert(write("JPEG"), 0xEA, b"AROT" + SECRET),
     "extended JFIF": lambda: insert(write("JPEG"), 0xE0, b"JFXX\0\x10" + SECRET),
-    "after the end": lambda: write("JPEG") + write("JPEG", comment=SECRET),
-    "several pictures": lambda: write(
+    "image after the end": lambda: write("JPEG") + write("JPEG", comment=SECRET),
+    "several images": lambda: write(
         "MPO",
         save_all=True,
         append_images=[Image.new("RGB", (40, 40))],
@@ -100,24 +100,24 @@ JPEGS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", JPEGS)
-def test_a_jpeg_loses_its_metadata_and_no_pixel(name: str) -> None:
+def test_a_jpeg_loses_its_metadata_and_keeps_its_pixels(name: str) -> None:
     content = JPEGS[name]()
     assert SECRET in content
-    scrubbed, suffix = strip_metadata(content, name)
+    stripped, suffix = strip_metadata(content, name)
     assert suffix == "jpg"
-    assert SECRET not in scrubbed
-    assert np.array_equal(see(scrubbed), see(content))
-    with Image.open(io.BytesIO(content)) as before, Image.open(io.BytesIO(scrubbed)) as after:
+    assert SECRET not in stripped
+    assert np.array_equal(decode(stripped), decode(content))
+    with Image.open(io.BytesIO(content)) as before, Image.open(io.BytesIO(stripped)) as after:
         assert set(after.getexif()) <= {ExifTags.Base.Orientation}
         assert not after.getexif().get_ifd(ExifTags.IFD.GPSInfo)
         assert not {"xmp", "comment", "photoshop", "mp"} & set(after.info)
         assert after.info.get("icc_profile") == before.info.get("icc_profile")
         assert after.mode == before.mode
         assert after.quantization == before.quantization, "the pixels were not compressed again"  # type: ignore[attr-defined]
-    assert strip_metadata(scrubbed, name) == (scrubbed, suffix), "nothing is left to do"
+    assert strip_metadata(stripped, name) == (stripped, suffix), "stripping again changes nothing"
 
 
-KEPT: dict[str, Callable[[], bytes]] = {
+BARE_FILES: dict[str, Callable[[], bytes]] = {
     "jpg": lambda: write("JPEG"),
     "progressive.jpg": lambda: write("JPEG", progressive=True, icc_profile=PROFILE),
     "webp": lambda: write("WEBP"),
@@ -128,13 +128,13 @@ KEPT: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", BARE_FILES)
 def test_a_file_without_metadata_keeps_every_byte(name: str) -> None:
-    content = KEPT[name]()
+    content = BARE_FILES[name]()
     assert strip_metadata(content, "x") == (content, name.rpartition(".")[2])
 
 
-def test_a_preview_in_the_first_segment_goes() -> None:
+def test_a_preview_in_the_first_segment_is_removed() -> None:
     content = write("JPEG")
     preview = (
         content[:4]
@@ -144,7 +144,7 @@ def test_a_preview_in_the_first_segment_goes() -> None:
         + b"\xaa\xbb\xcc"
         + content[20:]
     )
-    assert np.array_equal(see(preview), see(content))
+    assert np.array_equal(decode(preview), decode(content))
     assert strip_metadata(preview, "x") == (content, "jpg")
 
 
@@ -158,19 +158,19 @@ def make_chunk(kind: bytes, body: bytes) -> bytes:
     return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
 
 
-OTHERS: dict[str, Callable[[], bytes]] = {
+OTHER_FORMATS: dict[str, Callable[[], bytes]] = {
     "PNG with text": lambda: write("PNG", pnginfo=make_text()),
-    "PNG with text behind its pixels": lambda: (
+    "PNG with text after its pixels": lambda: (
         write("PNG")[:-12] + make_chunk(b"tEXt", b"Place\0" + SECRET) + write("PNG")[-12:]
     ),
-    "PNG with a chunk of its maker": lambda: (
+    "PNG with a private chunk": lambda: (
         write("PNG")[:33] + make_chunk(b"caBX", SECRET) + write("PNG")[33:]
     ),
     "PNG with exif": lambda: write("PNG", exif=make_exif(6)),
     "WebP with xmp": lambda: write("WEBP", xmp=XMP),
     "WebP with exif": lambda: write("WEBP", exif=make_exif(8)),
-    "WebP with something behind it": lambda: write("WEBP") + SECRET,
-    "WebP that moves": lambda: (
+    "WebP with bytes after its end": lambda: write("WEBP") + SECRET,
+    "animated WebP": lambda: (
         write("WEBP", save_all=True, append_images=[Image.new("RGB", (56, 40))]) + SECRET
     ),
     "GIF with a comment": lambda: write("GIF", comment=SECRET),
@@ -183,36 +183,36 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_another_file_with_metadata_becomes_a_png_of_its_pixels(name: str) -> None:
-    content = OTHERS[name]()
+@pytest.mark.parametrize("name", OTHER_FORMATS)
+def test_other_formats_with_metadata_become_png(name: str) -> None:
+    content = OTHER_FORMATS[name]()
     assert SECRET in content
-    scrubbed, suffix = strip_metadata(content, name)
+    stripped, suffix = strip_metadata(content, name)
     assert suffix == "png"
-    assert SECRET not in scrubbed
-    assert not Image.open(io.BytesIO(scrubbed)).getexif()
-    assert np.array_equal(see(scrubbed), see(content))
+    assert SECRET not in stripped
+    assert not Image.open(io.BytesIO(stripped)).getexif()
+    assert np.array_equal(decode(stripped), decode(content))
 
 
 @pytest.mark.parametrize(("orientation", "size"), [(1, (56, 20)), (6, (20, 56))])
-def test_a_large_picture_is_turned_and_made_smaller(
+def test_a_large_image_is_turned_upright_and_resized(
     orientation: int, size: tuple[int, int]
 ) -> None:
     content = write(
         "JPEG", make_pixels(0, 40, 112), exif=make_exif(orientation), xmp=XMP, icc_profile=PROFILE
     )
-    smaller, suffix = strip_metadata(content, "x", 20)
-    with Image.open(io.BytesIO(smaller)) as image:
+    resized, suffix = strip_metadata(content, "x", 20)
+    with Image.open(io.BytesIO(resized)) as image:
         assert (suffix, image.format, image.size) == ("jpg", "JPEG", size)
         assert not image.getexif()
         assert image.info["icc_profile"] == PROFILE
-    assert SECRET not in smaller
-    kept, _ = strip_metadata(content, "x", 40)
-    assert np.array_equal(see(kept), see(content)), "never made larger, nor compressed again"
+    assert SECRET not in resized
+    same_size, _ = strip_metadata(content, "x", 40)
+    assert np.array_equal(decode(same_size), decode(content)), "not enlarged, not compressed again"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_cut_picture_is_refused(kind: str) -> None:
+def test_a_cut_off_image_is_rejected(kind: str) -> None:
     content = write(kind)
     for length in (0, 10, len(content) // 2, len(content) * 9 // 10):
         with pytest.raises(ImageError, match=re.escape("photo 7 ")):

@@ -1,4 +1,4 @@
-"""Random crops and flips, against torchvision's and their own statistics."""
+"""Random crops and flips: compared with torchvision, and their statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swag_models.recipe.data.transforms import Augmentation
 SIZES = [(64, 64), (80, 48), (33, 190), (400, 300), (5, 3), (1, 1)]
 
 
-def make_picture(width: int, height: int) -> Image.Image:
+def make_image(width: int, height: int) -> Image.Image:
     return Image.fromarray(
         np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     )
@@ -28,7 +28,7 @@ def make_picture(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.6)])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_byte_is_torchvisions(
+def test_augmentation_equals_torchvision(
     size: tuple[int, int], scale: tuple[float, float], interpolation: str
 ) -> None:
     ours = Augmentation(Augment(scale=scale, interpolation=interpolation), 32)  # type: ignore[arg-type]
@@ -41,45 +41,44 @@ def test_every_byte_is_torchvisions(
             v2.PILToTensor(),
         ]
     )
-    picture = make_picture(*size)
+    image = make_image(*size)
     for seed in range(20):
         torch.manual_seed(seed)
-        made = ours(picture)
+        crop = ours(image)
         torch.manual_seed(seed)
-        assert torch.equal(made, theirs(picture))
-        assert made.dtype == torch.uint8
-        assert made.shape == (3, 32, 32)
+        assert torch.equal(crop, theirs(image))
+        assert crop.dtype == torch.uint8
+        assert crop.shape == (3, 32, 32)
 
 
-def test_a_copy_in_another_process_draws_the_same_from_the_same_seed() -> None:
+def test_a_pickled_augmentation_draws_the_same_crops() -> None:
     augmentation = Augmentation(Augment(), 16)
-    copied = pickle.loads(pickle.dumps(augmentation))
-    made = []
-    for each in (augmentation, copied):
+    crops = []
+    for transform in (augmentation, pickle.loads(pickle.dumps(augmentation))):
         torch.manual_seed(4)
-        made.append(each(make_picture(40, 30)))
-    assert torch.equal(*made)
+        crops.append(transform(make_image(40, 30)))
+    assert torch.equal(*crops)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_other_kinds_of_pictures_become_rgb(mode: str) -> None:
-    assert Augmentation(Augment(), 16)(make_picture(40, 30).convert(mode)).shape == (3, 16, 16)
+def test_images_of_all_modes_become_rgb(mode: str) -> None:
+    assert Augmentation(Augment(), 16)(make_image(40, 30).convert(mode)).shape == (3, 16, 16)
 
 
 def draw_crops(augment: Augment, side: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Widths, heights, and whether it was mirrored, of crops of a picture whose colours are the pixels' places."""
+    """Width, height and whether it was mirrored, of random crops, (count,) each."""
+    # The colours of the image are the coordinates of its pixels.
     y, x = np.mgrid[:side, :side]
-    picture = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
-    made = torch.stack(
-        [Augmentation(augment, 64)(picture) for _ in range(count)]
-    ).double()  # (count, 3, 64, 64)
-    across, down = made[:, 0, 32], made[:, 1, :, 32]  # a ramp each
+    image = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
+    augmentation = Augmentation(augment, 64)
+    crops = torch.stack([augmentation(image) for _ in range(count)]).double()  # (count, 3, 64, 64)
+    across, down = crops[:, 0, 32], crops[:, 1, :, 32]  # a linear ramp each
     widths, heights = ((ramp[:, 48] - ramp[:, 16]) * 2 for ramp in (across, down))
     assert (heights >= 0).all()
     return widths.abs(), heights, widths < 0
 
 
-def test_areas_and_ratios_are_spread_as_asked() -> None:
+def test_areas_and_ratios_have_the_configured_distribution() -> None:
     augment = Augment(scale=(0.1, 0.5), ratio=(1 / 2, 2.0))
     widths, heights, _ = draw_crops(augment, 250, 1500)
     areas = widths * heights / 250**2
@@ -93,8 +92,9 @@ def test_areas_and_ratios_are_spread_as_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flip", "least", "most"), [(0.0, 0, 0), (0.25, 110, 195), (0.5, 250, 350), (1.0, 600, 600)]
+    ("flip", "minimum", "maximum"),
+    [(0.0, 0, 0), (0.25, 110, 195), (0.5, 250, 350), (1.0, 600, 600)],
 )
-def test_flips_are_as_probable_as_asked(flip: float, least: int, most: int) -> None:
+def test_flips_have_the_configured_probability(flip: float, minimum: int, maximum: int) -> None:
     _, _, mirrored = draw_crops(replace(Augment(scale=(0.5, 1.0)), flip=flip), 100, 600)
-    assert least <= int(mirrored.sum()) <= most
+    assert minimum <= int(mirrored.sum()) <= maximum
