@@ -1,4 +1,4 @@
-"""How the page looks: its HTML fragments (components.html.jinja), theme and style sheet (style.css)."""
+"""The look of the page: HTML fragments (components.html.jinja), theme, style sheet (style.css)."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def verify(options: argparse.Namespace) -> int:
     """Read packed shards again, and compare them with their manifest."""
     from swag_models.recipe.data.shards import verify_shards
 
-    flaws = verify_shards(options.folder)
+    flaws = verify_shards(options.folder)  # all of them, not only the first
     for flaw in flaws:
         print(f"{flaw.name} {flaw.problem}")
     if not flaws:
@@ -151,6 +151,7 @@ def _add_input_options(command: argparse.ArgumentParser) -> None:
         choices=("json", "csv", "yfcc", "tar", "parquet"),
         help="format of the posts (default: by the names of the files)",
     )
+    # `curation.posts` lists the usual names of each column
     for name in ("id", "url", "hashtags", "caption", "hash", "license"):
         command.add_argument(
             f"--{name}",
@@ -192,7 +193,7 @@ def _add_vocabulary_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-classes",
         type=int,
-        default=27_000,
+        default=27_000,  # as many as Singh et al. use (arXiv 2201.08371)
         help="maximum number of classes; the most frequent are kept (default: 27000)",
     )
 
@@ -207,7 +208,7 @@ def _add_sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--epoch-ratio",
         type=float,
-        default=5 / 3.6,
+        default=5 / 3.6,  # Singh et al.: 5 billion samples of 3.6 billion images
         help="samples in an epoch per image (default: 5/3.6)",
     )
     command.add_argument(
@@ -270,7 +271,7 @@ def _add_pack_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-bytes",
         type=int,
-        default=1 << 30,
+        default=1 << 30,  # images that are shrunk give smaller shards
         help="approximate maximum size of a shard, before resizing (default: 1 GiB)",
     )
     command.add_argument(

@@ -49,7 +49,7 @@ def evaluate(options: argparse.Namespace) -> int:
         )
         if output:
             dist.run_on_main(lambda: write_evaluation(evaluation, output))
-        if dist.is_main:
+        if dist.is_main:  # every rank has the same results
             report_skipped(evaluation.skipped)
             if options.json:
                 print(json.dumps(evaluation.summarise(), indent=2))
@@ -105,7 +105,7 @@ def report(options: argparse.Namespace) -> int:
         options.models,
         [_parse_benchmark(text) for text in options.benchmarks],
         options.output,
-        date=f"{today.day} {today:%B %Y}",
+        date=f"{today.day} {today:%B %Y}",  # %d would pad the day with a zero
         train=options.train,
         test=options.test,
         shots=[parse_shots(text) for text in options.shots.split(",")],
@@ -173,6 +173,7 @@ def get_measuring_options(
     from swag_models.runtime import count_cpus
 
     device, workers = options.device or "cuda", options.workers
+    # "cuda" stands for the GPU that torchrun assigns to this process
     if device == "cuda" and (options.device or torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     elif device == "cuda":

@@ -33,7 +33,7 @@ def classify(options: argparse.Namespace) -> int:
         if reason:
             print_message(f"skipped: {reason}")
             num_skipped += 1
-        elif options.json:
+        elif options.json:  # one object per line, so that the output can be streamed
             row = {"image": name, "predictions": [asdict(p) for p in predictions]}
             print(json.dumps(row), flush=True)
         else:
@@ -56,7 +56,7 @@ def embed(options: argparse.Namespace) -> int:
     output = check_embeddings_path(options.output)
     images = find_images(options.image)
     rank, world_size = _read_environment("RANK", 0), _read_environment("WORLD_SIZE", 1)
-    if options.device == "cuda" and world_size > 1:
+    if options.device == "cuda" and world_size > 1:  # one GPU for each process
         options.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     summary = write_embeddings(
         Embedder(options.model, **_get_pipeline_options(options)),
@@ -64,7 +64,7 @@ def embed(options: argparse.Namespace) -> int:
         output,
         rank=rank,
         world_size=world_size,
-        progress=not options.quiet and rank == 0,
+        progress=not options.quiet and rank == 0,  # bars of several processes would mix
     )
     for image in summary.skipped:
         print_message(f"skipped: {image.reason}")

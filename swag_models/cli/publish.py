@@ -27,6 +27,7 @@ def push(options: argparse.Namespace) -> int:
     """Upload a model, or a folder that `save` wrote, to the Hugging Face Hub."""
     from swag_models import publish
 
+    # a catalog name takes precedence over a folder of the same name
     is_folder = options.model not in SPECS and os.path.isdir(options.model)
     if is_folder and (options.image_size, options.dtype) != (None, None):
         raise ConfigError(
@@ -52,7 +53,7 @@ def push(options: argparse.Namespace) -> int:
     )
     for file, size in upload.files:
         print(f"{file}\t{size}")
-    print(f"\n{upload.card}", end="")
+    print(f"\n{upload.card}", end="")  # a card ends with a newline
     return OK
 
 
@@ -60,6 +61,7 @@ def export(options: argparse.Namespace) -> int:
     """Export a model to ONNX (.onnx) or torch.export (.pt2), and compare it with the original."""
     from swag_models.export import export_model
 
+    # an absent argument, not None: `export_model` passes it on to `load_model`
     weights = {} if options.weights is None else {"weights": options.weights}
     report = export_model(
         options.name,

@@ -73,6 +73,7 @@ def plan(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(asdict(estimate) | {"memory": memory}, indent=2))
         return OK
+    # `trained` is smaller for a preset that trains only the head
     frozen = "; the rest is frozen" if estimate.trained < estimate.parameters else ""
     plural = "s" * (estimate.gpus > 1)
     rows = {
@@ -99,11 +100,12 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train a model, or resume; torchrun or a scheduler starts several processes."""
+    """Train a model, or resume an interrupted run; torchrun starts several processes."""
     from swag_models.recipe.training.model import PublishInfo
     from swag_models.recipe.training.trainer import train
 
     preset = get_preset(options.preset)
+    # --init is a field of the run as well; it is applied after --set
     settings = [*options.set, *([f"init={options.init}"] if options.init else [])]
     publish_info = PublishInfo(preset.name, options.name, options.description, options.license)
     try:
@@ -118,7 +120,7 @@ def train(options: argparse.Namespace) -> int:
     except PreemptedError as error:
         print_message(error)
         return PREEMPTED
-    if int(os.environ.get("RANK", 0)) == 0:
+    if int(os.environ.get("RANK", 0)) == 0:  # every process comes here
         print(model)
     return OK
 

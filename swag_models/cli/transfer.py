@@ -66,6 +66,7 @@ def zeroshot(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"--ablation compares accuracies, and {options.data} has no labels; leave it out"
         )
+    # all arguments are checked before the model is loaded
     targets = parse_targets(classes, wordnet, senses=options.senses)
     mapping = HashtagMapping(options.mapping, options.decay, options.threshold, options.best)
     if options.ablation:
@@ -82,7 +83,7 @@ def zeroshot(options: argparse.Namespace) -> int:
         unlabelled=options.unlabelled,
         **loading,
     )
-    first = results[0]
+    first = results[0]  # the images, and so the skipped ones, are the same in all results
     if options.output:
         report.write_zero_shot(results, Path(options.output))
     if not first.labelled:  # there is no accuracy, so the predictions are the result
@@ -131,7 +132,7 @@ def _add_probe_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--shots",
-        default="1,2,5,10,1%,10%,all",
+        default="1,2,5,10,1%,10%,all",  # argparse expands % in the help text only
         help="training images of each class for logistic: numbers, shares or all "
         "(default: 1,2,5,10,1%%,10%%,all)",
     )

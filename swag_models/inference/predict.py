@@ -66,7 +66,7 @@ class Classifier(InferencePipeline):
 
     def __init__(self, model: Name, **options: Any) -> None:
         spec = get_spec(model)
-        self.classes = load_classes(spec)
+        self.classes = load_classes(spec)  # first, because weights may be a long download
         super().__init__(spec, **options)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,6 +114,7 @@ class Classifier(InferencePipeline):
         if top_k < 1:
             raise ConfigError(f"top_k is {top_k}; give 1 or more")
         for batch in self.run(images):
+            # only images that could be read have a row
             rows = iter([] if batch.values is None else self._rank(batch.values, top_k))
             for index, image in enumerate(batch.images):
                 reason = batch.errors.get(index)
@@ -159,6 +160,7 @@ class Embedder(InferencePipeline):
         Raises:
             ConfigError: `images` contains something else.
         """
+        # the empty tensor lets torch.cat work without any image
         vectors, names, skipped = [torch.empty(0, self.model.num_features)], [], []
         for batch in self.run(images):
             names += batch.names
