@@ -39,8 +39,8 @@ INTRODUCTIONS = {
     "labels": "Top-1 accuracy in percent, by labelled images per class.",
     "calibration": "Accuracy at each confidence level (bars). A perfectly calibrated model follows "
     "the dashed line.",
-    "errors": "The most frequent confusions of each model. The images of a confusion are those "
-    "with the most confident predictions.",
+    "errors": "The most frequent confusions of each model (true → predicted class), with the images "
+    "of the most confident predictions and the probability of the predicted class.",
 }
 DEFINITIONS = {
     "top-1": "share of images whose most probable class is correct",
@@ -120,7 +120,7 @@ class ReportContent:
             titles["labels"] = "With few labels"
         if self.evaluations:
             titles |= {"calibration": "Calibration", "errors": "Errors"}
-        return {**titles, "making": "How it was made"}
+        return {**titles, "details": "How it was made"}
 
     @cached_property
     def models(self) -> list[str]:
@@ -210,7 +210,7 @@ class ReportContent:
         return lines
 
     @property
-    def making(self) -> dict[str, Facts]:
+    def details(self) -> dict[str, Facts]:
         """Definitions, limitations and provenance: lists of (term, description), by title."""
         definitions = dict(DEFINITIONS) if self.benchmarks else {}
         if self.probes:
