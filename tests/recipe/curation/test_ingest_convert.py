@@ -239,9 +239,7 @@ def test_an_unwritable_folder_is_reported(
     processes: int, inputs: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        OutputError, match=r"file/out cannot be written: Not a directory; finished work is kept"
-    ):
+    with pytest.raises(OutputError, match=r"file/out cannot be written: Not a directory$"):
         convert(inputs, tmp_path / "file" / "out", processes=processes)
     (tmp_path / "out" / "00000.parquet").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"out cannot be written: Is a directory"):
