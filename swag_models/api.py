@@ -1,6 +1,7 @@
-"""The front door: a name -> a spec, a model, its preprocessing, its class names. Listing imports no torch.
+"""Look up models by name; load a model, its preprocessing and its class names.
 
-A name is one of the catalog, else a folder that `publish.save` wrote, or hf-hub:org/repo[@revision].
+A name is one of the catalog, a folder that `publish.save` wrote, or hf-hub:org/repo[@revision].
+Listing models and looking up specs imports no torch.
 """
 
 from __future__ import annotations
@@ -27,15 +28,20 @@ if TYPE_CHECKING:
 
 SPECS = {spec.name: spec for spec in MODELS}
 Name = str | os.PathLike[str] | ModelSpec
-SCRATCH = "its architecture only, not its weights"
+UNTRAINED = "its architecture only, not its weights"
 FILTERS = ("arch", "family", "variant", "image_size", "num_classes", "license")
 
 
 def list_models(pattern: str = "*", **filters: object) -> list[str]:
-    """Names in the catalog that match a shell-style pattern and filters, in the catalog's order.
+    """List the names in the catalog that match, in the catalog's order.
 
-    Filters compare with the spec: arch, family, variant, image_size, num_classes, license; for example
-    `list_models("vit*", variant="in1k")`. ConfigError names an unknown filter.
+    Args:
+        pattern: shell-style pattern, for example "vit*".
+        **filters: values that the spec must have, of arch, family, variant, image_size,
+            num_classes and license; for example `variant="in1k"`.
+
+    Raises:
+        ConfigError: a filter is unknown.
     """
     if unknown := sorted(set(filters) - set(FILTERS)):
         raise ConfigError(f"unknown filter {', '.join(unknown)}; allowed: {', '.join(FILTERS)}")
@@ -48,11 +54,20 @@ def list_models(pattern: str = "*", **filters: object) -> list[str]:
 
 
 def get_spec(name: Name) -> ModelSpec:
-    """All that is known of a model: of the catalog, in a folder that `publish.save` wrote, or hf-hub:org/repo[@revision].
+    """Return the description of a model.
 
-    A spec is given back as it is. A branch of the Hub is looked up in every call; the spec names the commit it stands for.
-    UnknownModelError suggests the nearest names, ConfigError says why a folder or repository will not do, FetchError why the
-    Hub could not be asked.
+    Args:
+        name: a catalog name, a folder that `publish.save` wrote, or hf-hub:org/repo[@revision]. A
+            ModelSpec is returned as it is.
+
+    Returns:
+        The spec. For a branch of a Hub repository, which is looked up in every call, it names the
+        commit that the branch points to.
+
+    Raises:
+        UnknownModelError: no such model; suggests the nearest names.
+        ConfigError: the folder or repository contains no model of this library.
+        FetchError: the Hub cannot be reached.
     """
     if isinstance(name, ModelSpec):
         return name
@@ -65,31 +80,31 @@ def get_spec(name: Name) -> ModelSpec:
         return read_folder(Path(path))
     if os.path.exists(path):
         raise UnknownModelError(
-            f"{path} is a file; a model is a folder, a weight file goes with a name: weights={path!r}"
+            f"{path} is a file, not a folder; load a weight file with load_model(name, "
+            f"weights={path!r})"
         )
     if not isinstance(name, str) or os.path.dirname(path):
         raise UnknownModelError(
-            f"no folder {path!r}; a repository of the Hub is written {PREFIX}org/repo"
+            f"folder {path!r} does not exist; a repository of the Hub is written {PREFIX}org/repo"
         )
     raise UnknownModelError(suggest_names("model", name, SPECS))
 
 
 def _find_on_hub(name: str) -> ModelSpec:
-    """The spec in a Hub repository at the commit its revision stands for; the catalog's own if this is one of its sources."""
+    """Return the spec in a Hub repository, or the catalog's if the repository is its source."""
     from swag_models.hub.fetch import fetch_config
 
     repo, revision = parse_name(name)
-    for spec in sorted(
-        MODELS, key=lambda spec: spec.num_classes is None
-    ):  # of a head and its trunk in one file, the head
+    # A trunk and its linear classifier share a file; the classifier comes first, so that asking for
+    # the repository returns all that the file contains.
+    for spec in sorted(MODELS, key=lambda spec: spec.num_classes is None):
         for source in spec.sources:
             if source.url.startswith(f"hf://{repo}/"):
-                url = (
-                    make_url(repo, revision, parse_url(source.url)[2])
-                    if "@" in name
-                    else source.url
-                )
+                url = source.url
+                if "@" in name:
+                    url = make_url(repo, revision, parse_url(source.url)[2])
                 return replace(spec, sources=(replace(source, url=url),))
+    # The folder in the client's cache is named after the commit.
     config = fetch_config(repo, revision)
     return read_config(config, make_url(repo, config.parent.name, "").rstrip("/"))
 
@@ -111,26 +126,40 @@ def load_model(
     global_pool: Pool | None = None,
     backend: Literal["mmap", "pread"] = "mmap",
 ) -> ViT | RegNet:
-    """A ready model in eval mode: images (N, in_chans, H, W) -> logits (N, num_classes), or features without a head.
+    """Load a model in eval mode.
 
-    Without a head a ViT gives its class token (N, D), a RegNet its feature map (N, D, H/32, W/32).
+    It maps images (N, in_chans, H, W) to logits (N, num_classes). Without a head a ViT returns its
+    class token (N, D), a RegNet its feature map (N, D, H/32, W/32). Its attribute `spec` says where
+    it came from; `publish.save` uses it.
 
-    name: a catalog name, a folder that `publish.save` wrote, hf-hub:org/repo[@revision], or a ModelSpec of your own.
-    pretrained: False gives a freshly initialised model.
-    weights: a local checkpoint (.safetensors or torch file; swag, torchvision or timm layout, recognised) instead of the
-        catalog's sources.
-    num_classes: default the spec's; None for no head. A head of that size in the file is loaded, another is replaced by a
-        fresh one with a notice.
-    image_size: pixels, int or (height, width), default the spec's; position embeddings are resized on loading.
-    in_chans: input channels; 3 stands for the spec's own number, for another the first convolution's weights are adapted.
-    device, dtype: as torch's, or their names; dtype defaults to float32, whatever the file has.
-    drop_rate, attn_drop_rate, drop_path_rate: see `models.build`, and global_pool, whose default is the spec's.
-    backend: "mmap" maps the file, which must then not be overwritten in place, as torch.save does, while the model is in use;
-        "pread" reads it into memory, for network disks and for saving under the same name.
+    Args:
+        name: a catalog name, a folder that `publish.save` wrote, hf-hub:org/repo[@revision], or
+            your own ModelSpec.
+        pretrained: False returns a freshly initialised model.
+        weights: a local checkpoint (.safetensors or PyTorch file, in the swag, torchvision or timm
+            layout, which is recognised) instead of the catalog's sources.
+        num_classes: by default the spec's; None for no head. A head of this size in the file is
+            loaded; another is replaced by a freshly initialised one, with a warning.
+        image_size: pixels, int or (height, width); by default the spec's. The position embedding
+            is resized on loading.
+        in_chans: input channels; 3 means the spec's number. For another number the weights of the
+            first convolution are adapted.
+        device: as in torch, or its name.
+        dtype: as in torch, or its name; by default float32, whatever the file contains.
+        progress: show a progress bar while downloading.
+        drop_rate: dropout before the head.
+        attn_drop_rate: dropout of attention weights (ViT only).
+        drop_path_rate: stochastic depth of the last block; less in earlier ones.
+        global_pool: "token" or "avg", as in `models.build`; by default the spec's.
+        backend: "mmap" maps the file. It must then not be overwritten in place, as torch.save does,
+            while the model is in use. "pread" reads it into memory, for network disks and for
+            saving under the same name.
 
-    The model's attribute `spec` says where it came from: `publish.save` goes by it.
-
-    Raises UnknownModelError, ConfigError, FetchError or CheckpointError, each with the value and the fix.
+    Raises:
+        UnknownModelError: no such model.
+        ConfigError: an invalid argument.
+        FetchError: no source could be downloaded.
+        CheckpointError: the file is damaged or does not fit the model.
     """
     import torch
 
@@ -139,8 +168,9 @@ def load_model(
     spec = get_spec(name)
     on_device, as_dtype = check_device(device), check_dtype(dtype)
     classes = spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes
-    read = pretrained or weights is not None
-    with torch.device("meta" if read else "cpu"):
+    reads_weights = pretrained or weights is not None
+    # On the meta device nothing is allocated or initialised that the file's tensors would replace.
+    with torch.device("meta" if reads_weights else "cpu"):
         model = build(
             spec.config,
             num_classes=classes,
@@ -151,24 +181,26 @@ def load_model(
             drop_path_rate=drop_path_rate,
             global_pool=global_pool or spec.global_pool,
         )
+    # The published accuracy and licence hold for the published weights only.
     model.spec = spec
     if weights is not None:
         model.spec = replace(spec, metrics=None, sources=())
     elif not pretrained:
         model.spec = replace(
-            spec, metrics=None, sources=(), description=SCRATCH, license=UNKNOWN, license_url=""
+            spec, metrics=None, sources=(), description=UNTRAINED, license=UNKNOWN, license_url=""
         )
-    if read:
-        from swag_models.checkpoint import fit_state_dict, read_state_dict
+    if reads_weights:
+        from swag_models.checkpoint import read_state_dict
         from swag_models.hub.fetch import fetch_weights
+        from swag_models.state_dict import fit_state_dict
 
         path = fetch_weights(spec, progress=progress) if weights is None else weights
         state = fit_state_dict(
             read_state_dict(path, backend=backend),
             model,
             origin=f"{spec.name} ({path})" if weights is None else str(path),
-            drop_head=weights is None
-            and spec.num_classes is None,  # a trunk may come in a file that has some head
+            # A trunk's source may be the file of its linear classifier.
+            drop_head=weights is None and spec.num_classes is None,
             fresh_head=num_classes is not ...,
             grid=_find_grid(spec) if weights is None else None,
         )
@@ -177,50 +209,60 @@ def load_model(
 
 
 def load_preprocess(name: Name, *, image_size: ImageSize | None = None) -> Transform:
-    """The transform that goes with a model: PIL image or uint8 tensor (..., 3, H, W) -> float32 (..., 3, h, w).
+    """Return the preprocessing of a model, for PIL images and uint8 tensors (..., 3, H, W).
 
-    `image_size` replaces the spec's: give what `load_model` was given.
+    Args:
+        name: as for `load_model`.
+        image_size: pixels, int or (height, width), if `load_model` was called with another size
+            than the spec's.
     """
     from swag_models.models import check_image_size
     from swag_models.preprocess import Transform
 
     spec = get_spec(name)
-    chosen = (
-        spec.preprocess
-        if image_size is None
-        else replace(spec.preprocess, image_size=check_image_size(image_size))
-    )
-    return Transform(chosen)
+    preprocess = spec.preprocess
+    if image_size is not None:
+        preprocess = replace(preprocess, image_size=check_image_size(image_size))
+    return Transform(preprocess)
 
 
 def load_classes(name: Name) -> tuple[str, ...]:
-    """Class names in the order of the logits; ConfigError if the model has no head, or nobody named its classes."""
+    """Return a model's class names, in the order of its logits.
+
+    Args:
+        name: as for `load_model`.
+
+    Raises:
+        ConfigError: the model has no head, or its classes have no names.
+    """
     spec = get_spec(name)
     match spec.classes:
         case None if spec.num_classes is not None:
             raise ConfigError(
-                f"{spec.name} has {spec.num_classes} classes without names; save it again with classes=[...]"
+                f"{spec.name} has {spec.num_classes} classes without names; "
+                "save it again with classes=[...]"
             )
         case None:
-            headed = ", ".join(
-                other.name for other in MODELS if other.arch == spec.arch and other.classes
-            )
-            with_classes = f"; models with classes: {headed}" if headed else ""
-            raise ConfigError(f"{spec.name} gives features and has no classes{with_classes}")
+            classifiers = [
+                model.name for model in MODELS if model.arch == spec.arch and model.classes
+            ]
+            hint = f"; models with classes: {', '.join(classifiers)}" if classifiers else ""
+            raise ConfigError(f"{spec.name} gives features and has no classes{hint}")
         case "imagenet-1k":
             from torchvision.models import ViT_B_16_Weights
 
             return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
-        case str(other):
+        case str(label_set):
             raise ConfigError(
-                f"{spec.name}: unknown label set {other!r}; allowed: imagenet-1k, or the names themselves"
+                f"{spec.name}: unknown label set {label_set!r}; "
+                "allowed: imagenet-1k, or the names themselves"
             )
         case names:
             return names
 
 
 def hub_entries() -> Mapping[str, Callable[..., ViT | RegNet]]:
-    """One function per catalog name, with the call signature of the original's torch.hub entry points."""
+    """Return a function per catalog name, with the signature of the original torch.hub entries."""
     return {spec.name: _make_entry(spec) for spec in MODELS}
 
 
@@ -231,13 +273,16 @@ def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
     entry.__name__ = entry.__qualname__ = spec.name
     entry.__doc__ = (
         f"{spec.arch}, {spec.description}. Weights: {spec.license}.\n\n"
-        f"pretrained: load the weights; progress: show a bar while downloading; any option of `load_model`."
+        "Args:\n"
+        "    pretrained: load the weights.\n"
+        "    progress: show a progress bar while downloading.\n"
+        "    **kwargs: any other option of `load_model`."
     )
     return entry
 
 
 def _find_grid(spec: ModelSpec) -> tuple[int, int] | None:
-    """The grid on which the positions in a spec's own file were learned."""
+    """Return the grid of patches on which the position embedding in a spec's file was learned."""
     if not isinstance(spec.config, ViTConfig):
         return None
     height, width = spec.preprocess.size
@@ -245,31 +290,35 @@ def _find_grid(spec: ModelSpec) -> tuple[int, int] | None:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """A device that this machine has, or ConfigError."""
+    """Return the device of that name.
+
+    Raises:
+        ConfigError: the name is invalid, or this machine has no such device.
+    """
     import torch
 
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        torch.empty(0, device=chosen)  # a valid name may still be a device that is not there
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device {device!r} cannot be used here ({reason}); for example: cpu, cuda, cuda:0, mps"
+            f"device {device!r} cannot be used here ({reason}); allowed for example: cpu, cuda, mps"
         ) from None
     return chosen
 
 
 def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """A floating-point dtype for a dtype, its name, or None for float32; or ConfigError."""
+    """Return the floating-point dtype of that name; None means float32.
+
+    Raises:
+        ConfigError: not a floating-point dtype of at least 16 bits.
+    """
     import torch
 
-    chosen = (
-        torch.float32
-        if dtype is None
-        else getattr(torch, dtype, None)
-        if isinstance(dtype, str)
-        else dtype
-    )
+    chosen: object = torch.float32 if dtype is None else dtype
+    if isinstance(chosen, str):
+        chosen = getattr(torch, chosen, None)
     if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point or chosen.itemsize < 2:
         raise ConfigError(
             f"dtype {dtype!r} is not allowed; give float32, bfloat16, float16 or float64"

@@ -1,10 +1,13 @@
-"""Every model and where its weights are. Data only.
+"""Every model and the sources of its weights. Data only.
 
-Accuracy is in percent on the 50,000 validation images of ImageNet-1k, one centre crop, as published: for `_in1k` by the
-authors (arXiv 2201.08371), for `_in1k_linear` by torchvision, whose metadata also give GMACs and hash prefixes.
-A trunk's first source is the linear classifier's file: the same frozen trunk, with a hash.
-The accuracy of the models that ship is that on generated pictures, 30 of each of 32 things, whose own hashtags alone compete.
+Accuracy is in percent on the 50,000 validation images of ImageNet-1k, one centre crop, as published
+for `_in1k` by the authors (arXiv 2201.08371) and for `_in1k_linear` by torchvision, whose metadata
+are also the source of the GMACs and of the hash prefixes. The accuracy of the two models that ship
+with the library is that on 960 generated images, 30 for each of 32 things, where only the hashtags
+of those 32 things compete.
 """
+
+from typing import Literal
 
 from swag_models.spec import Metrics, ModelSpec, Preprocess, RegNetConfig, Source, ViTConfig
 
@@ -21,40 +24,75 @@ NC, NC_URL = "cc-by-nc-4.0", "https://github.com/facebookresearch/SWAG/blob/main
 TRUNK = "pre-trained on the hashtags of 3.6 billion public images; features only"
 FINE_TUNED = "pre-trained on hashtags, then fine-tuned end to end on ImageNet-1k"
 LINEAR = "pre-trained on hashtags, trunk frozen, linear classifier on ImageNet-1k"
-SCENES = "pre-trained on the hashtags of generated scenes by `python -m studies run`; ships with the library"
+SCENES = (
+    "pre-trained on the hashtags of generated scenes by `python -m studies run`; "
+    "ships with the library"
+)
 
-# The vocabulary of the scenes, the most frequent first: a hashtag and the WordNet id of each class
+# The classes of the scenes' models in the order of their logits, most frequent first: the hashtags,
+# and the WordNet 3.0 ids of their meanings.
 _HASHTAGS = """
-flower car art fish nature summer apple travel house morning star sky cup home music butterfly garden chair plant sailboat
-airplane tree banana mushroom guitar umbrella duck vehicle table owl moon bottle cactus truck bicycle bed teapot strawberry
-animal snail spider rocket scissors pear fruit celestialbody furniture motorcycle motorvehicle ediblefruit dwelling insect
-container tableware aircraft bird fungus building musicalinstrument tool pot arachnid wheeledvehicle succulent berry
+flower car art fish nature summer apple travel house morning star sky cup home music butterfly
+garden chair plant sailboat airplane tree banana mushroom guitar umbrella duck vehicle table owl
+moon bottle cactus truck bicycle bed teapot strawberry animal snail spider rocket scissors pear
+fruit celestialbody furniture motorcycle motorvehicle ediblefruit dwelling insect container
+tableware aircraft bird fungus building musicalinstrument tool pot arachnid wheeledvehicle
+succulent berry
 """
 _SYNSETS = """
-n11669921 n02958343 n02743547 n02512053 n04726724 n15237250 n07739125 n00295701 n03544360 n15165289 n09444100 n09436708
-n03147509 n08559508 n07020895 n02274259 n03417345 n03001627 n00017222 n04128499 n02691156 n13104059 n12352287 n13001041
-n03467517 n04507155 n01846331 n04524313 n08266235 n01621127 n09358358 n02876657 n11842204 n04490091 n02834778 n02818832
-n04398044 n07745940 n00015388 n01944390 n01772222 n04099429 n04148054 n07767847 n13134947 n09239740 n03405725 n03790512
-n03791235 n07705931 n03259505 n02159955 n03094503 n04381994 n02686568 n01503061 n12992868 n02913152 n03800933 n04451818
-n03990474 n01769347 n04576211 n13084184 n07742704
+n11669921 n02958343 n02743547 n02512053 n04726724 n15237250 n07739125 n00295701 n03544360
+n15165289 n09444100 n09436708 n03147509 n08559508 n07020895 n02274259 n03417345 n03001627
+n00017222 n04128499 n02691156 n13104059 n12352287 n13001041 n03467517 n04507155 n01846331
+n04524313 n08266235 n01621127 n09358358 n02876657 n11842204 n04490091 n02834778 n02818832
+n04398044 n07745940 n00015388 n01944390 n01772222 n04099429 n04148054 n07767847 n13134947
+n09239740 n03405725 n03790512 n03791235 n07705931 n03259505 n02159955 n03094503 n04381994
+n02686568 n01503061 n12992868 n02913152 n03800933 n04451818 n03990474 n01769347 n04576211
+n13084184 n07742704
 """
 HASHTAGS, SYNSETS = tuple(_HASHTAGS.split()), tuple(_SYNSETS.split())
 
-MODELS = (
-    ModelSpec(
-        name="regnety_16gf",
-        arch="regnety_16gf",
-        variant="trunk",
-        description=TRUNK,
-        config=REGNETY_16GF,
-        preprocess=Preprocess(224),
-        num_classes=None,
-        classes=None,
-        num_params=80_565_140,
-        gmacs=15.912,
-        metrics=None,
+
+def _make_swag_spec(
+    name: str,
+    variant: Literal["trunk", "in1k", "in1k_linear"],
+    *,
+    config: ViTConfig | RegNetConfig,
+    image_size: int,
+    num_params: int,
+    gmacs: float,
+    metrics: Metrics | None = None,
+    sources: tuple[Source, ...],
+) -> ModelSpec:
+    """Return the spec of a published model; add what its variant determines."""
+    has_head = variant != "trunk"
+    return ModelSpec(
+        name=name,
+        arch=name.removesuffix(f"_{variant}"),
+        variant=variant,
+        description={"trunk": TRUNK, "in1k": FINE_TUNED, "in1k_linear": LINEAR}[variant],
+        config=config,
+        preprocess=Preprocess(image_size),
+        num_classes=1000 if has_head else None,
+        classes="imagenet-1k" if has_head else None,
+        num_params=num_params,
+        gmacs=gmacs,
+        metrics=metrics,
         license=NC,
         license_url=NC_URL,
+        sources=sources,
+    )
+
+
+# A trunk's first source is the file of its linear classifier, which contains the same frozen trunk
+# and, unlike the trunk's own file, has a published hash.
+MODELS = (
+    _make_swag_spec(
+        "regnety_16gf",
+        "trunk",
+        config=REGNETY_16GF,
+        image_size=224,
+        num_params=80_565_140,
+        gmacs=15.912,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_16gf_lc_swag-f3ec0043.pth",
@@ -65,20 +103,14 @@ MODELS = (
             Source("hf://timm/regnety_160.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="regnety_16gf_in1k",
-        arch="regnety_16gf",
-        variant="in1k",
-        description=FINE_TUNED,
+    _make_swag_spec(
+        "regnety_16gf_in1k",
+        "in1k",
         config=REGNETY_16GF,
-        preprocess=Preprocess(384),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=384,
         num_params=83_590_140,
         gmacs=46.735,
         metrics=Metrics("imagenet-1k", top1=86.02, top5=98.05),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_16gf_swag-43afe44d.pth",
@@ -89,20 +121,14 @@ MODELS = (
             Source("hf://timm/regnety_160.swag_ft_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="regnety_16gf_in1k_linear",
-        arch="regnety_16gf",
-        variant="in1k_linear",
-        description=LINEAR,
+    _make_swag_spec(
+        "regnety_16gf_in1k_linear",
+        "in1k_linear",
         config=REGNETY_16GF,
-        preprocess=Preprocess(224),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=224,
         num_params=83_590_140,
         gmacs=15.912,
         metrics=Metrics("imagenet-1k", top1=83.976, top5=97.244),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_16gf_lc_swag-f3ec0043.pth",
@@ -112,20 +138,13 @@ MODELS = (
             Source("hf://timm/regnety_160.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="regnety_32gf",
-        arch="regnety_32gf",
-        variant="trunk",
-        description=TRUNK,
+    _make_swag_spec(
+        "regnety_32gf",
+        "trunk",
         config=REGNETY_32GF,
-        preprocess=Preprocess(224),
-        num_classes=None,
-        classes=None,
+        image_size=224,
         num_params=141_333_770,
         gmacs=32.28,
-        metrics=None,
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_32gf_lc_swag-e1583746.pth",
@@ -136,20 +155,14 @@ MODELS = (
             Source("hf://timm/regnety_320.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="regnety_32gf_in1k",
-        arch="regnety_32gf",
-        variant="in1k",
-        description=FINE_TUNED,
+    _make_swag_spec(
+        "regnety_32gf_in1k",
+        "in1k",
         config=REGNETY_32GF,
-        preprocess=Preprocess(384),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=384,
         num_params=145_046_770,
         gmacs=94.826,
         metrics=Metrics("imagenet-1k", top1=86.83, top5=98.36),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_32gf_swag-04fdfa75.pth",
@@ -160,20 +173,14 @@ MODELS = (
             Source("hf://timm/regnety_320.swag_ft_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="regnety_32gf_in1k_linear",
-        arch="regnety_32gf",
-        variant="in1k_linear",
-        description=LINEAR,
+    _make_swag_spec(
+        "regnety_32gf_in1k_linear",
+        "in1k_linear",
         config=REGNETY_32GF,
-        preprocess=Preprocess(224),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=224,
         num_params=145_046_770,
         gmacs=32.28,
         metrics=Metrics("imagenet-1k", top1=84.622, top5=97.48),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_32gf_lc_swag-e1583746.pth",
@@ -183,20 +190,13 @@ MODELS = (
             Source("hf://timm/regnety_320.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="regnety_128gf",
-        arch="regnety_128gf",
-        variant="trunk",
-        description=TRUNK,
+    _make_swag_spec(
+        "regnety_128gf",
+        "trunk",
         config=REGNETY_128GF,
-        preprocess=Preprocess(224),
-        num_classes=None,
-        classes=None,
+        image_size=224,
         num_params=637_419_894,
         gmacs=127.518,
-        metrics=None,
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_128gf_lc_swag-cbe8ce12.pth",
@@ -207,20 +207,14 @@ MODELS = (
             Source("hf://timm/regnety_1280.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="regnety_128gf_in1k",
-        arch="regnety_128gf",
-        variant="in1k",
-        description=FINE_TUNED,
+    _make_swag_spec(
+        "regnety_128gf_in1k",
+        "in1k",
         config=REGNETY_128GF,
-        preprocess=Preprocess(384),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=384,
         num_params=644_812_894,
         gmacs=374.57,
         metrics=Metrics("imagenet-1k", top1=88.23, top5=98.69),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_128gf_swag-c8ce3e52.pth",
@@ -231,20 +225,14 @@ MODELS = (
             Source("hf://timm/regnety_1280.swag_ft_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="regnety_128gf_in1k_linear",
-        arch="regnety_128gf",
-        variant="in1k_linear",
-        description=LINEAR,
+    _make_swag_spec(
+        "regnety_128gf_in1k_linear",
+        "in1k_linear",
         config=REGNETY_128GF,
-        preprocess=Preprocess(224),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=224,
         num_params=644_812_894,
         gmacs=127.518,
         metrics=Metrics("imagenet-1k", top1=86.068, top5=97.844),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/regnet_y_128gf_lc_swag-cbe8ce12.pth",
@@ -254,20 +242,13 @@ MODELS = (
             Source("hf://timm/regnety_1280.swag_lc_in1k/model.safetensors", "timm"),
         ),
     ),
-    ModelSpec(
-        name="vit_b16",
-        arch="vit_b16",
-        variant="trunk",
-        description=TRUNK,
+    _make_swag_spec(
+        "vit_b16",
+        "trunk",
         config=VIT_B16,
-        preprocess=Preprocess(224),
-        num_classes=None,
-        classes=None,
+        image_size=224,
         num_params=85_798_656,
         gmacs=17.564,
-        metrics=None,
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_b_16_lc_swag-4e70ced5.pth",
@@ -277,20 +258,14 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_b16.torch", "swag"),
         ),
     ),
-    ModelSpec(
-        name="vit_b16_in1k",
-        arch="vit_b16",
-        variant="in1k",
-        description=FINE_TUNED,
+    _make_swag_spec(
+        "vit_b16_in1k",
+        "in1k",
         config=VIT_B16,
-        preprocess=Preprocess(384),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=384,
         num_params=86_859_496,
         gmacs=55.484,
         metrics=Metrics("imagenet-1k", top1=85.29, top5=97.65),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_b_16_swag-9ac1b537.pth",
@@ -300,20 +275,14 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_b16_in1k.torch", "swag"),
         ),
     ),
-    ModelSpec(
-        name="vit_b16_in1k_linear",
-        arch="vit_b16",
-        variant="in1k_linear",
-        description=LINEAR,
+    _make_swag_spec(
+        "vit_b16_in1k_linear",
+        "in1k_linear",
         config=VIT_B16,
-        preprocess=Preprocess(224),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=224,
         num_params=86_567_656,
         gmacs=17.564,
         metrics=Metrics("imagenet-1k", top1=81.886, top5=96.18),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_b_16_lc_swag-4e70ced5.pth",
@@ -322,20 +291,13 @@ MODELS = (
             ),
         ),
     ),
-    ModelSpec(
-        name="vit_l16",
-        arch="vit_l16",
-        variant="trunk",
-        description=TRUNK,
+    _make_swag_spec(
+        "vit_l16",
+        "trunk",
         config=VIT_L16,
-        preprocess=Preprocess(224),
-        num_classes=None,
-        classes=None,
+        image_size=224,
         num_params=303_301_632,
         gmacs=61.555,
-        metrics=None,
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_l_16_lc_swag-4d563306.pth",
@@ -345,20 +307,14 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_l16.torch", "swag"),
         ),
     ),
-    ModelSpec(
-        name="vit_l16_in1k",
-        arch="vit_l16",
-        variant="in1k",
-        description=FINE_TUNED,
+    _make_swag_spec(
+        "vit_l16_in1k",
+        "in1k",
         config=VIT_L16,
-        preprocess=Preprocess(512),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=512,
         num_params=305_174_504,
         gmacs=361.986,
         metrics=Metrics("imagenet-1k", top1=88.07, top5=98.51),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_l_16_swag-4f3808c9.pth",
@@ -368,20 +324,14 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_l16_in1k.torch", "swag"),
         ),
     ),
-    ModelSpec(
-        name="vit_l16_in1k_linear",
-        arch="vit_l16",
-        variant="in1k_linear",
-        description=LINEAR,
+    _make_swag_spec(
+        "vit_l16_in1k_linear",
+        "in1k_linear",
         config=VIT_L16,
-        preprocess=Preprocess(224),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=224,
         num_params=304_326_632,
         gmacs=61.555,
         metrics=Metrics("imagenet-1k", top1=85.146, top5=97.422),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_l_16_lc_swag-4d563306.pth",
@@ -390,20 +340,13 @@ MODELS = (
             ),
         ),
     ),
-    ModelSpec(
-        name="vit_h14",
-        arch="vit_h14",
-        variant="trunk",
-        description=TRUNK,
+    _make_swag_spec(
+        "vit_h14",
+        "trunk",
         config=VIT_H14,
-        preprocess=Preprocess(224),
-        num_classes=None,
-        classes=None,
+        image_size=224,
         num_params=630_764_800,
         gmacs=167.295,
-        metrics=None,
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_h_14_lc_swag-c1eb923e.pth",
@@ -413,20 +356,14 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_h14.torch", "swag"),
         ),
     ),
-    ModelSpec(
-        name="vit_h14_in1k",
-        arch="vit_h14",
-        variant="in1k",
-        description=FINE_TUNED,
+    _make_swag_spec(
+        "vit_h14_in1k",
+        "in1k",
         config=VIT_H14,
-        preprocess=Preprocess(518),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=518,
         num_params=633_470_440,
         gmacs=1016.717,
         metrics=Metrics("imagenet-1k", top1=88.55, top5=98.69),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_h_14_swag-80465313.pth",
@@ -436,20 +373,14 @@ MODELS = (
             Source("https://dl.fbaipublicfiles.com/SWAG/vit_h14_in1k.torch", "swag"),
         ),
     ),
-    ModelSpec(
-        name="vit_h14_in1k_linear",
-        arch="vit_h14",
-        variant="in1k_linear",
-        description=LINEAR,
+    _make_swag_spec(
+        "vit_h14_in1k_linear",
+        "in1k_linear",
         config=VIT_H14,
-        preprocess=Preprocess(224),
-        num_classes=1000,
-        classes="imagenet-1k",
+        image_size=224,
         num_params=632_045_800,
         gmacs=167.295,
         metrics=Metrics("imagenet-1k", top1=85.708, top5=97.73),
-        license=NC,
-        license_url=NC_URL,
         sources=(
             Source(
                 "https://download.pytorch.org/models/vit_h_14_lc_swag-c1eb923e.pth",

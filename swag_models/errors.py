@@ -1,20 +1,21 @@
-"""Every error a user can cause, in one tree.
+"""Every error that a user, a file or a network can cause, in one tree.
 
 SwagModelsError
 ├── UnknownModelError (ValueError)   a name that is not in the catalog
-├── ConfigError (ValueError)         an argument that no model, device or file can satisfy
-├── CheckpointError (ValueError)     a weight file that is broken, foreign, or does not fit the model
+├── ConfigError (ValueError)         an argument with a value that is not allowed
+├── CheckpointError (ValueError)     a weight file that is damaged or does not fit the model
 │   └── UnsafeCheckpointError        a weight file that would run code
-├── FetchError (OSError)             no source could give the weights
-│   ├── HashMismatchError            bytes arrived that are not the published ones
-│   └── CacheError                   the cache folder cannot take the file
+├── FetchError (OSError)             the weights could not be downloaded
+│   ├── HashMismatchError            a downloaded file is not the published one
+│   └── CacheError                   the cache folder cannot be written
 ├── OutputError (OSError)            a file that cannot be written
-├── ExportError (RuntimeError)       an exported file that does not do what the model does, or cannot be written or read
-├── PublishError (OSError)           a folder or repository that could not take a model
-├── ShardError (OSError)             a training shard that cannot be read, or is not what was packed
-├── TrainingError (RuntimeError)     a run whose loss went bad
-│   └── PreemptedError               a run that a signal stopped, after a checkpoint
-└── ImageError (ValueError)          a picture that cannot be read
+├── ExportError (RuntimeError)       an exported file that computes other values than the model, or
+│                                    cannot be written or read
+├── PublishError (OSError)           a folder or repository to which no model can be published
+├── ShardError (OSError)             a training shard that cannot be read or was changed
+├── TrainingError (RuntimeError)     a run whose loss diverged
+│   └── PreemptedError               a run that a signal stopped after saving a checkpoint
+└── ImageError (ValueError)          an image that cannot be read
 """
 
 from __future__ import annotations
@@ -42,31 +43,31 @@ __all__ = [
 
 
 class SwagModelsError(Exception):
-    """Base of all errors of this library; its message is complete and meant to be read."""
+    """Base class of all errors of this library. The message is one complete line for the user."""
 
 
 class UnknownModelError(SwagModelsError, ValueError):
-    """The name is not in the catalog."""
+    """The name is not in the catalog. The message suggests similar names."""
 
 
 class ConfigError(SwagModelsError, ValueError):
-    """An argument has a value that cannot be satisfied."""
+    """An argument has a value that is not allowed. The message names what is allowed."""
 
 
 class CheckpointError(SwagModelsError, ValueError):
-    """A weight file is broken, of an unknown layout, or does not fit the model."""
+    """A weight file is damaged, has an unknown layout, or does not fit the model."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A weight file asks for code to be run; it was refused and nothing ran."""
+    """A weight file would run code. It was rejected before any of it ran."""
 
 
 class FetchError(SwagModelsError, OSError):
-    """No source could give the weights."""
+    """The weights could not be downloaded from any source."""
 
 
 class HashMismatchError(FetchError):
-    """The bytes are not those that were published, or not those pinned on first use."""
+    """A file differs from the published one, or from the one pinned on first use."""
 
 
 class CacheError(FetchError):
@@ -74,35 +75,42 @@ class CacheError(FetchError):
 
 
 class OutputError(SwagModelsError, OSError):
-    """A result cannot be written: no such folder, no permission, or a full disk."""
+    """An output file cannot be written: missing folder, no permission, or a full disk."""
 
 
 class ExportError(SwagModelsError, RuntimeError):
-    """An exported file does not give what the model gives, or cannot be written or read."""
+    """An exported file computes other values than the model, or cannot be written or read."""
 
 
 class PublishError(SwagModelsError, OSError):
-    """A folder or a repository of the Hub could not take a model."""
+    """A model cannot be published to a folder or to a repository of the Hub."""
 
 
 class ShardError(SwagModelsError, OSError):
-    """A training shard cannot be read to its end, or its bytes are not those that were packed."""
+    """A training shard cannot be read to its end, or differs from the one that was packed."""
 
 
 class TrainingError(SwagModelsError, RuntimeError):
-    """A training run cannot go on: its loss is not finite, or exploded."""
+    """A training run cannot continue: its loss is not finite, or diverged."""
 
 
 class PreemptedError(TrainingError):
-    """A signal asked a training run to stop; it did, after a checkpoint, and goes on when it is started again."""
+    """A signal stopped a training run after it saved a checkpoint. Rerunning it resumes it."""
 
 
 class ImageError(SwagModelsError, ValueError):
-    """A picture is broken, too large, or of a kind without a defined conversion to RGB."""
+    """An image is damaged, too large, or of a mode without a defined conversion to RGB."""
 
 
 def suggest_names(what: str, name: str, known: Iterable[str]) -> str:
-    """What to say of an unknown name: the known ones that are most like it, or all."""
+    """Return the message for an unknown name: it lists similar known names, or all of them.
+
+    Args:
+        what: the kind of thing, for example "model".
+        name: the unknown name.
+        known: the names that are allowed.
+    """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"unknown {what} {name!r}; {'did you mean' if near else 'known'}: {', '.join(near or known)}"
+    similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = "did you mean" if similar else "known"
+    return f"unknown {what} {name!r}; {hint}: {', '.join(similar or known)}"

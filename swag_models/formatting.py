@@ -1,4 +1,4 @@
-"""Text for people: printable file names and Markdown tables. Imports no torch."""
+"""Text for people: file names, lists of names, Markdown tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ def printable(name: str | os.PathLike[str]) -> str:
         name: a name as the system gives it; bytes that are not UTF-8 become backslash escapes.
     """
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def list_names(names: Sequence[str], limit: int = 8) -> str:
+    """Join names with commas; say only the number of those after the first `limit`."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

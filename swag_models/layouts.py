@@ -1,6 +1,6 @@
-"""The three namings in which these weights are published, and the translation between them.
+"""The three naming schemes in which these weights are published, and how to translate them.
 
-Axes: N batch, S tokens, D width, h w grid.
+Axes: D width, h w grid of patches.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from swag_models.spec import Layout
 
 
 class Names(NamedTuple):
-    """One tensor, or family of tensors, in each layout; timm's names are also our own.
+    """Templates for the name of a tensor, or of a family of tensors, in each layout.
 
-    {i} a layer, {s} a stage, {b} a block counted from 0, {b1} the same from 1, * any rest. Of several rows with one name the
-    first is written, all are read.
+    {i} stands for a layer, {s} for a stage, {b} for a block counted from 0, {b1} for the same block
+    counted from 1, and * for any rest. Several rows may have one name in a layout: all are read,
+    the first is written. timm's names are also the native ones.
     """
 
     timm: str
@@ -29,74 +30,57 @@ class Names(NamedTuple):
     swag: str
 
 
+# Prefixes of a block: timm's, torchvision's, the original's
+_BLOCK = "blocks.{i}."
+_LAYER = "encoder.layers.encoder_layer_{i}."
+_SWAG = "encoder.layers.layer_{i}."
 VIT = (
     Names("cls_token", "class_token", "class_token"),
     Names("pos_embed", "encoder.pos_embedding", "encoder.pos_embedding"),
     Names("patch_embed.proj.*", "conv_proj.*", "conv_proj.*"),
+    Names(_BLOCK + "norm1.*", _LAYER + "ln_1.*", _SWAG + "ln_1.*"),
+    Names(_BLOCK + "norm2.*", _LAYER + "ln_2.*", _SWAG + "ln_2.*"),
     Names(
-        "blocks.{i}.norm1.*",
-        "encoder.layers.encoder_layer_{i}.ln_1.*",
-        "encoder.layers.layer_{i}.ln_1.*",
+        _BLOCK + "attn.qkv.*",
+        _LAYER + "self_attention.in_proj_*",
+        _SWAG + "self_attention.in_proj_*",
     ),
     Names(
-        "blocks.{i}.norm2.*",
-        "encoder.layers.encoder_layer_{i}.ln_2.*",
-        "encoder.layers.layer_{i}.ln_2.*",
+        _BLOCK + "attn.proj.*",
+        _LAYER + "self_attention.out_proj.*",
+        _SWAG + "self_attention.out_proj.*",
     ),
-    Names(
-        "blocks.{i}.attn.qkv.*",
-        "encoder.layers.encoder_layer_{i}.self_attention.in_proj_*",
-        "encoder.layers.layer_{i}.self_attention.in_proj_*",
-    ),
-    Names(
-        "blocks.{i}.attn.proj.*",
-        "encoder.layers.encoder_layer_{i}.self_attention.out_proj.*",
-        "encoder.layers.layer_{i}.self_attention.out_proj.*",
-    ),
-    Names(
-        "blocks.{i}.mlp.fc1.*",
-        "encoder.layers.encoder_layer_{i}.mlp.0.*",
-        "encoder.layers.layer_{i}.mlp.linear_1.*",
-    ),
-    Names(
-        "blocks.{i}.mlp.fc2.*",
-        "encoder.layers.encoder_layer_{i}.mlp.3.*",
-        "encoder.layers.layer_{i}.mlp.linear_2.*",
-    ),
-    # torchvision before 0.13 wrote the MLP so, and still reads it
-    Names(
-        "blocks.{i}.mlp.fc1.*",
-        "encoder.layers.encoder_layer_{i}.mlp.linear_1.*",
-        "encoder.layers.layer_{i}.mlp.linear_1.*",
-    ),
-    Names(
-        "blocks.{i}.mlp.fc2.*",
-        "encoder.layers.encoder_layer_{i}.mlp.linear_2.*",
-        "encoder.layers.layer_{i}.mlp.linear_2.*",
-    ),
+    Names(_BLOCK + "mlp.fc1.*", _LAYER + "mlp.0.*", _SWAG + "mlp.linear_1.*"),
+    Names(_BLOCK + "mlp.fc2.*", _LAYER + "mlp.3.*", _SWAG + "mlp.linear_2.*"),
+    # As torchvision before 0.13 named the MLP; it still reads these names.
+    Names(_BLOCK + "mlp.fc1.*", _LAYER + "mlp.linear_1.*", _SWAG + "mlp.linear_1.*"),
+    Names(_BLOCK + "mlp.fc2.*", _LAYER + "mlp.linear_2.*", _SWAG + "mlp.linear_2.*"),
     Names("norm.*", "encoder.ln.*", "encoder.ln.*"),
     Names("head.*", "heads.head.*", "head.layers.head.*"),
 )
 
-_OURS, _THEIRS = "s{s}.b{b1}.", "trunk_output.block{s}.block{s}-{b}."
+# Prefixes of a block: timm's, and the one that torchvision and the original share
+_STAGE = "s{s}.b{b1}."
+_TRUNK = "trunk_output.block{s}.block{s}-{b}."
 REGNET = (
     Names("stem.conv.*", "stem.0.*", "stem.stem.0.*"),
     Names("stem.bn.*", "stem.1.*", "stem.stem.1.*"),
-    Names(_OURS + "downsample.conv.*", _THEIRS + "proj.0.*", _THEIRS + "proj.*"),
-    Names(_OURS + "downsample.bn.*", _THEIRS + "proj.1.*", _THEIRS + "bn.*"),
-    Names(_OURS + "conv1.conv.*", _THEIRS + "f.a.0.*", _THEIRS + "f.a.0.*"),
-    Names(_OURS + "conv1.bn.*", _THEIRS + "f.a.1.*", _THEIRS + "f.a.1.*"),
-    Names(_OURS + "conv2.conv.*", _THEIRS + "f.b.0.*", _THEIRS + "f.b.0.*"),
-    Names(_OURS + "conv2.bn.*", _THEIRS + "f.b.1.*", _THEIRS + "f.b.1.*"),
-    Names(_OURS + "se.fc1.*", _THEIRS + "f.se.fc1.*", _THEIRS + "f.se.excitation.0.*"),
-    Names(_OURS + "se.fc2.*", _THEIRS + "f.se.fc2.*", _THEIRS + "f.se.excitation.2.*"),
-    Names(_OURS + "conv3.conv.*", _THEIRS + "f.c.0.*", _THEIRS + "f.c.*"),
-    Names(_OURS + "conv3.bn.*", _THEIRS + "f.c.1.*", _THEIRS + "f.final_bn.*"),
+    Names(_STAGE + "downsample.conv.*", _TRUNK + "proj.0.*", _TRUNK + "proj.*"),
+    Names(_STAGE + "downsample.bn.*", _TRUNK + "proj.1.*", _TRUNK + "bn.*"),
+    Names(_STAGE + "conv1.conv.*", _TRUNK + "f.a.0.*", _TRUNK + "f.a.0.*"),
+    Names(_STAGE + "conv1.bn.*", _TRUNK + "f.a.1.*", _TRUNK + "f.a.1.*"),
+    Names(_STAGE + "conv2.conv.*", _TRUNK + "f.b.0.*", _TRUNK + "f.b.0.*"),
+    Names(_STAGE + "conv2.bn.*", _TRUNK + "f.b.1.*", _TRUNK + "f.b.1.*"),
+    Names(_STAGE + "se.fc1.*", _TRUNK + "f.se.fc1.*", _TRUNK + "f.se.excitation.0.*"),
+    Names(_STAGE + "se.fc2.*", _TRUNK + "f.se.fc2.*", _TRUNK + "f.se.excitation.2.*"),
+    Names(_STAGE + "conv3.conv.*", _TRUNK + "f.c.0.*", _TRUNK + "f.c.*"),
+    Names(_STAGE + "conv3.bn.*", _TRUNK + "f.c.1.*", _TRUNK + "f.final_bn.*"),
     Names("head.fc.*", "fc.*", "head.fc.*"),
 )
 
 TABLES = {"vit": VIT, "regnet": REGNET}
-MARKS: dict[str, tuple[str, Layout]] = {
+# One key of each layout that no other layout has.
+LAYOUT_KEYS: dict[str, tuple[str, Layout]] = {
     "cls_token": ("vit", "timm"),
     "encoder.layers.encoder_layer_0.ln_1.weight": ("vit", "torchvision"),
     "encoder.layers.layer_0.ln_1.weight": ("vit", "swag"),
@@ -107,25 +91,42 @@ MARKS: dict[str, tuple[str, Layout]] = {
 
 
 def recognise_layout(keys: Iterable[str]) -> tuple[str, Layout] | None:
-    """(family, layout) of a state dict from its keys, or None if it is none of ours."""
+    """Return the family and layout of a state dict.
+
+    Args:
+        keys: its keys.
+
+    Returns:
+        For example ("vit", "timm"); None for anything but a ViT or RegNet in a known layout.
+    """
     present = set(keys)
-    return next((found for mark, found in MARKS.items() if mark in present), None)
+    return next((layout for key, layout in LAYOUT_KEYS.items() if key in present), None)
 
 
 def translate_layout(state: Mapping[str, Tensor], target: Layout) -> dict[str, Tensor]:
-    """The state dict in the names and shapes of `target`, its tensors views of the given ones.
+    """Translate a state dict to another layout.
 
-    A key that no table knows is kept as it is, for a strict load to report. CheckpointError if the layout is unknown.
+    Args:
+        state: tensors by name, in any of the layouts.
+        target: "swag", "torchvision" or "timm".
+
+    Returns:
+        The names and shapes of `target`; the tensors are views of those in `state`. An unknown key
+        is kept unchanged, for a strict load to report.
+
+    Raises:
+        CheckpointError: `target` or the layout of `state` is unknown.
     """
     if target not in get_args(Layout):
         raise CheckpointError(f"unknown layout {target!r}; allowed: {', '.join(get_args(Layout))}")
-    found = recognise_layout(state)
-    if found is None:
-        seen = ", ".join(list(state)[:3]) or "none"
+    recognised = recognise_layout(state)
+    if recognised is None:
+        first = ", ".join(list(state)[:3]) or "none"
         raise CheckpointError(
-            f"unknown state-dict layout (first keys: {seen}); allowed: {', '.join(get_args(Layout))}"
+            f"unknown state-dict layout (first keys: {first}); "
+            f"allowed: {', '.join(get_args(Layout))}"
         )
-    family, source = found
+    family, source = recognised
     if source == target:
         return dict(state)
     translated = {_rename(key, family, source, target): tensor for key, tensor in state.items()}
@@ -133,38 +134,47 @@ def translate_layout(state: Mapping[str, Tensor], target: Layout) -> dict[str, T
         (name,) = (getattr(row, target) for row in VIT if row.timm == "pos_embed")
         if name in translated and translated[name].ndim == 3:
             position = translated[name]
-            flat = (-1, 1, position.shape[-1]) if target == "swag" else (1, -1, position.shape[-1])
-            translated[name] = position.reshape(flat)
+            # The original puts tokens first: (1 + h w, 1, D), others (1, 1 + h w, D).
+            shape = (-1, 1, position.shape[-1]) if target == "swag" else (1, -1, position.shape[-1])
+            translated[name] = position.reshape(shape)
     return translated
 
 
 def find_unknown_keys(state: Iterable[str]) -> list[str]:
-    """The keys of a recognised layout that its table does not know."""
-    found = recognise_layout(state)
-    assert found is not None
-    return [
-        key for key in state if not any(pattern.fullmatch(key) for pattern, _ in _patterns(*found))
-    ]
+    """Return the keys of a recognised state dict that its layout does not have."""
+    layout = recognise_layout(state)
+    assert layout is not None
+    patterns = [pattern for pattern, _ in _compile_patterns(*layout)]
+    return [key for key in state if not any(pattern.fullmatch(key) for pattern in patterns)]
 
 
 def resize_position_embedding(
     position: Tensor, old: tuple[int, int], new: tuple[int, int]
 ) -> Tensor:
-    """(1, 1 + h w, D) learned on grid `old` -> the same for grid `new`.
+    """Resize a position embedding to another grid of patches.
 
-    The class token is kept; the grid is resized bicubically with aligned corners and no antialiasing, as the published
-    fine-tuned models were made (torchvision's `interpolate_embeddings` does the same).
+    The class token's position is kept. The others are resized bicubically with aligned corners and
+    without antialiasing, as for the published fine-tuned models (and as by torchvision's
+    `interpolate_embeddings`).
+
+    Args:
+        position: (1, 1 + h w, D), learned on the grid `old`.
+        old: (rows, columns).
+        new: (rows, columns).
+
+    Returns:
+        (1, 1 + h' w', D) for the grid `new`.
     """
     token, grid = position[:, :1], position[:, 1:]
     grid = grid.reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
-    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=True).to(
-        position.dtype
-    )
-    return cat([token, grid.flatten(2).transpose(1, 2)], dim=1)
+    # In float32: half precision would round the interpolation's weights.
+    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=True)
+    return cat([token, grid.to(position.dtype).flatten(2).transpose(1, 2)], dim=1)
 
 
 def _rename(key: str, family: str, source: Layout, target: Layout) -> str:
-    for pattern, row in _patterns(family, source):
+    """Return a key's name in the layout `target`; an unknown key unchanged."""
+    for pattern, row in _compile_patterns(family, source):
         if match := pattern.fullmatch(key):
             values = match.groupdict()
             if "b1" in values:
@@ -176,14 +186,14 @@ def _rename(key: str, family: str, source: Layout, target: Layout) -> str:
 
 
 @cache
-def _patterns(family: str, layout: Layout) -> tuple[tuple[re.Pattern[str], Names], ...]:
-    """Each row's template in `layout` as a regular expression."""
-    compiled = []
+def _compile_patterns(family: str, layout: Layout) -> tuple[tuple[re.Pattern[str], Names], ...]:
+    """Compile each row's template in `layout` to a regular expression."""
+    patterns = []
     for row in TABLES[family]:
         text = re.escape(getattr(row, layout)).replace(r"\*", "(?P<rest>.+)")
         for name in ("i", "s", "b", "b1"):
-            text = text.replace(rf"\{{{name}\}}", rf"(?P<{name}>\d+)", 1).replace(
-                rf"\{{{name}\}}", f"(?P={name})"
-            )
-        compiled.append((re.compile(text), row))
-    return tuple(compiled)
+            # The first occurrence captures the number, a further one must repeat it.
+            text = text.replace(rf"\{{{name}\}}", rf"(?P<{name}>\d+)", 1)
+            text = text.replace(rf"\{{{name}\}}", f"(?P={name})")
+        patterns.append((re.compile(text), row))
+    return tuple(patterns)

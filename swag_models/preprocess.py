@@ -1,4 +1,4 @@
-"""Pictures -> model input: any file or PIL image to upright RGB, then the `Preprocess` of a model.
+"""From image files to model input: decoding to upright RGB, then the preprocessing of a model.
 
 Axes: C channels, H W pixels.
 """
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspicious file: a quarter of 1 GiB as RGB
-EXIF = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for it
-TURNS = {  # by EXIF's orientation; Pillow's own function also writes the other tags anew, and fails on odd ones
+# Entries of `Image.info` in which Pillow looks for an orientation
+ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+# By EXIF orientation. Pillow's `exif_transpose` also rewrites the other tags and fails on odd ones.
+TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,9 +35,14 @@ TURNS = {  # by EXIF's orientation; Pillow's own function also writes the other 
 def read_image(
     source: str | os.PathLike[str] | IO[bytes] | Image.Image, name: str | None = None
 ) -> Image.Image:
-    """A picture as an upright RGB image, the first frame if it is animated; ImageError says what is wrong with it.
+    """Read an image as upright 8-bit RGB; of an animation, the first frame.
 
-    `name` is what to call it in messages, if `source` is not a path.
+    Args:
+        source: a path, an open file or a PIL image.
+        name: what messages call it, if `source` is not a path.
+
+    Raises:
+        ImageError: not an image, damaged, too large, or without a defined conversion to RGB.
     """
     name = name or str(source)
     try:
@@ -51,27 +58,26 @@ def read_image(
         raise ImageError(
             f"{name} has too many pixels; at most {MAX_PIXELS} are read, resize it first"
         ) from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:  # Pillow's decoders raise all three on broken files
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
         raise ImageError(
             f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright 8-bit RGB image: EXIF rotation applied, 16 bits scaled to 8, transparency laid on white.
+    """Convert an image to upright 8-bit RGB.
 
-    ImageError for 32-bit floating-point images, whose range is not defined.
+    The EXIF orientation is applied, 16 bits are scaled to 8, and transparent parts show white.
+
+    Raises:
+        ImageError: a 32-bit floating-point image, whose range of values is not defined.
     """
-    if (turn := TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))) is not None:
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if (transposition := TRANSPOSITIONS.get(orientation)) is not None:
         info = image.info
-        image = image.transpose(turn)
-        image.info = {
-            name: info[name] for name in info if name not in EXIF
-        }  # which would have it turned again
+        image = image.transpose(transposition)
+        # Without the orientation, so that no one rotates the image a second time.
+        image.info = {key: value for key, value in info.items() if key not in ORIENTATION_KEYS}
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
@@ -79,9 +85,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(
             "a 32-bit floating-point image has no defined range; convert it to 8 or 16 bits"
         )
-    if image.mode == "La":
+    if image.mode == "La":  # premultiplied alpha, which Pillow converts to LA only
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        # On white: Pillow's own conversion would show the colours hidden under transparent pixels.
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image.load()
@@ -89,12 +96,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 class Transform:
-    """What a `Preprocess` says, done: PIL image, or uint8 tensor (..., 3, H, W) -> float32 tensor (..., 3, h, w).
+    """Preprocessing of a model: PIL image or uint8 tensor (..., 3, H, W) -> float32 (..., 3, h, w).
 
-    On PIL images it equals torchvision's own preset for these weights. It can be sent to worker processes.
+    On PIL images the result equals that of torchvision's preset for the same weights, bit for bit.
+    Instances can be pickled, for worker processes.
 
-    vectorised: PIL images too are resized by torch instead of Pillow: with the vector instructions of `acceleration.has_fast_resize`
-        in a fifth of the time, for a byte in some hundreds that is one off.
+    Args:
+        preprocess: sizes, interpolation, mean and std.
+        vectorised: resize PIL images with torch instead of Pillow. With the vector instructions
+            that `acceleration.has_fast_resize` tests for, this takes a fifth of the time; one byte
+            in some hundreds differs by 1.
     """
 
     def __init__(self, preprocess: Preprocess, *, vectorised: bool = False) -> None:
@@ -105,7 +116,17 @@ class Transform:
         return self.normalise(self.fit(image))
 
     def fit(self, image: Image.Image | Tensor) -> Tensor:
-        """The first half, for workers: resize and crop; bytes (..., 3, h, w) unless floats were given."""
+        """Resize and crop: the first half of the work, for worker threads.
+
+        Args:
+            image: a PIL image or a tensor (..., 3, H, W).
+
+        Returns:
+            (..., 3, h, w), uint8 for a PIL image, else of the dtype of `image`.
+
+        Raises:
+            ImageError: not an image, or too large when resized.
+        """
         import torch
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as F
@@ -121,10 +142,12 @@ class Transform:
             raise ImageError(
                 f"cannot preprocess {what}; give a PIL image or a tensor (..., 3, H, W)"
             )
+        # A narrow image grows along its long side, without limit.
         resized = list(cover_size(height, width, *self.preprocess.size))
         if resized[0] * resized[1] > MAX_PIXELS:
             raise ImageError(
-                f"a picture of {width}x{height} would be {resized[1]}x{resized[0]} when resized; crop it first"
+                f"an image of {width}x{height} would be {resized[1]}x{resized[0]} when resized; "
+                "crop it first"
             )
         image = F.resize(
             image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True
@@ -133,15 +156,22 @@ class Transform:
         return image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
 
     def normalise(self, tensor: Tensor) -> Tensor:
-        """The second half, for whole batches on any device: bytes (..., 3, h, w) -> float32 of the weights' mean and std."""
+        """Scale to [0, 1] and normalise: the second half, for whole batches on any device.
+
+        Args:
+            tensor: (..., 3, h, w), uint8 or floating point.
+
+        Returns:
+            float32 tensor of the same shape.
+        """
         import torch
         from torchvision.transforms.functional import convert_image_dtype
         from torchvision.transforms.v2 import functional as F
 
         if tensor.dtype != torch.uint8:
-            tensor = convert_image_dtype(tensor, torch.float32)  # v2's own differs in the last bit
+            tensor = convert_image_dtype(tensor, torch.float32)  # v2's differs in the last bit
             return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))
-        # The same, in one piece of memory: for a batch, making more of it takes longer than the arithmetic.
+        # The same in place: for a batch, allocating memory takes longer than the arithmetic.
         tensor = tensor.to(torch.float32).div_(255)
         return F.normalize(
             tensor, list(self.preprocess.mean), list(self.preprocess.std), inplace=True
@@ -152,7 +182,17 @@ class Transform:
 
 
 def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:
-    """The size an image (height, width) is resized to, in proportion, to just cover (to_height, to_width)."""
+    """Return the smallest size in an image's proportions that covers a target size.
+
+    Args:
+        height: of the image, in pixels, as all sizes.
+        width: of the image.
+        to_height: of the target.
+        to_width: of the target.
+
+    Returns:
+        (height, width). The longer side is truncated to an integer, as torchvision does.
+    """
     if to_height * width >= to_width * height:
         return to_height, max(to_width, int(to_height * width / height))
     return max(to_height, int(to_width * height / width)), to_width

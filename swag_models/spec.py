@@ -1,6 +1,6 @@
-"""The nouns of the library as frozen values, with JSON both ways. Imports no torch.
+"""Frozen dataclasses that describe a model, and their JSON form. Imports no torch.
 
-Sizes are in pixels, (height, width) where two are given.
+Sizes are in pixels, pairs of them as (height, width).
 """
 
 from __future__ import annotations
@@ -29,16 +29,23 @@ if TYPE_CHECKING:
 ImageSize = int | tuple[int, int]
 Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg"]
-Progress = Union[
-    bool, "type[tqdm[Any]]"
-]  # of a download: whether to draw a bar on a terminal, or a bar to use in any case
-UNKNOWN = "unknown"  # the licence of weights of which nobody stated one, in the Hub's word
+# Progress of a download: True draws a bar on a terminal; a tqdm class is used in any case.
+Progress = Union[bool, "type[tqdm[Any]]"]
+UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated licence
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """A Vision Transformer (Dosovitskiy et al., arXiv 2010.11929)."""
+    """Architecture of a Vision Transformer (Dosovitskiy et al., arXiv 2010.11929).
+
+    Args:
+        patch_size: side of a patch in pixels.
+        depth: number of blocks.
+        width: dimension of a token.
+        num_heads: attention heads per block.
+        mlp_width: hidden dimension of the MLP in each block.
+    """
 
     family: ClassVar[str] = "vit"
     patch_size: int
@@ -50,7 +57,17 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class RegNetConfig:
-    """A RegNetY (Radosavovic et al., arXiv 2003.13678), given by the rule its stage widths come from."""
+    """Architecture of a RegNetY (Radosavovic et al., arXiv 2003.13678), by its width rule.
+
+    Args:
+        depth: number of blocks in all stages.
+        w_0: width of the first block before quantisation, in channels.
+        w_a: channels by which the width grows per block.
+        w_m: ratio of the widths of two stages.
+        group_width: channels per group of the 3x3 convolutions.
+        se_ratio: channels of the squeeze-excite bottleneck per input channel of its block.
+        stem_width: output channels of the stem.
+    """
 
     family: ClassVar[str] = "regnet"
     depth: int
@@ -70,19 +87,30 @@ class RegNetConfig:
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
-        """(width, depth) of each stage: block widths w_0 + w_a * j, quantised to w_0 * w_m ** k, in whole groups."""
+        """(width, depth) of each stage.
+
+        Block j has width w_0 + w_a * j, quantised to the nearest w_0 * w_m ** k in log space
+        (section 3.3 of the paper). Blocks of equal width form a stage.
+        """
         widths = []
         for block in range(self.depth):
             power = round(math.log((self.w_0 + self.w_a * block) / self.w_0) / math.log(self.w_m))
             width = round(self.w_0 * self.w_m**power / 8) * 8
             group_width = min(self.group_width, width)
-            widths.append(round(width / group_width) * group_width)
+            widths.append(round(width / group_width) * group_width)  # whole groups
         return tuple((width, widths.count(width)) for width in sorted(set(widths)))
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a picture becomes a model's input: resize to cover `image_size`, crop its centre, scale to [0, 1], normalise."""
+    """Preprocessing: resize to cover `image_size`, crop the centre, scale to [0, 1], normalise.
+
+    Args:
+        image_size: pixels, int or (height, width).
+        interpolation: of the resizing.
+        mean: subtracted per channel (R, G, B), for values in [0, 1]; by default ImageNet's.
+        std: divided by per channel, likewise.
+    """
 
     image_size: ImageSize
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
@@ -96,19 +124,20 @@ class Preprocess:
     @property
     def size(self) -> tuple[int, int]:
         """`image_size` as (height, width)."""
-        return (
-            self.image_size
-            if isinstance(self.image_size, tuple)
-            else (self.image_size, self.image_size)
-        )
+        size = self.image_size
+        return size if isinstance(size, tuple) else (size, size)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One place that offers a weight file.
+    """One place to get a weight file from.
 
-    `url` is https://..., hf://org/repo[@revision]/file, file:///path or package://file (shipped with this library).
-    `sha256` is what the publisher states: all 64 hex digits, or the leading ones; None where nothing is stated.
+    Args:
+        url: https://..., hf://org/repo[@revision]/file, file:///path or package://file (shipped
+            with this library).
+        layout: naming scheme of the tensors in the file.
+        sha256: the hash that the publisher states, all 64 hex digits or the leading ones; None if
+            there is none.
     """
 
     url: str
@@ -117,18 +146,22 @@ class Source:
 
     @property
     def file_name(self) -> str:
-        """The file's name on disk; with its repository, where every repository has a file of the same name."""
+        """The file's name in the cache."""
         path = self.url.split("?")[0]
-        return (
-            path.removeprefix("hf://").replace("/", "--")
-            if path.startswith("hf://")
-            else path.rsplit("/", 1)[-1]
-        )
+        if path.startswith("hf://"):  # all repositories use the same file name: include theirs
+            return path.removeprefix("hf://").replace("/", "--")
+        return path.rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Published accuracy, in percent, on the validation or held-out split of `dataset`."""
+    """Published accuracy.
+
+    Args:
+        dataset: name; its validation or held-out split was used.
+        top1: top-1 accuracy in percent.
+        top5: top-5 accuracy in percent, if published.
+    """
 
     dataset: str
     top1: float
@@ -137,12 +170,27 @@ class Metrics:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is known of one model: enough to fetch, build, feed and cite it.
+    """Description of one model: how to download, build, use and cite it.
 
-    `classes` is the name of a public label set ("imagenet-1k") or the class names themselves; None goes with no head.
-    `synsets` is the WordNet 3.0 id of each class ("n07739125"), where the classes are hashtags.
-    `num_params` counts parameters without buffers; `gmacs` is 10^9 multiply-adds for one image of `image_size`;
-    `global_pool` is what `models.build` takes, None for the family's own.
+    Args:
+        name: identifier, unique in the catalog.
+        arch: architecture, shared by the variants of a model.
+        variant: how the weights were trained, for example "in1k".
+        description: the same in words.
+        config: the architecture's dimensions.
+        preprocess: the preprocessing that the weights expect.
+        num_classes: number of logits; None without a head.
+        classes: a public label set ("imagenet-1k") or the class names; None without a head or if
+            the classes have no names.
+        num_params: number of parameters, without buffers.
+        gmacs: 10^9 multiply-adds for one image of `preprocess.image_size`.
+        metrics: published accuracy, if any.
+        license: SPDX or Hub identifier of the weights' licence.
+        license_url: link to its text.
+        sources: where to get the weights, tried in order.
+        in_chans: input channels.
+        global_pool: as for `models.build`; None for the family's default.
+        synsets: WordNet 3.0 id of each class ("n07739125"), if the classes are hashtags.
     """
 
     name: str
@@ -165,32 +213,43 @@ class ModelSpec:
 
     @property
     def family(self) -> str:
+        """Model family, "vit" or "regnet"."""
         return self.config.family
 
     @property
     def image_size(self) -> ImageSize:
+        """Default input size in pixels."""
         return self.preprocess.image_size
 
     @property
     def size_mib(self) -> float:
-        """Size of the float32 weights in MiB, hence about that of a download."""
+        """Size of the float32 weights in MiB, about the size of the download."""
         return self.num_params * 4 / 2**20
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON-ready values; the configuration carries its `family`."""
+        """Return the spec as JSON values; `config` includes its `family`."""
         return {**asdict(self), "config": {"family": self.family, **asdict(self.config)}}
 
     def to_json(self) -> str:
+        """Return the spec as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
     def from_dict(cls, data: Any) -> ModelSpec:
-        """The inverse of `to_dict`; ConfigError names a field that is unknown, missing or of another kind."""
+        """Return the spec that `to_dict` converted.
+
+        Raises:
+            ConfigError: a field is unknown, missing or of another type.
+        """
         return decode_fields(cls, data, "")
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:
-        """The inverse of `to_json`; ConfigError says what is wrong with the text."""
+        """Return the spec that `to_json` converted.
+
+        Raises:
+            ConfigError: invalid JSON, or a field is unknown, missing or of another type.
+        """
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:

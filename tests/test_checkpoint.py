@@ -168,7 +168,7 @@ class TestWrappers:
         with caplog.at_level(logging.WARNING, "swag_models"):
             assert_same(read_state_dict(tmp_path / "file"), state)
         (message,) = caplog.messages
-        assert "model_ema is taken" in message
+        assert "using model_ema" in message
         assert str(tmp_path / "file") in message
 
 

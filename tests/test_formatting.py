@@ -2,7 +2,7 @@
 
 import os
 
-from swag_models.formatting import markdown_table, printable
+from swag_models.formatting import list_names, markdown_table, printable
 
 
 def test_bytes_of_a_file_name_that_are_not_utf8_are_escaped() -> None:
@@ -13,6 +13,12 @@ def test_bytes_of_a_file_name_that_are_not_utf8_are_escaped() -> None:
 def test_printable_accepts_paths_and_its_result_can_be_encoded(tmp_path) -> None:
     name = printable(tmp_path / os.fsdecode(b"\xff.jpg"))
     assert name.encode("utf-8").decode("utf-8") == rf"{tmp_path}/\xff.jpg"
+
+
+def test_a_long_list_of_names_ends_in_the_number_of_the_others() -> None:
+    assert list_names(["a", "b"], limit=2) == "a, b"
+    assert list_names(["a", "b", "c", "d"], limit=2) == "a, b and 2 more"
+    assert list_names([]) == ""
 
 
 def test_a_table_has_a_header_a_rule_and_one_line_per_row() -> None:

@@ -414,6 +414,6 @@ class TestBrokenFiles:
 def test_a_picture_too_narrow_to_resize_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(
         ImageError,
-        match=f"a picture of {size[0]}x{size[1]} would be .* when resized; crop it first",
+        match=f"an image of {size[0]}x{size[1]} would be .* when resized; crop it first",
     ):
         Transform(Preprocess(384))(Image.new("RGB", size))

@@ -1,8 +1,6 @@
-"""Configurations made into modules: `build` is the one place that knows which class serves which configuration."""
+"""Models as PyTorch modules. `build` makes one from a configuration."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 from swag_models.errors import ConfigError
 from swag_models.models.backbone import Backbone, check_choice
@@ -10,7 +8,7 @@ from swag_models.models.fpn import FeaturePyramid
 from swag_models.models.param_groups import group_parameters
 from swag_models.models.regnet import RegNet
 from swag_models.models.vit import ViT
-from swag_models.spec import ImageSize, RegNetConfig, ViTConfig
+from swag_models.spec import ImageSize, Pool, RegNetConfig, ViTConfig
 
 __all__ = ["Backbone", "FeaturePyramid", "RegNet", "ViT", "build", "group_parameters"]
 
@@ -24,14 +22,26 @@ def build(
     drop_rate: float = 0.0,
     attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-    global_pool: Literal["token", "avg"] | None = None,
+    global_pool: Pool | None = None,
 ) -> ViT | RegNet:
-    """A freshly initialised model, in training mode, on torch's current default device (`meta` for no memory at all).
+    """Build a freshly initialised model in training mode, on torch's current default device.
 
-    `image_size` is in pixels, an int or (height, width): for a ViT a multiple of the patch, for a RegNet at least 32.
-    `drop_rate` drops features before the head, `attn_drop_rate` attention weights, `drop_path_rate` residual branches
-    (of the last layer; less in earlier ones). `global_pool` is "token" (default) or "avg" for a ViT, "avg" for a RegNet.
-    ConfigError names a value that cannot be.
+    On the `meta` device it takes no memory and is not initialised.
+
+    Args:
+        config: the architecture.
+        num_classes: size of the head; None for no head.
+        image_size: pixels, int or (height, width). For a ViT a multiple of the patch size, for a
+            RegNet at least 32.
+        in_chans: input channels.
+        drop_rate: dropout before the head.
+        attn_drop_rate: dropout of attention weights (ViT only).
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        global_pool: pooling before the head: "token" (class token, default) or "avg" for a ViT,
+            "avg" for a RegNet.
+
+    Raises:
+        ConfigError: a value is not allowed.
     """
     size = check_image_size(image_size)
     match config:
@@ -65,8 +75,13 @@ def build(
 
 
 def check_image_size(image_size: ImageSize) -> tuple[int, int]:
-    """(height, width) of an int or a pair, or ConfigError."""
+    """Return an image size as (height, width).
+
+    Raises:
+        ConfigError: anything but a positive int or a pair of them.
+    """
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    # `type(...) is int`, because True is an int too.
     if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
         raise ConfigError(f"image_size is {image_size!r}; give pixels as an int or (height, width)")
     return size[0], size[1]

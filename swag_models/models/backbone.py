@@ -1,6 +1,6 @@
-"""What both families share: the interface (timm's names), input checks, stochastic depth.
+"""The interface of both families (with timm's names), checks of arguments, stochastic depth.
 
-Axes: N batch, C channels, H W pixels.
+Axes: N batch, C channels, D feature channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -23,10 +23,15 @@ M = TypeVar("M", bound=nn.Module)
 class Backbone(nn.Module):
     """A trunk with an optional linear head.
 
-    `num_features` is the channel count of the features, `num_classes` that of the logits (None: no head),
-    `image_size` the (height, width) the model is made for. `layers` names the parts of the trunk in the order that images
-    pass them, a tuple for each layer. `feature_info` says of each map of `forward_intermediates` its channels (`num_chs`),
-    how many pixels one of its cells is wide (`reduction`) and the module it comes from.
+    Attributes:
+        layers: names of the trunk's parameters and modules, in forward order, a tuple per layer.
+        feature_info: for each map of `forward_intermediates` its channels (`num_chs`), the pixels
+            per cell (`reduction`) and the module that computes it (`module`).
+        num_features: channels of the features.
+        num_classes: number of logits; None without a head.
+        image_size: (height, width) in pixels for which the model was built.
+        in_chans: input channels.
+        spec: the description of a model that `load_model` made; else None.
     """
 
     layers: tuple[tuple[str, ...], ...]
@@ -35,7 +40,7 @@ class Backbone(nn.Module):
     num_classes: int | None
     image_size: tuple[int, int]
     in_chans: int
-    spec: ModelSpec | None = None  # where the model came from, if `load_model` made it
+    spec: ModelSpec | None = None
 
     def __init__(
         self,
@@ -50,20 +55,24 @@ class Backbone(nn.Module):
         check_num_classes(num_classes)
         if type(in_chans) is not int or in_chans < 1:
             raise ConfigError(f"in_chans is {in_chans!r}; give a positive number of channels")
-        self.num_features = self.head_hidden_size = (
-            num_features  # timm's name for what a head is given
-        )
+        # timm's name for the channels of the head's input; with a linear head they are the same.
+        self.num_features = self.head_hidden_size = num_features
         self.num_classes = num_classes
         self.image_size = image_size
         self.in_chans = in_chans
         self.drop_rate = check_rate("drop_rate", drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The trunk's features, before pooling and head."""
+        """Return the trunk's features, before pooling and head: tokens or a feature map."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features of `forward_features` -> logits (N, num_classes), or pooled features (N, D) if `pre_logits`."""
+        """Return the logits (N, num_classes).
+
+        Args:
+            x: what `forward_features` returned.
+            pre_logits: return the pooled features (N, D) instead.
+        """
         raise NotImplementedError
 
     def forward_intermediates(
@@ -76,74 +85,111 @@ class Backbone(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Images -> (features, maps): those of `forward_features`, and feature maps on the way to them.
+        """Return the features and feature maps of earlier layers.
 
-        indices: which of `feature_info`: the last n for an int, all for None, or positions, negative ones from the end.
-        stop_early: run nothing above the last of them; the features are then those so far.
-        intermediates_only: return the list of maps alone.
+        Args:
+            x: images (N, C, H, W).
+            indices: which maps of `feature_info` to return: the last n for an int, all for None,
+                or positions, where negative ones count from the end.
+            norm: apply the model's last norm to the maps.
+            stop_early: skip the layers after the last chosen map.
+            output_fmt: "NCHW" for maps; a ViT also has "NLC" for tokens.
+            intermediates_only: return only the list of maps.
+
+        Returns:
+            (features, maps): the features of `forward_features`, or those of the last layer that
+            ran, and a list of maps.
         """
         raise NotImplementedError
 
     def forward_attention(
         self, x: Tensor, indices: int | Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Images -> attention maps of the blocks chosen as in `forward_intermediates`; ConfigError where there is none."""
+        """Return the attention maps of blocks.
+
+        Args:
+            x: images (N, C, H, W).
+            indices: which blocks, as in `forward_intermediates`.
+
+        Raises:
+            ConfigError: the model has no attention.
+        """
         raise ConfigError(
             f"a {type(self).__name__} has no attention maps; a ViT has, and Grad-CAM works for both"
         )
 
     def get_classifier(self) -> nn.Module:
-        """The linear head, or Identity."""
+        """Return the linear head, or Identity without one."""
         raise NotImplementedError
 
     def reset_classifier(self, num_classes: int | None, global_pool: Any = None) -> None:
-        """Put a fresh head of `num_classes` outputs in place, None or 0 for none; `global_pool` as in `build`, or kept."""
+        """Replace the head by a freshly initialised one.
+
+        Args:
+            num_classes: number of logits; None or 0 for no head.
+            global_pool: as in `build`; by default unchanged.
+        """
         raise NotImplementedError
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters into layers, as timm's optimizers read them; `coarse` for whole stages."""
+        """Return regular expressions that sort parameters into layers, for timm's optimizers.
+
+        Args:
+            coarse: one layer per stage instead of per block.
+        """
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay should leave alone, beside biases and norms."""
+        """Return the names of parameters without weight decay, besides biases and norms."""
         return set()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only each block's input for the backward pass and compute the rest again: less memory, a third more time."""
+        """Turn gradient checkpointing on or off: less memory for about a third more time.
+
+        Args:
+            enable: store only each block's input, and recompute the rest in the backward pass.
+        """
         for module in self.modules():
             if isinstance(module, Blocks):
                 module.grad_checkpointing = enable
 
     def freeze(self, up_to: str | None = None) -> None:
-        """Stop training the trunk, or its parts up to and including `up_to`: "blocks.5", "s3", or any other of `layers`.
+        """Stop training the trunk or its first layers.
 
-        Their parameters get no gradients, and their batch norm, dropout and stochastic depth stay as in evaluation, whatever
-        `train()` is told. Freezing adds to what is frozen; the head is not part of it. ConfigError lists the names.
+        Their parameters get no gradients, and their batch norms, dropout and stochastic depth stay
+        in evaluation mode even after `train()`. The head is never frozen. A second call cannot
+        freeze less than the first.
+
+        Args:
+            up_to: the last part to freeze: "blocks.5", "s3" or any other name in `layers`; by
+                default the whole trunk.
+
+        Raises:
+            ConfigError: `up_to` is unknown; lists the names.
         """
         ends: dict[str, int] = {}
         for end, part in enumerate(part for layer in self.layers for part in layer):
-            ends[part.split(".")[0]] = ends[part] = end  # a stage ends with its last block
+            ends[part.split(".")[0]] = ends[part] = end  # the last block of a stage wins
         if up_to is not None and up_to not in ends:
             raise ConfigError(
                 f"up_to is {up_to!r}; allowed: {', '.join(ends)}, or None for the whole trunk"
             )
         last = max(ends.values()) if up_to is None else ends[up_to]
-        self.frozen = max(
-            self.frozen, tuple(part for part, end in ends.items() if end <= last), key=len
-        )
+        parts = tuple(part for part, end in ends.items() if end <= last)
+        self.frozen = max(self.frozen, parts, key=len)
         for part in self.frozen:
             attrgetter(part)(self).requires_grad_(False)
         self.train(self.training)
 
     def unfreeze(self) -> None:
-        """Train again what `freeze` stopped."""
+        """Undo `freeze`: train all parameters again."""
         for part in self.frozen:
             attrgetter(part)(self).requires_grad_(True)
         self.frozen = ()
         self.train(self.training)
 
     def train(self: B, mode: bool = True) -> B:
-        """As torch's, except for what is frozen."""
+        """Set the training mode, as torch does; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in self.frozen:
             if isinstance(module := attrgetter(part)(self), nn.Module):
@@ -153,24 +199,27 @@ class Backbone(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As torch's, for a state dict in the swag, torchvision or timm layout (timm's names are the native ones).
+        """Load a state dict in the swag, torchvision or timm layout; else as torch's method.
 
-        Names are translated; nothing is resized or replaced, as `load_model(weights=...)` does.
+        Only names are translated. Unlike `load_model(weights=...)`, nothing is resized or replaced.
         """
         if recognise_layout(state_dict) is not None:
             state_dict = translate_layout(state_dict, "timm")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _join_trunk(self, head: M, weight: Tensor) -> M:
-        """A fresh head on the trunk's device and dtype; real even if the trunk is still on meta, so that its init lasts."""
+        """Move a new head to the trunk's device and dtype.
+
+        If the trunk is still on meta the head stays where it is, so as not to lose its values.
+        """
         head.train(self.training)
         return head if weight.is_meta else head.to(weight)
 
     def _check_input(self, x: Tensor) -> tuple[int, int]:
-        """(H, W) of a batch, or ConfigError."""
+        """Return (H, W) of a batch of images; raise ConfigError for anything else."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise ConfigError(f"input is {what}; give load_preprocess(name)(picture).unsqueeze(0)")
+            raise ConfigError(f"input is {what}; give load_preprocess(name)(image).unsqueeze(0)")
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ConfigError(
                 f"input has shape {tuple(x.shape)}; expected (N, {self.in_chans}, H, W)"
@@ -179,7 +228,13 @@ class Backbone(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., arXiv 1603.09382): in training, drop a residual branch for whole samples."""
+    """Stochastic depth: in training, drop a residual branch for whole samples.
+
+    See Huang et al., arXiv 1603.09382.
+
+    Args:
+        rate: probability of dropping.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -189,43 +244,60 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
+        return x * keep / (1 - self.rate)  # rescaled, so that the expectation is unchanged
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:g}"
 
 
 def choose_levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Positions among `count` levels, in order: the last n for an int, all for None, negative ones from the end."""
+    """Return the chosen positions among `count` levels, sorted and without duplicates.
+
+    Args:
+        indices: the last n for an int, all for None, or positions, negative ones from the end.
+        count: number of levels.
+
+    Raises:
+        ConfigError: nothing is chosen, or a position is out of range.
+    """
     last = count if indices is None else indices
     chosen = range(-last, 0) if isinstance(last, int) else last
     if not chosen or not all(
         isinstance(level, int) and -count <= level < count for level in chosen
     ):
         raise ConfigError(
-            f"indices is {indices!r}; give how many of the last, 1 to {count}, or positions below {count}"
+            f"indices is {indices!r}; give the number of last levels, 1 to {count}, "
+            f"or positions below {count}"
         )
     return sorted({level % count for level in chosen})
 
 
 def check_choice(name: str, value: object, family: str, *allowed: str) -> None:
+    """Raise ConfigError unless the value of the argument `name` is allowed for a model family."""
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r}; allowed for a {family}: {', '.join(allowed)}")
 
 
 def spread_rates(rate: float, depth: int) -> list[float]:
-    """Stochastic-depth rates growing linearly from 0 at the first layer to `rate` at the last."""
+    """Return stochastic-depth rates that grow linearly from 0 at the first block to `rate`.
+
+    Args:
+        rate: of the last block.
+        depth: number of blocks.
+    """
     check_rate("drop_path_rate", rate)
     return [rate * layer / max(depth - 1, 1) for layer in range(depth)]
 
 
 def check_rate(name: str, rate: float) -> float:
+    """Return the value of the argument `name`; raise ConfigError if it is not in [0, 1)."""
     if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
         raise ConfigError(f"{name} is {rate!r}; give a number from 0 up to, not including, 1")
     return rate
 
 
 def check_num_classes(num_classes: int | None) -> None:
+    """Raise ConfigError unless `num_classes` is None or positive."""
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise ConfigError(
             f"num_classes is {num_classes!r}; give a positive number, or None for no head"

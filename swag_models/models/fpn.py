@@ -1,6 +1,6 @@
-"""A feature pyramid on top of any model, as torchvision's detectors expect one.
+"""Feature pyramids on top of any model, in the form that torchvision's detectors expect.
 
-Axes: N batch, C channels, H W pixels, h w grid, D the trunk's width.
+Axes: N batch, C channels, H W pixels, h w grid, D feature channels of the trunk.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from torch import Tensor, nn
 from swag_models.models.backbone import Backbone
 from swag_models.models.vit import ViT
 
-STRIDES = (4, 8, 16, 32)  # pixels from one cell of a level to the next
+STRIDES = (4, 8, 16, 32)  # pixels per cell of each level
 
 
 class FeaturePyramid(nn.Module):
-    """Images (N, C, H, W) of any size -> levels "0" to "3" and "pool", maps (N, out_channels, h, w) of stride 4 to 64.
+    """A model with a feature pyramid, for images (N, C, H, W) of any size.
 
-    A level has ceil(H / stride) rows and ceil(W / stride) columns. A RegNet's stages become an FPN (arXiv 1612.03144); the last
-    map of a ViT becomes the simple pyramid of ViTDet (arXiv 2203.16527), all attention being global. `model` is
-    used as it is, as `trunk`, without its head; what is frozen in it stays so.
+    Returns levels "0" to "3" and "pool": maps (N, out_channels, h, w) of stride 4 to 64, with
+    ceil(H / stride) rows and ceil(W / stride) columns. For a RegNet it is an FPN over its stages
+    (arXiv 1612.03144), for a ViT the simple pyramid of ViTDet from its last map (arXiv 2203.16527),
+    with global attention in all blocks.
+
+    Args:
+        model: used in place as `trunk`, not copied. It loses its head; what is frozen stays frozen.
+        out_channels: channels of each level.
     """
 
     def __init__(self, model: Backbone, out_channels: int = 256) -> None:
@@ -36,9 +41,9 @@ class FeaturePyramid(nn.Module):
         self.neck: nn.Module
         if isinstance(model, ViT):
             stride = 2 ** round(math.log2(model.patch_size))
-            self.scale = (
-                model.patch_size / stride
-            )  # patches of 14 cover 16 pixels of an image that is shrunk to 14/16
+            # Strides are powers of 2: after shrinking an image to 14/16 of its size, a patch of 14
+            # covers 16 of the original pixels.
+            self.scale = model.patch_size / stride
             self.indices = [len(model.blocks) - 1]
             self.neck = SimplePyramid(model.num_features, stride, out_channels)
         else:
@@ -54,20 +59,27 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         height, width = x.shape[-2:]
+        # Pad to whole cells of the coarsest level; the levels are cut back below.
         x = F.pad(x, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
         if self.scale != 1:
             size = [round(side * self.scale) for side in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
         maps = self.trunk.forward_intermediates(x, self.indices, norm=True, intermediates_only=True)
-        levels = self.neck(OrderedDict((str(level), each) for level, each in enumerate(maps)))
+        levels = self.neck(OrderedDict((str(index), x) for index, x in enumerate(maps)))
         for (name, level), stride in zip(levels.items(), STRIDES):
             levels[name] = level[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
-        levels["pool"] = level[:, :, ::2, ::2]
+        levels["pool"] = level[:, :, ::2, ::2]  # stride 64, of the last level
         return levels
 
 
 class SimplePyramid(nn.Module):
-    """One map (N, D, h, w) -> maps (N, out_channels, ., .) of all strides, each computed from it alone."""
+    """Compute a map for each of `STRIDES` from one map (N, D, h, w), independently of each other.
+
+    Args:
+        width: channels of the map.
+        stride: pixels per cell of the map, a power of 2.
+        out_channels: channels of each level.
+    """
 
     def __init__(self, width: int, stride: int, out_channels: int) -> None:
         super().__init__()
@@ -81,14 +93,20 @@ class SimplePyramid(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each cell."""
+    """Layer norm over the channels of each cell of a map."""
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, h, w) -> (N, C, h, w)
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def make_level(width: int, doublings: float, out_channels: int) -> nn.Sequential:
-    """Doubles the resolution so often, or halves it if negative, then mixes channels and neighbours."""
+    """Build one level of a simple pyramid: resample, then a 1x1 and a 3x3 convolution.
+
+    Args:
+        width: input channels.
+        doublings: how many times the resolution is doubled; negative halves it.
+        out_channels: output channels.
+    """
     steps: list[nn.Module] = []
     for doubling in range(int(doublings)):
         steps += [ChannelNorm(width), nn.GELU()] if doubling else []

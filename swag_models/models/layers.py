@@ -10,9 +10,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from swag_models.models.linear import accelerate_linear
+
 
 class Blocks(nn.Sequential):
-    """Modules in turn; with `grad_checkpointing` each keeps its input only, and runs again in the backward pass."""
+    """A sequence of blocks, optionally with gradient checkpointing.
+
+    With `grad_checkpointing` each block stores only its input, and runs again in the backward pass.
+    """
 
     grad_checkpointing = False
 
@@ -22,10 +27,17 @@ class Blocks(nn.Sequential):
         return x
 
     def step(self, block: nn.Module, x: Tensor) -> Tensor:
-        """One block's output."""
+        """Run one block, with checkpointing if it is on.
+
+        Args:
+            block: one of the blocks.
+            x: its input.
+        """
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return block(x)
-        if torch.compiler.is_compiling():  # it takes no contexts, and runs no update twice
+            with accelerate_linear(x):
+                return block(x)
+        # The compiler accepts no contexts; nor does it need one, since it runs no update twice.
+        if torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False)
         return checkpoint(
             block,
@@ -37,16 +49,20 @@ class Blocks(nn.Sequential):
 
 @contextmanager
 def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Let batch norms work on copies of their running statistics, which a second run must not move again."""
-    kept = [
+    """Leave the running statistics of batch norms unchanged by the second run of a block.
+
+    Args:
+        module: its batch norms update copies of their statistics inside the `with` block.
+    """
+    statistics = [
         (norm, dict(norm._buffers)) for norm in module.modules() if isinstance(norm, _BatchNorm)
     ]
-    for norm, buffers in kept:
+    for norm, buffers in statistics:
         norm._buffers.update(
             {name: buffer if buffer is None else buffer.clone() for name, buffer in buffers.items()}
         )
     try:
         yield
     finally:
-        for norm, buffers in kept:
+        for norm, buffers in statistics:
             norm._buffers.update(buffers)

@@ -1,55 +1,94 @@
-"""Linear layers at full speed on AMD processors.
+"""Linear layers through oneDNN on AMD CPUs.
 
-Torch gives float32 matrix products on x86 to MKL, which on an AMD EPYC with AVX-512 reaches about half of what oneDNN does. A
-linear layer is a 1x1 convolution, and those go to oneDNN. On one with AVX2 alone, MKL is the faster of the two.
+PyTorch sends float32 matrix products on x86 to MKL, whose kernels for AMD CPUs use AVX2 only: where
+AVX-512 units are full width, it reaches about half the speed of oneDNN (benchmarks/README.md). A
+linear layer is a 1x1 convolution, and PyTorch sends convolutions to oneDNN. On an AMD CPU without
+AVX-512 MKL is the faster of the two.
 
-Axes: N batch, S tokens, D width in, E width out.
+Axes: N batch, S tokens, D input width, E output width.
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-MIN_PRODUCTS = 10**7  # multiply-adds; below, a convolution's own cost is more than it saves
+MIN_PRODUCTS = 10**7  # multiply-adds; below, a convolution's fixed cost exceeds what it saves
 
 
-def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """`layer(x)`, (N, S, D) -> (N, S, E).
+def accelerate_linear(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which linear layers use the faster library, if that is oneDNN for `x`.
 
-    Anything but a plain linear layer, without hooks, in plain float32 inference on such a processor is simply called, so that
-    adapters, quantisers, exporters and autograd see what they expect.
+    Modules keep their types and their `forward`, so state dicts, hooks, adapters, quantisers and
+    copies of a model are unaffected. With autograd, and while a compiler or exporter traces the
+    model, the context does nothing, so that they see linear layers.
+
+    Args:
+        x: tokens (N, S, D) that the layers are about to receive.
     """
-    if not (
-        type(layer) is nn.Linear
-        and type(layer.weight) is nn.Parameter
-        and x.dtype == layer.weight.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.shape[0] * x.shape[1] * layer.weight.numel() >= MIN_PRODUCTS
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or x.ndim != 3  # a feature map; RegNet blocks have no linear layers
+        or x.dtype != torch.float32
+        or x.device.type != "cpu"
+        or not is_mkl_slow()
+    ):
+        return nullcontext()
+    return OneDNNLinear()
+
+
+class OneDNNLinear(TorchFunctionMode):
+    """Compute large plain float32 `F.linear` calls of this thread as 1x1 convolutions."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is F.linear and not kwargs and _is_large_and_plain(*args):
+            return _convolve(*args)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_large_and_plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    return (
+        # A quantised or sharded weight is of another type and has its own kernels.
+        type(x) is Tensor
+        and type(weight) is nn.Parameter
+        and x.ndim == 3
+        and x.dtype == weight.dtype == torch.float32
+        and x.shape[0] * x.shape[1] * weight.numel() >= MIN_PRODUCTS
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-        and is_mkl_slow()
-    ):
-        return layer(x)
+        and not torch.compiler.is_compiling()  # a block compiled on its own
+    )
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear layer as a 1x1 convolution: (N, S, D) -> (N, S, E)."""
     image = x.contiguous().transpose(1, 2).unsqueeze(2)  # (N, D, 1, S), channels last
-    return F.conv2d(image, layer.weight[:, :, None, None], layer.bias).squeeze(2).transpose(1, 2)
+    return F.conv2d(image, weight[:, :, None, None], bias).squeeze(2).transpose(1, 2)
 
 
 @cache
 def is_mkl_slow() -> bool:
-    """Whether torch multiplies with MKL on a processor of AMD's with AVX-512, and has oneDNN to do better."""
+    """Return whether PyTorch uses MKL on an AMD CPU with AVX-512, and has oneDNN as well."""
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
         return False
     if "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False
-    processors = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (
-        processors.read_text() if processors.exists() else platform.processor()
-    )
+    cpu_info = Path("/proc/cpuinfo")
+    return "AuthenticAMD" in (cpu_info.read_text() if cpu_info.exists() else platform.processor())

@@ -1,4 +1,4 @@
-"""Optimizer groups: which parameters decay, and how fast each layer learns."""
+"""Parameter groups for optimizers: weight decay and layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -28,12 +28,24 @@ def group_parameters(
     layer_decay: float | None = None,
     no_decay: Exempt = "norms and biases",
 ) -> list[dict[str, Any]]:
-    """What a torch optimizer takes in place of `model.parameters()`: groups with their own `lr` and `weight_decay`.
+    """Sort a model's parameters into groups, which a torch optimizer accepts instead of parameters.
 
-    Norms, biases, class token and position embedding do not decay, or what `no_decay` says: norms alone, or nothing. With
-    `layer_decay`, in (0, 1], a layer learns at lr * layer_decay ** (layers above it), as in BEiT (arXiv 2106.08254): the head
-    at lr, the stem slowest. Each group's `scale` is that power. Frozen parameters are left out. ConfigError if `layer_decay`
-    is outside, or `no_decay` is something else.
+    Frozen parameters are left out.
+
+    Args:
+        model: its trainable parameters are grouped.
+        lr: learning rate of the head.
+        weight_decay: of all parameters that are not exempt.
+        layer_decay: in (0, 1]: a layer learns at lr * layer_decay ** (number of layers above it),
+            as in BEiT (arXiv 2106.08254). None for one rate.
+        no_decay: parameters exempt from weight decay. "norms and biases" includes the class token
+            and the position embedding.
+
+    Returns:
+        Groups with `params`, `lr`, `weight_decay` and `scale`, their power of `layer_decay`.
+
+    Raises:
+        ConfigError: `layer_decay` or `no_decay` is not allowed.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ConfigError(
@@ -41,25 +53,25 @@ def group_parameters(
         )
     if no_decay not in (allowed := get_args(Exempt)):
         raise ConfigError(f"no_decay is {no_decay!r}; allowed: {', '.join(allowed)}")
+    # By identity: a norm's parameters cannot be told from other vectors by name or shape.
     norms = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, NORMS)
         for parameter in module.parameters()
     }
-    undecayed = model.no_weight_decay()
+    exempt = model.no_weight_decay()
     layers = {name: find_layer(model, name) for name, _ in model.named_parameters()}
+    top_layer = max(layers.values())
     groups: dict[tuple[float, float], list[Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = {
                 "nothing": True,
                 "norms": id(parameter) not in norms,
-                "norms and biases": parameter.ndim > 1 and name not in undecayed,
+                "norms and biases": parameter.ndim > 1 and name not in exempt,
             }[no_decay]
-            scale = (
-                1.0 if layer_decay is None else layer_decay ** (max(layers.values()) - layers[name])
-            )
+            scale = 1.0 if layer_decay is None else layer_decay ** (top_layer - layers[name])
             groups.setdefault((scale, weight_decay if decays else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": lr * scale, "scale": scale, "weight_decay": decay}
@@ -68,7 +80,12 @@ def group_parameters(
 
 
 def find_layer(model: Backbone, name: str) -> int:
-    """The position among `model.layers` of the layer that a parameter is in, one above the last for the head."""
+    """Return the index in `model.layers` of a parameter's layer; for the head one above the last.
+
+    Args:
+        model: the model.
+        name: of the parameter.
+    """
     for layer, parts in enumerate(model.layers):
         if any(name == part or name.startswith(f"{part}.") for part in parts):
             return layer

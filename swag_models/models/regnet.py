@@ -1,6 +1,7 @@
-"""RegNetY, as the SWAG models use it: residual bottlenecks of ratio 1 with grouped convolutions and squeeze-excite.
+"""RegNetY as in the SWAG models: residual blocks with grouped convolutions and squeeze-excite.
 
-Axes: N batch, C channels, H W pixels, h w grid (H/32, W/32 at the end). Parameter names are timm's.
+Axes: N batch, C channels, D feature channels, H W pixels, h w grid (H/32, W/32 at the end).
+Parameter names are timm's.
 """
 
 from __future__ import annotations
@@ -24,11 +25,20 @@ from swag_models.models.backbone import (
 from swag_models.models.layers import Blocks
 from swag_models.spec import RegNetConfig
 
-MIN_SIZE = 32
+MIN_SIZE = 32  # pixels; the last feature map then has one cell
 
 
 class ConvNorm(nn.Module):
-    """Bias-free convolution, batch norm and, unless it ends a branch, ReLU."""
+    """Convolution without bias, batch norm and optionally ReLU.
+
+    Args:
+        in_width: input channels.
+        width: output channels.
+        kernel: side of the kernel in pixels.
+        stride: of the convolution.
+        groups: of the convolution.
+        act: apply ReLU; False at the end of a branch.
+    """
 
     def __init__(
         self,
@@ -51,7 +61,12 @@ class ConvNorm(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate computed from the channel means (Hu et al., arXiv 1709.01507)."""
+    """Scale each channel by a gate computed from the channel means (Hu et al., arXiv 1709.01507).
+
+    Args:
+        width: channels.
+        squeeze_width: channels of the bottleneck between the two layers.
+    """
 
     def __init__(self, width: int, squeeze_width: int) -> None:
         super().__init__()
@@ -65,7 +80,16 @@ class SqueezeExcite(nn.Module):
 
 
 class RegNetBlock(nn.Module):
-    """1x1, grouped 3x3, squeeze-excite, 1x1; added to the input, projected where the shape changes."""
+    """1x1, grouped 3x3 and 1x1 convolutions with squeeze-excite, added to the input.
+
+    Args:
+        in_width: input channels.
+        width: output channels.
+        stride: of the 3x3 convolution.
+        group_width: channels per group.
+        se_ratio: channels of the squeeze-excite bottleneck per input channel.
+        drop_path_rate: stochastic depth of the branch.
+    """
 
     def __init__(
         self,
@@ -83,6 +107,7 @@ class RegNetBlock(nn.Module):
         )
         self.se = SqueezeExcite(width, round(se_ratio * in_width))
         self.conv3 = ConvNorm(width, width, act=False)
+        # The shortcut is a projection where the shape changes.
         reshapes = in_width != width or stride != 1
         self.downsample = (
             ConvNorm(in_width, width, stride=stride, act=False) if reshapes else nn.Identity()
@@ -92,12 +117,17 @@ class RegNetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H / stride, W / stride)
         branch = self.drop_path(self.conv3(self.se(self.conv2(self.conv1(x)))))
-        branch += self.downsample(x)
+        branch += self.downsample(x)  # in place: the branch's output is not used elsewhere
         return self.act(branch)
 
 
 class Head(nn.Module):
-    """Global average pool and a linear layer."""
+    """A container for the linear layer, named as in timm; `RegNet.forward_head` pools and calls it.
+
+    Args:
+        width: channels of the pooled features.
+        num_classes: number of logits; None for no layer.
+    """
 
     def __init__(self, width: int, num_classes: int | None) -> None:
         super().__init__()
@@ -111,7 +141,16 @@ class Head(nn.Module):
 
 
 class RegNet(Backbone):
-    """Images (N, C, H, W), sides >= 32 -> logits (N, num_classes), or without a head the feature map (N, D, h, w)."""
+    """RegNetY: images (N, C, H, W) -> logits (N, num_classes), or the feature map (N, D, h, w).
+
+    Args:
+        config: widths and depths.
+        num_classes: number of logits; None for no head, which returns the feature map.
+        image_size: (height, width) in pixels, each at least 32.
+        in_chans: channels of the images.
+        drop_rate: dropout before the head.
+        drop_path_rate: stochastic depth of the last block.
+    """
 
     def __init__(
         self,
@@ -134,10 +173,10 @@ class RegNet(Backbone):
             blocks = Blocks()
             for block in range(1, depth + 1):
                 stride = 2 if block == 1 else 1
-                made = RegNetBlock(
+                module = RegNetBlock(
                     in_width, width, stride, config.group_width, config.se_ratio, next(rates)
                 )
-                blocks.add_module(f"b{block}", made)
+                blocks.add_module(f"b{block}", module)
                 layers.append(f"s{stage}.b{block}")
                 in_width = width
             self.add_module(f"s{stage}", blocks)
@@ -151,14 +190,17 @@ class RegNet(Backbone):
             self.init_weights()
 
     def init_weights(self) -> None:
-        """The published initialisation: convolutions N(0, 2/fan_out), batch norm 1 and 0 (torch's own), head N(0, 0.01)."""
+        """Initialise as published: convolutions N(0, 2/fan_out), head N(0, 0.01^2).
+
+        Batch norms keep torch's default, weight 1 and bias 0.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) -> feature map (N, D, h, w)."""
+        """Return the feature map (N, D, h, w) of images (N, C, H, W)."""
         x = self._lay_out(x)
         for level in self.feature_info:
             x = self.get_submodule(level["module"])(x)
@@ -173,9 +215,10 @@ class RegNet(Backbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Images (N, C, H, W) -> (feature map (N, D, h, w), maps (N, C', H', W') after the stem, 0, and stages from 1).
+        """Return the feature map (N, D, h, w), and the maps after the stem (0) and stages (from 1).
 
-        `norm` changes nothing: all maps come out of batch norms. The rest as in `Backbone.forward_intermediates`.
+        Arguments as in `Backbone.forward_intermediates`; `norm` has no effect, because all maps are
+        outputs of batch norms.
         """
         check_choice("output_fmt", output_fmt, "RegNet", "NCHW")
         chosen = choose_levels(indices, len(self.feature_info))
@@ -190,11 +233,16 @@ class RegNet(Backbone):
         return maps if intermediates_only else (x.contiguous(), maps)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature map (N, D, h, w) -> logits (N, num_classes), or pooled (N, D) if `pre_logits` or without a head."""
+        """Return logits (N, num_classes) of a feature map (N, D, h, w).
+
+        Args:
+            x: output of `forward_features`.
+            pre_logits: return pooled features (N, D) instead, as without a head.
+        """
         x = x.mean((2, 3))  # (N, D)
         return x if pre_logits else self.head.fc(self.head_drop(x))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, num_classes) or (N, D, h, w)
         x = self.forward_features(x)
         return x if self.num_classes is None else self.forward_head(x)
 
@@ -214,12 +262,17 @@ class RegNet(Backbone):
         return {"stem": "^stem", "blocks": r"^s(\d+)" if coarse else r"^s(\d+)\.b(\d+)"}
 
     def _lay_out(self, x: Tensor) -> Tensor:
-        """Checked images, on the CPU channels last, where oneDNN's convolutions are 1.2 to 1.4 times faster."""
+        """Check images; on the CPU, convert them to the channels-last memory format.
+
+        There oneDNN's convolutions are 1.2 to 1.4 times faster, whatever the weights' format.
+        """
         self._check_size(*self._check_input(x))
         return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
     def _check_size(self, height: int, width: int) -> None:
+        """Raise ConfigError if an image is smaller than the total stride."""
         if min(height, width) < MIN_SIZE:
             raise ConfigError(
-                f"image size {height}x{width} is too small; a RegNet needs at least {MIN_SIZE}x{MIN_SIZE}"
+                f"image size {height}x{width} is too small; "
+                f"a RegNet needs at least {MIN_SIZE}x{MIN_SIZE}"
             )

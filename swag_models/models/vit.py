@@ -1,13 +1,14 @@
-"""Vision Transformer, as the SWAG models use it: pre-norm, fused qkv, class token, learned positions.
+"""Vision Transformer as in the SWAG models: pre-norm, fused qkv, class token, learned positions.
 
-Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches. Parameter names are timm's.
+Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches. Parameter names are
+timm's.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +26,13 @@ from swag_models.models.backbone import (
     spread_rates,
 )
 from swag_models.models.layers import Blocks
-from swag_models.models.linear import apply_linear
-from swag_models.spec import ViTConfig
+from swag_models.spec import Pool, ViTConfig
 
-Pool = Literal["token", "avg"]
-LAYER_NORM_EPS = 1e-6
+LAYER_NORM_EPS = 1e-6  # as published; torch's default is 1e-5
 
 
 class PatchEmbed(nn.Module):
-    """Cut the image into patches and project each linearly."""
+    """Cut images into square patches and project each to a token of dimension `width`."""
 
     def __init__(self, patch_size: int, in_chans: int, width: int) -> None:
         super().__init__()
@@ -44,7 +43,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention."""
+    """Multi-head self-attention with dropout of attention weights."""
 
     def __init__(self, width: int, num_heads: int, drop_rate: float) -> None:
         super().__init__()
@@ -58,18 +57,22 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(
             q, k, v, dropout_p=self.drop_rate if self.training else 0.0
         )
-        return apply_linear(self.proj, y.transpose(1, 2).reshape(x.shape))
+        return self.proj(y.transpose(1, 2).reshape(x.shape))  # heads joined: (N, S, D)
 
     def weigh(self, x: Tensor) -> Tensor:
-        """How much each token (rows) takes from each (columns), which `forward` never holds: (N, S, D) -> (N, heads, S, S)."""
+        """Return the attention weights (N, heads, S, S) of tokens (N, S, D).
+
+        `forward` never materialises them. Row i holds the weights of all tokens in the output of
+        token i.
+        """
         q, k, _ = self._split_heads(x)
         return (q / math.sqrt(q.shape[-1]) @ k.mT).softmax(dim=-1)
 
     def _split_heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values, each (N, heads, S, D / heads)."""
+        """Return queries, keys and values, each (N, heads, S, D / heads)."""
         n, s, d = x.shape
-        qkv = apply_linear(self.qkv, x).reshape(n, s, 3, self.num_heads, d // self.num_heads)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.qkv(x).reshape(n, s, 3, self.num_heads, d // self.num_heads)
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (3, N, heads, S, D / heads)
 
 
 class MLP(nn.Module):
@@ -82,11 +85,11 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(mlp_width, width)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
-        return apply_linear(self.fc2, self.act(apply_linear(self.fc1, x)))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class ViTBlock(nn.Module):
-    """Attention, then MLP, each on the normalised input and added to it."""
+    """Attention, then MLP, each applied to the normalised input and added to it."""
 
     def __init__(self, config: ViTConfig, attn_drop_rate: float, drop_path_rate: float) -> None:
         super().__init__()
@@ -101,8 +104,8 @@ class ViTBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class Resized(NamedTuple):
-    """A resized position embedding, and what it was made from."""
+class ResizedPosition(NamedTuple):
+    """A cached position embedding: the grid it is for, what it was computed from, the result."""
 
     grid: tuple[int, int]
     source: Tensor
@@ -110,10 +113,19 @@ class Resized(NamedTuple):
 
 
 class ViT(Backbone):
-    """Images (N, C, H, W) -> logits (N, num_classes), or without a head pooled features (N, D).
+    """Vision Transformer: images (N, C, H, W) -> logits (N, num_classes), or features (N, D).
 
-    H and W may be any multiples of the patch size: position embeddings are resized to the grid and kept for the next call.
-    `global_pool` is "token" (the class token, as published) or "avg" (mean of the patch tokens).
+    H and W may be any multiples of the patch size: the position embedding is resized to the grid.
+
+    Args:
+        config: dimensions.
+        num_classes: number of logits; None for no head, which returns pooled features.
+        image_size: (height, width) in pixels, of the learned position embedding.
+        in_chans: channels of the images.
+        drop_rate: dropout before the head.
+        attn_drop_rate: dropout of attention weights.
+        drop_path_rate: stochastic depth of the last block.
+        global_pool: "token" (the class token, as published) or "avg" (mean of the patch tokens).
     """
 
     def __init__(
@@ -146,7 +158,7 @@ class ViT(Backbone):
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head_drop = nn.Dropout(drop_rate)
         self.head = _make_head(config.width, num_classes)
-        self._resized: Resized | None = None
+        self._resized: ResizedPosition | None = None
         blocks = [f"blocks.{index}" for index in range(config.depth)]
         self.layers = (
             ("patch_embed", "cls_token", "pos_embed"),
@@ -157,11 +169,13 @@ class ViT(Backbone):
             {"num_chs": config.width, "reduction": config.patch_size, "module": block}
             for block in blocks
         ]
+        # Not on meta, although it would have no effect: there `normal_` imports for over a second.
         if not self.pos_embed.is_meta:
             self.init_weights()
 
     def init_weights(self) -> None:
-        """The published initialisation: position N(0, 0.02), patches truncated N(0, 1/fan_in), MLP Xavier, head zero."""
+        """Initialise as published; the class token and the head stay zero."""
+        # Positions N(0, 0.02^2), patches truncated N(0, 1/fan_in), linear layers Xavier uniform.
         nn.init.normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(
             self.patch_embed.proj.weight, std=math.sqrt(1 / self.patch_embed.proj.weight[0].numel())
@@ -179,7 +193,7 @@ class ViT(Backbone):
                     nn.init.normal_(linear.bias, std=1e-6)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) -> all tokens after the last norm (N, 1 + h w, D), the class token first."""
+        """Return all tokens after the last norm (N, 1 + h w, D), the class token first."""
         return self.norm(self.blocks(self._embed(x)))
 
     def forward_intermediates(
@@ -192,12 +206,14 @@ class ViT(Backbone):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Images (N, C, H, W) -> (all tokens after the last norm (N, S, D), patch tokens after each block).
+        """Return all tokens after the last norm (N, S, D), and the patch tokens after blocks.
 
-        output_fmt: "NCHW" for maps (N, D, h, w), "NLC" for tokens (N, h w, D).
-        norm: whether the last norm is applied to them.
-        return_prefix_tokens: give each as a pair, with the class token (N, 1, D).
-        The rest as in `Backbone.forward_intermediates`.
+        Other arguments as in `Backbone.forward_intermediates`.
+
+        Args:
+            output_fmt: "NCHW" for maps (N, D, h, w), "NLC" for tokens (N, h w, D).
+            norm: apply the last norm to the patch tokens.
+            return_prefix_tokens: return pairs of patch tokens and class token (N, 1, D).
         """
         check_choice("output_fmt", output_fmt, "ViT", "NCHW", "NLC")
         chosen = choose_levels(indices, len(self.blocks))
@@ -211,20 +227,22 @@ class ViT(Backbone):
             if index in chosen:
                 tokens = self.norm(x) if norm else x
                 token, patches = tokens[:, :1], tokens[:, 1:]  # (N, 1, D), (N, h w, D)
-                if output_fmt == "NCHW":
-                    patches = (
-                        patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
-                    )  # (N, D, h, w)
+                if output_fmt == "NCHW":  # (N, D, h, w)
+                    patches = patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
                 maps.append((patches, token) if return_prefix_tokens else patches)
         return maps if intermediates_only else (self.norm(x), maps)
 
     def forward_attention(
         self, x: Tensor, indices: int | Sequence[int] | None = None
     ) -> list[Tensor]:
-        """Images (N, C, H, W) -> attention maps (N, heads, S, S): row i is how much token i takes from each; it sums to 1.
+        """Return the attention maps (N, heads, S, S) of blocks, without attention dropout.
 
-        Token 0 is the class token, the patches follow row by row. Blocks are chosen as in `forward_intermediates`. Attention
-        dropout is left out.
+        Row i sums to 1: it holds the weights of all tokens in the output of token i. Token 0 is the
+        class token; the patches follow row by row.
+
+        Args:
+            x: images (N, C, H, W).
+            indices: which blocks, as in `forward_intermediates`.
         """
         chosen = choose_levels(indices, len(self.blocks))
         maps: list[Tensor] = []
@@ -235,15 +253,20 @@ class ViT(Backbone):
                 maps.append(block.attn.weigh(block.norm1(x)))
             if index == chosen[-1]:
                 break
-            x = block(x)
+            x = self.blocks.step(block, x)
         return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens (N, S, D) -> logits (N, num_classes), or pooled features (N, D) if `pre_logits` or without a head."""
+        """Return logits (N, num_classes) of tokens (N, S, D).
+
+        Args:
+            x: tokens after the last norm.
+            pre_logits: return pooled features (N, D) instead, as without a head.
+        """
         x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(dim=1)  # (N, D)
         return x if pre_logits else self.head(self.head_drop(x))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, num_classes) or (N, D)
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
@@ -258,7 +281,7 @@ class ViT(Backbone):
         self.num_classes, self.global_pool = num_classes or None, pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        with_previous = (99999,)  # timm's mark
+        with_previous = (99999,)  # timm's marker: in the same group as the layer before
         return {
             "stem": r"^(?:cls_token|pos_embed|patch_embed)",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", with_previous)],
@@ -268,51 +291,52 @@ class ViT(Backbone):
         return {"cls_token", "pos_embed"}
 
     def _embed(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) -> tokens with positions (N, S, D)."""
+        """Convert images (N, C, H, W) to tokens with positions (N, S, D)."""
         grid = self._grid(*self._check_input(x))
-        x = torch.cat(
-            [self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], dim=1
-        )  # (N, S, D)
+        token = self.cls_token.expand(x.shape[0], -1, -1)  # (N, 1, D)
+        x = torch.cat([token, self.patch_embed(x)], dim=1)  # (N, S, D)
         return x + self._position_embedding(grid)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Patches along (height, width), or ConfigError."""
+        """Return the number of patches along height and width, or raise ConfigError."""
         patch = self.patch_size
         if height < patch or width < patch or height % patch or width % patch:
-            near = "x".join(
-                str(max(patch, round(side / patch) * patch)) for side in (height, width)
-            )
+            nearest = [max(patch, round(side / patch) * patch) for side in (height, width)]
             raise ConfigError(
-                f"image size {height}x{width} is not a multiple of the patch size {patch}; nearest: {near}"
+                f"image size {height}x{width} is not a multiple of the patch size {patch}; "
+                f"nearest: {nearest[0]}x{nearest[1]}"
             )
         return height // patch, width // patch
 
     def _position_embedding(self, grid: tuple[int, int]) -> Tensor:
-        """Position embedding for a grid (1, 1 + h w, D).
+        """Return the position embedding (1, 1 + h w, D) for a grid.
 
-        On the CPU, where resizing takes milliseconds, the last result is kept with the values it was made from; comparing
-        those is several times faster, and sees changes that leave no other trace. Elsewhere a comparison would cost more.
+        On the CPU, where resizing takes milliseconds, the last result is cached.
         """
         position = self.pos_embed
         if grid == self.grid_size:
             return position
         learning = torch.is_grad_enabled() and position.requires_grad
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        # On other devices comparing would cost more than resizing: it waits for the device.
         if learning or traced or position.device.type != "cpu":
             return resize_position_embedding(position, self.grid_size, grid)
-        made = self._resized
+        # Values are compared, because version counters miss changes made through `.data`. It takes
+        # less than a third of the time of resizing.
+        cached = self._resized
         if (
-            made is None
-            or made.grid != grid
-            or made.source.dtype != position.dtype
-            or not made.source.equal(position)
+            cached is None
+            or cached.grid != grid
+            or cached.source.dtype != position.dtype
+            or not cached.source.equal(position)
         ):
             result = resize_position_embedding(position, self.grid_size, grid)
-            self._resized = made = Resized(grid, position.detach().clone(), result)
-        return made.result
+            self._resized = cached = ResizedPosition(grid, position.detach().clone(), result)
+        return cached.result
 
 
 def _make_head(width: int, num_classes: int | None) -> nn.Module:
+    """Return a linear head with zero weights, or Identity if `num_classes` is None."""
     check_num_classes(num_classes)
     if num_classes is None:
         return nn.Identity()

@@ -253,7 +253,7 @@ class TestConfigError:
     @pytest.mark.parametrize("device", ["tpu9", "cuda:4711", "", 3.5])
     def test_device(self, family: str, device: Any) -> None:
         with pytest.raises(
-            ConfigError, match=r"device .* cannot be used here .* for example: cpu"
+            ConfigError, match=r"device .* cannot be used here .* allowed for example: cpu"
         ) as error:
             load_model(TINY_SPECS[family], pretrained=False, device=device)
         assert repr(device) in str(error.value)

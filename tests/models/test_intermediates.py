@@ -161,7 +161,7 @@ class TestBothFamilies:
     @pytest.mark.parametrize("indices", [0, -1, 9, [], [9], [-9], [0, 5], ["0"], [0.0]])
     def test_impossible_indices_are_refused(self, family: str, indices: Any) -> None:
         levels = len(tiny(family).feature_info)
-        message = f"; give how many of the last, 1 to {levels}, or positions below {levels}"
+        message = f"; give the number of last levels, 1 to {levels}, or positions below {levels}"
         with pytest.raises(ConfigError, match=message) as error:
             tiny(family).forward_intermediates(images(), indices)
         assert f"indices is {indices!r}" in str(error.value)
@@ -301,7 +301,7 @@ class TestAttention:
     def test_impossible_indices_are_refused(self) -> None:
         with pytest.raises(
             ConfigError,
-            match=r"indices is \[2\]; give how many of the last, 1 to 2, or positions below 2",
+            match=r"indices is \[2\]; give the number of last levels, 1 to 2, or positions below 2",
         ):
             tiny("vit").forward_attention(images(), [2])
 

@@ -1,41 +1,47 @@
-"""The linear layers' faster way is taken only where nobody can tell, and gives the same numbers."""
+"""The faster path for linear layers gives the same numbers, and no client of a model can tell."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import deviation
+from tiny import deviation, images, tiny
 from torch import Tensor, nn
 
 import swag_models.models.linear as linear
-from swag_models.models.linear import apply_linear
+from swag_models.models.linear import OneDNNLinear, accelerate_linear
+
+LAYERS_PER_BLOCK, BLOCKS = 4, 2  # of the tiny ViT: qkv, proj, fc1, fc2
 
 
 @pytest.fixture
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Take the faster way whatever the processor and the size, and note each time."""
+    """Take the faster path whatever the CPU and the size, and record each use of it."""
     calls: list[int] = []
 
     def convolve(*arguments: Tensor) -> Tensor:
         calls.append(1)
         return plain(*arguments)
 
-    plain = F.conv2d
-    monkeypatch.setattr(linear.F, "conv2d", convolve)
+    plain = linear._convolve
+    monkeypatch.setattr(linear, "_convolve", convolve)
     monkeypatch.setattr(linear, "is_mkl_slow", lambda: True)
     monkeypatch.setattr(linear, "MIN_PRODUCTS", 1)
     return calls
 
 
-class OwnLinear(nn.Linear):
-    """As an adapter library would put in a linear layer's place."""
+def apply(layer: nn.Module, x: Tensor) -> Tensor:
+    """Call a layer as `Blocks` calls a block."""
+    with accelerate_linear(x):
+        return layer(x)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_the_faster_way_gives_the_same_numbers_in_the_same_layout(
+def test_the_faster_path_gives_the_same_numbers_in_the_same_memory_layout(
     convolutions: list[int], bias: bool
 ) -> None:
     layer = nn.Linear(48, 80, bias=bias)
@@ -44,66 +50,184 @@ def test_the_faster_way_gives_the_same_numbers_in_the_same_layout(
         torch.randn(1, 5, 48),
         torch.randn(3, 48, 17).transpose(1, 2),
     ):
-        given = apply_linear(layer, x)
-        assert deviation(given, layer(x)) < 1e-5
-        assert given.is_contiguous()
+        y = apply(layer, x)
+        assert deviation(y, layer(x)) < 1e-5
+        assert y.is_contiguous()
     assert len(convolutions) == 3
 
 
-def hooked() -> nn.Linear:
-    layer = nn.Linear(8, 8)
+@torch.no_grad()
+def test_every_linear_layer_of_the_blocks_takes_the_faster_path(convolutions: list[int]) -> None:
+    model, x = tiny("vit"), images()
+    logits = model(x)
+    assert len(convolutions) == LAYERS_PER_BLOCK * BLOCKS
+    _, maps = model.forward_intermediates(x)
+    assert len(convolutions) == 2 * LAYERS_PER_BLOCK * BLOCKS
+    with torch.enable_grad():  # the plain path
+        assert deviation(logits, model(x)) < 1e-5
+        for ours, plain in zip(maps, model.forward_intermediates(x)[1], strict=True):
+            assert deviation(ours, plain) < 1e-5
+    assert len(convolutions) == 2 * LAYERS_PER_BLOCK * BLOCKS
+
+
+@torch.no_grad()
+def test_a_regnet_has_nothing_to_accelerate(convolutions: list[int]) -> None:
+    tiny("regnet")(images())
+    assert not isinstance(accelerate_linear(torch.zeros(1, 1, 2, 2)), OneDNNLinear)
+    assert convolutions == []
+
+
+@torch.no_grad()
+def test_hooks_run(convolutions: list[int]) -> None:
+    layer, x = nn.Linear(8, 8), torch.randn(2, 3, 8)
+    plain = layer(x + 1) + 1
+    layer.register_forward_pre_hook(lambda _layer, inputs: (inputs[0] + 1,))
     layer.register_forward_hook(lambda _layer, _inputs, output: output + 1)
+    assert deviation(apply(layer, x), plain) < 1e-5
+
+
+class DoublingLinear(nn.Linear):
+    """A layer such as an adapter library substitutes for a linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * F.linear(x, self.weight, self.bias)
+
+
+@torch.no_grad()
+def test_a_substitute_for_a_linear_layer_runs_its_own_forward(convolutions: list[int]) -> None:
+    layer, x = DoublingLinear(8, 8), torch.randn(2, 3, 8)
+    assert deviation(apply(layer, x), layer(x)) < 1e-5
+
+
+def make_parametrised() -> nn.Module:
+    class Doubled(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    layer = nn.Linear(8, 8)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
     return layer
 
 
-def entered() -> nn.Linear:
+def make_with_tensor_subclass() -> nn.Module:
+    class Weight(Tensor):
+        """As a quantiser's or a distributed weight."""
+
     layer = nn.Linear(8, 8)
-    layer.register_forward_pre_hook(lambda _layer, inputs: (inputs[0] + 1,))
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Weight))
     return layer
 
 
 @pytest.mark.parametrize(
     "make",
-    [hooked, entered, lambda: OwnLinear(8, 8), lambda: nn.Linear(8, 8).double(), nn.Identity],
+    [
+        make_parametrised,
+        make_with_tensor_subclass,
+        lambda: nn.Linear(8, 8).double(),
+        nn.Identity,
+    ],
 )
 @torch.no_grad()
-def test_anything_but_a_plain_float32_layer_is_called(
+def test_anything_but_a_plain_float32_weight_takes_the_usual_path(
     convolutions: list[int], make: Callable[[], nn.Module]
 ) -> None:
     layer = make()
-    x = torch.randn(
-        2, 3, 8, dtype=next((parameter.dtype for parameter in layer.parameters()), torch.float32)
-    )
-    torch.testing.assert_close(apply_linear(layer, x), layer(x), rtol=0, atol=0)
+    dtype = next((parameter.dtype for parameter in layer.parameters()), torch.float32)
+    x = torch.randn(2, 3, 8, dtype=dtype)
+    torch.testing.assert_close(apply(layer, x), layer(x), rtol=0, atol=0)
     assert convolutions == []
 
 
-def test_autograd_autocast_and_tracing_see_a_linear_layer(convolutions: list[int]) -> None:
+def test_autograd_and_autocast_see_a_linear_layer(convolutions: list[int]) -> None:
     layer, x = nn.Linear(8, 8), torch.randn(2, 3, 8)
-    assert "Convolution" not in str(apply_linear(layer, x).grad_fn)
+    assert "Convolution" not in str(apply(layer, x).grad_fn)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert apply_linear(layer, x).dtype == torch.bfloat16
-    with torch.no_grad():
-        compiled = torch.compile(apply_linear, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(layer, x), layer(x), rtol=0, atol=0)
+        assert apply(layer, x).dtype == torch.bfloat16
+    with torch.no_grad(), accelerate_linear(x), torch.enable_grad():
+        assert "Convolution" not in str(layer(x).grad_fn)
+    assert convolutions == []
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*jit:FutureWarning",
+    "ignore:.*jit:DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",
+)
+@torch.no_grad()
+def test_compilers_and_exporters_see_a_linear_layer(convolutions: list[int]) -> None:
+    model, x = tiny("vit"), images()
+    plain = model(x)
+    convolutions.clear()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert deviation(compiled(x), plain) < 1e-5
+    exported = torch.export.export(model, (x,))
+    assert deviation(exported.module()(x), plain) < 1e-5
+    assert "aten.linear" in str(exported.graph)
+    traced = torch.jit.trace(model, x, check_trace=False)  # the check would run the model itself
+    assert "aten::linear" in str(traced.inlined_graph)
+    assert deviation(traced(x), plain) < 1e-5
+    assert convolutions == []
+    for block in model.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    assert deviation(model(x), plain) < 1e-5
     assert convolutions == []
 
 
 @torch.no_grad()
-def test_small_products_are_not_worth_it(
+def test_types_copies_and_state_are_those_of_a_plain_model(convolutions: list[int]) -> None:
+    model, x = tiny("vit"), images()
+    plain = model(x)
+    assert {type(block.mlp.fc1) for block in model.blocks} == {nn.Linear}
+    assert all("forward" not in vars(module) for module in model.modules())
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(twin(x), plain, rtol=0, atol=0)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert not twin(x).any()
+    torch.testing.assert_close(model(x), plain, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantization:DeprecationWarning", "ignore::UserWarning")
+@torch.no_grad()
+def test_a_quantiser_replaces_the_layers(convolutions: list[int]) -> None:
+    model, x = tiny("vit"), images()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert not isinstance(quantised.blocks[0].mlp.fc1, nn.Linear)
+    convolutions.clear()
+    assert torch.nn.functional.cosine_similarity(quantised(x), model(x)).min() > 0.99
+    assert len(convolutions) == LAYERS_PER_BLOCK * BLOCKS  # of the model, none of the quantised one
+
+
+@torch.no_grad()
+def test_adapters_are_added_and_removed(convolutions: list[int]) -> None:
+    peft = pytest.importorskip("peft")
+    model, x = tiny("vit"), images()
+    plain = model(x)
+    config = peft.LoraConfig(target_modules=["qkv"], r=2, init_lora_weights=False)
+    adapted = peft.get_peft_model(copy.deepcopy(model), config).eval()
+    changed = adapted(x)
+    assert deviation(changed, plain) > 1e-3
+    assert deviation(adapted.merge_and_unload()(x), changed) < 1e-4
+
+
+@torch.no_grad()
+def test_small_products_take_the_usual_path(
     convolutions: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, x = nn.Linear(8, 8), torch.randn(2, 3, 8)
     monkeypatch.setattr(linear, "MIN_PRODUCTS", 2 * 3 * 8 * 8)
-    apply_linear(layer, x)
+    apply(layer, x)
     assert len(convolutions) == 1
-    apply_linear(layer, x[:1])
+    apply(layer, x[:1])
     assert len(convolutions) == 1
 
 
-def test_the_processor_decides() -> None:
-    vendor = Path("/proc/cpuinfo")
-    if not vendor.exists() or not torch.backends.mkl.is_available():
+def test_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_info = Path("/proc/cpuinfo")
+    if not cpu_info.exists() or not torch.backends.mkl.is_available():
         pytest.skip("needs Linux and a torch with MKL")
-    text = vendor.read_text()
+    text = cpu_info.read_text()
     assert linear.is_mkl_slow() == ("AuthenticAMD" in text and "avx512f" in text)
+    monkeypatch.setattr(linear, "is_mkl_slow", lambda: False)
+    with torch.no_grad():
+        assert not isinstance(accelerate_linear(torch.zeros(1, 2, 3)), OneDNNLinear)

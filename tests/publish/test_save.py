@@ -149,13 +149,15 @@ class TestRoundTrip:
     def test_a_missing_folder_is_an_error_of_one_line(self, name: str | Path) -> None:
         with pytest.raises(
             UnknownModelError,
-            match=r"no folder .*no_?/?such.*; a repository of the Hub is written hf-hub:org/repo",
+            match=r"folder .*no_?/?such.* does not exist; a repository of the Hub is written hf-hub:org/repo",
         ):
             load_model(name)
 
     def test_a_file_instead_of_a_folder_is_an_error_with_the_fix(self, folder: Path) -> None:
         save(load_tiny(), folder)
-        with pytest.raises(UnknownModelError, match=r"is a file; .* weights='.*model.safetensors'"):
+        with pytest.raises(
+            UnknownModelError, match=r"is a file, not a folder; .* weights='.*model.safetensors'"
+        ):
             load_model(folder / "model.safetensors")
 
 
@@ -225,7 +227,9 @@ class TestShards:
         shard.unlink()
         with pytest.raises(FetchError, match=f"{shard.name}: no such file"):
             load_model(folder)
-        with pytest.raises(CheckpointError, match=f"names {shard.name}, which is not beside it"):
+        with pytest.raises(
+            CheckpointError, match=f"names {shard.name}, which is not in the same folder"
+        ):
             load_model(VIT_SPEC, weights=folder / INDEX_FILE)
 
     def test_the_index_loads_as_a_checkpoint(self, folder: Path) -> None:
@@ -240,7 +244,7 @@ class TestShards:
         save_file({**load_file(second), **extra}, second)
         with pytest.raises(
             CheckpointError,
-            match=f"does not hold what {INDEX_FILE} says; they differ in {next(iter(extra))}",
+            match=f"does not hold the tensors that {INDEX_FILE} lists; they differ in {next(iter(extra))}",
         ):
             load_model(VIT_SPEC, weights=folder / INDEX_FILE)
 

@@ -14,10 +14,10 @@ from tiny import CONFIGS, TINY_SPECS, images, tiny
 from torch import Tensor, nn
 
 from swag_models import load_model
-from swag_models.checkpoint import fit_state_dict
 from swag_models.errors import CheckpointError
 from swag_models.layouts import resize_position_embedding, translate_layout
 from swag_models.models import build
+from swag_models.state_dict import fit_state_dict
 
 FAMILIES = ("vit", "regnet")
 STEM = {"vit": "patch_embed.proj.weight", "regnet": "stem.conv.weight"}
@@ -171,7 +171,7 @@ class TestPositions:
     def test_of_another_oblong_grid_are_refused(self, load: Any) -> None:
         state = tiny("vit", image_size=(32, 96)).state_dict()
         with pytest.raises(
-            CheckpointError, match=r"misshapen pos_embed \(1, 49, 32\) instead of \(1, 65, 32\)"
+            CheckpointError, match=r"wrong shapes pos_embed \(1, 49, 32\) instead of \(1, 65, 32\)"
         ):
             load("vit", state)
 
@@ -201,7 +201,7 @@ class TestMismatch:
         message = str(error.value)
         assert f"missing {missing}" in message
         assert "unexpected neck.weight" in message
-        assert f"misshapen {misshapen} (5,) instead of (" in message
+        assert f"wrong shapes {misshapen} (5,) instead of (" in message
         assert "file.pth" in message
         assert "\n" not in message
         assert "num_classes=None" not in message
@@ -247,7 +247,7 @@ class TestMismatch:
     ) -> None:
         state = tiny(family).state_dict()
         state[key] = torch.ones(shape)
-        with pytest.raises(CheckpointError, match=f"misshapen {key}"):
+        with pytest.raises(CheckpointError, match=f"wrong shapes {key}"):
             load(family, state)
 
     @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
@@ -273,5 +273,5 @@ class TestStem:
         assert torch.equal(
             load(family, state, in_chans=4).state_dict()[STEM[family]], state[STEM[family]]
         )
-        with pytest.raises(CheckpointError, match=f"misshapen {STEM[family]}"):
+        with pytest.raises(CheckpointError, match=f"wrong shapes {STEM[family]}"):
             load(family, state)
