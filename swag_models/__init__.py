@@ -1,6 +1,7 @@
-"""Vision backbones pre-trained on hashtags: a name gives verified weights, the right preprocessing and a ready model.
+"""Vision backbones pre-trained on hashtags: verified weights, preprocessing and models by name.
 
-Every name in the catalog is also a function here: `swag_models.vit_b16_in1k(pretrained=True, progress=True, **kwargs)`.
+Every name in the catalog is also a function of this module, for example
+`swag_models.vit_b16_in1k(pretrained=True, progress=True, **kwargs)`.
 """
 
 from __future__ import annotations
@@ -38,5 +39,6 @@ __all__ = [
     "load_preprocess",
 ]
 
+# So that `from swag_models import vit_b16_in1k` works.
 globals().update(hub_entries())
 __all__ += list(hub_entries())

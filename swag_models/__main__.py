@@ -1,4 +1,4 @@
-"""`python -m swag_models` is `swag-models`."""
+"""Run the command `swag-models` as `python -m swag_models`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Makes the modules beside this file importable from every test, random numbers repeatable, and the user's cache untouched."""
+"""Fixtures of all tests: fixed seeds, a temporary cache, servers on loopback, published models."""
 
 import signal
 from collections.abc import Iterator
@@ -29,7 +29,9 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _temporary_cache(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SWAG_MODELS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
@@ -42,7 +44,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for every cache, and the client's plain protocol."""
+    """A folder for all caches; the Hub's client uses plain HTTP."""
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     isolate(tmp_path / "caches", monkeypatch)
     return tmp_path / "caches"
@@ -50,7 +52,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hugging Face Hub on loopback, and where the client looks for it."""
+    """A Hugging Face Hub on loopback, which the client uses."""
     with Hub({WRITER: ("org",), READER: ()}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
@@ -58,24 +60,27 @@ def hub(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def token(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that may write to the Hub."""
+    """A token that may write to the Hub."""
     monkeypatch.setenv("HF_TOKEN", WRITER)
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Published models: two of one kind, and one in several files."""
-    made = {}
+    """Published models: two in one file each, and one in several."""
+    published = {}
     for name, options in {"first": {}, "second": {}, "sharded": {"max_shard_size": 20_000}}.items():
-        made[name] = save(
+        published[name] = save(
             load_tiny(), tmp_path_factory.mktemp("models") / name, license="mit", **options
         )
-    return made
+    return published
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread for torch, here and in processes: small models are no slower, and a busy machine makes several wait."""
+    """Use one thread for torch, in subprocesses too.
+
+    Small models are no slower, and on a busy machine several threads wait for each other.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

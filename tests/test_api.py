@@ -1,4 +1,4 @@
-"""The front door: names, filters, options, errors; and what it costs to import it."""
+"""The public functions: names, filters, options, errors, and what importing them imports."""
 
 import dataclasses
 import inspect
@@ -19,16 +19,18 @@ NANO = "vit_nano_hashtags"
 def test_listing_and_specs_import_neither_torch_nor_a_network_client() -> None:
     code = (
         "import sys, swag_models\n"
-        "swag_models.list_models('vit*', variant='in1k'); swag_models.get_spec('vit_b16').to_json()\n"
-        "print(sorted({'torch', 'torchvision', 'numpy', 'requests', 'huggingface_hub'} & set(sys.modules)))"
+        "swag_models.list_models('vit*', variant='in1k')\n"
+        "swag_models.get_spec('vit_b16').to_json()\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'requests', 'huggingface_hub'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_public_names_are_sorted_and_exist() -> None:
-    named = [name for name in swag_models.__all__ if name not in swag_models.list_models()]
-    assert named == sorted(named)
+    names = [name for name in swag_models.__all__ if name not in swag_models.list_models()]
+    assert names == sorted(names)
     assert all(hasattr(swag_models, name) for name in swag_models.__all__)
     assert set(swag_models.list_models()) <= set(swag_models.__all__)
 
@@ -48,7 +50,7 @@ def test_names_are_listed_by_pattern_and_filters() -> None:
     assert swag_models.list_models("resnet*") == []
 
 
-def test_an_unknown_filter_is_named_with_those_allowed() -> None:
+def test_an_unknown_filter_is_named_with_the_allowed_ones() -> None:
     with pytest.raises(ConfigError, match="unknown filter size; allowed: arch, family, variant"):
         swag_models.list_models(size=384)
 
@@ -81,14 +83,14 @@ def test_every_name_is_a_function_with_the_originals_signature() -> None:
         assert swag_models.get_spec(name).license in entry.__doc__
 
 
-def test_a_named_function_gives_what_load_model_gives() -> None:
+def test_a_model_function_equals_load_model() -> None:
     images = torch.randn(1, 3, 48, 48)
     by_name = swag_models.vit_nano_hashtags(True, False)(images)
     torch.testing.assert_close(by_name, swag_models.load_model(NANO)(images), rtol=0, atol=0)
     assert swag_models.vit_nano_hashtags(pretrained=False, num_classes=3)(images).shape == (1, 3)
 
 
-def test_options_after_the_name_are_keywords_only() -> None:
+def test_options_are_keyword_only() -> None:
     kinds = {
         parameter.kind
         for parameter in list(inspect.signature(swag_models.load_model).parameters.values())[1:]
@@ -96,7 +98,7 @@ def test_options_after_the_name_are_keywords_only() -> None:
     assert kinds == {inspect.Parameter.KEYWORD_ONLY}
 
 
-def test_a_spec_of_ones_own_is_built() -> None:
+def test_a_custom_spec_is_built() -> None:
     spec = dataclasses.replace(
         swag_models.get_spec(NANO), name="mine", preprocess=Preprocess(16), num_classes=4
     )
@@ -119,16 +121,14 @@ def test_a_spec_of_ones_own_is_built() -> None:
         ({"drop_rate": 1.5}, "drop_rate is 1.5"),
     ],
 )
-def test_a_value_that_cannot_be_gets_one_clear_line(
-    options: dict[str, object], message: str
-) -> None:
+def test_an_invalid_value_gives_a_one_line_error(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         swag_models.load_model(NANO, **options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_device_that_is_not_there_gets_one_clear_line() -> None:
+def test_a_missing_device_gives_a_one_line_error() -> None:
     with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
         swag_models.load_model(NANO, device="cuda")
 
@@ -144,7 +144,7 @@ def test_class_names_are_the_specs_or_torchvisions() -> None:
     assert list(swag_models.load_classes("regnety_16gf_in1k")) == categories
 
 
-def test_a_trunk_has_no_class_names_and_says_which_models_have() -> None:
+def test_a_trunk_has_no_class_names_and_names_models_that_have() -> None:
     with pytest.raises(
         ConfigError,
         match=r"vit_b16 gives features and has no classes; .*vit_b16_in1k, vit_b16_in1k_linear",

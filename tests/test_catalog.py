@@ -1,4 +1,4 @@
-"""The catalog against the publishers' own metadata, as torchvision and timm carry it."""
+"""The catalog equals the publishers' metadata, as contained in torchvision and timm."""
 
 import re
 
@@ -55,7 +55,7 @@ def test_the_original_file_follows_where_there_is_one(spec: ModelSpec) -> None:
     )
     assert originals == published
     assert spec.sources[1 : 1 + len(published)] == tuple(
-        s for s in spec.sources if s.layout == "swag"
+        source for source in spec.sources if source.layout == "swag"
     )
 
 
@@ -73,7 +73,7 @@ def test_timms_repository_comes_last_for_regnets(spec: ModelSpec) -> None:
 
 
 @every_spec
-def test_facts_are_those_of_torchvisions_metadata(spec: ModelSpec) -> None:
+def test_sizes_and_accuracy_are_those_of_torchvisions_metadata(spec: ModelSpec) -> None:
     weights = weights_of(spec)
     assert spec.gmacs == weights.meta["_ops"]
     if spec.num_classes is None:
@@ -84,9 +84,8 @@ def test_facts_are_those_of_torchvisions_metadata(spec: ModelSpec) -> None:
     assert spec.num_classes == len(weights.meta["categories"])
     published = weights.meta["_metrics"]["ImageNet-1K"]
     assert spec.metrics is not None
-    assert spec.metrics.top1 == pytest.approx(
-        published["acc@1"], abs=0.02
-    )  # the authors' and torchvision's runs differ
+    # The authors' and torchvision's evaluations differ a little.
+    assert spec.metrics.top1 == pytest.approx(published["acc@1"], abs=0.02)
     assert spec.metrics.top5 == pytest.approx(published["acc@5"], abs=0.02)
 
 
@@ -103,10 +102,10 @@ def test_preprocessing_is_torchvisions(spec: ModelSpec) -> None:
 
 
 @every_spec
-def test_every_published_weight_says_that_it_is_non_commercial(spec: ModelSpec) -> None:
+def test_every_published_model_has_the_non_commercial_licence(spec: ModelSpec) -> None:
     assert spec.license == "cc-by-nc-4.0"
 
 
-def test_no_two_files_share_a_name_so_that_one_copied_by_hand_is_taken_for_what_it_is() -> None:
+def test_file_names_are_unique_so_that_a_manually_copied_file_is_recognised() -> None:
     names = {source.url: source.file_name for spec in SPECS for source in spec.sources}
     assert len(set(names.values())) == len(names)

@@ -56,11 +56,11 @@ class TestReading:
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("kind", SAVERS)
     @pytest.mark.parametrize("backend", ["mmap", "pread"])
-    def test_of_every_kind_and_layout(
+    def test_every_format_and_layout_is_read(
         self, family: str, layout: Layout, kind: str, backend: Any, tmp_path: Path
     ) -> None:
         state = translate_layout(tiny(family).state_dict(), layout)
-        SAVERS[kind](state, tmp_path / "file")  # the content tells the kind, not the name
+        SAVERS[kind](state, tmp_path / "file")  # recognised by content, not by name
         read = read_state_dict(tmp_path / "file", backend=backend)
         assert recognise_layout(read) == (family, layout)
         assert_same(read, state)
@@ -68,7 +68,7 @@ class TestReading:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize("kind", SAVERS)
-    def test_gives_the_model_that_was_saved(
+    def test_load_model_gives_the_saved_model(
         self, family: str, layout: Layout, kind: str, tmp_path: Path
     ) -> None:
         source, batch = tiny(family), images()
@@ -78,9 +78,8 @@ class TestReading:
         assert all(
             parameter.requires_grad and parameter.is_leaf for parameter in model.parameters()
         )
-        torch.testing.assert_close(
-            model(batch), source(batch)
-        )  # mapped weights lie differently, which may move last bits
+        # Mapped weights are aligned differently, which may change the last bits.
+        torch.testing.assert_close(model(batch), source(batch))
 
     def test_backend_must_be_known(self, tmp_path: Path) -> None:
         torch.save(tiny("vit").state_dict(), tmp_path / "file")
@@ -89,7 +88,7 @@ class TestReading:
 
     @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
     @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-    def test_half_precision_becomes_float32_or_what_is_asked(
+    def test_half_precision_becomes_float32_or_the_requested_dtype(
         self, kind: str, half: torch.dtype, tmp_path: Path
     ) -> None:
         state = tiny("regnet").to(half).state_dict()
@@ -136,7 +135,7 @@ class TestWrappers:
         ids=lambda wrap: ", ".join(map(str, wrap({"cls_token": 0}))),
     )
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_are_taken_off(
+    def test_wrappers_are_removed(
         self, wrap: Callable[[dict[str, Tensor]], Any], layout: Layout, tmp_path: Path
     ) -> None:
         state = translate_layout(tiny("vit").state_dict(), layout)
@@ -153,14 +152,14 @@ class TestWrappers:
         ],
         ids=["DataParallel", "AveragedModel", "AveragedModel of DataParallel", "compile"],
     )
-    def test_of_torch_itself_are_taken_off(
+    def test_wrappers_of_torch_are_removed(
         self, wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
     ) -> None:
         model = tiny("regnet")
         torch.save(wrap(model).state_dict(), tmp_path / "file")
         assert_same(read_state_dict(tmp_path / "file"), model.state_dict())
 
-    def test_averaged_weights_come_first_and_the_choice_is_told(
+    def test_averaged_weights_come_first_and_the_choice_is_reported(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         state = tiny("vit").state_dict()
@@ -186,7 +185,8 @@ def anonymous():
 
 spec, big, small, backend = ModelSpec.from_json(sys.argv[1]), *sys.argv[2:]
 read_state_dict(small)
-less = replace(spec.config, depth=1, width=64, mlp_width=64)  # whose memory, once free again, is not enough for the other
+# The memory of the small model, once freed, is not enough for the other.
+less = replace(spec.config, depth=1, width=64, mlp_width=64)
 load_model(replace(spec, config=less), pretrained=False, num_classes=1)
 before = anonymous()
 model = load_model(spec, weights=big, backend=backend)
@@ -197,7 +197,7 @@ print(anonymous() - before)
     @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     @pytest.mark.parametrize(("backend", "copies"), [("mmap", False), ("pread", True)])
     @pytest.mark.parametrize("kind", ["safetensors", "zip"])
-    def test_loading_copies_nothing_unless_asked(
+    def test_loading_copies_nothing_by_default(
         self, kind: str, backend: str, copies: bool, tmp_path: Path
     ) -> None:
         spec = replace(
@@ -216,7 +216,7 @@ print(anonymous() - before)
 
     @pytest.mark.parametrize("backend", ["mmap", "pread"])
     @pytest.mark.parametrize("kind", SAVERS)
-    def test_changing_the_model_leaves_the_file_alone(
+    def test_changing_the_model_does_not_change_the_file(
         self, kind: str, backend: Any, tmp_path: Path
     ) -> None:
         SAVERS[kind](tiny("vit").state_dict(), tmp_path / "file")
@@ -241,7 +241,7 @@ print(anonymous() - before)
 
 @contextmanager
 def file_size_limit(count: int) -> Iterator[None]:
-    """As if the disk were full after `count` bytes of a file."""
+    """Make writes fail after `count` bytes of a file, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (count, hard))
     try:
@@ -254,7 +254,7 @@ class TestConverting:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("pair", list(itertools.product(LAYOUTS, repeat=2)), ids="-".join)
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_in_every_direction(
+    def test_converts_between_all_layouts(
         self, family: str, pair: tuple[Layout, Layout], suffix: str, tmp_path: Path
     ) -> None:
         state = tiny(family).state_dict()
@@ -265,7 +265,7 @@ class TestConverting:
             assert_same(read_state_dict(target), translate_layout(state, pair[1]))
             assert target.stat().st_size < 1.3 * source.stat().st_size
 
-    def test_of_torchvisions_early_names(self, tmp_path: Path) -> None:
+    def test_converts_torchvisions_early_names(self, tmp_path: Path) -> None:
         state = translate_layout(tiny("vit").state_dict(), "torchvision")
         early = {
             key.replace("mlp.0.", "mlp.linear_1.").replace("mlp.3.", "mlp.linear_2."): state[key]
@@ -276,7 +276,7 @@ class TestConverting:
             convert_checkpoint(tmp_path / "early.pth", tmp_path / "new.pth", layout)  # type: ignore[arg-type]
             assert_same(read_state_dict(tmp_path / "new.pth"), translate_layout(state, layout))  # type: ignore[arg-type]
 
-    def test_onto_itself(self, tmp_path: Path) -> None:
+    def test_converts_a_file_in_place(self, tmp_path: Path) -> None:
         path, state = tmp_path / "model.safetensors", tiny("vit").state_dict()
         write_state_dict(state, path)
         convert_checkpoint(path, path, "swag")
@@ -289,7 +289,7 @@ class TestConverting:
         assert_same(read_state_dict(tmp_path / "half.safetensors"), state)
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-    def test_gives_files_the_usual_mode(self, suffix: str, tmp_path: Path) -> None:
+    def test_files_get_the_usual_permissions(self, suffix: str, tmp_path: Path) -> None:
         (tmp_path / "usual").touch()
         write_state_dict(tiny("vit").state_dict(), tmp_path / f"model{suffix}")
         modes = [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()]
@@ -303,7 +303,7 @@ class TestConverting:
         assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]
 
     @pytest.mark.parametrize("name", ["model.onnx", "model", "model.safetensors.gz"])
-    def test_refuses_an_unknown_suffix(self, name: str, tmp_path: Path) -> None:
+    def test_rejects_an_unknown_suffix(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(
             CheckpointError, match=rf"cannot write .*{name}: end the name in \.safetensors or \.pth"
         ):
@@ -329,14 +329,16 @@ class TestConverting:
         ] * existing
 
     @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-    @pytest.mark.parametrize("place", ["missing", "file", "long"])
-    def test_says_where_it_cannot_write(self, suffix: str, place: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("target", ["missing", "file", "long"])
+    def test_reports_a_path_that_cannot_be_written(
+        self, suffix: str, target: str, tmp_path: Path
+    ) -> None:
         (tmp_path / "file").write_bytes(b"not a folder")
         path = {
             "missing": tmp_path / "missing" / f"model{suffix}",
             "file": tmp_path / "file" / f"model{suffix}",
             "long": tmp_path / f"model{'l' * 300}{suffix}",
-        }[place]
+        }[target]
         with pytest.raises(CheckpointError, match=r"cannot write .*model") as error:
             write_state_dict(tiny("vit").state_dict(), path)
         assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Weight files that are hostile, broken or something else: one clear line, and nothing in them runs."""
+"""Malicious, damaged and foreign weight files give a one-line error, and nothing in them runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 class Call:
-    """Pickles as a call that unpickling would make."""
+    """An object whose pickle makes unpickling call a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         self.call = function, arguments
@@ -50,8 +50,8 @@ def save_legacy(content: Any, path: Path, protocol: int) -> None:
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
 
 
-def complaint(path: Path, backend: Any = "mmap") -> str:
-    """The message of the error, or nothing if the file can be read."""
+def read_error(path: Path, backend: Any = "mmap") -> str:
+    """Return the error message, or an empty string if the file can be read."""
     try:
         read_state_dict(path, backend=backend)
     except CheckpointError as error:
@@ -60,7 +60,7 @@ def complaint(path: Path, backend: Any = "mmap") -> str:
 
 
 def refuse(path: Path, kind: type[CheckpointError] = CheckpointError, **options: Any) -> str:
-    """The message, one line that names the file."""
+    """Check that reading fails with a one-line message that names the file; return it."""
     with pytest.raises(kind) as error:
         read_state_dict(path, **options)
     message = str(error.value)
@@ -69,7 +69,7 @@ def refuse(path: Path, kind: type[CheckpointError] = CheckpointError, **options:
     return message
 
 
-class TestHostile:
+class TestMalicious:
     @pytest.mark.parametrize("protocol", [2, pickle.DEFAULT_PROTOCOL])
     @pytest.mark.parametrize("save", [save_bare, save_zip, save_legacy])
     @pytest.mark.parametrize("backend", ["mmap", "pread"])
@@ -82,7 +82,7 @@ class TestHostile:
             (os.mkdir, "{}"),
         ],
     )
-    def test_call_is_refused_by_name_and_not_made(
+    def test_call_is_rejected_by_name_and_not_made(
         self,
         function: Callable[..., Any],
         argument: str,
@@ -102,7 +102,7 @@ class TestHostile:
             assert "nothing in it ran" in message
             assert not marker.exists()
 
-    def test_call_is_refused_by_load_model(self, tmp_path: Path) -> None:
+    def test_call_is_rejected_by_load_model(self, tmp_path: Path) -> None:
         torch.save({"model": Call(os.mkdir, str(tmp_path / "marker"))}, tmp_path / "hostile.pth")
         with pytest.raises(UnsafeCheckpointError, match="mkdir"):
             load_model(VIT_SPEC, weights=tmp_path / "hostile.pth")
@@ -113,11 +113,11 @@ class TestHostile:
         pickle.loads((tmp_path / "hostile.pth").read_bytes())
         assert (tmp_path / "marker").exists()
 
-    def test_whole_pickled_model_is_refused_by_name(self, tmp_path: Path) -> None:
+    def test_pickled_model_is_rejected_by_name(self, tmp_path: Path) -> None:
         torch.save(tiny("vit"), tmp_path / "model.pth")
         assert "swag_models.models.vit.ViT" in refuse(tmp_path / "model.pth", UnsafeCheckpointError)
 
-    def test_endless_nesting_is_refused(self, tmp_path: Path) -> None:
+    def test_endless_nesting_is_rejected(self, tmp_path: Path) -> None:
         endless: dict[str, Any] = {}
         endless["state_dict"] = endless
         torch.save(endless, tmp_path / "endless.pth")
@@ -148,32 +148,32 @@ def saved(kind: str, path: Path) -> bytes:
     return path.read_bytes()
 
 
-class TestBroken:
+class TestDamaged:
     @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
     @pytest.mark.parametrize("backend", ["mmap", "pread"])
-    @pytest.mark.parametrize("kept", [1, 4, 8, 9, 15, 64, 500, 0.25, 0.5, 0.9, -100, -1])
-    def test_truncated_file(self, kind: str, backend: Any, kept: float, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("size", [1, 4, 8, 9, 15, 64, 500, 0.25, 0.5, 0.9, -100, -1])
+    def test_truncated_file(self, kind: str, backend: Any, size: float, tmp_path: Path) -> None:
         path = tmp_path / "cut"
         whole = saved(kind, path)
-        count = kept if isinstance(kept, int) else int(kept * len(whole))
+        count = size if isinstance(size, int) else int(size * len(whole))
         path.write_bytes(whole[:count])
         refuse(path, backend=backend)
 
     @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
-    def test_flipped_bytes_read_or_are_refused(self, kind: str, tmp_path: Path) -> None:
+    def test_flipped_bytes_read_or_are_rejected(self, kind: str, tmp_path: Path) -> None:
         path, chance = tmp_path / "flipped", random.Random(0)
         whole = saved(kind, path)
-        refused = 0
+        rejected = 0
         for _ in range(400):
             flipped = bytearray(whole)
             for _ in range(chance.choice((1, 2, 4))):
                 flipped[chance.randrange(min(len(whole), 600))] = chance.randrange(256)
             path.write_bytes(flipped)
             for backend in ("mmap", "pread"):
-                message = complaint(path, backend)
+                message = read_error(path, backend)
                 assert "\n" not in message
-                refused += bool(message)
-        assert refused > 100
+                rejected += bool(message)
+        assert rejected > 100
 
     @pytest.mark.parametrize(
         "content",
@@ -196,18 +196,18 @@ class TestBroken:
         ],
         ids=lambda content: repr(content[:12]),
     )
-    def test_something_else(self, content: bytes, tmp_path: Path) -> None:
+    def test_file_that_is_not_a_checkpoint(self, content: bytes, tmp_path: Path) -> None:
         path = tmp_path / "download.pth"
         path.write_bytes(content)
         refuse(path)
 
     def test_pickle_of_another_protocol_is_not_called_unsafe(self, tmp_path: Path) -> None:
         save_zip(tiny("vit").state_dict(), tmp_path / "four.pth", 4)
-        message = complaint(tmp_path / "four.pth")
+        message = read_error(tmp_path / "four.pth")
         assert not message or message.startswith("CheckpointError")
         assert not message or "protocol 4" in message
 
-    def test_another_zip(self, tmp_path: Path) -> None:
+    def test_zip_that_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "papers.zip", "w") as archive:
             archive.writestr("papers/readme.txt", "hello")
         refuse(tmp_path / "papers.zip")
@@ -224,7 +224,7 @@ class TestBroken:
         assert "No such file" in refuse(tmp_path / "missing.pth")
 
     @pytest.mark.parametrize(
-        ("content", "told"),
+        ("content", "reason"),
         [
             ([torch.ones(1)], "is a list"),
             (torch.ones(1), "is a Tensor"),
@@ -235,10 +235,12 @@ class TestBroken:
             ({"state_dict": [1]}, "state_dict"),
         ],
     )
-    def test_torch_file_without_our_weights(self, content: Any, told: str, tmp_path: Path) -> None:
+    def test_torch_file_without_our_weights(
+        self, content: Any, reason: str, tmp_path: Path
+    ) -> None:
         torch.save(content, tmp_path / "other.pth")
-        assert told in refuse(tmp_path / "other.pth")
+        assert reason in refuse(tmp_path / "other.pth")
 
-    def test_values_that_are_no_tensors_are_listed(self, tmp_path: Path) -> None:
+    def test_values_that_are_not_tensors_are_listed(self, tmp_path: Path) -> None:
         torch.save({**tiny("vit").state_dict(), "epoch": 3, "note": "x"}, tmp_path / "mixed.pth")
         assert "not tensors: epoch, note" in refuse(tmp_path / "mixed.pth")

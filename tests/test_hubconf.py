@@ -1,4 +1,4 @@
-"""torch.hub on a clone, in processes of their own: torch.hub changes the import path."""
+"""torch.hub on a clone, in subprocesses, because torch.hub changes the import path."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ REPOSITORY = "owner/swag_models:main"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder, with a torch.hub cache that holds this clone as downloaded from GitHub."""
+    """A user's folder, with a torch.hub cache that contains this clone as if downloaded."""
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "owner_swag_models_main").symlink_to(ROOT)
     return tmp_path
 
 
 def run(code: str, folder: Path) -> str:
-    """What a script in `folder` prints."""
+    """Run a script in `folder`; return what it prints."""
     (folder / "script.py").write_text(code)
     environment = {**os.environ, "TORCH_HOME": str(folder)}
     done = subprocess.run(
@@ -39,7 +39,8 @@ def run(code: str, folder: Path) -> str:
 
 def test_hub_lists_the_models_and_nothing_else(folder: Path) -> None:
     listed = run(
-        f"import torch; print(*sorted(torch.hub.list({REPOSITORY!r}, trust_repo=True, verbose=False)))",
+        "import torch\n"
+        f"print(*sorted(torch.hub.list({REPOSITORY!r}, trust_repo=True, verbose=False)))",
         folder,
     )
     assert listed.split() == sorted(swag_models.list_models())
@@ -48,7 +49,8 @@ def test_hub_lists_the_models_and_nothing_else(folder: Path) -> None:
 def test_hub_loads_a_model_from_its_repository(folder: Path) -> None:
     code = (
         "import torch\n"
-        f"model = torch.hub.load({REPOSITORY!r}, 'vit_nano_hashtags', trust_repo=True, verbose=False)\n"
+        "options = {'trust_repo': True, 'verbose': False}\n"
+        f"model = torch.hub.load({REPOSITORY!r}, 'vit_nano_hashtags', **options)\n"
         "print(tuple(model(torch.zeros(1, 3, 48, 48)).shape), model.training)"
     )
     assert run(code, folder) == "(1, 65) False"
@@ -58,7 +60,8 @@ def test_hub_loads_a_model_from_a_folder_beside_a_users_module_called_models(fol
     (folder / "models.py").write_text("mine = True")
     code = (
         "import models, torch\n"
-        f"model = torch.hub.load({str(ROOT)!r}, 'vit_nano_hashtags', source='local', pretrained=False)\n"
+        "options = {'source': 'local', 'pretrained': False}\n"
+        f"model = torch.hub.load({str(ROOT)!r}, 'vit_nano_hashtags', **options)\n"
         "import models as again\n"
         "assert again.mine and again is models\n"
         "print(tuple(model(torch.zeros(1, 3, 48, 48)).shape))"

@@ -1,4 +1,4 @@
-"""The three layouts: exact names and shapes of each, and lossless translation between them."""
+"""The three layouts: names and shapes of each, and lossless translation between them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def meta_state(name: str, image_size: int | None = None) -> dict[str, Tensor]:
 
 class TestPublishedNames:
     @pytest.mark.parametrize("name", PUBLISHED)
-    def test_swag_layout_is_that_of_the_published_file(self, name: str) -> None:
+    def test_swag_layout_equals_the_published_file(self, name: str) -> None:
         expected = {
             key: (getattr(torch, dtype), torch.Size(shape))
             for key, (dtype, shape) in PUBLISHED[name]["tensors"].items()
@@ -66,7 +66,7 @@ class TestPublishedNames:
         }
 
     @pytest.mark.parametrize("arch", TIMM)
-    def test_torchvision_layout_is_that_of_its_own_module(self, arch: str) -> None:
+    def test_torchvision_layout_equals_torchvisions_module(self, arch: str) -> None:
         name = f"{arch}_in1k"
         twin = torchvision_twin(SPECS[name].config, 1000, 224, device="meta")
         assert shapes(translate_layout(meta_state(name, 224), "torchvision")) == shapes(
@@ -74,7 +74,7 @@ class TestPublishedNames:
         )
 
     @pytest.mark.parametrize("arch", TIMM)
-    def test_timm_layout_is_that_of_its_own_module(self, arch: str) -> None:
+    def test_timm_layout_equals_timms_module(self, arch: str) -> None:
         with torch.device("meta"):
             twin = timm.create_model(TIMM[arch], pretrained=False, num_classes=1000)
         assert shapes(translate_layout(meta_state(f"{arch}_in1k", 224), "timm")) == shapes(
@@ -97,11 +97,11 @@ class TestRoundTrip:
     @pytest.mark.parametrize("path", list(itertools.permutations(LAYOUTS)), ids="-".join)
     def test_keeps_every_value(self, family: str, path: tuple[Layout, ...]) -> None:
         state = tiny(family).state_dict()
-        walked = state
+        translated = state
         for layout in (*path, "timm"):
-            walked = translate_layout(walked, layout)  # type: ignore[arg-type]
-        assert walked.keys() == state.keys()
-        assert all(torch.equal(walked[key], tensor) for key, tensor in state.items())
+            translated = translate_layout(translated, layout)  # type: ignore[arg-type]
+        assert translated.keys() == state.keys()
+        assert all(torch.equal(translated[key], tensor) for key, tensor in state.items())
 
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("layout", LAYOUTS)
@@ -113,7 +113,7 @@ class TestRoundTrip:
         } == pointers
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_leaves_the_given_dict_alone(self, family: str) -> None:
+    def test_does_not_change_its_argument(self, family: str) -> None:
         state = tiny(family).state_dict()
         keys = list(state)
         for layout in LAYOUTS:
@@ -121,7 +121,7 @@ class TestRoundTrip:
             translated.clear()
         assert list(state) == keys
 
-    def test_keeps_a_key_no_table_knows(self) -> None:
+    def test_keeps_an_unknown_key(self) -> None:
         state = tiny("vit").state_dict() | {"extra.weight": torch.ones(3)}
         for layout in LAYOUTS:
             assert torch.equal(translate_layout(state, layout)["extra.weight"], torch.ones(3))
@@ -131,7 +131,7 @@ class TestRoundTrip:
 class TestRecognition:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_of_each_layout(self, family: str, layout: Layout) -> None:
+    def test_each_layout_is_recognised(self, family: str, layout: Layout) -> None:
         state = translate_layout(tiny(family).state_dict(), layout)
         assert recognise_layout(state) == (family, layout)
         assert recognise_layout(reversed(list(state))) == (family, layout)
@@ -140,7 +140,7 @@ class TestRecognition:
     @pytest.mark.parametrize(
         "keys", [[], ["layer1.0.conv1.weight"], ["pos_embed", "encoder.pos_embedding"]]
     )
-    def test_of_nothing_known(self, keys: list[str]) -> None:
+    def test_unknown_keys_are_not_recognised(self, keys: list[str]) -> None:
         assert recognise_layout(keys) is None
 
     def test_error_shows_the_first_keys_and_the_layouts(self) -> None:
@@ -161,7 +161,7 @@ class TestRecognition:
 class TestLoading:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_a_model_takes_every_layout(self, family: str, layout: Layout) -> None:
+    def test_a_model_loads_every_layout(self, family: str, layout: Layout) -> None:
         source, model, batch = tiny(family), tiny(family), images()
         assert deviation(model(batch), source(batch)) > 0.01
         result = model.load_state_dict(translate_layout(source.state_dict(), layout))
@@ -170,14 +170,14 @@ class TestLoading:
         assert torch.equal(model(batch), source(batch))
 
     @pytest.mark.parametrize("layout", LAYOUTS)
-    def test_strictly_by_default(self, layout: Layout) -> None:
+    def test_loading_is_strict_by_default(self, layout: Layout) -> None:
         state = translate_layout(tiny("vit").state_dict(), layout)
         del state[next(key for key in state if key.endswith("head.bias"))]
         with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"head.bias\""):
             tiny("vit").load_state_dict(state)
         assert tiny("vit").load_state_dict(state, strict=False).missing_keys == ["head.bias"]
 
-    def test_torchvisions_early_mlp_names(self) -> None:
+    def test_torchvisions_early_mlp_names_are_loaded(self) -> None:
         source, model, batch = tiny("vit"), tiny("vit"), images()
         state = translate_layout(source.state_dict(), "torchvision")
         early = {
@@ -213,7 +213,7 @@ class TestResizePositionEmbedding:
         for row, column in itertools.product((0, -1), repeat=2):
             torch.testing.assert_close(after[row, column], before[row, column])
 
-    def test_takes_height_before_width(self) -> None:
+    def test_grids_are_rows_by_columns(self) -> None:
         rows = torch.arange(4.0).reshape(4, 1).expand(4, 6).reshape(1, 24, 1)
         position = torch.cat([torch.zeros(1, 1, 1), rows], dim=1)
         resized = resize_position_embedding(position, (4, 6), (7, 3))[0, 1:].reshape(7, 3)
@@ -221,14 +221,14 @@ class TestResizePositionEmbedding:
         torch.testing.assert_close(resized[[0, -1], 0], torch.tensor([0.0, 3.0]))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-    def test_keeps_the_type(self, dtype: torch.dtype) -> None:
+    def test_keeps_the_dtype(self, dtype: torch.dtype) -> None:
         position = torch.randn(1, 17, 8).to(dtype)
         resized = resize_position_embedding(position, (4, 4), (6, 6))
         assert resized.dtype == dtype
         expected = resize_position_embedding(position.float(), (4, 4), (6, 6)).to(dtype)
         assert torch.equal(resized, expected)
 
-    def test_lets_gradients_through(self) -> None:
+    def test_passes_gradients(self) -> None:
         position = torch.randn(1, 17, 8, requires_grad=True)
         resize_position_embedding(position, (4, 4), (5, 7)).sum().backward()
         assert position.grad is not None

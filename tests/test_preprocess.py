@@ -1,4 +1,4 @@
-"""Pictures become what the models were trained on; broken ones are refused by name."""
+"""Preprocessing equals that of training; damaged images are rejected by name."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ SIZES = [
 ]
 
 
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """A picture of smooth colours with noise, the same at every call."""
+def make_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Make an image of smooth colours with noise, the same in every call."""
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     noise = np.random.default_rng(0).uniform(-20, 20, (height, width, 4))
     channels = (
@@ -69,13 +69,11 @@ class TestTransform:
         preset, ours = PRESETS[name].transforms(), load_preprocess(name)
         assert ours.preprocess.size == tuple(preset.crop_size) * 2
         for width, height in SIZES:
-            image = picture(width, height)
+            image = make_image(width, height)
             assert torch.equal(ours(image), preset(image)), (width, height)
 
     @pytest.mark.parametrize("floats", [False, True])
-    def test_a_batch_in_any_layout_is_normalised_as_its_pictures_are_and_left_as_it_was(
-        self, floats: bool
-    ) -> None:
+    def test_a_batch_is_normalised_like_its_images_and_not_changed(self, floats: bool) -> None:
         transform = Transform(Preprocess(32))
         picked = torch.randint(
             0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -88,18 +86,19 @@ class TestTransform:
         ]
         for batch in layouts:
             before = batch.clone()
-            made = transform.normalise(batch)
-            assert torch.equal(made, torch.stack([transform.normalise(each) for each in before]))
+            normalised = transform.normalise(batch)
+            expected = torch.stack([transform.normalise(image) for image in before])
+            assert torch.equal(normalised, expected)
             assert torch.equal(batch, before)
 
-    def test_grey_pictures_equal_torchvisions_on_rgb(self) -> None:
-        image = picture(300, 200, "L")
+    def test_grey_images_equal_torchvisions_on_rgb(self) -> None:
+        image = make_image(300, 200, "L")
         expected = PRESETS["vit_b16_in1k"].transforms()(image.convert("RGB"))
         assert torch.equal(load_preprocess("vit_b16_in1k")(image), expected)
 
     @pytest.mark.parametrize("size", [(640, 480), (100, 300), (224, 224)])
-    def test_tensors_give_nearly_what_pictures_give(self, size: tuple[int, int]) -> None:
-        image, transform = picture(*size), Transform(Preprocess(224))
+    def test_tensors_give_nearly_what_images_give(self, size: tuple[int, int]) -> None:
+        image, transform = make_image(*size), Transform(Preprocess(224))
         tensor = F.pil_to_tensor(image)
         from_tensor = transform(tensor)
         assert (
@@ -108,26 +107,25 @@ class TestTransform:
         assert torch.equal(transform(torch.stack([tensor, tensor]))[1], from_tensor)
 
     @pytest.mark.parametrize("size", [(640, 480), (100, 300), (1600, 1200), (224, 224)])
-    def test_vectorised_resizing_is_torchs_own_and_all_but_equals_pillows(
+    def test_vectorised_resizing_is_torchs_and_nearly_equals_pillows(
         self, size: tuple[int, int]
     ) -> None:
-        image, preprocess = picture(*size), Preprocess(224)
+        image, preprocess = make_image(*size), Preprocess(224)
         quick = Transform(preprocess, vectorised=True)
-        found, exact = quick.fit(image), Transform(preprocess).fit(image)
-        assert torch.equal(found, quick.fit(F.pil_to_tensor(image)))
-        apart = (found.int() - exact.int()).abs()
-        assert apart.max() <= 2
-        assert (apart > 0).float().mean() <= 0.02
-        assert repr(quick) != repr(
-            Transform(preprocess)
-        )  # what goes on with embeddings begun by the other tells by that
+        vectorised, exact = quick.fit(image), Transform(preprocess).fit(image)
+        assert torch.equal(vectorised, quick.fit(F.pil_to_tensor(image)))
+        difference = (vectorised.int() - exact.int()).abs()
+        assert difference.max() <= 2
+        assert (difference > 0).float().mean() <= 0.02
+        # By this a resumed file of embeddings recognises the other method.
+        assert repr(quick) != repr(Transform(preprocess))
 
     @pytest.mark.parametrize("bilinear", [True, False])
-    def test_says_what_the_preprocess_says(self, bilinear: bool) -> None:
+    def test_applies_the_interpolation_mean_and_std(self, bilinear: bool) -> None:
         preprocess = Preprocess(
             32, "bilinear" if bilinear else "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         )
-        image = picture(50, 40)
+        image = make_image(50, 40)
         kind = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
         expected = F.pil_to_tensor(image.resize((40, 32), kind).crop((4, 0, 36, 32))).float() / 255
         torch.testing.assert_close(Transform(preprocess)(image), expected)
@@ -138,7 +136,7 @@ class TestTransform:
         self, size: tuple[int, int], target: tuple[int, int]
     ) -> None:
         (width, height), (to_height, to_width) = size, target
-        output = Transform(Preprocess(target))(picture(*size))
+        output = Transform(Preprocess(target))(make_image(*size))
         assert output.shape == (3, *target)
         resized_height, resized_width = cover_size(height, width, *target)
         assert (resized_height, resized_width) in (
@@ -148,14 +146,14 @@ class TestTransform:
         assert resized_height >= to_height
         assert resized_width >= to_width
         assert abs(resized_width * height - resized_height * width) <= max(width, height)
-        centre = Transform(Preprocess((resized_height, resized_width)))(picture(*size))
+        centre = Transform(Preprocess((resized_height, resized_width)))(make_image(*size))
         top, left = round((resized_height - to_height) / 2), round((resized_width - to_width) / 2)
         assert torch.equal(output, centre[:, top : top + to_height, left : left + to_width])
 
     @pytest.mark.parametrize(
         ("size", "target"), [((3, 2), (333, 500)), ((7, 3), (49, 21)), ((1999, 37), (512, 512))]
     )
-    def test_resized_picture_always_covers(
+    def test_resized_image_always_covers(
         self, size: tuple[int, int], target: tuple[int, int]
     ) -> None:
         for height, width in itertools.permutations(size):
@@ -164,21 +162,21 @@ class TestTransform:
             assert resized[1] >= target[1]
             assert target[0] == resized[0] or target[1] == resized[1]
 
-    def test_can_be_sent_to_another_process(self) -> None:
-        transform, image = load_preprocess("vit_b16", image_size=(96, 64)), picture(99, 70)
+    def test_can_be_pickled(self) -> None:
+        transform, image = load_preprocess("vit_b16", image_size=(96, 64)), make_image(99, 70)
         assert torch.equal(pickle.loads(pickle.dumps(transform))(image), transform(image))
         assert repr(transform) == f"Transform({transform.preprocess})"
 
     def test_image_size_replaces_the_specs(self) -> None:
         assert load_preprocess("vit_b16_in1k").preprocess == SPECS["vit_b16_in1k"].preprocess
-        assert load_preprocess("vit_b16_in1k", image_size=[64, 96])(picture(9, 9)).shape == (
+        assert load_preprocess("vit_b16_in1k", image_size=[64, 96])(make_image(9, 9)).shape == (
             3,
             64,
             96,
         )  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
-        ("given", "told"),
+        ("value", "description"),
         [
             ("photo.jpg", "str"),
             (np.zeros((3, 8, 8)), "ndarray"),
@@ -187,12 +185,13 @@ class TestTransform:
             (torch.zeros(8, 8, 3), r"\(8, 8, 3\)"),
         ],
     )
-    def test_anything_else_is_refused(self, given: Any, told: str) -> None:
+    def test_anything_else_is_rejected(self, value: Any, description: str) -> None:
         with pytest.raises(
             ImageError,
-            match=rf"cannot preprocess {told}; give a PIL image or a tensor \(\.\.\., 3, H, W\)",
+            match=rf"cannot preprocess {description}; give a PIL image "
+            r"or a tensor \(\.\.\., 3, H, W\)",
         ):
-            Transform(Preprocess(32))(given)
+            Transform(Preprocess(32))(value)
 
 
 class TestColours:
@@ -208,7 +207,7 @@ class TestColours:
             Image.Transpose.TRANSVERSE,
             Image.Transpose.ROTATE_270,
         ][orientation - 1]
-        upright = picture(30, 20)
+        upright = make_image(30, 20)
         exif = Image.Exif()
         exif[0x0112] = orientation
         stored = upright if undo is None else upright.transpose(undo)
@@ -219,14 +218,14 @@ class TestColours:
             assert torch.equal(transform(image), transform(upright))
 
     @pytest.mark.parametrize("mode", ["RGB", "P", "L"])
-    def test_a_picture_is_turned_once_whatever_else_its_exif_says(
+    def test_an_image_is_rotated_once_whatever_else_its_exif_contains(
         self, mode: str, tmp_path: Path
     ) -> None:
-        entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(
-            ">HHI4s", 0x0128, 2, 2, b"a"
-        )  # a unit is no text
+        orientation = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+        unit = struct.pack(">HHI4s", 0x0128, 2, 2, b"a")  # text, although a number is due
+        entries = orientation + unit
         exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
-        upright = picture(30, 20).quantize(16) if mode == "P" else picture(30, 20, mode)
+        upright = make_image(30, 20).quantize(16) if mode == "P" else make_image(30, 20, mode)
         more = {"transparency": 3} if mode == "P" else {}
         upright.save(tmp_path / "upright.png", **more)
         upright.transpose(Image.Transpose.ROTATE_90).save(
@@ -234,9 +233,9 @@ class TestColours:
         )
         with Image.open(tmp_path / "turned.png") as image, pytest.raises(struct.error):
             ImageOps.exif_transpose(image)
-        found = read_image(tmp_path / "turned.png")
-        assert np.array_equal(array(found), array(read_image(tmp_path / "upright.png")))
-        assert np.array_equal(array(to_rgb(found)), array(found))
+        rotated = read_image(tmp_path / "turned.png")
+        assert np.array_equal(array(rotated), array(read_image(tmp_path / "upright.png")))
+        assert np.array_equal(array(to_rgb(rotated)), array(rotated))
 
     def test_16_bit_grey_is_scaled_not_clipped(self, tmp_path: Path) -> None:
         exact = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
@@ -257,7 +256,7 @@ class TestColours:
         assert array(to_rgb(image))[0, :, 0].tolist() == [0, 1, 100, 255]
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
-    def test_transparency_is_laid_on_white(self, mode: str) -> None:
+    def test_transparency_becomes_white(self, mode: str) -> None:
         levels, alphas = (200, 0, 100), (255, 0, 128)
         image = Image.merge(
             "LA", [Image.frombytes("L", (3, 1), bytes(band)) for band in (levels, alphas)]
@@ -282,7 +281,7 @@ class TestColours:
         assert left == [255, 255, 255]
         assert right == ([255, 255, 255] if mode == "1" else [80, 80, 80])
 
-    def test_palette_with_partial_transparency(self, tmp_path: Path) -> None:
+    def test_palette_with_partial_transparency_becomes_white(self, tmp_path: Path) -> None:
         image = Image.new("P", (3, 1))
         image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
         image.putdata([0, 1, 2])
@@ -290,21 +289,21 @@ class TestColours:
         read = array(read_image(tmp_path / "palette.png"))[0]
         assert np.abs(read - [[200, 0, 0], [255, 255, 255], [127, 127, 227]]).max() <= 1
 
-    def test_one_bit(self, tmp_path: Path) -> None:
-        image = picture(20, 10, "1")
+    def test_one_bit_images_are_converted(self, tmp_path: Path) -> None:
+        image = make_image(20, 10, "1")
         image.save(tmp_path / "fax.tiff")
         read = array(read_image(tmp_path / "fax.tiff"))
         assert np.array_equal(read[..., 0], 255 * array(image))
         assert read.shape == (10, 20, 3)
 
-    def test_cmyk_jpeg(self, tmp_path: Path) -> None:
-        original = picture(64, 48)
+    def test_cmyk_jpeg_is_converted(self, tmp_path: Path) -> None:
+        original = make_image(64, 48)
         original.convert("CMYK").save(tmp_path / "print.jpg", quality=95)
         read = read_image(tmp_path / "print.jpg")
         assert read.mode == "RGB"
         assert np.abs(array(read) - array(original)).mean() < 8
 
-    def test_first_frame_of_an_animation(self, tmp_path: Path) -> None:
+    def test_first_frame_of_an_animation_is_read(self, tmp_path: Path) -> None:
         frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
         frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
         assert array(read_image(tmp_path / "moving.gif"))[4, 4].tolist() == [255, 0, 0]
@@ -312,13 +311,15 @@ class TestColours:
     @pytest.mark.parametrize("mode", ["RGB", "L", "P", "YCbCr", "LAB", "HSV", "CMYK"])
     def test_other_modes_are_converted_as_pillow_does(self, mode: str) -> None:
         image = (
-            picture(16, 12, "RGB") if mode != "LAB" else Image.new("LAB", (16, 12), (128, 140, 120))
+            make_image(16, 12, "RGB")
+            if mode != "LAB"
+            else Image.new("LAB", (16, 12), (128, 140, 120))
         )
         image = image if mode == "LAB" else image.convert(mode)
         assert np.array_equal(array(to_rgb(image)), array(image.convert("RGB")))
 
-    def test_the_picture_given_is_left_as_it_was(self) -> None:
-        image = picture(16, 12, "RGBA")
+    def test_the_argument_is_not_changed(self) -> None:
+        image = make_image(16, 12, "RGBA")
         before = image.copy()
         to_rgb(image)
         Transform(Preprocess(8))(image)
@@ -344,35 +345,35 @@ class TestBrokenFiles:
             ("half.png", b"\x89PNG\r\n\x1a\n"),
         ],
     )
-    def test_not_a_picture(self, name: str, content: bytes, tmp_path: Path) -> None:
+    def test_file_that_is_not_an_image(self, name: str, content: bytes, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         assert "is not an image" in refuse(tmp_path / name)
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff", "bmp"])
-    @pytest.mark.parametrize("kept", [0.03, 0.3, 0.6])
-    def test_truncated_file(self, suffix: str, kept: float, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("share", [0.03, 0.3, 0.6])
+    def test_truncated_file(self, suffix: str, share: float, tmp_path: Path) -> None:
         path = tmp_path / f"cut.{suffix}"
-        picture(200, 150).save(path)
+        make_image(200, 150).save(path)
         content = path.read_bytes()
         assert read_image(path).size == (200, 150)
-        path.write_bytes(content[: int(kept * len(content))])
+        path.write_bytes(content[: int(share * len(content))])
         refuse(path)
 
     @pytest.mark.filterwarnings(
         "ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning"
     )
     @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff", "bmp"])
-    def test_flipped_bytes_read_or_are_refused(self, suffix: str, tmp_path: Path) -> None:
+    def test_flipped_bytes_read_or_are_rejected(self, suffix: str, tmp_path: Path) -> None:
         chance, path = np.random.default_rng(0), tmp_path / f"flipped.{suffix}"
         exif = Image.Exif()
         exif[0x0112], exif[0x010E] = 6, "a description"
-        picture(20, 15).save(path, exif=exif)
+        make_image(20, 15).save(path, exif=exif)
         whole = path.read_bytes()
         outcomes = {True: 0, False: 0}
         for _ in range(300):
             flipped = bytearray(whole)
-            for place in chance.integers(min(len(whole), 300), size=chance.integers(1, 4)):
-                flipped[place] = chance.integers(256)
+            for position in chance.integers(min(len(whole), 300), size=chance.integers(1, 4)):
+                flipped[position] = chance.integers(256)
             path.write_bytes(flipped)
             try:
                 outcomes[read_image(path).mode == "RGB"] += 1
@@ -411,7 +412,7 @@ class TestBrokenFiles:
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
-def test_a_picture_too_narrow_to_resize_is_refused(size: tuple[int, int]) -> None:
+def test_an_image_too_narrow_to_resize_is_rejected(size: tuple[int, int]) -> None:
     with pytest.raises(
         ImageError,
         match=f"an image of {size[0]}x{size[1]} would be .* when resized; crop it first",

@@ -17,9 +17,9 @@ def test_an_installed_module_is_imported() -> None:
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^the page needs no_such_package; install it with: pip install 'swag.*app\]'$",
+        match=r"^the page needs no_such_package; install it with: pip install 'extra\[app\]'$",
     ):
-        import_extra("no_such_package.part", "swag-models[app]", "the page")
+        import_extra("no_such_package.part", "extra[app]", "the page")
 
 
 def test_a_missing_dependency_of_an_installed_package_is_named(

@@ -1,4 +1,4 @@
-"""Specs are frozen, and survive the way to JSON and back."""
+"""Specs are frozen and survive conversion to JSON and back."""
 
 import dataclasses
 import json
@@ -80,20 +80,20 @@ def test_specs_are_frozen_and_hashable() -> None:
         (lambda data: data.update(sources=[{"url": "https://x/y"}]), "layout"),
     ],
 )
-def test_a_wrong_spec_is_named(change, message: str) -> None:
+def test_an_invalid_field_is_named(change, message: str) -> None:
     data = json.loads(SPECS[0].to_json())
     change(data)
     with pytest.raises(ConfigError, match=message):
         ModelSpec.from_dict(data)
 
 
-def test_a_spec_written_before_channels_and_pooling_were_in_it_still_reads() -> None:
+def test_a_spec_without_the_later_fields_is_read() -> None:
     data = json.loads(SPECS[0].to_json())
     del data["in_chans"], data["global_pool"]
     assert ModelSpec.from_dict(data) == SPECS[0]
 
 
-def test_text_that_is_no_json_is_named() -> None:
+def test_text_that_is_not_json_is_rejected() -> None:
     with pytest.raises(ConfigError, match="invalid JSON"):
         ModelSpec.from_json("{")
 

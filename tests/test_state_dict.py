@@ -1,4 +1,4 @@
-"""Fitting a state dict to a model: head, input channels, positions; everything else must match."""
+"""Fitting a state dict to a model: head, channels, positions; all else must match."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def assert_fresh_head(model: Any, num_classes: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 class TestHead:
     @pytest.mark.parametrize("asked", [{}, {"num_classes": 10}])
-    def test_of_the_same_size_is_loaded(
+    def test_head_of_the_same_size_is_loaded(
         self, family: str, asked: dict[str, int], load: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         state = tiny(family).state_dict()
@@ -67,7 +67,7 @@ class TestHead:
     @pytest.mark.parametrize(
         ("in_file", "asked"), [(10, {"num_classes": 7}), (4, {}), (4, {"num_classes": 10})]
     )
-    def test_of_another_size_is_replaced_and_told(
+    def test_head_of_another_size_is_replaced_with_a_warning(
         self,
         family: str,
         in_file: int,
@@ -85,14 +85,14 @@ class TestHead:
         assert f"the head of {wanted} classes is freshly initialised" in message
         assert "file.pth" in message
 
-    def test_of_no_size_at_all_is_replaced(self, family: str, load: Any) -> None:
+    def test_head_without_classes_is_replaced(self, family: str, load: Any) -> None:
         state = tiny(family).state_dict()
         state[next(key for key in state if key.startswith("head") and key.endswith("bias"))] = (
             torch.tensor(1.0)
         )
         assert_fresh_head(load(family, state), 10)
 
-    def test_that_is_missing_is_fresh_if_asked_for(
+    def test_missing_head_is_initialised_on_request(
         self, family: str, load: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         state = tiny(family, num_classes=None).state_dict()
@@ -103,24 +103,24 @@ class TestHead:
         (message,) = caplog.messages
         assert "has no head" in message
 
-    def test_that_is_missing_is_an_error_by_default(self, family: str, load: Any) -> None:
+    def test_missing_head_is_an_error_by_default(self, family: str, load: Any) -> None:
         with pytest.raises(CheckpointError, match=r"missing head.*pass num_classes=None"):
             load(family, tiny(family, num_classes=None).state_dict())
 
-    def test_is_left_out_if_none_is_asked(self, family: str, load: Any) -> None:
+    def test_head_is_left_out_on_request(self, family: str, load: Any) -> None:
         state = tiny(family).state_dict()
         model = load(family, state, num_classes=None)
         assert model.num_classes is None
         assert_same_trunk(model, state)
 
-    def test_is_left_out_of_a_model_without_classes(self, family: str, tmp_path: Path) -> None:
+    def test_head_is_left_out_of_a_model_without_classes(self, family: str, tmp_path: Path) -> None:
         state = tiny(family).state_dict()
         torch.save(state, tmp_path / "file.pth")
         spec = replace(TINY_SPECS[family], num_classes=None, classes=None)
         assert_same_trunk(load_model(spec, weights=tmp_path / "file.pth"), state)
         assert load_model(spec, weights=tmp_path / "file.pth", num_classes=10).num_classes == 10
 
-    def test_that_a_trunk_leaves_out_is_told(
+    def test_head_that_a_trunk_leaves_out_is_reported(
         self, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         torch.save(tiny(family, 3).state_dict(), tmp_path / "file.pth")
@@ -133,7 +133,7 @@ class TestHead:
         load_model(trunk, weights=tmp_path / "file.pth", num_classes=None)
         assert caplog.text == ""
 
-    def test_can_be_dropped_though_it_fits(self, family: str) -> None:
+    def test_head_can_be_dropped_although_it_fits(self, family: str) -> None:
         state = tiny(family).state_dict()
         model = build(CONFIGS[family], num_classes=10, image_size=64)
         model.load_state_dict(fit_state_dict(state, model, origin="here", drop_head=True))
@@ -143,7 +143,9 @@ class TestHead:
 
 class TestPositions:
     @pytest.mark.parametrize("image_size", [96, 32, (32, 96), (64, 72)])
-    def test_are_resized_to_the_image(self, image_size: int | tuple[int, int], load: Any) -> None:
+    def test_positions_are_resized_to_the_image(
+        self, image_size: int | tuple[int, int], load: Any
+    ) -> None:
         state = tiny("vit").state_dict()
         model = load("vit", state, image_size=image_size)
         height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
@@ -151,38 +153,41 @@ class TestPositions:
         assert torch.equal(model.pos_embed, expected)
         assert model.image_size == (height, width)
 
-    def test_of_the_same_size_are_kept(self, load: Any) -> None:
+    def test_positions_of_the_same_size_are_kept(self, load: Any) -> None:
         state = tiny("vit").state_dict()
         assert torch.equal(load("vit", state).pos_embed, state["pos_embed"])
 
-    def test_of_the_same_oblong_grid_are_kept(self, load: Any) -> None:
+    def test_positions_of_the_same_oblong_grid_are_kept(self, load: Any) -> None:
         state = tiny("vit", image_size=(32, 96)).state_dict()
         assert torch.equal(load("vit", state, image_size=(32, 96)).pos_embed, state["pos_embed"])
 
-    def test_of_an_oblong_grid_with_as_many_are_kept_in_native_names_only(self, load: Any) -> None:
+    def test_as_many_positions_of_an_oblong_grid_are_kept_in_timms_layout_only(
+        self, load: Any
+    ) -> None:
         oblong = tiny("vit", image_size=(32, 128))  # 4x16 positions, as many as 8x8
         assert torch.equal(
             load("vit", oblong.state_dict(), image_size=(32, 128)).pos_embed, oblong.pos_embed
         )
-        published = translate_layout(oblong.state_dict(), "swag")  # that layout knows squares only
+        # In the swag layout grids are square.
+        published = translate_layout(oblong.state_dict(), "swag")
         resized = resize_position_embedding(oblong.pos_embed, (8, 8), (4, 16))
         torch.testing.assert_close(load("vit", published, image_size=(32, 128)).pos_embed, resized)
 
-    def test_of_another_oblong_grid_are_refused(self, load: Any) -> None:
+    def test_positions_of_another_oblong_grid_are_rejected(self, load: Any) -> None:
         state = tiny("vit", image_size=(32, 96)).state_dict()
         with pytest.raises(
             CheckpointError, match=r"wrong shapes pos_embed \(1, 49, 32\) instead of \(1, 65, 32\)"
         ):
             load("vit", state)
 
-    def test_of_half_precision_are_resized_in_full(self, load: Any) -> None:
+    def test_half_precision_positions_are_resized_in_float32(self, load: Any) -> None:
         state = tiny("vit").half().state_dict()
         model = load("vit", state, image_size=96)
         assert torch.equal(
             model.pos_embed, resize_position_embedding(state["pos_embed"], (8, 8), (12, 12)).float()
         )
 
-    def test_leave_a_regnet_of_any_size_alone(self, load: Any) -> None:
+    def test_a_regnet_of_any_size_has_none(self, load: Any) -> None:
         state = tiny("regnet").state_dict()
         model = load("regnet", state, image_size=(96, 33))
         assert_same_trunk(model, state)
@@ -190,23 +195,23 @@ class TestPositions:
 
 class TestMismatch:
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_is_listed_in_one_line(self, family: str, load: Any) -> None:
+    def test_mismatch_is_listed_in_one_line(self, family: str, load: Any) -> None:
         state = tiny(family).state_dict()
-        (missing, *_, misshapen) = [key for key in without_head(state) if key.endswith("bias")]
+        (missing, *_, resized) = [key for key in without_head(state) if key.endswith("bias")]
         del state[missing]
         state["neck.weight"] = torch.ones(2, 3)
-        state[misshapen] = torch.ones(5)
+        state[resized] = torch.ones(5)
         with pytest.raises(CheckpointError) as error:
             load(family, state)
         message = str(error.value)
         assert f"missing {missing}" in message
         assert "unexpected neck.weight" in message
-        assert f"wrong shapes {misshapen} (5,) instead of (" in message
+        assert f"wrong shapes {resized} (5,) instead of (" in message
         assert "file.pth" in message
         assert "\n" not in message
         assert "num_classes=None" not in message
 
-    def test_of_many_tensors_is_counted(self, load: Any) -> None:
+    def test_mismatches_of_many_tensors_are_counted(self, load: Any) -> None:
         state = {
             key: tensor
             for key, tensor in tiny("vit").state_dict().items()
@@ -217,7 +222,7 @@ class TestMismatch:
         ):
             load("vit", state)
 
-    def test_of_families_is_named(self, load: Any) -> None:
+    def test_mismatch_of_families_is_named(self, load: Any) -> None:
         with pytest.raises(CheckpointError, match=r"file\.pth holds a regnet, the model is a vit"):
             load("vit", tiny("regnet").state_dict())
         model = build(CONFIGS["vit"], num_classes=10, image_size=64)
@@ -242,7 +247,7 @@ class TestMismatch:
             ("regnet", "stem.conv.weight", (32,)),
         ],
     )
-    def test_of_a_special_tensor_is_listed(
+    def test_mismatch_of_a_special_tensor_is_listed(
         self, family: str, key: str, shape: tuple[int, ...], load: Any
     ) -> None:
         state = tiny(family).state_dict()
@@ -251,7 +256,7 @@ class TestMismatch:
             load(family, state)
 
     @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
-    def test_of_kind_is_listed(self, dtype: torch.dtype, load: Any) -> None:
+    def test_mismatch_of_dtype_kind_is_listed(self, dtype: torch.dtype, load: Any) -> None:
         state = tiny("vit").state_dict()
         state["norm.weight"] = torch.ones(32, dtype=dtype)
         with pytest.raises(CheckpointError, match=r"norm\.weight"):
@@ -261,14 +266,16 @@ class TestMismatch:
 class TestStem:
     @pytest.mark.parametrize("family", FAMILIES)
     @pytest.mark.parametrize("in_chans", [1, 2, 4, 6])
-    def test_keeps_a_constant_picture_in_scale(self, family: str, in_chans: int, load: Any) -> None:
+    def test_adapted_stem_keeps_the_scale_of_a_constant_image(
+        self, family: str, in_chans: int, load: Any
+    ) -> None:
         state = tiny(family).state_dict()
         state[STEM[family]] = state[STEM[family]].mean(dim=1, keepdim=True).repeat(1, 3, 1, 1)
         adapted = load(family, state, in_chans=in_chans).state_dict()[STEM[family]]
         torch.testing.assert_close(adapted.sum(dim=1), state[STEM[family]].sum(dim=1))
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_of_a_file_with_the_same_channels_is_kept(self, family: str, load: Any) -> None:
+    def test_stem_of_a_file_with_the_same_channels_is_kept(self, family: str, load: Any) -> None:
         state = tiny(family, in_chans=4).state_dict()
         assert torch.equal(
             load(family, state, in_chans=4).state_dict()[STEM[family]], state[STEM[family]]

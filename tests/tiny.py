@@ -1,4 +1,4 @@
-"""Models small enough to test everything on, random weights that exercise every tensor, and comparisons."""
+"""Tiny models for tests, with random values in every tensor, and a measure of deviation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ M = TypeVar("M", bound=nn.Module)
 
 VIT = ViTConfig(patch_size=8, depth=2, width=32, num_heads=4, mlp_width=64)
 REGNET = RegNetConfig(depth=8, w_0=16, w_a=12.0, w_m=2.0, group_width=8)
-SMALL_REGNET = RegNetConfig(
-    depth=3, w_0=16, w_a=32.0, w_m=2.0, group_width=8
-)  # where each block costs a second
+# For tests in which each block takes a second
+SMALL_REGNET = RegNetConfig(depth=3, w_0=16, w_a=32.0, w_m=2.0, group_width=8)
 CONFIGS: dict[str, ViTConfig | RegNetConfig] = {"vit": VIT, "regnet": REGNET}
 IMAGE_SIZE = 64
 
@@ -42,14 +41,14 @@ TINY_SPECS: dict[str, ModelSpec] = {"vit": VIT_SPEC, "regnet": REGNET_SPEC}
 def tiny(
     family: str, num_classes: int | None = 10, image_size: ImageSize = IMAGE_SIZE, **options: Any
 ) -> ViT | RegNet:
-    """A tiny model in eval mode, every tensor of it random."""
+    """Build a tiny model in eval mode with random values in every tensor."""
     return randomise(
         build(CONFIGS[family], num_classes=num_classes, image_size=image_size, **options)
     ).eval()
 
 
 def load_tiny(family: str = "vit", **options: Any) -> ViT | RegNet:
-    """The same from `load_model`, so that it knows where it came from."""
+    """Make the same with `load_model`, so that it has a spec."""
     return randomise(
         load_model(replace(TINY_SPECS[family], classes=None), pretrained=False, **options)
     )
@@ -57,7 +56,7 @@ def load_tiny(family: str = "vit", **options: Any) -> ViT | RegNet:
 
 @torch.no_grad()
 def randomise(model: M) -> M:
-    """Fill all parameters and buffers so that no two tensors, and none of their effects, could be mistaken."""
+    """Fill all parameters and buffers so that every tensor has an effect, different from others."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("num_batches_tracked"):
             tensor.fill_(7)
@@ -78,7 +77,7 @@ def images(count: int = 2, image_size: ImageSize = IMAGE_SIZE, in_chans: int = 3
 
 
 def deviation(ours: Tensor, reference: Tensor) -> float:
-    """Largest difference in units of the reference's spread."""
+    """Return the largest difference, in standard deviations of the reference."""
     assert ours.shape == reference.shape
     return float((ours - reference).detach().abs().max() / reference.detach().std())
 
@@ -86,7 +85,7 @@ def deviation(ours: Tensor, reference: Tensor) -> float:
 def torchvision_twin(
     config: ViTConfig | RegNetConfig, num_classes: int, image_size: int, device: str = "cpu"
 ) -> nn.Module:
-    """torchvision's own module of the same shape, in eval mode."""
+    """Return torchvision's module of the same shape, in eval mode."""
     if isinstance(config, ViTConfig):
         with torch.device(device):
             return VisionTransformer(

@@ -1,4 +1,4 @@
-"""timm's own models of the shape of the tiny ones."""
+"""timm's models with the shapes of the tiny ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def timm_regnet(**options: Any) -> TimmRegNet:
 
 
 def timm_twin(model: ViT | RegNet) -> nn.Module:
-    """timm's model with the same weights as a tiny one, made for the same image size."""
+    """Return timm's model with the weights and the image size of a tiny one."""
     options: dict[str, Any] = {"num_classes": model.num_classes or 0, "in_chans": model.in_chans}
     twin = timm_regnet(**options)
     if isinstance(model, ViT):

@@ -1,4 +1,4 @@
-"""What every model does, whichever its family: heads, rates, errors, parameter counts, compilers, training."""
+"""What models of both families do: heads, rates, errors, parameter counts, compilers, training."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_parameter_count_is_torchvisions(arch: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_building_on_meta_takes_no_memory_and_no_symbolic_machinery(family: str) -> None:
+def test_building_on_meta_allocates_nothing_and_imports_no_symbolic_shapes(family: str) -> None:
     name = {"vit": "vit_h14", "regnet": "regnety_128gf"}[family]
     code = f"""
 import resource, sys, torch
@@ -83,7 +83,7 @@ class TestHead:
         assert isinstance(model.get_classifier(), nn.Identity)
         assert not [key for key in model.state_dict() if key.startswith("head")]
 
-    def test_reset_classifier_puts_a_fresh_head(self, family: str) -> None:
+    def test_reset_classifier_initialises_a_new_head(self, family: str) -> None:
         model = tiny(family).to(torch.bfloat16)
         trunk = {
             key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head")
@@ -98,7 +98,7 @@ class TestHead:
         assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in trunk.items())
 
     @pytest.mark.parametrize("none", [None, 0])
-    def test_reset_classifier_can_take_the_head_away(self, family: str, none: int | None) -> None:
+    def test_reset_classifier_can_remove_the_head(self, family: str, none: int | None) -> None:
         model = tiny(family)
         batch = images()
         pooled = model.forward_head(model.forward_features(batch), pre_logits=True)
@@ -115,7 +115,7 @@ class TestHead:
             model.reset_classifier(4)
         assert model.get_classifier().weight.shape == (4, model.num_features)
 
-    def test_reset_classifier_refuses_a_negative_number(self, family: str) -> None:
+    def test_reset_classifier_rejects_a_negative_number(self, family: str) -> None:
         model = tiny(family)
         with pytest.raises(
             ConfigError, match=r"num_classes is -2; give a positive number, or None"
@@ -138,7 +138,7 @@ class TestStem:
         torch.testing.assert_close(model.state_dict()[key], expected, rtol=0, atol=1e-7)
         assert model(images(in_chans=in_chans)).shape == (2, 10)
 
-    def test_grey_model_equals_the_original_on_grey_pictures(
+    def test_grey_model_equals_the_original_on_grey_images(
         self, family: str, tmp_path: Any
     ) -> None:
         torch.save(tiny(family).state_dict(), tmp_path / "three.pth")
@@ -150,14 +150,14 @@ class TestStem:
         assert deviation(grey(batch), colour(batch.expand(-1, 3, -1, -1))) < 1e-4
 
     @pytest.mark.parametrize("shape", [(2, 4, 64, 64), (3, 64, 64), (2, 1, 64, 64)])
-    def test_input_of_another_shape_is_refused(self, family: str, shape: tuple[int, ...]) -> None:
+    def test_input_of_another_shape_is_rejected(self, family: str, shape: tuple[int, ...]) -> None:
         with pytest.raises(
             ConfigError, match=r"input has shape \(.*\); expected \(N, 3, H, W\)"
         ) as error:
             tiny(family)(torch.zeros(shape))
         assert str(shape) in str(error.value)
 
-    def test_what_was_not_preprocessed_is_refused(self, family: str) -> None:
+    def test_input_that_was_not_preprocessed_is_rejected(self, family: str) -> None:
         model = tiny(family)
         with pytest.raises(
             ConfigError, match=r"input is a tensor of torch\.uint8; give load_preprocess"
@@ -190,10 +190,10 @@ class TestRates:
         assert not torch.equal(model(batch), model(batch))
 
     def test_stochastic_depth_drops_whole_samples_and_keeps_the_expectation(self) -> None:
-        kept = DropPath(0.3).train()(torch.ones(20_000, 2, 3)).flatten(1)
-        assert torch.equal(kept, kept[:, :1].expand(-1, 6))
-        assert torch.allclose(kept.unique(), torch.tensor([0.0, 1 / 0.7]))
-        assert abs(float(kept.mean()) - 1) < 0.03
+        scaled = DropPath(0.3).train()(torch.ones(20_000, 2, 3)).flatten(1)
+        assert torch.equal(scaled, scaled[:, :1].expand(-1, 6))
+        assert torch.allclose(scaled.unique(), torch.tensor([0.0, 1 / 0.7]))
+        assert abs(float(scaled.mean()) - 1) < 0.03
 
     @pytest.mark.parametrize("family", FAMILIES)
     def test_stochastic_depth_grows_linearly_to_the_last_layer(self, family: str) -> None:
@@ -213,29 +213,29 @@ class TestRates:
 
     @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
     @pytest.mark.parametrize("name", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
-    def test_impossible_rate_is_refused(self, name: str, rate: float) -> None:
+    def test_invalid_rate_is_rejected(self, name: str, rate: float) -> None:
         with pytest.raises(ConfigError, match=rf"{name} is {rate}; give a number from 0"):
             build(CONFIGS["vit"], num_classes=None, image_size=IMAGE_SIZE, **{name: rate})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-class TestConfigError:
+class TestInvalidArguments:
     @pytest.mark.parametrize("num_classes", [0, -1])
-    def test_number_of_classes(self, family: str, num_classes: int) -> None:
+    def test_invalid_number_of_classes(self, family: str, num_classes: int) -> None:
         with pytest.raises(
             ConfigError, match=rf"num_classes is {num_classes}; give a positive number, or None"
         ):
             build(CONFIGS[family], num_classes=num_classes, image_size=IMAGE_SIZE)
 
     @pytest.mark.parametrize("in_chans", [0, -3])
-    def test_channels(self, family: str, in_chans: int) -> None:
+    def test_invalid_channels(self, family: str, in_chans: int) -> None:
         with pytest.raises(ConfigError, match=rf"in_chans is {in_chans}; give a positive number"):
             build(CONFIGS[family], num_classes=1, image_size=IMAGE_SIZE, in_chans=in_chans)
 
     @pytest.mark.parametrize(
         "size", [0, -32, "64", 64.0, None, (64,), (64, 64, 64), (64, 0), (64, "64")]
     )
-    def test_image_size(self, family: str, size: Any) -> None:
+    def test_invalid_image_size(self, family: str, size: Any) -> None:
         with pytest.raises(
             ConfigError, match=r"image_size is .*; give pixels as an int or \(height, width\)"
         ) as error:
@@ -243,7 +243,7 @@ class TestConfigError:
         assert repr(size) in str(error.value)
 
     @pytest.mark.parametrize("dtype", ["int8", "float7", "nn", torch.int64, 32])
-    def test_dtype(self, family: str, dtype: Any) -> None:
+    def test_invalid_dtype(self, family: str, dtype: Any) -> None:
         with pytest.raises(
             ConfigError, match=r"dtype .* is not allowed; give float32, bfloat16"
         ) as error:
@@ -251,7 +251,7 @@ class TestConfigError:
         assert repr(dtype) in str(error.value)
 
     @pytest.mark.parametrize("device", ["tpu9", "cuda:4711", "", 3.5])
-    def test_device(self, family: str, device: Any) -> None:
+    def test_invalid_device(self, family: str, device: Any) -> None:
         with pytest.raises(
             ConfigError, match=r"device .* cannot be used here .* allowed for example: cpu"
         ) as error:
@@ -259,18 +259,18 @@ class TestConfigError:
         assert repr(device) in str(error.value)
         assert "\n" not in str(error.value)
 
-    def test_pooling(self, family: str) -> None:
+    def test_invalid_pooling(self, family: str) -> None:
         with pytest.raises(ConfigError, match=r"global_pool is 'max'; allowed .*avg"):
             build(CONFIGS[family], num_classes=1, image_size=IMAGE_SIZE, global_pool="max")  # type: ignore[arg-type]
 
 
-def test_config_of_no_family_is_refused() -> None:
+def test_config_of_an_unknown_family_is_rejected() -> None:
     with pytest.raises(ConfigError, match=r"config is 'vit'; give a ViTConfig or a RegNetConfig"):
         build("vit", num_classes=1, image_size=IMAGE_SIZE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_unpretrained_model_is_ready_in_eval_mode_with_the_dtype_asked_for(family: str) -> None:
+def test_untrained_model_is_in_eval_mode_and_of_the_requested_dtype(family: str) -> None:
     model = load_model(TINY_SPECS[family], pretrained=False, dtype="bfloat16", num_classes=3)
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
@@ -282,14 +282,14 @@ class TestTools:
     @pytest.mark.parametrize(
         "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
     )
-    def test_compiled_whole_equals_eager(self, family: str, backend: str) -> None:
+    def test_compiled_model_equals_eager(self, family: str, backend: str) -> None:
         model, batch = tiny(family), images()
         torch._dynamo.reset()
         with torch.no_grad():
             compiled = torch.compile(model, backend=backend, fullgraph=True)
             assert deviation(compiled(batch), model(batch)) < 1e-4
 
-    def test_exported_runs_at_another_batch_size(self, family: str) -> None:
+    def test_exported_model_runs_at_another_batch_size(self, family: str) -> None:
         model = tiny(family)
         shapes = {"x": {0: torch.export.Dim("batch")}}
         exported = torch.export.export(model, (images(2),), dynamic_shapes=shapes)
@@ -300,7 +300,7 @@ class TestTools:
     @pytest.mark.filterwarnings(
         "ignore:Converting a tensor to a Python boolean:torch.jit.TracerWarning"
     )
-    def test_traced_runs_at_another_batch_size(self, family: str) -> None:
+    def test_traced_model_runs_at_another_batch_size(self, family: str) -> None:
         model = tiny(family)
         with torch.no_grad():
             traced, batch = torch.jit.trace(model, images(2), check_trace=False), images(5)

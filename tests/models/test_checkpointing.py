@@ -1,4 +1,4 @@
-"""Gradient checkpointing changes nothing but memory: outputs, gradients, random numbers and running statistics stay."""
+"""Gradient checkpointing changes memory only: results, random numbers and statistics stay equal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = 4
 
 
 def train_once(model: nn.Module, call: Any = None) -> dict[str, Tensor]:
-    """Everything one training step leaves: output, gradients, parameters and buffers, the next random number."""
+    """Run a training step; return its output, gradients, parameters, buffers and random state."""
     torch.manual_seed(1)
     output = (model if call is None else call)(images(BATCH))
     output.square().mean().backward()
@@ -38,7 +38,7 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def pair(family: str, **options: Any) -> tuple[ViT | RegNet, ViT | RegNet]:
-    """A model in training mode, and the same with checkpointing."""
+    """Return a model in training mode, and a copy with checkpointing."""
     plain = tiny(family, **options).train()
     checkpointed = copy.deepcopy(plain)
     checkpointed.set_grad_checkpointing()
@@ -47,15 +47,15 @@ def pair(family: str, **options: Any) -> tuple[ViT | RegNet, ViT | RegNet]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestSameResults:
-    def test_a_training_step_leaves_exactly_the_same(self, family: str) -> None:
+    def test_a_training_step_gives_exactly_the_same(self, family: str) -> None:
         plain, checkpointed = pair(family, **RATES[family])
         assert_equal(train_once(checkpointed), train_once(plain))
 
-    def test_so_does_a_step_in_eval_mode(self, family: str) -> None:
+    def test_a_step_in_eval_mode_gives_the_same(self, family: str) -> None:
         plain, checkpointed = pair(family, **RATES[family])
         assert_equal(train_once(checkpointed.eval()), train_once(plain.eval()))
 
-    def test_so_does_a_step_through_intermediates(self, family: str) -> None:
+    def test_a_step_through_intermediates_gives_the_same(self, family: str) -> None:
         plain, checkpointed = pair(family, **RATES[family])
         ours, theirs = (
             train_once(
@@ -63,13 +63,13 @@ class TestSameResults:
             )
             for model in (checkpointed, plain)
         )
-        given = {name for name, tensor in theirs.items() if tensor is not None}
-        assert given == {name for name, tensor in ours.items() if tensor is not None}
-        assert_equal({name: ours[name] for name in given}, {name: theirs[name] for name in given})
+        names = {name for name, tensor in theirs.items() if tensor is not None}
+        assert names == {name for name, tensor in ours.items() if tensor is not None}
+        assert_equal({name: ours[name] for name in names}, {name: theirs[name] for name in names})
 
     @pytest.mark.slow
     @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-    def test_so_does_a_compiled_step(self, family: str, backend: str) -> None:
+    def test_a_compiled_step_gives_the_same(self, family: str, backend: str) -> None:
         plain, checkpointed = pair(family, **RATES[family])
         torch._dynamo.reset()
         ours, theirs = (
@@ -78,11 +78,11 @@ class TestSameResults:
         )
         if backend == "aot_eager":
             return assert_equal(ours, theirs)
-        for name, tensor in ours.items():  # fused another way
+        for name, tensor in ours.items():  # operations are fused differently
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4, msg=name)
         return None
 
-    def test_so_does_a_step_with_frozen_layers(self, family: str) -> None:
+    def test_a_step_with_frozen_layers_gives_the_same(self, family: str) -> None:
         plain, checkpointed = pair(family, **RATES[family])
         for model in (plain, checkpointed):
             model.freeze(up_to={"vit": "blocks.0", "regnet": "s2"}[family])
@@ -97,7 +97,7 @@ class TestSameResults:
             )
         )
 
-    def test_turned_off_again_nothing_runs_twice(self, family: str) -> None:
+    def test_nothing_runs_twice_after_it_is_turned_off(self, family: str) -> None:
         _, model = pair(family)
         ran: list[int] = []
         first = next(module for module in model.modules() if isinstance(module, Blocks))[0]
@@ -114,7 +114,7 @@ class TestSameResults:
         with torch.no_grad():
             assert torch.equal(checkpointed.eval()(batch), plain.eval()(batch))
 
-    def test_exported_and_saved_models_do_not_know_of_it(self, family: str) -> None:
+    def test_exported_and_saved_models_do_not_contain_it(self, family: str) -> None:
         plain, checkpointed = (model.eval() for model in pair(family))
         assert list(checkpointed.state_dict()) == list(plain.state_dict())
         batch = images()
@@ -123,9 +123,9 @@ class TestSameResults:
         assert "checkpoint" not in str(exported.graph)
 
 
-def kept_bytes(model: nn.Module, batch: Tensor) -> int:
-    """Memory that a forward pass leaves for the backward pass, without the model's own tensors."""
-    own = {
+def count_stored_bytes(model: nn.Module, batch: Tensor) -> int:
+    """Return the bytes stored for the backward pass, without the model's tensors."""
+    model_storages = {
         tensor.untyped_storage().data_ptr()
         for tensor in [*model.parameters(), *model.buffers(), batch]
     }
@@ -134,9 +134,9 @@ def kept_bytes(model: nn.Module, batch: Tensor) -> int:
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in model_storages:
             storages[storage.data_ptr()] = storage.nbytes()
-            alive.append(storage)  # so that no other takes its address
+            alive.append(storage)  # so that no other storage reuses its address
         return tensor
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
@@ -146,17 +146,17 @@ def kept_bytes(model: nn.Module, batch: Tensor) -> int:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_less_memory_is_kept(family: str) -> None:
+def test_less_memory_is_used(family: str) -> None:
     plain, checkpointed = pair(family)
     batch = images(BATCH)
-    assert kept_bytes(plain, batch) > {"vit": 4, "regnet": 2}[family] * kept_bytes(
+    assert count_stored_bytes(plain, batch) > {"vit": 4, "regnet": 2}[family] * count_stored_bytes(
         checkpointed, batch
     )
 
 
-def test_memory_kept_by_a_vit_is_one_input_for_each_block() -> None:
+def test_a_vit_stores_one_input_per_block() -> None:
     _, model = pair("vit")
     tokens = BATCH * (1 + 64) * 32 * 4
-    kept = kept_bytes(model, images(BATCH))
+    stored = count_stored_bytes(model, images(BATCH))
     blocks = len(model.blocks) * tokens
-    assert blocks <= kept < blocks + 5 * tokens  # beside them what patches, last norm and head need
+    assert blocks <= stored < blocks + 5 * tokens  # and what patches, last norm and head need

@@ -1,4 +1,4 @@
-"""The feature pyramid: right places, right sizes, and torchvision's own detectors on top."""
+"""The feature pyramid: positions and sizes of its cells, and torchvision's detectors on top."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make_pyramid(shape: str, out_channels: int = 8) -> FeaturePyramid:
 class TestLevels:
     @pytest.mark.parametrize("image_size", [(64, 96), (100, 45), (7, 33), (1, 1)])
     @torch.no_grad()
-    def test_have_one_cell_for_each_stride_begun(
+    def test_levels_have_ceil_of_size_by_stride_cells(
         self, shape: str, image_size: tuple[int, int]
     ) -> None:
         levels = make_pyramid(shape)(images(image_size=image_size))
@@ -45,8 +45,8 @@ class TestLevels:
         }
 
     @torch.no_grad()
-    def test_cells_lie_where_their_pixels_do(self, shape: str) -> None:
-        """A change of the image shows most in the cell above it: cut the attention, which carries it everywhere."""
+    def test_cells_are_where_their_pixels_are(self, shape: str) -> None:
+        """A change of the image changes its own cell most, without attention, which spreads it."""
         pyramid = make_pyramid(shape)
         for name, module in pyramid.named_modules():
             if name.endswith(("attn.proj", "se.fc2")):
@@ -79,7 +79,7 @@ class TestLevels:
             name for name, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()
         ]
 
-    def test_trunk_is_the_model_given_without_its_head(self, shape: str) -> None:
+    def test_trunk_is_the_passed_model_without_its_head(self, shape: str) -> None:
         model = build(SHAPES[shape], num_classes=3, image_size=224)
         trunk = dict(model.named_parameters())
         pyramid = FeaturePyramid(model)
@@ -92,7 +92,7 @@ class TestLevels:
 
 @pytest.mark.parametrize("family", ["vit", "regnet"])
 class TestTrunk:
-    def test_frozen_stays_frozen(self, family: str) -> None:
+    def test_frozen_layers_stay_frozen(self, family: str) -> None:
         pyramid = FeaturePyramid(tiny(family, num_classes=None, drop_path_rate=0.5), 8)
         pyramid.trunk.freeze()
         batch = images()
@@ -134,11 +134,11 @@ class TestTrunk:
 
 
 def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Pictures of unequal size, neither a multiple of anything, with a bright square each."""
-    pictures, targets = [], []
+    """Return images of unequal, odd sizes, with a bright square each."""
+    images, targets = [], []
     for height, width in ((90, 130), (75, 61)):
-        picture = torch.rand(3, height, width)
-        picture[:, 20:50, 10:40] = 1
+        image = torch.rand(3, height, width)
+        image[:, 20:50, 10:40] = 1
         target: dict[str, Tensor] = {
             "boxes": torch.tensor([[10.0, 20.0, 40.0, 50.0]]),
             "labels": torch.tensor([1]),
@@ -146,9 +146,9 @@ def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         if masks:
             target["masks"] = torch.zeros(1, height, width, dtype=torch.uint8)
             target["masks"][:, 20:50, 10:40] = 1
-        pictures.append(picture)
+        images.append(image)
         targets.append(target)
-    return pictures, targets
+    return images, targets
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
 )
 def test_torchvisions_detectors_train_and_predict(detector: Any, shape: str) -> None:
     model = detector(make_pyramid(shape, 32), num_classes=2, min_size=64, max_size=96)
-    pictures, targets = make_scene(masks=detector is MaskRCNN)
+    images, targets = make_scene(masks=detector is MaskRCNN)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
     losses = []
     for _ in range(3):
-        loss = sum(model(pictures, targets).values())
+        loss = sum(model(images, targets).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -174,6 +174,6 @@ def test_torchvisions_detectors_train_and_predict(detector: Any, shape: str) -> 
     assert all(math.isfinite(loss) for loss in losses)
     assert losses[-1] < losses[0]
     with torch.no_grad():
-        found = model.eval()(pictures)
-    assert len(found) == 2
-    assert all(len(each["boxes"]) == len(each["scores"]) for each in found)
+        detections = model.eval()(images)
+    assert len(detections) == 2
+    assert all(len(result["boxes"]) == len(result["scores"]) for result in detections)

@@ -1,4 +1,4 @@
-"""What is frozen neither learns nor drifts, whatever train() is told, and everything else does."""
+"""Frozen layers keep their parameters and statistics, even after train(); all others learn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from swag_models.models import RegNet, ViT
 from swag_models.models.backbone import DropPath
 
 FAMILIES = ("vit", "regnet")
-CASES = [  # family, up_to, how the names of all frozen parameters begin
+CASES = [  # family, up_to, prefixes of the names of all frozen parameters
     ("vit", None, ("patch_embed.", "cls_token", "pos_embed", "blocks.", "norm.")),
     ("vit", "patch_embed", ("patch_embed.",)),
     ("vit", "pos_embed", ("patch_embed.", "cls_token", "pos_embed")),
@@ -47,7 +47,7 @@ def train_steps(model: ViT | RegNet, steps: int = 2) -> None:
 
 
 @pytest.mark.parametrize(("family", "up_to", "begins"), CASES)
-def test_training_changes_all_but_what_is_frozen(
+def test_training_changes_all_but_frozen_layers(
     family: str, up_to: str | None, begins: tuple[str, ...]
 ) -> None:
     model = tiny(family, **RATES[family])
@@ -65,7 +65,7 @@ def test_training_changes_all_but_what_is_frozen(
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestFrozen:
-    def test_trunk_stays_in_eval_mode_and_the_rest_does_not(self, family: str) -> None:
+    def test_only_the_trunk_stays_in_eval_mode(self, family: str) -> None:
         model = tiny(family, drop_rate=0.3, **RATES[family])
         model.freeze()
         for _ in range(2):
@@ -85,7 +85,7 @@ class TestFrozen:
         assert not any(module.training for module in still)
         assert not any(module.training for module in model.eval().modules())
 
-    def test_features_in_training_are_those_of_evaluation(self, family: str) -> None:
+    def test_features_in_training_equal_those_in_evaluation(self, family: str) -> None:
         model, batch = tiny(family, **RATES[family]), images()
         expected = model.forward_features(batch)
         assert not torch.equal(model.train().forward_features(batch), expected)
@@ -124,7 +124,7 @@ class TestFrozen:
         model.eval().unfreeze()
         assert not any(module.training for module in model.modules())
 
-    def test_unfreezing_leaves_alone_what_others_froze(self, family: str) -> None:
+    def test_unfreezing_keeps_what_the_user_froze_by_hand(self, family: str) -> None:
         model = tiny(family)
         model.get_classifier().bias.requires_grad_(False)
         model.freeze()
@@ -163,7 +163,7 @@ class TestFrozen:
             clone(model).train().forward_features(batch), model.forward_features(batch)
         )
 
-    def test_the_state_dict_does_not_know(self, family: str) -> None:
+    def test_the_state_dict_is_unchanged(self, family: str) -> None:
         model = tiny(family)
         names = list(model.state_dict())
         model.freeze()
@@ -173,7 +173,7 @@ class TestFrozen:
         assert all(parameter.requires_grad for parameter in fresh.parameters())
 
     @pytest.mark.parametrize("assign", [False, True])
-    def test_loading_other_weights_leaves_it_frozen(self, family: str, assign: bool) -> None:
+    def test_loading_other_weights_keeps_it_frozen(self, family: str, assign: bool) -> None:
         model, other = tiny(family), tiny(family)
         model.freeze()
         model.load_state_dict(other.state_dict(), assign=assign)
@@ -181,18 +181,18 @@ class TestFrozen:
             "head"
         }
 
-    def test_frozen_layers_keep_nothing_for_the_backward_pass(self, family: str) -> None:
+    def test_frozen_layers_store_nothing_for_the_backward_pass(self, family: str) -> None:
         model = tiny(family).train()
-        kept: list[Tensor] = []
+        stored: list[Tensor] = []
         model.freeze()
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+            lambda tensor: stored.append(tensor) or tensor, lambda tensor: tensor
         ):
             model.forward_features(images())
-        assert kept == []
+        assert stored == []
 
     @pytest.mark.parametrize("up_to", ["head", "blocks.7", "s9", "", 6, "attn"])
-    def test_unknown_part_is_refused(self, family: str, up_to: Any) -> None:
+    def test_unknown_part_is_rejected(self, family: str, up_to: Any) -> None:
         allowed = {
             "vit": "patch_embed, cls_token, pos_embed, blocks, blocks.0, blocks.1, norm",
             "regnet": "stem, s1, s1.b1, s2, s2.b1, ",

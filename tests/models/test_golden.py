@@ -1,4 +1,4 @@
-"""Outputs equal those recorded from the original implementation; architectures not recorded equal torchvision's."""
+"""Outputs equal those recorded from the original implementation, or else torchvision's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATCH = {"vit_b16": 16, "vit_l16": 16, "vit_h14": 14}
 def synthetic_state(
     arch: str, *, salt: str, image_size: int, num_classes: int | None
 ) -> dict[str, Tensor]:
-    """The stand-in weights of one published file, in its own layout."""
+    """Return stand-in weights with the names and shapes of a published file."""
     state = {}
     for key, (_, shape) in LAYOUTS[arch if num_classes is None else f"{arch}_in1k"][
         "tensors"
@@ -42,7 +42,7 @@ def synthetic_state(
 
 @pytest.fixture
 def save(tmp_path: Path) -> Iterator[Callable[[dict[str, Tensor]], Path]]:
-    """Writes a checkpoint, and removes it after the test: pytest would keep gigabytes."""
+    """Write a checkpoint, and remove it after the test: pytest would keep gigabytes."""
     path = tmp_path / "published.torch"
 
     def write(state: dict[str, Tensor]) -> Path:

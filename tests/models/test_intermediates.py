@@ -1,4 +1,4 @@
-"""Feature maps on the way are timm's, for every option; attention maps are what the blocks compute with."""
+"""Intermediate maps equal timm's for every option; attention maps are those the blocks use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES: list[int | tuple[int, int]] = [64, (32, 96)]
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """Equal tensors in the same nest of lists and tuples."""
+    """Compare tensors in equally nested lists and tuples."""
     if isinstance(theirs, Tensor):
         assert ours.is_contiguous() or not theirs.is_contiguous()
         assert deviation(ours, theirs) < 1e-4
@@ -33,10 +33,10 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 @pytest.fixture(scope="module")
 def vits() -> dict[Any, tuple[Any, Any]]:
-    """Our ViT and timm's for each image size."""
+    """Return our ViT and timm's for each image size."""
     torch.manual_seed(0)
-    made = {size: tiny("vit", image_size=size) for size in SIZES}
-    return {size: (model, timm_twin(model)) for size, model in made.items()}
+    models = {size: tiny("vit", image_size=size) for size in SIZES}
+    return {size: (model, timm_twin(model)) for size, model in models.items()}
 
 
 @pytest.fixture(scope="module")
@@ -56,18 +56,19 @@ class TestViT:
         batch = images(image_size=image_size)
         options = ("norm", "return_prefix_tokens", "stop_early", "intermediates_only")
         for output_fmt, *chosen in product(("NCHW", "NLC"), *[(False, True)] * len(options)):
-            given = {"indices": indices, "output_fmt": output_fmt, **dict(zip(options, chosen))}
+            arguments = {"indices": indices, "output_fmt": output_fmt, **dict(zip(options, chosen))}
             with torch.inference_mode():
                 assert_same(
-                    model.forward_intermediates(batch, **given),
-                    twin.forward_intermediates(batch, **given),
+                    model.forward_intermediates(batch, **arguments),
+                    twin.forward_intermediates(batch, **arguments),
                 )
 
     def test_arguments_come_in_timms_order(self, vits: Any) -> None:
         model, twin = vits[64]
-        batch, given = images(), ([0], True, False, True, "NLC", False)
+        batch, arguments = images(), ([0], True, False, True, "NLC", False)
         assert_same(
-            model.forward_intermediates(batch, *given), twin.forward_intermediates(batch, *given)
+            model.forward_intermediates(batch, *arguments),
+            twin.forward_intermediates(batch, *arguments),
         )
 
     def test_features_are_those_of_forward_features(self, vits: Any) -> None:
@@ -79,13 +80,13 @@ class TestViT:
         patches, token = maps[-1]
         assert torch.equal(torch.cat([token, patches], dim=1), features)
 
-    def test_other_sizes_than_the_models_own_give_maps_of_their_own_grid(self, vits: Any) -> None:
+    def test_other_image_sizes_give_maps_of_their_grid(self, vits: Any) -> None:
         maps = vits[64][0].forward_intermediates(
             images(image_size=(24, 80)), intermediates_only=True
         )
         assert [each.shape for each in maps] == [(2, 32, 3, 10)] * VIT.depth
 
-    def test_stopping_early_runs_no_further_block(self, vits: Any) -> None:
+    def test_stopping_early_skips_further_blocks(self, vits: Any) -> None:
         model, ran = vits[64][0], []
         handle = model.blocks[1].register_forward_hook(lambda *_: ran.append(1))
         model.forward_intermediates(images(), [0], stop_early=True)
@@ -94,7 +95,7 @@ class TestViT:
         handle.remove()
         assert ran
 
-    def test_unknown_format_is_refused(self) -> None:
+    def test_unknown_format_is_rejected(self) -> None:
         with pytest.raises(
             ConfigError, match=r"output_fmt is 'NHWC'; allowed for a ViT: NCHW, NLC$"
         ):
@@ -112,18 +113,19 @@ class TestRegNet:
         model, twin = regnets
         batch, options = images(image_size=image_size), ("norm", "stop_early", "intermediates_only")
         for chosen in product(*[(False, True)] * len(options)):
-            given = {"indices": indices, **dict(zip(options, chosen))}
+            arguments = {"indices": indices, **dict(zip(options, chosen))}
             with torch.inference_mode():
                 assert_same(
-                    model.forward_intermediates(batch, **given),
-                    twin.forward_intermediates(batch, **given),
+                    model.forward_intermediates(batch, **arguments),
+                    twin.forward_intermediates(batch, **arguments),
                 )
 
     def test_arguments_come_in_timms_order(self, regnets: Any) -> None:
         model, twin = regnets
-        batch, given = images(), ([0, 2], False, True, "NCHW", False)
+        batch, arguments = images(), ([0, 2], False, True, "NCHW", False)
         assert_same(
-            model.forward_intermediates(batch, *given), twin.forward_intermediates(batch, *given)
+            model.forward_intermediates(batch, *arguments),
+            twin.forward_intermediates(batch, *arguments),
         )
 
     def test_features_are_those_of_forward_features(self, regnets: Any) -> None:
@@ -132,7 +134,7 @@ class TestRegNet:
         assert torch.equal(features, model.forward_features(batch))
         assert torch.equal(maps[-1], features)
 
-    def test_stopping_early_runs_no_further_stage(self, regnets: Any) -> None:
+    def test_stopping_early_skips_further_stages(self, regnets: Any) -> None:
         model, ran = regnets[0], []
         handle = model.s2.register_forward_hook(lambda *_: ran.append(1))
         model.forward_intermediates(images(), [1], stop_early=True)
@@ -141,7 +143,7 @@ class TestRegNet:
         handle.remove()
         assert ran
 
-    def test_timms_feature_lists_can_be_cut_from_it(self) -> None:
+    def test_timms_feature_list_works(self) -> None:
         model = tiny("regnet", drop_rate=0.5)
         ours, theirs = (
             FeatureListNet(each, out_indices=(0, 2, 4)).train()
@@ -151,7 +153,7 @@ class TestRegNet:
         for our, their in zip(ours(batch), theirs(batch), strict=True):
             assert deviation(our, their) < 1e-3
 
-    def test_tokens_are_refused(self) -> None:
+    def test_tokens_are_rejected(self) -> None:
         with pytest.raises(ConfigError, match=r"output_fmt is 'NLC'; allowed for a RegNet: NCHW$"):
             tiny("regnet").forward_intermediates(images(), output_fmt="NLC")
 
@@ -159,7 +161,7 @@ class TestRegNet:
 @pytest.mark.parametrize("family", FAMILIES)
 class TestBothFamilies:
     @pytest.mark.parametrize("indices", [0, -1, 9, [], [9], [-9], [0, 5], ["0"], [0.0]])
-    def test_impossible_indices_are_refused(self, family: str, indices: Any) -> None:
+    def test_invalid_indices_are_rejected(self, family: str, indices: Any) -> None:
         levels = len(tiny(family).feature_info)
         message = f"; give the number of last levels, 1 to {levels}, or positions below {levels}"
         with pytest.raises(ConfigError, match=message) as error:
@@ -203,7 +205,7 @@ class TestBothFamilies:
             )
             assert model.get_submodule(level["module"])
 
-    def test_numbers_of_features_are_timms(self, family: str) -> None:
+    def test_feature_counts_are_timms(self, family: str) -> None:
         model = tiny(family)
         twin = timm_twin(model)
         assert (model.num_features, model.head_hidden_size) == (
@@ -211,7 +213,7 @@ class TestBothFamilies:
             twin.head_hidden_size,
         )
 
-    def test_timms_feature_getter_takes_it(self, family: str) -> None:
+    def test_timms_feature_getter_works(self, family: str) -> None:
         model, batch = tiny(family), images()
         ours, theirs = (
             FeatureGetterNet(each, out_indices=2, norm=True) for each in (model, timm_twin(model))
@@ -220,7 +222,7 @@ class TestBothFamilies:
         assert ours.feature_info.channels() == theirs.feature_info.channels()
         assert ours.feature_info.reduction() == theirs.feature_info.reduction()
 
-    def test_timms_feature_hooks_take_it(self, family: str) -> None:
+    def test_timms_feature_hooks_work(self, family: str) -> None:
         model, batch = tiny(family), images()
         ours, theirs = (
             FeatureHookNet(each, out_indices=(0, 1), no_rewrite=True, flatten_sequential=False)
@@ -233,7 +235,7 @@ class TestBothFamilies:
 class TestAttention:
     @pytest.mark.parametrize("image_size", [64, (32, 96), (24, 40)])
     @pytest.mark.parametrize("indices", [None, 1, [0], [-1, 0]])
-    def test_maps_times_values_are_what_the_block_gives(
+    def test_maps_times_values_equal_the_output_of_the_block(
         self, image_size: Any, indices: Any
     ) -> None:
         model, batch = tiny("vit"), images(image_size=image_size)
@@ -277,28 +279,28 @@ class TestAttention:
         first.square().sum().backward()
         assert model.blocks[0].attn.qkv.weight.grad.any()
 
-    def test_nothing_runs_above_the_last_map_wanted(self) -> None:
+    def test_blocks_after_the_last_chosen_map_are_skipped(self) -> None:
         model, ran = tiny("vit"), []
         for block in model.blocks:
             block.register_forward_hook(lambda *_: ran.append(1))
         model.forward_attention(images(), [0])
         assert not ran
 
-    def test_half_precision_keeps_its_type(self) -> None:
+    def test_half_precision_is_kept(self) -> None:
         (weights,) = tiny("vit").bfloat16().forward_attention(images().bfloat16(), 1)
         assert weights.dtype == torch.bfloat16
         torch.testing.assert_close(
             weights.float().sum(dim=-1), torch.ones(weights.shape[:-1]), rtol=0.02, atol=0
         )
 
-    def test_a_regnet_has_none(self) -> None:
+    def test_a_regnet_has_no_attention(self) -> None:
         with pytest.raises(
             ConfigError,
             match=r"a RegNet has no attention maps; a ViT has, and Grad-CAM works for both",
         ):
             tiny("regnet").forward_attention(images())
 
-    def test_impossible_indices_are_refused(self) -> None:
+    def test_invalid_indices_are_rejected(self) -> None:
         with pytest.raises(
             ConfigError,
             match=r"indices is \[2\]; give the number of last levels, 1 to 2, or positions below 2",

@@ -1,4 +1,4 @@
-"""Optimizer groups hold what timm's hold for its own models."""
+"""Parameter groups equal those that timm makes for its models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAMILIES = ("vit", "regnet")
 def name_groups(
     model: nn.Module, groups: list[dict[str, Any]], lr: float = 1.0
 ) -> dict[str, tuple[float, float]]:
-    """(learning rate, weight decay) of each parameter in the groups; no parameter is in two."""
+    """Return (learning rate, weight decay) per parameter; no parameter may be in two groups."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     named: dict[str, tuple[float, float]] = {}
     for group in groups:
@@ -59,7 +59,7 @@ class TestAgainstTimm:
         assert name_groups(model, ours) == name_groups(twin, theirs, lr=0.3)
         assert len(ours) == 2
 
-    def test_timms_own_functions_group_it_as_its_own_model(
+    def test_timms_functions_group_it_as_timms_model(
         self, family: str, num_classes: int | None
     ) -> None:
         model = tiny(family, num_classes=num_classes)
@@ -93,12 +93,12 @@ class TestAgainstTimm:
         layers = timm_group_parameters(model, model.group_matcher(), reverse=True)
         for number, parts in enumerate(model.layers):
             for part in parts:
-                found = {
+                numbers = {
                     layer
                     for name, layer in layers.items()
                     if name == part or name.startswith(f"{part}.")
                 }
-                assert found == {number}
+                assert numbers == {number}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -116,7 +116,7 @@ class TestGroups:
         assert rates[stem] == (pytest.approx(0.01 * 0.5 ** len(model.layers)), 0.1)
         assert all(rates[stem][0] <= rate <= 0.01 for rate, _ in rates.values())
 
-    def test_what_is_frozen_is_left_out_and_the_other_rates_stay(self, family: str) -> None:
+    def test_frozen_parameters_are_left_out_and_the_other_rates_stay(self, family: str) -> None:
         model = tiny(family)
         before = name_groups(
             model, group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5)
@@ -131,7 +131,7 @@ class TestGroups:
         assert 0 < len(after) < len(before)
         assert after.items() <= before.items()
 
-    def test_an_optimizer_takes_them_and_a_schedule_keeps_their_ratios(self, family: str) -> None:
+    def test_an_optimizer_accepts_them_and_a_schedule_keeps_their_ratios(self, family: str) -> None:
         model = tiny(family).train()
         optimizer = torch.optim.AdamW(
             group_parameters(model, lr=0.01, weight_decay=0.1, layer_decay=0.5)
@@ -146,14 +146,14 @@ class TestGroups:
         )
         assert len(set(before)) == len(model.layers) + 1
 
-    def test_an_unknown_exemption_is_refused(self, family: str) -> None:
+    def test_an_unknown_exemption_is_rejected(self, family: str) -> None:
         with pytest.raises(
             ConfigError, match="no_decay is 'norm'; allowed: nothing, norms, norms and biases"
         ):
             group_parameters(tiny(family), lr=0.1, weight_decay=0.1, no_decay="norm")
 
     @pytest.mark.parametrize("layer_decay", [0, -0.5, 1.5, float("nan")])
-    def test_impossible_decay_is_refused(self, family: str, layer_decay: float) -> None:
+    def test_invalid_layer_decay_is_rejected(self, family: str, layer_decay: float) -> None:
         message = rf"layer_decay is {layer_decay}; give a number above 0 and up to 1, or None"
         with pytest.raises(ConfigError, match=message):
             group_parameters(tiny(family), lr=0.1, weight_decay=0.1, layer_decay=layer_decay)

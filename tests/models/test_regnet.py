@@ -1,4 +1,4 @@
-"""The RegNet equals torchvision's and timm's, and has their shapes for every published configuration."""
+"""The RegNet equals torchvision's and timm's, and has their shapes for all published models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RULES = {  # timm's RegNetY models that follow the paper without additions
 
 
 def freeze_statistics(model: nn.Module) -> nn.Module:
-    """Training mode, but batch norm with its running statistics."""
+    """Set training mode, except for batch norms, which use their running statistics."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -65,7 +65,7 @@ def test_stages_of_the_published_models_are_torchvisions(config: RegNetConfig) -
 
 class TestEquality:
     @pytest.mark.parametrize("image_size", [64, 32, (96, 40), (33, 47)])
-    def test_with_torchvision(self, image_size: int | tuple[int, int]) -> None:
+    def test_equals_torchvision(self, image_size: int | tuple[int, int]) -> None:
         model, reference, batch = (
             tiny("regnet"),
             torchvision_twin(REGNET, 10, 64),
@@ -75,7 +75,7 @@ class TestEquality:
         assert deviation(model(batch), reference(batch)) < 1e-4
 
     @pytest.mark.parametrize("image_size", [64, (33, 47)])
-    def test_with_timm(self, image_size: int | tuple[int, int]) -> None:
+    def test_equals_timm(self, image_size: int | tuple[int, int]) -> None:
         model, reference, batch = tiny("regnet"), timm_regnet(), images(image_size=image_size)
         reference.load_state_dict(model.state_dict())
         assert deviation(model(batch), reference(batch)) < 1e-4
@@ -86,7 +86,7 @@ class TestEquality:
             < 1e-4
         )
 
-    def test_of_features_without_a_head_with_timm(self) -> None:
+    def test_features_without_a_head_equal_timms(self) -> None:
         model, reference, batch = (
             tiny("regnet", num_classes=None),
             timm_regnet(num_classes=0),
@@ -97,13 +97,13 @@ class TestEquality:
         assert deviation(model(batch), reference.forward_features(batch)) < 1e-4
 
     @pytest.mark.parametrize("in_chans", [1, 2, 4])
-    def test_with_timm_for_other_channel_counts(self, in_chans: int) -> None:
+    def test_equals_timm_for_other_channel_counts(self, in_chans: int) -> None:
         model, reference = tiny("regnet", in_chans=in_chans), timm_regnet(in_chans=in_chans)
         reference.load_state_dict(model.state_dict())
         batch = images(in_chans=in_chans)
         assert deviation(model(batch), reference(batch)) < 1e-4
 
-    def test_of_batch_statistics_and_their_running_means_with_torchvision(self) -> None:
+    def test_batch_statistics_equal_torchvisions(self) -> None:
         model, reference, batch = (
             tiny("regnet").train(),
             torchvision_twin(REGNET, 10, 64).train(),
@@ -115,7 +115,7 @@ class TestEquality:
         for name, tensor in translate_layout(model.state_dict(), "torchvision").items():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
 
-    def test_of_gradients_with_timm(self) -> None:
+    def test_gradients_equal_timms(self) -> None:
         model, reference, batch = tiny("regnet"), timm_regnet(), images()
         reference.load_state_dict(model.state_dict())
         freeze_statistics(model)(batch).square().sum().backward()
@@ -124,7 +124,7 @@ class TestEquality:
         for name, parameter in model.named_parameters():
             assert deviation(parameter.grad, gradients[name]) < 1e-2, name
 
-    def test_with_timm_at_full_size(self) -> None:
+    def test_equals_timm_at_full_size(self) -> None:
         with torch.device("meta"):
             reference = timm.create_model("regnety_160", pretrained=False)
         model = randomise(build(REGNETY_16GF, num_classes=1000, image_size=224)).eval()
@@ -136,7 +136,7 @@ class TestEquality:
 
 class TestFeatureMap:
     @pytest.mark.parametrize("image_size", [64, (96, 224)])
-    def test_is_a_thirty_second_of_the_image_and_contiguous(
+    def test_map_is_a_thirty_second_of_the_image_and_contiguous(
         self, image_size: int | tuple[int, int]
     ) -> None:
         height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
@@ -145,13 +145,13 @@ class TestFeatureMap:
             assert features.shape == (2, 128, height // 32, width // 32)
             assert features.is_contiguous()
 
-    def test_does_not_depend_on_the_memory_format_of_the_input(self) -> None:
+    def test_map_does_not_depend_on_the_memory_format_of_the_input(self) -> None:
         model, batch = tiny("regnet", num_classes=None), images()
         output = model(batch.to(memory_format=torch.channels_last))
         assert output.is_contiguous()
         assert torch.equal(output, model(batch))
 
-    def test_leaves_the_input_as_it_was(self) -> None:
+    def test_input_is_not_changed(self) -> None:
         for batch in (images(), images().to(memory_format=torch.channels_last)):
             before = batch.clone()
             tiny("regnet")(batch)
@@ -162,20 +162,22 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("image_size", "shown"), [(31, "31x31"), ((64, 16), "64x16"), ((8, 64), "8x64")]
     )
-    def test_image_below_32_pixels(self, image_size: int | tuple[int, int], shown: str) -> None:
+    def test_image_below_32_pixels_is_rejected(
+        self, image_size: int | tuple[int, int], shown: str
+    ) -> None:
         message = f"image size {shown} is too small; a RegNet needs at least 32x32"
         with pytest.raises(ConfigError, match=message):
             build(REGNET, num_classes=10, image_size=image_size)
         with pytest.raises(ConfigError, match=message):
             tiny("regnet")(images(image_size=image_size))
 
-    def test_attention_dropout(self) -> None:
+    def test_attention_dropout_is_rejected(self) -> None:
         with pytest.raises(
             ConfigError, match=r"attn_drop_rate is 0\.1; a RegNet has no attention, leave it at 0"
         ):
             build(REGNET, num_classes=10, image_size=64, attn_drop_rate=0.1)
 
-    def test_token_pooling(self) -> None:
+    def test_token_pooling_is_rejected(self) -> None:
         with pytest.raises(ConfigError, match=r"global_pool is 'token'; allowed for a RegNet: avg"):
             build(REGNET, num_classes=10, image_size=64, global_pool="token")
         assert isinstance(build(REGNET, num_classes=10, image_size=64, global_pool="avg"), RegNet)
@@ -188,7 +190,7 @@ def initial_state() -> dict[str, Tensor]:
 
 
 class TestInitialisation:
-    def test_is_as_documented(self) -> None:
+    def test_initialisation_is_as_documented(self) -> None:
         state = initial_state()
         assert float(state["stem.conv.weight"].std()) == pytest.approx(
             (2 / (9 * 32)) ** 0.5, rel=0.1
@@ -206,7 +208,7 @@ class TestInitialisation:
                 expected = 1.0 if name.endswith(("weight", "running_var")) else 0.0
                 assert torch.equal(tensor, torch.full_like(tensor, expected)), name
 
-    def test_is_distributed_as_torchvisions(self) -> None:
+    def test_initialisation_is_distributed_as_torchvisions(self) -> None:
         twin = torchvision_twin(REGNETY_16GF, 10, 224).state_dict()
         for name, ours in translate_layout(initial_state(), "torchvision").items():
             if ours.is_floating_point():

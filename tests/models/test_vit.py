@@ -1,4 +1,4 @@
-"""The ViT equals torchvision's and timm's, at its own image size and at others."""
+"""The ViT equals torchvision's and timm's, at the image size it was built for and at others."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ OTHER_SIZES = [32, 96, (48, 96), (8, 64)]
 
 
 def at_size(model: ViT, image_size: int | tuple[int, int]) -> ViT:
-    """The same weights in a model made for another image size."""
-    made = build(VIT, num_classes=model.num_classes, image_size=image_size)
+    """Return a model built for another image size, with the same weights."""
+    resized = build(VIT, num_classes=model.num_classes, image_size=image_size)
     state = dict(model.state_dict())
     state["pos_embed"] = resize_position_embedding(
-        state["pos_embed"], model.grid_size, made.grid_size
+        state["pos_embed"], model.grid_size, resized.grid_size
     )
-    made.load_state_dict(state)
-    return made.eval().to(model.pos_embed.dtype)
+    resized.load_state_dict(state)
+    return resized.eval().to(model.pos_embed.dtype)
 
 
 class TestEquality:
-    def test_with_torchvision(self) -> None:
+    def test_equals_torchvision(self) -> None:
         model, reference, batch = tiny("vit"), torchvision_twin(VIT, 10, 64), images()
         reference.load_state_dict(translate_layout(model.state_dict(), "torchvision"))
         assert deviation(model(batch), reference(batch)) < 1e-4
 
     @pytest.mark.parametrize("image_size", [32, 96])
-    def test_with_torchvision_at_another_size(self, image_size: int) -> None:
+    def test_equals_torchvision_at_another_size(self, image_size: int) -> None:
         model, reference, batch = (
             tiny("vit"),
             torchvision_twin(VIT, 10, image_size),
@@ -53,7 +53,7 @@ class TestEquality:
 
     @pytest.mark.parametrize("image_size", [64, (32, 96)])
     @pytest.mark.parametrize("num_classes", [10, None])
-    def test_with_timm(self, num_classes: int | None, image_size: int | tuple[int, int]) -> None:
+    def test_equals_timm(self, num_classes: int | None, image_size: int | tuple[int, int]) -> None:
         model = tiny("vit", num_classes=num_classes, image_size=image_size)
         reference = timm_vit(img_size=image_size, num_classes=num_classes or 0)
         reference.load_state_dict(model.state_dict())
@@ -61,7 +61,7 @@ class TestEquality:
         assert deviation(model(batch), reference(batch)) < 1e-4
         assert deviation(model.forward_features(batch), reference.forward_features(batch)) < 1e-4
 
-    def test_with_timm_when_patch_tokens_are_averaged(self) -> None:
+    def test_equals_timm_when_patch_tokens_are_averaged(self) -> None:
         model, reference, batch = (
             tiny("vit", global_pool="avg"),
             timm_vit(global_pool="avg", fc_norm=False),
@@ -74,13 +74,13 @@ class TestEquality:
         assert deviation(token(batch), model(batch)) > 0.1
 
     @pytest.mark.parametrize("in_chans", [1, 2, 4])
-    def test_with_timm_for_other_channel_counts(self, in_chans: int) -> None:
+    def test_equals_timm_for_other_channel_counts(self, in_chans: int) -> None:
         model, reference = tiny("vit", in_chans=in_chans), timm_vit(in_chans=in_chans)
         reference.load_state_dict(model.state_dict())
         batch = images(in_chans=in_chans)
         assert deviation(model(batch), reference(batch)) < 1e-4
 
-    def test_of_gradients_with_timm(self) -> None:
+    def test_gradients_equal_timms(self) -> None:
         model, reference, batch = tiny("vit").train(), timm_vit().train(), images()
         reference.load_state_dict(model.state_dict())
         model(batch).square().sum().backward()
@@ -89,7 +89,7 @@ class TestEquality:
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-3)
 
-    def test_with_timm_at_full_size(self) -> None:
+    def test_equals_timm_at_full_size(self) -> None:
         with torch.device("meta"):
             reference = timm.create_model("vit_base_patch16_224", pretrained=False)
         model = randomise(build(VIT_B16, num_classes=1000, image_size=224)).eval()
@@ -157,7 +157,7 @@ CHANGES = [
 class TestOtherInputSizes:
     @pytest.mark.parametrize("image_size", OTHER_SIZES)
     @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-    def test_equals_a_model_made_for_that_size(
+    def test_output_equals_that_of_a_model_built_for_that_size(
         self, image_size: int | tuple[int, int], mode: Callable[[], Any]
     ) -> None:
         model, batch = tiny("vit"), images(image_size=image_size)
@@ -221,7 +221,7 @@ class TestOtherInputSizes:
     @pytest.mark.parametrize(
         "clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]
     )
-    def test_copies_do_not_share_what_was_kept(self, clone: Callable[[ViT], ViT]) -> None:
+    def test_copies_do_not_share_the_cached_positions(self, clone: Callable[[ViT], ViT]) -> None:
         model, batch = tiny("vit"), images(image_size=96)
         with torch.no_grad():
             before = model(batch)
@@ -231,7 +231,7 @@ class TestOtherInputSizes:
             assert deviation(copied(batch), at_size(copied, 96)(batch)) < 1e-5
             assert torch.equal(model(batch), before)
 
-    def test_state_dict_keeps_the_size_the_model_was_made_for(self) -> None:
+    def test_state_dict_keeps_the_size_the_model_was_built_for(self) -> None:
         model = tiny("vit")
         with torch.no_grad():
             model(images(image_size=96))
@@ -254,7 +254,7 @@ class TestOtherInputSizes:
     @pytest.mark.parametrize(
         ("image_size", "shown"), [(65, "65x65"), ((64, 60), "64x60"), ((4, 64), "4x64")]
     )
-    def test_size_that_no_patch_divides_is_refused(
+    def test_size_that_is_no_multiple_of_the_patch_is_rejected(
         self, image_size: int | tuple[int, int], shown: str
     ) -> None:
         message = f"image size {shown} is not a multiple of the patch size 8"
@@ -271,7 +271,7 @@ def state() -> dict[str, Tensor]:
 
 
 class TestInitialisation:
-    def test_is_as_documented(self, state: dict[str, Tensor]) -> None:
+    def test_initialisation_is_as_documented(self, state: dict[str, Tensor]) -> None:
         assert not state["head.weight"].any()
         assert not state["head.bias"].any()
         assert not state["cls_token"].any()
@@ -280,7 +280,7 @@ class TestInitialisation:
         assert float(patches.std()) == pytest.approx((1 / (3 * 16 * 16)) ** 0.5, rel=0.02)
         assert not state["patch_embed.proj.bias"].any()
 
-    def test_is_distributed_as_torchvisions(self, state: dict[str, Tensor]) -> None:
+    def test_initialisation_is_distributed_as_torchvisions(self, state: dict[str, Tensor]) -> None:
         twin = torchvision_twin(VIT_B16, 10, 224).state_dict()
         for name, ours in translate_layout(state, "torchvision").items():
             theirs = twin[name]
