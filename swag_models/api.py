@@ -167,6 +167,7 @@ def load_model(
 
     spec = get_spec(name)
     on_device, as_dtype = check_device(device), check_dtype(dtype)
+    # `...` stands for the spec's number, because None means no head.
     classes = spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes
     reads_weights = pretrained or weights is not None
     # On the meta device nothing is allocated or initialised that the file's tensors would replace.
@@ -204,7 +205,7 @@ def load_model(
             fresh_head=num_classes is not ...,
             grid=_find_grid(spec) if weights is None else None,
         )
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state, assign=True)  # no copy: parameters are the mapped tensors
     return model.to(on_device, as_dtype).eval()
 
 
@@ -249,6 +250,7 @@ def load_classes(name: Name) -> tuple[str, ...]:
             hint = f"; models with classes: {', '.join(classifiers)}" if classifiers else ""
             raise ConfigError(f"{spec.name} gives features and has no classes{hint}")
         case "imagenet-1k":
+            # torchvision's metadata contain the class names; it is an import of seconds.
             from torchvision.models import ViT_B_16_Weights
 
             return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])

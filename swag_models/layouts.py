@@ -1,5 +1,8 @@
 """The three naming schemes in which these weights are published, and how to translate them.
 
+Below `models` and `checkpoint`, because both need it: `load_state_dict` of a model accepts every
+layout, and a checkpoint is translated before it is fitted to a model.
+
 Axes: D width, h w grid of patches.
 """
 

@@ -1,4 +1,4 @@
-"""What this process can use: optional packages and CPUs. Imports no torch."""
+"""What this process can use: optional packages, their versions, CPUs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -38,11 +38,12 @@ def import_extra(
 
 
 def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[str, str]:
-    """Versions of installed packages, by name. Imports none of them.
+    """Return the versions of installed packages by name, without importing them.
 
     Args:
-        packages: names as in `pip install`, for example "ibis-framework"; "python" for Python itself.
-        install: what `pip install` takes to install them.
+        packages: names as in `pip install`, for example "ibis-framework"; "python" for the
+            interpreter.
+        install: the argument of `pip install` that installs them.
 
     Raises:
         ConfigError: one is not installed; the message says how to install it.

@@ -79,6 +79,7 @@ class RegNetConfig:
     stem_width: int = 32
 
     def __post_init__(self) -> None:
+        # Else a width would round to 0, or the logarithms in `stages` would be undefined.
         if self.w_0 < 8 or self.w_a < 0 or self.w_m <= 1:
             raise ConfigError(
                 f"w_0 is {self.w_0}, w_a {self.w_a} and w_m {self.w_m}; "

@@ -53,6 +53,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.frozen: tuple[str, ...] = ()
         check_num_classes(num_classes)
+        # `type(...) is int`, here and below, because True is an int too.
         if type(in_chans) is not int or in_chans < 1:
             raise ConfigError(f"in_chans is {in_chans!r}; give a positive number of channels")
         # timm's name for the channels of the head's input; with a linear head they are the same.
@@ -179,7 +180,7 @@ class Backbone(nn.Module):
         self.frozen = max(self.frozen, parts, key=len)
         for part in self.frozen:
             attrgetter(part)(self).requires_grad_(False)
-        self.train(self.training)
+        self.train(self.training)  # switches the frozen modules to evaluation mode
 
     def unfreeze(self) -> None:
         """Undo `freeze`: train all parameters again."""
@@ -192,6 +193,7 @@ class Backbone(nn.Module):
         """Set the training mode, as torch does; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in self.frozen:
+            # Not a parameter such as the class token, which has no mode.
             if isinstance(module := attrgetter(part)(self), nn.Module):
                 module.eval()
         return self
@@ -203,6 +205,7 @@ class Backbone(nn.Module):
 
         Only names are translated. Unlike `load_model(weights=...)`, nothing is resized or replaced.
         """
+        # An unknown state dict is passed on, for torch's error to list its keys.
         if recognise_layout(state_dict) is not None:
             state_dict = translate_layout(state_dict, "timm")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -243,6 +246,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, ...) -> (N, ...)
         if not self.training or self.rate == 0:
             return x
+        # (N, 1, ..., 1): one decision per sample
         keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
         return x * keep / (1 - self.rate)  # rescaled, so that the expectation is unchanged
 

@@ -39,6 +39,7 @@ class Blocks(nn.Sequential):
         # The compiler accepts no contexts; nor does it need one, since it runs no update twice.
         if torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False)
+        # Not reentrant: that would need an input with gradients, which frozen layers do not return.
         return checkpoint(
             block,
             x,

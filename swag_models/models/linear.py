@@ -59,7 +59,7 @@ class OneDNNLinear(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is F.linear and not kwargs and _is_large_and_plain(*args):
-            return _convolve(*args)
+            return apply_as_convolution(*args)
         return func(*args, **(kwargs or {}))
 
 
@@ -77,7 +77,7 @@ def _is_large_and_plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -
     )
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def apply_as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Apply a linear layer as a 1x1 convolution: (N, S, D) -> (N, S, E)."""
     image = x.contiguous().transpose(1, 2).unsqueeze(2)  # (N, D, 1, S), channels last
     return F.conv2d(image, weight[:, :, None, None], bias).squeeze(2).transpose(1, 2)

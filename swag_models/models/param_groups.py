@@ -69,9 +69,11 @@ def group_parameters(
             decays = {
                 "nothing": True,
                 "norms": id(parameter) not in norms,
+                # Norms and biases are vectors, weights of layers are not.
                 "norms and biases": parameter.ndim > 1 and name not in exempt,
             }[no_decay]
             scale = 1.0 if layer_decay is None else layer_decay ** (top_layer - layers[name])
+            # Parameters with equal settings share a group: optimizers are slower with many groups.
             groups.setdefault((scale, weight_decay if decays else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": lr * scale, "scale": scale, "weight_decay": decay}

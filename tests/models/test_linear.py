@@ -26,8 +26,8 @@ def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return plain(*arguments)
 
-    plain = linear._convolve
-    monkeypatch.setattr(linear, "_convolve", convolve)
+    plain = linear.apply_as_convolution
+    monkeypatch.setattr(linear, "apply_as_convolution", convolve)
     monkeypatch.setattr(linear, "is_mkl_slow", lambda: True)
     monkeypatch.setattr(linear, "MIN_PRODUCTS", 1)
     return calls
