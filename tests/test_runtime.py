@@ -51,6 +51,6 @@ def test_versions_of_packages_are_found_by_name() -> None:
 def test_a_package_that_is_not_installed_has_no_version() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^no-such-package is not installed; install it with: pip install 'swag.*x\]'$",
+        match=r"^no-such-package is not installed; install it with: pip install 'extra\[x\]'$",
     ):
-        find_versions("no-such-package", install="swag-models[x]")
+        find_versions("no-such-package", install="extra[x]")
