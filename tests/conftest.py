@@ -14,8 +14,8 @@ from tiny import load_tiny
 
 from swag_models.publish import save
 
-# Shells start background jobs with SIGINT ignored, and child processes inherit that: tests that interrupt a process would
-# wait for it in vain.
+# Shells start background jobs with SIGINT ignored, and child processes inherit that: tests that
+# interrupt a process would wait forever.
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.SIG_DFL)

@@ -59,7 +59,9 @@ def read_error(path: Path, backend: Any = "mmap") -> str:
     return ""
 
 
-def refuse(path: Path, kind: type[CheckpointError] = CheckpointError, **options: Any) -> str:
+def check_rejected(
+    path: Path, kind: type[CheckpointError] = CheckpointError, **options: Any
+) -> str:
     """Check that reading fails with a one-line message that names the file; return it."""
     with pytest.raises(kind) as error:
         read_state_dict(path, **options)
@@ -97,7 +99,7 @@ class TestMalicious:
         beside: list[Any] = [tiny("vit").state_dict()] if save is not save_bare else []
         for content in (call, {"state_dict": [*beside, call]}):
             save(content, path, protocol)
-            message = refuse(path, UnsafeCheckpointError, backend=backend)
+            message = check_rejected(path, UnsafeCheckpointError, backend=backend)
             assert function.__name__ in message
             assert "nothing in it ran" in message
             assert not marker.exists()
@@ -115,7 +117,9 @@ class TestMalicious:
 
     def test_pickled_model_is_rejected_by_name(self, tmp_path: Path) -> None:
         torch.save(tiny("vit"), tmp_path / "model.pth")
-        assert "swag_models.models.vit.ViT" in refuse(tmp_path / "model.pth", UnsafeCheckpointError)
+        assert "swag_models.models.vit.ViT" in check_rejected(
+            tmp_path / "model.pth", UnsafeCheckpointError
+        )
 
     def test_endless_nesting_is_rejected(self, tmp_path: Path) -> None:
         endless: dict[str, Any] = {}
@@ -128,7 +132,7 @@ class TestMalicious:
         before = signal.signal(signal.SIGALRM, give_up)
         signal.alarm(5)
         try:
-            refuse(tmp_path / "endless.pth")
+            check_rejected(tmp_path / "endless.pth")
         finally:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, before)
@@ -157,7 +161,7 @@ class TestDamaged:
         whole = saved(kind, path)
         count = size if isinstance(size, int) else int(size * len(whole))
         path.write_bytes(whole[:count])
-        refuse(path, backend=backend)
+        check_rejected(path, backend=backend)
 
     @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
     def test_flipped_bytes_read_or_are_rejected(self, kind: str, tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ class TestDamaged:
     def test_file_that_is_not_a_checkpoint(self, content: bytes, tmp_path: Path) -> None:
         path = tmp_path / "download.pth"
         path.write_bytes(content)
-        refuse(path)
+        check_rejected(path)
 
     def test_pickle_of_another_protocol_is_not_called_unsafe(self, tmp_path: Path) -> None:
         save_zip(tiny("vit").state_dict(), tmp_path / "four.pth", 4)
@@ -210,18 +214,18 @@ class TestDamaged:
     def test_zip_that_is_not_a_checkpoint(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "papers.zip", "w") as archive:
             archive.writestr("papers/readme.txt", "hello")
-        refuse(tmp_path / "papers.zip")
+        check_rejected(tmp_path / "papers.zip")
 
     @pytest.mark.filterwarnings(
         "ignore:'torch.load' received a zip file that looks like a TorchScript archive"
     )
     def test_torchscript(self, tmp_path: Path) -> None:
         torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "script.pt")
-        assert "TorchScript" in refuse(tmp_path / "script.pt")
+        assert "TorchScript" in check_rejected(tmp_path / "script.pt")
 
     def test_folder_and_missing_file(self, tmp_path: Path) -> None:
-        assert "Is a directory" in refuse(tmp_path)
-        assert "No such file" in refuse(tmp_path / "missing.pth")
+        assert "Is a directory" in check_rejected(tmp_path)
+        assert "No such file" in check_rejected(tmp_path / "missing.pth")
 
     @pytest.mark.parametrize(
         ("content", "reason"),
@@ -239,8 +243,8 @@ class TestDamaged:
         self, content: Any, reason: str, tmp_path: Path
     ) -> None:
         torch.save(content, tmp_path / "other.pth")
-        assert reason in refuse(tmp_path / "other.pth")
+        assert reason in check_rejected(tmp_path / "other.pth")
 
     def test_values_that_are_not_tensors_are_listed(self, tmp_path: Path) -> None:
         torch.save({**tiny("vit").state_dict(), "epoch": 3, "note": "x"}, tmp_path / "mixed.pth")
-        assert "not tensors: epoch, note" in refuse(tmp_path / "mixed.pth")
+        assert "not tensors: epoch, note" in check_rejected(tmp_path / "mixed.pth")

@@ -326,7 +326,7 @@ class TestColours:
         assert image == before
 
 
-def refuse(path: Path) -> str:
+def check_rejected(path: Path) -> str:
     with pytest.raises(ImageError) as error:
         read_image(path)
     message = str(error.value)
@@ -347,7 +347,7 @@ class TestBrokenFiles:
     )
     def test_file_that_is_not_an_image(self, name: str, content: bytes, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
-        assert "is not an image" in refuse(tmp_path / name)
+        assert "is not an image" in check_rejected(tmp_path / name)
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tiff", "bmp"])
     @pytest.mark.parametrize("share", [0.03, 0.3, 0.6])
@@ -357,7 +357,7 @@ class TestBrokenFiles:
         content = path.read_bytes()
         assert read_image(path).size == (200, 150)
         path.write_bytes(content[: int(share * len(content))])
-        refuse(path)
+        check_rejected(path)
 
     @pytest.mark.filterwarnings(
         "ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning"
@@ -383,13 +383,13 @@ class TestBrokenFiles:
 
     def test_floating_point_tiff(self, tmp_path: Path) -> None:
         Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
-        assert "floating-point" in refuse(tmp_path / "float.tiff")
+        assert "floating-point" in check_rejected(tmp_path / "float.tiff")
         with pytest.raises(ImageError, match="floating-point"):
             Transform(Preprocess(8))(Image.new("F", (4, 4)))
 
     def test_folder_and_missing_file(self, tmp_path: Path) -> None:
-        assert "directory" in refuse(tmp_path)
-        assert "No such file" in refuse(tmp_path / "missing.jpg")
+        assert "directory" in check_rejected(tmp_path)
+        assert "No such file" in check_rejected(tmp_path / "missing.jpg")
 
     @pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 13_000, 60_000])
     def test_header_of_a_decompression_bomb(self, side: int, tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ class TestBrokenFiles:
             chunk(b"IEND", b""),
         )
         (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-        assert "pixels" in refuse(tmp_path / "bomb.png")
+        assert "pixels" in check_rejected(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
