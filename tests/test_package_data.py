@@ -1,4 +1,4 @@
-"""Every file of the package that is not a module is listed as package data, so wheels contain it."""
+"""Files of the package that are not modules are listed as package data, as wheels need it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ def make_figure(width: float, height: float, *, layout: str | None = "constraine
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    # not pyplot: it keeps every figure in a global list and chooses a backend that may need a display
+    # not pyplot, which keeps every figure in a global list and may choose a backend that needs a
+    # display
     figure: Figure = import_extra("matplotlib.figure").Figure(
         figsize=(width, height), layout=layout
     )

@@ -52,6 +52,9 @@ class Groups:
     def keep_large(self, min_size: int) -> tuple[Mask, Groups, Mapping[str, int]]:
         """Drop groups of fewer than `min_size` images.
 
+        Args:
+            min_size: number of images, 2 or more.
+
         Returns:
             Whether each image is kept (N,), the groups of the kept images, and the size of each
             dropped group by name.
@@ -84,7 +87,15 @@ class Groups:
         return mask, Groups(new_codes[self.codes[mask]], names), small
 
     def permute(self, permutations: int, seed: int) -> Iterator[Integers]:
-        """Yield the codes (N,) in a random order, P times; the same seed gives the same orders."""
+        """Yield the codes in random orders.
+
+        Args:
+            permutations: P, the number of orders.
+            seed: the same seed gives the same orders.
+
+        Yields:
+            (N,), a permutation of `codes`.
+        """
         rng = np.random.default_rng(seed)
         for _ in range(permutations):
             yield rng.permutation(self.codes)

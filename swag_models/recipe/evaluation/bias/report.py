@@ -42,6 +42,9 @@ def create_output_folder(folder: Path) -> None:
 
     Called before the images are read, so that hours of work are not lost.
 
+    Args:
+        folder: created if missing.
+
     Raises:
         ConfigError: matplotlib is not installed.
         OutputError: the folder cannot be created.
@@ -55,6 +58,10 @@ def write_associations(associations: Associations, folder: Path) -> None:
     """Write associations.md, associations.json, disparities.png and neighbours.png.
 
     A plot is left out if there are no tested labels, or no neighbours.
+
+    Args:
+        associations: the results.
+        folder: where to write; created if missing.
 
     Raises:
         OutputError: they cannot be written.
@@ -75,7 +82,12 @@ def write_associations(associations: Associations, folder: Path) -> None:
 
 
 def format_disparities(associations: Associations, max_rows: int = MAX_TABLE_ROWS) -> str:
-    """A Markdown table of disparities: significant ones first, then by size."""
+    """A Markdown table of disparities: significant ones first, then by size.
+
+    Args:
+        associations: the results.
+        max_rows: further disparities are left out.
+    """
     disparities = associations.disparities
     rows = []
     for row, group in disparities.rank()[:max_rows]:

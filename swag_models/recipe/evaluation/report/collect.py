@@ -231,6 +231,10 @@ class _ResultStore:
     ) -> Any:
         """The stored result for the model and these data; measured and stored if missing.
 
+        Args:
+            data_key: JSON values that identify the data, and whatever else decides the result.
+            measure: called if no result is stored.
+
         Returns:
             JSON values, from which `from_dict` restores the result.
 

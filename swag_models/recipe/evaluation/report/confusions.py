@@ -41,7 +41,11 @@ class Miss(NamedTuple):
 
 
 def is_wrong(record: ImageResult) -> bool:
-    """Whether the most probable class is not among the true ones."""
+    """Whether the most probable class is not among the true ones.
+
+    Args:
+        record: the prediction for an image.
+    """
     return record.top[0] not in record.labels
 
 

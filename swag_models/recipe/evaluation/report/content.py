@@ -39,8 +39,8 @@ INTRODUCTIONS = {
     "labels": "Top-1 accuracy in percent, by labelled images per class.",
     "calibration": "Accuracy at each confidence level (bars). A perfectly calibrated model follows "
     "the dashed line.",
-    "errors": "The most frequent confusions of each model (true → predicted class), with the images "
-    "of the most confident predictions and the probability of the predicted class.",
+    "errors": "The most frequent confusions of each model (true → predicted class), with the "
+    "images of the most confident predictions and the probability of the predicted class.",
 }
 DEFINITIONS = {
     "top-1": "share of images whose most probable class is correct",

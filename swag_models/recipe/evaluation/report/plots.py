@@ -104,6 +104,9 @@ def plot_few_shot(probes: Sequence[Probe], images_per_class: float | None) -> Pl
 def plot_neighbours(probes: Sequence[Probe]) -> Plot | None:
     """Accuracy of nearest neighbours among all training images, over their number k.
 
+    Args:
+        probes: of any models and methods.
+
     Returns:
         None if no model has two points.
     """
@@ -125,7 +128,12 @@ def plot_neighbours(probes: Sequence[Probe]) -> Plot | None:
 
 
 def plot_reliability(evaluation: Evaluation, benchmark: str) -> Plot:
-    """Accuracy over predicted probability, and below it the share of images in each bin."""
+    """Accuracy over predicted probability, and below it the share of images in each bin.
+
+    Args:
+        evaluation: of one model.
+        benchmark: its name for readers.
+    """
 
     def draw(figure: Any) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -176,7 +184,12 @@ def render_svg(plot: Plot, id_prefix: str) -> str:
 
 
 def write_plots(plots: Sequence[Plot], path: Path) -> None:
-    """Write plots into one PNG file, three in a row."""
+    """Write plots into one PNG file, three in a row.
+
+    Args:
+        plots: at least one.
+        path: the file to write.
+    """
     columns = min(3, len(plots))
     rows = -(-len(plots) // columns)
     with import_extra("matplotlib").rc_context(STYLE):

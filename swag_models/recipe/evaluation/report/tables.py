@@ -70,6 +70,9 @@ def group_benchmarks(evaluations: Sequence[Evaluation]) -> dict[BenchmarkKey, li
     """The evaluations of each benchmark, in order of first appearance.
 
     Other data of the same name get a number: `held out (2)`.
+
+    Args:
+        evaluations: of any models and benchmarks.
     """
     grouped: dict[BenchmarkKey, list[Evaluation]] = {}
     counts = Counter[tuple[str, BenchmarkKey]]()
@@ -88,6 +91,9 @@ def build_accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
     """The table of one benchmark, with a row for each model.
 
     The best value of each column is marked if there are several models.
+
+    Args:
+        evaluations: of several models on one benchmark.
     """
     measures = [(each.top1, each.top5, each.mean_per_class, each.ece) for each in evaluations]
     # values that are printed alike are equally good
@@ -96,7 +102,7 @@ def build_accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
         # of ECE, the last column, the lowest value is the best
         for choose, column in zip((max, max, max, min), zip(*measures))
     ]
-    # no model has a published value on most benchmarks: then there is no such column
+    # on most benchmarks no model has a published value; the column is then left out
     any_published = any(evaluation.published is not None for evaluation in evaluations)
     rows = []
     for evaluation, estimates in zip(evaluations, measures):
@@ -118,7 +124,11 @@ def build_accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def format_published(evaluation: Evaluation) -> Cell:
-    """The published top-1, with a warning if the measured one differs."""
+    """The published top-1, with a warning if the measured one differs.
+
+    Args:
+        evaluation: of one model.
+    """
     if evaluation.published is None:
         return EMPTY_CELL
     gap = evaluation.top1.value - evaluation.published
@@ -128,7 +138,11 @@ def format_published(evaluation: Evaluation) -> Cell:
 
 
 def format_interval(estimate: Estimate) -> str:
-    """The 95% interval of an estimate."""
+    """The 95% interval of an estimate.
+
+    Args:
+        estimate: in percent.
+    """
     return f"{estimate.low:.1f} to {estimate.high:.1f}"
 
 
@@ -136,6 +150,9 @@ def build_few_shot_table(probes: Sequence[Probe]) -> Table:
     """A row for each model and classifier, a column for each number of labelled images.
 
     The best value of each column is marked if there are several rows.
+
+    Args:
+        probes: of any models and methods.
     """
     columns = sorted({probe.shots for probe in probes}, key=get_shots_order)
     by_cell = {(probe.model, name_method(probe), probe.shots): probe for probe in probes}
@@ -160,21 +177,33 @@ def build_few_shot_table(probes: Sequence[Probe]) -> Table:
 
 
 def get_shots_order(shots: int | float | None) -> tuple[int, float]:
-    """A sort key: numbers of images per class, then shares, then all images."""
+    """A sort key: numbers of images per class, then shares, then all images.
+
+    Args:
+        shots: as `Probe.shots`.
+    """
     if shots is None:
         return 2, 0.0
     return (1 if shots < 1 else 0), shots
 
 
 def format_shots(shots: int | float | None) -> str:
-    """`5` images per class, `10%` of them, or `all`."""
+    """`5` images per class, `10%` of them, or `all`.
+
+    Args:
+        shots: as `Probe.shots`.
+    """
     if shots is None:
         return "all"
     return f"{100 * shots:g}%" if shots < 1 else f"{shots:g}"
 
 
 def name_method(probe: Probe) -> str:
-    """The classifier in words, with the number of nearest neighbours."""
+    """The classifier in words, with the number of nearest neighbours.
+
+    Args:
+        probe: its method and settings are named.
+    """
     if probe.method == "knn":
         neighbours = f"{probe.settings['k']} " if "k" in probe.settings else ""
         return f"{neighbours}nearest neighbours"

@@ -32,7 +32,14 @@ class PlattScaling(NamedTuple):
     bias: Tensor
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Logits (N, K) -> probabilities (N, K), float64."""
+        """Calibrate logits.
+
+        Args:
+            logits: (N, K).
+
+        Returns:
+            Probabilities (N, K), float64.
+        """
         return (self.scale * logits.double() + self.bias).softmax(1)
 
 

@@ -168,9 +168,15 @@ def evaluate_zero_shot(
     config: ZeroShotConfig | None = None,
     **options: Any,
 ) -> ZeroShotResult:
-    """Classify images with one configuration, by default `ZeroShotConfig()`.
+    """Classify images with one configuration.
 
-    The other arguments are those of `run_ablation`.
+    Args:
+        candidate: as for `run_ablation`.
+        data: as for `run_ablation`.
+        targets: as for `run_ablation`.
+        wordnet: as for `run_ablation`.
+        config: by default `ZeroShotConfig()`.
+        **options: further options of `run_ablation`.
     """
     return run_ablation(candidate, data, targets, wordnet, [config or ZeroShotConfig()], **options)[
         0

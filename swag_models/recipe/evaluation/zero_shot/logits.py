@@ -85,7 +85,11 @@ def open_unlabelled(data: DataSource) -> ImageDataset:
 
 
 def is_labelled(data: DataSource) -> bool:
-    """Whether data have labels: packed shards, a dataset on disk, or a folder with sub-folders."""
+    """Whether data have labels: packed shards, a dataset on disk, or a folder with sub-folders.
+
+    Args:
+        data: of any kind; other kinds than these are images without labels.
+    """
     try:
         if not isinstance(data, (str, os.PathLike)):
             return all(find_image_folder(path) is None for path in data)
@@ -96,7 +100,11 @@ def is_labelled(data: DataSource) -> bool:
 
 
 def find_classes(data: DataSource) -> tuple[str, ...] | None:
-    """Class names of a folder or dataset on disk; None for other data, which have no names."""
+    """Class names of a folder or dataset on disk; None for other data, which have no names.
+
+    Args:
+        data: of any kind.
+    """
     root = find_image_folder(data) if is_labelled(data) else None
     if root is None:
         return None

@@ -16,6 +16,10 @@ def write_zero_shot(results: Sequence[ZeroShotResult], folder: Path) -> None:
 
     Also zeroshot.md if the images have labels, and predictions.jsonl if there is one result.
 
+    Args:
+        results: of one model on the same images.
+        folder: where to write; created if missing.
+
     Raises:
         OutputError: they cannot be written.
     """
@@ -56,7 +60,11 @@ def format_zero_shot(results: Sequence[ZeroShotResult]) -> str:
 
 
 def format_predictions(result: ZeroShotResult) -> str:
-    """A line for each image: its name, and the best targets with their shares of the scores."""
+    """A line for each image: its name, and the best targets with their shares of the scores.
+
+    Args:
+        result: of images, labelled or not.
+    """
     lines = []
     for prediction in result.predictions:
         best = ", ".join(
@@ -68,7 +76,11 @@ def format_predictions(result: ZeroShotResult) -> str:
 
 
 def format_predictions_jsonl(result: ZeroShotResult) -> str:
-    """A line of JSON for each image: name, label, and the best targets with their shares."""
+    """A line of JSON for each image: name, label, and the best targets with their shares.
+
+    Args:
+        result: of images, labelled or not.
+    """
     names = result.targets
     return "\n".join(
         json.dumps(

@@ -63,7 +63,12 @@ def parse_targets(
 
 
 def format_target(target: Target, wordnet: WordNet) -> str:
-    """The name for readers, with a word beside an id or index: `n02084071 (dog)`."""
+    """The name for readers, with a word beside an id or index: `n02084071 (dog)`.
+
+    Args:
+        target: to name.
+        wordnet: has the words of the target's first synset.
+    """
     is_number = WORDNET_ID.fullmatch(target.name) or IMAGENET_INDEX.fullmatch(target.name)
     synset = wordnet.synsets.get(target.synsets[0])
     if not is_number or synset is None:
