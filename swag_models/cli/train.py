@@ -18,7 +18,7 @@ from swag_models.cli.common import (
 )
 from swag_models.errors import PreemptedError
 from swag_models.recipe.config import Run, iterate_fields, override
-from swag_models.recipe.presets import PLANNED, PRESETS, Preset, find_value_source, get_preset
+from swag_models.recipe.presets import DATA_FIELDS, PRESETS, Preset, find_value_source, get_preset
 
 PREEMPTED = 75  # exit code EX_TEMPFAIL of sysexits.h: a rerun can succeed
 PRESET_HELP = "name of a preset; list them with: swag-models recipe show"
@@ -42,9 +42,9 @@ def show(options: argparse.Namespace) -> int:
         # a part that --set adds, for example ema, has fields that the preset lacks
         if name in before and before[name] == value:
             source = find_value_source(preset, name)
-            sources[name] = {"mark": source.mark, "text": source.text}
+            sources[name] = {"mark": source.mark, "text": str(source)}
     if options.json:
-        planned = {name: values[name] for name in PLANNED}
+        planned = {name: values[name] for name in DATA_FIELDS}
         document = {"name": preset.name, "run": run.to_dict(), **planned, "sources": sources}
         print(json.dumps(document, indent=2))
     else:
@@ -211,7 +211,7 @@ def _add_set_option(command: argparse.ArgumentParser) -> None:
 
 def _list_values(preset: Preset, run: Run) -> dict[str, Any]:
     """Every field of a run, and the values of the preset that only `plan` uses."""
-    return {**dict(iterate_fields(run)), **{name: getattr(preset, name) for name in PLANNED}}
+    return {**dict(iterate_fields(run)), **{name: getattr(preset, name) for name in DATA_FIELDS}}
 
 
 def _format_value(value: Any) -> str:

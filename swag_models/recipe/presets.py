@@ -1,16 +1,15 @@
-"""Runs by name, and where each of their numbers comes from. Data only; imports no torch.
+"""Presets: named training runs, and the source of each of their numbers. Imports no torch.
 
-A preset is called like the model it makes. SWAG's own training code was never released: "confirmed" is what public code, the
-weights' metadata or the authors' answers in their issue tracker say, "quoted" what other papers say of it, "our reading" what
-we take the recipe to be, and "our choice" is ours alone. Papers: Singh et al. 2022 (arXiv 2201.08371), Mahajan et al. 2018
-(arXiv 1805.00932).
+A preset has the name of the model that it trains. SWAG's own training code was never released, so
+every number is marked: "confirmed" by a document, which is named; "quoted" by other papers;
+"our reading" of what the authors wrote; or "our choice".
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from swag_models.errors import ConfigError, suggest_names
 from swag_models.recipe.config import (
@@ -24,23 +23,39 @@ from swag_models.recipe.config import (
 )
 
 Mark = Literal["confirmed", "quoted", "our reading", "our choice"]
-PLANNED = ("samples_per_epoch", "num_classes")  # what a preset says beside its run
+DATA_FIELDS = ("samples_per_epoch", "num_classes")  # of a preset, beside those of its run
 
 
 @dataclass(frozen=True)
 class ValueSource:
-    """Where a number comes from."""
+    """Where a number comes from.
+
+    Args:
+        mark: how sure it is.
+        text: what is known.
+        document: what confirms or quotes it.
+    """
 
     mark: Mark
     text: str
+    document: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.document})" if self.document else self.text
 
 
 @dataclass(frozen=True)
 class Preset:
     """A run with a name.
 
-    samples_per_epoch: samples in an epoch of the data it was meant for. num_classes: theirs. Both are for planning only.
-    sources: by the name of a field, or of a part for all of its fields; the longest name that fits a field counts.
+    Args:
+        name: of the model that it trains.
+        summary: in a line.
+        run: the settings.
+        samples_per_epoch: of the data that it is meant for; used for estimates only.
+        num_classes: of the data that it is meant for; used for estimates only.
+        sources: by the name of a field, or of a part for all of its fields; the longest name that
+            matches a field counts.
     """
 
     name: str
@@ -52,53 +67,70 @@ class Preset:
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of a name; ConfigError suggests the nearest names."""
-    known = {preset.name: preset for preset in PRESETS}
-    if name in known:
-        return known[name]
-    raise ConfigError(suggest_names("preset", name, known))
+    """Return the preset of a name.
+
+    Raises:
+        ConfigError: there is none; the message suggests similar names.
+    """
+    presets = {preset.name: preset for preset in PRESETS}
+    if name in presets:
+        return presets[name]
+    raise ConfigError(suggest_names("preset", name, presets))
 
 
 def find_value_source(preset: Preset, field: str) -> ValueSource:
-    """Where the value of a field such as "optimizer.lr" comes from, or "samples_per_epoch" or "num_classes"."""
-    assert field in PLANNED or field in dict(iterate_fields(preset.run)), field
+    """Find where a value of a preset comes from.
+
+    Args:
+        preset: the preset.
+        field: a field of its run such as "optimizer.lr", or one of DATA_FIELDS.
+    """
+    assert field in DATA_FIELDS or field in dict(iterate_fields(preset.run)), field
     names = [field.rsplit(".", cut)[0] for cut in range(field.count(".") + 1)]
     return next((preset.sources[name] for name in names if name in preset.sources), DEFAULT)
 
 
-def _start(run: Run, arch: str, **changes: Any) -> Run:
-    """The run for another architecture, from its published trunk."""
-    return replace(run, arch=arch, init=arch, **changes)
+def _confirm(text: str, document: str) -> ValueSource:
+    return ValueSource("confirmed", text, document)
 
 
-DEFAULT = ValueSource("our choice", "the default; no part of the published recipe")
-ARCH = ValueSource("confirmed", "the published architectures")
-NO_DROP_PATH = ValueSource(
-    "confirmed", "the released models have neither stochastic depth nor dropout"
-)
-CROP = ValueSource("confirmed", "RandomResizedCrop and horizontal flip")
-CROP_RANGE = ValueSource("our reading", "the usual range of a RandomResizedCrop; none is named")
-FLIP = ValueSource("our reading", "horizontal flip is confirmed, and one half the usual share")
-CUBIC = ValueSource("confirmed", "bicubic RandomResizedCrop")
-NO_SMOOTHING = ValueSource("our reading", "none is named")
-NO_MIXUP = ValueSource("our reading", "none is named")
-NO_EMA = ValueSource("our reading", "none is named but for fine-tuning")
-NO_BETAS = ValueSource("our choice", "of AdamW; SGD has none")
-NO_MOMENTUM = ValueSource("our choice", "of SGD; AdamW goes by its betas")
-NO_LAYER_DECAY = ValueSource("our reading", "none is named")
-NO_CLIPPING = ValueSource("our reading", "none is named")
-NO_SCALING = ValueSource("our reading", "the rate is for this batch size as it is")
-BF16 = ValueSource(
-    "confirmed",
-    "the authors' advice: bf16 with norms in float32 is stable, where ViT-H in fp16 is not",
-)
-AMP = ValueSource(
-    "our choice", "mixed precision is confirmed, its kind is not; in bf16 no loss needs scaling"
-)
-LARGE = ValueSource("our choice", "for the memory of one GPU; it changes nothing that is learnt")
-IN1K = ValueSource("confirmed", "the training images of ImageNet-1k")
-IN1K_CLASSES = ValueSource("confirmed", "the classes of ImageNet-1k")
-TRUNK = ValueSource("confirmed", "the published trunk of hashtag pre-training")
+def _read(text: str) -> ValueSource:
+    return ValueSource("our reading", text)
+
+
+def _choose(text: str) -> ValueSource:
+    return ValueSource("our choice", text)
+
+
+# Documents. Pull request 5793 is the recipe that torchvision's metadata of the weights link to.
+PAPER = "Singh et al. 2022, arXiv 2201.08371"
+MAHAJAN = "Mahajan et al. 2018, arXiv 1805.00932, section 2.2"
+MODEL_TABLE = "model table in the README of facebookresearch/SWAG"
+MODEL_CODE = "public code of the released models"
+FINETUNE_CONFIG = "authors' config for RegNetY 128GF, facebookresearch/SWAG issue 8"
+FINETUNE_ANSWER = "the paper's values, confirmed in facebookresearch/SWAG issue 9"
+LOSS_ANSWER = f"authors' answer, facebookresearch/SWAG issue 15, and {MAHAJAN}"
+PRECISION_ADVICE = "authors' answer in their issue tracker"
+LINEAR_RECIPE = "pytorch/vision pull request 5793"
+WEIGHTS = "torchvision's metadata of the weights"
+
+# Sources that several presets share
+DEFAULT = _choose("the default; not part of the published recipe")
+ARCH = _confirm("the published architectures", MODEL_TABLE)
+NO_DROP_PATH = _confirm("the released models have neither stochastic depth nor dropout", MODEL_CODE)
+CROP_RANGE = _read("the usual range of RandomResizedCrop; none is stated")
+FLIP = _read("horizontal flip is confirmed; one half is the usual probability")
+NOT_STATED = _read("none is stated")
+NO_EMA = _read("stated for fine-tuning only")
+NO_BETAS = _choose("for AdamW; SGD has none")
+NO_MOMENTUM = _choose("for SGD; AdamW has betas instead")
+NO_SCALING = _read("the rate is meant for this batch size")
+BF16 = _confirm("bf16 with norms in float32 is stable; ViT-H in fp16 is not", PRECISION_ADVICE)
+AMP = _choose("mixed precision is confirmed, its type is not; bf16 needs no loss scaling")
+LARGE = _choose("to fit the memory of one GPU; does not change what is learnt")
+IN1K = _confirm("the training images of ImageNet-1k", WEIGHTS)
+IN1K_CLASSES = _confirm("the classes of ImageNet-1k", WEIGHTS)
+TRUNK = _confirm("the published trunk of hashtag pre-training", WEIGHTS)
 LARGE_ENGINE = {"engine.parallel": LARGE, "engine.grad_checkpointing": LARGE}
 SHARDED = Engine(parallel="fsdp", grad_checkpointing=True)
 
@@ -123,53 +155,48 @@ VIT_HASHTAGS = replace(
 )
 HASHTAG_SOURCES = {
     "arch": ARCH,
-    "image_size": ValueSource("confirmed", "pre-trained at 224 pixels"),
-    "batch_size": ValueSource("our reading", "8192 over all GPUs"),
-    "epochs": ValueSource(
-        "our reading", "1 epoch of 5 billion; 2 are confirmed for the two largest models alone"
-    ),
-    "steps": ValueSource("our choice", "told in epochs instead"),
-    "warmup": ValueSource("our reading", "5% of all steps, then half a cosine to 0"),
+    "image_size": _confirm("pre-trained at 224 pixels", MODEL_TABLE),
+    "batch_size": _read("8192 over all GPUs"),
+    "epochs": _read("1 epoch of 5 billion; 2 are confirmed for the two largest models only"),
+    "steps": _choose("the length is given in epochs"),
+    "warmup": _read("5% of all steps, then half a cosine to 0"),
     "drop_path_rate": NO_DROP_PATH,
-    "optimizer.clip_norm": NO_CLIPPING,
-    "optimizer.layer_decay": NO_LAYER_DECAY,
-    "objective.kind": ValueSource(
-        "confirmed",
-        "cross-entropy with 1/K on each of K hashtags; losses per hashtag were found worse",
+    "optimizer.clip_norm": NOT_STATED,
+    "optimizer.layer_decay": NOT_STATED,
+    "objective.kind": _confirm(
+        "cross-entropy with 1/K on each of K hashtags; losses per hashtag were worse", LOSS_ANSWER
     ),
-    "objective.label_smoothing": NO_SMOOTHING,
-    "objective.mixup": NO_MIXUP,
+    "objective.label_smoothing": NOT_STATED,
+    "objective.mixup": NOT_STATED,
     "augment": CROP_RANGE,
-    "augment.interpolation": ValueSource("our reading", "as the published preprocessing"),
+    "augment.interpolation": _read("as in the published preprocessing"),
     "augment.flip": FLIP,
     "ema": NO_EMA,
     "engine.precision": BF16,
-    "samples_per_epoch": ValueSource("confirmed", "about 5 billion samples of 3.6 billion images"),
-    "num_classes": ValueSource("confirmed", "about 27,000 canonical hashtags"),
+    "samples_per_epoch": _confirm("about 5 billion samples of 3.6 billion images", PAPER),
+    "num_classes": _confirm("about 27,000 canonical hashtags", PAPER),
 }
+REGNET_SGD = _read("SGD with Nesterov momentum 0.9")
+REGNET_RATE = _read("0.1 per 256 samples, scaled linearly")
+REGNET_DECAY = _read("1e-5, none on batch norms")
 REGNET_HASHTAG_SOURCES = {
     **HASHTAG_SOURCES,
-    "optimizer": ValueSource("our reading", "SGD with Nesterov momentum 0.9"),
-    "optimizer.lr": ValueSource("our reading", "0.1 per 256 samples, scaled linearly"),
-    "optimizer.lr_batch": ValueSource("our reading", "0.1 per 256 samples, scaled linearly"),
+    "optimizer": REGNET_SGD,
+    "optimizer.lr": REGNET_RATE,
+    "optimizer.lr_batch": REGNET_RATE,
     "optimizer.betas": NO_BETAS,
-    "optimizer.weight_decay": ValueSource("our reading", "1e-5, but none on batch norms"),
-    "optimizer.no_decay": ValueSource("our reading", "1e-5, but none on batch norms"),
+    "optimizer.weight_decay": REGNET_DECAY,
+    "optimizer.no_decay": REGNET_DECAY,
 }
+VIT_DECAY = _read("0.1, none on biases, norms, class token and position embedding")
 VIT_HASHTAG_SOURCES = {
     **HASHTAG_SOURCES,
-    "optimizer": ValueSource("our reading", "AdamW, betas 0.9 and 0.95, rate 4e-4 at batch 8192"),
+    "optimizer": _read("AdamW, betas 0.9 and 0.95, rate 4e-4 at batch size 8192"),
     "optimizer.momentum": NO_MOMENTUM,
-    "optimizer.weight_decay": ValueSource(
-        "our reading", "0.1, but none on biases, norms, class token and positions"
-    ),
-    "optimizer.no_decay": ValueSource(
-        "our reading", "0.1, but none on biases, norms, class token and positions"
-    ),
+    "optimizer.weight_decay": VIT_DECAY,
+    "optimizer.no_decay": VIT_DECAY,
 }
-TWICE = {
-    "epochs": ValueSource("confirmed", "the two largest models saw 10 billion samples, 2 epochs")
-}
+TWICE = _confirm("the two largest models saw 10 billion samples, 2 epochs", PAPER)
 
 # Fine-tuning on ImageNet-1k, and linear classifiers
 
@@ -191,20 +218,18 @@ VIT_IN1K = replace(
 )
 IN1K_SOURCES = {
     "arch": ARCH,
-    "image_size": ValueSource("confirmed", "the size of the published model"),
-    "steps": ValueSource("our choice", "told in epochs instead, which fit other data too"),
+    "image_size": _confirm("the image size of the published model", MODEL_TABLE),
+    "steps": _choose("the length is given in epochs, which suit other data too"),
     "init": TRUNK,
-    "trainable": ValueSource("confirmed", "fine-tuned end to end"),
+    "trainable": _confirm("fine-tuned end to end", WEIGHTS),
     "drop_path_rate": NO_DROP_PATH,
-    "optimizer.kind": ValueSource("our reading", "SGD with Nesterov momentum 0.9"),
-    "optimizer.momentum": ValueSource("our reading", "SGD with Nesterov momentum 0.9"),
+    "optimizer.kind": REGNET_SGD,
+    "optimizer.momentum": REGNET_SGD,
     "optimizer.lr_batch": NO_SCALING,
     "optimizer.betas": NO_BETAS,
-    "optimizer.no_decay": ValueSource(
-        "our choice", "without weight decay nothing is to be exempt from"
-    ),
-    "optimizer.layer_decay": NO_LAYER_DECAY,
-    "objective.label_smoothing": NO_SMOOTHING,
+    "optimizer.no_decay": _choose("has no effect without weight decay"),
+    "optimizer.layer_decay": NOT_STATED,
+    "objective.label_smoothing": NOT_STATED,
     "augment": CROP_RANGE,
     "augment.flip": FLIP,
     "engine.precision": AMP,
@@ -213,39 +238,35 @@ IN1K_SOURCES = {
 }
 REGNET_IN1K_SOURCES = {
     **IN1K_SOURCES,
-    "batch_size": ValueSource("confirmed", "20,000 steps of 512"),
-    "epochs": ValueSource(
-        "confirmed", "8 epochs, told as 20,000 steps; of 1,281,167 images they are 20,018"
+    "batch_size": _confirm("20,000 steps of 512", FINETUNE_ANSWER),
+    "epochs": _confirm(
+        "8 epochs, stated as 20,000 steps; for 1,281,167 images they are 20,018", FINETUNE_ANSWER
     ),
-    "warmup": ValueSource("confirmed", "a cosine from 6e-3, with no warm-up"),
-    "optimizer.lr": ValueSource("confirmed", "a cosine from 6e-3"),
-    "optimizer.weight_decay": ValueSource("confirmed", "none"),
-    "optimizer.clip_norm": NO_CLIPPING,
-    "objective.kind": ValueSource("our reading", "cross-entropy with the targets that mixup mixes"),
-    "objective.mixup": ValueSource("confirmed", "alpha 0.1"),
-    "augment.interpolation": CUBIC,
-    "ema": ValueSource(
-        "confirmed", "1e-4 of the new weights in each step; copies in the first 5% of steps"
+    "warmup": _confirm("a cosine from 6e-3 without warm-up", FINETUNE_ANSWER),
+    "optimizer.lr": _confirm("a cosine from 6e-3", FINETUNE_ANSWER),
+    "optimizer.weight_decay": _confirm("none", FINETUNE_ANSWER),
+    "optimizer.clip_norm": NOT_STATED,
+    "objective.kind": _read("cross-entropy with the targets that mixup mixes"),
+    "objective.mixup": _confirm("alpha 0.1", FINETUNE_CONFIG),
+    "augment.interpolation": _confirm("bicubic RandomResizedCrop", FINETUNE_CONFIG),
+    # Their constant 1e-4 is the share of the new weights. A user who took it for the decay got 50%.
+    "ema": _confirm(
+        "1e-4 of the new weights in each step; copies in the first 5% of steps", FINETUNE_CONFIG
     ),
-    "engine.sync_bn": ValueSource("confirmed", "batch statistics over all GPUs"),
+    "engine.sync_bn": _confirm("batch statistics over all GPUs", FINETUNE_CONFIG),
 }
-LIKE_REGNET = ValueSource("our reading", "as confirmed for the RegNets")
+LIKE_REGNET = _read("as confirmed for the RegNets")
 VIT_IN1K_SOURCES = {
     **IN1K_SOURCES,
-    **dict.fromkeys(
-        (
-            "batch_size",
-            "epochs",
-            "warmup",
-            "optimizer.weight_decay",
-            "objective",
-            "augment.interpolation",
-            "ema",
-        ),
-        LIKE_REGNET,
-    ),
-    "optimizer.lr": ValueSource("our reading", "0.01"),
-    "optimizer.clip_norm": ValueSource("our reading", "norm 1"),
+    "batch_size": LIKE_REGNET,
+    "epochs": LIKE_REGNET,
+    "warmup": LIKE_REGNET,
+    "optimizer.lr": _read("0.01"),
+    "optimizer.weight_decay": LIKE_REGNET,
+    "optimizer.clip_norm": _read("norm 1"),
+    "objective": LIKE_REGNET,
+    "augment.interpolation": LIKE_REGNET,
+    "ema": LIKE_REGNET,
 }
 REGNET_LINEAR = Run(
     arch="regnety_16gf",
@@ -263,28 +284,29 @@ VIT_LINEAR = replace(
     batch_size=1024,
     optimizer=Optimizer("sgd", lr=1e-2, momentum=0.9, weight_decay=1e-9, no_decay="nothing"),
 )
+LINEAR_SGD = _confirm("SGD with Nesterov momentum 0.9", LINEAR_RECIPE)
 LINEAR_SOURCES = {
     **IN1K_SOURCES,
-    "image_size": ValueSource("confirmed", "224 pixels"),
-    "batch_size": ValueSource("confirmed", "256 for RegNets, 1024 for ViTs"),
-    "epochs": ValueSource("confirmed", "28 epochs"),
-    "trainable": ValueSource("confirmed", "a linear classifier on the frozen trunk"),
-    "warmup": ValueSource("our reading", "a cosine is confirmed, and no warm-up is named"),
-    "optimizer.kind": ValueSource("confirmed", "SGD with Nesterov momentum 0.9"),
-    "optimizer.momentum": ValueSource("confirmed", "SGD with Nesterov momentum 0.9"),
-    "optimizer.lr": ValueSource("confirmed", "1e-3 for RegNets"),
-    "optimizer.weight_decay": ValueSource("confirmed", "1e-3 for RegNets, 1e-9 for ViTs"),
-    "optimizer.no_decay": ValueSource("our reading", "no exemption is named"),
-    "optimizer.clip_norm": NO_CLIPPING,
-    "objective": ValueSource("our reading", "plain cross-entropy; nothing else is named"),
-    "augment.interpolation": CUBIC,
+    "image_size": _confirm("224 pixels", LINEAR_RECIPE),
+    "batch_size": _confirm("256 for RegNets, 1024 for ViTs", LINEAR_RECIPE),
+    "epochs": _confirm("28 epochs", LINEAR_RECIPE),
+    "trainable": _confirm("a linear classifier on the frozen trunk", WEIGHTS),
+    "warmup": _read("a cosine is confirmed; no warm-up is stated"),
+    "optimizer.kind": LINEAR_SGD,
+    "optimizer.momentum": LINEAR_SGD,
+    "optimizer.lr": _confirm("1e-3 for RegNets", LINEAR_RECIPE),
+    "optimizer.weight_decay": _confirm("1e-3 for RegNets, 1e-9 for ViTs", LINEAR_RECIPE),
+    "optimizer.no_decay": _read("no exception is stated"),
+    "optimizer.clip_norm": NOT_STATED,
+    "objective": _read("plain cross-entropy; nothing else is stated"),
+    "augment.interpolation": _confirm("bicubic RandomResizedCrop", LINEAR_RECIPE),
     "ema": NO_EMA,
 }
-VIT_LINEAR_SOURCES = {**LINEAR_SOURCES, "optimizer.lr": ValueSource("our reading", "1e-2")}
+VIT_LINEAR_SOURCES = {**LINEAR_SOURCES, "optimizer.lr": _read("1e-2")}
 
-# Miniatures for the generated scenes, which a processor trains in minutes: all of it is our choice
+# Miniatures for the generated scenes, trained on a CPU in minutes; every number is our choice
 
-NANO = ValueSource("our choice", "for the generated scenes, on a processor")
+NANO = _choose("for the generated scenes, on a CPU")
 NANO_HASHTAGS = Run(
     arch="vit_nano",
     image_size=48,
@@ -322,146 +344,64 @@ REGNETY_NANO_FINETUNE = replace(
 REGNETY_NANO_LINEAR = replace(
     REGNETY_NANO_FINETUNE, trainable="head", optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-2)
 )
+NANO_PARTS = {name.split(".")[0] for name, _ in iterate_fields(NANO_FINETUNE)}
 NANO_SOURCES = {
-    **dict.fromkeys(
-        (*(name.split(".")[0] for name, _ in iterate_fields(NANO_FINETUNE)), *PLANNED), NANO
-    ),
-    "init": ValueSource("our choice", "the model, or a folder, that the preset of this name makes"),
-    "samples_per_epoch": ValueSource(
-        "our choice", "about what curating 20,000 posts gives, or the held-out pictures"
-    ),
-    "num_classes": ValueSource(
-        "our choice", "about what curating 20,000 posts gives, or the things in the scenes"
-    ),
+    **dict.fromkeys((*NANO_PARTS, *DATA_FIELDS), NANO),
+    "init": _choose("the model or folder that the preset of this name writes"),
+    "samples_per_epoch": _choose("about what curating 20,000 posts gives, or the test images"),
+    "num_classes": _choose("about what curating 20,000 posts gives, or the things in the scenes"),
 }
 
-# Samples in an epoch, classes: of the hashtag data, ImageNet-1k, the generated posts, and their held-out pictures
-
+# Samples per epoch and classes of the hashtag data, ImageNet-1k, the generated posts and their
+# held-out images
 IG, IN, POSTS, HELD_OUT = (5_000_000_000, 27_000), (1_281_167, 1000), (24_000, 61), (2_000, 32)
-ONE_EPOCH, TWO_EPOCHS = (
-    "pre-training on hashtags, 5 billion samples",
-    "pre-training on hashtags, 10 billion samples",
-)
-TUNED, LINEAR = (
-    "fine-tuning on ImageNet-1k, end to end",
-    "a linear classifier for ImageNet-1k on a frozen trunk",
-)
+TUNED = "fine-tuning on ImageNet-1k, end to end"
+LINEAR = "a linear classifier for ImageNet-1k on a frozen trunk"
+NANO_PRETRAINING = "miniature pre-training on the generated scenes' hashtags"
+NANO_TUNED = "miniature fine-tuning on held-out scenes"
+NANO_LINEAR_PROBE = "miniature linear classifier on held-out scenes"
+
+
+def _make_presets(
+    arch: str, *, in1k_size: int = 384, epochs: int = 1, large: bool = False
+) -> tuple[Preset, ...]:
+    """Pre-training, fine-tuning and linear classifier of one architecture.
+
+    Args:
+        arch: of the catalog.
+        in1k_size: pixels in fine-tuning.
+        epochs: of pre-training.
+        large: shard the model and recompute activations when the trunk is trained.
+    """
+    runs = (REGNET_HASHTAGS, REGNET_IN1K, REGNET_LINEAR)
+    sources = (REGNET_HASHTAG_SOURCES, REGNET_IN1K_SOURCES, LINEAR_SOURCES)
+    if arch.startswith("vit"):
+        runs = (VIT_HASHTAGS, VIT_IN1K, VIT_LINEAR)
+        sources = (VIT_HASHTAG_SOURCES, VIT_IN1K_SOURCES, VIT_LINEAR_SOURCES)
+    engine, engine_sources = (SHARDED, LARGE_ENGINE) if large else (Engine(), {})
+    hashtags = replace(runs[0], arch=arch, epochs=epochs, engine=engine)
+    in1k = replace(runs[1], arch=arch, init=arch, image_size=in1k_size, engine=engine)
+    linear = replace(runs[2], arch=arch, init=arch)
+    hashtag_sources = {**sources[0], **engine_sources, **({"epochs": TWICE} if epochs == 2 else {})}
+    summary = f"pre-training on hashtags, {5 * epochs} billion samples"
+    return (
+        Preset(f"{arch}_hashtags", summary, hashtags, *IG, hashtag_sources),
+        Preset(f"{arch}_in1k", TUNED, in1k, *IN, {**sources[1], **engine_sources}),
+        Preset(f"{arch}_in1k_linear", LINEAR, linear, *IN, sources[2]),
+    )
+
 
 PRESETS = (
-    Preset("regnety_16gf_hashtags", ONE_EPOCH, REGNET_HASHTAGS, *IG, REGNET_HASHTAG_SOURCES),
-    Preset("regnety_16gf_in1k", TUNED, REGNET_IN1K, *IN, REGNET_IN1K_SOURCES),
-    Preset("regnety_16gf_in1k_linear", LINEAR, REGNET_LINEAR, *IN, LINEAR_SOURCES),
-    Preset(
-        "regnety_32gf_hashtags",
-        ONE_EPOCH,
-        replace(REGNET_HASHTAGS, arch="regnety_32gf"),
-        *IG,
-        REGNET_HASHTAG_SOURCES,
-    ),
-    Preset(
-        "regnety_32gf_in1k", TUNED, _start(REGNET_IN1K, "regnety_32gf"), *IN, REGNET_IN1K_SOURCES
-    ),
-    Preset(
-        "regnety_32gf_in1k_linear",
-        LINEAR,
-        _start(REGNET_LINEAR, "regnety_32gf"),
-        *IN,
-        LINEAR_SOURCES,
-    ),
-    Preset(
-        "regnety_128gf_hashtags",
-        TWO_EPOCHS,
-        replace(REGNET_HASHTAGS, arch="regnety_128gf", epochs=2, engine=SHARDED),
-        *IG,
-        {**REGNET_HASHTAG_SOURCES, **LARGE_ENGINE, **TWICE},
-    ),
-    Preset(
-        "regnety_128gf_in1k",
-        TUNED,
-        _start(REGNET_IN1K, "regnety_128gf", engine=SHARDED),
-        *IN,
-        {**REGNET_IN1K_SOURCES, **LARGE_ENGINE},
-    ),
-    Preset(
-        "regnety_128gf_in1k_linear",
-        LINEAR,
-        _start(REGNET_LINEAR, "regnety_128gf"),
-        *IN,
-        LINEAR_SOURCES,
-    ),
-    Preset("vit_b16_hashtags", ONE_EPOCH, VIT_HASHTAGS, *IG, VIT_HASHTAG_SOURCES),
-    Preset("vit_b16_in1k", TUNED, VIT_IN1K, *IN, VIT_IN1K_SOURCES),
-    Preset("vit_b16_in1k_linear", LINEAR, VIT_LINEAR, *IN, VIT_LINEAR_SOURCES),
-    Preset(
-        "vit_l16_hashtags",
-        ONE_EPOCH,
-        replace(VIT_HASHTAGS, arch="vit_l16", engine=SHARDED),
-        *IG,
-        {**VIT_HASHTAG_SOURCES, **LARGE_ENGINE},
-    ),
-    Preset(
-        "vit_l16_in1k",
-        TUNED,
-        _start(VIT_IN1K, "vit_l16", image_size=512, engine=SHARDED),
-        *IN,
-        {**VIT_IN1K_SOURCES, **LARGE_ENGINE},
-    ),
-    Preset("vit_l16_in1k_linear", LINEAR, _start(VIT_LINEAR, "vit_l16"), *IN, VIT_LINEAR_SOURCES),
-    Preset(
-        "vit_h14_hashtags",
-        TWO_EPOCHS,
-        replace(VIT_HASHTAGS, arch="vit_h14", epochs=2, engine=SHARDED),
-        *IG,
-        {**VIT_HASHTAG_SOURCES, **LARGE_ENGINE, **TWICE},
-    ),
-    Preset(
-        "vit_h14_in1k",
-        TUNED,
-        _start(VIT_IN1K, "vit_h14", image_size=518, engine=SHARDED),
-        *IN,
-        {**VIT_IN1K_SOURCES, **LARGE_ENGINE},
-    ),
-    Preset("vit_h14_in1k_linear", LINEAR, _start(VIT_LINEAR, "vit_h14"), *IN, VIT_LINEAR_SOURCES),
-    Preset(
-        "vit_nano_hashtags",
-        "miniature pre-training on the generated scenes' hashtags",
-        NANO_HASHTAGS,
-        *POSTS,
-        NANO_SOURCES,
-    ),
-    Preset(
-        "vit_nano_finetune",
-        "miniature fine-tuning on held-out scenes",
-        NANO_FINETUNE,
-        *HELD_OUT,
-        NANO_SOURCES,
-    ),
-    Preset(
-        "vit_nano_linear",
-        "miniature linear classifier on held-out scenes",
-        NANO_LINEAR,
-        *HELD_OUT,
-        NANO_SOURCES,
-    ),
-    Preset(
-        "regnety_nano_hashtags",
-        "miniature pre-training on the generated scenes' hashtags",
-        REGNETY_NANO_HASHTAGS,
-        *POSTS,
-        NANO_SOURCES,
-    ),
-    Preset(
-        "regnety_nano_finetune",
-        "miniature fine-tuning on held-out scenes",
-        REGNETY_NANO_FINETUNE,
-        *HELD_OUT,
-        NANO_SOURCES,
-    ),
-    Preset(
-        "regnety_nano_linear",
-        "miniature linear classifier on held-out scenes",
-        REGNETY_NANO_LINEAR,
-        *HELD_OUT,
-        NANO_SOURCES,
-    ),
+    *_make_presets("regnety_16gf"),
+    *_make_presets("regnety_32gf"),
+    *_make_presets("regnety_128gf", epochs=2, large=True),
+    *_make_presets("vit_b16"),
+    *_make_presets("vit_l16", in1k_size=512, large=True),
+    *_make_presets("vit_h14", in1k_size=518, epochs=2, large=True),
+    Preset("vit_nano_hashtags", NANO_PRETRAINING, NANO_HASHTAGS, *POSTS, NANO_SOURCES),
+    Preset("vit_nano_finetune", NANO_TUNED, NANO_FINETUNE, *HELD_OUT, NANO_SOURCES),
+    Preset("vit_nano_linear", NANO_LINEAR_PROBE, NANO_LINEAR, *HELD_OUT, NANO_SOURCES),
+    Preset("regnety_nano_hashtags", NANO_PRETRAINING, REGNETY_NANO_HASHTAGS, *POSTS, NANO_SOURCES),
+    Preset("regnety_nano_finetune", NANO_TUNED, REGNETY_NANO_FINETUNE, *HELD_OUT, NANO_SOURCES),
+    Preset("regnety_nano_linear", NANO_LINEAR_PROBE, REGNETY_NANO_LINEAR, *HELD_OUT, NANO_SOURCES),
 )

@@ -45,7 +45,7 @@ def test_show_prints_every_value_and_its_source_in_columns(name: str, capsys: Ca
     source_columns = set()
     for line, field in zip(lines, [*fields, "samples_per_epoch", "num_classes"], strict=True):
         source = find_value_source(preset, field)
-        assert line.endswith(f"  {source.text}")
+        assert line.endswith(f"  {source}")
         source_columns.add(line.index(f"  {source.mark}  ".rstrip(), len(field)))
     assert len(source_columns) == 1
 

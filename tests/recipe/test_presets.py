@@ -11,8 +11,8 @@ from swag_models.api import SPECS
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import EMA, Run, iterate_fields
 from swag_models.recipe.presets import (
+    DATA_FIELDS,
     DEFAULT,
-    PLANNED,
     PRESETS,
     Preset,
     ValueSource,
@@ -52,7 +52,7 @@ def test_what_differs_from_the_default_has_a_source_of_its_own(preset: Preset) -
     for name, value in iterate_fields(preset.run):
         if name in required or name not in plain or value != plain[name]:
             assert find_value_source(preset, name) is not DEFAULT, name
-    assert all(find_value_source(preset, name) is not DEFAULT for name in PLANNED)
+    assert all(find_value_source(preset, name) is not DEFAULT for name in DATA_FIELDS)
 
 
 @in_presets(PUBLISHED)
@@ -64,9 +64,20 @@ def test_all_that_changes_what_is_learnt_has_a_source(preset: Preset) -> None:
 
 @in_presets(list(PRESETS))
 def test_no_source_names_an_absent_field(preset: Preset) -> None:
-    names = {*dict(iterate_fields(preset.run)), *PLANNED}
+    names = {*dict(iterate_fields(preset.run)), *DATA_FIELDS}
     assert [
         key for key in preset.sources if not any(f"{name}.".startswith(f"{key}.") for name in names)
+    ] == []
+
+
+@in_presets(list(PRESETS))
+def test_confirmed_values_name_a_document(preset: Preset) -> None:
+    names = [*dict(iterate_fields(preset.run)), *DATA_FIELDS]
+    sources = {name: find_value_source(preset, name) for name in names}
+    assert [
+        name
+        for name, source in sources.items()
+        if source.mark == "confirmed" and not source.document
     ] == []
 
 
