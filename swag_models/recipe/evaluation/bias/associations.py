@@ -159,7 +159,7 @@ class Associations:
 
 
 def measure_associations(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     images: GroupedImages,
     config: AssociationConfig | None = None,
     *,
@@ -170,7 +170,7 @@ def measure_associations(
     """Label the images, and compare the labels and the nearest neighbours between groups.
 
     Args:
-        candidate: a model with classes.
+        model: a model with classes.
         images: with the group of each.
         config: by default `AssociationConfig()`.
         batch_size: of inference.
@@ -182,20 +182,20 @@ def measure_associations(
             are fewer images than neighbours.
     """
     config = config or AssociationConfig()
-    if candidate.num_classes is None:
+    if model.num_classes is None:
         raise ConfigError(
-            f"{candidate.name} has no classes, so it gives no labels; choose a model with classes"
+            f"{model.name} has no classes, so it gives no labels; choose a model with classes"
         )
     # fails here, not after the images were read
     _select_groups([group for (group,) in images.labels], images, config)
     # one process: the tests need the labels of all images at once
     loader = open_eval_loader(
-        images, candidate.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
+        images, model.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
     )
     label_batches, feature_batches, codes = list[Tensor](), list[Tensor](), list[int]()
     with tqdm(total=len(images), unit=" images", disable=not progress, smoothing=0.1) as bar:
         for batch in loader:
-            logits, features = candidate.forward(batch.images)
+            logits, features = model.forward(batch.images)
             label_batches.append(choose_labels(logits, config.top_k, config.threshold))
             if config.neighbours:  # else features need not stay in memory
                 feature_batches.append(features)
@@ -222,11 +222,9 @@ def measure_associations(
         neighbours = compare_neighbours(indices, groups, **test_options)
     labels = torch.cat(label_batches).numpy()[mask]  # (N, K)
     # a model may have classes without names
-    class_names = candidate.classes or tuple(
-        f"class {index}" for index in range(candidate.num_classes)
-    )
+    class_names = model.classes or tuple(f"class {index}" for index in range(model.num_classes))
     return Associations(
-        model=candidate.name,
+        model=model.name,
         facts=loader.facts,
         column=images.column,
         config=config,

@@ -142,15 +142,15 @@ def collect_report(
     results = _Results()
     work = WorkFolder(folder / MEASURED_FOLDER, output=folder)
     with work, init_distributed() as dist:
-        for model in dict.fromkeys(models):  # a model that is named twice is measured once
-            candidate = open_evaluated_model(model, device=device, dtype=dtype)
-            store = _ResultStore(work.path, candidate)
+        for source in dict.fromkeys(models):  # a model that is named twice is measured once
+            model = open_evaluated_model(source, device=device, dtype=dtype)
+            store = _ResultStore(work.path, model)
             # two folders may contain models of the same name
-            name = model if candidate.name in results.origins else candidate.name
+            name = source if model.name in results.origins else model.name
             results.origins[name] = store.describe_model()
             # open all data before measuring any, so that a wrong path fails early
             opened = [
-                (*benchmark, open_benchmark(*benchmark, candidate).data)
+                (*benchmark, open_benchmark(*benchmark, model).data)
                 for benchmark in dict.fromkeys(benchmarks)
             ]
             for benchmark, path, data in opened:
@@ -159,19 +159,19 @@ def collect_report(
                     results.datasets[benchmark, title, sha256] = data
                 values = store.get_or_measure(
                     (benchmark, title, sha256, hash_file_states(data)),
-                    partial(evaluate, candidate, path, benchmark, dist=dist, **reading),
+                    partial(evaluate, model, path, benchmark, dist=dist, **reading),
                 )
                 # the stored result has the model's own name, which is not unique here
                 results.evaluations.append(replace(Evaluation.from_dict(values), model=name))
             if probe_data:
-                results.facts = [_read_facts(data, candidate) for data in probe_data]
+                results.facts = [_read_facts(data, model) for data in probe_data]
                 hashes = [
                     (facts["sha256"], hash_file_states(data))
                     for facts, data in zip(results.facts, probe_data)
                 ]
                 values = store.get_or_measure(
                     (METHODS, shots, hashes),
-                    partial(probe, candidate, *probe_data, methods=METHODS, shots=shots, **reading),
+                    partial(probe, model, *probe_data, methods=METHODS, shots=shots, **reading),
                 )
                 results.probes += [replace(Probe.from_dict(row), model=name) for row in values]
         return write_report(
@@ -208,20 +208,20 @@ class _Results:
 class _ResultStore:
     """The stored results of one model, as JSON files in a folder that this process has locked."""
 
-    def __init__(self, folder: Path, candidate: EvaluatedModel) -> None:
-        self.folder, self.candidate = folder, candidate
-        self.content_hash = candidate.hash_content()
+    def __init__(self, folder: Path, model: EvaluatedModel) -> None:
+        self.folder, self.model = folder, model
+        self.content_hash = model.hash_content()
         self.model_key = (
-            candidate.name,
-            candidate.classes,
+            model.name,
+            model.classes,
             self.content_hash,
-            candidate.device.type,
+            model.device.type,
             find_versions("swag_models", "torch", "python"),
         )
 
     def describe_model(self) -> str:
         """Preprocessing, dtype, device and content of the model."""
-        model = self.candidate
+        model = self.model
         return (
             f"{model.preprocess}, {model.dtype} on {model.device.type}, SHA-256 {self.content_hash}"
         )
@@ -282,10 +282,8 @@ def _identify_data(data: Shards | ImageDataset) -> tuple[str, str]:
     return name_shards(data), hash_shards(data)
 
 
-def _read_facts(data: Shards | ImageDataset, candidate: EvaluatedModel) -> dict[str, Any]:
-    return open_eval_loader(
-        data, candidate.fit, batch_size=1, rank=0, world_size=1, workers=0
-    ).facts
+def _read_facts(data: Shards | ImageDataset, model: EvaluatedModel) -> dict[str, Any]:
+    return open_eval_loader(data, model.fit, batch_size=1, rank=0, world_size=1, workers=0).facts
 
 
 @cache  # used for every image of the report

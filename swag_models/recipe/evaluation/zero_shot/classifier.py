@@ -161,7 +161,7 @@ class ZeroShotResult:
 
 
 def evaluate_zero_shot(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     data: DataSource,
     targets: Sequence[Target],
     wordnet: WordNet,
@@ -178,13 +178,11 @@ def evaluate_zero_shot(
         config: by default `ZeroShotConfig()`.
         **options: further options of `run_ablation`.
     """
-    return run_ablation(candidate, data, targets, wordnet, [config or ZeroShotConfig()], **options)[
-        0
-    ]
+    return run_ablation(model, data, targets, wordnet, [config or ZeroShotConfig()], **options)[0]
 
 
 def run_ablation(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     data: DataSource,
     targets: Sequence[Target],
     wordnet: WordNet,
@@ -196,7 +194,7 @@ def run_ablation(
     """Classify images with several configurations, in one pass of the model.
 
     Args:
-        candidate: a model whose classes are hashtags with WordNet ids.
+        model: a model whose classes are hashtags with WordNet ids.
         data: labelled images as `open_eval_loader` takes them, whose classes are named like the
             targets (for shards: are in their order); or images as `find_images` takes them.
         targets: what to predict.
@@ -217,15 +215,15 @@ def run_ablation(
         raise ConfigError(
             "unlabelled images are for Platt scaling, which is off; leave them out, or switch it on"
         )
-    hashtags = _get_hashtag_synsets(candidate, wordnet)
+    hashtags = _get_hashtag_synsets(model, wordnet)
     names = tuple(target.name for target in targets)
     # opened before the model runs, so that a wrong path fails early
     platt_data = None if unlabelled is None else open_unlabelled(unlabelled)
-    logits = platt_logits = read_logits(candidate, data, names, **options)
+    logits = platt_logits = read_logits(model, data, names, **options)
     no_platt = platt = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
     if needs_platt:  # fitted without labels, also where the images have them
         if platt_data is not None:
-            platt_logits = read_logits(candidate, platt_data, None, **options)
+            platt_logits = read_logits(model, platt_data, None, **options)
         platt = fit_platt(platt_logits.values)
     # several configurations can share a mapping
     weights_of = {
@@ -242,7 +240,7 @@ def run_ablation(
         )
         results.append(
             ZeroShotResult(
-                model=candidate.name,
+                model=model.name,
                 config=config,
                 targets=names,
                 titles=tuple(format_target(target, wordnet) for target in targets),
@@ -314,16 +312,16 @@ def _predict(
             )
 
 
-def _get_hashtag_synsets(candidate: EvaluatedModel, wordnet: WordNet) -> tuple[str, ...]:
+def _get_hashtag_synsets(model: EvaluatedModel, wordnet: WordNet) -> tuple[str, ...]:
     """The synset of each class of the model."""
-    if candidate.synsets is None:
+    if model.synsets is None:
         raise ConfigError(
-            f"{candidate.name} has no hashtags with WordNet ids; choose a model that has, such as "
+            f"{model.name} has no hashtags with WordNet ids; choose a model that has, such as "
             "vit_nano_hashtags"
         )
-    if missing := [synset for synset in candidate.synsets if synset not in wordnet.synsets]:
+    if missing := [synset for synset in model.synsets if synset not in wordnet.synsets]:
         raise ConfigError(
-            f"this WordNet lacks {len(missing):,} of the {len(candidate.synsets):,} synsets of "
-            f"{candidate.name}, such as {missing[0]}; give all of WordNet 3.0 (--wordnet)"
+            f"this WordNet lacks {len(missing):,} of the {len(model.synsets):,} synsets of "
+            f"{model.name}, such as {missing[0]}; give all of WordNet 3.0 (--wordnet)"
         )
-    return candidate.synsets
+    return model.synsets

@@ -115,7 +115,7 @@ def find_classes(data: DataSource) -> tuple[str, ...] | None:
 
 
 def read_logits(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     data: DataSource | ImageDataset,
     classes: Sequence[str] | None,
     *,
@@ -128,7 +128,7 @@ def read_logits(
     They are kept in memory, with a peak of 8 N K bytes while the batches are concatenated.
 
     Args:
-        candidate: a model with classes.
+        model: a model with classes.
         data: labelled data as `open_eval_loader` takes them, or images.
         classes: names of the classes that labels are indices of; None to ignore labels.
         batch_size: of inference.
@@ -150,7 +150,7 @@ def read_logits(
     # one process: Platt scaling needs the logits of all images at once
     loader = open_eval_loader(
         source,
-        candidate.fit,
+        model.fit,
         batch_size=batch_size,
         rank=0,
         world_size=1,
@@ -160,7 +160,7 @@ def read_logits(
     logits, names, labels = list[Tensor](), list[str](), list[int]()
     with tqdm(total=loader.samples, unit=" images", disable=not progress) as bar:
         for batch in loader:
-            logits.append(candidate.classify(batch.images))
+            logits.append(model.classify(batch.images))
             names += batch.ids
             for name, image_labels in zip(batch.ids if classes else (), batch.classes):
                 if len(image_labels) != 1:
@@ -175,7 +175,7 @@ def read_logits(
     # their softmax would be NaN, and NaN would be sorted as the best target
     if not all(torch.isfinite(block).all() for block in logits):
         raise ConfigError(
-            f"logits of {candidate.name} in {candidate.dtype} are not all finite; use dtype float32"
+            f"logits of {model.name} in {model.dtype} are not all finite; use dtype float32"
         )
     return Logits(
         torch.cat(logits), names, labels if classes else None, loader.facts, loader.skipped

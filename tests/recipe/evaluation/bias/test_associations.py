@@ -193,14 +193,14 @@ def test_shipped_model_shows_planted_associations_and_none_with_shuffled_clubs(
 ) -> None:
     """6,000 posts. Other findings are true of its labels: similar things, colours of each club."""
     write_scenes(tmp_path / "scenes", posts=6_000, held_out=0, progress=False)
-    candidate, images = (
+    model, images = (
         open_evaluated_model(MODEL),
         open_grouped_images(tmp_path / "scenes" / "posts.jsonl", "group"),
     )
     disparities = measure_associations(
-        candidate, images, AssociationConfig(permutations=500, neighbours=0), progress=False
+        model, images, AssociationConfig(permutations=500, neighbours=0), progress=False
     ).disparities
-    names = candidate.classes
+    names = model.classes
     assert names
     named = {
         (names[disparities.labels[row]], disparities.groups.names[group])
@@ -212,7 +212,7 @@ def test_shipped_model_shows_planted_associations_and_none_with_shuffled_clubs(
     labels = torch.cat(
         [
             choose_labels(
-                candidate.classify(torch.stack([candidate.fit(images.read(row)) for row in rows])),
+                model.classify(torch.stack([model.fit(images.read(row)) for row in rows])),
                 5,
                 0.1,
             )

@@ -68,22 +68,20 @@ def targets(wordnet: WordNet) -> tuple[Target, ...]:
 
 
 @pytest.fixture(scope="module")
-def candidate() -> EvaluatedModel:
+def model() -> EvaluatedModel:
     return open_evaluated_model(MODELS[0])
 
 
 @pytest.fixture(scope="module")
-def cells(candidate: EvaluatedModel, scenes: Path, wordnet: WordNet) -> list[ZeroShotResult]:
+def cells(model: EvaluatedModel, scenes: Path, wordnet: WordNet) -> list[ZeroShotResult]:
     """All configurations, for the true senses of the things: two have no hashtag."""
     targets = [Target(name, (BY_NAME[name].synset,)) for name in sorted(NAMES)]
-    return run_ablation(
-        candidate, scenes, targets, wordnet, list_zero_shot_configs(), progress=False
-    )
+    return run_ablation(model, scenes, targets, wordnet, list_zero_shot_configs(), progress=False)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model_name", MODELS)
 def test_accuracy_is_far_above_chance_and_higher_with_platt_scaling(
-    model: str, scenes: Path, wordnet: WordNet, targets: tuple[Target, ...]
+    model_name: str, scenes: Path, wordnet: WordNet, targets: tuple[Target, ...]
 ) -> None:
     configs = [
         ZeroShotConfig(platt, HashtagMapping(kind))
@@ -91,7 +89,7 @@ def test_accuracy_is_far_above_chance_and_higher_with_platt_scaling(
         for platt in (True, False)
     ]
     results = run_ablation(
-        open_evaluated_model(model), scenes, targets, wordnet, configs, progress=False
+        open_evaluated_model(model_name), scenes, targets, wordnet, configs, progress=False
     )
     for scaled, plain in (results[:2], results[2:]):
         assert scaled.mean_per_class >= 5 * CHANCE
@@ -103,14 +101,14 @@ def test_accuracy_is_far_above_chance_and_higher_with_platt_scaling(
 
 
 def test_ablation_has_each_configuration_once_with_the_same_result_as_alone(
-    cells: list[ZeroShotResult], candidate: EvaluatedModel, scenes: Path, wordnet: WordNet
+    cells: list[ZeroShotResult], model: EvaluatedModel, scenes: Path, wordnet: WordNet
 ) -> None:
     assert (
         len({cell.config for cell in cells}) == len(cells) == 2 * len(MAPPINGS) * len(AGGREGATIONS)
     )
     targets = [Target(name, (BY_NAME[name].synset,)) for name in sorted(NAMES)]
     alone = evaluate_zero_shot(
-        candidate, scenes, targets, wordnet, progress=False, workers=1, batch_size=100
+        model, scenes, targets, wordnet, progress=False, workers=1, batch_size=100
     )
     same = next(cell for cell in cells if cell.config == ZeroShotConfig())
     assert [prediction[:3] for prediction in alone.predictions] == [
@@ -123,7 +121,7 @@ def test_ablation_has_each_configuration_once_with_the_same_result_as_alone(
 def test_accuracies_equal_a_plain_computation(
     aggregation: str,
     cells: list[ZeroShotResult],
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     scenes: Path,
     wordnet: WordNet,
 ) -> None:
@@ -132,8 +130,8 @@ def test_accuracies_equal_a_plain_computation(
         for cell in cells
         if cell.config == ZeroShotConfig(False, HashtagMapping("hyponyms"), aggregation)
     )  # type: ignore[arg-type]
-    read = read_logits(candidate, scenes, sorted(NAMES), progress=False)
-    assert candidate.synsets is not None
+    read = read_logits(model, scenes, sorted(NAMES), progress=False)
+    assert model.synsets is not None
     below = {
         name: wordnet.descendants(BY_NAME[name].synset) | {BY_NAME[name].synset: 0}
         for name in sorted(NAMES)
@@ -144,7 +142,7 @@ def test_accuracies_equal_a_plain_computation(
         products = {
             name: [
                 math.exp(z) / total * 0.5 ** near[tag]
-                for z, tag in zip(values, candidate.synsets)
+                for z, tag in zip(values, model.synsets)
                 if tag in near
             ]
             for name, near in below.items()
@@ -204,7 +202,7 @@ def test_scores_are_sums_or_maxima(sparse: bool) -> None:
 
 
 def test_platt_scaling_is_fitted_on_unlabelled_images(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     scenes: Path,
     wordnet: WordNet,
     targets: tuple[Target, ...],
@@ -212,11 +210,11 @@ def test_platt_scaling_is_fitted_on_unlabelled_images(
 ) -> None:
     few = [next((scenes / name).iterdir()) for name in ("owl", "car")]
     result = evaluate_zero_shot(
-        candidate, [str(path) for path in few], targets, wordnet, unlabelled=scenes, progress=False
+        model, [str(path) for path in few], targets, wordnet, unlabelled=scenes, progress=False
     )
     assert result.unlabelled is not None
     assert result.unlabelled["samples"] == len(NAMES) * EACH
-    every = evaluate_zero_shot(candidate, scenes, targets, wordnet, progress=False)
+    every = evaluate_zero_shot(model, scenes, targets, wordnet, progress=False)
     expected = {Path(prediction.name).name: prediction for prediction in every.predictions}
     for path, prediction in zip(few, result.predictions, strict=True):
         assert prediction.name == str(path)
@@ -227,7 +225,7 @@ def test_platt_scaling_is_fitted_on_unlabelled_images(
 
 
 def test_broken_images_are_skipped_and_reported(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     scenes: Path,
     wordnet: WordNet,
     tmp_path: Path,
@@ -370,7 +368,7 @@ def test_commands_of_the_documentation_run(
 
 
 def test_invalid_requests_are_rejected(
-    candidate: EvaluatedModel,
+    model: EvaluatedModel,
     scenes: Path,
     wordnet: WordNet,
     targets: tuple[Target, ...],
@@ -380,26 +378,24 @@ def test_invalid_requests_are_rejected(
         ConfigError,
         match=r"has 31 classes that are not targets, such as 'airplane'; .* begin with owl",
     ):
-        evaluate_zero_shot(
-            candidate, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False
-        )
+        evaluate_zero_shot(model, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False)
     excerpt = WordNet({synset: wordnet.synsets[synset] for synset in targets[0].synsets}, {}, {})
     with pytest.raises(
         ConfigError,
         match=r"this WordNet lacks 64 of the 65 synsets of vit_nano_hashtags, such as n",
     ):
-        evaluate_zero_shot(candidate, scenes, targets, excerpt, progress=False)
+        evaluate_zero_shot(model, scenes, targets, excerpt, progress=False)
     calls: list[object] = []
-    hook = candidate.network.register_forward_pre_hook(lambda *arguments: calls.append(arguments))
+    hook = model.network.register_forward_pre_hook(lambda *arguments: calls.append(arguments))
     with pytest.raises(ConfigError, match="nosuch"):
         evaluate_zero_shot(
-            candidate, scenes, targets, wordnet, unlabelled=scenes / "nosuch", progress=False
+            model, scenes, targets, wordnet, unlabelled=scenes / "nosuch", progress=False
         )
     hook.remove()
     assert not calls
     with pytest.raises(ConfigError, match="unlabelled images are for Platt scaling, which is off"):
         evaluate_zero_shot(
-            candidate,
+            model,
             scenes,
             targets,
             wordnet,
@@ -418,13 +414,13 @@ def test_invalid_requests_are_rejected(
 
 
 def test_overflowing_logits_are_rejected(scenes: Path) -> None:
-    candidate = open_evaluated_model(MODELS[0], dtype="float16")
-    candidate.network.head.bias.data.fill_(torch.inf)
+    model = open_evaluated_model(MODELS[0], dtype="float16")
+    model.network.head.bias.data.fill_(torch.inf)
     with pytest.raises(
         ConfigError,
         match=r"logits of vit_nano_hashtags in torch.float16 are not all finite; use dtype float32",
     ):
-        read_logits(candidate, scenes / "owl", None, progress=False)
+        read_logits(model, scenes / "owl", None, progress=False)
 
 
 def test_command_accepts_every_mapping() -> None:
