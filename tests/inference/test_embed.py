@@ -51,8 +51,8 @@ def test_the_file_contains_what_the_embedder_returns(
     paths = write_images(tmp_path / "images", 10)
     paths.insert(3, tmp_path / "missing.png")
     expected = embedder(paths)
-    report = write_embeddings(embedder, paths, tmp_path / f"x{suffix}", progress=False)
-    assert report == EmbedSummary(tmp_path / f"x{suffix}", 10, expected.skipped)
+    summary = write_embeddings(embedder, paths, tmp_path / f"x{suffix}", progress=False)
+    assert summary == EmbedSummary(tmp_path / f"x{suffix}", 10, expected.skipped)
     embeddings = read_embeddings(tmp_path / f"x{suffix}")
     assert torch.equal(embeddings.vectors, expected.vectors)
     assert (embeddings.names, embeddings.skipped) == (expected.names, expected.skipped)
@@ -104,15 +104,15 @@ def test_a_file_without_rows_can_be_read(
     embedder: Embedder, tmp_path: Path, suffix: str, count: int
 ) -> None:
     missing = [tmp_path / f"{number}.jpg" for number in range(count)]
-    report = write_embeddings(embedder, missing, tmp_path / f"x{suffix}", progress=False)
-    assert (report.rows, [image.name for image in report.skipped]) == (
+    summary = write_embeddings(embedder, missing, tmp_path / f"x{suffix}", progress=False)
+    assert (summary.rows, [image.name for image in summary.skipped]) == (
         0,
         [str(path) for path in missing],
     )
-    embeddings = read_embeddings(report.path)
+    embeddings = read_embeddings(summary.path)
     assert embeddings.vectors.shape == (0, 96)
-    assert (embeddings.names, embeddings.skipped) == ([], report.skipped)
-    raw = np.load(report.path) if suffix == ".npy" else pyarrow.parquet.read_table(report.path)
+    assert (embeddings.names, embeddings.skipped) == ([], summary.skipped)
+    raw = np.load(summary.path) if suffix == ".npy" else pyarrow.parquet.read_table(summary.path)
     assert len(raw) == 0
 
 
@@ -210,15 +210,15 @@ def test_merged_parts_equal_the_file_of_one_process(
 
 def test_there_can_be_more_parts_than_images(embedder: Embedder, tmp_path: Path) -> None:
     paths = write_images(tmp_path / "images", 2)
-    reports = [
+    summaries = [
         write_embeddings(
             embedder, paths, tmp_path / "x.parquet", rank=rank, world_size=5, progress=False
         )
         for rank in range(5)
     ]
-    assert sorted(report.rows for report in reports) == [0, 0, 0, 1, 1]
+    assert sorted(summary.rows for summary in summaries) == [0, 0, 0, 1, 1]
     merged = merge_embeddings(
-        [report.path for report in reports], tmp_path / "merged.npy"
+        [summary.path for summary in summaries], tmp_path / "merged.npy"
     )  # in another format
     assert torch.allclose(read_embeddings(merged.path).vectors, embedder(paths).vectors, atol=1e-5)
 
@@ -277,8 +277,8 @@ def test_images_in_shards_are_embedded_by_every_family(family: str, tmp_path: Pa
         for shard in (1, 2)
     ]
     small = Embedder(spec, weights=weights, batch_size=3)
-    report = write_embeddings(small, f"{tmp_path}/*.tar", tmp_path / "x.npy", progress=False)
-    embeddings = read_embeddings(report.path)
+    summary = write_embeddings(small, f"{tmp_path}/*.tar", tmp_path / "x.npy", progress=False)
+    embeddings = read_embeddings(summary.path)
     assert embeddings.names == [f"{shard}/{number}.png" for shard in shards for number in range(4)]
     assert torch.equal(embeddings.vectors, small(shards).vectors)
     fast = Embedder(spec, weights=weights, fast=True, dtype="float32", batch_size=3)

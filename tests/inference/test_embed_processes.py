@@ -128,9 +128,9 @@ def test_another_process_is_rejected_and_ctrl_c_ends_the_work_at_once(
     assert stderr.endswith("swag-models: error: interrupted\n")
     assert "Traceback" not in stderr
     assert 0 < count_done(output) < COUNT
-    report = write_embeddings(embedder, paths, output, progress=False)
+    summary = write_embeddings(embedder, paths, output, progress=False)
     write_embeddings(embedder, paths, tmp_path / "whole.npy", progress=False)
-    assert (report.rows, len(report.skipped)) == (COUNT - 1, 1)
+    assert (summary.rows, len(summary.skipped)) == (COUNT - 1, 1)
     assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 

@@ -75,11 +75,11 @@ def test_interrupted_work_is_resumed_where_it_stopped(
         path.rename(f"{path}.hidden") for path in interrupted.paths[:num_done] if path.exists()
     ]
     try:
-        report = write_embeddings(embedder, interrupted.paths, output, progress=False)
+        summary = write_embeddings(embedder, interrupted.paths, output, progress=False)
     finally:
         for path in hidden:
             path.rename(path.with_suffix(""))
-    assert (report.rows, [image.name for image in report.skipped]) == (
+    assert (summary.rows, [image.name for image in summary.skipped]) == (
         COUNT - 1,
         [str(interrupted.paths[5])],
     )
