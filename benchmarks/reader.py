@@ -1,9 +1,10 @@
-"""The reader of training shards against plain webdataset on the same shards: images per second.
+"""Images per second of reading training shards, against plain webdataset on the same shards.
 
-    python benchmarks/reader.py [--pictures 1000] [--rounds 5] [--workers 0 2] [--batch 64]
+    python benchmarks/reader.py [--images 1000] [--rounds 5] [--workers 0 2] [--batch 64]
 
-JPEGs of 500 x 500 pixels are packed in a temporary folder. In each round both take turns to read them all once, with a shuffle
-buffer of as many samples: decoding alone, and decoding, RandomResizedCrop to 224 px, a flip and a batch of bytes.
+JPEGs of 500 x 500 pixels are packed in a temporary folder. In each round both readers in turn read
+all of them once, with a shuffle buffer of the same size: decoding only; and decoding,
+RandomResizedCrop to 224 px, a flip and a batch of bytes.
 """
 
 import argparse
@@ -22,10 +23,12 @@ import webdataset as wds
 from embed import make_images, seconds
 from torchvision.transforms import v2
 
+from swag_models.formatting import markdown_table
 from swag_models.recipe.data.loader import Decode, Loader
 from swag_models.recipe.data.pack import pack
 
-BUFFER = 1000  # samples
+BUFFER_SIZE = 1000  # samples
+SHARDS = 16
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {
     "decode": lambda image: torch.tensor(image.size),
     "decode, crop to 224, flip": v2.Compose(
@@ -35,7 +38,7 @@ TRANSFORMS: dict[str, Callable[[Any], Any]] = {
 
 
 def make_shards(folder: Path, count: int) -> Path:
-    """16 shards of these pictures, each to be seen once in an epoch."""
+    """Pack images, each to be seen once in an epoch."""
     names = [path.stem for path in make_images(folder, count)]
     table = pa.table({"id": names, "classes": [[0]] * count, "repeat": [1.0] * count})
     pq.write_table(table, folder / "labels.parquet")
@@ -43,25 +46,25 @@ def make_shards(folder: Path, count: int) -> Path:
         folder / "labels.parquet",
         [folder],
         folder / "shards",
-        shard_size=-(-count // 16),
+        shard_size=-(-count // SHARDS),
         progress=False,
     )
     return folder / "shards"
 
 
-def read_ours(
+def read_with_loader(
     shards: Path, transform: Callable[[Any], Any], workers: int, batch: int
 ) -> Iterable[Any]:
-    return Loader(shards, Decode(transform), batch_size=batch, workers=workers, buffer=BUFFER)
+    return Loader(shards, Decode(transform), batch_size=batch, workers=workers, buffer=BUFFER_SIZE)
 
 
-def read_plain(
+def read_with_webdataset(
     shards: Path, transform: Callable[[Any], Any], workers: int, batch: int
 ) -> Iterable[Any]:
     urls = sorted(map(str, shards.glob("*.tar")))
     data = wds.WebDataset(urls, shardshuffle=len(urls), workersplitter=wds.split_by_worker)
     data = (
-        data.shuffle(BUFFER)
+        data.shuffle(BUFFER_SIZE)
         .decode("pilrgb")
         .to_tuple("jpg", "json")
         .map_tuple(transform, lambda label: label["classes"])
@@ -69,51 +72,59 @@ def read_plain(
     return wds.WebLoader(data.batched(batch), batch_size=None, num_workers=workers)
 
 
-READERS = {"plain webdataset": read_plain, "swag_models": read_ours}
+PEER = "plain webdataset"
+READERS = {PEER: read_with_webdataset, "swag_models": read_with_loader}
 
 
-def count(reader: Iterable[Any]) -> int:
+def count_images(reader: Iterable[Any]) -> int:
     return sum(len(images) for images, _ in reader)
+
+
+def measure(
+    shards: Path, transform: Callable[[Any], Any], workers: int, options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Seconds of each round, by reader."""
+    readers = {
+        name: functools.partial(make, shards, transform, workers, options.batch)
+        for name, make in READERS.items()
+    }
+    # Also warms up both.
+    assert {count_images(make()) for make in readers.values()} == {options.images}
+    times: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(options.rounds):  # in turn, so that both meet the same load of the machine
+        for name, make in readers.items():
+            times[name].append(seconds(lambda make=make: count_images(make())))
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--batch", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        "| work | workers | reader | images/s, median (min to max) | / plain webdataset |\n|---|---|---|---|---|"
-    )
+    rows = []
     with tempfile.TemporaryDirectory() as name:
-        shards = make_shards(Path(name), options.pictures)
-        assert json.loads((shards / "manifest.json").read_text())["count"] == options.pictures
+        shards = make_shards(Path(name), options.images)
+        assert json.loads((shards / "manifest.json").read_text())["count"] == options.images
         for work, transform in TRANSFORMS.items():
             for workers in options.workers:
-                readers = {
-                    reader: functools.partial(make, shards, transform, workers, options.batch)
-                    for reader, make in READERS.items()
-                }
-                times: dict[str, list[float]] = {reader: [] for reader in readers}
-                assert {count(make()) for make in readers.values()} == {options.pictures}
-                for _ in range(options.rounds):
-                    for reader, make in readers.items():
-                        times[reader].append(seconds(lambda make=make: count(make())))
-                base = statistics.median(times["plain webdataset"])
-                for reader, spent in times.items():
+                times = measure(shards, transform, workers, options)
+                baseline = statistics.median(times[PEER])
+                for reader, round_times in times.items():
+                    median = statistics.median(round_times)
                     rate, fastest, slowest = (
-                        options.pictures / each
-                        for each in (statistics.median(spent), min(spent), max(spent))
+                        options.images / time
+                        for time in (median, min(round_times), max(round_times))
                     )
-                    ratio = base / statistics.median(spent)
-                    print(
-                        f"| {work} | {workers} | {reader} | {rate:.0f} ({slowest:.0f} to {fastest:.0f}) | {ratio:.2f} |",
-                        flush=True,
-                    )
+                    rates = f"{rate:.0f} ({slowest:.0f} to {fastest:.0f})"
+                    rows.append((work, workers, reader, rates, f"{baseline / median:.2f}"))
+    header = ("work", "workers", "reader", "images/s, median (min to max)", f"/ {PEER}")
+    print(markdown_table(header, rows))
 
 
 if __name__ == "__main__":
