@@ -1,8 +1,8 @@
 """Byte streams of paths, URLs and shell commands.
 
 HTTP goes through requests, which the package needs anyway: fsspec would need aiohttp, whose
-sessions end after five minutes, while a shard is read as slowly as training consumes it. All other
-protocols (s3, gs, hf, file, ...) go through fsspec.
+requests end after five minutes by default, while a shard is read as slowly as training consumes
+it. All other protocols (s3, gs, hf, file, ...) go through fsspec.
 """
 
 from __future__ import annotations
@@ -114,12 +114,18 @@ def _open_http(url: str) -> Any:
         response = session.get(
             url, stream=True, timeout=HTTP_TIMEOUT, headers={"Accept-Encoding": "identity"}
         )
+    except requests.exceptions.SSLError as error:  # a ConnectionError too
+        raise OSError(f"no secure connection to {_find_host(url)}: {error}") from None
     except requests.ConnectionError:
-        raise OSError(f"cannot connect to {urlsplit(url).netloc.rpartition('@')[2]}") from None
+        raise OSError(f"cannot connect to {_find_host(url)}") from None
     if not response.ok:
         response.close()
         raise OSError(f"the server answered with HTTP status {response.status_code}")
     return response.raw  # checks that as many bytes arrive as the server announced
+
+
+def _find_host(url: str) -> str:
+    return urlsplit(url).netloc.rpartition("@")[2]  # without a password
 
 
 def _open_fsspec(url: str) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from decoding import to_bytes
@@ -14,7 +16,8 @@ from loader_support import COUNT, make_dataset, make_folder, open_loader, take
 from shards_support import encode_jpeg
 from torchvision.datasets import ImageFolder
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, ImageError
+from swag_models.recipe.data.datasets import open_image_folder
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +121,17 @@ def test_a_missing_package_of_datasets_is_named(
         match=r"^a Hugging Face dataset needs datasets; install it with: pip install 'datasets'$",
     ):
         open_loader(dataset)
+
+
+def test_images_can_be_relabelled_cropped_and_sent_to_processes(folder: Path) -> None:
+    images = open_image_folder(folder)
+    index = images.names.index("dog/0.png")
+    subset = images.relabel({index: (4, 7), 0: ()}, None, 8, border=2)
+    subset = pickle.loads(pickle.dumps(subset))
+    assert (len(subset), subset.labels, subset.num_classes) == (2, [(4, 7), ()], 8)
+    assert (subset.class_names, subset.name(0), subset.files) == (None, "dog/0.png", images.files)
+    assert np.array_equal(subset.read(0), np.asarray(images.read(index))[2:-2, 2:-2])
+    assert subset.sha256 != images.sha256
+    assert subset.sha256 == images.relabel({index: (4, 7), 0: ()}, None, 8).sha256
+    with pytest.raises(ImageError, match=r"dog/0\.png has 12x10 pixels, which are all border"):
+        images.relabel({index: (0,)}, None, 1, border=5).read(0)
