@@ -202,8 +202,8 @@ class RegNet(Backbone):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the feature map (N, D, h, w) of images (N, C, H, W)."""
         x = self._lay_out(x)
-        for level in self.feature_info:
-            x = self.get_submodule(level["module"])(x)
+        for level in self.feature_info:  # getattr: Dynamo of torch 2.6 rejects get_submodule
+            x = getattr(self, level["module"])(x)
         return x.contiguous()
 
     def forward_intermediates(
@@ -227,7 +227,7 @@ class RegNet(Backbone):
         for index, level in enumerate(self.feature_info):
             if stop_early and index > chosen[-1]:
                 break
-            x = self.get_submodule(level["module"])(x)
+            x = getattr(self, level["module"])(x)
             if index in chosen:
                 maps.append(x.contiguous())
         return maps if intermediates_only else (x.contiguous(), maps)
