@@ -1,4 +1,4 @@
-"""README and the files beside it are true: snippets run, tables and trees match, nothing is written that does not exist."""
+"""README and the documents are true: snippets run, tables and trees match, links exist."""
 
 import os
 import re
@@ -132,6 +132,15 @@ def test_make_targets_that_the_documents_name_exist() -> None:
     )
     assert named
     assert named <= targets
+
+
+def test_the_floor_is_what_the_package_requires() -> None:
+    lines = (ROOT / "tests" / "floor.txt").read_text().splitlines()[1:]
+    project = (ROOT / "pyproject.toml").read_text().partition("[project.optional")[0]
+    required = dict(re.findall(r'"(\w+)>=([\d.]+)"', project))
+    floor = dict(line.split("==") for line in lines)
+    assert floor.keys() == required.keys()
+    assert all(floor[name].startswith(required[name]) for name in floor)
 
 
 def test_the_model_table_is_the_catalog() -> None:
