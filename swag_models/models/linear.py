@@ -1,9 +1,9 @@
 """Linear layers through oneDNN on AMD CPUs.
 
-PyTorch sends float32 matrix products on x86 to MKL, whose kernels for AMD CPUs use AVX2 only: where
-AVX-512 units are full width, it reaches about half the speed of oneDNN (benchmarks/README.md). A
-linear layer is a 1x1 convolution, and PyTorch sends convolutions to oneDNN. On an AMD CPU without
-AVX-512 MKL is the faster of the two.
+PyTorch sends float32 matrix products on x86 to MKL, which on an AMD EPYC with AVX-512 reached about
+half the speed of oneDNN (benchmarks/README.md). A linear layer is a 1x1 convolution, and PyTorch
+sends convolutions to oneDNN. On an EPYC of the fourth generation (CPU family 25), which computes
+AVX-512 in two halves, both are equally fast; on an AMD CPU without AVX-512 MKL is the faster one.
 
 Axes: N batch, S tokens, D input width, E output width.
 """
