@@ -7,20 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Literal,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
+from swag_models.decoding import decode_fields
 from swag_models.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +22,6 @@ Pool = Literal["token", "avg"]
 # Progress of a download: True draws a bar on a terminal; a tqdm class is used in any case.
 Progress = Union[bool, "type[tqdm[Any]]"]
 UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated licence
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -256,116 +245,3 @@ class ModelSpec:
         except json.JSONDecodeError as error:
             raise ConfigError(f"not a model spec: invalid JSON ({error})") from None
         return cls.from_dict(data)
-
-
-def decode_fields(
-    cls: type[T], data: Any, path: str = "", *, name: str | None = None, positive: bool = True
-) -> T:
-    """Make a dataclass from the JSON object of its fields, checking every type.
-
-    Args:
-        cls: the dataclass. Its fields may be int, float, bool, str, None, Literal, tuples,
-            dataclasses, and unions of these; of several dataclasses the one whose `family` is that
-            of the object.
-        data: from JSON; tuples and dataclasses are accepted as well as lists and objects.
-        path: prefix of field names in messages, with a final dot.
-        name: what messages call the whole; by default the name of the class.
-        positive: allow only positive whole numbers, since all of a spec count something.
-
-    Raises:
-        ConfigError: a field is unknown, missing, of another type or out of range.
-    """
-    hints = get_type_hints(cls)
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    whole = path.rstrip(".") or name or cls.__name__
-    if not isinstance(data, dict):
-        raise ConfigError(f"{whole} is {data!r}; allowed: its fields ({', '.join(names)})")
-    if unknown := sorted(set(data) - set(names)):
-        raise ConfigError(f"{whole} has no field {', '.join(unknown)}; fields: {', '.join(names)}")
-    values = {
-        field: decode_value(hints[field], value, f"{path}{field}", positive=positive)
-        for field, value in data.items()
-    }
-    try:
-        return cls(**values)
-    except TypeError as error:  # missing arguments: "f() missing 1 required ..."
-        raise ConfigError(f"{whole}: {str(error).split('() ')[-1]}") from None
-    except ConfigError as error:  # of __post_init__, which does not know the path
-        raise ConfigError(f"{path}{error}") from None
-
-
-def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> Any:
-    """Convert a JSON value to the type of an annotation; see `decode_fields`.
-
-    Args:
-        hint: the annotation, resolved by `get_type_hints`.
-        value: from JSON.
-        path: what messages call the value.
-        positive: allow only positive whole numbers.
-    """
-    options = list_options(hint)
-    for option in options:
-        if is_dataclass(option):
-            if isinstance(value, option):  # type: ignore[arg-type]
-                return value
-            family = getattr(option, "family", None)
-            if isinstance(value, dict) and (family is None or value.get("family") == family):
-                values = {key: item for key, item in value.items() if key != "family"}
-                inner = value if family is None else values
-                return decode_fields(option, inner, f"{path}.", positive=positive)  # type: ignore[arg-type]
-        elif get_origin(option) is tuple and isinstance(value, (list, tuple)):
-            kinds = get_args(option)
-            if kinds[-1] is Ellipsis:
-                kinds = kinds[:1] * len(value)
-            if len(kinds) == len(value):
-                return tuple(
-                    decode_value(kind, item, f"{path}[{index}]", positive=positive)
-                    for index, (kind, item) in enumerate(zip(kinds, value))
-                )
-        elif _fits(option, value, positive):
-            # 1 and 1.0 are equal, but JSON writes them differently
-            return float(value) if option is float else value
-    families = [option.family for option in options if hasattr(option, "family")]
-    if families and isinstance(value, dict):
-        raise ConfigError(
-            f"{path}.family is {value.get('family')!r}; allowed: {', '.join(families)}"
-        )
-    allowed = " or ".join(_describe(option, positive) for option in options)
-    raise ConfigError(f"{path} is {value!r}; allowed: {allowed}")
-
-
-def list_options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; of another annotation, itself."""
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _fits(option: Any, value: Any, positive: bool) -> bool:
-    """Whether a value is of a simple type."""
-    if get_origin(option) is Literal:
-        return value in get_args(option)
-    if option is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    if option is int:  # not bool, which is a subclass of int
-        return type(value) is int and (value > 0 or not positive)
-    return type(value) is option
-
-
-def _describe(option: Any, positive: bool) -> str:
-    """What users call a type."""
-    if get_origin(option) is Literal:
-        return ", ".join(get_args(option))
-    if get_origin(option) is tuple:
-        kinds = get_args(option)
-        if kinds[-1] is Ellipsis:
-            return f"a list, each {_describe(kinds[0], positive)}"
-        return f"{len(kinds)} numbers with commas between"
-    if is_dataclass(option):
-        names = ", ".join(field.name for field in fields(option))
-        return f"its fields ({names})"
-    return {
-        int: "a positive whole number" if positive else "a whole number",
-        float: "a finite number",
-        bool: "true, false",
-        str: "a text",
-        NoneType: "none",
-    }[option]

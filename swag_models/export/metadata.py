@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from swag_models.decoding import decode_fields
 from swag_models.errors import ConfigError, ExportError
 from swag_models.runtime import import_extra
-from swag_models.spec import Preprocess, decode_fields
+from swag_models.spec import Preprocess
 
 SUFFIXES = (".onnx", ".pt2")
 ONNX_EXTRA = "swag-models[export]"

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
+from swag_models.decoding import decode_fields, decode_value, list_options
 from swag_models.errors import ConfigError
-from swag_models.spec import decode_fields, decode_value, list_options
 
 WORDS = {"true": True, "false": False, "none": None}  # as the command line writes values
 
