@@ -50,7 +50,7 @@ def measure(arch: str, rounds: int, dtypes: list[str], folder: Path) -> None:
     )
     reports, runs = {}, {"eager": model}
     for dtype in dtypes:
-        images_folder = folder / "pictures" if dtype == "int8" else None
+        images_folder = folder / "images" if dtype == "int8" else None
         report = export.export_model(
             model, folder / f"{dtype}.onnx", spec=spec, dtype=dtype, images=images_folder
         )
@@ -100,7 +100,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for arch in options.arch:
         with tempfile.TemporaryDirectory() as folder:
-            write_noise(Path(folder) / "pictures")
+            write_noise(Path(folder) / "images")
             measure(
                 arch, options.rounds, ["float32", *(["int8"] if options.int8 else [])], Path(folder)
             )

@@ -149,11 +149,11 @@ def measure_few(arch: str, rounds: int, device: str) -> None:
             for turn in range(rounds + 1):
                 for fast, spent in times.items():
 
-                    def call() -> object:
-                        engine = Classifier(
+                    def call(fast: bool = fast, count: int = count) -> object:
+                        classifier = Classifier(
                             f"{arch}_in1k_linear", weights=weights, fast=fast, device=device
-                        )  # noqa: B023
-                        return engine(images[:count])  # noqa: B023
+                        )
+                        return classifier(images[:count])
 
                     passed = seconds(call, device)
                     if turn:

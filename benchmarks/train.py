@@ -78,7 +78,7 @@ class Speed:
 
 
 def make_folder(root: Path, count: int) -> Path:
-    """Pictures in a folder for each class."""
+    """Write images in one folder per class."""
     for number in range(NUM_CLASSES):
         (root / f"class{number}").mkdir(parents=True)
     for number, path in enumerate(make_images(root, count, 400, 300)):

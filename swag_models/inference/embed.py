@@ -269,8 +269,8 @@ def _describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any
         "preprocess": repr(embedder.preprocess),
         "dtype": str(embedder.dtype).removeprefix("torch."),
         "weights_sha256": weights_hash.hexdigest(),
-        "pictures_sha256": images_hash.hexdigest(),
-        "pictures": len(refs),
+        "images_sha256": images_hash.hexdigest(),
+        "images": len(refs),
     }
 
 

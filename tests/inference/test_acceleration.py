@@ -125,11 +125,13 @@ def test_full_models_are_within_two_percent_too(name: str) -> None:
 def test_fast_predicts_what_float32_predicts_on_held_out_scenes(
     name: str, dtype: str | None
 ) -> None:
-    scenes, things = render_scenes(320)
+    scenes, things = render_scenes(960)
     options = {"fast": True, **({"dtype": dtype} if dtype else {})}
-    exact, fast = (Classifier(name, **kwargs)(scenes, top_k=1) for kwargs in ({}, options))
-    agreement = sum(a[0].index == b[0].index for a, b in zip(exact, fast)) / len(things)
-    assert agreement >= 0.99
+    exact, fast = (Classifier(name, **kwargs)(scenes, top_k=2) for kwargs in ({}, options))
+    changed = [a for a, b in zip(exact, fast) if a[0].index != b[0].index]
+    assert len(changed) <= 0.01 * len(things)
+    # How many near-ties are decided otherwise depends on the kernels; nothing else may be.
+    assert all(first.probability - second.probability < 0.01 for first, second in changed)
     hits = [
         sum(row[0].label == thing for row, thing in zip(rows, things)) for rows in (exact, fast)
     ]

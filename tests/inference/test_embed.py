@@ -73,7 +73,7 @@ def test_other_libraries_read_the_file(embedder: Embedder, tmp_path: Path) -> No
     metadata = json.loads(table.schema.metadata[b"swag_models"])
     assert (
         metadata.items()
-        >= {"model": NANO, "width": 96, "dtype": "float32", "pictures": 5, "skipped": []}.items()
+        >= {"model": NANO, "width": 96, "dtype": "float32", "images": 5, "skipped": []}.items()
     )
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert np.array_equal(np.stack(frame["embedding"]), expected)
