@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from swag_models.cli import main
-from swag_models.recipe.training.checkpointer import STATE
+from swag_models.recipe.training.checkpointer import STATE_FILE
 
 STEPS = 12
 SETTINGS = (
@@ -150,7 +150,7 @@ def list_steps(output: Path) -> list[int]:
     """Of complete checkpoints."""
     return sorted(
         int(path.parent.name.removeprefix("step-"))
-        for path in (output / "checkpoints").glob(f"step-*/{STATE}")
+        for path in (output / "checkpoints").glob(f"step-*/{STATE_FILE}")
     )
 
 

@@ -1,13 +1,16 @@
-"""Checkpointer of a training run, written while it goes on, whole or not at all, by all ranks together.
+"""Checkpoints of a training run: written in the background, atomically, by all ranks together.
 
 A folder of checkpoints holds
-  step-00001000/      a complete one: the files of torch.distributed.checkpoint (DCP), and state.json, which was written last
-  .step-00002000.tmp/ one in the making or in deletion; what a killed run left of it goes at the next start
-  .step-00001000.old/ one whose place another of the same step takes
+  step-00001000/      a complete one: the files of torch.distributed.checkpoint (DCP), and
+                      state.json, which is written last
+  .step-00002000.tmp/ one that is being written or deleted; the next start removes what a killed
+                      run left
+  .step-00001000.old/ one that is being replaced by another of the same step
 
-Saving runs in a thread, on a process group of its own, so that it never meets the collectives of training. That a save has
-succeeded on rank 0 implies, within DCP, that every rank has written its part; so rank 0 alone gives it its name and deletes old
-ones, whenever it comes to it. DistContext hear of each other's failures where they wait for each other anyway: at the next save.
+A thread saves, on a process group of its own, so that it never meets the collectives of training.
+DCP reports success to rank 0 only when every rank has written its part. Rank 0 alone therefore
+renames the folder and deletes old checkpoints, whenever it notices the success. The other ranks
+learn of a failure where ranks wait for each other anyway: at the next save.
 """
 
 from __future__ import annotations
@@ -24,32 +27,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
-from torch import nn
+import torch.distributed as torch_dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.optim import Optimizer
 
 from swag_models.errors import CheckpointError, OutputError, SwagModelsError
 
-STATE = "state.json"
+STATE_FILE = "state.json"
 T = TypeVar("T")
 log = logging.getLogger("swag_models")
 
 
 @dataclass
-class Save:
-    """A save under way. `cause`: why it failed, or None; known to rank 0, once `settled`."""
+class PendingSave:
+    """A save in the background.
+
+    Attributes:
+        step: of the checkpoint.
+        state: the content of state.json, without file sizes.
+        future: of DCP.
+        settled: whether rank 0 has renamed or removed the folder.
+        cause: why it failed, or None; known to rank 0 once it is settled.
+    """
 
     step: int
     state: dict[str, Any]
@@ -58,12 +61,16 @@ class Save:
     cause: str | None = None
 
 
-class Writer(FileSystemWriter):
-    """DCP's, but what the disk refuses is an OSError: torch's archives raise a RuntimeError over it, of what they expected."""
+class DiskErrorWriter(FileSystemWriter):
+    """DCP's writer, but with an OSError where the disk fails.
+
+    torch's archive writer raises a RuntimeError on top of it, about a size that it expected.
+    """
 
     def write_data(
         self, plan: SavePlan, planner: SavePlanner
     ) -> torch.futures.Future[list[WriteResult]]:
+        """Write the parts of this rank."""
         try:
             return super().write_data(plan, planner)
         except RuntimeError as error:
@@ -76,18 +83,27 @@ class Writer(FileSystemWriter):
 class Checkpointer:
     """The checkpoints in a folder: the last `keep` of them, and the best.
 
-    torch.distributed is initialised. One run at a time has the folder: a lock is the caller's. Every method but `poll` is
-    called by all ranks alike. `failed`: saves that failed, the same number on every rank.
+    Every method but `poll` is called by all ranks alike. Requires torch.distributed.
+
+    Args:
+        folder: used by one run at a time, which the caller ensures; created if missing. What a
+            killed run left is removed.
+        keep: number of most recent checkpoints to keep.
+
+    Attributes:
+        failed: number of saves that failed, the same on every rank.
+
+    Raises:
+        OutputError: the folder cannot be created.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
-        """Clears what a killed run left; OutputError if the folder cannot be made."""
         assert keep > 0
         self.folder, self.keep, self.failed = Path(os.path.abspath(folder)), keep, 0
-        self._leads = dist.get_rank() == 0
-        self._group: Any = dist.new_group(backend="gloo")
-        self._save: Save | None = None
-        self._ask(self._clear)
+        self._is_main = torch_dist.get_rank() == 0
+        self._group: Any = torch_dist.new_group(backend="gloo")
+        self._pending: PendingSave | None = None
+        self._run_on_main(self._clean)
 
     def save(
         self,
@@ -98,180 +114,174 @@ class Checkpointer:
         score: float | None = None,
         wait: bool = False,
     ) -> None:
-        """Begin to save; first wait for the save before. What is given may change as soon as this returns.
+        """Start to save, after the save before is finished.
 
-        tensors: nested, as from `collect_tensors`. facts: for JSON; those of rank 0 are kept. score: higher is better; NaN is none.
-        What the disk cannot take is cleaned away with a warning, and counted; with `wait`, it is an OutputError.
+        The arguments are copied before this returns. A save that the disk cannot take is removed
+        with a warning, and counted in `failed`.
+
+        Args:
+            step: of the checkpoint.
+            tensors: nested, as from `train_state.collect_tensors`.
+            facts: JSON values; those of rank 0 are stored.
+            score: of the weights, higher is better; NaN counts as none.
+            wait: wait until it is finished.
+
+        Raises:
+            OutputError: with `wait`, the disk cannot take it.
         """
         self.finish()
-        state = {
-            "step": step,
-            "score": None if score is None or math.isnan(score) else score,
-            "facts": facts,
-        }
-        state = json.loads(json.dumps(state))  # as it is now
-        writer = Writer(_hide(self._find(step), "tmp"))  # stages too, in a copy
+        score = None if score is None or math.isnan(score) else score
+        # through JSON, because the facts may change as soon as this returns
+        state = json.loads(json.dumps({"step": step, "score": score, "facts": facts}))
+        writer = DiskErrorWriter(_hide(self._name(step), "tmp"))
         future = async_save(tensors, storage_writer=writer, process_group=self._group)
         assert isinstance(future, Future)
-        self._save = Save(step, state, future)
+        self._pending = PendingSave(step, state, future)
         if wait and (cause := self.finish()):
-            raise OutputError(f"{self._find(step)} cannot be written: {cause}; is the disk full?")
+            raise OutputError(f"{self._name(step)} cannot be written: {cause}; is the disk full?")
 
     def poll(self) -> None:
-        """Give a save that is written its name, and delete old ones; never waits. Only rank 0 has something to do."""
-        if self._leads and self._save and not self._save.settled and self._save.future.done():
-            self._settle(self._save)
+        """Complete a finished save and delete old checkpoints, without waiting; on rank 0 only."""
+        pending = self._pending
+        if self._is_main and pending and not pending.settled and pending.future.done():
+            self._settle(pending)
 
     def finish(self) -> str | None:
-        """Wait for the save under way; why it failed, or None."""
-        if (save := self._save) is None:
+        """Wait for the pending save, if there is one.
+
+        Returns:
+            Why it failed, or None.
+        """
+        if (pending := self._pending) is None:
             return None
-        if self._leads and not save.settled:
-            self._settle(save)
-        elif not self._leads:
-            _find_cause(save.future.exception())
-        self._save = None
-        cause = self._ask(lambda: save.cause)
+        if self._is_main and not pending.settled:
+            self._settle(pending)
+        elif not self._is_main:
+            _find_cause(pending.future.exception())
+        self._pending = None
+        cause = self._run_on_main(lambda: pending.cause)
         self.failed += cause is not None
         return cause
 
     def find_latest(self) -> Path | None:
-        """The complete checkpoint of the last step."""
+        """Find the complete checkpoint of the last step."""
         self.finish()
-        return self._ask(lambda: max(self._list(), default=None))
+        return self._run_on_main(lambda: max(self._list(), default=None))
 
     def find_best(self) -> Path | None:
-        """The one with the highest score, the later of equals."""
+        """Find the checkpoint with the highest score, the later of equals."""
         self.finish()
-        return self._ask(self._rate)
+        return self._run_on_main(self._find_best)
 
     def load(self, path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Read a checkpoint into `tensors`, in place, from whatever number of ranks wrote it; its facts.
+        """Read a checkpoint into `tensors`, in place. Any number of ranks may have written it.
 
-        A part of what was saved will do. Values that are no tensors are replaced within their dicts. CheckpointError if files
-        are missing or cut off, or something is not in them; then `tensors` may be read in part. Single bits are not checked.
-        Metadata is a pickle, so load your own runs only.
+        The metadata is a pickle, which can run code: load only runs that you trust.
+
+        Args:
+            path: of the checkpoint.
+            tensors: nested, as they were saved, or a part of it. Values that are not tensors are
+                replaced in their dicts.
+
+        Returns:
+            The facts that were saved with it.
+
+        Raises:
+            CheckpointError: a file is missing or truncated, or lacks a tensor; `tensors` may have
+                been read in part. Flipped bits are not detected.
         """
         self.finish()
-        state = self._ask(lambda: _check(path))
+        state = self._run_on_main(lambda: _check_files(path))
         try:
             load(tensors, storage_reader=FileSystemReader(path), process_group=self._group)
         except CheckpointException as error:
-            raise CheckpointError(_refuse(path, _name_cause(error))) from None
+            raise CheckpointError(_describe_damage(path, _name_cause(error))) from None
         return state["facts"]
 
-    def _find(self, step: int) -> Path:
+    def _name(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
     def _list(self) -> list[Path]:
-        """Complete ones, by step."""
-        return sorted(path.parent for path in self.folder.glob(f"step-*/{STATE}"))
+        """Complete checkpoints, by step."""
+        return sorted(path.parent for path in self.folder.glob(f"step-*/{STATE_FILE}"))
 
-    def _rate(self) -> Path | None:
+    def _find_best(self) -> Path | None:
         scores = {path: _read_score(path) for path in self._list()}
-        return (
-            max(scores, key=lambda path: (scores[path], path))
-            if set(scores.values()) - {-math.inf}
-            else None
-        )
+        if not set(scores.values()) - {-math.inf}:
+            return None
+        return max(scores, key=lambda path: (scores[path], path))
 
-    def _ask(self, question: Callable[[], T]) -> T:
-        """Rank 0's answer, on every rank; its error likewise."""
-        answer: list[Any] = [None, None]
-        if self._leads:
+    def _run_on_main(self, work: Callable[[], T]) -> T:
+        """Call `work` on rank 0; its result or its error is returned or raised on every rank."""
+        answer: list[Any] = [None, None]  # result, error
+        if self._is_main:
             try:
-                answer[0] = question()
+                answer[0] = work()
             except SwagModelsError as error:
                 answer[1] = error
             except OSError as error:
                 answer[1] = OutputError(
                     f"{self.folder}: {error.strerror or error}; check the folder and its disk"
                 )
-        dist.broadcast_object_list(answer, src=0, group=self._group)
+        torch_dist.broadcast_object_list(answer, src=0, group=self._group)
         if answer[1]:
             raise answer[1]
         return answer[0]
 
-    def _clear(self) -> None:
+    def _clean(self) -> None:
+        """Remove or restore what a killed run left."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in self.folder.glob(".step-*.old"):
             path = old.with_name(old.stem[1:])
-            if not path.exists():  # killed between two renames
+            if not path.exists():  # killed between the two renames of `_rename`
                 old.rename(path)
-        for left in [*self.folder.glob(".step-*.old"), *self.folder.glob(".step-*.tmp")]:
-            shutil.rmtree(left)
+        for folder in [*self.folder.glob(".step-*.old"), *self.folder.glob(".step-*.tmp")]:
+            shutil.rmtree(folder)
 
-    def _settle(self, save: Save) -> None:
-        """What rank 0 does when all have written."""
-        path = self._find(save.step)
-        temporary, old = _hide(path, "tmp"), _hide(path, "old")
-        save.cause = _find_cause(save.future.exception())
-        if save.cause is None:
+    def _settle(self, pending: PendingSave) -> None:
+        """Complete or remove a save, on rank 0, when all ranks have written."""
+        path = self._name(pending.step)
+        pending.cause = _find_cause(pending.future.exception())
+        if pending.cause is None:
             try:
-                sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
-                with open(temporary / STATE, "w", encoding="utf-8") as file:
-                    json.dump({**save.state, "files": sizes}, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if path.exists():
-                    path.rename(old)
-                temporary.rename(path)
+                self._rename(path, pending.state)
             except OSError as error:
-                save.cause = error.strerror or str(error)
-        save.settled = True
-        if save.cause is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+                pending.cause = error.strerror or str(error)
+        pending.settled = True
+        if pending.cause is not None:
+            shutil.rmtree(_hide(path, "tmp"), ignore_errors=True)
             log.warning(
-                "the checkpoint of step %d cannot be written: %s; training goes on without it",
-                save.step,
-                save.cause,
+                "the checkpoint of step %d cannot be written: %s; training continues without it",
+                pending.step,
+                pending.cause,
             )
             return
         try:
-            if old.exists():
-                shutil.rmtree(old)
-            for each in set(self._list()[: -self.keep]) - {self._rate()}:
-                # Renamed first, so that it never looks complete while it is not.
-                shutil.rmtree(each.rename(_hide(each, "tmp")))
+            self._delete_old(path)
         except OSError as error:
             log.warning(
                 "old checkpoints in %s cannot be deleted: %s", self.folder, error.strerror or error
             )
 
+    def _rename(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Write state.json and give the temporary folder its name."""
+        temporary = _hide(path, "tmp")
+        sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
+        with open(temporary / STATE_FILE, "w", encoding="utf-8") as file:
+            json.dump({**state, "files": sizes}, file)
+            file.flush()
+            os.fsync(file.fileno())  # the rename must not reach the disk before the content
+        if path.exists():
+            path.rename(_hide(path, "old"))
+        temporary.rename(path)
 
-def collect_tensors(
-    model: nn.Module, optimizer: Optimizer | None = None, average: nn.Module | None = None
-) -> dict[str, Any]:
-    """Weights and optimizer state by the names of parameters, alike for plain modules, DDP and FSDP2; tensors are not copied.
-
-    A fresh optimizer gets its state, by a step that changes nothing, so that `load` has tensors to fill.
-    """
-    if optimizer is None:
-        tensors: dict[str, Any] = {"model": get_model_state_dict(model)}
-    else:
-        weights, state = get_state_dict(model, optimizer)
-        tensors = {"model": weights, "optimizer": state}
-    return tensors if average is None else {**tensors, "average": get_model_state_dict(average)}
-
-
-def restore_tensors(
-    tensors: dict[str, Any],
-    model: nn.Module,
-    optimizer: Optimizer | None = None,
-    average: nn.Module | None = None,
-) -> None:
-    """The inverse of `collect_tensors`, with the same modules."""
-    if optimizer is None:
-        set_model_state_dict(model, tensors["model"])
-    else:
-        set_state_dict(
-            model,
-            optimizer,
-            model_state_dict=tensors["model"],
-            optim_state_dict=tensors["optimizer"],
-        )
-    if average is not None:
-        set_model_state_dict(average, tensors["average"])
+    def _delete_old(self, path: Path) -> None:
+        """Delete what `path` replaced, and checkpoints that are neither recent nor the best."""
+        if (old := _hide(path, "old")).exists():
+            shutil.rmtree(old)
+        for outdated in set(self._list()[: -self.keep]) - {self._find_best()}:
+            # Renamed first: a partly deleted folder must not look like a complete checkpoint.
+            shutil.rmtree(outdated.rename(_hide(outdated, "tmp")))
 
 
 def _hide(path: Path, suffix: str) -> Path:
@@ -279,11 +289,11 @@ def _hide(path: Path, suffix: str) -> Path:
 
 
 def _find_cause(error: BaseException | None) -> str | None:
-    """Why a save failed, for all ranks alike, if the disk is at fault; other errors are raised."""
+    """Why a save failed on some rank's disk; None if it did not. Other errors are raised."""
     if error is None:
         return None
     if not isinstance(error, CheckpointException) or not all(
-        isinstance(each, OSError) for each, _ in error.failures.values()
+        isinstance(failure, OSError) for failure, _ in error.failures.values()
     ):
         raise error
     return _name_cause(error)
@@ -292,42 +302,41 @@ def _find_cause(error: BaseException | None) -> str | None:
 def _name_cause(error: CheckpointException) -> str:
     """One line for the first rank that failed."""
     rank, (cause, _) = min(error.failures.items(), key=lambda item: item[0])
-    text = (
-        (cause.strerror if isinstance(cause, OSError) else None)
-        or str(cause).strip()
-        or type(cause).__name__
-    )
-    return f"{text.splitlines()[0]} (rank {rank})"
+    text = (cause.strerror if isinstance(cause, OSError) else None) or str(cause).strip()
+    return f"{(text or type(cause).__name__).splitlines()[0]} (rank {rank})"
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(_refuse(path, f"{STATE}: {error}")) from None
+        raise CheckpointError(_describe_damage(path, f"{STATE_FILE}: {error}")) from None
     if not isinstance(state, dict) or state.keys() != {"step", "score", "facts", "files"}:
-        raise CheckpointError(_refuse(path, f"{STATE} is not of a checkpoint"))
+        raise CheckpointError(_describe_damage(path, f"{STATE_FILE} is not that of a checkpoint"))
     return state
 
 
 def _read_score(path: Path) -> float:
-    """-inf without one."""
+    """The score of a checkpoint; -inf if it has none."""
     try:
         score = _read_state(path)["score"]
-    except CheckpointError:  # whoever loads it is told
+    except CheckpointError:  # raised again if somebody loads it
         score = None
     return -math.inf if score is None else score
 
 
-def _check(path: Path) -> dict[str, Any]:
-    """The state of a checkpoint whose files have the sizes they were written with."""
+def _check_files(path: Path) -> dict[str, Any]:
+    """Read the state of a checkpoint, and check the sizes of its files."""
     state = _read_state(path)
     for name, size in state["files"].items():
-        found = (path / name).stat().st_size if (path / name).is_file() else 0
-        if found != size:
-            raise CheckpointError(_refuse(path, f"{name} has {found} of its {size} bytes"))
+        actual = (path / name).stat().st_size if (path / name).is_file() else 0
+        if actual != size:
+            raise CheckpointError(_describe_damage(path, f"{name} has {actual} of {size} bytes"))
     return state
 
 
-def _refuse(path: Path, reason: str) -> str:
-    return f"checkpoint {path} cannot be loaded: {reason}; if it is damaged, delete it, and the one before it serves"
+def _describe_damage(path: Path, reason: str) -> str:
+    return (
+        f"checkpoint {path} cannot be loaded: {reason}; "
+        "if it is corrupted, delete it to resume from the previous one"
+    )

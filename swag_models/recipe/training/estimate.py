@@ -1,4 +1,4 @@
-"""Estimate of a run before it starts: steps, operations, days, and memory of each GPU by formula."""
+"""Estimate of a run before it starts: steps, operations, days, memory of each GPU by formula."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What is minimised: cross-entropy with several classes to an image, or a yes or no for each class, on sparse targets.
+"""Losses on sparse targets: cross-entropy with several classes per image, or one sigmoid per class.
 
-Axes: N samples, C classes, M the most classes that a sample of the batch has. Source of the first: Mahajan et al. 2018 (arXiv
-1805.00932), section 2.2. No dense (N, C) target is ever made: with 27,000 classes it would cost as much as the logits.
+Axes: N samples, C classes, M the largest number of classes of a sample in the batch. Source:
+Mahajan et al. 2018 (arXiv 1805.00932), section 2.2. A dense (N, C) target is never made: with
+27,000 classes it would take as much memory as the logits.
 """
 
 from __future__ import annotations
@@ -17,62 +18,80 @@ from swag_models.errors import ConfigError
 from swag_models.recipe.config import Objective
 
 Kind = Literal["softmax", "sigmoid"]
-EXACT = 80.0  # from here on log(1 + exp(z)) is z, in float64 too; torch's own threshold of 20 is off by 2e-9
+# From here on log(1 + exp(z)) equals z, in float64 too; torch's own threshold, 20, errs by 2e-9.
+SOFTPLUS_THRESHOLD = 80.0
 
 
 class Targets(NamedTuple):
-    """A sparse target: `classes` (N, M) int64 and what each has, `weights` (N, M) float32. Padding is class 0 of weight 0."""
+    """A sparse target. Padding is class 0 with weight 0.
+
+    Attributes:
+        classes: (N, M), int64.
+        weights: (N, M), float32; the target of each class.
+    """
 
     classes: Tensor
     weights: Tensor
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Targets:
-        return Targets(*(each.to(device, non_blocking=non_blocking) for each in self))
+        """Copy to a device; as for `Tensor.to`."""
+        return Targets(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
 
-def make_targets(classes: Sequence[Sequence[int]], kind: Kind, num_classes: int) -> Targets:
-    """The target of each sample from its classes: for "softmax" 1/K on each of K, for "sigmoid" 1 on each.
+def make_targets(samples: Sequence[Sequence[int]], kind: Kind, num_classes: int) -> Targets:
+    """Make the targets of a batch.
 
-    A class that is named twice counts once. ConfigError for a class outside, and for no class at all with "softmax".
+    Args:
+        samples: classes of each sample; a class that is named twice counts once.
+        kind: "softmax" gives 1/K to each of K classes, "sigmoid" 1.
+        num_classes: number of classes.
+
+    Raises:
+        ConfigError: a class is out of range, or a sample has none and `kind` is "softmax".
     """
-    distinct = [list(dict.fromkeys(each)) for each in classes]
-    width = max(map(len, distinct), default=0)
-    for sample, each in enumerate(distinct):
-        if not each and kind == "softmax":
+    samples = [list(dict.fromkeys(classes)) for classes in samples]
+    width = max(map(len, samples), default=0)
+    for number, classes in enumerate(samples):
+        if not classes and kind == "softmax":
             raise ConfigError(
-                f"sample {sample} of the batch has no class; leave it out, or use objective.kind=sigmoid"
+                f"sample {number} of the batch has no class; leave it out, "
+                "or use objective.kind=sigmoid"
             )
-        if each and not 0 <= min(each) <= max(each) < num_classes:
-            wrong = next(number for number in each if not 0 <= number < num_classes)
+        if classes and not 0 <= min(classes) <= max(classes) < num_classes:
+            wrong = next(index for index in classes if not 0 <= index < num_classes)
             raise ConfigError(
-                f"class {wrong} is not of 0 to {num_classes - 1}; give the model a head of all classes"
+                f"class {wrong} is out of range; allowed: 0 to {num_classes - 1}; "
+                "give the model a head for all classes"
             )
-    weights = [1 / len(each) if kind == "softmax" and each else 1.0 for each in distinct]
-    padding = [width - len(each) for each in distinct]
-    shape = (len(distinct), width)
+    class_rows, weight_rows = [], []
+    for classes in samples:
+        padding = width - len(classes)
+        weight = 1 / len(classes) if kind == "softmax" and classes else 1.0
+        class_rows.append([*classes, *[0] * padding])
+        weight_rows.append([weight] * len(classes) + [0.0] * padding)
+    shape = (len(samples), width)  # a batch without any class would lose its second axis
     return Targets(
-        torch.tensor(
-            [each + [0] * pad for each, pad in zip(distinct, padding)], dtype=torch.int64
-        ).reshape(shape),
-        torch.tensor(
-            [
-                [weight] * len(each) + [0.0] * pad
-                for each, weight, pad in zip(distinct, weights, padding)
-            ],
-            dtype=torch.float32,
-        ).reshape(shape),
+        torch.tensor(class_rows, dtype=torch.int64).reshape(shape),
+        torch.tensor(weight_rows, dtype=torch.float32).reshape(shape),
     )
 
 
 def mix(
     images: Tensor, targets: Targets, alpha: float, generator: torch.Generator
 ) -> tuple[Tensor, Targets]:
-    """Mixup (Zhang et al., arXiv 1710.09412): each image (N, ...) with the one at its place in the reversed batch.
+    """Mixup (Zhang et al., arXiv 1710.09412) of each image with its counterpart in reverse order.
 
-    The share that an image keeps is of Beta(alpha, alpha), one for the batch, drawn from a generator of the CPU. Images are
-    floats, on any device; targets become (N, 2 M). Nothing changes if alpha is 0.
+    Args:
+        images: (N, ...), floats on any device.
+        targets: of the images.
+        alpha: the share that an image keeps is drawn from Beta(alpha, alpha), once for the batch.
+            0 changes nothing.
+        generator: of the CPU.
+
+    Returns:
+        Mixed images, and targets (N, 2 M).
     """
-    assert images.is_floating_point(), "pixels are mixed after they are normalised"
+    assert images.is_floating_point(), "normalise uint8 images before mixing them"
     if not alpha:
         return images, targets
     share = draw_beta(alpha, generator)
@@ -84,38 +103,50 @@ def mix(
 
 
 def draw_beta(alpha: float, generator: torch.Generator) -> float:
-    """A number of Beta(alpha, alpha), for however small an alpha.
+    """Draw a number from Beta(alpha, alpha); works for very small alpha too.
 
-    It is x / (x + y) for x and y of Gamma(alpha), which underflow if alpha is small. Gamma(alpha) is Gamma(alpha + 1) times
-    a uniform number to the power of 1 / alpha (Marsaglia and Tsang 2000, section 6), whose logarithms do not.
+    It is x / (x + y) for x and y from Gamma(alpha), which underflow for small alpha. Gamma(alpha)
+    is Gamma(alpha + 1) times a uniform number to the power 1 / alpha (Marsaglia and Tsang 2000,
+    section 6); the logarithms of these do not underflow.
     """
-    gammas = torch._standard_gamma(
-        torch.full((2,), alpha + 1, dtype=torch.float64), generator=generator
-    )
+    shapes = torch.full((2,), alpha + 1, dtype=torch.float64)
+    gammas = torch._standard_gamma(shapes, generator=generator)
     uniforms = 1 - torch.rand(2, dtype=torch.float64, generator=generator)  # above 0
     x, y = gammas.log() + uniforms.log() / alpha
     return float((x - y).sigmoid())
 
 
 def compute_losses(objective: Objective, logits: Tensor, targets: Targets) -> Tensor:
-    """The loss of each sample (N,) from logits (N, C), in float32, or in float64 if they are.
+    """Compute the loss of each sample.
 
-    "softmax" is cross-entropy, and needs weights that add up to 1; "sigmoid" is the sum of all classes' binary cross-entropies.
-    With label smoothing e a target t is (1 - e) t + e / C, or (1 - e) t + e / 2. Beside the logits and their gradient, one
-    buffer (N, C) is alive at a time, and two if the logits are of 16 bits.
+    "softmax" is cross-entropy and needs weights that sum to 1; "sigmoid" is the sum of the binary
+    cross-entropies of all classes. With label smoothing e a target t becomes (1 - e) t + e / C, or
+    (1 - e) t + e / 2 for "sigmoid".
+
+    Args:
+        objective: the kind of loss and its smoothing.
+        logits: (N, C). Beside them and their gradient, one (N, C) buffer is alive at a time, or
+            two for logits in 16 bits.
+        targets: from `make_targets`.
+
+    Returns:
+        (N,), float32, or float64 for logits in float64.
     """
     return SparseLoss.apply(logits, *targets, objective.kind, objective.label_smoothing)
 
 
-def count_hits(logits: Tensor, classes: Sequence[Sequence[int]]) -> int:
-    """How many samples' largest logit (N, C) is one of their classes."""
-    return sum(
-        best in each for best, each in zip(logits.argmax(dim=1).tolist(), classes, strict=True)
-    )
+def count_hits(logits: Tensor, samples: Sequence[Sequence[int]]) -> int:
+    """Count the samples whose largest logit (N, C) is one of their classes."""
+    best = logits.argmax(dim=1).tolist()
+    return sum(index in classes for index, classes in zip(best, samples, strict=True))
 
 
 class SparseLoss(torch.autograd.Function):
-    """What `compute_losses` says, with a backward pass that makes the gradient in place and keeps only the logits for it."""
+    """`compute_losses` with a backward pass that stores only the logits.
+
+    The gradient is computed in place of the probabilities, so that no second (N, C) buffer is
+    needed.
+    """
 
     @staticmethod
     def forward(
@@ -124,32 +155,32 @@ class SparseLoss(torch.autograd.Function):
         ctx.save_for_backward(logits, classes, weights)
         ctx.kind, ctx.smoothing = kind, smoothing
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        scores = (
-            logits.log_softmax(1, dtype=dtype) if kind == "softmax" else logits.to(dtype)
-        )  # (N, C)
-        found = (scores.gather(1, classes) * weights).sum(1)  # (N,)
-        losses = (smoothing - 1) * found
+        is_softmax = kind == "softmax"
+        scores = logits.log_softmax(1, dtype=dtype) if is_softmax else logits.to(dtype)  # (N, C)
+        target_scores = (scores.gather(1, classes) * weights).sum(1)  # (N, M) -> (N,)
+        losses = (smoothing - 1) * target_scores
         if smoothing:
-            losses -= _spread(kind, smoothing, scores) * scores.sum(1)
+            losses -= _smooth(kind, smoothing, scores) * scores.sum(1)
         if kind == "sigmoid":
-            losses += F.softplus(scores, threshold=EXACT).sum(1)
+            # -log sigmoid(-z), of every class, is softplus(z); the targets' part is linear in z
+            losses += F.softplus(scores, threshold=SOFTPLUS_THRESHOLD).sum(1)
         return losses
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # (N,) -> (N, C)
         logits, classes, weights = ctx.saved_tensors
-        gradient = (
-            logits.softmax(1, dtype=grad.dtype)
-            if ctx.kind == "softmax"
-            else logits.to(grad.dtype).sigmoid()
-        )
+        if ctx.kind == "softmax":
+            gradient = logits.softmax(1, dtype=grad.dtype)
+        else:
+            gradient = logits.to(grad.dtype).sigmoid()
         if ctx.smoothing:
-            gradient -= _spread(ctx.kind, ctx.smoothing, logits)
+            gradient -= _smooth(ctx.kind, ctx.smoothing, logits)
+        # probability minus target
         gradient.scatter_add_(1, classes, ((ctx.smoothing - 1) * weights).to(grad.dtype))
         return gradient.mul_(grad[:, None]).to(logits.dtype), None, None, None, None
 
 
-def _spread(kind: Kind, smoothing: float, logits: Tensor) -> float:
-    """What label smoothing gives every class."""
+def _smooth(kind: Kind, smoothing: float, logits: Tensor) -> float:
+    """The target that label smoothing gives to every class."""
     return smoothing / (logits.shape[1] if kind == "softmax" else 2)

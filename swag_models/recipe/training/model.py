@@ -1,4 +1,4 @@
-"""The model of a training run: its classes, its construction, its publication with `recipe.json`."""
+"""The model of a training run: classes, construction, publication with `recipe.json`."""
 
 from __future__ import annotations
 

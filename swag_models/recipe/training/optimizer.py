@@ -108,7 +108,7 @@ def update_average(average: AveragedModel, model: nn.Module, *, copy: bool) -> N
     """
     for module in average.modules():
         # An evaluation under FSDP2 leaves gathered weights behind, and FSDP2 does not notice that
-        # the sharded ones change: free the gathered ones, so that the next evaluation gathers again.
+        # the sharded ones change. Free the gathered ones: the next evaluation gathers again.
         if reshard := getattr(module, "reshard", None):
             reshard()
     # AveragedModel copies in its first update, which it knows by this counter. Setting it makes

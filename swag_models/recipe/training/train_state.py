@@ -11,14 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from swag_models.models import Backbone
 from swag_models.preprocess import Transform
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
-from swag_models.recipe.training.checkpointer import collect_tensors, restore_tensors
 from swag_models.recipe.training.distributed import (
     DistContext,
     accumulate_gradients,
@@ -97,7 +103,7 @@ class TrainState:
     average: AveragedModel | None
     distributed: nn.Module
     forward: Callable[[Tensor], Tensor]
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     scaler: torch.amp.GradScaler
     autocast: torch.autocast
 
@@ -117,7 +123,7 @@ class TrainState:
         return min(self.run.engine.micro_batch or self.local_batch_size, self.local_batch_size)
 
     def collect_tensors(self) -> dict[str, Any]:
-        """The tensors of a checkpoint, not copied; see `checkpointer.collect_tensors`."""
+        """The tensors of a checkpoint, not copied; see the function of this name."""
         average = self.average.module if self.average else None
         return collect_tensors(self.model, self.optimizer, average)
 
@@ -171,6 +177,47 @@ class TrainState:
             update_average(self.average, self.model, copy=copy_average)
 
     def end_step(self) -> None:
-        """Update the scale of the loss and drop the gradients, whether the step was taken or not."""
+        """Update the loss scale and drop the gradients, after a step taken or skipped."""
         self.scaler.update()
         self.optimizer.zero_grad()
+
+
+def collect_tensors(
+    model: nn.Module, optimizer: Optimizer | None = None, average: nn.Module | None = None
+) -> dict[str, Any]:
+    """Collect weights and optimizer state by the names of parameters. Tensors are not copied.
+
+    The names are the same for plain modules, DDP and FSDP2, so that a run can change between them.
+
+    Args:
+        model: the model.
+        optimizer: of its parameters. If it is new, it gets its state by a step that changes no
+            weight, so that `Checkpointer.load` has tensors to fill.
+        average: a copy of the model with averaged weights.
+    """
+    if optimizer is None:
+        tensors: dict[str, Any] = {"model": get_model_state_dict(model)}
+    else:
+        weights, state = get_state_dict(model, optimizer)
+        tensors = {"model": weights, "optimizer": state}
+    return tensors if average is None else {**tensors, "average": get_model_state_dict(average)}
+
+
+def restore_tensors(
+    tensors: dict[str, Any],
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    average: nn.Module | None = None,
+) -> None:
+    """Load collected tensors into modules and optimizer; the inverse of `collect_tensors`."""
+    if optimizer is None:
+        set_model_state_dict(model, tensors["model"])
+    else:
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=tensors["model"],
+            optim_state_dict=tensors["optimizer"],
+        )
+    if average is not None:
+        set_model_state_dict(average, tensors["average"])

@@ -158,11 +158,8 @@ class Trainer:
     """The loop over the steps of a run, and the progress that its checkpoints store.
 
     Attributes:
-        run: the settings.
-        dist: this process.
-        output: folder of the run.
-        loader: training data.
-        eval_loader: validation data, if there are any.
+        run, dist, output: settings, this process, folder of the run.
+        loader, eval_loader: training data; validation data, if there are any.
         state: model, average and optimizer.
         done: number of steps that are done.
         mean_loss: running mean, which `loss_spike_factor` refers to.
@@ -221,9 +218,8 @@ class Trainer:
         run, steps = self.run, self.steps
         # a backward pass costs two forward passes; MFU does not count recomputation
         flops = count_flops(self.state.spec) * (1 if run.trainable == "head" else 3)
-        throughput = Throughput(
-            flops / self.dist.world_size, self.dist.device, run.engine.precision
-        )
+        flops //= self.dist.world_size  # of each rank
+        throughput = Throughput(flops, self.dist.device, run.engine.precision)
         batches = iter(self.loader)
         while self.done < steps:
             with throughput.wait():
@@ -245,8 +241,7 @@ class Trainer:
                     "rerun the same command to resume"
                 )
             score = None
-            is_due = last or (run.eval_every and self.done % run.eval_every == 0)
-            if self.eval_loader and is_due:
+            if self.eval_loader and (last or self.done % (run.eval_every or steps) == 0):
                 self.scores = validate(self.state, self.eval_loader)
                 score = self.scores["top1"]
                 self.logger.record(self.done, "eval", **self.scores)
@@ -283,11 +278,9 @@ class Trainer:
                 buffer.copy_(before)
         else:
             self.consecutive_skips = 0
-            if math.isfinite(self.mean_loss):
-                decay = MEAN_LOSS_DECAY
-                self.mean_loss = decay * self.mean_loss + (1 - decay) * result.loss
-            else:
-                self.mean_loss = result.loss
+            mean, decay = self.mean_loss, MEAN_LOSS_DECAY
+            first = not math.isfinite(mean)
+            self.mean_loss = result.loss if first else decay * mean + (1 - decay) * result.loss
             copy_average = run.ema is not None and self.done < run.ema.warmup_ratio * self.steps
             state.update_weights(norm, copy_average=copy_average)
         state.end_step()
@@ -307,8 +300,7 @@ class Trainer:
         """Record a step with a bad loss; TrainingError if it stops the run."""
         self.consecutive_skips += 1
         ids = [name for names in self.dist.gather(batch.ids) for name in names]
-        skips = self.consecutive_skips
-        if self.run.on_nonfinite_loss == "stop" or skips > MAX_CONSECUTIVE_SKIPS:
+        if self.run.on_nonfinite_loss == "stop" or self.consecutive_skips > MAX_CONSECUTIVE_SKIPS:
             self.checkpointer.finish()
             numbers = {"step": self.done, **result._asdict()}
             raise TrainingError(write_bad_loss(self.output, self.run, self.dist, ids, **numbers))
@@ -341,18 +333,15 @@ def validate(state: TrainState, loader: EvalLoader) -> dict[str, float]:
     Every sample counts once, whatever the number of ranks.
     """
     model, transform, dist = state.final_model.eval(), state.transform, state.dist
+    empty = torch.zeros(1, 3, *transform.preprocess.size, dtype=torch.uint8)
     hits, count = 0, 0
     batches = iter(loader)
     # Sharded weights are gathered in every forward pass, so all ranks must do the same number of
     # them: a rank without a batch sends an empty image.
     while any(dist.all_reduce_sum((batch := next(batches, None)) is not None)):
-        images = (
-            batch.images
-            if batch
-            else torch.zeros(1, 3, *transform.preprocess.size, dtype=torch.uint8)
-        )
+        images = (batch.images if batch else empty).to(dist.device)
         with state.autocast:
-            logits: Tensor = model(transform.normalise(images.to(dist.device)))  # (N, C)
+            logits: Tensor = model(transform.normalise(images))  # (N, C)
         if batch:
             hits += count_hits(logits, batch.classes)
             count += len(batch.ids)

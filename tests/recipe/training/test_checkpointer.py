@@ -16,7 +16,8 @@ from ranks import assert_same, flatten, one_rank
 from torch import nn
 
 from swag_models.errors import CheckpointError, OutputError
-from swag_models.recipe.training.checkpointer import Checkpointer, collect_tensors, restore_tensors
+from swag_models.recipe.training.checkpointer import Checkpointer
+from swag_models.recipe.training.train_state import collect_tensors, restore_tensors
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),

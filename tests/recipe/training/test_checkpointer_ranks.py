@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from swag_models.errors import OutputError
-from swag_models.recipe.training.checkpointer import Checkpointer, collect_tensors, restore_tensors
+from swag_models.recipe.training.checkpointer import Checkpointer
+from swag_models.recipe.training.train_state import collect_tensors, restore_tensors
 
 ROOT = Path(__file__).parents[3]
 COUNT = 20  # kills
