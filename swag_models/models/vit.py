@@ -263,7 +263,8 @@ class ViT(Backbone):
             x: tokens after the last norm.
             pre_logits: return pooled features (N, D) instead, as without a head.
         """
-        x = x[:, 0] if self.global_pool == "token" else x[:, 1:].mean(dim=1)  # (N, D)
+        # select: x[:, 0] slices the batch, to which the exporter of torch 2.6 gives an upper bound
+        x = x.select(1, 0) if self.global_pool == "token" else x[:, 1:].mean(dim=1)  # (N, D)
         return x if pre_logits else self.head(self.head_drop(x))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, num_classes) or (N, D)
