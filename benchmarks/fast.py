@@ -1,4 +1,4 @@
-"""Images per second of `fast=True`, compared with eager float32 and with peers in their best setting.
+"""Images per second of `fast=True`, compared with eager float32 and peers in their best setting.
 
     python benchmarks/fast.py [--arch vit_b16 regnety_16gf] [--batch 8] [--rounds 7] [--device cpu]
     [--few]

@@ -1,4 +1,6 @@
-"""Run the numerical tests under each instruction set of this CPU, thread count and environment: python tests/matrix.py
+"""Run the numerical tests under each instruction set of this CPU, thread count and environment.
+
+    python tests/matrix.py [pytest arguments]
 
 Kernels differ between instruction sets, and users start Python from shells that ignore SIGINT,
 without HOME, in other time zones and locales. Arguments are passed on to pytest. Exit code 1 if any
@@ -42,7 +44,7 @@ SIGNALS = (  # tests that send SIGINT or SIGTERM to processes
 
 
 def list_runs() -> list[tuple[str, tuple[str, ...], dict[str, str | None], bool]]:
-    """(title, test paths, changes of the environment, whether SIGINT is ignored) of every run on this CPU."""
+    """(title, test paths, changes of the environment, whether SIGINT is ignored) of every run."""
     flags = set(CPU_INFO.read_text().split()) if CPU_INFO.exists() else set()
     has = {"AVX2": "avx2" in flags, "AVX512": "avx512f" in flags, "AMX": "amx_bf16" in flags}
     variables: list[dict[str, str | None]] = [{"ATEN_CPU_CAPABILITY": "default"}]

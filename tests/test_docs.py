@@ -110,7 +110,8 @@ def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     loading, running = blocks("python", RECIPE)
     checked = "assert images.shape == (32, 3, 64, 64) and len(classes) == 32 and state"
-    code = f"{loading.replace('256', '32')}\n{checked}\n{running.replace('steps=20', 'steps=2') if trained else ''}"
+    running = running.replace("steps=20", "steps=2") if trained else ""
+    code = f"{loading.replace('256', '32')}\n{checked}\n{running}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )

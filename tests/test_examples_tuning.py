@@ -1,4 +1,4 @@
-"""The examples of fine-tuning, adapters, heat maps and detection do what they say, offline, on the model that ships."""
+"""The examples of fine-tuning, adapters, saliency and detection, offline, on included models."""
 
 import os
 import re

@@ -20,8 +20,8 @@ FORMS = {"plain": 0.55, "plural": 0.16, "foreign": 0.12, "adjective": 0.12, "mis
 # The most frequent first. Some are nouns of WordNet, so not every hashtag that matches a noun is
 # true.
 _EMPTY = """
-love instagood photooftheday photography nofilter beautiful picoftheday happy art nature summer instadaily
-cute
+love instagood photooftheday photography nofilter beautiful picoftheday happy art nature summer
+instadaily cute
 travel followme weekend tbt morning like4like awesome fun sky home flickr canon nikon
 music wow bestoftheday garden
 """

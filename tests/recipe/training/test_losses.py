@@ -93,7 +93,9 @@ class TestTargets:
 
     @pytest.mark.parametrize("number", [-1, 7, 27_000])
     def test_a_class_outside_is_refused(self, number: int) -> None:
-        with pytest.raises(ConfigError, match=rf"^class {number} is out of range; allowed: 0 to 6; "):
+        with pytest.raises(
+            ConfigError, match=rf"^class {number} is out of range; allowed: 0 to 6; "
+        ):
             make_targets([[0], [3, number]], "sigmoid", 7)
 
     def test_softmax_refuses_a_sample_without_classes(self) -> None:
