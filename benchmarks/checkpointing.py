@@ -2,8 +2,8 @@
 
     python benchmarks/checkpointing.py [--arch vit_b16 ...] [--batch 16] [--device cpu]
 
-Memory is the most that one step takes beyond the model, its gradients and the batch: on the CPU of all tensors alive at once,
-as the profiler counts them; on a GPU as its allocator does.
+Memory is the peak of one step beyond the model, its gradients and the batch: as the profiler counts
+tensors on the CPU, as the allocator counts it on a GPU.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def train_step(model: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 def measure_peak(work: Callable[[], None], device: torch.device) -> float:
-    """MiB that the work takes at its worst moment, beyond what was there."""
+    """Peak memory of the work beyond what is allocated before, in MiB."""
     if device.type != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -33,7 +33,7 @@ def measure_peak(work: Callable[[], None], device: torch.device) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
     alive = peak = 0
-    for event in record.profiler.kineto_results.events():  # in the order of time
+    for event in record.profiler.kineto_results.events():  # by time
         if event.name() == "[memory]":
             alive += event.nbytes()
             peak = max(peak, alive)

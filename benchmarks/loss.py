@@ -1,10 +1,12 @@
-"""The loss on sparse targets against `F.cross_entropy` with one label to an image, both forward and backward.
+"""Losses on sparse targets against `F.cross_entropy` with one label, forward and backward.
 
-    python benchmarks/loss.py [--classes 27000] [--batch 64 256] [--rounds 15] [--threads 1] [--device cpu]
+    python benchmarks/loss.py [--classes 27000] [--batch 64 256] [--rounds 15] [--threads 1]
+        [--device cpu]
 
-The logits are given. All take turns in each round. Memory is the most that is allocated beyond the logits, their gradient
-included: on the CPU as the profiler counts it, on a GPU as its allocator does. Below the single label, for comparison, torch's
-own losses with dense targets, which are made anew each time as a loader's labels would have them.
+The logits are given. All losses take turns in each round. Memory is the peak beyond the logits,
+including their gradient: as the profiler counts it on the CPU, as the allocator counts it on a GPU.
+The last two rows are torch's own losses with dense targets, which are made in every step, since a
+loader gives labels as lists.
 """
 
 import argparse
@@ -25,10 +27,12 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def make_losses(classes: int, batch: int, device: str) -> dict[str, Loss]:
-    chance = random.Random(0)
-    drawn = [chance.sample(range(classes), chance.randint(1, 5)) for _ in range(batch)]
-    label = torch.tensor([each[0] for each in drawn], device=device)
-    soft, yes = (make_targets(drawn, kind, classes).to(device) for kind in ("softmax", "sigmoid"))
+    generator = random.Random(0)
+    samples = [generator.sample(range(classes), generator.randint(1, 5)) for _ in range(batch)]
+    label = torch.tensor([sample[0] for sample in samples], device=device)
+    soft, binary = (
+        make_targets(samples, kind, classes).to(device) for kind in ("softmax", "sigmoid")
+    )
 
     def densify(targets: Targets, logits: Tensor) -> Tensor:
         return torch.zeros_like(logits).scatter_add_(1, *targets)
@@ -42,11 +46,11 @@ def make_losses(classes: int, batch: int, device: str) -> dict[str, Loss]:
             Objective("softmax", 0.1), logits, soft
         ).mean(),
         "sigmoid, 1 to 5 classes": lambda logits: compute_losses(
-            Objective("sigmoid"), logits, yes
+            Objective("sigmoid"), logits, binary
         ).mean(),
         "F.cross_entropy, dense": lambda logits: F.cross_entropy(logits, densify(soft, logits)),
         "F.binary_cross_entropy_with_logits, dense": lambda logits: (
-            F.binary_cross_entropy_with_logits(logits, densify(yes, logits))
+            F.binary_cross_entropy_with_logits(logits, densify(binary, logits))
         ),
     }
 
@@ -65,7 +69,7 @@ def measure_seconds(loss: Loss, logits: Tensor) -> float:
 
 
 def measure_memory(loss: Loss, logits: Tensor) -> float:
-    """MiB."""
+    """Peak memory of a step, in MiB."""
     logits.grad = None
     return measure_peak(lambda: step(loss, logits), logits.device)
 
@@ -82,7 +86,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
-        "| batch | loss | ms, median (min to max) | / one label | MiB | / one label |\n|---|---|---|---|---|---|"
+        "| batch | loss | ms, median (min to max) | / one label | MiB | / one label |\n"
+        "|---|---|---|---|---|---|"
     )
     for batch in options.batch:
         logits = torch.randn(batch, options.classes, device=options.device, requires_grad=True)
@@ -94,17 +99,19 @@ def main() -> None:
             for name, loss in losses.items():
                 times[name].append(1e3 * measure_seconds(loss, logits))
         peaks = {name: measure_memory(loss, logits) for name, loss in losses.items()}
-        base, least = (
-            statistics.median(times["F.cross_entropy, one label"]),
-            peaks["F.cross_entropy, one label"],
-        )
-        for name, spent in times.items():
-            median = statistics.median(spent)
-            cells = [f"{median:.2f} ({min(spent):.2f} to {max(spent):.2f})", f"{median / base:.2f}"]
-            print(
-                f"| {batch} | {name} | {' | '.join(cells)} | {peaks[name]:.1f} | {peaks[name] / least:.2f} |",
-                flush=True,
-            )
+        base_time = statistics.median(times["F.cross_entropy, one label"])
+        base_peak = peaks["F.cross_entropy, one label"]
+        for name, measured in times.items():
+            median = statistics.median(measured)
+            cells = [
+                f"{batch}",
+                name,
+                f"{median:.2f} ({min(measured):.2f} to {max(measured):.2f})",
+                f"{median / base_time:.2f}",
+                f"{peaks[name]:.1f}",
+                f"{peaks[name] / base_peak:.2f}",
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""The training loop against timm's own training script: images per second, waiting for data, and MFU.
+"""The training loop against timm's training script: images per second, waiting for data, MFU.
 
-    python benchmarks/train.py --timm-script train.py [--arch vit_b16 ...] [--batch 4] [--steps 3] [--rounds 5] [--device cpu]
+    python benchmarks/train.py --timm-script train.py [--arch vit_b16 ...] [--batch 4] [--steps 3]
+        [--rounds 5] [--device cpu]
     python benchmarks/train.py --feed
 
-timm's script is `train.py` at the root of https://github.com/huggingface/pytorch-image-models; its wheel does not have it. Both
-train the same architecture from scratch with AdamW on the same JPEGs of 400 x 300 pixels, in the same precision, with the same
-crops, flips and number of workers. They take turns, each in a process of its own, which is ended after 2 * `steps` steps: the
-first half is for warming up, the second counts, from one line of its log to the next. --feed instead compares what gives both
-their batches, float32 and normalised, with no model behind it.
+timm's script is `train.py` at the root of https://github.com/huggingface/pytorch-image-models; its
+wheel does not include it. Both train the same architecture from scratch with AdamW on the same
+JPEGs of 400 x 300 pixels, with the same precision, crops, flips and number of workers. They take
+turns, each in its own process, which is ended after 2 * `steps` steps: the first half warms up,
+the second is measured, from one log line to the next. --feed compares the data loaders only, up to
+normalised float32 batches.
 """
 
 import argparse
@@ -70,7 +72,13 @@ train(Run.from_dict(json.loads(sys.argv[1])), sys.argv[2], sys.argv[3], progress
 
 @dataclass(frozen=True)
 class Speed:
-    """Images per second; the share of time spent waiting for data; and the share of the device's peak, known from our log."""
+    """Speed of one training run.
+
+    Attributes:
+        rate: images per second.
+        wait: fraction of time spent waiting for data.
+        mfu: fraction of the device's peak, from our log; 0 if the peak is not known.
+    """
 
     rate: float
     wait: float
@@ -91,7 +99,7 @@ def make_run(arch: str, options: argparse.Namespace) -> Run:
         arch=arch,
         image_size=TIMM[arch][2],
         batch_size=options.batch,
-        steps=1000,  # more than it will do
+        steps=1000,  # more than it is given time for
         optimizer=Optimizer("adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
         ema=EMA() if options.ema else None,
         engine=Engine(precision=options.precision, workers=options.workers),
@@ -100,7 +108,7 @@ def make_run(arch: str, options: argparse.Namespace) -> Run:
 
 
 def check_models(arch: str) -> None:
-    """That both have as many parameters."""
+    """Check that both have the same number of parameters."""
     name, changes, size = TIMM[arch]
     with torch.device("meta"):
         ours = build(
@@ -130,88 +138,48 @@ def measure_ours(arch: str, data: Path, output: Path, options: argparse.Namespac
 
 def measure_timm(arch: str, data: Path, output: Path, options: argparse.Namespace) -> Speed:
     name, changes, size = TIMM[arch]
-    (output.parent / "timm.yaml").write_text(
-        f"device: {options.device}\n"
-    )  # older versions have no option for it
-    command: list[Any] = [
-        options.timm_script,
-        "--config",
-        output.parent / "timm.yaml",
-        "--data-dir",
-        data,
-    ]
-    command += [
-        "--model",
-        name,
-        "--num-classes",
-        NUM_CLASSES,
-        "--input-size",
-        3,
-        size,
-        size,
-        "--batch-size",
-        options.batch,
-    ]
-    command += [
-        "--opt",
-        "adamw",
-        "--lr",
-        1e-4,
-        "--opt-betas",
-        0.9,
-        0.999,
-        "--weight-decay",
-        0.05,
-        "--warmup-epochs",
-        0,
-    ]
-    command += [
-        "--color-jitter",
-        0,
-        "--smoothing",
-        0,
-        "--train-interpolation",
-        "bicubic",
-        "--channels-last",
-    ]
-    command += ["--workers", options.workers, "--log-interval", options.steps, "--output", output]
-    command += (
-        ["--amp", "--amp-dtype", {"bf16": "bfloat16", "fp16": "float16"}[options.precision]]
-        if options.amp
-        else []
-    )
-    command += ["--model-ema"] if options.ema else []
-    command += (
-        ["--model-kwargs", *(f"{key}={value}" for key, value in changes.items())] if changes else []
-    )
-    seen: list[
-        tuple[float, float]
-    ] = []  # when the line came, and what was waited in all, in seconds
-    told = []
+    config = output.parent / "timm.yaml"  # older versions of timm have no option for the device
+    config.write_text(f"device: {options.device}\n")
+    command: list[Any] = [options.timm_script, "--config", config, "--data-dir", data]
+    command += f"--model {name} --num-classes {NUM_CLASSES} --input-size 3 {size} {size}".split()
+    command += f"--batch-size {options.batch} --workers {options.workers}".split()
+    command += ["--opt", "adamw", "--lr", "1e-4", "--opt-betas", "0.9", "0.999"]
+    command += ["--weight-decay", "0.05"]
+    command += ["--warmup-epochs", "0", "--color-jitter", "0", "--smoothing", "0"]
+    command += ["--train-interpolation", "bicubic", "--channels-last"]
+    command += ["--log-interval", options.steps, "--output", output]
+    if options.amp:
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}[options.precision]
+        command += ["--amp", "--amp-dtype", dtype]
+    if options.ema:
+        command += ["--model-ema"]
+    if changes:
+        command += ["--model-kwargs", *(f"{key}={value}" for key, value in changes.items())]
+    logged: list[tuple[float, float]] = []  # time of a log line, and waiting until then, in seconds
+    lines = []
     with start(command, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
-            told.append(line)
-            if found := LINE.search(line):
-                seen.append((time.perf_counter(), (int(found[1]) + 1) * float(found[2])))
-                if len(seen) == 3:
+            lines.append(line)
+            if match := LINE.search(line):
+                logged.append((time.perf_counter(), (int(match[1]) + 1) * float(match[2])))
+                if len(logged) == 3:
                     break
-    assert len(seen) == 3, "".join(told)
-    (begun, waited), (ended, waited_all) = seen[1:]
-    return Speed(
-        options.steps * options.batch / (ended - begun), (waited_all - waited) / (ended - begun)
-    )
+    assert len(logged) == 3, "".join(lines)
+    (start_time, start_waited), (end_time, end_waited) = logged[1:]
+    seconds = end_time - start_time
+    return Speed(options.steps * options.batch / seconds, (end_waited - start_waited) / seconds)
 
 
 @contextmanager
 def start(arguments: list[Any], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """Python as a process, which in the end is killed with its workers: it is not to write a checkpoint."""
+    """Run Python in a process that is killed in the end with its workers, before a checkpoint."""
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)], start_new_session=True, **options
     )
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):  # it may have failed by itself
+        with suppress(ProcessLookupError):  # it may have failed before
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
@@ -224,28 +192,29 @@ def compare_training(arch: str, data: Path, scratch: Path, options: argparse.Nam
             measure_ours(arch, data, scratch / f"{arch}_ours{turn}", options)
         )
         speeds["timm"].append(measure_timm(arch, data, scratch / f"{arch}_timm{turn}", options))
-    peak = statistics.median(speed.mfu / speed.rate for speed in speeds["swag_models"])
+    mfu_per_rate = statistics.median(speed.mfu / speed.rate for speed in speeds["swag_models"])
     base = statistics.median(speed.rate for speed in speeds["timm"])
-    for name, each in speeds.items():
-        rates = [speed.rate for speed in each]
-        rate, wait = statistics.median(rates), statistics.median(speed.wait for speed in each)
-        print(
-            f"| {arch} | {name} | {rate:.2f} ({min(rates):.2f} to {max(rates):.2f}) | {rate / base:.2f} | {wait:.2%} "
-            f"| {rate * peak:.1%} |",
-            flush=True,
-        )
+    for name, runs in speeds.items():
+        rates = [speed.rate for speed in runs]
+        rate, wait = statistics.median(rates), statistics.median(speed.wait for speed in runs)
+        spread = f"{rate:.2f} ({min(rates):.2f} to {max(rates):.2f})"
+        cells = [arch, name, spread, f"{rate / base:.2f}", f"{wait:.2%}"]
+        cells += [f"{rate * mfu_per_rate:.1%}" if mfu_per_rate else "unknown"]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def feed_ours(data: Path, workers: int, options: argparse.Namespace) -> Iterator[torch.Tensor]:
-    engine, normalise = (
-        Engine(workers=workers),
-        Transform(find_spec(make_run("vit_b16", options)).preprocess).normalise,
+    normalise = Transform(find_spec(make_run("vit_b16", options)).preprocess).normalise
+    loader = open_train_loader(
+        data,
+        Augmentation(Augment(), options.size),
+        batch_size=options.batch,
+        seed=0,
+        rank=0,
+        world_size=1,
+        engine=Engine(workers=workers),
     )
-    augmentation = Augmentation(Augment(), options.size)
-    feed = open_train_loader(
-        data, augmentation, batch_size=options.batch, seed=0, rank=0, world_size=1, engine=engine
-    )
-    for batch in feed:
+    for batch in loader:
         yield normalise(batch.images)
 
 
@@ -271,7 +240,7 @@ def feed_timm(data: Path, workers: int, options: argparse.Namespace) -> Iterator
 
 
 def measure_feed(batches: Iterator[torch.Tensor], steps: int, skip: int) -> float:
-    """Images per second after some batches, which workers may have had ready."""
+    """Images per second, after `skip` batches that workers may have prepared."""
     for _ in itertools.islice(batches, skip):
         pass
     start = time.perf_counter()
@@ -290,12 +259,10 @@ def compare_feeds(data: Path, options: argparse.Namespace) -> None:
             for name, make in feeds.items():
                 rates[name].append(measure_feed(make(data, workers, options), options.steps, 4))
         base = statistics.median(rates["timm"])
-        for name, each in rates.items():
-            rate = statistics.median(each)
-            print(
-                f"| {workers} | {name} | {rate:.0f} ({min(each):.0f} to {max(each):.0f}) | {rate / base:.2f} |",
-                flush=True,
-            )
+        for name, values in rates.items():
+            rate = statistics.median(values)
+            spread = f"{rate:.0f} ({min(values):.0f} to {max(values):.0f})"
+            print(f"| {workers} | {name} | {spread} | {rate / base:.2f} |", flush=True)
 
 
 def main() -> None:
@@ -318,7 +285,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.feed and not options.timm_script:
         parser.error(
-            "--timm-script is missing; get train.py of https://github.com/huggingface/pytorch-image-models"
+            "--timm-script is missing; download train.py from "
+            "https://github.com/huggingface/pytorch-image-models"
         )
     options.batch = options.batch or (32 if options.feed else 4)
     options.steps = options.steps or (24 if options.feed else 3)
@@ -326,14 +294,17 @@ def main() -> None:
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as name:
-        # timm ends an epoch to begin the next: it must last, and workers must not come to its end.
+        # timm restarts its loader after each epoch: one epoch must last for all measured steps.
         data = make_folder(Path(name, "data"), max(200, (2 * options.steps + 10) * options.batch))
         if options.feed:
-            print("| workers | feed | images/s, median (min to max) | / timm |\n|---|---|---|---|")
+            print(
+                "| workers | loader | images/s, median (min to max) | / timm |\n|---|---|---|---|"
+            )
             compare_feeds(data, options)
             return
         print(
-            "| architecture | loop | images/s, median (min to max) | / timm | waiting for data | MFU |"
+            "| architecture | loop | images/s, median (min to max) | / timm | waiting for data "
+            "| MFU |"
         )
         print("|---|---|---|---|---|---|")
         for arch in options.arch:

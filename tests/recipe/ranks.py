@@ -1,4 +1,4 @@
-"""Ranks of a run: processes of torch.distributed on loopback, and this one as a run's only rank."""
+"""Processes of torch.distributed on this machine, and this process as a single rank."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """This process is the only rank."""
+    """Make this process the only rank."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         yield
@@ -27,7 +27,8 @@ def one_rank() -> Iterator[None]:
 def run_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
     """Call `work(*arguments)` in `count` new processes at once; fails if it fails in one of them.
 
-    They are forked from a process without threads that has imported torch, which takes seconds, once.
+    They are forked from a process without threads that has imported torch, because importing it
+    takes seconds.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -65,7 +66,7 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def assert_same(one: Any, two: Any) -> None:
-    """To the bit."""
+    """Assert that all values are equal, bit for bit."""
     one, two = flatten(one), flatten(two)
     assert one.keys() == two.keys()
     for name, value in one.items():

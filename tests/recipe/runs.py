@@ -1,4 +1,4 @@
-"""Small training runs: their data, their settings, and the processes that they are trained in."""
+"""Small training runs: data, settings and processes."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SETTINGS = (
     *("log_every=1", "checkpoint.every=4", "optimizer.lr=0.003"),
 )
 REGNET = ("arch=regnety_nano", "optimizer.kind=sgd", "optimizer.lr=0.05")
-HARD = (
+STATEFUL = (
     "ema.decay=0.9",
     "objective.mixup=0.4",
     "drop_path_rate=0.2",
     "checkpoint.every=2",
-)  # much to go on with
-LOADED = (
+)  # checkpoints must restore all of these
+PRELOADED = (
     *(
         "torch.distributed.fsdp",
         "torch.distributed.checkpoint.state_dict",
@@ -50,9 +50,9 @@ PRESET = "vit_nano_hashtags"
 
 
 def make_digits(root: Path, count: int, first: int = 0) -> Path:
-    """Handwritten digits in a folder for each."""
+    """Write handwritten digits, in one folder per digit."""
     from PIL import Image
-    from sklearn.datasets import load_digits  # which the processes need not load
+    from sklearn.datasets import load_digits  # the processes do not need it
 
     images, digits = load_digits(return_X_y=True)
     pixels = (images.reshape(-1, 8, 8) * 255 / 16).round().astype("uint8")
@@ -63,7 +63,7 @@ def make_digits(root: Path, count: int, first: int = 0) -> Path:
     return root
 
 
-def spell(
+def make_arguments(
     data: Any,
     output: Path,
     *settings: str,
@@ -87,9 +87,9 @@ def spell(
 
 
 def start(arguments: Sequence[str], ranks: int = 1) -> list[BaseProcess]:
-    """`swag-models` with these arguments, on so many ranks, in processes whose stderr goes to `<output>.err`.
+    """Start `swag-models` on a number of ranks, in processes whose stderr goes to `<output>.err`.
 
-    They are forked from one that has imported what takes seconds.
+    They are forked from a process that has imported modules which take seconds to import.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -97,7 +97,7 @@ def start(arguments: Sequence[str], ranks: int = 1) -> list[BaseProcess]:
             "swag_models.recipe.training.trainer",
             "torch.utils.tensorboard",
             "matplotlib.figure",
-            *LOADED,
+            *PRELOADED,
         ]
     )
     port = find_port()
@@ -111,7 +111,7 @@ def start(arguments: Sequence[str], ranks: int = 1) -> list[BaseProcess]:
 
 
 def finish(processes: Sequence[BaseProcess], seconds: float = 90) -> list[int | None]:
-    """Their exit codes."""
+    """Wait for the processes and return their exit codes."""
     try:
         for process in processes:
             process.join(seconds)
@@ -123,7 +123,7 @@ def finish(processes: Sequence[BaseProcess], seconds: float = 90) -> list[int | 
 
 
 def run(arguments: Sequence[str], ranks: int = 1) -> None:
-    """Train to the end."""
+    """Train in processes and assert that they succeed."""
     codes = finish(start(arguments, ranks))
     assert codes == [0] * ranks, read_errors(arguments)
 
@@ -147,7 +147,7 @@ def read_weights(output: Path) -> bytes:
 
 
 def list_steps(output: Path) -> list[int]:
-    """Of complete checkpoints."""
+    """Steps of complete checkpoints."""
     return sorted(
         int(path.parent.name.removeprefix("step-"))
         for path in (output / "checkpoints").glob(f"step-*/{STATE_FILE}")
@@ -155,7 +155,7 @@ def list_steps(output: Path) -> list[int]:
 
 
 def compare(one: Path, two: Path, losses: float = 2e-5, weights: float = 1e-3) -> None:
-    """Loss curves and published weights of two runs are as close as that."""
+    """Assert that losses and published weights of two runs differ by less."""
     ours, theirs = read_losses(one), read_losses(two)
     assert len(ours) == len(theirs)
     assert max(abs(a - b) for a, b in zip(ours, theirs)) < losses
@@ -171,8 +171,8 @@ def find_port() -> int:
 
 
 @contextlib.contextmanager
-def ended(processes: Sequence[BaseProcess]) -> Iterator[None]:
-    """Whatever happens inside, they are no more after it."""
+def killed_at_exit(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Kill the processes when the block ends, whatever happens in it."""
     try:
         yield
     finally:

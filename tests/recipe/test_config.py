@@ -1,4 +1,4 @@
-"""Runs as values: changed by field=value, to JSON and back, and refused with what is allowed."""
+"""Runs as values: overridden by field=value, converted to JSON and back, checked."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_run_survives_json() -> None:
     assert isinstance(Run.from_dict(json.loads(json.dumps(full.to_dict()))).optimizer.betas, tuple)
 
 
-def test_a_run_made_in_python_is_written_like_one_that_was_read() -> None:
+def test_a_run_made_in_python_equals_one_from_json() -> None:
     betas: list[float] = [0, 0.5]
     made = replace(RUN, epochs=2, optimizer=Optimizer(lr=1, betas=betas), ema={"decay": 0})  # type: ignore[arg-type]
     assert json.dumps(made.to_dict()) == json.dumps(
@@ -49,7 +49,7 @@ def test_a_run_made_in_python_is_written_like_one_that_was_read() -> None:
     assert hash(made) == hash(Run.from_dict(made.to_dict()))
 
 
-def test_fields_left_out_have_their_defaults() -> None:
+def test_missing_fields_have_their_defaults() -> None:
     data = {
         "arch": "vit_nano",
         "image_size": 32,
@@ -90,11 +90,11 @@ def test_fields_left_out_have_their_defaults() -> None:
         (["seed=1", "seed=2"], replace(RUN, seed=2)),
     ],
 )
-def test_change(settings: list[str], changed: Run) -> None:
+def test_override(settings: list[str], changed: Run) -> None:
     assert override(RUN, settings) == changed
 
 
-def test_change_leaves_the_run_it_was_given() -> None:
+def test_override_does_not_change_its_argument() -> None:
     before = RUN.to_dict()
     override(RUN, ["optimizer.lr=5", "ema.decay=0.5"])
     assert RUN.to_dict() == before
@@ -106,7 +106,7 @@ def test_change_leaves_the_run_it_was_given() -> None:
         ("lr", "setting 'lr' is not field=value, as in optimizer.lr=0.01"),
         (
             "lr=1",
-            "lr: a run has no field 'lr'; fields: arch, image_size, .*, optimizer, .*loss_spike_factor",
+            "lr: a run has no field 'lr'; fields: arch, .*, optimizer, .*loss_spike_factor",
         ),
         ("=1", ": a run has no field ''; fields: arch, "),
         (
@@ -137,13 +137,13 @@ def test_change_leaves_the_run_it_was_given() -> None:
         ("epochs=none", "epochs is None and steps None; give one of them, and none for the other"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(setting: str, message: str) -> None:
+def test_invalid_settings_are_rejected(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}") as caught:
         override(RUN, [setting])
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_set_to_a_word_does_not_hide_in_later_settings() -> None:
+def test_a_part_set_to_a_word_is_rejected_despite_later_settings() -> None:
     with pytest.raises(ConfigError, match="ema is 5; allowed: its fields"):
         override(RUN, ["ema=5", "ema.decay=0.5"])
 
@@ -182,7 +182,7 @@ RANGES: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_numbers_out_of_range_are_refused(name: str) -> None:
+def test_numbers_out_of_range_are_rejected(name: str) -> None:
     text, allowed = RANGES[name]
     settings = [f"{name}={text}"] + (["epochs=none"] if name == "steps" else [])
     with pytest.raises(ConfigError) as caught:
@@ -217,14 +217,14 @@ def test_every_number_has_a_range() -> None:
         (Checkpointing, {"keep": 1.5}, "keep is 1.5; allowed: a whole number"),
     ],
 )
-def test_parts_made_in_python_are_checked_alike(
+def test_parts_made_in_python_are_checked_too(
     part: Any, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         part(**values)
 
 
-def test_runs_made_in_python_are_checked_alike() -> None:
+def test_runs_made_in_python_are_checked_too() -> None:
     wrong: Any = "none"
     with pytest.raises(ConfigError, match=r"trainable is 'none'; allowed: all, head"):
         replace(RUN, trainable=wrong)
@@ -262,19 +262,19 @@ def test_runs_made_in_python_are_checked_alike() -> None:
         ({**RUN.to_dict(), "trainable": ["all"]}, r"^trainable is \['all'\]; allowed: all, head"),
     ],
 )
-def test_data_that_are_no_run_are_refused(data: Any, message: str) -> None:
+def test_data_of_an_invalid_run_are_rejected(data: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Run.from_dict(data)
 
 
-def test_the_rate_follows_the_batch_only_if_told_for_how_many() -> None:
+def test_the_rate_is_scaled_with_the_batch_only_if_lr_batch_is_set() -> None:
     assert replace(
         RUN, batch_size=8192, optimizer=Optimizer(lr=0.1, lr_batch=256)
     ).lr == pytest.approx(3.2)
     assert replace(RUN, batch_size=8192, optimizer=Optimizer(lr=0.1)).lr == 0.1
 
 
-def test_walk_names_what_change_takes() -> None:
+def test_iterate_fields_names_what_override_takes() -> None:
     run = replace(RUN, ema=EMA())
     values = dict(iterate_fields(run))
     assert values["optimizer.betas"] == (0.9, 0.95)

@@ -1,4 +1,4 @@
-"""Every number of every preset says where it comes from, and fits what is published of the model."""
+"""Every number of every preset has a source and matches the published models."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_presets_survive_json(preset: Preset) -> None:
 
 
 @in_presets([preset for preset in PUBLISHED if preset.run.init])
-def test_tuned_models_fit_the_catalog(preset: Preset) -> None:
+def test_fine_tuning_matches_the_catalog(preset: Preset) -> None:
     spec = SPECS[preset.name]
     assert (spec.arch, spec.image_size, spec.num_classes) == (
         preset.run.arch,
@@ -102,7 +102,7 @@ def test_tuned_models_fit_the_catalog(preset: Preset) -> None:
 
 
 @in_presets([preset for preset in PUBLISHED if not preset.run.init])
-def test_pre_training_fits_the_catalog(preset: Preset) -> None:
+def test_pre_training_matches_the_catalog(preset: Preset) -> None:
     assert SPECS[preset.run.arch].image_size == preset.run.image_size
     two = preset.run.arch in ("regnety_128gf", "vit_h14")
     assert preset.run.epochs == (2 if two else 1)
@@ -111,7 +111,7 @@ def test_pre_training_fits_the_catalog(preset: Preset) -> None:
 
 
 @in_presets(NANO)
-def test_of_the_miniatures_everything_is_our_choice(preset: Preset) -> None:
+def test_every_number_of_the_miniatures_is_our_choice(preset: Preset) -> None:
     assert {find_value_source(preset, name).mark for name, _ in iterate_fields(preset.run)} == {
         "our choice"
     }
@@ -169,7 +169,7 @@ def test_the_longest_name_counts() -> None:
     assert find_value_source(preset, "samples_per_epoch") is field
 
 
-def test_an_unknown_name_is_answered_with_near_ones() -> None:
+def test_an_unknown_name_is_rejected_with_similar_ones() -> None:
     with pytest.raises(
         ConfigError, match=r"^unknown preset 'vit_b16_in1'; did you mean: vit_b16_in1k, "
     ):

@@ -1,4 +1,4 @@
-"""Checkpointer of one rank: equal to the bit, kept and deleted as promised, and refused when they are damaged."""
+"""Checkpoints of one rank: bit-exact, retained as configured, rejected if damaged."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_tensors() -> dict[str, Any]:
 
 
 def blank(tensors: Any) -> Any:
-    """The same with zeros."""
+    """A copy with zeros."""
     if isinstance(tensors, dict):
         return {name: blank(value) for name, value in tensors.items()}
     if isinstance(tensors, list):
@@ -90,7 +90,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> N
         optimizer.step()
 
 
-def test_every_kind_of_tensor_comes_back_to_the_bit_as_it_was_when_save_was_called(
+def test_all_tensors_are_restored_bit_for_bit_as_they_were_at_the_save(
     tmp_path: Path,
 ) -> None:
     checkpoints, tensors = Checkpointer(tmp_path, 1), make_tensors()
@@ -111,7 +111,7 @@ def test_every_kind_of_tensor_comes_back_to_the_bit_as_it_was_when_save_was_call
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_a_run_that_goes_on_ends_in_the_same_weights(tmp_path: Path, kind: str) -> None:
+def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path, kind: str) -> None:
     checkpoints, model = Checkpointer(tmp_path, 1), Net()
     optimizer, average = OPTIMIZERS[kind](model.parameters()), copy.deepcopy(model)
     train(model, optimizer, range(3))
@@ -144,7 +144,7 @@ def test_the_last_and_the_best_are_kept_over_restarts(tmp_path: Path) -> None:
     assert checkpoints.find_latest() == tmp_path / "step-00000008"
 
 
-def test_without_scores_none_is_the_best(tmp_path: Path) -> None:
+def test_without_scores_there_is_no_best(tmp_path: Path) -> None:
     checkpoints = Checkpointer(tmp_path / "new" / "folder", 1)
     assert (checkpoints.find_latest(), checkpoints.find_best()) == (None, None)
     save_some(checkpoints, {1: None, 2: None})
@@ -152,7 +152,7 @@ def test_without_scores_none_is_the_best(tmp_path: Path) -> None:
     assert list_steps(checkpoints.folder) == [2]
 
 
-def test_polling_gives_a_finished_save_its_name(tmp_path: Path) -> None:
+def test_polling_completes_a_finished_save(tmp_path: Path) -> None:
     checkpoints = Checkpointer(tmp_path, 1)
     checkpoints.save(1, make_tensors(), {})
     assert not (tmp_path / "step-00000001").exists(), "not before anyone asks"
@@ -166,7 +166,7 @@ def test_polling_gives_a_finished_save_its_name(tmp_path: Path) -> None:
     checkpoints.poll()
 
 
-def test_a_step_saved_again_takes_its_place(tmp_path: Path) -> None:
+def test_a_step_saved_again_replaces_the_first(tmp_path: Path) -> None:
     checkpoints = Checkpointer(tmp_path, 1)
     for value in (1.0, 2.0):
         checkpoints.save(4, {"value": torch.tensor(value)}, {"value": value}, wait=True)
@@ -176,7 +176,7 @@ def test_a_step_saved_again_takes_its_place(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
 
 
-def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     save_some(Checkpointer(tmp_path, 3), {1: None, 2: None})
     (tmp_path / "step-00000002").rename(
         tmp_path / ".step-00000002.old"
@@ -196,7 +196,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "state.json"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "gone", "other bytes"])
-def test_damage_is_told_with_the_name_of_the_checkpoint(
+def test_damage_is_reported_with_the_name_of_the_checkpoint(
     tmp_path: Path, name: str, damage: str
 ) -> None:
     checkpoints = Checkpointer(tmp_path, 1)
@@ -217,7 +217,7 @@ def test_damage_is_told_with_the_name_of_the_checkpoint(
     assert "\n" not in str(caught.value)
 
 
-def test_another_model_is_refused(tmp_path: Path) -> None:
+def test_another_model_is_rejected(tmp_path: Path) -> None:
     checkpoints = Checkpointer(tmp_path, 1)
     save_some(checkpoints, {1: None})
     for tensors in ({"other": torch.zeros(300)}, {"step": torch.zeros(299)}):
@@ -225,7 +225,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
             checkpoints.load(tmp_path / "step-00000001", tensors)
 
 
-def test_a_full_disk_leaves_the_last_good_one_and_training_goes_on(
+def test_a_full_disk_keeps_the_last_checkpoint_and_training_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(tmp_path / "disk", 3) as disk:
@@ -257,7 +257,7 @@ def test_a_full_disk_leaves_the_last_good_one_and_training_goes_on(
         assert json.loads((disk / "run" / "step-00000004" / "state.json").read_text())["step"] == 4
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="file"):
         Checkpointer(tmp_path / "file", 1)

@@ -1,4 +1,4 @@
-"""Checkpointer of several ranks: written by some and read by others, agreed on, and never lost to a kill."""
+"""Checkpoints of several ranks: written and read by different numbers, safe against kills."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def wrap(model: nn.Module, kind: str) -> nn.Module:
 
 
 def gather(value: Any) -> Any:
-    """With every sharded tensor whole."""
+    """Gather every sharded tensor."""
     if isinstance(value, dict):
         return {name: gather(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -67,7 +67,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def write(folder: Path, kind: str, name: str, expected: Path) -> None:
-    """Train a little, save, train on while it is written, and keep what should have been saved."""
+    """Train, save, keep training meanwhile, and store what should have been saved."""
     model, optimizer, average = make_run(kind, 0, name)
     for _ in range(2):
         step(model, optimizer)
@@ -87,7 +87,7 @@ def write(folder: Path, kind: str, name: str, expected: Path) -> None:
 
 
 def read(folder: Path, kind: str, name: str, expected: Path) -> None:
-    """Fresh modules are filled with what was saved."""
+    """Load the checkpoint into new modules."""
     model, optimizer, average = make_run(kind, 5, name)
     checkpoints = Checkpointer(folder, 2)
     latest = checkpoints.find_latest()
@@ -103,7 +103,7 @@ def read(folder: Path, kind: str, name: str, expected: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "other"), [("fsdp", "adamw", "ddp"), ("ddp", "sgd", "fsdp")]
 )
-def test_any_number_of_ranks_goes_on_with_what_another_wrote(
+def test_a_checkpoint_loads_on_any_number_of_ranks(
     tmp_path: Path, kind: str, name: str, other: str
 ) -> None:
     run_ranks(2, write, tmp_path / "run", kind, name, tmp_path / "expected")
@@ -119,7 +119,7 @@ def read_both(folder: Path, kind: str, name: str) -> None:
 
 
 def fill_one_disk(folder: Path) -> None:
-    """The files of rank 1 alone may not grow."""
+    """Limit the file size of rank 1 only."""
     checkpoints, rank = Checkpointer(folder, 1), dist.get_rank()
     mesh = init_device_mesh("cpu", (2,))
     tensors = {"value": DTensor.from_local(torch.randn(50_000), mesh, [Shard(0)])}
@@ -135,7 +135,7 @@ def fill_one_disk(folder: Path) -> None:
     assert checkpoints.failed == 2
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in folder.iterdir()] == ["step-00000001"]
-    dist.barrier()  # else the other may have begun with the next
+    dist.barrier()  # the other rank may have started the next save
     checkpoints.save(4, tensors, {}, wait=True)
     assert checkpoints.failed == 2
     assert checkpoints.find_latest() == folder / "step-00000004"
@@ -146,7 +146,8 @@ def test_ranks_agree_that_a_save_failed_on_one_of_them(tmp_path: Path) -> None:
     run_ranks(2, fill_one_disk, tmp_path / "run")
 
 
-# DistContext are forked from a process that has loaded everything but has no threads, since to load it takes seconds.
+# The ranks are forked from a process that has imported torch, which takes seconds, but has no
+# threads.
 KILLS = """
 import os, random, signal, sys, time
 import torch
@@ -167,10 +168,11 @@ def start(rank, turn):
     code = 1
     try:
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{turn}", rank=rank, world_size=2)
+        store = f"file://{folder}/meet-{turn}"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
         run(rank)
         code = 0
-    except BaseException as error:  # ranks die one after the other, and the second notices
+    except BaseException as error:  # the second rank notices that the first was killed
         print(turn, rank, repr(error)[:300], file=sys.stderr, flush=True)
     os._exit(code)
 
@@ -220,7 +222,7 @@ print(*begun)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [3, COUNT])
-def test_a_kill_at_any_moment_leaves_a_complete_one(tmp_path: Path, kills: int) -> None:
+def test_a_kill_at_any_moment_leaves_a_complete_checkpoint(tmp_path: Path, kills: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path), str(kills)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

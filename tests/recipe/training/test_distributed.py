@@ -1,4 +1,4 @@
-"""What ends the work of a rank from outside is told in a line."""
+"""Errors from outside of a rank's process are reported in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swag_models.errors import ConfigError, TrainingError
 from swag_models.recipe.training.distributed import init_distributed
 
 
-def test_a_rank_that_is_told_of_no_others_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_without_an_address_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):
         monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT"):
@@ -26,7 +26,7 @@ def test_a_rank_that_is_told_of_no_others_is_refused(monkeypatch: pytest.MonkeyP
         pass
 
 
-def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     port = find_port()
     store = torch_dist.TCPStore("127.0.0.1", port, 1, is_master=True)
     settings = {
@@ -49,7 +49,7 @@ def test_a_port_that_is_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     del store
 
 
-def test_too_little_memory_of_a_gpu_is_told_with_what_helps() -> None:
+def test_running_out_of_gpu_memory_is_reported_with_a_fix() -> None:
     with pytest.raises(
         TrainingError, match=r"^out of memory on .* \(rank 0\); .*engine.micro_batch"
     ):

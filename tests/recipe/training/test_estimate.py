@@ -1,4 +1,4 @@
-"""Estimates against published numbers, torch's FLOP counter, real optimizers and real activations."""
+"""Estimates against published numbers, FLOP counters, real optimizers and activations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sum_saved(model: Backbone, count: int, precision: str) -> int:
 
 def test_eight_epochs_of_imagenet_are_20_000_steps() -> None:
     preset = get_preset("regnety_16gf_in1k")
-    assert count_steps(preset.run, preset.samples_per_epoch) == 20_018  # told as 20,000
+    assert count_steps(preset.run, preset.samples_per_epoch) == 20_018  # stated as 20,000
     assert (
         count_steps(override(preset.run, ["epochs=none", "steps=20000"]), preset.samples_per_epoch)
         == 20_000
@@ -217,7 +217,7 @@ def test_time_follows_the_throughput() -> None:
         (["image_size=30"], {}, "image size 30x30 is not a multiple of the patch size 8"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_values_are_rejected(
     settings: list[str], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):

@@ -1,4 +1,4 @@
-"""The journal of a run: its log and TensorBoard's files, over kills and restarts; the bar; and the curves."""
+"""Log, TensorBoard files, progress bar and curves, over kills and restarts."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from swag_models.recipe.training.logging import MetricLogger
-journal = MetricLogger(Path(sys.argv[1]), 0, 100, progress=False)
+logger = MetricLogger(Path(sys.argv[1]), 0, 100, progress=False)
 for step in range(1, 6):
-    journal.record(step, loss=float(step))
+    logger.record(step, loss=float(step))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def open_journal(folder: Path, first_step: int = 0) -> MetricLogger:
+def open_logger(folder: Path, first_step: int = 0) -> MetricLogger:
     return MetricLogger(folder, first_step, 100, progress=False)
 
 
 def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows."""
+    """Scalars as TensorBoard reads them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -53,10 +53,10 @@ def read_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_a_line_is_there_as_soon_as_it_is_recorded(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path / "new" / "run")
-    journal.record(10, loss=2.5, lr=0.1, skipped=3)
-    journal.record(10, "eval", top1=50.0, of="average")
+def test_a_line_is_in_the_log_once_it_is_recorded(tmp_path: Path) -> None:
+    logger = open_logger(tmp_path / "new" / "run")
+    logger.record(10, loss=2.5, lr=0.1, skipped=3)
+    logger.record(10, "eval", top1=50.0, of="average")
     first, second = (
         json.loads(line)
         for line in (tmp_path / "new" / "run" / "log.jsonl").read_text().splitlines()
@@ -71,14 +71,14 @@ def test_a_line_is_there_as_soon_as_it_is_recorded(tmp_path: Path) -> None:
         "train/skipped": [(10, 3)],
         "eval/top1": [(10, 50)],
     }
-    journal.close()
-    journal.close()
+    logger.close()
+    logger.close()
 
 
-def test_numbers_that_are_none_stay_json(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path)
-    journal.record(1, loss=float("nan"), scale=float("-inf"))
-    journal.close()
+def test_nan_and_infinity_are_valid_json(tmp_path: Path) -> None:
+    logger = open_logger(tmp_path)
+    logger.record(1, loss=float("nan"), scale=float("-inf"))
+    logger.close()
 
     def refuse(word: str) -> None:
         raise AssertionError(word)
@@ -90,7 +90,7 @@ def test_numbers_that_are_none_stay_json(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was killed after five steps."""
+    """Folder of a run that was killed after five steps."""
     folder = tmp_path_factory.mktemp("killed")
     assert (
         subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False).returncode
@@ -101,17 +101,17 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 4, "ki', '{"step": 4}', "\0\0"])
-def test_what_came_after_the_checkpoint_is_told_again_by_the_run_that_goes_on(
+def test_a_resumed_run_replaces_lines_after_its_checkpoint(
     killed: Path, tmp_path: Path, torn: str
 ) -> None:
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     lines = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "log.jsonl").write_text("".join(lines) + torn)
-    journal = open_journal(tmp_path, 3)
+    logger = open_logger(tmp_path, 3)
     assert (tmp_path / "log.jsonl").read_text() == "".join(lines[:3])
     for step in range(4, 7):
-        journal.record(step, loss=step + 0.5)
-    journal.close()
+        logger.record(step, loss=step + 0.5)
+    logger.close()
     log = read_log(tmp_path / "log.jsonl")
     assert [(line["step"], line["loss"]) for line in log] == [
         (1, 1),
@@ -131,23 +131,23 @@ def test_what_came_after_the_checkpoint_is_told_again_by_the_run_that_goes_on(
     ]
 
 
-def test_time_goes_on_over_restarts(tmp_path: Path) -> None:
+def test_time_is_summed_over_restarts(tmp_path: Path) -> None:
     line = {"step": 7, "kind": "train", "time": 5000.0, "loss": 1.0}
     (tmp_path / "log.jsonl").write_text(
         json.dumps(line) + "\n" + json.dumps({**line, "step": 8, "time": 9000.0}) + "\n"
     )
-    journal = open_journal(tmp_path, 7)
-    journal.record(8, loss=1.0)
-    journal.close()
+    logger = open_logger(tmp_path, 7)
+    logger.record(8, loss=1.0)
+    logger.close()
     assert 5000 <= read_log(tmp_path / "log.jsonl")[-1]["time"] < 5060
 
 
-def test_a_new_run_begins_a_new_log(tmp_path: Path) -> None:
+def test_a_new_run_starts_a_new_log(tmp_path: Path) -> None:
     for loss in (1.0, 2.0):
-        journal = open_journal(tmp_path)
-        journal.record(0, "eval", loss=loss)
-        journal.record(1, loss=loss)
-        journal.close()
+        logger = open_logger(tmp_path)
+        logger.record(0, "eval", loss=loss)
+        logger.record(1, loss=loss)
+        logger.close()
     assert [(line["step"], line["loss"]) for line in read_log(tmp_path / "log.jsonl")] == [
         (0, 2),
         (1, 2),
@@ -156,43 +156,45 @@ def test_a_new_run_begins_a_new_log(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["{", '{"step": 1}', "3", "\0"])
-def test_a_line_within_that_cannot_be_read_is_told(tmp_path: Path, bad: str) -> None:
+def test_a_damaged_line_is_reported(tmp_path: Path, bad: str) -> None:
     good = json.dumps({"step": 1, "kind": "train", "time": 1.0})
     (tmp_path / "log.jsonl").write_text(f"{good}\n{bad}\n{good}\n")
     with pytest.raises(ConfigError, match=r"^line 2 of .*log\.jsonl is not a log line; "):
-        open_journal(tmp_path, 5)
+        open_logger(tmp_path, 5)
     assert (tmp_path / "log.jsonl").read_text() == f"{good}\n{bad}\n{good}\n"
 
 
-def test_a_silent_journal_does_nothing(tmp_path: Path) -> None:
-    journal = MetricLogger(tmp_path / "run", 0, 10, progress=True, silent=True)
-    journal.record(1, loss=1.0)
-    journal.advance(loss=1.0, lr=0.1)
-    journal.close()
+def test_a_silent_logger_does_nothing(tmp_path: Path) -> None:
+    logger = MetricLogger(tmp_path / "run", 0, 10, progress=True, silent=True)
+    logger.record(1, loss=1.0)
+    logger.advance(loss=1.0, lr=0.1)
+    logger.close()
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnhandledThreadExceptionWarning"
 )  # TensorBoard's thread tells too
-def test_a_full_disk_ends_the_telling_but_not_the_run(
+def test_a_full_disk_stops_the_log_but_not_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with small_disk(tmp_path / "disk", 1) as disk:
-        journal = open_journal(disk / "run")
-        journal.record(1, loss=1.0)
+        logger = open_logger(disk / "run")
+        logger.record(1, loss=1.0)
         (disk / "other").write_bytes(b"x" * 990_000)
         with caplog.at_level(logging.WARNING, "swag_models"):
             for step in range(2, 3000):
-                journal.record(step, loss=1.0, note="x" * 100)
-                journal.advance(loss=1.0, lr=0.1)
-        journal.close()
-        said = [record.getMessage() for record in caplog.records if record.name == "swag_models"]
+                logger.record(step, loss=1.0, note="x" * 100)
+                logger.advance(loss=1.0, lr=0.1)
+        logger.close()
+        messages = [
+            record.getMessage() for record in caplog.records if record.name == "swag_models"
+        ]
         expected = (
             f"cannot write the log in {disk / 'run'}: No space left on device; "
             "training continues without it"
         )
-        assert said == [expected]
+        assert messages == [expected]
         content = (disk / "run" / "log.jsonl").read_bytes()
         assert content.endswith(b"\n"), "no line is torn"
         assert len(read_log(disk / "run" / "log.jsonl")) > 1
@@ -200,17 +202,17 @@ def test_a_full_disk_ends_the_telling_but_not_the_run(
 
 
 def show_bar(folder: Path, progress: bool, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a run writes to its stderr."""
+    """What the bar writes to stderr."""
     reader, writer = pty.openpty() if terminal else os.pipe()
     if terminal:
         termios.tcsetwinsize(writer, (24, 120))
     with open(writer, "w") as stderr:
         monkeypatch.setattr(sys, "stderr", stderr)
-        journal = MetricLogger(folder, 40, 100, progress=progress)
+        logger = MetricLogger(folder, 40, 100, progress=progress)
         for _ in range(10):
             time.sleep(0.1)
-            journal.advance(loss=torch.tensor(1.25), lr=0.5)
-        journal.close()
+            logger.advance(loss=torch.tensor(1.25), lr=0.5)
+        logger.close()
     monkeypatch.undo()
     os.set_blocking(reader, False)
     try:
@@ -221,7 +223,7 @@ def show_bar(folder: Path, progress: bool, terminal: bool, monkeypatch: pytest.M
         os.close(reader)
 
 
-def test_the_bar_shows_where_a_run_is_on_a_terminal_only(
+def test_the_bar_is_shown_on_a_terminal_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = show_bar(tmp_path, True, True, monkeypatch)
@@ -233,14 +235,14 @@ def test_the_bar_shows_where_a_run_is_on_a_terminal_only(
     assert show_bar(tmp_path, False, True, monkeypatch) == ""
 
 
-def test_the_bar_off_reads_no_tensor(tmp_path: Path) -> None:
-    journal = MetricLogger(tmp_path, 0, 10, progress=True)
-    journal.advance(loss=torch.empty((), device="meta"), lr=0.1)  # it would raise if it were read
-    journal.close()
+def test_without_a_bar_no_tensor_is_read(tmp_path: Path) -> None:
+    logger = MetricLogger(tmp_path, 0, 10, progress=True)
+    logger.advance(loss=torch.empty((), device="meta"), lr=0.1)  # it would raise if it were read
+    logger.close()
 
 
 def find_colours(path: Path) -> set[tuple[int, ...]]:
-    """Colours of lines, which are neither grey nor white."""
+    """Colours of curves: neither grey nor white."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
@@ -258,15 +260,15 @@ def make_lines(**numbers: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_closing_draws_what_was_recorded(tmp_path: Path) -> None:
-    journal = open_journal(tmp_path)
+def test_closing_draws_the_recorded_curves(tmp_path: Path) -> None:
+    logger = open_logger(tmp_path)
     for step in range(1, 51):
-        journal.record(step, loss=5 / step, lr=step / 100, images_per_second=100.0)
+        logger.record(step, loss=5 / step, lr=step / 100, images_per_second=100.0)
         if step % 10 == 0:
-            journal.record(
+            logger.record(
                 step, "eval", loss=6 / step, top1=float(step), top5=2.0 * step, data="held-out"
             )
-    journal.close()
+    logger.close()
     assert len(find_colours(tmp_path / "curves.png")) >= 2, (
         "the lines of training and of two metrics"
     )
@@ -282,13 +284,13 @@ def test_closing_draws_what_was_recorded(tmp_path: Path) -> None:
         )
 
 
-def test_nothing_to_draw_is_no_drawing(tmp_path: Path) -> None:
-    open_journal(tmp_path).close()
+def test_without_measurements_no_curves_are_drawn(tmp_path: Path) -> None:
+    open_logger(tmp_path).close()
     assert not (tmp_path / "curves.png").exists()
     assert (tmp_path / "log.jsonl").read_bytes() == b""
 
 
-def test_curves_leave_out_what_has_no_place(tmp_path: Path) -> None:
+def test_curves_leave_out_nan_and_infinity(tmp_path: Path) -> None:
     draw_curves(make_lines(loss="nan"), tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
     draw_curves(

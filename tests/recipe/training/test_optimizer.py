@@ -1,4 +1,4 @@
-"""Optimizers, schedule and average, against plain formulas in float64 and timm's groups."""
+"""Optimizer, schedule and average against formulas in float64 and timm's groups."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STEPS = 6
 
 
 def train(model: Any, optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """One step on pictures that are the same for everyone."""
+    """One step on fixed images."""
     torch.manual_seed(7)
     set_lr(optimizer, lr)
     optimizer.zero_grad()
@@ -60,7 +60,7 @@ def is_norm(name: str) -> bool:
 
 
 def list_layers(family: str) -> list[str]:
-    """How parameters of each layer begin, the head first."""
+    """Patterns of each layer's parameter names, the head first."""
     if family == "vit":
         return ["head", r"blocks\.1\.|norm\.", r"blocks\.0\.", "patch_embed|cls_token|pos_embed"]
     blocks = [
@@ -82,7 +82,7 @@ class TestGroups:
         assert all(group["lr"] == 0.3 * group["scale"] for group in made.param_groups)
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_norms_alone_are_exempt(self, family: str) -> None:
+    def test_only_norms_are_exempt(self, family: str) -> None:
         model = tiny(family)
         groups = describe(
             model,
@@ -113,7 +113,7 @@ class TestGroups:
         }
         assert {group["scale"] for group in groups} == {1}
 
-    def test_nothing_to_train_is_refused(self) -> None:
+    def test_a_frozen_model_is_rejected(self) -> None:
         with pytest.raises(ConfigError, match=r"^all parameters are frozen; "):
             make_optimizer(tiny("vit").requires_grad_(False), Optimizer(), 1)
 
@@ -126,7 +126,7 @@ class TestGroups:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 @pytest.mark.parametrize("no_decay", ["norms", "norms and biases"])
-def test_weights_move_by_the_formulas(family: str, kind: Any, no_decay: Any) -> None:
+def test_updates_equal_the_formulas(family: str, kind: Any, no_decay: Any) -> None:
     config = Optimizer(
         kind, momentum=0.8, betas=(0.7, 0.95), weight_decay=0.2, no_decay=no_decay, layer_decay=0.7
     )
@@ -287,7 +287,10 @@ class TestAverage:
 
 
 def run_rank(rank: int, family: str, folder: str) -> None:
-    """Train and average a sharded model on this rank's picture; rank 0 writes the whole of both, and logits on the way."""
+    """Train and average a sharded model on this rank's image.
+
+    Rank 0 writes all weights of both, and the average's logits after each step.
+    """
     import torch.distributed as torch_dist
     from torch.distributed.fsdp import fully_shard
 
@@ -338,7 +341,7 @@ def prepare(family: str) -> tuple[Any, AveragedModel, Tensor, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sharded_on_two_processes_all_is_as_on_one(family: str, tmp_path: Path) -> None:
+def test_training_sharded_over_two_processes_equals_one(family: str, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(run_rank, (family, str(tmp_path)), nprocs=2)
     theirs, their_average, their_logits = torch.load(tmp_path / "states.pt")
     model, average, x, targets = prepare(family)
@@ -357,4 +360,6 @@ def test_sharded_on_two_processes_all_is_as_on_one(family: str, tmp_path: Path) 
         their_logits[2] - their_logits[1]
     ).abs().max() > 1e-3  # what is compared moves by more than the tolerance
     torch.testing.assert_close(theirs, dict(model.state_dict()), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(their_average, dict(average.state_dict()), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        their_average, dict(average.module.state_dict()), rtol=1e-6, atol=1e-6
+    )

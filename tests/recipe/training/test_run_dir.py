@@ -1,4 +1,4 @@
-"""What a run leaves: a model folder that says how it was made; and what is refused, in a line."""
+"""The folder and the published model of a run; invalid runs are rejected with one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as torch_dist
 from filelock import FileLock
 from ranks import run_ranks
-from runs import make_digits, spell
+from runs import make_arguments, make_digits
 from shards_support import make_shards
 from tiny import load_tiny
 
@@ -47,11 +47,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("digits") / "train", 30)
 
 
-def test_shards_of_another_curation_validate_nothing(
+def test_validation_shards_of_another_vocabulary_are_rejected(
     packed: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     shards = Path(shutil.copytree(packed, tmp_path / "shards"))
@@ -62,7 +62,9 @@ def test_shards_of_another_curation_validate_nothing(
     pq.write_table(pa.Table.from_pylist(others), shards / "vocabulary.parquet")
     assert (
         main(
-            spell(packed, tmp_path / "run", "steps=2", options=["--val", shards / "manifest.json"])
+            make_arguments(
+                packed, tmp_path / "run", "steps=2", options=["--val", shards / "manifest.json"]
+            )
         )
         == 2
     )
@@ -72,12 +74,15 @@ def test_shards_of_another_curation_validate_nothing(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_model_of_hashtags_says_how_it_was_made(
+def test_a_model_of_hashtags_is_published_with_its_recipe(
     packed: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     options = ["--name", "tagger", "--license", "mit", "--val", str(packed)]
     assert (
-        main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
+        main(
+            make_arguments(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)
+        )
+        == 0
     )
     out, err = capsys.readouterr()
     folder = tmp_path / "run" / "model"
@@ -108,26 +113,31 @@ def test_a_model_of_hashtags_says_how_it_was_made(
     ):  # as a kill between the model and these leaves it
         (folder / name).unlink()
     assert (
-        main(spell(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)) == 0
+        main(
+            make_arguments(packed, tmp_path / "run", "steps=2", "engine.buffer=20", options=options)
+        )
+        == 0
     )
     assert capsys.readouterr().out == f"{folder}\n"
     assert (folder / "vocabulary.parquet").is_file()
     assert json.loads((folder / "recipe.json").read_text()) == recipe
 
 
-def test_weights_pass_their_licence_on(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_the_licence_of_the_initial_weights_is_kept(
+    images: Path, tmp_path: Path, capsys: Capture
+) -> None:
     run = override(get_preset("vit_nano_hashtags").run, ["image_size=32"])
     model, spec = make_model(run, Classes(3, ("a", "b", "c")))
     model.spec = spec
     init = save(model, tmp_path / "nc", license=NC, license_url=NC_URL)
-    assert main(spell(pictures, tmp_path / "run", "steps=1", options=["--init", init])) == 0
+    assert main(make_arguments(images, tmp_path / "run", "steps=1", options=["--init", init])) == 0
     made = load_model(tmp_path / "run" / "model").spec
     assert made
     assert (made.license, made.license_url) == (NC, NC_URL)
     assert f"| initial weights | {init} |" in (tmp_path / "run" / "model" / "README.md").read_text()
 
 
-def test_names_of_classes_are_not_taken_from_the_model_it_begins_with(tmp_path: Path) -> None:
+def test_class_names_do_not_come_from_the_initial_model(tmp_path: Path) -> None:
     run = override(get_preset("vit_nano_hashtags").run, ["image_size=32"])
     model, spec = make_model(run, Classes(3, ("a", "b", "c")))
     model.spec = spec
@@ -137,28 +147,30 @@ def test_names_of_classes_are_not_taken_from_the_model_it_begins_with(tmp_path: 
     assert find_spec(run).license == "unknown"
 
 
-def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_invalid_runs_are_rejected_with_one_line(
+    images: Path, tmp_path: Path, capsys: Capture
+) -> None:
     bare = tmp_path / "bare"
-    shutil.copytree(pictures, tmp_path / "val" / "train")
+    shutil.copytree(images, tmp_path / "val" / "train")
     (tmp_path / "file").touch()
     tiny_model = save(load_tiny(), tmp_path / "tiny", license="mit")
     for arguments, code, message in (
-        (spell(tmp_path / "none", bare), 2, "none is not there; allowed: packed shards"),
-        (spell(pictures, bare, "batch_size=0"), 2, "batch_size is 0; allowed: 1 or more"),
-        (spell(pictures, bare, preset="vit_nan"), 2, "unknown preset 'vit_nan'"),
-        (spell(pictures, tmp_path / "file"), 1, "file cannot be written: File exists"),
+        (make_arguments(tmp_path / "none", bare), 2, "none is not there; allowed: packed shards"),
+        (make_arguments(images, bare, "batch_size=0"), 2, "batch_size is 0; allowed: 1 or more"),
+        (make_arguments(images, bare, preset="vit_nan"), 2, "unknown preset 'vit_nan'"),
+        (make_arguments(images, tmp_path / "file"), 1, "file cannot be written: File exists"),
         (
-            spell(pictures, bare, options=["--init", tiny_model]),
+            make_arguments(images, bare, options=["--init", tiny_model]),
             2,
             "but the run has arch=vit_nano; change one of them",
         ),
         (
-            spell(pictures, bare, options=["--val", tmp_path / "val"]),
+            make_arguments(images, bare, options=["--val", tmp_path / "val"]),
             2,
             "has classes that the model does not have: train",
         ),
         (
-            spell(pictures, bare, "image_size=33"),
+            make_arguments(images, bare, "image_size=33"),
             2,
             "image size 33x33 is not a multiple of the patch size",
         ),
@@ -169,14 +181,14 @@ def test_wrong_runs_are_refused_in_a_line(pictures: Path, tmp_path: Path, capsys
         assert message in err
         assert len(err.splitlines()) == 1
     with FileLock(bare / ".lock"):
-        assert main(spell(pictures, bare)) == 2
+        assert main(make_arguments(images, bare)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r".*another process is writing .*bare; wait for it, or choose another output", line
     )
 
 
-def test_a_folder_that_a_rank_does_not_see_is_refused_by_all(tmp_path: Path) -> None:
+def test_all_ranks_reject_a_folder_that_one_does_not_see(tmp_path: Path) -> None:
     run_ranks(2, open_apart, tmp_path)
 
 

@@ -1,6 +1,6 @@
-"""The SLURM script starts ranks that find each other, and queues itself again when they were told to stop.
+"""The SLURM script starts ranks that connect, and requeues a preempted job.
 
-There is no SLURM here: `srun` and `scontrol` are stand-ins that do for two tasks on one machine what the script asks of them.
+`srun` and `scontrol` are stand-ins that run two tasks on this machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ if [ "$1" = requeue ]; then echo "$2" >> "$CALLS"; else echo localhost; fi
 SRUN = """#!/usr/bin/env bash
 shift
 for task in 0 1; do
-  (SLURM_PROCID=$task SLURM_LOCALID=$task; export SLURM_PROCID SLURM_LOCALID; echo $BASHPID > "$CALLS.$task"; exec "$@") &
+  (
+    export SLURM_PROCID=$task SLURM_LOCALID=$task
+    echo $BASHPID > "$CALLS.$task"
+    exec "$@"
+  ) &
   children+=($!)
 done
 code=0
@@ -33,19 +37,19 @@ exit $code
 
 
 @pytest.mark.slow
-def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(tmp_path: Path) -> None:
+def test_a_preempted_job_is_requeued_with_a_checkpoint(tmp_path: Path) -> None:
     for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     for number in range(16):
-        folder = tmp_path / "pictures" / "ab"[number % 2]
+        folder = tmp_path / "images" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.effect_noise((64, 64), number).convert("RGB").save(folder / f"{number}.png")
     command = [
         "bash",
         str(SCRIPT),
         "vit_nano_finetune",
-        "pictures",
+        "images",
         "run",
         "--license",
         "mit",
@@ -54,7 +58,9 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(tmp_path: Path) 
     command += ["--set=steps=100000", "--set=init=none", "--set=batch_size=4", "--set=log_every=1"]
     environment = {
         **os.environ,
-        "PATH": f"{tmp_path}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(
+            [str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]]
+        ),
         "CALLS": str(tmp_path / "calls"),
         "OMP_NUM_THREADS": "1",
         "SLURM_JOB_ID": str(random.randrange(20_000)),
@@ -70,9 +76,9 @@ def test_a_job_that_is_told_to_stop_is_queued_again_and_goes_on(tmp_path: Path) 
         time.sleep(0.05)
     for task in "01":
         os.kill(int((tmp_path / f"calls.{task}").read_text()), signal.SIGTERM)
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == 75, said
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 75, errors
     assert (tmp_path / "calls").read_text() == f"{environment['SLURM_JOB_ID']}\n"
-    assert "run the same command to go on" in said
-    (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*")
-    assert int(saved.name.removeprefix("step-")) >= 3
+    assert "rerun the same command to resume" in errors
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert int(checkpoint.name.removeprefix("step-")) >= 3

@@ -1,4 +1,4 @@
-"""The training loop on one process: what each setting does to the weights, and what happens when something goes wrong."""
+"""Training on one process: effect of each setting on the weights, and behaviour on errors."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from runs import (
-    HARD,
     REGNET,
     SETTINGS,
+    STATEFUL,
     compare,
     list_steps,
     make_digits,
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "_quiet")
 
 @pytest.fixture
 def _quiet() -> Iterator[None]:
-    """Nobody said which licence."""
+    """Silence the warning about a missing licence."""
     logger = logging.getLogger("swag_models")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -47,15 +47,15 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("digits") / "train", 60)
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """A run to compare with."""
+def plain(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """A run to compare others with."""
     output = tmp_path_factory.mktemp("plain") / "run"
-    go(pictures, output)
+    train_digits(images, output)
     return output
 
 
@@ -63,7 +63,7 @@ def make_run(*settings: str) -> Run:
     return override(get_preset("vit_nano_hashtags").run, [*SETTINGS, "steps=6", *settings])
 
 
-def go(data: Path, output: Path, *settings: str, **options: Any) -> Path:
+def train_digits(data: Path, output: Path, *settings: str, **options: Any) -> Path:
     return train(make_run(*settings), data, output, progress=False, **options)
 
 
@@ -82,10 +82,10 @@ def load_weights(output: Path) -> dict[str, torch.Tensor]:
         pytest.param(("engine.compile=true",), marks=pytest.mark.slow),
     ],
 )
-def test_the_engine_changes_nothing_that_is_learnt(
-    settings: tuple[str, ...], plain: Path, pictures: Path, tmp_path: Path
+def test_the_engine_does_not_change_what_is_learnt(
+    settings: tuple[str, ...], plain: Path, images: Path, tmp_path: Path
 ) -> None:
-    go(pictures, tmp_path / "run", *settings)
+    train_digits(images, tmp_path / "run", *settings)
     compare(tmp_path / "run", plain)
 
 
@@ -97,18 +97,20 @@ def test_the_engine_changes_nothing_that_is_learnt(
         *(pytest.param("fsdp", each, marks=pytest.mark.slow) for each in ("bf16", "fp16")),
     ],
 )
-def test_low_precision_learns_about_the_same(
-    parallel: str, precision: str, plain: Path, pictures: Path, tmp_path: Path
+def test_low_precision_gives_similar_losses(
+    parallel: str, precision: str, plain: Path, images: Path, tmp_path: Path
 ) -> None:
-    go(pictures, tmp_path / "run", f"engine.precision={precision}", f"engine.parallel={parallel}")
+    train_digits(
+        images, tmp_path / "run", f"engine.precision={precision}", f"engine.parallel={parallel}"
+    )
     ours, theirs = read_losses(tmp_path / "run"), read_losses(plain)
     assert ours != theirs
     assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 0.05
     assert all(weight.dtype == torch.float32 for weight in load_weights(tmp_path / "run").values())
 
 
-def test_a_model_learns(pictures: Path, tmp_path: Path) -> None:
-    go(pictures, tmp_path / "run", "steps=60", *REGNET)
+def test_a_model_learns(images: Path, tmp_path: Path) -> None:
+    train_digits(images, tmp_path / "run", "steps=60", *REGNET)
     losses = read_losses(tmp_path / "run")
     assert sum(losses[-10:]) / 10 < 0.75 * losses[0]
     model = load_model(tmp_path / "run" / "model")
@@ -116,8 +118,8 @@ def test_a_model_learns(pictures: Path, tmp_path: Path) -> None:
     assert norm.num_batches_tracked == 60
 
 
-def test_clipping_and_smoothing_and_kinds_of_loss(
-    plain: Path, pictures: Path, tmp_path: Path
+def test_gradient_clipping_label_smoothing_and_sigmoid_loss(
+    plain: Path, images: Path, tmp_path: Path
 ) -> None:
     rates = (
         "optimizer.kind=sgd",
@@ -126,11 +128,11 @@ def test_clipping_and_smoothing_and_kinds_of_loss(
         "optimizer.weight_decay=0",
         "steps=1",
     )
-    before = load_before(pictures, tmp_path)
+    before = load_before(images, tmp_path)
     moved = {}
     for limit in ("none", "0.01"):
         output = tmp_path / limit
-        go(pictures, output, *rates, f"optimizer.clip_norm={limit}")
+        train_digits(images, output, *rates, f"optimizer.clip_norm={limit}")
         after = load_weights(output)
         moved[limit] = math.sqrt(
             sum((after[name] - before[name]).square().sum().item() for name in before)
@@ -138,20 +140,22 @@ def test_clipping_and_smoothing_and_kinds_of_loss(
         assert read_lines(output)[0]["grad_norm"] > 0.1, "as it is without clipping"
     assert moved["0.01"] == pytest.approx(0.01, rel=0.01)
     assert moved["none"] == pytest.approx(read_lines(tmp_path / "none")[0]["grad_norm"], rel=0.01)
-    go(pictures, tmp_path / "sigmoid", "objective.kind=sigmoid")
+    train_digits(images, tmp_path / "sigmoid", "objective.kind=sigmoid")
     first = read_losses(tmp_path / "sigmoid")[0]
     assert first == pytest.approx(10 * math.log(2), rel=0.05), "ten classes at one half each"
-    go(pictures, tmp_path / "smooth", "objective.label_smoothing=0.2")
+    train_digits(images, tmp_path / "smooth", "objective.label_smoothing=0.2")
     assert read_losses(tmp_path / "smooth")[1:] != read_losses(plain)[1:]
 
 
-def load_before(pictures: Path, folder: Path) -> dict[str, torch.Tensor]:
+def load_before(images: Path, folder: Path) -> dict[str, torch.Tensor]:
     """The weights of a run before its first step."""
-    go(pictures, folder / "before", "optimizer.lr=1e-30", "optimizer.weight_decay=0", "steps=1")
+    train_digits(
+        images, folder / "before", "optimizer.lr=1e-30", "optimizer.weight_decay=0", "steps=1"
+    )
     return load_weights(folder / "before")
 
 
-def test_the_average_is_what_is_published(pictures: Path, tmp_path: Path) -> None:
+def test_the_average_is_published(images: Path, tmp_path: Path) -> None:
     """One that takes half of each step's weights, which the checkpoints have."""
     rates = ("optimizer.kind=sgd", "optimizer.weight_decay=0", "warmup=0")
     every = (
@@ -161,8 +165,8 @@ def test_the_average_is_what_is_published(pictures: Path, tmp_path: Path) -> Non
         "ema.warmup_ratio=0",
         "ema.decay=0.5",
     )
-    go(pictures, tmp_path / "run", *rates, *every)
-    expected = load_before(pictures, tmp_path)
+    train_digits(images, tmp_path / "run", *rates, *every)
+    expected = load_before(images, tmp_path)
     for step in (1, 2, 3):
         raw = read_checkpoint(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")["model"]
         expected = {name: expected[name].lerp(raw[name], 0.5) for name in expected}
@@ -172,7 +176,7 @@ def test_the_average_is_what_is_published(pictures: Path, tmp_path: Path) -> Non
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """With PyTorch's own converter."""
+    """Convert a checkpoint with PyTorch's own tool."""
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     dcp_to_torch_save(path, path.with_suffix(".pt"))
@@ -182,41 +186,41 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "settings", [(), pytest.param(REGNET, marks=pytest.mark.slow), ("engine.parallel=fsdp",)]
 )
-def test_a_linear_classifier_leaves_the_trunk_as_it_was(
-    settings: tuple[str, ...], pictures: Path, tmp_path: Path
+def test_a_linear_classifier_does_not_change_the_trunk(
+    settings: tuple[str, ...], images: Path, tmp_path: Path
 ) -> None:
-    go(pictures, tmp_path / "trunk", *settings, "steps=2")
+    train_digits(images, tmp_path / "trunk", *settings, "steps=2")
     model = tmp_path / "trunk" / "model"
-    go(
-        pictures,
+    train_digits(
+        images,
         tmp_path / "run",
         *settings,
         f"init={model}",
         "trainable=head",
         "optimizer.lr=0.01",
-        *HARD[:2],
+        *STATEFUL[:2],
     )
     before, after = load_weights(tmp_path / "trunk"), load_weights(tmp_path / "run")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"} or changed == {"head.fc.weight", "head.fc.bias"}
 
 
-def test_a_run_begins_with_another_models_weights(
-    plain: Path, pictures: Path, tmp_path: Path
+def test_a_run_starts_from_another_models_weights(
+    plain: Path, images: Path, tmp_path: Path
 ) -> None:
     init, still = (
         plain / "model",
         ("optimizer.lr=1e-30", "optimizer.weight_decay=0", "steps=1", f"init={plain}/model"),
     )
-    go(pictures, tmp_path / "same", *still)
+    train_digits(images, tmp_path / "same", *still)
     before, same = load_weights(plain), load_weights(tmp_path / "same")
     assert all(torch.equal(before[name], same[name]) for name in before), (
         "the head too, as the classes are the same"
     )
     few = tmp_path / "few"
-    shutil.copytree(pictures, few)
+    shutil.copytree(images, few)
     shutil.rmtree(few / "digit 3")
-    model = load_model(go(few, tmp_path / "other", *still, "image_size=48"))
+    model = load_model(train_digits(few, tmp_path / "other", *still, "image_size=48"))
     after = model.state_dict()
     assert (model.num_classes, model.image_size) == (9, (48, 48))
     changed = {
@@ -225,8 +229,8 @@ def test_a_run_begins_with_another_models_weights(
         if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])
     }
     assert changed == {"pos_embed", "head.weight", "head.bias"}
-    go(
-        pictures,
+    train_digits(
+        images,
         tmp_path / "avg",
         "steps=1",
         f"init={save(load_model(init, global_pool='avg'), tmp_path / 'pooled', license='mit')}",
@@ -236,12 +240,12 @@ def test_a_run_begins_with_another_models_weights(
         ConfigError,
         match=r"has architecture vit_nano, but the run has arch=regnety_nano; change one",
     ):
-        go(pictures, tmp_path / "wrong", *REGNET, f"init={init}")
+        train_digits(images, tmp_path / "wrong", *REGNET, f"init={init}")
 
 
 @pytest.mark.parametrize("settings", [(), pytest.param(REGNET, marks=pytest.mark.slow)])
 def test_a_loss_that_is_not_finite_stops_the_run(
-    settings: tuple[str, ...], pictures: Path, tmp_path: Path
+    settings: tuple[str, ...], images: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
     wild = (
@@ -256,26 +260,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         TrainingError,
         match=r"^step \d+ has loss .*; its samples are in .*bad_loss.json; set on_nonfinite_loss",
     ) as caught:
-        go(pictures, output, *wild, "optimizer.lr=1e20")
+        train_digits(images, output, *wild, "optimizer.lr=1e20")
     assert "\n" not in str(caught.value)
     facts = json.loads((output / "bad_loss.json").read_text())
     assert len(facts["ids"]) == 12
-    assert all((pictures / name).is_file() for name in facts["ids"])
+    assert all((images / name).is_file() for name in facts["ids"])
     assert f"step {facts['step']} has loss" in str(caught.value)
     assert not (output / "model").exists()
 
 
-def test_the_last_good_checkpoint_outlives_a_bad_loss_and_its_advice_is_good(
-    pictures: Path, tmp_path: Path
+def test_a_run_stopped_by_a_bad_loss_resumes_as_its_message_says(
+    images: Path, tmp_path: Path
 ) -> None:
-    """Any loss that rises is called an explosion; then the same run goes on with those skipped."""
+    """Every rising loss counts as an explosion; the rerun skips them."""
     output = tmp_path / "run"
     tight = ("steps=10", "loss_spike_factor=1.0001", "checkpoint.every=1", "optimizer.lr=0.02")
     with pytest.raises(TrainingError, match=r"set on_nonfinite_loss=skip and rerun to resume"):
-        go(pictures, output, *tight)
+        train_digits(images, output, *tight)
     step = json.loads((output / "bad_loss.json").read_text())["step"]
     assert list_steps(output)[-1] == step >= 1
-    go(pictures, output, *tight, "on_nonfinite_loss=skip")
+    train_digits(images, output, *tight, "on_nonfinite_loss=skip")
     assert read_lines(output, "skip")[0]["step"] == step + 1
     assert (output / "model" / "config.json").is_file()
 
@@ -283,8 +287,8 @@ def test_the_last_good_checkpoint_outlives_a_bad_loss_and_its_advice_is_good(
 @pytest.mark.parametrize(
     "settings", [pytest.param((), marks=pytest.mark.slow), REGNET, ("engine.precision=fp16",)]
 )
-def test_bad_losses_are_skipped_until_they_are_too_many(
-    settings: tuple[str, ...], pictures: Path, tmp_path: Path
+def test_too_many_skipped_losses_stop_the_run(
+    settings: tuple[str, ...], images: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
     wild = (
@@ -298,18 +302,18 @@ def test_bad_losses_are_skipped_until_they_are_too_many(
         TrainingError,
         match=r"bad_loss.json; lower optimizer.lr or set optimizer.clip_norm, in a new folder$",
     ):
-        go(pictures, output, *settings, *wild)
+        train_digits(images, output, *settings, *wild)
     assert len(read_lines(output, "skip")) == 20
     assert len(json.loads((output / "bad_loss.json").read_text())["ids"]) == 12
 
 
-def test_a_skipped_step_leaves_no_trace_in_weights_and_statistics(
-    pictures: Path, tmp_path: Path
+def test_a_skipped_step_changes_neither_weights_nor_statistics(
+    images: Path, tmp_path: Path
 ) -> None:
     """Every step but the first is skipped, so the model is that of one step."""
     settings = (*REGNET, "optimizer.lr=0.001", "optimizer.weight_decay=0", "steps=8")
-    go(
-        pictures,
+    train_digits(
+        images,
         tmp_path / "run",
         *settings,
         "loss_spike_factor=1.0001",
@@ -326,72 +330,70 @@ def test_a_skipped_step_leaves_no_trace_in_weights_and_statistics(
 
 
 def test_broken_pictures_are_counted_over_restarts_and_skipped(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
-    shutil.copytree(pictures, data)
+    shutil.copytree(images, data)
     for path in sorted(data.rglob("*.png"))[:3]:
         path.write_bytes(path.read_bytes()[:50])
-    go(data, tmp_path / "run", "steps=10")  # two epochs
+    train_digits(data, tmp_path / "run", "steps=10")  # two epochs
     assert read_lines(tmp_path / "run")[-1]["broken_images"] == 6
     lines = [(line["step"], line["broken_images"]) for line in read_lines(tmp_path / "run")]
     for gone in ("model", "checkpoints/step-00000010"):
         shutil.rmtree(tmp_path / "run" / gone)
-    go(data, tmp_path / "run", "steps=10")  # on from step 8
+    train_digits(data, tmp_path / "run", "steps=10")  # resumes from step 8
     assert [(line["step"], line["broken_images"]) for line in read_lines(tmp_path / "run")] == lines
 
 
-def test_a_dataset_on_disk_trains_as_the_folder_it_was_made_from(
-    pictures: Path, tmp_path: Path
-) -> None:
+def test_a_hugging_face_dataset_on_disk_trains(images: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    names = sorted(path.name for path in pictures.iterdir())
-    files = sorted(map(str, pictures.rglob("*.png")))
+    names = sorted(path.name for path in images.iterdir())
+    files = sorted(map(str, images.rglob("*.png")))
     rows = {"image": files, "label": [names.index(Path(file).parent.name) for file in files]}
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
     )
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "rows"))
-    model = load_model(go(tmp_path / "rows", tmp_path / "run", val=tmp_path / "rows"))
+    model = load_model(train_digits(tmp_path / "rows", tmp_path / "run", val=tmp_path / "rows"))
     assert model.spec
     assert model.spec.classes == tuple(names)
     assert read_lines(tmp_path / "run", "eval")
 
 
 def test_evaluations_count_every_picture_once_and_the_best_checkpoint_is_kept(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    go(
-        pictures,
+    train_digits(
+        images,
         output,
         "steps=30",
         "eval_every=5",
         "checkpoint.every=3",
         "checkpoint.keep=1",
-        val=pictures,
+        val=images,
     )
     scores = {line["step"]: line["top1"] for line in read_lines(output, "eval")}
     assert list(scores) == [5, 10, 15, 20, 25, 30]
     best = max(scores, key=lambda step: (scores[step], step))
     assert list_steps(output) == sorted({best, 30})
     model = load_model(output / "model")
-    hits = count_by_hand(model, pictures)
+    hits = count_by_hand(model, images)
     assert scores[30] == pytest.approx(100 * hits / 60)
     assert model.spec
     assert model.spec.metrics
     assert model.spec.metrics.top1 == round(scores[30], 2)
 
 
-def count_by_hand(model: torch.nn.Module, pictures: Path) -> int:
+def count_by_hand(model: torch.nn.Module, images: Path) -> int:
     from PIL import Image
 
     from swag_models import load_classes, load_preprocess
 
     spec: Any = model.spec
     names, transform = load_classes(spec), load_preprocess(spec)
-    files = sorted(pictures.rglob("*.png"))
+    files = sorted(images.rglob("*.png"))
     with torch.no_grad():
         best = model(torch.stack([transform(Image.open(file)) for file in files])).argmax(1)
     return sum(
@@ -399,18 +401,18 @@ def count_by_hand(model: torch.nn.Module, pictures: Path) -> int:
     )
 
 
-def test_a_finished_run_is_left_as_it_is_and_another_refused(
-    pictures: Path, tmp_path: Path
+def test_a_finished_run_is_not_changed_and_another_run_is_rejected(
+    images: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    model = go(pictures, output)
+    model = train_digits(images, output)
     weights = read_weights(output)
     before = {
         path: path.stat().st_mtime_ns
         for path in output.rglob("*")
         if path.is_file() and path.name != "run.json"
     }
-    assert go(pictures, output, "engine.workers=1", "checkpoint.keep=5") == model
+    assert train_digits(images, output, "engine.workers=1", "checkpoint.keep=5") == model
     after = {
         path: path.stat().st_mtime_ns
         for path in output.rglob("*")
@@ -418,37 +420,37 @@ def test_a_finished_run_is_left_as_it_is_and_another_refused(
     }
     assert after == before
     shutil.rmtree(model)
-    go(pictures, output)
+    train_digits(images, output)
     assert read_weights(output) == weights, "published again, from the last checkpoint"
     message = (
         f"{output} holds other work, with batch_size 12, not 6; "
         f"delete {output} or choose another output"
     )
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
-        go(pictures, output, "batch_size=6")
+        train_digits(images, output, "batch_size=6")
     few = tmp_path / "few"
-    shutil.copytree(pictures, few)
+    shutil.copytree(images, few)
     next(few.rglob("*.png")).unlink()
     with pytest.raises(
         ConfigError,
         match=f"^{re.escape(str(output))} holds other work, with data.(samples 60, not 59|sha256)",
     ):
-        go(few, output)
+        train_digits(few, output)
 
 
 @pytest.mark.slow
-def test_fp16_may_come_and_go(pictures: Path, tmp_path: Path) -> None:
+def test_fp16_may_be_switched_on_and_off_on_resume(images: Path, tmp_path: Path) -> None:
     """The engine may change, and with it whether the loss is scaled."""
     for first, then in (("fp32", "fp16"), ("fp16", "fp32")):
         output = tmp_path / first
         with pytest.raises(TrainingError):
-            go(
-                pictures,
+            train_digits(
+                images,
                 output,
                 "steps=12",
                 f"engine.precision={first}",
                 "checkpoint.every=1",
                 "loss_spike_factor=1.0001",
             )
-        go(pictures, output, "steps=12", f"engine.precision={then}")
+        train_digits(images, output, "steps=12", f"engine.precision={then}")
         assert read_lines(output)[-1]["step"] == 12

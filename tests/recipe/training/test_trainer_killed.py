@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, or out of space go on as if nothing had been."""
+"""Runs that are killed, stopped or out of space resume and end in the same weights."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from fetch_support import remount, small_disk, wait_until
 from runs import (
-    HARD,
     REGNET,
-    ended,
+    STATEFUL,
+    killed_at_exit,
     list_steps,
+    make_arguments,
     make_digits,
     read_errors,
     read_lines,
     read_weights,
     run,
-    spell,
     start,
 )
 from shards_support import make_shards
@@ -28,7 +28,7 @@ LONG = "steps=40"
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("digits") / "train", 60)
 
 
@@ -40,11 +40,11 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("kind", "settings", "kills"),
     [
-        ("pictures", (), 2),
-        pytest.param("pictures", (), 20, marks=pytest.mark.slow),
-        pytest.param("pictures", REGNET, 5, marks=pytest.mark.slow),
+        ("images", (), 2),
+        pytest.param("images", (), 20, marks=pytest.mark.slow),
+        pytest.param("images", REGNET, 5, marks=pytest.mark.slow),
         pytest.param(
-            "pictures", ("engine.precision=bf16", "engine.micro_batch=4"), 5, marks=pytest.mark.slow
+            "images", ("engine.precision=bf16", "engine.micro_batch=4"), 5, marks=pytest.mark.slow
         ),
         pytest.param("packed", ("engine.workers=1", "engine.buffer=20"), 5, marks=pytest.mark.slow),
     ],
@@ -52,14 +52,14 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_run_ends_in_the_same_weights(
     kind: str, settings: tuple[str, ...], kills: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    data, settings = request.getfixturevalue(kind), (LONG, *HARD, *settings)
-    run(spell(data, tmp_path / "whole", *settings))
+    data, settings = request.getfixturevalue(kind), (LONG, *STATEFUL, *settings)
+    run(make_arguments(data, tmp_path / "whole", *settings))
     output, draw, stood = tmp_path / "run", random.Random(0), []
-    arguments = spell(data, output, *settings)
+    arguments = make_arguments(data, output, *settings)
     for _ in range(kills):
         before = list_steps(output)[-1:]
         (process,) = start(arguments)
-        with ended([process]):
+        with killed_at_exit([process]):
             if draw.random() < 0.7:  # else at any moment, before the first step too
                 wait_until(lambda before=before: list_steps(output)[-1:] != before)
             process.join(draw.uniform(0, 0.4))
@@ -78,13 +78,13 @@ def test_a_killed_run_ends_in_the_same_weights(
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_stops_a_run_after_a_checkpoint(
-    ranks: int, number: int, pictures: Path, tmp_path: Path
+    ranks: int, number: int, images: Path, tmp_path: Path
 ) -> None:
-    """All processes hear it, those that read pictures too."""
-    settings = ("steps=20", *HARD, "engine.workers=1")
-    arguments = spell(pictures, tmp_path / "run", *settings)
+    """All processes receive it, workers included."""
+    settings = ("steps=20", *STATEFUL, "engine.workers=1")
+    arguments = make_arguments(images, tmp_path / "run", *settings)
     processes = start(arguments, ranks)
-    with ended(processes):
+    with killed_at_exit(processes):
         wait_until(lambda: bool(list_steps(tmp_path / "run")), 60)
         for process in processes:
             for pid in (*find_children(process.pid), process.pid):
@@ -99,18 +99,16 @@ def test_a_signal_stops_a_run_after_a_checkpoint(
     )
     assert read_errors(arguments).splitlines() == ranks * [message]
     run(arguments, ranks)
-    run(spell(pictures, tmp_path / "whole", *settings), ranks)
+    run(make_arguments(images, tmp_path / "whole", *settings), ranks)
     assert read_weights(tmp_path / "run") == read_weights(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_a_signal_is_heeded_before_the_evaluation_that_is_due(
-    pictures: Path, tmp_path: Path
-) -> None:
+def test_a_signal_stops_a_run_before_an_evaluation(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    arguments = spell(pictures, output, LONG, "eval_every=1", options=["--val", pictures])
+    arguments = make_arguments(images, output, LONG, "eval_every=1", options=["--val", images])
     (process,) = start(arguments)
-    with ended([process]):
+    with killed_at_exit([process]):
         wait_until(lambda: bool(list_steps(output)), 60)
         os.kill(process.pid or 0, signal.SIGTERM)
         process.join(30)
@@ -124,10 +122,10 @@ def test_a_signal_is_heeded_before_the_evaluation_that_is_due(
     ]
 
 
-def test_a_killed_reader_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
-    arguments = spell(pictures, tmp_path / "run", LONG, "engine.workers=1")
+def test_a_killed_worker_ends_a_run_with_one_line(images: Path, tmp_path: Path) -> None:
+    arguments = make_arguments(images, tmp_path / "run", LONG, "engine.workers=1")
     (process,) = start(arguments)
-    with ended([process]):
+    with killed_at_exit([process]):
         wait_until(lambda: bool(list_steps(tmp_path / "run")), 60)
         for pid in find_children(process.pid):
             os.kill(pid, signal.SIGKILL)
@@ -135,14 +133,14 @@ def test_a_killed_reader_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) ->
         assert process.exitcode == 1
     (line,) = read_errors(arguments).splitlines()
     assert line.startswith(
-        "swag-models: error: a worker process that reads images was killed, perhaps because memory or /dev/shm"
+        "swag-models: error: a worker process that reads images was killed, perhaps because memory"
     )
 
 
-def test_ctrl_c_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
-    arguments = spell(pictures, tmp_path / "run", LONG, *HARD, "engine.workers=1")
+def test_ctrl_c_ends_a_run_with_one_line(images: Path, tmp_path: Path) -> None:
+    arguments = make_arguments(images, tmp_path / "run", LONG, *STATEFUL, "engine.workers=1")
     (process,) = start(arguments)
-    with ended([process]):
+    with killed_at_exit([process]):
         wait_until(lambda: bool(list_steps(tmp_path / "run")), 60)
         for pid in (*find_children(process.pid), process.pid):
             os.kill(pid, signal.SIGINT)
@@ -152,33 +150,33 @@ def test_ctrl_c_ends_a_run_in_a_line(pictures: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_the_last_checkpoint_and_with_space_the_run_goes_on(
-    pictures: Path, tmp_path: Path
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_resumes_with_space(
+    images: Path, tmp_path: Path
 ) -> None:
     settings = ("steps=24", "log_every=3")
-    run(spell(pictures, tmp_path / "whole", *settings))
+    run(make_arguments(images, tmp_path / "whole", *settings))
     size = (
         sum(file.stat().st_size for file in (tmp_path / "whole").rglob("*") if file.is_file())
         / 2**20
     )
     with small_disk(tmp_path / "disk", 0.6 * size) as disk:
         output = disk / "run"
-        arguments = spell(pictures, output, *settings)
+        arguments = make_arguments(images, output, *settings)
         (process,) = start(arguments)
-        with ended([process]):
+        with killed_at_exit([process]):
             process.join(60)
             assert process.exitcode == 1
         lines = read_errors(arguments).splitlines()
         assert "Traceback" not in read_errors(arguments)
         assert "is the disk full?" in lines[-1]
         assert lines[-1].startswith(
-            f"swag-models: error: {output}/checkpoints/step-00000024 cannot be written: No space left"
+            f"swag-models: error: {output}/checkpoints/step-00000024 cannot be written: No space"
         )
         left = list_steps(output)
         assert left
         (disk / "run.err").unlink()
         (process,) = start(arguments)
-        with ended([process]):
+        with killed_at_exit([process]):
             process.join(60)
             assert process.exitcode == 1, "still no space"
         assert "Traceback" not in read_errors(arguments)

@@ -1,4 +1,4 @@
-"""Several ranks learn what one does, and go on with each other's checkpoints."""
+"""Several ranks learn what one learns, and resume from each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from fetch_support import wait_until
 from runs import (
-    HARD,
     REGNET,
+    STATEFUL,
     compare,
-    ended,
     find_port,
+    killed_at_exit,
     list_steps,
+    make_arguments,
     make_digits,
     read_errors,
     read_lines,
     read_weights,
     run,
-    spell,
     start,
 )
 from shards_support import make_shards
@@ -33,7 +33,7 @@ MOVES = [("fsdp", "ddp"), ("ddp", "fsdp")]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("digits") / "train", 60)
 
 
@@ -49,21 +49,23 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, pictures: Path, held_out: Path) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, images: Path, held_out: Path) -> Path:
     output = tmp_path_factory.mktemp("alone") / "run"
-    run(spell(pictures, output, "ema.decay=0.9", "eval_every=6", options=["--val", held_out]))
+    run(
+        make_arguments(images, output, "ema.decay=0.9", "eval_every=6", options=["--val", held_out])
+    )
     return output
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_ranks_learn_what_one_does(
-    parallel: str, alone: Path, pictures: Path, held_out: Path, tmp_path: Path
+    parallel: str, alone: Path, images: Path, held_out: Path, tmp_path: Path
 ) -> None:
     output, settings = (
         tmp_path / "run",
         ("ema.decay=0.9", "eval_every=6", f"engine.parallel={parallel}"),
     )
-    run(spell(pictures, output, *settings, options=["--val", held_out]), ranks=2)
+    run(make_arguments(images, output, *settings, options=["--val", held_out]), ranks=2)
     compare(output, alone)
     assert [(line["step"], line["top1"]) for line in read_lines(output, "eval")] == [
         (line["step"], line["top1"]) for line in read_lines(alone, "eval")
@@ -77,30 +79,30 @@ def test_two_ranks_learn_what_one_does(
 def test_a_run_moves_between_numbers_of_ranks(
     kinds: tuple[str, str], packed: Path, tmp_path: Path
 ) -> None:
-    """From two ranks to one and to two again, each time killed."""
-    run(spell(packed, tmp_path / "whole", *LANES))
+    """From two ranks to one and back, killed each time."""
+    run(make_arguments(packed, tmp_path / "whole", *LANES))
     output, (first, last) = tmp_path / "run", kinds
     for ranks, kind, steps in ((2, first, 4), (1, "ddp", 8)):
-        processes = start(spell(packed, output, *LANES, f"engine.parallel={kind}"), ranks)
-        with ended(processes):
+        processes = start(make_arguments(packed, output, *LANES, f"engine.parallel={kind}"), ranks)
+        with killed_at_exit(processes):
             wait_until(lambda steps=steps: steps in list_steps(output), 60)  # type: ignore[misc]
             for process in processes:
                 process.kill()
-    run(spell(packed, output, *LANES, f"engine.parallel={last}"), 2)
+    run(make_arguments(packed, output, *LANES, f"engine.parallel={last}"), 2)
     compare(output, tmp_path / "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [REGNET, (FSDP, *REGNET)])
 def test_two_ranks_that_were_killed_end_in_the_same_weights(
-    settings: tuple[str, ...], pictures: Path, tmp_path: Path
+    settings: tuple[str, ...], images: Path, tmp_path: Path
 ) -> None:
-    """Batch statistics too, of which each rank has its own on a processor."""
-    settings = (*settings, *HARD)
-    run(spell(pictures, tmp_path / "whole", *settings), 2)
-    arguments = spell(pictures, tmp_path / "run", *settings)
+    """Batch statistics too, of which each rank has its own on a CPU."""
+    settings = (*settings, *STATEFUL)
+    run(make_arguments(images, tmp_path / "whole", *settings), 2)
+    arguments = make_arguments(images, tmp_path / "run", *settings)
     processes = start(arguments, 2)
-    with ended(processes):
+    with killed_at_exit(processes):
         wait_until(lambda: bool(list_steps(tmp_path / "run")), 60)
         processes[1].kill()
         processes[0].join(30)
@@ -117,10 +119,10 @@ def test_two_ranks_that_were_killed_end_in_the_same_weights(
 
 
 @pytest.mark.slow
-def test_torchrun_passes_a_signal_on_and_the_run_goes_on(pictures: Path, tmp_path: Path) -> None:
-    """torchrun ends whole groups of processes, and so those that read pictures hear the signal too."""
+def test_torchrun_forwards_a_signal_and_the_run_resumes(images: Path, tmp_path: Path) -> None:
+    """torchrun signals whole process groups, so workers receive the signal too."""
     output, settings = tmp_path / "run", ("engine.workers=1", "steps=60")
-    arguments = spell(pictures, output, *settings)
+    arguments = make_arguments(images, output, *settings)
     launch = [
         sys.executable,
         "-m",
@@ -152,5 +154,5 @@ def test_torchrun_passes_a_signal_on_and_the_run_goes_on(pictures: Path, tmp_pat
     )
     assert "[rank" not in errors, errors
     run(arguments, 2)
-    run(spell(pictures, tmp_path / "whole", *settings), 2)
+    run(make_arguments(images, tmp_path / "whole", *settings), 2)
     assert read_weights(output) == read_weights(tmp_path / "whole")
