@@ -4,8 +4,6 @@ Every name in the catalog is also a function of this module, for example
 `swag_models.vit_b16_in1k(pretrained=True, progress=True, **kwargs)`.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from swag_models.api import (
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
     from swag_models.models import RegNet, ViT
 
-    def __getattr__(name: str) -> Callable[..., ViT | RegNet]: ...
+    def __getattr__(name: str) -> "Callable[..., ViT | RegNet]": ...
 
 
 __version__ = "0.1.0"

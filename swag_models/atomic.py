@@ -7,8 +7,6 @@ A file appears under its name complete or not at all. A process that is killed l
 temporary file per name, which the next run overwrites.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -142,7 +140,7 @@ class WorkFolder:
         self._job = job
         self._lock = FileLock(path / ".lock", timeout=-1 if wait else 0)
 
-    def __enter__(self) -> WorkFolder:
+    def __enter__(self) -> "WorkFolder":
         with disk_errors(self.output):
             self.path.mkdir(parents=True, exist_ok=True)
             try:

@@ -3,8 +3,6 @@
 Where the format allows it, tensors are memory-mapped from the file and not copied.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

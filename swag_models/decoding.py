@@ -1,7 +1,5 @@
 """Convert JSON values to dataclasses, checked against the fields' annotations. Imports no torch."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType

@@ -18,8 +18,6 @@ SwagModelsError
 └── ImageError (ValueError)          an image that cannot be read
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

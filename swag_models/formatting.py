@@ -1,7 +1,5 @@
 """Text for people: file names, lists of names, Markdown tables. Imports no torch."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 

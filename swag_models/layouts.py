@@ -6,8 +6,6 @@ layout, and a checkpoint is translated before it is fitted to a model.
 Axes: D width, h w grid of patches.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache

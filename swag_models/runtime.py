@@ -1,7 +1,5 @@
 """What this process can use: optional packages, their versions, CPUs. Imports no torch."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import platform

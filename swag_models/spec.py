@@ -3,8 +3,6 @@
 Sizes are in pixels, pairs of them as (height, width).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass
@@ -225,7 +223,7 @@ class ModelSpec:
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
-    def from_dict(cls, data: Any) -> ModelSpec:
+    def from_dict(cls, data: Any) -> "ModelSpec":
         """Return the spec that `to_dict` converted.
 
         Raises:
@@ -234,7 +232,7 @@ class ModelSpec:
         return decode_fields(cls, data, "")
 
     @classmethod
-    def from_json(cls, text: str) -> ModelSpec:
+    def from_json(cls, text: str) -> "ModelSpec":
         """Return the spec that `to_json` converted.
 
         Raises:

@@ -3,8 +3,6 @@
 Axes: D width, h w grid of patches, k kernel size.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping

@@ -4,8 +4,6 @@
 `service` runs models, `saliency` computes maps, `similar` searches a folder of the user.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import tempfile

@@ -1,7 +1,5 @@
 """The look of the page: HTML fragments (components.html.jinja), theme, style sheet (style.css)."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence
@@ -110,7 +108,7 @@ def format_size(spec: ModelSpec) -> str:
     return f"{mib / 1024:.1f} GiB" if mib >= 1024 else f"{mib:.3g} MiB"
 
 
-def make_theme() -> gr.themes.Base:
+def make_theme() -> "gr.themes.Base":
     """Gradio's plain theme in calm colours, with the fonts of the user's system."""
     import gradio as gr  # here, because the HTML fragments do not need it
 

@@ -3,8 +3,6 @@
 Axes: K maps, N batch, S tokens, C channels, H W pixels, h w grid of a map.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

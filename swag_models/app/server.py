@@ -1,7 +1,5 @@
 """The web server of the page: local by default, needs no internet, ends on SIGINT and SIGTERM."""
 
-from __future__ import annotations
-
 import ipaddress
 import logging
 import socket

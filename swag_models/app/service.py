@@ -3,8 +3,6 @@
 Axes: K maps, h w grid of a map.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import stat
@@ -88,7 +86,7 @@ class Download:
         except SwagModelsError as error:
             self.error = error
 
-    def make_bar(self) -> type[tqdm[Any]]:
+    def make_bar(self) -> "type[tqdm[Any]]":
         """A subclass of tqdm that stores its progress in this object and draws nothing."""
         download = self
 

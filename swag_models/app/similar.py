@@ -3,8 +3,6 @@
 Axes: N images, D features.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from pathlib import Path

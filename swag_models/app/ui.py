@@ -1,7 +1,5 @@
 """The page itself: its layout, and what happens on each event."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
@@ -40,7 +38,7 @@ def show_errors(*cleared: str) -> Callable[[Callable[..., Updates]], Callable[..
 
     def decorate(handler: Callable[..., Updates]) -> Callable[..., Updates]:
         @wraps(handler)
-        def handle(page: Page, *inputs: Any) -> Updates:
+        def handle(page: "Page", *inputs: Any) -> Updates:
             try:
                 return handler(page, *inputs)
             except SwagModelsError as error:

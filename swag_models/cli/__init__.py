@@ -3,8 +3,6 @@
 Each module holds some subcommands: one function for each, and one that declares its options.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """What all subcommands share: exit codes, messages, common options, model names."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

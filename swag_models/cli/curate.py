@@ -3,8 +3,6 @@
 They and the other subcommands under `swag-models recipe` need the extra [recipe].
 """
 
-from __future__ import annotations
-
 import argparse
 
 from swag_models.cli import evaluate, train, transfer

@@ -1,7 +1,5 @@
 """Subcommands that measure models: evaluate, associations, report; the options of measurements."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -186,7 +184,7 @@ def get_measuring_options(
     return {"device": device, "dtype": options.dtype}, loading
 
 
-def open_model(options: argparse.Namespace) -> tuple[EvaluatedModel, dict[str, Any]]:
+def open_model(options: argparse.Namespace) -> "tuple[EvaluatedModel, dict[str, Any]]":
     """Open the model to measure, and read the options of loading images."""
     from swag_models.recipe.evaluation.models import open_evaluated_model
 

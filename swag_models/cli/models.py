@@ -1,7 +1,5 @@
 """Subcommands about the catalog and its weight files: list, info, fetch, verify, convert."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from typing import Any

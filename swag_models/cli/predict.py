@@ -1,7 +1,5 @@
 """Subcommands that run models on images: classify, embed, merge, app."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Subcommands that write models for others: save, push, export."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from typing import TYPE_CHECKING, Any
@@ -141,7 +139,7 @@ def _add_changes(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _load_model(options: argparse.Namespace) -> tuple[ViT | RegNet, dict[str, Any]]:
+def _load_model(options: argparse.Namespace) -> "tuple[ViT | RegNet, dict[str, Any]]":
     """The model, and the facts about it that are still true.
 
     Its accuracy was measured with the original size and dtype, so it is dropped if they change.

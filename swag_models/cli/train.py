@@ -1,7 +1,5 @@
 """Subcommands that train a model from labelled images: show, plan, train."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Subcommands that measure how a model transfers to other classes: probe, zeroshot."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

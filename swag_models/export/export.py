@@ -1,7 +1,5 @@
 """Export a model to a file and verify the file before it gets its name."""
 
-from __future__ import annotations
-
 import copy
 import os
 import tempfile

@@ -3,8 +3,6 @@
 Axes: N batch, C channels, H W pixels.
 """
 
-from __future__ import annotations
-
 import copy
 import io
 import os

@@ -1,7 +1,5 @@
 """Metadata of an exported file, in ONNX's metadata_props or torch.export's extra files."""
 
-from __future__ import annotations
-
 import json
 import os
 import zipfile
@@ -53,7 +51,7 @@ class Metadata:
         }
 
     @classmethod
-    def from_strings(cls, strings: dict[str, str]) -> Metadata:
+    def from_strings(cls, strings: dict[str, str]) -> "Metadata":
         """The inverse of `to_strings`.
 
         Raises:

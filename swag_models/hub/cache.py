@@ -1,7 +1,5 @@
 """The cache folder and its records: which file a source gave, and the SHA-256 it had."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

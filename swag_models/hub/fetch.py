@@ -9,8 +9,6 @@ The cache folder holds:
   <name>                     a file that the user copied there
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

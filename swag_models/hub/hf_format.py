@@ -11,8 +11,6 @@ recipe.json, vocabulary.parquet
 In hub/ and not in publish/, because api, fetch and checkpoint read these files.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ Imports no torch. The client is imported inside functions, because importing it 
 the rest of `swag_models.hub` together.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Files of a model's sources that are already on this machine, verified. Asks no network."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

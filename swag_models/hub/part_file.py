@@ -6,8 +6,6 @@ file locks are unreliable on network disks. If two processes write to the same p
 both write the same bytes at the same offsets.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys
@@ -82,7 +80,7 @@ class PartFile:
         self.path.unlink(missing_ok=True)
         self.reset()
 
-    def extend(self, response: requests.Response, total: int | None, progress: Progress) -> None:
+    def extend(self, response: "requests.Response", total: int | None, progress: Progress) -> None:
         """Append the body of a response to the file and flush it to disk."""
         from tqdm import tqdm
 

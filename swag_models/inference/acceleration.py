@@ -3,8 +3,6 @@
 Axes: N batch, C channels, H W pixels.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

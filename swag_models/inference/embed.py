@@ -10,8 +10,6 @@ The output is written atomically at the end, and the folder is deleted.
 Axes: N images, D features.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

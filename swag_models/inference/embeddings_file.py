@@ -3,8 +3,6 @@
 Axes: N images, D features.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -3,8 +3,6 @@
 Axes: N batch, C channels, H W pixels.
 """
 
-from __future__ import annotations
-
 import glob
 import io
 import os
@@ -47,10 +45,10 @@ class ImageRef(NamedTuple):
     """
 
     name: str
-    source: Path | Image.Image | Tensor
+    source: "Path | Image.Image | Tensor"
     span: tuple[int, int] | None = None
 
-    def read(self) -> Image.Image | Tensor:
+    def read(self) -> "Image.Image | Tensor":
         """Read the image.
 
         Returns:
@@ -64,7 +62,7 @@ class ImageRef(NamedTuple):
             raise ImageError(f"{self.name} has no pixels")
         return image
 
-    def _open(self) -> Image.Image | Tensor:
+    def _open(self) -> "Image.Image | Tensor":
         if isinstance(self.source, Image.Image):
             # Pillow decodes an opened image when its pixels are first used, which two threads must
             # not do at once. The lock is kept on the image, because the image may be listed twice;
@@ -227,7 +225,7 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _unbatch(image: Any) -> list[Image.Image | Tensor]:
+def _unbatch(image: Any) -> "list[Image.Image | Tensor]":
     """The single images of an image or a batch in memory."""
     if isinstance(image, Image.Image):
         return [image]

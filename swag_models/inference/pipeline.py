@@ -3,8 +3,6 @@
 Axes: N batch, H W pixels.
 """
 
-from __future__ import annotations
-
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence

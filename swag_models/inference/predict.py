@@ -3,8 +3,6 @@
 Axes: N batch, D features, K classes, H W pixels.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Models as PyTorch modules. `build` makes one from a configuration."""
 
-from __future__ import annotations
-
 from swag_models.errors import ConfigError
 from swag_models.models.backbone import Backbone, check_choice
 from swag_models.models.fpn import FeaturePyramid

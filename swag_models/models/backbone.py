@@ -3,8 +3,6 @@
 Axes: N batch, C channels, D feature channels, H W pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar

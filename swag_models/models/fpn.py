@@ -3,8 +3,6 @@
 Axes: N batch, C channels, H W pixels, h w grid, D feature channels of the trunk.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 

@@ -1,7 +1,5 @@
 """A stack of blocks, with or without gradient checkpointing (Chen et al., arXiv 1604.06174)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 

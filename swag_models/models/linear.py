@@ -8,8 +8,6 @@ AVX-512 in two halves, both are equally fast; on an AMD CPU without AVX-512 MKL 
 Axes: N batch, S tokens, D input width, E output width.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext

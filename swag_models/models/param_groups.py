@@ -1,7 +1,5 @@
 """Parameter groups for optimizers: weight decay and layer-wise learning rates."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 from torch import nn

@@ -4,8 +4,6 @@ Axes: N batch, C channels, D feature channels, H W pixels, h w grid (H/32, W/32 
 Parameter names are timm's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, Literal

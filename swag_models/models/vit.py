@@ -4,8 +4,6 @@ Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches. P
 timm's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args

@@ -3,8 +3,6 @@
 Imports no torch. The text is in the template `model_card.md.jinja`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Metadata of the original model that may no longer apply is dropped.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Push a model, or a folder that `save` wrote, to the Hugging Face Hub."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from dataclasses import dataclass, replace
@@ -63,7 +61,7 @@ class _Target:
 
 
 def push(
-    model: nn.Module | str | os.PathLike[str],
+    model: "nn.Module | str | os.PathLike[str]",
     repo: str,
     *,
     revision: str | None = None,

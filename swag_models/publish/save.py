@@ -1,7 +1,5 @@
 """Save a model as a folder: weights, config.json and a model card. Imports torch when it saves."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -35,7 +33,7 @@ MAX_SHARD_SIZE = 5_000_000_000  # bytes; the default of transformers and hugging
 
 
 def save(
-    model: nn.Module,
+    model: "nn.Module",
     folder: str | os.PathLike[str],
     *,
     name: str | None = None,
@@ -140,7 +138,7 @@ def _find_repo(origin: ModelSpec) -> str | None:
     return next((parse_url(url)[0] for url in urls if url.startswith("hf://")), None)
 
 
-def _write_weights(state: dict[str, Tensor], folder: Path, max_shard_size: int) -> list[str]:
+def _write_weights(state: "dict[str, Tensor]", folder: Path, max_shard_size: int) -> list[str]:
     """Write the weights in one file, or in shards with an index.
 
     Returns:

@@ -3,8 +3,6 @@
 The rule for captions is one regular expression, which Python, DuckDB and Spark all follow.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """Figures of matplotlib and their PNG files; matplotlib is imported when the first one is made."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def make_figure(width: float, height: float, *, layout: str | None = "constrained") -> Figure:
+def make_figure(width: float, height: float, *, layout: str | None = "constrained") -> "Figure":
     """An empty figure, which needs no display.
 
     Args:
@@ -32,7 +30,7 @@ def make_figure(width: float, height: float, *, layout: str | None = "constraine
 
 
 def save_png(
-    figure: Figure, path: Path, *, dpi: int = 110, facecolor: str = "auto", unique: bool = False
+    figure: "Figure", path: Path, *, dpi: int = 110, facecolor: str = "auto", unique: bool = False
 ) -> None:
     """Write a figure as a PNG file, atomically; the same figure gives the same bytes.
 

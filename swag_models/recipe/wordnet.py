@@ -4,8 +4,6 @@ Formats: wndb(5WN) for index.noun and data.noun, morphy(7WN) for noun.exc; see
 https://wordnet.princeton.edu/documentation
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import os
@@ -71,7 +69,7 @@ class WordNet:
         self.digest = digest
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str] | None = None) -> WordNet:
+    def load(cls, folder: str | os.PathLike[str] | None = None) -> "WordNet":
         """Read the database files.
 
         Args:

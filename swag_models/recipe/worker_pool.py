@@ -1,7 +1,5 @@
 """Worker processes that end with the main process, and the signals that a scheduler sends."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

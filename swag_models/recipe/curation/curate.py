@@ -3,8 +3,6 @@
 `curate` runs the steps of `pipeline`, each recorded in the folder `steps/` and skipped on a rerun.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import os

@@ -8,8 +8,6 @@ the conversion then holds
 The first two depend only on the content and name of the input, byte for byte.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import multiprocessing
@@ -107,7 +105,7 @@ class _Job(NamedTuple):
 
 def unite_posts(
     backend: Backend, files: Sequence[Path], options: ReadOptions, folder: Path, rejects: Path
-) -> tuple[ibis.Table, dict[str, int]]:
+) -> "tuple[ibis.Table, dict[str, int]]":
     """Unite the posts of all files in one table, and write the rejected rows to a file.
 
     Args:

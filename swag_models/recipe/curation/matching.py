@@ -1,7 +1,5 @@
 """Match hashtags with WordNet, and count how they and the classes of ImageNet are matched."""
 
-from __future__ import annotations
-
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Collection

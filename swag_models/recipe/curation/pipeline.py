@@ -4,8 +4,6 @@
 A step returns facts for the manifest: counts and lists, JSON values. `queries` has its expressions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -60,7 +58,7 @@ class StepRunner:
         bar: shows the name of the current step.
     """
 
-    def __init__(self, folder: Path, bar: tqdm[Any]) -> None:
+    def __init__(self, folder: Path, bar: "tqdm[Any]") -> None:
         self.folder = folder
         self._bar = bar
         self._chain = ""  # hash of the names and keys of all steps so far

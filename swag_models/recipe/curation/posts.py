@@ -1,7 +1,5 @@
 """Posts: their fields, the columns of a table that hold these, and why a row is rejected."""
 
-from __future__ import annotations
-
 import json
 from functools import lru_cache
 from typing import Any, NamedTuple

@@ -9,8 +9,6 @@ Formats, each also compressed as .gz or .bz2:
 Parquet is read by the backend; `posts.find_parquet_columns` finds its columns.
 """
 
-from __future__ import annotations
-
 import bz2
 import codecs
 import csv

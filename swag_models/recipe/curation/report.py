@@ -1,7 +1,5 @@
 """The report of a curation for people: report.md and its plots."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -141,7 +139,7 @@ def _format_cell(cell: object) -> str:
     return str(cell).replace("\\", "\\\\")
 
 
-def _plot_frequency(images: Sequence[int], samples: Sequence[float]) -> Figure:
+def _plot_frequency(images: Sequence[int], samples: Sequence[float]) -> "Figure":
     figure, axes = _make_figure("class, from the most frequent", "images or samples")
     ranks = range(1, len(images) + 1)
     # a few classes have most images: only logarithmic axes show the others
@@ -151,14 +149,14 @@ def _plot_frequency(images: Sequence[int], samples: Sequence[float]) -> Figure:
     return figure
 
 
-def _plot_labels(per_image: Mapping[str, int]) -> Figure:
+def _plot_labels(per_image: Mapping[str, int]) -> "Figure":
     figure, axes = _make_figure("classes of an image", "images")
     axes.bar([int(size) for size in per_image], list(per_image.values()))
     axes.set_yscale("log")
     return figure
 
 
-def _plot_coverage(images: Sequence[int]) -> Figure:
+def _plot_coverage(images: Sequence[int]) -> "Figure":
     figure, axes = _make_figure("most frequent classes", "share of all labels")
     total = sum(images)
     shares = [count / total for count in itertools.accumulate(images)]
@@ -167,7 +165,7 @@ def _plot_coverage(images: Sequence[int]) -> Figure:
     return figure
 
 
-def _make_figure(x_label: str, y_label: str) -> tuple[Figure, Any]:
+def _make_figure(x_label: str, y_label: str) -> "tuple[Figure, Any]":
     figure = make_figure(7, 4, layout=None)
     # margins are given, since the layout engine of matplotlib takes seconds
     axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.14, "top": 0.96})

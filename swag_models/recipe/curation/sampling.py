@@ -5,8 +5,6 @@ Sources: Mahajan et al. 2018 (arXiv 1805.00932), section 2.2, and Singh et al. 2
 epoch, or how shares of tail and head are reached: these are our choices.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

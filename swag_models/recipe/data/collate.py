@@ -3,8 +3,6 @@
 Axes: N samples of a batch, S pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

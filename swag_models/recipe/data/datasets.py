@@ -3,8 +3,6 @@
 Imports no torch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -113,7 +111,7 @@ class ImageDataset:
         num_classes: int,
         *,
         border: int = 0,
-    ) -> ImageDataset:
+    ) -> "ImageDataset":
         """A subset of the images with other classes.
 
         Args:

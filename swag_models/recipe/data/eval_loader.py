@@ -3,8 +3,6 @@
 Axes: N samples of a batch, S pixels.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Hugging Face datasets on disk as labelled images. Imports no torch."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Where the images of given ids are stored: loose files, members of tar shards, rows of tables."""
 
-from __future__ import annotations
-
 import glob
 import json
 import os

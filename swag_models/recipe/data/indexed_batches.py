@@ -1,7 +1,5 @@
 """Endless batches from images with an index, whose order does not depend on the number of ranks."""
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Iterator

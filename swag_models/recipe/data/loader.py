@@ -1,7 +1,5 @@
 """Shards -> batches for a training loop: reproducible by seed, and resumable after any batch."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

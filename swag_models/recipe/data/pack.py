@@ -10,8 +10,6 @@ While packing runs, a folder `<output>.work` beside the output holds
     .lock                   held by the running process
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -5,8 +5,6 @@ data, and are split into shards of equal length. A shard then depends on its own
 that was not finished can be written again alone, and all processes write the same bytes.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 from collections.abc import Iterable

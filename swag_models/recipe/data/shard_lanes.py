@@ -1,7 +1,5 @@
 """Endless batches from shards, whose order does not depend on the number of ranks."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from typing import Any

@@ -15,8 +15,6 @@ labels, and manifest.json:
     shards            name, count, bytes and SHA-256 of each shard
 """
 
-from __future__ import annotations
-
 import glob
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Which kind of data a path or URL is: packed shards or images with an index."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -14,8 +14,6 @@ Decoding is seeded by sample, epoch and copy, so augmentation does not depend on
 processes either.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

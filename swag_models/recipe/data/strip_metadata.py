@@ -3,8 +3,6 @@
 Axes: H W pixels.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Axes: N samples of a batch, S pixels.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Axes: S side in pixels.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -31,7 +29,7 @@ class Augmentation:
         self.augment = augment
         self.image_size = image_size
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> "Tensor":
         # Imported here, because loading this module must not take the seconds that these take.
         import torch
         from torchvision.transforms import RandomResizedCrop

@@ -5,8 +5,6 @@ requests end after five minutes by default, while a shard is read as slowly as t
 it. All other protocols (s3, gs, hf, file, ...) go through fsspec.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from typing import Any, Protocol

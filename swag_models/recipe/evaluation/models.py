@@ -3,8 +3,6 @@
 Axes: N batch, D feature width, K classes, H and W pixels.
 """
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Result types of evaluations, in percent, and their conversion to and from JSON."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -108,7 +106,7 @@ class Evaluation:
         return dict(vars(self))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
         """Restore an evaluation from `to_dict`, also after a round trip through JSON."""
         estimates = ("top1", "top5", "mean_per_class", "ece")
         restored = {
@@ -157,7 +155,7 @@ class Probe:
         return {**asdict(self), "mean": self.mean, "spread": self.spread}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Probe:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Probe":
         """Restore a probe from what `to_dict` returned, also after a round trip through JSON."""
         model, method, shots = values["model"], values["method"], values["shots"]
         return cls(model, method, shots, tuple(values["values"]), values["settings"])

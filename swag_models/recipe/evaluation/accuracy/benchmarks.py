@@ -1,7 +1,5 @@
 """Benchmarks: public test sets with the classes of ImageNet-1k, and any labelled images."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Test sets in the folder layouts they are released in, labelled with the classes of a model."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -6,8 +6,6 @@ numbers are computed from them on one rank, so the number of ranks cannot change
 Axes: n images of a batch, K classes, C classes that compete.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

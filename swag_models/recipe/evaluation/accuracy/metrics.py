@@ -3,8 +3,6 @@
 Axes: n records, C classes that have records, B bins.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import NormalDist

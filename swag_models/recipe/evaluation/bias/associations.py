@@ -3,8 +3,6 @@
 Axes: n images of a batch, N of all, K labels of an image at most, D features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any

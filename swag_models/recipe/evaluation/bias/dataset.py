@@ -1,7 +1,5 @@
 """Images listed in a table, each with the group that the table assigns it to."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -8,8 +8,6 @@ Axes: N images, K labels of an image at most, J tested labels, G groups, P permu
 R resamples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -49,7 +47,7 @@ class Groups:
         """Number of images of each group (G,)."""
         return np.bincount(self.codes, minlength=len(self.names))
 
-    def keep_large(self, min_size: int) -> tuple[Mask, Groups, Mapping[str, int]]:
+    def keep_large(self, min_size: int) -> "tuple[Mask, Groups, Mapping[str, int]]":
         """Drop groups of fewer than `min_size` images.
 
         Args:

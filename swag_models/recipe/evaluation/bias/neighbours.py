@@ -3,8 +3,6 @@
 Axes: N images, D features, k neighbours, G groups, P permutations.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -3,8 +3,6 @@
 Axes: G groups.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

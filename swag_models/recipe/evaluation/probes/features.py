@@ -9,8 +9,6 @@ A cache folder contains one folder for each combination of model, data and dtype
 Axes: N images, D feature width, n images of a batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -3,8 +3,6 @@
 Images are drawn by a hash of their names instead of by a random number generator.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

@@ -7,8 +7,6 @@ Axes: N features of the bank, Q queries, D feature width, k neighbours, K classe
 m queries of a block, c candidates of a query.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

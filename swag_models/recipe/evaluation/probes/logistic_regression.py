@@ -6,8 +6,6 @@ threads.
 Axes: N images, D feature width, K classes, P classes that have an image, n images of a block.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -79,7 +77,7 @@ class ScaledFeatures:
 
     def scale_like(
         self, vectors: NDArray[Any], indices: NDArray[np.int64] | None = None
-    ) -> ScaledFeatures:
+    ) -> "ScaledFeatures":
         """Scale other features, or those at `indices`, by the mean and scale of these."""
         if indices is None:
             indices = np.arange(len(vectors))

@@ -10,8 +10,6 @@ sgd       The published linear classifier: augmented images pass the frozen mode
 Axes: N training images, M test images, D feature width, k neighbours.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

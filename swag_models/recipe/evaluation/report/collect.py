@@ -8,8 +8,6 @@ The folder of a report contains
                         times of the data's files, versions. A rerun takes the result from there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

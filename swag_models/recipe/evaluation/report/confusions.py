@@ -1,7 +1,5 @@
 """Frequent confusions of a model, and the images that all models get wrong."""
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The content of the report, from which both templates are filled."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

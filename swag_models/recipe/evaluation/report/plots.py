@@ -1,7 +1,5 @@
 """The plots of the report: as SVG in the colours of the page, and as PNG for Markdown."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable, Sequence

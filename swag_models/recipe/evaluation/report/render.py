@@ -1,7 +1,5 @@
 """The report as HTML and as Markdown: the templates, and the filters that they use."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

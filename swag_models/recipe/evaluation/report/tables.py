@@ -1,7 +1,5 @@
 """The tables of the report as text cells, from which both templates are filled."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Axes: N images, K hashtags.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from typing import NamedTuple

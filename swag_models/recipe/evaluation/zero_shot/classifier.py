@@ -7,8 +7,6 @@ predicted; of equal ones the first.
 Axes: N images, K hashtags, T targets, P pairs of a hashtag and a target with a weight.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

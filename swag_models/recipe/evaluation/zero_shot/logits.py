@@ -3,8 +3,6 @@
 Axes: N images, K classes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Results of zero-shot classification as files and as text."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Targets of zero-shot classification: names with the WordNet synsets that they stand for."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

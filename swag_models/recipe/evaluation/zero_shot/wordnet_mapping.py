@@ -3,8 +3,6 @@
 Axes: K hashtags, T targets, P hashtags below one synset.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
