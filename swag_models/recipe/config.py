@@ -259,6 +259,7 @@ class Run:
     @classmethod
     def from_dict(cls, data: Any) -> Run:
         """The inverse of `to_dict`, also after JSON; ConfigError names a field that is wrong."""
+        # a seed may be 0 or negative; the other ranges are checked in __post_init__
         return decode_fields(cls, data, name="a run", positive=False)
 
 

@@ -86,6 +86,7 @@ def find_value_source(preset: Preset, field: str) -> ValueSource:
         field: a field of its run such as "optimizer.lr", or one of DATA_FIELDS.
     """
     assert field in DATA_FIELDS or field in dict(iterate_fields(preset.run)), field
+    # "ema.decay", then "ema"
     names = [field.rsplit(".", cut)[0] for cut in range(field.count(".") + 1)]
     return next((preset.sources[name] for name in names if name in preset.sources), DEFAULT)
 
@@ -132,6 +133,7 @@ IN1K = _confirm("the training images of ImageNet-1k", WEIGHTS)
 IN1K_CLASSES = _confirm("the classes of ImageNet-1k", WEIGHTS)
 TRUNK = _confirm("the published trunk of hashtag pre-training", WEIGHTS)
 LARGE_ENGINE = {"engine.parallel": LARGE, "engine.grad_checkpointing": LARGE}
+# FSDP2 over the GPUs of a run
 SHARDED = Engine(parallel="fsdp", grad_checkpointing=True)
 
 # Pre-training on hashtags
@@ -176,6 +178,7 @@ HASHTAG_SOURCES = {
     "samples_per_epoch": _confirm("about 5 billion samples of 3.6 billion images", PAPER),
     "num_classes": _confirm("about 27,000 canonical hashtags", PAPER),
 }
+# one statement covers several fields
 REGNET_SGD = _read("SGD with Nesterov momentum 0.9")
 REGNET_RATE = _read("0.1 per 256 samples, scaled linearly")
 REGNET_DECAY = _read("1e-5, none on batch norms")
@@ -196,6 +199,7 @@ VIT_HASHTAG_SOURCES = {
     "optimizer.weight_decay": VIT_DECAY,
     "optimizer.no_decay": VIT_DECAY,
 }
+# overrides "epochs" for regnety_128gf and vit_h14
 TWICE = _confirm("the two largest models saw 10 billion samples, 2 epochs", PAPER)
 
 # Fine-tuning on ImageNet-1k, and linear classifiers
@@ -255,6 +259,7 @@ REGNET_IN1K_SOURCES = {
     ),
     "engine.sync_bn": _confirm("batch statistics over all GPUs", FINETUNE_CONFIG),
 }
+# the config that the authors published is for a RegNet
 LIKE_REGNET = _read("as confirmed for the RegNets")
 VIT_IN1K_SOURCES = {
     **IN1K_SOURCES,

@@ -101,6 +101,7 @@ class Checkpointer:
         assert keep > 0
         self.folder, self.keep, self.failed = Path(os.path.abspath(folder)), keep, 0
         self._is_main = torch_dist.get_rank() == 0
+        # The saving thread must not share a group with training, whose collectives it would mix up.
         self._group: Any = torch_dist.new_group(backend="gloo")
         self._pending: PendingSave | None = None
         self._run_on_main(self._clean)
@@ -133,6 +134,7 @@ class Checkpointer:
         score = None if score is None or math.isnan(score) else score
         # through JSON, because the facts may change as soon as this returns
         state = json.loads(json.dumps({"step": step, "score": score, "facts": facts}))
+        # async_save copies the tensors before it returns; training may then change them
         writer = DiskErrorWriter(_hide(self._name(step), "tmp"))
         future = async_save(tensors, storage_writer=writer, process_group=self._group)
         assert isinstance(future, Future)
@@ -157,10 +159,10 @@ class Checkpointer:
         if self._is_main and not pending.settled:
             self._settle(pending)
         elif not self._is_main:
-            _find_cause(pending.future.exception())
+            _find_cause(pending.future.exception())  # raises what is not a disk error
         self._pending = None
         cause = self._run_on_main(lambda: pending.cause)
-        self.failed += cause is not None
+        self.failed += cause is not None  # all ranks count alike, since the cause is rank 0's
         return cause
 
     def find_latest(self) -> Path | None:
@@ -247,8 +249,9 @@ class Checkpointer:
                 self._rename(path, pending.state)
             except OSError as error:
                 pending.cause = error.strerror or str(error)
-        pending.settled = True
+        pending.settled = True  # even if it failed: `poll` must not try again
         if pending.cause is not None:
+            # a full disk needs the space of the failed save
             shutil.rmtree(_hide(path, "tmp"), ignore_errors=True)
             log.warning(
                 "the checkpoint of step %d cannot be written: %s; training continues without it",
@@ -266,6 +269,7 @@ class Checkpointer:
     def _rename(self, path: Path, state: Mapping[str, Any]) -> None:
         """Write state.json and give the temporary folder its name."""
         temporary = _hide(path, "tmp")
+        # `load` compares the sizes, to find truncated files before it reads any
         sizes = {file.name: file.stat().st_size for file in temporary.iterdir()}
         with open(temporary / STATE_FILE, "w", encoding="utf-8") as file:
             json.dump({**state, "files": sizes}, file)

@@ -176,7 +176,8 @@ def estimate_memory(run: Run, parameters: int, trained: int, gpus: int) -> Memor
         gpus: number of GPUs.
     """
     shards = gpus if run.engine.parallel == "fsdp" else 1
-    local_batch = -(-run.batch_size // gpus)
+    local_batch = -(-run.batch_size // gpus)  # rounded up: the GPU with most samples
+    # gradients of micro batches are added up in place, so one micro batch is alive at a time
     micro_batch = min(run.engine.micro_batch or local_batch, local_batch)
     sample = estimate_activations(run)
     return Memory(

@@ -113,13 +113,14 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
                 f"init {run.init!r} has architecture {spec.arch}, but the run has arch={run.arch}; "
                 "change one of them"
             )
+        # the order of classes counts: a head for the same names in another order is useless
         keep_head = spec.classes is not None and spec.classes == classes.names
         model = load_model(
             spec,
             num_classes=len(classes) if keep_head else None,
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
-            backend="pread",
+            backend="pread",  # training writes to every page of a mapped file
         )
         if not keep_head:
             model.reset_classifier(len(classes))
@@ -141,12 +142,13 @@ def find_spec(run: Run) -> ModelSpec:
         spec,
         name=run.arch,
         description=f"{run.arch}, trained from scratch",
+        # evaluation resizes as training did
         preprocess=replace(spec.preprocess, interpolation=run.augment.interpolation),
         num_classes=None,
         classes=None,
         synsets=None,
         metrics=None,
-        license=UNKNOWN,
+        license=UNKNOWN,  # nobody has stated one for these weights yet
         license_url="",
         sources=(),
     )
@@ -179,6 +181,7 @@ def publish_model(
         scores: of the last evaluation; "top1" in percent.
         info: what only the user knows.
     """
+    # The weights are gathered already: a model on the meta device takes them without a copy.
     with torch.device("meta"):
         model = build(
             spec.config,
@@ -241,5 +244,6 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
         "objective": run["objective"]["kind"],
         "versions": ", ".join(f"{name} {version}" for name, version in recipe["versions"].items()),
     }
+    # preset is None for a run that was made in Python
     table = markdown_table(("", ""), [fact for fact in facts.items() if fact[1]])
     return f"`recipe.json` has every setting.\n\n{table}"

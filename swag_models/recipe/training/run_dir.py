@@ -123,5 +123,6 @@ def write_bad_loss(
     return (
         f"step {record['step']} has loss {numbers['loss']:g} and gradient norm "
         f"{numbers['grad_norm']:g} at learning rate {numbers['lr']:.3g}; "
-        f"its samples are in {path}; {skip}lower optimizer.lr or set optimizer.clip_norm, in a new folder"
+        f"its samples are in {path}; {skip}lower optimizer.lr or set optimizer.clip_norm, "
+        "in a new folder"
     )
