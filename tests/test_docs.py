@@ -197,11 +197,22 @@ def test_the_tree_names_every_file_of_the_package() -> None:
 
 def test_every_path_of_the_table_exists() -> None:
     table = CONTRIBUTING[CONTRIBUTING.index("| to | open |") : CONTRIBUTING.index("## Conventions")]
-    paths = re.findall(r"`([\w./]+(?:\.py|\.txt|/))`", table)
+    paths = re.findall(r"`([\w./]+(?:\.py|\.txt|\.md|/))`", table)
     assert len(paths) > 20
     folders = [ROOT, ROOT / "swag_models", *(ROOT / "swag_models" / "recipe").rglob("*/")]
     for path in paths:
         assert any((folder / path).exists() for folder in folders), path
+
+
+def test_the_benchmarks_are_listed_in_the_documentation_and_the_help() -> None:
+    from swag_models.recipe.evaluation.accuracy.benchmarks import BENCHMARKS
+
+    documented = (ROOT / "docs" / "evaluation.md").read_text()
+    command = [sys.executable, "-m", "swag_models", "recipe", "evaluate", "--help"]
+    help_text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in BENCHMARKS:
+        assert f"`{name}`" in documented
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", help_text), name
 
 
 def test_the_errors_drawn_are_the_errors_there_are() -> None:

@@ -9,8 +9,8 @@ from swag_models.errors import ConfigError
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import find_image_folder
-from swag_models.recipe.evaluation.accuracy import datasets
-from swag_models.recipe.evaluation.accuracy.datasets import REAL_URL, BenchmarkData
+from swag_models.recipe.evaluation.accuracy import folder_layouts
+from swag_models.recipe.evaluation.accuracy.folder_layouts import REAL_URL, BenchmarkData
 from swag_models.recipe.evaluation.models import IMAGENET, EvaluatedModel
 from swag_models.recipe.hashtags import load_imagenet
 
@@ -47,7 +47,7 @@ BENCHMARKS = {
             source="a folder of images for each class, or packed shards",
             subfolder="",
             num_images=None,
-            open=datasets.open_named_folders,
+            open=folder_layouts.open_named_folders,
         ),
         Benchmark(
             name="imagenet",
@@ -56,7 +56,7 @@ BENCHMARKS = {
             "WordNet id",
             subfolder="val",
             num_images=50_000,
-            open=datasets.open_wnid_folders,
+            open=folder_layouts.open_wnid_folders,
         ),
         Benchmark(
             name="imagenet-v2",
@@ -64,7 +64,7 @@ BENCHMARKS = {
             source="imagenetv2-matched-frequency.tar.gz of github.com/modestyachts/ImageNetV2",
             subfolder="imagenetv2-matched-frequency-format-val",
             num_images=10_000,
-            open=datasets.open_index_folders,
+            open=folder_layouts.open_index_folders,
         ),
         Benchmark(
             name="imagenet-real",
@@ -73,7 +73,7 @@ BENCHMARKS = {
             f"them real.json of {REAL_URL}",
             subfolder="val",
             num_images=46_837,  # of the 50,000 of ImageNet, those that have a label
-            open=datasets.open_real,
+            open=folder_layouts.open_real,
         ),
         Benchmark(
             name="imagenet-a",
@@ -81,7 +81,7 @@ BENCHMARKS = {
             source="imagenet-a.tar of github.com/hendrycks/natural-adv-examples",
             subfolder="imagenet-a",
             num_images=7_500,
-            open=datasets.open_200_wnids,
+            open=folder_layouts.open_200_wnids,
         ),
         Benchmark(
             name="imagenet-r",
@@ -89,7 +89,7 @@ BENCHMARKS = {
             source="imagenet-r.tar of github.com/hendrycks/imagenet-r",
             subfolder="imagenet-r",
             num_images=30_000,
-            open=datasets.open_200_wnids,
+            open=folder_layouts.open_200_wnids,
         ),
         Benchmark(
             name="sketch",
@@ -97,7 +97,7 @@ BENCHMARKS = {
             source="ImageNet-Sketch.zip of github.com/HaohanWang/ImageNet-Sketch",
             subfolder="sketch",
             num_images=50_889,
-            open=datasets.open_wnid_folders,
+            open=folder_layouts.open_wnid_folders,
         ),
         Benchmark(
             name="objectnet",
@@ -105,7 +105,7 @@ BENCHMARKS = {
             source="objectnet-1.0.zip of objectnet.dev",
             subfolder="objectnet-1.0",
             num_images=18_574,  # of the 113 classes that ImageNet has too
-            open=datasets.open_objectnet,
+            open=folder_layouts.open_objectnet,
         ),
     )
 }
@@ -152,7 +152,7 @@ def open_benchmark(
             "choose a model that has them"
         )
     root = find_image_folder(data) if name == FOLDER else _find_release(benchmark, data)
-    opened = benchmark.open(root, model) if root else datasets.open_shards(data, model)
+    opened = benchmark.open(root, model) if root else folder_layouts.open_shards(data, model)
     if not only_present:
         return opened
     if not isinstance(dataset := opened.data, ImageDataset):
