@@ -1,7 +1,7 @@
-"""A page in the browser to try a model: classes of an image, saliency maps, similar images.
+"""A web page for trying models: classes of an image, saliency maps, similar images.
 
 `server` serves the page, `ui` has its layout and event handlers, `components` its HTML and theme,
-`service` runs models, `saliency` computes maps, `similar` searches a folder of the user.
+`service` runs models, `saliency` computes maps, `similar` searches the user's folder.
 """
 
 import os
@@ -25,16 +25,16 @@ def serve(
 ) -> None:
     """Serve the page until interrupted.
 
-    Nothing is sent to other machines, and no file of this machine is served. Uploads are deleted
+    Nothing is sent to other machines, and no files of this machine are served. Uploads are deleted
     at the end.
 
     Args:
-        model: the model selected at first, anything that `get_spec` takes; in the page, every
-            model of the catalog can be selected.
-        folder: where similar images are searched. Another folder can be entered in the page if
-            only this machine can reach it.
+        model: the model selected initially, anything that `get_spec` accepts; every model of the
+            catalog can be selected in the page.
+        folder: folder to search for similar images. Another folder can be entered in the page if
+            only this machine can reach the page.
         host: address to listen on.
-        port: port to listen on; 0 takes any free one.
+        port: port to listen on; 0 for any free port.
         ready: called with the URL of the page when it is ready.
 
     Raises:
@@ -44,14 +44,14 @@ def serve(
     spec = get_spec(model)
     if folder:
         if not os.path.isdir(folder):
-            raise ConfigError(f"{folder} is not a folder; give one with images, or leave it out")
+            raise ConfigError(f"{folder} is not a folder; pass a folder of images, or omit it")
         find_images(folder)  # raises if there is no image
     specs = {spec.name: spec, **{name: s for name, s in SPECS.items() if name != spec.name}}
     with (
         tempfile.TemporaryDirectory(prefix="swag_models_") as scratch,
         _listen(host, port) as listener,
     ):
-        # The folder for uploads and shown images. Gradio reads the variable when it is imported.
+        # The folder for uploaded and displayed images; Gradio reads the variable on import.
         os.environ["GRADIO_TEMP_DIR"] = scratch
         import_extra("gradio", "swag-models[app]", "the page")
         from swag_models.app.server import build_server, run_server
@@ -63,7 +63,7 @@ def serve(
 
 def _listen(host: str, port: int) -> socket.socket:
     if not 0 <= port < 1 << 16:
-        raise ConfigError(f"port is {port}; give one from 1 to 65535, or 0 for any free one")
+        raise ConfigError(f"invalid port {port}: allowed: 1 to 65535, or 0 for any free port")
     try:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -73,5 +73,5 @@ def _listen(host: str, port: int) -> socket.socket:
         reason = str(error.strerror).split(" (while")[0]
         raise ConfigError(
             f"cannot listen on {host} port {port}: {reason}; "
-            f"give another port, or 0 for any free one"
+            f"choose another port, or 0 for any free port"
         ) from None

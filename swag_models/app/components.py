@@ -25,7 +25,7 @@ ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 </svg>"""  # a number sign, as in a hashtag
 HEAD = f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">'
 
-# autoescape: names, labels and messages come from users, files and strangers' models
+# autoescape: names, labels and messages come from users, files and third-party models
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -59,7 +59,7 @@ def render_neighbours(neighbours: Sequence[Neighbour]) -> str:
 
 
 def render_skipped(skipped: Sequence[Skipped]) -> str:
-    """The images of a folder that cannot be read, with the reasons; empty if there are none."""
+    """The images of a folder that cannot be read, with the reasons; empty if all can be read."""
     return _render("skipped", skipped)
 
 
@@ -75,10 +75,10 @@ def render_download(done: int, total: int) -> str:
 
 
 def render_error(message: str) -> str:
-    """An error, which screen readers read at once.
+    """An error message, which screen readers announce at once.
 
-    Of a message of several lines the first two are shown in one line: a summary and the first of
-    the reasons it lists. The whole message can be unfolded.
+    The first two lines of a longer message, a summary and the first reason, are shown on one line,
+    and the whole message can be expanded.
     """
     lines = message.splitlines()
     summary = " ".join(line.strip() for line in lines[:2])

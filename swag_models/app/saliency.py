@@ -47,14 +47,14 @@ def compute_saliency(model: ViT | RegNet, x: Tensor, layer: int) -> SaliencyMap:
 
 
 def crop_to_input(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Crop an image to the part that the model gets, as preprocessing does.
+    """Crop an image to the part that the model sees, as preprocessing does.
 
     Args:
         image: the whole image.
         size: (height, width) of the model's input in pixels.
 
     Returns:
-        The part, with the aspect ratio of `size` and the longer side of at least 512 pixels.
+        The cropped image, with the aspect ratio of `size` and a longer side of at least 512 pixels.
     """
     height, width = size
     cover_height, cover_width = cover_size(image.height, image.width, height, width)
@@ -73,7 +73,7 @@ def overlay_saliency(image: Image.Image, saliency: SaliencyMap, opacity: float) 
     """Draw a saliency map over an image.
 
     Args:
-        image: what `crop_to_input` gave.
+        image: the result of `crop_to_input`.
         saliency: (h, w); stretched to the whole range of colours.
         opacity: from 0 (only the image) to 1 (only the map).
 
@@ -107,7 +107,7 @@ def _read_attention(model: ViT, x: Tensor, block: int) -> Tensor:
 def _compute_grad_cam(model: RegNet, x: Tensor, stage: int) -> Tensor:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391) of the best class: (1, C, H, W) -> (1, h, w).
 
-    A model without classes is explained by the norm of its pooled features instead.
+    For a model without classes, the target is the norm of its pooled features.
     """
     activations: list[Tensor] = []
 

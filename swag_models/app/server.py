@@ -26,7 +26,7 @@ def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> F
 
     Args:
         specs: the models to choose from, by name; the first is selected.
-        folder: where similar images are searched; "" for none.
+        folder: folder to search for similar images; "" for none.
         host: name or address that the server listens on.
     """
     is_private = is_loopback(host)
@@ -39,7 +39,7 @@ def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> F
     )
     server = FastAPI(openapi_url=None)
     if is_private:
-        # against DNS rebinding: a foreign page must not reach this one through a name of its own
+        # prevents DNS rebinding: no other site may reach this page under its own host name
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, f"[{host}]", "localhost"])
     else:
         logger.warning("other machines can reach the page; they cannot choose a folder to search")
@@ -59,16 +59,16 @@ def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> F
         mcp_server=False,
         enable_monitoring=False,
     )
-    # Only then does Gradio check that the files that a request names were uploaded.
+    # Without this, Gradio does not check that the files named in a request were uploaded.
     page.blocks.has_launched = True
     return server
 
 
 def run_server(server: FastAPI, listener: socket.socket) -> None:
-    """Answer requests until SIGINT or SIGTERM, which is then raised again.
+    """Serve requests until SIGINT or SIGTERM, which is then raised again.
 
     Args:
-        server: what `build_server` gave.
+        server: the result of `build_server`.
         listener: a listening socket.
     """
     config = uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)
@@ -76,7 +76,7 @@ def run_server(server: FastAPI, listener: socket.socket) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends within a second, even if a browser keeps a connection open."""
+    """A server that stops within a second, even if a browser keeps a connection open."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # closing the connection of an open page is intended, not an error to report

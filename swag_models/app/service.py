@@ -1,4 +1,4 @@
-"""What the page does with models: download weights, keep models loaded, analyse images.
+"""Models behind the page: download weights, cache loaded models, analyse images.
 
 Axes: K maps, h w grid of a map.
 """
@@ -27,7 +27,7 @@ MODEL_LOCK = Lock()  # one request at a time: a model uses all cores by itself
 BATCH_SIZE = 8  # images of a folder: a batch takes seconds, even with a large model
 
 
-# eq=False: Gradio compares values by hash to detect changes, and each analysis is a new one
+# eq=False: Gradio detects changes by hash, and every analysis must count as a change
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """An image and what a model computed from it.
@@ -35,7 +35,7 @@ class Analysis:
     Attributes:
         spec: the model.
         image: the whole image.
-        predictions: most probable classes, best first; empty if the model names none.
+        predictions: most probable classes, best first; empty if the model has no class names.
         saliency: layer from 0 -> its maps (K, h, w), filled by `get_saliency`.
     """
 
@@ -58,10 +58,10 @@ class Download:
         spec: the model.
 
     Attributes:
-        done: bytes so far.
-        total: bytes in all; 0 while it is unknown.
-        stopping: set it to stop the download when the next bytes arrive.
-        error: why it failed, if it did.
+        done: number of bytes downloaded so far.
+        total: number of bytes in all; 0 while unknown.
+        stopping: set to True to stop the download when the next bytes arrive.
+        error: the error, if the download failed.
         thread: alive while the download runs.
     """
 
@@ -76,7 +76,7 @@ class Download:
     def run(self) -> None:
         """Download the weights; runs in the thread."""
         if is_offline() and find_weights(self.spec) is None:
-            reason = "SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids the network"
+            reason = "SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE turns off the network; unset it"
             self.error = FetchError(f"{self.spec.name} is not on this machine, and {reason}")
             return
         try:
@@ -112,8 +112,8 @@ class Download:
 def find_upload(upload: Any, folder: Path) -> tuple[Path, str]:
     """Find the uploaded file that a request refers to.
 
-    A request can contain any path of this machine. So a file is used only if it is a regular file
-    inside the folder of uploads after symbolic links are resolved.
+    A request can contain any path of this machine. A file is therefore used only if it is a regular
+    file inside the folder of uploads after symbolic links are resolved.
 
     Args:
         upload: the value in the request: a dict with "path" and perhaps "orig_name".
@@ -123,7 +123,8 @@ def find_upload(upload: Any, folder: Path) -> tuple[Path, str]:
         The resolved path, and the name of the file on the user's machine.
 
     Raises:
-        ImageError: it is no such file. The message is the same whether or not the file exists.
+        ImageError: the value is not an uploaded file. The message does not reveal whether the file
+            exists.
     """
     path = upload.get("path") if isinstance(upload, dict) else None
     rejected = ImageError(f"{path!r} is not an uploaded image: upload the file, then choose it")
@@ -149,11 +150,11 @@ def classify_image(
     Args:
         spec: a model whose weights are on this machine.
         path: the image file.
-        name: what messages call it.
+        name: its name in messages.
         top_k: number of classes.
 
     Returns:
-        The image with its predictions; none if the model has no classes with names.
+        The image with its predictions, which are empty if the model has no class names.
 
     Raises:
         ImageError: the image cannot be read.
@@ -179,7 +180,7 @@ def get_saliency(analysis: Analysis, layer: int) -> SaliencyMap:
 
 @lru_cache(maxsize=2)
 def load_predictor(spec: ModelSpec) -> Classifier | Embedder:
-    """Load a model for uploaded images; the last two are kept."""
+    """Load a model for uploaded images; the last two are cached."""
     return Classifier(spec, progress=False) if spec.classes else Embedder(spec, progress=False)
 
 

@@ -1,4 +1,4 @@
-"""Search for similar images in a folder of the user.
+"""Search for similar images in the user's folder.
 
 Axes: N images, D features.
 """
@@ -52,8 +52,8 @@ class SimilarityIndex:
     """Embeddings of the images of any number of folders and models, in memory.
 
     Attributes:
-        embeddings: file -> its features (D,), or why it cannot be read.
-        lock: held while images are embedded.
+        embeddings: file -> its features (D,), or the reason why it cannot be read.
+        lock: locked while images are embedded.
     """
 
     embeddings: dict[FileVersion, Tensor | Skipped] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class SimilarityIndex:
             seconds: stop after the first batch that ends later.
 
         Returns:
-            (number of images done so far, number of images in the folder).
+            (number of images embedded so far, number of images in the folder).
 
         Raises:
             ConfigError: the folder is missing or contains no image.
@@ -99,7 +99,7 @@ class SimilarityIndex:
 
         Args:
             spec: the model.
-            folder: as for `embed`; images that are not embedded yet are ignored.
+            folder: folder as for `embed`; images that are not embedded yet are ignored.
             image: the query.
             count: number of neighbours.
 
@@ -138,7 +138,7 @@ def list_file_versions(spec: ModelSpec, folder: str) -> dict[str, FileVersion]:
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise ConfigError(
-            f"{folder} is not a folder on this machine; give the path of a folder of images"
+            f"{folder} is not a folder on this machine; enter the path of a folder of images"
         )
     versions = {}
     for image in find_images(root):

@@ -1,4 +1,4 @@
-"""The page itself: its layout, and what happens on each event."""
+"""The page: its layout, and the handlers of its events."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -16,7 +16,7 @@ from swag_models.spec import ModelSpec, ViTConfig
 
 WELCOME = "Choose an image, and its most probable classes are listed here."
 SALIENCY_LABEL = "Saliency map"
-STOPPED = "The download was stopped; what has arrived is kept, and the next download resumes it."
+STOPPED = "The download was stopped; the next download of this model resumes it."
 POLL_INTERVAL = 0.5  # seconds
 MAX_IDLE_POLLS = 4
 MEAN_HEAD = "mean"
@@ -33,7 +33,7 @@ def show_errors(*cleared: str) -> Callable[[Callable[..., Updates]], Callable[..
 
     Args:
         cleared: names of the components that are cleared on an error, because they would show old
-            results; a timer is stopped.
+            results; a timer is stopped instead.
     """
 
     def decorate(handler: Callable[..., Updates]) -> Callable[..., Updates]:
@@ -58,7 +58,7 @@ class Page:
 
     Args:
         specs: the models to choose from, by name; the first is selected.
-        folder: where similar images are searched; "" for none.
+        folder: folder to search for similar images; "" for none.
         may_type: whether another folder can be entered in the page.
         examples: image files to start with.
         uploads: folder of the uploaded files; no other file is opened for a request.
@@ -134,7 +134,7 @@ class Page:
                 self.head = gr.Dropdown([MEAN_HEAD], value=MEAN_HEAD, label="Head", min_width=200)
         self.typed_folder = gr.Textbox(
             self.folder,
-            label="Similar images in a folder of yours",
+            label="Similar images in one of your folders",
             placeholder="/path/to/images, on this machine",
             interactive=self.may_type,
             submit_btn="Find" if self.may_type else False,
@@ -146,11 +146,11 @@ class Page:
     def connect(self) -> None:
         """Connect events to their handlers.
 
-        Gradio's queue is not used: its page loses an answer if it sends a request at the moment
-        in which the queue becomes empty. A handler with long work returns its progress soon, and
-        a timer calls it again until the work is done.
+        Gradio's queue is not used, because the page loses a response if it sends a request at the
+        moment when the queue becomes empty. Instead, a handler with long work returns its progress
+        after a short time, and a timer calls it again until the work is done.
         """
-        # preprocess=False: Gradio would open an uploaded file itself, and a broken one would not
+        # preprocess=False: Gradio would open uploaded files itself, so that damaged ones would not
         # reach the handler, which reports the reason.
         shared: dict[str, Any] = {
             "queue": False,
@@ -164,8 +164,8 @@ class Page:
         card += [self.download_timer, self.idle_polls]
         model_outputs = [*card, self.layer, self.head]
 
-        # Each of these takes an event such as `component.change` or `previous_step.then`, connects
-        # it, and returns the step, on which further steps can follow.
+        # Each of these functions connects a handler to an event, such as `component.change` or
+        # `previous_step.then`, and returns the new step, which further steps can follow.
 
         def on_clear(event: Any) -> Any:
             return event(lambda: None, None, self.notice, **quick)
@@ -186,7 +186,7 @@ class Page:
 
         self.blocks.load(self.select_model, self.model, model_outputs, **quick, js=LABEL_EXAMPLES)
         on_clear(self.model.change).then(self.select_model, self.model, model_outputs, **quick)
-        on_classify(self.facts.change)  # another model was selected, or its weights have arrived
+        on_classify(self.facts.change)  # another model was selected, or its weights were downloaded
         on_classify(on_clear(self.image.change).then)
         for control in (self.layer, self.head, self.opacity):
             on_saliency(control.input)
@@ -216,7 +216,7 @@ class Page:
         }
 
     def show_card(self, name: str) -> Updates:
-        """Show facts about a model, and the button to download it or to stop that."""
+        """Show facts about a model, and the button to download it or to stop its download."""
         spec = self.specs[name]
         is_local, is_downloading = find_weights(spec) is not None, name in self.downloads
         return {
@@ -232,7 +232,7 @@ class Page:
         }
 
     def start_download(self, name: str) -> Updates:
-        """Start to download a model; the button that calls this accepts its licence."""
+        """Start downloading a model; clicking the button accepts its licence."""
         if name not in self.downloads:
             self.downloads[name] = service.Download(self.specs[name])
         return self.show_card(name)
@@ -247,8 +247,8 @@ class Page:
         """Show the progress of a model's download, or how it ended."""
         download = self.downloads.get(name)
         if download is None:
-            # Polling continues for a while, because answers can arrive in another order than they
-            # were sent: the page may still show an older state.
+            # Polling continues for a while, because responses can arrive out of order: the page may
+            # still show an older state.
             return {
                 **self.show_card(name),
                 self.progress: None,
@@ -279,9 +279,7 @@ class Page:
         if analysis.predictions:
             bars = components.render_predictions(analysis.predictions)
         else:
-            bars = components.render_hint(
-                f"{name} has no classes with names; its saliency map is below."
-            )
+            bars = components.render_hint(f"{name} has no class names; its saliency map is below.")
         return {self.analysis: analysis, self.bars: bars}
 
     @show_errors("overlay")
@@ -292,7 +290,7 @@ class Page:
         if analysis is None:
             return {self.overlay: gr.Image(None, label=SALIENCY_LABEL)}
         layers = count_layers(analysis.spec.config)
-        # the number field of the slider accepts any number, and none
+        # the number field of the slider accepts any number, and can be empty
         layer = min(max(int(layer or layers), 1), layers)
         maps = service.get_saliency(analysis, layer - 1)  # (K, h, w)
         has_head = head.isdigit() and 0 < int(head) <= len(maps)

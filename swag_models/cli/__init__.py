@@ -1,6 +1,7 @@
 """The `swag-models` command. Data goes to stdout, messages to stderr.
 
-Each module holds some subcommands: one function for each, and one that declares its options.
+Each module contains the subcommands of one topic: a function for each of them, and functions that
+declare their options.
 """
 
 import argparse
@@ -20,10 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand.
 
     Args:
-        arguments: of the command line; by default those of this process.
+        arguments: command line arguments; by default those of this process.
 
     Returns:
-        The exit code: 0 success, 1 something failed, 2 wrong usage, 130 interrupted.
+        The exit code: 0 for success, 1 for a failure, 2 for wrong usage, 130 if interrupted.
     """
     return run_command(make_parser().parse_args(arguments))
 
@@ -44,7 +45,7 @@ def run_command(options: argparse.Namespace) -> int:
         return _fail(error, USAGE)
     except SwagModelsError as error:
         return _fail(error, FAILED)
-    except BrokenPipeError:  # the reader of stdout, for example `head`, has stopped reading
+    except BrokenPipeError:  # the program that reads stdout, for example `head`, has ended
         # Python flushes stdout at exit, which would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK

@@ -1,4 +1,4 @@
-"""What all subcommands share: exit codes, messages, common options, model names."""
+"""Shared by all subcommands: exit codes, messages, common options, model names."""
 
 import argparse
 import os
@@ -20,15 +20,15 @@ def print_message(message: object) -> None:
 
 
 def make_adder(parser: argparse.ArgumentParser) -> AddCommand:
-    """Give a parser subcommands.
+    """Add subcommands to a parser.
 
     Args:
-        parser: of the command above.
+        parser: parser of the parent command.
 
     Returns:
-        A function that adds a subcommand and returns its parser. It takes the name, the function
-        that runs it, and an example for its help. The docstring of the function is its summary.
-        A group of further subcommands takes a summary in place of the function.
+        A function that adds a subcommand and returns its parser. Its arguments are the name, the
+        function that runs the subcommand (whose docstring is the summary in the help), and an
+        example. For a group of subcommands, pass a summary in place of the function.
     """
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -50,17 +50,17 @@ def add_json_option(command: argparse.ArgumentParser, help: str = "print JSON") 
 
 def add_quiet_option(command: argparse.ArgumentParser) -> None:
     """Declare --quiet."""
-    command.add_argument("--quiet", action="store_true", help="show no progress bar")
+    command.add_argument("--quiet", action="store_true", help="hide the progress bar")
 
 
 def match_specs(patterns: Sequence[str]) -> list[ModelSpec]:
     """Find models by name or shell pattern.
 
     Args:
-        patterns: shell patterns of catalog names, or anything that `get_spec` takes.
+        patterns: shell patterns of catalog names, or anything that `get_spec` accepts.
 
     Returns:
-        The specs, each once, in the order of the patterns.
+        The specs without duplicates, in the order of the patterns.
 
     Raises:
         UnknownModelError: a pattern has no match.
@@ -69,7 +69,7 @@ def match_specs(patterns: Sequence[str]) -> list[ModelSpec]:
 
 
 def _match_specs(pattern: str) -> list[ModelSpec]:
-    # an existing folder may have such characters in its name
+    # the name of an existing folder may contain these characters
     if any(character in pattern for character in "*?[") and not os.path.exists(pattern):
         if names := list_models(pattern):
             return [SPECS[name] for name in names]

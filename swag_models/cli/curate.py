@@ -89,10 +89,10 @@ def pack(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Read packed shards again, and compare them with their manifest."""
+    """Check packed shards against the hashes in their manifest."""
     from swag_models.recipe.data.shards import verify_shards
 
-    flaws = verify_shards(options.folder)  # all of them, not only the first
+    flaws = verify_shards(options.folder)  # reports all flaws, not only the first
     for flaw in flaws:
         print(f"{flaw.name} {flaw.problem}")
     if not flaws:
@@ -104,7 +104,7 @@ def add_commands(add: AddCommand) -> None:
     """Declare the subcommands under `swag-models recipe`, and the options of this module's."""
     recipe = add(
         "recipe",
-        "Train models from posts with hashtags, and evaluate them.",
+        "Train models on posts with hashtags, and evaluate them.",
         "swag-models recipe curate --help",
     )
     add = make_adder(recipe)
@@ -142,19 +142,19 @@ def _add_input_options(command: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
-        help="folder to write; a rerun skips the steps that are finished",
+        help="output folder; a rerun skips finished steps",
     )
     command.add_argument(
         "--format",
         choices=("json", "csv", "yfcc", "tar", "parquet"),
-        help="format of the posts (default: by the names of the files)",
+        help="format of the posts (default: recognised from the file names)",
     )
     # `curation.posts` lists the usual names of each column
     for name in ("id", "url", "hashtags", "caption", "hash", "license"):
         command.add_argument(
             f"--{name}",
             metavar="COLUMN",
-            help=f"column or field with the {name} (default: the usual names)",
+            help=f"column or field with the {name} (default: tries the usual names)",
         )
     command.add_argument(
         "--keep-license",
@@ -164,7 +164,9 @@ def _add_input_options(command: argparse.ArgumentParser) -> None:
         help="keep only posts with this license (repeatable)",
     )
     command.add_argument(
-        "--exclude", metavar="FILE", help="ids or hashes of posts to leave out, one per line"
+        "--exclude",
+        metavar="FILE",
+        help="text file of ids or hashes of posts to leave out, one per line",
     )
 
 
@@ -172,27 +174,27 @@ def _add_vocabulary_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--wordnet",
         metavar="FOLDER",
-        help="database files of WordNet 3.0 (default: their usual folders)",
+        help="folder of the WordNet 3.0 database (default: searches the usual folders)",
     )
     command.add_argument(
         "--stoplist",
         metavar="FILE",
-        help="hashtags to ignore, one per line (default: the library's own list)",
+        help="text file of hashtags to ignore, one per line (default: the built-in list)",
     )
     command.add_argument(
         "--senses",
         choices=("first", "all", "drop"),
         default="first",
-        help="senses of ambiguous hashtags (default: first, the most common one)",
+        help="which senses of ambiguous hashtags to use (default: first, the most frequent one)",
     )
     command.add_argument(
-        "--min-images", type=int, default=1, help="minimum number of images of a class (default: 1)"
+        "--min-images", type=int, default=1, help="minimum images per class (default: 1)"
     )
     command.add_argument(
         "--max-classes",
         type=int,
-        default=27_000,  # as many as Singh et al. use (arXiv 2201.08371)
-        help="maximum number of classes; the most frequent are kept (default: 27000)",
+        default=27_000,  # the number used by Singh et al. (arXiv 2201.08371)
+        help="maximum number of classes; the most frequent ones are used (default: 27000)",
     )
 
 
@@ -207,7 +209,7 @@ def _add_sampling_options(command: argparse.ArgumentParser) -> None:
         "--epoch-ratio",
         type=float,
         default=5 / 3.6,  # Singh et al.: 5 billion samples of 3.6 billion images
-        help="samples in an epoch per image (default: 5/3.6)",
+        help="number of samples in an epoch, per image (default: 5/3.6)",
     )
     command.add_argument(
         "--threshold",
@@ -234,21 +236,26 @@ def _add_engine_options(command: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("duckdb", "spark"),
         default="duckdb",
-        help="what runs the queries (default: duckdb, in this process)",
+        help="engine that runs the queries (default: duckdb, which runs in this process)",
     )
     command.add_argument(
-        "--master", help="address of Spark, for example local[2] or spark://host:7077"
+        "--master", help="URL of the Spark master, for example local[2] or spark://host:7077"
     )
     command.add_argument(
-        "--memory", help="memory limit of the engine, for example 4GB; the rest is spilled to disk"
+        "--memory",
+        help="memory limit of the engine, for example 4GB; larger data is spilled to disk",
     )
-    command.add_argument("--threads", type=int, help="threads of the engine (default: one per CPU)")
+    command.add_argument(
+        "--threads", type=int, help="number of threads of the engine (default: one per CPU)"
+    )
     add_quiet_option(command)
 
 
 def _add_pack_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--labels", required=True, help="labels.parquet: id, classes and repeat of each image"
+        "--labels",
+        required=True,
+        help="labels.parquet, written by curate: id, classes and repeat of each image",
     )
     command.add_argument(
         "--images",
@@ -256,24 +263,24 @@ def _add_pack_options(command: argparse.ArgumentParser) -> None:
         nargs="+",
         help="folders, tar shards, or tables (.parquet, .csv, .jsonl) with columns id and path",
     )
-    command.add_argument("-o", "--output", required=True, help="folder for the shards")
+    command.add_argument("-o", "--output", required=True, help="output folder for the shards")
     command.add_argument(
         "--resize",
         type=int,
         metavar="PIXELS",
-        help="shrink images whose shorter side is longer",
+        help="shrink images to a shorter side of at most this",
     )
     command.add_argument(
-        "--shard-size", type=int, default=10_000, help="samples in a shard (default: 10000)"
+        "--shard-size", type=int, default=10_000, help="samples per shard (default: 10000)"
     )
     command.add_argument(
         "--max-bytes",
         type=int,
-        default=1 << 30,  # images that are shrunk give smaller shards
+        default=1 << 30,  # shards of resized images are smaller
         help="approximate maximum size of a shard, before resizing (default: 1 GiB)",
     )
     command.add_argument(
-        "--seed", type=int, default=0, help="seed of the order of the samples (default: 0)"
+        "--seed", type=int, default=0, help="seed for shuffling the samples (default: 0)"
     )
     command.add_argument("--processes", type=int, help="number of processes (default: one per CPU)")
     add_quiet_option(command)

@@ -1,4 +1,4 @@
-"""Subcommands that measure models: evaluate, associations, report; the options of measurements."""
+"""Subcommands that measure models: evaluate, associations, report; shared options of measurements."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ MODEL_HELP = "name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIG
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Measure accuracy and calibration on labelled images; torchrun splits the work."""
+    """Measure accuracy and calibration on labelled images; runs in parallel with torchrun."""
     from swag_models.recipe.evaluation.accuracy.evaluate import (
         evaluate,
         format_evaluations,
@@ -57,7 +57,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 
 def associations(options: argparse.Namespace) -> int:
-    """Compare the labels and nearest neighbours that a model gives the images of groups."""
+    """Compare a model's labels and nearest neighbours between groups of images."""
     from swag_models.recipe.evaluation.bias.associations import (
         AssociationConfig,
         measure_associations,
@@ -81,7 +81,7 @@ def associations(options: argparse.Namespace) -> int:
     output = Path(options.output)
     images = open_grouped_images(options.groups, options.group_column, options.path_column)
     model, loading = open_model(options)
-    create_output_folder(output)  # before the work, so that an error costs no time
+    create_output_folder(output)  # before the work, so that an error is reported early
     result = measure_associations(model, images, config, **loading)
     write_associations(result, output)
     if result.unreadable:
@@ -94,7 +94,7 @@ def associations(options: argparse.Namespace) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
-    """Compare models on benchmarks and by probes; results in the folder are not measured again."""
+    """Compare models on benchmarks and probes; results of an earlier run are reused."""
     from swag_models.recipe.evaluation.report.collect import collect_report
 
     today = date.today()
@@ -144,7 +144,8 @@ def add_commands(add: AddCommand) -> None:
 def add_measuring_options(command: argparse.ArgumentParser) -> None:
     """Declare the options that `get_measuring_options` reads."""
     command.add_argument(
-        "--device", help="default: a GPU if there is one, with torchrun one for each process"
+        "--device",
+        help="device to run on (default: a GPU if there is one; with torchrun, one per process)",
     )
     command.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
     command.add_argument(
@@ -153,7 +154,7 @@ def add_measuring_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--workers",
         type=int,
-        help="processes that read images (default: on a GPU one per CPU, else 0)",
+        help="processes that read images (default: one per CPU with a GPU, otherwise 0)",
     )
     add_quiet_option(command)
 
@@ -164,14 +165,14 @@ def get_measuring_options(
     """Read the options that `add_measuring_options` declares.
 
     Returns:
-        (device and dtype of the model; batch_size, workers and progress of loading images).
+        (options of the model: device, dtype; options of loading: batch_size, workers, progress).
     """
     import torch
 
     from swag_models.runtime import count_cpus
 
     device, workers = options.device or "cuda", options.workers
-    # "cuda" stands for the GPU that torchrun assigns to this process
+    # "cuda" means the GPU that torchrun assigns to this process
     if device == "cuda" and (options.device or torch.cuda.is_available()):
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     elif device == "cuda":
@@ -185,7 +186,7 @@ def get_measuring_options(
 
 
 def open_model(options: argparse.Namespace) -> "tuple[EvaluatedModel, dict[str, Any]]":
-    """Open the model to measure, and read the options of loading images."""
+    """Open the model to measure, and read the options for loading images."""
     from swag_models.recipe.evaluation.models import open_evaluated_model
 
     running, loading = get_measuring_options(options)
@@ -212,7 +213,7 @@ def parse_shots(text: str) -> int | float | None:
     """Parse a number of training images per class: "5", a share such as "10%", or "all" (None).
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: the text has another form.
     """
     is_share = text.endswith("%")
     try:
@@ -221,8 +222,8 @@ def parse_shots(text: str) -> int | float | None:
         shots = 0  # rejected below
     if shots is not None and not (0 < shots < 1 if is_share else shots >= 1):
         raise ConfigError(
-            f"invalid --shots {text!r}: allowed images of each class such as 5, shares below 100% "
-            "such as 10%, and all"
+            f"invalid --shots {text!r}: allowed: a number of images per class such as 5, a share "
+            "below 100% such as 10%, or all"
         )
     return shots
 
@@ -232,7 +233,7 @@ def _parse_benchmark(text: str) -> tuple[str, str]:
     if not (name and separator and folder):
         example = f"folder={text or 'images'}"
         raise ConfigError(
-            f"invalid --benchmarks {text!r}: allowed NAME=FOLDER, for example {example}"
+            f"invalid --benchmarks {text!r}: allowed: NAME=FOLDER, for example {example}"
         )
     return name, folder
 
@@ -242,7 +243,7 @@ def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         required=True,
-        help="folder of the benchmark, or with a sub-folder of images for each class",
+        help="folder of the benchmark, or folder with a sub-folder of images for each class",
     )
     command.add_argument(
         "--benchmark",
@@ -254,7 +255,7 @@ def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FOLDER",
-        help="folder for the results: .json, .md, and .parquet with a row for each image",
+        help="output folder: .json, .md, and .parquet with a row for each image",
     )
     command.add_argument(
         "--only-present",
@@ -262,7 +263,7 @@ def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
         help="predict only classes that occur in the data",
     )
     command.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="default: the model's own"
+        "--image-size", type=int, metavar="PIXELS", help="image size (default: the model's)"
     )
     add_json_option(command)
     add_measuring_options(command)
@@ -276,17 +277,19 @@ def _add_associations_options(command: argparse.ArgumentParser) -> None:
         metavar="TABLE",
         help=".csv, .jsonl or .parquet with a row for each image",
     )
-    command.add_argument(
-        "--group-column", required=True, metavar="COLUMN", help="column with the group of an image"
-    )
+    command.add_argument("--group-column", required=True, metavar="COLUMN", help="column of groups")
     command.add_argument(
         "--path-column",
         default="path",
         metavar="COLUMN",
-        help="column with the path of an image, relative to the table (default: path)",
+        help="column of image paths, relative to the table (default: path)",
     )
     command.add_argument(
-        "-o", "--output", required=True, metavar="FOLDER", help="folder for .md, .json and plots"
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="output folder for .md, .json and plots",
     )
     number: dict[str, Any] = {"type": int, "metavar": "COUNT"}
     command.add_argument(
@@ -305,10 +308,16 @@ def _add_associations_options(command: argparse.ArgumentParser) -> None:
         help="minimum number of images in a group (default: 30)",
     )
     command.add_argument(
-        "--permutations", default=2000, **number, help="permutations for p-values (default: 2000)"
+        "--permutations",
+        default=2000,
+        **number,
+        help="number of permutations for p-values (default: 2000)",
     )
     command.add_argument(
-        "--neighbours", default=10, **number, help="neighbours per image; 0 for none (default: 10)"
+        "--neighbours",
+        default=10,
+        **number,
+        help="nearest neighbours per image, or 0 for none (default: 10)",
     )
     command.add_argument(
         "--seed", type=int, default=0, help="seed of permutations and resampling (default: 0)"
@@ -335,7 +344,7 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--shots",
         default="1,5,10,all",
-        help="training images of each class: numbers, shares or all (default: 1,5,10,all)",
+        help="training images per class: numbers, shares or all (default: 1,5,10,all)",
     )
-    command.add_argument("-o", "--output", required=True, help="folder of the report")
+    command.add_argument("-o", "--output", required=True, help="output folder of the report")
     add_measuring_options(command)

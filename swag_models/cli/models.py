@@ -18,7 +18,7 @@ from swag_models.spec import ModelSpec
 
 
 def list_(options: argparse.Namespace) -> int:
-    """List the models of the catalog, one per line."""
+    """List the models in the catalog, one per line."""
     filters = {
         name: getattr(options, name) for name in FILTERS if getattr(options, name) is not None
     }
@@ -48,7 +48,7 @@ def list_(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    """Show everything that is known about one model."""
+    """Show everything that the catalog knows about a model."""
     spec = get_spec(options.name)
     if options.json:
         print(spec.to_json())
@@ -72,7 +72,7 @@ def info(options: argparse.Namespace) -> int:
         print(f"{name:<16} {value}")
     for source in spec.sources:
         digest = "no published hash"
-        if source.sha256:  # some publishers give only the first digits
+        if source.sha256:  # some publishers state only the first digits
             digest = f"SHA-256 {source.sha256}{'...' if len(source.sha256) < 64 else ''}"
         print(f"{'source':<16} {source.url} ({source.layout} layout, {digest})")
     return OK
@@ -88,13 +88,13 @@ def fetch(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Read local weight files again and compare their hashes."""
+    """Check local weight files against their hashes."""
     from swag_models.hub.fetch import verify_weights
 
     failed = False
     for spec in match_specs(options.name or ["*"]):
         name, checks = spec.name, verify_weights(spec)
-        # without names, models that were never downloaded are no failure
+        # without names, models that were never downloaded are skipped
         if options.name and not checks:
             print_message(
                 f"{name}: no weights on this machine; download them with: swag-models fetch {name}"
@@ -147,13 +147,13 @@ def add_commands(add: AddCommand) -> None:
 
     command = add("verify", verify, "swag-models verify")
     command.add_argument(
-        "name", nargs="*", help="models or shell patterns (default: all that are on this machine)"
+        "name", nargs="*", help="models or shell patterns (default: all models on this machine)"
     )
 
     command = add(
         "convert", convert, "swag-models convert vit_b16.torch vit_b16.safetensors --to timm"
     )
-    command.add_argument("source", help="checkpoint in any of the layouts")
+    command.add_argument("source", help="checkpoint in any supported layout")
     command.add_argument("target", help="file to write: .safetensors, .pth, .pt, .torch or .bin")
     command.add_argument(
         "--to", required=True, choices=("swag", "torchvision", "timm"), help="layout to write"
@@ -167,7 +167,7 @@ def _format_size(spec: ModelSpec) -> str:
 def _format_classes(spec: ModelSpec) -> str:
     if spec.num_classes is None:
         return "none (features)"
-    if isinstance(spec.classes, str):  # the name of a vocabulary
+    if isinstance(spec.classes, str):  # the name of a label set
         return f"{spec.num_classes} ({spec.classes})"
     return f"{spec.num_classes} ({', '.join(spec.classes or ('without names',))})"
 

@@ -20,7 +20,7 @@ from swag_models.errors import ConfigError
 
 
 def classify(options: argparse.Namespace) -> int:
-    """Print the most probable classes of images."""
+    """Print the most probable classes of each image."""
     from swag_models.inference.image_sources import find_images
     from swag_models.inference.predict import Classifier
 
@@ -44,13 +44,13 @@ def classify(options: argparse.Namespace) -> int:
 
 
 def embed(options: argparse.Namespace) -> int:
-    """Write the features of images to a file; resumable, and torchrun splits the work."""
+    """Write the features of images to a file; resumable, and runs in parallel with torchrun."""
     from swag_models.inference.embed import write_embeddings
     from swag_models.inference.embeddings_file import check_embeddings_path
     from swag_models.inference.image_sources import find_images
     from swag_models.inference.predict import Embedder
 
-    # cheap checks come before the model is loaded
+    # cheap checks, before the model is loaded
     output = check_embeddings_path(options.output)
     images = find_images(options.image)
     rank, world_size = _read_environment("RANK", 0), _read_environment("WORLD_SIZE", 1)
@@ -62,7 +62,7 @@ def embed(options: argparse.Namespace) -> int:
         output,
         rank=rank,
         world_size=world_size,
-        progress=not options.quiet and rank == 0,  # bars of several processes would mix
+        progress=not options.quiet and rank == 0,  # the bars of several processes would overlap
     )
     for image in summary.skipped:
         print_message(f"skipped: {image.reason}")
@@ -76,7 +76,7 @@ def embed(options: argparse.Namespace) -> int:
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Merge the embeddings that several processes wrote into one file."""
+    """Merge the embeddings of several processes into one file."""
     from swag_models.inference.embed import merge_embeddings
 
     summary = merge_embeddings(options.part, options.output)
@@ -86,7 +86,7 @@ def merge(options: argparse.Namespace) -> int:
 
 
 def app(options: argparse.Namespace) -> int:
-    """Serve a page in the browser to try models on images."""
+    """Serve a web page for trying models on images."""
     from swag_models.app import serve
 
     def announce(url: str) -> None:
@@ -95,7 +95,7 @@ def app(options: argparse.Namespace) -> int:
         if options.open:
             webbrowser.open(url)
 
-    # by default SIGTERM ends Python without cleanup, and the uploads would remain on disk
+    # by default SIGTERM ends Python without cleanup, which would leave the uploads on disk
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve(
         options.model, folder=options.folder, host=options.host, port=options.port, ready=announce
@@ -109,8 +109,10 @@ def add_commands(add: AddCommand) -> None:
         "classify", classify, "swag-models classify photo.jpg --model vit_b16_in1k --top-k 3"
     )
     _add_pipeline_options(command)
-    command.add_argument("--top-k", type=int, default=5, help="classes per image (default: 5)")
-    add_json_option(command, "print one JSON object per image and line")
+    command.add_argument(
+        "--top-k", type=int, default=5, help="number of classes per image (default: 5)"
+    )
+    add_json_option(command, "print one line of JSON per image")
 
     command = add("embed", embed, "swag-models embed photos/ --model vit_b16 -o photos.parquet")
     _add_pipeline_options(command)
@@ -118,7 +120,7 @@ def add_commands(add: AddCommand) -> None:
     add_quiet_option(command)
 
     command = add("merge", merge, "swag-models merge photos-0*-of-00002.parquet -o photos.parquet")
-    command.add_argument("part", nargs="+", help="files that the processes wrote")
+    command.add_argument("part", nargs="+", help="files written by the processes of one run")
     command.add_argument("-o", "--output", required=True, help="file to write: .parquet or .npy")
 
     _add_app_options(add("app", app, "swag-models app --folder ~/Pictures --open"))
@@ -127,12 +129,18 @@ def add_commands(add: AddCommand) -> None:
 def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
     """Declare the images, the model, and the options that `_get_pipeline_options` reads."""
     command.add_argument("image", nargs="+", help="files, folders, tar shards or shell patterns")
-    command.add_argument("--model", required=True, help="name, folder or hf-hub:org/repo")
-    command.add_argument("--image-size", type=int, help="pixels (default: the model's)")
-    command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    command.add_argument(
+        "--model", required=True, help="name, folder or hf-hub:org/repo of the model"
+    )
+    command.add_argument(
+        "--image-size", type=int, help="image size in pixels (default: the model's)"
+    )
+    command.add_argument(
+        "--device", default="cpu", help="device to run on, for example cuda (default: cpu)"
+    )
     command.add_argument(
         "--dtype",
-        help="float32, bfloat16 or float16 (default: float32, with --fast the fastest safe one)",
+        help="float32, bfloat16 or float16 (default: float32, or the fastest safe one with --fast)",
     )
     command.add_argument(
         "--fast", action="store_true", help="use the fastest safe setting for the hardware"
@@ -140,13 +148,15 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="use torch.compile (default: with --fast, if it saves time)",
+        help="use torch.compile (default: only with --fast, if it saves time)",
     )
     command.add_argument(
-        "--batch-size", type=int, help="images per forward pass (default: 32, on a GPU 256)"
+        "--batch-size", type=int, help="images per forward pass (default: 32, or 256 on a GPU)"
     )
     command.add_argument(
-        "--workers", type=int, help="threads that read images (default: one per CPU)"
+        "--workers",
+        type=int,
+        help="number of threads that read images (default: one per CPU, at most 16)",
     )
 
 
@@ -160,11 +170,9 @@ def _add_app_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         default="vit_nano_hashtags",
-        help="model to start with: name, folder or hf-hub:org/repo (default: vit_nano_hashtags)",
+        help="model selected at the start: name, folder or hf-hub:org/repo (default: vit_nano_hashtags)",
     )
-    command.add_argument(
-        "--folder", default="", help="folder of yours in which similar images are searched"
-    )
+    command.add_argument("--folder", default="", help="folder to search for similar images")
     command.add_argument(
         "--host",
         default="127.0.0.1",
@@ -174,7 +182,7 @@ def _add_app_options(command: argparse.ArgumentParser) -> None:
         "--port",
         type=int,
         default=7860,
-        help="port to listen on, 0 for any free one (default: 7860)",
+        help="port to listen on, or 0 for any free port (default: 7860)",
     )
     command.add_argument("--open", action="store_true", help="open the page in the browser")
 

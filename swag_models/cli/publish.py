@@ -1,4 +1,4 @@
-"""Subcommands that write models for others: save, push, export."""
+"""Subcommands that write models: save, push, export."""
 
 import argparse
 import os
@@ -29,8 +29,8 @@ def push(options: argparse.Namespace) -> int:
     is_folder = options.model not in SPECS and os.path.isdir(options.model)
     if is_folder and (options.image_size, options.dtype) != (None, None):
         raise ConfigError(
-            "--image-size and --dtype are not allowed with a folder, which is sent as it is; "
-            "change it with save first"
+            "--image-size and --dtype are not allowed with a folder, which is uploaded unchanged; "
+            "use save to change it first"
         )
     model, facts = (options.model, {}) if is_folder else _load_model(options)
     upload = publish.push(
@@ -47,7 +47,7 @@ def push(options: argparse.Namespace) -> int:
         print_message(f"load it with: swag_models.load_model({upload.address!r})")
         return OK
     print_message(
-        f"dry run, nothing is sent; these files and this card would go to {upload.address}"
+        f"dry run, nothing is uploaded; these files and this card would go to {upload.address}"
     )
     for file, size in upload.files:
         print(f"{file}\t{size}")
@@ -59,7 +59,7 @@ def export(options: argparse.Namespace) -> int:
     """Export a model to ONNX (.onnx) or torch.export (.pt2), and compare it with the original."""
     from swag_models.export import export_model
 
-    # an absent argument, not None: `export_model` passes it on to `load_model`
+    # omitted if None: `export_model` passes it to `load_model`
     weights = {} if options.weights is None else {"weights": options.weights}
     report = export_model(
         options.name,
@@ -77,7 +77,9 @@ def export(options: argparse.Namespace) -> int:
         f"{report.mean_deviation:.2g} on average"
     )
     if report.agreement is not None:
-        print_message(f"{report.agreement:.2%} of {report.num_images} images keep their answer")
+        print_message(
+            f"{report.agreement:.2%} of {report.num_images} images agree with the original"
+        )
     return OK
 
 
@@ -95,19 +97,22 @@ def add_commands(add: AddCommand) -> None:
 
 def _add_push_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "model", help="folder that save wrote, uploaded as it is, or the name of another model"
+        "model",
+        help="folder written by save, which is uploaded unchanged, or name of another model",
     )
     command.add_argument("repository", help="org/repo; created if it does not exist")
     command.add_argument(
         "--dry-run", action="store_true", help="print what would be uploaded, and upload nothing"
     )
     command.add_argument(
-        "--private", action="store_true", help="make the repository private if it is created"
+        "--private",
+        action="store_true",
+        help="create the repository as private; an existing one must be private",
     )
     command.add_argument(
         "--revision", help="branch to upload to; created if it does not exist (default: main)"
     )
-    command.add_argument("--message", help="message of the commit")
+    command.add_argument("--message", help="commit message")
     _add_changes(command)
 
 
@@ -115,34 +120,40 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", help="name of the model")
     command.add_argument("path", help="file to write: .onnx or .pt2")
     command.add_argument(
-        "--image-size", type=_parse_size, metavar="N|HxW", help="pixels (default: the model's)"
+        "--image-size",
+        type=_parse_size,
+        metavar="N|HxW",
+        help="image size in pixels (default: the model's)",
     )
     command.add_argument(
         "--dtype",
         default="float32",
         help="float32 (default), float16, bfloat16 (.pt2 only), int8 (.onnx only)",
     )
-    command.add_argument("--weights", metavar="FILE", help="checkpoint to use for the weights")
-    command.add_argument("--opset", type=int, default=18, help="version of ONNX (default: 18)")
+    command.add_argument("--weights", metavar="FILE", help="checkpoint to load the weights from")
+    command.add_argument("--opset", type=int, default=18, help="ONNX opset (default: 18)")
     command.add_argument(
         "--calibrate",
         metavar="FOLDER",
-        help="images whose answers must not change; required for int8",
+        help="folder of images to calibrate int8 and to compare predictions on; required for int8",
     )
 
 
 def _add_changes(command: argparse.ArgumentParser) -> None:
     """Declare the options that change the model before it is written."""
-    command.add_argument("--image-size", type=int, help="pixels (default: the model's)")
     command.add_argument(
-        "--dtype", help="for example bfloat16, which halves the size (default: float32)"
+        "--image-size", type=int, help="image size in pixels (default: the model's)"
+    )
+    command.add_argument(
+        "--dtype",
+        help="dtype of the weights, such as bfloat16 to halve the size (default: float32)",
     )
 
 
 def _load_model(options: argparse.Namespace) -> "tuple[ViT | RegNet, dict[str, Any]]":
-    """The model, and the facts about it that are still true.
+    """The model, and the description and accuracy that still apply to it.
 
-    Its accuracy was measured with the original size and dtype, so it is dropped if they change.
+    They refer to the original size and dtype, so they are dropped if either changes.
     """
     from swag_models.api import load_model
 
@@ -158,5 +169,5 @@ def _parse_size(text: str) -> int | tuple[int, int]:
         return (int(height), int(width)) if separator else int(height)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size; give pixels as N or HxW"
+            f"invalid size {text!r}: allowed: pixels as N or HxW"
         ) from None

@@ -1,4 +1,4 @@
-"""Subcommands that train a model from labelled images: show, plan, train."""
+"""Subcommands that train a model on labelled images: show, plan, train."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ PRESET_HELP = "name of a preset; list them with: swag-models recipe show"
 
 
 def show(options: argparse.Namespace) -> int:
-    """List the presets, or show every value of one preset and its source."""
+    """List the presets, or show every value of a preset and its source."""
     if options.preset is None:
         summaries = {preset.name: preset.summary for preset in PRESETS}
         if options.json:
@@ -37,7 +37,7 @@ def show(options: argparse.Namespace) -> int:
     sources = {}
     for name, value in values.items():
         sources[name] = {"mark": "set here", "text": ""}
-        # a part that --set adds, for example ema, has fields that the preset lacks
+        # --set can add a part, for example ema, whose fields the preset does not have
         if name in before and before[name] == value:
             source = find_value_source(preset, name)
             sources[name] = {"mark": source.mark, "text": str(source)}
@@ -54,7 +54,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    """Estimate the steps, operations, time and memory of a run before it is started."""
+    """Estimate the steps, operations, time and memory of a run."""
     from swag_models.recipe.training.estimate import plan
 
     preset = get_preset(options.preset)
@@ -78,11 +78,11 @@ def plan(options: argparse.Namespace) -> int:
         "steps": f"{estimate.steps:,}",
         "samples": f"{estimate.samples:,}",
         "parameters": f"{estimate.parameters:,}, {estimate.trained:,} of them trained{frozen}",
-        "operations": f"{estimate.flops:.3g} a sample ({estimate.passes}x the forward pass), "
+        "operations": f"{estimate.flops:.3g} per sample ({estimate.passes}x the forward pass), "
         f"{estimate.flops * estimate.samples:.3g} in all",
-        "throughput": f"{estimate.throughput:,.1f} images/s on each GPU; {estimate.basis}",
+        "throughput": f"{estimate.throughput:,.1f} images/s per GPU; {estimate.basis}",
         "time": f"{_format_time(estimate.days)} on {estimate.gpus:,} GPU{plural}",
-        "memory": f"{_format_bytes(memory['total'])} on each GPU, estimated by formula",
+        "memory": f"{_format_bytes(memory['total'])} per GPU, estimated by formula",
     }
     rows |= {
         f"  {name}": _format_bytes(size)
@@ -90,15 +90,14 @@ def plan(options: argparse.Namespace) -> int:
         if name not in ("total", "sample")
     }
     rows["  activations"] += (
-        f", {_format_bytes(memory['sample'])} of each sample; a smaller engine.micro_batch "
-        f"reduces them"
+        f", {_format_bytes(memory['sample'])} per sample; a smaller engine.micro_batch reduces them"
     )
     _print_columns(rows.items())
     return OK
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train a model, or resume an interrupted run; torchrun starts several processes."""
+    """Train a model, or resume an interrupted run; runs in parallel with torchrun."""
     from swag_models.recipe.training.model import PublishInfo
     from swag_models.recipe.training.trainer import train
 
@@ -118,7 +117,7 @@ def train(options: argparse.Namespace) -> int:
     except PreemptedError as error:
         print_message(error)
         return PREEMPTED
-    if int(os.environ.get("RANK", 0)) == 0:  # every process comes here
+    if int(os.environ.get("RANK", 0)) == 0:  # every process reaches this line
         print(model)
     return OK
 
@@ -153,12 +152,12 @@ def _add_plan_options(command: argparse.ArgumentParser) -> None:
         "--throughput",
         type=float,
         metavar="RATE",
-        help="measured images/s of each GPU (default: estimated from --flops)",
+        help="measured images/s per GPU (default: estimated from --flops)",
     )
     command.add_argument(
         "--flops",
         type=float,
-        help="peak floating-point operations per second of a GPU (default: an H100's)",
+        help="peak FLOP/s of a GPU (default: that of an H100)",
     )
     command.add_argument(
         "--samples-per-epoch",
@@ -185,7 +184,7 @@ def _add_train_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--val", help="validation data, in any of these forms")
     command.add_argument(
-        "-o", "--output", required=True, help="folder of the run; an interrupted run is resumed"
+        "-o", "--output", required=True, help="output folder; an interrupted run is resumed"
     )
     command.add_argument(
         "--init", metavar="MODEL", help="initial weights: a name, folder or hf-hub:org/repo"
@@ -208,7 +207,7 @@ def _add_set_option(command: argparse.ArgumentParser) -> None:
 
 
 def _list_values(preset: Preset, run: Run) -> dict[str, Any]:
-    """Every field of a run, and the values of the preset that only `plan` uses."""
+    """Every field of a run, and the preset's values that only `plan` uses."""
     return {**dict(iterate_fields(run)), **{name: getattr(preset, name) for name in DATA_FIELDS}}
 
 

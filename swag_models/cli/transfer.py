@@ -17,7 +17,7 @@ from swag_models.errors import ConfigError
 
 
 def probe(options: argparse.Namespace) -> int:
-    """Measure frozen features by nearest neighbours, and by linear classifiers with few labels."""
+    """Evaluate frozen features by nearest neighbours, and by linear classifiers with few labels."""
     from swag_models.recipe.evaluation.probes.probe import format_probes, probe, write_probes
 
     check_single_process()
@@ -46,7 +46,7 @@ def probe(options: argparse.Namespace) -> int:
 
 
 def zeroshot(options: argparse.Namespace) -> int:
-    """Classify images by hashtags and WordNet, without training or labels."""
+    """Classify images by means of hashtags and WordNet, without training or labels."""
     from swag_models.recipe.evaluation.zero_shot import classifier, report
     from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
     from swag_models.recipe.evaluation.zero_shot.targets import parse_targets
@@ -57,12 +57,12 @@ def zeroshot(options: argparse.Namespace) -> int:
     wordnet = WordNet.load(options.wordnet)
     if (classes := options.targets or find_classes(options.data)) is None:
         raise ConfigError(
-            f"{options.data} has no sub-folder for each class; give --targets, for example "
+            f"{options.data} has no sub-folders of classes; pass --targets, for example "
             "--targets imagenet-1k"
         )
     if options.ablation and not is_labelled(options.data):
         raise ConfigError(
-            f"--ablation compares accuracies, and {options.data} has no labels; leave it out"
+            f"--ablation compares accuracies, but {options.data} has no labels; omit it"
         )
     # all arguments are checked before the model is loaded
     targets = parse_targets(classes, wordnet, senses=options.senses)
@@ -81,7 +81,7 @@ def zeroshot(options: argparse.Namespace) -> int:
         unlabelled=options.unlabelled,
         **loading,
     )
-    first = results[0]  # the images, and so the skipped ones, are the same in all results
+    first = results[0]  # all results are for the same images, so the skipped ones are the same
     if options.output:
         report.write_zero_shot(results, Path(options.output))
     if not first.labelled:  # there is no accuracy, so the predictions are the result
@@ -126,22 +126,24 @@ def _add_probe_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--methods",
         default="knn,logistic",
-        help="any of knn, logistic and sgd (default: knn,logistic)",
+        help="comma-separated: knn, logistic, sgd (default: knn,logistic)",
     )
     command.add_argument(
         "--shots",
         default="1,2,5,10,1%,10%,all",  # argparse expands % in the help text only
-        help="training images of each class for logistic: numbers, shares or all "
+        help="training images per class for logistic: numbers, shares or all "
         "(default: 1,2,5,10,1%%,10%%,all)",
     )
     command.add_argument(
         "--splits",
         type=int,
         default=5,
-        help="random choices of the training images for each number of shots (default: 5)",
+        help="number of random training subsets for each number of shots (default: 5)",
     )
     command.add_argument(
-        "--cache", metavar="FOLDER", help="cache of features (default: in the download cache)"
+        "--cache",
+        metavar="FOLDER",
+        help="folder of cached features (default: in the download cache)",
     )
     command.add_argument(
         "--features",
@@ -153,7 +155,7 @@ def _add_probe_options(command: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FOLDER",
-        help="folder for probes.json, probes.md and the training run of sgd",
+        help="output folder for probes.json, probes.md and the training run of sgd",
     )
     command.add_argument(
         "--set",
@@ -175,23 +177,24 @@ def _add_zeroshot_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         required=True,
-        help="labelled: shards, a dataset, or a sub-folder per target; or images to classify",
+        help="labelled images (shards, a dataset, or a sub-folder per target), or images without "
+        "labels",
     )
     command.add_argument(
         "--targets",
-        help="classes to choose from: imagenet-1k, a file, or words,with,commas "
+        help="classes to predict: imagenet-1k, a file, or words,with,commas "
         "(default: the classes of the data)",
     )
     command.add_argument(
         "--senses",
         choices=("first", "all"),
         default="first",
-        help="senses of targets that are words (default: first, the most common one)",
+        help="which senses of words to use as targets (default: first, the most frequent one)",
     )
     command.add_argument(
         "--wordnet",
         metavar="FOLDER",
-        help="database files of WordNet 3.0 (default: their usual folders)",
+        help="folder of the WordNet 3.0 database (default: searches the usual folders)",
     )
     command.add_argument(
         "--unlabelled",
@@ -207,13 +210,13 @@ def _add_zeroshot_options(command: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FOLDER",
-        help="folder for zeroshot.json, zeroshot.md and predictions.jsonl",
+        help="output folder for zeroshot.json, zeroshot.md and predictions.jsonl",
     )
     add_json_option(command)
 
 
 def _add_mapping_options(command: argparse.ArgumentParser) -> None:
-    """Declare how hashtags are mapped to targets, and their probabilities summed up."""
+    """Declare how hashtags are mapped to targets, and their probabilities combined."""
     command.add_argument(
         "--mapping",
         choices=("same", "hyponyms", "hypernyms", "related", "path", "wup"),
@@ -229,7 +232,7 @@ def _add_mapping_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--threshold",
         type=float,
-        help="ignore smaller weights (default: 1/3 with path, 0.8 with wup, else none)",
+        help="ignore smaller weights (default: 1/3 for path, 0.8 for wup, otherwise none)",
     )
     command.add_argument(
         "--best",
@@ -247,5 +250,5 @@ def _add_mapping_options(command: argparse.ArgumentParser) -> None:
         "--no-platt",
         dest="platt",
         action="store_false",
-        help="no Platt scaling: leave hashtags as frequent as the model predicts them",
+        help="skip Platt scaling, which makes all hashtags equally frequent",
     )

@@ -1,7 +1,8 @@
 """Models as files for other runtimes: `.onnx` for onnxruntime, `.pt2` for torch.export.
 
-A file takes images and returns logits or features, both float32 whatever the precision inside; the
-batch size is free, the image size fixed. Preprocessing, class names and licence are stored in it.
+A file takes images and returns logits or features, both as float32 regardless of the internal
+precision. It accepts any batch size at a fixed image size, and stores the preprocessing, the class
+names and the licence.
 """
 
 from swag_models.export.export import DTYPES, OPSETS, ExportReport, export_model

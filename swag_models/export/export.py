@@ -1,4 +1,4 @@
-"""Export a model to a file and verify the file before it gets its name."""
+"""Export a model to a file, and verify the file before it is moved to its path."""
 
 import copy
 import os
@@ -34,7 +34,7 @@ from swag_models.spec import ImageSize, ModelSpec
 
 # onnxruntime has no bfloat16 on CPUs; torch.export has no counterpart of its int8 operators.
 DTYPES = {".onnx": ("float32", "float16", "int8"), ".pt2": ("float32", "bfloat16", "float16")}
-OPSETS = range(18, 24)  # of ONNX: those that torch's exporter writes and onnxruntime runs
+OPSETS = range(18, 24)  # of ONNX; those that torch's exporter writes and onnxruntime runs
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class ExportReport:
     """An exported file, and its differences from the eager float32 model.
 
     Attributes:
-        path: of the file.
-        dtype: of the computation inside.
-        size: in bytes, external data included.
-        max_deviation: in units of the eager output's standard deviation.
-        mean_deviation: in the same unit.
+        path: path of the file.
+        dtype: internal precision.
+        size: size in bytes, including external data.
+        max_deviation: largest difference, in standard deviations of the eager output.
+        mean_deviation: mean difference, in the same unit.
         agreement: fraction of the images with the same top-1 class or, without classes, with
             similar features; None if no images were passed.
         num_images: number of images that were compared.
@@ -76,24 +76,25 @@ def export_model(
 
     The file is loaded again and compared with eager float32 on noise, constants, black and white,
     in batches and one by one. In float32 it may deviate by 1e-4 of the output's standard
-    deviation, also on values 10,000 times as large unless the model itself is unstable there. In
-    float16 it may deviate by 1% in the mean, in bfloat16 by 5%.
+    deviation, also for inputs 10,000 times as large, unless the model itself is unstable for them.
+    The mean deviation may be 1% in float16 and 5% in bfloat16.
 
     Args:
-        model: what `load_model` takes, or a loaded model, which is not changed.
+        model: anything that `load_model` accepts, or a loaded model, which is not changed.
         path: file to write. Weights of more than 1.5 GB are stored beside an .onnx, in PATH.data.
-        spec: of a loaded model, if it is not the one that it was loaded with.
+        spec: spec of a loaded model, if it differs from the one that it was loaded with.
         image_size: pixels, int or (height, width); by default the model's.
-        dtype: float32 or float16; bfloat16 for .pt2; int8 for .onnx. In a ViT, int8 makes the
-            matrix products integer and scales their inputs batch by batch; a RegNet becomes
-            integer throughout, with ranges calibrated on images. int8 is verified on this CPU:
-            x86 CPUs without VNNI instructions may saturate where this one does not.
-        opset: of ONNX, 18 to 23.
+        dtype: float32 or float16; bfloat16 for .pt2; int8 for .onnx. In a ViT, int8
+            quantises the matrix products and scales their inputs for each batch; a RegNet is
+            quantised completely, with ranges calibrated on images. int8 is verified on this CPU
+            only: x86 CPUs without VNNI instructions may saturate where this one does not.
+        opset: ONNX opset, 18 to 23.
         images: folder of images, required by int8. At least 99% of them (of 1,000, if there are
             more) must keep their top-1 class or, without classes, give features of cosine
-            similarity 0.99. With 20 images or more, ranges are calibrated on others (at most
-            128). Unreadable images are skipped and logged. A model of one channel gets grey ones.
-        options: of `load_model`.
+            similarity 0.99. With 20 images or more, ranges are calibrated on other images
+            (at most 128) than those checked. Unreadable images are skipped and logged. A model
+            with one channel gets greyscale images.
+        options: further options of `load_model`.
 
     Raises:
         ConfigError: an argument is invalid, or a package is missing.
@@ -120,7 +121,7 @@ def export_model(
     # onnxruntime quantises a float32 graph.
     traced_dtype = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     try:
-        # A folder, because an .onnx names its .data file, which must have its final name.
+        # In a temporary folder, because an .onnx refers to its .data file by the final name.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             temporary = Path(folder) / path.name
             program = trace_model(eager, traced_dtype)
@@ -154,7 +155,7 @@ def _check_arguments(
         raise ConfigError(f"invalid opset {opset}: allowed: {OPSETS[0]} to {OPSETS[-1]}")
     if dtype == "int8" and images is None:
         raise ConfigError(
-            "int8 needs a folder of images to calibrate and check: images=, or --calibrate FOLDER"
+            "int8 needs a folder of images to calibrate and check: pass images=, or --calibrate FOLDER"
         )
     if images is not None and not os.path.isdir(images):
         raise ConfigError(
@@ -162,7 +163,7 @@ def _check_arguments(
         )
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder; create it first")
-    if path.suffix == ".onnx":  # now, and not after minutes of tracing
+    if path.suffix == ".onnx":  # checked now, not after minutes of tracing
         for module in ("onnx", "onnxruntime", "onnxscript"):
             import_extra(module, ONNX_EXTRA, ".onnx")
 
@@ -197,7 +198,7 @@ def _load_eager(
 
 
 def _list_classes(spec: ModelSpec, num_classes: int | None) -> tuple[str, ...] | None:
-    """The spec's class names if the model still has as many classes."""
+    """The spec's class names; None if the model has another number of classes."""
     if spec.classes is None or num_classes is None:
         return None
     names = load_classes(spec)

@@ -25,7 +25,7 @@ ModelFunction = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> output (N, 
 
 
 class Float32Interface(nn.Module):
-    """A model that takes and returns float32 and computes in `dtype`."""
+    """A model that takes and returns float32, and computes in `dtype`."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -41,9 +41,9 @@ def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedPro
 
     Args:
         model: in float32 on the CPU, in eval mode.
-        dtype: of the computation; inputs and outputs are float32.
+        dtype: internal precision; inputs and outputs are float32.
     """
-    # torch.export takes an axis of length 1 for a constant.
+    # torch.export treats an axis of length 1 as constant.
     sample = torch.zeros(2, model.in_chans, *model.image_size)
     # Without a maximum, torch 2.6 rejects slices.
     batch_axis = torch.export.Dim("batch", min=1, max=2**31 - 1)
@@ -51,7 +51,7 @@ def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedPro
         Float32Interface(model, dtype), (sample,), dynamic_shapes=({0: batch_axis},), strict=False
     )
     for node in list(program.graph.nodes):
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # contains paths of this machine
         # These nodes assert that tensors are on the CPU.
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             program.graph.erase_node(node)
@@ -59,7 +59,7 @@ def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedPro
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:
-    """Write the graph in torch.export's own format."""
+    """Write the graph in the format of torch.export."""
     with _ErrorKeepingFile(path, "w") as file:
         torch.export.save(program, file, extra_files=metadata.to_strings())
     if file.error:
@@ -67,7 +67,7 @@ def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metad
 
 
 class _ErrorKeepingFile(io.FileIO):
-    """A file whose `write` never fails; the first error is kept in `error`.
+    """A file whose `write` never fails; the first error is stored in `error`.
 
     torch's archive writer terminates the process if a write raises.
     """
@@ -97,7 +97,7 @@ def write_onnx(
         program: traced in the precision of the file, or in float32 for int8.
         path: file to write; weights of more than 1.5 GB are stored in PATH.data.
         metadata: stored in the file.
-        opset: of ONNX.
+        opset: ONNX opset.
         calibration: batches (N, C, H, W) to calibrate the ranges of activations on; None
             quantises dynamically.
 
@@ -126,7 +126,7 @@ def write_onnx(
     if metadata.dtype == "int8":
         float32_path = path.with_name("float32.onnx")
         exported.save(float32_path, external_data=external_data)
-        # Marks the file as pre-processed; torch's exporter has done what that step would do.
+        # Marks the file as pre-processed: torch's exporter already did the work of that step.
         _set_metadata(float32_path, {"onnx.quant.pre_process": "onnxruntime.quant"})
         _quantise(float32_path, path, calibration)
     else:
@@ -135,12 +135,12 @@ def write_onnx(
 
 
 def _set_metadata(path: Path, strings: dict[str, str]) -> None:
-    """Replace the metadata of an .onnx, that of its nodes included."""
+    """Replace the metadata of an .onnx, including that of its nodes."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
-        node.ClearField("metadata_props")  # the exporter's own: a quarter of a small file
+        node.ClearField("metadata_props")  # added by the exporter: a quarter of a small file
     # Shapes of intermediate values. Runtimes infer them, and older quantisers leave wrong ones.
     model.graph.ClearField("value_info")
     onnx.helper.set_model_props(model, strings)
@@ -150,12 +150,12 @@ def _set_metadata(path: Path, strings: dict[str, str]) -> None:
 def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) -> None:
     """Quantise an .onnx to 8-bit integers with a scale for each output channel.
 
-    Weights use a range of 7 bits: CPUs without VNNI add pairs of products in 16 bits, which 8-bit
-    weights overflow. A ViT deviated there by 21% (mean), and a file must give the same answers on
-    all CPUs.
+    Weights are limited to 7 bits, because CPUs without VNNI add pairs of products in 16 bits, which
+    overflow with 8-bit weights: on such a CPU a ViT deviated by 21% (mean). A file must give the
+    same results on all CPUs.
 
-    With calibration, ranges of activations are measured and the whole network computes in
-    integers. Without, only matrix products do, and scale their inputs batch by batch. On two
+    With calibration, the ranges of activations are measured and the whole network computes in
+    integers. Without it, only the matrix products do, and their inputs are scaled for each batch. On two
     cores with VNNI and random weights, a ViT-B/16 is twice as fast as in float32 either way, but
     deviates by 11% (mean) with and 2% without; a RegNetY-16GF is 2.7 times as fast with
     calibration, and not faster without.
@@ -230,10 +230,10 @@ def move_into_place(temporary: Path, path: Path) -> int:
     size = temporary.stat().st_size
     if temporary_data.exists():
         size += temporary_data.stat().st_size
-        os.replace(temporary_data, data)  # first: the .onnx cannot be loaded without
+        os.replace(temporary_data, data)  # first, because the .onnx cannot be loaded without it
         os.replace(temporary, path)
     else:
         os.replace(temporary, path)
         if path.suffix == ".onnx":
-            data.unlink(missing_ok=True)  # of the file that was replaced
+            data.unlink(missing_ok=True)  # belongs to the file that was replaced
     return size

@@ -21,14 +21,14 @@ class Metadata:
     """What an exported file states about itself.
 
     Attributes:
-        name: of the model.
-        license: of the weights.
-        license_url: of the licence's text.
-        library: name and version that wrote the file.
-        dtype: of the computation; input and output are float32.
+        name: name of the model.
+        license: licence of the weights.
+        license_url: URL of the licence's text.
+        library: name and version of the library that wrote the file.
+        dtype: internal precision; input and output are float32.
         input: name of the input tensor.
         output: name of the output tensor, "logits" or "features".
-        preprocess: from image to input.
+        preprocess: how an image becomes the input.
         classes: names in the order of the logits, None if unknown.
     """
 
@@ -90,7 +90,7 @@ def check_suffix(path: Path) -> None:
 
 def _read_pt2(path: Path) -> dict[str, str]:
     """The extra files of a .pt2, which is a zip archive."""
-    # Not by torch.export.load, which would load the weights as well.
+    # torch.export.load would load the weights as well.
     with zipfile.ZipFile(path) as archive:
         members = [PurePosixPath(name) for name in archive.namelist()]
         # The folder is `extra_files` before torch 2.8, `extra` since.

@@ -20,12 +20,13 @@ from swag_models.preprocess import Transform
 
 # Deviations are in units of the standard deviation of the eager float32 output.
 MAX_FLOAT32_DEVIATION = 1e-4
-# In other precisions single values stray, so that the mean is limited; int8 is judged by agreement.
+# In other precisions single values can differ more, so the mean is limited; int8 is checked by
+# agreement.
 MAX_MEAN_DEVIATION = {"float16": 0.01, "bfloat16": 0.05, "int8": math.inf}
-EXTREME_SCALE = 1e4  # times the range of an image
+EXTREME_SCALE = 1e4  # times the range of image values
 FLOAT32_EPSILON = 2**-23  # relative change by the last bit
 MIN_AGREEMENT = 0.99  # fraction of the images
-MIN_COSINE_SIMILARITY = 0.99  # of features that agree, in a model without classes
+MIN_COSINE_SIMILARITY = 0.99  # of the features, to agree in a model without classes
 BATCH_SIZE = 8  # images
 MAX_CALIBRATION_IMAGES = 128
 MAX_CHECKED_IMAGES = 1000
@@ -40,7 +41,7 @@ def split_images(
     """Split a folder into images to calibrate ranges on and images to check.
 
     Args:
-        folder: of images, searched recursively.
+        folder: folder of images, searched recursively.
         needs_ranges: whether to calibrate; the first part is empty otherwise.
 
     Returns:
@@ -115,7 +116,7 @@ def check_deviation(exported: ModelFunction, eager: Backbone, dtype: str) -> tup
         checks = [(max_deviation, MAX_FLOAT32_DEVIATION)]
         # A RegNet's gates amplify rounding on extreme inputs until eager float32 itself is a whole
         # standard deviation from float64. The tolerance there is therefore relative to the effect
-        # of the input's last bit; runtimes were found to deviate up to 13 times as much.
+        # of the input's last bit; runtimes deviated by up to 13 times as much.
         extreme = torch.cat([noise[:1], constants[1:]]) * EXTREME_SCALE
         last_bit, _ = _measure_deviation(
             lambda images: eager(images * (1 + FLOAT32_EPSILON)), eager, extreme
@@ -186,8 +187,7 @@ def check_agreement(
     agreement = float(agrees.float().mean())
     if agreement < MIN_AGREEMENT:
         raise ExportError(
-            f"{agreement:.2%} of {len(agrees)} images keep their answer, "
-            f"at least {MIN_AGREEMENT:.0%} must; try another dtype, or images of the kind "
-            "the model is for"
+            f"it agrees with the original on {agreement:.2%} of {len(agrees)} images, allowed: at least "
+            f"{MIN_AGREEMENT:.0%}; try another dtype, or images of the kind the model is for"
         )
     return agreement, len(agrees)

@@ -1,4 +1,4 @@
-"""The cache folder and its records: which file a source gave, and the SHA-256 it had."""
+"""The cache folder and its records: the verified file of each source, and its SHA-256."""
 
 import contextlib
 import hashlib
@@ -19,13 +19,13 @@ logger = logging.getLogger("swag_models")
 
 @dataclass(frozen=True)
 class CacheRecord:
-    """A verified file that a source gave.
+    """The verified file of a source.
 
     Attributes:
-        url: of the source.
-        path: of the file.
-        sha256: of the file, 64 hex digits.
-        size: of the file, in bytes.
+        url: URL of the source.
+        path: path of the file.
+        sha256: SHA-256 of the file, 64 hex digits.
+        size: size of the file in bytes.
         mtime_ns: modification time of the file, in nanoseconds since the epoch.
     """
 
@@ -37,7 +37,7 @@ class CacheRecord:
 
 
 def cache_folder() -> Path:
-    """SWAG_MODELS_CACHE, or `swag_models` in the platform's cache folder."""
+    """The folder in SWAG_MODELS_CACHE; by default `swag_models` in the platform's cache folder."""
     if folder := os.environ.get("SWAG_MODELS_CACHE"):
         return Path(folder).expanduser().absolute()
     if sys.platform == "win32":
@@ -80,12 +80,12 @@ def write_record(source: Source, path: Path, digest: str, *, pin: bool) -> None:
         source: where the file came from.
         path: the file.
         digest: its SHA-256.
-        pin: the source has no published hash, so this one is expected from now on; logged.
+        pin: the source has no published hash, so log that this one is expected from now on.
     """
     status = path.stat()
     record = CacheRecord(source.url, str(path), digest, status.st_size, status.st_mtime_ns)
     target = record_path(source)
-    # In a cache that cannot be written, the file is only hashed again at the next load.
+    # Without a record, for example in a read-only cache, the next load hashes the file again.
     with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(target, asdict(record), unique=True)

@@ -1,6 +1,6 @@
 """Resumable, verified download of one URL into a folder.
 
-What has arrived is kept in a part file (part_file.py), which any later process can resume.
+Downloaded bytes are stored in a part file (part_file.py), which any later process can resume.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def download(
         (path of the complete part file, its SHA-256). The caller moves the file.
 
     Raises:
-        FetchError: the URL cannot be downloaded; the message is the reason.
-        HashMismatchError: the content is not the expected one.
+        FetchError: the URL cannot be downloaded; the message gives the reason.
+        HashMismatchError: the content does not have the expected hash.
         CacheError: the folder cannot be written, or its disk is full.
     """
     check_url(url)
@@ -167,14 +167,14 @@ def _request(session: requests.Session, part: PartFile, url: str, progress: Prog
     except OSError as error:
         if isinstance(error, FetchError) or error.errno is not None:
             raise
-        # Without errno: requests reports a REQUESTS_CA_BUNDLE that does not exist in this way.
+        # requests reports a missing REQUESTS_CA_BUNDLE file as an OSError without errno.
         raise FetchError(str(error)) from None
     if total is not None and part.size != total:
         raise _InterruptedError(f"{part.size} of {total} bytes arrived")
 
 
 def _prepare(response: requests.Response, part: PartFile) -> int | None:
-    """Make the part ready for the body of a response.
+    """Prepare the part for the body of a response.
 
     Returns:
         Size of the complete file in bytes, None if the server does not state it.
@@ -191,7 +191,7 @@ def _prepare(response: requests.Response, part: PartFile) -> int | None:
     # 200 to a range request: the file has changed, or the server does not support ranges.
     part.discard()
     _check_space(part.folder, size or 0)
-    # A weak ETag (W/) does not promise equal bytes, so it cannot be sent as If-Range (RFC 9110).
+    # A weak ETag (W/) does not guarantee equal bytes and is invalid in If-Range (RFC 9110).
     etag = response.headers.get("ETag", "")
     strong_etag = "" if etag.startswith("W/") else etag
     part.start(strong_etag or response.headers.get("Last-Modified", ""))
@@ -199,16 +199,16 @@ def _prepare(response: requests.Response, part: PartFile) -> int | None:
 
 
 def _prepare_rest(response: requests.Response, part: PartFile) -> int:
-    """The same for 206 Partial Content, and for 416, the answer if no byte is missing."""
+    """Like `_prepare`, for 206 Partial Content and for 416, the status if no byte is missing."""
     content_range = response.headers.get("Content-Range", "")
     span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", content_range)
     if not (span and int(span[2]) >= part.size and int(span[1] or span[2]) == part.size):
         part.discard()
-        raise _InterruptedError("the server continued at the wrong place")
+        raise _InterruptedError("the server sent the wrong range of bytes")
     validator_header = "ETag" if part.validator.startswith('"') else "Last-Modified"
     validator = response.headers.get(validator_header)
     if response.status_code == 206 and validator not in (None, part.validator):
-        part.discard()  # the server ignored If-Range; these bytes are of another version
+        part.discard()  # the server ignored If-Range: these bytes belong to another version
         raise _InterruptedError("the file has changed")
     total = int(span[2])
     _check_space(part.folder, total - part.size)
@@ -226,7 +226,7 @@ def _check_space(folder: Path, size: int) -> None:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Seconds that the server asks to wait, given as a number or a date; None if neither."""
+    """Seconds that the server asks to wait (sent as a number or a date); None if it does not."""
     value = response.headers.get("Retry-After", "")
     if value.isdigit():
         return float(value)
@@ -238,7 +238,7 @@ def _retry_after(response: requests.Response) -> float | None:
 
 
 def _find_cause(error: BaseException) -> str:
-    """The innermost reason of a requests error, which nests several exceptions."""
+    """The innermost cause of a requests error, which wraps several exceptions."""
     inner = error
     while inner.args and isinstance(inner.args[-1], BaseException):
         inner = inner.args[-1]

@@ -1,9 +1,8 @@
 """Turn a model's sources into one verified local file. Imports no torch.
 
-Which source to use is decided here; how one URL becomes a file is the task of download.py.
-The cache folder holds:
+This module chooses the source; download.py downloads a single URL. The cache folder contains:
   files/<sha256>/<name>      weights by content; never changed once stored
-  records/<host>/<path>.json which file a source gave (cache.py)
+  records/<host>/<path>.json the verified file of a source (cache.py)
   parts/                     unfinished downloads (part_file.py)
   locks/                     one lock file per download
   <name>                     a file that the user copied there
@@ -59,10 +58,10 @@ class HashCheck:
     """Result of verifying one file.
 
     Attributes:
-        url: of the source.
-        path: of the file.
-        sha256: of the file as it is now; "missing" if it does not exist.
-        ok: whether that is the published or pinned hash.
+        url: URL of the source.
+        path: path of the file.
+        sha256: SHA-256 of the file as it is now; "missing" if it does not exist.
+        ok: whether it is the published or pinned hash.
     """
 
     url: str
@@ -75,7 +74,7 @@ def fetch_weights(spec: ModelSpec, *, progress: Progress = True) -> Path:
     """The verified local weight file of a model, downloaded if it is not on this machine.
 
     Args:
-        spec: of the model; its sources are tried in order.
+        spec: the model's spec; its sources are tried in order.
         progress: whether to draw a bar on a terminal, or the tqdm class to draw it with.
 
     Returns:
@@ -116,7 +115,7 @@ def fetch_config(repo: str, revision: str) -> Path:
         revision: branch, tag or commit.
 
     Raises:
-        FetchError: there is no such file, or neither network nor cached file.
+        FetchError: the file does not exist, or is not cached and cannot be downloaded.
     """
     cached = find_cached(repo, revision, CONFIG_FILE)
     # A commit never changes; a branch or tag has to be looked up.
@@ -145,7 +144,7 @@ def fetch_config(repo: str, revision: str) -> Path:
 
 def find_weights(spec: ModelSpec) -> Path | None:
     """The verified weight file of a model if it is on this machine; sends no request."""
-    # Records first: they answer without hashing, whichever source they are of.
+    # All records are checked first, because that needs no hashing.
     for source in spec.sources:
         record = read_record(source)
         if record and is_unchanged(record, source) and has_shards(source, Path(record.path)):
@@ -173,7 +172,7 @@ def verify_weights(spec: ModelSpec) -> list[HashCheck]:
 
 
 def is_offline() -> bool:
-    """Whether SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids the network."""
+    """Whether SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE turns off network access."""
     return any(
         os.environ.get(name, "").lower() in TRUE_VALUES
         for name in ("SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE")
@@ -181,7 +180,7 @@ def is_offline() -> bool:
 
 
 def _fetch_source(source: Source, spec: ModelSpec, progress: Progress) -> Path:
-    """Download and verify a source's file with its shards; FetchError is the reason why not."""
+    """Download and verify a source's file and its shards; FetchError gives the reason of a failure."""
     if not is_remote(source):
         raise FetchError(_explain_local(source))
     if is_offline():
@@ -216,7 +215,7 @@ def _fetch_file(source: Source, progress: Progress) -> Path:
 
 
 def _explain_local(source: Source) -> str:
-    """Why a file:// or package:// source was not found: a file is missing or has another hash."""
+    """Why a file:// or package:// source was not found: a file is missing or has a different hash."""
     path = local_path(source)
     if not path.is_file():
         return "no such file"
@@ -232,8 +231,8 @@ def _explain_local(source: Source) -> str:
 def _download_verified(
     source: Source, expected: str | None, progress: Progress
 ) -> tuple[Path, str]:
-    """(final path, SHA-256) of a complete download that has the expected hash, if there is one."""
-    if source.url.startswith("hf://"):  # stays in the client's cache, which others may share
+    """(final path, SHA-256) of a complete download, checked against the expected hash if known."""
+    if source.url.startswith("hf://"):  # stays in the client's cache, which other libraries may use
         path = download_file(*parse_url(source.url), progress)
         digest = hash_file(path)
         if not digest.startswith(expected or ""):
@@ -268,10 +267,10 @@ def _download_verified(
 def _lock(source: Source) -> Iterator[None]:
     """Let one process at a time download a source, where file locks work.
 
-    This is the one lock that is no WorkFolder: it only avoids duplicate downloads. Caches are
-    often on network disks, where a lock may be granted twice or not at all, so nothing relies on
-    it: part files have unique names, complete files are moved into place atomically, and on any
-    failure to lock the download goes ahead without.
+    This lock is not a WorkFolder, because it only avoids duplicate downloads. Caches are often on
+    network disks, where a lock may be granted twice or not at all, so nothing relies on it: part
+    files have unique names, complete files are moved into place atomically, and if locking fails,
+    the download continues without a lock.
     """
     from filelock import FileLock, Timeout
 
@@ -295,7 +294,7 @@ def _apply_mirror(url: str) -> str:
     mirror = os.environ.get("SWAG_MODELS_MIRROR")
     if mirror and "://" not in mirror:
         raise FetchError(
-            f"SWAG_MODELS_MIRROR is {mirror!r}; give a URL such as https://mirror.example"
+            f"invalid SWAG_MODELS_MIRROR {mirror!r}: set a URL such as https://mirror.example"
         )
     return mirror.rstrip("/") + "/" + url.split("/", 3)[3] if mirror else url
 

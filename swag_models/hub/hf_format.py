@@ -1,9 +1,10 @@
-"""The files of a published model, and config.json <-> spec. Imports no torch.
+"""The files of a published model, and conversion between config.json and spec. Imports no torch.
 
 config.json        the spec under `swag_models`, and the entries that timm reads
-model.safetensors  the weights in timm's parameter names, which are ours; large models instead have
-                   model-0000i-of-0000n.safetensors and model.safetensors.index.json, which states
-                   the file of each tensor and the SHA-256 of each file
+model.safetensors  the weights, with timm's parameter names, which this library uses too; large
+                   models instead have model-0000i-of-0000n.safetensors and an index,
+                   model.safetensors.index.json, with the file of each tensor and the SHA-256 of
+                   each file
 README.md          the model card
 recipe.json, vocabulary.parquet
                    how a model of the recipe was trained, and its hashtags
@@ -25,7 +26,7 @@ from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 RECIPE_FILE, VOCABULARY_FILE = "recipe.json", "vocabulary.parquet"
-SPEC_KEY = "swag_models"  # of the spec in config.json
+SPEC_KEY = "swag_models"  # key of the spec in config.json
 # A plain file name: an index from the network must not name a path, a URL or another format.
 SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -73,8 +74,8 @@ def make_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     """The contents of config.json.
 
     Args:
-        spec: of the model; its one source is WEIGHTS_FILE or INDEX_FILE.
-        dtype: of the weights, for example "float32".
+        spec: the model's spec; its only source is WEIGHTS_FILE or INDEX_FILE.
+        dtype: dtype of the weights, for example "float32".
     """
     return {**_describe_for_timm(spec), "dtype": dtype, SPEC_KEY: spec.to_dict()}
 
@@ -83,13 +84,13 @@ def read_config(path: Path, base_url: str) -> ModelSpec:
     """Read the spec in a config.json.
 
     Args:
-        path: of the file.
-        base_url: URL of its folder, file:///... or hf://org/repo@commit; put in front of the
+        path: path of the file.
+        base_url: URL of its folder, file:///... or hf://org/repo@commit; the prefix of the
             source's file name.
 
     Raises:
-        ConfigError: the file describes no model of this library, or its source is anything but a
-            weight file beside it with its SHA-256.
+        ConfigError: the file does not describe a model of this library, or its source is not a
+            weight file in the same folder with a SHA-256.
     """
     try:
         config = json.loads(path.read_text("utf-8"))
@@ -137,19 +138,19 @@ def check_texts(spec: ModelSpec, origin: str) -> None:
 
     Args:
         spec: to check.
-        origin: file or model that it belongs to; the subject of the message.
+        origin: file or model that it belongs to, for the error message.
     """
     class_names = spec.classes if isinstance(spec.classes, tuple) else ()
     texts = [spec.name, spec.arch, spec.variant, spec.description, spec.license, spec.license_url]
     for text in (*texts, *class_names):
         if CONTROL_CHARACTERS.search(text):
             raise ConfigError(
-                f"{origin}: {text!r} has control characters; give printable text of one line"
+                f"{origin}: {text!r} has control characters; use one line of printable text"
             )
 
 
 def read_folder(folder: Path) -> ModelSpec:
-    """The spec of a published model in a folder; its source is the file there.
+    """The spec of a published model in a folder; its source is the weight file in the folder.
 
     Raises:
         ConfigError: the folder has no config.json, or one that `read_config` rejects.
@@ -167,8 +168,8 @@ def read_index(path: Path) -> Index:
     """Read the index of a sharded model.
 
     Raises:
-        CheckpointError: the file is not such an index, names a tensor twice, or names anything
-            but .safetensors files beside it.
+        CheckpointError: the file is not such an index, names a tensor twice, or names files
+            other than .safetensors files in its folder.
     """
     try:
         data = json.loads(path.read_text("utf-8"), object_pairs_hook=_reject_duplicates)
@@ -193,7 +194,7 @@ def _is_shard_name(name: object) -> bool:
 
 
 def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError if it has a key twice, of which Python would keep the last."""
+    """A JSON object; raises ValueError for a repeated key, whose last value Python would keep."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -210,7 +211,7 @@ def is_known_to_timm(spec: ModelSpec) -> bool:
 def _describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
     """The entries of config.json that timm reads.
 
-    Format: `timm/models/_hub.py`, `save_config_for_hf`. Without `architecture` if timm has none.
+    Format: `timm/models/_hub.py`, `save_config_for_hf`. `architecture` is left out if timm does not have it.
     """
     preprocess, num_classes = spec.preprocess, spec.num_classes or 0
     model_args: dict[str, Any] = {} if spec.in_chans == 3 else {"in_chans": spec.in_chans}

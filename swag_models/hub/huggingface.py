@@ -86,7 +86,7 @@ def find_commit(repo: str, revision: str, file: str) -> str:
     """The commit that a branch or tag points to now; sends one request.
 
     Raises:
-        FetchError: the repository, the revision or `file` in it does not exist.
+        FetchError: the repository, its revision or `file` does not exist.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -94,7 +94,7 @@ def find_commit(repo: str, revision: str, file: str) -> str:
         commit = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).commit_hash
     if not COMMIT.fullmatch(commit or ""):
         raise FetchError(
-            f"the server that answers for {repo} is not a Hugging Face Hub: it states no commit; "
+            f"the server of {repo} is not a Hugging Face Hub: its response has no commit; "
             "check HF_ENDPOINT"
         )
     return str(commit)
@@ -124,7 +124,7 @@ def download_file(repo: str, revision: str, file: str, progress: Progress) -> Pa
 
 @contextlib.contextmanager
 def readable_errors(repo: str) -> Iterator[None]:
-    """Turn whatever the client raises in the `with` block into a FetchError of one line.
+    """Turn any error of the client in the `with` block into a FetchError with one line.
 
     Raises:
         UnreachableError: the Hub does not answer, or asks to try later.

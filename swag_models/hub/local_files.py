@@ -1,4 +1,4 @@
-"""Files of a model's sources that are already on this machine, verified. Asks no network."""
+"""Files of a model's sources that are already on this machine, verified. Uses no network."""
 
 import json
 import logging
@@ -36,8 +36,8 @@ def find_file(source: Source, shard_path: Path | None = None) -> Path | None:
     """The verified file of a source or shard; None if it is not on this machine.
 
     Args:
-        source: of the file.
-        shard_path: of a shard: the only path it may have, beside its index.
+        source: source of the file.
+        shard_path: for a shard, its only allowed path, in the folder of its index.
     """
     if not is_remote(source) and source.sha256 is None:  # the user's own file, which may change
         return path if (path := local_path(source)).is_file() else None
@@ -67,7 +67,7 @@ def list_shards(source: Source, path: Path) -> list[tuple[Source, Path]]:
     """The shards that an index names.
 
     Args:
-        source: of the index, or of a model in one file, which has no shards.
+        source: source of the index, or of a model in one file, which has no shards.
         path: its local file.
 
     Returns:
@@ -83,7 +83,7 @@ def list_shards(source: Source, path: Path) -> list[tuple[Source, Path]]:
 
 
 def has_shards(source: Source, path: Path) -> bool:
-    """Whether all shards that an index names are beside it, verified."""
+    """Whether all shards that an index names are in its folder and verified."""
     return all(
         find_file(shard, shard_path) == shard_path
         for shard, shard_path in list_shards(source, path)
@@ -96,7 +96,7 @@ def is_remote(source: Source) -> bool:
 
 
 def local_path(source: Source) -> Path:
-    """The path that a package:// or file:// source stands for."""
+    """The path that a package:// or file:// source refers to."""
     if source.url.startswith("package://"):
         return PACKAGE_DATA / source.url.removeprefix("package://")
     from urllib.request import url2pathname  # handles drive letters on Windows

@@ -1,8 +1,8 @@
 """The file of an unfinished download, which any later process can resume.
 
-Bytes are only ever appended to a `.part` file, whose name carries the validator (ETag or date) of
-the remote version it holds. A process claims a part file by renaming it, not by a lock, because
-file locks are unreliable on network disks. If two processes write to the same part nevertheless,
+Bytes are only ever appended to a `.part` file, whose name contains the validator (ETag or date) of
+the remote version. A process claims a part file by renaming it, not by a lock, because
+file locks are unreliable on network disks. If two processes do write to the same part,
 both write the same bytes at the same offsets.
 """
 
@@ -19,7 +19,7 @@ from swag_models.spec import Progress
 if TYPE_CHECKING:
     import requests
 
-CHUNK_SIZE = 1 << 16  # bytes; at most this many are lost when a response breaks off
+CHUNK_SIZE = 1 << 16  # bytes; the most that is lost if a connection breaks
 MAX_VALIDATOR_LENGTH = 150  # characters; file names end at 255 bytes on most file systems
 
 
@@ -27,7 +27,7 @@ class PartFile:
     """A file that is being downloaded.
 
     Attributes:
-        path: of the file; a name that does not exist before `start`.
+        path: path of the file, which does not exist before `start`.
         size: bytes downloaded so far.
         digest: SHA-256 of these bytes.
         validator: ETag or date of the remote version that they belong to, "" if unknown.
@@ -63,7 +63,7 @@ class PartFile:
         name = quote(validator, safe="")
         self.validator = validator if len(name) < MAX_VALIDATOR_LENGTH else ""
         suffix = name if self.validator else ""
-        # A unique name, so that processes that ignore each other do not share a file.
+        # A unique name, so that processes never share a file, even where locks do not work.
         self.path = self.folder / f"{self.key}.{uuid.uuid4().hex}.{suffix}.part"
         if create:
             self.path.touch(exist_ok=False)

@@ -1,4 +1,4 @@
-"""Run models on images: `Classifier` gives classes, `Embedder` gives features."""
+"""Run models on images: `Classifier` returns classes, `Embedder` returns features."""
 
 from swag_models.inference.predict import Classifier, Embedder, Embeddings, Prediction, Skipped
 

@@ -69,7 +69,7 @@ def fold_batch_norm(model: nn.Module, dtype: torch.dtype) -> None:
     In float32 the outputs stay the same up to rounding.
 
     Args:
-        model: modules other than `ConvNorm` are left alone.
+        model: the model; modules other than `ConvNorm` are not changed.
         dtype: dtype of the folded weights, which are stored channels last.
     """
     for module in model.modules():
@@ -91,14 +91,14 @@ def compiling_pays_off(model: Backbone, device: torch.device, seconds: float) ->
 
     Args:
         model: the model, prepared by `accelerate`.
-        device: where it runs.
+        device: device that it runs on.
         seconds: how long the remaining images would take without compiling.
     """
     if device.type == "cuda":
         hardware: str | None = "cuda"
     else:
         hardware = _find_bf16_instructions() if device.type == "cpu" else None
-    if hardware is None:  # not measured there
+    if hardware is None:  # not measured on this hardware
         return False
     saved = seconds * COMPILE_SAVINGS[hardware][type(model).__name__]
     num_blocks = len(model.layers) - 1  # all but the stem
@@ -120,9 +120,9 @@ def compile_forward(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Whether torch.compile has what it needs.
+    """Whether the requirements of torch.compile are installed.
 
-    That is the headers of Python and a C++ compiler, for a GPU Triton and a C compiler.
+    These are Python's headers and a C++ compiler; for a GPU, Triton and a C compiler.
     """
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)

@@ -1,11 +1,11 @@
 """Embeddings of many images in one file: resumable, split between processes, merged.
 
-While the work runs, a folder `<output>.work` beside the output holds
+During the work, a folder `<output>.work` beside the output contains
   job.json      description of the work: model, settings, images; only the same work is resumed
   vectors.f32   rows written so far
   rows.jsonl    one line for each batch, written after its rows
   .lock         held by the running process
-The output is written atomically at the end, and the folder is deleted.
+At the end the output is written atomically, and the folder is deleted.
 
 Axes: N images, D features.
 """
@@ -69,7 +69,7 @@ def write_embeddings(
 
     Args:
         embedder: the model.
-        images: anything that `find_images` takes.
+        images: anything that `find_images` accepts.
         output: a .parquet or .npy file.
         rank: number of this process, from 0.
         world_size: number of processes.
@@ -79,7 +79,7 @@ def write_embeddings(
         The file, its number of rows, and the skipped images.
 
     Raises:
-        ConfigError: the output holds other work, or an argument is invalid.
+        ConfigError: the output contains other embeddings, or an argument is invalid.
         OutputError: the output cannot be written.
     """
     output = _get_part_path(check_embeddings_path(output), rank, world_size)
@@ -89,9 +89,11 @@ def write_embeddings(
     if _exists(output):
         metadata = read_embeddings_metadata(output)
         if any(metadata.get(name) != value for name, value in job.items()):
-            raise ConfigError(f"{output} holds other embeddings; delete it or choose another name")
+            raise ConfigError(
+                f"{output} contains other embeddings; delete it or choose another name"
+            )
         if output.exists():  # a .json file without its .npy file is unfinished work
-            # the folder is left over if an earlier run was killed before it could delete it
+            # an earlier run that was killed may not have deleted the folder
             shutil.rmtree(_get_work_path(output), ignore_errors=True)
             embeddings = read_embeddings(output)
             return EmbedSummary(output, len(embeddings.names), embeddings.skipped)
@@ -140,7 +142,7 @@ def merge_embeddings(
         disk_errors(output, resumable=True),
         WorkFolder(_get_work_path(output), output=output) as work,
     ):
-        # An unfinished merge is repeated: copying rows again costs less than checking them.
+        # An unfinished merge starts again: copying rows costs less than checking them.
         for name in (work.record.name, *JOURNAL_FILES):
             (work.path / name).unlink(missing_ok=True)
         work.claim(job)
@@ -172,10 +174,10 @@ class _Journal:
         lines.seek(0)
         valid_size = 0
         for line in lines:
-            if not line.endswith(b"\n"):  # killed while it was written
+            if not line.endswith(b"\n"):  # the process was killed while writing it
                 break
             batch = json.loads(line)
-            # After a power failure, a line may have reached the disk and its rows not.
+            # After a power failure, a line may be on disk without its rows.
             if row_size * (len(self.names) + len(batch["names"])) > vectors_size:
                 break
             valid_size += len(line)
@@ -234,16 +236,16 @@ def _sort_parts(
     }
     if len(runs) > 1:
         raise ConfigError(
-            f"{', '.join(map(str, metadata))} are of different runs; give the parts of one run"
+            f"{', '.join(map(str, metadata))} are from different runs; pass the parts of one run"
         )
     first = metadata[paths[0]]
     world_size = first["world_size"]
     if missing := sorted(set(range(world_size)) - {part["rank"] for part in metadata.values()}):
         template = Path("part" + paths[0].suffix)
         names = ", ".join(_get_part_path(template, rank, world_size).name for rank in missing)
-        raise ConfigError(f"{len(paths)} of {world_size} parts given; missing: {names}")
+        raise ConfigError(f"{len(paths)} of {world_size} parts passed; missing: {names}")
     if len(paths) > world_size:
-        raise ConfigError(f"{len(paths)} of {world_size} parts given; give each once")
+        raise ConfigError(f"{len(paths)} of {world_size} parts passed; pass each part once")
     return paths, first
 
 
@@ -254,12 +256,12 @@ def _describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any
     """
     weights_hash, images_hash = hashlib.sha256(), hashlib.sha256()
     for name, tensor in embedder.model.state_dict().items():
-        # the first values of each tensor tell one training run from another
+        # the first values of each tensor differ between training runs
         values = tensor.flatten()[:1024].float().cpu().numpy()
         weights_hash.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())
     for ref in refs:
         images_hash.update(f"{ref.name}\0".encode())
-        if not isinstance(ref.source, Path):  # the name of an image in memory is only a number
+        if not isinstance(ref.source, Path):  # images in memory are named by number only
             images_hash.update(_hash_pixels(ref))
     return {
         "model": embedder.name,
@@ -284,7 +286,7 @@ def _get_part_path(output: Path, rank: int, world_size: int) -> Path:
     """The file of one process."""
     if not 0 <= rank < world_size:
         raise ConfigError(
-            f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}"
+            f"invalid rank {rank}: allowed with world_size {world_size}: 0 to {world_size - 1}"
         )
     if world_size == 1:
         return output

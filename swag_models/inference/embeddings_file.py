@@ -1,4 +1,4 @@
-"""The files that hold embeddings: .parquet, or .npy with the names in a .json file beside it.
+"""Files of embeddings: .parquet, or .npy with the names in a .json file beside it.
 
 Axes: N images, D features.
 """
@@ -18,7 +18,7 @@ from swag_models.inference.predict import Embeddings, Skipped
 from swag_models.runtime import import_extra
 
 EMBEDDING_SUFFIXES = (".parquet", ".npy")
-ROW_GROUP_SIZE = 8192  # rows of a Parquet file that are written, and can be read, at once
+ROW_GROUP_SIZE = 8192  # rows of a Parquet file that are written or read at once
 METADATA_KEY = "swag_models"
 
 Vectors = NDArray[np.float32]
@@ -31,11 +31,10 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         path: a .parquet or .npy file.
 
     Returns:
-        Vectors (N, D), names and skipped images. The vectors of a .npy file are mapped into
-        memory, not read.
+        Vectors (N, D), names and skipped images. The vectors of a .npy file are memory-mapped.
 
     Raises:
-        ConfigError: the file cannot be read, or something else wrote it.
+        ConfigError: the file cannot be read, or does not contain embeddings.
     """
     path = Path(path)
     record = _read_record(path)
@@ -51,10 +50,10 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
 
 
 def read_embeddings_metadata(path: Path) -> dict[str, Any]:
-    """How the embeddings in a file were made, and which images were skipped.
+    """Read how the embeddings in a file were computed, and which images were skipped.
 
     Raises:
-        ConfigError: the file cannot be read, or something else wrote it.
+        ConfigError: the file cannot be read, or does not contain embeddings.
     """
     metadata: dict[str, Any] = _read_record(path)[METADATA_KEY]
     return metadata
@@ -82,7 +81,7 @@ def write_embeddings_file(
 
 
 def check_embeddings_path(output: str | os.PathLike[str]) -> Path:
-    """Check that embeddings can be written to a path, before any work is done for it.
+    """Check that embeddings can be written to a path, before they are computed.
 
     Args:
         output: path of the file to write.
@@ -99,16 +98,14 @@ def check_embeddings_path(output: str | os.PathLike[str]) -> Path:
             f"{path.parent} is not a folder; create it, or choose another one for {path.name}"
         )
     if path.suffix not in EMBEDDING_SUFFIXES:
-        raise ConfigError(
-            f"unknown suffix of {path}; end the name in {' or '.join(EMBEDDING_SUFFIXES)}"
-        )
+        raise ConfigError(f"unknown suffix of {path}; allowed: {' or '.join(EMBEDDING_SUFFIXES)}")
     if path.suffix == ".parquet":
         _import_pyarrow()
     return path
 
 
 def get_metadata_path(path: Path) -> Path:
-    """The file that holds the metadata: a .parquet file itself, or the .json file beside .npy."""
+    """The file with the metadata: a .parquet file itself, or the .json file beside a .npy file."""
     return path.with_suffix(".json") if path.suffix == ".npy" else path
 
 

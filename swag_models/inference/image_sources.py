@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 IMAGE_SUFFIXES |= {".ppm", ".pgm"}
-# Only uncompressed tar files can be read at any offset. The others are listed, so that they are
-# rejected with the reason and not taken for an image.
+# Only uncompressed tar files can be read at any offset. The others are listed so that
+# they are rejected with a reason, not treated as images.
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 TAR_BLOCK = 512  # bytes
 
@@ -36,10 +36,10 @@ T = TypeVar("T")
 
 
 class ImageRef(NamedTuple):
-    """An image that is not read yet.
+    """An image that has not been read yet.
 
     Attributes:
-        name: what messages and results call it.
+        name: its name in messages and results.
         source: path of a file, or an image in memory.
         span: (offset, size) in bytes of a member of a tar file; None for a file of its own.
     """
@@ -52,10 +52,10 @@ class ImageRef(NamedTuple):
         """Read the image.
 
         Returns:
-            An upright RGB image, or the tensor it was given as.
+            An upright RGB image, or the tensor if it was passed as one.
 
         Raises:
-            ImageError: it cannot be read; the message begins with its name.
+            ImageError: the image cannot be read; the message begins with its name.
         """
         image = self._open()
         if 0 in (image.size if isinstance(image, Image.Image) else image.shape):
@@ -65,8 +65,8 @@ class ImageRef(NamedTuple):
     def _open(self) -> "Image.Image | Tensor":
         if isinstance(self.source, Image.Image):
             # Pillow decodes an opened image when its pixels are first used, which two threads must
-            # not do at once. The lock is kept on the image, because the image may be listed twice;
-            # setdefault is atomic.
+            # not do at once. The lock is stored on the image, because the image may be listed
+            # twice; setdefault is atomic.
             with vars(self.source).setdefault("_swag_models_lock", Lock()):
                 return read_image(self.source, self.name)
         if not isinstance(self.source, Path):
@@ -103,7 +103,7 @@ def find_images(images: Any) -> list[ImageRef]:
     sources = [images] if single or hasattr(images, "ndim") else images
     if not isinstance(sources, Iterable):
         raise ConfigError(
-            f"images is a {type(images).__name__}; give paths, PIL images, arrays or tensors"
+            f"images is a {type(images).__name__}; pass paths, PIL images, arrays or tensors"
         )
     refs: list[ImageRef] = []
     for source in sources:
@@ -127,7 +127,7 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
         (name, (offset, size)) of each file, in bytes, in the order of the archive.
 
     Raises:
-        ConfigError: it cannot be read, is compressed, or was cut off.
+        ConfigError: the file cannot be read, is compressed, or is truncated.
     """
     try:
         with tarfile.open(path, "r:") as archive:
@@ -135,7 +135,7 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
             end = archive.offset
         with path.open("rb") as file:
             file.seek(end)
-            # tarfile takes an archive that was cut off before a member for a complete one
+            # tarfile accepts an archive that is truncated between two members as complete
             if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
                 raise tarfile.ReadError("unexpected end of data")
     except (OSError, tarfile.TarError) as error:
@@ -152,12 +152,12 @@ def read_ahead(
     Args:
         read: runs in a worker thread. Threads suffice, because Pillow releases the interpreter
             while it decodes and resizes, and no result has to be copied between processes.
-        items: what to read.
+        items: the items to read.
         workers: number of threads.
         ahead: number of items that are read before the first of them is used.
-        overlap: keep reading while results are used, which is right if they are used on a GPU. If
-            false, reading and using take turns: on a CPU both need all cores, and the threads of
-            a model that wait for each other cost more than overlapping could save.
+        overlap: whether to keep reading while results are used, as is best for a GPU. If false,
+            reading and using alternate: on a CPU both need all cores, and contention between
+            their threads costs more than overlapping saves.
 
     Yields:
         The result for each item, in the order of `items`.
@@ -194,7 +194,7 @@ def _find_files(pattern: str | os.PathLike[str]) -> list[ImageRef]:
     refs = [ref for file in sorted(files) for ref in _list_file(file)]
     if not refs:
         raise ConfigError(
-            f"no image in {pattern}; give files, folders, tar shards or patterns with "
+            f"no image in {pattern}; pass files, folders, tar shards or patterns with "
             f"{' '.join(sorted(IMAGE_SUFFIXES))}"
         )
     return refs
@@ -226,7 +226,7 @@ def _is_image(name: str) -> bool:
 
 
 def _unbatch(image: Any) -> "list[Image.Image | Tensor]":
-    """The single images of an image or a batch in memory."""
+    """Split a batch in memory into images; a single image is returned as a list."""
     if isinstance(image, Image.Image):
         return [image]
     if isinstance(image, np.ndarray):
@@ -236,7 +236,7 @@ def _unbatch(image: Any) -> "list[Image.Image | Tensor]":
             return [Image.fromarray(x) for x in (image if image.ndim == 4 else image[None])]
         raise ConfigError(
             f"invalid array {image.shape} of {image.dtype}; "
-            f"give uint8 (H, W), (H, W, 3) or (N, H, W, 3)"
+            f"pass uint8 (H, W), (H, W, 3) or (N, H, W, 3)"
         )
     import torch  # here, because the CLI lists files before it needs a model
 
@@ -245,8 +245,8 @@ def _unbatch(image: Any) -> "list[Image.Image | Tensor]":
             return list(image if image.ndim == 4 else image[None])
         raise ConfigError(
             f"invalid tensor {tuple(image.shape)} of {image.dtype}; "
-            f"give uint8 (3, H, W) or (N, 3, H, W)"
+            f"pass uint8 (3, H, W) or (N, 3, H, W)"
         )
     raise ConfigError(
-        f"cannot read a {type(image).__name__}; give paths, PIL images, arrays or tensors"
+        f"cannot read a {type(image).__name__}; pass paths, PIL images, arrays or tensors"
     )

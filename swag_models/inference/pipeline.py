@@ -1,4 +1,4 @@
-"""The part that `Classifier` and `Embedder` share: images read by threads, batches run by a model.
+"""Base class of `Classifier` and `Embedder`: threads read images, the model runs batches of them.
 
 Axes: N batch, H W pixels.
 """
@@ -27,9 +27,9 @@ from swag_models.runtime import count_cpus
 from swag_models.spec import ImageSize
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
-MAX_WORKERS = 16  # more threads than that wait for the interpreter
-# Images that each thread reads before the model runs. With fewer, most threads would idle until
-# the slowest image of the chunk is read.
+MAX_WORKERS = 16  # more threads would wait for the interpreter lock
+# Images that each thread reads before the model runs. With fewer, most threads would be
+# idle until the slowest image of the chunk is read.
 IMAGES_PER_WORKER = 16
 
 
@@ -38,7 +38,7 @@ class Skipped(NamedTuple):
 
     Attributes:
         name: path or other name of the image.
-        reason: why; contains the name.
+        reason: error message, which contains the name.
     """
 
     name: str
@@ -50,8 +50,8 @@ class BatchResult(NamedTuple):
 
     Attributes:
         images: all images of the batch, in order.
-        errors: index in `images` -> why that image could not be read.
-        values: a float32 row for each of the other images; None if there is none.
+        errors: index in `images` -> reason why that image could not be read.
+        values: a float32 row for each image that was read; None if no image was.
     """
 
     images: Sequence[ImageRef]
@@ -70,20 +70,20 @@ class BatchResult(NamedTuple):
 
 
 class InferencePipeline:
-    """A model in inference, fed by threads that read images ahead; the order is kept.
+    """Runs a model on images, in order, while threads read the next ones.
 
     Args:
-        model: what `load_model` takes.
-        fast: use the fastest safe setting for the hardware: bfloat16 where that is faster (unless
+        model: anything that `load_model` accepts.
+        fast: whether to use the fastest safe setting for the hardware: bfloat16 where that is faster (unless
             `dtype` is given); for a RegNet folded batch norms and channels last; torch.compile
             when there are enough images to amortise it; images resized by torch where that is
             faster than Pillow.
-        compile: True compiles at once, False never; None leaves it to `fast`.
+        compile: whether to use torch.compile; by default `fast` decides.
         device: torch device or its name.
         dtype: torch dtype or its name; by default float32.
-        image_size: pixels; by default the model's.
-        batch_size: images per forward pass; by default 32, on a GPU 256.
-        workers: threads that read images; by default one per CPU, at most 16.
+        image_size: image size in pixels; by default the model's.
+        batch_size: images per forward pass; by default 32, or 256 on a GPU.
+        workers: number of threads that read images; by default one per CPU, at most 16.
         options: further options of `load_model`.
 
     Raises:
@@ -112,7 +112,7 @@ class InferencePipeline:
             )
         for name, value in {"batch_size": batch_size, "workers": workers}.items():
             if value is not None and (type(value) is not int or value < 1):  # bool is an int
-                raise ConfigError(f"{name} is {value!r}; give a positive number")
+                raise ConfigError(f"invalid {name} {value!r}: allowed: 1 or more")
         if not self.keeps_head:
             options["num_classes"] = None
         spec = get_spec(model)
@@ -126,8 +126,8 @@ class InferencePipeline:
         )
         if self.model.in_chans not in (1, 3):
             raise ConfigError(
-                f"{spec.name} takes {self.model.in_chans} channels, but images have 3 (or 1 as "
-                f"grey); call the model itself"
+                f"{spec.name} takes {self.model.in_chans} channels, but images have 3, or 1 in "
+                f"greyscale; call the model directly"
             )
         self.name = spec.name
         self.device = next(self.model.parameters()).device
@@ -141,12 +141,12 @@ class InferencePipeline:
         self.dtype = next(self.model.parameters()).dtype
         if compile and not has_compiler(self.device):
             raise ConfigError(
-                f"compile=True: torch.compile lacks what it needs for {self.device}; "
-                f"install g++ and Python's headers (for a GPU also Triton), or leave it out"
+                f"compile=True is not possible on {self.device}, since torch.compile lacks a "
+                f"requirement; install g++ and Python's headers (for a GPU also Triton), or omit it"
             )
         self._compiled = compile_forward(self.forward) if compile else None
         self._may_compile = fast and compile is None
-        self._is_warm = False  # whether a batch was processed before
+        self._is_warm = False  # whether a batch has been processed
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the model on a batch.
@@ -170,7 +170,7 @@ class InferencePipeline:
         """
         refs, size = find_images(images), self.batch_size
         overlap = self.device.type != "cpu"  # see `read_ahead`
-        # on a CPU the smallest number of whole batches with enough images for every thread
+        # on a CPU, the smallest number of whole batches with enough images for all threads
         ahead = 2 * size if overlap else size * -(-IMAGES_PER_WORKER * self.workers // size)
         results = read_ahead(self._read, refs, self.workers, ahead, overlap=overlap)
         for start in range(0, len(refs), size):
@@ -195,14 +195,14 @@ class InferencePipeline:
 
     @torch.inference_mode()
     def _infer(self, pixels: Tensor, remaining: int) -> Tensor:
-        """Run the model on uint8 pixels (N, 3, H, W); gives float32 rows (N, ...) on the CPU.
+        """Run the model on uint8 pixels (N, 3, H, W); returns float32 rows (N, ...) on the CPU.
 
         `remaining` is the number of images after this batch.
         """
         start = time.perf_counter()
         count = len(pixels)
         run: Callable[[Tensor], Tensor] = self.forward
-        # Compiled code takes whole batches only. Filling up a batch that is more than half full
+        # Compiled code accepts only whole batches. Padding a batch that is more than half full
         # costs less than running it uncompiled.
         if self._compiled and 2 * count > self.batch_size:
             padding = pixels[-1:].expand(self.batch_size - count, -1, -1, -1)
@@ -215,9 +215,9 @@ class InferencePipeline:
         except torch.OutOfMemoryError:
             raise ConfigError(
                 f"{self.device} has too little memory for {len(inputs)} images at once; "
-                f"give a smaller batch_size"
+                f"lower batch_size"
             ) from None
-        # The first batch is not timed: it takes longer than the following ones.
+        # The first batch is not timed, because it is slower than the others.
         if self._may_compile and self._is_warm:
             seconds = (time.perf_counter() - start) / count * remaining
             self._may_compile = not compiling_pays_off(self.model, self.device, seconds)

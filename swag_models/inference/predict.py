@@ -1,4 +1,4 @@
-"""`Classifier` and `Embedder`: a model with its preprocessing, applied to images of any source.
+"""`Classifier` and `Embedder`: models with their preprocessing, applied to images of any source.
 
 Axes: N batch, D features, K classes, H W pixels.
 """
@@ -27,7 +27,7 @@ class Prediction:
     Attributes:
         label: name of the class.
         index: index of its logit.
-        probability: softmax over all classes.
+        probability: its softmax over all classes.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Classifier(InferencePipeline):
     """A model with its preprocessing and class names, which classifies images.
 
     Args:
-        model: what `load_model` takes, with classes.
+        model: anything that `load_model` accepts, with classes.
         options: see `InferencePipeline`.
 
     Raises:
@@ -64,7 +64,7 @@ class Classifier(InferencePipeline):
 
     def __init__(self, model: Name, **options: Any) -> None:
         spec = get_spec(model)
-        self.classes = load_classes(spec)  # first, because weights may be a long download
+        self.classes = load_classes(spec)  # before the weights, whose download can take long
         super().__init__(spec, **options)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,9 +75,9 @@ class Classifier(InferencePipeline):
         """Classify images.
 
         Args:
-            images: anything that `find_images` takes: a path, folder, shell pattern, tar shard,
+            images: anything that `find_images` accepts: a path, folder, shell pattern, tar shard,
                 PIL image, array or tensor, or a list of those.
-            top_k: number of classes per image; a model with fewer classes gives all of them.
+            top_k: number of classes per image; a model with fewer classes returns all of them.
 
         Returns:
             For each image its most probable classes, best first. The list is empty for an image
@@ -110,7 +110,7 @@ class Classifier(InferencePipeline):
             ConfigError: as for `__call__`.
         """
         if top_k < 1:
-            raise ConfigError(f"top_k is {top_k}; give 1 or more")
+            raise ConfigError(f"invalid top_k {top_k}: allowed: 1 or more")
         for batch in self.run(images):
             # only images that could be read have a row
             rows = iter([] if batch.values is None else self._rank(batch.values, top_k))
@@ -131,7 +131,7 @@ class Embedder(InferencePipeline):
     """A model without its head, with its preprocessing, which turns images into features.
 
     Args:
-        model: what `load_model` takes.
+        model: anything that `load_model` accepts.
         options: see `InferencePipeline`.
 
     Raises:
@@ -148,7 +148,7 @@ class Embedder(InferencePipeline):
         """Embed images.
 
         Args:
-            images: anything that `find_images` takes: a path, folder, shell pattern, tar shard,
+            images: anything that `find_images` accepts: a path, folder, shell pattern, tar shard,
                 PIL image, array or tensor, or a list of those.
 
         Returns:

@@ -1,9 +1,9 @@
 """Publishing a model as a folder (`save`) and as a Hugging Face Hub repository (`push`).
 
-`load_model` takes either by name. Pushing a folder imports no torch.
+`load_model` loads either by its name. Pushing a folder imports no torch.
 """
 
-# The functions hide the modules of the same names, which nothing outside this package imports.
+# The functions shadow the modules of the same names, which only this package imports.
 from swag_models.publish.push import Upload, push
 from swag_models.publish.save import save
 

@@ -15,8 +15,8 @@ from swag_models.hub.hf_format import is_known_to_timm
 from swag_models.hub.huggingface import PREFIX
 from swag_models.spec import UNKNOWN, ModelSpec
 
-# Licences with an id on the Hub (huggingface.co/docs/hub/repositories-licenses); any other is
-# stated as "other", with its name and link.
+# Licences with an id on the Hub (huggingface.co/docs/hub/repositories-licenses); others are
+# listed as "other", with name and link.
 HUB_LICENSES = {
     "apache-2.0",
     "mit",
@@ -102,7 +102,7 @@ class CardDetails:
     """What a card states besides the spec.
 
     Attributes:
-        dtype: of the weights, for example "float32".
+        dtype: dtype of the weights, for example "float32".
         sharded: whether the weights are in several files.
         from_hashtags: whether the weights derive from SWAG's.
         datasets: ids on the Hub.
@@ -154,8 +154,8 @@ def set_card_address(text: str, name: str, address: str) -> str:
     """Make the examples of a card load the model from the Hub.
 
     Args:
-        text: of the card.
-        name: of the model.
+        text: text of the card.
+        name: name of the model.
         address: org/repo or org/repo@revision.
     """
     for path in (f'"local-dir:path/to/{name}"', f'"path/to/{name}"'):

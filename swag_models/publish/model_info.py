@@ -26,11 +26,11 @@ logger = logging.getLogger("swag_models")
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model.
+    """The specs of a model that is about to be published.
 
     Attributes:
-        spec: of the model as it is now, without sources.
-        origin: of the model that it was made from.
+        spec: spec of the model as it is now, without sources.
+        origin: spec of the model that it was made from.
     """
 
     spec: ModelSpec
@@ -97,7 +97,7 @@ def describe_model(
 def _choose_license(
     license: str | None, license_url: str | None, origin: ModelSpec, name: str
 ) -> tuple[str, str]:
-    """(licence, its URL) that the caller passed, or the origin's; logs what is doubtful."""
+    """(licence, its URL) that the caller passed, or the origin's; logs a warning if in doubt."""
     if license is None:
         if origin.license == UNKNOWN:
             logger.warning(
@@ -129,7 +129,7 @@ def _choose_classes(
 ) -> str | tuple[str, ...] | None:
     """The class names that the caller passed, or the origin's if it has as many classes."""
     if classes is None:
-        # A head with as many outputs is taken for the origin's, possibly trained further.
+        # A head with the same number of outputs is assumed to have the origin's classes.
         if num_classes == origin.num_classes:
             return origin.classes
         if num_classes is not None:
@@ -170,8 +170,8 @@ def count_gmacs(spec: ModelSpec) -> float:
 
 
 def count_flops(spec: ModelSpec) -> int:
-    """Additions and multiplications for one image of the spec's size; two are a multiply-add."""
-    # The meta device computes shapes only, so that this takes no memory and little time.
+    """Additions and multiplications for one image of the spec's size; a multiply-add counts as two."""
+    # The meta device computes only shapes, which takes no memory and little time.
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         _build_model(spec)(torch.empty(1, spec.in_chans, *spec.preprocess.size))
     return counter.get_total_flops()
@@ -193,9 +193,10 @@ def collect_state(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
     """The state dict of a model, checked against a new model of the same spec.
 
     Raises:
-        ConfigError: tensors are missing, left over, of another shape, quantised or without data.
+        ConfigError: tensors are missing or unexpected, have another shape, are quantised or have no
+            data.
     """
-    # `load_model` builds the model from the spec, so any other tensors could not be loaded.
+    # `load_model` builds the model from the spec, so other tensors could not be loaded.
     state: dict[str, Tensor] = model.state_dict()
     with torch.device("meta"):
         expected = _build_model(spec).state_dict()

@@ -47,7 +47,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class _Target:
-    """Where to push: the arguments of `push` of the same names."""
+    """Where to push: the arguments of `push` with the same names."""
 
     repo: str
     branch: str | None
@@ -81,9 +81,9 @@ def push(
         repo: org/repo; created if missing.
         revision: branch; created if missing, by default `main`.
         private: create the repository as private; an existing one must be private.
-        message: of the commit.
+        message: message of the commit.
         dry_run: send nothing.
-        token: of the Hub; by default HF_TOKEN, or the token that `hf auth login` stored.
+        token: access token for the Hub; by default HF_TOKEN, or the token of `hf auth login`.
         options: for a model, the options of `save`.
 
     Returns:
@@ -92,7 +92,7 @@ def push(
     Raises:
         ConfigError: the folder or the repository's name is invalid.
         FetchError: the folder's weights are not those that its config.json states.
-        PublishError: the Hub rejected the upload; the message is the reason.
+        PublishError: the Hub rejected the upload; the message gives the reason.
     """
     if not is_repo(repo):
         raise ConfigError(
@@ -118,14 +118,14 @@ def _push_folder(folder: Path, target: _Target, dry_run: bool) -> Upload:
     spec = read_folder(folder)
     weights = fetch_weights(spec)  # checks the SHA-256 of each file before anything is sent
     shards = read_index(weights).shards if weights.name == INDEX_FILE else ()
-    # A model of the recipe; other folders have neither.
+    # Only models of the recipe have these files.
     optional = [name for name in (RECIPE_FILE, VOCABULARY_FILE) if (folder / name).is_file()]
     card_path = folder / CARD_FILE
     try:
         card = set_card_address(card_path.read_text("utf-8"), spec.name, target.address)
     except (OSError, ValueError) as error:
         raise PublishError(f"cannot read {card_path}: {error}; save the model again") from None
-    # By name and not by listing the folder, which may hold private files.
+    # Selected by name; listing the folder could upload private files.
     contents: dict[str, bytes | Path] = {CARD_FILE: card.encode()}
     contents |= {name: folder / name for name in (CONFIG_FILE, weights.name, *shards, *optional)}
     sizes = {
@@ -140,7 +140,7 @@ def _send(upload: Upload, contents: dict[str, bytes | Path], target: _Target) ->
     """Commit the contents, and delete files of an earlier version.
 
     The client's `upload_folder` is not used: it may split the files over several commits, and
-    sends stray files of the folder.
+    would send unrelated files of the folder.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 

@@ -1,4 +1,4 @@
-"""Save a model as a folder: weights, config.json and a model card. Imports torch when it saves."""
+"""Save a model as a folder: weights, config.json and a model card. Imports torch only to save."""
 
 import contextlib
 import os
@@ -49,7 +49,7 @@ def save(
     training: str | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> Path:
-    """Write a model as a folder that `load_model` takes: weights, config.json and a model card.
+    """Write a model as a folder that `load_model` accepts: weights, config.json and a model card.
 
     Files of the same names are replaced, each atomically and config.json last, so that a folder
     whose save was interrupted fails to load instead of loading other weights. The recipe and the
@@ -60,8 +60,9 @@ def save(
         model: a model that `load_model` returned, possibly trained further. The weights keep
             their dtype; `load_model` converts them to float32 by default.
         folder: created if missing.
-        name: of the model; by default the folder's.
-        description: of these weights, for the card; by default what they are derived from.
+        name: name of the model; by default the folder's name.
+        description: description of the weights, for the card; by default what they are derived
+            from.
         classes: class names in the order of the logits, or "imagenet-1k"; by default those of the
             model that it was made from, if the number of classes is still the same.
         synsets: WordNet 3.0 id of each class, for classes that are hashtags; default as for
@@ -69,10 +70,10 @@ def save(
         metrics: measured with these weights; by default none.
         license: SPDX-like id in lower case; by default that of the weights that the model was
             loaded with, "unknown" if it was loaded without.
-        license_url: of the licence's text; same default.
+        license_url: URL of the licence's text; default as for `license`.
         datasets: ids on the Hub, for the card.
         base_model: repository on the Hub, for the card; by default the one it was loaded from.
-        tags: for the card.
+        tags: tags for the card.
         training: how the model was trained, as Markdown, for the card.
         max_shard_size: bytes; larger weights are split over several files.
 
@@ -104,7 +105,7 @@ def save(
     state = collect_state(model, info.spec)
     with _publish_errors(f"create the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    # Before the weights: these files must never be beside weights that they do not describe.
+    # Removed before weights are written, since they must not be beside weights of another model.
     for file in (RECIPE_FILE, VOCABULARY_FILE):
         with _publish_errors(f"remove {folder / file}"):
             (folder / file).unlink(missing_ok=True)
@@ -122,7 +123,7 @@ def save(
     )
     with _publish_errors(f"write {folder / CARD_FILE}"):
         write_text(folder / CARD_FILE, make_card(spec, details), unique=True)
-    # Last: it states the hash of the weights, so until now no other weights could be loaded.
+    # Written last: it contains the hash of the weights, so an unfinished folder does not load.
     with _publish_errors(f"write {folder / CONFIG_FILE}"):
         write_json(folder / CONFIG_FILE, make_config(spec, details.dtype), unique=True)
     for path in folder.iterdir():
@@ -142,7 +143,7 @@ def _write_weights(state: "dict[str, Tensor]", folder: Path, max_shard_size: int
     """Write the weights in one file, or in shards with an index.
 
     Returns:
-        Names of the files; the last one is the one to load: the weights, or the index.
+        Names of the files; the last one is the file to load: the weights, or the index.
     """
     from swag_models.checkpoint import write_state_dict
 
@@ -165,7 +166,7 @@ def _write_weights(state: "dict[str, Tensor]", folder: Path, max_shard_size: int
             raise PublishError(str(error)) from None
     if len(shards) == 1:
         return files
-    # The format of transformers and huggingface_hub; `sha256` is our addition.
+    # The format of transformers and huggingface_hub; `sha256` is an addition of this library.
     index = {
         "metadata": {
             "total_size": sum(tensor.nbytes for tensor in state.values()),

@@ -16,7 +16,7 @@ def test_a_port_in_use_is_named(capsys: Capture) -> None:
         port = server.getsockname()[1]
         assert main(["app", "--port", str(port)]) == 2
     assert (
-        f"cannot listen on 127.0.0.1 port {port}: Address already in use; give another port"
+        f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose another port"
         in capsys.readouterr().err
     )
 
@@ -24,9 +24,9 @@ def test_a_port_in_use_is_named(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "70000"], "port is 70000; give one from 1 to 65535"),
+        (["--port", "70000"], "invalid port 70000: allowed: 1 to 65535"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid port 7860: "),
-        (["--folder", "no/such"], "no/such is not a folder; give one with images"),
+        (["--folder", "no/such"], "no/such is not a folder; pass a folder of images"),
         (["--model", "resnet50"], "unknown model 'resnet50'"),
     ],
 )

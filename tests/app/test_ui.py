@@ -371,7 +371,7 @@ def test_a_model_is_downloaded_with_progress_stopped_and_resumed(
             *earlier, last = server.list_start_bytes("/tiny.safetensors")
             assert earlier == [None, None]
             assert (last or 0) >= 1 << 17
-            chrome.wait("#bars", "tiny_regnet has no classes with names")
+            chrome.wait("#bars", "tiny_regnet has no class names")
             chrome.wait("#overlay", "Grad-CAM of the features at stage 4")
             chrome.wait("#overlay img")
             assert not chrome.find(".bars li, .notice, #download")

@@ -87,7 +87,7 @@ def test_info_shows_sources_hashes_and_licence(capsys: Capture) -> None:
         (["info", "resnet50"], "unknown model 'resnet50'; "),
         (["list", "resnet*"], "no model matches 'resnet*'; known: "),
         ([*CLASSIFY, "nothing/*.png"], "no image in nothing/*.png; "),
-        ([*CLASSIFY, str(SCENES), "--top-k", "0"], "top_k is 0; give 1 or more"),
+        ([*CLASSIFY, str(SCENES), "--top-k", "0"], "invalid top_k 0: allowed: 1 or more"),
         (
             [*CLASSIFY, str(SCENES), "--image-size", "30"],
             "image size 30x30 is not a multiple of the patch size 8",
@@ -97,7 +97,7 @@ def test_info_shows_sources_hashes_and_licence(capsys: Capture) -> None:
             ["classify", str(SCENES), "--model", "vit_b16"],
             "vit_b16 gives features and has no classes",
         ),
-        ([*CLASSIFY, str(SCENES), "--batch-size", "0"], "batch_size is 0; give a positive number"),
+        ([*CLASSIFY, str(SCENES), "--batch-size", "0"], "invalid batch_size 0: allowed: 1 or more"),
         ([*CLASSIFY, str(SCENES), "--dtype", "int8"], "dtype 'int8' is not allowed; "),
         (
             [*CLASSIFY, "gone.tar"],
@@ -105,7 +105,7 @@ def test_info_shows_sources_hashes_and_licence(capsys: Capture) -> None:
         ),
         (
             [*EMBED, str(SCENES), "-o", "x.csv"],
-            "unknown suffix of x.csv; end the name in .parquet or .npy",
+            "unknown suffix of x.csv; allowed: .parquet or .npy",
         ),
         (
             [*EMBED, str(SCENES), "-o", "no/x.npy"],

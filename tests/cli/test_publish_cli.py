@@ -104,12 +104,12 @@ def test_info_shows_a_missing_licence_and_class_names(folder: Path, capsys: Capt
         (
             ["push", str(ROOT), "org/tiny", "--dtype", "bfloat16"],
             2,
-            "a folder, which is sent as it is; change it with save first",
+            "a folder, which is uploaded unchanged; use save to change it first",
         ),
         (
             ["push", str(ROOT), "org/tiny", "--image-size", "64"],
             2,
-            "a folder, which is sent as it is; change it with save first",
+            "a folder, which is uploaded unchanged; use save to change it first",
         ),
         (["info", "hf-hub:tiny"], 2, "invalid repository name 'hf-hub:tiny'"),
         (["info", "hf-hub:org/a--b"], 2, "invalid repository name 'hf-hub:org/a--b'"),
@@ -142,7 +142,7 @@ def test_a_dry_run_prints_files_and_card_and_sends_no_request() -> None:
     assert 'load_model("hf-hub:org/tiny")' in card
     assert "# tiny\n" in card
     assert (
-        "dry run, nothing is sent; these files and this card would go to hf-hub:org/tiny"
+        "dry run, nothing is uploaded; these files and this card would go to hf-hub:org/tiny"
         in result.stderr
     )
 

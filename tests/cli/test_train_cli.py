@@ -141,10 +141,10 @@ def test_plan_prints_a_table(capsys: Capture) -> None:
     assert rows["steps"].strip() == "1,000"
     assert rows["samples"].strip() == f"{1000 * get_preset('vit_nano_linear').run.batch_size:,}"
     assert rows["parameters"].endswith("of them trained; the rest is frozen")
-    assert "a sample (1x the forward pass)" in rows["operations"]
+    assert "per sample (1x the forward pass)" in rows["operations"]
     assert "assumed: 40% of 67 TFLOP/s (an H100's in fp32)" in rows["throughput"]
     assert rows["time"].endswith(" hours on 1 GPU")
-    assert rows["memory"].endswith("on each GPU, estimated by formula")
+    assert rows["memory"].endswith("per GPU, estimated by formula")
     assert {
         "weights",
         "gradients",

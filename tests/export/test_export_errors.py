@@ -220,7 +220,7 @@ def test_the_command_rejects_an_invalid_size(tmp_path: Path, capsys: Capture) ->
             ["export", "vit_nano_hashtags", str(tmp_path / "model.onnx"), "--image-size", "24by40"]
         )
     assert stopped.value.code == 2
-    assert "'24by40' is not a size; give pixels as N or HxW" in capsys.readouterr().err
+    assert "invalid size '24by40': allowed: pixels as N or HxW" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     assert "example: swag-models export" in capsys.readouterr().out

@@ -153,15 +153,15 @@ def test_images_in_memory_are_identified_by_their_pixels(
     first = write_embeddings(embedder, images, tmp_path / "x.npy", progress=False)
     assert (first.rows, [image.reason for image in first.skipped]) == (4, ["image 4 has no pixels"])
     assert write_embeddings(embedder, images, tmp_path / "x.npy", progress=False) == first
-    with pytest.raises(ConfigError, match="holds other embeddings"):
+    with pytest.raises(ConfigError, match="contains other embeddings"):
         write_embeddings(embedder, [other_pixels, *images[1:]], tmp_path / "x.npy", progress=False)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.csv", "unknown suffix of {folder}/x.csv; end the name in .parquet or .npy"),
-        ("x", "unknown suffix of {folder}/x; end the name in .parquet or .npy"),
+        ("x.csv", "unknown suffix of {folder}/x.csv; allowed: .parquet or .npy"),
+        ("x", "unknown suffix of {folder}/x; allowed: .parquet or .npy"),
         ("no/x.npy", "{folder}/no is not a folder; create it, or choose another one for x.npy"),
     ],
 )
@@ -240,13 +240,13 @@ def test_parts_that_are_incomplete_or_of_different_runs_are_not_merged(
     existing = write_file(tmp_path / "exists.npy", b"")
     gone, output = tmp_path / "gone.npy", tmp_path / "merged.npy"
     cases: list[tuple[list[Path], Path, str]] = [
-        ([first], output, r"1 of 2 parts given; missing: part-00001-of-00002\.npy"),
-        ([first, other], output, "are of different runs; give the parts of one run"),
-        ([first, second, copy], output, "3 of 2 parts given; give each once"),
+        ([first], output, r"1 of 2 parts passed; missing: part-00001-of-00002\.npy"),
+        ([first, other], output, "are from different runs; pass the parts of one run"),
+        ([first, second, copy], output, "3 of 2 parts passed; pass each part once"),
         ([first, second], existing, r"exists\.npy exists; delete it or choose another name"),
         ([first, gone], output, r"gone\.json was not written by swag-models embed: .*No such file"),
         ([first, second], tmp_path / "no" / "x.npy", "is not a folder; create it"),
-        ([first, second], tmp_path / "x.txt", "end the name in"),
+        ([first, second], tmp_path / "x.txt", "allowed: .parquet"),
     ]
     for parts, target, message in cases:
         with pytest.raises(ConfigError, match=message):
@@ -262,7 +262,7 @@ def test_parts_that_are_incomplete_or_of_different_runs_are_not_merged(
 def test_a_rank_out_of_range_is_rejected(
     embedder: Embedder, tmp_path: Path, rank: int, world_size: int
 ) -> None:
-    message = f"rank is {rank}; with world_size {world_size} it goes from 0 to {world_size - 1}"
+    message = f"invalid rank {rank}: allowed with world_size {world_size}: 0 to {world_size - 1}"
     with pytest.raises(ConfigError, match=re.escape(message)):
         write_embeddings(embedder, [], tmp_path / "x.npy", rank=rank, world_size=world_size)
 
@@ -283,5 +283,5 @@ def test_images_in_shards_are_embedded_by_every_family(family: str, tmp_path: Pa
     assert torch.equal(embeddings.vectors, small(shards).vectors)
     fast = Embedder(spec, weights=weights, fast=True, dtype="float32", batch_size=3)
     if family == "regnet":  # folded batch norms are other weights
-        with pytest.raises(ConfigError, match="holds other embeddings"):
+        with pytest.raises(ConfigError, match="contains other embeddings"):
             write_embeddings(fast, f"{tmp_path}/*.tar", tmp_path / "x.npy", progress=False)

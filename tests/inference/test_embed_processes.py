@@ -186,7 +186,7 @@ def test_rank_and_world_size_are_read_from_the_environment(
     parts = [str(path) for path in tmp_path.glob("x-*.npy")]
     assert len(parts) == 3
     assert main(["merge", *parts[:2], "-o", str(tmp_path / "merged.npy")]) == 2
-    assert "swag-models: error: 2 of 3 parts given; missing: " in capsys.readouterr().err
+    assert "swag-models: error: 2 of 3 parts passed; missing: " in capsys.readouterr().err
     assert main(["merge", *parts, "-o", str(tmp_path / "merged.npy")]) == 0
     for suffix in (".npy", ".json"):
         assert (tmp_path / f"merged{suffix}").read_bytes() == (

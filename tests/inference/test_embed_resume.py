@@ -176,7 +176,7 @@ def test_a_finished_file_is_kept_on_a_rerun(
     for other, images in ((embedder, paths[1:]), (Embedder(NANO, dtype="bfloat16"), paths)):
         with pytest.raises(
             ConfigError,
-            match=rf"x\{suffix} holds other embeddings; delete it or choose another name",
+            match=rf"x\{suffix} contains other embeddings; delete it or choose another name",
         ):
             write_embeddings(other, images, output, progress=False)
     assert output.stat().st_ino == before

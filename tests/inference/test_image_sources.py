@@ -227,27 +227,27 @@ def test_a_missing_shard_is_rejected_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (None, "images is a NoneType; give paths, PIL images, arrays or tensors"),
-        (3, "images is a int; give paths"),
-        ([None], "cannot read a NoneType; give paths"),
-        ([["a.jpg"]], "cannot read a list; give paths"),
+        (None, "images is a NoneType; pass paths, PIL images, arrays or tensors"),
+        (3, "images is a int; pass paths"),
+        ([None], "cannot read a NoneType; pass paths"),
+        ([["a.jpg"]], "cannot read a list; pass paths"),
         (
             np.zeros((4, 4)),
-            "invalid array (4, 4) of float64; give uint8 (H, W), (H, W, 3) or (N, H, W, 3)",
+            "invalid array (4, 4) of float64; pass uint8 (H, W), (H, W, 3) or (N, H, W, 3)",
         ),
-        (np.zeros((4, 4, 4), np.uint8), "invalid array (4, 4, 4) of uint8; give uint8"),
-        (np.uint8(3), "cannot read a uint8; give paths"),
+        (np.zeros((4, 4, 4), np.uint8), "invalid array (4, 4, 4) of uint8; pass uint8"),
+        (np.uint8(3), "cannot read a uint8; pass paths"),
         (
             torch.rand(3, 4, 4),
-            "invalid tensor (3, 4, 4) of torch.float32; give uint8 (3, H, W) or (N, 3, H, W)",
+            "invalid tensor (3, 4, 4) of torch.float32; pass uint8 (3, H, W) or (N, 3, H, W)",
         ),
         (
             torch.zeros(1, 4, 4, dtype=torch.uint8),
-            "invalid tensor (1, 4, 4) of torch.uint8; give uint8",
+            "invalid tensor (1, 4, 4) of torch.uint8; pass uint8",
         ),
         (
             "nothing/*.jpg",
-            "no image in nothing/*.jpg; give files, folders, tar shards or patterns with .bmp .gif",
+            "no image in nothing/*.jpg; pass files, folders, tar shards or patterns with .bmp .gif",
         ),
     ],
 )

@@ -244,10 +244,10 @@ def test_options_are_passed_to_load_model() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size is 0; give a positive number"),
-        ({"batch_size": 2.0}, "batch_size is 2.0; give a positive number"),
-        ({"workers": -1}, "workers is -1; give a positive number"),
-        ({"workers": True}, "workers is True; give a positive number"),
+        ({"batch_size": 0}, "invalid batch_size 0: allowed: 1 or more"),
+        ({"batch_size": 2.0}, "invalid batch_size 2.0: allowed: 1 or more"),
+        ({"workers": -1}, "invalid workers -1: allowed: 1 or more"),
+        ({"workers": True}, "invalid workers True: allowed: 1 or more"),
         ({"num_classes": 4}, "Embedder uses the num_classes of the model; leave it out"),
         (
             {"in_chans": 1, "num_classes": 4},
@@ -280,7 +280,9 @@ def test_a_grey_model_gets_grey_images_and_other_channels_are_rejected(
     with torch.inference_mode():
         best = classifier.model(inputs).softmax(1).max()
     assert predictions[0].probability == pytest.approx(best.item(), abs=1e-5)
-    with pytest.raises(ConfigError, match=r"takes 5 channels, but images have 3 \(or 1 as grey\)"):
+    with pytest.raises(
+        ConfigError, match=r"takes 5 channels, but images have 3, or 1 in greyscale"
+    ):
         Classifier(str(tmp_path / "5"))
 
 
@@ -304,7 +306,7 @@ def test_invalid_models_and_images_are_rejected() -> None:
     with pytest.raises(SwagModelsError, match="unknown model 'vit_nano'"):
         Embedder("vit_nano")
     classifier = Classifier(NANO)
-    with pytest.raises(ConfigError, match="top_k is 0; give 1 or more"):
+    with pytest.raises(ConfigError, match="invalid top_k 0: allowed: 1 or more"):
         classifier([SCENES / "butterfly.jpg"], top_k=0)
     assert len(classifier([SCENES / "butterfly.jpg"], top_k=66)[0]) == 65
     with pytest.raises(ConfigError, match="cannot read a dict"):

@@ -364,12 +364,12 @@ def test_command_prints_the_path_of_the_page(
         ([], "nothing to report; give a model, and --benchmarks NAME=FOLDER"),
         (
             ["--benchmarks", "images"],
-            "invalid --benchmarks 'images': allowed NAME=FOLDER, for example folder=images",
+            "invalid --benchmarks 'images': allowed: NAME=FOLDER, for example folder=images",
         ),
         (["--train", "a"], "--train without --test: give both, or neither"),
         (
             ["--train", "a", "--test", "b", "--shots", "1,0%"],
-            "invalid --shots '0%': allowed images of each class such as 5",
+            "invalid --shots '0%': allowed: a number of images per class such as 5",
         ),
         (["--train", "a", "--test", "b", "--shots", "few"], "invalid --shots 'few': allowed"),
         (["--benchmarks", "imagenet-q=a"], "imagenet-q"),

@@ -345,7 +345,7 @@ def test_command_predicts_images_without_labels(
     assert main([*arguments, "--targets", "n01621127,fruit", "--unlabelled", str(scenes)]) == 0
     assert "n01621127 (owl) " in capsys.readouterr().out
     assert main(arguments) == 2
-    assert "owl has no sub-folder for each class; give --targets" in capsys.readouterr().err
+    assert "owl has no sub-folders of classes; pass --targets" in capsys.readouterr().err
     assert main([*arguments, "--targets", "owl", "--ablation"]) == 2
     assert "has no labels; leave it out" in capsys.readouterr().err
 
