@@ -1,4 +1,4 @@
-"""Subcommands that measure models: evaluate, associations, report; shared options of measurements."""
+"""Subcommands that measure models: evaluate, associations, report; their shared options."""
 
 import argparse
 import json

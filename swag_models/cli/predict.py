@@ -170,7 +170,7 @@ def _add_app_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model",
         default="vit_nano_hashtags",
-        help="model selected at the start: name, folder or hf-hub:org/repo (default: vit_nano_hashtags)",
+        help="model to start with: name, folder or hf-hub:org/repo (default: vit_nano_hashtags)",
     )
     command.add_argument("--folder", default="", help="folder to search for similar images")
     command.add_argument(

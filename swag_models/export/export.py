@@ -84,16 +84,16 @@ def export_model(
         path: file to write. Weights of more than 1.5 GB are stored beside an .onnx, in PATH.data.
         spec: spec of a loaded model, if it differs from the one that it was loaded with.
         image_size: pixels, int or (height, width); by default the model's.
-        dtype: float32 or float16; bfloat16 for .pt2; int8 for .onnx. In a ViT, int8
-            quantises the matrix products and scales their inputs for each batch; a RegNet is
-            quantised completely, with ranges calibrated on images. int8 is verified on this CPU
-            only: x86 CPUs without VNNI instructions may saturate where this one does not.
+        dtype: float32 or float16; bfloat16 for .pt2; int8 for .onnx. In a ViT, int8 quantises the
+            matrix products and scales their inputs for each batch; a RegNet is quantised
+            completely, with ranges calibrated on images. int8 is verified on this CPU only: x86
+            CPUs without VNNI instructions may saturate where this one does not.
         opset: ONNX opset, 18 to 23.
         images: folder of images, required by int8. At least 99% of them (of 1,000, if there are
-            more) must keep their top-1 class or, without classes, give features of cosine
-            similarity 0.99. With 20 images or more, ranges are calibrated on other images
-            (at most 128) than those checked. Unreadable images are skipped and logged. A model
-            with one channel gets greyscale images.
+            more) must keep their top-1 class or, without classes, have features of cosine
+            similarity 0.99 or more. With 20 images or more, separate images (at most 128) are used
+            for calibration. Unreadable images are skipped and logged. A model with one channel gets
+            greyscale images.
         options: further options of `load_model`.
 
     Raises:
@@ -155,7 +155,7 @@ def _check_arguments(
         raise ConfigError(f"invalid opset {opset}: allowed: {OPSETS[0]} to {OPSETS[-1]}")
     if dtype == "int8" and images is None:
         raise ConfigError(
-            "int8 needs a folder of images to calibrate and check: pass images=, or --calibrate FOLDER"
+            "int8 needs a folder of images to calibrate on: pass images=, or --calibrate FOLDER"
         )
     if images is not None and not os.path.isdir(images):
         raise ConfigError(

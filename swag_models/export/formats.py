@@ -155,10 +155,10 @@ def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) 
     same results on all CPUs.
 
     With calibration, the ranges of activations are measured and the whole network computes in
-    integers. Without it, only the matrix products do, and their inputs are scaled for each batch. On two
-    cores with VNNI and random weights, a ViT-B/16 is twice as fast as in float32 either way, but
-    deviates by 11% (mean) with and 2% without; a RegNetY-16GF is 2.7 times as fast with
-    calibration, and not faster without.
+    integers. Without it, only the matrix products do, and their inputs are scaled for each batch.
+    On two cores with VNNI and random weights, a ViT-B/16 is twice as fast as in float32 either way,
+    but deviates by 11% (mean) with and 2% without calibration; a RegNetY-16GF is 2.7 times as fast
+    with calibration, and not faster without.
     """
     from onnxruntime import quantization
 

@@ -187,7 +187,7 @@ def check_agreement(
     agreement = float(agrees.float().mean())
     if agreement < MIN_AGREEMENT:
         raise ExportError(
-            f"it agrees with the original on {agreement:.2%} of {len(agrees)} images, allowed: at least "
-            f"{MIN_AGREEMENT:.0%}; try another dtype, or images of the kind the model is for"
+            f"it agrees with the original on {agreement:.2%} of {len(agrees)} images, allowed: at "
+            f"least {MIN_AGREEMENT:.0%}; try another dtype, or images of the kind the model is for"
         )
     return agreement, len(agrees)

@@ -180,7 +180,7 @@ def is_offline() -> bool:
 
 
 def _fetch_source(source: Source, spec: ModelSpec, progress: Progress) -> Path:
-    """Download and verify a source's file and its shards; FetchError gives the reason of a failure."""
+    """Download and verify a source's file and its shards, or raise FetchError with the reason."""
     if not is_remote(source):
         raise FetchError(_explain_local(source))
     if is_offline():
@@ -215,7 +215,7 @@ def _fetch_file(source: Source, progress: Progress) -> Path:
 
 
 def _explain_local(source: Source) -> str:
-    """Why a file:// or package:// source was not found: a file is missing or has a different hash."""
+    """Why a file:// or package:// source was not found: a file is missing or its hash differs."""
     path = local_path(source)
     if not path.is_file():
         return "no such file"

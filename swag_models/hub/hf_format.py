@@ -211,7 +211,8 @@ def is_known_to_timm(spec: ModelSpec) -> bool:
 def _describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
     """The entries of config.json that timm reads.
 
-    Format: `timm/models/_hub.py`, `save_config_for_hf`. `architecture` is left out if timm does not have it.
+    Format: `timm/models/_hub.py`, `save_config_for_hf`. `architecture` is left out if timm does not
+    have it.
     """
     preprocess, num_classes = spec.preprocess, spec.num_classes or 0
     model_args: dict[str, Any] = {} if spec.in_chans == 3 else {"in_chans": spec.in_chans}

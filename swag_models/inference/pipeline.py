@@ -74,10 +74,10 @@ class InferencePipeline:
 
     Args:
         model: anything that `load_model` accepts.
-        fast: whether to use the fastest safe setting for the hardware: bfloat16 where that is faster (unless
-            `dtype` is given); for a RegNet folded batch norms and channels last; torch.compile
-            when there are enough images to amortise it; images resized by torch where that is
-            faster than Pillow.
+        fast: whether to use the fastest safe setting for the hardware: bfloat16 where that is
+            faster (unless `dtype` is set); for a RegNet, folded batch norms and channels last;
+            torch.compile if there are enough images to amortise it; images resized by torch where
+            that is faster than Pillow.
         compile: whether to use torch.compile; by default `fast` decides.
         device: torch device or its name.
         dtype: torch dtype or its name; by default float32.

@@ -170,7 +170,7 @@ def count_gmacs(spec: ModelSpec) -> float:
 
 
 def count_flops(spec: ModelSpec) -> int:
-    """Additions and multiplications for one image of the spec's size; a multiply-add counts as two."""
+    """Additions and multiplications for one image of the spec's size; a multiply-add is two."""
     # The meta device computes only shapes, which takes no memory and little time.
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         _build_model(spec)(torch.empty(1, spec.in_chans, *spec.preprocess.size))

@@ -1,6 +1,6 @@
-"""Hashtags: find them in captions, bring them to one spelling, and match them with WordNet's nouns.
+"""Hashtags: find them in captions, normalise their spelling, and match them with WordNet's nouns.
 
-The rule for captions is one regular expression, which Python, DuckDB and Spark all follow.
+Hashtags in captions are found by one regular expression, which works in Python, DuckDB and Spark.
 """
 
 import os
@@ -17,21 +17,21 @@ from swag_models.errors import ConfigError
 from swag_models.recipe.wordnet import WordNet
 
 # Characters follow Unicode's default hashtags (UAX 31): letters, marks, digits, "_", emoji, and
-# characters that may stand within a word.
+# characters that may occur within a word.
 HASH = "#\uff03"
 EMOJI = "\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
-# Those from \u200c on join the characters beside them and are invisible.
+# Those from \u200c on are invisible and join the characters beside them.
 JOINERS = "_\u00b7\u05be\u05f3\u05f4\u0f0b\u30a0\u30fb\u200c\u200d\U000e0020-\U000e007f"
-# URLs and HTML entities are matched to be skipped: what follows "#" in them is not a hashtag.
+# URLs and HTML entities are matched in order to skip them: "#" in them starts no hashtag.
 URL = "(?:[Hh]ttps?://|[Ww]ww[.][0-9A-Za-z])[!-~]*"
 ENTITY = "&(?:#[0-9]+|#[Xx][0-9A-Fa-f]+|[A-Za-z]+);"
-# A hashtag needs a letter or emoji: digits alone are not one.
+# A hashtag contains a letter or emoji, not digits alone.
 START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?[\\p{{L}}{EMOJI}]"
-# Uses only what RE2 (DuckDB) and Java (Spark) both know.
+# Uses only syntax that RE2 (DuckDB) and Java (Spark) both support.
 PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*)"
 
 SENSES = ("first", "all", "drop")
-# Endings of plural nouns and of their lemmas, in the order in which they are tried. Source:
+# Plural endings and the endings of the lemmas, in the order in which they are tried. Source:
 # morphy(7WN), https://wordnet.princeton.edu/documentation/morphy7wn
 DETACHMENTS = {
     "s": "",
@@ -43,18 +43,18 @@ DETACHMENTS = {
     "men": "man",
     "ies": "y",
 }
-# Compounds with one of these as the second word have their plural in the first: birds of prey.
+# In compounds whose second word is one of these, the first word takes the plural: birds of prey.
 PREPOSITIONS = {"at", "de", "for", "in", "of", "on", "the", "with"}
 
 
 class Match(NamedTuple):
-    """The synsets that a hashtag stands for.
+    """The synsets that a hashtag is matched with.
 
     Attributes:
         synsets: ids of its synsets; empty if it has none.
         how: "lemma", "inflection", "ambiguous" (a lemma or inflection with several senses),
             "stopped" or "unknown".
-        lemma: the canonical lemma that the hashtag is, or is an inflection of.
+        lemma: the canonical lemma that the hashtag equals or is an inflection of.
         senses: ids of all synsets of the lemma, the most frequent sense first.
     """
 
@@ -81,7 +81,7 @@ class Coverage(NamedTuple):
 
 
 def extract_hashtags(caption: str) -> list[str]:
-    """The hashtags of a caption, in their order, as written, without "#"."""
+    """The hashtags of a caption, in order, as written, without "#"."""
     if HASH[0] not in caption and HASH[1] not in caption:
         return []
     return [tag for tag in _compile_pattern().findall(caption) if tag]
@@ -90,8 +90,8 @@ def extract_hashtags(caption: str) -> list[str]:
 def extract_hashtags_ibis(captions: Any) -> Any:
     """`extract_hashtags` as an Ibis expression, for DuckDB and Spark.
 
-    Python, DuckDB and Spark have their own Unicode tables, which differ only in characters that
-    were added in the last few years.
+    The Unicode tables of Python, DuckDB and Spark differ only in characters that were added in the
+    last few years.
 
     Args:
         captions: a column of strings.
@@ -111,14 +111,14 @@ def extract_hashtags_ibis(captions: Any) -> Any:
 
 
 def canonicalise(tag: str) -> str:
-    """The one spelling of a hashtag that all its variants share.
+    """Normalise a hashtag to the spelling that all its variants share.
 
     It is NFKC-normalised, case-folded, and without separators, punctuation and invisible
     characters: `brown_bear`, `BrownBear` and `#brownbear` all become `brownbear`.
     """
-    if tag.isascii() and tag.isalnum():  # the fast path, for most hashtags
+    if tag.isascii() and tag.isalnum():  # fast path for most hashtags
         return tag.lower()
-    # folding can leave text that is not normalised, and removing characters can join others
+    # normalised again, because folding and removing characters can leave text that is not
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tag).casefold())
     return unicodedata.normalize("NFKC", folded.translate(_WORD_CHARACTERS))
 
@@ -128,23 +128,23 @@ class Matcher:
 
     Args:
         wordnet: the nouns of WordNet.
-        senses: what an ambiguous hashtag stands for: its "first" (most frequent) sense, "all" of
-            them, or none ("drop").
-        stop: canonical hashtags that stand for no synset, and whose inflections do not either.
+        senses: which senses of an ambiguous hashtag to use: the "first" (most frequent) one,
+            "all" of them, or none ("drop").
+        stop: canonical hashtags to ignore, together with their inflections.
 
     Raises:
-        ConfigError: invalid `senses`.
+        ConfigError: `senses` is invalid.
     """
 
     def __init__(
         self, wordnet: WordNet, senses: str = "first", stop: Collection[str] = frozenset()
     ) -> None:
         if senses not in SENSES:
-            raise ConfigError(f"invalid senses {senses!r}: allowed are {', '.join(SENSES)}")
+            raise ConfigError(f"invalid senses {senses!r}: allowed: {', '.join(SENSES)}")
         self.policy, self.stop = senses, frozenset(stop)
         self.lemmas: dict[str, tuple[str, ...]] = {}
-        # Lemmas that are spelled like a hashtag come first: the senses of #hotdog begin with those
-        # of "hotdog", then come those of "hot_dog".
+        # Lemmas that are spelled like a hashtag come first: the senses of #hotdog are those of
+        # "hotdog", followed by those of "hot_dog".
         for lemma in sorted(wordnet.senses, key=str.isalnum, reverse=True):
             key = canonicalise(lemma)
             self.lemmas[key] = tuple(
@@ -155,7 +155,7 @@ class Matcher:
     def match(self, tag: str) -> Match:
         """Find the lemma that a hashtag is or is an inflection of, and the synsets of this lemma.
 
-        Accents and emoji are removed if the hashtag is not found with them.
+        If the hashtag is not found, it is looked up again without accents and emoji.
         """
         key = canonicalise(tag)
         if key in self.stop:
@@ -190,7 +190,7 @@ class Matcher:
 
 
 def name_class(wordnet: WordNet, synset: str) -> str:
-    """The canonical hashtag of a synset: that of its first lemma."""
+    """The canonical hashtag of a synset's first lemma."""
     return canonicalise(wordnet.synsets[synset].lemmas[0])
 
 
@@ -199,7 +199,7 @@ def find_coverage(
 ) -> list[Coverage]:
     """Find the class that covers each target synset.
 
-    It is the same synset, else the nearest class below it, else the nearest class above it.
+    This is the same synset, otherwise the nearest class below it, otherwise the nearest above it.
 
     Args:
         wordnet: the nouns of WordNet.
@@ -251,14 +251,14 @@ def _read_lines(path: str | os.PathLike[str]) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(
-            f"{path} cannot be read: {reason}; give a text file with one hashtag per line"
+            f"{path} cannot be read: {reason}; pass a text file with one hashtag per line"
         ) from None
     # "# " starts a comment; "#" alone may start a hashtag
     return [word for line in lines if (word := line.partition("# ")[0].strip())]
 
 
 def _list_irregular(wordnet: WordNet) -> dict[str, list[str]]:
-    """Canonical irregular inflections with their lemmas: WordNet's, and those of its compounds."""
+    """Canonical irregular inflections with their lemmas, including those of compounds."""
     plurals: dict[str, list[str]] = {}
     inflections = [(word, base) for word, bases in wordnet.exceptions.items() for base in bases]
     for word, base in inflections:
@@ -302,7 +302,7 @@ def _compile_pattern() -> re.Pattern[str]:
 
 
 class _CharacterFilter(dict[int, int | None]):
-    """A table for `str.translate` that keeps characters of some Unicode categories, filled lazily.
+    """A table for `str.translate` that keeps characters of some Unicode categories; filled lazily.
 
     Args:
         categories: the first letters of the categories to keep.
@@ -313,7 +313,7 @@ class _CharacterFilter(dict[int, int | None]):
 
     def __missing__(self, point: int) -> int | None:
         category = unicodedata.category(chr(point))
-        # variation selectors are marks, but invisible; skin tones are symbols, but change an emoji
+        # variation selectors are marks but invisible; skin tones are symbols but change an emoji
         visible = category.startswith(self.categories) and not 0xFE00 <= point <= 0xFE0F
         skin_tone = 0x1F3FB <= point <= 0x1F3FF
         return self.setdefault(point, point if visible or skin_tone else None)

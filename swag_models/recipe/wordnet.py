@@ -22,7 +22,7 @@ VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version
 HYPERNYM_SYMBOLS = ("@", "@i")  # hypernym, instance hypernym
 INSTALL_HINT = (
     "install it: apt install wordnet-base, or python -m nltk.downloader wordnet; "
-    f"or give the folder of {', '.join(FILES)} (--wordnet, WNHOME)"
+    f"or pass the folder of {', '.join(FILES)} (--wordnet, WNHOME)"
 )
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Synset(NamedTuple):
 
     Attributes:
         id: "n" and the 8 digits of the offset, for example "n02132136".
-        lemmas: as WordNet writes them, for example "Ursus_arctos".
+        lemmas: lemmas in WordNet's spelling, for example "Ursus_arctos".
         parents: ids of the hypernyms.
         gloss: the definition, with examples.
     """
@@ -49,7 +49,7 @@ class WordNet:
     """All noun synsets.
 
     Args:
-        synsets: by id.
+        synsets: the synsets, by id.
         senses: for each lemma (lower case, with "_"), the ids of its synsets, the most frequent
             sense first.
         exceptions: for each irregular inflection, its base forms.
@@ -73,10 +73,10 @@ class WordNet:
         """Read the database files.
 
         Args:
-            folder: where they are; by default the usual folders are searched, see `find_wordnet`.
+            folder: folder of the files; by default see `find_wordnet`.
 
         Raises:
-            ConfigError: there is no database, or it is damaged or of another version.
+            ConfigError: the database is missing, damaged, or of another version.
         """
         source = find_wordnet(folder)
         index, data, exceptions = texts = [_read_lines(source / name) for name in FILES]
@@ -85,7 +85,7 @@ class WordNet:
         senses = {}
         for lemma, ids in _parse_lines(source / "index.noun", index, _parse_senses):
             present = [synset for synset in ids if synset in synsets]
-            # in an excerpt some senses may be missing, in the original files none
+            # in an excerpt some synsets may be missing, but not in the original files
             if len(present) < len(ids) and _is_original(data):
                 raise ConfigError(
                     f"{source / 'data.noun'} lacks a synset of {lemma!r} and may be truncated; "
@@ -95,17 +95,17 @@ class WordNet:
                 senses[lemma] = present
         if not senses:
             raise ConfigError(f"{source / 'index.noun'} contains no nouns; {INSTALL_HINT}")
-        # by lines, so that other line endings do not change it
+        # joined lines, so that line endings do not change the digest
         text = "\n".join(line for lines in texts for line in lines)
         irregular = dict(_parse_lines(source / "noun.exc", exceptions, _parse_exception))
         return cls(synsets, senses, irregular, hashlib.sha256(text.encode()).hexdigest())
 
     def ancestors(self, synset: str) -> dict[str, int]:
-        """All synsets above this one, the nearest first, with their distance in steps."""
+        """All synsets above this one with their distance in steps, the nearest first."""
         return _walk(synset, self._list_parents)
 
     def descendants(self, synset: str) -> dict[str, int]:
-        """All synsets below this one, the nearest first, with their distance in steps."""
+        """All synsets below this one with their distance in steps, the nearest first."""
         return _walk(synset, lambda parent: self._children.get(parent, ()))
 
     def _list_parents(self, synset: str) -> list[str]:
@@ -126,12 +126,12 @@ def find_wordnet(folder: str | os.PathLike[str] | None = None) -> Folder:
     """Find the database files.
 
     Args:
-        folder: a folder, WordNet's home, or a zip file as nltk downloads it. By default these are
-            searched, in this order: $WNHOME/dict, $WNSEARCHDIR, nltk's data folders (unpacked, or
-            the zip file), /usr/share/wordnet.
+        folder: folder of the files, WordNet's home, or a zip file downloaded by nltk. By default
+            these are searched, in this order: $WNHOME/dict, $WNSEARCHDIR, nltk's data folders
+            (unpacked, or the zip file), /usr/share/wordnet.
 
     Raises:
-        ConfigError: there is no database; the message says how to get it.
+        ConfigError: no database was found; the message says how to install it.
     """
     folders: Iterable[Path]
     folders = _list_folders() if folder is None else (Path(folder), Path(folder, "dict"))
@@ -150,7 +150,7 @@ def _list_folders() -> Iterator[Path]:
         yield Path(os.environ["WNHOME"], "dict")
     if "WNSEARCHDIR" in os.environ:
         yield Path(os.environ["WNSEARCHDIR"])
-    # nltk's own search path: https://www.nltk.org/data.html
+    # nltk's search path: https://www.nltk.org/data.html
     roots = [Path(root) for root in os.environ.get("NLTK_DATA", "").split(os.pathsep) if root]
     roots.append(Path.home() / "nltk_data")
     roots += [Path(sys.prefix, *parts, "nltk_data") for parts in ((), ("share",), ("lib",))]
@@ -171,11 +171,11 @@ def _read_lines(path: Folder) -> list[str]:
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {INSTALL_HINT}"
         ) from None
-    # the license is the header of each file and names its version; excerpts may lack it
+    # each file begins with the license, which names the version; excerpts may lack it
     header = " ".join(line for line in lines[:40] if line.startswith("  "))
     if (version := re.search(r"WordNet (\d+\.\d+)", header)) and version[1] != VERSION:
         raise ConfigError(
-            f"{path} is of WordNet {version[1]}; allowed is {VERSION}, whose offsets are the ids; "
+            f"{path} is from WordNet {version[1]}; allowed: {VERSION}, whose offsets are the ids; "
             f"{INSTALL_HINT}"
         )
     return lines
@@ -237,7 +237,7 @@ def _make_id(offset: str) -> str:
 
 
 def _is_original(data: Sequence[str]) -> bool:
-    """Whether the first synset is at the offset that is its id; in an excerpt it is not."""
+    """Whether the first synset's offset equals its id, which is not the case in an excerpt."""
     start = 0
     for line in data:
         if not line.startswith("  "):
@@ -247,7 +247,7 @@ def _is_original(data: Sequence[str]) -> bool:
 
 
 def _walk(start: str, follow: Callable[[str], Iterable[str]]) -> dict[str, int]:
-    """All synsets that `follow` leads to, by breadth-first search, with their distance in steps."""
+    """All synsets that are reached by `follow` (breadth-first), with their distance in steps."""
     distances, frontier = {start: 0}, [start]
     for distance in itertools.count(1):
         reached = (synset for source in frontier for synset in follow(source))

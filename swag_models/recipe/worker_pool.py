@@ -23,17 +23,17 @@ def open_pool(
 ) -> Iterator[ProcessPoolExecutor]:
     """Open a pool of worker processes that ignore Ctrl-C and end when this process ends.
 
-    They end even if this process is killed, and are terminated if the `with` block raises.
+    They also end if this process is killed, and are terminated if the `with` block raises.
 
     Args:
         count: number of processes.
         begin: called first in each process.
-        arguments: for `begin`.
+        arguments: arguments of `begin`.
 
     Raises:
         OutputError: a worker was killed or could not start.
     """
-    # spawned, not forked: a fork copies the locks of DuckDB's and Arrow's threads as they are held
+    # spawned, not forked: a fork would copy locks that threads of DuckDB and Arrow have locked
     context = multiprocessing.get_context("spawn")
     earlier_children = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, context, _start_worker, (begin, arguments)) as pool:
@@ -54,7 +54,7 @@ def open_pool(
 def watch_signals() -> Iterator[threading.Event]:
     """Yield an event that is set when a scheduler announces the end of the job."""
     preempted = threading.Event()
-    # Python handles signals in the main thread only; a notebook or launcher may call from another
+    # Python handles signals only in the main thread; notebooks may call from another one
     if threading.current_thread() is not threading.main_thread():
         yield preempted
         return
@@ -69,7 +69,7 @@ def watch_signals() -> Iterator[threading.Event]:
 
 
 def ignore_signals(worker: int) -> None:
-    """Ignore Ctrl-C and preemption, as `worker_init_fn` of a DataLoader.
+    """Ignore Ctrl-C and preemption signals; the `worker_init_fn` of a DataLoader.
 
     Schedulers send signals to all processes of a job; only the training process acts on them.
     """

@@ -277,8 +277,8 @@ def test_compile_without_a_compiler_is_an_error_of_one_line(tmp_path: Path) -> N
     process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
     assert process.stderr.startswith(
-        "swag-models: error: compile=True is not possible on cpu, since torch.compile lacks a requirement; "
-        "install g++ and"
+        "swag-models: error: compile=True is not possible on cpu, since torch.compile lacks a "
+        "requirement; install g++ and"
     )
 
 

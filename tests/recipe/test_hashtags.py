@@ -234,7 +234,7 @@ def test_a_hashtag_of_several_senses_follows_the_policy(policy: str, wordnet: Wo
 
 
 def test_an_invalid_policy_is_rejected(wordnet: WordNet) -> None:
-    with pytest.raises(ConfigError, match="invalid senses 'best': allowed are first, all, drop"):
+    with pytest.raises(ConfigError, match="invalid senses 'best': allowed: first, all, drop"):
         Matcher(wordnet, "best")
 
 

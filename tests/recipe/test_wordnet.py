@@ -131,7 +131,7 @@ def test_the_error_for_a_missing_database_says_how_to_install_it(home: Path) -> 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"data": (LICENSE + DATA).replace("3.0", "3.1")}, r"data\.noun is of WordNet 3\.1"),
+        ({"data": (LICENSE + DATA).replace("3.0", "3.1")}, r"data\.noun is from WordNet 3\.1"),
         ({"data": DATA[:-60]}, r"invalid line 19 in .*data\.noun: .*is not in WordNet's format"),
         ({"data": DATA.replace(" n 03 brown", " n 04 brown")}, r"line 4 in .*data\.noun.*02132136"),
         ({"data": '{"synsets": []}\n'}, r"line 1 in .*data\.noun.*synsets"),

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 # The packages that each backend needs, and the extra that installs them.
 BACKEND_PACKAGES = {"duckdb": ("duckdb", "ibis-framework"), "spark": ("pyspark", "ibis-framework")}
 BACKEND_EXTRAS = {"duckdb": "swag-models[recipe]", "spark": "swag-models[spark]"}
-ROW_GROUPS_PER_PART = 16  # of 122,880 rows each, DuckDB's default
+ROW_GROUPS_PER_PART = 16  # row groups of 122,880 rows each, DuckDB's default
 
 
 class Backend(ABC):
-    """A connection to a database; tables enter and leave it as Parquet only.
+    """A connection to a database, which reads and writes tables as Parquet.
 
     Args:
         connection: an Ibis backend.
@@ -67,7 +67,7 @@ class Backend(ABC):
         Args:
             source: a folder that `write_parts` or `map_parts` wrote.
             target: the folder to write.
-            transform: a function of a table in which each row of the result depends on one row.
+            transform: a function of a table; each row of its result depends on one row only.
         """
 
     def count(self, table: ibis.Table) -> int:
@@ -95,7 +95,7 @@ class Backend(ABC):
 
 
 class DuckDBBackend(Backend):
-    """DuckDB in this process. What exceeds its memory limit is kept in the scratch folder."""
+    """DuckDB in this process. Data beyond its memory limit is spilled to the scratch folder."""
 
     def read(self, path: Path) -> ibis.Table:
         return self.connection.read_parquet(f"{path}/*.parquet" if path.is_dir() else str(path))
@@ -106,7 +106,7 @@ class DuckDBBackend(Backend):
     def write(self, table: ibis.Table, path: Path) -> None:
         with atomic_write(path) as temporary:
             self._compute(table, temporary, compression="zstd")
-            if path.is_dir():  # a folder that Spark wrote, which a file cannot replace
+            if path.is_dir():  # a folder written by Spark, which a file cannot replace
                 remove_table(path)
 
     def write_parts(self, table: ibis.Table, path: Path) -> None:
@@ -116,8 +116,8 @@ class DuckDBBackend(Backend):
     def map_parts(
         self, source: Path, target: Path, transform: Callable[[ibis.Table], ibis.Table]
     ) -> None:
-        # DuckDB cannot spill the lists that a query collects to disk, so it gets only as many rows
-        # at a time as fit in memory. Everything else is spilled.
+        # DuckDB can spill everything to disk except the lists that a query collects, so it gets
+        # only as many rows at a time as fit in memory.
         with _replace_folder(target) as temporary:
             temporary.mkdir()
             for part in sorted(source.glob("*.parquet")):
@@ -146,7 +146,7 @@ class DuckDBBackend(Backend):
 
 
 class SparkBackend(Backend):
-    """Spark on this machine or on a cluster whose workers see the same folders."""
+    """Spark on this machine, or on a cluster whose workers can access the same folders."""
 
     def read(self, path: Path) -> ibis.Table:
         return self.connection.read_parquet(str(path))
@@ -154,7 +154,7 @@ class SparkBackend(Backend):
     def read_all(self, paths: Sequence[Path]) -> ibis.Table:
         import ibis
 
-        # Spark's reader takes one path
+        # Spark's reader accepts one path
         return ibis.union(*map(self.read, paths)) if len(paths) > 1 else self.read(paths[0])
 
     def write(self, table: ibis.Table, path: Path) -> None:
@@ -181,10 +181,10 @@ def check_backend(kind: str, master: str | None = None) -> dict[str, str]:
         The versions of its packages, by name.
 
     Raises:
-        ConfigError: unknown or not installed, or a master for DuckDB.
+        ConfigError: the backend is unknown or not installed, or a master is set for DuckDB.
     """
     if kind not in BACKEND_PACKAGES:
-        raise ConfigError(f"invalid engine {kind!r}: allowed are {', '.join(BACKEND_PACKAGES)}")
+        raise ConfigError(f"invalid engine {kind!r}: allowed: {', '.join(BACKEND_PACKAGES)}")
     if kind == "duckdb" and master:
         raise ConfigError(f"master {master!r} is for Spark only; add --engine spark, or omit it")
     return find_versions(*BACKEND_PACKAGES[kind], install=BACKEND_EXTRAS[kind])
@@ -199,13 +199,13 @@ def open_backend(
     Args:
         kind: "duckdb" or "spark".
         scratch: folder for temporary files.
-        memory: limit, for example "4GB"; tables that exceed it are kept in `scratch`.
+        memory: memory limit, for example "4GB"; larger tables are spilled to `scratch`.
         threads: number of threads; by default one per CPU.
-        master: where Spark runs, for example "local[2]" or "spark://host:7077"; by default what
-            Spark's own configuration says.
+        master: where Spark runs, for example "local[2]" or "spark://host:7077"; by default as
+            configured in Spark.
 
     Raises:
-        ConfigError: invalid memory or number of threads.
+        ConfigError: the memory limit or the number of threads is invalid.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     backend = (
@@ -232,7 +232,7 @@ def remove_table(path: Path) -> None:
 def _replace_folder(path: Path) -> Iterator[Path]:
     """Yield the name of a folder to write, which replaces `path` on success."""
     temporary = path.with_name(f".{path.name}.tmp")
-    remove_table(temporary)  # of a run that was killed
+    remove_table(temporary)  # left by a run that was killed
     yield temporary
     remove_table(path)
     temporary.rename(path)
@@ -252,7 +252,7 @@ def _open_duckdb(scratch: Path, memory: str | None, threads: int | None) -> Duck
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise ConfigError(
             f"invalid memory {memory!r} or threads {threads!r}: {_first_line(error)}; "
-            "give for example --memory 4GB --threads 2"
+            "use for example --memory 4GB --threads 2"
         ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it would be printed on stdout
     return DuckDBBackend(connection, scratch)

@@ -14,7 +14,7 @@ from typing import Any
 
 from swag_models.runtime import import_extra
 
-# Before the modules that import it, so that a missing extra is reported in one line.
+# Imported before the modules that need it, so that a missing extra is reported in one line.
 import_extra("pyarrow")
 
 import pyarrow.parquet
@@ -36,7 +36,7 @@ from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist
 from swag_models.recipe.wordnet import WordNet
 
 NUM_STEPS = 7
-STEPS_VERSION = 2  # raise it when the steps write something else: all of them then run again
+STEPS_VERSION = 2  # increase when the output of the steps changes; all of them then run again
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Curation:
     """How the vocabulary is chosen and the images are resampled.
 
     Args:
-        senses: what an ambiguous hashtag stands for: its "first" (most frequent) sense, "all" of
-            them, or none ("drop").
-        min_images: least number of images of a class.
-        max_classes: greatest number of classes; the most frequent ones are kept. Singh et al. 2022
+        senses: which senses of an ambiguous hashtag to use: the "first" (most frequent) one,
+            "all" of them, or none ("drop").
+        min_images: minimum number of images of a class.
+        max_classes: maximum number of classes; the most frequent ones are used. Singh et al. 2022
             (arXiv 2201.08371) use about 27,000.
         sampling: how images are resampled.
 
@@ -62,10 +62,10 @@ class Curation:
 
     def __post_init__(self) -> None:
         if self.senses not in SENSES:
-            raise ConfigError(f"invalid senses {self.senses!r}: allowed are {', '.join(SENSES)}")
+            raise ConfigError(f"invalid senses {self.senses!r}: allowed: {', '.join(SENSES)}")
         for name in ("min_images", "max_classes"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"invalid {name} {getattr(self, name)}: give 1 or more")
+                raise ConfigError(f"invalid {name} {getattr(self, name)}: allowed: 1 or more")
 
 
 def curate(
@@ -92,17 +92,17 @@ def curate(
 
     Args:
         inputs: files of posts, or folders of them.
-        output: folder to write.
+        output: output folder.
         curation: how the vocabulary is chosen and the images are resampled.
         columns: names of the columns of the inputs; by default the usual names are tried.
-        format: format of the inputs; by default the one that each file's name stands for.
+        format: format of the inputs; by default recognised from each file's name.
         wordnet: folder of WordNet's database files, see `wordnet.find_wordnet`.
-        stoplist: text file with one hashtag to ignore per line, in place of the library's own.
+        stoplist: text file with one hashtag to ignore per line, in place of the built-in list.
         exclude: text file with one id or hash of a post to leave out per line.
-        licenses: licenses of the posts to keep, as the posts name them; empty for all.
+        licenses: licenses of the posts to keep, as named in the posts; empty for all.
         engine: "duckdb" or "spark".
-        master: see `backends.open_backend`, as for `memory` and `threads`.
-        memory: limit of the engine's memory, for example "4GB".
+        master: URL of the Spark master, see `backends.open_backend`.
+        memory: memory limit of the engine, for example "4GB".
         threads: number of threads of the engine.
         progress: whether to show progress bars.
 
@@ -113,23 +113,25 @@ def curate(
         ConfigError: an input or option is invalid.
         OutputError: the folder cannot be written.
     """
-    # first all that can be checked at once, before hours of work
+    # check all arguments first, before hours of work
     versions = check_backend(engine, master)
     folder, net = Path(output), WordNet.load(wordnet)
     files = find_files(inputs, format)
     stop, excluded = load_stoplist(stoplist), _read_values(exclude)
     options = ReadOptions(columns, format, progress)
-    selection = PostSelection(files, options, excluded, sorted(licenses))  # in any order
+    selection = PostSelection(
+        files, options, excluded, sorted(licenses)
+    )  # their order does not matter
     with disk_errors(folder, resumable=True), ExitStack() as stack:
         work = stack.enter_context(WorkFolder(folder / "steps", output=folder)).path
-        # On a terminal only, and removed at the end, so that an error message is one line.
+        # Only on a terminal, and removed at the end, so that an error message stays on one line.
         disable = None if progress else True
         bar = tqdm(total=NUM_STEPS, unit="step", leave=False, disable=disable)
         steps = StepRunner(work, stack.enter_context(bar))
         opening = open_backend(
             engine, scratch=work / "scratch", memory=memory, threads=threads, master=master
         )
-        # The first step that runs opens it: a rerun of finished work needs no backend.
+        # Opened by the first step that runs: a rerun of finished work needs no backend.
         open_once = functools.cache(lambda: stack.enter_context(opening))
         hashes = hash_files(files, work / "hashes.json")
         manifest = {
@@ -148,7 +150,7 @@ def curate(
                 steps, open_once, selection, [engine, hashes], net, stop, curation, folder
             ),
         }
-        # The manifest is the key, so any change in it writes both files again.
+        # The manifest is the key, so that any change in it rewrites both files.
         reports = [folder / "manifest.json", folder / "report.md"]
         steps.run("report", manifest, reports, lambda: _write_reports(folder, manifest))
     return manifest
@@ -170,7 +172,7 @@ def _run_steps(
         steps: runs or skips each step.
         backend: returns the backend, which is opened at the first call.
         selection: the posts.
-        source_key: kind of the backend and hashes of the files; a change repeats all steps.
+        source_key: kind of the backend and hashes of the files; a change reruns all steps.
         net: the nouns of WordNet.
         stop: canonical hashtags to ignore.
         curation: how the vocabulary is chosen and the images are resampled.
@@ -179,8 +181,8 @@ def _run_steps(
     work = steps.folder
     options = [*selection.options.columns], selection.options.format
     limits = curation.min_images, curation.max_classes
-    # Each step reads the files of the steps above it. What a user is likely to change comes last:
-    # another sampling repeats the last two steps only.
+    # Each step reads the files of earlier steps. Options that users are likely to change come last:
+    # a change of the sampling reruns only the last two steps.
 
     posts, rejects = work / "kept", output / "rejects.jsonl"
     post_facts = steps.run(
@@ -200,7 +202,7 @@ def _run_steps(
     )
     images = work / "images"
     steps.run(
-        "images",  # apart from "classes", so that other limits do not repeat it
+        "images",  # separate from "classes", so that other limits do not rerun it
         [],
         [images],
         lambda: pipeline.gather_synsets(backend(), posts, matches, images),
@@ -255,12 +257,12 @@ def _read_values(path: str | os.PathLike[str] | None) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}); give a text file with one id or hash per line"
+            f"{path} cannot be read ({error}); pass a text file with one id or hash per line"
         ) from None
     return sorted({line.strip() for line in lines} - {""})
 
 
 def _hash_lines(lines: Collection[str]) -> dict[str, Any]:
-    """Length and hash of a list, which may be too long for the manifest."""
+    """Length and hash of a list, which itself may be too long for the manifest."""
     text = "\n".join(sorted(lines))
     return {"lines": len(lines), "sha256": hashlib.sha256(text.encode()).hexdigest()}

@@ -1,10 +1,10 @@
 """Ingest files of posts in any format: one table of posts, and a file of rejected rows.
 
 Text formats are first converted to Parquet, in parallel. For each input, in order, the folder of
-the conversion then holds
+the conversion then contains
   00000.parquet         id, url, hashtags, hash, license
   00000.rejects.jsonl   the malformed rows: input, row, reason, text
-  00000.json            the record of `run_once`: a part without it is converted again
+  00000.json            the record of `run_once`; a part without it is converted again
 The first two depend only on the content and name of the input, byte for byte.
 """
 
@@ -47,8 +47,8 @@ from swag_models.runtime import count_cpus
 if TYPE_CHECKING:
     import ibis
 
-ROW_GROUP_ROWS = 2**14  # of a Parquet file; also the number of posts in memory at a time
-CONVERSION_VERSION = 3  # raise it when parts change: those of another version are converted again
+ROW_GROUP_ROWS = 2**14  # rows of a Parquet row group; also the number of posts in memory at a time
+CONVERSION_VERSION = 3  # increase when parts change; parts of another version are converted again
 POSTS = pa.schema(
     {
         "id": pa.string(),
@@ -66,7 +66,7 @@ class ReadOptions:
 
     Args:
         columns: names of their columns.
-        format: their format; by default the one that each file's name stands for.
+        format: their format; by default recognised from each file's name.
         progress: whether to show a progress bar.
     """
 
@@ -82,7 +82,7 @@ class Conversion(NamedTuple):
         parts: Parquet files, in the order of the inputs.
         rows: number of posts in all parts.
         rejects: number of rejected rows for each reason.
-        reject_files: JSON Lines files of the rejected rows; those without rows are left out.
+        reject_files: JSON Lines files of the rejected rows, without empty files.
     """
 
     parts: list[Path]
@@ -92,7 +92,7 @@ class Conversion(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """One input, the files that it becomes, and what these depend on."""
+    """One input, the files it is converted to, and the key that they depend on."""
 
     source: Path
     columns: Columns
@@ -112,7 +112,7 @@ def unite_posts(
         backend: reads the tables.
         files: see `find_files`.
         options: how they are read.
-        folder: for converted text files and temporary tables.
+        folder: folder for converted text files and temporary tables.
         rejects: JSON Lines file to write.
 
     Returns:
@@ -132,7 +132,7 @@ def unite_posts(
         format=options.format,
         progress=options.progress,
     )
-    # files are read together where possible: a union of thousands of tables is a huge query
+    # read together where possible, since a union of thousands of tables is a huge query
     tables = [backend.read_all(converted.parts)] if converted.parts else []
     counts = Counter(converted.rejects)
     parquet_files = [file for file in files if formats[file] == "parquet"]
@@ -145,7 +145,7 @@ def unite_posts(
             malformed = folder / "malformed.parquet"
             columns_shown = ("id", "reason", "url", "hashtags")
             backend.write(rows.filter(rows.reason.notnull()).select(*columns_shown), malformed)
-            # a row of a group does not say which file it comes from
+            # the rows of a group do not state which file they come from
             source = " ... ".join(dict.fromkeys((group[0].name, group[-1].name)))
             for reason, text in _list_malformed(malformed):
                 counts[reason] += 1
@@ -168,7 +168,7 @@ def _group_by_schema(
             raise ConfigError(
                 f"{file} is not a Parquet file or is truncated; replace or remove it"
             ) from None
-        # Files of the same dataset may have other types, for example ids as numbers and as text.
+        # Files of one dataset may have different types, for example ids as numbers and as text.
         types = tuple(zip(schema.names, map(str, schema.types), strict=True))
         groups[find_parquet_columns(schema, columns, file), types].append(file)
     return [(resolved, group) for (resolved, _), group in groups.items()]
@@ -193,14 +193,14 @@ def convert_posts(
 ) -> Conversion:
     """Convert text files of posts to Parquet parts.
 
-    A part is converted again only if the name, size or modification time of its input has changed,
-    or the columns or format.
+    A part is converted again only if the name, size or modification time of its input, the columns
+    or the format have changed.
 
     Args:
         inputs: files in any format except Parquet.
         folder: where the parts are written; used by one process at a time.
         columns: names of their columns or fields.
-        format: their format; by default the one that each file's name stands for.
+        format: their format; by default recognised from each file's name.
         processes: number of processes; by default one per input, at most one per CPU.
         progress: whether to show a progress bar.
 
@@ -209,7 +209,7 @@ def convert_posts(
         OutputError: the folder cannot be written.
     """
     if processes is not None and processes < 1:
-        raise ConfigError(f"invalid processes {processes}: give 1 or more")
+        raise ConfigError(f"invalid processes {processes}: allowed: 1 or more")
     # by position, so that two inputs with the same name do not collide
     jobs = [_plan_job(path, folder / f"{i:05d}", columns, format) for i, path in enumerate(inputs)]
     with disk_errors(folder, resumable=True), WorkFolder(folder):
@@ -222,8 +222,8 @@ def convert_posts(
         ) as bar:
             count = min(len(waiting), processes or count_cpus())
             if count > 1:
-                _convert_in_processes(waiting, count, lambda seen: bar.update(done + seen - bar.n))
-            # converts what no other process has, and reads the records of all
+                _convert_in_processes(waiting, count, lambda size: bar.update(done + size - bar.n))
+            # converts the inputs that are left, and reads the records of all
             results = [_convert_once(job, bar.update) for job in jobs]
     rejects = sum((Counter(result["rejects"]) for result in results), Counter[str]())
     return Conversion(
@@ -261,7 +261,7 @@ def _is_done(job: _Job) -> bool:
 
 
 def _convert_once(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
-    """Convert one input, unless it is done; returns the numbers of rows and rejects.
+    """Convert one input, unless that is done; returns the numbers of rows and rejects.
 
     Args:
         job: the input.
@@ -276,10 +276,10 @@ def _convert_once(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]
 def _convert(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
     position = 0
 
-    def report_position(new: int) -> None:
+    def report_position(new_position: int) -> None:
         nonlocal position
-        advance(new - position)
-        position = new
+        advance(new_position - position)
+        position = new_position
 
     rows, rejects = 0, Counter[str]()
     # chunk by chunk, so that memory does not grow with the input
@@ -311,7 +311,7 @@ _bytes_read: Any = None
 def _convert_in_processes(
     jobs: Sequence[_Job], count: int, update: Callable[[int], object]
 ) -> None:
-    """Convert inputs in `count` processes; `update` is called with the total of bytes read."""
+    """Convert inputs in `count` processes; `update` is called with the total bytes read."""
     bytes_read = multiprocessing.get_context("spawn").Value("q", 0)
     with open_pool(count, _share_counter, bytes_read) as pool:
         waiting = {pool.submit(_convert_counted, job) for job in jobs}

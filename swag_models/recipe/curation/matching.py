@@ -13,7 +13,7 @@ import pyarrow.parquet
 from swag_models.recipe.hashtags import Match, Matcher, find_coverage, load_imagenet, name_class
 from swag_models.recipe.wordnet import WordNet
 
-MAX_LISTED_HASHTAGS = 50  # of each kind, in the manifest
+MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
 KINDS = ("lemma", "inflection", "ambiguous", "stopped", "unknown")
 # Synsets are numbered, since joining and grouping by integers takes less time and memory.
 MATCHES = pa.schema(
@@ -32,7 +32,7 @@ def match_hashtags(
 ) -> tuple[dict[str, Any], pa.Table]:
     """Match every hashtag of a table with WordNet.
 
-    This runs in Python, once for each distinct hashtag; all that runs once for each post is SQL.
+    This runs in Python, once for each distinct hashtag. Work for each post is done in SQL.
 
     Args:
         path: Parquet file or folder with the columns tag, uses.
@@ -40,9 +40,9 @@ def match_hashtags(
         wordnet: describes ambiguous hashtags.
 
     Returns:
-        Facts for the manifest: numbers of distinct hashtags and uses of each kind, and the most
-        used hashtags that were stopped, unknown or ambiguous. And the table `MATCHES`, with a row
-        for each pair of hashtag and synset.
+        (facts for the manifest, table `MATCHES`). The facts are the numbers of distinct hashtags
+        and uses of each kind, and the most used hashtags that were stopped, unknown or ambiguous.
+        The table has a row for each pair of hashtag and synset.
     """
     distinct, uses, ambiguous = Counter[str](), Counter[str](), Counter[str]()
     listed: dict[str, list[tuple[int, str]]] = {"stopped": [], "unknown": []}
@@ -59,7 +59,7 @@ def match_hashtags(
                 ambiguous[match.lemma] += count
         # shortened after each batch, since there can be hundreds of millions of unknown hashtags
         listed = {how: heapq.nsmallest(MAX_LISTED_HASHTAGS, tags) for how, tags in listed.items()}
-    pairs.sort()  # the same numbers, whatever the order in which the backend returns hashtags
+    pairs.sort()  # so that numbers do not depend on the order in which the backend returns hashtags
     synsets = sorted({synset for synset, *_ in pairs})
     numbers = {synset: number for number, synset in enumerate(synsets)}
     rows = [
@@ -110,7 +110,7 @@ def cover_imagenet(wordnet: WordNet, classes: Path) -> dict[str, Any]:
     missing = [coverage.target for coverage in coverages if not coverage.how]
     return {
         "counts": {how: counts[how] for how in ("same", "hyponym", "hypernym", "none")},
-        # an excerpt of WordNet may lack a synset, and then its name
+        # an excerpt of WordNet may lack the synset and thus its name
         "missing": [
             f"{synset} {name_class(wordnet, synset)}" if synset in wordnet.synsets else synset
             for synset in missing
@@ -119,7 +119,7 @@ def cover_imagenet(wordnet: WordNet, classes: Path) -> dict[str, Any]:
 
 
 def _describe_senses(wordnet: WordNet, match: Match) -> tuple[str, str]:
-    """The senses that an ambiguous hashtag stands for, and its other senses, as text."""
+    """The senses of an ambiguous hashtag that are used, and its other senses, as text."""
     chosen = [
         f"{synset} {name_class(wordnet, synset)}: {wordnet.synsets[synset].gloss.split(';')[0]}"
         for synset in match.synsets

@@ -67,8 +67,8 @@ class StepRunner:
         """Run a step, or return the facts of the run that finished it.
 
         Args:
-            name: of the step and its record.
-            key: JSON values that its result depends on, apart from earlier steps.
+            name: name of the step and its record.
+            key: JSON values that its result depends on, in addition to earlier steps.
             files: the files and folders that it writes.
             step: does the work.
         """
@@ -82,10 +82,10 @@ class StepRunner:
 
 @dataclass(frozen=True)
 class PostSelection:
-    """Which posts are read, how, and which of them are used.
+    """Which posts to read, how to read them, and which of them to use.
 
     Args:
-        files: see `ingest.find_files`.
+        files: files of posts.
         options: how they are read.
         excluded: ids and hashes of posts to leave out.
         licenses: licenses of the posts to keep; empty for all.
@@ -123,7 +123,7 @@ def hash_files(files: Sequence[Path], record: Path) -> list[dict[str, Any]]:
 def clean_posts(
     backend: Backend, selection: PostSelection, work: Path, posts: Path, rejects: Path
 ) -> Facts:
-    """Unite the posts of all files and leave out what is unwanted or repeated.
+    """Unite the posts of all files, without unwanted and repeated ones.
 
     Args:
         backend: computes the tables.
@@ -136,35 +136,35 @@ def clean_posts(
     licensed = united
     if selection.licenses:
         licensed = queries.keep_licensed(united, selection.licenses)
-    wanted = licensed
+    selected = licensed
     if selection.excluded:
         values = pa.table({"value": pa.array(selection.excluded, pa.string())})
-        wanted = queries.drop_excluded(licensed, backend.store(values, work / "excluded.parquet"))
-    # Each table is used several times below: it is stored, so that it is computed once.
-    repeated = _store(backend, queries.find_repeated_ids(wanted), work / "repeated.parquet")
-    chosen = _store(backend, queries.choose_posts(wanted, repeated), work / "chosen.parquet")
-    unique = wanted.anti_join(repeated, "id").union(chosen)
+        selected = queries.drop_excluded(licensed, backend.store(values, work / "excluded.parquet"))
+    # Each table is used several times below, so it is stored to be computed only once.
+    repeated = _store(backend, queries.find_repeated_ids(selected), work / "repeated.parquet")
+    chosen = _store(backend, queries.choose_posts(selected, repeated), work / "chosen.parquet")
+    unique = selected.anti_join(repeated, "id").union(chosen)
     urls = _store(backend, queries.find_repeated_urls(unique), work / "urls.parquet")
     copies = _store(backend, queries.find_copies(unique, urls), work / "copies.parquet")
     # in parts, for the steps that collect lists: see `Backend.map_parts`
     backend.write_parts(unique.anti_join(copies, "id").select("id", "hashtags"), posts)
 
-    read = backend.count(united)
-    with_license = backend.count(licensed) if selection.licenses else read
-    kept = backend.count(backend.read(posts))
-    # of the posts that share an id, one is kept
+    num_read = backend.count(united)
+    with_license = backend.count(licensed) if selection.licenses else num_read
+    num_kept = backend.count(backend.read(posts))
+    # one of the posts with the same id is kept
     repeated_posts = sum(_read_table(work / "repeated.parquet")["posts"].to_pylist())
     repeated_ids = repeated_posts - len(_read_table(work / "chosen.parquet"))
     repeated_urls = len(_read_table(work / "copies.parquet"))
     return {
-        "read": read + sum(rejected.values()),
+        "read": num_read + sum(rejected.values()),
         "rejected": rejected,
-        "other_licenses": read - with_license,
+        "other_licenses": num_read - with_license,
         "repeated_ids": repeated_ids,
         "repeated_urls": repeated_urls,
-        "kept": kept,
-        # the rest, which is cheaper than to count the table of wanted posts
-        "excluded": with_license - kept - repeated_ids - repeated_urls,
+        "kept": num_kept,
+        # computed from the other counts, which is cheaper than counting the selected posts
+        "excluded": with_license - num_kept - repeated_ids - repeated_urls,
     }
 
 
@@ -175,7 +175,7 @@ def match_posts(
 
     Args:
         backend: computes the tables.
-        posts: of `clean_posts`.
+        posts: folder written by `clean_posts`.
         matcher: finds the synsets of a hashtag.
         wordnet: describes ambiguous hashtags.
         matches: Parquet file to write, see `matching.MATCHES`.
@@ -207,9 +207,9 @@ def choose_classes(
 
     Args:
         backend: computes the tables.
-        images: of `gather_synsets`.
-        matches: of `match_posts`.
-        limits: the least number of images of a class, and the greatest number of classes.
+        images: folder written by `gather_synsets`.
+        matches: file written by `match_posts`.
+        limits: the minimum number of images of a class, and the maximum number of classes.
         classes: Parquet file to write, see `CLASSES`; in descending order of images.
         labels: folder to write, in parts: id, classes, rarest.
 
@@ -220,7 +220,7 @@ def choose_classes(
     table = _read_table(matches)
     synsets = dict(zip(table["number"].to_pylist(), table["synset"].to_pylist(), strict=True))
     counts = backend.fetch(queries.count_images(backend.read(images))).to_pylist()
-    # Classes of equal frequency are ordered by synset, so that every backend numbers them alike.
+    # Classes of equal frequency are ordered by synset, so that all backends number them equally.
     counts.sort(key=lambda row: (-row["images"], synsets[row["number"]]))
     frequent = [row for row in counts if row["images"] >= min_images]
     if not frequent:
@@ -256,8 +256,8 @@ def resample_labels(
 
     Args:
         backend: computes the tables.
-        labels: of `choose_classes`.
-        classes: of `choose_classes`.
+        labels: folder written by `choose_classes`.
+        classes: file written by `choose_classes`.
         sampling: how images are resampled.
         factors_path: Parquet file to write, see `FACTORS`.
         output: the labels to write, sorted by id: id, classes, repeat.
@@ -296,10 +296,10 @@ def write_vocabulary(
     Args:
         backend: computes the tables.
         wordnet: names the classes.
-        matches: of `match_posts`.
-        classes: of `choose_classes`.
-        factors: of `resample_labels`, as `labels`.
-        labels: see `factors`.
+        matches: file written by `match_posts`.
+        classes: file written by `choose_classes`.
+        factors: file written by `resample_labels`.
+        labels: labels written by `resample_labels`.
         output: Parquet file to write, see `VOCABULARY`.
     """
     samples = backend.fetch(queries.sum_samples(backend.read(labels))).to_pylist()
@@ -318,7 +318,7 @@ def write_vocabulary(
         }
         for row, factor in zip(rows, _read_table(factors)["repeat"].to_pylist(), strict=True)
     ]
-    # by pyarrow, not by the backend: one file with it, whichever backend computed the labels
+    # written by pyarrow, so that it is a single file with any backend
     with atomic_write(output) as temporary:
         pyarrow.parquet.write_table(
             pa.Table.from_pylist(table, VOCABULARY), temporary, compression="zstd"
@@ -327,7 +327,7 @@ def write_vocabulary(
 
 
 def _store(backend: Backend, table: Any, path: Path) -> Any:
-    """Compute a table once, and return it as it is read from the file."""
+    """Compute a table once, and return it as read from the file."""
     backend.write(table, path)
     return backend.read(path)
 

@@ -1,4 +1,4 @@
-"""Posts: their fields, the columns of a table that hold these, and why a row is rejected."""
+"""Posts: their fields, the columns of a table with these fields, and reasons to reject a row."""
 
 import json
 from functools import lru_cache
@@ -9,7 +9,7 @@ from swag_models.recipe.hashtags import HASH, extract_hashtags
 
 HASHTAG_EDGES = f"{HASH} \t\r\n"  # characters stripped from both ends of a hashtag in a list
 
-# Reasons for a reject, as they are written to rejects.jsonl and counted in the manifest.
+# Reasons for rejecting a row, as they are written to rejects.jsonl and counted in the manifest.
 NOT_JSON, NOT_AN_OBJECT = "not JSON", "not a JSON object"
 NO_ID, BAD_ID = "no id", "id is not text or a whole number"
 NO_HASHTAGS, BAD_HASHTAGS = "no hashtags and no caption", "hashtags are not a list of text"
@@ -20,8 +20,8 @@ NOT_DOWNLOADED = "not downloaded"
 BAD_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
 ROW_TOO_LARGE, TRUNCATED = "row too large", "unreadable from here on"
 
-# Usual names of the columns, those of img2dataset and of YFCC100M among them; the first one that
-# a table has is used.
+# Usual names of the columns, including those of img2dataset and YFCC100M; the first one that a
+# table has is used.
 COLUMN_NAMES = {
     "id": ("id", "key", "photo_id", "photoid", "image_id"),
     "url": ("url", "URL", "image_url", "download_url", "downloadurl"),
@@ -38,9 +38,9 @@ class Post(NamedTuple):
     Attributes:
         id: unique name of the image.
         url: where the image can be downloaded.
-        hashtags: as written, without "#".
-        hash: of the image, by any hash function; compared with hashes that the user excludes.
-        license: as the data set names it.
+        hashtags: hashtags as written, without "#".
+        hash: hash of the image, by any function; compared with the hashes that the user excludes.
+        license: license, as named by the data set.
     """
 
     id: str
@@ -71,7 +71,7 @@ class RejectedRowError(Exception):
 
 
 class Columns(NamedTuple):
-    """Names of the columns or fields of a post; for None, the names in `COLUMN_NAMES` are tried."""
+    """Names of the columns or fields of a post; None tries the names in `COLUMN_NAMES`."""
 
     id: str | None = None
     url: str | None = None
@@ -89,15 +89,15 @@ def resolve_columns(columns: Columns, names: tuple[str, ...]) -> Columns:
     """Find the columns of a post among the names of a table.
 
     Args:
-        columns: names that the user gave.
+        columns: names chosen by the user.
         names: names that the table has.
 
     Returns:
         One of `names` for each column, or None if the table has no such column.
     """
     resolved = []
-    for role, wanted in columns._asdict().items():
-        candidates = (wanted,) if wanted else COLUMN_NAMES[role]
+    for role, chosen_name in columns._asdict().items():
+        candidates = (chosen_name,) if chosen_name else COLUMN_NAMES[role]
         resolved.append(next((name for name in candidates if name in names), None))
     return Columns(*resolved)
 
@@ -107,18 +107,18 @@ def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
 
     Args:
         names: names that the table has.
-        columns: names that the user gave.
+        columns: names chosen by the user.
         path: the file, for error messages.
 
     Raises:
-        ConfigError: a named column is missing, or there is no id, or neither hashtags nor caption.
+        ConfigError: a named column is missing, or the id, or both hashtags and caption.
     """
     resolved = resolve_columns(columns, tuple(names))
     hint = f"its columns: {', '.join(names)}"
-    for role, wanted, name in zip(Columns._fields, columns, resolved):
-        if wanted and not name:
+    for role, chosen_name, name in zip(Columns._fields, columns, resolved):
+        if chosen_name and not name:
             raise ConfigError(
-                f"{path} has no column {wanted!r} for {role}; {hint}; name one of them"
+                f"{path} has no column {chosen_name!r} for {role}; {hint}; name one of them"
             )
     if not resolved.id:
         raise ConfigError(f"{path} has no column of ids; {hint}; name one with --id")
@@ -135,11 +135,11 @@ def find_parquet_columns(
 ) -> Columns:
     """Find the columns of a post in a Parquet file, and check their types.
 
-    An id must be text or an integer, hashtags text or a list of text, all else text.
+    An id must be text or an integer, hashtags text or a list of text, all other columns text.
 
     Args:
         schema: the file's pyarrow schema.
-        columns: names that the user gave.
+        columns: names chosen by the user.
         path: the file, for error messages.
 
     Raises:
@@ -189,7 +189,7 @@ def make_post(
     if identifier is None or identifier == "":
         raise RejectedRowError(NO_ID)
     if type(identifier) is not str:  # `type`, since True would be an int for isinstance
-        # pandas, for one, writes the integers of a column with gaps as floats
+        # pandas writes the integers of a column with missing values as floats
         is_whole = type(identifier) is float and identifier.is_integer()
         if type(identifier) is not int and not is_whole:
             raise RejectedRowError(BAD_ID)
@@ -208,7 +208,7 @@ def make_post(
 
 
 def _split_hashtags(cell: Any) -> list[str]:
-    """Hashtags of a list, a JSON list, or text separated by "#", else commas, else spaces."""
+    """Hashtags of a list, a JSON list, or text separated by "#", otherwise commas or spaces."""
     if type(cell) is str:
         if cell.startswith("["):
             try:

@@ -2,7 +2,7 @@
 
 Tables:
   posts    id, url, hashtags, hash, license   one row per post
-  matches  tag, number                        the synsets, by number, of a hashtag as written
+  matches  tag, number                        the numbers of the synsets of a hashtag as written
   images   id, numbers                        the synsets of an image, sorted and distinct
   labels   id, classes, repeat                the classes of an image, sorted, and its repeat factor
 """
@@ -22,7 +22,7 @@ WHITESPACE = r"[\s\x0b\x1c-\x1f\x85\p{Z}]+"  # where Python's str.split splits
 
 
 def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Table:
-    """Select the columns of posts from a Parquet table, with the reason why a row is rejected.
+    """Select the columns of posts from a Parquet table, with the reason for each rejected row.
 
     Hashtags may be a list or text; where they are null, they are extracted from the caption, as in
     `posts.make_post`.
@@ -58,7 +58,7 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
 
 
 def _list_hashtags(cell: ibis.Value) -> ibis.Value:
-    """Hashtags of a list, a JSON list, or text separated by "#", else commas, else spaces.
+    """Hashtags of a list, a JSON list, or text separated by "#", otherwise commas or spaces.
 
     The same rule as `posts.make_post`, except that escapes in a JSON list are not decoded.
     Null stays null.
@@ -82,7 +82,7 @@ def _list_hashtags(cell: ibis.Value) -> ibis.Value:
 
 
 def drop_excluded(posts: ibis.Table, excluded: ibis.Table) -> ibis.Table:
-    """Posts with neither id nor hash among the values of `excluded`, one per row: value."""
+    """Posts whose id and hash are not among the values of `excluded`, one per row: value."""
     return posts.anti_join(excluded.select(id="value"), "id").anti_join(
         excluded.select(hash="value"), "hash"
     )
@@ -104,7 +104,7 @@ def choose_posts(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
     import ibis
 
     rows = posts.semi_join(repeated, "id")
-    # nulls as "": backends order them differently
+    # nulls become "", because backends order nulls differently
     order = [rows.url.coalesce(""), rows.hashtags.join(" ").coalesce("")]
     ranked = rows.mutate(rank=ibis.row_number().over(group_by=rows.id, order_by=order))
     return ranked.filter(ranked.rank == 0).drop("rank")
@@ -118,13 +118,13 @@ def find_repeated_urls(posts: ibis.Table) -> ibis.Table:
 
 
 def find_copies(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
-    """Posts with the same URL as a post with a smaller id: id."""
+    """Posts that have the URL of a post with a smaller id: id."""
     joined = posts.join(repeated, "url")  # posts without a URL match nothing
     return joined.filter(joined.id != joined.first).select("id")
 
 
 def count_hashtags(posts: ibis.Table) -> ibis.Table:
-    """Number of times each hashtag is written: tag, uses."""
+    """Number of uses of each hashtag as written: tag, uses."""
     tags = posts.select(tag=posts.hashtags.unnest())
     return tags.group_by("tag").agg(uses=tags.count())
 
@@ -145,7 +145,7 @@ def count_images(images: ibis.Table) -> ibis.Table:
 def gather_labels(images: ibis.Table, classes: ibis.Table) -> ibis.Table:
     """The classes of each image, if it has any, and the rarest of them: id, classes, rarest."""
     labelled = images.select("id", number=images.numbers.unnest()).join(classes, "number")
-    # classes are numbered by falling frequency, so the rarest is the last
+    # classes are numbered in descending order of frequency, so the rarest is the last
     gathered = labelled.group_by("id").agg(
         classes=labelled["class"].collect(), rarest=labelled["class"].max()
     )

@@ -46,12 +46,12 @@ OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".bz2": bz2.open,
 }
 JSON_DECODER = json.JSONDecoder()
-MAX_ROW_BYTES = 2**20  # bounds the memory that a file without line breaks can take
-MAX_REJECT_CHARS = 200  # of a row that are kept to show why it was rejected
+MAX_ROW_BYTES = 2**20  # limits the memory used for a file without line breaks
+MAX_REJECT_CHARS = 200  # of a rejected row, stored in the list of rejects
 
 
 def find_format(path: Path) -> str:
-    """The format that the name of a file stands for.
+    """Recognise the format of a file from its name.
 
     Returns:
         A key of `READERS`, or "parquet".
@@ -65,7 +65,7 @@ def find_format(path: Path) -> str:
     if stem.startswith("yfcc100m"):
         return "yfcc"
     raise ConfigError(
-        f"unknown format of {path}: allowed are {' '.join(SUFFIXES)}, or those with .gz or .bz2; "
+        f"unknown format of {path}: allowed: {' '.join(SUFFIXES)}, or those with .gz or .bz2; "
         f"rename it, or choose a --format: {', '.join(dict.fromkeys(SUFFIXES.values()))}"
     )
 
@@ -75,7 +75,7 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
 
     Args:
         inputs: files, and folders that are searched for files with a known suffix.
-        format: the format of all files; by default the one that each file's name stands for.
+        format: the format of all files; by default recognised from each file's name.
 
     Returns:
         Files in the order of `inputs`, those of a folder sorted by name.
@@ -86,11 +86,11 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
     files = []
     for path in map(Path, inputs):
         if not path.exists():
-            raise ConfigError(f"{path} does not exist; give files of posts or folders of them")
+            raise ConfigError(f"{path} does not exist; pass files of posts, or folders of them")
         matches = [path] if path.is_file() else sorted(filter(_has_suffix, path.rglob("*")))
         if not matches:
             raise ConfigError(
-                f"{path} has no file of posts; allowed are {' '.join(SUFFIXES)}, "
+                f"{path} has no file of posts; allowed: {' '.join(SUFFIXES)}, "
                 "or those with .gz or .bz2"
             )
         files += matches
@@ -116,15 +116,16 @@ def read_posts(
     Args:
         path: a text file in one of the formats above.
         columns: names of its columns or fields.
-        format: its format; by default the one that its name stands for.
+        format: its format; by default recognised from its name.
         on_progress: called every 1000 rows with the number of bytes of the file read so far.
 
     Raises:
-        ConfigError: the file cannot be read, or lacks a column of ids, or of hashtags or captions.
+        ConfigError: the file cannot be read, or has no column of ids, or none of hashtags or
+            captions.
     """
     format = format or find_format(path)
     if format not in READERS:
-        raise ConfigError(f"invalid format {format!r} for {path}: allowed are {', '.join(READERS)}")
+        raise ConfigError(f"invalid format {format!r} for {path}: allowed: {', '.join(READERS)}")
     row = 0
     try:
         with path.open("rb") as raw:
@@ -149,7 +150,7 @@ def read_posts(
         yield Reject(printable(path), row + 1, reasons.TRUNCATED, str(error))
 
 
-# The rows of an open file, and the function that parses one; it returns None for an empty row.
+# The rows of an open file, and the function that parses a row (None for an empty one).
 Rows = tuple[Iterable[Any], Callable[[Any], Post | None]]
 
 
@@ -179,7 +180,7 @@ READERS = {"json": _read_json, "csv": _read_csv, "yfcc": _read_yfcc, "tar": _rea
 
 
 def _list_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield lines; of a line that is too large, the first MAX_ROW_BYTES only."""
+    """Yield lines; a line that is too large is cut to MAX_ROW_BYTES."""
     line = file.readline(MAX_ROW_BYTES).removeprefix(codecs.BOM_UTF8)
     while line:
         yield line
@@ -189,7 +190,7 @@ def _list_lines(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _list_records(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
-    """Yield the records of a CSV file, and errors in their place, so that reading can continue."""
+    """Yield the records of a CSV file, with an error in place of each invalid one."""
     while True:
         try:
             yield next(reader)
@@ -205,7 +206,7 @@ def _list_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
     plain = isinstance(file, io.BufferedReader)
     with cast(Any, tarfile.open(fileobj=file, mode="r:" if plain else "r|")) as archive:
         while member := archive.next():
-            archive.members.clear()  # tarfile keeps every header: millions, in a large shard
+            archive.members.clear()  # tarfile stores every header; large shards have millions
             folder, _, name = member.name.rpartition("/")
             if member.isfile() and name.endswith(".json"):
                 yield (
@@ -214,7 +215,7 @@ def _list_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
                 )
         if plain:
             file.seek(archive.offset)
-            # tarfile takes a file that was cut between two members as complete
+            # tarfile accepts a file that is truncated between two members as complete
             if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError("unexpected end of data")
 
@@ -234,9 +235,9 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
     names = resolve_columns(columns, tuple(row))
     if names.hashtags is None and names.caption is None:
         raise RejectedRowError(reasons.NO_HASHTAGS)
-    identifier, *rest = map(row.get, names)
-    post = make_post(key if names.id is None and columns.id is None else identifier, *rest)
-    # escapes are the only way to lone surrogates, since the text itself is valid UTF-8
+    identifier, *values = map(row.get, names)
+    post = make_post(key if names.id is None and columns.id is None else identifier, *values)
+    # only escapes can produce lone surrogates, since the text itself is valid UTF-8
     if "\\u" in text:
         _check_text([post.id, post.url or "", post.hash or "", post.license or "", *post.hashtags])
     return post
@@ -245,8 +246,8 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
 def _parse_yfcc(content: bytes) -> Post | None:
     """Parse a row of YFCC100M.
 
-    From the start: the photo's id, in some editions after the line number. Counted from the end:
-    15 user tags, 9 download URL, 8 license, 1 marker (0 for photos, 1 for videos). Source: the
+    The first column is the photo's id, in some editions after the line number. Counted from the
+    end: 15 user tags, 9 download URL, 8 license, 1 marker (0 for photos, 1 for videos). Source: the
     data set's README, and its editions with 23 columns (2014) and 25 (with line number and hash).
     """
     fields = _decode(content).rstrip("\r\n").split("\t")
@@ -298,7 +299,7 @@ def _decode(content: bytes) -> str:
 
 
 def _check_text(texts: list[str]) -> None:
-    """Reject lone surrogates: JSON can escape them, and bytes that are not UTF-8 decode to them."""
+    """Reject lone surrogates, which come from JSON escapes or from bytes that are not UTF-8."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

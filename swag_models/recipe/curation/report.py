@@ -1,4 +1,4 @@
-"""The report of a curation for people: report.md and its plots."""
+"""The readable report of a curation: report.md and its plots."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from swag_models.recipe.plotting import make_figure, save_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MAX_ROWS = 50  # of a table
+MAX_ROWS = 50  # rows of a table
 
 
 def write_curation_report(
@@ -21,7 +21,7 @@ def write_curation_report(
     """Write report.md and its plots, report/*.png.
 
     Args:
-        folder: where they are written.
+        folder: folder to write to.
         facts: the manifest.
         vocabulary: rows of vocabulary.parquet, in descending order of images.
     """
@@ -59,7 +59,7 @@ def _list_blocks(
         ("distinct hashtags", hashtags["distinct"]["all"]),
         ("classes found", classes["found"]),
         ("classes with too few images", classes["too_few"]),
-        ("classes over the greatest number of classes", classes["too_many"]),
+        ("classes above the maximum number", classes["too_many"]),
         ("classes", classes["kept"]),
         ("images with a class", labels["images"]),
         ("labels", labels["labels"]),
@@ -67,7 +67,7 @@ def _list_blocks(
     ]
     yield _format_table(("step", "count"), counts)
     yield "\n## Hashtags\n"
-    yield "How hashtags, as written, were matched with WordNet's nouns.\n"
+    yield "How hashtags, as spelled in the posts, were matched with WordNet's nouns.\n"
     kinds = [kind for kind in hashtags["distinct"] if kind != "all"]
     yield _format_table(
         ("hashtags", "distinct", "uses"),
@@ -75,7 +75,7 @@ def _list_blocks(
     )
     yield "\n## Frequency\n"
     yield (
-        "Images of each class, and its samples in an epoch after resampling. "
+        "Number of images of each class, and of its samples in an epoch after resampling. "
         "Both axes are logarithmic.\n"
     )
     yield "![frequency of classes before and after resampling](report/frequency.png)\n"
@@ -92,7 +92,7 @@ def _list_blocks(
     yield "\n## Labels per image\n"
     yield "![labels per image](report/labels.png)\n"
     yield "## Coverage\n"
-    yield "Share of all labels that belong to the most frequent classes.\n"
+    yield "Share of all labels covered by the most frequent classes.\n"
     yield "![share of labels by number of classes](report/coverage.png)\n"
     yield from _list_imagenet(facts["imagenet"])
     senses = facts["parameters"]["senses"]
@@ -107,8 +107,8 @@ def _list_blocks(
 def _list_imagenet(coverage: Mapping[str, Any]) -> Iterable[str]:
     yield "## ImageNet-1k\n"
     yield (
-        "How its 1,000 classes are covered by the vocabulary: by the same synset, else by the "
-        "nearest class below (hyponym) or above (hypernym).\n"
+        "How its 1,000 classes are covered by the vocabulary: by the same synset, otherwise by "
+        "the nearest class below (hyponym) or above (hypernym).\n"
     )
     yield _format_table(("how", "classes"), list(coverage["counts"].items()))
     if missing := coverage["missing"]:
@@ -123,7 +123,7 @@ def _list_hashtags(title: str, rows: Sequence[Sequence[Any]]) -> Iterable[str]:
         yield "None."
         return
     if len(rows) >= MAX_ROWS:
-        yield f"The {MAX_ROWS} most used.\n"
+        yield f"The {MAX_ROWS} most frequently used ones.\n"
     header = ("hashtag", "uses", "sense used", "other senses")[: len(rows[0])]
     yield _format_table(header, rows[:MAX_ROWS])
 
@@ -142,7 +142,7 @@ def _format_cell(cell: object) -> str:
 def _plot_frequency(images: Sequence[int], samples: Sequence[float]) -> "Figure":
     figure, axes = _make_figure("class, from the most frequent", "images or samples")
     ranks = range(1, len(images) + 1)
-    # a few classes have most images: only logarithmic axes show the others
+    # a few classes have most of the images; only logarithmic axes show the others
     axes.loglog(ranks, images, label="images")
     axes.loglog(ranks, samples, ".", markersize=3, label="samples in an epoch")
     axes.legend()
@@ -167,7 +167,7 @@ def _plot_coverage(images: Sequence[int]) -> "Figure":
 
 def _make_figure(x_label: str, y_label: str) -> "tuple[Figure, Any]":
     figure = make_figure(7, 4, layout=None)
-    # margins are given, since the layout engine of matplotlib takes seconds
+    # fixed margins, because matplotlib's layout engine takes seconds
     axes = figure.subplots(gridspec_kw={"left": 0.12, "right": 0.97, "bottom": 0.14, "top": 0.96})
     axes.set(xlabel=x_label, ylabel=y_label)
     axes.grid(alpha=0.3)

@@ -1,8 +1,8 @@
 """Repeat factors: how often an image is seen in an epoch, from the frequency of its hashtags.
 
 Sources: Mahajan et al. 2018 (arXiv 1805.00932), section 2.2, and Singh et al. 2022
-(arXiv 2201.08371), section 3. The papers do not say how factors are scaled to the length of an
-epoch, or how shares of tail and head are reached: these are our choices.
+(arXiv 2201.08371), section 3. The papers do not state how factors are scaled to the length of an
+epoch, or how shares of tail and head are reached; both are choices of this library.
 """
 
 import math
@@ -16,9 +16,9 @@ EXPONENTS = {"natural": 0.0, "sqrt": 0.5, "uniform": 1.0}
 # Samples in an epoch per unique image. Singh et al.: "about 5 billion samples" of 3.6 billion
 # images.
 EPOCH_RATIO = 5 / 3.6
-TAIL_BELOW = 5000  # images; a hashtag with fewer belongs to the tail (our choice)
-# Factors are multiples of 1 / FACTOR_STEPS, which float64 adds without rounding: their sums are
-# the same in every order, in Python, DuckDB and Spark.
+TAIL_BELOW = 5000  # images; hashtags with fewer belong to the tail (not from the papers)
+# Factors are multiples of 1 / FACTOR_STEPS, which float64 adds without rounding, so that sums
+# are equal in any order, in Python, DuckDB and Spark.
 FACTOR_STEPS = 2**16
 
 
@@ -32,13 +32,13 @@ class Sampling:
         epoch_ratio: samples in an epoch per unique image; all factors are scaled to it. An image
             with a factor below 1 is seen in that share of the epochs.
         threshold: number of images t, with "sqrt" only. The factor of a hashtag of f images is
-            then max(1, sqrt(t / f)), and nothing is scaled.
+            then max(1, sqrt(t / f)), without scaling.
         tail_share: share of an epoch for images of the tail, whose rarest hashtag has fewer than
-            `tail_below` images; None to leave it as it comes.
-        tail_below: number of images.
+            `tail_below` images; None to leave the share unchanged.
+        tail_below: number of images below which a hashtag belongs to the tail.
 
     Raises:
-        ConfigError: a value is out of range, or two of them exclude each other.
+        ConfigError: a value is out of range, or two of them cannot be combined.
     """
 
     kind: str = "sqrt"
@@ -49,17 +49,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.kind not in EXPONENTS:
-            raise ConfigError(f"invalid sampling {self.kind!r}: allowed are {', '.join(EXPONENTS)}")
+            raise ConfigError(f"invalid sampling {self.kind!r}: allowed: {', '.join(EXPONENTS)}")
         if not (math.isfinite(self.epoch_ratio) and self.epoch_ratio > 0):
             raise ConfigError(
-                f"invalid epoch_ratio {self.epoch_ratio}: give a positive number of samples per "
-                "image"
+                f"invalid epoch_ratio {self.epoch_ratio}: allowed: a positive number of samples "
+                "per image"
             )
         if self.threshold is not None and not (
             math.isfinite(self.threshold) and self.threshold > 0
         ):
             raise ConfigError(
-                f"invalid threshold {self.threshold}: give a positive number of images"
+                f"invalid threshold {self.threshold}: allowed: a positive number of images"
             )
         if self.threshold is not None and self.kind != "sqrt":
             raise ConfigError(
@@ -67,11 +67,11 @@ class Sampling:
                 "omit one of them"
             )
         if self.tail_share is not None and not 0 <= self.tail_share <= 1:
-            raise ConfigError(f"invalid tail_share {self.tail_share}: give a share from 0 to 1")
+            raise ConfigError(f"invalid tail_share {self.tail_share}: allowed: 0 to 1")
         if self.threshold is not None and self.tail_share is not None:
             raise ConfigError(
-                "threshold and tail_share exclude each other, since a threshold scales nothing; "
-                "omit one of them"
+                "threshold and tail_share cannot be combined, since factors are not scaled with a "
+                "threshold; omit one of them"
             )
 
 
@@ -83,7 +83,7 @@ def repeat_factors(counts: Sequence[int], rarest: Sequence[int], sampling: Sampl
     Args:
         counts: number of images of each class, in descending order.
         rarest: for each class, the number of images whose rarest class (the last in this order)
-            it is.
+            is this one.
         sampling: how images are resampled.
 
     Returns:
@@ -103,7 +103,7 @@ def repeat_factors(counts: Sequence[int], rarest: Sequence[int], sampling: Sampl
         scale = epoch_length / _sum_products(weights, rarest)
         return [_round_factor(weight * scale) for weight in weights]
     in_tail = [count < sampling.tail_below for count in counts]
-    scales = {}  # of tail (True) and head (False)
+    scales = {}  # scales of tail (True) and head (False)
     for tail, share in ((True, sampling.tail_share), (False, 1 - sampling.tail_share)):
         total = _sum_products(
             weights,

@@ -300,7 +300,7 @@ def test_the_command_and_its_report(
     ("arguments", "message"),
     [
         (["missing.jsonl"], "missing.jsonl does not exist"),
-        (["p.parquet", "--max-classes", "0"], "invalid max_classes 0: give 1 or more"),
+        (["p.parquet", "--max-classes", "0"], "invalid max_classes 0: allowed: 1 or more"),
         (["p.parquet", "--min-images", "1000"], "no class has 1000 images or more"),
         (["p.parquet", "--memory", "much"], "invalid memory 'much'"),
         (["p.parquet", "--master", "local"], "master 'local' is for Spark"),

@@ -230,7 +230,7 @@ def test_an_unreadable_input_is_reported_in_one_line(
         convert([*inputs, tmp_path / "bad.csv"], tmp_path / "out", processes=processes)
     with pytest.raises(ConfigError, match=r"unknown format of .*posts\.xyz"):
         convert([tmp_path / "posts.xyz"], tmp_path / "out")
-    with pytest.raises(ConfigError, match="invalid processes 0: give 1 or more"):
+    with pytest.raises(ConfigError, match="invalid processes 0: allowed: 1 or more"):
         convert(inputs, tmp_path / "out", processes=0)
 
 

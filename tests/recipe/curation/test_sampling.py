@@ -65,10 +65,10 @@ def test_no_classes_have_no_factors() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "log"}, "invalid sampling 'log': allowed are natural, sqrt, uniform"),
-        ({"epoch_ratio": 0}, "invalid epoch_ratio 0: give a positive number"),
-        ({"threshold": math.inf}, "invalid threshold inf: give a positive number"),
-        ({"tail_share": 1.5}, "invalid tail_share 1.5: give a share from 0 to 1"),
+        ({"kind": "log"}, "invalid sampling 'log': allowed: natural, sqrt, uniform"),
+        ({"epoch_ratio": 0}, "invalid epoch_ratio 0: allowed: a positive number"),
+        ({"threshold": math.inf}, "invalid threshold inf: allowed: a positive number"),
+        ({"tail_share": 1.5}, "invalid tail_share 1.5: allowed: 0 to 1"),
         (
             {"kind": "natural", "threshold": 5},
             "threshold is allowed with sampling 'sqrt' only, not 'natural'",
@@ -77,7 +77,7 @@ def test_no_classes_have_no_factors() -> None:
             {"kind": "uniform", "threshold": 5},
             "threshold is allowed with sampling 'sqrt' only, not 'uniform'",
         ),
-        ({"threshold": 5, "tail_share": 0.5}, "exclude each other"),
+        ({"threshold": 5, "tail_share": 0.5}, "cannot be combined"),
     ],
 )
 def test_invalid_values_are_rejected(options: dict[str, object], message: str) -> None:

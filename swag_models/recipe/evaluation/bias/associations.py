@@ -1,6 +1,6 @@
 """Label and neighbour disparities of one model between groups of images that the user defines.
 
-Axes: n images of a batch, N of all, K labels of an image at most, D features.
+Axes: n images of a batch, N images in all, K labels of an image (at most), D features.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from swag_models.recipe.evaluation.bias.neighbours import (
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.runtime import find_versions
 
-# Label rates for which the smallest detectable difference is reported: rare, usual, frequent.
+# Rates of a rare, a usual and a frequent label, whose smallest detectable difference is reported.
 REPORTED_RATES = (0.01, 0.05, 0.2)
 
 
@@ -39,13 +39,13 @@ class AssociationConfig:
     """How labels are assigned and compared.
 
     Attributes:
-        top_k: an image is given at most this many labels, the most probable ones,
-        threshold: and of these only the ones with a higher probability, from 0 to below 1.
-        min_group: smaller groups are left out.
-        min_images: labels of fewer images are not tested.
-        permutations: of the groups, for p-values.
-        neighbours: nearest neighbours of each image; 0 for none.
-        seed: of permutations and resampling.
+        top_k: maximum number of labels of an image, which are the most probable classes.
+        threshold: labels must have a higher probability than this; from 0 to below 1.
+        min_group: minimum number of images of a group; smaller ones are left out.
+        min_images: minimum number of images of a label; rarer ones are not tested.
+        permutations: number of permutations of the groups, for p-values.
+        neighbours: number of nearest neighbours of each image; 0 for none.
+        seed: seed of permutations and resampling.
 
     Raises:
         ConfigError: a value is out of range.
@@ -53,7 +53,7 @@ class AssociationConfig:
 
     top_k: int = 5
     threshold: float = 0.1
-    # with 30 images the 95% interval of a rate of 50% reaches 18 points to each side
+    # with 30 images, the 95% interval of a rate of 50% is 18 points wide on each side
     min_group: int = 30
     min_images: int = 5
     permutations: int = 2000
@@ -65,11 +65,9 @@ class AssociationConfig:
         minima = {"top_k": 1, "min_images": 1, "permutations": 100, "neighbours": 0, "seed": 0}
         for name, minimum in minima.items():
             if (value := getattr(self, name)) < minimum:
-                raise ConfigError(f"invalid {name} {value}: allowed {minimum} or more")
+                raise ConfigError(f"invalid {name} {value}: allowed: {minimum} or more")
         if not 0 <= self.threshold < 1:
-            raise ConfigError(
-                f"invalid threshold {self.threshold}: allowed a probability from 0 to below 1"
-            )
+            raise ConfigError(f"invalid threshold {self.threshold}: allowed: 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,9 @@ class Associations:
         without_path: number of other rows without a path.
         unreadable: number of images that could not be read.
         small: size of each group that was left out.
-        names: of all classes of the model.
-        disparities: of labels.
-        neighbours: None if no neighbours were asked for.
+        names: names of all classes of the model.
+        disparities: disparities of labels.
+        neighbours: shares of groups among neighbours; None if `config.neighbours` is 0.
     """
 
     model: str
@@ -110,7 +108,7 @@ class Associations:
     def to_dict(self) -> dict[str, Any]:
         """JSON values of all results; rates and disparities are shares, from -1 to 1."""
         disparities = self.disparities
-        # float() and the like: numbers of NumPy are not JSON values
+        # converted by float() and int(), because NumPy's numbers are not JSON values
         rows = [
             {
                 "label": self.names[disparities.labels[row]],
@@ -169,11 +167,11 @@ def measure_associations(
 
     Args:
         model: a model with classes.
-        images: with the group of each.
-        config: by default `AssociationConfig()`.
-        batch_size: of inference.
-        workers: processes that read images.
-        progress: show progress bars.
+        images: the images with their groups.
+        config: how labels are assigned and compared; by default `AssociationConfig()`.
+        batch_size: images per forward pass.
+        workers: number of processes that read images.
+        progress: whether to show progress bars.
 
     Raises:
         ConfigError: the model has no classes, fewer than two groups are large enough, or there
@@ -182,9 +180,9 @@ def measure_associations(
     config = config or AssociationConfig()
     if model.num_classes is None:
         raise ConfigError(
-            f"{model.name} has no classes, so it gives no labels; choose a model with classes"
+            f"{model.name} has no classes and so no labels; choose a model with classes"
         )
-    # fails here, not after the images were read
+    # fails early, not after reading the images
     _select_groups([group for (group,) in images.labels], images, config)
     # one process: the tests need the labels of all images at once
     loader = open_eval_loader(
@@ -195,17 +193,17 @@ def measure_associations(
         for batch in loader:
             logits, features = model.forward(batch.images)
             label_batches.append(choose_labels(logits, config.top_k, config.threshold))
-            if config.neighbours:  # else features need not stay in memory
+            if config.neighbours:  # otherwise features need no memory
                 feature_batches.append(features)
             codes += [group for (group,) in batch.classes]
             bar.update(len(batch.ids))
     unreadable = loader.skipped.total()
     try:
         mask, groups, small = _select_groups(codes, images, config)
-    except ConfigError:  # enough images were listed, so too many are unreadable
+    except ConfigError:  # the table has enough images, so too many are unreadable
         raise ConfigError(
-            f"{unreadable:,} of {len(images):,} images cannot be read, and the others are too few "
-            f"to compare: {next(iter(loader.skipped))}; paths are relative to {images.root}, the "
+            f"{unreadable:,} of {len(images):,} images cannot be read, and too few are left to "
+            f"compare: {next(iter(loader.skipped))}; paths are relative to {images.root}, the "
             "table's folder"
         ) from None
     test_options: dict[str, Any] = {
@@ -239,15 +237,15 @@ def measure_associations(
 
 
 def choose_labels(logits: Tensor, top_k: int, threshold: float) -> Tensor:
-    """The labels of each image: the `top_k` classes of a higher probability than `threshold`.
+    """The labels of each image: the `top_k` classes with a probability above `threshold`.
 
     Args:
         logits: (n, classes).
-        top_k: K, at most this many labels.
-        threshold: a probability.
+        top_k: K, the maximum number of labels.
+        threshold: minimum probability, exclusive.
 
     Returns:
-        (n, K), class indices in falling order of probability, then -1.
+        (n, K), class indices in descending order of probability, padded with -1.
     """
     best = torch.softmax(logits, 1).topk(min(top_k, logits.shape[1]))
     return torch.where(best.values > threshold, best.indices, -1)
@@ -256,12 +254,12 @@ def choose_labels(logits: Tensor, top_k: int, threshold: float) -> Tensor:
 def _select_groups(
     codes: list[int], images: GroupedImages, config: AssociationConfig
 ) -> tuple[Mask, Groups, Mapping[str, int]]:
-    """`Groups.keep_large`; ConfigError also if there are too few images for the neighbours."""
+    """Call `Groups.keep_large`; raise ConfigError also for too few images for the neighbours."""
     all_codes: Integers = np.array(codes, np.int64)
     mask, groups, small = Groups(all_codes, images.class_names).keep_large(config.min_group)
     if config.neighbours >= len(groups.codes):
         raise ConfigError(
-            f"invalid neighbours {config.neighbours}: allowed 0 to {len(groups.codes) - 1}, "
+            f"invalid neighbours {config.neighbours}: allowed: 0 to {len(groups.codes) - 1}, "
             f"fewer than the {len(groups.codes)} images"
         )
     return mask, groups, small

@@ -1,4 +1,4 @@
-"""Images listed in a table, each with the group that the table assigns it to."""
+"""Images listed in a table, which assigns each of them to a group."""
 
 import csv
 import hashlib
@@ -40,7 +40,7 @@ def open_grouped_images(
     Rows with a missing or empty group or path are left out and counted.
 
     Args:
-        table: .csv, .jsonl or .parquet.
+        table: a .csv, .jsonl or .parquet file.
         group_column: name of the column of groups: text, numbers or booleans.
         path_column: name of the column of paths, relative to the table's folder.
 
@@ -49,7 +49,7 @@ def open_grouped_images(
     """
     path = Path(table)
     if path.suffix not in TABLE_READERS:
-        raise ConfigError(f"invalid table {path}: allowed {' '.join(TABLE_READERS)}")
+        raise ConfigError(f"invalid table {path}: allowed: {' '.join(TABLE_READERS)}")
     rows, column_names = list[tuple[str, str]](), dict[str, None]()
     without_group = without_path = 0
     try:
@@ -58,7 +58,7 @@ def open_grouped_images(
             group, image_path = row.get(group_column), row.get(path_column)
             if isinstance(group, (list, dict)):  # .jsonl and .parquet can contain them
                 raise ConfigError(
-                    f"invalid group {group!r} in row {number} of {path}: allowed text, a number, "
+                    f"invalid group {group!r} in row {number} of {path}: allowed: text, a number, "
                     "true or false"
                 )
             if group is None or group == "":
@@ -70,14 +70,14 @@ def open_grouped_images(
     except ConfigError:
         raise
     except (OSError, ValueError, csv.Error) as error:
-        # errors of JSON, UTF-8 and pyarrow are ValueErrors, of many lines or of none
+        # JSON, UTF-8 and pyarrow raise ValueErrors, whose message has several lines or none
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ConfigError(f"{path} cannot be read: {reason}") from None
     for name, option in ((group_column, "group"), (path_column, "path")):
         if name not in column_names:
             raise ConfigError(
-                f"{path} has no column {name!r}, but {', '.join(column_names) or 'no rows'}; "
-                f"name its {option} column"
+                f"{path} has no column {name!r}; its columns: {', '.join(column_names) or 'none'}; "
+                f"name one of them as --{option}-column"
             )
     # sorted, so that codes do not depend on the order of the rows
     groups = sorted({group for _, group in rows})
@@ -89,7 +89,7 @@ def open_grouped_images(
         groups,
         kind="table",
         title=path.name,
-        # of the rows, not of the files: missing images are counted when they are read
+        # hash of the rows, not of the files: missing images are counted when they are read
         sha256=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         column=group_column,
         without_group=without_group,

@@ -1,10 +1,10 @@
 """Label disparities between groups of images: rates, intervals and corrected p-values.
 
-The rate of a label in a group is the share of the group's images that are given the label. Its
-disparity is the rate minus the mean rate of the other groups, each group counted once: the label
-association of Fairness Indicators (https://arxiv.org/abs/2202.07603).
+The rate of a label in a group is the share of the group's images with this label. Its disparity is
+the rate minus the unweighted mean of the other groups' rates: the label association of Fairness
+Indicators (https://arxiv.org/abs/2202.07603).
 
-Axes: N images, K labels of an image at most, J tested labels, G groups, P permutations,
+Axes: N images, K labels of an image (at most), J tested labels, G groups, P permutations,
 R resamples.
 """
 
@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from swag_models.errors import ConfigError
 
-SIGNIFICANCE_LEVEL = 0.05  # the chance of at least one false finding in a whole table
-# Standard errors beyond the critical value at which 80% of disparities are found: the normal
-# variable's 80% quantile.
+SIGNIFICANCE_LEVEL = 0.05  # probability of at least one false finding in a table
+# Number of standard errors above the critical value at which 80% of disparities are detected: the
+# 80% quantile of the normal distribution.
 POWER_QUANTILE = 0.84
-LABELS_PER_CHUNK = 256  # resampled at a time, which bounds memory to R * G * 256 values
+LABELS_PER_CHUNK = 256  # resampled at a time, which limits memory to R * G * 256 values
 # Equal statistics of two groups or labels may differ by rounding, and ties must count as ties.
 TIE_TOLERANCE = 1e-6
 
@@ -36,7 +36,7 @@ class Groups:
 
     Attributes:
         codes: (N,), indices of `names`.
-        names: of the groups (G).
+        names: names of the groups (G).
     """
 
     codes: Integers
@@ -58,11 +58,11 @@ class Groups:
             dropped group by name.
 
         Raises:
-            ConfigError: `min_size` is below 2, or fewer than two groups are left.
+            ConfigError: `min_size` is below 2, or fewer than two groups remain.
         """
         if min_size < 2:
             raise ConfigError(
-                f"invalid min_group {min_size}: allowed 2 or more; "
+                f"invalid min_group {min_size}: allowed: 2 or more; "
                 "a single image cannot be compared with other groups"
             )
         is_large = self.sizes >= min_size
@@ -112,7 +112,7 @@ class Disparities:
         high: (J, G), upper end.
         p: (J, G), p-values corrected for all labels and groups.
         rare: number of labels that some images have, but too few to be tested.
-        critical: what a studentised disparity must reach to be significant.
+        critical: studentised disparity from which on a disparity is significant.
     """
 
     groups: Groups
@@ -133,8 +133,8 @@ class Disparities:
     def rank(self) -> list[tuple[int, int]]:
         """List (row, group) of every disparity: significant ones first, then by size.
 
-        With two groups the disparities of a label are equal but for their sign, so only the
-        positive one is listed.
+        With two groups, the disparities of a label differ only in sign, so only the positive one is
+        listed.
         """
         two_groups = len(self.groups.names) == 2
         listed = self.values > 0 if two_groups else np.ones_like(self.significant)
@@ -167,20 +167,20 @@ def measure_disparities(
     seed: int = 0,
     progress: bool = False,
 ) -> Disparities:
-    """Compare how often labels are given to the images of each group. Images count as independent.
+    """Compare the rates of labels between groups. Images are assumed to be independent.
 
     The p-values are two-sided, for the hypothesis that a group's images and all other images have
-    the label at one rate, corrected for all labels and groups by `adjust_p_values`.
+    the label at the same rate, corrected for all labels and groups by `adjust_p_values`.
 
     Args:
-        labels: (N, K), class indices of the labels of each image, each once; -1 for none.
-        groups: of the N images.
-        min_images: labels of fewer images are not tested.
-        permutations: P, of the groups, for the p-values.
-        resamples: R, bootstrap samples of the images within each group, for the 95% intervals
-            (percentiles, of each disparity by itself).
-        seed: of permutations and resampling.
-        progress: show a progress bar.
+        labels: (N, K), class indices of the labels of each image, without repeats; -1 for none.
+        groups: groups of the N images.
+        min_images: minimum number of images of a label; rarer ones are not tested.
+        permutations: P, the number of permutations of the groups, for the p-values.
+        resamples: R, the number of bootstrap samples of the images within each group, for the 95%
+            intervals (percentiles, of each disparity separately).
+        seed: seed of permutations and resampling.
+        progress: whether to show a progress bar.
     """
     images, columns = np.nonzero(labels >= 0)
     image_labels = labels[images, columns]
@@ -224,7 +224,7 @@ def adjust_p_values(statistics: Floats, maxima: Floats) -> Floats:
     """P-values corrected for testing many hypotheses at once: Westfall and Young's max-T (1993).
 
     A p-value is the share of permutations whose largest statistic is at least as large as the
-    observed one (single step). That bounds the chance of any false finding, whatever the
+    observed one (single step). This bounds the probability of any false finding, regardless of
     correlations between the statistics.
 
     Args:
@@ -240,14 +240,14 @@ def adjust_p_values(statistics: Floats, maxima: Floats) -> Floats:
 
 
 def _subtract_others(rates: Floats) -> Floats:
-    """Rates (..., G, J) -> each minus the mean of the other groups' rates."""
+    """Rates (..., G, J), each minus the mean of the other groups' rates."""
     groups = rates.shape[-2]
-    others = (rates.sum(-2, keepdims=True) - rates) / (groups - 1)
-    return rates - others
+    mean_other_rates = (rates.sum(-2, keepdims=True) - rates) / (groups - 1)
+    return rates - mean_other_rates
 
 
 def _make_likelihood_ratio(totals: Integers, sizes: Integers) -> Callable[[Integers], Floats]:
-    """The test statistic as a function: counts (G, J) -> likelihood ratios 2 log L, (G, J).
+    """Make the test statistic: a function from counts (G, J) to likelihood ratios 2 log L (G, J).
 
     Each compares a group with all other images: the G statistic of the 2 x 2 table, computed from
     the entropies of its cells. Its root is a studentised difference.
@@ -256,9 +256,9 @@ def _make_likelihood_ratio(totals: Integers, sizes: Integers) -> Callable[[Integ
         totals: (J,), images with each label.
         sizes: (G, 1), images of each group.
     """
-    # Not a difference divided by its standard error: one hit of a rare label in a small group can
-    # be many standard errors, and would dominate the maximum over all labels. The tails of the
-    # ratio's root are near those of a normal variable for rare labels and small groups too.
+    # A difference divided by its standard error is not suitable: a single image with a rare label
+    # in a small group can be many standard errors, which would dominate the maximum over all
+    # labels. The root of the ratio is nearly normal, even for rare labels and small groups.
     images = int(sizes.sum())
     numbers = np.arange(images + 1, dtype=np.float64)
     entropy = numbers * np.log(np.maximum(numbers, 1))  # n log n of every possible count
@@ -268,7 +268,7 @@ def _make_likelihood_ratio(totals: Integers, sizes: Integers) -> Callable[[Integ
     def compute_ratios(counts: Integers) -> Floats:
         cells = entropy[counts] + entropy[totals - counts] + entropy[sizes - counts]
         cells += entropy[images - sizes - totals + counts]
-        return 2 * np.maximum(cells + margins, 0)  # rounding may give a value just below 0
+        return 2 * np.maximum(cells + margins, 0)  # rounding may produce a value just below 0
 
     return compute_ratios
 
@@ -279,8 +279,8 @@ def _bootstrap(rates: Floats, sizes: Integers, resamples: int, seed: int) -> tup
     low, high = np.zeros_like(rates), np.zeros_like(rates)
     for start in range(0, rates.shape[1], LABELS_PER_CHUNK):
         chunk = slice(start, start + LABELS_PER_CHUNK)
-        # The number of a group's resampled images with a label is binomial, so that number is
-        # drawn, not the images. Each label is drawn by itself: its interval is of one label.
+        # The number of a group's resampled images with a label is binomial, so this number is
+        # drawn, not the images. Labels are drawn independently, because each interval is for one.
         size = (resamples, len(sizes), rates[:, chunk].shape[1])
         resampled = rng.binomial(sizes, rates[:, chunk], size) / sizes  # (R, G, chunk)
         low[:, chunk], high[:, chunk] = np.quantile(

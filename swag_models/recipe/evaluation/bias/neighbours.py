@@ -19,9 +19,9 @@ class NeighbourShares:
 
     Attributes:
         groups: the compared groups.
-        neighbours: k, of each image.
+        neighbours: k, number of neighbours of each image.
         share: (G, G), share of a column's group among the neighbours of a row's images.
-        expected: (G, G), the shares that group sizes alone give.
+        expected: (G, G), the shares expected from group sizes alone.
         p: (G, G), p-values corrected for all pairs of groups.
     """
 
@@ -42,15 +42,15 @@ def compare_neighbours(
 ) -> NeighbourShares:
     """Count the groups of the neighbours of each group's images, and test them against chance.
 
-    By group sizes alone (size - 1) / (N - 1) of the neighbours would be of the image's own group,
-    and size / (N - 1) of another group.
+    If only group sizes mattered, (size - 1) / (N - 1) of the neighbours would be from the image's
+    group, and size / (N - 1) from another group.
 
     Args:
         neighbours: (N, k), indices of the nearest other images of each image.
-        groups: of the N images.
-        permutations: P, of the groups, for the p-values.
-        seed: of the permutations.
-        progress: show a progress bar.
+        groups: groups of the N images.
+        permutations: P, the number of permutations of the groups, for the p-values.
+        seed: seed of the permutations.
+        progress: whether to show a progress bar.
     """
     num_images, num_groups = len(neighbours), len(groups.names)
     counts = np.empty((1 + permutations, num_groups, num_groups))
@@ -59,8 +59,8 @@ def compare_neighbours(
         for index, codes in enumerate(groups.permute(permutations, seed), 1):
             counts[index] = _count_pairs(codes, neighbours, num_groups)
             bar.update()
-    # Studentised by the deviation over permutations, not by a formula: it depends on which images
-    # are neighbours of many others. The observed order is one of the permutations.
+    # Studentised by the deviation over permutations, since no formula covers images that are
+    # neighbours of many others. The observed order counts as one of the permutations.
     spread = counts.std(0)
     scores = np.abs(counts - counts.mean(0)) / np.where(spread > 0, spread, 1)
     return NeighbourShares(
@@ -85,7 +85,7 @@ def list_neighbours(features: NDArray[np.float32], neighbours: int) -> NDArray[n
     _, indices = find_neighbours(features, features, neighbours + 1)  # (N, k + 1)
     is_itself = indices == np.arange(len(indices))[:, None]
     # An image with more than k exact duplicates may not be among its own neighbours; then the last
-    # one is dropped in its place.
+    # neighbour is dropped instead.
     is_itself[~is_itself.any(1), -1] = True
     return indices[~is_itself].reshape(len(indices), neighbours)
 
@@ -93,6 +93,6 @@ def list_neighbours(features: NDArray[np.float32], neighbours: int) -> NDArray[n
 def _count_pairs(
     codes: NDArray[np.int64], neighbours: NDArray[np.int64], num_groups: int
 ) -> NDArray[np.int64]:
-    """(G, G): how many neighbours of images of a row's group are of a column's group."""
+    """(G, G): number of neighbours from a column's group, of images of a row's group."""
     pairs = codes[:, None] * num_groups + codes[neighbours]
     return np.bincount(pairs.ravel(), minlength=num_groups**2).reshape(num_groups, num_groups)

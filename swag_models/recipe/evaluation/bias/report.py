@@ -18,27 +18,26 @@ from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import find_versions, import_extra
 
 MAX_TABLE_ROWS = 30  # the JSON file has all rows
-MAX_PLOT_ROWS = 20  # more are hard to read
+MAX_PLOT_ROWS = 20  # more rows are hard to read
 LIMITATIONS = """\
-- These are rates of a model's labels on these images. They are not facts about people, or about
-  any group.
-- The groups are those of the column `{column}`, as the author of the table filled it in; nothing
-  was inferred from images.
+- These are rates of a model's labels on these images, not facts about people or groups.
+- The groups are those in the column `{column}` of the table; none were inferred from images.
 - A difference has many possible causes: what the images show, how and where they were taken, what
-  people who post such images write beside them (which is what such models learn from), and the
-  model's errors. These numbers do not tell which. To find out, look at the images behind a label,
-  and compare with labels that people have checked.
+  people write when they post such images (which is what such models learn from), and the model's
+  errors. These numbers do not show which. To find out, look at the images with a label, and compare
+  with labels that people have checked.
 - An association that was not found may still exist: there may be too few images, the label may be
-  too rare, or the model may lack the label. The smallest detectable differences are listed above.
-- Each image counts as independent. Several images of one event, person or series make differences
-  look more certain than they are.
-- Another threshold, another number of labels per image, or other images give other numbers."""
+  too rare, or the model may not have the label. The smallest detectable differences are listed
+  above.
+- The test assumes that images are independent. Several images of one event, person or series make
+  differences look more certain than they are.
+- A different threshold, number of labels per image, or set of images changes the numbers."""
 
 
 def create_output_folder(folder: Path) -> None:
     """Create the folder of the report, and check that plots can be made.
 
-    Called before the images are read, so that hours of work are not lost.
+    Call this before the images are read, so that errors are reported before hours of work.
 
     Args:
         folder: created if missing.
@@ -55,25 +54,25 @@ def create_output_folder(folder: Path) -> None:
 def write_associations(associations: Associations, folder: Path) -> None:
     """Write associations.md, associations.json, disparities.png and neighbours.png.
 
-    A plot is left out if there are no tested labels, or no neighbours.
+    Without tested labels, or without neighbours, the plot of these is left out.
 
     Args:
         associations: the results.
-        folder: where to write; created if missing.
+        folder: output folder; created if missing.
 
     Raises:
-        OutputError: they cannot be written.
+        OutputError: the files cannot be written.
     """
     create_output_folder(folder)
     with disk_errors(folder):
-        # plots of an earlier report must not stay beside a report that has none
+        # plots of an earlier report must not remain beside this one
         for name in ("disparities.png", "neighbours.png"):
             (folder / name).unlink(missing_ok=True)
         if len(associations.disparities.labels):
             _plot_disparities(associations, folder / "disparities.png")
         if associations.neighbours:
             _plot_neighbour_shares(associations.neighbours, folder / "neighbours.png")
-    # not ASCII only: class names stay readable
+    # not limited to ASCII, so that class names stay readable
     values = json.dumps(associations.to_dict(), indent=1, ensure_ascii=False)
     text = "\n\n".join(_list_paragraphs(associations))
     write_texts(folder, {"associations.json": values + "\n", "associations.md": text + "\n"})
@@ -84,7 +83,7 @@ def format_disparities(associations: Associations, max_rows: int = MAX_TABLE_ROW
 
     Args:
         associations: the results.
-        max_rows: further disparities are left out.
+        max_rows: maximum number of disparities.
     """
     disparities = associations.disparities
     rows = []
@@ -116,9 +115,9 @@ def _list_paragraphs(associations: Associations) -> Iterator[str]:
     )
     yield f"# Labels of {associations.model}, by group"
     yield (
-        "Does the model give some labels more often to the images of one group? "
-        f"{len(groups.codes):,} images of `{associations.facts['name']}`, grouped by its column "
-        f"`{associations.column}`. Made by `swag-models recipe associations` with {versions}."
+        "Does the model assign some labels more often to the images of one group? "
+        f"{len(groups.codes):,} images of `{associations.facts['name']}`, grouped by the column "
+        f"`{associations.column}`. Written by `swag-models recipe associations` with {versions}."
     )
     sizes = [(name, f"{size:,}") for name, size in zip(groups.names, groups.sizes)]
     yield markdown_table(["group", "images"], sizes)
@@ -135,33 +134,34 @@ def _list_paragraphs(associations: Associations) -> Iterator[str]:
 def _list_label_paragraphs(associations: Associations) -> Iterator[str]:
     disparities, config = associations.disparities, associations.config
     group_names = associations.groups.names
-    # counted in the ranking: of two groups it has each disparity once, not with both signs
+    # counted in the ranking, which for two groups lists each disparity once, not with both signs
     num_significant = sum(bool(disparities.significant[cell]) for cell in disparities.rank())
     yield "## Labels"
     yield (
-        f"An image is given a label if it is among the model's {config.top_k} most probable ones "
-        f"and its probability is above {config.threshold:g}. The rate is the share of a group's "
-        "images that are given the label; the disparity is the rate minus the mean rate of the "
+        f"An image has a label if it is among the model's {config.top_k} most probable ones and "
+        f"its probability is above {config.threshold:g}. The rate is the share of a group's images "
+        "with the label; the disparity is the rate minus the mean rate of the "
         "other groups, in percentage points."
     )
     yield (
         f"**{_count(num_significant, 'disparity', 'disparities')} beyond chance**, of "
         f"{_count(len(disparities.labels), 'label')} tested in {len(group_names)} groups. The "
-        f"model has {_count(len(associations.names), 'label')}; {disparities.rare} were given to "
-        f"fewer than {config.min_images} images, too few to be tested, and the rest to none."
+        f"model has {_count(len(associations.names), 'label')}; {disparities.rare} of them occur "
+        f"on fewer than {config.min_images} images, too few to be tested, and the others on none."
     )
     if not len(disparities.labels):
         return
     yield format_disparities(associations).rstrip()
     yield "![the largest disparities](disparities.png)"
     yield (
-        "The test asks whether a group's images and all other images have a label at one rate. "
+        "The test asks whether a group's images and all other images have a label at the same "
+        "rate. "
         "Likelihood ratios are compared with the largest one, over all labels and groups, in each "
         f"of {config.permutations:,} permutations of the groups (Westfall and Young's max-T). "
         f"Beyond chance means a p-value of {SIGNIFICANCE_LEVEL:g} or less: if groups had no "
         f"influence on labels, {SIGNIFICANCE_LEVEL:.0%} of such tables would have a disparity "
-        "beyond chance. The intervals (bootstrap of each group's images) are of each row by "
-        "itself, so an interval may exclude 0 where the p-value says chance."
+        "beyond chance. Each interval (bootstrap of each group's images) is for a single "
+        "row, so it may exclude 0 where the corrected p-value is not significant."
     )
     yield (
         "The smallest difference between a group and all other images that would be detected in "
@@ -171,15 +171,15 @@ def _list_label_paragraphs(associations: Associations) -> Iterator[str]:
         [f"{rate:.0%}", *(f"{100 * value:.1f}" for value in disparities.find_smallest(rate))]
         for rate in REPORTED_RATES
     ]
-    yield markdown_table(["label given to", *group_names], smallest)
+    yield markdown_table(["rate of the label", *group_names], smallest)
 
 
 def _list_neighbour_paragraphs(neighbours: NeighbourShares, permutations: int) -> Iterator[str]:
     yield "## Neighbours"
     yield (
         f"Of the {neighbours.neighbours} nearest neighbours (cosine similarity of the model's "
-        "features) of the images of a row's group, the share that is of a column's group, in "
-        "percent; in brackets the share that group sizes alone would give; bold where it is "
+        "features) of the images of a row's group, the share from a column's group, in percent; "
+        "in brackets the share expected from group sizes alone; bold where it is "
         f"beyond chance (max-T over {permutations:,} permutations of the groups, all pairs "
         "together)."
     )
@@ -219,14 +219,14 @@ def _count(number: int, singular: str, plural: str = "") -> str:
 
 
 def _plot_disparities(associations: Associations, path: Path) -> None:
-    """A row for each of the first disparities; colours are groups, hollow is not significant."""
+    """Plot the first disparities, one per row; colours mark groups, hollow markers chance."""
     disparities = associations.disparities
     cells = disparities.rank()[:MAX_PLOT_ROWS]
     figure = make_figure(7, 1.2 + 0.28 * len(cells))
     axes = figure.subplots()
     for group, name in enumerate(associations.groups.names):
-        heights = np.array([y for y, (_, other) in enumerate(cells) if other == group], int)
-        rows = np.array([row for row, other in cells if other == group], int)
+        heights = np.array([y for y, (_, index) in enumerate(cells) if index == group], int)
+        rows = np.array([row for row, index in cells if index == group], int)
         values = 100 * disparities.values[rows, group]
         ends = 100 * np.stack([disparities.low[rows, group], disparities.high[rows, group]])
         colour = f"C{group}"
@@ -252,18 +252,18 @@ def _plot_disparities(associations: Associations, path: Path) -> None:
 
 
 def _plot_neighbour_shares(neighbours: NeighbourShares, path: Path) -> None:
-    """The matrix of shares (G, G), coloured by their difference from the expected ones."""
+    """Plot the matrix of shares (G, G), coloured by their difference from the expected shares."""
     names = neighbours.groups.names
     excess = 100 * (neighbours.share - neighbours.expected)
     size = 3 + 0.7 * len(names)
     figure = make_figure(size + 1, size)
     axes = figure.subplots()
-    # symmetric, so that white is 0; at least one point, so that noise stays pale
+    # symmetric, so that 0 is white; at least one point, so that noise has pale colours
     limit = max(1.0, float(np.abs(excess).max()))
     image = axes.imshow(excess, cmap="RdBu_r", vmin=-limit, vmax=limit)
     for (row, column), share in np.ndenumerate(neighbours.share):
         mark = "*" if neighbours.p[row, column] <= SIGNIFICANCE_LEVEL else ""
-        # legible on dark cells too
+        # readable on dark cells
         colour = "white" if abs(excess[row, column]) > limit / 2 else "black"
         axes.text(column, row, f"{100 * share:.1f}{mark}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(names)), names)

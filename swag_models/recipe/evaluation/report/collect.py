@@ -1,11 +1,12 @@
-"""The report of several models: measure what is not measured yet, and write page and Markdown.
+"""Measure several models on benchmarks and with probes, and write a report of the results.
 
 The folder of a report contains
-  index.html            the page, with everything in it
+  index.html            the page, without external files
   report.md             the same results, with plots in curves.png and calibration.png
-  measured/<hash>.json  an evaluation, or the probes, of one model. The hash is that of everything
-                        that decides the numbers: the content of the model, the names, sizes and
-                        times of the data's files, versions. A rerun takes the result from there.
+  measured/<hash>.json  an evaluation, or the probes, of one model. The hash
+                        covers everything that affects the numbers: the content of the model, the
+                        names, sizes and times of the data files, and versions. A rerun reads the
+                        result from this file.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ MARKDOWN_FILE = "report.md"
 CURVES_FILE = "curves.png"
 CALIBRATION_FILE = "calibration.png"
 MEASURED_FOLDER = "measured"
-METHODS: tuple[Method, ...] = ("knn", "logistic")  # sgd takes a training run for each model
+METHODS: tuple[Method, ...] = ("knn", "logistic")  # sgd would need a training run for each model
 
 
 def write_report(
@@ -54,13 +55,13 @@ def write_report(
     origins: Mapping[str, str] | None = None,
     facts: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Write the page of these results, report.md and its plots.
+    """Write the page, report.md and its plots.
 
     Args:
-        folder: created if missing.
-        evaluations: of models on benchmarks.
-        probes: of models.
-        date: of the report, as readers see it.
+        folder: output folder; created if missing.
+        evaluations: results of models on benchmarks.
+        probes: results of probes.
+        date: date of the report, as text.
         load_image: returns the image of a prediction, or None if it cannot be shown.
         origins: description of each model, by name.
         facts: descriptions of the probes' training and test data, as `EvalLoader.facts`.
@@ -110,21 +111,21 @@ def collect_report(
 ) -> Path:
     """Measure each model on each benchmark, and with probes, and write the report.
 
-    Results that an earlier run left in the folder are not measured again.
+    Results of an earlier run in the folder are reused.
 
     Args:
-        models: as `open_evaluated_model` takes them.
+        models: names of models, as for `open_evaluated_model`.
         benchmarks: (name, data) of each benchmark.
-        folder: of the report.
-        date: of the report, as readers see it.
+        folder: output folder of the report.
+        date: date of the report, as text.
         train: labelled images to train probes on; None for no probes.
-        test: labelled images to test them on.
-        shots: training images of each class, as `Probe.shots`.
-        device: of the models.
-        dtype: of the models' weights.
-        batch_size: of inference.
-        workers: processes that read images.
-        progress: show progress bars.
+        test: labelled images to test probes on.
+        shots: numbers of training images per class, as in `Probe.shots`.
+        device: device of the models.
+        dtype: dtype of the models' weights.
+        batch_size: images per forward pass.
+        workers: number of processes that read images.
+        progress: whether to show progress bars.
 
     Returns:
         The path of the page.
@@ -140,10 +141,10 @@ def collect_report(
     results = _Results()
     work = WorkFolder(folder / MEASURED_FOLDER, output=folder)
     with work, init_distributed() as dist:
-        for source in dict.fromkeys(models):  # a model that is named twice is measured once
+        for source in dict.fromkeys(models):  # a model that is listed twice is measured once
             model = open_evaluated_model(source, device=device, dtype=dtype)
             store = _ResultStore(work.path, model)
-            # two folders may contain models of the same name
+            # models in different folders may have the same name
             name = source if model.name in results.origins else model.name
             results.origins[name] = store.describe_model()
             # open all data before measuring any, so that a wrong path fails early
@@ -159,7 +160,7 @@ def collect_report(
                     (benchmark, title, sha256, hash_file_states(data)),
                     partial(evaluate, model, path, benchmark, dist=dist, **reading),
                 )
-                # the stored result has the model's own name, which is not unique here
+                # the name in the stored result need not be unique
                 results.evaluations.append(replace(Evaluation.from_dict(values), model=name))
             if probe_data:
                 results.facts = [_read_facts(data, model) for data in probe_data]
@@ -185,9 +186,9 @@ def collect_report(
 
 @dataclass
 class _Results:
-    """What a report shows: results by model, and the data that its images are from.
+    """The contents of a report: results by model, and the data sets of its images.
 
-    `datasets` has a key of benchmark, title and SHA-256, as an evaluation states them.
+    The keys of `datasets` are (benchmark, title, SHA-256), as in an evaluation.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -230,7 +231,7 @@ class _ResultStore:
         """The stored result for the model and these data; measured and stored if missing.
 
         Args:
-            data_key: JSON values that identify the data, and whatever else decides the result.
+            data_key: JSON values that identify the data and everything else that affects the result.
             measure: called if no result is stored.
 
         Returns:
@@ -240,14 +241,14 @@ class _ResultStore:
             OutputError: the result cannot be stored.
         """
         key = (*self.model_key, *data_key)
-        # named by the whole key, so that results of other data or models stay beside it
+        # named by the whole key, so as not to overwrite results of other data and models
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
         record = self.folder / f"{digest}.json"
         try:
             return read_result(record, key, [])  # no files: the record contains the result
         except LookupError:
             result = measure()
-        # `measure` stays outside: its OSErrors concern the data, not this folder
+        # `measure` is called outside, because its OSErrors concern the data, not this folder
         with disk_errors(self.folder, resumable=True):
             return run_once(record, key, [], lambda: result, default=lambda part: part.to_dict())
 
@@ -260,21 +261,21 @@ def _check_request(
 ) -> None:
     if not models or not (benchmarks or train or test):
         raise ConfigError(
-            "nothing to report; give a model, and --benchmarks NAME=FOLDER, or --train FOLDER and "
+            "nothing to report; pass a model, and --benchmarks NAME=FOLDER, or --train FOLDER and "
             "--test FOLDER"
         )
     if (train is None) != (test is None):
         option, missing = ("--train", "--test") if train else ("--test", "--train")
-        raise ConfigError(f"{option} without {missing}: give both, or neither")
+        raise ConfigError(f"{option} without {missing}: pass both or neither")
     # torchrun sets the variable; several processes would measure the same results
     if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
         raise ConfigError(
-            f"a report is written by one process, not by {count}; start it without torchrun"
+            f"a report needs a single process, not {count}; start it without torchrun"
         )
 
 
 def _identify_data(data: Shards | ImageDataset) -> tuple[str, str]:
-    """Title and SHA-256, as `EvalLoader.facts` has them."""
+    """Title and SHA-256, as in `EvalLoader.facts`."""
     if isinstance(data, ImageDataset):
         return data.title, data.sha256
     return name_shards(data), hash_shards(data)

@@ -1,4 +1,4 @@
-"""Frequent confusions of a model, and the images that all models get wrong."""
+"""Frequent confusions of a model, and images that all models classify incorrectly."""
 
 import statistics
 from collections import Counter, defaultdict
@@ -25,12 +25,12 @@ class Confusion(NamedTuple):
 
 
 class Miss(NamedTuple):
-    """An image that every model gets wrong.
+    """An image that every model classifies incorrectly.
 
     Attributes:
         record: the first model's prediction.
         truth: name of the true class.
-        predictions: (model, predicted class, its probability) of each model, in their order.
+        predictions: (model, predicted class, its probability) of each model, in order.
     """
 
     record: ImageResult
@@ -39,7 +39,7 @@ class Miss(NamedTuple):
 
 
 def is_wrong(record: ImageResult) -> bool:
-    """Whether the most probable class is not among the true ones.
+    """Whether the most probable class is not a true class.
 
     Args:
         record: the prediction for an image.
@@ -48,13 +48,13 @@ def is_wrong(record: ImageResult) -> bool:
 
 
 def find_confusions(evaluation: Evaluation, max_count: int) -> list[Confusion]:
-    """The most frequent confusions; of equally frequent ones the most confident first.
+    """The most frequent confusions; equally frequent ones by descending confidence.
 
-    An image with several labels counts under its first one.
+    An image with several labels counts for the first of them.
 
     Args:
-        evaluation: of one model.
-        max_count: return at most this many.
+        evaluation: evaluation of one model.
+        max_count: maximum number of confusions.
     """
     totals = Counter(record.labels[0] for record in evaluation.records)
     wrong = sorted(
@@ -63,7 +63,7 @@ def find_confusions(evaluation: Evaluation, max_count: int) -> list[Confusion]:
     by_pair: defaultdict[tuple[int, int], list[ImageResult]] = defaultdict(list)
     for record in wrong:
         by_pair[record.labels[0], record.top[0]].append(record)
-    # the pair itself comes last, so that the order never depends on that of the images
+    # the pair comes last, so that the order never depends on the order of the images
     pairs = sorted(
         by_pair, key=lambda pair: (-len(by_pair[pair]), -by_pair[pair][0].probability, pair)
     )
@@ -79,17 +79,17 @@ def find_confusions(evaluation: Evaluation, max_count: int) -> list[Confusion]:
 
 
 def find_misses(evaluations: Sequence[Evaluation]) -> list[Miss]:
-    """The images that all models get wrong, those with the highest mean probability first.
+    """The images that all models classify incorrectly, by descending mean probability.
 
     Args:
-        evaluations: of several models on one benchmark.
+        evaluations: evaluations of several models on one benchmark.
     """
     wrong_by_model = [
         {record.name: record for record in filter(is_wrong, evaluation.records)}
         for evaluation in evaluations
     ]
     misses = []
-    # what all models get wrong is among the first model's errors
+    # errors of all models are among the first model's errors
     for name, first in wrong_by_model[0].items():
         if all(name in wrong for wrong in wrong_by_model):
             predictions = tuple(
@@ -109,12 +109,12 @@ def pick_misses(misses: Sequence[Miss], max_classes: int) -> list[tuple[Miss, in
     """The first image of each class, and the number of the class's images among the misses.
 
     Args:
-        misses: as `find_misses` returns them.
-        max_classes: pick images of at most this many classes.
+        misses: the result of `find_misses`.
+        max_classes: maximum number of classes.
     """
     totals = Counter(miss.truth for miss in misses)
     first_by_class: dict[str, Miss] = {}
-    # sorted by confidence, so the first of a class is the most confident one
+    # sorted by confidence, so the first image of a class is the most confident one
     for miss in misses:
         first_by_class.setdefault(miss.truth, miss)
     return [(miss, totals[truth]) for truth, miss in list(first_by_class.items())[:max_classes]]

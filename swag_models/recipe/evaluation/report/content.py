@@ -27,11 +27,11 @@ from swag_models.recipe.evaluation.report.tables import (
 )
 from swag_models.recipe.evaluation.results import PUBLISHED_TOLERANCE, Evaluation, Probe
 
-MAX_CONFUSIONS = 6  # of each model
-MAX_CONFUSION_IMAGES = 4  # of each confusion
-MAX_MISSED_CLASSES = 12  # one image each
+MAX_CONFUSIONS = 6  # per model
+MAX_CONFUSION_IMAGES = 4  # per confusion
+MAX_MISSED_CLASSES = 12  # with one image each
 MAX_ERROR_MESSAGES = 10
-# by anchor of the section
+# texts by the anchor of their section
 INTRODUCTIONS = {
     "accuracy": "In percent, with 95% intervals.",
     "labels": "Top-1 accuracy in percent, by labelled images per class.",
@@ -55,7 +55,7 @@ FEW_SHOT_DEFINITION = (
     "top-1 of a classifier on features of the frozen model; ± is the standard deviation over "
     "random choices of the labelled images"
 )
-# what readers might wrongly conclude from the numbers
+# wrong conclusions that readers might draw from the numbers
 LIMITATIONS = {
     "chance": "models with overlapping intervals may differ by chance",
     "skipped": "images that cannot be read count neither as correct nor as wrong",
@@ -74,9 +74,9 @@ class BenchmarkErrors(NamedTuple):
     Attributes:
         benchmark: the benchmark.
         confusions: (evaluation, its most frequent confusions) of each model.
-        misses: (image, number of such images of its class): those that all models get wrong.
-            None if there is one model.
-        miss_summary: how many images all models get wrong.
+        misses: (image, number of such images of its class): images that all models classify
+            incorrectly; None for a single model.
+        miss_summary: number of images that all models classify incorrectly.
     """
 
     benchmark: BenchmarkKey
@@ -87,13 +87,13 @@ class BenchmarkErrors(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportContent:
-    """The results of a report, and everything that is shown of them.
+    """The results of a report, and the texts, tables and plots that present them.
 
     Attributes:
-        evaluations: of models on benchmarks.
-        probes: of models.
-        date: of the report, as readers see it.
-        versions: of the software.
+        evaluations: results of models on benchmarks.
+        probes: results of probes.
+        date: date of the report, as text.
+        versions: versions of the software.
         origins: description of each model, by name.
         facts: descriptions of the probes' training and test data, as `EvalLoader.facts`.
     """
@@ -104,7 +104,7 @@ class ReportContent:
     versions: Mapping[str, str]
     origins: Mapping[str, str] = field(default_factory=dict)
     facts: Sequence[Mapping[str, Any]] = ()
-    # not annotated, so these are no fields of the dataclass
+    # without annotations, so that these are not fields of the dataclass
     title = "Transfer evaluation"
     introductions = INTRODUCTIONS
 
@@ -167,7 +167,7 @@ class ReportContent:
             confusions = [
                 (evaluation, find_confusions(evaluation, MAX_CONFUSIONS)) for evaluation in group
             ]
-            # for one model these would be all of its errors
+            # for a single model these would be all its errors
             misses = find_misses(group) if len(group) > 1 else []
             picked = pick_misses(misses, MAX_MISSED_CLASSES) if len(group) > 1 else None
             summary = _summarise_misses(len(misses), len(group[0].records))
@@ -183,10 +183,10 @@ class ReportContent:
 
     @property
     def remarks(self) -> list[str]:
-        """The lines below the accuracy table: what marks mean, and which images were skipped."""
+        """The lines below the accuracy table: the meaning of marks, and the skipped images."""
         lines = []
         if len(self.models) > 1:
-            lines.append("The best value of each column is bold; of ECE it is the lowest.")
+            lines.append("The best value of each column is bold; for ECE, lower is better.")
         if any(evaluation.differs for evaluation in self.evaluations):
             lines.append(
                 f"⚠ marks a top-1 that differs by more than {PUBLISHED_TOLERANCE:g} points from "
@@ -238,15 +238,15 @@ def _summarise_misses(num_misses: int, num_images: int) -> str:
 
 def _describe_data(facts: Mapping[str, Any], num_classes: int | None) -> str:
     counts = [
-        f"{count:,} {what}"
-        for count, what in ((facts["samples"], "images"), (num_classes, "classes"))
+        f"{count:,} {noun}"
+        for count, noun in ((facts["samples"], "images"), (num_classes, "classes"))
         if count  # the size of a stream is unknown
     ]
     return ", ".join([facts["kind"], *counts, f"SHA-256 {facts['sha256']}"])
 
 
-def _join_names(names: Sequence[str], what: str) -> str:
-    """Up to three names, or the number of longer lists."""
+def _join_names(names: Sequence[str], noun: str) -> str:
+    """Join up to three names; a longer list becomes its length and the noun."""
     if len(names) > 3:
-        return f"{len(names)} {what}"
+        return f"{len(names)} {noun}"
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

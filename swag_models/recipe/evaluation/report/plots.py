@@ -11,8 +11,8 @@ from swag_models.recipe.evaluation.results import Evaluation, Probe
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
 
-INK, FAINT = "#30353d", "#d4d8de"  # the page replaces both by its own colours
-# each has a contrast of at least 3:1 on white and on black, as WCAG asks of graphics
+INK, FAINT = "#30353d", "#d4d8de"  # placeholders, which the page replaces by its colours
+# each has a contrast of at least 3:1 on white and on black, as WCAG requires for graphics
 SERIES_COLOURS = (
     "#3579c6",
     "#c8641b",
@@ -23,11 +23,11 @@ SERIES_COLOURS = (
     "#d1495b",
     "#6b7686",
 )
-SERIES_MARKERS = "osD^vP*X"  # series differ in shape too, for readers who cannot tell the colours
-PLOTTED_NEIGHBOURS = 20  # of the probes with several k, the learning curve is that of this one
+SERIES_MARKERS = "osD^vP*X"  # shapes also distinguish the series, for colour-blind readers
+PLOTTED_NEIGHBOURS = 20  # the k whose learning curve is plotted, if there are probes with several k
 WIDTH, HEIGHT = 5.0, 3.9  # inches
 STYLE = {
-    "svg.fonttype": "none",  # text stays text: it can be selected, and takes the page's font
+    "svg.fonttype": "none",  # text can be selected and uses the page's font
     "svg.hashsalt": "swag_models",  # the same plot has the same bytes
     "text.parse_math": False,  # a model's name may contain dollar signs
     "font.size": 10.5,
@@ -40,13 +40,13 @@ STYLE = {
 
 
 class Plot(NamedTuple):
-    """A plot that is not drawn yet.
+    """A plot that has not been drawn yet.
 
     Attributes:
-        title: of the plot.
-        description: its content in words, for readers who do not see it.
-        draw: draws it on an empty figure of matplotlib, or a part of one.
-        height: in inches.
+        title: title of the plot.
+        description: description of the content, for screen readers.
+        draw: draws the plot on an empty matplotlib figure or subfigure.
+        height: height in inches.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Series(NamedTuple):
     """A line of a plot.
 
     Attributes:
-        label: in the legend.
+        label: label in the legend.
         points: (x, mean, standard deviation, tick label of x).
     """
 
@@ -71,9 +71,10 @@ def plot_few_shot(probes: Sequence[Probe], images_per_class: float | None) -> Pl
     """Accuracy over the number of labelled images per class.
 
     Args:
-        probes: of any models.
-        images_per_class: of all training images on average. None if unknown: results for shares
-            and for all images are then left out, as they have no place on the axis.
+        probes: probes of any models.
+        images_per_class: average number of training images per class. If it is None (unknown),
+            results for shares and for all images are left out, as they have no position on the
+            axis.
 
     Returns:
         None if no series has two points.
@@ -103,7 +104,7 @@ def plot_neighbours(probes: Sequence[Probe]) -> Plot | None:
     """Accuracy of nearest neighbours among all training images, over their number k.
 
     Args:
-        probes: of any models and methods.
+        probes: probes of any models and methods.
 
     Returns:
         None if no model has two points.
@@ -129,8 +130,8 @@ def plot_reliability(evaluation: Evaluation, benchmark: str) -> Plot:
     """Accuracy over predicted probability, and below it the share of images in each bin.
 
     Args:
-        evaluation: of one model.
-        benchmark: its name for readers.
+        evaluation: evaluation of one model.
+        benchmark: name of the benchmark for readers.
     """
 
     def draw(figure: Any) -> None:
@@ -162,8 +163,8 @@ def render_svg(plot: Plot, id_prefix: str) -> str:
     """Draw a plot as an SVG element for an HTML page.
 
     Args:
-        plot: what to draw.
-        id_prefix: begins all ids, which must be unique within the page.
+        plot: the plot to draw.
+        id_prefix: prefix of all ids, to make them unique within the page.
     """
     with import_extra("matplotlib").rc_context(STYLE):
         figure = make_figure(WIDTH, plot.height)
@@ -175,7 +176,7 @@ def render_svg(plot: Plot, id_prefix: str) -> str:
     text = text[text.index("<svg") :]  # without the XML declaration
     text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{id_prefix}-", text)
-    # only the view box: the page decides the size, and describes the plot itself
+    # keeps only the view box: the page sets the size and describes the plot
     return re.sub(
         r'(<svg) [^>]*?(viewBox="[^"]*")[^>]*>', r"\1 \2 aria-hidden='true'>", text, count=1
     )
@@ -217,7 +218,7 @@ def _plot_series(title: str, x_label: str, all_series: Sequence[Series]) -> Plot
         axes.set(title=title, xlabel=x_label, ylabel="top-1, %", xscale="log", ylim=(0, top))
         tick_x = {name: x for series in all_series for x, _, _, name in series.points}
         tick_labels = dict.fromkeys(sorted(tick_x.values()), "")
-        # numbers in one row, "10%" and "all" in the row below, since they may be near a number
+        # numbers in one row, "10%" and "all" in the row below, since they may overlap a number
         for name in sorted(tick_x, key=lambda name: not name.isdigit()):
             tick_labels[tick_x[name]] += name if name.isdigit() else f"\n{name}"
         axes.set_xticks(list(tick_labels), list(tick_labels.values()))
@@ -238,7 +239,7 @@ def _draw_grid(axes: Any) -> None:
 
 
 def _get_shots_x(shots: int | float | None, images_per_class: float | None) -> float | None:
-    """The place of a number or share of images on the axis of images per class."""
+    """The position of a number or share of images on the axis of images per class."""
     if shots is not None and shots >= 1:
         return float(shots)
     if images_per_class is None:

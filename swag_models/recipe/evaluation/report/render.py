@@ -18,26 +18,26 @@ from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 
 LoadImage = Callable[[Evaluation, ImageResult], Image.Image | None]
 
-THUMBNAIL_SIDE = 128  # pixels of the longer side: twice what the page shows, for dense screens
-# What Markdown gives a meaning to. An underscore within a word has none. A pipe has one in tables
-# only, and `markdown_table` escapes it there.
+THUMBNAIL_SIDE = 128  # pixels of the longer side, twice the displayed size, for dense screens
+# Characters with a meaning in Markdown. An underscore within a word has none. A pipe has one only
+# in tables, where `markdown_table` escapes it.
 MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>~#&$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 class _MarkdownText(str):
-    """Text that is Markdown already, and must not be escaped again."""
+    """Text that is already Markdown, and must not be escaped again."""
 
     __slots__ = ()
 
 
 def render_html(content: ReportContent, load_image: LoadImage) -> str:
-    """One page that contains everything it needs: no script, and nothing is read from elsewhere.
+    """Render a single HTML page without scripts and external files.
 
     Args:
-        content: of the report.
+        content: content of the report.
         load_image: returns the image of a prediction, or None if it cannot be shown.
     """
-    # Names of classes, files and models come from data: autoescape makes all of them text.
+    # autoescape, because names of classes, files and models are not trusted
     environment = _make_environment(autoescape=True)
     environment.filters |= {
         "breakable": _allow_breaks,
@@ -49,14 +49,14 @@ def render_html(content: ReportContent, load_image: LoadImage) -> str:
 
 
 def render_markdown(content: ReportContent, curves: str, calibration: str) -> str:
-    """The texts and tables of the page, without its images.
+    """Render the texts and tables of the page, without its images, as Markdown.
 
     Args:
-        content: of the report.
+        content: content of the report.
         curves: file name of the plots of probes.
         calibration: file name of the reliability diagrams.
     """
-    # as autoescape for HTML: every value that a template prints is escaped, unless it is Markdown
+    # like autoescape for HTML: every value in a template is escaped, unless it is Markdown
     environment = _make_environment(finalize=_escape_markdown)
     environment.filters |= {"table": _format_table, "rows": _format_rows}
     template = environment.get_template("report.md.jinja")
@@ -75,8 +75,8 @@ def _make_environment(**options: Any) -> Environment:
 
 
 def _allow_breaks(name: str) -> Markup:
-    """A model's name with places where a narrow column may break it."""
-    # no entity contains these characters, so none is broken
+    """A model's name with positions at which it can be wrapped in a narrow column."""
+    # HTML entities do not contain these characters, so they stay intact
     return Markup(re.sub("([_/:])", r"\1<wbr>", str(escape(name))))
 
 
@@ -90,7 +90,7 @@ def _make_data_url(image: Image.Image) -> str:
 
 
 def _escape_markdown(value: object) -> str:
-    """A value as text on one line, in which no character has a meaning for Markdown."""
+    """A value as a line of text, with Markdown's special characters escaped."""
     if isinstance(value, _MarkdownText):
         return value
     return MARKDOWN_SPECIAL.sub(r"\\\g<0>", " ".join(str(value).split()))

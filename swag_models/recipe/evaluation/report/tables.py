@@ -11,8 +11,8 @@ class BenchmarkKey(NamedTuple):
     """Identifies a benchmark in the report.
 
     Attributes:
-        name: of the benchmark.
-        data: name of the data it was measured on.
+        name: name of the benchmark.
+        data: name of its data.
     """
 
     name: str
@@ -20,12 +20,12 @@ class BenchmarkKey(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What readers call it: a folder by its own name."""
+        """Its name for readers; for `folder`, the name of the data."""
         return self.data if self.name == "folder" else self.name
 
     @property
     def subtitle(self) -> str:
-        """The other one of both names."""
+        """The name that `title` does not show."""
         return self.name if self.name == "folder" else self.data
 
 
@@ -35,8 +35,8 @@ class Cell(NamedTuple):
     Attributes:
         text: the value.
         notes: smaller lines below it.
-        best: whether it is the best of its column.
-        warning: a line that is marked as a warning.
+        best: whether the value is the best of its column.
+        warning: an additional line, marked as a warning.
     """
 
     text: str
@@ -45,14 +45,14 @@ class Cell(NamedTuple):
     warning: str = ""
 
 
-EMPTY_CELL = Cell("\N{EN DASH}")  # not measured, which is not 0
+EMPTY_CELL = Cell("\N{EN DASH}")  # not measured, unlike 0
 
 
 class Table(NamedTuple):
     """A table with a row for each model, or for each model and classifier.
 
     Attributes:
-        header: of the columns, without that of the model.
+        header: headers of the columns, without the model's.
         rows: (model, cells).
     """
 
@@ -67,18 +67,18 @@ class Table(NamedTuple):
 def group_benchmarks(evaluations: Sequence[Evaluation]) -> dict[BenchmarkKey, list[Evaluation]]:
     """The evaluations of each benchmark, in order of first appearance.
 
-    Other data of the same name get a number: `held out (2)`.
+    Different data with the same name are numbered: `held out (2)`.
 
     Args:
-        evaluations: of any models and benchmarks.
+        evaluations: evaluations of any models and benchmarks.
     """
     grouped: dict[BenchmarkKey, list[Evaluation]] = {}
     counts = Counter[tuple[str, BenchmarkKey]]()
     for evaluation in evaluations:
         key = BenchmarkKey(evaluation.benchmark, str(evaluation.facts["name"]))
         counts[evaluation.model, key] += 1
-        # Other data are recognised by a second evaluation of the same model. Hashes do not tell:
-        # the hash of the same data differs with the classes of the model.
+        # Different data are recognised by a second evaluation of the same model. Hashes cannot be
+        # used, because the hash of the same data depends on the classes of the model.
         if (number := counts[evaluation.model, key]) > 1:
             key = key._replace(data=f"{key.data} ({number})")
         grouped.setdefault(key, []).append(evaluation)
@@ -91,16 +91,19 @@ def build_accuracy_table(evaluations: Sequence[Evaluation]) -> Table:
     The best value of each column is marked if there are several models.
 
     Args:
-        evaluations: of several models on one benchmark.
+        evaluations: evaluations of several models on one benchmark.
     """
-    measures = [(each.top1, each.top5, each.mean_per_class, each.ece) for each in evaluations]
-    # values that are printed alike are equally good
+    measures = [
+        (evaluation.top1, evaluation.top5, evaluation.mean_per_class, evaluation.ece)
+        for evaluation in evaluations
+    ]
+    # values that are equal as printed are equally good
     best = [
         choose(round(estimate.value, 2) for estimate in column)
-        # of ECE, the last column, the lowest value is the best
+        # for ECE, the last column, lower is better
         for choose, column in zip((max, max, max, min), zip(*measures))
     ]
-    # on most benchmarks no model has a published value; the column is then left out
+    # the column is left out if no model has a published value, as for most benchmarks
     any_published = any(evaluation.published is not None for evaluation in evaluations)
     rows = []
     for evaluation, estimates in zip(evaluations, measures):
@@ -125,7 +128,7 @@ def format_published(evaluation: Evaluation) -> Cell:
     """The published top-1, with a warning if the measured one differs.
 
     Args:
-        evaluation: of one model.
+        evaluation: evaluation of one model.
     """
     if evaluation.published is None:
         return EMPTY_CELL
@@ -139,7 +142,7 @@ def format_interval(estimate: Estimate) -> str:
     """The 95% interval of an estimate.
 
     Args:
-        estimate: in percent.
+        estimate: the estimate, in percent.
     """
     return f"{estimate.low:.1f} to {estimate.high:.1f}"
 
@@ -150,7 +153,7 @@ def build_few_shot_table(probes: Sequence[Probe]) -> Table:
     The best value of each column is marked if there are several rows.
 
     Args:
-        probes: of any models and methods.
+        probes: probes of any models and methods.
     """
     columns = sorted({probe.shots for probe in probes}, key=get_shots_order)
     by_cell = {(probe.model, name_method(probe), probe.shots): probe for probe in probes}
@@ -178,7 +181,7 @@ def get_shots_order(shots: int | float | None) -> tuple[int, float]:
     """A sort key: numbers of images per class, then shares, then all images.
 
     Args:
-        shots: as `Probe.shots`.
+        shots: number or share of images, as in `Probe.shots`.
     """
     if shots is None:
         return 2, 0.0
@@ -189,7 +192,7 @@ def format_shots(shots: int | float | None) -> str:
     """`5` images per class, `10%` of them, or `all`.
 
     Args:
-        shots: as `Probe.shots`.
+        shots: number or share of images, as in `Probe.shots`.
     """
     if shots is None:
         return "all"
@@ -200,7 +203,7 @@ def name_method(probe: Probe) -> str:
     """The classifier in words, with the number of nearest neighbours.
 
     Args:
-        probe: its method and settings are named.
+        probe: probe whose method and settings are named.
     """
     if probe.method == "knn":
         neighbours = f"{probe.settings['k']} " if "k" in probe.settings else ""

@@ -1,4 +1,4 @@
-"""Platt scaling without labels: biases with which all hashtags are predicted equally often.
+"""Platt scaling without labels: biases that make all hashtags equally frequent predictions.
 
 Axes: N images, K hashtags.
 """
@@ -22,7 +22,7 @@ class PlattScaling(NamedTuple):
     """Calibrated probabilities are softmax(scale * logits + bias).
 
     Attributes:
-        scale: of the logits.
+        scale: factor of the logits.
         bias: (K,), float64. Its mean is 0, since a softmax does not depend on a constant.
     """
 
@@ -44,31 +44,32 @@ class PlattScaling(NamedTuple):
 def fit_platt(
     logits: Tensor, *, scale: float = 1.0, tolerance: float = 1e-3, max_steps: int = MAX_STEPS
 ) -> PlattScaling:
-    """Fit the biases with which the mean softmax over unlabelled images is uniform.
+    """Fit biases that make the mean softmax over unlabelled images uniform.
 
-    This is our reading of "Platt scaling" on unlabelled images in the SWAG paper, which states
-    neither what is fitted nor how: training hashtags are not equally frequent, and the biases
-    undo that. It is for models with a softmax, not for those with a sigmoid for each hashtag.
+    The SWAG paper mentions "Platt scaling" on unlabelled images, but states neither what is fitted
+    nor how. This is our interpretation: hashtags are not equally frequent in training, and the
+    biases compensate for that. It is for models with a softmax, not for those with a sigmoid for
+    each hashtag.
 
     Args:
         logits: (N, K).
-        scale: of the logits; not fitted.
+        scale: factor of the logits, which is not fitted.
         tolerance: largest relative difference of a hashtag's mean probability from 1/K.
-        max_steps: a few steps are usual; hundreds if the softmax is very confident. Each step
-            reads all logits.
+        max_steps: maximum number of steps, each of which reads all logits. A few steps usually
+            suffice, or hundreds if the softmax is very confident.
 
     Raises:
-        ConfigError: not converged after `max_steps`.
+        ConfigError: the biases have not converged after `max_steps`.
     """
-    # Each step lowers bias k by log(K * mean probability of k). Softmax and this step in turn are
+    # Each step lowers bias k by log(K * mean probability of k). Softmax and this step together are
     # Sinkhorn's scaling of exp(scale * logits) to rows of sum 1 and columns of sum N / K (Sinkhorn
     # 1967), which converges: the biases exist and are unique up to a constant.
     num_images, num_hashtags = logits.shape
     assert num_images
     if num_images < num_hashtags:
-        # The biases exist, but mean little: each image has to stand for several hashtags.
+        # The biases exist, but are unreliable: there is less than one image per hashtag.
         logger.warning(
-            "Platt scaling was fitted on %d images for %d hashtags; give at least as many images "
+            "Platt scaling was fitted on %d images for %d hashtags; use at least as many images "
             "as hashtags, or switch it off",
             num_images,
             num_hashtags,
@@ -79,13 +80,13 @@ def fit_platt(
         ratio = num_hashtags * torch.stack(block_sums).sum(0) / num_images  # (K,), 1 if uniform
         if (error := (ratio - 1).abs().max().item()) <= tolerance:
             return platt
-        # clamped: a hashtag that is improbable everywhere is raised as far as necessary
+        # clamped, because the mean probability of a hashtag can underflow to 0
         bias = platt.bias - ratio.clamp(min=1e-300).log()
         platt = PlattScaling(scale, bias - bias.mean())
     raise ConfigError(
         f"Platt scaling did not converge in {max_steps} steps: the softmax is so confident that "
         f"the mean probability of a hashtag over {num_images} images still differs by {error:.1%} "
-        f"from 1/{num_hashtags}; give more images, a scale below {scale:g} or a tolerance above "
+        f"from 1/{num_hashtags}; use more images, a scale below {scale:g} or a tolerance above "
         f"{tolerance:g}, or switch it off"
     )
 

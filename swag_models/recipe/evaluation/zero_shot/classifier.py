@@ -1,8 +1,8 @@
-"""Zero-shot classification: a model's hashtags vote for targets, by WordNet, without training.
+"""Zero-shot classification: hashtag probabilities become scores of targets, by means of WordNet.
 
-Logits become probabilities of hashtags: a softmax, with the biases of `calibration`. These become
-scores of targets, with the weights of `wordnet_mapping`. The target with the largest score is
-predicted; of equal ones the first.
+A softmax, with the biases of `calibration`, turns logits into probabilities of hashtags. The
+weights of `wordnet_mapping` turn these into scores of targets. The target with the largest score is
+predicted; if scores are equal, the first.
 
 Axes: N images, K hashtags, T targets, P pairs of a hashtag and a target with a weight.
 """
@@ -42,10 +42,10 @@ class ZeroShotPrediction(NamedTuple):
     """The prediction for one image.
 
     Attributes:
-        name: of the image.
+        name: name of the image.
         label: the true target; None if unknown.
         top: up to five targets with a score above 0, best first.
-        shares: of these targets in the sum of all scores.
+        shares: share of each of these targets in the sum of all scores.
     """
 
     name: str
@@ -56,10 +56,10 @@ class ZeroShotPrediction(NamedTuple):
 
 @dataclass(frozen=True)
 class ZeroShotConfig:
-    """How hashtags become targets.
+    """How targets are scored from hashtags.
 
     Attributes:
-        platt: whether hashtags are first made equally frequent by Platt scaling.
+        platt: whether Platt scaling first makes hashtags equally frequent.
         mapping: the weights from hashtags to targets.
         aggregation: a target's score is the sum over hashtags of probability times weight, or the
             largest of these products ("max").
@@ -75,7 +75,7 @@ class ZeroShotConfig:
     def __post_init__(self) -> None:
         if self.aggregation not in AGGREGATIONS:
             raise ConfigError(
-                f"invalid aggregation {self.aggregation!r}: allowed {', '.join(AGGREGATIONS)}"
+                f"invalid aggregation {self.aggregation!r}: allowed: {', '.join(AGGREGATIONS)}"
             )
 
 
@@ -87,12 +87,12 @@ class ZeroShotResult:
         model: name of the model.
         config: the configuration.
         targets: names of the targets.
-        titles: the targets as readers see them.
-        unreached: targets without any hashtag, which can never be predicted.
+        titles: names of the targets for readers.
+        unreached: targets without any hashtag, which cannot be predicted.
         facts: description of the data, as `EvalLoader.facts`.
         skipped: number of images that could not be read, by error message.
         unlabelled: facts of the images that Platt scaling was fitted on; None without it.
-        predictions: of all images, in order.
+        predictions: predictions for all images, in order.
     """
 
     model: str
@@ -107,7 +107,7 @@ class ZeroShotResult:
 
     @property
     def labelled(self) -> bool:
-        """Whether the images have labels, without which there is no accuracy."""
+        """Whether the images have labels; otherwise accuracy is undefined."""
         return self.predictions[0].label is not None
 
     @property
@@ -169,11 +169,11 @@ def evaluate_zero_shot(
     """Classify images with one configuration.
 
     Args:
-        candidate: as for `run_ablation`.
-        data: as for `run_ablation`.
-        targets: as for `run_ablation`.
-        wordnet: as for `run_ablation`.
-        config: by default `ZeroShotConfig()`.
+        model: a model whose classes are hashtags with WordNet ids.
+        data: images, labelled or not, as for `run_ablation`.
+        targets: the classes to predict.
+        wordnet: contains the synsets of hashtags and targets.
+        config: the configuration; by default `ZeroShotConfig()`.
         **options: further options of `run_ablation`.
     """
     return run_ablation(model, data, targets, wordnet, [config or ZeroShotConfig()], **options)[0]
@@ -193,13 +193,13 @@ def run_ablation(
 
     Args:
         model: a model whose classes are hashtags with WordNet ids.
-        data: labelled images as `open_eval_loader` takes them, whose classes are named like the
-            targets (for shards: are in their order); or images as `find_images` takes them.
-        targets: what to predict.
+        data: labelled images as for `open_eval_loader`, whose classes have the names of the
+            targets (in shards: their order); or images as for `find_images`.
+        targets: the classes to predict.
         wordnet: contains the synsets of hashtags and targets.
         configs: the configurations.
         unlabelled: images to fit Platt scaling on; by default those of `data`, without labels.
-        **options: of `read_logits`.
+        **options: options of `read_logits`.
 
     Returns:
         A result for each configuration.
@@ -211,7 +211,7 @@ def run_ablation(
     needs_platt = any(config.platt for config in configs)
     if unlabelled is not None and not needs_platt:
         raise ConfigError(
-            "unlabelled images are for Platt scaling, which is off; leave them out, or switch it on"
+            "unlabelled images are for Platt scaling, which is off; omit them, or switch it on"
         )
     hashtags = _get_hashtag_synsets(model, wordnet)
     names = tuple(target.name for target in targets)
@@ -219,7 +219,7 @@ def run_ablation(
     platt_data = None if unlabelled is None else open_unlabelled(unlabelled)
     logits = platt_logits = read_logits(model, data, names, **options)
     no_platt = platt = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
-    if needs_platt:  # fitted without labels, also where the images have them
+    if needs_platt:  # fitted without labels, even if the images have them
         if platt_data is not None:
             platt_logits = read_logits(model, platt_data, None, **options)
         platt = fit_platt(platt_logits.values)
@@ -256,7 +256,7 @@ def list_zero_shot_configs(mapping: HashtagMapping | None = None) -> list[ZeroSh
     """All configurations: with and without Platt scaling, each kind of mapping, sum and max.
 
     Args:
-        mapping: gives decay, threshold and best.
+        mapping: provides decay, threshold and best.
     """
     mappings = [replace(mapping or HashtagMapping(), kind=kind) for kind in MAPPINGS]
     return [
@@ -273,14 +273,14 @@ def score_targets(
     """Compute the scores of targets.
 
     Args:
-        probabilities: (N, K), of hashtags.
+        probabilities: (N, K), probabilities of hashtags.
         weights: (K, T), sparse or dense.
-        aggregation: as in `ZeroShotConfig`.
+        aggregation: "sum" or "max", see `ZeroShotConfig`.
 
     Returns:
         (N, T).
     """
-    # over pairs, not (K, T): of thousands of hashtags few have a weight for a target
+    # only over pairs, because few of thousands of hashtags have a weight for a target
     pairs = weights.to_sparse().coalesce()
     hashtags, targets = pairs.indices()
     products = probabilities[:, hashtags] * pairs.values().to(probabilities.dtype)  # (N, P)
@@ -294,11 +294,11 @@ def _predict(
     logits: Logits, platt: PlattScaling, weights: Tensor, aggregation: Aggregation
 ) -> Iterable[ZeroShotPrediction]:
     names, labels = iter(logits.names), iter(logits.labels or ())
-    width = max(*weights.shape, weights.values().numel())  # of the widest intermediate value
+    width = max(*weights.shape, weights.values().numel())  # width of the widest intermediate value
     for block in split_blocks(logits.values, width):
         scores = score_targets(platt.apply(block), weights, aggregation)
         shares = scores / scores.sum(1, keepdim=True).clamp(min=1e-300)  # all can be 0
-        # stable: of equal scores the first target wins, on every platform
+        # stable, so that the first of equal scores wins on every platform
         ordered = shares.sort(dim=1, descending=True, stable=True)
         for top_shares, top in zip(
             ordered.values[:, :MAX_PREDICTIONS].tolist(),
@@ -314,12 +314,12 @@ def _get_hashtag_synsets(model: EvaluatedModel, wordnet: WordNet) -> tuple[str, 
     """The synset of each class of the model."""
     if model.synsets is None:
         raise ConfigError(
-            f"{model.name} has no hashtags with WordNet ids; choose a model that has, such as "
+            f"{model.name} has no hashtags with WordNet ids; choose a model with them, such as "
             "vit_nano_hashtags"
         )
     if missing := [synset for synset in model.synsets if synset not in wordnet.synsets]:
         raise ConfigError(
             f"this WordNet lacks {len(missing):,} of the {len(model.synsets):,} synsets of "
-            f"{model.name}, such as {missing[0]}; give all of WordNet 3.0 (--wordnet)"
+            f"{model.name}, such as {missing[0]}; use the complete WordNet 3.0 (--wordnet)"
         )
     return model.synsets

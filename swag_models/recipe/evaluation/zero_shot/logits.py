@@ -1,4 +1,4 @@
-"""Logits of a model for all images of some data, labelled or not.
+"""Logits of a model for all images of a data set, labelled or not.
 
 Axes: N images, K classes.
 """
@@ -32,7 +32,7 @@ class Logits(NamedTuple):
 
     Attributes:
         values: (N, K), float32, on the CPU.
-        names: of the images (N).
+        names: names of the images (N).
         labels: class of each image (N); None if the data have no labels.
         facts: description of the data, as `EvalLoader.facts`.
         skipped: number of images that could not be read, by error message.
@@ -60,11 +60,11 @@ def open_unlabelled(data: DataSource) -> ImageDataset:
     for image in images:
         assert isinstance(image.source, Path)  # `find_images` returns no images in memory
         try:
-            # an image within a .tar has no size of its own; its position there is hashed
+            # for an image in a .tar, its offset and size are hashed
             size = image.span or image.source.stat().st_size
         except OSError as error:
             raise ConfigError(
-                f"{image.source} cannot be read: {error.strerror}; give images or folders"
+                f"{image.source} cannot be read: {error.strerror}; pass images or folders"
             ) from None
         # the file name only: the same images in another folder have the same hash
         digest.update(f"{json.dumps(Path(image.name).name)} {size}\n".encode())
@@ -86,7 +86,7 @@ def is_labelled(data: DataSource) -> bool:
     """Whether data have labels: packed shards, a dataset on disk, or a folder with sub-folders.
 
     Args:
-        data: of any kind; other kinds than these are images without labels.
+        data: data of any kind; all other kinds are images without labels.
     """
     try:
         if not isinstance(data, (str, os.PathLike)):
@@ -101,12 +101,12 @@ def find_classes(data: DataSource) -> tuple[str, ...] | None:
     """Class names of a folder or dataset on disk; None for other data, which have no names.
 
     Args:
-        data: of any kind.
+        data: data of any kind.
     """
     root = find_image_folder(data) if is_labelled(data) else None
     if root is None:
         return None
-    # a dataset's names are in its metadata, those of a folder are its sub-folders
+    # a dataset stores the names in its metadata; in a folder they are the sub-folders
     if is_hf_dataset(root):
         return open_image_dataset(root, splits=EVAL_SPLITS).class_names
     return tuple(find_folders(root))
@@ -123,19 +123,19 @@ def read_logits(
 ) -> Logits:
     """Compute the logits of all images that can be read, in order.
 
-    They are kept in memory, with a peak of 8 N K bytes while the batches are concatenated.
+    They are held in memory, with a peak of 8 N K bytes while the batches are concatenated.
 
     Args:
         model: a model with classes.
-        data: labelled data as `open_eval_loader` takes them, or images.
+        data: labelled data as for `open_eval_loader`, or images.
         classes: names of the classes that labels are indices of; None to ignore labels.
-        batch_size: of inference.
-        workers: processes that read images.
-        progress: show a progress bar.
+        batch_size: images per forward pass.
+        workers: number of processes that read images.
+        progress: whether to show a progress bar.
 
     Raises:
-        ConfigError: an image has not exactly one label, a folder is named like none of the
-            classes, no image can be read, or logits overflow.
+        ConfigError: an image does not have exactly one label, a folder does not have the name of a
+            class, no image can be read, or logits overflow.
     """
     source: DataSource | ImageDataset
     if isinstance(data, ImageDataset):  # opened by `open_unlabelled`, so without labels
@@ -163,14 +163,14 @@ def read_logits(
             for name, image_labels in zip(batch.ids if classes else (), batch.classes):
                 if len(image_labels) != 1:
                     raise ConfigError(
-                        f"{name} has {len(image_labels)} labels; each image must have one"
+                        f"{name} has {len(image_labels)} labels; use images with one label each"
                     )
                 labels += image_labels
             bar.update(len(batch.ids))
     if not logits:
-        reason = next(iter(loader.skipped), "there are none")
+        reason = next(iter(loader.skipped), "it has no images")
         raise ConfigError(f"no image of {title} can be read: {reason}")
-    # their softmax would be NaN, and NaN would be sorted as the best target
+    # otherwise the softmax would be NaN, which is sorted as the best target
     if not all(torch.isfinite(block).all() for block in logits):
         raise ConfigError(
             f"logits of {model.name} in {model.dtype} are not all finite; use dtype float32"
@@ -185,8 +185,8 @@ def _check_classes(data: DataSource, classes: Sequence[str]) -> None:
     if unknown := sorted(set(find_classes(data) or ()).difference(classes)):
         raise ConfigError(
             f"{data} has {len(unknown)} classes that are not targets, such as {unknown[0]!r}; the "
-            f"targets begin with {', '.join(classes[:3])}: rename either, or say what a name "
-            f"means, as in: {unknown[0]} n02084071"
+            f"targets begin with {', '.join(classes[:3])}; rename either, or add a WordNet id to "
+            f"a name, as in: {unknown[0]} n02084071"
         )
 
 

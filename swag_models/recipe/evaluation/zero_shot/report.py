@@ -15,16 +15,16 @@ def write_zero_shot(results: Sequence[ZeroShotResult], folder: Path) -> None:
     Also zeroshot.md if the images have labels, and predictions.jsonl if there is one result.
 
     Args:
-        results: of one model on the same images.
-        folder: where to write; created if missing.
+        results: results of one model on the same images.
+        folder: output folder; created if missing.
 
     Raises:
-        OutputError: they cannot be written.
+        OutputError: the files cannot be written.
     """
     files = {"zeroshot.json": json.dumps([result.to_dict() for result in results], indent=1)}
-    if results[0].labelled:  # else there is no accuracy
+    if results[0].labelled:  # otherwise accuracy is undefined
         files["zeroshot.md"] = format_zero_shot(results)
-    if len(results) == 1:  # an ablation compares accuracies; predictions are of one configuration
+    if len(results) == 1:  # for an ablation, only accuracies are written
         files["predictions.jsonl"] = format_predictions_jsonl(results[0])
     write_texts(folder, {name: text + "\n" for name, text in files.items()})
 
@@ -33,13 +33,13 @@ def format_zero_shot(results: Sequence[ZeroShotResult]) -> str:
     """A Markdown table of accuracies, and the targets that cannot be predicted.
 
     Args:
-        results: of one model on the same labelled images.
+        results: results of one model on the same labelled images.
     """
     first = results[0]
     chance = 100 / len(first.targets)
     summary = (
         f"{first.model} on {first.facts['name']}: {len(first.predictions):,} images, "
-        f"{len(first.targets):,} targets, no labels used for training. In percent; chance is "
+        f"{len(first.targets):,} targets, no training labels. In percent; chance is "
         f"{chance:.1f}."
     )
     rows = [
@@ -61,7 +61,7 @@ def format_predictions(result: ZeroShotResult) -> str:
     """A line for each image: its name, and the best targets with their shares of the scores.
 
     Args:
-        result: of images, labelled or not.
+        result: result for images, labelled or not.
     """
     lines = []
     for prediction in result.predictions:
@@ -69,7 +69,7 @@ def format_predictions(result: ZeroShotResult) -> str:
             f"{result.titles[index]} {share:.1%}"
             for index, share in zip(prediction.top, prediction.shares)
         )
-        lines.append(f"{prediction.name}: {best or 'no hashtag counts for a target'}")
+        lines.append(f"{prediction.name}: {best or 'no hashtag has a weight for a target'}")
     return "\n".join([*lines, *_list_unreached([result])])
 
 
@@ -77,7 +77,7 @@ def format_predictions_jsonl(result: ZeroShotResult) -> str:
     """A line of JSON for each image: name, label, and the best targets with their shares.
 
     Args:
-        result: of images, labelled or not.
+        result: result for images, labelled or not.
     """
     names = result.targets
     return "\n".join(
@@ -97,7 +97,7 @@ def format_predictions_jsonl(result: ZeroShotResult) -> str:
 def _list_unreached(results: Sequence[ZeroShotResult]) -> Iterator[str]:
     """A line for each kind of mapping that leaves targets without a hashtag."""
     titles = dict(zip(results[0].targets, results[0].titles))
-    # what is reached depends on the kind of mapping only
+    # only the kind of mapping decides which targets are reached
     by_kind = {result.config.mapping.kind: result.unreached for result in results}
     for kind, unreached in by_kind.items():
         if unreached:

@@ -1,4 +1,4 @@
-"""Weights from hashtags to targets by their places in WordNet's hierarchy.
+"""Weights of hashtags for targets, from their positions in WordNet's hierarchy.
 
 Axes: K hashtags, T targets, P hashtags below one synset.
 """
@@ -26,8 +26,8 @@ class CommonAncestor(NamedTuple):
     Attributes:
         hashtag_steps: (P,), steps up to it from each of the hashtags.
         target_steps: steps up to it from the target.
-        depth: of the synset; 1 for a root.
-        targets_below: (P,), how many targets are below each of the hashtags.
+        depth: depth of the synset; 1 for a root.
+        targets_below: (P,), number of targets below each of the hashtags.
     """
 
     hashtag_steps: Array
@@ -38,9 +38,9 @@ class CommonAncestor(NamedTuple):
 
 @dataclass(frozen=True)
 class HashtagMapping:
-    """Which hashtags count for a target, and how much.
+    """Which hashtags count for a target, and with what weight.
 
-    Kinds, with d the number of steps in the hierarchy (always the fewest):
+    Kinds, where d is the smallest number of steps in the hierarchy:
         same: hashtags of the target's own synset, with weight 1.
         hyponyms: also hashtags below it, with weight decay ** d.
         hypernyms: the same synset, and hashtags above it with weight decay ** d, which is divided
@@ -48,14 +48,15 @@ class HashtagMapping:
         related: hyponyms and hypernyms.
         path: all hashtags, with weight 1 / (1 + d) for the shortest path through a common ancestor.
         wup: all hashtags, with the similarity of Wu and Palmer (1994): 2 m / (2 m + d), where m is
-            the depth of the common ancestor, along the longest path from a root of depth 1. Of
-            several common ancestors the one that gives the largest weight counts.
+            the depth of the common ancestor, along the longest path from a root of depth 1. If
+            there are several common ancestors, the one with the largest weight counts.
 
     Attributes:
         kind: one of the above.
-        decay: weight lost with each step, above 0 and at most 1.
-        threshold: smaller weights are set to 0. None: 0.8 for wup, 1/3 for path, else none.
-        best: only this many hashtags, with the largest weights, count for a target; None for all.
+        decay: factor of the weight for each step, above 0 and at most 1.
+        threshold: smaller weights are set to 0. Default: 0.8 for wup, 1/3 for path, otherwise 0.
+        best: number of hashtags that count for a target, those with the largest weights; None for
+            all.
 
     Raises:
         ConfigError: a value is out of range.
@@ -68,13 +69,13 @@ class HashtagMapping:
 
     def __post_init__(self) -> None:
         if self.kind not in MAPPINGS:
-            raise ConfigError(f"invalid mapping {self.kind!r}: allowed {', '.join(MAPPINGS)}")
+            raise ConfigError(f"invalid mapping {self.kind!r}: allowed: {', '.join(MAPPINGS)}")
         if not 0 < self.decay <= 1:
-            raise ConfigError(f"invalid decay {self.decay:g}: allowed above 0, at most 1")
+            raise ConfigError(f"invalid decay {self.decay:g}: allowed: above 0, at most 1")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ConfigError(f"invalid threshold {self.threshold:g}: allowed 0 to 1")
+            raise ConfigError(f"invalid threshold {self.threshold:g}: allowed: 0 to 1")
         if self.best is not None and self.best < 1:
-            raise ConfigError(f"invalid best {self.best}: allowed 1 or more")
+            raise ConfigError(f"invalid best {self.best}: allowed: 1 or more")
 
     def weigh(self, wordnet: WordNet, hashtags: Sequence[str], targets: Sequence[Target]) -> Tensor:
         """Compute the weight of each hashtag for each target.
@@ -82,7 +83,7 @@ class HashtagMapping:
         Args:
             wordnet: contains all synsets.
             hashtags: synset of each hashtag (K).
-            targets: (T); of several synsets of a target the one with the largest weight counts.
+            targets: the targets (T); of a target's synsets, the one with the largest weight counts.
 
         Returns:
             (K, T), float64, sparse.
@@ -115,7 +116,7 @@ class HashtagMapping:
         threshold = self.threshold
         if threshold is None:
             threshold = DEFAULT_THRESHOLDS.get(self.kind, 0.0)
-        # stable: of equal weights the first hashtags are the best
+        # stable: the first of equal weights are the best
         order = np.argsort(-weights, kind="stable")[: self.best]
         # rounding must not drop a weight that equals the threshold
         return [
@@ -156,7 +157,7 @@ MAPPINGS: dict[str, Callable[[CommonAncestor, float], Array]] = {
     "path": _path,
     "wup": _wup,
 }
-# Without a threshold every hashtag would count for every target a little, and there are thousands.
+# Without a threshold, each of thousands of hashtags would have a small weight for every target.
 DEFAULT_THRESHOLDS = {"path": 1 / 3, "wup": 0.8}
 
 
@@ -185,7 +186,7 @@ def _index_hashtags(
 def _count_targets_below(
     wordnet: WordNet, hashtags: Sequence[str], targets: Sequence[Target]
 ) -> Array:
-    """How many targets are below each hashtag (K,)."""
+    """Number of targets below each hashtag (K,)."""
     counts = Counter[str]()
     for target in targets:
         # a set: a target with several synsets below one hashtag counts once
@@ -194,7 +195,7 @@ def _count_targets_below(
 
 
 def _measure_depth(wordnet: WordNet, synset: str, depths: dict[str, int]) -> int:
-    """1 for a root, else 1 more than the deepest parent's; `depths` stores the results."""
+    """Depth of a synset: 1 for a root, 1 + that of the deepest parent; `depths` caches results."""
     if synset not in depths:
         # an excerpt of WordNet may lack a parent
         parents = [name for name in wordnet.synsets[synset].parents if name in wordnet.synsets]

@@ -136,16 +136,16 @@ def test_command_prints_json_without_neighbours(
     [
         (
             ["--group-column", "country"],
-            "has no column 'country', but path, motif, same; name its group column",
+            "has no column 'country'; its columns: path, motif, same; name one of them",
         ),
         (
             ["--group-column", "same"],
             "groups of 30 images or more: 1, but a comparison needs two",
         ),
-        (["--top-k", "0"], "invalid top_k 0: allowed 1 or more"),
-        (["--threshold", "1"], "invalid threshold 1.0: allowed a probability from 0 to below 1"),
-        (["--permutations", "10"], "invalid permutations 10: allowed 100 or more"),
-        (["--neighbours", "1000"], "invalid neighbours 1000: allowed 0 to "),
+        (["--top-k", "0"], "invalid top_k 0: allowed: 1 or more"),
+        (["--threshold", "1"], "invalid threshold 1.0: allowed: 0 to below 1"),
+        (["--permutations", "10"], "invalid permutations 10: allowed: 100 or more"),
+        (["--neighbours", "1000"], "invalid neighbours 1000: allowed: 0 to "),
     ],
 )
 def test_command_rejects_invalid_options(
@@ -181,7 +181,7 @@ def test_failure_to_open_the_model_leaves_no_folder(table: Path, tmp_path: Path)
 
 def test_model_without_classes_is_rejected(table: Path, tmp_path: Path) -> None:
     folder = save(load_tiny(num_classes=None), tmp_path / "model", license="mit")
-    with pytest.raises(ConfigError, match="has no classes, so it gives no labels"):
+    with pytest.raises(ConfigError, match="has no classes and so no labels"):
         measure_associations(
             open_evaluated_model(str(folder)), open_grouped_images(table, "motif"), progress=False
         )

@@ -54,11 +54,13 @@ def test_table_lists_images_and_groups(suffix: str, folder: Path) -> None:
 def test_missing_column_is_named(suffix: str, folder: Path) -> None:
     table = folder / f"table.{suffix}"
     with pytest.raises(
-        ConfigError, match="has no column 'land', but file, country, year; name its group column"
+        ConfigError,
+        match="has no column 'land'; its columns: file, country, year; name one of them as --group",
     ):
         open_grouped_images(table, "land", "file")
     with pytest.raises(
-        ConfigError, match="has no column 'path', but file, country, year; name its path column"
+        ConfigError,
+        match="has no column 'path'; its columns: file, country, year; name one of them as --path",
     ):
         open_grouped_images(table, "country")
 
@@ -72,10 +74,10 @@ def test_missing_column_is_named(suffix: str, folder: Path) -> None:
         (
             "x.jsonl",
             b'{"path": "a", "group": ["b"]}\n',
-            r"invalid group \['b'\] in row 1 of .*: allowed text",
+            r"invalid group \['b'\] in row 1 of .*: allowed: text",
         ),
         ("x.csv", b"path,group\na,\xff\n", r"x\.csv cannot be read: "),
-        ("x.csv", b"", r"has no column 'group', but no rows"),
+        ("x.csv", b"", r"has no column 'group'; its columns: none"),
         ("x.parquet", b"nothing", r"x\.parquet cannot be read: "),
     ],
 )

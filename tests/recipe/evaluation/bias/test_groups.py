@@ -27,7 +27,7 @@ def test_fewer_than_two_large_groups_are_rejected() -> None:
         match=r"of 30 images or more: 1, but .* two .*of each group: a 50, b 10\).*min_group",
     ):
         Groups(codes, ("a", "b")).keep_large(30)
-    with pytest.raises(ConfigError, match="invalid min_group 1: allowed 2 or more"):
+    with pytest.raises(ConfigError, match="invalid min_group 1: allowed: 2 or more"):
         Groups(codes, ("a", "b")).keep_large(1)
     with pytest.raises(ConfigError, match=r"or more: 0, .*: none"):
         Groups(np.array([], np.int64), ()).keep_large(30)

@@ -361,12 +361,12 @@ def test_command_prints_the_path_of_the_page(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to report; give a model, and --benchmarks NAME=FOLDER"),
+        ([], "nothing to report; pass a model, and --benchmarks NAME=FOLDER"),
         (
             ["--benchmarks", "images"],
             "invalid --benchmarks 'images': allowed: NAME=FOLDER, for example folder=images",
         ),
-        (["--train", "a"], "--train without --test: give both, or neither"),
+        (["--train", "a"], "--train without --test: pass both or neither"),
         (
             ["--train", "a", "--test", "b", "--shots", "1,0%"],
             "invalid --shots '0%': allowed: a number of images per class such as 5",
@@ -399,7 +399,7 @@ def test_folder_in_use_by_another_process_is_rejected(tmp_path: Path) -> None:
 def test_several_processes_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
-        ConfigError, match="written by one process, not by 2; start it without torchrun"
+        ConfigError, match="a report needs a single process, not 2; start it without torchrun"
     ):
         collect_report(MODELS, [("folder", "images")], tmp_path, date=DATE, progress=False)
 

@@ -197,7 +197,7 @@ def test_scores_are_sums_or_maxima(sparse: bool) -> None:
     torch.testing.assert_close(
         score_targets(probabilities, given, "max"), (probabilities[:, :, None] * weights).amax(1)
     )
-    with pytest.raises(ConfigError, match="invalid aggregation 'mean': allowed sum, max"):
+    with pytest.raises(ConfigError, match="invalid aggregation 'mean': allowed: sum, max"):
         ZeroShotConfig(aggregation="mean")  # type: ignore[arg-type]
 
 
@@ -252,7 +252,7 @@ def test_broken_images_are_skipped_and_reported(
     assert "no image of" in capsys.readouterr().err
     assert main([*arguments, "--data", str(tmp_path / "gone"), "--targets", "owl"]) == 2
     assert (
-        "gone cannot be read: No such file or directory; give images or folders"
+        "gone cannot be read: No such file or directory; pass images or folders"
         in capsys.readouterr().err
     )
     taken = tmp_path / "taken"
@@ -347,7 +347,7 @@ def test_command_predicts_images_without_labels(
     assert main(arguments) == 2
     assert "owl has no sub-folders of classes; pass --targets" in capsys.readouterr().err
     assert main([*arguments, "--targets", "owl", "--ablation"]) == 2
-    assert "has no labels; leave it out" in capsys.readouterr().err
+    assert "has no labels; omit it" in capsys.readouterr().err
 
 
 def test_commands_of_the_documentation_run(

@@ -151,10 +151,10 @@ def test_target_without_a_hashtag_has_no_weight() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "wu"}, "invalid mapping 'wu': allowed same, "),
-        ({"decay": 0.0}, "invalid decay 0: allowed above 0"),
-        ({"threshold": 1.5}, "invalid threshold 1.5: allowed 0 to 1"),
-        ({"best": 0}, "invalid best 0: allowed 1 or more"),
+        ({"kind": "wu"}, "invalid mapping 'wu': allowed: same, "),
+        ({"decay": 0.0}, "invalid decay 0: allowed: above 0"),
+        ({"threshold": 1.5}, "invalid threshold 1.5: allowed: 0 to 1"),
+        ({"best": 0}, "invalid best 0: allowed: 1 or more"),
     ],
 )
 def test_invalid_options_are_rejected(options: dict[str, object], message: str) -> None:
