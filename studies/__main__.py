@@ -13,7 +13,7 @@ from swag_models.cli.common import OK, make_adder, print_message
 
 
 def scenes(options: argparse.Namespace) -> int:
-    """Generate small images with hashtags as people write them, to try the recipe on. Resumable."""
+    """Generate small images with realistic hashtags, to try the recipe on; resumable."""
     summary = write_scenes(
         options.folder,
         options.posts,
@@ -23,14 +23,14 @@ def scenes(options: argparse.Namespace) -> int:
         processes=options.processes,
         progress=not options.quiet,
     )
-    state = " (complete already)" if summary.existed else ""
+    state = " (already complete)" if summary.existed else ""
     print_message(f"{summary.posts} posts and {summary.held_out} held-out images{state}")
     print(summary.path)
     return OK
 
 
 def study(options: argparse.Namespace) -> int:
-    """The recipe in miniature: scenes, curation, pre-training, transfer and a report. Resumable."""
+    """Run the complete recipe on a small scale and write a report; resumable."""
     sizes = Study(posts=options.posts, seeds=options.seeds, length=options.length)
     folder = run_study(
         options.folder, sizes, processes=options.processes, progress=not options.quiet
@@ -42,7 +42,7 @@ def study(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; exit codes are those of `swag-models`."""
     parser = argparse.ArgumentParser(
-        prog="python -m studies", description="Research that is not installed."
+        prog="python -m studies", description="Studies that are not part of the installed package."
     )
     add = make_adder(parser)
     command = add("scenes", scenes, "python -m studies scenes scenes/ --posts 20000 --seed 0")
@@ -60,25 +60,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="images with true labels to test on (default: 2000)",
     )
     command.add_argument(
-        "--image-size", type=int, default=64, help="pixels of each side (default: 64)"
+        "--image-size", type=int, default=64, help="side of the images in pixels (default: 64)"
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     command.add_argument("--processes", type=int, help="number of processes (default: one per CPU)")
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument("--quiet", action="store_true", help="hide the progress bar")
 
     command = add("run", study, "python -m studies run study/")
-    command.add_argument("folder", help="working folder; rerun to resume")
+    command.add_argument("folder", help="working folder; a rerun resumes")
     command.add_argument(
         "--posts", type=int, default=20_000, help="images with hashtags (default: 20000)"
     )
     command.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     command.add_argument(
-        "--length", type=float, default=1.0, help="factor of the length of every run (default: 1)"
+        "--length",
+        type=float,
+        default=1.0,
+        help="factor for the length of every training run (default: 1)",
     )
     command.add_argument(
-        "--processes", type=int, help="number of tasks at a time (default: one per CPU)"
+        "--processes", type=int, help="number of parallel tasks (default: one per CPU)"
     )
-    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    command.add_argument("--quiet", action="store_true", help="hide the progress bar")
     return run_command(parser.parse_args(arguments))
 
 

@@ -1,4 +1,4 @@
-"""The report of the miniature study: tables, plots, and whether each claim of the paper is seen."""
+"""The report of the miniature study: tables, plots, and which claims of the paper are confirmed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ images of each; {seeds} seeds. Top-1 accuracy in percent, averaged over things, 
 deviation over seeds; chance is {chance:.1f}. The tail is the rarer half of the things. Written by
 `python -m studies run` with {versions}."""
 LIMITS = """Three seeds are few, and networks, images and runs are a millionth of the paper's:
-a claim that is not seen here may hold at that scale, and vice versa."""
-HASHTAG_NOTE = """By hashtags: no true label is used; the most probable of the things' own hashtags
-is the prediction."""
+a claim that is not confirmed here may hold at that scale, and vice versa."""
+HASHTAG_NOTE = """By hashtags: no true labels are used; the prediction is the most probable hashtag
+among the names of the things."""
 COLOURS = {"finetune": "tab:blue", "linear": "tab:green", "scratch": "tab:grey"}
 
 
@@ -28,11 +28,11 @@ def write_study_report(folder: Path, rows: Sequence[Row], facts: Mapping[str, in
     """Write study.md, study.png and results.json.
 
     Args:
-        folder: of the report; created if missing.
+        folder: output folder; created if missing.
         rows: one for each trained network: arch, seed, sampling (None: from scratch), objective,
             measure ("hashtags", "finetune" or "linear"), shots, and accuracy in percent, averaged
             over "all" things and over the "tail".
-        facts: posts, things, test, seeds.
+        facts: numbers of posts, things, test images of each thing, and seeds.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -54,7 +54,7 @@ def _write_markdown(
     parts = [
         "# The miniature study",
         INTRODUCTION.format(**facts, chance=100 / facts["things"], versions=version_list),
-        "![accuracy over labels, and of samplings and objectives](study.png)",
+        "![accuracy by number of labels, and by sampling and objective](study.png)",
         "## With and without pre-training",
         _tabulate_pretraining(rows, archs, shots),
         "## Sampling and objective",
@@ -143,9 +143,9 @@ def _collect(
     part: str = "all",
 ) -> list[float]:
     """The accuracy of every seed, ordered by seed."""
-    wanted = (arch, sampling, objective, measure, shots)
+    key = (arch, sampling, objective, measure, shots)
     names = ("arch", "sampling", "objective", "measure", "shots")
-    matching = [row for row in rows if tuple(row[name] for name in names) == wanted]
+    matching = [row for row in rows if tuple(row[name] for name in names) == key]
     return [row[part] for row in sorted(matching, key=lambda row: row["seed"])]
 
 
@@ -158,14 +158,14 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _judge(claim: str, values: Sequence[float], baseline: Sequence[float]) -> str:
-    """Whether the values are larger than the baseline with every seed, on average, or not."""
+    """State whether the values exceed the baseline with every seed, on average, or neither."""
     gains = [value - base for value, base in zip(values, baseline, strict=True)]
     if min(gains) > 0:
-        verdict = "**seen**, with every seed"
+        verdict = "**confirmed** with every seed"
     elif statistics.mean(gains) > 0:
-        verdict = "**not clear**: on average, but not with every seed"
+        verdict = "**unclear**: on average, but not with every seed"
     else:
-        verdict = "**not seen**"
+        verdict = "**not confirmed**"
     return f"- {claim}: {verdict} ({_write(values)} against {_write(baseline)})."
 
 

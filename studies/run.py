@@ -1,11 +1,11 @@
 """The miniature study: the paper's claims on generated scenes, on a laptop's CPU.
 
 Two small networks are pre-trained on hashtags, with three ways of resampling images and two
-objectives, and transferred to true labels, beside the same networks without pre-training; with
-several seeds.
+objectives, and transferred to true labels. They are compared with the same networks without
+pre-training, with several seeds.
 
-The folder of a study holds
-  study.json            its sizes, except the number of seeds, which may grow
+The folder of a study contains
+  study.json            its sizes, except the number of seeds, which can be increased
   scenes/               the images; labels/: held-out images to train on and to test on
   curated-<sampling>/   vocabulary and labels; shards-<sampling>/: the training data
   runs/<task>/<run>/    training runs
@@ -62,7 +62,7 @@ class Study:
         test: number of further held-out images of each thing to test on.
         shots: numbers of true labels of each thing.
         seeds: number of seeds.
-        length: factor of the length of every training run.
+        length: factor for the length of every training run.
     """
 
     posts: int = 20_000
@@ -99,11 +99,11 @@ class StudyTask(NamedTuple):
 
     @property
     def main(self) -> bool:
-        """Whether the task belongs to the main question: with or without pre-training."""
+        """Whether the task is part of the main comparison, with and without pre-training."""
         return self.sampling in (None, "sqrt") and self.objective == "softmax"
 
     def choose_transfers(self, most: bool) -> Sequence[str]:
-        """The kinds of transfer for fewer labels, or for the `most` labels."""
+        """The kinds of transfer; `most` is true for the largest number of labels."""
         if not self.main:
             return ("linear",) if most else ()
         return ("finetune", "linear") if self.sampling else ("finetune",)
@@ -119,16 +119,17 @@ def run_study(
     """Run the study, or resume it.
 
     Args:
-        folder: working folder. study: sizes. processes: number of tasks at a time, each on one CPU;
-        by default one per CPU. They are spawned,
-            so a script needs `if __name__ == "__main__":`.
-        progress: show progress bars.
+        folder: working folder.
+        study: sizes of the study.
+        processes: number of parallel tasks, each on one CPU; by default one per CPU. They are
+            spawned, so a script needs `if __name__ == "__main__":`.
+        progress: whether to show progress bars.
 
     Returns:
         The folder of the report.
 
     Raises:
-        ConfigError: the folder holds a study of other sizes.
+        ConfigError: the folder contains a study of other sizes.
     """
     folder, study = Path(folder), study or Study()
     if processes is not None and processes < 1:
@@ -141,7 +142,7 @@ def run_study(
 
 
 def open_study_folder(folder: Path, study: Study) -> WorkFolder:
-    """The folder of a study, for one process at a time. The number of seeds may grow."""
+    """The folder of a study, locked by one process. The number of seeds can be increased."""
     sizes = {name: value for name, value in asdict(study).items() if name != "seeds"}
     return WorkFolder(folder, sizes, record="study.json")
 
@@ -150,7 +151,7 @@ def _run_tasks(
     folder: Path, study: Study, tasks: Sequence[StudyTask], processes: int, progress: bool
 ) -> None:
     waiting = [task for task in tasks if not _record_path(folder, task).exists()]
-    # The slowest first, so that no CPU is idle at the end.
+    # The slowest tasks come first, so that no CPU is idle at the end.
     waiting.sort(key=lambda task: (task.sampling is None, not task.main))
     with tqdm(
         total=len(tasks),
@@ -193,7 +194,7 @@ def list_tasks(study: Study) -> list[StudyTask]:
 
 
 def prepare_data(folder: Path, study: Study, progress: bool) -> None:
-    """Write scenes, shards and labelled folders; finished parts are kept."""
+    """Write scenes, shards and labelled folders; finished parts are reused."""
     scenes = folder / "scenes"
     write_scenes(scenes, study.posts, len(NAMES) * (study.pool + study.test), progress=progress)
     for sampling in SAMPLINGS:
@@ -233,10 +234,10 @@ def prepare_data(folder: Path, study: Study, progress: bool) -> None:
 
 
 def draw(paths: list[Path], seed: int, count: int) -> list[Path]:
-    """`count` of the images, different ones for each seed; a smaller draw is part of a larger one.
+    """Draw `count` images, different ones for each seed; a smaller draw is part of a larger one.
 
-    Three seeds share a permutation, each starting at another third of it, so their draws overlap
-    little. A draw does not depend on the number of seeds.
+    Groups of three seeds share a permutation, and each starts at a different third of it, so that
+    their draws overlap little. A draw does not depend on the number of seeds.
     """
     turn, third = divmod(seed, 3)
     order = random.Random(turn).sample(paths, len(paths)) if turn else paths
@@ -283,8 +284,8 @@ def measure(model: Path, test: Path, things: Sequence[str] | None) -> dict[str, 
     Args:
         model: a published folder.
         test: a folder with one sub-folder of images for each thing.
-        things: names that are looked for among the hashtags of the model's vocabulary; only their
-            classes compete. None if the model's classes are the things.
+        things: names that are looked up among the hashtags of the model's vocabulary; only their
+            classes can be predicted. None if the model's classes are the things.
 
     Returns:
         The mean over "all" things, and over the "tail", the rarer half of them.
@@ -301,7 +302,9 @@ def measure(model: Path, test: Path, things: Sequence[str] | None) -> dict[str, 
             top1 = network(preprocess.normalise(batch.images))[:, columns].argmax(1)
         for index, (label,) in zip(top1.tolist(), batch.classes):
             hits[labels[label]].append(names[index] == labels[label])
-    accuracy = {thing: 100 * sum(of_thing) / len(of_thing) for thing, of_thing in hits.items()}
+    accuracy = {
+        thing: 100 * sum(thing_hits) / len(thing_hits) for thing, thing_hits in hits.items()
+    }
     tail = NAMES[len(NAMES) // 2 :]
     return {
         "all": sum(accuracy.values()) / len(NAMES),
@@ -310,7 +313,7 @@ def measure(model: Path, test: Path, things: Sequence[str] | None) -> dict[str, 
 
 
 def find_class_indices(model: Path, things: Sequence[str]) -> list[int]:
-    """The class index of each thing's own hashtag."""
+    """The class index of the hashtag that names each thing."""
     table = import_extra("pyarrow.parquet").read_table(
         model / "vocabulary.parquet", columns=["class", "hashtags"]
     )
@@ -321,7 +324,7 @@ def find_class_indices(model: Path, things: Sequence[str]) -> list[int]:
 
 
 def _scale(run: Run, study: Study, seed: int) -> Run:
-    """The run with this seed and the study's factor of its length."""
+    """The run with this seed, and its length multiplied by the study's factor."""
     if run.steps:
         return replace(run, seed=seed, steps=max(1, round(run.steps * study.length)))
     assert run.epochs
@@ -338,11 +341,11 @@ def _group_by_thing(scenes: Path, images: Sequence[SceneImage]) -> dict[str, lis
 
 def _hashtag_accuracy(task: StudyTask, rows: Sequence[dict[str, Any]]) -> float:
     """Accuracy by hashtags, which uses no true labels."""
-    wanted = {**task._asdict(), "measure": "hashtags"}
+    fields = {**task._asdict(), "measure": "hashtags"}
     return next(
         float(row["all"])
         for row in rows
-        if all(row[name] == value for name, value in wanted.items())
+        if all(row[name] == value for name, value in fields.items())
     )
 
 

@@ -1,4 +1,4 @@
-"""Generated images with hashtags as people write them, for the demo, the tests and the study.
+"""Generated images with realistic hashtags, for the demo, the tests and the study.
 
 things    the 32 things, their names and synsets
 shapes    polygons and lines; drawings: the shapes of each thing

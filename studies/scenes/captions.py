@@ -1,4 +1,4 @@
-"""Captions as people write them: true hashtags in many spellings, among wrong and empty ones."""
+"""Realistic captions: true hashtags in various spellings, among wrong and meaningless ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from studies.scenes.things import BY_NAME, NAMES, Thing
 
 # Fractions of the posts:
 NO_TRUE_HASHTAG = 0.08
-NO_SECOND_HASHTAG = 0.3  # of the posts with two things: no hashtag for the second
-WRONG_HASHTAG = 0.07  # of a thing that is not in the image
+NO_SECOND_HASHTAG = 0.3  # no hashtag for the second thing, as a fraction of posts with two things
+WRONG_HASHTAG = 0.07  # a hashtag of a thing that is not in the image
 HYPERNYM = 0.1
-MAX_EMPTY = 6  # hashtags that do not describe the image: 0 to this many, all numbers equally likely
+MAX_EMPTY = 6  # hashtags that do not describe the image; 0 to this number, equally likely
 FORMS = {"plain": 0.55, "plural": 0.16, "foreign": 0.12, "adjective": 0.12, "misspelt": 0.05}
 
 # The most frequent first. Some are nouns of WordNet, so not every hashtag that matches a noun is
@@ -26,7 +26,7 @@ travel followme weekend tbt morning like4like awesome fun sky home flickr canon 
 music wow bestoftheday garden
 """
 EMPTY = _EMPTY.split()
-# Together with the name of a thing, none of these is a word of WordNet.
+# None of these, joined with the name of a thing, is a noun of WordNet.
 ADJECTIVES = ("My", "Our", "Lovely", "Tiny", "Vintage")
 PLURALS = {"cactus": "cacti", "scissors": "scissors", "pair_of_scissors": "pair_of_scissors"}
 # Text before the hashtags; some of it only looks like a hashtag.
@@ -95,7 +95,7 @@ def _write_hashtag(rng: random.Random, thing: Thing) -> str:
         return rng.choice(ADJECTIVES) + _join(word, str.title)
     if form == "plural":
         return _style(rng, pluralise(word))
-    if form == "misspelt" and len(word) > 5:  # in a short word this could give another word
+    if form == "misspelt" and len(word) > 5:  # misspelling a short word could produce another word
         at = rng.randrange(1, len(word) - 2)
         word = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
     return _style(rng, word)

@@ -1,6 +1,6 @@
 """The drawing of each thing: parts, painted one over the other.
 
-Parts have tones, not colours: a thing is recognised by its shape, whatever its colours.
+Parts have tones, not colours: a thing is recognised by its shape, not by its colours.
 """
 
 from __future__ import annotations
@@ -496,7 +496,7 @@ DRAWINGS: dict[str, tuple[Part, ...]] = {
     ),
 }
 
-# These lie or fly any way round; the others stand.
+# These may be drawn at any angle; the others are upright.
 LOOSE = frozenset(
     {
         "airplane",

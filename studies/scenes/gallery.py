@@ -1,12 +1,12 @@
-"""Writes the folder of generated scenes.
+"""Write the folder of generated scenes.
 
 images/<two digits>/<id>.jpg    the images of the posts
-posts.jsonl                     id, url, path, caption, license, group: what a recipe may use
+posts.jsonl                     id, url, path, caption, license, group: input of the recipe
 truth.jsonl                     id, things, hashtags, wrong, repost_of: for analysis only
-held_out/<thing>/<id>.jpg       images to test on, the same number of each thing
+held_out/<thing>/<id>.jpg       test images, the same number of each thing
 held_out.jsonl                  id, path, thing, synset, group
 wordnet/                        nouns of WordNet 3.0 about these things
-scenes.json                     the arguments, the things, and the things planted in each group
+scenes.json                     the arguments, the things, and those more frequent in one group
 
 The folder is written as `<folder>.work` and renamed when it is complete.
 """
@@ -34,7 +34,7 @@ from swag_models.errors import ConfigError
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.runtime import count_cpus
 
-VERSION = 2  # of images and captions: the same version and arguments give the same folder
+VERSION = 2  # of images and captions; equal versions and arguments produce equal folders
 RANGES = {
     "posts": (1, math.inf),
     "held_out": (0, math.inf),
@@ -42,7 +42,7 @@ RANGES = {
     "seed": (0, math.inf),
     "processes": (1, math.inf),
 }
-PIXELS_PER_TASK = 2**17  # painted in a tenth of a second, so that progress is reported often
+PIXELS_PER_TASK = 2**17  # take a tenth of a second, so that progress is reported often
 RECORD = "scenes.json"
 WORDNET = Path(__file__).parent / "wordnet"
 
@@ -66,20 +66,22 @@ def write_scenes(
     processes: int | None = None,
     progress: bool = True,
 ) -> ScenesSummary:
-    """Write a folder of scenes, or resume an earlier run. A complete folder is left as it is.
+    """Write a folder of scenes, or resume an earlier run. A complete folder is not changed.
 
-    The same arguments give the same bytes, with the same versions of Pillow and NumPy.
+    The same arguments produce the same bytes with the same versions of Pillow and NumPy.
 
     Args:
-        folder: to create. posts: number of images with captions; things and hashtags follow Zipf's
-        law. held_out: number of images with true labels; all things are equally frequent.
-        image_size: pixels of each side. seed: of all randomness. processes: number of processes
-        that paint, by default one per CPU. The result does not depend on
-            it. They are spawned, so a script needs `if __name__ == "__main__":`.
-        progress: show a progress bar.
+        folder: folder to create.
+        posts: number of images with captions; things and hashtags follow Zipf's law.
+        held_out: number of images with true labels; all things are equally frequent.
+        image_size: side of the images in pixels.
+        seed: random seed.
+        processes: number of processes that paint, by default one per CPU. The result does not
+            depend on it. They are spawned, so a script needs `if __name__ == "__main__":`.
+        progress: whether to show a progress bar.
 
     Raises:
-        ConfigError: an argument is out of range, or the folder holds something else.
+        ConfigError: an argument is out of range, or the folder contains something else.
         OutputError: the folder cannot be written.
     """
     folder, processes = Path(folder), count_cpus() if processes is None else processes
@@ -115,22 +117,22 @@ def write_scenes(
 
 
 def _check(folder: Path, arguments: dict[str, int]) -> None:
-    """ConfigError for an argument out of range, or a folder without a name."""
+    """Raise ConfigError if an argument is out of range, or the folder has no name."""
     for name, value in arguments.items():
         low, high = RANGES[name]
         if not low <= value <= high:
             limit = "or more" if high == math.inf else f"to {high} pixels"
             raise ConfigError(f"{name} is {value}; allowed: {low} {limit}")
     if folder.name in ("", ".."):
-        raise ConfigError(f"{folder} has no name; give a new folder, such as {folder / 'scenes'}")
+        raise ConfigError(f"{folder} has no name; pass a new folder, such as {folder / 'scenes'}")
 
 
 def _is_complete(folder: Path, job: dict[str, int]) -> bool:
-    """Whether the folder holds these scenes; ConfigError if it holds something else."""
+    """Whether the folder contains these scenes; raises ConfigError for other contents."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / RECORD).is_file():
-        raise ConfigError(f"{folder} exists and holds no scenes; choose another name")
+        raise ConfigError(f"{folder} exists and contains no scenes; choose another name")
     try:
         stored = dict(json.loads((folder / RECORD).read_text("utf-8")))
     except (ValueError, TypeError):
@@ -144,7 +146,8 @@ def _is_complete(folder: Path, job: dict[str, int]) -> bool:
     ]
     if differences:
         raise ConfigError(
-            f"{folder} holds scenes with {', '.join(differences)}; delete it or choose another name"
+            f"{folder} contains scenes with {', '.join(differences)}; delete it or choose "
+            "another name"
         )
     return True
 
@@ -167,7 +170,7 @@ def _describe_world() -> dict[str, Any]:
 def _write_images(
     work: Path, images: Sequence[SceneImage], image_size: int, processes: int, bar: Any
 ) -> None:
-    """Paint the missing images. Only this process writes, so killing it stops all writing."""
+    """Paint the missing images. Only this process writes files, so killing it stops all writing."""
     missing = [image for image in images if not (work / image.path).exists()]
     bar.update(len(images) - len(missing))
     for folder in {(work / image.path).parent for image in missing}:
@@ -190,8 +193,7 @@ def _paint(
         yield from map(encode_one, scenes)
         return
     with open_pool(count) as pool:
-        # Executor.map would cancel waiting tasks when it is closed, and fail where processes are
-        # terminated at once.
+        # Executor.map is not used, because closing it would fail after processes are terminated.
         futures = deque(
             pool.submit(_encode_all, encode_one, scenes[start : start + chunk])
             for start in range(0, len(scenes), chunk)

@@ -25,7 +25,7 @@ Colour = tuple[float, float, float]  # red, green, blue from 0 to 255
 OVERSAMPLING = 3  # canvas pixels per image pixel, in each direction
 TEXTURES = ("plain", "stripes", "checks", "dots", "speckle")
 GROUNDS = (*TEXTURES, "gradient", "gradient", "clouds", "clouds", "tiles")
-# Cells across of the random textures.
+# Number of cells per side in the random textures.
 CELLS = {"speckle": (48, 64), "clouds": (3, 5, 9), "tiles": (4, 7, 10)}
 USUAL_COLOURS = 0.75  # fraction of the things that have their usual colours
 HUES = {  # ranges of hue, saturation and value
@@ -41,7 +41,7 @@ HUES = {  # ranges of hue, saturation and value
     "grey": ((0, 1), (0, 0.1), (0.4, 0.7)),
     "black": ((0, 1), (0, 0.3), (0.05, 0.2)),
 }
-# One club's images are warm, the other's are cold: this makes the clubs visible to a model.
+# One club's images are warm and the other's cold, so that a model can see the club.
 TONES = {"a": (1.12, 1.0, 0.88), "b": (0.88, 1.0, 1.12)}
 
 
@@ -86,16 +86,16 @@ class _Canvas:
         self._draw = ImageDraw.Draw(self._indices)
         self._colours: list[tuple[Colour, Colour]] = []
 
-    def add(self, one: Colour, other: Colour) -> int:
-        """A new index, for the two colours that the texture mixes."""
-        self._colours.append((one, other))
+    def add(self, first: Colour, second: Colour) -> int:
+        """Add an index for the two colours that the texture mixes."""
+        self._colours.append((first, second))
         return len(self._colours) - 1
 
     def shade(self, colour: Colour, strength: float = 0.0) -> int:
-        """A new index, for a colour that the texture makes lighter and darker by `strength`."""
+        """Add an index for a colour that the texture makes lighter and darker by `strength`."""
         red, green, blue = colour
-        one, other = ((red + by, green + by, blue + by) for by in (strength, -strength))
-        return self.add(one, other)
+        lighter, darker = ((red + by, green + by, blue + by) for by in (strength, -strength))
+        return self.add(lighter, darker)
 
     def draw(
         self,
@@ -104,7 +104,7 @@ class _Canvas:
         width: float = 0.0,
         edge: int | None = None,
     ) -> None:
-        """Draw a polygon, with an edge of index `edge` if given, or a line if `width` is given."""
+        """Draw a line of this width, or a polygon, whose edge has the index `edge` if it is set."""
         scaled = [(x * self.side, y * self.side) for x, y in points]
         if width:
             self._draw.line(scaled, number, max(1, round(width * self.side)), joint="curve")
@@ -114,13 +114,13 @@ class _Canvas:
     def fill(self, ground: Image.Image, texture: Image.Image) -> Image.Image:
         """The canvas in colour; `ground` masks the background, `texture` the rest."""
         blend = Image.composite(texture, ground, self._indices.point([0] + 255 * [255], "L"))
-        one, other = (self._colour(which) for which in (0, 1))
-        return Image.composite(one, other, blend)
+        first, second = (self._colour(position) for position in (0, 1))
+        return Image.composite(first, second, blend)
 
-    def _colour(self, which: int) -> Image.Image:
+    def _colour(self, position: int) -> Image.Image:
         """The canvas with the first or second colour of each index."""
         self._indices.putpalette(
-            [round(min(max(v, 0), 255)) for pair in self._colours for v in pair[which]]
+            [round(min(max(v, 0), 255)) for pair in self._colours for v in pair[position]]
         )
         return self._indices.convert("RGB")
 

@@ -1,4 +1,4 @@
-"""Rows of the files: posts as a site shows them, ground truth, labels of held-out images."""
+"""Rows of the files: posts, ground truth, labels of held-out images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from studies.scenes.captions import write_caption
 from studies.scenes.scene import WEIGHTS, Scene, name_scene, plan_held_out, plan_post
 from studies.scenes.things import BY_NAME, NAMES
 
-# Fraction of the posts that repeat an earlier image: its URL with another id and caption.
+# Fraction of the posts that repeat an earlier image and its URL, with another id and caption.
 REPOSTS = 0.005
 LICENSES = ("CC BY 2.0", "CC BY-SA 2.0", "CC BY-NC 2.0", "CC0 1.0", "All rights reserved")
 
@@ -66,13 +66,13 @@ def make_held_out(seed: int, number: int) -> SceneImage:
 def split_held_out(
     pool: int, test: int, seed: int = 0
 ) -> tuple[list[SceneImage], list[SceneImage]]:
-    """Held-out images: `pool` of each thing to train on, `test` others of each to test on."""
+    """Held-out images: `pool` of each thing to train on, and `test` different ones to test on."""
     images = [make_held_out(seed, number) for number in range(len(NAMES) * (pool + test))]
     return images[: len(NAMES) * pool], images[len(NAMES) * pool :]
 
 
 def _find_original(seed: int, number: int) -> int:
-    """The number of the post whose image this one shows: its own, unless it is a repost."""
+    """The number of the post whose image this post shows, which differs for a repost."""
     rng = random.Random(f"{seed}/post/{number}/original")
     return (
         _find_original(seed, rng.randrange(number)) if number and rng.random() < REPOSTS else number

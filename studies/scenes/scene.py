@@ -1,4 +1,4 @@
-"""Which things each image shows: a function of the seed and the image's number alone."""
+"""Which things each image shows: a function of only the seed and the image's number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Scene(NamedTuple):
     """What an image shows.
 
     Args:
-        key: unique; seeds the painter.
+        key: unique key, which seeds the painter.
         things: one or two names of `NAMES`.
         group: the club that posted it, "a" or "b".
     """
@@ -43,7 +43,7 @@ def plan_post(seed: int, number: int) -> Scene:
 
 
 def plan_held_out(seed: int, number: int) -> Scene:
-    """A scene to test on: one thing; all things and both clubs are equally frequent."""
+    """A test scene with one thing; all things and both clubs are equally frequent."""
     return Scene(
         f"{seed}/held_out/{number}",
         (NAMES[number % len(NAMES)],),

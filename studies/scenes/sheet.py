@@ -1,6 +1,6 @@
 """The contact sheet: a few held-out images of each thing.
 
-`python -m studies.scenes.sheet docs/scenes.png` draws it again.
+`python -m studies.scenes.sheet docs/scenes.png` draws it.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def test_offline_no_request_is_sent(
     download = Download(spec)
     download.thread.join(30)
     assert (
-        f"{spec.name} is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids"
+        f"{spec.name} is not on this machine, and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE turns off"
         in str(download.error)
     )
     assert server.requests == []

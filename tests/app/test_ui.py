@@ -199,7 +199,7 @@ def test_licence_and_size_are_shown_and_nothing_is_downloaded_before_consent(
     page.wait(
         ".notice",
         "vit_b16_in1k_linear is not on this machine, "
-        "and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE forbids",
+        "and SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE turns off",
     )
     page.wait("#download")
     page.choose("Model", "vit_nano_hashtags")

@@ -304,7 +304,7 @@ def test_the_environment_chooses_the_compiler(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not has_compiler(CPU)
     assert not compiling_pays_off(build_on_meta("regnety_16gf"), CPU, HOURS)
-    with pytest.raises(ConfigError, match=r"compile=True: torch\.compile lacks"):
+    with pytest.raises(ConfigError, match=r"since torch\.compile lacks a requirement"):
         Classifier(NANO, compile=True)
     assert (
         Classifier(NANO, fast=True)(SCENES / "cup.jpg", top_k=1)[0][0].label

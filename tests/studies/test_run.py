@@ -108,7 +108,7 @@ def test_every_seed_draws_other_images_and_fewer_are_among_the_more() -> None:
     assert len({frozenset(each) for each in draws}) == 30
     assert all(len(set(each)) == 25 for each in draws)
     assert all(draw(pool, seed, 5) == draws[seed][:5] for seed in range(30))
-    for seed in range(3):  # what docs/study.md was found with
+    for seed in range(3):  # the seeds of docs/study.md
         assert draws[seed] == [pool[(10 * seed + place) % 30] for place in range(25)]
 
 
@@ -123,8 +123,8 @@ def test_claims_are_judged_by_the_numbers(tmp_path: Path) -> None:
 
     ahead, behind, equal = judge(10), judge(-10), judge(0)
     assert len(ahead) == len(behind) == len(equal) == 16
-    assert all("**seen**, with every seed" in line for line in ahead)
-    assert all("**not seen**" in line for line in behind)
+    assert all("**confirmed** with every seed" in line for line in ahead)
+    assert all("**not confirmed**" in line for line in behind)
     assert len({line.split("**")[1] for line in equal}) > 1
 
 
@@ -217,5 +217,5 @@ def test_a_packed_vocabulary_names_the_classes_of_what_is_trained(tmp_path: Path
     assert spec.synsets[spec.classes.index("flower")] == "n11669921"
     card = (model / "README.md").read_text()
     assert "| objective | softmax |" in card
-    assert "Hashtags tell what people chose to post" in card
+    assert "Hashtags express what people chose to post" in card
     assert (model / "vocabulary.parquet").read_bytes() == vocabulary

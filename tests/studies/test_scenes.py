@@ -140,12 +140,12 @@ def test_complete_scenes_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["scenes", str(folder), *few]) == 0
     assert capsys.readouterr() == (
         f"{folder}\n",
-        "swag-models: 20 posts and 2 held-out images (complete already)\n",
+        "swag-models: 20 posts and 2 held-out images (already complete)\n",
     )
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert main(["scenes", str(folder), *few, "--seed", "1"]) == 2
     assert capsys.readouterr().err.endswith(
-        "holds scenes with seed 0, not 1; delete it or choose another name\n"
+        "contains scenes with seed 0, not 1; delete it or choose another name\n"
     )
 
 
@@ -262,16 +262,18 @@ def test_folders_of_others_are_refused(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "letter.txt").write_text("Dear")
-    with pytest.raises(ConfigError, match=r"mine exists and holds no scenes; choose another name$"):
+    with pytest.raises(
+        ConfigError, match=r"mine exists and contains no scenes; choose another name$"
+    ):
         make(mine)
     with pytest.raises(
         ConfigError, match=r"nowhere is not a folder; create it, or choose another one for scenes$"
     ):
         make(tmp_path / "nowhere" / "scenes")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="file exists and holds no scenes"):
+    with pytest.raises(ConfigError, match="file exists and contains no scenes"):
         make(tmp_path / "file")
-    with pytest.raises(ConfigError, match=r"^\. has no name; give a new folder, such as scenes$"):
+    with pytest.raises(ConfigError, match=r"^\. has no name; pass a new folder, such as scenes$"):
         make(Path())
 
 

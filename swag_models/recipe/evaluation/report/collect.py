@@ -231,7 +231,7 @@ class _ResultStore:
         """The stored result for the model and these data; measured and stored if missing.
 
         Args:
-            data_key: JSON values that identify the data and everything else that affects the result.
+            data_key: JSON values that identify the data and all else that affects the result.
             measure: called if no result is stored.
 
         Returns:

@@ -108,7 +108,7 @@ def test_command_writes_report_and_prints_table(
     assert values["neighbours"]["share"][0][0] > values["neighbours"]["expected"][0][0]
     text = (tmp_path / "out" / "associations.md").read_text()
     assert captured.out in text
-    assert "They are not facts about people" in text
+    assert "not facts about people" in text
     assert "groups of fewer than 30 images: mushrooms" in text
     assert "the column `motif`" in text
     for name in ("disparities.png", "neighbours.png"):
@@ -169,7 +169,7 @@ def test_missing_images_are_reported(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "table.csv").write_text("\n".join(["path,motif", *lines]))
     assert main(list_arguments(tmp_path / "table.csv", tmp_path / "out")) == 2
     message = capsys.readouterr().err
-    assert "80 of 80 images cannot be read, and the others are too few to compare: " in message
+    assert "80 of 80 images cannot be read, and too few are left to compare: " in message
     assert "0.png" in message
     assert f"paths are relative to {tmp_path}, the table's folder" in message
 
