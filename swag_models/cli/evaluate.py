@@ -154,7 +154,7 @@ def add_measuring_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--workers",
         type=int,
-        help="processes that read images (default: one per CPU with a GPU, otherwise 0)",
+        help="processes that read images (default: on a GPU, one per CPU; otherwise 0)",
     )
     add_quiet_option(command)
 

@@ -29,7 +29,7 @@ MIN_TRITON_CAPABILITY = (7, 0)  # compute capability of the GPU
 
 
 def pick_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it faster than float32, else float32."""
+    """bfloat16 if the device multiplies it faster than float32, otherwise float32."""
     if device.type == "cuda":
         # emulated bfloat16 would be slower than float32
         native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -41,7 +41,7 @@ class ImageRef(NamedTuple):
     Attributes:
         name: its name in messages and results.
         source: path of a file, or an image in memory.
-        span: (offset, size) in bytes of a member of a tar file; None for a file of its own.
+        span: (offset, size) in bytes of a member of a tar file; None for a separate file.
     """
 
     name: str

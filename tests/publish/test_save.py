@@ -149,7 +149,8 @@ class TestRoundTrip:
     def test_a_missing_folder_is_an_error_of_one_line(self, name: str | Path) -> None:
         with pytest.raises(
             UnknownModelError,
-            match=r"folder .*no_?/?such.* does not exist; a repository of the Hub is written hf-hub:org/repo",
+            match=r"folder .*no_?/?such.* does not exist; "
+            "a repository of the Hub is written hf-hub:org/repo",
         ):
             load_model(name)
 
@@ -244,7 +245,8 @@ class TestShards:
         save_file({**load_file(second), **extra}, second)
         with pytest.raises(
             CheckpointError,
-            match=f"does not hold the tensors that {INDEX_FILE} lists; they differ in {next(iter(extra))}",
+            match=f"does not hold the tensors that {INDEX_FILE} lists; "
+            f"they differ in {next(iter(extra))}",
         ):
             load_model(VIT_SPEC, weights=folder / INDEX_FILE)
 
