@@ -183,7 +183,6 @@ def _run_steps(
     limits = curation.min_images, curation.max_classes
     # Each step reads the files of earlier steps. Options that users are likely to change come last:
     # a change of the sampling reruns only the last two steps.
-
     posts, rejects = work / "kept", output / "rejects.jsonl"
     post_facts = steps.run(
         "posts",
