@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -42,6 +43,17 @@ class Chrome:
             return [...document.querySelectorAll(arguments[0])].find(
               e => e.checkVisibility() && e.textContent.includes(arguments[1]))"""
             return self.run(script, selector, text)
+
+        return until(look, f"{selector} with the text {text!r}", seconds)
+
+    def read(self, selector: str, text: str = "", seconds: float = 30) -> str:
+        """Wait like `wait`; returns the text of the element, which the page may replace meanwhile."""
+
+        def look() -> str | None:
+            try:
+                return self.wait(selector, text, seconds).text
+            except StaleElementReferenceException:
+                return None
 
         return until(look, f"{selector} with the text {text!r}", seconds)
 
