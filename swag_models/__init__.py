@@ -37,6 +37,6 @@ __all__ = [
     "load_preprocess",
 ]
 
-# So that `from swag_models import vit_b16_in1k` works.
+# Make `from swag_models import vit_b16_in1k` work.
 globals().update(hub_entries())
 __all__ += list(hub_entries())

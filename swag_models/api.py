@@ -1,6 +1,6 @@
 """Look up models by name; load a model, its preprocessing and its class names.
 
-A name is one of the catalog, a folder that `publish.save` wrote, or hf-hub:org/repo[@revision].
+A name is a catalog name, a folder that `publish.save` wrote, or hf-hub:org/repo[@revision].
 Listing models and looking up specs imports no torch.
 """
 
@@ -33,12 +33,12 @@ FILTERS = ("arch", "family", "variant", "image_size", "num_classes", "license")
 
 
 def list_models(pattern: str = "*", **filters: object) -> list[str]:
-    """List the names in the catalog that match, in the catalog's order.
+    """List the matching names of the catalog, in the catalog's order.
 
     Args:
         pattern: shell-style pattern, for example "vit*".
-        **filters: values that the spec must have, of arch, family, variant, image_size,
-            num_classes and license; for example `variant="in1k"`.
+        **filters: required values of spec fields, for example `variant="in1k"`. Allowed fields:
+            arch, family, variant, image_size, num_classes and license.
 
     Raises:
         ConfigError: a filter is unknown.
@@ -61,7 +61,7 @@ def get_spec(name: Name) -> ModelSpec:
             ModelSpec is returned as it is.
 
     Returns:
-        The spec. For a branch of a Hub repository, which is looked up in every call, it names the
+        The spec. A branch of a Hub repository is looked up in every call, and the spec names the
         commit that the branch points to.
 
     Raises:
@@ -91,7 +91,7 @@ def get_spec(name: Name) -> ModelSpec:
 
 
 def _find_on_hub(name: str) -> ModelSpec:
-    """Return the spec in a Hub repository, or the catalog's if the repository is its source."""
+    """Return the spec of a Hub repository: the catalog's, if the repository is a source of it."""
     from swag_models.hub.fetch import fetch_config
 
     repo, revision = parse_name(name)
@@ -129,8 +129,8 @@ def load_model(
     """Load a model in eval mode.
 
     It maps images (N, in_chans, H, W) to logits (N, num_classes). Without a head a ViT returns its
-    class token (N, D), a RegNet its feature map (N, D, H/32, W/32). Its attribute `spec` says where
-    it came from; `publish.save` uses it.
+    class token (N, D), a RegNet its feature map (N, D, H/32, W/32). The model's attribute `spec`
+    describes its origin; `publish.save` uses it.
 
     Args:
         name: a catalog name, a folder that `publish.save` wrote, hf-hub:org/repo[@revision], or
@@ -138,18 +138,19 @@ def load_model(
         pretrained: False returns a freshly initialised model.
         weights: a local checkpoint (.safetensors or PyTorch file, in the swag, torchvision or timm
             layout, which is recognised) instead of the catalog's sources.
-        num_classes: by default the spec's; None for no head. A head of this size in the file is
-            loaded; another is replaced by a freshly initialised one, with a warning.
+        num_classes: number of logits; by default the spec's, None for no head. A head of this size
+            is loaded from the file; a head of another size is replaced by a freshly initialised
+            one, with a warning.
         image_size: pixels, int or (height, width); by default the spec's. The position embedding
             is resized on loading.
-        in_chans: input channels; 3 means the spec's number. For another number the weights of the
-            first convolution are adapted.
-        device: as in torch, or its name.
-        dtype: as in torch, or its name; by default float32, whatever the file contains.
+        in_chans: input channels; 3 means the spec's number. For any other number the weights of
+            the first convolution are adapted.
+        device: a torch device or its name.
+        dtype: a torch dtype or its name; by default float32, whatever dtype the file has.
         progress: show a progress bar while downloading.
         drop_rate: dropout before the head.
         attn_drop_rate: dropout of attention weights (ViT only).
-        drop_path_rate: stochastic depth of the last block; less in earlier ones.
+        drop_path_rate: stochastic depth of the last block; lower in earlier ones.
         global_pool: "token" or "avg", as in `models.build`; by default the spec's.
         backend: "mmap" maps the file. It must then not be overwritten in place, as torch.save does,
             while the model is in use. "pread" reads it into memory, for network disks and for
@@ -214,8 +215,8 @@ def load_preprocess(name: Name, *, image_size: ImageSize | None = None) -> Trans
 
     Args:
         name: as for `load_model`.
-        image_size: pixels, int or (height, width), if `load_model` was called with another size
-            than the spec's.
+        image_size: pixels, int or (height, width); by default the spec's. Pass the size that was
+            passed to `load_model`.
     """
     from swag_models.models import check_image_size
     from swag_models.preprocess import Transform
@@ -250,7 +251,7 @@ def load_classes(name: Name) -> tuple[str, ...]:
             hint = f"; models with classes: {', '.join(classifiers)}" if classifiers else ""
             raise ConfigError(f"{spec.name} gives features and has no classes{hint}")
         case "imagenet-1k":
-            # torchvision's metadata contain the class names; it is an import of seconds.
+            # torchvision's metadata contain the class names; importing it takes seconds.
             from torchvision.models import ViT_B_16_Weights
 
             return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
@@ -284,7 +285,7 @@ def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
 
 
 def _find_grid(spec: ModelSpec) -> tuple[int, int] | None:
-    """Return the grid of patches on which the position embedding in a spec's file was learned."""
+    """Return the patch grid on which the position embedding in a spec's file was learned."""
     if not isinstance(spec.config, ViTConfig):
         return None
     height, width = spec.preprocess.size
@@ -292,7 +293,7 @@ def _find_grid(spec: ModelSpec) -> tuple[int, int] | None:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """Return the device of that name.
+    """Convert a device name to a torch device, and check that it can be used.
 
     Raises:
         ConfigError: the name is invalid, or this machine has no such device.
@@ -301,7 +302,7 @@ def check_device(device: str | torch.device) -> torch.device:
 
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)  # a valid name may still be a device that is not there
+        torch.empty(0, device=chosen)  # a valid name may denote a device that is missing
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
@@ -311,7 +312,7 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Return the floating-point dtype of that name; None means float32.
+    """Convert a dtype name to a floating-point torch dtype; None means float32.
 
     Raises:
         ConfigError: not a floating-point dtype of at least 16 bits.

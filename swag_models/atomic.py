@@ -115,8 +115,8 @@ class WorkFolder:
 
     Args:
         path: the folder; created if missing.
-        job: the description, JSON values. With None, `claim` can be called later.
-        output: what messages name instead of `path`.
+        job: the description, JSON values. If None, call `claim` later.
+        output: the path that messages name; by default `path`.
         record: file name of the description.
         wait: wait until no other process uses the folder, instead of raising.
 
@@ -203,15 +203,15 @@ def run_once(
 ) -> Any:
     """Run `make`, or return the result of an earlier run that finished with the same `key`.
 
-    The earlier result counts only while all `files` exist with the sizes they had then. No other
-    process may run the same work meanwhile: call it inside a `WorkFolder`.
+    The earlier result is used only if all `files` still exist and have the same sizes. No other
+    process may run the same work at the same time: call it inside a `WorkFolder`.
 
     Args:
         record: JSON file for the key, the result and the sizes of the files.
         key: JSON values that the result depends on.
         files: the files and folders that `make` writes.
         make: does the work; returns JSON values.
-        default: converts other values in the result, as for `json.dumps`.
+        default: converts values in the result that are not JSON values, as for `json.dumps`.
 
     Returns:
         The result as JSON reads it back, with lists in place of tuples.
@@ -227,12 +227,12 @@ def run_once(
 
 
 def read_result(record: Path, key: Any, files: Sequence[Path]) -> Any:
-    """The result that an earlier `run_once` stored for this key and these files.
+    """Return the result that an earlier `run_once` stored for this key and these files.
 
     Args:
         record: JSON file that `run_once` wrote.
         key: JSON values that the result depends on.
-        files: what the work wrote; their sizes must be unchanged.
+        files: the files that the work wrote; their sizes must be unchanged.
 
     Raises:
         LookupError: the work is not done, or was done with another key.
@@ -249,7 +249,7 @@ def _hash_key(key: Any) -> str:
 
 
 def _size(path: Path) -> int | None:
-    """Size of a file in bytes; None for a folder, which an engine such as Spark writes."""
+    """Return the size of a file in bytes; None for a folder, as engines such as Spark write."""
     return None if path.is_dir() else path.stat().st_size
 
 

@@ -28,13 +28,13 @@ from swag_models.layouts import find_unknown_keys, recognise_layout, translate_l
 from swag_models.spec import Layout
 
 Backend = Literal["mmap", "pread"]
-# Keys under which training code stores a state dict; of several in one file, the first is taken.
+# Keys under which training code stores a state dict. If a file has several, the first is used.
 WRAPPER_KEYS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")
-MAX_WRAPPERS = 16  # nested in each other
+MAX_WRAPPERS = 16  # levels of nesting
 LEGACY_PICKLES = 5  # number of consecutive pickles in a file older than PyTorch 1.6
 WRAPPER_PREFIX = re.compile(r"^((module|_orig_mod|model|backbone)\.)+")  # of a parameter's name
-# What PyTorch's unpickler raises on bytes that are not what it expects. Tensors of a corrupted file
-# may also be too large (MemoryError, OverflowError) or refer to modules that do not exist.
+# What PyTorch's unpickler raises on a damaged file. A corrupted tensor size can also cause a
+# MemoryError or OverflowError, and a corrupted module name an ImportError.
 UNPICKLING_ERRORS: tuple[type[Exception], ...] = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -71,7 +71,7 @@ def read_state_dict(
 
     Raises:
         CheckpointError: not a weight file, damaged, or not of a ViT or RegNet.
-        UnsafeCheckpointError: the file would run code. None of it was run.
+        UnsafeCheckpointError: the file would run code. It was rejected before any code ran.
     """
     if backend not in get_args(Backend):
         raise CheckpointError(
@@ -88,7 +88,8 @@ def read_state_dict(
     # A safetensors file begins with the length of its JSON header, 8 bytes, then the header.
     if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
         return _unwrap(_load_safetensors(path, backend), path)
-    # torch.save writes a zip archive, which can be mapped; before 1.6 a bare pickle, which cannot.
+    # torch.save writes a zip archive, which can be mapped; before 1.6 it wrote a bare pickle, which
+    # cannot.
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return _unwrap(_load_pickle(path, mmap=backend == "mmap" and head.startswith(b"PK")), path)
     raise CheckpointError(
@@ -147,11 +148,12 @@ def convert_checkpoint(
         layout: naming scheme of the new file: "swag", "torchvision" or "timm".
 
     Raises:
-        CheckpointError: as the two functions, or the file has tensors of no layout; lists them.
+        CheckpointError: `source` cannot be read, `target` cannot be written, or the file has
+            tensors that no layout has; lists them.
     """
     state = read_state_dict(source)
     if unknown := find_unknown_keys(state):
-        raise CheckpointError(f"{source}: no layout has {list_names(unknown)}")
+        raise CheckpointError(f"{source} has tensors that no layout has: {list_names(unknown)}")
     write_state_dict(translate_layout(state, layout), target)
 
 
@@ -219,7 +221,7 @@ def _read_imports(path: Path) -> list[str]:
         else:
             file.seek(0)
         for _ in range(LEGACY_PICKLES):
-            strings = [""]  # a STACK_GLOBAL takes the last two: module and name
+            strings = [""]  # STACK_GLOBAL takes the last two: module and name
             for opcode, argument, _position in pickletools.genops(file):
                 if opcode.name == "GLOBAL":
                     names[str(argument).replace(" ", ".")] = None

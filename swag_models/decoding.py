@@ -13,27 +13,29 @@ T = TypeVar("T")
 def decode_fields(
     cls: type[T], data: Any, path: str = "", *, name: str | None = None, positive: bool = True
 ) -> T:
-    """Make a dataclass from the JSON object of its fields, checking every type.
+    """Make a dataclass from a JSON object with its fields, and check every type.
 
     Args:
         cls: the dataclass. Its fields may be int, float, bool, str, None, Literal, tuples,
-            dataclasses, and unions of these; of several dataclasses the one whose `family` is that
-            of the object.
+            dataclasses, and unions of these. In a union of dataclasses, the object's `family`
+            selects the one with the same `family`.
         data: from JSON; tuples and dataclasses are accepted as well as lists and objects.
         path: prefix of field names in messages, with a final dot.
-        name: what messages call the whole; by default the name of the class.
-        positive: allow only positive whole numbers, since all of a spec count something.
+        name: what messages call the object; by default the name of the class.
+        positive: allow only positive whole numbers, as in a spec, where each is a count.
 
     Raises:
         ConfigError: a field is unknown, missing, of another type or out of range.
     """
     hints = get_type_hints(cls)
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    whole = path.rstrip(".") or name or cls.__name__
+    subject = path.rstrip(".") or name or cls.__name__
     if not isinstance(data, dict):
-        raise ConfigError(f"{whole} is {data!r}; allowed: its fields ({', '.join(names)})")
+        raise ConfigError(f"{subject} is {data!r}; allowed: its fields ({', '.join(names)})")
     if unknown := sorted(set(data) - set(names)):
-        raise ConfigError(f"{whole} has no field {', '.join(unknown)}; fields: {', '.join(names)}")
+        raise ConfigError(
+            f"{subject} has no field {', '.join(unknown)}; fields: {', '.join(names)}"
+        )
     values = {
         field: decode_value(hints[field], value, f"{path}{field}", positive=positive)
         for field, value in data.items()
@@ -41,8 +43,8 @@ def decode_fields(
     try:
         return cls(**values)
     except TypeError as error:  # missing arguments: "f() missing 1 required ..."
-        raise ConfigError(f"{whole}: {str(error).split('() ')[-1]}") from None
-    except ConfigError as error:  # of __post_init__, which does not know the path
+        raise ConfigError(f"{subject}: {str(error).split('() ')[-1]}") from None
+    except ConfigError as error:  # from __post_init__, which does not know the path
         raise ConfigError(f"{path}{error}") from None
 
 

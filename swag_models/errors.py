@@ -8,7 +8,7 @@ SwagModelsError
 ├── FetchError (OSError)             the weights could not be downloaded
 │   ├── HashMismatchError            a downloaded file is not the published one
 │   └── CacheError                   the cache folder cannot be written
-├── OutputError (OSError)            a file that cannot be written
+├── OutputError (OSError)            an output file that cannot be written
 ├── ExportError (RuntimeError)       an exported file that computes other values than the model, or
 │                                    cannot be written or read
 ├── PublishError (OSError)           a folder or repository to which no model can be published
@@ -100,15 +100,15 @@ class ImageError(SwagModelsError, ValueError):
     """An image is damaged, too large, or of a mode without a defined conversion to RGB."""
 
 
-def suggest_names(what: str, name: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown name: it lists similar known names, or all of them.
+def suggest_names(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """Return the message for an unknown name: it lists similar allowed names, or all of them.
 
     Args:
-        what: the kind of thing, for example "model".
+        kind: what the name stands for, for example "model".
         name: the unknown name.
-        known: the names that are allowed.
+        allowed: all allowed names.
     """
-    known = list(known)
-    similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = "did you mean" if similar else "known"
-    return f"unknown {what} {name!r}; {hint}: {', '.join(similar or known)}"
+    allowed = list(allowed)
+    similar = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    hint = "did you mean" if similar else "allowed"
+    return f"unknown {kind} {name!r}; {hint}: {', '.join(similar or allowed)}"

@@ -1,4 +1,4 @@
-"""Text for people: file names, lists of names, Markdown tables. Imports no torch."""
+"""Format text for users: file names, lists of names, Markdown tables. Imports no torch."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,13 +8,14 @@ def printable(name: str | os.PathLike[str]) -> str:
     """Return a file name as text that any file and terminal accepts.
 
     Args:
-        name: a name as the system gives it; bytes that are not UTF-8 become backslash escapes.
+        name: a name as the operating system returns it; bytes that are not UTF-8 become backslash
+            escapes.
     """
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def list_names(names: Sequence[str], limit: int = 8) -> str:
-    """Join names with commas; say only the number of those after the first `limit`."""
+    """Join names with commas; after the first `limit`, give only the number of the rest."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
 
@@ -24,8 +25,8 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -
 
     Args:
         header: one title per column.
-        rows: one value per column each. `|` and line breaks in a cell are escaped, because either
-            would end it.
+        rows: one value per column. `|` and line breaks in a cell are escaped, because either would
+            end the cell.
     """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(map(_escape, cells))} |" for cells in lines)

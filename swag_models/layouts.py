@@ -1,7 +1,8 @@
-"""The three naming schemes in which these weights are published, and how to translate them.
+"""The three naming schemes in which these weights are published, and translation between them.
 
-Below `models` and `checkpoint`, because both need it: `load_state_dict` of a model accepts every
-layout, and a checkpoint is translated before it is fitted to a model.
+This module is below `models` and `checkpoint` in the import order, because both use it: a model's
+`load_state_dict` accepts every layout, and a checkpoint is translated before it is fitted to a
+model.
 
 Axes: D width, h w grid of patches.
 """
@@ -22,8 +23,8 @@ class Names(NamedTuple):
     """Templates for the name of a tensor, or of a family of tensors, in each layout.
 
     {i} stands for a layer, {s} for a stage, {b} for a block counted from 0, {b1} for the same block
-    counted from 1, and * for any rest. Several rows may have one name in a layout: all are read,
-    the first is written. timm's names are also the native ones.
+    counted from 1, and * for any ending. If several rows have the same name in a layout, all are
+    recognised when reading and the first is used when writing. Models use timm's names.
     """
 
     timm: str
@@ -95,7 +96,7 @@ def recognise_layout(keys: Iterable[str]) -> tuple[str, Layout] | None:
     """Return the family and layout of a state dict.
 
     Args:
-        keys: its keys.
+        keys: the keys of the state dict.
 
     Returns:
         For example ("vit", "timm"); None for anything but a ViT or RegNet in a known layout.
@@ -135,7 +136,7 @@ def translate_layout(state: Mapping[str, Tensor], target: Layout) -> dict[str, T
         (name,) = (getattr(row, target) for row in VIT if row.timm == "pos_embed")
         if name in translated and translated[name].ndim == 3:
             position = translated[name]
-            # The original puts tokens first: (1 + h w, 1, D), others (1, 1 + h w, D).
+            # The original puts tokens first: (1 + h w, 1, D), the others (1, 1 + h w, D).
             shape = (-1, 1, position.shape[-1]) if target == "swag" else (1, -1, position.shape[-1])
             translated[name] = position.reshape(shape)
     return translated
@@ -168,7 +169,7 @@ def resize_position_embedding(
     """
     token, grid = position[:, :1], position[:, 1:]
     grid = grid.reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
-    # In float32: half precision would round the interpolation's weights.
+    # In float32, because half precision would round the interpolation weights.
     grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=True)
     return cat([token, grid.to(position.dtype).flatten(2).transpose(1, 2)], dim=1)
 
@@ -193,7 +194,7 @@ def _compile_patterns(family: str, layout: Layout) -> tuple[tuple[re.Pattern[str
     for row in TABLES[family]:
         text = re.escape(getattr(row, layout)).replace(r"\*", "(?P<rest>.+)")
         for name in ("i", "s", "b", "b1"):
-            # The first occurrence captures the number, a further one must repeat it.
+            # The first occurrence captures the number; any later one must match the same number.
             text = text.replace(rf"\{{{name}\}}", rf"(?P<{name}>\d+)", 1)
             text = text.replace(rf"\{{{name}\}}", f"(?P={name})")
         patterns.append((re.compile(text), row))

@@ -1,4 +1,4 @@
-"""From image files to model input: decoding to upright RGB, then the preprocessing of a model.
+"""Convert image files to model input: decode to upright RGB, then resize, crop and normalise.
 
 Axes: C channels, H W pixels.
 """
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspicious file: a quarter of 1 GiB as RGB
 # Entries of `Image.info` in which Pillow looks for an orientation
 ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
-# By EXIF orientation. Pillow's `exif_transpose` also rewrites the other tags and fails on odd ones.
+# By EXIF orientation. Pillow's `exif_transpose` also rewrites the other tags, and fails on
+# malformed ones.
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,7 +36,7 @@ TRANSPOSITIONS = {
 def read_image(
     source: str | os.PathLike[str] | IO[bytes] | Image.Image, name: str | None = None
 ) -> Image.Image:
-    """Read an image as upright 8-bit RGB; of an animation, the first frame.
+    """Read an image as upright 8-bit RGB. For an animation, read the first frame.
 
     Args:
         source: a path, an open file or a PIL image.
@@ -67,7 +68,7 @@ def read_image(
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image to upright 8-bit RGB.
 
-    The EXIF orientation is applied, 16 bits are scaled to 8, and transparent parts show white.
+    The EXIF orientation is applied, 16 bits are scaled to 8, and transparent parts become white.
 
     Raises:
         ImageError: a 32-bit floating-point image, whose range of values is not defined.
@@ -76,7 +77,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if (transposition := TRANSPOSITIONS.get(orientation)) is not None:
         info = image.info
         image = image.transpose(transposition)
-        # Without the orientation, so that no one rotates the image a second time.
+        # Drop the orientation, so that later code does not rotate the image a second time.
         image.info = {key: value for key, value in info.items() if key not in ORIENTATION_KEYS}
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
         values = np.asarray(image).astype(np.int64)
@@ -88,7 +89,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # premultiplied alpha, which Pillow converts to LA only
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        # On white: Pillow's own conversion would show the colours hidden under transparent pixels.
+        # Blend with white: Pillow's own conversion would show the colours of transparent pixels.
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     image.load()
@@ -104,8 +105,8 @@ class Transform:
     Args:
         preprocess: sizes, interpolation, mean and std.
         vectorised: resize PIL images with torch instead of Pillow. With the vector instructions
-            that `acceleration.has_fast_resize` tests for, this takes a fifth of the time; one byte
-            in some hundreds differs by 1.
+            that `acceleration.has_fast_resize` tests for, this takes a fifth of the time; about
+            one byte in several hundred differs by 1.
     """
 
     def __init__(self, preprocess: Preprocess, *, vectorised: bool = False) -> None:
@@ -138,11 +139,11 @@ class Transform:
         elif isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == 3:
             height, width = image.shape[-2:]
         else:
-            what = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+            kind = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ImageError(
-                f"cannot preprocess {what}; give a PIL image or a tensor (..., 3, H, W)"
+                f"cannot preprocess {kind}; give a PIL image or a tensor (..., 3, H, W)"
             )
-        # A narrow image grows along its long side, without limit.
+        # Without this limit, the long side of a very narrow image could become arbitrarily long.
         resized = list(cover_size(height, width, *self.preprocess.size))
         if resized[0] * resized[1] > MAX_PIXELS:
             raise ImageError(
@@ -171,7 +172,7 @@ class Transform:
         if tensor.dtype != torch.uint8:
             tensor = convert_image_dtype(tensor, torch.float32)  # v2's differs in the last bit
             return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))
-        # The same in place: for a batch, allocating memory takes longer than the arithmetic.
+        # In place, because allocating memory for a batch takes longer than the arithmetic.
         tensor = tensor.to(torch.float32).div_(255)
         return F.normalize(
             tensor, list(self.preprocess.mean), list(self.preprocess.std), inplace=True
@@ -182,13 +183,13 @@ class Transform:
 
 
 def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:
-    """Return the smallest size in an image's proportions that covers a target size.
+    """Return the smallest size with an image's aspect ratio that covers a target size.
 
     Args:
-        height: of the image, in pixels, as all sizes.
-        width: of the image.
-        to_height: of the target.
-        to_width: of the target.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        to_height: height of the target in pixels.
+        to_width: width of the target in pixels.
 
     Returns:
         (height, width). The longer side is truncated to an integer, as torchvision does.

@@ -1,4 +1,4 @@
-"""What this process can use: optional packages, their versions, CPUs. Imports no torch."""
+"""Optional packages, package versions and CPUs available to this process. Imports no torch."""
 
 import importlib
 import os
@@ -28,7 +28,7 @@ def import_extra(
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        # The missing package may be a dependency of the one that was asked for.
+        # The missing package may be a dependency of the requested one.
         package = (error.name or module).partition(".")[0]
         raise ConfigError(
             f"{purpose} needs {package}; install it with: pip install '{install}'"
@@ -46,7 +46,7 @@ def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[
     Raises:
         ConfigError: one is not installed; the message says how to install it.
     """
-    from importlib import metadata  # takes 30 ms to import, which listing models should not pay
+    from importlib import metadata  # takes 30 ms to import, too slow for listing models
 
     try:
         return {
@@ -60,5 +60,5 @@ def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[
 
 
 def count_cpus() -> int:
-    """Return the number of CPUs that this process may use, which can be less than there are."""
+    """Return the number of CPUs that this process may use, which may be fewer than the total."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ImageSize = int | tuple[int, int]
 Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg"]
-# Progress of a download: True draws a bar on a terminal; a tqdm class is used in any case.
+# Progress of a download: True shows a bar if stderr is a terminal; a tqdm class is always used.
 Progress = Union[bool, "type[tqdm[Any]]"]
 UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated licence
 
@@ -66,7 +66,7 @@ class RegNetConfig:
     stem_width: int = 32
 
     def __post_init__(self) -> None:
-        # Else a width would round to 0, or the logarithms in `stages` would be undefined.
+        # Otherwise a width would round to 0, or the logarithms in `stages` would be undefined.
         if self.w_0 < 8 or self.w_a < 0 or self.w_m <= 1:
             raise ConfigError(
                 f"w_0 is {self.w_0}, w_a {self.w_a} and w_m {self.w_m}; "
@@ -95,7 +95,7 @@ class Preprocess:
 
     Args:
         image_size: pixels, int or (height, width).
-        interpolation: of the resizing.
+        interpolation: filter for resizing.
         mean: subtracted per channel (R, G, B), for values in [0, 1]; by default ImageNet's.
         std: divided by per channel, likewise.
     """
@@ -107,7 +107,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if not min(self.std) > 0:
-            raise ConfigError(f"std is {self.std}; give positive numbers")
+            raise ConfigError(f"std is {self.std}; allowed: positive numbers")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -124,8 +124,8 @@ class Source:
         url: https://..., hf://org/repo[@revision]/file, file:///path or package://file (shipped
             with this library).
         layout: naming scheme of the tensors in the file.
-        sha256: the hash that the publisher states, all 64 hex digits or the leading ones; None if
-            there is none.
+        sha256: the published hash, all 64 hex digits or the leading ones; None if none is
+            published.
     """
 
     url: str
@@ -136,7 +136,7 @@ class Source:
     def file_name(self) -> str:
         """The file's name in the cache."""
         path = self.url.split("?")[0]
-        if path.startswith("hf://"):  # all repositories use the same file name: include theirs
+        if path.startswith("hf://"):  # repositories share file names: include the repository name
             return path.removeprefix("hf://").replace("/", "--")
         return path.rsplit("/", 1)[-1]
 
@@ -174,7 +174,7 @@ class ModelSpec:
         gmacs: 10^9 multiply-adds for one image of `preprocess.image_size`.
         metrics: published accuracy, if any.
         license: SPDX or Hub identifier of the weights' licence.
-        license_url: link to its text.
+        license_url: link to the text of the licence.
         sources: where to get the weights, tried in order.
         in_chans: input channels.
         global_pool: as for `models.build`; None for the family's default.

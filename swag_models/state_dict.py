@@ -30,19 +30,20 @@ def fit_state_dict(
 ) -> dict[str, Tensor]:
     """Adapt a state dict to a model: names, head, input channels and position embedding.
 
-    A head with another number of classes than the model's is replaced by a freshly initialised one,
-    with a warning. Everything else must match.
+    A head whose number of classes differs from the model's is replaced by a freshly initialised
+    one, with a warning. Everything else must match.
 
     Args:
         state: tensors by name, in any layout.
         model: the model, which may be on the meta device.
         origin: what messages call the file.
         drop_head: ignore the file's head.
-        fresh_head: the user chose the number of classes: initialise a head if the file has none,
-            instead of raising, and drop one without a warning.
-        grid: (rows, columns) of patches on which the position embedding was learned, where known.
+        fresh_head: True if the user chose the number of classes. A head that the file lacks is
+            then initialised instead of raising an error, and one that the model does not have is
+            dropped without a warning.
+        grid: (rows, columns) of patches on which the position embedding was learned, if known.
             Only timm's layout needs it: in the others the grid is square. By default, an embedding
-            with the model's number of positions is taken as it is.
+            with the model's number of positions is used unchanged.
 
     Returns:
         Tensors by native (timm) name, ready for `model.load_state_dict`.
@@ -54,7 +55,7 @@ def fit_state_dict(
     model_layout, file_layout = recognise_layout(wanted), recognise_layout(state)
     assert model_layout is not None
     if file_layout is None or file_layout[0] != model_layout[0]:
-        content = "an unknown layout" if file_layout is None else f"a {file_layout[0]}"
+        content = "weights in an unknown layout" if file_layout is None else f"a {file_layout[0]}"
         raise CheckpointError(f"{origin} holds {content}, the model is a {model_layout[0]}")
     state = {key: tensor.detach() for key, tensor in translate_layout(state, "timm").items()}
     state = _fit_head(state, model, origin, drop_head, fresh_head)
@@ -72,7 +73,7 @@ def fit_state_dict(
 def _fit_head(
     state: dict[str, Tensor], model: Any, origin: str, drop_head: bool, fresh_head: bool
 ) -> dict[str, Tensor]:
-    """Keep, drop or replace the head of a state dict in native names."""
+    """Keep, drop or replace the head of a state dict with native names."""
     trunk = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
     # First dimension of the weight and the bias; both equal the number of classes.
     sizes = sorted(
@@ -88,7 +89,7 @@ def _fit_head(
         if sizes and not fresh_head:
             logger.warning("%s has %s, which is left out%s", origin, has, keep)
         return trunk
-    # A missing head may also be kept as it is: `_check_match` then reports it.
+    # A missing head that the user did not ask for is left to `_check_match`, which reports it.
     if sizes == [(model.num_classes,)] or (not sizes and not fresh_head and not drop_head):
         return state
     logger.warning(
@@ -106,8 +107,8 @@ def _fit_head(
 def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
     """Adapt the first convolution (out, 3, k, k) -> (out, in_chans, k, k).
 
-    For one channel weights are summed, so that it gives what three equal channels gave; for other
-    numbers they are repeated and scaled, so that responses keep their magnitude.
+    For one channel the weights are summed, which gives the response to three equal channels. For
+    other numbers they are repeated and scaled, so that responses keep their magnitude.
     """
     if weight.ndim != 4 or weight.shape[1] != 3 or in_chans == 3:
         return weight
@@ -122,8 +123,8 @@ def _fit_position(
 ) -> Tensor:
     """Resize a position embedding (1, 1 + h w, D) to `grid`.
 
-    It comes from `learned_grid` if the number of positions agrees, else from a square grid. An
-    embedding that fits neither is returned unchanged, for `_check_match` to report.
+    It was learned on `learned_grid` if the number of positions agrees, otherwise on a square grid.
+    An embedding that fits neither is returned unchanged, for `_check_match` to report.
     """
     if position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
         return position

@@ -60,7 +60,7 @@ def test_an_unknown_name_gets_the_nearest_ones() -> None:
         UnknownModelError, match="unknown model 'vit_b_16_in1k'; did you mean: vit_b16_in1k"
     ):
         swag_models.load_model("vit_b_16_in1k")
-    with pytest.raises(UnknownModelError, match="known: regnety_16gf, "):
+    with pytest.raises(UnknownModelError, match="allowed: regnety_16gf, "):
         swag_models.get_spec("?")
 
 

@@ -298,7 +298,9 @@ class TestConverting:
     def test_lists_tensors_that_no_layout_has(self, tmp_path: Path) -> None:
         extra = {f"neck.{index}": torch.ones(1) for index in range(10)}
         torch.save(tiny("vit").state_dict() | extra, tmp_path / "source.pth")
-        with pytest.raises(CheckpointError, match=r"no layout has neck\.0, neck\.1, .* and 2 more"):
+        with pytest.raises(
+            CheckpointError, match=r"no layout has: neck\.0, neck\.1, .* and 2 more"
+        ):
             convert_checkpoint(tmp_path / "source.pth", tmp_path / "target.pth", "swag")
         assert [path.name for path in tmp_path.iterdir()] == ["source.pth"]
 

@@ -66,7 +66,7 @@ def test_specs_are_frozen_and_hashable() -> None:
         ),
         (
             lambda data: data["preprocess"].update(std=[0.2, 0, 0.2]),
-            r"preprocess.std is \(0.2, 0.0, 0.2\); give positive numbers",
+            r"preprocess.std is \(0.2, 0.0, 0.2\); allowed: positive numbers",
         ),
         (
             lambda data: data["config"].update(depth="18"),

@@ -227,7 +227,7 @@ class TestMismatch:
             load("vit", tiny("regnet").state_dict())
         model = build(CONFIGS["vit"], num_classes=10, image_size=64)
         with pytest.raises(
-            CheckpointError, match="here holds an unknown layout, the model is a vit"
+            CheckpointError, match="here holds weights in an unknown layout, the model is a vit"
         ):
             fit_state_dict({"weight": torch.ones(1)}, model, origin="here")
 

@@ -1,4 +1,4 @@
-"""Models as PyTorch modules. `build` makes one from a configuration."""
+"""Models as PyTorch modules, and `build`, which makes one from a configuration."""
 
 from swag_models.errors import ConfigError
 from swag_models.models.backbone import Backbone, check_choice
@@ -76,7 +76,7 @@ def check_image_size(image_size: ImageSize) -> tuple[int, int]:
     """Return an image size as (height, width).
 
     Raises:
-        ConfigError: anything but a positive int or a pair of them.
+        ConfigError: not a positive int or a pair of positive ints.
     """
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     # `type(...) is int`, because True is an int too.

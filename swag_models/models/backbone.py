@@ -1,4 +1,4 @@
-"""The interface of both families (with timm's names), checks of arguments, stochastic depth.
+"""The interface of both model families, with timm's names; argument checks; stochastic depth.
 
 Axes: N batch, C channels, D feature channels, H W pixels.
 """
@@ -22,14 +22,14 @@ class Backbone(nn.Module):
     """A trunk with an optional linear head.
 
     Attributes:
-        layers: names of the trunk's parameters and modules, in forward order, a tuple per layer.
-        feature_info: for each map of `forward_intermediates` its channels (`num_chs`), the pixels
-            per cell (`reduction`) and the module that computes it (`module`).
+        layers: names of the trunk's parameters and modules, one tuple per layer, in forward order.
+        feature_info: one entry per map of `forward_intermediates`: its channels (`num_chs`), the
+            pixels per cell (`reduction`) and the module that computes it (`module`).
         num_features: channels of the features.
         num_classes: number of logits; None without a head.
         image_size: (height, width) in pixels for which the model was built.
         in_chans: input channels.
-        spec: the description of a model that `load_model` made; else None.
+        spec: the description of the model, if `load_model` made it; otherwise None.
     """
 
     layers: tuple[tuple[str, ...], ...]
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
         # `type(...) is int`, here and below, because True is an int too.
         if type(in_chans) is not int or in_chans < 1:
             raise ConfigError(f"in_chans is {in_chans!r}; give a positive number of channels")
-        # timm's name for the channels of the head's input; with a linear head they are the same.
+        # timm's name for the input channels of the head; for a linear head both are equal.
         self.num_features = self.head_hidden_size = num_features
         self.num_classes = num_classes
         self.image_size = image_size
@@ -114,7 +114,8 @@ class Backbone(nn.Module):
             ConfigError: the model has no attention.
         """
         raise ConfigError(
-            f"a {type(self).__name__} has no attention maps; a ViT has, and Grad-CAM works for both"
+            f"a {type(self).__name__} has no attention maps; "
+            "use a ViT, or Grad-CAM, which works for both"
         )
 
     def get_classifier(self) -> nn.Module:
@@ -122,7 +123,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def reset_classifier(self, num_classes: int | None, global_pool: Any = None) -> None:
-        """Replace the head by a freshly initialised one.
+        """Replace the head with a freshly initialised one.
 
         Args:
             num_classes: number of logits; None or 0 for no head.
@@ -153,7 +154,7 @@ class Backbone(nn.Module):
                 module.grad_checkpointing = enable
 
     def freeze(self, up_to: str | None = None) -> None:
-        """Stop training the trunk or its first layers.
+        """Exclude the trunk, or its first layers, from training.
 
         Their parameters get no gradients, and their batch norms, dropout and stochastic depth stay
         in evaluation mode even after `train()`. The head is never frozen. A second call cannot
@@ -173,8 +174,8 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"up_to is {up_to!r}; allowed: {', '.join(ends)}, or None for the whole trunk"
             )
-        last = max(ends.values()) if up_to is None else ends[up_to]
-        parts = tuple(part for part, end in ends.items() if end <= last)
+        last_end = max(ends.values()) if up_to is None else ends[up_to]
+        parts = tuple(part for part, end in ends.items() if end <= last_end)
         self.frozen = max(self.frozen, parts, key=len)
         for part in self.frozen:
             attrgetter(part)(self).requires_grad_(False)
@@ -191,7 +192,7 @@ class Backbone(nn.Module):
         """Set the training mode, as torch does; frozen parts stay in evaluation mode."""
         super().train(mode)
         for part in self.frozen:
-            # Not a parameter such as the class token, which has no mode.
+            # Skip parameters such as the class token, which have no mode.
             if isinstance(module := attrgetter(part)(self), nn.Module):
                 module.eval()
         return self
@@ -199,7 +200,7 @@ class Backbone(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load a state dict in the swag, torchvision or timm layout; else as torch's method.
+        """Load a state dict in the swag, torchvision or timm layout; otherwise as in torch.
 
         Only names are translated. Unlike `load_model(weights=...)`, nothing is resized or replaced.
         """
@@ -211,7 +212,7 @@ class Backbone(nn.Module):
     def _join_trunk(self, head: M, weight: Tensor) -> M:
         """Move a new head to the trunk's device and dtype.
 
-        If the trunk is still on meta the head stays where it is, so as not to lose its values.
+        If the trunk is still on the meta device, the head is not moved: it would lose its values.
         """
         head.train(self.training)
         return head if weight.is_meta else head.to(weight)
@@ -219,8 +220,8 @@ class Backbone(nn.Module):
     def _check_input(self, x: Tensor) -> tuple[int, int]:
         """Return (H, W) of a batch of images; raise ConfigError for anything else."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise ConfigError(f"input is {what}; give load_preprocess(name)(image).unsqueeze(0)")
+            kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ConfigError(f"input is {kind}; give load_preprocess(name)(image).unsqueeze(0)")
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ConfigError(
                 f"input has shape {tuple(x.shape)}; expected (N, {self.in_chans}, H, W)"
@@ -234,7 +235,7 @@ class DropPath(nn.Module):
     See Huang et al., arXiv 1603.09382.
 
     Args:
-        rate: probability of dropping.
+        rate: probability of dropping the branch.
     """
 
     def __init__(self, rate: float) -> None:
@@ -262,8 +263,8 @@ def choose_levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
     Raises:
         ConfigError: nothing is chosen, or a position is out of range.
     """
-    last = count if indices is None else indices
-    chosen = range(-last, 0) if isinstance(last, int) else last
+    levels = count if indices is None else indices
+    chosen = range(-levels, 0) if isinstance(levels, int) else levels
     if not chosen or not all(
         isinstance(level, int) and -count <= level < count for level in chosen
     ):
@@ -284,7 +285,7 @@ def spread_rates(rate: float, depth: int) -> list[float]:
     """Return stochastic-depth rates that grow linearly from 0 at the first block to `rate`.
 
     Args:
-        rate: of the last block.
+        rate: rate of the last block.
         depth: number of blocks.
     """
     check_rate("drop_path_rate", rate)
@@ -294,7 +295,7 @@ def spread_rates(rate: float, depth: int) -> list[float]:
 def check_rate(name: str, rate: float) -> float:
     """Return the value of the argument `name`; raise ConfigError if it is not in [0, 1)."""
     if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-        raise ConfigError(f"{name} is {rate!r}; give a number from 0 up to, not including, 1")
+        raise ConfigError(f"{name} is {rate!r}; give a number of at least 0 and below 1")
     return rate
 
 

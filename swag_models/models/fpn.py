@@ -18,13 +18,14 @@ STRIDES = (4, 8, 16, 32)  # pixels per cell of each level
 class FeaturePyramid(nn.Module):
     """A model with a feature pyramid, for images (N, C, H, W) of any size.
 
-    Returns levels "0" to "3" and "pool": maps (N, out_channels, h, w) of stride 4 to 64, with
+    It returns levels "0" to "3" and "pool": maps (N, out_channels, h, w) of stride 4 to 64, with
     ceil(H / stride) rows and ceil(W / stride) columns. For a RegNet it is an FPN over its stages
     (arXiv 1612.03144), for a ViT the simple pyramid of ViTDet from its last map (arXiv 2203.16527),
     with global attention in all blocks.
 
     Args:
-        model: used in place as `trunk`, not copied. It loses its head; what is frozen stays frozen.
+        model: the trunk. It is used in place, not copied: its head is removed, and its frozen
+            layers stay frozen.
         out_channels: channels of each level.
     """
 
@@ -71,7 +72,7 @@ class FeaturePyramid(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """Compute a map for each of `STRIDES` from one map (N, D, h, w), independently of each other.
+    """Compute one map for each of `STRIDES`, all directly from the same map (N, D, h, w).
 
     Args:
         width: channels of the map.
@@ -102,7 +103,7 @@ def make_level(width: int, doublings: float, out_channels: int) -> nn.Sequential
 
     Args:
         width: input channels.
-        doublings: how many times the resolution is doubled; negative halves it.
+        doublings: number of times the resolution is doubled, or halved if negative.
         out_channels: output channels.
     """
     steps: list[nn.Module] = []

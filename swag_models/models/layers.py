@@ -1,4 +1,4 @@
-"""A stack of blocks, with or without gradient checkpointing (Chen et al., arXiv 1604.06174)."""
+"""A stack of blocks, with optional gradient checkpointing (Chen et al., arXiv 1604.06174)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,7 +14,8 @@ from swag_models.models.linear import accelerate_linear
 class Blocks(nn.Sequential):
     """A sequence of blocks, optionally with gradient checkpointing.
 
-    With `grad_checkpointing` each block stores only its input, and runs again in the backward pass.
+    With `grad_checkpointing`, only the input of each block is stored, and the block runs again in
+    the backward pass.
     """
 
     grad_checkpointing = False
@@ -34,10 +35,10 @@ class Blocks(nn.Sequential):
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             with accelerate_linear(x):
                 return block(x)
-        # The compiler accepts no contexts; nor does it need one, since it runs no update twice.
+        # The compiler does not accept `context_fn`, and does not need it: it runs no update twice.
         if torch.compiler.is_compiling():
             return checkpoint(block, x, use_reentrant=False)
-        # Not reentrant: that would need an input with gradients, which frozen layers do not return.
+        # Reentrant checkpointing needs an input with gradients, which frozen layers do not return.
         return checkpoint(
             block,
             x,
@@ -48,10 +49,12 @@ class Blocks(nn.Sequential):
 
 @contextmanager
 def keep_statistics(module: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch norms unchanged by the second run of a block.
+    """Keep the running statistics of batch norms unchanged inside the `with` block.
+
+    The second run of a checkpointed block would otherwise update them twice per step.
 
     Args:
-        module: its batch norms update copies of their statistics inside the `with` block.
+        module: its batch norms update copies of their statistics instead.
     """
     statistics = [
         (norm, dict(norm._buffers)) for norm in module.modules() if isinstance(norm, _BatchNorm)

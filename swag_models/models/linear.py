@@ -2,8 +2,8 @@
 
 PyTorch sends float32 matrix products on x86 to MKL, which on an AMD EPYC with AVX-512 reached about
 half the speed of oneDNN (benchmarks/README.md). A linear layer is a 1x1 convolution, and PyTorch
-sends convolutions to oneDNN. On an EPYC of the fourth generation (CPU family 25), which computes
-AVX-512 in two halves, both are equally fast; on an AMD CPU without AVX-512 MKL is the faster one.
+sends convolutions to oneDNN. On a fourth-generation EPYC (CPU family 25), which executes AVX-512
+in two halves, both are equally fast; on an AMD CPU without AVX-512, MKL is faster.
 
 Axes: N batch, S tokens, D input width, E output width.
 """
@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-MIN_PRODUCTS = 10**7  # multiply-adds; below, a convolution's fixed cost exceeds what it saves
+MIN_PRODUCTS = 10**7  # multiply-adds; below it, the fixed cost of a convolution exceeds the gain
 
 
 def accelerate_linear(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context in which linear layers use the faster library, if that is oneDNN for `x`.
+    """Return a context in which linear layers use oneDNN, if that is faster for `x`.
 
     Modules keep their types and their `forward`, so state dicts, hooks, adapters, quantisers and
     copies of a model are unaffected. With autograd, and while a compiler or exporter traces the
@@ -63,7 +63,7 @@ class OneDNNLinear(TorchFunctionMode):
 
 def _is_large_and_plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     return (
-        # A quantised or sharded weight is of another type and has its own kernels.
+        # A quantised or sharded weight has another type, with its own kernels.
         type(x) is Tensor
         and type(weight) is nn.Parameter
         and x.ndim == 3

@@ -26,21 +26,22 @@ def group_parameters(
     layer_decay: float | None = None,
     no_decay: Exempt = "norms and biases",
 ) -> list[dict[str, Any]]:
-    """Sort a model's parameters into groups, which a torch optimizer accepts instead of parameters.
+    """Sort a model's parameters into groups that a torch optimizer accepts.
 
     Frozen parameters are left out.
 
     Args:
         model: its trainable parameters are grouped.
         lr: learning rate of the head.
-        weight_decay: of all parameters that are not exempt.
-        layer_decay: in (0, 1]: a layer learns at lr * layer_decay ** (number of layers above it),
-            as in BEiT (arXiv 2106.08254). None for one rate.
+        weight_decay: weight decay of all parameters that are not exempt.
+        layer_decay: in (0, 1]; the learning rate of a layer is lr * layer_decay ** (number of
+            layers above it), as in BEiT (arXiv 2106.08254). None for the same rate everywhere.
         no_decay: parameters exempt from weight decay. "norms and biases" includes the class token
             and the position embedding.
 
     Returns:
-        Groups with `params`, `lr`, `weight_decay` and `scale`, their power of `layer_decay`.
+        Groups with `params`, `lr`, `weight_decay` and `scale`, the power of `layer_decay` that is
+        already part of `lr`.
 
     Raises:
         ConfigError: `layer_decay` or `no_decay` is not allowed.
@@ -51,7 +52,7 @@ def group_parameters(
         )
     if no_decay not in (allowed := get_args(Exempt)):
         raise ConfigError(f"no_decay is {no_decay!r}; allowed: {', '.join(allowed)}")
-    # By identity: a norm's parameters cannot be told from other vectors by name or shape.
+    # By identity: names and shapes do not distinguish the parameters of norms from other vectors.
     norms = {
         id(parameter)
         for module in model.modules()
@@ -80,11 +81,11 @@ def group_parameters(
 
 
 def find_layer(model: Backbone, name: str) -> int:
-    """Return the index in `model.layers` of a parameter's layer; for the head one above the last.
+    """Return the index in `model.layers` of a parameter's layer; for the head, the last plus 1.
 
     Args:
         model: the model.
-        name: of the parameter.
+        name: name of the parameter.
     """
     for layer, parts in enumerate(model.layers):
         if any(name == part or name.startswith(f"{part}.") for part in parts):

@@ -103,7 +103,7 @@ class ViTBlock(nn.Module):
 
 
 class ResizedPosition(NamedTuple):
-    """A cached position embedding: the grid it is for, what it was computed from, the result."""
+    """A cached position embedding: its grid, the parameter it was computed from, the result."""
 
     grid: tuple[int, int]
     source: Tensor
@@ -118,7 +118,7 @@ class ViT(Backbone):
     Args:
         config: dimensions.
         num_classes: number of logits; None for no head, which returns pooled features.
-        image_size: (height, width) in pixels, of the learned position embedding.
+        image_size: (height, width) in pixels that the position embedding is learned for.
         in_chans: channels of the images.
         drop_rate: dropout before the head.
         attn_drop_rate: dropout of attention weights.
@@ -167,7 +167,7 @@ class ViT(Backbone):
             {"num_chs": config.width, "reduction": config.patch_size, "module": block}
             for block in blocks
         ]
-        # Not on meta, although it would have no effect: there `normal_` imports for over a second.
+        # On the meta device it has no effect, and `normal_` would import modules for over a second.
         if not self.pos_embed.is_meta:
             self.init_weights()
 
@@ -261,7 +261,7 @@ class ViT(Backbone):
             x: tokens after the last norm.
             pre_logits: return pooled features (N, D) instead, as without a head.
         """
-        # select: x[:, 0] slices the batch, to which the exporter of torch 2.6 gives an upper bound
+        # Not x[:, 0], from which the exporter of torch 2.6 derives an upper bound of the batch.
         x = x.select(1, 0) if self.global_pool == "token" else x[:, 1:].mean(dim=1)  # (N, D)
         return x if pre_logits else self.head(self.head_drop(x))
 
@@ -280,7 +280,7 @@ class ViT(Backbone):
         self.num_classes, self.global_pool = num_classes or None, pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        with_previous = (99999,)  # timm's marker: in the same group as the layer before
+        with_previous = (99999,)  # timm's marker for the group of the previous layer
         return {
             "stem": r"^(?:cls_token|pos_embed|patch_embed)",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", with_previous)],
@@ -317,11 +317,11 @@ class ViT(Backbone):
             return position
         learning = torch.is_grad_enabled() and position.requires_grad
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        # On other devices comparing would cost more than resizing: it waits for the device.
+        # On other devices comparing is slower than resizing, because it waits for the device.
         if learning or traced or position.device.type != "cpu":
             return resize_position_embedding(position, self.grid_size, grid)
-        # Values are compared, because version counters miss changes made through `.data`. It takes
-        # less than a third of the time of resizing.
+        # Values are compared, because version counters miss changes made through `.data`. Comparing
+        # takes less than a third of the time of resizing.
         cached = self._resized
         if (
             cached is None

@@ -176,6 +176,6 @@ def test_an_unknown_name_is_rejected_with_similar_ones() -> None:
         get_preset("vit_b16_in1")
     with pytest.raises(
         ConfigError,
-        match=r"^unknown preset 'zzz'; known: regnety_16gf_hashtags, .*, regnety_nano_linear$",
+        match=r"^unknown preset 'zzz'; allowed: regnety_16gf_hashtags, .*, regnety_nano_linear$",
     ):
         get_preset("zzz")

@@ -1,1 +1,1 @@
-"""Labelled images -> packed shards -> batches for training and evaluation."""
+"""Read labelled images, pack them into shards, and load batches for training and evaluation."""

@@ -1,4 +1,4 @@
-"""Batches of labelled images, and the worker processes that send them.
+"""Batches of labelled images, and data loaders with worker processes that send them.
 
 Axes: N samples of a batch, S pixels.
 """
@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 (N, 3, S, S).
         classes: class numbers of each image.
-        ids: id of each image: that of a packed sample, a path in the folder, or a row number.
+        ids: id of each image: the id of a packed sample, a path in the folder, or a row number.
     """
 
     images: Tensor
@@ -36,12 +36,12 @@ class WorkerResult(NamedTuple):
     """What a worker process sends.
 
     Attributes:
-        batch: a batch, or None if there is none.
+        batch: a batch, or None if the worker has none to send.
         skipped: message -> number of broken images and shards since the last result.
-        error: what ended the stream. DataLoader would put the worker's traceback into the message
-            of an exception that is raised, so it is sent as a value.
-        stream: number of the stream of shards it comes from.
-        position: where that stream is after the batch.
+        error: the error that ended the stream. It is sent as a value, because DataLoader would add
+            the worker's traceback to the message of an exception that is raised.
+        stream: number of the stream of shards that the batch comes from.
+        position: position of that stream after the batch.
     """
 
     batch: Any
@@ -52,18 +52,18 @@ class WorkerResult(NamedTuple):
 
 
 def load_sample(dataset: ImageDataset, index: int, transform: Transform) -> LoadedSample:
-    """Read an image with its classes and its name; raises ImageError if it is broken."""
+    """Read an image with its classes and its name; raise ImageError if it is broken."""
     return transform(dataset.read(index)), dataset.labels[index], dataset.name(index)
 
 
 def collate_samples(samples: Sequence[LoadedSample]) -> Batch:
-    """Make a batch of at least one sample."""
+    """Make a batch of one or more samples."""
     images, classes, ids = zip(*samples)
     return Batch(default_collate(list(images)), list(classes), list(ids))
 
 
 def concatenate_batches(batches: Sequence[Batch]) -> Batch:
-    """Make one batch of at least one."""
+    """Concatenate one or more batches into one."""
     if len(batches) == 1:
         return batches[0]
     return Batch(
@@ -76,11 +76,11 @@ def concatenate_batches(batches: Sequence[Batch]) -> Batch:
 def make_data_loader(
     dataset: Dataset[WorkerResult], workers: int, **options: Any
 ) -> DataLoader[WorkerResult]:
-    """A DataLoader of a data set whose items are results already.
+    """Make a DataLoader of a data set whose items are complete batches.
 
     Args:
-        dataset: makes the results.
-        workers: number of processes; 0: this one.
+        dataset: returns the results.
+        workers: number of worker processes; 0 to read in this process.
         **options: other options of `torch.utils.data.DataLoader`.
     """
     return DataLoader(

@@ -1,4 +1,4 @@
-"""Labelled images with an index: an image folder, or any list of image files.
+"""Labelled images that are read by index: an image folder, or any list of image files.
 
 Imports no torch.
 """
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.formatting import printable
+from swag_models.formatting import list_names, printable
 from swag_models.inference.image_sources import find_images
 from swag_models.preprocess import read_image
 
@@ -28,18 +28,18 @@ DatasetT = TypeVar("DatasetT", bound="ImageDataset")
 # eq=False: comparing millions of names is never wanted, and identity makes it hashable.
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Images 0 to len - 1, each with its classes. It can be sent to worker processes.
+    """Labelled images, read by index from 0 to len - 1. It can be sent to worker processes.
 
     Args:
-        kind: "folder", "dataset", "table", ...; stated in reports and model cards.
-        root: the folder that holds the files.
-        title: name of the data for reports; holds no parent folders, which may be private.
+        kind: "folder", "dataset", "table", ...; shown in reports and model cards.
+        root: the folder that contains the files.
+        title: name of the data for reports, without parent folders, whose names may be private.
         names: name of each image within the data set, often its path relative to `root`.
         labels: class numbers of each image.
         class_names: names of all classes; None if they have no names.
         num_classes: number of classes.
         sha256: changes when an image or a label is likely to have changed; see `hash_file_sizes`.
-        files: paths relative to `root`, or absolute, of all files the images are read from.
+        files: paths of all files that the images are read from, relative to `root` or absolute.
         reader: index -> upright RGB image; raises ImageError, which names the image.
     """
 
@@ -63,21 +63,21 @@ class ImageDataset:
         class_names: Sequence[str],
         **fields: Any,
     ) -> DatasetT:
-        """Images that are files, named by their paths.
+        """Make a data set of image files, which are named by their paths.
 
         Args:
-            root: what `paths` are relative to.
+            root: the folder that `paths` are relative to.
             paths: the file of each image.
             labels: class numbers of each image.
             class_names: names of all classes.
-            **fields: other fields than those that follow from the arguments above.
+            **fields: values of other fields, or replacements for the defaults.
         """
         defaults = {
             "kind": "folder",
             "title": root.resolve().name,
             "num_classes": len(class_names),
             "sha256": fields.get("sha256") or hash_file_sizes(root, paths),
-            # A partial of a module's function can be pickled, as spawned workers need it.
+            # A partial of a module-level function can be pickled, which spawned workers require.
             "reader": partial(_read_file, root, paths),
         }
         return cls(
@@ -93,11 +93,11 @@ class ImageDataset:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """Name of an image, with bytes that are not UTF-8 as escapes."""
+        """Return the name of an image, with bytes that are not UTF-8 as escapes."""
         return printable(self.names[index])
 
     def read(self, index: int) -> Image.Image:
-        """An upright RGB image.
+        """Read an image as upright RGB.
 
         Raises:
             ImageError: the image is broken or missing; the message names it.
@@ -112,7 +112,7 @@ class ImageDataset:
         *,
         border: int = 0,
     ) -> "ImageDataset":
-        """A subset of the images with other classes.
+        """Return a subset of the images with other classes.
 
         Args:
             labels: index of each image to keep -> its class numbers.
@@ -121,7 +121,7 @@ class ImageDataset:
             border: pixels to crop from every edge of every image.
         """
         indices, rows = list(labels), list(labels.values())
-        # Part of the hash, so that results on other labels are never taken for results on these.
+        # Labels are part of the hash, so that results on other labels are not mistaken for these.
         sha256 = hashlib.sha256(f"{self.sha256} {indices} {rows}".encode()).hexdigest()
         names = [self.names[index] for index in indices]
         return replace(
@@ -148,7 +148,7 @@ def open_image_folder(
         owner: as for `open_image_dataset`.
 
     Raises:
-        ConfigError: a sub-folder has no image, or is none of `classes`.
+        ConfigError: a sub-folder has no image, or is not among `classes`.
     """
     folders = find_folders(root)
     class_names = classes or folders
@@ -161,8 +161,8 @@ def open_image_folder(
 
 
 def find_folders(root: Path) -> list[str]:
-    """Sorted names of the sub-folders that are not hidden."""
-    # Hidden folders are those of tools, such as .ipynb_checkpoints.
+    """Return the sorted names of the sub-folders that are not hidden."""
+    # Tools create hidden folders, for example .ipynb_checkpoints.
     with os.scandir(root) as entries:
         return sorted(
             entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
@@ -172,37 +172,38 @@ def find_folders(root: Path) -> list[str]:
 def match_names(
     names: Sequence[str], classes: Sequence[str], source: object, owner: str = "the model"
 ) -> list[int]:
-    """The class number of each name.
+    """Return the class number of each name.
 
     Args:
-        names: what to look up.
+        names: the names to look up.
         classes: names of all classes, in order of their numbers.
         source: where the names come from, for messages.
-        owner: whose `classes` they are, for messages.
+        owner: what has these `classes`, for messages.
 
     Raises:
-        ConfigError: a name is missing from the classes, or there more than once.
+        ConfigError: a name is missing from the classes, or occurs more than once in them.
     """
     numbers, counts = {name: number for number, name in enumerate(classes)}, Counter(classes)
-    for problem, wrong in (
+    for problem, wrong_names in (
         (f"that {owner} does not have", [name for name in names if name not in numbers]),
         (f"that {owner} has more than once", [name for name in names if counts[name] > 1]),
     ):
-        if wrong:
-            more = f" and {len(wrong) - 5} more" if wrong[5:] else ""
+        if wrong_names:
             raise ConfigError(
-                f"{source} has classes {problem}: {', '.join(wrong[:5])}{more}; its {len(classes)} "
+                f"{source} has classes {problem}: {list_names(wrong_names, 5)}; its {len(classes)} "
                 f"classes begin with {', '.join(classes[:3])}: rename or remove them"
             )
     return [numbers[name] for name in names]
 
 
 def hash_file_sizes(root: Path, files: Iterable[str]) -> str:
-    """SHA-256 of the sorted names and sizes of files: shows most changes without reading them.
+    """Return the SHA-256 of the names and sizes of files.
+
+    It detects most changes of the files without reading them.
 
     Args:
-        root: what `files` are relative to.
-        files: paths.
+        root: the folder that `files` are relative to.
+        files: paths, in any order.
 
     Raises:
         ConfigError: a file is missing.
@@ -236,13 +237,14 @@ def _read_cropped(
     width, height = image.size
     if min(width, height) <= 2 * border:
         raise ImageError(
-            f"{printable(names[index])} has {width}x{height} pixels, which are all border"
+            f"{printable(names[index])} has {width}x{height} pixels, "
+            f"too few to crop {border} from each edge"
         )
     return image.crop((border, border, width - border, height - border)) if border else image
 
 
 def check_size(image: Image.Image, name: str) -> Image.Image:
-    """The image; raises ImageError if it has no pixels."""
+    """Return the image; raise ImageError if it has no pixels."""
     if 0 in image.size:  # Pillow opens such files, but transforms would fail
         raise ImageError(f"{name} has no pixels")
     return image

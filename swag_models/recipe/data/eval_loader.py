@@ -1,4 +1,4 @@
-"""Validation data of any kind -> batches with every sample once over all ranks.
+"""Batches of validation data, in which every sample occurs once over all ranks.
 
 Axes: N samples of a batch, S pixels.
 """
@@ -28,23 +28,23 @@ from swag_models.recipe.worker_pool import ignore_signals
 
 
 class EvalLoader:
-    """Every sample once over all ranks, in a fixed order, in each `for`.
+    """Iterable over batches: each `for` yields every sample once over all ranks, in a fixed order.
 
-    The ranks may differ in their number of batches. After a pass `seen` and the sum of `skipped`
-    add up to `samples` over all ranks.
+    The ranks may differ in their number of batches. After a pass, `seen` plus the counts in
+    `skipped`, summed over all ranks, equal `samples`.
 
     Args:
         source: the data.
         samples: number of samples over all ranks; None for shards without a manifest.
-        read_pass: starts a pass over this rank's part.
+        read_pass: starts a pass over the samples of this rank.
 
     Attributes:
         num_classes: number of classes; None for shards without a manifest.
         class_names: names of all classes; None if they have no names.
-        facts: what reports state of the data; see `describe_source`.
+        facts: description of the data for reports; see `describe_source`.
         seen: number of samples since the pass began.
-        skipped: message -> number of broken images since the pass began; a shard that is cut off
-            counts as one.
+        skipped: message -> number of broken images since the pass began; a truncated shard counts
+            as one.
     """
 
     def __init__(
@@ -80,22 +80,22 @@ def open_eval_loader(
 ) -> EvalLoader:
     """Open the validation data of one rank.
 
-    Images with an index come in the same batches for any number of ranks, distributed in turn.
-    Repeat factors of shards are ignored.
+    Images that are read by index form the same batches for any number of ranks, and the ranks take
+    these batches in turn. Repeat factors of shards are ignored.
 
     Args:
-        data: as for `open_train_loader`, or images that are open already. Of the splits of a
-            dataset the first of "validation", "val" and "test" is opened.
+        data: as for `open_train_loader`, or an open data set. If a dataset has several splits, the
+            first of "validation", "val" and "test" is opened.
         transform: an upright RGB image -> uint8 (3, S, S).
         batch_size: samples per batch of this rank.
         rank: number of this rank.
         world_size: number of ranks.
-        workers: number of processes that read images; 0: this one.
-        classes: names of all classes of a model, by which those of the data are numbered.
+        workers: number of processes that read images; 0 to read in this process.
+        classes: names of all classes of a model; the classes of the data are numbered by them.
         synsets: synset of each class of a model, to compare with the vocabulary beside shards.
 
     Raises:
-        ConfigError: there are no such data, or they have other classes.
+        ConfigError: the data do not exist, or have other classes.
     """
     assert 0 <= rank < world_size
     if batch_size < 1:
@@ -121,11 +121,11 @@ def open_eval_loader(
         source.urls,
         DecodeLabelled(transform, source.num_classes),
         batch_size=batch_size,
-        workers=min(workers, -(-len(source.urls) // world_size)),  # more would have no shard
+        workers=min(workers, -(-len(source.urls) // world_size)),  # more would get no shard
         rank=rank,
         world_size=world_size,
         buffer=1,  # no shuffling
-        repeat=_return_one,  # whatever the packed factors are
+        repeat=_return_one,  # instead of the packed factors
         skip_broken=True,
         collate=collate_samples,
         worker_init_fn=ignore_signals,
@@ -135,10 +135,10 @@ def open_eval_loader(
 
 def _read_shards(loader: Loader, start: dict[str, Any]) -> Iterator[WorkerResult]:
     loader.load_state_dict(start)
-    loader.skipped.clear()  # of the last pass
+    loader.skipped.clear()  # counts of the last pass
     for batch in loader:
         yield WorkerResult(batch, {})
-    # At the end: only then are all workers' counts known.
+    # The counts of all workers are known only at the end.
     yield WorkerResult(None, loader.skipped)
 
 
@@ -147,7 +147,7 @@ def _return_one(classes: Sequence[int]) -> float:
 
 
 class _BatchReader(Dataset[WorkerResult]):
-    """Maps indices to a batch of those images that are not broken."""
+    """Maps a range of indices to a batch of its images, without broken ones."""
 
     def __init__(self, dataset: ImageDataset, transform: Transform) -> None:
         self.dataset, self.transform = dataset, transform

@@ -1,4 +1,4 @@
-"""Hugging Face datasets on disk as labelled images. Imports no torch."""
+"""Open Hugging Face datasets on disk as labelled images. Imports no torch."""
 
 import io
 import json
@@ -21,7 +21,7 @@ from swag_models.recipe.data.datasets import (
 from swag_models.runtime import import_extra
 
 SPLITS_FILE = "dataset_dict.json"  # lists the splits, each of which is a sub-folder
-# One of these files makes a folder what `datasets.load_from_disk` reads.
+# `datasets.load_from_disk` reads a folder that contains one of these files.
 DATASET_FILES = (SPLITS_FILE, "dataset_info.json", "state.json")
 TRAIN_SPLITS = ("train",)
 EVAL_SPLITS = ("validation", "val", "test")  # in order of preference
@@ -37,7 +37,7 @@ def open_hf_dataset(
 
     Args:
         root: the folder. Its rows need the columns `image` (an Image, or the bytes of a file) and
-            `label` (a ClassLabel or an integer from 0 on, or a list of them).
+            `label` (a ClassLabel, an integer of at least 0, or a list of either).
         classes: as for `open_image_dataset`.
         splits: as for `open_image_dataset`.
         owner: as for `open_image_dataset`.
@@ -54,13 +54,13 @@ def open_hf_dataset(
         raise ConfigError(f"{folder} cannot be read as a dataset: {reason}") from None
     if missing := {"image", "label"} - set(rows.column_names):
         raise ConfigError(
-            f"{folder} has no column {' and '.join(sorted(missing))}, but "
-            f"{', '.join(rows.column_names)}; rename one with rename_column of datasets"
+            f"{folder} has no column {' and '.join(sorted(missing))}; its columns are "
+            f"{', '.join(rows.column_names)}: rename one with Dataset.rename_column"
         )
     if not len(rows):
         raise ConfigError(f"{folder} has no rows; give a dataset with images")
     labels, class_names, num_classes = _read_labels(rows, folder, classes, owner)
-    # The bytes, which are then decoded like other files: size limit, orientation, RGB.
+    # Keep the bytes, to decode them like other files: size limit, orientation, RGB.
     if isinstance(rows.features["image"], datasets.Image):
         rows = rows.cast_column("image", datasets.Image(decode=False))
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
@@ -79,7 +79,7 @@ def open_hf_dataset(
 
 
 def is_hf_dataset(root: Path) -> bool:
-    """Whether a folder looks like a Hugging Face dataset."""
+    """Return whether a folder looks like a Hugging Face dataset."""
     return any((root / name).is_file() for name in DATASET_FILES)
 
 
@@ -90,20 +90,21 @@ def _read_row(rows: Any, folder: Path, index: int) -> Image.Image:
         return check_size(read_image(io.BytesIO(content), name), name)
     if isinstance(cell, dict) and cell["path"]:
         return check_size(read_image(cell["path"], name), name)
-    raise ImageError(f"{name} has no image, but {type(content).__name__}")
+    raise ImageError(f"{name} has a {type(content).__name__} instead of an image")
 
 
 def _read_labels(
     rows: Any, folder: Path, classes: Sequence[str] | None, owner: str
 ) -> tuple[list[Labels], tuple[str, ...] | None, int]:
-    """Labels of all rows, names of the classes if they have names, number of classes."""
+    """Return the labels of all rows, the class names if any, and the number of classes."""
     # As one Arrow column: reading a million rows one by one takes minutes.
     cells = rows.select_columns("label").with_format("arrow")[:]["label"].to_pylist()
     labels = [tuple(cell) if isinstance(cell, list) else (cell,) for cell in cells]
     for number, row in enumerate(labels):
         if not all(type(label) is int and label >= 0 for label in row):
             raise ConfigError(
-                f"row {number} of {folder} has label {cells[number]!r}; allowed: integers from 0 on"
+                f"row {number} of {folder} has label {cells[number]!r}; "
+                "allowed: integers of at least 0"
             )
     feature = rows.features["label"]
     feature = getattr(feature, "feature", feature)  # the items of a list
@@ -135,6 +136,6 @@ def _choose_split(root: Path, splits: Sequence[str]) -> Path:
         if split in names:
             return root / split
     raise ConfigError(
-        f"{root} has no split {' or '.join(splits)}, but {', '.join(names)}; give "
-        f"{root / str(names[0])}"
+        f"{root} has no split {' or '.join(splits)}; its splits are {', '.join(names)}: give the "
+        f"folder of one, for example {root / str(names[0])}"
     )

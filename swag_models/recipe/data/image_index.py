@@ -1,4 +1,4 @@
-"""Where the images of given ids are stored: loose files, members of tar shards, rows of tables."""
+"""Find where images are stored by id: loose files, members of tar shards, or rows of tables."""
 
 import glob
 import json
@@ -15,10 +15,10 @@ from swag_models.runtime import import_extra
 
 TABLE_READERS = {
     ".parquet": "read_parquet(?)",
-    ".csv": "read_csv(?, all_varchar=true)",  # an id such as 007 is not a number
+    ".csv": "read_csv(?, all_varchar=true)",  # keep ids such as 007 as text
     ".jsonl": "read_json(?, format='newline_delimited', columns={id: 'VARCHAR', path: 'VARCHAR'})",
 }
-FETCHED_ROWS = 10_000  # of a table at a time
+FETCHED_ROWS = 10_000  # rows of a table read at a time
 
 
 class ImageLocation(NamedTuple):
@@ -27,8 +27,8 @@ class ImageLocation(NamedTuple):
     Attributes:
         id: id of the image.
         path: path of the file as bytes, which need not be UTF-8.
-        offset: of the image within a tar file, in bytes; None for a file of its own.
-        size: of the image in bytes; 0 for a missing file.
+        offset: start of the image within a tar file, in bytes; None if `path` is the image file.
+        size: size of the image in bytes; 0 for a missing file.
     """
 
     id: str
@@ -38,11 +38,11 @@ class ImageLocation(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The path as printable text."""
+        """Path as printable text."""
         return printable(os.fsdecode(self.path))
 
     def read(self) -> bytes:
-        """The content of the image's file; raises ImageError if it cannot be read."""
+        """Return the content of the image file; raise ImageError if it cannot be read."""
         try:
             with open(self.path, "rb") as file:
                 if self.offset is None:
@@ -54,20 +54,20 @@ class ImageLocation(NamedTuple):
 
 
 def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageLocation]:
-    """Find every image of these sources, in order; those in a folder sorted by name.
+    """Find every image of the sources, in their order; images of a folder are sorted by name.
 
     Args:
-        sources: each one of these:
+        sources: each is one of these:
 
-            - a folder, searched to any depth for image files, whose id is their stem, and for tar
-              shards;
-            - a tar shard, in which the id is the `id` or `key` of the .json member beside the
-              image, or else the image's stem;
+            - a folder, searched to any depth for tar shards and for image files, whose id is their
+              stem;
+            - a tar shard, in which the id of an image is the `id` or `key` of the .json member
+              beside it, or otherwise its stem;
             - a table (.parquet, .csv, .jsonl) with columns `id` and `path`, relative to the
               table's folder. Rows without a path, such as failed downloads, are skipped.
 
     Raises:
-        ConfigError: a source is none of these, or cannot be read.
+        ConfigError: a source is of another kind, or cannot be read.
     """
     for source in map(Path, sources):
         if source.is_dir():

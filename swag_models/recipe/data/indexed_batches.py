@@ -1,4 +1,4 @@
-"""Endless batches from images with an index, whose order does not depend on the number of ranks."""
+"""Endless batches of images read by index, in an order independent of the number of ranks."""
 
 import itertools
 from collections import Counter
@@ -24,19 +24,19 @@ from swag_models.recipe.data.loader import check_state
 from swag_models.recipe.data.stream import hash_seed, seed_torch
 from swag_models.recipe.worker_pool import ignore_signals
 
-MAX_CONSECUTIVE_BROKEN = 100  # broken images in a row, after which an error is raised
+MAX_CONSECUTIVE_BROKEN = 100  # an error is raised after this number of broken images in a row
 
 
 class IndexedBatches:
-    """Endless batches of one rank from images with an index.
+    """Endless batches of one rank, from images read by index.
 
-    An epoch is a permutation that depends on (seed, epoch), the epochs follow one another, and
-    batch k of all ranks together is the slice [k * B, (k + 1) * B) of them, of which each rank
-    takes its part. The state is k.
+    Each epoch is a permutation of the images that depends on (seed, epoch). The epochs are
+    concatenated into one endless sequence. Batch k of all ranks together is the slice
+    [k * B, (k + 1) * B) of it, and each rank takes its part of the slice. The state is k.
 
     Args:
         dataset: the images.
-        transform: as for `open_train_loader`, like all other arguments.
+        transform: as for `open_train_loader`, as are all other arguments.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class IndexedBatches:
         self._reader, self._workers = _BatchReader(dataset, transform, seed), workers
         self._batch_size, self._rank = batch_size, rank
         self._rank_batch_size = batch_size // world_size
-        self._batches = 0  # received by every rank
+        self._batches = 0  # number received, equal on every rank
         self.skipped = Counter[str]()  # message -> number of broken images
         self._results: Iterator[WorkerResult] | None = None
         self._identity = {
@@ -63,7 +63,7 @@ class IndexedBatches:
         }
 
     def receive(self) -> Batch:
-        """The next batch."""
+        """Return the next batch."""
         if self._results is None:
             start = self._batches * self._batch_size + self._rank * self._rank_batch_size
             positions = _list_positions(start, self._rank_batch_size, self._batch_size)
@@ -80,7 +80,7 @@ class IndexedBatches:
             if result.error:
                 raise result.error
         except BaseException:
-            self.close()  # results may be lost, so the next `for` starts workers again
+            self.close()  # results may be lost, so the next `for` restarts the workers
             raise
         assert isinstance(result.batch, Batch)
         self.skipped.update(result.skipped)
@@ -88,7 +88,7 @@ class IndexedBatches:
         return result.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The state after the last batch received, equal on all ranks."""
+        """Return the state after the last batch received; it is equal on all ranks."""
         return {**self._identity, "batches": self._batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,14 +98,13 @@ class IndexedBatches:
         self._batches = state["batches"]
 
     def close(self) -> None:
-        """End worker processes."""
+        """Stop the worker processes."""
         self._results = None
 
 
 def _list_positions(start: int, length: int, step: int) -> Iterator[range]:
-    """A rank's positions in each batch."""
-    # Must not refer to the loader: a reference cycle would keep workers alive until garbage
-    # collection.
+    """Yield the positions of a rank in each batch."""
+    # No reference to the loader: a cycle would keep the workers alive until garbage collection.
     return (range(first, first + length) for first in itertools.count(start, step))
 
 
@@ -118,7 +117,7 @@ class _BatchReader(Dataset[WorkerResult]):
 
     def __init__(self, dataset: ImageDataset, transform: Transform, seed: int) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
-        self._orders: dict[int, NDArray[np.intp]] = {}  # last two epochs in use, (samples,) each
+        self._orders: dict[int, NDArray[np.intp]] = {}  # orders (samples,) of the last two epochs
 
     def __getitem__(self, positions: range) -> WorkerResult:
         skipped = Counter[str]()
@@ -130,8 +129,8 @@ class _BatchReader(Dataset[WorkerResult]):
 
     def _load(self, position: int, skipped: Counter[str]) -> LoadedSample:
         for shift in range(MAX_CONSECUTIVE_BROKEN):
-            epoch, rank_in_epoch = divmod(position + shift, len(self.dataset))
-            index = int(self._order_images(epoch)[rank_in_epoch])
+            epoch, offset = divmod(position + shift, len(self.dataset))
+            index = int(self._order_images(epoch)[offset])
             try:
                 with seed_torch(hash_seed(self.seed, epoch, index, shift)):
                     return load_sample(self.dataset, index, self.transform)
@@ -145,11 +144,11 @@ class _BatchReader(Dataset[WorkerResult]):
         )
 
     def _order_images(self, epoch: int) -> NDArray[np.intp]:
-        """Indices of all images in the order of an epoch, (samples,)."""
+        """Return the indices of all images in the order of an epoch, (samples,)."""
         if epoch not in self._orders:
             if len(self._orders) > 1:
                 del self._orders[min(self._orders)]
-            # Sorted by raw bits: NumPy may change its shuffles, but not these.
+            # Sort by raw bits, because NumPy may change the results of shuffle() between versions.
             generator = np.random.PCG64(hash_seed(self.seed, epoch, "order"))
             self._orders[epoch] = np.argsort(generator.random_raw(len(self.dataset)), kind="stable")
         return self._orders[epoch]

@@ -1,4 +1,4 @@
-"""Shards -> batches for a training loop: reproducible by seed, and resumable after any batch."""
+"""Load batches from shards for a training loop: reproducible, and resumable after any batch."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ class Decode:
     """The default decoder: sample -> (image, classes).
 
     Args:
-        transform: applied to the upright RGB image; None: the image is returned as it is.
+        transform: applied to the upright RGB image; None to return the image unchanged.
     """
 
     def __init__(self, transform: Callable[[Any], Any] | None = None) -> None:
@@ -36,11 +36,11 @@ class Decode:
 
 
 class DecodeLabelled:
-    """A decoder whose results `collate_samples` takes: sample -> (image, classes, id).
+    """A decoder for `collate_samples`: sample -> (image, classes, id).
 
     Args:
         transform: an upright RGB image -> uint8 (3, S, S).
-        num_classes: number of classes of the model; None: not known.
+        num_classes: number of classes of the model; None if not known.
     """
 
     def __init__(self, transform: Transform, num_classes: int | None) -> None:
@@ -60,53 +60,56 @@ class DecodeLabelled:
 def collate_images(
     samples: list[tuple[Any, tuple[int, ...]]],
 ) -> tuple[Any, list[tuple[int, ...]]]:
-    """Make a batch of what `Decode` returned.
+    """Make a batch of results of `Decode`.
 
     Args:
         samples: N images with their classes.
 
     Returns:
-        The images, (N, ...) if they are tensors and a list otherwise; the classes of each.
+        The images, as a tensor (N, ...) if they are tensors and as a list otherwise, and the
+        classes of each image.
     """
     images, classes = map(list, zip(*samples))
-    # A custom transform may return images of unequal sizes, but not as tensors.
+    # A custom transform may return images of unequal sizes, if they are not tensors.
     return default_collate(images) if isinstance(images[0], Tensor) else images, classes
 
 
 class Loader:
-    """Batches from shards.
+    """Iterable over batches from shards.
 
-    A `for` over it gives one pass; the next `for` resumes after the last batch received, also if
-    the last one was left early. See `stream` for the order of the samples.
+    Each `for` yields the batches of one pass. If it is left early, the next `for` resumes after the
+    last batch received. See `stream` for the order of the samples.
 
     Args:
         shards: packed folder, manifest, paths, URLs or patterns; see `find_shards`.
-        decode: sample -> anything; raises ImageError if the sample is broken. A sample has
-            `__key__`, `__url__`, the content of each of its files by suffix, and `id`, `classes`,
-            `repeat`, `image` (content), `epoch` and `seed`. Torch's generator is seeded with
-            `seed`, which differs for every sample, epoch and copy. None: `Decode()`.
+        decode: sample -> decoded sample, of any type; by default `Decode()`. It raises ImageError
+            if the sample is broken. A sample has `__key__`, `__url__`, the content of each of its
+            files by suffix, and `id`, `classes`, `repeat`, `image` (content), `epoch` and `seed`.
+            Torch's generator is seeded with `seed`, which differs for every sample, epoch and
+            copy.
         batch_size: samples per batch.
-        seed: of the order and of `decode`.
-        steps: batches per pass. "exact": one epoch; the last batch of each stream may be smaller,
-            and ranks may differ by a few batches. "expected": samples of an epoch // (batch_size *
-            world_size). A number, or "expected", is the same on all ranks, as training on several
-            needs; streams then continue with their next epochs, and no sample is lost.
-        workers: number of processes that read and decode; 0: this one.
-        rank: number of this rank; None: RANK of the environment, or 0.
-        world_size: number of ranks; None: WORLD_SIZE of the environment, or 1.
+        seed: seed of the order and of `decode`.
+        steps: batches per pass. "exact" is one epoch: the last batch of each stream may be smaller,
+            and ranks may differ by a few batches. "expected" is the expected number of samples in
+            an epoch // (batch_size * world_size). With "expected" or a number, all ranks have the
+            same number of batches, as distributed training requires; streams then continue into
+            their next epochs, and no sample is lost.
+        workers: number of processes that read and decode; 0 to read in this process.
+        rank: number of this rank; by default the environment variable RANK, or 0.
+        world_size: number of ranks; by default the environment variable WORLD_SIZE, or 1.
         window: number of shards that are shuffled together.
         buffer: number of samples in the shuffle buffer of each stream.
-        repeat: classes -> repeat factor; None: the factors of the packed samples, or 1.
-        classes: sample -> class numbers; None: those of the packed samples, or of `.cls` files.
+        repeat: classes -> repeat factor; by default the factors of the packed samples, or 1.
+        classes: sample -> class numbers; by default those of the packed samples or of `.cls` files.
         skip_broken: count broken samples and shards in `skipped` by message, instead of raising
-            ImageError and ShardError. Of a shard that is cut off, all samples before its last
-            complete one are used.
+            ImageError and ShardError. All samples of a truncated shard but its last complete one
+            are still used.
         collate: list of decoded samples -> batch.
         **options: other options of `torch.utils.data.DataLoader`.
 
     Attributes:
         epoch: number of complete passes.
-        step: number of batches since.
+        step: number of batches received in the current pass.
         skipped: message -> number of broken samples and shards.
 
     Raises:
@@ -133,7 +136,7 @@ class Loader:
         **options: Any,
     ) -> None:
         urls, manifest = find_shards(shards)
-        # torchrun sets both.
+        # torchrun sets both variables.
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
         _check_positive(batch_size=batch_size, world_size=world_size, window=window, buffer=buffer)
@@ -141,8 +144,8 @@ class Loader:
             raise ConfigError(
                 f"invalid rank {rank}: with world_size {world_size} allowed 0 to {world_size - 1}"
             )
-        self.streams = max(1, workers)  # with 0 workers this process reads one
-        # Other repeat factors give another number, which is not known without reading all labels.
+        self.streams = max(1, workers)  # without workers, this process reads one stream
+        # With other repeat factors the number is not known without reading all labels.
         self.samples = manifest["samples"] if manifest and not repeat else None
         self.steps = _count_steps(steps, self.samples, batch_size * world_size)
         if self.steps is not None and len(urls) < world_size * self.streams:
@@ -166,9 +169,9 @@ class Loader:
             skip_broken=skip_broken,
         )
         self._loader = make_data_loader(self._stream, workers, **options)
-        # Names only: a run can be resumed where the shards are stored elsewhere.
+        # Names only, so that a run can be resumed after the shards were moved.
         names = "\n".join(url.rpartition("/")[2] for url in urls)
-        # What the order of the samples depends on: a state is valid for equal values only.
+        # The order of the samples depends on these; a state is valid only for equal values.
         self._identity = {
             "seed": seed,
             "rank": rank,
@@ -184,17 +187,17 @@ class Loader:
         self._set_start(0, [Position(0)] * self.streams)
 
     def _set_start(self, turn: int, positions: Sequence[tuple[int, int, int]]) -> None:
-        """Set which stream's batch is next, and where each stream is; stops running workers."""
+        """Set the stream of the next batch and the position of each stream; stop the workers."""
         self._turn, self._positions = turn, list(positions)
         self._results: Iterator[WorkerResult] | None = None
 
     def __len__(self) -> int:
         if self.steps is None:
-            raise TypeError("the number of batches of an exact epoch is only known at its end")
+            raise TypeError("the number of batches of an exact epoch is known only at its end")
         return self.steps
 
     def __iter__(self) -> Iterator[Any]:
-        while self.step != self.steps:  # always, for an exact epoch
+        while self.step != self.steps:  # always true for an exact epoch, whose `steps` is None
             result = self._receive()
             if result is None:  # all streams have ended
                 self._set_start(0, [Position(self.epoch + 1)] * self.streams)
@@ -217,17 +220,17 @@ class Loader:
             result = next(self._results, None)
             if result and result.error:
                 raise result.error
-        except BaseException:  # Ctrl-C too
-            self._results = None  # results may be lost, so the next `for` starts workers again
+        except BaseException:  # also on Ctrl-C
+            self._results = None  # results may be lost, so the next `for` restarts the workers
             raise
         return result
 
     def close(self) -> None:
-        """End worker processes, unless they are persistent; the next `for` starts them again."""
+        """Stop the worker processes, unless they are persistent; the next `for` restarts them."""
         self._results = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state after the last batch received; batches that workers read ahead do not count."""
+        """Return the state after the last batch received, not after those read ahead by workers."""
         return {
             **self._identity,
             "epoch": self.epoch,
@@ -240,10 +243,10 @@ class Loader:
         """Resume from a state.
 
         Args:
-            state: from `state_dict`; may have been JSON in between.
+            state: from `state_dict`, also after a round trip through JSON.
 
         Raises:
-            ConfigError: it belongs to other shards or settings, which give another order.
+            ConfigError: the state belongs to other shards or settings, with another order.
         """
         check_state(state, self._identity)
         self.epoch, self.step = state["epoch"], state["step"]
@@ -251,7 +254,7 @@ class Loader:
 
 
 def check_state(state: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise ConfigError unless the state of a loader has these entries."""
+    """Raise ConfigError unless the state of a loader has the expected entries."""
     for name, value in expected.items():
         if state.get(name) != value:
             raise ConfigError(
@@ -267,7 +270,7 @@ def _check_positive(**values: int) -> None:
 
 
 def _count_steps(steps: int | str, samples: float | None, batch_size: int) -> int | None:
-    """Batches per pass, None for an exact epoch; `batch_size` is that of all ranks together."""
+    """Return the batches per pass, None for an exact epoch; `batch_size` is that of all ranks."""
     if steps == "exact":
         return None
     if steps == "expected":
@@ -280,6 +283,6 @@ def _count_steps(steps: int | str, samples: float | None, batch_size: int) -> in
     if not isinstance(steps, int) or steps < 1:
         raise ConfigError(
             f"invalid steps {steps!r}: allowed 'exact', 'expected' (if it is at least one batch), "
-            "or a number from 1 on"
+            "or a number of at least 1"
         )
     return steps

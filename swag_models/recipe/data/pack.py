@@ -1,12 +1,13 @@
-"""Images and labels -> training shards, in parallel; resumable, with the same bytes as a whole run.
+"""Pack images and labels into training shards, in parallel.
 
-While packing runs, a folder `<output>.work` beside the output holds
+Packing is resumable, and a resumed run writes the same bytes as an uninterrupted one. During
+packing, a folder `<output>.work` beside the output contains
 
-    job.json                description of the work: only the same work resumes it
+    job.json                description of the work; only a run with the same one can resume it
     locations.parquet       where every image is stored
     plan.json, plan.parquet shard, key, id, classes, repeat and location of every sample, in order
-    rejects.jsonl           what the plan leaves out
-    shard-000000.json       of each finished shard: count, bytes, SHA-256, and rejected images
+    rejects.jsonl           labels and images that the plan leaves out
+    shard-000000.json       record of a finished shard: count, bytes, SHA-256, rejected images
     .lock                   held by the running process
 """
 
@@ -48,7 +49,7 @@ from swag_models.recipe.worker_pool import open_pool
 from swag_models.runtime import count_cpus, import_extra
 
 SHARD_SIZE = 10_000  # samples
-MAX_BYTES = 1 << 30  # of a shard
+MAX_BYTES = 1 << 30  # of image files in a shard
 
 
 def pack(
@@ -63,23 +64,24 @@ def pack(
     processes: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Pack labelled images into shards, resuming what an earlier run began.
+    """Pack labelled images into shards; resume the work of an interrupted run.
 
-    Images lose their metadata; see `strip_metadata`. Labels without an image, further images of an
-    id and images that cannot be read are listed in rejects.jsonl. With several processes, a script
-    that calls this needs `if __name__ == "__main__":`.
+    The metadata of images are removed; see `strip_metadata`. Labels without an image, images with
+    the id of another one, and images that cannot be read are listed in rejects.jsonl. With several
+    processes, a script that calls this function needs `if __name__ == "__main__":`.
 
     Args:
         labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`. A
-            vocabulary.parquet beside it is copied, so that training knows the names of classes.
-        images: one or more sources; see `find_locations`. If the shards of these labels are
-            finished, they are kept, whatever the images are.
+            vocabulary.parquet beside it is copied into the output, for the class names.
+        images: one or more sources; see `find_locations`. If the output has finished shards of the
+            same labels, they are kept, even if the images differ.
         output: folder of the shards.
         shard_size: samples per shard, approximately.
-        max_bytes: of the image files of a shard, approximately; shards get fewer samples if needed.
-        image_short_side: pixels; images with a longer shorter side are resized to it.
-        seed: of the order of the samples.
-        processes: number of processes; None: one per CPU.
+        max_bytes: size of the image files of a shard, approximately; shards get fewer samples if
+            needed.
+        image_short_side: pixels; an image whose shorter side is longer is resized to it.
+        seed: seed of the order of the samples.
+        processes: number of processes; by default one per CPU.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -99,7 +101,7 @@ def pack(
     for name, value in limits.items():
         if value is not None and value < 1:
             raise ConfigError(f"invalid {name} {value}: allowed 1 or more")
-    # What the bytes of the shards depend on; the number of processes is not part of it.
+    # The bytes of the shards depend on these, and not on the number of processes.
     parameters = {
         "seed": seed,
         "shard_size": shard_size,
@@ -108,7 +110,7 @@ def pack(
     }
     identity = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
-    # With a work folder, an earlier run was interrupted.
+    # A work folder means that an earlier run was interrupted.
     if not work.exists() and (manifest := _find_finished(output, identity)):
         return manifest
     sources = [images] if isinstance(images, (str, os.PathLike)) else images
@@ -121,7 +123,7 @@ def pack(
                 output, work, plan, image_short_side, processes or count_cpus(), progress
             )
             manifest = _finish(labels, output, work, {**job, **plan}, records)
-        # The manifest is written, so a folder that cannot be removed does no harm.
+        # The manifest is complete, so a work folder that cannot be removed does no harm.
         shutil.rmtree(work, ignore_errors=True)
     return manifest
 
@@ -132,7 +134,7 @@ def write_shard(output: Path, work: Path, number: int, short_side: int | None) -
     Args:
         output: folder of the shards.
         work: the work folder.
-        number: of the shard.
+        number: number of the shard.
         short_side: as `image_short_side` of `pack`.
 
     Returns:
@@ -148,7 +150,8 @@ def write_shard(output: Path, work: Path, number: int, short_side: int | None) -
             "count": len(repeats),
             "bytes": path.stat().st_size,
             "sha256": hash_file(path),
-            "samples": math.fsum(repeats),  # exact, so the sum of sums is the same too
+            # Exact, so that the total does not depend on the split into shards.
+            "samples": math.fsum(repeats),
             "rejects": rejects,
         }
 
@@ -157,7 +160,7 @@ def write_shard(output: Path, work: Path, number: int, short_side: int | None) -
 
 
 def _find_finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest if this work is finished; None if the output is missing or empty."""
+    """Return the manifest if this work is finished; None if the output is missing or empty."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if (output / MANIFEST_FILE).is_file():
@@ -175,7 +178,7 @@ def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
             work / "plan.json", job, files, lambda: make_plan(labels, work, job)
         )
     except SwagModelsError:
-        shutil.rmtree(work)  # wrong input leaves nothing behind
+        shutil.rmtree(work)  # invalid input leaves no work folder behind
         raise
     return plan
 
@@ -183,9 +186,9 @@ def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
 def _write_samples(
     archive: tarfile.TarFile, work: Path, number: int, short_side: int | None
 ) -> tuple[list[float], list[dict[str, str]]]:
-    """Add the samples of a shard to its tar file; returns their repeat factors, and rejects."""
+    """Add the samples of a shard to its tar file; return their repeat factors and the rejects."""
     parquet = import_extra("pyarrow.parquet")
-    # The plan is sorted by shard, so this reads a few row groups only.
+    # The plan is sorted by shard, so this reads only a few row groups.
     rows = parquet.read_table(work / PLAN_FILE, filters=[("shard", "=", number)]).to_pylist()
     repeats, rejects = list[float](), list[dict[str, str]]()
     for row in rows:
@@ -204,7 +207,7 @@ def _write_samples(
             continue
         label = {name: row[name] for name in ("id", "classes", "repeat")}
         for member, data in ((suffix, content), ("json", json.dumps(label).encode())):
-            # Without owner and time, so that equal samples give equal bytes.
+            # A new TarInfo has no owner or time, so that equal samples give equal bytes.
             info = tarfile.TarInfo(f"{row['key']}.{member}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
@@ -220,29 +223,29 @@ def _write_shards(
     processes: int,
     progress: bool,
 ) -> list[dict[str, Any]]:
-    """Write the shards that are missing; returns the records of all."""
+    """Write the missing shards; return the records of all shards."""
     records: dict[int, dict[str, Any]] = {}
     for number in range(plan["shards"]):
         name = _name_shard(number)
         with suppress(LookupError):
             records[number] = read_result(_record_path(work, number), name, [output / name])
-    # Counted here, and not by the workers, for the progress bar.
+    # The progress bar starts at the samples that earlier runs finished.
     missing = [number for number in range(plan["shards"]) if number not in records]
     done = sum(record["count"] + len(record["rejects"]) for record in records.values())
     with tqdm(
         total=plan["count"], initial=done, unit=" images", disable=not progress, smoothing=0.1
     ) as bar:
-        for number, record in _run(output, work, missing, short_side, processes):
+        for number, record in _run_pool(output, work, missing, short_side, processes):
             records[number] = record
             bar.update(record["count"] + len(record["rejects"]))
     return [records[number] for number in range(plan["shards"])]
 
 
-def _run(
+def _run_pool(
     output: Path, work: Path, numbers: list[int], short_side: int | None, processes: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Write these shards; yields the number and record of each as it is finished."""
-    if min(processes, len(numbers)) <= 1:  # without the cost of starting a process
+    """Write the numbered shards; yield the number and record of each once it is finished."""
+    if min(processes, len(numbers)) <= 1:  # saves the cost of starting a process
         for number in numbers:
             yield number, write_shard(output, work, number, short_side)
         return
@@ -257,7 +260,7 @@ def _run(
 def _finish(
     labels: Path, output: Path, work: Path, plan: dict[str, Any], records: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Write the vocabulary, the rejects, and last the manifest, which marks the folder as whole."""
+    """Write the vocabulary, the rejects, and last the manifest, which marks completion."""
     if (vocabulary := labels.with_name(VOCABULARY_FILE)).is_file():
         with atomic_write(output / VOCABULARY_FILE) as temporary:
             shutil.copyfile(vocabulary, temporary)
@@ -287,11 +290,11 @@ def _finish(
 
 
 def _hash_labels(labels: Path) -> str:
-    """SHA-256 of the file, or of the SHA-256s of the files in a folder."""
+    """Return the SHA-256 of the file, or of the SHA-256s of the files in a folder."""
     try:
         if not labels.is_dir():
             return hash_file(labels)
-        # Contents only: Spark gives the files new names in each run.
+        # Contents only, because Spark gives the files new names in each run.
         hashes = [hash_file(path) for path in sorted(labels.glob("*.parquet"))]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
     except OSError as error:

@@ -1,8 +1,8 @@
 """Decide which image is packed into which shard, before any image is read.
 
 Samples are sorted by a hash of seed and id, so that each shard is a random sample of the whole
-data, and are split into shards of equal length. A shard then depends on its own samples only: one
-that was not finished can be written again alone, and all processes write the same bytes.
+data, and are split into shards of equal length. A shard then depends only on its own samples: an
+unfinished one can be rewritten alone, and any number of processes writes the same bytes.
 """
 
 import glob
@@ -20,11 +20,11 @@ from swag_models.runtime import import_extra
 PLAN_FILE = "plan.parquet"
 LOCATIONS_FILE = "locations.parquet"
 REJECTS_FILE = "rejects.jsonl"
-WRITTEN_ROWS = 100_000  # of a table at a time
+WRITTEN_ROWS = 100_000  # rows of a table written at a time
 
 
 def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
-    """Write the plan and the list of what it leaves out into the work folder.
+    """Write the plan, and the list of labels and images that it leaves out, into the work folder.
 
     Args:
         labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`.
@@ -32,7 +32,7 @@ def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
         job: description of the work: `images` and the parameters of packing.
 
     Returns:
-        `count` of samples, `shards`, `num_classes`, and `unlabelled` images.
+        Numbers: `count` of samples, `shards`, `num_classes`, and `unlabelled` images.
 
     Raises:
         ConfigError: labels or images cannot be read, or no image has a label.
@@ -40,7 +40,7 @@ def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
     _write_locations(find_locations(job["images"]), work / LOCATIONS_FILE)
     duckdb = import_extra("duckdb")
     with closing(duckdb.connect()) as database:
-        # Data larger than memory spill to the disk of the output.
+        # DuckDB spills data that are larger than memory to the disk of the output.
         database.execute(f"SET temp_directory = {_quote(work / 'duckdb')}")
         num_classes = _open_labels(database, labels)
         count, shards = _plan_shards(database, labels, work, job["parameters"])
@@ -58,13 +58,13 @@ def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
 
 
 def to_json_lines(rows: Iterable[dict[str, str]]) -> str:
-    """One line of JSON for each row."""
+    """Format each row as one line of JSON."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def _write_locations(locations: Iterable[ImageLocation], path: Path) -> None:
     pa, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
-    # The path is binary, because it need not be UTF-8.
+    # Paths are binary, because they need not be UTF-8.
     schema = pa.schema(
         [
             ("number", pa.int64()),
@@ -85,14 +85,14 @@ def _write_locations(locations: Iterable[ImageLocation], path: Path) -> None:
 
 
 def _open_labels(database: Any, labels: Path) -> int:
-    """Make the view `labels`; returns the number of classes."""
+    """Create the view `labels`; return the number of classes."""
     # Spark writes a folder of files.
     pattern = glob.escape(str(labels)) + ("/*.parquet" if labels.is_dir() else "")
     try:
         database.execute(
             f"CREATE VIEW labels AS SELECT id, classes, repeat FROM read_parquet({_quote(pattern)})"
         )
-        wrong = database.execute("""
+        invalid_row = database.execute("""
             SELECT any_value(id) FROM labels GROUP BY id
             HAVING count(*) > 1 OR bool_or(
                 id IS NULL OR classes IS NULL
@@ -108,10 +108,10 @@ def _open_labels(database: Any, labels: Path) -> int:
             f"{labels} is not a table with columns id, classes and repeat: "
             f"{str(error).splitlines()[0]}"
         ) from None
-    if wrong:
+    if invalid_row:
         raise ConfigError(
-            f"in {labels} id {wrong[0]!r} is missing, repeated or invalid: give exactly one row "
-            "per id, with classes and repeat >= 0"
+            f"in {labels} id {invalid_row[0]!r} is missing, repeated or invalid: "
+            "give exactly one row per id, with classes and repeat >= 0"
         )
     return num_classes
 
@@ -119,8 +119,8 @@ def _open_labels(database: Any, labels: Path) -> int:
 def _plan_shards(
     database: Any, labels: Path, work: Path, parameters: dict[str, Any]
 ) -> tuple[int, int]:
-    """Write the plan; returns the numbers of samples and shards."""
-    # rank 1 is the first image of an id; further images of the id are rejected
+    """Write the plan; return the numbers of samples and shards."""
+    # Rank 1 is the first image with an id; other images with the same id are rejected.
     database.execute(f"""
         CREATE VIEW locations AS
         SELECT *, row_number() OVER (PARTITION BY id ORDER BY number) AS rank
@@ -134,13 +134,13 @@ def _plan_shards(
     ).fetchone()
     if not count:
         raise ConfigError(
-            f"no image has a label in {labels}: ids are file stems, or are given in tables or "
-            ".json members"
+            f"no image has a label in {labels}; use the same ids in both: the id of an image is "
+            "its file stem, or is given in a table or .json member"
         )
     shards = max(-(-count // parameters["shard_size"]), -(-size // parameters["max_bytes"]))
-    shards = min(shards, count)  # none is empty
+    shards = min(shards, count)  # so that no shard is empty
     with atomic_write(work / PLAN_FILE) as temporary:
-        # Row groups of 16,384: a shard reads only those that it has rows in.
+        # Row groups of 16,384 rows: writing a shard reads only the groups that contain its rows.
         database.execute(f"""
             COPY (
                 SELECT (row_number() OVER (ORDER BY key) - 1) * {shards} // {count} AS shard, *
@@ -163,5 +163,5 @@ def _list_rejects(database: Any) -> list[dict[str, str]]:
 
 
 def _quote(value: object) -> str:
-    """A string in SQL."""
+    """Quote a string for SQL."""
     return "'" + str(value).replace("'", "''") + "'"

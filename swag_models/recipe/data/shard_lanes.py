@@ -1,4 +1,4 @@
-"""Endless batches from shards, whose order does not depend on the number of ranks."""
+"""Endless batches from shards, in an order that need not depend on the number of ranks."""
 
 import logging
 from collections import Counter
@@ -18,14 +18,14 @@ logger = logging.getLogger("swag_models")
 class ShardLanes:
     """Endless batches of one rank from shards, read in lanes.
 
-    L lanes each read their share of the shards like a rank of `Loader` does, whatever ranks there
-    are. Rank r of R has lanes r * L / R to (r + 1) * L / R, and its batch is theirs concatenated.
-    The state is that of all lanes of all ranks. So lanes are virtual ranks, whose number can stay
-    the same when the number of ranks changes.
+    A lane is a virtual rank: each of the L lanes reads its share of the shards with its own
+    `Loader`. Rank r of R reads the lanes from r * L / R up to, but not including, (r + 1) * L / R,
+    and concatenates their batches. The state is that of all lanes of all ranks. The number of lanes
+    can stay the same when the number of ranks changes, and then so does the order.
 
     Args:
         source: the shards.
-        transform: as for `open_train_loader`, like all other arguments.
+        transform: as for `open_train_loader`, as are all other arguments.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ShardLanes:
 
         Args:
             count: number of lanes of all ranks.
-            streams: number of streams of each lane, which a state determines; None: one per worker.
+            streams: number of streams of each lane, from a state; by default one per worker.
         """
         check_multiple("lanes", count, self._world_size, "ranks")
         check_multiple("batch_size", self._batch_size, count, "lanes")
@@ -57,13 +57,13 @@ class ShardLanes:
                 f"{len(self._urls)} shards are too few for {count} lanes; use fewer lanes or pack "
                 "smaller shards"
             )
-        workers = min(self._engine.workers, len(self._urls) // count)  # more would have no shard
+        workers = min(self._engine.workers, len(self._urls) // count)  # more would get no shard
         if streams not in (None, max(1, workers)):
             logger.warning(
                 "shards are read by %d workers instead of %d, as in the state",
                 *(streams, workers),
             )
-            workers = streams  # positions are those of this number of streams
+            workers = streams  # the state has one position per stream
         self._count, rank_lanes = count, count // self._world_size
         self._lanes = {
             lane: Loader(
@@ -90,7 +90,7 @@ class ShardLanes:
         return sum((loader.skipped for loader in self._lanes.values()), Counter())
 
     def receive(self) -> Batch:
-        """The next batch."""
+        """Return the next batch."""
         try:
             batches = [next(iter(loader)) for loader in self._lanes.values()]
         except BaseException:
@@ -98,7 +98,7 @@ class ShardLanes:
             for lane, loader in self._lanes.items():
                 loader.load_state_dict(self._state["lanes"][str(lane)])
             raise
-        # Kept, because lanes whose batch was not delivered must be set back to it.
+        # Stored, because after an error all lanes are reset to the last batch that was delivered.
         self._state = self._get_state()
         return concatenate_batches(batches)
 
@@ -112,14 +112,14 @@ class ShardLanes:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of this rank's lanes after the last batch received."""
+        """Return the state of this rank's lanes after the last batch received."""
         return self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from the merged state of all ranks, with its number of lanes if possible.
+        """Resume from the merged state of all ranks, with the same number of lanes if possible.
 
-        If `engine.lanes`, ranks or batches do not allow that number, the next epoch starts, with a
-        warning.
+        If `engine.lanes` or the number of ranks does not allow that number, start with the next
+        epoch and log a warning.
         """
         check_state(state, {"kind": "shards", "batch_size": self._batch_size})
         count = state["count"]
@@ -145,17 +145,17 @@ class ShardLanes:
                 "merge_states"
             )
         self._open_lanes(self._engine.lanes or self._world_size)
-        # Beyond every epoch that any stream has begun, so that no sample is seen twice in one.
+        # Start after every epoch that any stream has begun, so that no epoch repeats a sample.
         epoch = 1 + max(position[0] for state in states.values() for position in state["positions"])
         settings = next(iter(states.values()))  # checked by the loaders: seed, shards, ...
         for loader in self._lanes.values():
-            own_state = loader.state_dict()
+            lane_state = loader.state_dict()
             loader.load_state_dict(
                 {
                     **settings,
-                    **{name: own_state[name] for name in ("rank", "world_size", "workers")},
+                    **{name: lane_state[name] for name in ("rank", "world_size", "workers")},
                     "turn": 0,
-                    "positions": [[epoch, 0, 0]] * own_state["workers"],
+                    "positions": [[epoch, 0, 0]] * lane_state["workers"],
                 }
             )
         logger.warning(
@@ -166,13 +166,13 @@ class ShardLanes:
         )
 
     def close(self) -> None:
-        """End worker processes."""
+        """Stop the worker processes."""
         for loader in self._lanes.values():
             loader.close()
 
 
 def check_multiple(name: str, value: int, divisor: int, unit: str) -> None:
-    """ConfigError unless `value` is a positive multiple of the number of units."""
+    """Raise ConfigError unless `value` is a positive multiple of `divisor`, the number of units."""
     if value < 1 or value % divisor:
         nearest = max(1, round(value / divisor)) * divisor
         allowed = (

@@ -1,15 +1,15 @@
 """Training shards: tar files in the format of webdataset, their manifest, and their samples.
 
-A packed folder holds shard-000000.tar and so on, rejects.jsonl, the vocabulary.parquet of the
-labels, and manifest.json:
+A packed folder contains shard-000000.tar and so on, rejects.jsonl, the vocabulary.parquet of the
+labels, and manifest.json with these entries:
 
     format            1
-    versions          of this library, and of Pillow, which resized
-    parameters        of the packing
-    labels_sha256     of labels.parquet
+    versions          versions of this library, and of Pillow, which resizes images
+    parameters        parameters of the packing
+    labels_sha256     SHA-256 of labels.parquet
     num_classes       the greatest class number of any label, plus 1
-    count, bytes      samples and bytes of all shards
-    samples           expected number in an epoch: the sum of all repeat factors
+    count, bytes      number of samples and size in bytes of all shards
+    samples           expected number of samples in an epoch: the sum of all repeat factors
     unlabelled        number of images without a label
     rejects           reason -> number of lines in rejects.jsonl
     shards            name, count, bytes and SHA-256 of each shard
@@ -38,7 +38,7 @@ from swag_models.runtime import count_cpus, import_extra
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 CHUNK_SIZE = 1 << 20  # bytes read at a time
-# Names in a manifest come from a file, so they are plain file names: no path, URL or command.
+# A manifest may come from someone else, so it may only name plain files: no path, URL or command.
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*", re.ASCII)
 
 Shards = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -57,13 +57,14 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
 
     Args:
         shards: a packed folder; the path or URL of its manifest.json; a path, a URL (see
-            `open_stream`), a shell pattern, or one with {000..999}; or a sequence of the last four.
+            `open_stream`), a shell pattern, or a pattern with {000..999}; or a sequence of the
+            last four.
 
     Returns:
-        The paths or URLs; the manifest, None if there is none.
+        The paths or URLs, and the manifest, or None without one.
 
     Raises:
-        ConfigError: there are no such shards, or the manifest cannot be read.
+        ConfigError: the shards do not exist, or the manifest cannot be read.
     """
     if not isinstance(shards, (str, os.PathLike)):
         urls = [url for pattern in shards for url in _expand(os.fspath(pattern))]
@@ -79,7 +80,7 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
     if not source.endswith(MANIFEST_FILE):
         return _check_any(_expand(source), shards), None
     manifest = read_manifest(source)
-    # "./" so that a name alone is never taken for a URL or a command.
+    # "./", so that a bare name is never mistaken for a URL or a command.
     prefix = source.removesuffix(MANIFEST_FILE) or f".{os.sep}"
     urls = [prefix + shard["name"] for shard in manifest["shards"]]
     return _check_any(urls, shards), manifest
@@ -92,7 +93,8 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
         source: its path or URL.
 
     Raises:
-        ConfigError: it cannot be read, has another format, or names anything but plain files.
+        ConfigError: it cannot be read, has another format, or names something other than plain
+            files.
     """
     source = os.fspath(source)
     try:
@@ -105,7 +107,7 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
         for shard in manifest["shards"]:
             if not (isinstance(shard["name"], str) and SHARD_NAME.fullmatch(shard["name"])):
                 raise ConfigError(
-                    f"{source} names the shard {shard['name']!r}; allowed is a plain file name: "
+                    f"{source} names the shard {shard['name']!r}; allowed: a plain file name; "
                     "pack again"
                 )
         return manifest
@@ -117,7 +119,7 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def hash_shards(shards: Shards) -> str:
-    """SHA-256 of the manifest; without one, of the names and, except for URLs, sizes of shards."""
+    """Return the SHA-256 of the manifest, or without one of the names of shards and file sizes."""
     urls, manifest = find_shards(shards)
     if manifest:
         source = os.fspath(shards)  # type: ignore[arg-type]  # a sequence has no manifest
@@ -131,7 +133,7 @@ def hash_shards(shards: Shards) -> str:
 
 
 def find_vocabulary(shards: Shards) -> Path | None:
-    """Path of the vocabulary.parquet beside packed shards; None if there is none."""
+    """Return the path of the vocabulary.parquet beside packed shards, or None without one."""
     if not isinstance(shards, (str, os.PathLike)):
         return None
     path = os.path.join(os.fspath(shards).removesuffix(MANIFEST_FILE), VOCABULARY_FILE)
@@ -139,7 +141,7 @@ def find_vocabulary(shards: Shards) -> Path | None:
 
 
 def read_vocabulary(path: Path) -> list[dict[str, Any]]:
-    """The class, synset and hashtag of each class, in order."""
+    """Return the number, synset and hashtag of each class, sorted by number."""
     parquet = import_extra("pyarrow.parquet")
     rows = parquet.read_table(path, columns=["class", "synset", "hashtag"]).to_pylist()
     return sorted(rows, key=lambda row: int(row["class"]))
@@ -150,23 +152,23 @@ def check_vocabulary(shards: Shards, synsets: Sequence[str] | None) -> None:
 
     Args:
         shards: as for `find_shards`.
-        synsets: the synset of each class; None: not known.
+        synsets: the synset of each class; None if not known.
 
     Raises:
-        ConfigError: they are not the same synsets in the same order.
+        ConfigError: the vocabulary and the model have other synsets, or another order of them.
     """
     path = find_vocabulary(shards)
     if path is None or synsets is None:
         return
     if [row["synset"] for row in read_vocabulary(path)] != list(synsets):
         raise ConfigError(
-            f"{path} is not the vocabulary of the model; give shards of the curation it learns from"
+            f"{path} is not the vocabulary of the model; give shards of the same curation"
         )
 
 
 def name_shards(shards: Shards) -> str:
-    """Name of the data for reports, without folders, commands and URL queries."""
-    # These may contain private paths and keys, and a report or model card is published.
+    """Return the name of the data for reports, without folders, commands and URL queries."""
+    # These may contain private paths and keys, and reports and model cards are published.
     if not isinstance(shards, (str, os.PathLike)):
         first = name_shards(shards[0])
         return f"{first} and {len(shards) - 1} more" if len(shards) > 1 else first
@@ -177,19 +179,19 @@ def name_shards(shards: Shards) -> str:
 
 
 def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
-    """Compare every shard of a packed folder with the manifest; reads all of them.
+    """Compare every shard of a packed folder with the manifest, by reading all of them.
 
     Args:
         folder: the packed folder.
 
     Returns:
-        Every shard that is missing, not in the manifest, of another size, or of another SHA-256.
+        Every shard that is missing, is not in the manifest, or has another size or SHA-256.
 
     Raises:
         ConfigError: the manifest cannot be read.
     """
     folder = Path(folder)
-    # By name, so that shards that are not listed are found too.
+    # By name, to find shards that are not listed too.
     listed = {shard["name"]: shard for shard in read_manifest(folder / MANIFEST_FILE)["shards"]}
 
     def find_flaw(name: str) -> Flaw | None:
@@ -209,7 +211,7 @@ def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
         return None
 
     names = sorted({*listed, *(path.name for path in folder.glob("*.tar"))})
-    # Threads suffice: hashing releases the interpreter lock.
+    # Threads suffice, because hashing releases the global interpreter lock.
     with ThreadPoolExecutor(count_cpus()) as pool:
         return [flaw for flaw in pool.map(find_flaw, names) if flaw]
 
@@ -221,17 +223,17 @@ def read_shard(url: str) -> Iterator[Sample]:
         url: a path, a URL, or `pipe:` and a command, as the user gave it.
 
     Yields:
-        Suffix -> content of each file of a sample, with its key and the shard as `__key__` and
+        Samples: suffix -> content of each file, the key of the sample as `__key__`, and `url` as
         `__url__`.
 
     Raises:
-        ShardError: the shard cannot be opened or is cut off; the message names it.
+        ShardError: the shard cannot be opened or is truncated; the message names it.
         ConfigError: the URL's protocol needs a package that is not installed.
     """
     try:
         with closing(open_stream(url)) as stream:
             yield from group_members(_read_members(stream), url)
-            # A command whose output is not read to the end would seem to have failed.
+            # If its output were not read to the end, a command would fail with a broken pipe.
             while stream.read(CHUNK_SIZE):
                 pass
     except ConfigError:
@@ -242,14 +244,14 @@ def read_shard(url: str) -> Iterator[Sample]:
 
 
 def group_members(members: Iterable[tuple[str, bytes]], url: str) -> Iterator[Sample]:
-    """Group consecutive files with equal names up to the first dot into samples.
+    """Group consecutive files into samples, by the part of the name before the first dot.
 
     This is the format of webdataset (https://github.com/webdataset/webdataset). Files without a
-    suffix and hidden files belong to no sample.
+    suffix and hidden files are skipped.
 
     Args:
         members: name and content of each file.
-        url: what `__url__` of the samples is.
+        url: the value of `__url__` in the samples.
 
     Raises:
         ValueError: a sample has two files with one suffix.
@@ -266,20 +268,20 @@ def group_members(members: Iterable[tuple[str, bytes]], url: str) -> Iterator[Sa
                 yield sample
             sample = {"__key__": key, "__url__": url}
         if suffix in sample:
-            raise ValueError(f"{name} is there twice")
+            raise ValueError(f"it has {name} twice")
         sample[suffix] = content
     if sample:
         yield sample
 
 
 def _read_members(stream: ByteStream) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file of a tar stream, which may be compressed."""
+    """Yield the name and content of each file of a tar stream, which may be compressed."""
     with tarfile.open(fileobj=stream, mode="r|*") as archive:  # type: ignore[call-overload]
         for member in archive:
             if member.isreg() and (file := archive.extractfile(member)):
                 yield member.name, file.read()
             archive.members = []  # otherwise the list grows with every member of a long shard
-        # tarfile takes a cut between two members for the end, which is a block of zeros.
+        # tarfile accepts a file that is truncated between members and lacks the final zero block.
         if archive.fileobj.tell() < archive.offset + TAR_BLOCK:
             raise tarfile.ReadError("unexpected end of data")
 
@@ -290,7 +292,7 @@ def _read_all(source: str) -> bytes:
 
 
 def _expand(pattern: str) -> list[str]:
-    """The shards that a path, URL or pattern stands for."""
+    """List the shards that match a path, URL or pattern."""
     if os.path.exists(pattern):
         return [pattern]
     try:
@@ -305,7 +307,7 @@ def _expand(pattern: str) -> list[str]:
     for path in paths:
         if not os.path.isfile(path):
             raise ConfigError(
-                f"there is no shard {path}; give a packed folder, paths, URLs or patterns"
+                f"shard {path} does not exist; give a packed folder, paths, URLs or patterns"
             )
     return paths
 

@@ -1,4 +1,4 @@
-"""Which kind of data a path or URL is: packed shards or images with an index."""
+"""Open labelled data of any kind: packed shards, image folders or Hugging Face datasets."""
 
 import os
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from swag_models.recipe.data.urls import is_url
 
 
 def find_image_folder(data: Shards) -> Path | None:
-    """The folder of an image folder or a dataset on disk; None if the data are shards.
+    """Return the path of an image folder or a dataset on disk; None if the data are shards.
 
     Args:
-        data: what `open_train_loader` takes.
+        data: as for `open_train_loader`.
 
     Raises:
-        ConfigError: there is nothing at this path, or a file of another kind.
+        ConfigError: the path does not exist, or is a file of another kind.
     """
     if not isinstance(data, (str, os.PathLike)):
         return None  # a sequence of shards
@@ -38,13 +38,13 @@ def find_image_folder(data: Shards) -> Path | None:
     root = Path(text)
     if not root.is_dir():
         raise ConfigError(
-            f"data {text} is {'a file' if root.exists() else 'not there'}; allowed: packed shards, "
-            "paths or URLs of .tar files, a folder with a sub-folder of images for each class, or "
-            "a dataset saved with save_to_disk"
+            f"data {text} {'is a file' if root.exists() else 'does not exist'}; allowed: packed "
+            "shards, paths or URLs of .tar files, a folder with a sub-folder of images for each "
+            "class, or a dataset saved with save_to_disk"
         )
     if (root / MANIFEST_FILE).is_file():
         return None
-    # A .tar beside the folders of an image folder is the archive they were unpacked from.
+    # A .tar beside class folders is the archive that they were unpacked from, not a shard.
     has_images = is_hf_dataset(root) or bool(find_folders(root))
     return root if has_images or not any(root.glob("*.tar")) else None
 
@@ -59,19 +59,19 @@ def open_image_dataset(
 
     Args:
         root: the folder.
-        classes: names of all classes of `owner`, which number the classes of the data set. None:
-            the data set's own.
+        classes: names of all classes of `owner`; the classes of the data set are numbered by them.
+            By default the data set's own.
         splits: names of the split to open, in order of preference, if a dataset has several.
-        owner: whose `classes` they are, for messages.
+        owner: what has these `classes`, for messages.
 
     Raises:
-        ConfigError: the folder is neither, or has classes that are not among `classes`.
+        ConfigError: the folder is of another kind, or has classes that are not in `classes`.
     """
     if is_hf_dataset(root):
         return open_hf_dataset(root, classes, splits, owner)
     if find_folders(root):
         return open_image_folder(root, classes, owner)
-    # The first names show what kind of folder it is.
+    # The first names show the user what kind of folder it is.
     names = sorted(path.name for path in root.iterdir())
     content = f"{', '.join(names[:5]) or 'nothing'}{', ...' if names[5:] else ''}"
     raise ConfigError(
@@ -88,7 +88,7 @@ class ShardSource:
         title: name of the data for reports.
         urls: paths or URLs of all shards.
         num_classes: number of classes; None for shards without a manifest.
-        class_names: names of all classes of the model; None if they were not given.
+        class_names: names of all classes of the model; None if not given.
         sha256: see `hash_shards`.
         samples: expected number of samples in an epoch; None without a manifest.
         count: number of different samples; None without a manifest.
@@ -113,13 +113,13 @@ def open_source(
     """Open labelled data of any kind.
 
     Args:
-        data: what `open_train_loader` takes.
-        classes: names of all classes of a model; None: the data's own.
+        data: as for `open_train_loader`.
+        classes: names of all classes of a model; by default the data's own.
         splits: names of the split of a dataset to open, in order of preference.
-        synsets: synset of each class of a model, which the vocabulary beside shards must have.
+        synsets: synset of each class of a model; a vocabulary beside shards must have the same.
 
     Raises:
-        ConfigError: there are no such data, or they have other classes.
+        ConfigError: the data do not exist, or have other classes.
     """
     if root := find_image_folder(data):
         return open_image_dataset(root, classes, splits)
@@ -129,7 +129,8 @@ def open_source(
     num_classes = manifest["num_classes"] if manifest else None
     if classes and num_classes and num_classes > len(classes):
         raise ConfigError(
-            f"{name_shards(data)} has {num_classes} classes; the model has {len(classes)}"
+            f"{name_shards(data)} has {num_classes} classes; "
+            f"allowed: at most {len(classes)}, as the model has"
         )
     return ShardSource(
         title=name_shards(data),
@@ -137,14 +138,14 @@ def open_source(
         num_classes=len(classes) if classes else num_classes,
         class_names=tuple(classes) if classes else None,
         sha256=hash_shards(data),
-        # A sum of fractions: repeat factors are expected numbers.
+        # Repeat factors may be fractions, so their sum is rounded.
         samples=round(manifest["samples"]) if manifest else None,
         count=manifest["count"] if manifest else None,
     )
 
 
 def describe_source(source: ImageDataset | ShardSource, samples: int | None) -> dict[str, Any]:
-    """What reports and model cards state of data: kind, name, samples, classes, SHA-256."""
+    """Describe data for reports and model cards: kind, name, samples, classes, SHA-256."""
     return {
         "kind": source.kind,
         "name": source.title,

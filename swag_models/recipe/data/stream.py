@@ -1,17 +1,19 @@
-"""The order of samples: resampled, shuffled, split between processes, and resumable.
+"""Streams of samples from shards: repeated, shuffled, split between processes, and resumable.
 
-An epoch depends on (seed, epoch) alone. Its shards are ordered by hash, and stream s of
-S = ranks x workers takes every S-th of them, beginning with the s-th: all streams together see
-every shard once, whatever S is. A stream reads `window` shards one after the other, takes each
-sample as often as its repeat factor says (see `count_copies`), and shuffles within a buffer, which
-is emptied at the end of the window. The position of a stream is three numbers: epoch, window, and
-number of samples taken from the window. To resume there, the window is read again and that many
-samples are dropped without decoding them; this needs no index of the shards, so pipes can be
-resumed too. Packed shards are random samples of the whole data, for which a small window shuffles
-as well as a large one; sorted shards need a window of many shards.
+An epoch depends only on (seed, epoch). Its shards are sorted by hash, and stream s of
+S = ranks x workers takes every S-th of them, beginning with the s-th: all streams together read
+every shard once, whatever S is. A stream reads a window of `window` shards one after the other,
+repeats each sample by its repeat factor (see `count_copies`), and shuffles within a buffer, which
+is emptied at the end of the window.
+
+The position of a stream is three numbers: epoch, window, and number of samples taken from the
+window. To resume from it, the stream reads the window again and drops that number of samples
+without decoding them. This needs no index of the shards, so pipes can be resumed too. Packed shards
+are random samples of the whole data, for which a small window shuffles as well as a large one;
+sorted shards need a window of many shards.
 
 Decoding is seeded by sample, epoch and copy, so augmentation does not depend on the number of
-processes either.
+processes.
 """
 
 import hashlib
@@ -32,14 +34,14 @@ from swag_models.inference.image_sources import IMAGE_SUFFIXES
 from swag_models.recipe.data.collate import WorkerResult
 from swag_models.recipe.data.shards import Sample, read_shard
 
-UNREACHABLE_EPOCH = 2**62  # the stop of streams that do not end
-MAX_EMPTY_EPOCHS = 100  # without a sample, after which such a stream raises an error
+UNREACHABLE_EPOCH = 2**62  # the `stop` of endless streams
+MAX_EMPTY_EPOCHS = 100  # an endless stream raises an error after this number without a sample
 # Sorted: the order decides which image is taken if a sample has several.
 IMAGE_KEYS = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 class Position(NamedTuple):
-    """Where a stream is: after `taken` samples of a window of an epoch."""
+    """Position of a stream: after `taken` samples of a window of an epoch."""
 
     epoch: int
     window: int = 0
@@ -48,11 +50,11 @@ class Position(NamedTuple):
 
 @dataclass(eq=False)
 class ShardStream(IterableDataset[WorkerResult]):
-    """What the workers of a rank run: each reads a stream of its own, from its start position.
+    """The data set that the workers of a rank iterate; each worker reads one of the streams.
 
     Args:
         urls: paths or URLs of all shards.
-        decode: as for `Loader`, like all other fields but `streams`.
+        decode: as for `Loader`, as are all other fields but `streams`.
         streams: number of streams of a rank: one per worker.
     """
 
@@ -71,7 +73,7 @@ class ShardStream(IterableDataset[WorkerResult]):
     skip_broken: bool
 
     def __post_init__(self) -> None:
-        # In shared memory: persistent workers keep the copy of this object that they started with.
+        # In shared memory, because persistent workers keep their first copy of this object.
         self._start = torch.zeros(2 + 3 * self.streams, dtype=torch.int64)
         self._start.share_memory_()  # type: ignore[no-untyped-call]
 
@@ -80,7 +82,7 @@ class ShardStream(IterableDataset[WorkerResult]):
 
         Args:
             turn: number of the stream that the first worker reads.
-            positions: where each stream starts.
+            positions: start position of each stream.
             stop: epoch at which all streams end.
         """
         numbers = [number for position in positions for number in position]
@@ -89,7 +91,7 @@ class ShardStream(IterableDataset[WorkerResult]):
     def __iter__(self) -> Iterator[WorkerResult]:
         turn, stop, *numbers = self._start.tolist()
         worker = get_worker_info()
-        # DataLoader takes results from its workers in turn, from the first.
+        # DataLoader takes results from its workers in turn, beginning with the first.
         stream = ((worker.id if worker else 0) + turn) % self.streams
         position = Position(*numbers[3 * stream : 3 * stream + 3])
         batch, skipped = list[Any](), Counter[str]()
@@ -105,10 +107,10 @@ class ShardStream(IterableDataset[WorkerResult]):
                 if len(batch) == self.batch_size:
                     yield WorkerResult(self.collate(batch), dict(skipped), None, stream, position)
                     batch = []
-                    skipped.clear()  # `_draw` holds the same object
+                    skipped.clear()  # in place, because `_draw` adds to the same object
             if batch or skipped:
-                rest = self.collate(batch) if batch else None
-                yield WorkerResult(rest, dict(skipped), None, stream, Position(stop))
+                last_batch = self.collate(batch) if batch else None
+                yield WorkerResult(last_batch, dict(skipped), None, stream, Position(stop))
         except SwagModelsError as error:
             yield WorkerResult(None, dict(skipped), error, stream, position)
 
@@ -119,7 +121,7 @@ class ShardStream(IterableDataset[WorkerResult]):
     def _draw(
         self, stream: int, start: Position, stop: int, skipped: Counter[str]
     ) -> Iterator[tuple[Sample, Position]]:
-        """The samples of a stream, each with the position after it."""
+        """Yield the samples of a stream, each with the position after it."""
         (epoch, first_window, taken), empty_epochs = start, 0
         first_shard, step = self.rank * self.streams + stream, self.world_size * self.streams
         while epoch < stop:
@@ -130,7 +132,7 @@ class ShardStream(IterableDataset[WorkerResult]):
                 samples = self._shuffle(window_shards, epoch, skipped)
                 for count, (sample, copy) in enumerate(samples, 1):
                     empty_epochs = 0
-                    if count > taken:  # a resumed stream drops what it has seen
+                    if count > taken:  # a resumed stream drops samples before its start
                         seed = hash_seed(self.seed, epoch, sample["id"], copy)
                         yield (
                             {**sample, "epoch": epoch, "seed": seed},
@@ -140,15 +142,15 @@ class ShardStream(IterableDataset[WorkerResult]):
             if empty_epochs == MAX_EMPTY_EPOCHS and stop == UNREACHABLE_EPOCH:
                 raise ConfigError(
                     f"no sample in {MAX_EMPTY_EPOCHS} epochs of {len(shards)} shards, "
-                    f"{self.urls[shards[0]]} among them; check repeat"
+                    f"{self.urls[shards[0]]} among them; give repeat factors above 0"
                 )
             epoch, first_window = epoch + 1, 0
 
     def _shuffle(
         self, shards: list[int], epoch: int, skipped: Counter[str]
     ) -> Iterator[tuple[Sample, int]]:
-        """The numbered copies of a window's samples, in random order."""
-        # `random` is the one method of Random whose numbers are the same in all Python versions.
+        """Yield the samples of a window with their copy numbers, in random order."""
+        # Only `random` is guaranteed to give the same numbers in all Python versions.
         random = Random(f"{self.seed}/{epoch}/{shards[0]}").random
         buffer = list[tuple[Sample, int]]()
         for sample in self._read(shards, skipped):
@@ -181,8 +183,8 @@ class ShardStream(IterableDataset[WorkerResult]):
             classes = self.classes(sample)
         elif (classes := record.get("classes", sample.get("cls"))) is None:
             raise ConfigError(
-                f"{sample['__key__']} in {sample['__url__']} has no classes; give a function that "
-                "finds them as classes="
+                f"{sample['__key__']} in {sample['__url__']} has no classes; pass a function "
+                "classes= that returns them"
             )
         sample["classes"] = (int(classes),) if isinstance(classes, bytes) else tuple(classes)
         sample["id"] = str(record.get("id", sample["__key__"]))
@@ -199,10 +201,10 @@ class ShardStream(IterableDataset[WorkerResult]):
 
 
 def count_copies(identifier: str, repeat: float, epoch: int, seed: int) -> int:
-    """Number of times an image is seen in an epoch.
+    """Return the number of copies of an image in an epoch.
 
-    This is the integer part of `repeat`, and once more in a fraction of all epochs. A hash of the
-    arguments decides in which, so all processes agree without communicating.
+    This is the integer part of `repeat`, plus 1 with a probability of its fractional part. A hash
+    of the arguments decides, so all processes agree without communicating.
 
     Args:
         identifier: id of the image.
@@ -210,16 +212,16 @@ def count_copies(identifier: str, repeat: float, epoch: int, seed: int) -> int:
         epoch: number of the epoch.
         seed: seed of the run.
     """
-    whole = math.floor(repeat)
-    if repeat == whole:
-        return whole
+    integer = math.floor(repeat)
+    if repeat == integer:
+        return integer
     text = f"{seed}/{epoch}/{identifier}"
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return whole + (int.from_bytes(digest, "big") < (repeat - whole) * 2.0**64)
+    return integer + (int.from_bytes(digest, "big") < (repeat - integer) * 2.0**64)
 
 
 def hash_seed(*values: object) -> int:
-    """A seed for generators, 0 <= seed < 2**63, that depends on these values alone."""
+    """Return a seed for generators, 0 <= seed < 2**63, that depends only on these values."""
     return int.from_bytes(_hash(*values)[:8], "big") >> 1
 
 

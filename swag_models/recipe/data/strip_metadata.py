@@ -1,4 +1,4 @@
-"""Image files without metadata: location, author, comments and previews go, the pixels stay.
+"""Remove location, author, comments and previews from image files; keep the pixels.
 
 Axes: H W pixels.
 """
@@ -13,27 +13,28 @@ from swag_models.errors import ImageError
 from swag_models.preprocess import read_image
 
 JPEG_QUALITY = 95  # of resized images
-# The chunks of a WebP file that hold one image; others are metadata or an animation.
+# The chunks of a WebP file that contain one image; others are metadata or an animation.
 WEBP_IMAGE_CHUNKS = {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"}
 # Names of JPEG markers as in ITU-T T.81, table B.1.
 SOI, EOI, SOS, APP0, APP15, COM, TEM = b"\xff\xd8", 0xD9, 0xDA, 0xE0, 0xEF, 0xFE, 0x01
-# Application segments of a JPEG that affect the pixels: marker -> beginning of its content.
+# Application segments of a JPEG that affect how pixels are decoded: marker -> start of content.
 PIXEL_SEGMENTS = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
-# The end of a scan: a marker that is neither a stuffed byte nor a restart marker.
+# What ends a scan: a marker other than a stuffed byte or a restart marker.
 MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
 def strip_metadata(content: bytes, name: str, short_side: int | None = None) -> tuple[bytes, str]:
     """Remove the metadata of an image file.
 
-    A JPEG keeps its compressed pixels bit by bit, its colour profile and its orientation. A WebP
-    without metadata is returned as it is. Any other file becomes a PNG of its upright RGB pixels.
-    An image that is too large is turned upright, resized, and written as a JPEG.
+    A JPEG keeps its compressed pixels bit for bit, its colour profile and its orientation. A WebP
+    without metadata is returned unchanged. Any other file becomes a PNG of its upright RGB pixels.
+    An image larger than `short_side` is turned upright, resized, and written as a JPEG.
 
     Args:
         content: the file.
-        name: of the image, for messages.
-        short_side: pixels; images with a longer shorter side are resized to it. None: no limit.
+        name: name of the image for messages.
+        short_side: pixels; an image whose shorter side is longer is resized to it. None for no
+            limit.
 
     Returns:
         The new file and the suffix of its format, without a dot.
@@ -41,7 +42,7 @@ def strip_metadata(content: bytes, name: str, short_side: int | None = None) -> 
     Raises:
         ImageError: the image cannot be decoded to the end; the message names it.
     """
-    upright = read_image(io.BytesIO(content), name)  # decodes all of it: finds a file cut off
+    upright = read_image(io.BytesIO(content), name)  # decodes all pixels, to find truncated files
     if 0 in upright.size:
         raise ImageError(f"{name} has no pixels")
     if short_side and min(upright.size) > short_side:
@@ -59,14 +60,14 @@ def strip_metadata(content: bytes, name: str, short_side: int | None = None) -> 
 
 
 def strip_jpeg(content: bytes, orientation: int = 1) -> bytes:
-    """Remove EXIF, XMP, IPTC, comments, previews and what follows the end from a JPEG.
+    """Remove EXIF, XMP, IPTC, comments, previews and data after the end from a JPEG.
 
     The pixels are not decoded, so they stay exactly the same. Segments are those of ITU-T T.81,
     annex B.
 
     Args:
         content: the file.
-        orientation: value of the EXIF tag; if it is not 1, a new EXIF segment holds it alone.
+        orientation: value of the EXIF tag; unless it is 1, it is written to a new EXIF segment.
     """
     segments = [
         segment for marker, segment in _split_jpeg(content) if _affects_pixels(marker, segment)
@@ -87,14 +88,14 @@ def _affects_pixels(marker: int, segment: bytes) -> bool:
 
 
 def _split_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Markers and segments after the start of a JPEG, with its end; scans with their data."""
+    """Yield the marker and the bytes of each segment of a JPEG after SOI; a scan with its data."""
     offset = 2
     while match := MARKER.search(content, offset):
         marker, start = content[match.end() - 1], match.end() - 2
         if marker == EOI:
             break
         stop = start + 2
-        if marker != TEM:  # the one other marker without a length
+        if marker != TEM:  # the only other marker without a length
             stop += int.from_bytes(content[stop : stop + 2], "big")
         if marker == SOS:
             scan_end = MARKER.search(content, stop)
@@ -105,7 +106,7 @@ def _split_jpeg(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_bare_webp(content: bytes) -> bool:
-    """Whether a WebP file is one image and nothing else."""
+    """Return whether a WebP file contains one image and nothing else."""
     # RIFF: 12 bytes of header; each chunk has a name, a length, and content padded to even length.
     offset = 12
     while content[offset : offset + 4] in WEBP_IMAGE_CHUNKS:
@@ -115,7 +116,7 @@ def _is_bare_webp(content: bytes) -> bool:
 
 
 def _make_exif(orientation: int) -> bytes:
-    """An EXIF segment that holds an orientation only."""
+    """Make an EXIF segment that contains only an orientation."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     body = exif.tobytes()
@@ -124,7 +125,7 @@ def _make_exif(orientation: int) -> bytes:
 
 def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
     file, profile = io.BytesIO(), image.info.get("icc_profile", b"")
-    image.info = {}  # otherwise Pillow writes the original's comment again
-    # Bytes 16 to 20 of a profile are its colour space: others do not fit the RGB pixels.
+    image.info = {}  # otherwise Pillow would write the original comment
+    # Bytes 16 to 19 of a profile name its colour space; only RGB fits the pixels.
     image.save(file, kind, icc_profile=profile if profile[16:20] == b"RGB " else None, **options)
     return file.getvalue()

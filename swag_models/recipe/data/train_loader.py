@@ -1,4 +1,4 @@
-"""Training data of any kind -> endless batches, independent of the number of ranks, resumable.
+"""Endless batches of training data of any kind, resumable with another number of ranks.
 
 Axes: N samples of a batch, S pixels.
 """
@@ -17,17 +17,17 @@ from swag_models.recipe.data.sources import ShardSource, describe_source, open_s
 
 
 class TrainLoader:
-    """Endless batches of one rank; a `for` resumes after the last batch received.
+    """Iterable over endless batches of one rank; a `for` resumes after the last batch received.
 
     Args:
         source: the data.
-        samples: number of samples in an epoch, of shards the expected one; None if not known.
-        batches: reads them.
+        samples: number of samples in an epoch, or its expectation for shards; None if not known.
+        batches: reads the batches.
 
     Attributes:
         num_classes: number of classes; None for shards without a manifest.
         class_names: names of all classes; None if they have no names.
-        facts: what reports state of the data; see `describe_source`.
+        facts: description of the data for reports; see `describe_source`.
     """
 
     def __init__(
@@ -50,22 +50,22 @@ class TrainLoader:
         return self._batches.skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """The state after the last batch received: JSON values; see `merge_states`."""
+        """Return the state after the last batch received, as JSON values; see `merge_states`."""
         return self._batches.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state.
 
         Args:
-            state: of this rank if there is one only, otherwise the merged state of all ranks.
+            state: the merged state of all ranks, which for a single rank is its own state.
 
         Raises:
-            ConfigError: it belongs to other data, or to another seed or batch size.
+            ConfigError: the state belongs to other data, or to another seed or batch size.
         """
         self._batches.load_state_dict(state)
 
     def close(self) -> None:
-        """End worker processes; the next `for` starts them again."""
+        """Stop the worker processes; the next `for` restarts them."""
         self._batches.close()
 
 
@@ -84,27 +84,27 @@ def open_train_loader(
 
     Args:
         data: packed shards or other shards (see `find_shards`), a folder with a sub-folder of
-            images for each class, or a Hugging Face dataset on disk, of whose splits "train" is
-            opened if it has several.
+            images for each class, or a Hugging Face dataset on disk. If the dataset has several
+            splits, "train" is opened.
         transform: an upright RGB image -> uint8 (3, S, S). Torch's generator is seeded for each
             image by seed, epoch and sample.
-        batch_size: samples of all ranks together.
-        seed: of the order and of `transform`.
+        batch_size: samples per batch of all ranks together.
+        seed: seed of the order and of `transform`.
         rank: number of this rank.
         world_size: number of ranks.
-        engine: number of workers, lanes, and the size of the shuffle buffer.
-        classes: names of all classes of a model, by which those of the data are numbered; None:
-            the data's own.
+        engine: numbers of workers and lanes, and the size of the shuffle buffer.
+        classes: names of all classes of a model; the classes of the data are numbered by them. By
+            default the data's own.
 
     Raises:
-        ConfigError: there are no such data, a class is missing from `classes`, or the batch size
-            or lanes cannot be divided.
+        ConfigError: the data do not exist, a class is missing from `classes`, or the batch size or
+            the number of lanes is not divisible.
     """
     assert 0 <= rank < world_size
-    # Checked before the data are opened, which can take minutes.
+    # Checked first, because opening the data can take minutes.
     check_multiple("batch_size", batch_size, world_size, "ranks")
     source = open_source(data, classes)
-    # Shards have no index: their order depends on the lanes that read them.
+    # Shards are read in sequence, so their order depends on the lanes that read them.
     if isinstance(source, ShardSource):
         lanes = ShardLanes(source, transform, batch_size, seed, rank, world_size, engine)
         return TrainLoader(source, source.samples, lanes)
@@ -116,7 +116,7 @@ def open_train_loader(
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Merge the states of the loaders of all ranks into one that any number of ranks can load."""
     merged = dict(states[0])
-    # The state of images with an index is equal on all ranks.
+    # The state of images that are read by index is equal on all ranks.
     if "lanes" in merged:
         merged["lanes"] = {
             lane: lane_state for state in states for lane, lane_state in state["lanes"].items()

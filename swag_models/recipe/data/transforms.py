@@ -1,4 +1,4 @@
-"""Augmentation of training images: a random crop, resized, and mirrored half of the time.
+"""Augmentation of training images: random crop, resize, and random horizontal flip.
 
 Axes: S side in pixels.
 """
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class Augmentation:
     """PIL image -> uint8 (3, S, S), as torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
-    It can be sent to worker processes, and draws from torch's global generator. Pixels are
+    It can be pickled, for worker processes, and uses torch's global random generator. Pixels are
     normalised later, for whole batches, by `Transform.normalise`.
 
     Args:
         augment: the parameters.
-        image_size: S.
+        image_size: side S of the result in pixels.
     """
 
     def __init__(self, augment: Augment, image_size: int) -> None:
@@ -30,7 +30,7 @@ class Augmentation:
         self.image_size = image_size
 
     def __call__(self, image: Image.Image) -> "Tensor":
-        # Imported here, because loading this module must not take the seconds that these take.
+        # Imported here, because these imports take seconds and the module must load quickly.
         import torch
         from torchvision.transforms import RandomResizedCrop
         from torchvision.transforms.v2 import functional as F

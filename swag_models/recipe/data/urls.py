@@ -1,8 +1,8 @@
 """Byte streams of paths, URLs and shell commands.
 
-HTTP goes through requests, which the package needs anyway: fsspec would need aiohttp, whose
-requests end after five minutes by default, while a shard is read as slowly as training consumes
-it. All other protocols (s3, gs, hf, file, ...) go through fsspec.
+HTTP goes through requests, which is installed anyway. fsspec would need aiohttp, whose requests
+time out after five minutes by default, while a shard is read only as fast as training consumes it.
+All other protocols (s3, gs, hf, file, ...) go through fsspec.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ PROTOCOL_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 HTTP_TIMEOUT = (30, 60)  # seconds to connect, and between two packets
 HTTP_RETRIES = Retry(
     total=5,
-    connect=0,  # a wrong host must fail at once
+    connect=0,  # fail immediately if the host is wrong
     backoff_factor=1,  # waits 0, 2, 4, 8, 16 seconds
     status_forcelist=(408, 429, 500, 502, 503, 504),
     raise_on_status=False,
@@ -30,7 +30,7 @@ HTTP_RETRIES = Retry(
 
 
 class ByteStream(Protocol):
-    """What `open_stream` returns."""
+    """A readable stream of bytes, as `open_stream` returns."""
 
     def read(self, size: int = -1, /) -> bytes: ...
 
@@ -38,22 +38,22 @@ class ByteStream(Protocol):
 
 
 def is_url(source: str) -> bool:
-    """Whether `source` is a URL or `pipe:` and a command, and not a path."""
+    """Return whether `source` is a URL, or `pipe:` and a command, instead of a path."""
     return "://" in source or source.startswith(COMMAND_PREFIX)
 
 
 def open_stream(source: str) -> ByteStream:
     """Open a path, a URL, or `pipe:` and a shell command, for reading from start to end.
 
-    Commands are run as they are: `source` must come from the user, never from a file.
+    Commands run in a shell, unchecked: `source` must come from the user, never from a file.
 
     Args:
         source: the path, URL or command.
 
     Raises:
         ConfigError: the protocol needs a package that is not installed.
-        OSError: it cannot be opened. Reading raises OSError too, also for a download that is cut
-            off and, at the end, for a command that fails.
+        OSError: the source cannot be opened. Reading raises OSError too, for example if a download
+            is truncated, or at the end if a command fails.
         ValueError: the protocol is unknown.
     """
     if source.startswith(COMMAND_PREFIX):
@@ -74,20 +74,20 @@ class _Command:
     def read(self, size: int = -1, /) -> bytes:
         assert self._process.stdout
         content = self._process.stdout.read(size)
-        # The exit code is known at the end only.
+        # The exit code is known only at the end.
         if (size < 0 or (size and not content)) and (code := self._process.wait()):
             raise OSError(f"the command that fetches it ended with exit code {code}")
         return content
 
     def close(self) -> None:
         assert self._process.stdout
-        self._process.stdout.close()  # what the command started ends when it writes again
+        self._process.stdout.close()  # children of the command end at their next write
         self._process.kill()  # does nothing if it has ended
         self._process.wait()
 
 
 class _Download:
-    """A stream whose errors of all network libraries are OSErrors."""
+    """A stream that turns the errors of all network libraries into OSErrors."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -119,7 +119,7 @@ def _open_http(url: str) -> Any:
     if not response.ok:
         response.close()
         raise OSError(f"the server answered with HTTP status {response.status_code}")
-    return response.raw  # checks that as many bytes arrive as the server announced
+    return response.raw  # raises an error if fewer bytes arrive than Content-Length says
 
 
 def _find_host(url: str) -> str:
@@ -135,7 +135,9 @@ def _open_fsspec(url: str) -> Any:
     except ImportError as error:
         package = PROTOCOL_PACKAGES.get(protocol)
         fix = f"install {package} with: pip install {package}" if package else str(error)
-        raise ConfigError(f"{protocol}:// URLs need a package that is missing; {fix}") from None
+        raise ConfigError(
+            f"{protocol}:// URLs need a package that is not installed; {fix}"
+        ) from None
     except OSError:
         raise
     except _list_network_errors() as error:
@@ -143,14 +145,14 @@ def _open_fsspec(url: str) -> Any:
 
 
 def _list_network_errors() -> tuple[type[Exception], ...]:
-    """Errors of network libraries in use that are not OSErrors."""
+    """List the errors of imported network libraries that are not OSErrors."""
     names = (
         ("httpx", "HTTPError"),  # hf
         ("aiohttp", "ClientError"),  # gs
         ("google.auth.exceptions", "GoogleAuthError"),
         ("botocore.exceptions", "BotoCoreError"),  # s3
         ("botocore.exceptions", "ClientError"),
-        ("asyncio", "TimeoutError"),  # no OSError before Python 3.11
+        ("asyncio", "TimeoutError"),  # not an OSError before Python 3.11
     )
     modules = [(sys.modules[module], name) for module, name in names if module in sys.modules]
     return (HTTPError, *(getattr(module, name) for module, name in modules))

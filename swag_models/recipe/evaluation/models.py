@@ -36,17 +36,17 @@ class EvaluatedModel(ABC):
     """A model in inference mode, with its own preprocessing.
 
     Attributes:
-        name: what the model was opened by.
+        name: the name by which the model was opened.
         network: the PyTorch module.
         num_classes: number of classes; None for a model without a head.
         classes: name of each class; None if there are no classes or no names.
         synsets: WordNet id of each class, if known.
         published: accuracy in percent that the authors of the model report, if any.
         preprocess: description of the preprocessing.
-        fit: upright RGB image -> (3, H, W), bytes or floats, which batches for `forward` consist
-            of. It is sent to worker processes, so it holds no reference to the network.
+        fit: upright RGB image -> (3, H, W), uint8 or floats; `forward` takes batches of these. It
+            is sent to worker processes, so it has no reference to the network.
         device: where the network runs.
-        dtype: of its weights.
+        dtype: dtype of its weights.
     """
 
     name: str
@@ -62,18 +62,18 @@ class EvaluatedModel(ABC):
 
     @abstractmethod
     def normalise(self, images: Tensor) -> Tensor:
-        """Convert what `fit` returns (N, 3, H, W) to the float32 input of the network."""
+        """Convert a batch of results of `fit` (N, 3, H, W) to the float32 input of the network."""
 
     @abstractmethod
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (N, K), with no meaning if there are no classes, and features (N, D)."""
+        """Return logits (N, K), which are meaningless without classes, and features (N, D)."""
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Run the network.
 
         Args:
-            images: batch of what `fit` returns (N, 3, H, W).
+            images: batch of results of `fit` (N, 3, H, W).
 
         Returns:
             Logits (N, K) and the features before the head (N, D), both float32 on the CPU.
@@ -83,15 +83,15 @@ class EvaluatedModel(ABC):
         return logits.float().cpu(), features.float().cpu()
 
     def classify(self, images: Tensor) -> Tensor:
-        """The logits of `forward`."""
+        """Return the logits of `forward`."""
         return self.forward(images)[0]
 
     def embed(self, images: Tensor) -> Tensor:
-        """The features of `forward`."""
+        """Return the features of `forward`."""
         return self.forward(images)[1]
 
     def hash_content(self) -> str:
-        """SHA-256 of everything that determines the features: weights, preprocessing and dtype."""
+        """Return the SHA-256 of what determines the features: weights, preprocessing and dtype."""
         digest = hashlib.sha256(f"{self.preprocess}\n{self.dtype}\n".encode())
         for name, tensor in self.network.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -112,7 +112,7 @@ class SwagModel(EvaluatedModel):
         self.num_classes, self.published = spec.num_classes, spec.metrics
         self.classes = load_classes(spec) if spec.classes is not None else None
         self.synsets = tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
-        # The same module under a precise type: `network` is declared as any module.
+        # Two names, because `network` is declared as nn.Module, without our methods.
         self.network = self._model = load_model(
             spec, device=device, dtype=dtype, image_size=image_size
         )
@@ -132,12 +132,12 @@ class ExternalModel(EvaluatedModel):
     """A model of timm or torchvision. Its features are the input of its last linear layer.
 
     Args:
-        name: name with prefix.
+        name: name with its prefix, "timm:" or "torchvision:".
         network: the module.
         transform: its preprocessing: image -> normalised floats (3, H, W).
         classes: names of its classes, if known.
         device: where to run.
-        dtype: of the weights.
+        dtype: dtype of the weights.
     """
 
     published = None
@@ -155,7 +155,7 @@ class ExternalModel(EvaluatedModel):
         self.preprocess, self.fit = " ".join(repr(transform).split()), transform
         self._head = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
         self.num_classes, self.device, self.dtype = self._head.out_features, device, dtype
-        # Both libraries number 1000 classes as ImageNet does.
+        # Both libraries use the order of ImageNet-1k for 1000 classes.
         self.synsets = tuple(load_imagenet()) if self.num_classes == 1000 else None
         self.classes = tuple(classes) if classes else None
 
@@ -182,10 +182,10 @@ def open_evaluated_model(
     """Load a model with its preprocessing.
 
     Args:
-        name: a name of the catalog, a folder that `publish.save` wrote, hf-hub:ORG/REPO, timm:NAME,
+        name: a catalog name, a folder that `publish.save` wrote, hf-hub:ORG/REPO, timm:NAME,
             or torchvision:NAME[@WEIGHTS].
         device: where to run.
-        dtype: of the weights; float32 by default.
+        dtype: dtype of the weights; float32 by default.
         image_size: replaces the image size of a model of this library.
 
     Raises:
@@ -199,7 +199,7 @@ def open_evaluated_model(
     if image_size is not None:
         raise ConfigError(
             f"invalid image_size {image_size} for {name}: allowed only for models of this library; "
-            "omit it, and images are preprocessed as the authors of the model do"
+            "omit it to use the preprocessing of the model's authors"
         )
     library, _, external_name = name.partition(":")
     open_external = _open_timm if library == "timm" else _open_torchvision
@@ -215,7 +215,7 @@ def _open_timm(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
     with _fetch_errors(f"timm:{name}"):
         network = timm.create_model(name, pretrained=True)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
-    # timm has no class names; any of our ImageNet models has those of ImageNet.
+    # timm has no class names; those of any of our ImageNet models are the same.
     classes = load_classes("vit_b16_in1k") if network.num_classes == 1000 else None
     return network, transform, classes
 
@@ -242,11 +242,11 @@ def _open_torchvision(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:
 
 @contextmanager
 def _fetch_errors(name: str) -> Iterator[None]:
-    """Turn the errors of both download clients, which are OSErrors, into a one-line FetchError."""
+    """Turn the OSErrors of both download clients into a one-line FetchError."""
     try:
         yield
     except OSError as error:
         reason = " ".join(str(error).split())
         raise FetchError(
-            f"weights of {name} cannot be fetched: {reason}; try again with a network"
+            f"weights of {name} cannot be fetched: {reason}; check the network connection"
         ) from None

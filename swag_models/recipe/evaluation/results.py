@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
-# Published accuracies are stated with one or two decimals; a larger difference is a real one.
+# Published accuracies have one or two decimals; a larger difference cannot be due to rounding.
 PUBLISHED_TOLERANCE = 0.1  # percentage points
 
 
@@ -23,7 +23,7 @@ class Bin(NamedTuple):
     Attributes:
         low: lower end of the bin, exclusive.
         high: upper end of the bin, inclusive.
-        images: number of images whose highest class probability lies in the bin.
+        images: number of images whose highest class probability is in the bin.
         probability: mean of these probabilities.
         accuracy: share of these images whose first class is correct.
     """
@@ -41,7 +41,7 @@ class ImageResult(NamedTuple):
     Attributes:
         name: name of the image within its data set.
         labels: the true classes.
-        top: the five most probable classes, in falling order.
+        top: the five most probable classes, in descending order.
         probability: probability of the first of them, from 0 to 1.
     """
 
@@ -87,13 +87,13 @@ class Evaluation:
 
     @property
     def differs(self) -> bool:
-        """Whether top-1 differs from the published value by more than `PUBLISHED_TOLERANCE`."""
+        """Whether top-1 differs from the published one by more than `PUBLISHED_TOLERANCE`."""
         if self.published is None:
             return False
         return abs(self.top1.value - self.published) > PUBLISHED_TOLERANCE
 
     def summarise(self) -> dict[str, Any]:
-        """JSON values for readers: named parts, without the predictions and the class names."""
+        """Return JSON values for readers: named parts, without the predictions and class names."""
         summary = {**vars(self), "differs": self.differs}
         del summary["records"], summary["classes"]
         for name, value in summary.items():
@@ -102,7 +102,7 @@ class Evaluation:
         return {**summary, "bins": [bin._asdict() for bin in self.bins]}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values of all fields, from which `from_dict` restores the evaluation."""
+        """Return JSON values of all fields, from which `from_dict` restores the evaluation."""
         return dict(vars(self))
 
     @classmethod
@@ -128,9 +128,9 @@ class Probe:
 
     Attributes:
         model: name of the model.
-        method: how the classifier was made.
-        shots: training images of each class; below 1 their share of the class; None for all images.
-        values: accuracy on the test images, one value for each random choice of training images.
+        method: how the classifier was trained.
+        shots: training images per class; below 1, the share of the class; None for all images.
+        values: accuracy on the test images, one value per random choice of training images.
         settings: hyperparameters, such as k or C.
     """
 
@@ -142,20 +142,20 @@ class Probe:
 
     @property
     def mean(self) -> float:
-        """Mean over the choices of training images."""
+        """Mean over the random choices of training images."""
         return statistics.mean(self.values)
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the choices of training images; 0 if there is one only."""
+        """Standard deviation over the random choices of training images; 0 if there is only one."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values of all fields, and of the mean and spread for readers."""
+        """Return JSON values of all fields, and of the mean and spread for readers."""
         return {**asdict(self), "mean": self.mean, "spread": self.spread}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Probe":
-        """Restore a probe from what `to_dict` returned, also after a round trip through JSON."""
+        """Restore a probe from `to_dict`, also after a round trip through JSON."""
         model, method, shots = values["model"], values["method"], values["shots"]
         return cls(model, method, shots, tuple(values["values"]), values["settings"])

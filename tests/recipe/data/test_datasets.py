@@ -81,10 +81,13 @@ def test_a_dataset_can_have_bytes_lists_of_classes_and_no_names(tmp_path: Path) 
     assert dict(zip(batch.ids, batch.classes)) == {"0": (0,), "1": (1, 4), "2": (), "3": (2,)}
     assert (loader.num_classes, loader.class_names) == (5, None)
     for rows, message in (
-        ({"image": [b""], "tag": [1]}, "has no column label, but image, tag; rename one with"),
+        (
+            {"image": [b""], "tag": [1]},
+            "has no column label; its columns are image, tag: rename one with",
+        ),
         (
             {"image": [b""], "label": ["cat"]},
-            "row 0 of .* has label 'cat'; allowed: integers from 0 on",
+            "row 0 of .* has label 'cat'; allowed: integers of at least 0",
         ),
         ({"image": [b"", b""], "label": [1, -1]}, "row 1 of .* has label -1; allowed"),
     ):
@@ -133,5 +136,7 @@ def test_images_can_be_relabelled_cropped_and_sent_to_processes(folder: Path) ->
     assert np.array_equal(subset.read(0), np.asarray(images.read(index))[2:-2, 2:-2])
     assert subset.sha256 != images.sha256
     assert subset.sha256 == images.relabel({index: (4, 7), 0: ()}, None, 8).sha256
-    with pytest.raises(ImageError, match=r"dog/0\.png has 12x10 pixels, which are all border"):
+    with pytest.raises(
+        ImageError, match=r"dog/0\.png has 12x10 pixels, too few to crop 5 from each edge"
+    ):
         images.relabel({index: (0,)}, None, 1, border=5).read(0)

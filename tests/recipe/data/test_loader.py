@@ -328,7 +328,7 @@ def test_shards_of_other_tools_are_read(tmp_path: Path) -> None:
     assert [classes for _, classes in loader] == [[(6,)]]
     with pytest.raises(
         ConfigError,
-        match=r"00042 in .*img2dataset\.tar has no classes; give a function",
+        match=r"00042 in .*img2dataset\.tar has no classes; pass a function",
     ):
         list(Loader(downloaded, batch_size=1))
 

@@ -299,7 +299,7 @@ def test_invalid_data_and_batch_sizes_are_rejected_in_one_line(
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "dataset_dict.json").write_text('{"splits": ["dev"]}')
     for data, options, message in (
-        (tmp_path / "none", {}, "none is not there; allowed: packed shards, "),
+        (tmp_path / "none", {}, "none does not exist; allowed: packed shards, "),
         (tmp_path / "file.zip", {}, "file.zip is a file; allowed: packed shards, "),
         (
             tmp_path / "flat",
@@ -308,7 +308,7 @@ def test_invalid_data_and_batch_sizes_are_rejected_in_one_line(
         ),
         (tmp_path / "empty", {}, "no image in "),
         (tmp_path / "unfinished", {}, "packing was not finished"),
-        (tmp_path / "odd", {}, "odd has no split train, but dev; give "),
+        (tmp_path / "odd", {}, "odd has no split train; its splits are dev: give "),
         (
             folder,
             {"batch_size": 9, "world_size": 2},
@@ -330,7 +330,7 @@ def test_invalid_data_and_batch_sizes_are_rejected_in_one_line(
             {"lanes": 16, "batch_size": 16},
             "12 shards are too few for 16 lanes; use fewer lanes or pack smaller shards",
         ),
-        (packed, {"classes": ["a"]}, "classes; the model has 1"),
+        (packed, {"classes": ["a"]}, "classes; allowed: at most 1"),
     ):
         with pytest.raises(ConfigError, match=re.escape(message)) as caught:
             open_loader(data, **options)

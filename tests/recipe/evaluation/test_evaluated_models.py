@@ -149,7 +149,7 @@ def test_failed_downloads_are_reported_in_one_line(
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # a port that no server listens on
     # Without this the client retries for a minute.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = f"weights of {name} cannot be fetched: .*; try again with a network"
+    message = f"weights of {name} cannot be fetched: .*; check the network connection"
     with pytest.raises(FetchError, match=message) as caught:
         open_evaluated_model(name)
     assert "\n" not in str(caught.value)

@@ -22,11 +22,11 @@ class Benchmark:
     """A test set.
 
     Attributes:
-        name: value of `--benchmark`.
+        name: its name on the command line, as value of `--benchmark`.
         title: name for messages.
         source: what to download.
-        subfolder: folder inside the release, which users may give as well as its parent.
-        num_images: number of images of the complete release that count; None if it varies.
+        subfolder: folder of the images in the release; users may give this folder or its parent.
+        num_images: number of images of the complete release that are evaluated; None if it varies.
         open: opens the folder of the release for a model.
     """
 
@@ -72,7 +72,7 @@ BENCHMARKS = {
             source="the validation images of ImageNet in a folder for each WordNet id, and beside "
             f"them real.json of {REAL_URL}",
             subfolder="val",
-            num_images=46_837,  # of the 50,000 of ImageNet, those that have a label
+            num_images=46_837,  # those of ImageNet's 50,000 that have a label
             open=folder_layouts.open_real,
         ),
         Benchmark(
@@ -104,7 +104,7 @@ BENCHMARKS = {
             title="ObjectNet",
             source="objectnet-1.0.zip of objectnet.dev",
             subfolder="objectnet-1.0",
-            num_images=18_574,  # of the 113 classes that ImageNet has too
+            num_images=18_574,  # those of the 113 classes that ImageNet has too
             open=folder_layouts.open_objectnet,
         ),
     )
@@ -132,19 +132,19 @@ def open_benchmark(
     Args:
         name: key of `BENCHMARKS`.
         data: folder of the release; for "folder", labelled images or packed shards.
-        model: the model, whose classes number the labels.
-        only_present: only classes that have an image compete.
+        model: the model; labels are numbered by its classes.
+        only_present: allow only predictions of classes that have an image.
 
     Raises:
-        ConfigError: the model has other classes, or something is missing; the message says where
-            to get it.
+        ConfigError: the model has other classes, or a file is missing; the message says where to
+            get it.
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"invalid benchmark {name!r}: allowed {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
     if model.num_classes is None:
         raise ConfigError(
-            f"invalid model {model.name}: it has no classes, only features; choose one with a head"
+            f"invalid model {model.name}: it has features but no classes; choose one with a head"
         )
     if name != FOLDER and model.synsets != tuple(load_imagenet()):
         raise ConfigError(
@@ -157,22 +157,22 @@ def open_benchmark(
         return opened
     if not isinstance(dataset := opened.data, ImageDataset):
         raise ConfigError(
-            f"only_present needs the classes of all images in advance, and the shards {data} do "
-            "not list them; give an image folder"
+            f"only_present needs the classes of all images in advance, which the shards {data} do "
+            "not list; give an image folder"
         )
     present = {label for labels in dataset.labels for label in labels}
     return BenchmarkData(dataset, tuple(sorted(present)))
 
 
 def find_published(model: EvaluatedModel, benchmark: str) -> float | None:
-    """The published top-1 accuracy of a model on a benchmark in percent, if any."""
+    """Return the published top-1 accuracy of a model on a benchmark in percent, if any."""
     if benchmark == "imagenet" and model.published and model.published.dataset == IMAGENET:
         return model.published.top1
     return PUBLISHED.get((model.name, benchmark))
 
 
 def _find_release(benchmark: Benchmark, data: Shards) -> Path:
-    """The folder with the content of the release: `data` or its sub-folder."""
+    """Return the folder with the content of the release: `data` or its sub-folder."""
     root = Path(data) if isinstance(data, (str, os.PathLike)) else None
     if root is not None and (root / benchmark.subfolder).is_dir():
         root /= benchmark.subfolder

@@ -1,9 +1,9 @@
 """Evaluation of a model on a benchmark.
 
-Every image is read once over all ranks and gives one record. The records are gathered and all
-numbers are computed from them on one rank, so the number of ranks cannot change a number.
+Every image is read once over all ranks, which makes one record. The records are gathered, and all
+metrics are computed from them on one rank, so they do not depend on the number of ranks.
 
-Axes: n images of a batch, K classes, C classes that compete.
+Axes: n images of a batch, K classes, C classes that may be predicted.
 """
 
 import json
@@ -61,16 +61,17 @@ def evaluate(
     progress: bool = True,
     output: Path | None = None,
 ) -> Evaluation:
-    """Measure the accuracy and calibration of a model. All ranks return the same result.
+    """Measure the accuracy and calibration of a model; all ranks return the same result.
 
     Args:
         model: the model.
         data: folder of the release of the benchmark; for "folder", as for `open_eval_loader`.
         benchmark: key of `BENCHMARKS`.
         dist: the ranks that share the work.
-        batch_size: images in one forward pass of a rank.
-        workers: processes that read images, for each rank.
-        only_present: only classes that have an image compete. Published results let all compete.
+        batch_size: images per forward pass of a rank.
+        workers: number of processes per rank that read images.
+        only_present: allow only predictions of classes that have an image. Published results allow
+            all classes.
         progress: show a progress bar.
         output: folder for which `check_output` is called before any image is read.
 
@@ -111,11 +112,11 @@ def evaluate(
             rank_records += _make_records(logits, batch.ids, batch.classes, opened.competing)
             bar.update(len(batch.ids))
     gathered = dist.gather((rank_records, loader.skipped))
-    # Sorted by name, so that the order does not depend on ranks and workers either.
+    # Sorted by name, so that the order does not depend on the numbers of ranks and workers.
     records = tuple(sorted(record for part, _ in gathered for record in part))
     skipped = sum((counts for _, counts in gathered), Counter[str]())
     if not records:
-        reason = next(iter(skipped), "there is none")
+        reason = next(iter(skipped), "the data have none")
         raise ConfigError(f"no image in {data} can be read: {reason}")
     metrics = dist.run_on_main(lambda: compute_metrics(records))
     return Evaluation(
@@ -132,7 +133,7 @@ def evaluate(
 
 
 def format_evaluations(evaluations: Sequence[Evaluation]) -> str:
-    """A Markdown table; ** marks a top-1 that differs from the published one."""
+    """Format a Markdown table; ** marks a top-1 accuracy that differs from the published one."""
     return markdown_table(TABLE_HEADER, map(_format_row, evaluations)) + "\n"
 
 
@@ -145,11 +146,12 @@ def check_output(
         folder: where `write_evaluation` will write.
         model: name of the model.
         benchmark: name of the benchmark.
-        facts: of the data.
-        settings: of the evaluation.
+        facts: description of the data.
+        settings: settings of the evaluation.
 
     Raises:
-        ConfigError: the folder has an evaluation of this name of other data or with other settings.
+        ConfigError: the folder has an evaluation of this model and benchmark on other data or with
+            other settings.
         OutputError: the folder cannot be created.
     """
     with disk_errors(folder):
@@ -159,7 +161,7 @@ def check_output(
         return
     try:
         stored = json.loads(path.read_text("utf-8"))
-        same = {
+        equal_parts = {
             "data": stored["facts"] == dict(facts),
             "settings": stored["settings"] == dict(settings),
         }
@@ -167,7 +169,7 @@ def check_output(
         raise ConfigError(
             f"{path} is not an evaluation or is damaged; move it, or choose another folder"
         ) from None
-    if different := [name for name, equal in same.items() if not equal]:
+    if different := [name for name, equal in equal_parts.items() if not equal]:
         raise ConfigError(
             f"{path} has results of other {' and '.join(different)}; choose another folder, "
             "or move the file"
@@ -177,10 +179,10 @@ def check_output(
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write three files, named MODEL-BENCHMARK with a suffix.
 
-    .json has everything but the predictions, .md a table, and .parquet a row for each image.
+    .json contains everything but the predictions, .md a table, and .parquet one row per image.
 
     Raises:
-        ConfigError: as `check_output`.
+        ConfigError: as for `check_output`.
         OutputError: the files cannot be written.
     """
     model, benchmark = evaluation.model, evaluation.benchmark
@@ -195,16 +197,15 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 
 def _make_stem(model: str, benchmark: str) -> str:
-    """A file name without suffix; other characters than letters, digits and ._- become -."""
+    """Make a file name without suffix; replace all but letters, digits and ._- with -."""
     return re.sub(r"[^\w.-]+", "-", f"{model}-{benchmark}").lstrip(".-")
 
 
 def _pad_batch(images: Tensor, batch_size: int) -> Tensor:
     """Repeat the last image until the batch is complete.
 
-    Kernels may add up in another order for another batch size. Which images are in the last,
-    smaller batch of a shard depends on the number of ranks and workers, and must not change their
-    logits.
+    For another batch size, kernels may sum in another order. Which images are in the last, smaller
+    batch of a shard depends on the numbers of ranks and workers, which must not change logits.
     """
     missing = batch_size - len(images)
     return torch.cat([images, images[-1:].expand(missing, -1, -1, -1)]) if missing > 0 else images
@@ -216,14 +217,14 @@ def _make_records(
     labels: Sequence[tuple[int, ...]],
     competing: tuple[int, ...] | None,
 ) -> Iterator[ImageResult]:
-    """The records of a batch; of classes with equal logits the lower index comes first."""
+    """Yield the records of a batch; classes with equal logits are sorted by index."""
     if not logits.isfinite().all():
         raise ConfigError(
             f"the logits of {names[0]}, or of another image of its batch, are not finite; "
             "try dtype float32"
         )
     indices = torch.arange(logits.shape[1]) if competing is None else torch.tensor(competing)
-    logits = logits[:, indices]  # (n, C): probabilities are those among the competing classes
+    logits = logits[:, indices]  # (n, C), so that the softmax is over the competing classes
     order = logits.argsort(dim=1, descending=True, stable=True)[:, :TOP_CLASSES]
     probabilities = logits.double().softmax(dim=1).amax(dim=1)
     predictions = zip(names, labels, indices[order].tolist(), probabilities.tolist())
@@ -234,7 +235,7 @@ def _make_records(
 
 
 def _format_row(evaluation: Evaluation) -> tuple[str, ...]:
-    """The cells of one row of the table."""
+    """Format the cells of one row of the table."""
     complete, published = BENCHMARKS[evaluation.benchmark].num_images, evaluation.published
     images = f"{len(evaluation.records):,}"
     if complete not in (None, len(evaluation.records)):
@@ -258,7 +259,7 @@ def _format_estimate(estimate: Estimate) -> str:
 
 
 def _list_rows(evaluation: Evaluation) -> list[dict[str, object]]:
-    """The rows of the Parquet file."""
+    """List the rows of the Parquet file."""
     class_names = evaluation.classes
     return [
         {

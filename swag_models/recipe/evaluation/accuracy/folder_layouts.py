@@ -1,4 +1,4 @@
-"""Test sets in the folder layouts they are released in, labelled with the classes of a model."""
+"""Open test sets in their published folder layouts, labelled with the classes of a model."""
 
 import json
 import os
@@ -24,8 +24,8 @@ ImageLabels = Mapping[int, tuple[int, ...]]  # index of an image -> its classes
 
 VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\b")  # numbered from 1
 REAL_URL = "github.com/google-research/reassessed-imagenet"
-# Pixels to crop at each edge: ObjectNet marks its images with a red border, so that nobody trains
-# on them unnoticed.
+# Pixels to crop at each edge: ObjectNet's images have a red border, so that training on them can
+# be detected.
 OBJECTNET_BORDER = 2
 
 
@@ -34,7 +34,7 @@ class BenchmarkData(NamedTuple):
 
     Attributes:
         data: images labelled with the classes of the model.
-        competing: classes that may be predicted; None for all.
+        competing: classes that predictions are limited to; None for all.
     """
 
     data: ImageDataset | Shards
@@ -42,22 +42,22 @@ class BenchmarkData(NamedTuple):
 
 
 def open_named_folders(root: Path, model: EvaluatedModel) -> BenchmarkData:
-    """A folder for each class, or a Hugging Face dataset on disk.
+    """Open a folder with a sub-folder for each class, or a Hugging Face dataset on disk.
 
-    Folders or labels are named by the names of the model's classes, in any spelling that gives the
-    same hashtag, by WordNet id, or by class number.
+    Sub-folders or labels are named by the model's class names, in any spelling with the same
+    hashtag; by WordNet ids; or by class numbers.
     """
     dataset = open_image_dataset(root, splits=EVAL_SPLITS)
     assert model.num_classes is not None
     names, classes = dataset.class_names, model.classes
-    if names is None or classes is None:  # where one side has no names, both are numbers
+    if names is None or classes is None:  # without names on one side, both use numbers
         names = names or _number_names(dataset.num_classes)
         classes = classes or _number_names(model.num_classes)
     if model.synsets and set(names) <= set(model.synsets):
         classes = model.synsets
     elif not set(names) <= set(classes):
         hashtags = tuple(map(canonicalise, names)), tuple(map(canonicalise, classes))
-        if set(hashtags[0]) <= set(hashtags[1]):  # if not, the message has the names as they are
+        if set(hashtags[0]) <= set(hashtags[1]):  # otherwise the message shows the original names
             names, classes = hashtags
     numbers = match_names(names, classes, root)
     labels = {
@@ -68,35 +68,35 @@ def open_named_folders(root: Path, model: EvaluatedModel) -> BenchmarkData:
 
 
 def open_shards(shards: Shards, model: EvaluatedModel) -> BenchmarkData:
-    """Packed shards, whose classes are numbers.
+    """Open packed shards, whose classes are numbers.
 
     Raises:
-        ConfigError: there is a vocabulary beside the shards and it is not the model's.
+        ConfigError: the vocabulary beside the shards is not that of the model.
     """
     check_vocabulary(shards, model.synsets)
     return BenchmarkData(shards)
 
 
 def open_wnid_folders(root: Path, _: EvaluatedModel) -> BenchmarkData:
-    """A folder for each WordNet id of ImageNet-1k."""
+    """Open a folder with a sub-folder for each WordNet id of ImageNet-1k."""
     return BenchmarkData(_open_imagenet(root))
 
 
 def open_200_wnids(root: Path, _: EvaluatedModel) -> BenchmarkData:
-    """A folder for each of 200 WordNet ids of ImageNet-1k; only these classes compete."""
+    """Open a folder with 200 of the WordNet ids of ImageNet-1k; only these may be predicted."""
     folders, wnids = find_folders(root), load_imagenet()
     if len(folders) != 200 or set(folders) - set(wnids):
         raise ConfigError(
             f"{root} has {len(folders)} folders, {len(set(folders) & set(wnids))} of them WordNet "
-            "ids of ImageNet-1k; the release has 200 ids and nothing else: unpack it again"
+            "ids of ImageNet-1k; the release has exactly 200 such folders: unpack it again"
         )
     competing = tuple(map(wnids.index, folders))
     return BenchmarkData(open_image_folder(root, wnids), competing)
 
 
 def open_index_folders(root: Path, _: EvaluatedModel) -> BenchmarkData:
-    """A folder for each class number from 0 to 999."""
-    # The numbers are given as class names, as folders sorted as text are not in numeric order.
+    """Open a folder with a sub-folder for each class number from 0 to 999."""
+    # The numbers are matched as class names, because names sorted as text are not in numeric order.
     folders, numbers = find_folders(root), _number_names(1000)
     if missing := [number for number in numbers if number not in folders]:
         raise ConfigError(
@@ -107,9 +107,9 @@ def open_index_folders(root: Path, _: EvaluatedModel) -> BenchmarkData:
 
 
 def open_real(root: Path, model: EvaluatedModel) -> BenchmarkData:
-    """ReaL: ImageNet's validation images with new labels, one or several for each image.
+    """Open ReaL: ImageNet's validation images with new labels, one or several for each image.
 
-    Images that have no label are left out. real.json is in the folder or beside it.
+    Images without a label are left out. real.json is in the folder or beside it.
     """
     candidates = [folder / "real.json" for folder in (root, root.parent)]
     path = next((path for path in candidates if path.is_file()), None)
@@ -120,11 +120,11 @@ def open_real(root: Path, model: EvaluatedModel) -> BenchmarkData:
     real_labels, classes = _read_json(path, list), set(range(1000))
     if not all(isinstance(labels, list) and set(labels) <= classes for labels in real_labels):
         raise ConfigError(
-            f"{path} does not have lists of labels from 0 to 999; get it again from {REAL_URL}"
+            f"{path} does not contain lists of labels from 0 to 999; get it again from {REAL_URL}"
         )
     dataset, labels = _open_imagenet(root), {}
     for index in range(len(dataset)):
-        # Labels are listed in the order of the numbers in the file names.
+        # Labels are listed by the number in the file name.
         match = VAL_NAME.search(dataset.name(index))
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(real_labels):
@@ -139,9 +139,9 @@ def open_real(root: Path, model: EvaluatedModel) -> BenchmarkData:
 
 
 def open_objectnet(root: Path, model: EvaluatedModel) -> BenchmarkData:
-    """ObjectNet, as far as ImageNet-1k has its classes; a folder may stand for several classes."""
+    """Open ObjectNet's images of classes of ImageNet-1k; a folder can have several classes."""
     if not (root / "images").is_dir():
-        raise ConfigError(f"{root} has no folder images, as the release has; unpack it again")
+        raise ConfigError(f"{root} has no folder named images; unpack the release again")
     dataset = open_image_folder(root / "images")
     imagenet_classes = map_objectnet(root / "mappings")
     folder_labels = [imagenet_classes.get(folder) for folder in dataset.class_names or ()]
@@ -168,7 +168,7 @@ def map_objectnet(mappings: Path) -> dict[str, tuple[int, ...]]:
         mappings: the folder of these files.
 
     Returns:
-        The classes of every folder that has any.
+        The classes of each folder that has at least one.
     """
     labels = _read_json(mappings / "folder_to_objectnet_label.json", dict)
     descriptions = _read_json(mappings / "objectnet_to_imagenet_1k.json", dict)
@@ -190,7 +190,7 @@ def map_objectnet(mappings: Path) -> dict[str, tuple[int, ...]]:
         class_names = descriptions[label].split("; ") if label in descriptions else []
         if unknown := [name for name in class_names if name not in classes]:
             raise ConfigError(
-                f"{mappings} maps {label} to {unknown[0]!r}, which is not a class there; "
+                f"{mappings} maps {label} to {unknown[0]!r}, which is not a class of ImageNet-1k; "
                 "unpack the release again"
             )
         if class_names:
@@ -204,12 +204,12 @@ def _open_imagenet(root: Path) -> ImageDataset:
     if missing := sorted(set(wnids) - set(folders)):
         if not folders and any(VAL_NAME.match(name) for name in os.listdir(root)):
             raise ConfigError(
-                f"{root} has its images side by side; move them to a folder for each WordNet id, "
-                "with torchvision.datasets.ImageNet or the usual valprep.sh"
+                f"{root} has all images in one folder; move them to one folder per WordNet id, "
+                "with torchvision.datasets.ImageNet or valprep.sh"
             )
         raise ConfigError(
-            f"{root} has {1000 - len(missing)} of 1000 folders named by WordNet id, and not "
-            f"{missing[0]}; for part of the classes use the benchmark folder"
+            f"{root} has {1000 - len(missing)} of 1000 folders named by WordNet id, but not "
+            f"{missing[0]}; for a subset of the classes use the benchmark 'folder'"
         )
     return open_image_folder(root, wnids)
 
@@ -217,7 +217,7 @@ def _open_imagenet(root: Path) -> ImageDataset:
 def _relabel(
     dataset: ImageDataset, labels: ImageLabels, model: EvaluatedModel, border: int = 0
 ) -> ImageDataset:
-    """The images of `labels` with classes of the model, without `border` pixels at each edge."""
+    """Return the labelled images with the classes of the model, and crop the border."""
     assert model.num_classes is not None
     return dataset.relabel(labels, model.classes, model.num_classes, border=border)
 
@@ -251,4 +251,4 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", error)
-        raise ConfigError(f"{path} cannot be read: {reason}; it comes with the release") from None
+        raise ConfigError(f"{path} cannot be read: {reason}; unpack the release again") from None

@@ -1,4 +1,4 @@
-"""Accuracy and calibration, computed from the records of images; all in percent with 95% intervals.
+"""Accuracy and calibration from the records of images, in percent with 95% intervals.
 
 Axes: n records, C classes that have records, B bins.
 """
@@ -31,8 +31,8 @@ class AccuracyMetrics(NamedTuple):
 def compute_metrics(records: Sequence[ImageResult], num_bins: int = NUM_BINS) -> AccuracyMetrics:
     """Compute all metrics from at least one record.
 
-    An image with several labels is a hit if any of them is predicted. In the mean per class it
-    counts for its first label.
+    An image with several labels is a hit if any of them is predicted. In the mean per class, it
+    counts towards its first label.
     """
     hits = np.array([hit_top(record, 1) for record in records])
     probabilities = np.array([record.probability for record in records])
@@ -47,25 +47,26 @@ def compute_metrics(records: Sequence[ImageResult], num_bins: int = NUM_BINS) ->
 
 
 def hit_top(record: ImageResult, count: int) -> bool:
-    """Whether one of the `count` most probable classes is a label of the image."""
+    """Return whether one of the `count` most probable classes is a label of the image."""
     return not set(record.top[:count]).isdisjoint(record.labels)
 
 
 def estimate_share(hits: int, count: int) -> Estimate:
-    """Share of hits with its Wilson score interval (Wilson 1927).
+    """Estimate a share of hits with its Wilson score interval (Wilson 1927).
 
-    Unlike a normal interval it stays within 0 and 100% and has a width for 0 or `count` hits.
+    Unlike a normal interval, it stays within 0 and 100% and has a positive width even if none or
+    all are hits.
     """
     share, shrinkage = hits / count, 1 + Z**2 / count
     center = (share + Z**2 / (2 * count)) / shrinkage
     half_width = Z / shrinkage * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
     low, high = max(0.0, center - half_width), min(1.0, center + half_width)
-    # Exact ends, which rounding could miss.
+    # Set these ends exactly, because rounding could miss them.
     return Estimate(100 * share, 100 * low if hits else 0.0, 100 * high if hits < count else 100.0)
 
 
 def estimate_mean(classes: NDArray[Any], hits: NDArray[Any]) -> Estimate:
-    """Mean over classes of the share of hits, with a normal interval from binomial variances.
+    """Estimate the mean share of hits over classes, with an interval from binomial variances.
 
     Args:
         classes: class of each record (n,).
@@ -74,7 +75,7 @@ def estimate_mean(classes: NDArray[Any], hits: NDArray[Any]) -> Estimate:
     _, class_indices = np.unique(classes, return_inverse=True)
     counts = np.bincount(class_indices)  # (C,)
     rates = np.bincount(class_indices, hits) / counts
-    # The rate of a single record is 0 or 1 and would have variance 0: use the rate of all records.
+    # The rate of a class with one record is 0 or 1, with variance 0: use the rate of all records.
     variance_rates = np.where(counts > 1, rates, hits.mean())
     variances = variance_rates * (1 - variance_rates) / counts
     half_width = Z * math.sqrt(variances.sum()) / len(counts)
@@ -89,12 +90,12 @@ def estimate_ece(
 ) -> Estimate:
     """Expected calibration error: size-weighted mean over bins of |accuracy - mean probability|.
 
-    The interval has the 2.5th and 97.5th percentiles of bootstrap resamplings. Random deviations in
-    small bins increase the error, and resampling increases them again, so with few records the
-    whole interval can be above the value.
+    The interval ends at the 2.5th and 97.5th percentiles of bootstrap resamplings. Random
+    deviations in small bins increase the error, and resampling adds further deviations, so with few
+    records the whole interval can be above the value.
 
     Args:
-        probabilities: of the first class of each record (n,).
+        probabilities: probability of the first class of each record (n,).
         hits: whether each record is a hit (n,).
         num_bins: number of bins of equal width.
     """
@@ -105,7 +106,7 @@ def estimate_ece(
         sums = np.bincount(bins[rows], gaps[rows], num_bins)
         return float(100 * np.abs(sums).sum() / len(gaps))
 
-    generator = np.random.default_rng(0)  # a fixed seed, so the same records give the same interval
+    generator = np.random.default_rng(0)  # fixed seed, for reproducible intervals
     resampled = [
         measure(generator.integers(0, len(gaps), len(gaps))) for _ in range(NUM_RESAMPLINGS)
     ]
@@ -116,10 +117,10 @@ def estimate_ece(
 def make_bins(
     probabilities: NDArray[Any], hits: NDArray[Any], num_bins: int = NUM_BINS
 ) -> list[Bin]:
-    """The bins of a reliability diagram; an empty bin has zeros.
+    """Make the bins of a reliability diagram; all values of an empty bin are 0.
 
     Args:
-        probabilities: of the first class of each record (n,).
+        probabilities: probability of the first class of each record (n,).
         hits: whether each record is a hit (n,).
         num_bins: number of bins of equal width.
     """
@@ -138,6 +139,6 @@ def make_bins(
 
 
 def _find_bins(probabilities: NDArray[Any], num_bins: int) -> NDArray[Any]:
-    """Index of the bin (low, high] of each probability; 0 is in the first."""
+    """Return the index of the bin (low, high] of each probability; 0 is in the first bin."""
     edges = np.linspace(0, 1, num_bins + 1)
     return np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, num_bins - 1)

@@ -4,7 +4,7 @@ A cache folder contains one folder for each combination of model, data and dtype
 
     vectors.npy   features, read memory-mapped
     labels.npy    classes
-    facts.json    all else; written last, so a folder without it is incomplete
+    facts.json    names, class names and skipped images; written last, to mark completion
 
 Axes: N images, D feature width, n images of a batch.
 """
@@ -71,16 +71,16 @@ def extract_features(
     """Compute the features of all images, or read them from the cache.
 
     Cached features are used if the weights and preprocessing of the model, the files of the data
-    (by path, size and time of change), the classes and the dtype are the same.
+    (by path, size and modification time), the classes and the dtype are the same.
 
     Args:
         model: the model.
         data: as for `open_eval_loader`.
         cache: folder of the cache; by default `features` in the cache folder of downloads.
-        dtype: of the stored features.
-        classes: names of the classes to number labels by, as for `open_eval_loader`.
-        batch_size: images in one forward pass.
-        workers: processes that read images.
+        dtype: dtype of the stored features.
+        classes: class names to number labels by, as for `open_eval_loader`.
+        batch_size: images per forward pass.
+        workers: number of processes that read images.
         progress: show a progress bar.
 
     Raises:
@@ -111,14 +111,14 @@ def extract_features(
     folder = cache_root / hashlib.sha256(json.dumps(key).encode()).hexdigest()
     files = [folder / "vectors.npy", folder / "labels.npy"]
     try:
-        # Another process that extracts the same features waits here, and then finds them finished.
+        # Another process that needs the same features waits for this one and reads its result.
         with disk_errors(folder), WorkFolder(folder, wait=True):
             extract = partial(_write_features, model, loader, files, dtype, progress)
             facts = run_once(folder / "facts.json", key, files, extract)
     except OutputError as error:
         raise CacheError(f"{error}; choose another cache folder") from None
     return Features(
-        # Copy-on-write instead of read-only: torch warns about arrays that are not writeable.
+        # Copy-on-write instead of read-only, because torch warns about read-only arrays.
         vectors=np.load(files[0], mmap_mode="c"),
         labels=np.load(files[1]),
         names=tuple(facts["names"]),
@@ -129,11 +129,11 @@ def extract_features(
 
 
 def hash_file_states(data: Shards | ImageDataset) -> str:
-    """SHA-256 of the absolute paths, sizes and modification times of all files, and of URLs.
+    """Return the SHA-256 of the paths, sizes and modification times of all files, and of URLs.
 
-    `facts["sha256"]` of data depends on names and sizes only, so that it is the same on every
-    machine. This one also distinguishes files of equal names and sizes, but is valid on one machine
-    only.
+    `facts["sha256"]` of the data depends only on names and sizes, so that it is the same on every
+    machine. This hash also detects changes of files whose names and sizes stay the same, but is
+    valid only on this machine.
     """
     digest, resolve = hashlib.sha256(), cache(os.path.realpath)  # many files, few folders
     if isinstance(data, ImageDataset):
@@ -157,7 +157,7 @@ def _write_features(
     dtype: FeatureDtype,
     progress: bool,
 ) -> dict[str, Any]:
-    """Write the features and labels, and return the facts for `facts.json`."""
+    """Write the features and labels; return the content of facts.json."""
     vectors_path, labels_path = paths
     names, labels, width = list[str](), list[int](), 0
     with (
@@ -194,7 +194,7 @@ def _write_features(
 
 
 def _check_range(vectors: NDArray[Any], dtype: FeatureDtype, model: str, image: str) -> None:
-    """Raise ConfigError if features are not finite or overflow float16; names the first image."""
+    """Raise ConfigError if features are not finite or overflow float16; name the first image."""
     largest = float(np.abs(vectors).max())
     if not np.isfinite(largest):
         raise ConfigError(
@@ -202,8 +202,8 @@ def _check_range(vectors: NDArray[Any], dtype: FeatureDtype, model: str, image: 
         )
     if dtype == "float16" and largest > FLOAT16_MAX:
         raise ConfigError(
-            f"features of {model} reach {largest:.0f} near {image}, and float16 ends at "
-            f"{FLOAT16_MAX:.0f}; store features as float32"
+            f"features of {model} reach {largest:.0f} near {image}; the maximum of float16 is "
+            f"{FLOAT16_MAX:.0f}: store features as float32"
         )
 
 

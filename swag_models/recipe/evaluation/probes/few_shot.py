@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from swag_models.errors import ConfigError
 
 Indices = NDArray[np.int64]
-VALIDATION_SHARE = 0.2  # of the training images of each class, to choose hyperparameters with
+VALIDATION_SHARE = 0.2  # of the training images of each class, to choose hyperparameters
 
 
 def choose_shots(
@@ -27,10 +27,9 @@ def choose_shots(
     Subsets are nested: within a split, the images of fewer shots are among those of more.
 
     Args:
-        names: of all images.
+        names: names of all images.
         labels: class of each image (N,).
-        shots: images of each class; below 1, the share of the class, of which at least one is
-            drawn.
+        shots: images per class; below 1, the share of the class, but at least one image.
         split: number of the random choice.
         classes: class names for messages.
 
@@ -42,7 +41,8 @@ def choose_shots(
     """
     if not (0 < shots < 1 or (shots >= 1 and shots == int(shots))):
         raise ConfigError(
-            f"invalid shots {shots}: allowed whole numbers from 1 on, and shares between 0 and 1"
+            f"invalid shots {shots}: allowed whole numbers of at least 1, "
+            "and shares between 0 and 1"
         )
     class_sizes = np.bincount(labels)
     if shots < 1:
@@ -68,17 +68,17 @@ def hold_back(names: Sequence[str], labels: Indices) -> NDArray[np.bool_]:
     """
     class_sizes = np.bincount(labels)
     num_held = np.minimum(np.rint(VALIDATION_SHARE * class_sizes), np.maximum(class_sizes - 1, 0))
-    held: NDArray[np.bool_] = _rank_in_class(names, labels, "validation") < num_held[labels]
-    return held
+    mask: NDArray[np.bool_] = _rank_in_class(names, labels, "validation") < num_held[labels]
+    return mask
 
 
 def _rank_in_class(names: Sequence[str], labels: Indices, salt: str) -> Indices:
-    """The rank of each image (N,) among the images of its class, in the order of their hashes."""
+    """Return the rank of each image (N,) among the images of its class, by hash."""
     digests = [hashlib.sha256(f"{salt} {name}".encode()).digest()[:8] for name in names]
     hashes = np.array(digests, "V8").view(">u8")  # big-endian, so the same on every machine
     order = np.lexsort((hashes, labels))  # by class, then by hash
     class_sizes = np.bincount(labels)
-    class_starts = np.cumsum(class_sizes) - class_sizes  # where each class begins in `order`
+    class_starts = np.cumsum(class_sizes) - class_sizes  # start of each class in `order`
     ranks = np.empty(len(labels), np.int64)
     ranks[order] = np.arange(len(labels)) - class_starts[labels[order]]
     return ranks

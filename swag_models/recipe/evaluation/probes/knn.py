@@ -1,7 +1,7 @@
 """Exact k-nearest-neighbour search by cosine similarity in bounded memory, and a vote on classes.
 
-Matrix products are numpy's: its OpenBLAS reaches full speed on CPUs of every maker, while torch's
-MKL is up to twice as slow on AMD. Everything else runs on torch's threads.
+Matrix products use numpy, whose OpenBLAS reaches full speed on CPUs of all vendors, while torch's
+MKL is up to twice as slow on AMD. Everything else uses torch, for its threads.
 
 Axes: N features of the bank, Q queries, D feature width, k neighbours, K classes; n bank rows and
 m queries of a block, c candidates of a query.
@@ -19,10 +19,10 @@ from swag_models.errors import ConfigError
 
 # DINO's protocol (Caron et al. 2021, arXiv 2104.14294), which tries k = 10, 20, 100 and 200.
 TEMPERATURE = 0.07
-BLOCK_BYTES = 128 * 2**20  # of each of three buffers: bank rows, queries, and their products
-MAX_BLOCK_ROWS = 32768  # of the bank: products of narrow features get no faster in larger blocks
+BLOCK_BYTES = 128 * 2**20  # size of each of three buffers: bank rows, queries, products
+MAX_BLOCK_ROWS = 32768  # bank rows; with narrow features, larger blocks are not faster
 UNIT_LENGTH_TOLERANCE = 1e-6  # float32 rounding leaves normalised features this close to length 1
-GROUP_SIZE = 64  # products of which only the maximum is compared at first; a power of two
+GROUP_SIZE = 64  # products per group in `_merge`; a power of two
 
 
 def find_neighbours(
@@ -40,12 +40,12 @@ def find_neighbours(
             length 1 are not copied. A zero vector has similarity 0 to everything.
         queries: features (Q, D), as `bank`.
         k: number of neighbours, at most N.
-        memory: bytes of each of three buffers.
+        memory: size of each of the three buffers in bytes.
         progress: show a progress bar.
 
     Returns:
-        Similarities (Q, k) in falling order, and row indices into the bank (Q, k). Of equally
-        similar features the one with the lower index comes first.
+        Similarities (Q, k) in descending order, and row indices into the bank (Q, k). Equally
+        similar features are sorted by index.
 
     Raises:
         ConfigError: k is below 1, or the bank has fewer than k features.
@@ -53,8 +53,7 @@ def find_neighbours(
     (bank_size, width), num_queries = bank.shape, len(queries)
     if not 1 <= k <= bank_size:
         raise ConfigError(f"invalid k {k}: allowed 1 to {bank_size:,}, the number of features")
-    # A block holds a multiple of GROUP_SIZE bank rows, so that its products split into groups
-    # evenly.
+    # A block has a multiple of GROUP_SIZE bank rows, so that groups divide its products evenly.
     bank_rows = min(MAX_BLOCK_ROWS, bank_size, memory // (4 * width))
     bank_rows = GROUP_SIZE * max(1, bank_rows // GROUP_SIZE)
     query_rows = max(1, min(num_queries, memory // (4 * bank_rows), memory // (4 * width)))
@@ -87,20 +86,20 @@ def classify_neighbours(
     """Predict classes by a vote of the neighbours, weighted exp(similarity / temperature).
 
     Args:
-        similarities: of the neighbours (Q, k).
+        similarities: similarities of the neighbours (Q, k).
         labels: classes of the neighbours (Q, k).
-        num_classes: K.
-        temperature: the lower, the more the nearest neighbours dominate.
+        num_classes: number of classes K.
+        temperature: a lower value gives the nearest neighbours more weight.
 
     Returns:
-        The class with most votes (Q,).
+        The class with the most votes (Q,).
     """
     predicted = np.empty(len(labels), np.int64)
     rows = max(1, BLOCK_BYTES // (8 * num_classes))  # so that the votes (rows, K) fit the block
     for start in range(0, len(labels), rows):
         block = slice(start, start + rows)
         weights = np.exp(similarities[block].astype(np.float64) / temperature)  # (rows, k)
-        # One bincount for all queries: every query has its own range of K slots.
+        # A single bincount for all queries, each with its own range of K slots.
         slots = labels[block] + num_classes * np.arange(len(weights))[:, None]
         votes = np.bincount(slots.ravel(), weights.ravel(), num_classes * len(weights))
         predicted[block] = votes.reshape(len(weights), num_classes).argmax(1)
@@ -108,13 +107,13 @@ def classify_neighbours(
 
 
 def _normalise(vectors: NDArray[Any], buffer: NDArray[np.float32]) -> NDArray[np.float32]:
-    """L2-normalise into the buffer and fill it up with zeros.
+    """L2-normalise vectors into the buffer, and fill the rest of it with zeros.
 
-    Returns the input itself if it is normalised already and fills the buffer.
+    If the vectors are already normalised and have the shape of the buffer, return them uncopied.
     """
     count = len(vectors)
     normalised = torch.from_numpy(buffer)
-    # torch converts float16 ten times as fast as numpy, but warns about arrays that are read-only.
+    # torch converts float16 ten times as fast as numpy, but warns about read-only arrays.
     if vectors.flags.writeable:
         source = torch.from_numpy(vectors)
         if vectors.dtype == np.float32 and vectors.shape == buffer.shape:
@@ -134,29 +133,28 @@ def _merge(products: Tensor, first: int, similarities: Tensor, indices: Tensor) 
     """Merge the products of a block into the best k so far.
 
     `topk` over all products would take up to a quarter of the time of the matrix product (32768
-    rows, D = 768, k = 200). Few products of later blocks are better than the best so far, and one
-    pass over the maxima of groups, 40 times as fast as `topk`, finds them:
+    rows, D = 768, k = 200). But few products of later blocks are among the best k, and one pass
+    over group maxima, 40 times as fast as `topk`, finds them:
 
     1. Compute the maximum of every group of GROUP_SIZE adjacent products. This is the only step
        that reads all products. A group whose maximum is not above the bound has no candidate.
-    2. The bound of a query is the worst similarity of its best k so far. In the first block that is
-       minus infinity and every group would pass. There the k-th largest maximum serves as the
-       bound: it belongs to k different groups, so at least k products reach it, and no product
+    2. The bound of a query is the lowest similarity of its best k so far. In the first block that
+       is minus infinity, and every group would pass. The bound is then the k-th largest maximum: k
+       groups have a maximum of at least this value, so at least k products reach it, and no product
        below it can be among the best k.
-    3. Compare the products of the remaining groups with the bound, which leaves the candidates.
+    3. The candidates are the products of the remaining groups that are above the bound.
     4. Sort the best so far together with the candidates.
 
     Args:
         products: cosine similarities (m, n) of m queries and n bank rows; n is a multiple of
             GROUP_SIZE.
         first: index in the bank of the first row of the block.
-        similarities: the best so far (m, k) in falling order; updated in place.
-        indices: their rows in the bank (m, k); updated in place.
+        similarities: the best so far (m, k) in descending order; updated in place.
+        indices: rows in the bank of the best so far (m, k); updated in place.
     """
     num_queries, k = similarities.shape
-    # At least 2k groups are needed for a k-th largest maximum that excludes half of the groups or
-    # more. Halving keeps the size a divisor of n; with groups of 1 every product is its own
-    # maximum.
+    # With at least 2k groups, the k-th largest maximum excludes about half of them or more. Halving
+    # keeps the size a divisor of n; with groups of size 1, every product is its own maximum.
     group_size = GROUP_SIZE
     while group_size > 1 and products.shape[1] < 2 * k * group_size:
         group_size //= 2
@@ -166,8 +164,7 @@ def _merge(products: Tensor, first: int, similarities: Tensor, indices: Tensor) 
     rows, groups = (maxima > bound[:, None]).nonzero(as_tuple=True)
     if len(rows) > k * num_queries and maxima.shape[1] >= k:  # the bound excludes little: step 2
         kth_maximum = maxima.topk(k).values[:, -1]
-        # The next smaller float, because candidates must be above the bound and this maximum is
-        # one.
+        # The next smaller float, because candidates are above the bound and this maximum is one.
         bound = bound.maximum(kth_maximum.nextafter(kth_maximum.new_tensor(-torch.inf)))
         rows, groups = (maxima > bound[:, None]).nonzero(as_tuple=True)
     group_products = grouped[rows, groups]  # (groups that pass, size)
@@ -178,9 +175,8 @@ def _merge(products: Tensor, first: int, similarities: Tensor, indices: Tensor) 
     values, rows = group_products[passed, offsets], rows[passed]
     columns = offsets + group_size * groups[passed]
     counts = rows.bincount(minlength=num_queries)  # candidates of each query
-    # Lay out the best so far and then the candidates of each query in one row, padded to the query
-    # with most. Both are in bank order and the sort is stable, so of equals the first in the bank
-    # wins.
+    # One row per query: the best so far, then the candidates, padded to the largest number of
+    # candidates. Equal values are in bank order, and the stable sort keeps that order.
     slots = k + torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
     padding = (num_queries, int(counts.max()))
     all_values = torch.cat([similarities, products.new_full(padding, -torch.inf)], 1)  # (m, k + c)

@@ -1,6 +1,6 @@
 """Multinomial logistic regression by L-BFGS on scaled features, which need not fit into memory.
 
-Matrix products are numpy's, for the reason given in `knn`; the rest of a pass runs on torch's
+Matrix products use numpy, for the reason given in `knn`; the rest of a pass uses torch, for its
 threads.
 
 Axes: N images, D feature width, K classes, P classes that have an image, n images of a block.
@@ -20,16 +20,16 @@ from swag_models.errors import ConfigError
 Array = NDArray[np.float64]
 Objective = Callable[[Array], tuple[float, Array]]  # x -> value and gradient
 
-CACHE_BYTES = 2**30  # features that fit are converted to float32 once; others again in each pass
-BLOCK_BYTES = 64 * 2**20  # of the features or the logits of a block
-SCALING_ROWS = 8192  # features of a block when their mean and scale are computed
+CACHE_BYTES = 2**30  # smaller features are converted to float32 once, others in every pass
+BLOCK_BYTES = 64 * 2**20  # size of the features or the logits of a block
+SCALING_ROWS = 8192  # images of a block while the mean and scale are computed
 
 HISTORY = 10  # number of steps whose curvature L-BFGS uses; scipy's default
 # Weak Wolfe conditions of the line search (Nocedal and Wright, Numerical Optimization, 2006, 3.1).
 SUFFICIENT_DECREASE = 1e-4
 CURVATURE = 0.9
-# Relative rounding error of the mean loss, as logits are float32. Without it the line search would
-# reject good steps near the minimum, where the true decrease is smaller than the rounding error.
+# Relative rounding error of the mean loss, because logits are float32. Without this tolerance, the
+# line search would reject good steps near the minimum, where the decrease is below the error.
 LOSS_NOISE = 1e-7
 MAX_TRIALS = 20  # step lengths tried along a direction before giving up
 
@@ -48,12 +48,12 @@ class FeatureRows(Protocol):
 class ScaledFeatures:
     """Features scaled when read: L2-normalised, then minus `mean`, then divided by `scale`.
 
-    With scaled features the same penalty C has the same strength for every model, and L-BFGS needs
-    few steps.
+    With scaled features, the same penalty C has the same strength for every model, and L-BFGS
+    needs few steps.
 
     Attributes:
         vectors: unscaled features, usually memory-mapped.
-        indices: the rows of `vectors` in use (N,).
+        indices: the rows of `vectors` to use (N,).
         mean: mean of the L2-normalised training features (D,).
         scale: root mean square of their entries after the mean is subtracted.
     """
@@ -78,14 +78,14 @@ class ScaledFeatures:
     def scale_like(
         self, vectors: NDArray[Any], indices: NDArray[np.int64] | None = None
     ) -> "ScaledFeatures":
-        """Scale other features, or those at `indices`, by the mean and scale of these."""
+        """Scale other features, all or those at `indices`, by the mean and scale of this object."""
         if indices is None:
             indices = np.arange(len(vectors))
         return replace(self, vectors=vectors, indices=indices)
 
 
 def scale_features(vectors: NDArray[Any], indices: NDArray[np.int64]) -> ScaledFeatures:
-    """Scale the training features by their own mean, to entries of mean square 1.
+    """Scale the training features to a mean of 0 and a mean square of 1.
 
     Args:
         vectors: features of all images.
@@ -99,7 +99,7 @@ def scale_features(vectors: NDArray[Any], indices: NDArray[np.int64]) -> ScaledF
         squares += float((rows.astype(np.float64) ** 2).sum())
     mean = total / len(indices)
     variance = (squares / len(indices) - float(mean @ mean)) / len(mean)
-    # The lower bound is for features that are all equal: they become 0, not NaN.
+    # The lower bound makes features that are all equal 0 instead of NaN.
     return replace(normalised, mean=mean.astype(np.float32), scale=max(variance, 1e-12) ** 0.5)
 
 
@@ -122,7 +122,7 @@ class LogisticClassifier:
     converged: bool
 
     def predict(self, features: FeatureRows) -> NDArray[np.int64]:
-        """The most probable class of each image (N,)."""
+        """Return the most probable class of each image (N,)."""
         weight, bias = self.weight.astype(np.float32), self.bias.astype(np.float32)
         predicted = [
             (_read_block(features, block) @ weight.T + bias).argmax(1)
@@ -146,7 +146,7 @@ def fit_logistic(
     The bias is not penalised.
 
     Args:
-        features: (N, D), used as they are.
+        features: (N, D), used without scaling.
         labels: class of each image (N,).
         num_classes: K.
         C: inverse strength of the penalty.
@@ -160,7 +160,7 @@ def fit_logistic(
     present, class_indices = np.unique(labels, return_inverse=True)
     if len(present) < 2:
         raise ConfigError(
-            f"the images are of {len(present)} class; a classifier needs at least 2: "
+            f"the number of classes with images is {len(present)}; a classifier needs at least 2: "
             "add images of other classes"
         )
     if not C > 0:
@@ -176,7 +176,7 @@ def fit_logistic(
     initial = np.concatenate([weight[present], bias[present, None]], 1)  # (P, D + 1)
 
     def measure(flat: Array) -> tuple[float, Array]:
-        """objective / (C * N) and its gradient, so that one tolerance suits every C and N."""
+        """Return objective / (C * N) and its gradient; one tolerance then suits every C and N."""
         parameters = flat.reshape(initial.shape)
         loss, gradient = _sum_losses(features, class_indices, parameters)
         penalised = parameters.copy()
@@ -201,12 +201,12 @@ def minimise(
 
     Args:
         objective: returns the value and the gradient at x.
-        x: where to start.
+        x: starting point.
         tolerance: stop when no entry of the gradient is larger.
         max_steps: stop after this number of steps.
 
     Returns:
-        The last x, the value there, the number of steps, and whether the gradient is within the
+        The last x, its value, the number of steps, and whether the gradient is within the
         tolerance.
     """
     value, gradient = objective(x)
@@ -236,7 +236,7 @@ def minimise(
 
 
 def _find_direction(gradient: Array, history: deque[tuple[Array, Array]]) -> Array:
-    """The L-BFGS direction: the negative gradient times the estimated inverse Hessian."""
+    """Return the L-BFGS direction: -(estimated inverse Hessian) times the gradient."""
     if not history:
         # No curvature is known yet: limit the first step to length 1.
         return -gradient / max(1.0, float(np.linalg.norm(gradient)))
@@ -256,7 +256,7 @@ def _find_direction(gradient: Array, history: deque[tuple[Array, Array]]) -> Arr
 def _sum_losses(
     features: FeatureRows, class_indices: NDArray[np.int64], parameters: Array
 ) -> tuple[float, Array]:
-    """The sum of cross-entropies and its gradient (P, D + 1), in one pass over the features."""
+    """Return the sum of cross-entropies and its gradient (P, D + 1) in one pass."""
     weight = parameters[:, :-1].astype(np.float32)
     bias = torch.from_numpy(parameters[:, -1].astype(np.float32))
     loss, gradient = 0.0, np.zeros(parameters.shape)
@@ -265,8 +265,8 @@ def _sum_losses(
         targets = torch.from_numpy(class_indices[block])[:, None]  # (n, 1)
         logits = torch.from_numpy(rows @ weight.T) + bias  # (n, P)
         log_probs = logits.log_softmax(1)
-        # Products are float32 for speed; sums over images are float64, or rounding would end the
-        # fit.
+        # Products are float32 for speed. Sums over images are float64, because float32 rounding
+        # errors would stop the fit early.
         loss -= float(log_probs.gather(1, targets).sum(dtype=torch.float64))
         # The gradient with respect to the logits, softmax - one-hot, computed in place.
         errors = log_probs.exp_().scatter_add_(1, targets, logits.new_full(targets.shape, -1.0))
@@ -280,7 +280,7 @@ def _read_block(features: FeatureRows, block: slice) -> NDArray[np.float32]:
 
 
 def _split_blocks(features: FeatureRows, num_classes: int) -> list[slice]:
-    """Slices of images whose features (n, D) and logits (n, K) each fit into BLOCK_BYTES."""
+    """Split images into slices whose features (n, D) and logits (n, K) fit into BLOCK_BYTES."""
     count, width = features.shape
     rows = max(1, BLOCK_BYTES // (4 * max(width, num_classes)))
     return [slice(start, start + rows) for start in range(0, count, rows)]

@@ -2,10 +2,10 @@
 
 knn       k nearest neighbours by DINO's protocol, see `knn`; always with all training images.
 logistic  Logistic regression by L-BFGS on scaled features. With all training images, C is the best
-          of `C_GRID` on a held-back fifth, then the classifier is fitted on all. With few images
-          there is no such fifth to spare, and C is `FEW_SHOT_C`.
-sgd       The published linear classifier: augmented images pass the frozen model and train a head,
-          as the preset `*_linear` says. For models of this library only.
+          value of `C_GRID` on a held-back fifth, and the classifier is then fitted on all images.
+          With few images, which cannot spare a fifth, C is `FEW_SHOT_C`.
+sgd       The published linear classifier: a head trained on augmented images with the model frozen,
+          by the preset `*_linear`. Only for models of this library.
 
 Axes: N training images, M test images, D feature width, k neighbours.
 """
@@ -51,12 +51,11 @@ Method = Literal["knn", "logistic", "sgd"]
 METHODS: tuple[Method, ...] = ("knn", "logistic", "sgd")
 SHOTS: tuple[float | None, ...] = (1, 2, 5, 10, 0.01, 0.1, None)
 NEIGHBOURS = (10, 20, 100, 200)
-# Our choice: the best of 1e-3 to 1e2 for both miniature models with 1, 5 and 10 images of each of
-# the 32 classes of the scenes.
+# Our choice: the best of 1e-3 to 1e2 for both miniature models with 1, 5 and 10 images per class,
+# for the 32 classes of the scenes.
 FEW_SHOT_C = 0.1
-C_GRID = tuple(
-    10.0**power for power in range(-6, 5)
-)  # in rising order; `_sweep_c` may stop earlier
+# In ascending order, because `_sweep_c` may stop early.
+C_GRID = tuple(10.0**power for power in range(-6, 5))
 SCALING = "length 1, less the mean, mean square 1"  # recorded in results; see `ScaledFeatures`
 
 
@@ -84,19 +83,19 @@ def probe(
         train: training data, as for `open_train_and_test`.
         test: test data with the same classes.
         methods: which of `METHODS` to use.
-        shots: for "logistic", images of each class; below 1 their share; None for all images.
+        shots: for "logistic", images per class; below 1, their share; None for all images.
         splits: number of random choices of training images for every entry of `shots` but None.
         cache: folder of the feature cache, as for `extract_features`.
         features: dtype of the cached features.
-        output: for "sgd", the folder whose sub-folder `sgd` receives the training run.
+        output: for "sgd", a folder; the training run is written to its sub-folder `sgd`.
         init: for "sgd", what `load_model` takes to load the same model; by default its name.
         settings: for "sgd", "field=value" overrides of the preset.
-        batch_size: images in one forward pass.
-        workers: processes that read images.
+        batch_size: images per forward pass.
+        workers: number of processes that read images.
         progress: show progress bars.
 
     Returns:
-        One probe for each k, for each entry of `shots`, and for "sgd".
+        One probe per k, one per entry of `shots`, and one for "sgd".
 
     Raises:
         ConfigError: an unknown method, an invalid number of shots, or data that do not fit.
@@ -115,7 +114,7 @@ def probe(
             classes=train_features.class_names,
             **reading,
         )
-        # Subsets are drawn before any long computation, so that invalid shots are reported at once.
+        # Drawn before any long computation, so that invalid shots are reported immediately.
         subsets = [
             (count, _choose_subsets(train_features, count, splits))
             for count in shots
@@ -142,8 +141,8 @@ def open_train_and_test(
     """Open the data sets that are folders; test labels are then numbered by the training classes.
 
     Args:
-        train: packed shards, or a folder with a sub-folder of images for each class, or a Hugging
-            Face dataset on disk, or one of these opened.
+        train: packed shards, a folder with a sub-folder of images for each class, a Hugging Face
+            dataset on disk, or an open data set.
         test: as `train`; its classes must be among those of the training data.
     """
     if not isinstance(train, ImageDataset) and (root := find_image_folder(train)):
@@ -168,7 +167,7 @@ def write_probes(probes: Sequence[Probe], folder: str | os.PathLike[str]) -> Non
 
 
 def format_probes(probes: Sequence[Probe]) -> str:
-    """A Markdown table of top-1 in percent, with mean and standard deviation over splits."""
+    """Format a Markdown table of top-1 in percent, as mean and standard deviation over splits."""
     rows = []
     for result in probes:
         spread = f" ± {result.spread:.2f}" if len(result.values) > 1 else ""
@@ -193,14 +192,14 @@ def _check_options(
         raise ConfigError(f"invalid splits {splits}: allowed 1 or more")
     if settings and "sgd" not in methods:
         raise ConfigError(
-            f"setting {settings[0]!r} needs the method sgd; add it to the methods, or omit settings"
+            f"setting {settings[0]!r} needs the method sgd; add it to methods, or omit settings"
         )
     if "sgd" in methods and output is None:
-        raise ConfigError("the method sgd trains a head in a folder; give output")
+        raise ConfigError("the method sgd needs a folder for its training run; give output")
 
 
 def _choose_subsets(features: Features, count: float, splits: int) -> list[NDArray[np.int64]]:
-    """Indices of the training images of each split."""
+    """Return the indices of the training images of each split."""
     return [
         choose_shots(features.names, features.labels, count, split, features.class_names)
         for split in range(splits)
@@ -208,7 +207,7 @@ def _choose_subsets(features: Features, count: float, splits: int) -> list[NDArr
 
 
 def _probe_knn(model: str, train: Features, test: Features, progress: bool) -> list[Probe]:
-    """One probe for each of `NEIGHBOURS` up to the number of training images, at least one."""
+    """Make a probe for each of `NEIGHBOURS` up to the number of training images, at least one."""
     sizes = [k for k in NEIGHBOURS if k <= len(train.labels)] or [len(train.labels)]
     similarities, indices = find_neighbours(
         train.vectors, test.vectors, max(sizes), progress=progress
@@ -216,7 +215,7 @@ def _probe_knn(model: str, train: Features, test: Features, progress: bool) -> l
     labels = train.labels[indices]  # (M, k)
     probes = []
     for k in sizes:
-        # Neighbours are sorted, so the nearest k are the first columns of the largest search.
+        # Neighbours are sorted, so the first k columns of the largest search are the nearest k.
         predicted = classify_neighbours(similarities[:, :k], labels[:, :k], train.num_classes)
         probes.append(Probe(model, "knn", None, (_measure_top1(predicted, test.labels),), {"k": k}))
     return probes
@@ -229,7 +228,7 @@ def _probe_few_shot(
     train: Features,
     test: Features,
 ) -> Probe:
-    """Logistic regression with few images of each class, once for each subset."""
+    """Fit a logistic regression with few images per class, once for each subset."""
     values, converged = [], True
     for indices in subsets:
         scaled = scale_features(train.vectors, indices)
@@ -242,34 +241,34 @@ def _probe_few_shot(
 
 
 def _sweep_c(model: str, train: Features, test: Features, progress: bool) -> Probe:
-    """Logistic regression with all images; C is chosen on a held-back fifth of them."""
-    held = hold_back(train.names, train.labels)
-    if not held.any():
+    """Fit a logistic regression with all images; choose C on a held-back fifth of them."""
+    is_validation = hold_back(train.names, train.labels)
+    if not is_validation.any():
         raise ConfigError(
             "no class has enough images to choose C; give 3 or more of each, or ask for few shots"
         )
-    fit_indices, validation_indices = np.flatnonzero(~held), np.flatnonzero(held)
+    fit_indices, validation_indices = np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
     scaled = scale_features(train.vectors, fit_indices)
     validation = scaled.scale_like(train.vectors, validation_indices)
     scores: dict[float, float] = {}  # validation accuracy for each C
     best: LogisticClassifier | None = None
     fitted: LogisticClassifier | None = None
     for C in tqdm(C_GRID, "logistic", disable=not progress):  # noqa: N806
-        # Each fit starts from the one before: a warm start needs fewer steps.
+        # Each fit starts from the previous one, because a warm start needs fewer steps.
         fitted = fit_logistic(scaled, train.labels[fit_indices], train.num_classes, C, start=fitted)
         score = _measure_top1(fitted.predict(validation), train.labels[validation_indices])
         if score > max(scores.values(), default=-1.0):
             best = fitted
         scores[C] = score
-        # Stop after two scores in a row that are lower than the best by more than a standard error.
-        # Not at any lower score: with small C, all weights are nearly 0 and scores differ by
-        # chance.
+        # Stop after two scores in a row that are below the best by more than a standard error. A
+        # single lower score is not enough: with small C, all weights are nearly 0 and scores differ
+        # by chance.
         top = max(scores.values())
         standard_error = math.sqrt(top * (100 - top) / len(validation_indices))
         last_two = list(scores.values())[-2:]
-        if len(scores) > 2 and all(last < top - standard_error for last in last_two):
+        if len(scores) > 2 and all(score < top - standard_error for score in last_two):
             break
-    chosen_c = max(scores, key=scores.__getitem__)  # the smallest of equally good ones
+    chosen_c = max(scores, key=scores.__getitem__)  # of equally good values, the smallest
     scaled = scale_features(train.vectors, np.arange(len(train.labels)))
     final = fit_logistic(scaled, train.labels, train.num_classes, chosen_c, start=best)
     value = _measure_top1(final.predict(scaled.scale_like(test.vectors)), test.labels)
@@ -294,7 +293,7 @@ def _train_head(
     workers: int,
     progress: bool,
 ) -> Probe:
-    """Train a head as the preset of the architecture says, and measure the trained model."""
+    """Train a head with the preset of the architecture, and measure the trained model."""
     from swag_models.recipe.training.trainer import train
 
     if not isinstance(model, SwagModel):
@@ -331,7 +330,7 @@ def _train_head(
 
 
 def _measure_top1(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """Share of correct predictions in percent."""
+    """Return the share of correct predictions in percent."""
     return 100 * float((predicted == labels).mean())
 
 

@@ -152,7 +152,7 @@ def test_damaged_real_labels_are_rejected(
     path = tmp_path / "real.json"
     for content, message in (
         ([[0]] * 500, r"is not one of the 500 images labelled by .*real.json"),
-        ([[1000]] * 1000, "does not have lists of labels from 0 to 999"),
+        ([[1000]] * 1000, "does not contain lists of labels from 0 to 999"),
     ):
         path.write_text(json.dumps(content))
         check_error(message, "imagenet-real", tmp_path, model)
@@ -213,7 +213,7 @@ def test_image_without_pixels_inside_the_border_is_broken(
     write_images(tmp_path / "images" / "tie", 1, height=4, width=9)
     dataset = open_dataset("objectnet", tmp_path, model)
     index = list(dataset.names).index("tie/0000.png")
-    with pytest.raises(ImageError, match=r"tie/0000.png has 9x4 pixels, which are all border"):
+    with pytest.raises(ImageError, match=r"tie/0000.png has 9x4 pixels, too few to crop 2 from"):
         dataset.read(index)
 
 
@@ -221,7 +221,10 @@ def test_damaged_objectnet_is_rejected(tmp_path: Path, model: EvaluatedModel) ->
     write_objectnet(tmp_path)
     path = tmp_path / "mappings" / "objectnet_to_imagenet_1k.json"
     for content, message in (
-        ('{"Tie": "bow tie; no such thing"}', "maps Tie to 'bow tie', which is not a class there"),
+        (
+            '{"Tie": "bow tie; no such thing"}',
+            "maps Tie to 'bow tie', which is not a class of ImageNet",
+        ),
         ("{}", "has no image with a class of ImageNet-1k"),
         ("{", r"objectnet_to_imagenet_1k.json is damaged: .*; get it again"),
         ("[]", "has a list instead of a dict; get it again"),
@@ -229,12 +232,12 @@ def test_damaged_objectnet_is_rejected(tmp_path: Path, model: EvaluatedModel) ->
         path.write_text(content)
         check_error(message, "objectnet", tmp_path, model)
     path.unlink()
-    check_error("it comes with the release", "objectnet", tmp_path, model)
+    check_error("unpack the release again", "objectnet", tmp_path, model)
     path.write_text("{}")
     (tmp_path / "mappings" / "imagenet_to_label_2012_v2").write_text("tench\n")
     check_error("does not number the 1000 classes", "objectnet", tmp_path, model)
     shutil.rmtree(tmp_path / "images")
-    check_error("has no folder images", "objectnet", tmp_path, model)
+    check_error("has no folder named images", "objectnet", tmp_path, model)
 
 
 @pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS) - {"folder"}))
@@ -255,7 +258,7 @@ def test_model_with_other_classes_is_rejected(benchmark: str, tmp_path: Path) ->
 
 def test_incomplete_imagenet_is_rejected(tmp_path: Path, model: EvaluatedModel) -> None:
     path = write_image(tmp_path / "ILSVRC2012_val_00000001.png", 0)
-    message = "side by side; move them to a folder for each WordNet id, with torchvision.datasets"
+    message = "all images in one folder; move them to one folder per WordNet id, with torchvision.datasets"
     check_error(message, "imagenet", tmp_path, model)
     path.rename(write_image(tmp_path / WNIDS[1] / "x.png", 0).with_name(path.name))
     message = f"has 1 of 1000 folders .* and not {WNIDS[0]}; .* benchmark folder"

@@ -150,7 +150,9 @@ def test_float16_overflow_is_rejected_and_nothing_is_cached(digits: Path, tmp_pa
 
     norms = [part for part in model.network.modules() if isinstance(part, torch.nn.LayerNorm)]
     norms[-1].register_forward_hook(enlarge)
-    with pytest.raises(ConfigError, match="float16 ends at 65504; store features as float32"):
+    with pytest.raises(
+        ConfigError, match="the maximum of float16 is 65504: store features as float32"
+    ):
         extract_features(model, digits, tmp_path)
     assert list_files(tmp_path) == []
     features = extract_features(model, digits, tmp_path, dtype="float32")

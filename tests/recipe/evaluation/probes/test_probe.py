@@ -71,7 +71,7 @@ def test_invalid_shots_are_rejected() -> None:
     with pytest.raises(ConfigError, match="class dog has 2 images, too few for 3 shots; choose"):
         choose_shots(names, labels, 3, 0, ["cat", "dog"])
     for shots in (0, -1, 1.5):
-        with pytest.raises(ConfigError, match="allowed whole numbers from 1 on, and shares"):
+        with pytest.raises(ConfigError, match="allowed whole numbers of at least 1, and shares"):
             choose_shots(names, labels, shots, 0)
 
 
@@ -179,7 +179,7 @@ def test_command_prints_and_writes_a_table(
         ("--shots=x", "invalid --shots 'x': allowed"),
         ("--shots=100%", "shares below 100%"),
         ("--methods=svm", "invalid method 'svm': allowed knn, logistic, sgd"),
-        ("--methods=knn,sgd", "the method sgd trains a head in a folder; give output"),
+        ("--methods=knn,sgd", "the method sgd needs a folder for its training run; give output"),
         ("--splits=0", "invalid splits 0: allowed 1 or more"),
         ("--set=foo=1", "setting 'foo=1' needs the method sgd"),
     ],
