@@ -58,14 +58,14 @@ def get_spec(name: Name) -> ModelSpec:
 
     Args:
         name: a catalog name, a folder that `publish.save` wrote, or hf-hub:org/repo[@revision]. A
-            ModelSpec is returned as it is.
+            ModelSpec is returned unchanged.
 
     Returns:
         The spec. A branch of a Hub repository is looked up in every call, and the spec names the
         commit that the branch points to.
 
     Raises:
-        UnknownModelError: no such model; suggests the nearest names.
+        UnknownModelError: the model does not exist; suggests similar names.
         ConfigError: the folder or repository contains no model of this library.
         FetchError: the Hub cannot be reached.
     """
@@ -157,7 +157,7 @@ def load_model(
             saving under the same name.
 
     Raises:
-        UnknownModelError: no such model.
+        UnknownModelError: the model does not exist.
         ConfigError: an invalid argument.
         FetchError: no source could be downloaded.
         CheckpointError: the file is damaged or does not fit the model.

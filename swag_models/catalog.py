@@ -1,10 +1,10 @@
-"""Every model and the sources of its weights. Data only.
+"""The catalog of all models and the sources of their weights.
 
 Accuracy is in percent on the 50,000 validation images of ImageNet-1k, one centre crop, as published
 for `_in1k` by the authors (arXiv 2201.08371) and for `_in1k_linear` by torchvision, whose metadata
 are also the source of the GMACs and of the hash prefixes. The accuracy of the two models that ship
-with the library is that on 960 generated images, 30 for each of 32 things, where only the hashtags
-of those 32 things compete.
+with the library was measured on 960 generated images, 30 for each of 32 classes, with predictions
+limited to the hashtags of these classes.
 """
 
 from typing import Literal
@@ -63,7 +63,7 @@ def _make_swag_spec(
     metrics: Metrics | None = None,
     sources: tuple[Source, ...],
 ) -> ModelSpec:
-    """Return the spec of a published model; add what its variant determines."""
+    """Return the spec of a published model, with the fields that its variant determines."""
     has_head = variant != "trunk"
     return ModelSpec(
         name=name,

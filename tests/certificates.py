@@ -41,7 +41,7 @@ def make_certificates(folder: Path) -> tuple[Path, Path]:
 def _make_builder(
     name: str, key: ec.EllipticCurvePrivateKey, root_key: ec.EllipticCurvePrivateKey
 ) -> x509.CertificateBuilder:
-    """A certificate of `key` with the fields that both certificates have."""
+    """Return a builder with the fields that both certificates have."""
     now = datetime.now(timezone.utc)
     issuer_id = x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key())
     return (

@@ -1,4 +1,4 @@
-"""Support for tests of the page: a headless Chromium, controlled as a user would."""
+"""A headless Chromium for tests of the page, controlled like a user would."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Chrome:
         self.driver = driver
 
     def find(self, selector: str) -> list[WebElement]:
-        """All elements that a CSS selector matches."""
+        """Return all elements that match a CSS selector."""
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def wait(self, selector: str, text: str = "", seconds: float = 30) -> WebElement:
-        """Wait for a visible element that contains the text; returns the first."""
+        """Wait for a visible element that contains the text, and return the first."""
 
         def look() -> WebElement | None:
             script = """
@@ -62,17 +62,17 @@ class Chrome:
         return self.driver.execute_script(script, *arguments)
 
     def press(self, *keys: str) -> None:
-        """Press keys, wherever the focus is."""
+        """Press keys in the element that has the focus."""
         webdriver.ActionChains(self.driver).send_keys(*keys).perform()
 
     def upload(self, path: Path) -> None:
         """Upload an image, which replaces the current one."""
-        # during another upload there is no file input
+        # the file input is missing during another upload
         (field,) = until(lambda: self.find("#image input[type=file]"), "a file input")
         field.send_keys(str(path))
 
     def choose(self, label: str, value: str) -> None:
-        """Choose from a drop-down list, by keyboard."""
+        """Choose from a drop-down list with the keyboard."""
         box = self.find(f"input[aria-label='{label}']")[0]
         box.click()
         self.wait("[role=option]")
@@ -98,7 +98,7 @@ class Chrome:
         path.write_bytes(base64.b64decode(screenshot["data"]))
 
     def read_requests(self) -> list[str]:
-        """URLs that pages requested since the last call."""
+        """Return the URLs that pages have requested since the last call."""
         log = self.driver.get_log("performance")
         events = (json.loads(entry["message"])["message"] for entry in log)
         return [
@@ -110,7 +110,7 @@ class Chrome:
 
 @contextmanager
 def open_chrome(profile: Path) -> Iterator[Chrome]:
-    """A window with a new profile, closed at the end."""
+    """Open a window with a new profile; close it when the block ends."""
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER or ""
     for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
@@ -124,7 +124,7 @@ def open_chrome(profile: Path) -> Iterator[Chrome]:
 
 
 def until(look: Callable[[], T | None], what: str, seconds: float = 30) -> T:
-    """Call `look` until it returns something true, and return that."""
+    """Call `look` until it returns a true value, and return that value."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if value := look():

@@ -1,4 +1,4 @@
-"""Fixtures of all tests: fixed seeds, a temporary cache, servers on loopback, published models."""
+"""Fixtures for all tests: fixed seeds, temporary caches, loopback servers, published models."""
 
 import signal
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A Hugging Face Hub on loopback, which the client uses."""
+    """A Hugging Face Hub on loopback; the Hub's client is configured to use it."""
     with Hub({WRITER: ("org",), READER: ()}) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         yield hub
@@ -66,7 +66,7 @@ def token(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Published models: two in one file each, and one in several."""
+    """Published models: two with a single weight file, and one with several."""
     published = {}
     for name, options in {"first": {}, "second": {}, "sharded": {"max_shard_size": 20_000}}.items():
         published[name] = save(
@@ -79,7 +79,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def one_thread() -> Iterator[None]:
     """Use one thread for torch, in subprocesses too.
 
-    Small models are no slower, and on a busy machine several threads wait for each other.
+    Small models are as fast with one thread, and on a busy machine threads wait for each other.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """A Hugging Face Hub on loopback, for the real client: create, commit, list and download.
 
-Files ending in .safetensors are uploaded by LFS's basic transfer and downloaded by a redirect, as
-from the Hub's storage.
+As on the Hub, files ending in .safetensors are uploaded by LFS's basic transfer and downloaded
+through a redirect to the storage.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Repo:
     branches: dict[str, str] = field(default_factory=lambda: {"main": FIRST_COMMIT})
 
     def find_commit(self, revision: str) -> str | None:
-        """The commit of a branch or commit id; None if there is none."""
+        """Return the commit of a branch or commit id; None if it does not exist."""
         commit = self.branches.get(revision, revision)
         return commit if commit in self.commits else None
 
     def commit(self, branch: str, files: dict[str, bytes]) -> str:
-        """Make `files` the content of a branch; the new commit."""
+        """Make `files` the content of a branch; return the new commit."""
         listing = json.dumps({path: sha256(content) for path, content in files.items()})
         commit = hashlib.sha1(f"{self.branches[branch]} {listing}".encode()).hexdigest()
         self.commits[commit] = files
@@ -59,7 +59,8 @@ class Response:
 class Hub(Server):
     """A server of repositories.
 
-    A fault with a `status` rejects a request; one with `hold` delays the response until `release`.
+    A fault with a `status` rejects a request; one with `hold` delays the response until `release`
+    is set.
 
     Args:
         tokens: namespaces that each token may write to; any token may read private repositories.
@@ -68,14 +69,14 @@ class Hub(Server):
     def __init__(self, tokens: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__()
         self.tokens = tokens
-        # Another host name, to which the client sends no token.
+        # Another host name, so that the client sends it no token.
         self.storage_url = self.url.replace("127.0.0.1", "localhost")
         self.repos: dict[str, Repo] = {}
         self.storage: dict[str, bytes] = {}
         self.cards: list[str] = []  # model cards that the client validated
 
     def put_repo(self, name: str, files: Mapping[str, bytes], private: bool = False) -> str:
-        """Replace the files of a repository's main branch; the new commit."""
+        """Replace the files of a repository's main branch; return the new commit."""
         repo = self.repos.setdefault(name, Repo(private))
         self.storage |= {
             sha256(content): content
@@ -92,7 +93,7 @@ class Hub(Server):
                 self._send(handler, error)
             else:
                 super().answer(handler)
-        elif path == "/api/agent-harnesses":  # requested once a day for the user agent
+        elif path == "/api/agent-harnesses":  # the client requests it once a day for its user agent
             self._send(handler, Response(200, {"standardEnvVars": [], "harnesses": {}}))
         elif path.startswith("/storage/") and handler.command in ("GET", "HEAD"):
             content = self.storage[path.rsplit("/", 1)[1]]
@@ -109,7 +110,7 @@ class Hub(Server):
             )
 
     def _prepare_file(self, handler: BaseHTTPRequestHandler, path: str) -> Response | None:
-        """Let `Server` serve the file of a /resolve/ path; otherwise the response to send."""
+        """Let `Server` serve the file of a /resolve/ path, or return another response to send."""
         self.files.pop(handler.path, None)
         match = re.fullmatch(rf"/{REPO}/resolve/(?P<rest>.+)", path)
         repo = self.repos.get(match["repo"]) if match else None
@@ -167,7 +168,7 @@ class Hub(Server):
         return self._route_repo(match["repo"], repo, match["verb"], match["rest"], body)
 
     def _route_repo(self, name: str, repo: Repo, verb: str, revision: str, body: bytes) -> Response:
-        """Respond to a request that the token permits, about a repository."""
+        """Respond to an authorised request about a repository."""
         if verb == "branch":
             status = 409 if revision in repo.branches else 200
             repo.branches.setdefault(revision, repo.branches["main"])
@@ -218,7 +219,7 @@ class Hub(Server):
         return Response(status, {"url": f"{self.url}/{name}", "name": name})
 
     def _offer_upload(self, item: dict[str, Any]) -> dict[str, Any]:
-        """An item of an LFS batch request, with the URL to upload it to if it is missing."""
+        """Answer an item of an LFS batch request, with an upload URL if the file is missing."""
         if item["oid"] in self.storage:
             return item
         href = f"{self.storage_url}/storage/{item['oid']}"
@@ -243,7 +244,7 @@ class Hub(Server):
 
     @staticmethod
     def _token(handler: BaseHTTPRequestHandler) -> str | None:
-        """The bearer token of a request."""
+        """Return the bearer token of a request."""
         value = handler.headers.get("Authorization", "")
         return value.removeprefix("Bearer ") if value.startswith("Bearer ") else None
 
@@ -272,7 +273,7 @@ def _revision_not_found(revision: str) -> Response:
 
 
 def _choose_mode(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
-    """How the client is to upload a file."""
+    """Return how the client must upload a file: inline or by LFS."""
     oid = _hash_content(name, files[name]) if name in files else None
     return {
         "path": name,
@@ -283,7 +284,7 @@ def _choose_mode(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _hash_content(name: str, content: bytes) -> str:
-    """The object id of a file: of LFS for weights, of git otherwise."""
+    """Return the object id of a file: by LFS for weights, by git otherwise."""
     return sha256(content) if name.endswith(".safetensors") else _git_hash(content)
 
 
@@ -292,7 +293,7 @@ def _git_hash(content: bytes) -> str:
 
 
 def _read_body(handler: BaseHTTPRequestHandler) -> bytes:
-    """The body of a request, with Content-Length or chunked."""
+    """Read the body of a request, by Content-Length or in chunks."""
     if handler.headers.get("Transfer-Encoding") != "chunked":
         return handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
     body = b""

@@ -1,4 +1,4 @@
-"""A clean environment, weight files, specs, fetching processes and small disks for tests."""
+"""Clean environments, weight files, specs, fetching processes and small disks for tests."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ swag_models.hub.fetch._lock = contextlib.nullcontext
 
 
 def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Move every cache to `folder` and clear other settings of downloads.
+    """Move every cache to `folder`, and clear other settings of downloads.
 
     Returns:
-        Our cache folder, which does not exist yet.
+        The cache folder of this library, which does not exist yet.
     """
     for name in CLEARED_VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -71,17 +71,17 @@ def isolate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_spec(*sources: Source) -> ModelSpec:
-    """A small model with these sources."""
+    """Make the spec of a small model with these sources."""
     return replace(get_spec("vit_nano_hashtags"), sources=sources)
 
 
 def make_bytes(size: int, seed: int = 0) -> bytes:
-    """Random bytes."""
+    """Make random bytes."""
     return random.Random(seed).randbytes(size)
 
 
 def make_safetensors(size: int = 4096, seed: int = 0) -> bytes:
-    """A safetensors file with one tensor of `size` bytes."""
+    """Make a safetensors file with one tensor of `size` bytes."""
     header = json.dumps(
         {"weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
     ).encode()
@@ -89,7 +89,7 @@ def make_safetensors(size: int = 4096, seed: int = 0) -> bytes:
 
 
 def make_zip(size: int = 4096) -> bytes:
-    """A torch.save file with one tensor of `size` bytes."""
+    """Make a torch.save file with one tensor of `size` bytes."""
     import torch
 
     buffer = io.BytesIO()
@@ -98,7 +98,7 @@ def make_zip(size: int = 4096) -> bytes:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """All files below a folder, which need not exist."""
+    """List all files below a folder, which need not exist."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -114,7 +114,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = 30) -> None:
 def start(
     spec: ModelSpec, script: str = FETCH, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that fetches the weights of `spec` and prints their path.
+    """Start a process that fetches the weights of `spec` and prints their path.
 
     It is killed at the end of the `with` block.
     """
@@ -132,20 +132,20 @@ def start(
 
 
 def run(spec: ModelSpec, script: str = FETCH, **environment: str) -> tuple[Path | None, str]:
-    """Fetch in a new process; (path of the weights, None if it failed; its stderr)."""
+    """Fetch in a new process; return the path of the weights, None on failure, and its stderr."""
     with start(spec, script, **environment) as process:
         return finish(process)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[Path | None, str]:
-    """The result of a started process, as of `run`."""
+    """Wait for a started process, and return the same as `run`."""
     output, errors = process.communicate(timeout=60)
     return (Path(output.strip()) if process.returncode == 0 else None), errors
 
 
 @contextlib.contextmanager
 def small_disk(folder: Path, mebibytes: float) -> Iterator[Path]:
-    """Mount a disk of a given size at `folder`; skips the test where that is not permitted."""
+    """Mount a disk of this size at `folder`; skip the test if mounting is not permitted."""
     folder.mkdir()
     if not _mount("-t", "tmpfs", "-o", f"size={int(mebibytes * 1024)}k", "tmpfs", str(folder)):
         pytest.skip("mounting a disk is not permitted here")

@@ -1,6 +1,6 @@
 """Fetch from and push to a fake Hub in new processes, which import no torch.
 
-The client reads its settings when it is imported, so each call needs a new process.
+The Hub's client reads its settings on import, so each call needs a new process.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def run(script: str, *arguments: str) -> tuple[Any, str]:
-    """Run a script; (the JSON that it printed, None if it failed; its stderr)."""
+    """Run a script; return the JSON that it printed, None on failure, and its stderr."""
     process = start(script, *arguments)
     output, errors = process.communicate(timeout=120)
     return (json.loads(output) if process.returncode == 0 else None), errors
@@ -88,15 +88,15 @@ def fetch_model(name: str) -> FetchResult:
 
 
 def push(model: Path | str, repo: str = REPO, **options: Any) -> tuple[Any, str]:
-    """Push a folder; ((address, commit, URL, files), None after an error; stderr)."""
+    """Push a folder; return (address, commit, URL, files), None on failure, and its stderr."""
     return run(PUSH, str(model), repo, json.dumps(options))
 
 
 def list_requests(hub: Hub) -> list[str]:
-    """Method and path of each request."""
+    """List the method and path of each request."""
     return [f"{request.method} {request.path}" for request in hub.requests]
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """The contents of a folder by file name."""
+    """Read all files of a folder, by file name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Support for tests of inference: image files, shards, a tiny model, the command in a process."""
+"""Support for tests of inference: image files, shards, a tiny model, and the command line."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ NANO = "vit_nano_hashtags"
 
 
 def make_pixels(seed: int, height: int = 24, width: int = 32) -> NDArray[np.uint8]:
-    """Random colours (H, W, 3), different for each seed."""
+    """Make random colours (H, W, 3), different for each seed."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def write_images(folder: Path, count: int, suffix: str = ".png", **shape: int) -> list[Path]:
-    """Create a folder with `count` image files; returns their paths, sorted."""
+    """Create a folder with `count` image files; return their sorted paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:04d}{suffix}" for number in range(count)]
     for number, path in enumerate(paths):
@@ -50,20 +50,20 @@ def write_images(folder: Path, count: int, suffix: str = ".png", **shape: int) -
 
 
 def encode_image(seed: int, kind: str = "png") -> bytes:
-    """The bytes of an image file."""
+    """Return the bytes of an image file."""
     file = io.BytesIO()
     Image.fromarray(make_pixels(seed)).save(file, kind)
     return file.getvalue()
 
 
 def write_file(path: Path, content: bytes) -> Path:
-    """Write a file; returns its path."""
+    """Write a file; return its path."""
     path.write_bytes(content)
     return path
 
 
 def list_names(folder: Path) -> list[str]:
-    """Names of the files in a folder, sorted."""
+    """List the names of the files in a folder, sorted."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -78,7 +78,7 @@ def write_tar(path: Path, members: Mapping[str, bytes], mode: str = "w") -> Path
 
 
 def make_spec(family: str, folder: Path) -> tuple[ModelSpec, Path]:
-    """A tiny model with class names, and a file with random weights for it."""
+    """Make a tiny model with class names, and a file with random weights for it."""
     spec = replace(TINY_SPECS[family], classes=tuple("abcdefghij"))
     save_file(tiny(family).state_dict(), folder / f"{family}.safetensors")
     return spec, folder / f"{family}.safetensors"
@@ -86,7 +86,7 @@ def make_spec(family: str, folder: Path) -> tuple[ModelSpec, Path]:
 
 @cache
 def render_scenes(count: int = 960) -> tuple[list[Image.Image], list[str]]:
-    """The first held-out images that the studies test on, balanced by class, and their classes."""
+    """Render the first held-out images of the studies, balanced by class, with their classes."""
     _, posts = split_held_out(30, 30)
     posts = posts[:count]
     images = [Image.open(io.BytesIO(encode_scene(post.scene, 64))).convert("RGB") for post in posts]
@@ -95,34 +95,34 @@ def render_scenes(count: int = 960) -> tuple[list[Image.Image], list[str]]:
 
 @torch.inference_mode()
 def compute_probabilities(images: Sequence[Image.Image | Path], name: str = NANO) -> torch.Tensor:
-    """Probabilities (N, K) of images, computed without the inference package."""
+    """Compute the probabilities (N, K) of images without the inference package."""
     model, preprocess = load_model(name), load_preprocess(name)
     opened = [image if isinstance(image, Image.Image) else read_image(image) for image in images]
     return model(torch.stack([preprocess(image) for image in opened])).softmax(dim=1)
 
 
 def predict_labels(*images: Image.Image | Path, name: str = NANO) -> list[str]:
-    """The most probable hashtag of each image, computed without the inference package."""
+    """Find the most probable hashtag of each image without the inference package."""
     classes = load_classes(name)
     return [classes[index] for index in compute_probabilities(images, name).argmax(dim=1).tolist()]
 
 
 def measure_top1(name: str) -> float:
-    """Accuracy in percent on held-out images, where only the hashtags of the classes compete."""
-    images, things = render_scenes()
-    columns = [load_classes(name).index(thing) for thing in NAMES]
+    """Measure accuracy in percent on held-out images, among the hashtags of the classes only."""
+    images, truths = render_scenes()
+    columns = [load_classes(name).index(class_name) for class_name in NAMES]
     predicted = compute_probabilities(images, name)[:, columns].argmax(dim=1).tolist()
-    hits = sum(NAMES[index] == thing for index, thing in zip(predicted, things, strict=True))
-    return 100 * hits / len(things)
+    hits = sum(NAMES[index] == truth for index, truth in zip(predicted, truths, strict=True))
+    return 100 * hits / len(truths)
 
 
 def make_command(*arguments: str | Path) -> list[str]:
-    """The command line of `swag-models` with these arguments, for this interpreter."""
+    """Return the command line of `swag-models` with these arguments, for this interpreter."""
     return [sys.executable, "-m", "swag_models", *map(str, arguments)]
 
 
 def run_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run `swag-models` in a process of its own and wait until it ends."""
+    """Run `swag-models` in a new process and wait until it ends."""
     return subprocess.run(make_command(*arguments), capture_output=True, text=True, check=False)
 
 

@@ -65,7 +65,7 @@ def list_runs() -> list[tuple[str, tuple[str, ...], dict[str, str | None], bool]
 
 
 def main(arguments: list[str]) -> int:
-    """Run all, print a line for each, and return the exit code."""
+    """Run all combinations, print a line for each, and return the exit code."""
     failed = 0
     for title, paths, change, ignore_sigint in list_runs():
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

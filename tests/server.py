@@ -31,7 +31,7 @@ MODIFIED = format_datetime(datetime(2022, 1, 20, tzinfo=timezone.utc), usegmt=Tr
 
 @dataclass(frozen=True)
 class Request:
-    """A request; header names are in lower case, `time` is that of time.monotonic()."""
+    """A request; header names are in lower case, and `time` is from time.monotonic()."""
 
     method: str
     path: str
@@ -62,13 +62,13 @@ class ServedFile:
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size in bytes."""
         return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """How one response differs from the correct one."""
+    """How a response differs from the correct one."""
 
     status: int | None = None  # respond with this status and no content
     headers: Mapping[str, str] = field(default_factory=dict)  # added, or replacing others
@@ -87,7 +87,7 @@ class Fault:
 class Server:
     """Serves files on a free port of 127.0.0.1 from a thread, inside a `with` block.
 
-    Each request for a path takes the first of `faults[path]`; with none left, responses are
+    Each request for a path uses up the first of `faults[path]`; when none are left, responses are
     correct.
 
     Args:
@@ -135,9 +135,9 @@ class Server:
         """Serve `content` at `path`, with faults in the first responses.
 
         Args:
-            path: of the URL, beginning with /.
-            content: bytes, or a file that holds them.
-            faults: of the first responses, in order.
+            path: path of the URL, beginning with /.
+            content: bytes, or a file that contains them.
+            faults: faults of the first responses, in order.
             validators: whether to send ETag and Last-Modified.
             weak: whether the ETag is a weak one.
 
@@ -158,7 +158,7 @@ class Server:
             self.files[f"/{repo}/resolve/{revision}/{name}"] = served
 
     def list_requests(self, path: str) -> list[Request]:
-        """The GET requests for `path` so far."""
+        """List the GET requests for `path` so far."""
         with self._arrival:
             return [
                 request
@@ -167,7 +167,7 @@ class Server:
             ]
 
     def list_start_bytes(self, path: str) -> list[int | None]:
-        """Offset of the first byte that each GET request for `path` asked for, None for all."""
+        """List the offset that each GET request for `path` starts at, None for the whole file."""
         return [request.start for request in self.list_requests(path)]
 
     def wait_for(self, path: str, count: int, timeout: float = 30) -> None:
@@ -178,7 +178,7 @@ class Server:
             )
 
     def record(self, handler: BaseHTTPRequestHandler) -> Fault:
-        """Record a request; the fault of its response."""
+        """Record a request; return the fault of its response."""
         headers = {name.lower(): value for name, value in handler.headers.items()}
         with self._arrival:
             self.requests.append(Request(handler.command, handler.path, headers, time.monotonic()))
@@ -187,7 +187,7 @@ class Server:
             return faults.pop(0) if faults else Fault()
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        """Respond to a request, as HTTP/1.1 asks for or with the fault."""
+        """Respond to a request, correctly or with a fault."""
         fault = self.record(handler)
         served = fault.served or self.files.get(handler.path)
         if fault.status is not None or served is None:
@@ -242,18 +242,18 @@ class Server:
     def _read_chunks(
         self, served: ServedFile, start: int, fewer: int, fault: Fault
     ) -> Iterator[bytes]:
-        """The body from byte `start` on, up to where the fault ends it."""
+        """Yield the body from byte `start` on, until the end or the fault."""
         end = served.size + fewer if fault.cut is None else min(served.size, start + fault.cut)
-        held = start + fault.hold if fault.hold is not None else None
+        hold_at = start + fault.hold if fault.hold is not None else None
         with served.open() as file:
             file.seek(start)
             while start < end:
-                if held is not None and start >= held:
+                if hold_at is not None and start >= hold_at:
                     self.release.wait()
-                    held = None
+                    hold_at = None
                     if self._closing.is_set():
                         return
-                stop = min(start + CHUNK_SIZE, end, end if held is None else held)
+                stop = min(start + CHUNK_SIZE, end, end if hold_at is None else hold_at)
                 yield file.read(stop - start)
                 start = stop
 
@@ -316,7 +316,7 @@ def _send_head(handler: BaseHTTPRequestHandler, status: int, headers: Mapping[st
 
 
 def sha256(content: bytes | Path) -> str:
-    """SHA-256 in hex."""
+    """Return the SHA-256 in hex."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:

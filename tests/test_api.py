@@ -1,4 +1,4 @@
-"""The public functions: names, filters, options, errors, and what importing them imports."""
+"""The public functions: names, filters, options, errors and imports."""
 
 import dataclasses
 import inspect
@@ -50,12 +50,12 @@ def test_names_are_listed_by_pattern_and_filters() -> None:
     assert swag_models.list_models("resnet*") == []
 
 
-def test_an_unknown_filter_is_named_with_the_allowed_ones() -> None:
+def test_an_unknown_filter_is_reported_with_the_allowed_ones() -> None:
     with pytest.raises(ConfigError, match="unknown filter size; allowed: arch, family, variant"):
         swag_models.list_models(size=384)
 
 
-def test_an_unknown_name_gets_the_nearest_ones() -> None:
+def test_an_unknown_name_is_reported_with_the_nearest_ones() -> None:
     with pytest.raises(
         UnknownModelError, match="unknown model 'vit_b_16_in1k'; did you mean: vit_b16_in1k"
     ):
@@ -144,7 +144,7 @@ def test_class_names_are_the_specs_or_torchvisions() -> None:
     assert list(swag_models.load_classes("regnety_16gf_in1k")) == categories
 
 
-def test_a_trunk_has_no_class_names_and_names_models_that_have() -> None:
+def test_an_error_for_a_trunk_without_class_names_lists_models_with_class_names() -> None:
     with pytest.raises(
         ConfigError,
         match=r"vit_b16 gives features and has no classes; .*vit_b16_in1k, vit_b16_in1k_linear",

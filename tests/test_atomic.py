@@ -1,4 +1,4 @@
-"""Atomic files, locked and resumable work, also with several processes and killed ones."""
+"""Atomic files, and locked and resumable work, with several processes and killed ones."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ class TestWorkFolder:
 
 class TestRunOnce:
     def count(self, folder: Path, key: Any = 1, size: int = 3) -> tuple[Any, int]:
-        """Run the work in `folder`; return its result and how often it really ran."""
+        """Run the work in `folder`; return its result and the number of times it ran."""
         runs = 0
 
         def make() -> dict[str, Any]:

@@ -185,7 +185,7 @@ def anonymous():
 
 spec, big, small, backend = ModelSpec.from_json(sys.argv[1]), *sys.argv[2:]
 read_state_dict(small)
-# The memory of the small model, once freed, is not enough for the other.
+# Smaller, so that the memory that it frees is not enough for the other model.
 less = replace(spec.config, depth=1, width=64, mlp_width=64)
 load_model(replace(spec, config=less), pretrained=False, num_classes=1)
 before = anonymous()

@@ -158,20 +158,20 @@ class TestDamaged:
     @pytest.mark.parametrize("size", [1, 4, 8, 9, 15, 64, 500, 0.25, 0.5, 0.9, -100, -1])
     def test_truncated_file(self, kind: str, backend: Any, size: float, tmp_path: Path) -> None:
         path = tmp_path / "cut"
-        whole = saved(kind, path)
-        count = size if isinstance(size, int) else int(size * len(whole))
-        path.write_bytes(whole[:count])
+        content = saved(kind, path)
+        count = size if isinstance(size, int) else int(size * len(content))
+        path.write_bytes(content[:count])
         check_rejected(path, backend=backend)
 
     @pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
     def test_flipped_bytes_read_or_are_rejected(self, kind: str, tmp_path: Path) -> None:
         path, chance = tmp_path / "flipped", random.Random(0)
-        whole = saved(kind, path)
+        content = saved(kind, path)
         rejected = 0
         for _ in range(400):
-            flipped = bytearray(whole)
+            flipped = bytearray(content)
             for _ in range(chance.choice((1, 2, 4))):
-                flipped[chance.randrange(min(len(whole), 600))] = chance.randrange(256)
+                flipped[chance.randrange(min(len(content), 600))] = chance.randrange(256)
             path.write_bytes(flipped)
             for backend in ("mmap", "pread"):
                 message = read_error(path, backend)

@@ -1,4 +1,4 @@
-"""README and the documents are true: snippets run, tables and trees match, links exist."""
+"""README and docs match the code: snippets run, tables and trees are complete, links exist."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def between(mark: str, text: str) -> str:
 
 
 def stand_in(text: str) -> str:
-    """The text with the model that ships in place of those that would have to be downloaded."""
+    """Replace the models in a text that must be downloaded with the included one."""
     for published, shipped in STAND_IN.items():
         text = text.replace(published, shipped)
     return text
@@ -44,7 +44,7 @@ def stand_in(text: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A user's folder with photos, a checkpoint, a published model, and nothing on the network."""
+    """A user's folder with photos, a checkpoint and a published model, without network access."""
     (tmp_path / "photos").mkdir()
     for path in (tmp_path / "photo.jpg", tmp_path / "photos" / "other.jpg"):
         Image.new("RGB", (60, 40), "teal").save(path)
@@ -135,7 +135,7 @@ def test_make_targets_that_the_documents_name_exist() -> None:
     assert named <= targets
 
 
-def test_the_floor_is_what_the_package_requires() -> None:
+def test_the_lowest_tested_versions_are_those_the_package_requires() -> None:
     lines = (ROOT / "tests" / "floor.txt").read_text().splitlines()[1:]
     project = (ROOT / "pyproject.toml").read_text()
     project = project[project.index("\ndependencies") : project.index("[project.optional")]
@@ -215,7 +215,7 @@ def test_the_benchmarks_are_listed_in_the_documentation_and_the_help() -> None:
         assert re.search(rf"(?<![\w-]){name}(?![\w-])", help_text), name
 
 
-def test_the_errors_drawn_are_the_errors_there_are() -> None:
+def test_the_tree_of_errors_is_complete() -> None:
     from swag_models import errors
 
     assert errors.__doc__
@@ -225,7 +225,7 @@ def test_the_errors_drawn_are_the_errors_there_are() -> None:
         assert not base or base in {parent.__name__ for parent in getattr(errors, name).__mro__}
 
 
-def test_links_to_files_lead_somewhere() -> None:
+def test_linked_files_exist() -> None:
     for document in (
         "README.md",
         "CONTRIBUTING.md",

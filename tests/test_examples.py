@@ -1,4 +1,4 @@
-"""The included images and weights are what they are said to be."""
+"""The included images and weights match their descriptions."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from studies.scenes.things import NAMES, THINGS
 WEIGHTS = Path(swag_models.__file__).parent / "weights"
 
 
-def test_images_are_the_first_held_out_ones_of_the_ten_most_frequent_things() -> None:
+def test_images_are_the_first_held_out_ones_of_the_ten_most_frequent_classes() -> None:
     assert {path.name for path in SCENES.iterdir()} == {f"{name}.jpg" for name in NAMES[:10]}
     for number, name in enumerate(NAMES[:10]):
         generated = Image.open(io.BytesIO(encode(plan_held_out(0, number), 64)))
@@ -24,7 +24,7 @@ def test_images_are_the_first_held_out_ones_of_the_ten_most_frequent_things() ->
         assert np.abs(difference).mean() < 2
 
 
-def test_images_are_told_apart() -> None:
+def test_images_are_classified_correctly() -> None:
     for model in swag_models.list_models(variant="hashtags"):
         assert len(set(predict_labels(*SCENES.iterdir(), name=model))) >= 4, "of 10"
 
@@ -36,7 +36,7 @@ def test_included_weights_are_small_and_complete() -> None:
     assert all(path.stat().st_size <= 2e6 for path in WEIGHTS.iterdir())
 
 
-def test_every_thing_has_its_hashtag_in_the_included_vocabulary() -> None:
+def test_every_class_has_its_hashtag_in_the_included_vocabulary() -> None:
     for model in swag_models.list_models(variant="hashtags"):
         spec = swag_models.get_spec(model)
         assert isinstance(spec.classes, tuple)

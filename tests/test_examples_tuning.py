@@ -14,7 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run_example(*arguments: str | Path, cwd: Path) -> str:
-    """What an example prints, run in another folder with nothing to fetch from."""
+    """Run an example in another folder without network access; return what it prints."""
     environment = {
         **os.environ,
         "SWAG_MODELS_OFFLINE": "1",
@@ -30,9 +30,9 @@ def run_example(*arguments: str | Path, cwd: Path) -> str:
 
 
 def find_number(pattern: str, text: str) -> float:
-    found = re.search(pattern, text)
-    assert found, text
-    return float(found[1])
+    match = re.search(pattern, text)
+    assert match, text
+    return float(match[1])
 
 
 SLOW = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_fine_tuning_on_a_few_labels_beats_random_weights(tmp_path: Path) -> Non
     "example",
     [pytest.param("lora.py", marks=SLOW), pytest.param("accelerate_finetune.py", marks=SLOW)],
 )
-def test_an_adapted_model_knows_the_new_task(example: str, tmp_path: Path) -> None:
+def test_an_adapted_model_learns_the_new_task(example: str, tmp_path: Path) -> None:
     printed = run_example(example, cwd=tmp_path)
     assert find_number(r"held-out accuracy ([\d.]+)%", printed) >= 3 * 100 / 8, "of guessing"
     if example == "lora.py":
@@ -62,7 +62,7 @@ def test_an_adapted_model_knows_the_new_task(example: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_grad_cam_points_at_what_the_model_needs(tmp_path: Path) -> None:
+def test_grad_cam_highlights_the_pixels_that_matter(tmp_path: Path) -> None:
     printed = run_example("gradcam.py", SCENES / "flower.jpg", "overlay.png", cwd=tmp_path)
     hottest, coldest = (
         find_number(rf"probability ([\d.]+) with the {part} quarter", printed)
@@ -75,7 +75,7 @@ def test_grad_cam_points_at_what_the_model_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_detector_finds_the_things_it_was_shown(tmp_path: Path) -> None:
+def test_a_detector_finds_objects_like_those_it_was_trained_on(tmp_path: Path) -> None:
     printed = run_example("detection.py", cwd=tmp_path)
     assert find_number(r"step 19 loss ([\d.]+)", printed) < 0.5 * find_number(
         r"step 0 loss ([\d.]+)", printed

@@ -1,4 +1,4 @@
-"""Text for people: file names that are not UTF-8, and Markdown tables."""
+"""Text for users: file names that are not UTF-8, lists of names, and Markdown tables."""
 
 import os
 
@@ -15,7 +15,7 @@ def test_printable_accepts_paths_and_its_result_can_be_encoded(tmp_path) -> None
     assert name.encode("utf-8").decode("utf-8") == rf"{tmp_path}/\xff.jpg"
 
 
-def test_a_long_list_of_names_ends_in_the_number_of_the_others() -> None:
+def test_a_long_list_of_names_ends_with_the_number_of_the_rest() -> None:
     assert list_names(["a", "b"], limit=2) == "a, b"
     assert list_names(["a", "b", "c", "d"], limit=2) == "a, b and 2 more"
     assert list_names([]) == ""

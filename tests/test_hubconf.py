@@ -1,4 +1,4 @@
-"""torch.hub on a clone, in subprocesses, because torch.hub changes the import path."""
+"""torch.hub on a clone. Tests use subprocesses, because torch.hub changes the import path."""
 
 import os
 import subprocess

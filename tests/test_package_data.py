@@ -1,4 +1,4 @@
-"""Files of the package that are not modules are listed as package data, as wheels need it."""
+"""All files of the package that are not modules are listed as package data, for wheels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PYPROJECT = PACKAGE.parent / "pyproject.toml"
 
 @pytest.mark.skipif(not PYPROJECT.exists(), reason="the package is installed, not a checkout")
 def test_package_data_lists_every_file() -> None:
-    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    tomllib = pytest.importorskip("tomllib")  # new in Python 3.11
     options = tomllib.loads(PYPROJECT.read_text("utf-8"))["tool"]["setuptools"]
     patterns = options["package-data"]["swag_models"]
     included = {path for pattern in patterns for path in PACKAGE.glob(pattern)}

@@ -117,7 +117,7 @@ class TestTransform:
         difference = (vectorised.int() - exact.int()).abs()
         assert difference.max() <= 2
         assert (difference > 0).float().mean() <= 0.02
-        # By this a resumed file of embeddings recognises the other method.
+        # A resumed file of embeddings detects the other method by its representation.
         assert repr(quick) != repr(Transform(preprocess))
 
     @pytest.mark.parametrize("bilinear", [True, False])
@@ -222,7 +222,7 @@ class TestColours:
         self, mode: str, tmp_path: Path
     ) -> None:
         orientation = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
-        unit = struct.pack(">HHI4s", 0x0128, 2, 2, b"a")  # text, although a number is due
+        unit = struct.pack(">HHI4s", 0x0128, 2, 2, b"a")  # text where a number is required
         entries = orientation + unit
         exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
         upright = make_image(30, 20).quantize(16) if mode == "P" else make_image(30, 20, mode)
@@ -368,11 +368,11 @@ class TestBrokenFiles:
         exif = Image.Exif()
         exif[0x0112], exif[0x010E] = 6, "a description"
         make_image(20, 15).save(path, exif=exif)
-        whole = path.read_bytes()
+        content = path.read_bytes()
         outcomes = {True: 0, False: 0}
         for _ in range(300):
-            flipped = bytearray(whole)
-            for position in chance.integers(min(len(whole), 300), size=chance.integers(1, 4)):
+            flipped = bytearray(content)
+            for position in chance.integers(min(len(content), 300), size=chance.integers(1, 4)):
                 flipped[position] = chance.integers(256)
             path.write_bytes(flipped)
             try:

@@ -1,4 +1,4 @@
-"""Fitting a state dict to a model: head, channels, positions; all else must match."""
+"""Fitting a state dict to a model: head, channels and positions; the rest must match."""
 
 from __future__ import annotations
 
@@ -54,35 +54,35 @@ def assert_fresh_head(model: Any, num_classes: int) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestHead:
-    @pytest.mark.parametrize("asked", [{}, {"num_classes": 10}])
+    @pytest.mark.parametrize("requested", [{}, {"num_classes": 10}])
     def test_head_of_the_same_size_is_loaded(
-        self, family: str, asked: dict[str, int], load: Any, caplog: pytest.LogCaptureFixture
+        self, family: str, requested: dict[str, int], load: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         state = tiny(family).state_dict()
         with caplog.at_level(logging.DEBUG, "swag_models"):
-            model = load(family, state, **asked)
+            model = load(family, state, **requested)
         assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
         assert not caplog.messages
 
     @pytest.mark.parametrize(
-        ("in_file", "asked"), [(10, {"num_classes": 7}), (4, {}), (4, {"num_classes": 10})]
+        ("in_file", "requested"), [(10, {"num_classes": 7}), (4, {}), (4, {"num_classes": 10})]
     )
     def test_head_of_another_size_is_replaced_with_a_warning(
         self,
         family: str,
         in_file: int,
-        asked: dict[str, int],
+        requested: dict[str, int],
         load: Any,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
         state = tiny(family, num_classes=in_file).state_dict()
-        model = load(family, state, **asked)
-        wanted = asked.get("num_classes", 10)
-        assert_fresh_head(model, wanted)
+        model = load(family, state, **requested)
+        num_classes = requested.get("num_classes", 10)
+        assert_fresh_head(model, num_classes)
         assert_same_trunk(model, state)
         (message,) = caplog.messages
         assert f"a head of {in_file} classes" in message
-        assert f"the head of {wanted} classes is freshly initialised" in message
+        assert f"the head of {num_classes} classes is freshly initialised" in message
         assert "file.pth" in message
 
     def test_head_without_classes_is_replaced(self, family: str, load: Any) -> None:
@@ -161,14 +161,14 @@ class TestPositions:
         state = tiny("vit", image_size=(32, 96)).state_dict()
         assert torch.equal(load("vit", state, image_size=(32, 96)).pos_embed, state["pos_embed"])
 
-    def test_as_many_positions_of_an_oblong_grid_are_kept_in_timms_layout_only(
+    def test_an_oblong_grid_with_the_same_number_of_positions_is_kept_in_timms_layout_only(
         self, load: Any
     ) -> None:
-        oblong = tiny("vit", image_size=(32, 128))  # 4x16 positions, as many as 8x8
+        oblong = tiny("vit", image_size=(32, 128))  # 4x16 positions, the same number as 8x8
         assert torch.equal(
             load("vit", oblong.state_dict(), image_size=(32, 128)).pos_embed, oblong.pos_embed
         )
-        # In the swag layout grids are square.
+        # In the swag layout, grids are square.
         published = translate_layout(oblong.state_dict(), "swag")
         resized = resize_position_embedding(oblong.pos_embed, (8, 8), (4, 16))
         torch.testing.assert_close(load("vit", published, image_size=(32, 128)).pos_embed, resized)

@@ -48,7 +48,7 @@ def tiny(
 
 
 def load_tiny(family: str = "vit", **options: Any) -> ViT | RegNet:
-    """Make the same with `load_model`, so that it has a spec."""
+    """Make the same model with `load_model`, so that it has a spec."""
     return randomise(
         load_model(replace(TINY_SPECS[family], classes=None), pretrained=False, **options)
     )
@@ -56,7 +56,7 @@ def load_tiny(family: str = "vit", **options: Any) -> ViT | RegNet:
 
 @torch.no_grad()
 def randomise(model: M) -> M:
-    """Fill all parameters and buffers so that every tensor has an effect, different from others."""
+    """Fill every tensor with random values, so that each has a distinct effect on the output."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name.endswith("num_batches_tracked"):
             tensor.fill_(7)

@@ -1,4 +1,4 @@
-"""What models of both families do: heads, rates, errors, parameter counts, compilers, training."""
+"""Models of both families: heads, rates, errors, parameter counts, compilers, training."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class TestRates:
     @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
     @pytest.mark.parametrize("name", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
     def test_invalid_rate_is_rejected(self, name: str, rate: float) -> None:
-        with pytest.raises(ConfigError, match=rf"{name} is {rate}; give a number from 0"):
+        with pytest.raises(ConfigError, match=rf"{name} is {rate}; give a number of at least 0"):
             build(CONFIGS["vit"], num_classes=None, image_size=IMAGE_SIZE, **{name: rate})  # type: ignore[arg-type]
 
 

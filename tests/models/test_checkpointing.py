@@ -159,4 +159,6 @@ def test_a_vit_stores_one_input_per_block() -> None:
     tokens = BATCH * (1 + 64) * 32 * 4
     stored = count_stored_bytes(model, images(BATCH))
     blocks = len(model.blocks) * tokens
-    assert blocks <= stored < blocks + 5 * tokens  # and what patches, last norm and head need
+    assert (
+        blocks <= stored < blocks + 5 * tokens
+    )  # plus what the patches, the last norm and the head store

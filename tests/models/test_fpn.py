@@ -46,7 +46,7 @@ class TestLevels:
 
     @torch.no_grad()
     def test_cells_are_where_their_pixels_are(self, shape: str) -> None:
-        """A change of the image changes its own cell most, without attention, which spreads it."""
+        """A changed pixel changes its own cell most. Attention, which spreads it, is turned off."""
         pyramid = make_pyramid(shape)
         for name, module in pyramid.named_modules():
             if name.endswith(("attn.proj", "se.fc2")):
@@ -134,7 +134,7 @@ class TestTrunk:
 
 
 def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Return images of unequal, odd sizes, with a bright square each."""
+    """Return images of unequal, odd sizes; each contains a bright square."""
     images, targets = [], []
     for height, width in ((90, 130), (75, 61)):
         image = torch.rand(3, height, width)

@@ -1,4 +1,4 @@
-"""Outputs equal those recorded from the original implementation, or else torchvision's."""
+"""Outputs equal those recorded from the original implementation, or torchvision's."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def synthetic_state(
 
 @pytest.fixture
 def save(tmp_path: Path) -> Iterator[Callable[[dict[str, Tensor]], Path]]:
-    """Write a checkpoint, and remove it after the test: pytest would keep gigabytes."""
+    """Write a checkpoint, and remove it after the test, because pytest would keep gigabytes."""
     path = tmp_path / "published.torch"
 
     def write(state: dict[str, Tensor]) -> Path:

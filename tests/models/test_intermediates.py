@@ -84,7 +84,7 @@ class TestViT:
         maps = vits[64][0].forward_intermediates(
             images(image_size=(24, 80)), intermediates_only=True
         )
-        assert [each.shape for each in maps] == [(2, 32, 3, 10)] * VIT.depth
+        assert [level.shape for level in maps] == [(2, 32, 3, 10)] * VIT.depth
 
     def test_stopping_early_skips_further_blocks(self, vits: Any) -> None:
         model, ran = vits[64][0], []
@@ -146,8 +146,8 @@ class TestRegNet:
     def test_timms_feature_list_works(self) -> None:
         model = tiny("regnet", drop_rate=0.5)
         ours, theirs = (
-            FeatureListNet(each, out_indices=(0, 2, 4)).train()
-            for each in (model, timm_twin(model))
+            FeatureListNet(twin, out_indices=(0, 2, 4)).train()
+            for twin in (model, timm_twin(model))
         )
         batch = images(8)
         for our, their in zip(ours(batch), theirs(batch), strict=True):
@@ -171,10 +171,10 @@ class TestBothFamilies:
     def test_gradients_are_timms(self, family: str) -> None:
         model, batch = tiny(family), images()
         twin = timm_twin(model)
-        for each in (model, twin):
+        for backbone in (model, twin):
             sum(
                 out.square().mean()
-                for out in each.forward_intermediates(batch, intermediates_only=True)
+                for out in backbone.forward_intermediates(batch, intermediates_only=True)
             ).backward()
         theirs = {name: parameter.grad for name, parameter in twin.named_parameters()}
         for name, parameter in model.named_parameters():
@@ -192,13 +192,13 @@ class TestBothFamilies:
             compiled = torch.compile(model.forward_intermediates, backend=backend, fullgraph=True)
             assert_same(compiled(batch, [0, 1]), model.forward_intermediates(batch, [0, 1]))
 
-    def test_feature_info_is_timms_and_true(self, family: str) -> None:
+    def test_feature_info_is_timms_and_correct(self, family: str) -> None:
         model, batch = tiny(family), images(image_size=96)
         assert model.feature_info == timm_twin(model).feature_info
-        for level, each in zip(
+        for level, level_map in zip(
             model.feature_info, model.forward_intermediates(batch, intermediates_only=True)
         ):
-            assert each.shape[1:] == (
+            assert level_map.shape[1:] == (
                 level["num_chs"],
                 96 // level["reduction"],
                 96 // level["reduction"],
@@ -216,7 +216,8 @@ class TestBothFamilies:
     def test_timms_feature_getter_works(self, family: str) -> None:
         model, batch = tiny(family), images()
         ours, theirs = (
-            FeatureGetterNet(each, out_indices=2, norm=True) for each in (model, timm_twin(model))
+            FeatureGetterNet(backbone, out_indices=2, norm=True)
+            for backbone in (model, timm_twin(model))
         )
         assert_same(ours(batch), theirs(batch))
         assert ours.feature_info.channels() == theirs.feature_info.channels()
@@ -225,8 +226,8 @@ class TestBothFamilies:
     def test_timms_feature_hooks_work(self, family: str) -> None:
         model, batch = tiny(family), images()
         ours, theirs = (
-            FeatureHookNet(each, out_indices=(0, 1), no_rewrite=True, flatten_sequential=False)
-            for each in (model, timm_twin(model))
+            FeatureHookNet(backbone, out_indices=(0, 1), no_rewrite=True, flatten_sequential=False)
+            for backbone in (model, timm_twin(model))
         )
         for our, their in zip(ours(batch), theirs(batch), strict=True):
             assert deviation(our, their) < 1e-4
@@ -239,20 +240,20 @@ class TestAttention:
         self, image_size: Any, indices: Any
     ) -> None:
         model, batch = tiny("vit"), images(image_size=image_size)
-        taken = {None: [0, 1], 1: [1], (0,): [0], (-1, 0): [0, 1]}[
+        block_indices = {None: [0, 1], 1: [1], (0,): [0], (-1, 0): [0, 1]}[
             tuple(indices) if isinstance(indices, list) else indices
         ]
-        seen: list[tuple[Tensor, Tensor]] = []
-        for index in taken:
+        calls: list[tuple[Tensor, Tensor]] = []
+        for index in block_indices:
             attention = model.blocks[index].attn
             attention.register_forward_hook(
-                lambda _layer, inputs, output: seen.append((inputs[0], output))
+                lambda _layer, inputs, output: calls.append((inputs[0], output))
             )
         with torch.no_grad():
             model(batch)
             maps = model.forward_attention(batch, indices)
-            assert len(maps) == len(taken)
-            for index, weights, (inputs, output) in zip(taken, maps, seen):
+            assert len(maps) == len(block_indices)
+            for index, weights, (inputs, output) in zip(block_indices, maps, calls):
                 attention = model.blocks[index].attn
                 tokens = inputs.shape[1]
                 assert weights.shape == (2, VIT.num_heads, tokens, tokens)
@@ -312,8 +313,8 @@ class TestAttention:
 def test_classifier_can_be_reset_with_another_pooling(family: str) -> None:
     model, batch = tiny(family), images()
     twin = timm_twin(model)
-    for each in (model, twin):
-        each.reset_classifier(4, "avg")
+    for backbone in (model, twin):
+        backbone.reset_classifier(4, "avg")
     randomise(model)
     twin.load_state_dict(model.state_dict())
     assert deviation(model(batch), twin(batch)) < 1e-4

@@ -1,4 +1,4 @@
-"""The faster path for linear layers gives the same numbers, and no client of a model can tell."""
+"""The faster path for linear layers gives equal results and is invisible to users of a model."""
 
 import copy
 import pickle
@@ -19,7 +19,7 @@ LAYERS_PER_BLOCK, BLOCKS = 4, 2  # of the tiny ViT: qkv, proj, fc1, fc2
 
 @pytest.fixture
 def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Take the faster path whatever the CPU and the size, and record each use of it."""
+    """Force the faster path for every CPU and size, and record each use of it."""
     calls: list[int] = []
 
     def convolve(*arguments: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def test_hooks_run(convolutions: list[int]) -> None:
 
 
 class DoublingLinear(nn.Linear):
-    """A layer such as an adapter library substitutes for a linear layer."""
+    """A substitute for a linear layer, as adapter libraries insert."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * F.linear(x, self.weight, self.bias)
@@ -111,7 +111,7 @@ def make_parametrised() -> nn.Module:
 
 def make_with_tensor_subclass() -> nn.Module:
     class Weight(Tensor):
-        """As a quantiser's or a distributed weight."""
+        """A tensor subclass, like quantised or distributed weights."""
 
     layer = nn.Linear(8, 8)
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Weight))
@@ -163,7 +163,7 @@ def test_compilers_and_exporters_see_a_linear_layer(convolutions: list[int]) -> 
     exported = torch.export.export(model, (x,))
     assert deviation(exported.module()(x), plain) < 1e-5
     assert "aten.linear" in str(exported.graph)
-    traced = torch.jit.trace(model, x, check_trace=False)  # the check would run the model itself
+    traced = torch.jit.trace(model, x, check_trace=False)  # the check would run the model again
     assert "aten::linear" in str(traced.inlined_graph)
     assert deviation(traced(x), plain) < 1e-5
     assert convolutions == []
@@ -195,7 +195,7 @@ def test_a_quantiser_replaces_the_layers(convolutions: list[int]) -> None:
     assert not isinstance(quantised.blocks[0].mlp.fc1, nn.Linear)
     convolutions.clear()
     assert torch.nn.functional.cosine_similarity(quantised(x), model(x)).min() > 0.99
-    assert len(convolutions) == LAYERS_PER_BLOCK * BLOCKS  # of the model, none of the quantised one
+    assert len(convolutions) == LAYERS_PER_BLOCK * BLOCKS  # only those of the original model
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ FAMILIES = ("vit", "regnet")
 def name_groups(
     model: nn.Module, groups: list[dict[str, Any]], lr: float = 1.0
 ) -> dict[str, tuple[float, float]]:
-    """Return (learning rate, weight decay) per parameter; no parameter may be in two groups."""
+    """Return (learning rate, weight decay) per parameter; assert that groups do not overlap."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     named: dict[str, tuple[float, float]] = {}
     for group in groups:
@@ -66,22 +66,22 @@ class TestAgainstTimm:
         twin = timm_twin(model)
         for coarse in (False, True):
             ours, theirs = (
-                timm_group_parameters(each, each.group_matcher(coarse), reverse=True)
-                for each in (model, twin)
+                timm_group_parameters(backbone, backbone.group_matcher(coarse), reverse=True)
+                for backbone in (model, twin)
             )
             assert ours == theirs
             ours, theirs = (
-                group_modules(each, each.group_matcher(coarse), reverse=True)
-                for each in (model, twin)
+                group_modules(backbone, backbone.group_matcher(coarse), reverse=True)
+                for backbone in (model, twin)
             )
             assert {name: layer for name, layer in ours.items() if name} == {
-                n: layer for n, layer in theirs.items() if n
+                name: layer for name, layer in theirs.items() if name
             }
         ours, theirs = (
             create_optimizer_v2(
-                each, "adamw", lr=0.1, weight_decay=0.05, layer_decay=0.6
+                backbone, "adamw", lr=0.1, weight_decay=0.05, layer_decay=0.6
             ).param_groups
-            for each in (model, twin)
+            for backbone in (model, twin)
         )
         assert name_groups(model, ours) == name_groups(twin, theirs)
         assert [group["lr_scale"] for group in ours] == [group["lr_scale"] for group in theirs]

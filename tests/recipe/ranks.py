@@ -53,14 +53,14 @@ def run_ranks(count: int, work: Callable[..., None], *arguments: Any) -> None:
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Everything in nested dicts and lists by its path."""
+    """Return the values in nested dicts and lists by their paths."""
     if isinstance(value, list):
         value = dict(enumerate(value))
     if isinstance(value, dict):
         return {
             path: leaf
-            for key, each in value.items()
-            for path, leaf in flatten(each, f"{name}/{key}").items()
+            for key, item in value.items()
+            for path, leaf in flatten(item, f"{name}/{key}").items()
         }
     return {name: value}
 
@@ -74,8 +74,8 @@ def assert_same(one: Any, two: Any) -> None:
         if isinstance(value, torch.Tensor):
             assert (value.dtype, value.shape) == (other.dtype, other.shape), name
             value, other = (
-                each.detach().contiguous().flatten().view(torch.uint8).tolist()
-                for each in (value, other)
+                tensor.detach().contiguous().flatten().view(torch.uint8).tolist()
+                for tensor in (value, other)
             )
         assert value == other, name
 

@@ -159,9 +159,14 @@ def compare(one: Path, two: Path, losses: float = 2e-5, weights: float = 1e-3) -
     ours, theirs = read_losses(one), read_losses(two)
     assert len(ours) == len(theirs)
     assert max(abs(a - b) for a, b in zip(ours, theirs)) < losses
-    first, second = (load_file(each / "model" / "model.safetensors") for each in (one, two))
-    assert first.keys() == second.keys()
-    assert max((first[name] - second[name]).abs().max().item() for name in first) < weights
+    our_weights, their_weights = (
+        load_file(output / "model" / "model.safetensors") for output in (one, two)
+    )
+    assert our_weights.keys() == their_weights.keys()
+    assert (
+        max((our_weights[name] - their_weights[name]).abs().max().item() for name in our_weights)
+        < weights
+    )
 
 
 def find_port() -> int:

@@ -189,7 +189,7 @@ def open_evaluated_model(
         image_size: replaces the image size of a model of this library.
 
     Raises:
-        UnknownModelError: there is no such model; the message suggests names.
+        UnknownModelError: the model does not exist; the message suggests names.
         ConfigError: another argument is invalid.
         FetchError: the weights cannot be downloaded.
     """

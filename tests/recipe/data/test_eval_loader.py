@@ -64,27 +64,29 @@ def test_every_image_is_seen_once_over_all_ranks(
     kind: str, workers: int, request: pytest.FixtureRequest
 ) -> None:
     data = request.getfixturevalue(kind)
-    alone = {
+    expected = {
         name: labels
         for batch in open_loader(data)
         for name, labels in zip(batch.ids, batch.classes)
     }
     if kind == "packed":
-        assert alone == {name: tuple(classes) for name, (classes, _) in make_labels(22).items()}
+        assert expected == {name: tuple(classes) for name, (classes, _) in make_labels(22).items()}
     else:
-        assert Counter(alone.values()) == {(0,): 5, (1,): 8}
+        assert Counter(expected.values()) == {(0,): 5, (1,): 8}
     for world_size in (2,) if workers else (1, 2, 3):
-        ranks = [open_loader(data, rank, world_size, workers=workers) for rank in range(world_size)]
+        loaders = [
+            open_loader(data, rank, world_size, workers=workers) for rank in range(world_size)
+        ]
         for _ in range(2):
-            seen = [list(rank) for rank in ranks]
+            rank_batches = [list(loader) for loader in loaders]
             assert Counter(
-                name for rank in seen for batch in rank for name in batch.ids
-            ) == Counter(alone.keys())
-            assert sum(rank.seen for rank in ranks) == ranks[0].samples == len(alone)
+                name for batches in rank_batches for batch in batches for name in batch.ids
+            ) == Counter(expected.keys())
+            assert sum(loader.seen for loader in loaders) == loaders[0].samples == len(expected)
         assert all(
             torch.is_tensor(batch.images) and len(batch.images) <= 4
-            for rank in seen
-            for batch in rank
+            for batches in rank_batches
+            for batch in batches
         )
 
 

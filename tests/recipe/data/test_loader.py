@@ -77,10 +77,10 @@ def count_names(labels: dict[str, Label], epoch: int, seed: int = 0) -> Counter[
 def test_an_epoch_has_every_sample_as_often_as_its_repeat_factor(bare: list[str]) -> None:
     loader = open_loader(bare)
     for epoch in range(3):
-        seen = list_samples(loader)
-        assert Counter(name for name, _, _ in seen) == count_names(LABELS, epoch)
-        assert {sample_epoch for _, sample_epoch, _ in seen} == {epoch}
-        assert len({number for _, _, number in seen}) == len(seen), (
+        samples = list_samples(loader)
+        assert Counter(name for name, _, _ in samples) == count_names(LABELS, epoch)
+        assert {sample_epoch for _, sample_epoch, _ in samples} == {epoch}
+        assert len({number for _, _, number in samples}) == len(samples), (
             "random numbers differ, between copies too"
         )
     assert loader.epoch == 3
@@ -95,27 +95,33 @@ def test_epochs_are_reproducible_and_differ_from_each_other(bare: list[str]) -> 
 
 
 def test_the_buffer_shuffles_samples_and_copies(bare: list[str]) -> None:
-    seen = [name for name, _, _ in list_samples(open_loader(bare, buffer=10_000, window=10))]
-    assert sum(before == after for before, after in itertools.pairwise(seen)) < len(seen) / 10, (
+    names = [name for name, _, _ in list_samples(open_loader(bare, buffer=10_000, window=10))]
+    assert sum(before == after for before, after in itertools.pairwise(names)) < len(names) / 10, (
         "copies are apart"
     )
-    first, last = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    first_half, second_half = names[: len(names) // 2], names[len(names) // 2 :]
     shard_of = {name: number % 10 for number, name in enumerate(sorted(LABELS, key=hash_name))}
-    assert {shard_of[name] for name in first} == {shard_of[name] for name in last} == set(range(10))
+    assert (
+        {shard_of[name] for name in first_half}
+        == {shard_of[name] for name in second_half}
+        == set(range(10))
+    )
 
 
 def test_the_number_of_copies_has_the_expected_mean_and_variance(tmp_path: Path) -> None:
     labels = make_labels(4000)
     loader = open_loader(write_bare_shards(tmp_path, labels, 16), workers=2, batch_size=256)
     for _ in range(2):
-        seen = Counter(number for name, _, _ in list_samples(loader) for number in labels[name][0])
+        counts = Counter(
+            number for name, _, _ in list_samples(loader) for number in labels[name][0]
+        )
         for number in range(10):
             repeats = [repeat for classes, repeat in labels.values() if number in classes]
             expected, variance = (
                 math.fsum(repeats),
                 math.fsum(repeat % 1 * (1 - repeat % 1) for repeat in repeats),
             )
-            assert abs(seen[number] - expected) <= 3 * math.sqrt(variance)
+            assert abs(counts[number] - expected) <= 3 * math.sqrt(variance)
 
 
 RANK = """
@@ -196,25 +202,25 @@ def test_a_resumed_stream_of_workers_equals_the_uninterrupted_one(
 @pytest.mark.parametrize(
     "context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)]
 )  # every process imports torch again
-def test_a_loader_can_be_set_back_and_left_in_the_middle(context: str, bare: list[str]) -> None:
+def test_a_loader_can_be_reset_and_a_pass_left_early(context: str, bare: list[str]) -> None:
     total = list(itertools.islice(iterate_forever(open_loader(bare, workers=2)), 45))
     loader = open_loader(bare, workers=2, persistent_workers=True, multiprocessing_context=context)
     start = loader.state_dict()
     assert list(itertools.islice(iterate_forever(loader), 45)) == total
     loader.load_state_dict(start)
-    seen = []
+    batches = []
     for batch in loader:
-        seen.append(batch)
-        if len(seen) == 5:
+        batches.append(batch)
+        if len(batches) == 5:
             break
     middle = loader.state_dict()
-    seen += list(itertools.islice(iterate_forever(loader), 40))
-    assert seen == total, "a `for` resumes where the last one was left"
+    batches += list(itertools.islice(iterate_forever(loader), 40))
+    assert batches == total, "a `for` resumes where the last one ended"
     loader.load_state_dict(middle)
     assert list(itertools.islice(iterate_forever(loader), 40)) == total[5:45]
 
 
-def test_ranks_take_equally_many_steps_and_lose_no_sample(packed: Path) -> None:
+def test_all_ranks_take_the_same_number_of_steps_and_lose_no_sample(packed: Path) -> None:
     expected = 0.0
     loaders = [
         open_loader(packed, steps="expected", batch_size=5, rank=rank, world_size=2)
@@ -223,15 +229,15 @@ def test_ranks_take_equally_many_steps_and_lose_no_sample(packed: Path) -> None:
     _, manifest = find_shards(packed)
     assert manifest is not None
     expected = manifest["samples"]
-    seen = [[list(loader) for _ in range(6)] for loader in loaders]
+    rank_passes = [[list(loader) for _ in range(6)] for loader in loaders]
     assert (
-        {len(batches) for passes in seen for batches in passes}
+        {len(batches) for passes in rank_passes for batches in passes}
         == {int(expected // 10)}
         == {len(loaders[0])}
     )
     first = [
         sample
-        for passes in seen
+        for passes in rank_passes
         for batches in passes
         for sample in list_samples(batches)
         if sample[1] == 0
@@ -343,18 +349,20 @@ def test_broken_samples_are_errors_that_name_them_or_are_counted(
             members |= {f"{number}.jpg": content(number), f"{number}.cls": b"0"}
         return write_tar(tmp_path / name, members)
 
-    good, cut = write_shard("good.tar", range(5)), write_shard("cut.tar", range(5, 10))
-    cut.write_bytes(cut.read_bytes()[: 512 * 12])
-    bad = write_shard("bad.tar", [10], lambda number: encode_jpeg(number)[:-60])
+    good_shard, cut_shard = write_shard("good.tar", range(5)), write_shard("cut.tar", range(5, 10))
+    cut_shard.write_bytes(cut_shard.read_bytes()[: 512 * 12])
+    bad_shard = write_shard("bad.tar", [10], lambda number: encode_jpeg(number)[:-60])
     with pytest.raises(ImageError, match=r"^10 in .*bad\.tar cannot be read: .*$"):
-        list(Loader([good, bad], batch_size=2, workers=workers))
+        list(Loader([good_shard, bad_shard], batch_size=2, workers=workers))
     with pytest.raises(
         ShardError, match=r"^shard .*cut\.tar cannot be read: unexpected end of data$"
     ):
-        list(Loader([good, cut], batch_size=2, workers=workers))
-    loader = Loader([good, cut, bad], batch_size=2, workers=workers, skip_broken=True)
+        list(Loader([good_shard, cut_shard], batch_size=2, workers=workers))
+    loader = Loader(
+        [good_shard, cut_shard, bad_shard], batch_size=2, workers=workers, skip_broken=True
+    )
     assert sum(len(images) for images, _ in loader) == 5 + 1, (
-        "and the first of the shard that is cut off"
+        "one sample of the truncated shard is complete"
     )
     assert sorted(loader.skipped.values()) == [1, 1]
     assert "\n" not in "".join(loader.skipped)
@@ -389,5 +397,5 @@ def test_invalid_arguments_are_rejected_in_one_line(bare: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"no sample in 100 epochs of 2 shards, .*bare-00"):
         list(open_loader(bare[:2], steps=1, repeat=lambda classes: 0))
     assert list(open_loader(bare[:2], repeat=lambda classes: 0)) == []
-    with pytest.raises(TypeError, match="only known at its end"):
+    with pytest.raises(TypeError, match="known only at its end"):
         len(open_loader(bare))

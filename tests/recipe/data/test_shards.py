@@ -38,7 +38,7 @@ def shards(packed: Path, tmp_path: Path) -> Path:
 def site(packed: Path) -> Iterator[str]:
     """URL of the packed folder, served over HTTP.
 
-    Files below /busy/ are refused once with status 503; files below /cut/ are cut off.
+    The first request for a file below /busy/ gets status 503; files below /cut/ are truncated.
     """
     answered = set[str]()
 

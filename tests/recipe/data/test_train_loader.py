@@ -140,7 +140,7 @@ def test_every_epoch_has_every_image_once_in_another_order(folder: Path) -> None
 
 
 def test_samples_of_shards_are_repeated_by_their_factors(packed: Path) -> None:
-    labels, seen = make_labels(48), Counter[str]()
+    labels, counts = make_labels(48), Counter[str]()
     expected = Counter(
         {
             name: copies
@@ -151,8 +151,8 @@ def test_samples_of_shards_are_repeated_by_their_factors(packed: Path) -> None:
     loader = open_loader(packed, batch_size=1, transform=to_bytes)
     for batch in itertools.islice(loader, expected.total()):
         assert batch.classes == [tuple(labels[batch.ids[0]][0])]
-        seen.update(batch.ids)
-    assert seen == expected
+        counts.update(batch.ids)
+    assert counts == expected
     manifest = json.loads((packed / "manifest.json").read_text())
     assert (loader.num_classes, loader.class_names, loader.samples) == (
         manifest["num_classes"],
@@ -173,14 +173,14 @@ def test_samples_of_shards_are_repeated_by_their_factors(packed: Path) -> None:
 def test_the_number_of_ranks_can_change_in_the_middle_of_shards(packed: Path) -> None:
     total = take_together([open_loader(packed, rank, 2, lanes=2) for rank in range(2)], 15)
     pair = [open_loader(packed, rank, 2) for rank in range(2)]
-    seen = take_together(pair, 5)
-    one = open_loader(packed)
-    one.load_state_dict(save_state(pair))
-    seen += list_values(take(one, 5))
+    batches = take_together(pair, 5)
+    single = open_loader(packed)
+    single.load_state_dict(save_state(pair))
+    batches += list_values(take(single, 5))
     pair = [open_loader(packed, rank, 2) for rank in range(2)]
     for loader in pair:
-        loader.load_state_dict(save_state([one]))
-    assert seen + take_together(pair, 5) == total
+        loader.load_state_dict(save_state([single]))
+    assert batches + take_together(pair, 5) == total
 
 
 def test_lanes_that_do_not_fit_start_the_next_epoch_with_a_warning(
@@ -204,9 +204,9 @@ def test_lanes_that_do_not_fit_start_the_next_epoch_with_a_warning(
     )
     ids = [
         name
-        for batch in zip(*(take(loader, expected // 6 // 2) for loader in pair))
-        for part in batch
-        for name in part.ids
+        for step in zip(*(take(loader, expected // 6 // 2) for loader in pair))
+        for batch in step
+        for name in batch.ids
     ]
     copies = {
         name: count_copies(name, repeat, epoch + 1, 3)
@@ -244,8 +244,8 @@ def test_a_broken_image_is_counted_and_replaced_by_the_next(workers: int, tmp_pa
         (root / name).write_bytes((root / name).read_bytes()[:60])
     loaders = [open_loader(root, rank, 2, batch_size=6, workers=workers) for rank in range(2)]
     steps = list(zip(*(take(loader, COUNT // 3) for loader in loaders)))  # two epochs
-    ids = [name for step in steps for part in step for name in part.ids]
-    assert all(len(part.images) == 3 for step in steps for part in step)
+    ids = [name for step in steps for batch in step for name in batch.ids]
+    assert all(len(batch.images) == 3 for step in steps for batch in step)
     expected = [
         next(name for name in order[start:] if name not in broken) for start in range(2 * COUNT - 1)
     ]

@@ -90,7 +90,7 @@ def test_timm_features_are_those_before_its_head(name: str) -> None:
 def test_swag_features_are_those_before_the_head(name: str) -> None:
     model = open_evaluated_model(name)
     inputs = stack_images(model.fit)
-    head = [part for part in model.network.modules() if isinstance(part, torch.nn.Linear)][-1]
+    head = [module for module in model.network.modules() if isinstance(module, torch.nn.Linear)][-1]
     with torch.inference_mode():
         torch.testing.assert_close(head(model.embed(inputs)), model.classify(inputs))
 

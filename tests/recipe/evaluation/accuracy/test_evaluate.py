@@ -231,14 +231,14 @@ def test_table_marks_differences_from_published_results(evaluation: Evaluation) 
 
 
 def test_only_present_excludes_other_classes(tmp_path: Path) -> None:
-    images, things = render_scenes(64)
-    for number, (image, thing) in enumerate(zip(images, things)):
-        (tmp_path / thing).mkdir(exist_ok=True)
-        image.save(tmp_path / thing / f"{number}.png")
+    images, class_names = render_scenes(64)
+    for number, (image, class_name) in enumerate(zip(images, class_names)):
+        (tmp_path / class_name).mkdir(exist_ok=True)
+        image.save(tmp_path / class_name / f"{number}.png")
     all_classes = measure(NANO, tmp_path, batch_size=64)
     present = measure(NANO, tmp_path, batch_size=64, only_present=True)
     assert 15 < all_classes.top1.value <= present.top1.value < 80
-    labels = {load_classes(NANO).index(thing) for thing in things}
+    labels = {load_classes(NANO).index(class_name) for class_name in class_names}
     assert {label for record in present.records for label in record.top} <= labels
     assert not {label for record in all_classes.records for label in record.top} <= labels
 

@@ -148,7 +148,7 @@ def test_float16_overflow_is_rejected_and_nothing_is_cached(digits: Path, tmp_pa
     def enlarge(module: Any, inputs: Any, features: Tensor) -> Tensor:
         return features * 1e6
 
-    norms = [part for part in model.network.modules() if isinstance(part, torch.nn.LayerNorm)]
+    norms = [module for module in model.network.modules() if isinstance(module, torch.nn.LayerNorm)]
     norms[-1].register_forward_hook(enlarge)
     with pytest.raises(
         ConfigError, match="the maximum of float16 is 65504: store features as float32"

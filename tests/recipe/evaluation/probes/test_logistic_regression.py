@@ -100,15 +100,15 @@ def test_mapped_file_in_blocks_gives_the_same_minimum(
     digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, labels = digits
-    whole = fit_logistic(features, labels, 10, 1.0, tolerance=1e-7)
+    in_memory = fit_logistic(features, labels, 10, 1.0, tolerance=1e-7)
     np.save(tmp_path / "features.npy", features)
     monkeypatch.setattr(logistic_regression, "BLOCK_BYTES", 4 * 64 * 100)
     monkeypatch.setattr(logistic_regression, "CACHE_BYTES", 0)
     mapped = np.load(tmp_path / "features.npy", mmap_mode="r")
-    blocks = fit_logistic(mapped, labels, 10, 1.0, tolerance=1e-7)
-    assert blocks.objective == pytest.approx(whole.objective, rel=1e-7)
-    np.testing.assert_allclose(blocks.weight, whole.weight, atol=2e-3)
-    assert (blocks.predict(features) == whole.predict(features)).all()
+    in_blocks = fit_logistic(mapped, labels, 10, 1.0, tolerance=1e-7)
+    assert in_blocks.objective == pytest.approx(in_memory.objective, rel=1e-7)
+    np.testing.assert_allclose(in_blocks.weight, in_memory.weight, atol=2e-3)
+    assert (in_blocks.predict(features) == in_memory.predict(features)).all()
 
 
 def test_warm_start_saves_steps_and_reaches_the_same_minimum(digits: Any) -> None:

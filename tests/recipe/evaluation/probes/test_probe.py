@@ -62,8 +62,8 @@ def test_shots_are_nested_and_independent_of_order() -> None:
 
 def test_a_fifth_of_each_class_is_held_back() -> None:
     labels = np.repeat([0, 1, 3], [100, 12, 1])
-    held = hold_back([str(number) for number in range(113)], labels)
-    assert np.bincount(labels[held], minlength=4).tolist() == [20, 2, 0, 0]
+    mask = hold_back([str(number) for number in range(113)], labels)
+    assert np.bincount(labels[mask], minlength=4).tolist() == [20, 2, 0, 0]
 
 
 def test_invalid_shots_are_rejected() -> None:
