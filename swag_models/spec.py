@@ -86,6 +86,7 @@ class RegNetConfig:
             width = round(self.w_0 * self.w_m**power / 8) * 8
             group_width = min(self.group_width, width)
             widths.append(round(width / group_width) * group_width)  # whole groups
+        # Widths never fall from one block to the next, so sorting keeps the order of the stages.
         return tuple((width, widths.count(width)) for width in sorted(set(widths)))
 
 
@@ -216,6 +217,7 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as JSON values; `config` includes its `family`."""
+        # `asdict` leaves out `family`, a class variable, which selects the class on decoding.
         return {**asdict(self), "config": {"family": self.family, **asdict(self.config)}}
 
     def to_json(self) -> str:

@@ -128,7 +128,7 @@ def _fit_position(
     """
     if position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
         return position
-    tokens = position.shape[1] - 1
+    tokens = position.shape[1] - 1  # without the class token
     side = math.isqrt(tokens)
     old_grid = (side, side)
     if learned_grid and tokens == math.prod(learned_grid):

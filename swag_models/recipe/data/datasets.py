@@ -183,6 +183,7 @@ def match_names(
     Raises:
         ConfigError: a name is missing from the classes, or occurs more than once in them.
     """
+    # Duplicate names would silently map to the last of their numbers.
     numbers, counts = {name: number for number, name in enumerate(classes)}, Counter(classes)
     for problem, wrong_names in (
         (f"that {owner} does not have", [name for name in names if name not in numbers]),

@@ -80,6 +80,7 @@ class EvaluatedModel(ABC):
         """
         inputs = self.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
         logits, features = self._run(inputs)
+        # float32, because numpy has no bfloat16.
         return logits.float().cpu(), features.float().cpu()
 
     def classify(self, images: Tensor) -> Tensor:
@@ -163,6 +164,7 @@ class ExternalModel(EvaluatedModel):
         return images  # `fit` has normalised them
 
     def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        # A hook, because the libraries have no common interface for features.
         head_inputs: list[Tensor] = []
         hook = self._head.register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))
         try:

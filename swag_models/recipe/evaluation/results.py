@@ -96,6 +96,7 @@ class Evaluation:
         """Return JSON values for readers: named parts, without the predictions and class names."""
         summary = {**vars(self), "differs": self.differs}
         del summary["records"], summary["classes"]
+        # JSON would make lists of named tuples, without the names.
         for name, value in summary.items():
             if isinstance(value, Estimate):
                 summary[name] = value._asdict()
@@ -108,6 +109,7 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":
         """Restore an evaluation from `to_dict`, also after a round trip through JSON."""
+        # JSON turns tuples, named ones too, into lists.
         estimates = ("top1", "top5", "mean_per_class", "ece")
         restored = {
             **values,

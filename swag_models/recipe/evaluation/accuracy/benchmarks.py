@@ -146,6 +146,7 @@ def open_benchmark(
         raise ConfigError(
             f"invalid model {model.name}: it has features but no classes; choose one with a head"
         )
+    # The labels of the public test sets are classes of ImageNet-1k.
     if name != FOLDER and model.synsets != tuple(load_imagenet()):
         raise ConfigError(
             f"invalid model {model.name}: {benchmark.title} needs the classes of ImageNet-1k; "
@@ -160,6 +161,7 @@ def open_benchmark(
             f"only_present needs the classes of all images in advance, which the shards {data} do "
             "not list; give an image folder"
         )
+    # All labels of an image count, because any of them is a correct prediction.
     present = {label for labels in dataset.labels for label in labels}
     return BenchmarkData(dataset, tuple(sorted(present)))
 

@@ -83,6 +83,7 @@ def evaluate(
     assert model.num_classes is not None
     classes = model.classes or tuple(map(str, range(model.num_classes)))
     if isinstance(opened.data, ImageDataset):
+        # Batches are padded to `batch_size`, which would waste work on a small data set.
         batch_size = min(batch_size, len(opened.data))
     loader = open_eval_loader(
         opened.data,
@@ -103,6 +104,7 @@ def evaluate(
             lambda: check_output(output, model.name, benchmark, loader.facts, settings)
         )
     rank_records: list[ImageResult] = []
+    # The progress bar counts the images of one rank, so estimate its share.
     total = None if loader.samples is None else -(-loader.samples // dist.world_size)
     hide = not (progress and dist.is_main)
     with tqdm(total=total, desc=benchmark, unit=" images", disable=hide) as bar:
@@ -118,6 +120,7 @@ def evaluate(
     if not records:
         reason = next(iter(skipped), "the data have none")
         raise ConfigError(f"no image in {data} can be read: {reason}")
+    # Computed on one rank, so that all ranks return identical numbers.
     metrics = dist.run_on_main(lambda: compute_metrics(records))
     return Evaluation(
         model=model.name,
@@ -127,6 +130,7 @@ def evaluate(
         skipped=dict(sorted(skipped.items())),
         classes=classes,
         **metrics._asdict(),
+        # The published value is not comparable if fewer classes compete.
         published=None if only_present else find_published(model, benchmark),
         records=records,
     )
@@ -198,6 +202,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 
 def _make_stem(model: str, benchmark: str) -> str:
     """Make a file name without suffix; replace all but letters, digits and ._- with -."""
+    # A leading dot would hide the file, and a leading dash would look like an option.
     return re.sub(r"[^\w.-]+", "-", f"{model}-{benchmark}").lstrip(".-")
 
 

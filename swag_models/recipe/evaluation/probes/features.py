@@ -100,6 +100,7 @@ def extract_features(
         workers=workers,
         classes=classes,
     )
+    # Everything that the stored features and labels depend on.
     key = [
         model.hash_content(),
         loader.facts["sha256"],

@@ -312,7 +312,7 @@ def test_unknown_benchmark_is_rejected(tmp_path: Path, model: EvaluatedModel) ->
 
 def test_model_without_classes_is_rejected(tmp_path: Path) -> None:
     model = open_evaluated_model(save_tiny(tmp_path / "trunk", None, None))
-    check_error("it has no classes, only features", "folder", tmp_path, model)
+    check_error("it has features but no classes; choose one with a head", "folder", tmp_path, model)
 
 
 def test_published_results_are_of_known_models_and_benchmarks(

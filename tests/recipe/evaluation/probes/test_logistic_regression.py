@@ -144,7 +144,7 @@ def test_step_limit_is_reported(digits: Any) -> None:
 
 def test_invalid_input_is_rejected(digits: Any) -> None:
     features, labels = digits
-    with pytest.raises(ConfigError, match="of 1 class; a classifier needs at least 2"):
+    with pytest.raises(ConfigError, match="with images is 1; a classifier needs at least 2"):
         fit_logistic(features[labels == 3], labels[labels == 3], 10, 1.0)
     with pytest.raises(ConfigError, match="invalid C 0: allowed numbers above 0"):
         fit_logistic(features, labels, 10, 0)
