@@ -221,7 +221,7 @@ def run_once(
     # If this run is killed, no record may remain beside files that it has begun to replace.
     record.unlink(missing_ok=True)
     result = json.loads(json.dumps(make(), default=default))
-    sizes = list(map(_size, files))
+    sizes = list(map(_read_size, files))
     write_json(record, {"key": _hash_key(key), "sizes": sizes, "result": result}, indent=None)
     return result
 
@@ -239,7 +239,7 @@ def read_result(record: Path, key: Any, files: Sequence[Path]) -> Any:
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         finished = json.loads(record.read_text("utf-8"))
-        if finished["key"] == _hash_key(key) and finished["sizes"] == list(map(_size, files)):
+        if finished["key"] == _hash_key(key) and finished["sizes"] == list(map(_read_size, files)):
             return finished["result"]
     raise LookupError(f"{record} holds no result for this key")
 
@@ -248,7 +248,7 @@ def _hash_key(key: Any) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
 
 
-def _size(path: Path) -> int | None:
+def _read_size(path: Path) -> int | None:
     """Return the size of a file in bytes; None for a folder, as engines such as Spark write."""
     return None if path.is_dir() else path.stat().st_size
 

@@ -76,7 +76,7 @@ def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> 
                     decode_value(kind, item, f"{path}[{index}]", positive=positive)
                     for index, (kind, item) in enumerate(zip(kinds, value))
                 )
-        elif _fits(option, value, positive):
+        elif _fits_type(option, value, positive):
             # 1 and 1.0 are equal, but JSON writes them differently
             return float(value) if option is float else value
     families = [option.family for option in options if hasattr(option, "family")]
@@ -84,7 +84,7 @@ def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> 
         raise ConfigError(
             f"{path}.family is {value.get('family')!r}; allowed: {', '.join(families)}"
         )
-    allowed = " or ".join(_describe(option, positive) for option in options)
+    allowed = " or ".join(_describe_type(option, positive) for option in options)
     raise ConfigError(f"{path} is {value!r}; allowed: {allowed}")
 
 
@@ -93,7 +93,7 @@ def list_options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _fits(option: Any, value: Any, positive: bool) -> bool:
+def _fits_type(option: Any, value: Any, positive: bool) -> bool:
     """Return whether a value is of a simple type."""
     if get_origin(option) is Literal:
         return value in get_args(option)
@@ -104,14 +104,14 @@ def _fits(option: Any, value: Any, positive: bool) -> bool:
     return type(value) is option
 
 
-def _describe(option: Any, positive: bool) -> str:
+def _describe_type(option: Any, positive: bool) -> str:
     """Return what messages call a type."""
     if get_origin(option) is Literal:
         return ", ".join(get_args(option))
     if get_origin(option) is tuple:
         kinds = get_args(option)
         if kinds[-1] is Ellipsis:
-            return f"a list, each {_describe(kinds[0], positive)}"
+            return f"a list, each {_describe_type(kinds[0], positive)}"
         return f"{len(kinds)} numbers with commas between"
     if is_dataclass(option):
         names = ", ".join(field.name for field in fields(option))

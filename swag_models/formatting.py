@@ -29,8 +29,8 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -
             end the cell.
     """
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(_escape, cells))} |" for cells in lines)
+    return "\n".join(f"| {' | '.join(map(_escape_cell, cells))} |" for cells in lines)
 
 
-def _escape(cell: object) -> str:
+def _escape_cell(cell: object) -> str:
     return str(cell).replace("|", r"\|").replace("\n", " ")

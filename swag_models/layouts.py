@@ -131,7 +131,7 @@ def translate_layout(state: Mapping[str, Tensor], target: Layout) -> dict[str, T
     family, source = recognised
     if source == target:
         return dict(state)
-    translated = {_rename(key, family, source, target): tensor for key, tensor in state.items()}
+    translated = {_rename_key(key, family, source, target): tensor for key, tensor in state.items()}
     if family == "vit":
         (name,) = (getattr(row, target) for row in VIT if row.timm == "pos_embed")
         if name in translated and translated[name].ndim == 3:
@@ -174,7 +174,7 @@ def resize_position_embedding(
     return cat([token, grid.to(position.dtype).flatten(2).transpose(1, 2)], dim=1)
 
 
-def _rename(key: str, family: str, source: Layout, target: Layout) -> str:
+def _rename_key(key: str, family: str, source: Layout, target: Layout) -> str:
     """Return a key's name in the layout `target`; an unknown key unchanged."""
     for pattern, row in _compile_patterns(family, source):
         if match := pattern.fullmatch(key):

@@ -46,7 +46,7 @@ def test_the_first_source_is_torchvisions_file_with_the_hash_of_its_name(spec: M
 
 
 @every_spec
-def test_the_original_file_follows_where_there_is_one(spec: ModelSpec) -> None:
+def test_the_original_file_is_a_source_if_it_exists(spec: ModelSpec) -> None:
     original = f"https://dl.fbaipublicfiles.com/SWAG/{spec.name}.torch"
     urls = [source.url for source in spec.sources]
     if spec.variant == "in1k_linear":

@@ -119,7 +119,7 @@ def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -
     assert (tmp_path / "runs" / "short" / "model" / "config.json").exists() == trained
 
 
-def test_there_are_snippets_and_commands_to_run() -> None:
+def test_snippets_and_commands_are_found() -> None:
     assert len(blocks("python")) >= 3
     assert len(blocks("sh")) == 4
 

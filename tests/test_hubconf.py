@@ -37,7 +37,7 @@ def run(code: str, folder: Path) -> str:
     return done.stdout.strip()
 
 
-def test_hub_lists_the_models_and_nothing_else(folder: Path) -> None:
+def test_hub_lists_only_the_models(folder: Path) -> None:
     listed = run(
         "import torch\n"
         f"print(*sorted(torch.hub.list({REPOSITORY!r}, trust_repo=True, verbose=False)))",
@@ -69,7 +69,7 @@ def test_hub_loads_a_model_from_a_folder_beside_a_users_module_called_models(fol
     assert run(code, folder) == "(1, 65)"
 
 
-def test_hub_help_shows_what_a_model_is(folder: Path) -> None:
+def test_hub_help_describes_a_model(folder: Path) -> None:
     shown = run(
         f"import torch; print(torch.hub.help({REPOSITORY!r}, 'vit_b16_in1k', trust_repo=True))",
         folder,

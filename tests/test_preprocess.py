@@ -97,7 +97,7 @@ class TestTransform:
         assert torch.equal(load_preprocess("vit_b16_in1k")(image), expected)
 
     @pytest.mark.parametrize("size", [(640, 480), (100, 300), (224, 224)])
-    def test_tensors_give_nearly_what_images_give(self, size: tuple[int, int]) -> None:
+    def test_tensors_and_images_give_nearly_equal_results(self, size: tuple[int, int]) -> None:
         image, transform = make_image(*size), Transform(Preprocess(224))
         tensor = F.pil_to_tensor(image)
         from_tensor = transform(tensor)

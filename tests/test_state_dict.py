@@ -187,7 +187,7 @@ class TestPositions:
             model.pos_embed, resize_position_embedding(state["pos_embed"], (8, 8), (12, 12)).float()
         )
 
-    def test_a_regnet_of_any_size_has_none(self, load: Any) -> None:
+    def test_a_regnet_has_no_positions_at_any_size(self, load: Any) -> None:
         state = tiny("regnet").state_dict()
         model = load("regnet", state, image_size=(96, 33))
         assert_same_trunk(model, state)

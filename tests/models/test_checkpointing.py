@@ -108,7 +108,7 @@ class TestSameResults:
         train_once(model)
         assert len(ran) == 3
 
-    def test_without_gradients_it_costs_nothing(self, family: str) -> None:
+    def test_blocks_run_once_without_gradients(self, family: str) -> None:
         plain, checkpointed = pair(family)
         batch = images()
         with torch.no_grad():

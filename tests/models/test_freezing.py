@@ -124,7 +124,7 @@ class TestFrozen:
         model.eval().unfreeze()
         assert not any(module.training for module in model.modules())
 
-    def test_unfreezing_keeps_what_the_user_froze_by_hand(self, family: str) -> None:
+    def test_unfreezing_keeps_parameters_frozen_by_the_user(self, family: str) -> None:
         model = tiny(family)
         model.get_classifier().bias.requires_grad_(False)
         model.freeze()

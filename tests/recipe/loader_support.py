@@ -36,7 +36,7 @@ def make_folder(root: Path) -> Path:
 def make_dataset(folder: Path) -> Path:
     """Save the images of a folder as a Hugging Face dataset of two splits."""
     datasets = pytest.importorskip("datasets")
-    # torchvision's order, which is that of `open_image_folder` too
+    # torchvision's order, the same as that of `open_image_folder`
     peer = ImageFolder(
         str(folder), is_valid_file=lambda path: path.endswith(".png"), allow_empty=True
     )
@@ -77,5 +77,5 @@ def open_loader(data: Any, rank: int = 0, world_size: int = 1, **options: Any) -
 
 
 def take(loader: TrainLoader, count: int) -> list[Batch]:
-    """The next batches."""
+    """Take the next batches."""
     return list(itertools.islice(loader, count))

@@ -39,7 +39,7 @@ def write_labels(path: Path, labels: Mapping[str, Label]) -> Path:
 
 
 def make_labels(count: int) -> dict[str, Label]:
-    """Labels of images "0000" and so on: higher classes are rarer and repeated more often."""
+    """Make labels of images "0000" and so on; higher classes are rarer and repeated more often."""
     draw = random.Random(0)
     labels: dict[str, Label] = {}
     for number in range(count):
@@ -71,7 +71,7 @@ def make_shards(folder: Path, count: int, shard_size: int) -> Path:
 
 
 def write_bare_shards(folder: Path, labels: Mapping[str, Label], shards: int) -> list[str]:
-    """Write shards of samples without images, for tests of the order only."""
+    """Write shards of samples without images, for tests of only the order."""
     folder.mkdir(parents=True, exist_ok=True)
     names, paths = sorted(labels, key=hash_name), []
     for number in range(shards):
@@ -88,7 +88,7 @@ def hash_name(name: str) -> float:
 
 
 def read_bytes(folder: Path) -> dict[str, bytes]:
-    """Content of every file in a folder, by name."""
+    """Read the content of every file in a folder, by name."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -1,4 +1,4 @@
-"""Hashtags are extracted equally by all backends, normalised, and matched with WordNet's nouns."""
+"""All backends extract the same hashtags, which are normalised and matched with WordNet nouns."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ ALPHABET += ["https://", "www.", "&#x2", "&amp;"]
 
 @pytest.fixture(scope="module")
 def captions() -> list[str]:
-    """The captions above, and many random ones."""
+    """The captions above and many random ones."""
     generator = random.Random(0)
     return [*CAPTIONS, *("".join(generator.choices(ALPHABET, k=30)) for _ in range(2000))]
 
@@ -226,7 +226,7 @@ def test_a_hashtag_of_several_senses_follows_the_policy(policy: str, wordnet: Wo
             "Hot_Dog",
             "hotdog",
             ("n07697537", "n10187710"),
-        ),  # the lemma that is spelled like a hashtag comes first
+        ),  # the lemma with the spelling of the hashtag comes first
     ]:
         synsets = {"first": senses[:1], "all": senses, "drop": ()}[policy]
         assert matcher.match(tag) == Match(synsets, "ambiguous", lemma, senses)

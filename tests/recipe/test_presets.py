@@ -46,7 +46,7 @@ def test_there_is_a_preset_for_each_model() -> None:
 
 
 @in_presets(list(PRESETS))
-def test_what_differs_from_the_default_has_a_source_of_its_own(preset: Preset) -> None:
+def test_every_value_that_differs_from_the_default_has_a_source(preset: Preset) -> None:
     plain = dict(iterate_fields(Run(arch="", image_size=1, batch_size=1, epochs=1)))
     required = ("arch", "image_size", "batch_size", "epochs")
     for name, value in iterate_fields(preset.run):
@@ -56,7 +56,7 @@ def test_what_differs_from_the_default_has_a_source_of_its_own(preset: Preset) -
 
 
 @in_presets(PUBLISHED)
-def test_all_that_changes_what_is_learnt_has_a_source(preset: Preset) -> None:
+def test_every_value_that_affects_the_result_has_a_source(preset: Preset) -> None:
     names = [name for name, _ in iterate_fields(preset.run) if LEARNT.fullmatch(name)]
     assert len(names) > 20
     assert [name for name in names if find_value_source(preset, name) is DEFAULT] == []

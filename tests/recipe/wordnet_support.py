@@ -1,6 +1,6 @@
 """A few nouns in the format of WordNet's database files.
 
-The ids are real; the files are too short for ids to be offsets.
+The ids are those of WordNet 3.0, where they are file offsets; in these short files they are not.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write_wordnet(folder: Path, **changed: str) -> Path:
 
 
 def has_wordnet() -> bool:
-    """Whether the complete WordNet is installed."""
+    """Return whether the complete WordNet is installed."""
     try:
         find_wordnet()
     except ConfigError:

@@ -71,7 +71,7 @@ def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageL
     """
     for source in map(Path, sources):
         if source.is_dir():
-            for path in _walk(source):
+            for path in _walk_files(source):
                 if path.suffix.lower() in IMAGE_SUFFIXES:
                     yield _locate_file(path.stem, path)
                 elif path.suffix == ".tar":
@@ -87,7 +87,7 @@ def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageL
             )
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk_files(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
 

@@ -122,12 +122,12 @@ class _BatchReader(Dataset[WorkerResult]):
     def __getitem__(self, positions: range) -> WorkerResult:
         skipped = Counter[str]()
         try:
-            samples = [self._load(position, skipped) for position in positions]
+            samples = [self._load_sample(position, skipped) for position in positions]
         except SwagModelsError as error:
             return WorkerResult(None, skipped, error)
         return WorkerResult(collate_samples(samples), skipped)
 
-    def _load(self, position: int, skipped: Counter[str]) -> LoadedSample:
+    def _load_sample(self, position: int, skipped: Counter[str]) -> LoadedSample:
         for shift in range(MAX_CONSECUTIVE_BROKEN):
             epoch, offset = divmod(position + shift, len(self.dataset))
             index = int(self._order_images(epoch)[offset])

@@ -122,7 +122,7 @@ def pack(
             records = _write_shards(
                 output, work, plan, image_short_side, processes or count_cpus(), progress
             )
-            manifest = _finish(labels, output, work, {**job, **plan}, records)
+            manifest = _finish_output(labels, output, work, {**job, **plan}, records)
         # The manifest is complete, so a work folder that cannot be removed does no harm.
         shutil.rmtree(work, ignore_errors=True)
     return manifest
@@ -257,7 +257,7 @@ def _run_pool(
             yield futures[future], future.result()
 
 
-def _finish(
+def _finish_output(
     labels: Path, output: Path, work: Path, plan: dict[str, Any], records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Write the vocabulary, the rejects, and last the manifest, which marks completion."""

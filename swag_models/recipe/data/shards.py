@@ -67,8 +67,8 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
         ConfigError: the shards do not exist, or the manifest cannot be read.
     """
     if not isinstance(shards, (str, os.PathLike)):
-        urls = [url for pattern in shards for url in _expand(os.fspath(pattern))]
-        return _check_any(urls, shards), None
+        urls = [url for pattern in shards for url in _expand_pattern(os.fspath(pattern))]
+        return _check_not_empty(urls, shards), None
     source = os.fspath(shards)
     if os.path.isdir(source):
         if not os.path.exists(os.path.join(source, MANIFEST_FILE)):
@@ -78,12 +78,12 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
             )
         source = os.path.join(source, MANIFEST_FILE)
     if not source.endswith(MANIFEST_FILE):
-        return _check_any(_expand(source), shards), None
+        return _check_not_empty(_expand_pattern(source), shards), None
     manifest = read_manifest(source)
     # "./", so that a bare name is never mistaken for a URL or a command.
     prefix = source.removesuffix(MANIFEST_FILE) or f".{os.sep}"
     urls = [prefix + shard["name"] for shard in manifest["shards"]]
-    return _check_any(urls, shards), manifest
+    return _check_not_empty(urls, shards), manifest
 
 
 def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def _read_all(source: str) -> bytes:
         return stream.read()
 
 
-def _expand(pattern: str) -> list[str]:
+def _expand_pattern(pattern: str) -> list[str]:
     """List the shards that match a path, URL or pattern."""
     if os.path.exists(pattern):
         return [pattern]
@@ -312,7 +312,7 @@ def _expand(pattern: str) -> list[str]:
     return paths
 
 
-def _check_any(urls: list[str], shards: Shards) -> list[str]:
+def _check_not_empty(urls: list[str], shards: Shards) -> list[str]:
     if not urls:
         raise ConfigError(
             f"no shard in {shards}; give a packed folder, paths, URLs or patterns such as "

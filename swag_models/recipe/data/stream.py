@@ -96,10 +96,10 @@ class ShardStream(IterableDataset[WorkerResult]):
         position = Position(*numbers[3 * stream : 3 * stream + 3])
         batch, skipped = list[Any](), Counter[str]()
         try:
-            for sample, next_position in self._draw(stream, position, stop, skipped):
+            for sample, next_position in self._draw_samples(stream, position, stop, skipped):
                 position = next_position
                 try:
-                    batch.append(self._decode(sample))
+                    batch.append(self._decode_sample(sample))
                 except ImageError as error:
                     if not self.skip_broken:
                         raise
@@ -107,18 +107,18 @@ class ShardStream(IterableDataset[WorkerResult]):
                 if len(batch) == self.batch_size:
                     yield WorkerResult(self.collate(batch), dict(skipped), None, stream, position)
                     batch = []
-                    skipped.clear()  # in place, because `_draw` adds to the same object
+                    skipped.clear()  # in place, because `_draw_samples` adds to the same object
             if batch or skipped:
                 last_batch = self.collate(batch) if batch else None
                 yield WorkerResult(last_batch, dict(skipped), None, stream, Position(stop))
         except SwagModelsError as error:
             yield WorkerResult(None, dict(skipped), error, stream, position)
 
-    def _decode(self, sample: Sample) -> Any:
+    def _decode_sample(self, sample: Sample) -> Any:
         with seed_torch(sample["seed"]):
             return self.decode(sample)
 
-    def _draw(
+    def _draw_samples(
         self, stream: int, start: Position, stop: int, skipped: Counter[str]
     ) -> Iterator[tuple[Sample, Position]]:
         """Yield the samples of a stream, each with the position after it."""
@@ -129,7 +129,7 @@ class ShardStream(IterableDataset[WorkerResult]):
             empty_epochs += 1
             for window in range(first_window, math.ceil(len(shards) / self.window)):
                 window_shards = shards[window * self.window : (window + 1) * self.window]
-                samples = self._shuffle(window_shards, epoch, skipped)
+                samples = self._shuffle_copies(window_shards, epoch, skipped)
                 for count, (sample, copy) in enumerate(samples, 1):
                     empty_epochs = 0
                     if count > taken:  # a resumed stream drops samples before its start
@@ -146,14 +146,14 @@ class ShardStream(IterableDataset[WorkerResult]):
                 )
             epoch, first_window = epoch + 1, 0
 
-    def _shuffle(
+    def _shuffle_copies(
         self, shards: list[int], epoch: int, skipped: Counter[str]
     ) -> Iterator[tuple[Sample, int]]:
         """Yield the samples of a window with their copy numbers, in random order."""
         # Only `random` is guaranteed to give the same numbers in all Python versions.
         random = Random(f"{self.seed}/{epoch}/{shards[0]}").random
         buffer = list[tuple[Sample, int]]()
-        for sample in self._read(shards, skipped):
+        for sample in self._read_samples(shards, skipped):
             for copy in range(count_copies(sample["id"], sample["repeat"], epoch, self.seed)):
                 if len(buffer) < self.buffer:
                     buffer.append((sample, copy))
@@ -166,7 +166,7 @@ class ShardStream(IterableDataset[WorkerResult]):
             buffer[slot], buffer[-1] = buffer[-1], buffer[slot]
             yield buffer.pop()
 
-    def _read(self, shards: list[int], skipped: Counter[str]) -> Iterator[Sample]:
+    def _read_samples(self, shards: list[int], skipped: Counter[str]) -> Iterator[Sample]:
         for shard in shards:
             try:
                 for sample in read_shard(self.urls[shard]):
@@ -197,7 +197,7 @@ class ShardStream(IterableDataset[WorkerResult]):
 
     def _order_shards(self, epoch: int) -> list[int]:
         shards = range(len(self.urls))
-        return sorted(shards, key=lambda shard: _hash(self.seed, epoch, "shard", shard))
+        return sorted(shards, key=lambda shard: _hash_values(self.seed, epoch, "shard", shard))
 
 
 def count_copies(identifier: str, repeat: float, epoch: int, seed: int) -> int:
@@ -222,7 +222,7 @@ def count_copies(identifier: str, repeat: float, epoch: int, seed: int) -> int:
 
 def hash_seed(*values: object) -> int:
     """Return a seed for generators, 0 <= seed < 2**63, that depends only on these values."""
-    return int.from_bytes(_hash(*values)[:8], "big") >> 1
+    return int.from_bytes(_hash_values(*values)[:8], "big") >> 1
 
 
 @contextmanager
@@ -236,6 +236,6 @@ def seed_torch(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
-def _hash(*values: object) -> bytes:
+def _hash_values(*values: object) -> bytes:
     text = "/".join(map(str, values))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -49,14 +49,14 @@ def strip_metadata(content: bytes, name: str, short_side: int | None = None) -> 
         scale = short_side / min(upright.size)
         width, height = (max(short_side, round(side * scale)) for side in upright.size)
         resized = upright.resize((width, height), Image.Resampling.BICUBIC)
-        return _encode(resized, "JPEG", quality=JPEG_QUALITY), "jpg"
+        return _encode_image(resized, "JPEG", quality=JPEG_QUALITY), "jpg"
     with Image.open(io.BytesIO(content)) as image:
         kind, orientation = image.format, image.getexif().get(ExifTags.Base.Orientation, 1)
     if kind in ("JPEG", "MPO"):
         return strip_jpeg(content, orientation), "jpg"
     if kind == "WEBP" and _is_bare_webp(content):
         return content, "webp"
-    return _encode(upright, "PNG"), "png"
+    return _encode_image(upright, "PNG"), "png"
 
 
 def strip_jpeg(content: bytes, orientation: int = 1) -> bytes:
@@ -123,7 +123,7 @@ def _make_exif(orientation: int) -> bytes:
     return b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body
 
 
-def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
+def _encode_image(image: Image.Image, kind: str, **options: int) -> bytes:
     file, profile = io.BytesIO(), image.info.get("icc_profile", b"")
     image.info = {}  # otherwise Pillow would write the original comment
     # Bytes 16 to 19 of a profile name its colour space; only RGB fits the pixels.

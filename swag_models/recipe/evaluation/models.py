@@ -65,7 +65,7 @@ class EvaluatedModel(ABC):
         """Convert a batch of results of `fit` (N, 3, H, W) to the float32 input of the network."""
 
     @abstractmethod
-    def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_network(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, K), which are meaningless without classes, and features (N, D)."""
 
     @torch.inference_mode()
@@ -79,7 +79,7 @@ class EvaluatedModel(ABC):
             Logits (N, K) and the features before the head (N, D), both float32 on the CPU.
         """
         inputs = self.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
-        logits, features = self._run(inputs)
+        logits, features = self._run_network(inputs)
         # float32, because numpy has no bfloat16.
         return logits.float().cpu(), features.float().cpu()
 
@@ -124,7 +124,7 @@ class SwagModel(EvaluatedModel):
     def normalise(self, images: Tensor) -> Tensor:
         return self._transform.normalise(images)
 
-    def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_network(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self._model.forward_features(inputs)
         return self._model.forward_head(hidden), self._model.forward_head(hidden, pre_logits=True)
 
@@ -163,7 +163,7 @@ class ExternalModel(EvaluatedModel):
     def normalise(self, images: Tensor) -> Tensor:
         return images  # `fit` has normalised them
 
-    def _run(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _run_network(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         # A hook, because the libraries have no common interface for features.
         head_inputs: list[Tensor] = []
         hook = self._head.register_forward_pre_hook(lambda _, args: head_inputs.append(args[0]))

@@ -1,4 +1,4 @@
-"""The order of samples depends on the seed only: not on processes, nor on interruptions."""
+"""The order of samples depends only on the seed, not on processes or interruptions."""
 
 from __future__ import annotations
 

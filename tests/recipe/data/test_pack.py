@@ -1,4 +1,4 @@
-"""Packing writes every labelled image once, in an order that depends on the seed only."""
+"""Packing writes every labelled image once, in an order that depends only on the seed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_all(folder: Path) -> dict[str, tuple[list[int], float, bytes]]:
-    """Classes, repeat factor and image of every sample in a folder of shards, by id."""
+    """Read the classes, repeat factor and image of every sample in a folder of shards, by id."""
     samples: dict[str, tuple[list[int], float, bytes]] = {}
     for path in sorted(folder.glob("*.tar")):
         for sample in read_shard(str(path)):

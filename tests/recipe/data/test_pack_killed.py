@@ -129,7 +129,7 @@ import os, signal, sys
 from pathlib import Path
 from swag_models.recipe.data import pack
 folder, images = map(Path, sys.argv[1:])
-pack._finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # as if the power failed
+pack._finish_output = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # as if the power failed
 options = {"shard_size": 16, "processes": 1, "progress": False}
 pack.pack(folder / "labels.parquet", [images], folder / "shards", **options)
 """

@@ -1,4 +1,4 @@
-"""Shards are found wherever they are stored, read to the end or rejected, and damage is found."""
+"""Shards are opened from any storage, read completely or rejected, and checked for damage."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def site(packed: Path) -> Iterator[str]:
 
 
 def read_all(shards: Any) -> list[dict[str, Any]]:
-    """Every sample, without its URL."""
+    """Read every sample, without its URL."""
     urls, _ = find_shards(shards)
     return [
         {key: value for key, value in sample.items() if key != "__url__"}
@@ -113,7 +113,7 @@ def test_shards_are_read_from_any_source(source: str, packed: Path, site: str) -
 
 
 def test_other_protocols_are_read_through_fsspec(packed: Path) -> None:
-    """The in-memory file system stands for the others: only the protocol of the URL differs."""
+    """The in-memory file system represents all others, which differ only in the protocol."""
     fsspec = pytest.importorskip("fsspec")
     files = fsspec.filesystem("memory")
     files.put(str(packed), "/bucket/my shards", recursive=True)
@@ -265,7 +265,7 @@ NAMES = (
 def test_a_manifest_names_plain_files_only(
     name: object, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name in a manifest is never a path, a URL or a command, however the manifest is given."""
+    """A name in a manifest is never used as a path, a URL or a command."""
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["shards"][1]["name"] = name
     (shards / "manifest.json").write_text(json.dumps(manifest))

@@ -48,7 +48,7 @@ def write(kind: str, pixels: Any = None, **options: Any) -> bytes:
 
 
 def insert(content: bytes, marker: int, body: bytes) -> bytes:
-    """A JPEG with one more segment, after its first."""
+    """Insert another segment after the first one of a JPEG."""
     end = 4 + int.from_bytes(content[4:6], "big")
     return (
         content[:end]
@@ -212,7 +212,7 @@ def test_a_large_image_is_turned_upright_and_resized(
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_cut_off_image_is_rejected(kind: str) -> None:
+def test_a_truncated_image_is_rejected(kind: str) -> None:
     content = write(kind)
     for length in (0, 10, len(content) // 2, len(content) * 9 // 10):
         with pytest.raises(ImageError, match=re.escape("photo 7 ")):

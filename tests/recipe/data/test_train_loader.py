@@ -1,4 +1,4 @@
-"""Training batches do not depend on the numbers of ranks and workers, nor on interruptions."""
+"""Training batches do not depend on the numbers of ranks and workers or on interruptions."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def list_values(batches: list[Batch]) -> list[Any]:
-    """Batches with their pixels as values that can be compared."""
+    """Convert batches, with their pixels, to values that can be compared."""
     return [(batch.ids, batch.classes, batch.images.numpy().tobytes()) for batch in batches]
 
 
 def take_together(loaders: list[TrainLoader], count: int) -> list[Any]:
-    """The batches of all ranks in each step, concatenated."""
+    """Take the batches of all ranks in each step, concatenated."""
     together = []
     for step in zip(*(take(loader, count) for loader in loaders)):
         ids, classes, pixels = zip(*list_values(list(step)))
@@ -64,7 +64,7 @@ def take_together(loaders: list[TrainLoader], count: int) -> list[Any]:
 
 
 def save_state(loaders: list[TrainLoader]) -> dict[str, Any]:
-    """The state of all ranks, as a checkpoint restores it."""
+    """Return the state of all ranks, as a checkpoint restores it."""
     return merge_states([json.loads(json.dumps(loader.state_dict())) for loader in loaders])
 
 
@@ -126,7 +126,7 @@ def test_close_ends_the_worker_processes(folder: Path, packed: Path) -> None:
         running.close()
         assert set(multiprocessing.active_children()) == before
         take(running, 1)
-        # There must be no other reference: garbage collection takes seconds to end each worker.
+        # Another reference would delay the end of the workers until garbage collection.
         del running
         assert set(multiprocessing.active_children()) == before
 

@@ -66,13 +66,13 @@ def test_images_of_all_modes_become_rgb(mode: str) -> None:
 
 
 def draw_crops(augment: Augment, side: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Width, height and whether it was mirrored, of random crops, (count,) each."""
+    """Return width, height and whether it was flipped, of random crops, (count,) each."""
     # The colours of the image are the coordinates of its pixels.
     y, x = np.mgrid[:side, :side]
     image = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
     augmentation = Augmentation(augment, 64)
     crops = torch.stack([augmentation(image) for _ in range(count)]).double()  # (count, 3, 64, 64)
-    across, down = crops[:, 0, 32], crops[:, 1, :, 32]  # a linear ramp each
+    across, down = crops[:, 0, 32], crops[:, 1, :, 32]  # two linear ramps
     widths, heights = ((ramp[:, 48] - ramp[:, 16]) * 2 for ramp in (across, down))
     assert (heights >= 0).all()
     return widths.abs(), heights, widths < 0

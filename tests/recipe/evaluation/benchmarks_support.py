@@ -86,14 +86,14 @@ def write_objectnet(root: Path, first: int = 0) -> None:
 
 @torch.inference_mode()
 def compute_logits(model: Path, images: Mapping[str, Path]) -> dict[str, torch.Tensor]:
-    """The logits of each image (K,), computed without the evaluation."""
+    """Compute the logits of each image (K,) without the evaluation package."""
     network, preprocess = load_model(model), load_preprocess(model)
     inputs = [preprocess(Image.open(path).convert("RGB")) for path in images.values()]
     return dict(zip(images, network(torch.stack(inputs))))
 
 
 def list_images(root: Path) -> dict[str, Path]:
-    """Path of each image by its name, the path relative to `root`."""
+    """List the path of each image by its name, the path relative to `root`."""
     return {str(path.relative_to(root)): path for path in sorted(root.rglob("*.png"))}
 
 

@@ -1,4 +1,4 @@
-"""The commands of the documentation, run on small scenes."""
+"""The commands of the documentation run on small generated scenes."""
 
 from __future__ import annotations
 

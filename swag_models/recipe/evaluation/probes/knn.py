@@ -22,7 +22,7 @@ TEMPERATURE = 0.07
 BLOCK_BYTES = 128 * 2**20  # size of each of three buffers: bank rows, queries, products
 MAX_BLOCK_ROWS = 32768  # bank rows; with narrow features, larger blocks are not faster
 UNIT_LENGTH_TOLERANCE = 1e-6  # float32 rounding leaves normalised features this close to length 1
-GROUP_SIZE = 64  # products per group in `_merge`; a power of two
+GROUP_SIZE = 64  # products per group in `_merge_block`; a power of two
 
 
 def find_neighbours(
@@ -73,7 +73,7 @@ def find_neighbours(
             products = product_buffer[: shape[0] * shape[1]].reshape(shape)
             np.dot(query_block, bank_block.T, out=products)
             products[:, len(rows) :] = -np.inf  # padding is never a neighbour
-            _merge(torch.from_numpy(products), first, similarities[block], indices[block])
+            _merge_block(torch.from_numpy(products), first, similarities[block], indices[block])
     return similarities.numpy(), indices.numpy()
 
 
@@ -129,7 +129,7 @@ def _normalise(vectors: NDArray[Any], buffer: NDArray[np.float32]) -> NDArray[np
     return buffer
 
 
-def _merge(products: Tensor, first: int, similarities: Tensor, indices: Tensor) -> None:
+def _merge_block(products: Tensor, first: int, similarities: Tensor, indices: Tensor) -> None:
     """Merge the products of a block into the best k so far.
 
     `topk` over all products would take up to a quarter of the time of the matrix product (32768

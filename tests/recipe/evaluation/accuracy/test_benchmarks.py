@@ -1,4 +1,4 @@
-"""Every benchmark is read in the folder layout it is released in."""
+"""Every benchmark is read in its published folder layout."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def open_dataset(benchmark: str, root: Path, model: EvaluatedModel) -> ImageData
 
 
 def check_error(message: str, benchmark: str, root: Path, model: EvaluatedModel) -> None:
-    """Opening the benchmark raises a ConfigError whose message matches and is one line."""
+    """Check that opening the benchmark raises a ConfigError with a matching one-line message."""
     with pytest.raises(ConfigError, match=message) as caught:
         open_benchmark(benchmark, root, model)
     assert "\n" not in str(caught.value)
@@ -141,7 +141,7 @@ def test_real_counts_any_label_and_leaves_out_unlabelled_images(
     assert evaluation.top1.value == pytest.approx(100 * sum(hits1) / len(expected))
     assert evaluation.top5.value == pytest.approx(100 * sum(hits5) / len(expected))
     assert 20 < evaluation.top1.value < evaluation.top5.value < 80
-    # Given the sub-folder, real.json is found beside it.
+    # If the sub-folder is passed, real.json is found beside it.
     assert measure(model, imagenet / "val", "imagenet-real").top1 == evaluation.top1
 
 
@@ -178,7 +178,7 @@ def test_only_the_200_classes_of_the_release_compete(
         assert record.probability == pytest.approx(competing.softmax(0).max().item(), rel=1e-4)
         hits += record.labels == record.top[:1]
     assert evaluation.top1.value == pytest.approx(hits / 2)
-    # The test would be void if the excluded classes never won.
+    # The test would prove nothing if excluded classes never had the highest logit.
     assert any(record.top[0] != logits[record.name].argmax() for record in evaluation.records)
     shutil.rmtree(root / WNIDS[classes[0]])
     check_error("has 199 folders, 199 of them WordNet ids", benchmark, tmp_path, model)

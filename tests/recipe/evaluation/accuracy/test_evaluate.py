@@ -1,4 +1,4 @@
-"""Every image gives one record for any number of ranks, and files contain what was measured."""
+"""Every image makes one record for any number of ranks; files contain all results."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_classes_with_equal_logits_keep_their_order(model: Path, digits: Path) -
 def test_number_of_ranks_does_not_change_results(
     kind: str, model: Path, digits: Path, shards: Path, tmp_path: Path
 ) -> None:
-    """Logits of a RegNet depend on the batch size, and the last batch of a shard on the ranks."""
+    """A RegNet's logits depend on the batch size; the last batch of a shard on the ranks."""
     if kind == "folder":
         data, name, exit_code, num_images = digits, str(model), 1, 29  # 1: an image is broken
     else:

@@ -101,7 +101,7 @@ def test_shares_have_the_wilson_interval(hits: int, count: int) -> None:
 
 
 def test_interval_of_the_mean_per_class_covers_the_true_mean() -> None:
-    """Of many draws from the same rates, about 95% of the intervals contain the true mean."""
+    """For many draws from the same rates, about 95% of the intervals contain the true mean."""
     generator = np.random.default_rng(0)
     sizes, rates = np.array([5, 20, 80, 320]), np.array([0.5, 0.3, 0.6, 0.9])
     classes = np.repeat(np.arange(4), sizes)

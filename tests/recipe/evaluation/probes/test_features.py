@@ -1,4 +1,4 @@
-"""Features are those of the model; the cache holds them completely or not at all."""
+"""Features equal those of the model; the cache contains all of them or none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def list_files(cache: Path) -> list[str]:
-    """Names of all files in the folders of a cache, without locks."""
+    """List the names of all files in the folders of a cache, without locks."""
     return sorted(path.name for path in cache.glob("*/*") if path.name != ".lock")
 
 
@@ -180,7 +180,7 @@ def test_incomplete_cache_is_computed_again(
 def test_second_process_waits_for_the_first(
     model: EvaluatedModel, digits: Path, tmp_path: Path
 ) -> None:
-    """A lock held by this thread stands for a process that extracts the same features."""
+    """The lock of this thread simulates a process that extracts the same features."""
     expected = np.array(extract_features(model, digits, tmp_path).vectors)
     [folder] = list_folders(tmp_path)
     (folder / "facts.json").unlink()
@@ -198,7 +198,7 @@ def test_second_process_waits_for_the_first(
 
 
 @pytest.mark.slow
-def test_killed_process_leaves_nothing_that_is_taken_for_complete(
+def test_killed_process_leaves_no_cache_that_looks_complete(
     model: EvaluatedModel, tmp_path: Path
 ) -> None:
     data, cache = make_digits(tmp_path / "data", 300), tmp_path / "cache"

@@ -1,4 +1,4 @@
-"""Nearest neighbours are exact for all block sizes, and vote as scikit-learn's do.
+"""Nearest neighbours are exact for all block sizes; their votes equal scikit-learn's.
 
 Axes: N features of the bank, Q queries, D feature width, k neighbours.
 """
@@ -32,7 +32,7 @@ def normalise(vectors: Any) -> Any:
 
 
 def search_brute_force(bank: Any, queries: Any, k: int) -> tuple[Any, Any]:
-    """Similarities and indices (Q, k), computed in float64 with a full sort."""
+    """Return similarities and indices (Q, k), computed in float64 with a full sort."""
     products = normalise(queries) @ normalise(bank).T
     indices = np.argsort(-products, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(products, indices, 1), indices
@@ -63,7 +63,7 @@ def test_sorted_bank_is_searched_correctly(order: str) -> None:
     similarities, indices = find_neighbours(bank, query, 50, memory=4 * 24 * 256)
     expected, expected_indices = search_brute_force(bank, query, 50)
     np.testing.assert_allclose(similarities, expected, atol=1e-6)
-    # Similarities differ by 1e-5 at least, which float32 rounding does not swap.
+    # Similarities differ by at least 1e-5, so float32 rounding does not swap them.
     assert (indices == expected_indices).all()
 
 

@@ -1,7 +1,7 @@
-"""Logistic regression reaches the minimum that scikit-learn reaches, with features of any size.
+"""Logistic regression reaches the same minimum as scikit-learn, with features of any size.
 
-Results of two solvers are compared at tight tolerances only. At loose ones, where each stops
-depends on rounding and so on the CPU.
+Results of two solvers are compared only at tight tolerances. At loose ones, the point where a
+solver stops depends on rounding, and therefore on the CPU.
 
 Axes: N images, D feature width, K classes.
 """
@@ -37,7 +37,7 @@ def measure(
     bias: Any,
     C: float,  # noqa: N803
 ) -> tuple[float, float]:
-    """The objective, and the largest entry of its gradient, in float64."""
+    """Return the objective and the largest entry of its gradient, in float64."""
     features, weight, bias = (np.asarray(array, np.float64) for array in (features, weight, bias))
     logits = features @ weight.T + bias
     log_probs = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
@@ -49,7 +49,7 @@ def measure(
 
 
 def fit_peer(features: Any, labels: Any, C: float) -> Any:  # noqa: N803
-    """scikit-learn's minimum at a tight tolerance, in float64."""
+    """Fit with scikit-learn at a tight tolerance, in float64."""
     from sklearn.linear_model import LogisticRegression
 
     peer = LogisticRegression(C=C, tol=1e-8, max_iter=10_000)
@@ -82,7 +82,7 @@ def test_default_tolerance_bounds_the_gradient(C: float, digits: Any) -> None:  
     best = fit_logistic(features, labels, 10, C, tolerance=1e-7)
     minimum, _ = measure(features, labels, best.weight, best.bias, C)
     assert fitted.steps < best.steps
-    # The objective is convex: it exceeds the minimum by the gradient times the distance at most.
+    # The objective is convex: it exceeds the minimum by at most the gradient times the distance.
     distance = np.abs(fitted.weight - best.weight).sum() + np.abs(fitted.bias - best.bias).sum()
     assert minimum < value < minimum + gradient * distance
 
