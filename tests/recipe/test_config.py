@@ -41,12 +41,12 @@ def test_a_run_survives_json() -> None:
 
 def test_a_run_made_in_python_equals_one_from_json() -> None:
     betas: list[float] = [0, 0.5]
-    made = replace(RUN, epochs=2, optimizer=Optimizer(lr=1, betas=betas), ema={"decay": 0})  # type: ignore[arg-type]
-    assert json.dumps(made.to_dict()) == json.dumps(
-        Run.from_dict(json.loads(json.dumps(made.to_dict()))).to_dict()
+    run = replace(RUN, epochs=2, optimizer=Optimizer(lr=1, betas=betas), ema={"decay": 0})  # type: ignore[arg-type]
+    assert json.dumps(run.to_dict()) == json.dumps(
+        Run.from_dict(json.loads(json.dumps(run.to_dict()))).to_dict()
     )
-    assert made == replace(RUN, optimizer=Optimizer(lr=1.0, betas=(0.0, 0.5)), ema=EMA(0.0))
-    assert hash(made) == hash(Run.from_dict(made.to_dict()))
+    assert run == replace(RUN, optimizer=Optimizer(lr=1.0, betas=(0.0, 0.5)), ema=EMA(0.0))
+    assert hash(run) == hash(Run.from_dict(run.to_dict()))
 
 
 def test_missing_fields_have_their_defaults() -> None:
