@@ -261,7 +261,7 @@ def test_incomplete_imagenet_is_rejected(tmp_path: Path, model: EvaluatedModel) 
     message = "all images in one folder; move them to one folder per WordNet id, with torchvision"
     check_error(message, "imagenet", tmp_path, model)
     path.rename(write_image(tmp_path / WNIDS[1] / "x.png", 0).with_name(path.name))
-    message = f"has 1 of 1000 folders .* and not {WNIDS[0]}; .* benchmark 'folder'"
+    message = f"has 1 of 1000 folders .* but not {WNIDS[0]}; .* benchmark 'folder'"
     check_error(message, "imagenet", tmp_path, model)
 
 
