@@ -47,7 +47,7 @@ class Chrome:
         return until(look, f"{selector} with the text {text!r}", seconds)
 
     def read(self, selector: str, text: str = "", seconds: float = 30) -> str:
-        """Wait like `wait`; returns the text of the element, which the page may replace meanwhile."""
+        """Wait like `wait`; returns the text, also if the page replaces the element."""
 
         def look() -> str | None:
             try:

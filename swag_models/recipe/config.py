@@ -15,6 +15,7 @@ from swag_models.decoding import decode_fields, decode_value, list_options
 from swag_models.errors import ConfigError
 
 WORDS = {"true": True, "false": False, "none": None}  # as the command line writes values
+LossKind = Literal["softmax", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Objective:
         mixup: alpha of the Beta distribution that weights two mixed images; 0 for no mixup.
     """
 
-    kind: Literal["softmax", "sigmoid"] = "softmax"
+    kind: LossKind = "softmax"
     label_smoothing: float = 0.0
     mixup: float = 0.0
 

@@ -115,6 +115,11 @@ PRECISION_ADVICE = "authors' answer in their issue tracker"
 LINEAR_RECIPE = "pytorch/vision pull request 5793"
 WEIGHTS = "torchvision's metadata of the weights"
 
+# A source names each field, so that a field that is added later has none until someone states it.
+OBJECTIVE_FIELDS = ("objective.kind", "objective.label_smoothing", "objective.mixup")
+EMA_FIELDS = ("ema.decay", "ema.warmup_ratio")
+CROP_FIELDS = ("augment.scale", "augment.ratio")
+
 # Sources that several presets share
 DEFAULT = _choose("the default; not part of the published recipe")
 ARCH = _confirm("the published architectures", MODEL_TABLE)
@@ -170,7 +175,7 @@ HASHTAG_SOURCES = {
     ),
     "objective.label_smoothing": NOT_STATED,
     "objective.mixup": NOT_STATED,
-    "augment": CROP_RANGE,
+    **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
     "augment.interpolation": _read("as in the published preprocessing"),
     "augment.flip": FLIP,
     "ema": NO_EMA,
@@ -234,7 +239,7 @@ IN1K_SOURCES = {
     "optimizer.no_decay": _choose("has no effect without weight decay"),
     "optimizer.layer_decay": NOT_STATED,
     "objective.label_smoothing": NOT_STATED,
-    "augment": CROP_RANGE,
+    **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
     "augment.flip": FLIP,
     "engine.precision": AMP,
     "samples_per_epoch": IN1K,
@@ -254,8 +259,11 @@ REGNET_IN1K_SOURCES = {
     "objective.mixup": _confirm("alpha 0.1", FINETUNE_CONFIG),
     "augment.interpolation": _confirm("bicubic RandomResizedCrop", FINETUNE_CONFIG),
     # Their constant 1e-4 is the share of the new weights. A user who took it for the decay got 50%.
-    "ema": _confirm(
-        "1e-4 of the new weights in each step; copies in the first 5% of steps", FINETUNE_CONFIG
+    **dict.fromkeys(
+        EMA_FIELDS,
+        _confirm(
+            "1e-4 of the new weights in each step; copies in the first 5% of steps", FINETUNE_CONFIG
+        ),
     ),
     "engine.sync_bn": _confirm("batch statistics over all GPUs", FINETUNE_CONFIG),
 }
@@ -269,9 +277,9 @@ VIT_IN1K_SOURCES = {
     "optimizer.lr": _read("0.01"),
     "optimizer.weight_decay": LIKE_REGNET,
     "optimizer.clip_norm": _read("norm 1"),
-    "objective": LIKE_REGNET,
+    **dict.fromkeys(OBJECTIVE_FIELDS, LIKE_REGNET),
     "augment.interpolation": LIKE_REGNET,
-    "ema": LIKE_REGNET,
+    **dict.fromkeys(EMA_FIELDS, LIKE_REGNET),
 }
 REGNET_LINEAR = Run(
     arch="regnety_16gf",
@@ -303,7 +311,7 @@ LINEAR_SOURCES = {
     "optimizer.weight_decay": _confirm("1e-3 for RegNets, 1e-9 for ViTs", LINEAR_RECIPE),
     "optimizer.no_decay": _read("no exception is stated"),
     "optimizer.clip_norm": NOT_STATED,
-    "objective": _read("plain cross-entropy; nothing else is stated"),
+    **dict.fromkeys(OBJECTIVE_FIELDS, _read("plain cross-entropy; nothing else is stated")),
     "augment.interpolation": _confirm("bicubic RandomResizedCrop", LINEAR_RECIPE),
     "ema": NO_EMA,
 }

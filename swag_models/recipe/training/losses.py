@@ -8,16 +8,15 @@ Mahajan et al. 2018 (arXiv 1805.00932), section 2.2. A dense (N, C) target is ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import Objective
+from swag_models.recipe.config import LossKind, Objective
 
-Kind = Literal["softmax", "sigmoid"]
 # From here on log(1 + exp(z)) equals z, in float64 too; torch's own threshold, 20, errs by 2e-9.
 SOFTPLUS_THRESHOLD = 80.0
 
@@ -38,7 +37,7 @@ class Targets(NamedTuple):
         return Targets(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
 
-def make_targets(samples: Sequence[Sequence[int]], kind: Kind, num_classes: int) -> Targets:
+def make_targets(samples: Sequence[Sequence[int]], kind: LossKind, num_classes: int) -> Targets:
     """Make the targets of a batch.
 
     Args:
@@ -150,7 +149,7 @@ class SparseLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, classes: Tensor, weights: Tensor, kind: Kind, smoothing: float
+        ctx: Any, logits: Tensor, classes: Tensor, weights: Tensor, kind: LossKind, smoothing: float
     ) -> Tensor:
         ctx.save_for_backward(logits, classes, weights)
         ctx.kind, ctx.smoothing = kind, smoothing
@@ -181,6 +180,6 @@ class SparseLoss(torch.autograd.Function):
         return gradient.mul_(grad[:, None]).to(logits.dtype), None, None, None, None
 
 
-def _smooth(kind: Kind, smoothing: float, logits: Tensor) -> float:
+def _smooth(kind: LossKind, smoothing: float, logits: Tensor) -> float:
     """The target that label smoothing gives to every class."""
     return smoothing / (logits.shape[1] if kind == "softmax" else 2)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import Objective
 from swag_models.recipe.training.losses import (
-    Kind,
+    LossKind,
     Targets,
     compute_losses,
     count_hits,
@@ -27,7 +27,7 @@ from swag_models.recipe.training.losses import (
 )
 
 CLASSES = [[3], [0, 5], [4, 1, 6], [2, 3, 4, 5, 6], [0]]
-KINDS: tuple[Kind, ...] = ("softmax", "sigmoid")
+KINDS: tuple[LossKind, ...] = ("softmax", "sigmoid")
 DEVICES = [
     "cpu",
     pytest.param(
@@ -54,7 +54,7 @@ def compute_dense_losses(objective: Objective, logits: Tensor, dense: Tensor) ->
     ).sum(1)
 
 
-def draw_targets(kind: Kind, samples: int, num_classes: int, mixup: float = 0.0) -> Targets:
+def draw_targets(kind: LossKind, samples: int, num_classes: int, mixup: float = 0.0) -> Targets:
     chance = random.Random(0)
     targets = make_targets(
         [chance.sample(range(num_classes), chance.randint(1, 5)) for _ in range(samples)],
@@ -80,7 +80,7 @@ class TestTargets:
         assert dense.tolist() == [[0, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
 
     @pytest.mark.parametrize("kind", KINDS)
-    def test_a_class_named_twice_counts_once(self, kind: Kind) -> None:
+    def test_a_class_named_twice_counts_once(self, kind: LossKind) -> None:
         twice, once = make_targets([[2, 1, 2]], kind, 4), make_targets([[2, 1]], kind, 4)
         assert all(torch.equal(a, b) for a, b in zip(twice, once, strict=True))
 
@@ -149,7 +149,7 @@ class TestLosses:
     @pytest.mark.parametrize("mixup", [0.0, 0.5])
     @pytest.mark.parametrize("device", DEVICES)
     def test_values_and_gradients_are_torchs_dense_ones(
-        self, kind: Kind, smoothing: float, mixup: float, device: str
+        self, kind: LossKind, smoothing: float, mixup: float, device: str
     ) -> None:
         objective = Objective(kind, smoothing)
         targets = draw_targets(kind, 16, 40, mixup)
@@ -167,7 +167,7 @@ class TestLosses:
         (expected * scales).sum().backward()
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-6, atol=1e-7)
 
-    def test_gradients_are_the_numerical_ones(self, kind: Kind, smoothing: float) -> None:
+    def test_gradients_are_the_numerical_ones(self, kind: LossKind, smoothing: float) -> None:
         # Weights that floats hold exactly, a class twice, and padding; the sum is 1.
         targets = Targets(
             torch.tensor([[3, 1, 3], [2, 0, 0]]), torch.tensor([[0.5, 0.25, 0.25], [1.0, 0.0, 0.0]])
@@ -184,7 +184,7 @@ class TestLosses:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("device", DEVICES)
     def test_16_bits_are_computed_in_32(
-        self, kind: Kind, smoothing: float, dtype: torch.dtype, device: str
+        self, kind: LossKind, smoothing: float, dtype: torch.dtype, device: str
     ) -> None:
         targets = draw_targets(kind, 8, 3000).to(device)
         logits = torch.randn(8, 3000, device=device).to(dtype)
@@ -199,7 +199,9 @@ class TestLosses:
         assert half.grad.dtype == dtype
         assert torch.equal(half.grad, full.grad.to(dtype))
 
-    def test_float32_is_as_close_to_float64_as_torchs(self, kind: Kind, smoothing: float) -> None:
+    def test_float32_is_as_close_to_float64_as_torchs(
+        self, kind: LossKind, smoothing: float
+    ) -> None:
         objective, targets = Objective(kind, smoothing), draw_targets(kind, 8, 27_000)
         logits = torch.randn(8, 27_000) - 10  # where sums of all logits would cancel
         exact = compute_dense_losses(objective, logits.double(), make_dense(targets, 27_000))
@@ -211,7 +213,7 @@ class TestLosses:
         )
         assert ours <= 2 * theirs + 1e-5
 
-    def test_far_out_logits_stay_finite(self, kind: Kind, smoothing: float) -> None:
+    def test_far_out_logits_stay_finite(self, kind: LossKind, smoothing: float) -> None:
         logits = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 88.0]], requires_grad=True)
         losses = compute_losses(
             Objective(kind, smoothing), logits, make_targets([[0], [0, 2]], kind, 3)
@@ -220,7 +222,7 @@ class TestLosses:
         assert losses.isfinite().all()
         assert logits.grad.isfinite().all()
 
-    def test_no_dense_target_is_made(self, kind: Kind, smoothing: float) -> None:
+    def test_no_dense_target_is_made(self, kind: LossKind, smoothing: float) -> None:
         logits = torch.randn(4, 500, requires_grad=True)
         targets = draw_targets(kind, 4, 500)
         saved: list[Tensor] = []
@@ -259,7 +261,7 @@ class Buffers(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_serves_a_compiled_model_under_autocast(kind: Kind) -> None:
+def test_serves_a_compiled_model_under_autocast(kind: LossKind) -> None:
     targets, x = draw_targets(kind, 4, 50), torch.randn(4, 8)
     grads = []
     for compiled in (True, False):
