@@ -66,7 +66,8 @@ def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> 
             if isinstance(value, dict) and (family is None or value.get("family") == family):
                 values = {key: item for key, item in value.items() if key != "family"}
                 inner = value if family is None else values
-                return decode_fields(option, inner, f"{path}.", positive=positive)  # type: ignore[arg-type]
+                part: type[Any] = option  # type: ignore[assignment]
+                return decode_fields(part, inner, f"{path}.", positive=positive)
         elif get_origin(option) is tuple and isinstance(value, (list, tuple)):
             kinds = get_args(option)
             if kinds[-1] is Ellipsis:

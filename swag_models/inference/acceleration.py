@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +74,9 @@ def fold_batch_norm(model: nn.Module, dtype: torch.dtype) -> None:
         dtype: dtype of the folded weights, which are stored channels last.
     """
     for module in model.modules():
-        if isinstance(module, ConvNorm) and isinstance(norm := module.bn, nn.BatchNorm2d):
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)  # type: ignore[arg-type, operator]
+        if isinstance(module, ConvNorm) and isinstance(module.bn, nn.BatchNorm2d):
+            norm: Any = module.bn  # its statistics are optional for the type checker
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
             # Product, dtype and memory format in one pass over each weight: for a single image,
             # separate passes would take longer than the folded model saves.
             weight = torch.empty_like(
@@ -82,7 +84,7 @@ def fold_batch_norm(model: nn.Module, dtype: torch.dtype) -> None:
             )
             torch.mul(module.conv.weight, scale[:, None, None, None], out=weight)
             module.conv.weight = nn.Parameter(weight)
-            module.conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)  # type: ignore[operator]
+            module.conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
             module.bn = nn.Identity()  # type: ignore[assignment]
 
 

@@ -84,7 +84,8 @@ def apply_as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 @cache
 def is_mkl_slow() -> bool:
     """Return whether PyTorch uses MKL on an AMD CPU with AVX-512, and has oneDNN as well."""
-    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+    libraries: Any = (torch.backends.mkl, torch.backends.mkldnn)
+    if not all(library.is_available() for library in libraries):
         return False
     if "AVX512" not in torch.backends.cpu.get_cpu_capability():
         return False

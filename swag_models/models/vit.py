@@ -316,7 +316,8 @@ class ViT(Backbone):
         if grid == self.grid_size:
             return position
         learning = torch.is_grad_enabled() and position.requires_grad
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        is_jit_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
+        traced = torch.compiler.is_compiling() or is_jit_tracing()
         # On other devices comparing is slower than resizing, because it waits for the device.
         if learning or traced or position.device.type != "cpu":
             return resize_position_embedding(position, self.grid_size, grid)

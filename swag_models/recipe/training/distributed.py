@@ -198,7 +198,8 @@ def sync_batch_norm(model: Backbone, dist: DistContext) -> Backbone:
                 "engine.sync_bn has no effect on CPUs: each rank normalises by its own batch"
             )
         return model
-    return cast(Backbone, nn.SyncBatchNorm.convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]
+    convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+    return cast(Backbone, convert(model))
 
 
 @torch.no_grad()
