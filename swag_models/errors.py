@@ -112,3 +112,18 @@ def suggest_names(kind: str, name: str, allowed: Iterable[str]) -> str:
     similar = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
     hint = "did you mean" if similar else "allowed"
     return f"unknown {kind} {name!r}; {hint}: {', '.join(similar or allowed)}"
+
+
+def check_minimum(minimum: int, **values: float | None) -> None:
+    """Check options that have a smallest value.
+
+    Args:
+        minimum: the smallest allowed value.
+        **values: value of each option; None for one that is not set.
+
+    Raises:
+        ConfigError: a value is smaller.
+    """
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ConfigError(f"invalid {name} {value}: allowed: {minimum} or more")

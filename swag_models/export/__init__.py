@@ -5,7 +5,212 @@ precision. It accepts any batch size at a fixed image size, and stores the prepr
 names and the licence.
 """
 
-from swag_models.export.export import DTYPES, OPSETS, ExportReport, export_model
-from swag_models.export.metadata import Metadata, read_metadata
+import copy
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swag_models import __version__
+from swag_models.api import Name, get_spec, load_classes, load_model
+from swag_models.errors import ConfigError, ExportError
+from swag_models.export.formats import (
+    INPUT_NAME,
+    ONNX_EXTRA,
+    Metadata,
+    check_suffix,
+    load_file,
+    move_into_place,
+    read_metadata,
+    trace_model,
+    write_onnx,
+    write_pt2,
+)
+from swag_models.export.verification import (
+    check_agreement,
+    check_deviation,
+    read_batches,
+    split_images,
+)
+from swag_models.models import Backbone
+from swag_models.preprocess import Transform
+from swag_models.runtime import import_extra
+from swag_models.spec import ImageSize, ModelSpec
 
 __all__ = ["DTYPES", "OPSETS", "ExportReport", "Metadata", "export_model", "read_metadata"]
+
+# onnxruntime has no bfloat16 on CPUs; torch.export has no counterpart of its int8 operators.
+DTYPES = {".onnx": ("float32", "float16", "int8"), ".pt2": ("float32", "bfloat16", "float16")}
+OPSETS = range(18, 24)  # of ONNX; those that torch's exporter writes and onnxruntime runs
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """An exported file, and its differences from the eager float32 model.
+
+    Attributes:
+        path: path of the file.
+        dtype: internal precision.
+        size: size in bytes, including external data.
+        max_deviation: largest difference, in standard deviations of the eager output.
+        mean_deviation: mean difference, in the same unit.
+        agreement: fraction of the images with the same top-1 class or, without classes, with
+            similar features; None if no images were passed.
+        num_images: number of images that were compared.
+    """
+
+    path: Path
+    dtype: str
+    size: int
+    max_deviation: float
+    mean_deviation: float
+    agreement: float | None
+    num_images: int
+
+
+def export_model(
+    model: Name | Backbone,
+    path: str | os.PathLike[str],
+    *,
+    spec: ModelSpec | None = None,
+    image_size: ImageSize | None = None,
+    dtype: str | torch.dtype = "float32",
+    opset: int = OPSETS[0],
+    images: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> ExportReport:
+    """Write a model as .onnx or .pt2, by the suffix of `path`, and verify the file.
+
+    The file is loaded again and compared with eager float32 on noise, constants, black and white,
+    in batches and one by one. In float32 it may deviate by 1e-4 of the output's standard
+    deviation, also for inputs 10,000 times as large, unless the model itself is unstable for them.
+    The mean deviation may be 1% in float16 and 5% in bfloat16.
+
+    Args:
+        model: anything that `load_model` accepts, or a loaded model, which is not changed.
+        path: file to write. Weights of more than 1.5 GB are stored beside an .onnx, in PATH.data.
+        spec: spec of a loaded model, if it differs from the one that it was loaded with.
+        image_size: pixels, int or (height, width); by default the model's.
+        dtype: float32 or float16; bfloat16 for .pt2; int8 for .onnx. In a ViT, int8 quantises the
+            matrix products and scales their inputs for each batch; a RegNet is quantised
+            completely, with ranges calibrated on images. int8 is verified on this CPU only: x86
+            CPUs without VNNI instructions may saturate where this one does not.
+        opset: ONNX opset, 18 to 23.
+        images: folder of images, required by int8. At least 99% of them (of 1,000, if there are
+            more) must keep their top-1 class or, without classes, have features of cosine
+            similarity 0.99 or more. With 20 images or more, separate images (at most 128) are used
+            for calibration. Unreadable images are skipped and logged. A model with one channel gets
+            greyscale images.
+        options: further options of `load_model`.
+
+    Raises:
+        ConfigError: an argument is invalid, or a package is missing.
+        ExportError: the file cannot be written, or differs from the model. `path` is unchanged.
+    """
+    path, dtype = Path(path), str(dtype).removeprefix("torch.")
+    _check_arguments(path, dtype, opset, images)
+    eager, spec = _load_eager(model, spec, image_size, options)
+    metadata = Metadata(
+        name=spec.name,
+        license=spec.license,
+        license_url=spec.license_url,
+        library=f"swag_models {__version__}",
+        dtype=dtype,
+        input=INPUT_NAME,
+        output="features" if eager.num_classes is None else "logits",
+        preprocess=replace(spec.preprocess, image_size=eager.image_size),
+        classes=_list_classes(spec, eager.num_classes),
+    )
+    needs_ranges = dtype == "int8" and spec.family == "regnet"
+    calibration, checked = ([], []) if images is None else split_images(images, needs_ranges)
+    transform = Transform(metadata.preprocess)
+    batches = read_batches(calibration, transform, eager.in_chans) if needs_ranges else None
+    # onnxruntime quantises a float32 graph.
+    traced_dtype = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+    try:
+        # In a temporary folder, because an .onnx refers to its .data file by the final name.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            program = trace_model(eager, traced_dtype)
+            if path.suffix == ".pt2":
+                write_pt2(program, temporary, metadata)
+            else:
+                write_onnx(program, temporary, metadata, opset, batches)
+            # Verified as stored on disk, by the runtime that will run it.
+            exported = load_file(temporary)
+            max_deviation, mean_deviation = check_deviation(exported, eager, dtype)
+            agreement, num_images = None, 0
+            if checked:
+                agreement, num_images = check_agreement(exported, eager, checked, transform)
+            size = move_into_place(temporary, path)
+    except (OSError, ExportError) as error:
+        raise ExportError(f"{path} was not written: {error}") from None
+    return ExportReport(path, dtype, size, max_deviation, mean_deviation, agreement, num_images)
+
+
+def _check_arguments(
+    path: Path, dtype: str, opset: int, images: str | os.PathLike[str] | None
+) -> None:
+    """Raise ConfigError for invalid arguments, before any work."""
+    check_suffix(path)
+    if dtype not in DTYPES[path.suffix]:
+        raise ConfigError(
+            f"invalid dtype {dtype} for {path.suffix}: allowed: {', '.join(DTYPES[path.suffix])}; "
+            "use .pt2 for bfloat16 and .onnx for int8"
+        )
+    if opset not in OPSETS:
+        raise ConfigError(f"invalid opset {opset}: allowed: {OPSETS[0]} to {OPSETS[-1]}")
+    if dtype == "int8" and images is None:
+        raise ConfigError(
+            "int8 needs a folder of images to calibrate on: pass images=, or --calibrate FOLDER"
+        )
+    if images is not None and not os.path.isdir(images):
+        raise ConfigError(
+            f"{images} is not a folder; pass a folder of images of the kind the model is for"
+        )
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is not a folder; create it first")
+    if path.suffix == ".onnx":  # checked now, not after minutes of tracing
+        for module in ("onnx", "onnxruntime", "onnxscript"):
+            import_extra(module, ONNX_EXTRA, ".onnx")
+
+
+def _load_eager(
+    model: Name | Backbone,
+    spec: ModelSpec | None,
+    image_size: ImageSize | None,
+    options: dict[str, Any],
+) -> tuple[Backbone, ModelSpec]:
+    """The model in float32 on the CPU, in eval mode without gradients, and its spec."""
+    eager: Backbone
+    if isinstance(model, Backbone):
+        spec = spec or model.spec
+        if spec is None:
+            raise ConfigError(
+                "cannot export a model of unknown origin: make it with load_model, or pass spec="
+            )
+        if image_size is not None or options:
+            names = [*(["image_size"] if image_size is not None else []), *options]
+            raise ConfigError(
+                f"invalid {', '.join(names)} for a loaded model, which is exported unchanged; "
+                "pass load_model's options to load_model"
+            )
+        eager = copy.deepcopy(model)  # `.to` and `.eval` below would change the caller's model
+    else:
+        if spec is not None:
+            raise ConfigError("invalid spec= for a model's name: pass it with a loaded model")
+        spec = get_spec(model)
+        eager = load_model(spec, image_size=image_size, **options)
+    return eager.to("cpu", torch.float32).eval().requires_grad_(False), spec
+
+
+def _list_classes(spec: ModelSpec, num_classes: int | None) -> tuple[str, ...] | None:
+    """The spec's class names; None if the model has another number of classes."""
+    if spec.classes is None or num_classes is None:
+        return None
+    names = load_classes(spec)
+    # A new head of another size has no known names.
+    return names if len(names) == num_classes else None

@@ -1,4 +1,7 @@
-"""The cache folder and its records: the verified file of each source, and its SHA-256."""
+"""Files of a model's sources that are on this machine, verified: cache folder, records, look-up.
+
+A record holds the path and SHA-256 of the verified file of a source. Uses no network.
+"""
 
 import contextlib
 import hashlib
@@ -7,14 +10,20 @@ import logging
 import os
 import re
 import sys
-from dataclasses import asdict, dataclass
+import zipfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from swag_models.atomic import write_json
+from swag_models.hub.download import hash_file
+from swag_models.hub.hf_format import INDEX_FILE, read_index
+from swag_models.hub.huggingface import find_cached, parse_url
 from swag_models.spec import Source
 
 logger = logging.getLogger("swag_models")
+PACKAGE_DATA = Path(__file__).parents[1] / "weights"
 
 
 @dataclass(frozen=True)
@@ -107,3 +116,130 @@ def record_path(source: Source) -> Path:
     safe_names = [re.sub(r"[:\\]", "_", name) for name in names if name not in ("/", "..")]
     path = cache_folder().joinpath("records", *safe_names)
     return path.with_name(f"{path.name}{query}.json")
+
+
+def find_source(source: Source) -> Path | None:
+    """The verified file of a source with all its shards; None if it is not on this machine."""
+    path = find_file(source)
+    return path if path and has_shards(source, path) else None
+
+
+def find_file(source: Source, shard_path: Path | None = None) -> Path | None:
+    """The verified file of a source or shard; None if it is not on this machine.
+
+    Args:
+        source: source of the file.
+        shard_path: for a shard, its only allowed path, in the folder of its index.
+    """
+    if not is_remote(source) and source.sha256 is None:  # the user's own file, which may change
+        return path if (path := local_path(source)).is_file() else None
+    record = read_record(source)
+    if record and is_unchanged(record, source) and shard_path in (None, Path(record.path)):
+        return Path(record.path)
+    expected = expected_hash(source, record)
+    for path in [shard_path] if shard_path else _candidates(source, record, expected):
+        try:
+            if not path.is_file():
+                continue
+            digest = hash_file(path)
+        except OSError as error:
+            logger.warning("%s is ignored: %s", path, error.strerror)
+            continue
+        if digest.startswith(expected or ""):  # a source may state leading digits only
+            if expected is None and not is_complete(path):
+                logger.warning("%s is ignored: it is truncated or not a weight file", path)
+                continue
+            write_record(source, path, digest, pin=expected is None)
+            return path
+        logger.warning("%s is ignored: its SHA-256 is %s, not %s", path, digest, expected)
+    return None
+
+
+def list_shards(source: Source, path: Path) -> list[tuple[Source, Path]]:
+    """The shards that an index names.
+
+    Args:
+        source: source of the index, or of a model in one file, which has no shards.
+        path: its local file.
+
+    Returns:
+        (source, required path) of each shard.
+    """
+    if not path.name.endswith(INDEX_FILE):
+        return []
+    base_url = source.url.rsplit("/", 1)[0]
+    return [
+        (replace(source, url=f"{base_url}/{name}", sha256=digest), path.parent / name)
+        for name, digest in read_index(path).shards.items()
+    ]
+
+
+def has_shards(source: Source, path: Path) -> bool:
+    """Whether all shards that an index names are in its folder and verified."""
+    return all(
+        find_file(shard, shard_path) == shard_path
+        for shard, shard_path in list_shards(source, path)
+    )
+
+
+def is_remote(source: Source) -> bool:
+    """Whether the source's file has to be downloaded."""
+    return not source.url.startswith(("package://", "file://"))
+
+
+def local_path(source: Source) -> Path:
+    """The path that a package:// or file:// source refers to."""
+    if source.url.startswith("package://"):
+        return PACKAGE_DATA / source.url.removeprefix("package://")
+    from urllib.request import url2pathname  # handles drive letters on Windows
+
+    return Path(url2pathname(urlsplit(source.url).path))
+
+
+def expected_hash(source: Source, record: CacheRecord | None) -> str | None:
+    """The published SHA-256 or its leading digits; otherwise the one pinned on first use."""
+    return source.sha256 or (record.sha256 if record else None)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a file without a known hash has the beginning and the end of a weight file.
+
+    Without this check, a login page or a truncated file would be pinned on first use.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+        if head.startswith(b"PK"):  # torch.save; a zip archive's directory is at its end
+            return zipfile.is_zipfile(path)
+        # Safetensors: 8 bytes of header length, a JSON header, then the tensors.
+        header_length = int.from_bytes(head, "little")
+        if header_length >= path.stat().st_size:
+            return head.startswith(b"\x80")  # a bare pickle, whose end cannot be checked
+        try:
+            header = json.loads(file.read(header_length))
+            ends = [
+                tensor["data_offsets"][1]
+                for name, tensor in header.items()
+                if name != "__metadata__"
+            ]
+            return path.stat().st_size == 8 + header_length + int(max(ends, default=0))
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            return False
+
+
+def _candidates(source: Source, record: CacheRecord | None, expected: str | None) -> Iterator[Path]:
+    """Paths where the file may be, the most specific first."""
+    if not is_remote(source):
+        yield local_path(source)
+        return
+    cache = cache_folder()
+    if record:
+        yield Path(record.path)
+    if expected:
+        yield from sorted(cache.glob(f"files/{expected}*/*"))
+    yield cache / source.file_name
+    if source.url.startswith("hf://"):
+        if path := find_cached(*parse_url(source.url)):
+            yield path
+    else:
+        torch_home = Path(os.environ.get("TORCH_HOME") or xdg_cache() / "torch").expanduser()
+        yield torch_home / "hub" / "checkpoints" / source.file_name

@@ -19,7 +19,15 @@ from pathlib import Path
 from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.hub.cache import (
     cache_folder,
+    expected_hash,
+    find_file,
+    find_source,
+    has_shards,
+    is_complete,
+    is_remote,
     is_unchanged,
+    list_shards,
+    local_path,
     read_record,
     record_path,
     write_record,
@@ -34,16 +42,6 @@ from swag_models.hub.huggingface import (
     find_cached,
     find_commit,
     parse_url,
-)
-from swag_models.hub.local_files import (
-    expected_hash,
-    find_file,
-    find_source,
-    has_shards,
-    is_complete,
-    is_remote,
-    list_shards,
-    local_path,
 )
 from swag_models.hub.part_file import remove_parts
 from swag_models.spec import ModelSpec, Progress, Source

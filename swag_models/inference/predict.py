@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swag_models.api import Name, get_spec, load_classes
-from swag_models.errors import ConfigError
+from swag_models.errors import check_minimum
 from swag_models.inference.pipeline import InferencePipeline, Skipped
 
 __all__ = ["Classifier", "Embedder", "Embeddings", "Prediction", "Skipped"]
@@ -109,8 +109,7 @@ class Classifier(InferencePipeline):
         Raises:
             ConfigError: as for `__call__`.
         """
-        if top_k < 1:
-            raise ConfigError(f"invalid top_k {top_k}: allowed: 1 or more")
+        check_minimum(1, top_k=top_k)
         for batch in self.run(images):
             # only images that could be read have a row
             rows = iter([] if batch.values is None else self._rank(batch.values, top_k))

@@ -23,7 +23,7 @@ from torch import Tensor
 import swag_models
 from swag_models.errors import ConfigError, ExportError
 from swag_models.export import OPSETS, export_model, formats, read_metadata
-from swag_models.models import RegNet, ViT, build, linear
+from swag_models.models import RegNet, ViT, build, layers
 from swag_models.spec import ImageSize
 
 ROOT = Path(__file__).parents[2]
@@ -194,7 +194,7 @@ def test_a_pt2_can_be_moved_to_any_device(family: str, dtype: str, tmp_path: Pat
 
 
 def test_the_graph_has_plain_linear_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "MIN_PRODUCTS", 0)
+    monkeypatch.setattr(layers, "MIN_PRODUCTS", 0)
     with torch.inference_mode():
         export_model(tiny("vit"), tmp_path / "model.pt2", spec=VIT_SPEC)
     graph = torch.export.load(tmp_path / "model.pt2").graph

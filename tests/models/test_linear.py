@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from tiny import deviation, images, tiny
 from torch import Tensor, nn
 
-import swag_models.models.linear as linear
-from swag_models.models.linear import OneDNNLinear, accelerate_linear
+from swag_models.models import layers
+from swag_models.models.layers import OneDNNLinear, accelerate_linear
 
 LAYERS_PER_BLOCK, BLOCKS = 4, 2  # of the tiny ViT: qkv, proj, fc1, fc2
 
@@ -26,10 +26,10 @@ def convolutions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(1)
         return plain(*arguments)
 
-    plain = linear.apply_as_convolution
-    monkeypatch.setattr(linear, "apply_as_convolution", convolve)
-    monkeypatch.setattr(linear, "is_mkl_slow", lambda: True)
-    monkeypatch.setattr(linear, "MIN_PRODUCTS", 1)
+    plain = layers.apply_as_convolution
+    monkeypatch.setattr(layers, "apply_as_convolution", convolve)
+    monkeypatch.setattr(layers, "is_mkl_slow", lambda: True)
+    monkeypatch.setattr(layers, "MIN_PRODUCTS", 1)
     return calls
 
 
@@ -215,7 +215,7 @@ def test_small_products_take_the_usual_path(
     convolutions: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layer, x = nn.Linear(8, 8), torch.randn(2, 3, 8)
-    monkeypatch.setattr(linear, "MIN_PRODUCTS", 2 * 3 * 8 * 8)
+    monkeypatch.setattr(layers, "MIN_PRODUCTS", 2 * 3 * 8 * 8)
     apply(layer, x)
     assert len(convolutions) == 1
     apply(layer, x[:1])
@@ -227,7 +227,7 @@ def test_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     if not cpu_info.exists() or not torch.backends.mkl.is_available():
         pytest.skip("needs Linux and a torch with MKL")
     text = cpu_info.read_text()
-    assert linear.is_mkl_slow() == ("AuthenticAMD" in text and "avx512f" in text)
-    monkeypatch.setattr(linear, "is_mkl_slow", lambda: False)
+    assert layers.is_mkl_slow() == ("AuthenticAMD" in text and "avx512f" in text)
+    monkeypatch.setattr(layers, "is_mkl_slow", lambda: False)
     with torch.no_grad():
         assert not isinstance(accelerate_linear(torch.zeros(1, 2, 3)), OneDNNLinear)

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet
+
 from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError, OutputError
 from swag_models.runtime import find_versions
 
 if TYPE_CHECKING:
     import ibis
-    import pyarrow
 
 # The packages that each backend needs, and the extra that installs them.
 BACKEND_PACKAGES = {"duckdb": ("duckdb", "ibis-framework"), "spark": ("pyspark", "ibis-framework")}
@@ -77,16 +78,12 @@ class Backend(ABC):
 
     def store(self, rows: pyarrow.Table, path: Path) -> ibis.Table:
         """Write a pyarrow table as Parquet, atomically, and read it into the backend."""
-        import pyarrow.parquet
-
         with atomic_write(path) as temporary:
             pyarrow.parquet.write_table(rows, temporary)
         return self.read(path)
 
     def fetch(self, table: ibis.Table) -> pyarrow.Table:
         """Compute a table that fits in memory."""
-        import pyarrow.parquet
-
         path = self.scratch / "fetched.parquet"
         self.write(table, path)
         rows = pyarrow.parquet.read_table(path)

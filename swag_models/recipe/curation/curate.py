@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from swag_models import __version__
 from swag_models.atomic import WorkFolder, disk_errors, write_json
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_minimum
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.ingest import ReadOptions
@@ -63,9 +63,7 @@ class Curation:
     def __post_init__(self) -> None:
         if self.senses not in SENSES:
             raise ConfigError(f"invalid senses {self.senses!r}: allowed: {', '.join(SENSES)}")
-        for name in ("min_images", "max_classes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"invalid {name} {getattr(self, name)}: allowed: 1 or more")
+        check_minimum(1, min_images=self.min_images, max_classes=self.max_classes)
 
 
 def curate(

@@ -26,7 +26,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from swag_models.atomic import WorkFolder, atomic_write, disk_errors, read_result, run_once
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_minimum
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
 from swag_models.recipe.curation.posts import (
@@ -208,8 +208,7 @@ def convert_posts(
         ConfigError: an input cannot be read.
         OutputError: the folder cannot be written.
     """
-    if processes is not None and processes < 1:
-        raise ConfigError(f"invalid processes {processes}: allowed: 1 or more")
+    check_minimum(1, processes=processes)
     # by position, so that two inputs with the same name do not collide
     jobs = [_plan_job(path, folder / f"{i:05d}", columns, format) for i, path in enumerate(inputs)]
     with disk_errors(folder, resumable=True), WorkFolder(folder):

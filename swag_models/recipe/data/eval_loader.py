@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from swag_models.errors import ConfigError, ImageError
+from swag_models.errors import ImageError, check_minimum
 from swag_models.recipe.data.collate import (
     Batch,
     Transform,
@@ -20,10 +20,9 @@ from swag_models.recipe.data.collate import (
     make_data_loader,
 )
 from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
 from swag_models.recipe.data.loader import DecodeLabelled, Loader
 from swag_models.recipe.data.shards import Shards
-from swag_models.recipe.data.sources import ShardSource, describe_source, open_source
+from swag_models.recipe.data.sources import EVAL_SPLITS, ShardSource, describe_source, open_source
 from swag_models.recipe.worker_pool import ignore_signals
 
 
@@ -98,10 +97,8 @@ def open_eval_loader(
         ConfigError: the data do not exist, or have other classes.
     """
     assert 0 <= rank < world_size
-    if batch_size < 1:
-        raise ConfigError(f"invalid batch_size {batch_size}: allowed 1 or more")
-    if workers < 0:
-        raise ConfigError(f"invalid workers {workers}: allowed 0 or more")
+    check_minimum(1, batch_size=batch_size)
+    check_minimum(0, workers=workers)
     source = (
         data if isinstance(data, ImageDataset) else open_source(data, classes, EVAL_SPLITS, synsets)
     )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from swag_models.errors import ConfigError, ImageError
+from swag_models.errors import ConfigError, ImageError, check_minimum
 from swag_models.preprocess import read_image
 from swag_models.recipe.data.collate import LoadedSample, Transform, WorkerResult, make_data_loader
 from swag_models.recipe.data.shards import Sample, Shards, find_shards
@@ -139,7 +139,7 @@ class Loader:
         # torchrun sets both variables.
         rank = int(os.environ.get("RANK", 0)) if rank is None else rank
         world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
-        _check_positive(batch_size=batch_size, world_size=world_size, window=window, buffer=buffer)
+        check_minimum(1, batch_size=batch_size, world_size=world_size, window=window, buffer=buffer)
         if not 0 <= rank < world_size:
             raise ConfigError(
                 f"invalid rank {rank}: with world_size {world_size} allowed 0 to {world_size - 1}"
@@ -261,12 +261,6 @@ def check_state(state: dict[str, Any], expected: dict[str, Any]) -> None:
                 f"the state has {name} {state.get(name)!r}, this loader has {value!r}; resume with "
                 "the same data and settings"
             )
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ConfigError(f"invalid {name} {value}: allowed 1 or more")
 
 
 def _count_steps(steps: int | str, samples: float | None, batch_size: int) -> int | None:

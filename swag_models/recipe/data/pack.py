@@ -38,11 +38,16 @@ from swag_models.atomic import (
     write_json,
     write_text,
 )
-from swag_models.errors import ConfigError, ImageError, SwagModelsError
+from swag_models.errors import ConfigError, ImageError, SwagModelsError, check_minimum
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
-from swag_models.recipe.data.image_index import ImageLocation
-from swag_models.recipe.data.pack_plan import PLAN_FILE, REJECTS_FILE, make_plan, to_json_lines
+from swag_models.recipe.data.pack_plan import (
+    PLAN_FILE,
+    REJECTS_FILE,
+    ImageLocation,
+    make_plan,
+    to_json_lines,
+)
 from swag_models.recipe.data.shards import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
 from swag_models.recipe.data.strip_metadata import strip_metadata
 from swag_models.recipe.worker_pool import open_pool
@@ -92,15 +97,13 @@ def pack(
         OutputError: the output cannot be written.
     """
     labels, output = Path(labels), Path(os.path.abspath(output))
-    limits = {
-        "shard_size": shard_size,
-        "max_bytes": max_bytes,
-        "image_short_side": image_short_side,
-        "processes": processes,
-    }
-    for name, value in limits.items():
-        if value is not None and value < 1:
-            raise ConfigError(f"invalid {name} {value}: allowed 1 or more")
+    check_minimum(
+        1,
+        shard_size=shard_size,
+        max_bytes=max_bytes,
+        image_short_side=image_short_side,
+        processes=processes,
+    )
     # The bytes of the shards depend on these, and not on the number of processes.
     parameters = {
         "seed": seed,

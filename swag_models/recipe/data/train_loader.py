@@ -3,17 +3,162 @@
 Axes: N samples of a batch, S pixels.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from swag_models.errors import ConfigError, ImageError, SwagModelsError
 from swag_models.recipe.config import Engine
-from swag_models.recipe.data.collate import Batch, Transform
+from swag_models.recipe.data.collate import (
+    Batch,
+    LoadedSample,
+    Transform,
+    WorkerResult,
+    collate_samples,
+    load_sample,
+    make_data_loader,
+)
 from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.data.indexed_batches import IndexedBatches
+from swag_models.recipe.data.loader import check_state
 from swag_models.recipe.data.shard_lanes import ShardLanes, check_multiple
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import ShardSource, describe_source, open_source
+from swag_models.recipe.data.stream import hash_seed, seed_torch
+from swag_models.recipe.worker_pool import ignore_signals
+
+MAX_CONSECUTIVE_BROKEN = 100  # an error is raised after this number of broken images in a row
+
+
+class IndexedBatches:
+    """Endless batches of one rank, from images read by index.
+
+    Each epoch is a permutation of the images that depends on (seed, epoch). The epochs are
+    concatenated into one endless sequence. Batch k of all ranks together is the slice
+    [k * B, (k + 1) * B) of it, and each rank takes its part of the slice. The state is k.
+
+    Args:
+        dataset: the images.
+        transform: as for `open_train_loader`, as are all other arguments.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        transform: Transform,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        workers: int,
+    ) -> None:
+        self._reader, self._workers = _BatchReader(dataset, transform, seed), workers
+        self._batch_size, self._rank = batch_size, rank
+        self._rank_batch_size = batch_size // world_size
+        self._batches = 0  # number received, equal on every rank
+        self.skipped = Counter[str]()  # message -> number of broken images
+        self._results: Iterator[WorkerResult] | None = None
+        self._identity = {
+            "kind": dataset.kind,
+            "seed": seed,
+            "batch_size": batch_size,
+            "sha256": dataset.sha256,
+        }
+
+    def receive(self) -> Batch:
+        """Return the next batch."""
+        if self._results is None:
+            start = self._batches * self._batch_size + self._rank * self._rank_batch_size
+            positions = _list_positions(start, self._rank_batch_size, self._batch_size)
+            self._results = iter(
+                make_data_loader(
+                    self._reader,
+                    self._workers,
+                    sampler=positions,
+                    worker_init_fn=ignore_signals,
+                )
+            )
+        try:
+            result = next(self._results)
+            if result.error:
+                raise result.error
+        except BaseException:
+            self.close()  # results may be lost, so the next `for` restarts the workers
+            raise
+        assert isinstance(result.batch, Batch)
+        self.skipped.update(result.skipped)
+        self._batches += 1
+        return result.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last batch received; it is equal on all ranks."""
+        return {**self._identity, "batches": self._batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a state; raises ConfigError if it belongs to other data or settings."""
+        check_state(state, self._identity)
+        self.close()
+        self._batches = state["batches"]
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        self._results = None
+
+
+def _list_positions(start: int, length: int, step: int) -> Iterator[range]:
+    """Yield the positions of a rank in each batch."""
+    # No reference to the loader: a cycle would keep the workers alive until garbage collection.
+    return (range(first, first + length) for first in itertools.count(start, step))
+
+
+class _BatchReader(Dataset[WorkerResult]):
+    """Maps positions in the sequence of all epochs to a batch without broken images.
+
+    A broken image is replaced by the one at the next position that is not broken, so neither other
+    ranks nor a resumed run need to know which images are broken.
+    """
+
+    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+        self._orders: dict[int, NDArray[np.intp]] = {}  # orders (samples,) of the last two epochs
+
+    def __getitem__(self, positions: range) -> WorkerResult:
+        skipped = Counter[str]()
+        try:
+            samples = [self._load_sample(position, skipped) for position in positions]
+        except SwagModelsError as error:
+            return WorkerResult(None, skipped, error)
+        return WorkerResult(collate_samples(samples), skipped)
+
+    def _load_sample(self, position: int, skipped: Counter[str]) -> LoadedSample:
+        for shift in range(MAX_CONSECUTIVE_BROKEN):
+            epoch, offset = divmod(position + shift, len(self.dataset))
+            index = int(self._order_images(epoch)[offset])
+            try:
+                with seed_torch(hash_seed(self.seed, epoch, index, shift)):
+                    return load_sample(self.dataset, index, self.transform)
+            except ImageError as error:
+                if shift == 0:  # broken images after it are counted at their own positions
+                    skipped[str(error)] += 1
+                last_error = error
+        raise ConfigError(
+            f"{MAX_CONSECUTIVE_BROKEN} images of {self.dataset.root} in a row cannot be read; the "
+            f"last: {last_error}"
+        )
+
+    def _order_images(self, epoch: int) -> NDArray[np.intp]:
+        """Return the indices of all images in the order of an epoch, (samples,)."""
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                del self._orders[min(self._orders)]
+            # Sort by raw bits, because NumPy may change the results of shuffle() between versions.
+            generator = np.random.PCG64(hash_seed(self.seed, epoch, "order"))
+            self._orders[epoch] = np.argsort(generator.random_raw(len(self.dataset)), kind="stable")
+        return self._orders[epoch]
 
 
 class TrainLoader:

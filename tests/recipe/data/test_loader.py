@@ -381,8 +381,8 @@ def test_an_error_is_raised_again_and_does_not_end_the_epoch(tmp_path: Path) -> 
 
 def test_invalid_arguments_are_rejected_in_one_line(bare: list[str]) -> None:
     for options, message in [
-        ({"batch_size": 0}, "invalid batch_size 0: allowed 1 or more"),
-        ({"buffer": 0}, "invalid buffer 0: allowed 1 or more"),
+        ({"batch_size": 0}, "invalid batch_size 0: allowed: 1 or more"),
+        ({"buffer": 0}, "invalid buffer 0: allowed: 1 or more"),
         ({"rank": 2, "world_size": 2}, "invalid rank 2: with world_size 2 allowed 0 to 1"),
         ({"steps": 0}, "invalid steps 0: allowed 'exact', 'expected'"),
         ({"steps": "all"}, "invalid steps 'all': allowed 'exact', 'expected'"),

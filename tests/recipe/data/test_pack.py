@@ -268,14 +268,14 @@ def test_invalid_input_is_rejected_in_one_line(packed: Path, tmp_path: Path) -> 
     )
     (tmp_path / "cut.tar").write_bytes((packed / "shard-000000.tar").read_bytes()[:5000])
     cases: list[tuple[str, Any, Any, dict[str, Any]]] = [
-        ("invalid shard_size 0: allowed 1 or more", labels, [images], {"shard_size": 0}),
+        ("invalid shard_size 0: allowed: 1 or more", labels, [images], {"shard_size": 0}),
         (
-            "invalid image_short_side -1: allowed 1 or more",
+            "invalid image_short_side -1: allowed: 1 or more",
             labels,
             [images],
             {"image_short_side": -1},
         ),
-        ("invalid processes 0: allowed 1 or more", labels, [images], {"processes": 0}),
+        ("invalid processes 0: allowed: 1 or more", labels, [images], {"processes": 0}),
         ("gone.parquet cannot be read: No such file", tmp_path / "gone.parquet", [images], {}),
         (
             "text.parquet is not a table with columns id, classes and repeat: ",

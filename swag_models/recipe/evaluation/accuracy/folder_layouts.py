@@ -14,9 +14,8 @@ from swag_models.recipe.data.datasets import (
     match_names,
     open_image_folder,
 )
-from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
 from swag_models.recipe.data.shards import Shards, check_vocabulary
-from swag_models.recipe.data.sources import open_image_dataset
+from swag_models.recipe.data.sources import EVAL_SPLITS, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.hashtags import canonicalise, load_imagenet
 

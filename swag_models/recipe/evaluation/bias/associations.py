@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_minimum
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.evaluation.bias.dataset import GroupedImages
 from swag_models.recipe.evaluation.bias.disparity import (
@@ -64,8 +64,7 @@ class AssociationConfig:
         # with 100 permutations the smallest p-value is 0.01, well below the level of 0.05
         minima = {"top_k": 1, "min_images": 1, "permutations": 100, "neighbours": 0, "seed": 0}
         for name, minimum in minima.items():
-            if (value := getattr(self, name)) < minimum:
-                raise ConfigError(f"invalid {name} {value}: allowed: {minimum} or more")
+            check_minimum(minimum, **{name: getattr(self, name)})
         if not 0 <= self.threshold < 1:
             raise ConfigError(f"invalid threshold {self.threshold}: allowed: 0 to below 1")
 

@@ -27,9 +27,8 @@ from swag_models.errors import CacheError, ConfigError, OutputError
 from swag_models.hub.cache import cache_folder
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
-from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
 from swag_models.recipe.data.shards import Shards, find_shards
-from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
+from swag_models.recipe.data.sources import EVAL_SPLITS, find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from swag_models.atomic import write_texts
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import markdown_table
 from swag_models.recipe.config import override
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
-from swag_models.recipe.data.hf_dataset import EVAL_SPLITS
 from swag_models.recipe.data.shards import Shards
-from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
+from swag_models.recipe.data.sources import EVAL_SPLITS, find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel, SwagModel, open_evaluated_model
 from swag_models.recipe.evaluation.probes.features import (
     FeatureDtype,
@@ -188,8 +187,7 @@ def _check_options(
 ) -> None:
     if unknown := [method for method in methods if method not in METHODS]:
         raise ConfigError(f"invalid method {unknown[0]!r}: allowed {', '.join(METHODS)}")
-    if splits < 1:
-        raise ConfigError(f"invalid splits {splits}: allowed 1 or more")
+    check_minimum(1, splits=splits)
     if settings and "sgd" not in methods:
         raise ConfigError(
             f"setting {settings[0]!r} needs the method sgd; add it to methods, or omit settings"

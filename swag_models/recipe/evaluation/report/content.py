@@ -5,13 +5,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from swag_models.recipe.evaluation.report.confusions import (
-    Confusion,
-    Miss,
-    find_confusions,
-    find_misses,
-    pick_misses,
-)
 from swag_models.recipe.evaluation.report.plots import (
     Plot,
     plot_few_shot,
@@ -20,10 +13,15 @@ from swag_models.recipe.evaluation.report.plots import (
 )
 from swag_models.recipe.evaluation.report.tables import (
     BenchmarkKey,
+    Confusion,
+    Miss,
     Table,
     build_accuracy_table,
     build_few_shot_table,
+    find_confusions,
+    find_misses,
     group_benchmarks,
+    pick_misses,
 )
 from swag_models.recipe.evaluation.results import PUBLISHED_TOLERANCE, Evaluation, Probe
 

@@ -29,8 +29,12 @@ from swag_models.recipe.evaluation.zero_shot.logits import (
     open_unlabelled,
     read_logits,
 )
-from swag_models.recipe.evaluation.zero_shot.targets import Target, format_target
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, HashtagMapping
+from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
+    MAPPINGS,
+    HashtagMapping,
+    Target,
+    format_target,
+)
 from swag_models.recipe.wordnet import WordNet
 
 Aggregation = Literal["sum", "max"]

@@ -20,8 +20,12 @@ from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.recipe.data.datasets import ImageDataset, find_folders
 from swag_models.recipe.data.eval_loader import open_eval_loader
-from swag_models.recipe.data.hf_dataset import EVAL_SPLITS, is_hf_dataset
-from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
+from swag_models.recipe.data.sources import (
+    EVAL_SPLITS,
+    find_image_folder,
+    is_hf_dataset,
+    open_image_dataset,
+)
 from swag_models.recipe.evaluation.models import EvaluatedModel
 
 DataSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

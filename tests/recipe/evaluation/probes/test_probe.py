@@ -180,7 +180,7 @@ def test_command_prints_and_writes_a_table(
         ("--shots=100%", "shares below 100%"),
         ("--methods=svm", "invalid method 'svm': allowed knn, logistic, sgd"),
         ("--methods=knn,sgd", "the method sgd needs a folder for its training run; give output"),
-        ("--splits=0", "invalid splits 0: allowed 1 or more"),
+        ("--splits=0", "invalid splits 0: allowed: 1 or more"),
         ("--set=foo=1", "setting 'foo=1' needs the method sgd"),
     ],
 )

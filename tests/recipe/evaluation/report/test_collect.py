@@ -24,13 +24,14 @@ from swag_models.recipe.evaluation.report.collect import (
     collect_report,
     write_report,
 )
-from swag_models.recipe.evaluation.report.confusions import (
+from swag_models.recipe.evaluation.report.plots import plot_few_shot, plot_neighbours
+from swag_models.recipe.evaluation.report.tables import (
+    build_accuracy_table,
     find_confusions,
     find_misses,
+    group_benchmarks,
     pick_misses,
 )
-from swag_models.recipe.evaluation.report.plots import plot_few_shot, plot_neighbours
-from swag_models.recipe.evaluation.report.tables import build_accuracy_table, group_benchmarks
 from swag_models.recipe.evaluation.results import Evaluation, Probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -40,8 +40,12 @@ from swag_models.recipe.evaluation.zero_shot.logits import (
     read_logits,
 )
 from swag_models.recipe.evaluation.zero_shot.report import format_zero_shot
-from swag_models.recipe.evaluation.zero_shot.targets import Target, parse_targets
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, HashtagMapping
+from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
+    MAPPINGS,
+    HashtagMapping,
+    Target,
+    parse_targets,
+)
 from swag_models.recipe.wordnet import WordNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,7 +8,11 @@ import pytest
 
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
-from swag_models.recipe.evaluation.zero_shot.targets import Target, format_target, parse_targets
+from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
+    Target,
+    format_target,
+    parse_targets,
+)
 from swag_models.recipe.hashtags import load_imagenet
 from swag_models.recipe.wordnet import Synset, WordNet
 

@@ -10,8 +10,7 @@ import pytest
 
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
-from swag_models.recipe.evaluation.zero_shot.targets import Target
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, HashtagMapping
+from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import MAPPINGS, HashtagMapping, Target
 from swag_models.recipe.wordnet import Synset, WordNet
 
 DECAY = 0.5
