@@ -177,7 +177,7 @@ def test_command_prints_and_writes_a_table(
     ("option", "message"),
     [
         ("--shots=x", "invalid --shots 'x': allowed"),
-        ("--shots=100%", "shares below 100%"),
+        ("--shots=100%", "a share below 100%"),
         ("--methods=svm", "invalid method 'svm': allowed knn, logistic, sgd"),
         ("--methods=knn,sgd", "the method sgd needs a folder for its training run; give output"),
         ("--splits=0", "invalid splits 0: allowed: 1 or more"),
