@@ -28,13 +28,14 @@ test-slow: .venv/dev
 test-matrix: .venv/dev
 	$(BIN)/python tests/matrix.py
 
-# The core's tests with the lowest supported versions of the dependencies.
+# The core's tests with the lowest supported versions of the dependencies; documents and examples need extras.
+FLOOR_TESTS := $(filter-out tests/test_docs.py tests/test_examples%.py, $(wildcard tests/test_*.py))
 test-floor:
 	$(PYTHON) -m venv .venv-floor
 	.venv-floor/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	.venv-floor/bin/python -m pip install --quiet --constraint tests/floor.txt --editable . --group floor
 	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile \
-	  tests/test_*.py tests/models tests/hub tests/inference tests/publish
+	  $(FLOOR_TESTS) tests/models tests/hub tests/inference tests/publish
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
