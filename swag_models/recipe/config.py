@@ -4,8 +4,6 @@
 which the option `--set` uses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -258,7 +256,7 @@ class Run:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Any) -> Run:
+    def from_dict(cls, data: Any) -> "Run":
         """The inverse of `to_dict`, also after JSON; ConfigError names a field that is wrong."""
         # a seed may be 0 or negative; the other ranges are checked in __post_init__
         return decode_fields(cls, data, name="a run", positive=False)

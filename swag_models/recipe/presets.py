@@ -5,8 +5,6 @@ every number is marked: "confirmed" by a document, which is named; "quoted" by o
 "our reading" of what the authors wrote; or "our choice".
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal

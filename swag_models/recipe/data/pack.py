@@ -41,13 +41,8 @@ from swag_models.atomic import (
 from swag_models.errors import ConfigError, ImageError, SwagModelsError, check_minimum
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
-from swag_models.recipe.data.pack_plan import (
-    PLAN_FILE,
-    REJECTS_FILE,
-    ImageLocation,
-    make_plan,
-    to_json_lines,
-)
+from swag_models.recipe.data.image_index import ImageLocation
+from swag_models.recipe.data.pack_plan import PLAN_FILE, REJECTS_FILE, make_plan, to_json_lines
 from swag_models.recipe.data.shards import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
 from swag_models.recipe.data.strip_metadata import strip_metadata
 from swag_models.recipe.worker_pool import open_pool

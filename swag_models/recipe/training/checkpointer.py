@@ -13,8 +13,6 @@ renames the folder and deletes old checkpoints, whenever it notices the success.
 learn of a failure where ranks wait for each other anyway: at the next save.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -4,8 +4,6 @@ torch.distributed is initialised with a single process too, so that checkpoints 
 code path for any number of ranks.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Estimate of a run before it starts: steps, operations, days, memory of each GPU by formula."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple

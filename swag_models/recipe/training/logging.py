@@ -5,8 +5,6 @@ was not taken), `time` (seconds of training, summed over restarts), and numbers 
 NaN and no infinity; they are the strings "nan", "inf" and "-inf".
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -5,8 +5,6 @@ Mahajan et al. 2018 (arXiv 1805.00932), section 2.2. A dense (N, C) target is ne
 27,000 classes it would take as much memory as the logits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +30,7 @@ class Targets(NamedTuple):
     classes: Tensor
     weights: Tensor
 
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> Targets:
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Targets":
         """Copy to a device; as for `Tensor.to`."""
         return Targets(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 

@@ -1,7 +1,5 @@
 """The model of a training run: classes, construction, publication with `recipe.json`."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Parameter groups and optimizer, learning-rate schedule, and moving average of the weights."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The folder of a training run: locked by one process, used for one run, shared by all ranks."""
 
-from __future__ import annotations
-
 import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 Axes: N samples of one forward pass on one rank, C classes, S pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +38,7 @@ from swag_models.spec import ModelSpec
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def make_train_state(run: Run, classes: Classes, dist: DistContext) -> TrainState:
+def make_train_state(run: Run, classes: Classes, dist: DistContext) -> "TrainState":
     """Build the model of a run, its average and its optimizer, distributed over all ranks.
 
     Raises:

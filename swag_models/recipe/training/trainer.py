@@ -14,8 +14,6 @@ Every step sets its own random seed. A checkpoint therefore needs only weights, 
 data position, and a run that was killed and resumed ends in bit-identical weights.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import threading

@@ -1,0 +1,143 @@
+"""Find images by id: loose files, members of tar shards, or rows of tables."""
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from swag_models.errors import ConfigError, ImageError
+from swag_models.formatting import printable
+from swag_models.inference.image_sources import IMAGE_SUFFIXES, find_members
+from swag_models.runtime import import_extra
+
+TABLE_READERS = {
+    ".parquet": "read_parquet(?)",
+    ".csv": "read_csv(?, all_varchar=true)",  # keep ids such as 007 as text
+    ".jsonl": "read_json(?, format='newline_delimited', columns={id: 'VARCHAR', path: 'VARCHAR'})",
+}
+FETCHED_ROWS = 10_000  # rows of a table read at a time
+
+
+class ImageLocation(NamedTuple):
+    """Where an image is stored.
+
+    Attributes:
+        id: id of the image.
+        path: path of the file as bytes, which need not be UTF-8.
+        offset: start of the image within a tar file, in bytes; None if `path` is the image file.
+        size: size of the image in bytes; 0 for a missing file.
+    """
+
+    id: str
+    path: bytes
+    offset: int | None
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Path as printable text."""
+        return printable(os.fsdecode(self.path))
+
+    def read(self) -> bytes:
+        """Return the content of the image file; raise ImageError if it cannot be read."""
+        try:
+            with open(self.path, "rb") as file:
+                if self.offset is None:
+                    return file.read()
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as error:
+            raise ImageError(f"{self.name} cannot be read: {error.strerror}") from None
+
+
+def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageLocation]:
+    """Find every image of the sources, in their order; images of a folder are sorted by name.
+
+    Args:
+        sources: each is one of these:
+
+            - a folder, searched to any depth for tar shards and for image files, whose id is their
+              stem;
+            - a tar shard, in which the id of an image is the `id` or `key` of the .json member
+              beside it, or otherwise its stem;
+            - a table (.parquet, .csv, .jsonl) with columns `id` and `path`, relative to the
+              table's folder. Rows without a path, such as failed downloads, are skipped.
+
+    Raises:
+        ConfigError: a source is of another kind, or cannot be read.
+    """
+    for source in map(Path, sources):
+        if source.is_dir():
+            for path in _walk_files(source):
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    yield _locate_file(path.stem, path)
+                elif path.suffix == ".tar":
+                    yield from _read_tar(path)
+        elif source.suffix == ".tar":
+            yield from _read_tar(source)
+        elif source.suffix in TABLE_READERS:
+            yield from _read_table(source)
+        else:
+            raise ConfigError(
+                f"no images in {source}; give folders, .tar shards, or tables "
+                f"({' '.join(TABLE_READERS)}) of ids and paths"
+            )
+
+
+def _walk_files(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
+
+    for root, folders, names in os.walk(folder, onerror=fail):
+        folders.sort()  # os.walk visits them in this order
+        yield from (Path(root, name) for name in sorted(names))
+
+
+def _locate_file(identifier: str, path: Path) -> ImageLocation:
+    try:
+        size = path.stat().st_size
+    except OSError:  # reported when the image is read
+        size = 0
+    return ImageLocation(printable(identifier), os.fsencode(path), None, size)
+
+
+def _read_tar(path: Path) -> Iterator[ImageLocation]:
+    members, ids = find_members(path), dict[str, str]()  # stem -> id
+    # All ids first, because a .json may follow its image.
+    with path.open("rb") as file:
+        for name, (offset, size) in members:
+            stem, suffix = os.path.splitext(name)
+            if suffix == ".json":
+                file.seek(offset)
+                try:
+                    record = json.loads(file.read(size))
+                except ValueError as error:
+                    raise ConfigError(f"{path}/{name} is not JSON: {error}") from None
+                if isinstance(record, dict) and ("id" in record or "key" in record):
+                    ids[stem] = str(record.get("id", record.get("key")))
+    for name, (offset, size) in members:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES:
+            identifier = ids.get(stem, os.path.basename(stem))
+            yield ImageLocation(identifier, os.fsencode(path), offset, size)
+
+
+def _read_table(path: Path) -> Iterator[ImageLocation]:
+    duckdb = import_extra("duckdb")
+    query = (
+        f"SELECT id::VARCHAR, path::VARCHAR FROM {TABLE_READERS[path.suffix]} "
+        "WHERE id IS NOT NULL AND path IS NOT NULL"
+    )
+    with closing(duckdb.connect()) as database:
+        try:
+            cursor = database.execute(query, [glob.escape(str(path))])
+            while rows := cursor.fetchmany(FETCHED_ROWS):
+                for identifier, name in rows:
+                    yield _locate_file(identifier, path.parent / name)
+        except duckdb.Error as error:
+            raise ConfigError(
+                f"{path} is not a table with columns id and path: {str(error).splitlines()[0]}"
+            ) from None
