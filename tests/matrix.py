@@ -20,7 +20,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 NUMERICAL = (
     "tests/models",
     "tests/test_layouts.py",
-    "tests/test_checkpoint_fit.py",
+    "tests/test_state_dict.py",
     "tests/test_preprocess.py",
     "tests/inference/test_acceleration.py",
     "tests/recipe/training/test_losses.py",
