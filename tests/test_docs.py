@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matrix
 import pytest
 from PIL import Image
 
@@ -133,6 +134,10 @@ def test_make_targets_that_the_documents_name_exist() -> None:
     )
     assert named
     assert named <= targets
+
+
+def test_the_matrix_names_tests_that_exist() -> None:
+    assert all((ROOT / path).exists() for path in (*matrix.NUMERICAL, *matrix.SIGNALS))
 
 
 def test_the_lowest_tested_versions_are_those_the_package_requires() -> None:
