@@ -21,6 +21,8 @@ SwagModelsError
 import difflib
 from collections.abc import Iterable
 
+from swag_models.formatting import escape_unprintable
+
 __all__ = [
     "CacheError",
     "CheckpointError",
@@ -40,8 +42,18 @@ __all__ = [
 ]
 
 
+MAX_MESSAGE = 499  # characters: a few lines of a terminal
+
+
 class SwagModelsError(Exception):
-    """Base class of all errors of this library. The message is one complete line for the user."""
+    """Base class of all errors of this library. The message is one complete line for the user.
+
+    Messages quote names from files and servers. `str` escapes what is not printable in them and
+    shortens a long message to 499 characters; `args` holds the original text.
+    """
+
+    def __str__(self) -> str:
+        return escape_unprintable(super().__str__(), MAX_MESSAGE)
 
 
 class UnknownModelError(SwagModelsError, ValueError):

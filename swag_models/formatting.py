@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterable, Sequence
 
+GAP = " ... "  # what replaces the middle of a text that is too long
+
 
 def printable(name: str | os.PathLike[str]) -> str:
     """Return a file name as text that any file and terminal accepts.
@@ -12,6 +14,30 @@ def printable(name: str | os.PathLike[str]) -> str:
             escapes.
     """
     return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def escape_unprintable(text: str, limit: int | None = None) -> str:
+    r"""Return text as one line that cannot control a terminal.
+
+    Text that comes from a file or a server can contain line breaks, escape sequences that move the
+    cursor, and characters that reverse the direction of writing.
+
+    Args:
+        text: any text. Characters that are not printable (`str.isprintable`) become backslash
+            escapes, for example `\n` and `\x1b`.
+        limit: the largest number of characters to return; a longer text loses its middle, because
+            the end of a message says how to solve the problem. None for no limit.
+    """
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else _escape_character(c) for c in text)
+    if limit is not None and len(text) > limit:
+        end = (limit - len(GAP)) // 2
+        text = text[: limit - len(GAP) - end] + GAP + text[-end:]
+    return text
+
+
+def _escape_character(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def list_names(names: Sequence[str], limit: int = 8) -> str:

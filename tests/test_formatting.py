@@ -2,7 +2,7 @@
 
 import os
 
-from swag_models.formatting import list_names, markdown_table, printable
+from swag_models.formatting import escape_unprintable, list_names, markdown_table, printable
 
 
 def test_bytes_of_a_file_name_that_are_not_utf8_are_escaped() -> None:
@@ -32,3 +32,15 @@ def test_a_table_has_a_header_a_rule_and_one_line_per_row() -> None:
 
 def test_cells_cannot_break_the_table() -> None:
     assert markdown_table(["a"], iter([["x|y\nz"]])).splitlines()[2] == r"| x\|y z |"
+
+
+def test_text_that_could_control_a_terminal_is_escaped() -> None:
+    assert escape_unprintable("a\tb\r\n\x1b[2J\u202egpj\u200b") == (
+        r"a\tb\r\n\x1b[2J\u202egpj\u200b"
+    )
+    assert escape_unprintable("猫 and ß, 100%") == "猫 and ß, 100%"
+
+
+def test_a_long_text_loses_its_middle() -> None:
+    assert escape_unprintable("begin" + "." * 50 + "end", limit=15) == "begin ... ..end"
+    assert escape_unprintable("short", limit=5) == "short"
