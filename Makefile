@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo study test test-slow test-matrix test-floor lint check fix clean
+.PHONY: demo study test test-slow test-matrix test-floor faults lint check fix clean
 
 demo: .venv/core
 	$(BIN)/swag-models list
@@ -36,6 +36,11 @@ test-floor:
 	.venv-floor/bin/python -m pip install --quiet --constraint tests/floor.txt --editable . --group floor
 	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile \
 	  $(FLOOR_TESTS) tests/models tests/hub tests/inference tests/publish
+
+# Hostile inputs, hours; FAULTS_SCALE=0.02 runs 2% of the cases. Writes docs/reliability.md also if a test fails.
+faults: .venv/dev
+	status=0; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults || status=$$?; \
+	  $(BIN)/python tests/faults/write_report.py && exit $$status
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
