@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo study test test-slow test-matrix test-floor faults lint check fix clean
+.PHONY: demo study test test-slow gpu test-matrix test-floor faults lint check fix clean
 
 demo: .venv/core
 	$(BIN)/swag-models list
@@ -23,6 +23,10 @@ test: .venv/dev
 
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+
+# On a machine with a GPU: its own tests, and those that use a GPU where there is one.
+gpu: .venv/dev
+	$(BIN)/python -m pytest tests/gpu tests/recipe/training tests/inference
 
 # Numerical tests under each instruction set of this CPU, with 1 and 2 threads; tests of signals and environments.
 test-matrix: .venv/dev

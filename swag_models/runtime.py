@@ -48,11 +48,12 @@ def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[
     """
     from importlib import metadata  # takes 30 ms to import, too slow for listing models
 
+    import swag_models
+
+    # This package may run from a source tree or a zip file, which have no metadata.
+    known = {"python": platform.python_version(), "swag_models": swag_models.__version__}
     try:
-        return {
-            package: platform.python_version() if package == "python" else metadata.version(package)
-            for package in packages
-        }
+        return {package: known.get(package) or metadata.version(package) for package in packages}
     except metadata.PackageNotFoundError as error:
         raise ConfigError(
             f"{error.name} is not installed; install it with: pip install '{install}'"

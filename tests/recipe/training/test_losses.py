@@ -197,7 +197,9 @@ class TestLosses:
         losses.sum().backward()
         expected.sum().backward()
         assert half.grad.dtype == dtype
-        assert torch.equal(half.grad, full.grad.to(dtype))
+        # a GPU adds in no fixed order, which can change the last bit of a 16-bit number
+        exact = {"rtol": 0.0, "atol": 0.0} if device == "cpu" else {"rtol": 2e-3, "atol": 0.0}
+        torch.testing.assert_close(half.grad, full.grad.to(dtype), **exact)
 
     def test_float32_is_as_close_to_float64_as_torchs(
         self, kind: LossKind, smoothing: float
