@@ -9,6 +9,7 @@ import copy
 import io
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
@@ -209,15 +210,18 @@ def write_onnx(
         ExportError: torch's exporter does not support the model.
     """
     try:
-        exported = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            input_names=[metadata.input],
-            output_names=[metadata.output],
-            opset_version=opset,
-            dynamic_shapes=({0: "batch"},),  # names the axis in the file
-        )
+        # The exporter warns about its own use of torch; under `python -W error` that would end it.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=[metadata.input],
+                output_names=[metadata.output],
+                opset_version=opset,
+                dynamic_shapes=({0: "batch"},),  # names the axis in the file
+            )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         raise ExportError(

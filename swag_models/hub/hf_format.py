@@ -238,7 +238,8 @@ def _describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
         "std": list(preprocess.std),
         "num_classes": num_classes,
         "pool_size": None,
-        "first_conv": first_conv,
+        # timm before 1.0.31 would adapt this convolution from 3 channels, whatever the file has
+        "first_conv": first_conv if spec.in_chans == 3 else None,
         "classifier": classifier,
         "license": spec.license,
     }

@@ -8,7 +8,7 @@ import io
 import os
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -146,7 +146,7 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
 
 def read_ahead(
     read: Callable[[S], T], items: Sequence[S], workers: int, ahead: int, *, overlap: bool
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """Apply `read` to every item with threads, and yield the results in order.
 
     Args:

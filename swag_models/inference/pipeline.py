@@ -5,7 +5,8 @@ Axes: N batch, H W pixels.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
@@ -159,7 +160,7 @@ class InferencePipeline:
         """
         raise NotImplementedError
 
-    def run(self, images: Any) -> Iterator[BatchResult]:
+    def run(self, images: Any) -> Generator[BatchResult, None, None]:
         """Process images batch by batch.
 
         Args:
@@ -172,19 +173,22 @@ class InferencePipeline:
         overlap = self.device.type != "cpu"  # see `read_ahead`
         # on a CPU, the smallest number of whole batches with enough images for all threads
         ahead = 2 * size if overlap else size * -(-IMAGES_PER_WORKER * self.workers // size)
-        results = read_ahead(self._read, refs, self.workers, ahead, overlap=overlap)
-        for start in range(0, len(refs), size):
-            batch = refs[start : start + size]
-            pixels: list[Tensor] = []
-            errors: dict[int, str] = {}
-            for index, result in enumerate(itertools.islice(results, size)):
-                if isinstance(result, str):
-                    errors[index] = result
-                else:
-                    pixels.append(result)
-            remaining = len(refs) - start - len(batch)
-            values = self._infer(torch.stack(pixels), remaining) if pixels else None
-            yield BatchResult(batch, errors, values)
+        reading = read_ahead(self._read, refs, self.workers, ahead, overlap=overlap)
+        # `closing`, because some versions of Python close an inner generator only when the outer
+        # one is deleted, and its threads would live on until then.
+        with closing(reading) as results:
+            for start in range(0, len(refs), size):
+                batch = refs[start : start + size]
+                pixels: list[Tensor] = []
+                errors: dict[int, str] = {}
+                for index, result in enumerate(itertools.islice(results, size)):
+                    if isinstance(result, str):
+                        errors[index] = result
+                    else:
+                        pixels.append(result)
+                remaining = len(refs) - start - len(batch)
+                values = self._infer(torch.stack(pixels), remaining) if pixels else None
+                yield BatchResult(batch, errors, values)
 
     def _read(self, image: ImageRef) -> Tensor | str:
         """Read and resize an image: uint8 (3, H, W), or the reason why it cannot be read."""

@@ -5,6 +5,7 @@ Axes: N batch, D features, K classes, H W pixels.
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -110,12 +111,13 @@ class Classifier(InferencePipeline):
             ConfigError: as for `__call__`.
         """
         check_minimum(1, top_k=top_k)
-        for batch in self.run(images):
-            # only images that could be read have a row
-            rows = iter([] if batch.values is None else self._rank(batch.values, top_k))
-            for index, image in enumerate(batch.images):
-                reason = batch.errors.get(index)
-                yield image.name, [] if reason else next(rows), reason
+        with closing(self.run(images)) as batches:
+            for batch in batches:
+                # only images that could be read have a row
+                rows = iter([] if batch.values is None else self._rank(batch.values, top_k))
+                for index, image in enumerate(batch.images):
+                    reason = batch.errors.get(index)
+                    yield image.name, [] if reason else next(rows), reason
 
     def _rank(self, logits: Tensor, top_k: int) -> list[list[Prediction]]:
         """The most probable classes of each row of logits (N, K)."""

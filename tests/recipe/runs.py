@@ -192,6 +192,8 @@ def _find_errors(arguments: Sequence[str]) -> Path:
 def _begin(arguments: list[str], rank: int, ranks: int, port: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+    if ranks > torch.cuda.device_count():  # NCCL needs a GPU for each rank
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if ranks > 1:
         os.environ |= {
             "RANK": str(rank),

@@ -90,14 +90,21 @@ def init_distributed() -> Iterator[DistContext]:
     torchrun sets them. Without them this process is the only rank.
 
     Raises:
-        ConfigError: the ranks cannot connect to each other.
+        ConfigError: the ranks cannot connect to each other, or outnumber the GPUs.
         TrainingError: the memory of a GPU is too small, or another rank was lost, in the block.
         OutputError: a worker process of a DataLoader was killed in the block.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        local_rank = int(os.environ.get("LOCAL_RANK", rank % torch.cuda.device_count()))
+        num_gpus = torch.cuda.device_count()
+        local_rank = int(os.environ.get("LOCAL_RANK", rank % num_gpus))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", min(world_size, local_rank + 1)))
+        if local_size > num_gpus:
+            raise ConfigError(
+                f"{local_size} processes on {num_gpus} GPU(s), but each needs one; start "
+                f"{num_gpus} on this machine, or set CUDA_VISIBLE_DEVICES= to train on its CPU"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     # NCCL for tensors on GPUs; Gloo for everything else, objects and sums of floats included.
