@@ -4,14 +4,18 @@
         counts = run_once(work.path / "counts.json", key, [work.path / "rows.parquet"], make_rows)
 
 A file appears under its name complete or not at all. A process that is killed leaves at most one
-temporary file per name, which the next run overwrites.
+temporary file per name, which the next run that writes the same name overwrites or removes.
 """
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
-import uuid
+import re
+import secrets
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +25,12 @@ from filelock import FileLock, Timeout
 
 from swag_models.errors import ConfigError, OutputError, SwagModelsError
 
+logger = logging.getLogger("swag_models")
+
 MAX_SHOWN = 80  # characters of a value in an error message
+# Of a temporary file of another machine, whose processes cannot be seen from here. In seconds.
+MAX_AGE = 24 * 60 * 60
+MAX_NAME = 40  # characters of the final name in a temporary name; file systems allow 255 bytes
 
 
 @contextmanager
@@ -31,17 +40,83 @@ def atomic_write(path: Path, *, unique: bool = False) -> Iterator[Path]:
     Args:
         path: the file to write.
         unique: use a new temporary name each time, for writers that hold no lock and may run at
-            the same time. By default the temporary name is fixed, so that the next run overwrites
-            what a killed process left behind.
+            the same time; remove the temporary files of killed processes. By default the temporary
+            name is fixed, so that the next run overwrites what a killed process left behind.
     """
     # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{uuid.uuid4().hex if unique else path.name}.tmp")
+    temporary = _name_temporary(path) if unique else path.with_name(f".{path.name}.tmp")
+    if unique:
+        _remove_leftovers(path)
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, and remove it at the end.
+
+    Folders that killed processes made for the same `path` are removed first.
+
+    Args:
+        path: the file or folder that is made from the content of the temporary folder.
+    """
+    _remove_leftovers(path)
+    folder = _name_temporary(path)
+    folder.mkdir(0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name_temporary(path: Path) -> Path:
+    """A new name beside `path` that tells which process uses it: `.NAME.HOST-PID-NUMBER.tmp`."""
+    owner = f"{_identify_host()}-{os.getpid()}"
+    return path.with_name(f".{path.name[:MAX_NAME]}.{owner}-{secrets.randbelow(2**32)}.tmp")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files and folders for `path` whose processes have ended."""
+    pattern = re.compile(re.escape(f".{path.name[:MAX_NAME]}.") + r"(\w{8})-(\d+)-\d+\.tmp")
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(path.parent):
+            match = pattern.fullmatch(entry.name)
+            if match and not _is_in_use(match[1], int(match[2]), entry.stat().st_mtime):
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                else:
+                    os.unlink(entry.path)
+
+
+def _is_in_use(host: str, pid: int, changed: float) -> bool:
+    """Whether the process that made a temporary file may still be running."""
+    # os.kill(pid, 0) asks on POSIX, but ends the process on Windows.
+    if host != _identify_host() or os.name != "posix":
+        return time.time() - changed < MAX_AGE
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's process
+        return True
+    return True
+
+
+def _identify_host() -> str:
+    """8 characters that are equal for processes that see each other's process ids."""
+    parts = [os.uname().nodename if hasattr(os, "uname") else ""]
+    with contextlib.suppress(OSError):  # containers can share a name and a file system
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("/".join(parts).encode()).hexdigest()[:8]
+
+
+def report_done(output: Path) -> None:
+    """Tell the user that an earlier run has written an output, so that nothing is left to do."""
+    logger.warning("%s is already done", output)
 
 
 def write_text(path: Path, text: str, *, unique: bool = False) -> None:
@@ -178,7 +253,7 @@ class WorkFolder:
         if self.record.exists():
             try:
                 recorded = comparable(json.loads(self.record.read_text("utf-8")))
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise ConfigError(
                     f"{self.record} is damaged; delete {self.path} or choose another output"
                 ) from None
@@ -237,7 +312,7 @@ def read_result(record: Path, key: Any, files: Sequence[Path]) -> Any:
     Raises:
         LookupError: the work is not done, or was done with another key.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         finished = json.loads(record.read_text("utf-8"))
         if finished["key"] == _hash_key(key) and finished["sizes"] == list(map(_read_size, files)):
             return finished["result"]

@@ -1,6 +1,7 @@
 """Convert JSON values to dataclasses, checked against the fields' annotations. Imports no torch."""
 
-import math
+import json
+import sys
 from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -8,6 +9,22 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from swag_models.errors import ConfigError
 
 T = TypeVar("T")
+MAX_FLOAT = sys.float_info.max
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that may be damaged or hostile.
+
+    Args:
+        text: one JSON value; bytes are UTF-8.
+
+    Raises:
+        ValueError: it is not JSON, is not UTF-8, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def decode_fields(
@@ -99,10 +116,10 @@ def _fits_type(option: Any, value: Any, positive: bool) -> bool:
     if get_origin(option) is Literal:
         return value in get_args(option)
     if option is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT
     if option is int:  # not bool, which is a subclass of int
         return type(value) is int and (value > 0 or not positive)
-    return type(value) is option
+    return type(value) is (get_origin(option) or option)  # dict for dict[str, Any]
 
 
 def _describe_type(option: Any, positive: bool) -> str:
@@ -122,5 +139,6 @@ def _describe_type(option: Any, positive: bool) -> str:
         float: "a finite number",
         bool: "true, false",
         str: "a text",
+        dict: "an object",
         NoneType: "none",
-    }[option]
+    }[get_origin(option) or option]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from swag_models.atomic import (
     disk_errors,
     read_result,
     run_once,
+    temporary_folder,
     write_json,
     write_text,
 )
@@ -345,3 +347,43 @@ class TestRunOnce:
         with pytest.raises(ValueError, match="stop"):
             run_once(tmp_path / "record.json", 2, [tmp_path / "rows"], fail)
         assert self.count(tmp_path)[1] == 1
+
+
+class TestLeftovers:
+    """Temporary files and folders of killed processes are removed by the next run."""
+
+    @pytest.mark.parametrize("name", ["model.onnx", "x" * 200, "é" * 60])
+    def test_those_of_a_killed_process_are_removed(self, tmp_path: Path, name: str) -> None:
+        path = tmp_path / name
+        child = os.fork()
+        if child == 0:
+            with atomic_write(path, unique=True) as file, temporary_folder(path) as folder:
+                file.write_text("x")
+                (folder / "y").write_text("y")
+                os._exit(0)  # as if killed: no cleaning up
+        os.waitpid(child, 0)
+        assert len(os.listdir(tmp_path)) == 2
+        with atomic_write(path, unique=True) as temporary:
+            temporary.write_text("x")
+        assert os.listdir(tmp_path) == [name]
+
+    def test_those_of_running_processes_and_other_files_are_kept(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        with atomic_write(path, unique=True) as ours, atomic_write(path, unique=True) as theirs:
+            ours.write_text("ours")
+            theirs.write_text("theirs")
+            kept = [".file.tmp", ".file.x.tmp", ".other.00000000-1-1.tmp"]
+            for name in kept:
+                (tmp_path / name).write_text("x")
+            write_text(path, "x", unique=True)
+            assert ours.exists()
+            assert theirs.exists()
+        assert sorted(os.listdir(tmp_path)) == sorted([*kept, "file"])
+
+    def test_those_of_another_machine_are_removed_after_a_day(self, tmp_path: Path) -> None:
+        old, new = (tmp_path / f".file.0123abcd-7-{number}.tmp" for number in (1, 2))
+        for leftover in (old, new):
+            leftover.write_text("x")
+        os.utime(old, (0, time.time() - 25 * 60 * 60))
+        write_text(tmp_path / "file", "x", unique=True)
+        assert sorted(os.listdir(tmp_path)) == [new.name, "file"]

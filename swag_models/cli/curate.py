@@ -90,7 +90,7 @@ def pack(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """Check packed shards against the hashes in their manifest."""
-    from swag_models.recipe.data.shards import verify_shards
+    from swag_models.recipe.data.manifest import verify_shards
 
     flaws = verify_shards(options.folder)  # reports all flaws, not only the first
     for flaw in flaws:

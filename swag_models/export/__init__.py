@@ -7,7 +7,6 @@ names and the licence.
 
 import copy
 import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 
 from swag_models import __version__
 from swag_models.api import Name, get_spec, load_classes, load_model
+from swag_models.atomic import temporary_folder
 from swag_models.errors import ConfigError, ExportError
 from swag_models.export.formats import (
     INPUT_NAME,
@@ -132,8 +132,8 @@ def export_model(
     traced_dtype = torch.float32 if dtype == "int8" else getattr(torch, dtype)
     try:
         # In a temporary folder, because an .onnx refers to its .data file by the final name.
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
+        with temporary_folder(path) as folder:
+            temporary = folder / path.name
             program = trace_model(eager, traced_dtype)
             if path.suffix == ".pt2":
                 write_pt2(program, temporary, metadata)

@@ -22,7 +22,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from swag_models.atomic import WorkFolder, disk_errors
+from swag_models.atomic import WorkFolder, disk_errors, report_done
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError
 from swag_models.inference.embeddings_file import (
     Vectors,
@@ -86,17 +87,8 @@ def write_embeddings(
     refs = find_images(images)
     start, stop = (len(refs) * part // world_size for part in (rank, rank + 1))
     job = _describe_job(embedder, refs) | {"rank": rank, "world_size": world_size}
-    if _exists(output):
-        metadata = read_embeddings_metadata(output)
-        if any(metadata.get(name) != value for name, value in job.items()):
-            raise ConfigError(
-                f"{output} contains other embeddings; delete it or choose another name"
-            )
-        if output.exists():  # a .json file without its .npy file is unfinished work
-            # an earlier run that was killed may not have deleted the folder
-            shutil.rmtree(_get_work_path(output), ignore_errors=True)
-            embeddings = read_embeddings(output)
-            return EmbedSummary(output, len(embeddings.names), embeddings.skipped)
+    if finished := _find_finished(output, job):
+        return finished
     with (
         disk_errors(output, resumable=True),
         WorkFolder(_get_work_path(output), job, output=output) as work,
@@ -129,15 +121,16 @@ def merge_embeddings(
         The file, its number of rows, and the skipped images.
 
     Raises:
-        ConfigError: parts are missing or of different runs, or the output exists.
+        ConfigError: parts are missing or of different runs, or the output contains other
+            embeddings.
         OutputError: the output cannot be written.
     """
     output = check_embeddings_path(output)
     paths, metadata = _sort_parts(parts)
-    if _exists(output):
-        raise ConfigError(f"{output} exists; delete it or choose another name")
     job = {name: value for name, value in metadata.items() if name != "skipped"}
     job |= {"rank": 0, "world_size": 1}  # the merged file equals that of a single process
+    if finished := _find_finished(output, job):
+        return finished
     with (
         disk_errors(output, resumable=True),
         WorkFolder(_get_work_path(output), output=output) as work,
@@ -176,14 +169,18 @@ class _Journal:
         for line in lines:
             if not line.endswith(b"\n"):  # the process was killed while writing it
                 break
-            batch = json.loads(line)
+            try:
+                batch = parse_json(line)
+                skipped = [Skipped(*fields) for fields in batch["skipped"]]
+            except (ValueError, LookupError, TypeError):  # damaged: the rest is embedded again
+                break
             # After a power failure, a line may be on disk without its rows.
             if row_size * (len(self.names) + len(batch["names"])) > vectors_size:
                 break
             valid_size += len(line)
             self.num_images += batch["count"]
             self.names += batch["names"]
-            self.skipped += [Skipped(*fields) for fields in batch["skipped"]]
+            self.skipped += skipped
         lines.truncate(valid_size)
         vectors.truncate(row_size * len(self.names))
 
@@ -222,6 +219,31 @@ def _finish(journal: _Journal, output: Path, job: dict[str, Any]) -> EmbedSummar
     write_embeddings_file(output, journal.read_vectors(), journal.names, metadata)
     shutil.rmtree(_get_work_path(output), ignore_errors=True)
     return EmbedSummary(output, len(journal.names), journal.skipped)
+
+
+def _find_finished(output: Path, job: dict[str, Any]) -> EmbedSummary | None:
+    """The embeddings that an earlier run with this job wrote; None if they are not complete.
+
+    Raises:
+        ConfigError: the output contains other embeddings.
+    """
+    if not _exists(output):
+        return None
+    if not (record := get_metadata_path(output)).exists():
+        raise ConfigError(
+            f"{output} was not written by swag-models embed: {record.name} is missing; delete "
+            "it or choose another name"
+        )
+    metadata = read_embeddings_metadata(output)
+    if any(metadata.get(name) != value for name, value in job.items()):
+        raise ConfigError(f"{output} contains other embeddings; delete it or choose another name")
+    if not output.exists():  # the .json file is written before its .npy file
+        return None
+    # an earlier run that was killed may not have deleted the folder
+    shutil.rmtree(_get_work_path(output), ignore_errors=True)
+    embeddings = read_embeddings(output)
+    report_done(output)
+    return EmbedSummary(output, len(embeddings.names), embeddings.skipped)
 
 
 def _sort_parts(

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from swag_models.atomic import atomic_write, write_text
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.inference.predict import Embeddings, Skipped
 from swag_models.runtime import import_extra
@@ -40,13 +41,24 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     record = _read_record(path)
     metadata = record[METADATA_KEY]
     skipped = [Skipped(*fields) for fields in metadata["skipped"]]
-    if path.suffix == ".npy":
-        # copy on write: torch wants writable memory, and the file must not change
-        return Embeddings(torch.from_numpy(np.load(path, mmap_mode="c")), record["names"], skipped)
-    table = _import_pyarrow().parquet.read_table(path).combine_chunks()
-    flat = table["embedding"].combine_chunks().flatten().to_numpy()  # (N * D,)
-    vectors = torch.from_numpy(flat.reshape(-1, metadata["width"]).copy())
-    return Embeddings(vectors, table["name"].to_pylist(), skipped)
+    try:
+        if path.suffix == ".npy":
+            # copy on write: torch wants writable memory, and the file must not change
+            values, names = np.load(path, mmap_mode="c"), record["names"]
+        else:
+            table = _import_pyarrow().parquet.read_table(path, columns=["name", "embedding"])
+            names = table["name"].to_pylist()
+            flat = table["embedding"].combine_chunks().flatten().to_numpy()  # (N * D,)
+            values = flat.reshape(-1, metadata["width"]).copy()
+        if values.dtype != np.float32 or values.shape != (len(names), metadata["width"]):
+            raise ValueError(
+                f"it has {values.dtype} {values.shape} for {len(names)} names of width "
+                f"{metadata['width']}"
+            )
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read: {reason}; embed the images again") from None
+    return Embeddings(torch.from_numpy(values), names, skipped)
 
 
 def read_embeddings_metadata(path: Path) -> dict[str, Any]:
@@ -122,13 +134,30 @@ def _read_record(path: Path) -> dict[str, Any]:
     try:
         if pyarrow:
             text = pyarrow.parquet.read_schema(path).metadata[METADATA_KEY.encode()]
-            return {METADATA_KEY: json.loads(text)}
-        record: dict[str, Any] = json.loads(get_metadata_path(path).read_text("utf-8"))
+            record = {METADATA_KEY: parse_json(text), "names": []}
+        else:
+            record = parse_json(get_metadata_path(path).read_text("utf-8"))
+        _check_record(record)
         return {METADATA_KEY: record[METADATA_KEY], "names": record["names"]}
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow raises ValueErrors
         raise ConfigError(
             f"{get_metadata_path(path)} was not written by swag-models embed: {error}"
         ) from None
+
+
+def _check_record(record: Any) -> None:
+    """Raise ValueError, KeyError or TypeError if metadata and names have other types."""
+    metadata, names = record[METADATA_KEY], record["names"]
+    for name in ("width", "images", "rank", "world_size"):
+        if type(metadata[name]) is not int or metadata[name] < 0:
+            raise ValueError(f"{name} is {metadata[name]!r}")
+    if not (metadata["rank"] < metadata["world_size"] and metadata["width"] > 0):
+        raise ValueError(f"rank is {metadata['rank']} of {metadata['world_size']}")
+    if not (isinstance(names, list) and all(type(name) is str for name in names)):
+        raise ValueError("names is not a list of texts")
+    for pair in metadata["skipped"]:
+        if [type(part) for part in pair] != [str, str]:
+            raise ValueError(f"skipped has {pair!r}")
 
 
 def _write_npy(path: Path, vectors: Vectors) -> None:

@@ -6,7 +6,6 @@ Axes: N batch, C channels, H W pixels.
 import glob
 import io
 import os
-import tarfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +18,7 @@ from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import printable
+from swag_models.inference.tar_members import find_members
 from swag_models.preprocess import read_image
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ IMAGE_SUFFIXES |= {".ppm", ".pgm"}
 # Only uncompressed tar files can be read at any offset. The others are listed so that
 # they are rejected with a reason, not treated as images.
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-TAR_BLOCK = 512  # bytes
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -115,33 +114,6 @@ def find_images(images: Any) -> list[ImageRef]:
             start = len(refs)
             refs += [ImageRef(f"image {start + i}", x) for i, x in enumerate(_unbatch(source))]
     return refs
-
-
-def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
-    """List the files in an uncompressed tar file.
-
-    Args:
-        path: the tar file.
-
-    Returns:
-        (name, (offset, size)) of each file, in bytes, in the order of the archive.
-
-    Raises:
-        ConfigError: the file cannot be read, is compressed, or is truncated.
-    """
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = [(m.name, (m.offset_data, m.size)) for m in archive if m.isfile()]
-            end = archive.offset
-        with path.open("rb") as file:
-            file.seek(end)
-            # tarfile accepts an archive that is truncated between two members as complete
-            if file.read(TAR_BLOCK) != bytes(TAR_BLOCK):
-                raise tarfile.ReadError("unexpected end of data")
-    except (OSError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path} cannot be read as an uncompressed tar file: {reason}") from None
-    return members
 
 
 def read_ahead(

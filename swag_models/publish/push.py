@@ -2,10 +2,12 @@
 
 import os
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swag_models.atomic import disk_errors, temporary_folder
 from swag_models.errors import ConfigError, FetchError, PublishError
 from swag_models.hub.fetch import fetch_weights
 from swag_models.hub.hf_format import (
@@ -108,9 +110,12 @@ def push(
             )
         return _push_folder(Path(model), target, dry_run)
     # Saved first: config.json and the card state the hash and the layout of the weight files.
-    with tempfile.TemporaryDirectory(prefix="swag_models-") as folder:
+    scratch = Path(tempfile.gettempdir(), "swag_models-push")
+    with ExitStack() as stack:
+        with disk_errors(scratch):
+            folder = stack.enter_context(temporary_folder(scratch))
         save(model, folder, **{"name": repo.split("/")[1], **options})
-        return _push_folder(Path(folder), target, dry_run)
+        return _push_folder(folder, target, dry_run)
 
 
 def _push_folder(folder: Path, target: _Target, dry_run: bool) -> Upload:

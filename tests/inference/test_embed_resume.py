@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from fetch_support import small_disk
 from image_support import NANO, encode_image, interrupt_when, list_names, write_file, write_images
 
 from swag_models.errors import ConfigError, OutputError
-from swag_models.inference.embed import write_embeddings
+from swag_models.inference.embed import merge_embeddings, write_embeddings
+from swag_models.inference.embeddings_file import read_embeddings
 from swag_models.inference.predict import Embedder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -213,3 +215,65 @@ def test_a_full_disk_is_an_error_and_the_work_is_resumed_later(
         ballast.unlink()
         write_embeddings(embedder, interrupted.paths, output, progress=False)
         assert output.read_bytes() == interrupted.complete[suffix]
+
+
+def test_a_merge_that_was_interrupted_between_its_two_files_can_be_run_again(
+    embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = write_images(tmp_path / "images", 6)
+    parts = [
+        write_embeddings(
+            embedder, paths, tmp_path / "x.npy", rank=rank, world_size=2, progress=False
+        ).path
+        for rank in range(2)
+    ]
+    output = tmp_path / "merged.npy"
+    merge_embeddings(parts, output)
+    expected = output.read_bytes()
+    output.unlink()  # the .json file is written first
+    assert merge_embeddings(parts, output).rows == 6
+    assert output.read_bytes() == expected
+    assert merge_embeddings(parts, output).rows == 6
+    assert caplog.messages == [f"{output} is already done"]
+    output.with_suffix(".json").unlink()
+    with pytest.raises(ConfigError, match=r"merged\.json is missing; delete it or choose another"):
+        merge_embeddings(parts, output)
+    assert output.read_bytes() == expected
+
+
+DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "no metadata": lambda record: record.pop("swag_models"),
+    "no names": lambda record: record.pop("names"),
+    "names of another length": lambda record: record["names"].pop(),
+    "names are a text": lambda record: record.update(names="text"),
+    "rank is a text": lambda record: record["swag_models"].update(rank="0"),
+    "world_size of 400 digits": lambda record: record["swag_models"].update(world_size=0),
+    "width is negative": lambda record: record["swag_models"].update(width=-1),
+    "width of another model": lambda record: record["swag_models"].update(width=7),
+    "skipped is a list of texts": lambda record: record["swag_models"].update(skipped=["x"]),
+    "metadata is a list": lambda record: record.update(swag_models=[]),
+}
+
+
+@pytest.mark.parametrize("name", [*DAMAGES, "deep", "cut", "rows"])
+def test_damaged_embeddings_are_refused_in_one_line(
+    name: str, embedder: Embedder, tmp_path: Path
+) -> None:
+    output = tmp_path / "x.npy"
+    write_embeddings(embedder, write_images(tmp_path / "images", 2), output, progress=False)
+    path = output.with_suffix(".json")
+    if name == "deep":
+        path.write_text('{"names":' * 100_000)
+    elif name == "cut":
+        output.write_bytes(output.read_bytes()[:-8])
+    elif name == "rows":
+        np.save(output, np.zeros((2, 7), "<i8"))
+    else:
+        record = json.loads(path.read_text())
+        DAMAGES[name](record)
+        path.write_text(json.dumps(record))
+    for read in (read_embeddings, lambda path: merge_embeddings([path], tmp_path / "merged.npy")):
+        with pytest.raises(ConfigError) as caught:
+            read(output)
+        assert str(caught.value).isprintable()
+    assert not (tmp_path / "merged.npy").exists()

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from swag_models.atomic import atomic_write, run_once, write_json
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
 from swag_models.recipe.curation import queries
@@ -105,7 +107,9 @@ def hash_files(files: Sequence[Path], record: Path) -> list[dict[str, Any]]:
         record: JSON file of earlier hashes; a file with the same size and modification time is not
             read again.
     """
-    recorded: Mapping[str, str] = json.loads(record.read_text()) if record.exists() else {}
+    recorded: Mapping[str, str] = {}
+    with suppress(OSError, ValueError):  # a missing or damaged record only costs time
+        recorded = dict(parse_json(record.read_bytes()))
     stats = [file.stat() for file in files]
     keys = [
         f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"

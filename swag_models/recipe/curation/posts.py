@@ -1,9 +1,9 @@
 """Posts: their fields, the columns of a table with these fields, and reasons to reject a row."""
 
-import json
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.recipe.hashtags import HASH, extract_hashtags
 
@@ -120,6 +120,10 @@ def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
             raise ConfigError(
                 f"{path} has no column {chosen_name!r} for {role}; {hint}; name one of them"
             )
+    if repeated := [name for name in resolved if name and names.count(name) > 1]:
+        raise ConfigError(
+            f"{path} has more than one column {repeated[0]!r}; {hint}; rename all but one"
+        )
     if not resolved.id:
         raise ConfigError(f"{path} has no column of ids; {hint}; name one with --id")
     if not resolved.hashtags and not resolved.caption:
@@ -212,8 +216,8 @@ def _split_hashtags(cell: Any) -> list[str]:
     if type(cell) is str:
         if cell.startswith("["):
             try:
-                cell = json.loads(cell)
-            except (ValueError, RecursionError):
+                cell = parse_json(cell)
+            except ValueError:
                 raise RejectedRowError(BAD_HASHTAGS) from None
         elif any(sign in cell for sign in HASH):
             return extract_hashtags(cell)

@@ -16,16 +16,21 @@ import gzip
 import io
 import json
 import os
-import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 from urllib.parse import unquote
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import printable
+from swag_models.inference.tar_members import (
+    TAR_ERRORS,
+    describe_error,
+    open_tar,
+    walk_members,
+)
+from swag_models.paths import open_regular
 from swag_models.recipe.curation import posts as reasons
 from swag_models.recipe.curation.posts import (
     DEFAULT_COLUMNS,
@@ -128,7 +133,11 @@ def read_posts(
         raise ConfigError(f"invalid format {format!r} for {path}: allowed: {', '.join(READERS)}")
     row = 0
     try:
-        with path.open("rb") as raw:
+        file = open_regular(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {describe_error(error)}") from None
+    try:
+        with file as raw:
             opener = OPENERS.get(path.suffix.lower())
             rows, parse = READERS[format](opener(raw) if opener else raw, columns, path)
             for row, content in enumerate(rows, 1):
@@ -141,13 +150,13 @@ def read_posts(
                         yield post
                 if on_progress and row % 1000 == 0:
                     on_progress(raw.tell())
-    except (EOFError, zlib.error, tarfile.TarError) as error:
-        yield Reject(printable(path), row + 1, reasons.TRUNCATED, str(error))
-    except OSError as error:
-        if error.errno is not None:
-            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except ConfigError:
+        raise
+    except TAR_ERRORS as error:
         # bz2 and gzip report damaged data as an OSError without a number
-        yield Reject(printable(path), row + 1, reasons.TRUNCATED, str(error))
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        yield Reject(printable(path), row + 1, reasons.TRUNCATED, describe_error(error))
 
 
 # The rows of an open file, and the function that parses a row (None for an empty one).
@@ -168,7 +177,13 @@ def _read_yfcc(file: IO[bytes], columns: Columns, path: Path) -> Rows:
 
 def _read_csv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
     reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in _list_lines(file))
-    header = next(reader, None)
+    try:
+        header = next(reader, None)
+    except csv.Error as error:
+        raise ConfigError(
+            f"the first line of {path} does not hold the names of columns: {error}; lines must end "
+            "with a line feed, and a name has at most 131,072 characters"
+        ) from None
     if header is None:
         return (), _parse_yfcc  # an empty file: the parser is never called
     names = find_columns(header, columns, path)
@@ -204,20 +219,14 @@ def _list_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
     """Yield key (the name without extensions, as in WebDataset) and content of .json members."""
     # compressed files are read as a stream, since seeking back would decompress them again
     plain = isinstance(file, io.BufferedReader)
-    with cast(Any, tarfile.open(fileobj=file, mode="r:" if plain else "r|")) as archive:
-        while member := archive.next():
-            archive.members.clear()  # tarfile stores every header; large shards have millions
+    with open_tar(file, "r:" if plain else "r|") as archive:
+        for member in walk_members(archive):
             folder, _, name = member.name.rpartition("/")
             if member.isfile() and name.endswith(".json"):
                 yield (
                     f"{folder}/{name.partition('.')[0]}".lstrip("/"),
                     archive.extractfile(member).read(MAX_ROW_BYTES),
                 )
-        if plain:
-            file.seek(archive.offset)
-            # tarfile accepts a file that is truncated between two members as complete
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("unexpected end of data")
 
 
 def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Post | None:

@@ -1,16 +1,18 @@
 """Find images by id: loose files, members of tar shards, or rows of tables."""
 
 import glob
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import printable
-from swag_models.inference.image_sources import IMAGE_SUFFIXES, find_members
+from swag_models.inference.image_sources import IMAGE_SUFFIXES
+from swag_models.inference.tar_members import find_members
+from swag_models.paths import open_regular
 from swag_models.runtime import import_extra
 
 TABLE_READERS = {
@@ -44,13 +46,14 @@ class ImageLocation(NamedTuple):
     def read(self) -> bytes:
         """Return the content of the image file; raise ImageError if it cannot be read."""
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(os.fsdecode(self.path)) as file:
                 if self.offset is None:
                     return file.read()
                 file.seek(self.offset)
                 return file.read(self.size)
-        except OSError as error:
-            raise ImageError(f"{self.name} cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: a null character in a table's path
+            reason = getattr(error, "strerror", None) or error
+            raise ImageError(f"{self.name} cannot be read: {reason}") from None
 
 
 def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageLocation]:
@@ -99,7 +102,7 @@ def _walk_files(folder: Path) -> Iterator[Path]:
 def _locate_file(identifier: str, path: Path) -> ImageLocation:
     try:
         size = path.stat().st_size
-    except OSError:  # reported when the image is read
+    except (OSError, ValueError):  # reported when the image is read
         size = 0
     return ImageLocation(printable(identifier), os.fsencode(path), None, size)
 
@@ -113,7 +116,7 @@ def _read_tar(path: Path) -> Iterator[ImageLocation]:
             if suffix == ".json":
                 file.seek(offset)
                 try:
-                    record = json.loads(file.read(size))
+                    record = parse_json(file.read(size))
                 except ValueError as error:
                     raise ConfigError(f"{path}/{name} is not JSON: {error}") from None
                 if isinstance(record, dict) and ("id" in record or "key" in record):

@@ -34,6 +34,7 @@ from swag_models.atomic import (
     atomic_write,
     disk_errors,
     read_result,
+    report_done,
     run_once,
     write_json,
     write_text,
@@ -42,8 +43,8 @@ from swag_models.errors import ConfigError, ImageError, SwagModelsError, check_m
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.recipe.data.image_index import ImageLocation
+from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
 from swag_models.recipe.data.pack_plan import PLAN_FILE, REJECTS_FILE, make_plan, to_json_lines
-from swag_models.recipe.data.shards import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
 from swag_models.recipe.data.strip_metadata import strip_metadata
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.runtime import count_cpus, import_extra
@@ -110,6 +111,7 @@ def pack(
     work = output.with_name(f"{output.name}.work")
     # A work folder means that an earlier run was interrupted.
     if not work.exists() and (manifest := _find_finished(output, identity)):
+        report_done(output)
         return manifest
     sources = [images] if isinstance(images, (str, os.PathLike)) else images
     job = {**identity, "images": [os.path.abspath(source) for source in sources]}

@@ -1,55 +1,32 @@
-"""Training shards: tar files in the format of webdataset, their manifest, and their samples.
-
-A packed folder contains shard-000000.tar and so on, rejects.jsonl, the vocabulary.parquet of the
-labels, and manifest.json with these entries:
-
-    format            1
-    versions          versions of this library, and of Pillow, which resizes images
-    parameters        parameters of the packing
-    labels_sha256     SHA-256 of labels.parquet
-    num_classes       the greatest class number of any label, plus 1
-    count, bytes      number of samples and size in bytes of all shards
-    samples           expected number of samples in an epoch: the sum of all repeat factors
-    unlabelled        number of images without a label
-    rejects           reason -> number of lines in rejects.jsonl
-    shards            name, count, bytes and SHA-256 of each shard
-"""
+"""Training shards: tar files in the format of webdataset, and their samples."""
 
 import glob
 import hashlib
 import json
 import os
-import re
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from swag_models.errors import ConfigError, ShardError
-from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
-from swag_models.inference.image_sources import TAR_BLOCK
-from swag_models.recipe.data.urls import ByteStream, is_url, open_stream
-from swag_models.runtime import count_cpus, import_extra
+from swag_models.inference.tar_members import (
+    TAR_ERRORS,
+    describe_error,
+    open_tar,
+    walk_members,
+)
+from swag_models.recipe.data.manifest import MANIFEST_FILE, read_manifest
+from swag_models.recipe.data.urls import ByteStream, is_url, open_stream, read_all
+from swag_models.runtime import import_extra
 
-MANIFEST_FORMAT = 1
-MANIFEST_FILE = "manifest.json"
 CHUNK_SIZE = 1 << 20  # bytes read at a time
-# A manifest may come from someone else, so it may only name plain files: no path, URL or command.
-SHARD_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]*", re.ASCII)
+MAX_FILE_SIZE = 1 << 29  # bytes of a file in a shard, which is read into memory
 
 Shards = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 Sample = dict[str, Any]
-
-
-class Flaw(NamedTuple):
-    """A file of a packed folder that differs from what was packed."""
-
-    name: str
-    problem: str
 
 
 def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
@@ -86,45 +63,13 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
     return _check_not_empty(urls, shards), manifest
 
 
-def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a manifest.json.
-
-    Args:
-        source: its path or URL.
-
-    Raises:
-        ConfigError: it cannot be read, has another format, or names something other than plain
-            files.
-    """
-    source = os.fspath(source)
-    try:
-        manifest: dict[str, Any] = json.loads(_read_all(source))
-        if manifest["format"] != MANIFEST_FORMAT:
-            raise ConfigError(
-                f"{source} has format {manifest['format']}; this version reads {MANIFEST_FORMAT}: "
-                "update swag-models"
-            )
-        for shard in manifest["shards"]:
-            if not (isinstance(shard["name"], str) and SHARD_NAME.fullmatch(shard["name"])):
-                raise ConfigError(
-                    f"{source} names the shard {shard['name']!r}; allowed: a plain file name; "
-                    "pack again"
-                )
-        return manifest
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{source} is not the manifest of packed shards: {reason}") from None
-
-
 def hash_shards(shards: Shards) -> str:
     """Return the SHA-256 of the manifest, or without one of the names of shards and file sizes."""
     urls, manifest = find_shards(shards)
     if manifest:
         source = os.fspath(shards)  # type: ignore[arg-type]  # a sequence has no manifest
         path = os.path.join(source, MANIFEST_FILE) if os.path.isdir(source) else source
-        return hashlib.sha256(_read_all(path)).hexdigest()
+        return hashlib.sha256(read_all(path)).hexdigest()
     sizes = [
         (os.path.basename(url), os.path.getsize(url) if os.path.exists(url) else None)
         for url in urls
@@ -143,7 +88,17 @@ def find_vocabulary(shards: Shards) -> Path | None:
 def read_vocabulary(path: Path) -> list[dict[str, Any]]:
     """Return the number, synset and hashtag of each class, sorted by number."""
     parquet = import_extra("pyarrow.parquet")
-    rows = parquet.read_table(path, columns=["class", "synset", "hashtag"]).to_pylist()
+    types = {"class": int, "synset": str, "hashtag": str}
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path, columns=list(types)).to_pylist()
+    except (OSError, ValueError, LookupError, NotImplementedError) as error:  # pyarrow's errors
+        raise ConfigError(f"{path} cannot be read: {describe_error(error)}; pack again") from None
+    for row in rows:
+        if row.keys() != types.keys() or any(type(row[name]) is not types[name] for name in types):
+            raise ConfigError(
+                f"{path} has the row {row}; allowed: class (a whole number), synset and hashtag "
+                "(text); pack again"
+            )
     return sorted(rows, key=lambda row: int(row["class"]))
 
 
@@ -178,44 +133,6 @@ def name_shards(shards: Shards) -> str:
     return Path(text.partition("?")[0].removesuffix(MANIFEST_FILE)).resolve().name
 
 
-def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
-    """Compare every shard of a packed folder with the manifest, by reading all of them.
-
-    Args:
-        folder: the packed folder.
-
-    Returns:
-        Every shard that is missing, is not in the manifest, or has another size or SHA-256.
-
-    Raises:
-        ConfigError: the manifest cannot be read.
-    """
-    folder = Path(folder)
-    # By name, to find shards that are not listed too.
-    listed = {shard["name"]: shard for shard in read_manifest(folder / MANIFEST_FILE)["shards"]}
-
-    def find_flaw(name: str) -> Flaw | None:
-        path = folder / name
-        if name not in listed:
-            return Flaw(name, f"is not in {MANIFEST_FILE}")
-        if not path.is_file():
-            return Flaw(name, "is missing")
-        if (size := path.stat().st_size) != listed[name]["bytes"]:
-            return Flaw(name, f"has {size} bytes instead of {listed[name]['bytes']}")
-        try:
-            digest = hash_file(path)
-        except OSError as error:
-            return Flaw(name, f"cannot be read: {error.strerror}")
-        if digest != (expected := listed[name]["sha256"]):
-            return Flaw(name, f"was changed: its SHA-256 is {digest} instead of {expected}")
-        return None
-
-    names = sorted({*listed, *(path.name for path in folder.glob("*.tar"))})
-    # Threads suffice, because hashing releases the global interpreter lock.
-    with ThreadPoolExecutor(count_cpus()) as pool:
-        return [flaw for flaw in pool.map(find_flaw, names) if flaw]
-
-
 def read_shard(url: str) -> Iterator[Sample]:
     """Read the samples of a shard, in order.
 
@@ -238,9 +155,8 @@ def read_shard(url: str) -> Iterator[Sample]:
                 pass
     except ConfigError:
         raise
-    except (OSError, ValueError, EOFError, tarfile.TarError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ShardError(f"shard {url} cannot be read: {reason}") from None
+    except TAR_ERRORS as error:
+        raise ShardError(f"shard {url} cannot be read: {describe_error(error)}") from None
 
 
 def group_members(members: Iterable[tuple[str, bytes]], url: str) -> Iterator[Sample]:
@@ -276,19 +192,14 @@ def group_members(members: Iterable[tuple[str, bytes]], url: str) -> Iterator[Sa
 
 def _read_members(stream: ByteStream) -> Iterator[tuple[str, bytes]]:
     """Yield the name and content of each file of a tar stream, which may be compressed."""
-    with tarfile.open(fileobj=stream, mode="r|*") as archive:  # type: ignore[call-overload]
-        for member in archive:
+    with open_tar(stream, "r|*") as archive:
+        for member in walk_members(archive):
+            if member.size > MAX_FILE_SIZE:
+                raise tarfile.ReadError(
+                    f"{member.name!r} has {member.size} bytes; allowed: up to {MAX_FILE_SIZE:,}"
+                )
             if member.isreg() and (file := archive.extractfile(member)):
                 yield member.name, file.read()
-            archive.members = []  # otherwise the list grows with every member of a long shard
-        # tarfile accepts a file that is truncated between members and lacks the final zero block.
-        if archive.fileobj.tell() < archive.offset + TAR_BLOCK:
-            raise tarfile.ReadError("unexpected end of data")
-
-
-def _read_all(source: str) -> bytes:
-    with closing(open_stream(source)) as stream:
-        return stream.read()
 
 
 def _expand_pattern(pattern: str) -> list[str]:

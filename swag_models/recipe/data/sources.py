@@ -4,7 +4,6 @@ Imports no torch.
 """
 
 import io
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError
 from swag_models.inference.image_sources import TAR_SUFFIXES
 from swag_models.preprocess import read_image
@@ -26,8 +26,8 @@ from swag_models.recipe.data.datasets import (
     match_names,
     open_image_folder,
 )
+from swag_models.recipe.data.manifest import MANIFEST_FILE
 from swag_models.recipe.data.shards import (
-    MANIFEST_FILE,
     Shards,
     check_vocabulary,
     find_shards,
@@ -239,8 +239,6 @@ def _read_row(rows: Any, folder: Path, index: int) -> Image.Image:
     content = cell["bytes"] if isinstance(cell, dict) else cell
     if isinstance(content, bytes):
         return check_size(read_image(io.BytesIO(content), name), name)
-    if isinstance(cell, dict) and cell["path"]:
-        return check_size(read_image(cell["path"], name), name)
     raise ImageError(f"{name} has a {type(content).__name__} instead of an image")
 
 
@@ -278,7 +276,9 @@ def _choose_split(root: Path, splits: Sequence[str]) -> Path:
     if not path.is_file():
         return root
     try:
-        names: Any = json.loads(path.read_text())["splits"]
+        names = parse_json(path.read_text("utf-8"))["splits"]
+        if not (isinstance(names, list) and names and all(type(name) is str for name in names)):
+            raise ValueError(f"splits is {names!r}, not a list of names")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"

@@ -17,7 +17,6 @@ processes.
 """
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +28,15 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError, ShardError, SwagModelsError
 from swag_models.inference.image_sources import IMAGE_SUFFIXES
 from swag_models.recipe.data.collate import WorkerResult
+from swag_models.recipe.data.manifest import MAX_CLASSES
 from swag_models.recipe.data.shards import Sample, read_shard
 
 UNREACHABLE_EPOCH = 2**62  # the `stop` of endless streams
+MAX_REPEAT = 1_000_000  # copies of an image in an epoch
 MAX_EMPTY_EPOCHS = 100  # an endless stream raises an error after this number without a sample
 # Sorted: the order decides which image is taken if a sample has several.
 IMAGE_KEYS = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -170,27 +172,45 @@ class ShardStream(IterableDataset[WorkerResult]):
         for shard in shards:
             try:
                 for sample in read_shard(self.urls[shard]):
-                    yield self._add_label(sample)
+                    try:
+                        labelled = self._add_label(sample)
+                    except ImageError as error:
+                        if not self.skip_broken:
+                            raise
+                        skipped[str(error)] += 1
+                    else:
+                        yield labelled
             except ShardError as error:
                 if not self.skip_broken:
                     raise
                 skipped[str(error)] += 1
 
     def _add_label(self, sample: Sample) -> Sample:
-        """Add `id`, `classes`, `repeat` and `image`."""
-        record = json.loads(sample.get("json", b"{}"))
-        if self.classes:
-            classes = self.classes(sample)
-        elif (classes := record.get("classes", sample.get("cls"))) is None:
-            raise ConfigError(
-                f"{sample['__key__']} in {sample['__url__']} has no classes; pass a function "
-                "classes= that returns them"
-            )
-        sample["classes"] = (int(classes),) if isinstance(classes, bytes) else tuple(classes)
-        sample["id"] = str(record.get("id", sample["__key__"]))
-        sample["repeat"] = (
-            self.repeat(sample["classes"]) if self.repeat else float(record.get("repeat", 1))
-        )
+        """Add `id`, `classes`, `repeat` and `image`; raise ImageError if the label is invalid."""
+        name = f"{sample['__key__']} in {sample['__url__']}"
+        try:
+            record = parse_json(sample.get("json", b"{}"))
+            if not isinstance(record, dict):
+                raise ValueError(f"its .json is a {type(record).__name__}, not an object")
+            if self.classes:
+                sample["classes"] = tuple(self.classes(sample))
+            elif (classes := record.get("classes", sample.get("cls"))) is None:
+                raise ConfigError(
+                    f"{name} has no classes; pass a function classes= that returns them"
+                )
+            else:
+                sample["classes"] = _read_classes(classes)
+            sample["id"] = str(record.get("id", sample["__key__"]))
+            repeat = self.repeat(sample["classes"]) if self.repeat else record.get("repeat", 1)
+            if type(repeat) not in (int, float) or not 0 <= repeat <= MAX_REPEAT:
+                raise ValueError(
+                    f"repeat is {repeat!r}; allowed: a number from 0 to {MAX_REPEAT:,}"
+                )
+            sample["repeat"] = float(repeat)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ImageError(f"{name} has an invalid label: {error}") from None
         if image := next((sample[key] for key in IMAGE_KEYS if key in sample), None):
             sample["image"] = image
         return sample
@@ -198,6 +218,16 @@ class ShardStream(IterableDataset[WorkerResult]):
     def _order_shards(self, epoch: int) -> list[int]:
         shards = range(len(self.urls))
         return sorted(shards, key=lambda shard: _hash_values(self.seed, epoch, "shard", shard))
+
+
+def _read_classes(classes: Any) -> tuple[int, ...]:
+    """The classes of a sample: a list in a .json file, or the text of a .cls file."""
+    numbers = [int(classes)] if isinstance(classes, bytes) else classes
+    if not isinstance(numbers, list) or not all(
+        type(number) is int and 0 <= number < MAX_CLASSES for number in numbers
+    ):
+        raise ValueError(f"classes is {classes!r}; allowed: a list of whole numbers of at least 0")
+    return tuple(numbers)
 
 
 def count_copies(identifier: str, repeat: float, epoch: int, seed: int) -> int:

@@ -7,6 +7,7 @@ All other protocols (s3, gs, hf, file, ...) go through fsspec.
 
 import subprocess
 import sys
+from contextlib import closing
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -63,6 +64,12 @@ def open_stream(source: str) -> ByteStream:
     if source.startswith(("http://", "https://")):
         return _Download(_open_http(source))
     return _Download(_open_fsspec(source))
+
+
+def read_all(source: str) -> bytes:
+    """Return the content of a path, a URL, or `pipe:` and a command; see `open_stream`."""
+    with closing(open_stream(source)) as stream:
+        return stream.read()
 
 
 class _Command:

@@ -33,9 +33,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 
+from swag_models.decoding import parse_json
 from swag_models.errors import CheckpointError, OutputError, SwagModelsError
 
 STATE_FILE = "state.json"
+SCORE_TYPES = (int, float, type(None))
 T = TypeVar("T")
 log = logging.getLogger("swag_models")
 
@@ -310,10 +312,12 @@ def _name_cause(error: CheckpointException) -> str:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        state = parse_json((path / STATE_FILE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(_describe_damage(path, f"{STATE_FILE}: {error}")) from None
-    if not isinstance(state, dict) or state.keys() != {"step", "score", "facts", "files"}:
+    valid = isinstance(state, dict) and state.keys() == {"step", "score", "facts", "files"}
+    valid = valid and isinstance(state["files"], dict) and type(state["score"]) in SCORE_TYPES
+    if not valid or any(name != os.path.basename(name) for name in state["files"]):
         raise CheckpointError(_describe_damage(path, f"{STATE_FILE} is not that of a checkpoint"))
     return state
 
@@ -331,7 +335,7 @@ def _check_files(path: Path) -> dict[str, Any]:
     """Read the state of a checkpoint, and check the sizes of its files."""
     state = _read_state(path)
     for name, size in state["files"].items():
-        actual = (path / name).stat().st_size if (path / name).is_file() else 0
+        actual = os.path.getsize(path / name) if os.path.isfile(path / name) else 0
         if actual != size:
             raise CheckpointError(_describe_damage(path, f"{name} has {actual} of {size} bytes"))
     return state

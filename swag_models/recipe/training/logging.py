@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from swag_models.atomic import write_text
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
@@ -162,7 +163,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     *texts, _ = path.read_bytes().split(b"\n")  # the last part is empty, or a partial line
     for number, text in enumerate(texts, 1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             line = None
         if not isinstance(line, dict) or not {"step", "kind", "time"} <= line.keys():

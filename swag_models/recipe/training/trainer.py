@@ -25,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from swag_models.atomic import report_done
 from swag_models.errors import PreemptedError, TrainingError
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
@@ -108,6 +109,7 @@ def train(
         # Everything above can fail on wrong input; the folder is claimed for the run only now.
         claim_run_dir(work, run, data_info, dist)
         if dist.run_on_main(lambda: is_published(output)):
+            dist.run_on_main(lambda: report_done(output / "model"))
             return output / "model"
         trainer = Trainer(run, dist, output, loader, eval_loader, state)
         trainer.resume(progress)

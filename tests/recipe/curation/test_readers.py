@@ -6,10 +6,12 @@ import bz2
 import gzip
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from swag_models.errors import ConfigError
@@ -18,6 +20,7 @@ from swag_models.recipe.curation.posts import (
     Columns,
     Post,
     Reject,
+    find_parquet_columns,
 )
 from swag_models.recipe.curation.readers import MAX_ROW_BYTES, find_format, read_posts
 
@@ -363,7 +366,7 @@ def test_the_name_of_a_file_determines_its_format(tmp_path: Path) -> None:
 def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read: No such file"):
         split(tmp_path / "none.jsonl")
-    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigError, match=r"cannot be read: .* is a folder, not a regular file"):
         split(tmp_path, format="json")
 
 
@@ -376,3 +379,37 @@ def test_progress_is_reported_in_bytes_of_the_file(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert len(seen) == 50
     assert path.stat().st_size // 2 < seen[-1] <= path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"id\rtags\n1,dog\n",  # the line ends of old Macs
+        b"id\r\rtags\n1,dog\n",
+        b'"' + b"x" * 131_073 + b'",id,tags\n1,2,3\n',
+        b"id," + b"y" * 200_000 + b",tags\n1,2,3\n",
+        b'id,tags\0\r,"x\n',
+    ],
+)
+def test_a_line_of_names_that_is_not_csv_is_refused(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(text)
+    with pytest.raises(ConfigError, match=r"the first line of .* names of columns: .+; lines must"):
+        split(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("names", ["id,id,tags", "id,tags,tags", "id,caption,tags,caption"])
+def test_columns_of_the_same_name_are_refused(names: str, tmp_path: Path) -> None:
+    """Which of them is meant is not known."""
+    (tmp_path / "x.csv").write_text(f"{names}\n" + ",".join("1" for _ in names.split(",")) + "\n")
+    with pytest.raises(ConfigError, match=r"has more than one column '(id|tags|caption)'"):
+        split(tmp_path / "x.csv")
+    columns = names.split(",")
+    schema = pa.schema([pa.field(name, pa.string()) for name in columns])
+    with pytest.raises(ConfigError, match=r"has more than one column '(id|tags|caption)'"):
+        find_parquet_columns(schema)
+
+
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.csv")
+    with pytest.raises(ConfigError, match=r"x\.csv is a named pipe, not a regular file"):
+        split(tmp_path / "x.csv")

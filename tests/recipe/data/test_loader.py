@@ -399,3 +399,34 @@ def test_invalid_arguments_are_rejected_in_one_line(bare: list[str]) -> None:
     assert list(open_loader(bare[:2], repeat=lambda classes: 0)) == []
     with pytest.raises(TypeError, match="known only at its end"):
         len(open_loader(bare))
+
+
+INVALID_LABELS = (
+    b"", b"[", b"[]", b"\xff", b"[" * 100_000, b'{"classes": 1}', b'{"classes": ["1"]}',
+    b'{"classes": [1.5]}', b'{"classes": [true]}', b'{"classes": [-1]}', b'{"classes": [1e400]}',
+    b'{"classes": [' + b"9" * 30 + b"]}", b'{"classes": null, "repeat": 1}',
+    b'{"classes": [1], "repeat": "2"}', b'{"classes": [1], "repeat": NaN}',
+    b'{"classes": [1], "repeat": -1}', b'{"classes": [1], "repeat": 1e400}',
+    b'{"classes": [1], "repeat": 1000001}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_with_an_invalid_label_are_counted_or_refused(workers: int, tmp_path: Path) -> None:
+    members = {
+        "good.json": b'{"classes": [1]}',
+        "good.jpg": encode_jpeg(0),
+        "z.jpg": b"",
+        "z.cls": b"x",
+    }
+    bad = {f"{n}.json": label for n, label in enumerate(INVALID_LABELS) if b"null" not in label}
+    path = write_tar(tmp_path / "x.tar", {**members, **bad})
+    loader = Loader(str(path), batch_size=4, workers=workers, skip_broken=True)
+    ((images, classes),) = list(loader)
+    assert (len(images), classes) == (1, [(1,)])
+    assert sum(loader.skipped.values()) == len(bad) + 1
+    assert all("has an invalid label: " in reason for reason in loader.skipped)
+    for label in INVALID_LABELS:
+        path = write_tar(tmp_path / "y.tar", {"a.json": label})
+        with pytest.raises((ImageError, ConfigError), match=r"^a in .*y\.tar has (an invalid|no)"):
+            list(Loader(str(path), batch_size=4))

@@ -6,7 +6,6 @@ metrics are computed from them on one rank, so they do not depend on the number 
 Axes: n images of a batch, K classes, C classes that may be predicted.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from swag_models.atomic import atomic_write, disk_errors, write_json, write_text
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import markdown_table
 from swag_models.recipe.data.datasets import ImageDataset
@@ -35,6 +35,7 @@ from swag_models.recipe.evaluation.results import Estimate, Evaluation, ImageRes
 from swag_models.recipe.training.distributed import DistContext
 from swag_models.runtime import import_extra
 
+MAX_STEM = 200  # characters of a file name; file systems allow 255 bytes
 TOP_CLASSES = 5  # recorded for each image
 TABLE_HEADER = (
     "model",
@@ -164,7 +165,7 @@ def check_output(
     if not path.exists():
         return
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        stored = parse_json(path.read_text("utf-8"))
         equal_parts = {
             "data": stored["facts"] == dict(facts),
             "settings": stored["settings"] == dict(settings),
@@ -203,7 +204,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 def _make_stem(model: str, benchmark: str) -> str:
     """Make a file name without suffix; replace all but letters, digits and ._- with -."""
     # A leading dot would hide the file, and a leading dash would look like an option.
-    return re.sub(r"[^\w.-]+", "-", f"{model}-{benchmark}").lstrip(".-")
+    return re.sub(r"[^\w.-]+", "-", f"{model}-{benchmark}").lstrip(".-")[:MAX_STEM]
 
 
 def _pad_batch(images: Tensor, batch_size: int) -> Tensor:

@@ -1,12 +1,12 @@
 """Open test sets in their published folder layouts, labelled with the classes of a model."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.datasets import (
     ImageDataset,
@@ -235,7 +235,7 @@ def _check_not_empty(labels: ImageLabels, root: Path) -> None:
 def _read_json(path: Path, kind: type) -> Any:
     text = _read_text(path)
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: {error}; get it again") from None
     if not isinstance(content, kind):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.runtime import import_extra
@@ -109,7 +110,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                row = json.loads(line)
+                row = parse_json(line)
                 if not isinstance(row, dict):
                     raise ConfigError(f"line {number} of {path} is not a JSON object")
                 yield row

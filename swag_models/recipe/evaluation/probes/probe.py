@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from swag_models.api import SPECS
 from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import markdown_table
@@ -304,6 +305,11 @@ def _train_head(
         raise ConfigError(
             f"no preset trains a head of {model.arch}: allowed {', '.join(presets)}; "
             "use knn or logistic"
+        )
+    # The name comes from the model's config.json, which must not decide what is loaded.
+    if init is None and model.name not in SPECS:
+        raise ConfigError(
+            f"the method sgd needs init=, the name or folder that {model.name} was loaded from"
         )
     preset_name = presets[model.arch]
     run = override(get_preset(preset_name).run, [f"init={init or model.name}", *settings])

@@ -1,0 +1,123 @@
+"""Members of tar files, which may be damaged or made to exhaust memory.
+
+`tarfile` believes what a header says. A damaged header makes it raise errors of many kinds or ends
+the archive as if it were complete, a negative size makes it read the same member for ever, and a
+long name or an extended header of a compressed archive can be of any size.
+"""
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from swag_models.errors import ConfigError
+
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python that was built without liblzma
+    LZMAError = OSError  # type: ignore[assignment, misc]
+
+MAX_HEADER = 1 << 20  # bytes of a long name or an extended header; paths have at most 4,096
+EXTENSIONS = {
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+}
+# What tarfile and the modules of compression raise for a damaged file.
+TAR_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,  # fields that are no numbers or no text
+    OverflowError,  # sizes of more than 64 bits
+    LookupError,
+    MemoryError,
+    RecursionError,  # thousands of extended headers without a member
+    tarfile.TarError,
+    zlib.error,
+    LZMAError,
+)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is intact, and whose extension is small enough to be read into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: Any, errors: Any) -> "_Header":
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the block of zeros that ends an archive
+        except tarfile.HeaderError as error:
+            # tarfile would accept the members so far as the whole archive.
+            raise tarfile.ReadError(str(error) if buf else "unexpected end of data") from None
+        if header.type in EXTENSIONS and not 0 <= header.size <= MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
+def open_tar(file: Any, mode: str) -> Any:
+    """Open a tar file for `walk_members`.
+
+    Args:
+        file: a binary stream.
+        mode: as for `tarfile.open`, for example "r:" or "r|*".
+
+    Returns:
+        The `tarfile.TarFile`; a context manager.
+    """
+    opener: Any = tarfile.open
+    return opener(fileobj=file, mode=mode, tarinfo=_Header)
+
+
+def walk_members(archive: Any) -> Iterator[tarfile.TarInfo]:
+    """Yield every member of an archive from `open_tar`, in order.
+
+    Raises:
+        tarfile.ReadError: a header is damaged, or the archive does not end with a block of zeros.
+            Any other of TAR_ERRORS may be raised as well.
+    """
+    end = 0
+    while member := archive.next():
+        archive.members.clear()  # otherwise the list grows with every member of a long shard
+        # The size in an extended header replaces that in the header itself.
+        if member.size < 0 or archive.offset <= end:
+            raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
+        if member.issparse():  # its content is not stored in one piece
+            raise tarfile.ReadError(f"{member.name!r} is a sparse file")
+        end = archive.offset
+        yield member
+
+
+def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
+    """List the files in an uncompressed tar file.
+
+    Args:
+        path: the tar file.
+
+    Returns:
+        (name, (offset, size)) of each file, in bytes, in the order of the archive.
+
+    Raises:
+        ConfigError: the file cannot be read, is compressed, or is truncated.
+    """
+    try:
+        with path.open("rb") as file, open_tar(file, "r:") as archive:
+            members = [
+                (member.name, (member.offset_data, member.size))
+                for member in walk_members(archive)
+                if member.isfile()
+            ]
+    except TAR_ERRORS as error:
+        raise ConfigError(
+            f"{path} cannot be read as an uncompressed tar file: {describe_error(error)}"
+        ) from None
+    return members
+
+
+def describe_error(error: Exception) -> str:
+    """Return the reason in an error, in one line."""
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).splitlines()[0] if text else type(error).__name__

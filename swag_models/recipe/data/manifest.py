@@ -1,0 +1,166 @@
+"""The manifest of packed shards, and the comparison of shards with it.
+
+A packed folder contains shard-000000.tar and so on, rejects.jsonl, the vocabulary.parquet of the
+labels, and manifest.json with these entries:
+
+    format            1
+    versions          versions of this library, and of Pillow, which resizes images
+    parameters        parameters of the packing
+    labels_sha256     SHA-256 of labels.parquet
+    num_classes       the greatest class number of any label, plus 1
+    count, bytes      number of samples and size in bytes of all shards
+    samples           expected number of samples in an epoch: the sum of all repeat factors
+    unlabelled        number of images without a label
+    rejects           reason -> number of lines in rejects.jsonl
+    shards            name, count, bytes and SHA-256 of each shard
+"""
+
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swag_models.decoding import decode_fields, parse_json
+from swag_models.errors import ConfigError
+from swag_models.hub.download import hash_file
+from swag_models.inference.tar_members import describe_error
+from swag_models.recipe.data.urls import read_all
+from swag_models.runtime import count_cpus
+
+MANIFEST_FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+MAX_CLASSES = 1_000_000  # a model has a weight vector for each
+# A manifest may come from someone else, so it may only name plain files: no path, URL or command.
+# File systems allow 255 bytes.
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][\w.+-]{0,254}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class _ShardEntry:
+    """The entry of a shard in a manifest."""
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        _check_ranges(count=self.count, bytes=self.bytes)
+        if not SHARD_NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"name is {self.name!r}; allowed: a plain file name of ASCII letters, digits and "
+                ". _ + -; pack again"
+            )
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The types of a manifest's entries, which the docstring of this module describes."""
+
+    format: int
+    versions: dict[str, Any]
+    parameters: dict[str, Any]
+    labels_sha256: str
+    num_classes: int
+    count: int
+    bytes: int
+    samples: float
+    unlabelled: int
+    rejects: dict[str, Any]
+    shards: tuple[_ShardEntry, ...]
+
+    def __post_init__(self) -> None:
+        _check_ranges(
+            count=self.count, bytes=self.bytes, samples=self.samples, unlabelled=self.unlabelled
+        )
+        _check_ranges(MAX_CLASSES, num_classes=self.num_classes)
+        names = [shard.name for shard in self.shards]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"shards lists {repeated[0]!r} more than once; pack again")
+
+
+def _check_ranges(maximum: int = 2**63 - 1, **values: float) -> None:
+    """Raise ConfigError if a value is not from 0 to the maximum."""
+    for name, value in values.items():
+        if not 0 <= value <= maximum:
+            raise ConfigError(f"{name} is {value}; allowed: 0 to {maximum:,}")
+
+
+class Flaw(NamedTuple):
+    """A file of a packed folder that differs from what was packed."""
+
+    name: str
+    problem: str
+
+
+def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a manifest.json.
+
+    Args:
+        source: its path or URL.
+
+    Raises:
+        ConfigError: it cannot be read, has another format, or names something other than plain
+            files.
+    """
+    source = os.fspath(source)
+    try:
+        content = read_all(source)
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{source} cannot be read: {describe_error(error)}") from None
+    try:
+        manifest = parse_json(content)
+        if not isinstance(manifest, dict):
+            raise ConfigError(f"it is a {type(manifest).__name__}, not an object")
+        if (number := manifest.get("format")) != MANIFEST_FORMAT:
+            raise ConfigError(
+                f"format is {number!r}; this version reads {MANIFEST_FORMAT}: update swag-models"
+            )
+        names = {field.name for field in fields(_Manifest)}
+        entries = {name: value for name, value in manifest.items() if name in names}
+        decode_fields(_Manifest, entries, name="the manifest", positive=False)
+    except ValueError as error:  # a ConfigError too
+        raise ConfigError(f"{source} is not the manifest of packed shards: {error}") from None
+    return manifest
+
+
+def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
+    """Compare every shard of a packed folder with the manifest, by reading all of them.
+
+    Args:
+        folder: the packed folder.
+
+    Returns:
+        Every shard that is missing, is not in the manifest, or has another size or SHA-256.
+
+    Raises:
+        ConfigError: the manifest cannot be read.
+    """
+    folder = Path(folder)
+    # By name, to find shards that are not listed too.
+    listed = {shard["name"]: shard for shard in read_manifest(folder / MANIFEST_FILE)["shards"]}
+
+    def find_flaw(name: str) -> Flaw | None:
+        path = folder / name
+        if name not in listed:
+            return Flaw(name, f"is not in {MANIFEST_FILE}")
+        if not path.is_file():
+            return Flaw(name, "is missing")
+        if (size := path.stat().st_size) != listed[name]["bytes"]:
+            return Flaw(name, f"has {size} bytes instead of {listed[name]['bytes']}")
+        try:
+            digest = hash_file(path)
+        except OSError as error:
+            return Flaw(name, f"cannot be read: {error.strerror}")
+        if digest != (expected := listed[name]["sha256"]):
+            return Flaw(name, f"was changed: its SHA-256 is {digest} instead of {expected}")
+        return None
+
+    names = sorted({*listed, *(path.name for path in folder.glob("*.tar"))})
+    # Threads suffice, because hashing releases the global interpreter lock.
+    with ThreadPoolExecutor(count_cpus()) as pool:
+        return [flaw for flaw in pool.map(find_flaw, names) if flaw]

@@ -1,0 +1,148 @@
+"""Damaged and hostile tar files are refused in one line, by every reader of tar files."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from image_support import write_tar
+
+from swag_models.errors import ConfigError, ShardError
+from swag_models.inference.tar_members import MAX_HEADER, find_members
+from swag_models.recipe.curation.posts import Post, Reject
+from swag_models.recipe.curation.readers import read_posts
+from swag_models.recipe.data.shards import MAX_FILE_SIZE, read_shard
+
+BLOCK = tarfile.BLOCKSIZE
+
+
+def make_pax(records: bytes, size: int | None = None, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A member with an extended header, which may claim another size than it has."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = kind, len(records) if size is None else size
+    content = records + bytes(-len(records) % BLOCK)
+    return header.tobuf(tarfile.GNU_FORMAT) + content + make_member("a.json", b'{"id": "a"}')
+
+
+def make_member(name: str, content: bytes) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    return header.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % BLOCK)
+
+
+def make_record(key: str, value: str) -> bytes:
+    """A record of an extended header: its own length, key and value."""
+    rest = f" {key}={value}\n"
+    length = len(rest)
+    while len(f"{length}{rest}") != length:
+        length += 1
+    return f"{length}{rest}".encode()
+
+
+HEADERS = {
+    "size is no number": make_pax(make_record("size", "x")),
+    "size is negative": make_pax(make_record("size", "-1024")),
+    "size has 30 digits": make_pax(make_record("size", "9" * 30)),
+    "size has 5,000 digits": make_pax(make_record("size", "9" * 5000)),
+    "length has 5,000 digits": make_pax(b"9" * 5000 + b" path=x\n"),
+    "sparse map is no number": make_pax(make_record("GNU.sparse.map", "0,x")),
+    "sparse map is odd": make_pax(
+        make_record("GNU.sparse.map", "0,1,2") + make_record("GNU.sparse.size", "5")
+    ),
+    "sparse file of 8 EB": make_pax(
+        make_record("GNU.sparse.map", f"{2**62},1")
+        + make_record("GNU.sparse.size", f"{2**63 - 1}")
+        + make_record("GNU.sparse.realsize", f"{2**63 - 1}")
+    ),
+    "sparse format 1.0 without a map": make_pax(
+        make_record("GNU.sparse.major", "1") + make_record("GNU.sparse.minor", "0")
+    ),
+    "charset is unknown": make_pax(make_record("hdrcharset", "?")),
+    "header of 8 GB": make_pax(b"", size=8**11 - 1),
+    "header above the limit": make_pax(b"", size=MAX_HEADER + 1, kind=tarfile.GNUTYPE_LONGNAME),
+    "5,000 headers without a member": make_pax(b"")[:BLOCK] * 5000,
+    "member beyond the end": make_member("a.json", bytes(9 * BLOCK))[:BLOCK],
+    "junk between two members": b"x" * BLOCK + make_member("b.json", b"{}"),
+    "block of zeros after a header": make_pax(b"")[:BLOCK],
+}
+# One that is harmless: a header whose only record is unknown.
+HARMLESS = {"charset is unknown"}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("end", [b"", bytes(2 * BLOCK)], ids=["cut", "complete"])
+def test_damaged_headers_are_refused_by_every_reader(name: str, end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    path.write_bytes(make_member("0.json", b'{"id": "0", "tags": []}') + HEADERS[name] + end)
+    if name in HARMLESS and end:
+        assert [member for member, _ in find_members(path)] == ["0.json", "a.json"]
+        return
+    with pytest.raises(ConfigError, match=r"cannot be read as an uncompressed tar file: .") as one:
+        find_members(path)
+    with pytest.raises(ShardError, match=r"x.tar cannot be read: .") as two:
+        list(read_shard(str(path)))
+    for error in (one, two):
+        assert str(error.value).isprintable()
+    rows = list(read_posts(path))
+    assert isinstance(rows[-1], Reject)
+    assert rows[-1].reason == "unreadable from here on"
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress])
+def test_bombs_are_refused_before_they_fill_the_memory(
+    compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    """1 GiB of zeros in a few kilobytes: as the content of a file, and as a header."""
+    limit = 1 << 20
+    piece = compress(bytes(limit))  # both formats allow several streams in one file
+    header = tarfile.TarInfo("a.jpg")
+    header.size = MAX_FILE_SIZE + 1
+    long_name = tarfile.TarInfo("x")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1 << 30
+    for start in (header, long_name):
+        path = tmp_path / f"{start.name}.tar.{'gz' if compress is gzip.compress else 'bz2'}"
+        path.write_bytes(compress(start.tobuf(tarfile.GNU_FORMAT)) + piece * 4)
+        with pytest.raises(ShardError, match="cannot be read: "):
+            list(read_shard(str(path)))
+
+
+def test_an_intact_file_is_read_by_every_reader(tmp_path: Path) -> None:
+    """Long names, links and folders, in both formats."""
+    name = "f" * 300 + "/a.json"
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / f"{format}.tar"
+        with tarfile.open(path, "w", format=format) as archive:
+            folder = tarfile.TarInfo("folder")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+            info = tarfile.TarInfo(name)
+            info.size = 27
+            archive.addfile(info, io.BytesIO(b'{"id": "a", "tags": ["b"]} '))
+            link = tarfile.TarInfo("link.json")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(link)
+        ((member, (_, size)),) = find_members(path)
+        assert (member, size) == (name, 27)
+        (sample,) = read_shard(str(path))
+        assert sample["json"] == b'{"id": "a", "tags": ["b"]} '
+        assert list(read_posts(path)) == [Post("a", None, ["b"], None)]
+
+
+def test_every_changed_byte_of_a_header_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, {"a.json": b'{"id": "a", "tags": ["b"]}', "b.jpg": b"x"})
+    content = path.read_bytes()
+    for place in range(0, BLOCK, 3):
+        for value in (0, 0x39, 0x80, 0xFF):
+            path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            with contextlib.suppress(ConfigError):
+                find_members(path)
+            with contextlib.suppress(ShardError):
+                list(read_shard(str(path)))
+            list(read_posts(path))
