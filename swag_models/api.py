@@ -12,13 +12,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 from swag_models.catalog import MODELS
-from swag_models.errors import ConfigError, UnknownModelError, suggest_names
+from swag_models.decoding import decode_fields
+from swag_models.errors import (
+    ConfigError,
+    UnknownModelError,
+    check_choice,
+    check_types,
+    suggest_names,
+)
+from swag_models.formatting import describe
 from swag_models.hub.hf_format import read_config, read_folder
 from swag_models.hub.huggingface import PREFIX, make_url, parse_name, parse_url
-from swag_models.spec import UNKNOWN, ImageSize, ModelSpec, Pool, ViTConfig
+from swag_models.paths import expand_path
+from swag_models.spec import UNKNOWN, Backend, ImageSize, ModelSpec, Pool, Progress
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +52,8 @@ def list_models(pattern: str = "*", **filters: object) -> list[str]:
     Raises:
         ConfigError: a filter is unknown.
     """
+    check_types(str, pattern=pattern)
+    check_types(str | int | tuple | None, **filters)
     if unknown := sorted(set(filters) - set(FILTERS)):
         raise ConfigError(f"unknown filter {', '.join(unknown)}; allowed: {', '.join(FILTERS)}")
     return [
@@ -70,22 +81,29 @@ def get_spec(name: Name) -> ModelSpec:
         FetchError: the Hub cannot be reached.
     """
     if isinstance(name, ModelSpec):
+        decode_fields(ModelSpec, vars(name), positive=False)  # checks the types of its fields
         return name
-    if name in SPECS:
-        return SPECS[str(name)]
-    if str(name).startswith(PREFIX):
-        return _find_on_hub(str(name))
-    path = os.path.expanduser(name)
+    if not isinstance(name, (str, os.PathLike)):
+        raise ConfigError(
+            f"invalid model {describe(name)}: allowed: a name, a folder or a ModelSpec; for a "
+            "loaded model, the folder that publish.save writes"
+        )
+    path = expand_path(name, "model")
+    if isinstance(name, str) and name in SPECS:
+        return SPECS[name]
+    if isinstance(name, str) and name.startswith(PREFIX):
+        return _find_on_hub(name)
     if os.path.isdir(path):
-        return read_folder(Path(path))
+        return read_folder(path)
     if os.path.exists(path):
         raise UnknownModelError(
             f"{path} is a file, not a folder; load a weight file with load_model(name, "
-            f"weights={path!r})"
+            f"weights={str(path)!r})"
         )
     if not isinstance(name, str) or os.path.dirname(path):
         raise UnknownModelError(
-            f"folder {path!r} does not exist; a repository of the Hub is written {PREFIX}org/repo"
+            f"folder {str(path)!r} does not exist; a repository of the Hub is written "
+            f"{PREFIX}org/repo"
         )
     raise UnknownModelError(suggest_names("model", name, SPECS))
 
@@ -119,12 +137,12 @@ def load_model(
     in_chans: int = 3,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
-    progress: bool = True,
+    progress: Progress = True,
     drop_rate: float = 0.0,
     attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
     global_pool: Pool | None = None,
-    backend: Literal["mmap", "pread"] = "mmap",
+    backend: Backend = "mmap",
 ) -> ViT | RegNet:
     """Load a model in eval mode.
 
@@ -147,7 +165,8 @@ def load_model(
             the first convolution are adapted.
         device: a torch device or its name.
         dtype: a torch dtype or its name; by default float32, whatever dtype the file has.
-        progress: show a progress bar while downloading.
+        progress: show a progress bar while downloading; or the tqdm class to draw it with, for
+            example tqdm.notebook.tqdm.
         drop_rate: dropout before the head.
         attn_drop_rate: dropout of attention weights (ViT only).
         drop_path_rate: stochastic depth of the last block; lower in earlier ones.
@@ -164,49 +183,51 @@ def load_model(
     """
     import torch
 
+    from swag_models.devices import check_device, check_dtype
     from swag_models.models import build
+    from swag_models.state_dict import load_weights
 
     spec = get_spec(name)
+    check_types(bool, pretrained=pretrained)
+    check_choice("backend", backend, *get_args(Backend))
+    _check_progress(progress)
+    path = None if weights is None else _check_weights(weights)
     on_device, as_dtype = check_device(device), check_dtype(dtype)
     # `...` stands for the spec's number, because None means no head.
     classes = spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes
-    reads_weights = pretrained or weights is not None
+    reads_weights = pretrained or path is not None
     # On the meta device nothing is allocated or initialised that the file's tensors would replace.
     with torch.device("meta" if reads_weights else "cpu"):
         model = build(
             spec.config,
             num_classes=classes,
             image_size=spec.image_size if image_size is None else image_size,
-            in_chans=spec.in_chans if in_chans == 3 else in_chans,
+            in_chans=spec.in_chans if type(in_chans) is int and in_chans == 3 else in_chans,
             drop_rate=drop_rate,
             attn_drop_rate=attn_drop_rate,
             drop_path_rate=drop_path_rate,
-            global_pool=global_pool or spec.global_pool,
+            global_pool=spec.global_pool if global_pool is None else global_pool,
         )
     # The published accuracy and licence hold for the published weights only.
     model.spec = spec
-    if weights is not None:
+    if path is not None:
         model.spec = replace(spec, metrics=None, sources=())
     elif not pretrained:
         model.spec = replace(
             spec, metrics=None, sources=(), description=UNTRAINED, license=UNKNOWN, license_url=""
         )
     if reads_weights:
-        from swag_models.checkpoint import read_state_dict
-        from swag_models.hub.fetch import fetch_weights
-        from swag_models.state_dict import fit_state_dict
-
-        path = fetch_weights(spec, progress=progress) if weights is None else weights
-        state = fit_state_dict(
-            read_state_dict(path, backend=backend),
-            model,
-            origin=f"{spec.name} ({path})" if weights is None else str(path),
-            # A trunk's source may be the file of its linear classifier.
-            drop_head=weights is None and spec.num_classes is None,
-            fresh_head=num_classes is not ...,
-            grid=_find_grid(spec) if weights is None else None,
+        load_weights(
+            model, spec, path, progress=progress, backend=backend, fresh_head=num_classes is not ...
         )
-        model.load_state_dict(state, assign=True)  # no copy: parameters are the mapped tensors
+    # accelerate.init_empty_weights puts every parameter on the meta device, for others to fill.
+    if any(parameter.is_meta for parameter in model.parameters()):
+        if reads_weights:
+            raise ConfigError(
+                "the weights were not kept, as inside accelerate.init_empty_weights(); load the "
+                "model outside of it, or pass pretrained=False"
+            )
+        return model.to(as_dtype).eval()
     return model.to(on_device, as_dtype).eval()
 
 
@@ -218,7 +239,7 @@ def load_preprocess(name: Name, *, image_size: ImageSize | None = None) -> Trans
         image_size: pixels, int or (height, width); by default the spec's. Pass the size that was
             passed to `load_model`.
     """
-    from swag_models.models import check_image_size
+    from swag_models.models.backbone import check_image_size
     from swag_models.preprocess import Transform
 
     spec = get_spec(name)
@@ -270,7 +291,7 @@ def hub_entries() -> Mapping[str, Callable[..., ViT | RegNet]]:
 
 
 def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
-    def entry(pretrained: bool = True, progress: bool = True, **kwargs: Any) -> ViT | RegNet:
+    def entry(pretrained: bool = True, progress: Progress = True, **kwargs: Any) -> ViT | RegNet:
         return load_model(spec.name, pretrained=pretrained, progress=progress, **kwargs)
 
     entry.__name__ = entry.__qualname__ = spec.name
@@ -284,46 +305,27 @@ def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
     return entry
 
 
-def _find_grid(spec: ModelSpec) -> tuple[int, int] | None:
-    """Return the patch grid on which the position embedding in a spec's file was learned."""
-    if not isinstance(spec.config, ViTConfig):
-        return None
-    height, width = spec.preprocess.size
-    return height // spec.config.patch_size, width // spec.config.patch_size
-
-
-def check_device(device: str | torch.device) -> torch.device:
-    """Convert a device name to a torch device, and check that it can be used.
-
-    Raises:
-        ConfigError: the name is invalid, or this machine has no such device.
-    """
-    import torch
-
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)  # a valid name may denote a device that is missing
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+def _check_weights(weights: str | os.PathLike[str]) -> Path:
+    """Return the path of a local checkpoint; raise ConfigError for what is none."""
+    if not isinstance(weights, (str, os.PathLike)):
         raise ConfigError(
-            f"device {device!r} cannot be used here ({reason}); allowed for example: cpu, cuda, mps"
-        ) from None
-    return chosen
-
-
-def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Convert a dtype name to a floating-point torch dtype; None means float32.
-
-    Raises:
-        ConfigError: not a floating-point dtype of at least 16 bits.
-    """
-    import torch
-
-    chosen: object = torch.float32 if dtype is None else dtype
-    if isinstance(chosen, str):
-        chosen = getattr(torch, chosen, None)
-    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point or chosen.itemsize < 2:
-        raise ConfigError(
-            f"dtype {dtype!r} is not allowed; give float32, bfloat16, float16 or float64"
+            f"invalid weights {describe(weights)}: allowed: the path of a file; load a state dict "
+            "with model.load_state_dict"
         )
-    return chosen
+    if "://" in str(weights):
+        raise ConfigError(
+            f"invalid weights {describe(str(weights))}: allowed: the path of a local file; "
+            "download it first"
+        )
+    return expand_path(weights, "weights")
+
+
+def _check_progress(progress: Progress) -> None:
+    """Raise ConfigError unless `progress` is a bool or a tqdm class."""
+    if not isinstance(progress, bool):
+        from tqdm import tqdm
+
+        if not (isinstance(progress, type) and issubclass(progress, tqdm)):
+            raise ConfigError(
+                f"invalid progress {describe(progress)}: allowed: True, False or a tqdm class"
+            )

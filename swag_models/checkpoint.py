@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import IO, Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +25,8 @@ from swag_models.errors import CheckpointError, UnsafeCheckpointError
 from swag_models.formatting import list_names
 from swag_models.hub.hf_format import INDEX_FILE, read_index
 from swag_models.layouts import find_unknown_keys, recognise_layout, translate_layout
-from swag_models.spec import Layout
+from swag_models.spec import Backend, Layout
 
-Backend = Literal["mmap", "pread"]
 # Keys under which training code stores a state dict. If a file has several, the first is used.
 WRAPPER_KEYS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")
 MAX_WRAPPERS = 16  # levels of nesting

@@ -7,6 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe
 
 T = TypeVar("T")
 MAX_FLOAT = sys.float_info.max
@@ -48,8 +49,10 @@ def decode_fields(
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     subject = path.rstrip(".") or name or cls.__name__
     if not isinstance(data, dict):
-        raise ConfigError(f"{subject} is {data!r}; allowed: its fields ({', '.join(names)})")
-    if unknown := sorted(set(data) - set(names)):
+        raise ConfigError(
+            f"{subject} is {describe(data)}; allowed: its fields ({', '.join(names)})"
+        )
+    if unknown := sorted(str(key) for key in data if key not in names):
         raise ConfigError(
             f"{subject} has no field {', '.join(unknown)}; fields: {', '.join(names)}"
         )
@@ -78,7 +81,8 @@ def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> 
     for option in options:
         if is_dataclass(option):
             if isinstance(value, option):  # type: ignore[arg-type]
-                return value
+                record: type[Any] = option  # type: ignore[assignment]
+                return decode_fields(record, vars(value), f"{path}.", positive=positive)
             family = getattr(option, "family", None)
             if isinstance(value, dict) and (family is None or value.get("family") == family):
                 values = {key: item for key, item in value.items() if key != "family"}
@@ -103,7 +107,7 @@ def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> 
             f"{path}.family is {value.get('family')!r}; allowed: {', '.join(families)}"
         )
     allowed = " or ".join(_describe_type(option, positive) for option in options)
-    raise ConfigError(f"{path} is {value!r}; allowed: {allowed}")
+    raise ConfigError(f"{path} is {describe(value)}; allowed: {allowed}")
 
 
 def list_options(hint: Any) -> tuple[Any, ...]:

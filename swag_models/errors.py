@@ -19,9 +19,12 @@ SwagModelsError
 """
 
 import difflib
+import sys
 from collections.abc import Iterable
+from types import NoneType
+from typing import Any, get_args
 
-from swag_models.formatting import escape_unprintable
+from swag_models.formatting import describe, escape_unprintable
 
 __all__ = [
     "CacheError",
@@ -126,6 +129,40 @@ def suggest_names(kind: str, name: str, allowed: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}: {', '.join(similar or allowed)}"
 
 
+def check_types(kinds: Any, **values: object) -> None:
+    """Check the types of options.
+
+    Args:
+        kinds: a type or a union of types, for example `str | None`. Unlike for `isinstance`, bool
+            is an int only where it is named.
+        **values: value of each option.
+
+    Raises:
+        ConfigError: a value is of another type.
+    """
+    allowed = get_args(kinds) or (kinds,)
+    for name, value in values.items():
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            types = " or ".join("None" if kind is NoneType else kind.__name__ for kind in allowed)
+            raise ConfigError(f"invalid {name} {describe(value)}: allowed: {types}")
+
+
+def check_choice(name: str, value: object, *allowed: str, subject: str = "") -> None:
+    """Check an option that has one of several values.
+
+    Args:
+        name: the option.
+        value: its value, of any type.
+        *allowed: the values that it may have.
+        subject: what the allowed values are for, for example " for a ViT".
+
+    Raises:
+        ConfigError: it has another value.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"{name} is {describe(value)}; allowed{subject}: {', '.join(allowed)}")
+
+
 def check_minimum(minimum: int, **values: float | None) -> None:
     """Check options that have a smallest value.
 
@@ -134,8 +171,25 @@ def check_minimum(minimum: int, **values: float | None) -> None:
         **values: value of each option; None for one that is not set.
 
     Raises:
-        ConfigError: a value is smaller.
+        ConfigError: a value is smaller, or not a number.
     """
     for name, value in values.items():
-        if value is not None and value < minimum:
-            raise ConfigError(f"invalid {name} {value}: allowed: {minimum} or more")
+        check_types(int | float | None, **{name: value})
+        # NaN is neither, and a larger int cannot be converted to float.
+        if value is not None and not minimum <= value <= sys.float_info.max:
+            raise ConfigError(f"invalid {name} {describe(value)}: allowed: {minimum} or more")
+
+
+def check_maximum(maximum: int, **values: float | None) -> None:
+    """Check options that have a largest value.
+
+    Args:
+        maximum: the largest allowed value.
+        **values: value of each option, a number; None for one that is not set.
+
+    Raises:
+        ConfigError: a value is larger.
+    """
+    for name, value in values.items():
+        if value is not None and value > maximum:
+            raise ConfigError(f"invalid {name} {describe(value)}: allowed: {maximum} or less")

@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from types import NoneType
 
 GAP = " ... "  # what replaces the middle of a text that is too long
+MAX_VALUE, MAX_ITEMS = 100, 10  # characters of a value in a message, items of a list
 
 
 def printable(name: str | os.PathLike[str]) -> str:
@@ -34,6 +36,21 @@ def escape_unprintable(text: str, limit: int | None = None) -> str:
         end = (limit - len(GAP)) // 2
         text = text[: limit - len(GAP) - end] + GAP + text[-end:]
     return text
+
+
+def describe(value: object) -> str:
+    """Return what a message calls a value of any type: a short literal, or the name of its type.
+
+    Args:
+        value: anything, also a number with more digits than Python converts to text.
+    """
+    is_short = isinstance(value, (list, tuple)) and len(value) <= MAX_ITEMS
+    if not (is_short or isinstance(value, (str, int, float, complex, bytes, NoneType))):
+        return f"of type {type(value).__name__}"
+    try:
+        return escape_unprintable(repr(value), MAX_VALUE)
+    except ValueError:  # an int of more than 4300 digits
+        return "with thousands of digits"
 
 
 def _escape_character(character: str) -> str:

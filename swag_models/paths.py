@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe
+
+MAX_NAME = 255  # bytes of a file name on common file systems
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -24,15 +27,19 @@ def expand_path(path: str | os.PathLike[str], option: str = "path") -> Path:
         option: the name of the argument, for the message.
 
     Raises:
-        ConfigError: it is of another type, empty, or contains a null character.
+        ConfigError: it is of another type, or no file can have this name.
     """
-    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+    try:
+        text = os.fspath(path)
+        # Raises for characters that no file name has, for example half of a surrogate pair.
+        encoded = os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
+        text, encoded = "", b""
+    parts = encoded.split(os.fsencode(os.sep))
+    if not isinstance(text, str) or not text or b"\0" in encoded or max(map(len, parts)) > MAX_NAME:
         raise ConfigError(
-            f"invalid {option} of type {type(path).__name__}: allowed: a text or a pathlib.Path"
+            f"invalid {option} {describe(path)}: allowed: the path of a file or folder"
         )
-    text = os.fspath(path)
-    if not text or "\0" in text:
-        raise ConfigError(f"invalid {option} {text!r}: allowed: the path of a file or folder")
     return Path(os.path.expanduser(text))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from swag_models.errors import ImageError
+from swag_models.formatting import describe
 from swag_models.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ class Transform:
             raise ImageError(
                 f"cannot preprocess {kind}; give a PIL image or a tensor (..., 3, H, W)"
             )
+        if not width * height:
+            raise ImageError(f"an image of {width}x{height} has no pixels")
         # Without this limit, the long side of a very narrow image could become arbitrarily long.
         resized = list(cover_size(height, width, *self.preprocess.size))
         if resized[0] * resized[1] > MAX_PIXELS:
@@ -169,6 +172,9 @@ class Transform:
         from torchvision.transforms.functional import convert_image_dtype
         from torchvision.transforms.v2 import functional as F
 
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim < 3 or tensor.shape[-3] != 3:
+            kind = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else describe(tensor)
+            raise ImageError(f"cannot normalise {kind}; give a tensor (..., 3, h, w)")
         if tensor.dtype != torch.uint8:
             tensor = convert_image_dtype(tensor, torch.float32)  # v2's differs in the last bit
             return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))

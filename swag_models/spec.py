@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
 from swag_models.decoding import decode_fields
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_types
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 ImageSize = int | tuple[int, int]
+Backend = Literal["mmap", "pread"]  # how a weight file is read
 Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg"]
 # Progress of a download: True shows a bar if stderr is a terminal; a tqdm class is always used.
@@ -240,8 +241,10 @@ class ModelSpec:
         Raises:
             ConfigError: invalid JSON, or a field is unknown, missing or of another type.
         """
+        check_types(str, text=text)
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        # Also a number of 5000 digits, and lists nested more deeply than Python recurses.
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"not a model spec: invalid JSON ({error})") from None
         return cls.from_dict(data)

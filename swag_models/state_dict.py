@@ -6,13 +6,21 @@ Axes: D width, h w grid of patches, k kernel size.
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from swag_models.checkpoint import read_state_dict
 from swag_models.errors import CheckpointError
 from swag_models.formatting import list_names
+from swag_models.hub.fetch import fetch_weights
 from swag_models.layouts import recognise_layout, resize_position_embedding, translate_layout
+from swag_models.spec import Backend, ModelSpec, Progress, ViTConfig
+
+if TYPE_CHECKING:
+    from swag_models.models import RegNet, ViT
 
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.conv.weight")  # of a ViT, of a RegNet
 
@@ -164,3 +172,45 @@ def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], orig
             else ""
         )
         raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems)}{hint}")
+
+
+def load_weights(
+    model: "ViT | RegNet",
+    spec: ModelSpec,
+    path: Path | None,
+    *,
+    progress: Progress,
+    backend: Backend,
+    fresh_head: bool,
+) -> None:
+    """Load the weights of a spec, or of a local file, into a model on the meta device.
+
+    Args:
+        model: built from the spec, possibly for another size or number of classes.
+        spec: its sources are tried in order.
+        path: a local file instead of the spec's sources.
+        progress: of a download, as for `load_model`.
+        backend: how the file is read, as for `load_model`.
+        fresh_head: as for `fit_state_dict`.
+    """
+    is_local = path is not None
+    path = path or fetch_weights(spec, progress=progress)
+    with torch.device("cpu"):  # whatever default device the caller has set
+        state = fit_state_dict(
+            read_state_dict(path, backend=backend),
+            model,
+            origin=str(path) if is_local else f"{spec.name} ({path})",
+            # A trunk's source may be the file of its linear classifier.
+            drop_head=not is_local and spec.num_classes is None,
+            fresh_head=fresh_head,
+            grid=None if is_local else _find_grid(spec),
+        )
+    model.load_state_dict(state, assign=True)  # no copy: parameters are the mapped tensors
+
+
+def _find_grid(spec: ModelSpec) -> tuple[int, int] | None:
+    """Return the patch grid on which the position embedding in a spec's file was learned."""
+    if not isinstance(spec.config, ViTConfig):
+        return None
+    height, width = spec.preprocess.size
+    return height // spec.config.patch_size, width // spec.config.patch_size

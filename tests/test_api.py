@@ -77,7 +77,7 @@ def test_every_name_is_a_function_with_the_originals_signature() -> None:
     for name in swag_models.list_models():
         entry = getattr(swag_models, name)
         assert str(inspect.signature(entry)).startswith(
-            "(pretrained: 'bool' = True, progress: 'bool' = True, **kwargs"
+            "(pretrained: 'bool' = True, progress: 'Progress' = True, **kwargs"
         )
         assert entry.__name__ == name
         assert swag_models.get_spec(name).license in entry.__doc__

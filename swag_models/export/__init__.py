@@ -16,7 +16,7 @@ import torch
 from swag_models import __version__
 from swag_models.api import Name, get_spec, load_classes, load_model
 from swag_models.atomic import temporary_folder
-from swag_models.errors import ConfigError, ExportError
+from swag_models.errors import ConfigError, ExportError, check_types
 from swag_models.export.formats import (
     INPUT_NAME,
     ONNX_EXTRA,
@@ -35,7 +35,10 @@ from swag_models.export.verification import (
     read_batches,
     split_images,
 )
+from swag_models.formatting import describe, escape_unprintable
 from swag_models.models import Backbone
+from swag_models.models.backbone import check_backbone
+from swag_models.paths import expand_path
 from swag_models.preprocess import Transform
 from swag_models.runtime import import_extra
 from swag_models.spec import ImageSize, ModelSpec
@@ -110,7 +113,10 @@ def export_model(
         ConfigError: an argument is invalid, or a package is missing.
         ExportError: the file cannot be written, or differs from the model. `path` is unchanged.
     """
-    path, dtype = Path(path), str(dtype).removeprefix("torch.")
+    check_types(ModelSpec | None, spec=spec)
+    check_types(str | torch.dtype, dtype=dtype)
+    path, dtype = expand_path(path), str(dtype).removeprefix("torch.")
+    images = None if images is None else expand_path(images, "images")
     _check_arguments(path, dtype, opset, images)
     eager, spec = _load_eager(model, spec, image_size, options)
     metadata = Metadata(
@@ -151,18 +157,16 @@ def export_model(
     return ExportReport(path, dtype, size, max_deviation, mean_deviation, agreement, num_images)
 
 
-def _check_arguments(
-    path: Path, dtype: str, opset: int, images: str | os.PathLike[str] | None
-) -> None:
+def _check_arguments(path: Path, dtype: str, opset: int, images: Path | None) -> None:
     """Raise ConfigError for invalid arguments, before any work."""
     check_suffix(path)
     if dtype not in DTYPES[path.suffix]:
         raise ConfigError(
-            f"invalid dtype {dtype} for {path.suffix}: allowed: {', '.join(DTYPES[path.suffix])}; "
-            "use .pt2 for bfloat16 and .onnx for int8"
+            f"invalid dtype {escape_unprintable(dtype, 100)} for {path.suffix}: allowed: "
+            f"{', '.join(DTYPES[path.suffix])}; use .pt2 for bfloat16 and .onnx for int8"
         )
-    if opset not in OPSETS:
-        raise ConfigError(f"invalid opset {opset}: allowed: {OPSETS[0]} to {OPSETS[-1]}")
+    if type(opset) is not int or opset not in OPSETS:
+        raise ConfigError(f"invalid opset {describe(opset)}: allowed: {OPSETS[0]} to {OPSETS[-1]}")
     if dtype == "int8" and images is None:
         raise ConfigError(
             "int8 needs a folder of images to calibrate on: pass images=, or --calibrate FOLDER"
@@ -186,7 +190,8 @@ def _load_eager(
 ) -> tuple[Backbone, ModelSpec]:
     """The model in float32 on the CPU, in eval mode without gradients, and its spec."""
     eager: Backbone
-    if isinstance(model, Backbone):
+    if isinstance(model, torch.nn.Module):
+        model = check_backbone(model, "export")
         spec = spec or model.spec
         if spec is None:
             raise ConfigError(

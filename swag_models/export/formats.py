@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from swag_models.decoding import decode_fields
 from swag_models.errors import ConfigError, ExportError
 from swag_models.models import Backbone
+from swag_models.paths import expand_path
 from swag_models.runtime import import_extra
 from swag_models.spec import Preprocess
 
@@ -88,7 +89,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     Raises:
         ExportError: the file cannot be read, or is not such a file.
     """
-    path = Path(path)
+    path = expand_path(path)
     check_suffix(path)
     try:
         return Metadata.from_strings(_read_pt2(path) if path.suffix == ".pt2" else _read_onnx(path))

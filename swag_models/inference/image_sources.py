@@ -7,7 +7,7 @@ import glob
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -19,6 +19,7 @@ from PIL import Image
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import printable
 from swag_models.inference.tar_members import find_members
+from swag_models.paths import expand_path
 from swag_models.preprocess import read_image
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def find_images(images: Any) -> list[ImageRef]:
     """
     single = isinstance(images, (str, os.PathLike, Image.Image, ImageRef))
     sources = [images] if single or hasattr(images, "ndim") else images
-    if not isinstance(sources, Iterable):
+    # Iterating over these would give bytes, numbers or keys.
+    if not isinstance(sources, Iterable) or isinstance(sources, (bytes, Mapping, io.IOBase)):
         raise ConfigError(
             f"images is a {type(images).__name__}; pass paths, PIL images, arrays or tensors"
         )
@@ -154,7 +156,7 @@ def read_ahead(
 
 def _find_files(pattern: str | os.PathLike[str]) -> list[ImageRef]:
     """Images of a path or a shell pattern, sorted by path."""
-    path = Path(pattern)
+    path = expand_path(pattern, "images")
     # a missing file is listed as well: reading it reports the reason
     matches = [path]
     if glob.has_magic(str(pattern)) and not path.exists():

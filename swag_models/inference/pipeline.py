@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.api import Name, check_dtype, get_spec, load_model, load_preprocess
-from swag_models.errors import ConfigError, ImageError
+from swag_models.api import Name, get_spec, load_model, load_preprocess
+from swag_models.devices import check_dtype
+from swag_models.errors import ConfigError, ImageError, check_maximum, check_types
+from swag_models.formatting import describe
 from swag_models.inference.acceleration import (
     accelerate,
     compile_forward,
@@ -28,6 +30,7 @@ from swag_models.runtime import count_cpus
 from swag_models.spec import ImageSize
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
+MAX_BATCH_SIZE, MAX_THREADS = 2**20, 1024  # larger values are mistakes
 MAX_WORKERS = 16  # more threads would wait for the interpreter lock
 # Images that each thread reads before the model runs. With fewer, most threads would be
 # idle until the slowest image of the chunk is read.
@@ -111,9 +114,15 @@ class InferencePipeline:
                 f"{type(self).__name__} uses the {' and '.join(fixed)} of the model; "
                 f"leave {'it' if len(fixed) == 1 else 'them'} out"
             )
+        check_types(bool, fast=fast)
+        check_types(bool | None, compile=compile)
         for name, value in {"batch_size": batch_size, "workers": workers}.items():
             if value is not None and (type(value) is not int or value < 1):  # bool is an int
-                raise ConfigError(f"invalid {name} {value!r}: allowed: 1 or more")
+                raise ConfigError(f"invalid {name} {describe(value)}: allowed: 1 or more")
+        check_maximum(MAX_BATCH_SIZE, batch_size=batch_size)
+        check_maximum(MAX_THREADS, workers=workers)
+        if fast:
+            check_dtype(dtype)  # before the weights, whose download can take long
         if not self.keeps_head:
             options["num_classes"] = None
         spec = get_spec(model)
@@ -137,7 +146,8 @@ class InferencePipeline:
         self.workers = workers or min(MAX_WORKERS, count_cpus())
         self.preprocess = load_preprocess(spec, image_size=image_size)
         if fast:
-            accelerate(self.model, check_dtype(dtype) if dtype else pick_dtype(self.device))
+            chosen = pick_dtype(self.device) if dtype is None else check_dtype(dtype)
+            accelerate(self.model, chosen)
             self.preprocess = Transform(self.preprocess.preprocess, vectorised=has_fast_resize())
         self.dtype = next(self.model.parameters()).dtype
         if compile and not has_compiler(self.device):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swag_models.api import Name, get_spec, load_classes
-from swag_models.errors import check_minimum
+from swag_models.errors import check_minimum, check_types
 from swag_models.inference.pipeline import InferencePipeline, Skipped
 
 __all__ = ["Classifier", "Embedder", "Embeddings", "Prediction", "Skipped"]
@@ -110,6 +110,7 @@ class Classifier(InferencePipeline):
         Raises:
             ConfigError: as for `__call__`.
         """
+        check_types(int, top_k=top_k)
         check_minimum(1, top_k=top_k)
         with closing(self.run(images)) as batches:
             for batch in batches:
@@ -160,7 +161,8 @@ class Embedder(InferencePipeline):
             ConfigError: `images` contains something else.
         """
         # the empty tensor lets torch.cat work without any image
-        vectors, names, skipped = [torch.empty(0, self.model.num_features)], [], []
+        empty = torch.empty(0, self.model.num_features, dtype=torch.float32, device="cpu")
+        vectors, names, skipped = [empty], [], []
         for batch in self.run(images):
             names += batch.names
             skipped += batch.skipped

@@ -1,7 +1,8 @@
 """Models as PyTorch modules, and `build`, which makes one from a configuration."""
 
-from swag_models.errors import ConfigError
-from swag_models.models.backbone import Backbone, check_choice
+from swag_models.errors import ConfigError, check_choice
+from swag_models.formatting import describe
+from swag_models.models.backbone import Backbone, check_image_size, check_rate
 from swag_models.models.fpn import FeaturePyramid
 from swag_models.models.param_groups import group_parameters
 from swag_models.models.regnet import RegNet
@@ -52,14 +53,15 @@ def build(
                 drop_rate=drop_rate,
                 attn_drop_rate=attn_drop_rate,
                 drop_path_rate=drop_path_rate,
-                global_pool=global_pool or "token",
+                global_pool="token" if global_pool is None else global_pool,
             )
         case RegNetConfig():
-            if attn_drop_rate:
+            if check_rate("attn_drop_rate", attn_drop_rate):
                 raise ConfigError(
                     f"attn_drop_rate is {attn_drop_rate}; a RegNet has no attention, leave it at 0"
                 )
-            check_choice("global_pool", global_pool or "avg", "RegNet", "avg")
+            pool = "avg" if global_pool is None else global_pool
+            check_choice("global_pool", pool, "avg", subject=" for a RegNet")
             return RegNet(
                 config,
                 num_classes=num_classes,
@@ -69,17 +71,4 @@ def build(
                 drop_path_rate=drop_path_rate,
             )
         case _:
-            raise ConfigError(f"config is {config!r}; give a ViTConfig or a RegNetConfig")
-
-
-def check_image_size(image_size: ImageSize) -> tuple[int, int]:
-    """Return an image size as (height, width).
-
-    Raises:
-        ConfigError: not a positive int or a pair of positive ints.
-    """
-    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    # `type(...) is int`, because True is an int too.
-    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise ConfigError(f"image_size is {image_size!r}; give pixels as an int or (height, width)")
-    return size[0], size[1]
+            raise ConfigError(f"config is {describe(config)}; give a ViTConfig or a RegNetConfig")

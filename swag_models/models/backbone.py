@@ -7,15 +7,21 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_maximum, check_types
+from swag_models.formatting import describe
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.models.layers import Blocks
-from swag_models.spec import ModelSpec
+from swag_models.spec import ImageSize, ModelSpec
 
 B = TypeVar("B", bound="Backbone")
 M = TypeVar("M", bound=nn.Module)
+# Larger values are mistakes; they would take memory and time before torch refuses them.
+MAX_CLASSES = 10_000_000
+MAX_CHANNELS = 10_000
+MAX_SIDE = 16_384  # pixels; the position embedding of a ViT grows with the square
 
 
 class Backbone(nn.Module):
@@ -53,11 +59,14 @@ class Backbone(nn.Module):
         check_num_classes(num_classes)
         # `type(...) is int`, here and below, because True is an int too.
         if type(in_chans) is not int or in_chans < 1:
-            raise ConfigError(f"in_chans is {in_chans!r}; give a positive number of channels")
+            raise ConfigError(
+                f"in_chans is {describe(in_chans)}; give a positive number of channels"
+            )
+        check_maximum(MAX_CHANNELS, in_chans=in_chans)
         # timm's name for the input channels of the head; for a linear head both are equal.
         self.num_features = self.head_hidden_size = num_features
         self.num_classes = num_classes
-        self.image_size = image_size
+        self.image_size = check_image_size(image_size)
         self.in_chans = in_chans
         self.drop_rate = check_rate("drop_rate", drop_rate)
 
@@ -149,6 +158,7 @@ class Backbone(nn.Module):
         Args:
             enable: store only each block's input, and recompute the rest in the backward pass.
         """
+        check_types(bool, enable=enable)
         for module in self.modules():
             if isinstance(module, Blocks):
                 module.grad_checkpointing = enable
@@ -170,9 +180,10 @@ class Backbone(nn.Module):
         ends: dict[str, int] = {}
         for end, part in enumerate(part for layer in self.layers for part in layer):
             ends[part.split(".")[0]] = ends[part] = end  # the last block of a stage wins
-        if up_to is not None and up_to not in ends:
+        if up_to is not None and not (isinstance(up_to, str) and up_to in ends):
             raise ConfigError(
-                f"up_to is {up_to!r}; allowed: {', '.join(ends)}, or None for the whole trunk"
+                f"up_to is {describe(up_to)}; allowed: {', '.join(ends)}, "
+                "or None for the whole trunk"
             )
         last_end = max(ends.values()) if up_to is None else ends[up_to]
         parts = tuple(part for part, end in ends.items() if end <= last_end)
@@ -190,6 +201,7 @@ class Backbone(nn.Module):
 
     def train(self: B, mode: bool = True) -> B:
         """Set the training mode, as torch does; frozen parts stay in evaluation mode."""
+        check_types(bool, mode=mode)
         super().train(mode)
         for part in self.frozen:
             # Skip parameters such as the class token, which have no mode.
@@ -219,14 +231,50 @@ class Backbone(nn.Module):
 
     def _check_input(self, x: Tensor) -> tuple[int, int]:
         """Return (H, W) of a batch of images; raise ConfigError for anything else."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise ConfigError(f"input is {kind}; give load_preprocess(name)(image).unsqueeze(0)")
+        _check_dense(x, "load_preprocess(name)(image).unsqueeze(0)")
+        # A model that is offloaded has meta parameters, which a hook replaces.
+        if x.is_meta and not next(self.parameters()).is_meta:
+            raise ConfigError(
+                "input is on the meta device and has no values; give it on the model's"
+            )
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ConfigError(
                 f"input has shape {tuple(x.shape)}; expected (N, {self.in_chans}, H, W)"
             )
         return x.shape[2], x.shape[3]
+
+    def _check_features(self, x: Tensor, form: str, ndim: int) -> None:
+        """Raise ConfigError unless `x` is a tensor as `forward_features` returns, of `form`."""
+        _check_dense(x, f"{form} of forward_features")
+        if x.ndim != ndim or x.shape[2 if ndim == 3 else 1] != self.num_features:
+            raise ConfigError(f"features have shape {tuple(x.shape)}; expected {form}")
+
+
+def check_backbone(model: object, purpose: str) -> Backbone:
+    """Return a model if it is one of this library, outside of any wrapper.
+
+    Args:
+        model: what a caller passed.
+        purpose: what would be done with it, for example "publish".
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(model, Backbone):
+        raise ConfigError(
+            f"cannot {purpose} a {type(model).__name__}; pass the model that load_model returned: "
+            "for a compiled model its _orig_mod, for a PEFT model merge_and_unload(), for a "
+            "FeaturePyramid its trunk, for DistributedDataParallel its module"
+        )
+    return model
+
+
+def _check_dense(x: object, example: str) -> None:
+    """Raise ConfigError unless `x` is a dense floating-point tensor, as `example` is."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+        kind = f"a {x.layout} tensor of {x.dtype}" if isinstance(x, Tensor) else describe(x)
+        kind = kind.replace("torch.strided ", "").replace("of type ", "a ")
+        raise ConfigError(f"input is {kind}; give {example}")
 
 
 class DropPath(nn.Module):
@@ -264,21 +312,19 @@ def choose_levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
         ConfigError: nothing is chosen, or a position is out of range.
     """
     levels = count if indices is None else indices
-    chosen = range(-levels, 0) if isinstance(levels, int) else levels
-    if not chosen or not all(
-        isinstance(level, int) and -count <= level < count for level in chosen
+    chosen: object = levels
+    if type(levels) is int:
+        chosen = range(-levels, 0) if levels <= count else ()
+    if (
+        not isinstance(chosen, Sequence)
+        or not chosen
+        or not all(type(level) is int and -count <= level < count for level in chosen)
     ):
         raise ConfigError(
-            f"indices is {indices!r}; give the number of last levels, 1 to {count}, "
+            f"indices is {describe(indices)}; give the number of last levels, 1 to {count}, "
             f"or positions below {count}"
         )
     return sorted({level % count for level in chosen})
-
-
-def check_choice(name: str, value: object, family: str, *allowed: str) -> None:
-    """Raise ConfigError unless the value of the argument `name` is allowed for a model family."""
-    if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}; allowed for a {family}: {', '.join(allowed)}")
 
 
 def spread_rates(rate: float, depth: int) -> list[float]:
@@ -294,14 +340,36 @@ def spread_rates(rate: float, depth: int) -> list[float]:
 
 def check_rate(name: str, rate: float) -> float:
     """Return the value of the argument `name`; raise ConfigError if it is not in [0, 1)."""
-    if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-        raise ConfigError(f"{name} is {rate!r}; give a number of at least 0 and below 1")
+    if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < 1:
+        raise ConfigError(f"{name} is {describe(rate)}; give a number of at least 0 and below 1")
     return rate
 
 
+def check_image_size(image_size: ImageSize) -> tuple[int, int]:
+    """Return an image size as (height, width).
+
+    Raises:
+        ConfigError: not a positive int or a pair of positive ints.
+    """
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    # `type(...) is int`, because True is an int too.
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ConfigError(
+            f"image_size is {describe(image_size)}; give pixels as an int or (height, width)"
+        )
+    check_maximum(MAX_SIDE, image_size=max(size))
+    return size[0], size[1]
+
+
+def drop_zero(num_classes: int | None) -> int | None:
+    """Return None for timm's number of classes of a model without a head, 0."""
+    return None if type(num_classes) is int and num_classes == 0 else num_classes
+
+
 def check_num_classes(num_classes: int | None) -> None:
-    """Raise ConfigError unless `num_classes` is None or positive."""
+    """Raise ConfigError unless `num_classes` is None or a number of classes."""
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise ConfigError(
-            f"num_classes is {num_classes!r}; give a positive number, or None for no head"
+            f"num_classes is {describe(num_classes)}; give a positive number, or None for no head"
         )
+    check_maximum(MAX_CLASSES, num_classes=num_classes)

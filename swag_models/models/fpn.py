@@ -9,7 +9,8 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swag_models.models.backbone import Backbone
+from swag_models.errors import check_maximum, check_minimum, check_types
+from swag_models.models.backbone import MAX_CHANNELS, Backbone, check_backbone
 from swag_models.models.vit import ViT
 
 STRIDES = (4, 8, 16, 32)  # pixels per cell of each level
@@ -33,8 +34,12 @@ class FeaturePyramid(nn.Module):
         from torchvision.ops import FeaturePyramidNetwork
 
         super().__init__()
+        check_backbone(model, "build a pyramid on")
+        check_types(int, out_channels=out_channels)
+        check_minimum(1, out_channels=out_channels)
+        check_maximum(MAX_CHANNELS, out_channels=out_channels)
         model.reset_classifier(None)
-        self.trunk = model
+        self.trunk: Backbone = model
         self.out_channels = out_channels
         self.scale = 1.0
         self.neck: nn.Module
@@ -57,7 +62,7 @@ class FeaturePyramid(nn.Module):
         self.neck.to(next(model.parameters()))
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        height, width = x.shape[-2:]
+        height, width = self.trunk._check_input(x)
         # Pad to whole cells of the coarsest level; the levels are cut back below.
         x = F.pad(x, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
         if self.scale != 1:

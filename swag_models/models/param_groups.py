@@ -4,8 +4,9 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from swag_models.errors import ConfigError
-from swag_models.models.backbone import Backbone
+from swag_models.errors import ConfigError, check_choice, check_minimum, check_types
+from swag_models.formatting import describe
+from swag_models.models.backbone import Backbone, check_backbone
 
 Exempt = Literal["nothing", "norms", "norms and biases"]
 NORMS = (
@@ -44,14 +45,17 @@ def group_parameters(
         already part of `lr`.
 
     Raises:
-        ConfigError: `layer_decay` or `no_decay` is not allowed.
+        ConfigError: the model is not one of this library, or an option is not allowed.
     """
+    check_backbone(model, "group the parameters of")
+    check_minimum(0, lr=lr, weight_decay=weight_decay)
+    check_types(int | float, lr=lr, weight_decay=weight_decay)
+    check_types(int | float | None, layer_decay=layer_decay)
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ConfigError(
-            f"layer_decay is {layer_decay!r}; give a number above 0 and up to 1, or None"
+            f"layer_decay is {describe(layer_decay)}; give a number above 0 and up to 1, or None"
         )
-    if no_decay not in (allowed := get_args(Exempt)):
-        raise ConfigError(f"no_decay is {no_decay!r}; allowed: {', '.join(allowed)}")
+    check_choice("no_decay", no_decay, *get_args(Exempt))
     # By identity: names and shapes do not distinguish the parameters of norms from other vectors.
     norms = {
         id(parameter)

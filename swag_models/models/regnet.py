@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_choice, check_types
 from swag_models.models.backbone import (
     Backbone,
     DropPath,
-    check_choice,
     check_num_classes,
     choose_levels,
+    drop_zero,
     spread_rates,
 )
 from swag_models.models.layers import Blocks
@@ -160,8 +160,9 @@ class RegNet(Backbone):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
+        check_types(RegNetConfig, config=config)
         super().__init__(config.stages[-1][0], num_classes, image_size, in_chans, drop_rate)
-        self._check_size(*image_size)
+        self._check_size(*self.image_size)
         self.stem = ConvNorm(in_chans, config.stem_width, kernel=3, stride=2)
         rates = iter(spread_rates(drop_path_rate, config.depth))
         in_width = config.stem_width
@@ -218,7 +219,8 @@ class RegNet(Backbone):
         Arguments as in `Backbone.forward_intermediates`; `norm` has no effect, because all maps are
         outputs of batch norms.
         """
-        check_choice("output_fmt", output_fmt, "RegNet", "NCHW")
+        check_types(bool, norm=norm, stop_early=stop_early, intermediates_only=intermediates_only)
+        check_choice("output_fmt", output_fmt, "NCHW", subject=" for a RegNet")
         chosen = choose_levels(indices, len(self.feature_info))
         maps = []
         x = self._to_channels_last(x)
@@ -237,6 +239,8 @@ class RegNet(Backbone):
             x: output of `forward_features`.
             pre_logits: return pooled features (N, D) instead, as without a head.
         """
+        check_types(bool, pre_logits=pre_logits)
+        self._check_features(x, "a feature map (N, D, h, w)", 4)
         x = x.mean((2, 3))  # (N, D)
         return x if pre_logits else self.head.fc(self.head_drop(x))
 
@@ -250,13 +254,14 @@ class RegNet(Backbone):
     def reset_classifier(
         self, num_classes: int | None, global_pool: Literal["avg"] | None = None
     ) -> None:
-        check_choice("global_pool", "avg" if global_pool is None else global_pool, "RegNet", "avg")
-        self.head = self._join_trunk(
-            Head(self.num_features, num_classes or None), self.stem.conv.weight
-        )
-        self.num_classes = num_classes or None
+        pool = "avg" if global_pool is None else global_pool
+        check_choice("global_pool", pool, "avg", subject=" for a RegNet")
+        num_classes = drop_zero(num_classes)
+        self.head = self._join_trunk(Head(self.num_features, num_classes), self.stem.conv.weight)
+        self.num_classes = num_classes
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        check_types(bool, coarse=coarse)
         return {"stem": "^stem", "blocks": r"^s(\d+)" if coarse else r"^s(\d+)\.b(\d+)"}
 
     def _to_channels_last(self, x: Tensor) -> Tensor:

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_choice, check_types
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.backbone import (
     Backbone,
     DropPath,
-    check_choice,
     check_num_classes,
     check_rate,
     choose_levels,
+    drop_zero,
     spread_rates,
 )
 from swag_models.models.layers import Blocks
@@ -138,8 +138,9 @@ class ViT(Backbone):
         drop_path_rate: float = 0.0,
         global_pool: Pool = "token",
     ) -> None:
+        check_types(ViTConfig, config=config)
         super().__init__(config.width, num_classes, image_size, in_chans, drop_rate)
-        check_choice("global_pool", global_pool, "ViT", *get_args(Pool))
+        check_choice("global_pool", global_pool, *get_args(Pool), subject=" for a ViT")
         check_rate("attn_drop_rate", attn_drop_rate)
         if config.width % config.num_heads:
             raise ConfigError(
@@ -147,7 +148,7 @@ class ViT(Backbone):
             )
         self.global_pool = global_pool
         self.patch_size = config.patch_size
-        self.grid_size = self._grid(*image_size)
+        self.grid_size = self._grid(*self.image_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
         self.patch_embed = PatchEmbed(config.patch_size, in_chans, config.width)
@@ -213,7 +214,9 @@ class ViT(Backbone):
             norm: apply the last norm to the patch tokens.
             return_prefix_tokens: return pairs of patch tokens and class token (N, 1, D).
         """
-        check_choice("output_fmt", output_fmt, "ViT", "NCHW", "NLC")
+        check_types(bool, norm=norm, stop_early=stop_early, intermediates_only=intermediates_only)
+        check_types(bool, return_prefix_tokens=return_prefix_tokens)
+        check_choice("output_fmt", output_fmt, "NCHW", "NLC", subject=" for a ViT")
         chosen = choose_levels(indices, len(self.blocks))
         grid = self._grid(*self._check_input(x))
         maps: list[Any] = []
@@ -261,6 +264,8 @@ class ViT(Backbone):
             x: tokens after the last norm.
             pre_logits: return pooled features (N, D) instead, as without a head.
         """
+        check_types(bool, pre_logits=pre_logits)
+        self._check_features(x, "tokens (N, S, D)", 3)
         # Not x[:, 0], from which the exporter of torch 2.6 derives an upper bound of the batch.
         x = x.select(1, 0) if self.global_pool == "token" else x[:, 1:].mean(dim=1)  # (N, D)
         return x if pre_logits else self.head(self.head_drop(x))
@@ -273,13 +278,13 @@ class ViT(Backbone):
 
     def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
         pool = self.global_pool if global_pool is None else global_pool
-        check_choice("global_pool", pool, "ViT", *get_args(Pool))
-        self.head = self._join_trunk(
-            _make_head(self.num_features, num_classes or None), self.norm.weight
-        )
-        self.num_classes, self.global_pool = num_classes or None, pool
+        check_choice("global_pool", pool, *get_args(Pool), subject=" for a ViT")
+        num_classes = drop_zero(num_classes)
+        self.head = self._join_trunk(_make_head(self.num_features, num_classes), self.norm.weight)
+        self.num_classes, self.global_pool = num_classes, pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        check_types(bool, coarse=coarse)
         with_previous = (99999,)  # timm's marker for the group of the previous layer
         return {
             "stem": r"^(?:cls_token|pos_embed|patch_embed)",

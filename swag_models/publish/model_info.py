@@ -11,15 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, check_types
+from swag_models.formatting import describe
 from swag_models.hub.hf_format import check_texts
 from swag_models.models import Backbone, build
+from swag_models.models.backbone import check_backbone
 from swag_models.spec import UNKNOWN, ImageSize, Metrics, ModelSpec
-
-UNWRAP_HINT = (
-    "pass the model that load_model returned: for a compiled model its _orig_mod, "
-    "for a PEFT model merge_and_unload(), for DistributedDataParallel its module"
-)
 
 logger = logging.getLogger("swag_models")
 
@@ -38,7 +35,7 @@ class ModelInfo:
 
 
 def describe_model(
-    model: nn.Module,
+    model: object,
     *,
     name: str,
     description: str | None = None,
@@ -57,8 +54,7 @@ def describe_model(
     Raises:
         ConfigError: the model is not one of this library, or an argument does not fit it.
     """
-    if not isinstance(model, Backbone):
-        raise ConfigError(f"cannot publish a {type(model).__name__}; {UNWRAP_HINT}")
+    model = check_backbone(model, "publish")
     origin = model.spec
     if origin is None:
         raise ConfigError(
@@ -140,10 +136,11 @@ def _choose_classes(
     if isinstance(classes, str):  # the only label set that `load_classes` knows by name
         if classes != "imagenet-1k" or num_classes != 1000:
             raise ConfigError(
-                f"invalid classes {classes!r}: pass {num_classes or 'no'} names, "
+                f"invalid classes {describe(classes)}: pass {num_classes or 'no'} names, "
                 'or "imagenet-1k" for a model of 1000 classes'
             )
         return classes
+    check_types(list | tuple, classes=classes)
     if len(classes) != num_classes or not all(isinstance(label, str) for label in classes):
         raise ConfigError(
             f"{len(classes)} class names for {num_classes or 'no'} classes; pass one string each"

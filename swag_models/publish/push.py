@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import disk_errors, temporary_folder
-from swag_models.errors import ConfigError, FetchError, PublishError
+from swag_models.errors import ConfigError, FetchError, PublishError, check_types
+from swag_models.formatting import describe
 from swag_models.hub.fetch import fetch_weights
 from swag_models.hub.hf_format import (
     CARD_FILE,
@@ -21,6 +22,7 @@ from swag_models.hub.hf_format import (
     read_index,
 )
 from swag_models.hub.huggingface import LOGIN_HINT, PREFIX, REPO_RULES, is_repo, readable_errors
+from swag_models.paths import expand_path
 from swag_models.publish.model_card import set_card_address
 from swag_models.publish.save import save
 
@@ -96,11 +98,16 @@ def push(
         FetchError: the folder's weights are not those that its config.json states.
         PublishError: the Hub rejected the upload; the message gives the reason.
     """
+    check_types(str, repo=repo)
+    check_types(str | None, revision=revision, message=message, token=token)
+    check_types(bool, private=private, dry_run=dry_run)
     if not is_repo(repo):
         raise ConfigError(
             f"invalid repository {repo!r}: write org/repo, and the branch as revision=; "
             f"allowed: {REPO_RULES}"
         )
+    if revision is not None and not (revision and revision.isprintable()):
+        raise ConfigError(f"invalid revision {describe(revision)}: allowed: the name of a branch")
     target = _Target(repo, revision, private, message, token)
     if isinstance(model, (str, os.PathLike)):
         if options:
@@ -108,7 +115,7 @@ def push(
                 f"invalid options {', '.join(options)} for a folder, which is pushed unchanged; "
                 "pass them to save"
             )
-        return _push_folder(Path(model), target, dry_run)
+        return _push_folder(expand_path(model, "model"), target, dry_run)
     # Saved first: config.json and the card state the hash and the layout of the weight files.
     scratch = Path(tempfile.gettempdir(), "swag_models-push")
     with ExitStack() as stack:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from swag_models.atomic import write_json, write_text
 from swag_models.catalog import NC_URL
-from swag_models.errors import CheckpointError, ConfigError, PublishError
+from swag_models.errors import (
+    CheckpointError,
+    ConfigError,
+    PublishError,
+    check_minimum,
+    check_types,
+)
+from swag_models.formatting import describe
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import (
     CARD_FILE,
@@ -23,6 +30,7 @@ from swag_models.hub.hf_format import (
     make_config,
 )
 from swag_models.hub.huggingface import parse_url
+from swag_models.paths import expand_path
 from swag_models.publish.model_card import CardDetails, make_card
 from swag_models.spec import Metrics, ModelSpec, Source
 
@@ -87,11 +95,30 @@ def save(
     """
     from swag_models.publish.model_info import collect_state, describe_model
 
-    folder = Path(folder)
+    folder = expand_path(folder, "folder")
+    check_types(
+        str | None,
+        name=name,
+        description=description,
+        license=license,
+        license_url=license_url,
+        base_model=base_model,
+        training=training,
+    )
+    check_types(Metrics | None, metrics=metrics)
+    check_types(int, max_shard_size=max_shard_size)
+    check_minimum(1, max_shard_size=max_shard_size)
+    for option, texts in {
+        "datasets": datasets,
+        "tags": tags,
+        "synsets": () if synsets is None else synsets,
+    }.items():
+        check_types(list | tuple, **{option: texts})
+        check_types(str, **{f"{option}[{index}]": text for index, text in enumerate(texts)})
     if name is None:
         name = re.sub(r"[^\w.-]+", "-", folder.absolute().name).strip("-")
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"invalid name {name!r}: allowed: letters, digits and . _ -")
+        raise ConfigError(f"invalid name {describe(name)}: allowed: letters, digits and . _ -")
     info = describe_model(
         model,
         name=name,

@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from swag_models.api import (
     Name,
-    check_device,
-    check_dtype,
     get_spec,
     load_classes,
     load_model,
     load_preprocess,
 )
+from swag_models.devices import check_device, check_dtype
 from swag_models.errors import ConfigError, FetchError, UnknownModelError, suggest_names
 from swag_models.recipe.hashtags import load_imagenet
 from swag_models.runtime import import_extra

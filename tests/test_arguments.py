@@ -1,0 +1,305 @@
+"""Every public function and class refuses an argument of a wrong type in one line.
+
+The functions are collected from `__all__` of the public packages, and their parameters from their
+signatures, so that a new one is tested without a change here (or fails until it has an entry).
+"""
+
+import inspect
+import io
+import math
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import REGNET, VIT, VIT_SPEC, load_tiny
+from torchvision.models import ViT_B_16_Weights
+
+import swag_models
+from swag_models import errors, export, inference, models, publish
+from swag_models.errors import SwagModelsError
+
+PACKAGES: tuple[ModuleType, ...] = (swag_models, errors, inference, models, publish, export)
+NANO = "vit_nano_hashtags"
+MAX_SECONDS = 20  # for one call
+
+
+class BadPath:
+    """A path object of a library with a defect."""
+
+    def __fspath__(self) -> Any:
+        return 3
+
+
+# Each is made anew for each call, because a generator can be used once.
+ODD_VALUES: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "True": lambda: True,
+    "zero": lambda: 0,
+    "negative": lambda: -1,
+    "fraction": lambda: 1.5,
+    "nan": lambda: math.nan,
+    "infinite": lambda: math.inf,
+    "large": lambda: 10**18,
+    "huge": lambda: 10**5000,
+    "complex": lambda: 1j,
+    "empty text": lambda: "",
+    "escape codes": lambda: "odd\x1b[31m\n\u202e",
+    "null": lambda: "a\0b",
+    "surrogate": lambda: "a\ud800b",
+    "long": lambda: "x" * 100_000,
+    "bytes": lambda: b"vit_b16",
+    "stream": lambda: io.BytesIO(b"x"),
+    "folder": lambda: Path("a"),
+    "bad path": BadPath,
+    "list": lambda: ["vit_b16"],
+    "empty list": list,
+    "nested list": lambda: [[[]]],
+    "numbers": lambda: (1, 2, 3),
+    "dict": lambda: {"a": 1},
+    "set": lambda: {1, "a"},
+    "generator": lambda: (x for x in "ab"),
+    "object": object,
+    "class": lambda: dict,
+    "function": lambda: len,
+    "module": lambda: torch,
+    "model": lambda: torch.nn.Linear(2, 2),
+    "enum": lambda: ViT_B_16_Weights.DEFAULT,
+    "numpy int": lambda: np.int64(3),
+    "numpy float": lambda: np.float32(math.nan),
+    "numpy bool": lambda: np.bool_(True),
+    "numpy text": lambda: np.str_("vit_b16"),
+    "array": lambda: np.ones(3),
+    "objects": lambda: np.array([None, "a"], dtype=object),
+    "tensor": lambda: torch.ones(2, 3),
+    "meta tensor": lambda: torch.empty(1, 3, 64, 64, device="meta"),
+    "sparse tensor": lambda: torch.ones(3, 3).to_sparse(),
+    "image": lambda: Image.new("RGB", (4, 4)),
+    "no pixels": lambda: Image.new("RGB", (0, 4)),
+    "dtype": lambda: torch.int8,
+    "device": lambda: torch.device("meta"),
+}
+
+
+def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """A valid call of every public function and class by name: what to call, and its arguments."""
+    vit, regnet = load_tiny("vit"), load_tiny("regnet")
+    image = Image.new("RGB", (64, 48), "red")
+    batch = torch.rand(1, 3, 64, 64)
+    classifier, embedder = inference.Classifier(NANO), inference.Embedder(NANO)
+    exported = folder / "read.onnx"
+    sizes = {"num_classes": 3, "image_size": (64, 64)}
+    build = {"in_chans": 3, "drop_rate": 0.1, "attn_drop_rate": 0.0, "drop_path_rate": 0.1}
+    transform = swag_models.load_preprocess(NANO)
+    load = {
+        "pretrained": False,
+        "weights": None,
+        "num_classes": 3,
+        "image_size": 48,
+        "in_chans": 3,
+        "device": "cpu",
+        "dtype": "float32",
+        "progress": False,
+        "drop_rate": 0.0,
+        "attn_drop_rate": 0.0,
+        "drop_path_rate": 0.0,
+        "global_pool": "token",
+        "backend": "mmap",
+    }
+    pipeline: dict[str, Any] = {
+        "model": NANO,
+        "fast": False,
+        "compile": None,
+        "device": "cpu",
+        "dtype": "float32",
+        "image_size": 48,
+        "batch_size": 2,
+        "workers": 1,
+        **{name: load[name] for name in ("weights", "progress", "drop_rate", "backend")},
+    }
+    levels = {"x": batch, "indices": 1, "norm": False, "stop_early": True, "output_fmt": "NCHW"}
+    levels |= {"intermediates_only": False}
+    saved = {
+        "name": "a",
+        "description": "b",
+        "classes": ["c"] * 10,
+        "synsets": ["n1"] * 10,
+        "metrics": None,
+        "license": "mit",
+        "license_url": "https://localhost/",
+        "tags": ["a"],
+        "datasets": ["a"],
+        "base_model": "a/b",
+        "training": "c",
+        "max_shard_size": 10**9,
+    }
+    calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+        "list_models": (swag_models.list_models, {"pattern": "*", "variant": "in1k"}),
+        "get_spec": (swag_models.get_spec, {"name": NANO}),
+        "load_model": (swag_models.load_model, {"name": NANO, **load}),
+        "load_preprocess": (swag_models.load_preprocess, {"name": NANO, "image_size": 48}),
+        "load_classes": (swag_models.load_classes, {"name": NANO}),
+        "hub_entries": (swag_models.hub_entries, {}),
+        NANO: (getattr(swag_models, NANO), load),
+        "Transform": (transform, {"image": image}),
+        "Transform.normalise": (transform.normalise, {"tensor": batch[0]}),
+        "ModelSpec.from_json": (swag_models.ModelSpec.from_json, {"text": VIT_SPEC.to_json()}),
+        "ModelSpec.from_dict": (swag_models.ModelSpec.from_dict, {"data": VIT_SPEC.to_dict()}),
+        "Classifier": (inference.Classifier, pipeline),
+        "Classifier.call": (classifier, {"images": image, "top_k": 1}),
+        "Classifier.stream": (
+            lambda **options: list(classifier.stream(**options)),
+            {"images": image, "top_k": 1},
+        ),
+        "Embedder": (inference.Embedder, pipeline),
+        "Embedder.call": (embedder, {"images": image}),
+        "build": (models.build, {"config": VIT, **sizes, **build, "global_pool": "token"}),
+        "ViT": (models.ViT, {"config": VIT, **sizes, **build, "global_pool": "token"}),
+        "RegNet": (
+            models.RegNet,
+            {
+                "config": REGNET,
+                **sizes,
+                **{name: value for name, value in build.items() if name != "attn_drop_rate"},
+            },
+        ),
+        "FeaturePyramid": (
+            lambda model, out_channels: models.FeaturePyramid(model, out_channels),
+            {"model": load_tiny("vit"), "out_channels": 8},
+        ),
+        "FeaturePyramid.call": (models.FeaturePyramid(load_tiny("vit"), 8), {"x": batch}),
+        "group_parameters": (
+            models.group_parameters,
+            {"model": vit, "lr": 0.1, "weight_decay": 0.1, "layer_decay": 0.5, "no_decay": "norms"},
+        ),
+        "save": (publish.save, {"model": vit, "folder": folder / "saved", **saved}),
+        "push": (
+            publish.push,
+            {
+                "model": vit,
+                "repo": "org/repo",
+                "revision": "a",
+                "private": False,
+                "message": "a",
+                "dry_run": True,
+                "token": "a",
+                "tags": ["a"],
+            },
+        ),
+        "export_model": (
+            export.export_model,
+            {
+                "model": vit,
+                "path": folder / "x.pt2",
+                "spec": VIT_SPEC,
+                "image_size": None,
+                "dtype": "float32",
+                "opset": 18,
+                "images": None,
+            },
+        ),
+        "read_metadata": (export.read_metadata, {"path": exported}),
+    }
+    for family, model in {"ViT": vit, "RegNet": regnet}.items():
+        features = model.forward_features(batch).detach()
+        calls |= {
+            f"{family}.call": (model, {"x": batch}),
+            f"{family}.forward_features": (model.forward_features, {"x": batch}),
+            f"{family}.forward_head": (model.forward_head, {"x": features, "pre_logits": True}),
+            f"{family}.forward_intermediates": (model.forward_intermediates, levels),
+            f"{family}.freeze": (load_tiny(family.lower()).freeze, {"up_to": None}),
+            f"{family}.group_matcher": (model.group_matcher, {"coarse": True}),
+            f"{family}.train": (load_tiny(family.lower()).train, {"mode": True}),
+            f"{family}.set_grad_checkpointing": (
+                load_tiny(family.lower()).set_grad_checkpointing,
+                {"enable": True},
+            ),
+            f"{family}.reset_classifier": (
+                load_tiny(family.lower()).reset_classifier,
+                {"num_classes": 3, "global_pool": "avg"},
+            ),
+        }
+    calls["ViT.forward_attention"] = (vit.forward_attention, {"x": batch, "indices": 1})
+    return calls
+
+
+NAMES = tuple(make_calls(Path("unused")))
+
+
+@pytest.fixture(scope="module")
+def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return make_calls(tmp_path_factory.mktemp("calls"))
+
+
+@pytest.fixture(autouse=True)
+def _stop_before_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An export ends after the checks of its arguments; no call may take long.
+
+    What a call writes under an odd name is written to a temporary folder.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def stop(*_: Any) -> None:
+        raise errors.ExportError("stopped by the test")
+
+    def fail(*_: Any) -> None:
+        raise AssertionError(f"the call took more than {MAX_SECONDS} seconds")
+
+    monkeypatch.setattr(export, "trace_model", stop)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    handler = signal.signal(signal.SIGALRM, fail)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, handler)
+
+
+def find_flaw(function: Callable[..., Any], arguments: dict[str, Any]) -> str | None:
+    """Call a function; returns what is wrong with the error, None for a clear error or success."""
+    signal.alarm(MAX_SECONDS)
+    try:
+        function(**arguments)
+    except SwagModelsError as error:
+        text = str(error)
+        return None if text.isprintable() and 0 < len(text) < 500 else f"ugly: {text!r}"
+    except Exception as error:  # whatever is no error of this library
+        return f"{type(error).__name__}: {str(error)[:150]}"
+    finally:
+        signal.alarm(0)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_an_odd_argument_is_refused_in_one_line(name: str, calls: dict[str, Any]) -> None:
+    function, valid = calls[name]
+    flaws = {
+        f"{parameter}={odd}": flaw
+        for parameter in valid
+        for odd, make in ODD_VALUES.items()
+        if (flaw := find_flaw(function, {**valid, parameter: make()}))
+    }
+    assert not flaws, "\n" + "\n".join(f"{key}: {flaw}" for key, flaw in flaws.items())
+
+
+def test_every_public_function_has_a_valid_call() -> None:
+    public = [(name, getattr(package, name)) for package in PACKAGES for name in package.__all__]
+    untested = {
+        name
+        for name, value in public
+        if callable(value)
+        and name not in NAMES
+        # Records and errors hold what they are given.
+        and not (
+            is_dataclass(value)
+            or (inspect.isclass(value) and issubclass(value, (Exception, tuple)))
+        )
+        and name not in ("Backbone", *swag_models.list_models())
+    }
+    assert not untested
