@@ -3,6 +3,7 @@
 import importlib
 import os
 import platform
+import sys
 from typing import Any
 
 from swag_models.errors import ConfigError
@@ -48,10 +49,10 @@ def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[
     """
     from importlib import metadata  # takes 30 ms to import, too slow for listing models
 
-    import swag_models
-
-    # This package may run from a source tree or a zip file, which have no metadata.
-    known = {"python": platform.python_version(), "swag_models": swag_models.__version__}
+    # This package may run from a source tree or a zip file, which have no metadata. It is not
+    # imported here, because it imports this module.
+    own: str = sys.modules["swag_models"].__version__
+    known = {"python": platform.python_version(), "swag_models": own}
     try:
         return {package: known.get(package) or metadata.version(package) for package in packages}
     except metadata.PackageNotFoundError as error:
