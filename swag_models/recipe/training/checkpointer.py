@@ -34,7 +34,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 
 from swag_models.decoding import parse_json
-from swag_models.errors import CheckpointError, OutputError, SwagModelsError
+from swag_models.errors import CheckpointError, OutputError
+from swag_models.recipe.training.distributed import run_on_main
 
 STATE_FILE = "state.json"
 SCORE_TYPES = (int, float, type(None))
@@ -214,21 +215,7 @@ class Checkpointer:
         return max(scores, key=lambda path: (scores[path], path))
 
     def _run_on_main(self, work: Callable[[], T]) -> T:
-        """Call `work` on rank 0; its result or its error is returned or raised on every rank."""
-        answer: list[Any] = [None, None]  # result, error
-        if self._is_main:
-            try:
-                answer[0] = work()
-            except SwagModelsError as error:
-                answer[1] = error
-            except OSError as error:
-                answer[1] = OutputError(
-                    f"{self.folder}: {error.strerror or error}; check the folder and its disk"
-                )
-        torch_dist.broadcast_object_list(answer, src=0, group=self._group)
-        if answer[1]:
-            raise answer[1]
-        return answer[0]
+        return run_on_main(work, self._group, self.folder)
 
     def _clean(self) -> None:
         """Remove or restore what a killed run left."""

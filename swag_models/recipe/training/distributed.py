@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -58,28 +59,39 @@ class DistContext:
         return values
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """Call `work` on rank 0 only.
+        """Call `work` on rank 0 only; see `run_on_main`."""
+        return run_on_main(work)
 
-        Returns:
-            Its result, on every rank.
 
-        Raises:
-            SwagModelsError: its error, on every rank, so that none waits for a failed rank 0.
-        """
-        answer: list[Any] = [None, None]  # result, error
-        if self.is_main:
-            try:
-                answer[0] = work()
-            except SwagModelsError as error:
-                answer[1] = error
-            except OSError as error:
-                answer[1] = OutputError(
-                    f"{error.filename or 'a file'} cannot be written: {error.strerror or error}"
-                )
-        torch_dist.broadcast_object_list(answer)
-        if answer[1]:
-            raise answer[1]
-        return answer[0]
+def run_on_main(
+    work: Callable[[], T], group: torch_dist.ProcessGroup | None = None, path: Path | None = None
+) -> T:
+    """Call a function on rank 0 only.
+
+    Args:
+        work: takes no arguments.
+        group: process group of all ranks that sends the result; by default that of training.
+        path: what the function writes, for the message of a disk error.
+
+    Returns:
+        Its result, on every rank.
+
+    Raises:
+        SwagModelsError: its error, on every rank, so that none waits for a failed rank 0.
+    """
+    answer: list[Any] = [None, None]  # result, error
+    if torch_dist.get_rank() == 0:
+        try:
+            answer[0] = work()
+        except SwagModelsError as error:
+            answer[1] = error
+        except OSError as error:
+            name = path or error.filename or "a file"
+            answer[1] = OutputError(f"{name} cannot be written: {error.strerror or error}")
+    torch_dist.broadcast_object_list(answer, src=0, group=group)
+    if answer[1]:
+        raise answer[1]
+    return answer[0]
 
 
 @contextmanager
