@@ -14,12 +14,13 @@ from PIL import Image, ImageOps
 session = onnxruntime.InferenceSession(sys.argv[1])
 metadata = session.get_modelmeta().custom_metadata_map
 preprocess, classes = json.loads(metadata["preprocess"]), json.loads(metadata["classes"])
+FORMATS = ["JPEG", "PNG", "WEBP"]  # without a list, Pillow would hand EPS files to Ghostscript
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def prepare(path: str) -> np.ndarray:  # (3, H, W)
     """Resize to cover the model's input size, crop the centre, normalise."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS)).convert("RGB")
     height, width = preprocess["image_size"]
     scale = max(height / image.height, width / image.width)
     size = max(width, int(image.width * scale)), max(height, int(image.height * scale))

@@ -2,6 +2,8 @@
 
 import os
 import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,6 +43,62 @@ def expand_path(path: str | os.PathLike[str], option: str = "path") -> Path:
             f"invalid {option} {describe(path)}: allowed: the path of a file or folder"
         )
     return Path(os.path.expanduser(text))
+
+
+def walk_files(
+    folder: Path, is_wanted: Callable[[str], bool], left_out: Counter[str]
+) -> Iterator[Path]:
+    """Find files in a folder, at any depth, and in the folders that links in it lead to.
+
+    A folder is searched once, under its own name if that is in `folder`. A link to a folder above
+    is not followed, because it would lead back.
+
+    Args:
+        folder: the folder.
+        is_wanted: file name -> whether to find it.
+        left_out: increased for each file and link that is left out; the keys are their kinds.
+
+    Yields:
+        The files, folder by folder, each sorted by name.
+
+    Raises:
+        ConfigError: a folder cannot be searched.
+    """
+
+    def reject(error: OSError) -> None:
+        raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
+
+    tops, searched = [folder], set[tuple[int, int]]()
+    for top in tops:  # grows
+        for root, folders, names in os.walk(top, onerror=reject):
+            status = os.stat(root)
+            identity = (status.st_dev, status.st_ino)
+            folders.sort()  # in place: os.walk goes on in this order
+            if identity in searched:
+                left_out["link to a searched folder"] += 1
+                folders.clear()
+                continue
+            searched.add(identity)
+            for link in [name for name in folders if os.path.islink(os.path.join(root, name))]:
+                target = os.path.realpath(os.path.join(root, link))
+                above = (os.path.realpath(folder), os.path.realpath(root))
+                if any(Path(path).is_relative_to(target) for path in above):
+                    left_out["link to a folder above"] += 1
+                else:
+                    tops.append(Path(root, link))
+            for name in sorted(names):
+                if is_wanted(name):
+                    yield Path(root, name)
+                else:
+                    left_out[os.path.splitext(name)[1].lower() or "without a suffix"] += 1
+
+
+def describe_left_out(left_out: Counter[str]) -> str:
+    """Return a list of what was left out, for example "3 .txt, 1 .heic", most frequent first."""
+    kinds = (+left_out).most_common(8)  # counts above 0
+    rest = left_out.total() - sum(count for _, count in kinds)
+    text = ", ".join(f"{count} {kind}" for kind, count in kinds)
+    return text + (f", {rest} others" if rest else "")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

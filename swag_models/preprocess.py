@@ -9,18 +9,22 @@ import os
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from swag_models.errors import ImageError
 from swag_models.formatting import describe
+from swag_models.image_formats import PROGRAM_FORMATS, image_errors, open_image
 from swag_models.spec import Preprocess
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_PIXELS = 89_478_485  # Pillow's own threshold for a suspicious file: a quarter of 1 GiB as RGB
+MAX_PIXELS = 89_478_485  # of a resized image: a quarter of 1 GiB as RGB
 # Entries of `Image.info` in which Pillow looks for an orientation
 ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+BLACK_16_BITS = "its 16-bit values are all below 256, which would be black; convert it to 8 bits"
+TENSOR_TYPES = ("uint8", "uint16", "float16", "bfloat16", "float32", "float64")
+FLOAT_RANGE = (-0.25, 1.25)  # around 0 to 1, because resizing with bicubic filters overshoots
 # By EXIF orientation. Pillow's `exif_transpose` also rewrites the other tags, and fails on
 # malformed ones.
 TRANSPOSITIONS = {
@@ -44,26 +48,15 @@ def read_image(
         name: what messages call it, if `source` is not a path.
 
     Raises:
-        ImageError: not an image, damaged, too large, or without a defined conversion to RGB.
+        ImageError: not an image, damaged, too large, without pixels, or without a defined
+            conversion to RGB.
     """
-    name = name or str(source)
-    try:
+    name = name or (str(source) if isinstance(source, (str, os.PathLike)) else "the image")
+    with image_errors(name):
         if isinstance(source, Image.Image):
             return to_rgb(source)
-        with Image.open(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
+        with open_image(source) as image:
             return to_rgb(image)
-    except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image that Pillow can read") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(
-            f"{name} has too many pixels; at most {MAX_PIXELS} are read, resize it first"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
-        raise ImageError(
-            f"{name} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -72,21 +65,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     The EXIF orientation is applied, 16 bits are scaled to 8, and transparent parts become white.
 
     Raises:
-        ImageError: a 32-bit floating-point image, whose range of values is not defined.
+        ImageError: an image without pixels, or whose range of values is not defined.
     """
+    if 0 in image.size:
+        raise ImageError("it has no pixels")
+    if image.format in PROGRAM_FORMATS:
+        raise ImageError(f"{image.format} is not read; convert it to JPEG or PNG")
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    kind = image.format  # not kept by `transpose`
     if (transposition := TRANSPOSITIONS.get(orientation)) is not None:
         info = image.info
         image = image.transpose(transposition)
         # Drop the orientation, so that later code does not rotate the image a second time.
         image.info = {key: value for key, value in info.items() if key not in ORIENTATION_KEYS}
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ImageError(
-            "a 32-bit floating-point image has no defined range; convert it to 8 or 16 bits"
-        )
+    # Pillow reads 16-bit grey as "I;16", but from these formats also as "I", which has 32 bits.
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
+        return _scale_to_8_bits(image)
+    if image.mode in ("I", "F"):
+        numbers = "32-bit floating-point" if image.mode == "F" else "32-bit integer"
+        raise ImageError(f"a {numbers} image has no defined range; convert it to 8 or 16 bits")
     if image.mode == "La":  # premultiplied alpha, which Pillow converts to LA only
         image = image.convert("LA")
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -97,8 +94,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
+    """Convert 16-bit grey to RGB; Pillow's own conversion would clip it."""
+    values = np.asarray(image)
+    if 0 < values.max() < 256:
+        raise ImageError(BLACK_16_BITS)
+    return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+
+
 class Transform:
-    """Preprocessing of a model: PIL image or uint8 tensor (..., 3, H, W) -> float32 (..., 3, h, w).
+    """Preprocessing of a model: PIL image or tensor (..., 3, H, W) -> float32 (..., 3, h, w).
+
+    The values of a tensor are uint8 from 0 to 255, uint16 from 0 to 65535, or floating point from
+    0 to 1.
 
     On PIL images the result equals that of torchvision's preset for the same weights, bit for bit.
     Instances can be pickled, for worker processes.
@@ -127,18 +135,20 @@ class Transform:
             (..., 3, h, w), uint8 for a PIL image, else of the dtype of `image`.
 
         Raises:
-            ImageError: not an image, or too large when resized.
+            ImageError: not an image, too large when resized, or with values of another range.
         """
         import torch
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
         if isinstance(image, Image.Image):
-            image = to_rgb(image)
+            with image_errors("the image"):  # it may not be decoded yet
+                image = to_rgb(image)
             width, height = image.size
-            image = F.pil_to_tensor(image) if self.vectorised and width * height else image
+            image = F.pil_to_tensor(image) if self.vectorised else image
         elif isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == 3:
             height, width = image.shape[-2:]
+            check_range(image)
         else:
             kind = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ImageError(
@@ -186,6 +196,37 @@ class Transform:
 
     def __repr__(self) -> str:
         return f"Transform({self.preprocess}{', vectorised=True' if self.vectorised else ''})"
+
+
+def check_range(image: Tensor) -> None:
+    """Raise ImageError if a tensor has no pixels, or values of a range that its type does not have.
+
+    Args:
+        image: (..., 3, H, W).
+    """
+    import torch
+
+    shape = tuple(image.shape)
+    if 0 in shape[-2:]:
+        raise ImageError(f"a tensor {shape} has no pixels")
+    is_dense = image.layout is torch.strided and not (image.is_meta or image.is_nested)
+    if not is_dense or str(image.dtype).removeprefix("torch.") not in TENSOR_TYPES:
+        raise ImageError(
+            f"cannot preprocess a tensor {shape} of {image.dtype}, {image.layout}; give uint8 from "
+            "0 to 255 or floating point from 0 to 1"
+        )
+    if image.dtype == torch.uint8 or not image.numel():
+        return
+    is_float = image.is_floating_point()
+    # Few operations are defined for uint16.
+    low, high = (image if is_float else image.int()).detach().aminmax()
+    if is_float and not (FLOAT_RANGE[0] <= low and high <= FLOAT_RANGE[1]):  # also for NaN
+        raise ImageError(
+            f"a floating-point image has values from {low:.4g} to {high:.4g}; allowed: 0 to 1: "
+            "divide by 255, or give uint8"
+        )
+    if not is_float and 0 < high < 256:
+        raise ImageError(BLACK_16_BITS)
 
 
 def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:

@@ -248,10 +248,10 @@ class TestColours:
         assert abs(read - np.arange(65536) / 257).max() <= 1
         assert (np.diff(read) >= 0).all()
 
-    @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+    @pytest.mark.parametrize("mode", ["I;16", "I;16B"])
     def test_16_bit_modes_agree(self, mode: str) -> None:
         values = np.array([[0, 257, 25700, 65535]])
-        kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+        kind = {"I;16": "<u2", "I;16B": ">u2"}[mode]
         image = Image.frombytes(mode, (4, 1), values.astype(kind).tobytes())
         assert array(to_rgb(image))[0, :, 0].tolist() == [0, 1, 100, 255]
 
@@ -388,7 +388,7 @@ class TestBrokenFiles:
             Transform(Preprocess(8))(Image.new("F", (4, 4)))
 
     def test_folder_and_missing_file(self, tmp_path: Path) -> None:
-        assert "directory" in check_rejected(tmp_path)
+        assert "it is a folder, not a regular file" in check_rejected(tmp_path)
         assert "No such file" in check_rejected(tmp_path / "missing.jpg")
 
     @pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 13_000, 60_000])

@@ -4,6 +4,7 @@ Axes: N images, D features.
 """
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -141,7 +142,7 @@ def list_file_versions(spec: ModelSpec, folder: str) -> dict[str, FileVersion]:
             f"{folder} is not a folder on this machine; enter the path of a folder of images"
         )
     versions = {}
-    for image in find_images(root):
+    for image in find_images(root, Counter()):  # logs nothing: the page asks every second
         try:
             status = Path(image.name).stat()
             mtime_ns, size = status.st_mtime_ns, status.st_size

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError, ExportError, ImageError
 from swag_models.export.formats import ModelFunction
+from swag_models.image_formats import named_errors
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.models import Backbone
 from swag_models.preprocess import Transform
@@ -77,7 +78,9 @@ def read_batches(
         inputs = []
         for image_ref in image_refs[start : start + BATCH_SIZE]:
             try:
-                inputs.append(transform(image_ref.read()))
+                image = image_ref.read()
+                with named_errors(image_ref.name):
+                    inputs.append(transform(image))
             except ImageError as error:
                 logger.warning("skipped: %s", error)
                 num_skipped += 1

@@ -5,10 +5,13 @@ Axes: N batch, C channels, H W pixels.
 
 import glob
 import io
+import logging
 import os
-from collections import deque
+import re
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -17,19 +20,23 @@ import numpy as np
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.formatting import printable
+from swag_models.formatting import escape_unprintable, printable
+from swag_models.image_formats import FORMATS, check_file_size, image_errors, is_image_name
 from swag_models.inference.tar_members import find_members
-from swag_models.paths import expand_path
+from swag_models.paths import describe_left_out, expand_path, open_regular, walk_files
 from swag_models.preprocess import read_image
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
-IMAGE_SUFFIXES |= {".ppm", ".pgm"}
 # Only uncompressed tar files can be read at any offset. The others are listed so that
 # they are rejected with a reason, not treated as images.
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+# Files that belong to the images of a tar shard: labels, captions and metadata
+LABEL_SUFFIXES = {".json", ".txt", ".cls", ".id", ".index"}
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
+
+logger = logging.getLogger("swag_models")
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -57,12 +64,6 @@ class ImageRef(NamedTuple):
         Raises:
             ImageError: the image cannot be read; the message begins with its name.
         """
-        image = self._open()
-        if 0 in (image.size if isinstance(image, Image.Image) else image.shape):
-            raise ImageError(f"{self.name} has no pixels")
-        return image
-
-    def _open(self) -> "Image.Image | Tensor":
         if isinstance(self.source, Image.Image):
             # Pillow decodes an opened image when its pixels are first used, which two threads must
             # not do at once. The lock is stored on the image, because the image may be listed
@@ -70,27 +71,23 @@ class ImageRef(NamedTuple):
             with vars(self.source).setdefault("_swag_models_lock", Lock()):
                 return read_image(self.source, self.name)
         if not isinstance(self.source, Path):
+            if 0 in self.source.shape:
+                raise ImageError(f"{self.name} has no pixels")
             return self.source
         if self.span is None:
             return read_image(self.source, self.name)
-        offset, size = self.span
-        try:
-            with self.source.open("rb") as file:
-                file.seek(offset)
-                content = file.read(size)
-        except OSError as error:
-            raise ImageError(f"{self.name} cannot be read: {error.strerror}") from None
-        return read_image(io.BytesIO(content), self.name)
+        return read_image(io.BytesIO(read_span(self.source, self.span, self.name)), self.name)
 
 
-def find_images(images: Any) -> list[ImageRef]:
-    """List every image of the given sources.
+def find_images(images: Any, left_out: Counter[str] | None = None) -> list[ImageRef]:
+    """List every image of the given sources, and log how many other files are in them.
 
     Args:
         images: one source or a sequence of sources. A source is the path of a file, of a folder
             (searched to any depth), of a tar shard, or a shell pattern of those; a PIL image; a
             uint8 array (H, W), (H, W, 3) or (N, H, W, 3); a uint8 tensor (3, H, W) or
-            (N, 3, H, W); an `ImageRef`.
+            (N, 3, H, W); an `ImageRef`. Links to files and folders are followed.
+        left_out: increased by the number of other files, by suffix; by default they are logged.
 
     Returns:
         The images in the order of the sources; those of a folder or pattern sorted by path, those
@@ -106,16 +103,44 @@ def find_images(images: Any) -> list[ImageRef]:
         raise ConfigError(
             f"images is a {type(images).__name__}; pass paths, PIL images, arrays or tensors"
         )
-    refs: list[ImageRef] = []
+    refs, others = list[ImageRef](), Counter[str]() if left_out is None else left_out
     for source in sources:
         if isinstance(source, ImageRef):
             refs.append(source)
         elif isinstance(source, (str, os.PathLike)):
-            refs += _find_files(source)
+            refs += _find_files(source, others)
         else:
             start = len(refs)
             refs += [ImageRef(f"image {start + i}", x) for i, x in enumerate(_unbatch(source))]
+    if left_out is None:
+        log_left_out(others)
     return refs
+
+
+def log_left_out(left_out: Counter[str]) -> None:
+    """Log how many files and links beside the images are left out, if any."""
+    if left_out:
+        hint = "; convert .heic to JPEG" if left_out[".heic"] else ""
+        line = f"left out beside the images: {describe_left_out(left_out)}{hint}"
+        logger.warning("%s", escape_unprintable(line, 499))
+
+
+def read_span(path: Path, span: tuple[int, int], name: str) -> bytes:
+    """Read a member of a tar file.
+
+    Args:
+        path: the tar file.
+        span: offset and size of the member in bytes.
+        name: what messages call the member.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    offset, size = span
+    with image_errors(name), open_regular(path) as file:
+        check_file_size(size)
+        file.seek(offset)
+        return file.read(size)
 
 
 def read_ahead(
@@ -154,49 +179,72 @@ def read_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _find_files(pattern: str | os.PathLike[str]) -> list[ImageRef]:
+def _find_files(pattern: str | os.PathLike[str], left_out: Counter[str]) -> list[ImageRef]:
     """Images of a path or a shell pattern, sorted by path."""
     path = expand_path(pattern, "images")
     # a missing file is listed as well: reading it reports the reason
-    matches = [path]
-    if glob.has_magic(str(pattern)) and not path.exists():
-        matches = [Path(match) for match in glob.glob(str(pattern), recursive=True)]
-    # a set, because ** matches a folder and the folders in it
+    matches: Iterable[Path] = [path]
+    if not path.exists():
+        if URL.match(os.fspath(pattern)):
+            raise ConfigError(
+                f"invalid image {os.fspath(pattern)!r}: URLs are not read; download it and give "
+                "the path of the file"
+            )
+        if glob.has_magic(str(path)):
+            matches = _match_pattern(path)
     files = {
-        file for match in matches for file in (_walk_images(match) if match.is_dir() else [match])
+        file
+        for match in matches
+        for file in (walk_files(match, is_image_name, left_out) if match.is_dir() else [match])
     }
-    refs = [ref for file in sorted(files) for ref in _list_file(file)]
+    refs = [ref for file in sorted(files) for ref in _list_file(file, left_out)]
     if not refs:
+        other = f" ({describe_left_out(left_out)})" if left_out else ""
         raise ConfigError(
-            f"no image in {pattern}; pass files, folders, tar shards or patterns with "
-            f"{' '.join(sorted(IMAGE_SUFFIXES))}"
+            f"no image in {pattern}{other}; pass files, folders, tar shards or patterns with "
+            f"{' '.join(sorted(suffixes[0] for suffixes in FORMATS.values()))}"
         )
     return refs
 
 
-def _walk_images(folder: Path) -> Iterator[Path]:
-    """Files in a folder, at any depth, with the suffix of an image."""
+def _match_pattern(pattern: Path) -> Iterator[Path]:
+    """Files and folders that match a shell pattern, in which ** stands for folders of any depth."""
+    parts = pattern.parts
+    # Brackets in the name of an existing folder are not part of the pattern.
+    depth = 0
+    while Path(*parts[: depth + 1]).exists():
+        depth += 1
+    start, parts = glob.escape(str(Path(*parts[:depth]))), parts[depth:]
+    if "**" not in parts:
+        yield from map(Path, glob.glob(os.path.join(start, *parts)))
+        return
+    depth = parts.index("**")
+    inner = parts[depth + 1 :]
+    if "**" in inner:
+        raise ConfigError(f"invalid pattern {str(pattern)!r}: allowed: ** once")
+    # Not by `glob`, which follows a link to a folder above again and again.
+    for folder in map(Path, glob.glob(os.path.join(start, *parts[:depth]))):
+        for file in walk_files(folder, is_image_name, Counter()) if folder.is_dir() else ():
+            names = file.relative_to(folder).parts
+            # The end of the pattern matches the file, or a folder that contains it.
+            stops = range(len(inner), len(names) + 1)
+            if not any(name.startswith(".") for name in names) and any(
+                all(map(fnmatch, names[stop - len(inner) : stop], inner)) for stop in stops
+            ):
+                yield file
 
-    def reject(error: OSError) -> None:
-        raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
 
-    for root, _, names in os.walk(folder, onerror=reject):
-        yield from (Path(root, name) for name in names if _is_image(name))
-
-
-def _list_file(path: Path) -> list[ImageRef]:
+def _list_file(path: Path, left_out: Counter[str]) -> Iterator[ImageRef]:
     """The images of a tar shard in the order of its members, or the file itself."""
     if not path.name.lower().endswith(TAR_SUFFIXES):
-        return [ImageRef(printable(path), path)]
-    return [
-        ImageRef(printable(f"{path}/{name}"), path, span)
-        for name, span in find_members(path)
-        if _is_image(name)
-    ]
-
-
-def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+        yield ImageRef(printable(path), path)
+        return
+    for name, span in find_members(path):
+        suffix = Path(name).suffix.lower()
+        if is_image_name(name):
+            yield ImageRef(printable(f"{path}/{name}"), path, span)
+        elif suffix not in LABEL_SUFFIXES:
+            left_out[suffix or "without a suffix"] += 1
 
 
 def _unbatch(image: Any) -> "list[Image.Image | Tensor]":

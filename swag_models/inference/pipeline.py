@@ -16,6 +16,7 @@ from swag_models.api import Name, get_spec, load_model, load_preprocess
 from swag_models.devices import check_dtype
 from swag_models.errors import ConfigError, ImageError, check_maximum, check_types
 from swag_models.formatting import describe
+from swag_models.image_formats import named_errors
 from swag_models.inference.acceleration import (
     accelerate,
     compile_forward,
@@ -203,7 +204,9 @@ class InferencePipeline:
     def _read(self, image: ImageRef) -> Tensor | str:
         """Read and resize an image: uint8 (3, H, W), or the reason why it cannot be read."""
         try:
-            return self.preprocess.fit(image.read())
+            pixels = image.read()
+            with named_errors(image.name):
+                return self.preprocess.fit(pixels)
         except ImageError as error:
             return str(error)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swag_models.errors import ConfigError
+from swag_models.paths import open_regular
 
 try:
     from lzma import LZMAError
@@ -104,7 +105,7 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
         ConfigError: the file cannot be read, is compressed, or is truncated.
     """
     try:
-        with path.open("rb") as file, open_tar(file, "r:") as archive:
+        with open_regular(path) as file, open_tar(file, "r:") as archive:
             members = [
                 (member.name, (member.offset_data, member.size))
                 for member in walk_members(archive)

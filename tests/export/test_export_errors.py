@@ -241,7 +241,10 @@ def test_unreadable_images_are_skipped_unless_none_can_be_read(
     assert export_model(tiny("vit"), path, spec=VIT_SPEC, images=folder).num_images == 1
     # torch logs as well
     messages = [record.message for record in caplog.records if record.name == "swag_models"]
-    assert messages == [f"skipped: {folder / 'broken.png'} is not an image that Pillow can read"]
+    assert messages == [
+        "left out beside the images: 1 .pdf",
+        f"skipped: {folder / 'broken.png'} is not an image that Pillow can read",
+    ]
 
 
 def test_a_model_of_one_channel_is_checked_on_grey_images(tmp_path: Path) -> None:

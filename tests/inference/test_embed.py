@@ -151,7 +151,10 @@ def test_images_in_memory_are_identified_by_their_pixels(
         np.zeros((0, 2), np.uint8),
     ]
     first = write_embeddings(embedder, images, tmp_path / "x.npy", progress=False)
-    assert (first.rows, [image.reason for image in first.skipped]) == (4, ["image 4 has no pixels"])
+    assert (first.rows, [image.reason for image in first.skipped]) == (
+        4,
+        ["image 4 cannot be read: it has no pixels"],
+    )
     assert write_embeddings(embedder, images, tmp_path / "x.npy", progress=False) == first
     with pytest.raises(ConfigError, match="contains other embeddings"):
         write_embeddings(embedder, [other_pixels, *images[1:]], tmp_path / "x.npy", progress=False)

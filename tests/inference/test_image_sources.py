@@ -76,7 +76,8 @@ def test_every_kind_of_source_is_accepted(kind: str, path: Path) -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
 def test_an_image_in_memory_is_read_like_its_file(mode: str, tmp_path: Path) -> None:
     grey = Image.fromarray(PIXELS).convert("L")
-    image = grey.convert("I;16") if mode == "I;16" else Image.fromarray(PIXELS).convert(mode)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    image = deep if mode == "I;16" else Image.fromarray(PIXELS).convert(mode)
     image.save(tmp_path / "saved.tiff")
     in_memory, in_file = find_images([image, tmp_path / "saved.tiff"])
     assert read(in_memory).shape == PIXELS.shape
@@ -247,7 +248,7 @@ def test_a_missing_shard_is_rejected_in_one_line(tmp_path: Path) -> None:
         ),
         (
             "nothing/*.jpg",
-            "no image in nothing/*.jpg; pass files, folders, tar shards or patterns with .bmp .gif",
+            "no image in nothing/*.jpg; pass files, folders, tar shards or patterns with .avif",
         ),
     ],
 )
@@ -296,7 +297,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: make_dangling_link(folder / "x.png"),
         "x.png cannot be read: No such file or directory",
     ),
-    "folder": (lambda folder: ImageRef(str(folder), folder), " cannot be read: Is a directory"),
+    "folder": (
+        lambda folder: ImageRef(str(folder), folder),
+        " cannot be read: it is a folder, not a regular file",
+    ),
     "empty": (
         lambda folder: write_file(folder / "x.png", b""),
         "x.png is not an image that Pillow can read",
@@ -317,7 +321,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: Image.new("F", (4, 4)),
         "image 0 cannot be read: a 32-bit floating-point image has no defined range",
     ),
-    "no pixels": (lambda folder: np.zeros((0, 5), np.uint8), "image 0 has no pixels"),
+    "no pixels": (
+        lambda folder: np.zeros((0, 5), np.uint8),
+        "image 0 cannot be read: it has no pixels",
+    ),
     "tensor without pixels": (
         lambda folder: torch.zeros(3, 5, 0, dtype=torch.uint8),
         "image 0 has no pixels",

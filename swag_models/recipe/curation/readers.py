@@ -15,7 +15,9 @@ import csv
 import gzip
 import io
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,14 +25,14 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import printable
+from swag_models.formatting import escape_unprintable, printable
 from swag_models.inference.tar_members import (
     TAR_ERRORS,
     describe_error,
     open_tar,
     walk_members,
 )
-from swag_models.paths import open_regular
+from swag_models.paths import describe_left_out, expand_path, open_regular, walk_files
 from swag_models.recipe.curation import posts as reasons
 from swag_models.recipe.curation.posts import (
     DEFAULT_COLUMNS,
@@ -53,6 +55,8 @@ OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
 JSON_DECODER = json.JSONDecoder()
 MAX_ROW_BYTES = 2**20  # limits the memory used for a file without line breaks
 MAX_REJECT_CHARS = 200  # of a rejected row, stored in the list of rejects
+
+logger = logging.getLogger("swag_models")
 
 
 def find_format(path: Path) -> str:
@@ -79,7 +83,8 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
     """List the files of posts.
 
     Args:
-        inputs: files, and folders that are searched for files with a known suffix.
+        inputs: files, and folders that are searched for files with a known suffix, also through
+            links. The number of other files is logged.
         format: the format of all files; by default recognised from each file's name.
 
     Returns:
@@ -88,26 +93,33 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
     Raises:
         ConfigError: an input is missing, a folder has no file of posts, or a format is unknown.
     """
-    files = []
-    for path in map(Path, inputs):
+    files, left_out = list[Path](), Counter[str]()
+    for path in (expand_path(path, "posts") for path in inputs):
         if not path.exists():
             raise ConfigError(f"{path} does not exist; pass files of posts, or folders of them")
-        matches = [path] if path.is_file() else sorted(filter(_has_suffix, path.rglob("*")))
+        is_folder = path.is_dir()
+        found = sorted(walk_files(path, _has_suffix, left_out)) if is_folder else [path]
+        matches = [file for file in found if file.is_file()]
+        # named pipes, sockets, devices, and links that lead nowhere
+        left_out["not a regular file"] += len(found) - len(matches)
         if not matches:
             raise ConfigError(
                 f"{path} has no file of posts; allowed: {' '.join(SUFFIXES)}, "
                 "or those with .gz or .bz2"
             )
         files += matches
+    if +left_out:  # a count above 0
+        line = f"left out beside the posts: {describe_left_out(left_out)}"
+        logger.warning("%s", escape_unprintable(line, 499))
     if not format:
         for path in files:
             find_format(path)  # raises for an unknown format before any work is done
     return files
 
 
-def _has_suffix(path: Path) -> bool:
-    stem = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
-    return path.is_file() and Path(stem).suffix in SUFFIXES
+def _has_suffix(name: str) -> bool:
+    stem = name.lower().removesuffix(".gz").removesuffix(".bz2")
+    return Path(stem).suffix in SUFFIXES
 
 
 def read_posts(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from swag_models.errors import SwagModelsError
+from swag_models.image_formats import named_errors
 from swag_models.recipe.data.datasets import ImageDataset, Labels
 
 Transform = Callable[[Image.Image], Tensor]
@@ -53,7 +54,9 @@ class WorkerResult(NamedTuple):
 
 def load_sample(dataset: ImageDataset, index: int, transform: Transform) -> LoadedSample:
     """Read an image with its classes and its name; raise ImageError if it is broken."""
-    return transform(dataset.read(index)), dataset.labels[index], dataset.name(index)
+    image, name = dataset.read(index), dataset.name(index)
+    with named_errors(name):
+        return transform(image), dataset.labels[index], name
 
 
 def collate_samples(samples: Sequence[LoadedSample]) -> Batch:

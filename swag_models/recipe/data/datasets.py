@@ -17,7 +17,7 @@ from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import list_names, printable
-from swag_models.inference.image_sources import find_images
+from swag_models.inference.image_sources import find_images, log_left_out
 from swag_models.preprocess import read_image
 
 Labels = tuple[int, ...]  # class numbers of one image
@@ -140,7 +140,8 @@ def open_image_folder(
 ) -> ImageDataset:
     """Open a folder with one sub-folder for each class, whose sorted names are the classes.
 
-    This is the layout of torchvision's `ImageFolder`; hidden sub-folders are skipped.
+    This is the layout of torchvision's `ImageFolder`. The number of files that are left out is
+    logged.
 
     Args:
         root: the folder; each sub-folder is searched for images to any depth.
@@ -152,21 +153,45 @@ def open_image_folder(
     """
     folders = find_folders(root)
     class_names = classes or folders
-    paths, labels = list[str](), list[Labels]()
+    paths, labels, left_out = list[str](), list[Labels](), _count_others(root, folders)
     for folder, number in zip(folders, match_names(folders, class_names, root, owner)):
-        images = find_images(root / folder)
+        images = find_images(root / folder, left_out)
         paths += [os.path.relpath(str(image.source), root) for image in images]
         labels += [(number,)] * len(images)
+    log_left_out(left_out)
     return ImageDataset.from_files(root, paths, labels, class_names)
 
 
 def find_folders(root: Path) -> list[str]:
-    """Return the sorted names of the sub-folders that are not hidden."""
-    # Tools create hidden folders, for example .ipynb_checkpoints.
-    with os.scandir(root) as entries:
+    """Return the sorted names of the sub-folders, and of links to folders, that are not hidden.
+
+    Raises:
+        ConfigError: the folder cannot be searched.
+    """
+    above = Path(os.path.realpath(root))
+    try:
+        # Tools create hidden folders, for example .ipynb_checkpoints.
         return sorted(
-            entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")
+            path.name
+            for path in root.iterdir()
+            if not path.name.startswith(".")
+            and path.is_dir()
+            # A link to a folder above contains the images of all classes.
+            and not (path.is_symlink() and above.is_relative_to(os.path.realpath(path)))
         )
+    except OSError as error:
+        raise ConfigError(f"{root} cannot be searched: {error.strerror}") from None
+
+
+def _count_others(root: Path, folders: Sequence[str]) -> Counter[str]:
+    """Count what is in a folder beside its sub-folders."""
+    others = [path for path in root.iterdir() if path.name not in set(folders)]
+    return Counter(
+        ("hidden folder" if path.name.startswith(".") else "link to a folder above")
+        if path.is_dir()
+        else path.suffix.lower() or "without a suffix"
+        for path in others
+    )
 
 
 def match_names(
@@ -212,7 +237,8 @@ def hash_file_sizes(root: Path, files: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(files):
         try:
-            size = (root / name).stat().st_size
+            # A link that leads nowhere is one broken image, which is reported when it is read.
+            size = (root / name).stat(follow_symlinks=(root / name).exists()).st_size
         except OSError as error:
             raise ConfigError(
                 f"{printable(root / name)} cannot be read: {error.strerror}"
@@ -224,7 +250,7 @@ def hash_file_sizes(root: Path, files: Iterable[str]) -> str:
 
 def _read_file(root: Path, paths: Sequence[str], index: int) -> Image.Image:
     path = root / paths[index]
-    return check_size(read_image(path, printable(path)), printable(path))
+    return read_image(path, printable(path))
 
 
 def _read_cropped(
@@ -242,10 +268,3 @@ def _read_cropped(
             f"too few to crop {border} from each edge"
         )
     return image.crop((border, border, width - border, height - border)) if border else image
-
-
-def check_size(image: Image.Image, name: str) -> Image.Image:
-    """Return the image; raise ImageError if it has no pixels."""
-    if 0 in image.size:  # Pillow opens such files, but transforms would fail
-        raise ImageError(f"{name} has no pixels")
-    return image

@@ -2,17 +2,19 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from swag_models.decoding import parse_json
-from swag_models.errors import ConfigError, ImageError
+from swag_models.errors import ConfigError
 from swag_models.formatting import printable
-from swag_models.inference.image_sources import IMAGE_SUFFIXES
+from swag_models.image_formats import check_file_size, image_errors, is_image_name
+from swag_models.inference.image_sources import LABEL_SUFFIXES, log_left_out
 from swag_models.inference.tar_members import find_members
-from swag_models.paths import open_regular
+from swag_models.paths import expand_path, open_regular, walk_files
 from swag_models.runtime import import_extra
 
 TABLE_READERS = {
@@ -45,15 +47,11 @@ class ImageLocation(NamedTuple):
 
     def read(self) -> bytes:
         """Return the content of the image file; raise ImageError if it cannot be read."""
-        try:
-            with open_regular(os.fsdecode(self.path)) as file:
-                if self.offset is None:
-                    return file.read()
-                file.seek(self.offset)
-                return file.read(self.size)
-        except (OSError, ValueError) as error:  # ValueError: a null character in a table's path
-            reason = getattr(error, "strerror", None) or error
-            raise ImageError(f"{self.name} cannot be read: {reason}") from None
+        with image_errors(self.name), open_regular(os.fsdecode(self.path)) as file:
+            size = file.seek(0, os.SEEK_END) if self.offset is None else self.size
+            check_file_size(size)
+            file.seek(self.offset or 0)
+            return file.read(size)
 
 
 def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageLocation]:
@@ -72,15 +70,16 @@ def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageL
     Raises:
         ConfigError: a source is of another kind, or cannot be read.
     """
-    for source in map(Path, sources):
+    left_out = Counter[str]()
+    for source in (expand_path(source, "images") for source in sources):
         if source.is_dir():
-            for path in _walk_files(source):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
+            for path in walk_files(source, _is_image_or_tar, left_out):
+                if path.suffix == ".tar":
+                    yield from _read_tar(path, left_out)
+                else:
                     yield _locate_file(path.stem, path)
-                elif path.suffix == ".tar":
-                    yield from _read_tar(path)
         elif source.suffix == ".tar":
-            yield from _read_tar(source)
+            yield from _read_tar(source, left_out)
         elif source.suffix in TABLE_READERS:
             yield from _read_table(source)
         else:
@@ -88,15 +87,11 @@ def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageL
                 f"no images in {source}; give folders, .tar shards, or tables "
                 f"({' '.join(TABLE_READERS)}) of ids and paths"
             )
+    log_left_out(left_out)
 
 
-def _walk_files(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
-
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders.sort()  # os.walk visits them in this order
-        yield from (Path(root, name) for name in sorted(names))
+def _is_image_or_tar(name: str) -> bool:
+    return is_image_name(name) or name.endswith(".tar")
 
 
 def _locate_file(identifier: str, path: Path) -> ImageLocation:
@@ -107,7 +102,7 @@ def _locate_file(identifier: str, path: Path) -> ImageLocation:
     return ImageLocation(printable(identifier), os.fsencode(path), None, size)
 
 
-def _read_tar(path: Path) -> Iterator[ImageLocation]:
+def _read_tar(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
     members, ids = find_members(path), dict[str, str]()  # stem -> id
     # All ids first, because a .json may follow its image.
     with path.open("rb") as file:
@@ -123,9 +118,11 @@ def _read_tar(path: Path) -> Iterator[ImageLocation]:
                     ids[stem] = str(record.get("id", record.get("key")))
     for name, (offset, size) in members:
         stem, suffix = os.path.splitext(name)
-        if suffix.lower() in IMAGE_SUFFIXES:
+        if is_image_name(name):
             identifier = ids.get(stem, os.path.basename(stem))
             yield ImageLocation(identifier, os.fsencode(path), offset, size)
+        elif suffix not in LABEL_SUFFIXES:
+            left_out[suffix.lower() or "without a suffix"] += 1
 
 
 def _read_table(path: Path) -> Iterator[ImageLocation]:

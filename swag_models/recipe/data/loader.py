@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from swag_models.errors import ConfigError, ImageError, check_minimum
+from swag_models.image_formats import named_errors
 from swag_models.preprocess import read_image
 from swag_models.recipe.data.collate import LoadedSample, Transform, WorkerResult, make_data_loader
 from swag_models.recipe.data.shards import Sample, Shards, find_shards
@@ -32,7 +33,8 @@ class Decode:
         if "image" not in sample:
             raise ImageError(f"{name} has no image")
         image = read_image(io.BytesIO(sample["image"]), name)
-        return self.transform(image) if self.transform else image, sample["classes"]
+        with named_errors(name):
+            return self.transform(image) if self.transform else image, sample["classes"]
 
 
 class DecodeLabelled:

@@ -20,7 +20,6 @@ from swag_models.preprocess import read_image
 from swag_models.recipe.data.datasets import (
     ImageDataset,
     Labels,
-    check_size,
     find_folders,
     hash_file_sizes,
     match_names,
@@ -238,7 +237,7 @@ def _read_row(rows: Any, folder: Path, index: int) -> Image.Image:
     name, cell = f"row {index} of {folder}", rows[index]["image"]
     content = cell["bytes"] if isinstance(cell, dict) else cell
     if isinstance(content, bytes):
-        return check_size(read_image(io.BytesIO(content), name), name)
+        return read_image(io.BytesIO(content), name)
     raise ImageError(f"{name} has a {type(content).__name__} instead of an image")
 
 

@@ -30,7 +30,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError, ShardError, SwagModelsError
-from swag_models.inference.image_sources import IMAGE_SUFFIXES
+from swag_models.image_formats import IMAGE_SUFFIXES
 from swag_models.recipe.data.collate import WorkerResult
 from swag_models.recipe.data.manifest import MAX_CLASSES
 from swag_models.recipe.data.shards import Sample, read_shard

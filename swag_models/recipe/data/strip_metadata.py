@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from PIL import ExifTags, Image
 
-from swag_models.errors import ImageError
+from swag_models.image_formats import image_errors, open_image
 from swag_models.preprocess import read_image
 
 JPEG_QUALITY = 95  # of resized images
@@ -43,20 +43,19 @@ def strip_metadata(content: bytes, name: str, short_side: int | None = None) -> 
         ImageError: the image cannot be decoded to the end; the message names it.
     """
     upright = read_image(io.BytesIO(content), name)  # decodes all pixels, to find truncated files
-    if 0 in upright.size:
-        raise ImageError(f"{name} has no pixels")
-    if short_side and min(upright.size) > short_side:
-        scale = short_side / min(upright.size)
-        width, height = (max(short_side, round(side * scale)) for side in upright.size)
-        resized = upright.resize((width, height), Image.Resampling.BICUBIC)
-        return _encode_image(resized, "JPEG", quality=JPEG_QUALITY), "jpg"
-    with Image.open(io.BytesIO(content)) as image:
-        kind, orientation = image.format, image.getexif().get(ExifTags.Base.Orientation, 1)
-    if kind in ("JPEG", "MPO"):
-        return strip_jpeg(content, orientation), "jpg"
-    if kind == "WEBP" and _is_bare_webp(content):
-        return content, "webp"
-    return _encode_image(upright, "PNG"), "png"
+    with image_errors(name):  # an encoder has limits too
+        if short_side and min(upright.size) > short_side:
+            scale = short_side / min(upright.size)
+            width, height = (max(short_side, round(side * scale)) for side in upright.size)
+            resized = upright.resize((width, height), Image.Resampling.BICUBIC)
+            return _encode_image(resized, "JPEG", quality=JPEG_QUALITY), "jpg"
+        with open_image(io.BytesIO(content)) as image:
+            kind, orientation = image.format, image.getexif().get(ExifTags.Base.Orientation, 1)
+        if kind in ("JPEG", "MPO"):
+            return strip_jpeg(content, orientation), "jpg"
+        if kind == "WEBP" and _is_bare_webp(content):
+            return content, "webp"
+        return _encode_image(upright, "PNG"), "png"
 
 
 def strip_jpeg(content: bytes, orientation: int = 1) -> bytes:
@@ -124,8 +123,9 @@ def _make_exif(orientation: int) -> bytes:
 
 
 def _encode_image(image: Image.Image, kind: str, **options: int) -> bytes:
-    file, profile = io.BytesIO(), image.info.get("icc_profile", b"")
+    file, profile = io.BytesIO(), image.info.get("icc_profile") or b""  # None for a damaged one
     image.info = {}  # otherwise Pillow would write the original comment
     # Bytes 16 to 19 of a profile name its colour space; only RGB fits the pixels.
-    image.save(file, kind, icc_profile=profile if profile[16:20] == b"RGB " else None, **options)
+    is_rgb = isinstance(profile, bytes) and profile[16:20] == b"RGB "
+    image.save(file, kind, icc_profile=profile if is_rgb else None, **options)
     return file.getvalue()

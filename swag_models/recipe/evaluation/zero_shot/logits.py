@@ -65,7 +65,8 @@ def open_unlabelled(data: DataSource) -> ImageDataset:
         assert isinstance(image.source, Path)  # `find_images` returns no images in memory
         try:
             # for an image in a .tar, its offset and size are hashed
-            size = image.span or image.source.stat().st_size
+            # A link that leads nowhere is one broken image, which is reported when it is read.
+            size = image.span or image.source.stat(follow_symlinks=image.source.exists()).st_size
         except OSError as error:
             raise ConfigError(
                 f"{image.source} cannot be read: {error.strerror}; pass images or folders"
