@@ -132,6 +132,7 @@ def load_model(
     *,
     pretrained: bool = True,
     weights: str | os.PathLike[str] | None = None,
+    trusted_key: str | os.PathLike[str] | None = None,
     num_classes: int | EllipsisType | None = ...,
     image_size: ImageSize | None = None,
     in_chans: int = 3,
@@ -156,6 +157,9 @@ def load_model(
         pretrained: False returns a freshly initialised model.
         weights: a local checkpoint (.safetensors or PyTorch file, in the swag, torchvision or timm
             layout, which is recognised) instead of the catalog's sources.
+        trusted_key: PEM file of a public key. The folder or repository must then be signed with
+            it (`publish.save(sign=...)`, or the tool model-signing), and is verified before
+            anything in it is parsed. The weights are read as with `backend="pread"`.
         num_classes: number of logits; by default the spec's, None for no head. A head of this size
             is loaded from the file; a head of another size is replaced by a freshly initialised
             one, with a warning.
@@ -178,6 +182,7 @@ def load_model(
     Raises:
         UnknownModelError: the model does not exist.
         ConfigError: an invalid argument.
+        SignatureError: not signed with `trusted_key`, or a file differs; names the file.
         FetchError: no source could be downloaded.
         CheckpointError: the file is damaged or does not fit the model.
     """
@@ -187,11 +192,18 @@ def load_model(
     from swag_models.models import build
     from swag_models.state_dict import load_weights
 
-    spec = get_spec(name)
     check_types(bool, pretrained=pretrained)
     check_choice("backend", backend, *get_args(Backend))
     _check_progress(progress)
     path = None if weights is None else _check_weights(weights)
+    signed = None
+    if trusted_key is not None:
+        from swag_models.hub.signed_model import open_signed
+
+        if weights is not None:
+            raise ConfigError("weights= is not signed; leave it or trusted_key= out")
+        signed, backend = open_signed(name, trusted_key, progress=progress), "pread"
+    spec = signed.spec if signed else get_spec(name)
     on_device, as_dtype = check_device(device), check_dtype(dtype)
     # `...` stands for the spec's number, because None means no head.
     classes = spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes
@@ -218,7 +230,13 @@ def load_model(
         )
     if reads_weights:
         load_weights(
-            model, spec, path, progress=progress, backend=backend, fresh_head=num_classes is not ...
+            model,
+            spec,
+            path,
+            signed=signed,
+            progress=progress,
+            backend=backend,
+            fresh_head=num_classes is not ...,
         )
     # accelerate.init_empty_weights puts every parameter on the meta device, for others to fill.
     if any(parameter.is_meta for parameter in model.parameters()):

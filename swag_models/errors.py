@@ -5,6 +5,7 @@ SwagModelsError
 ├── ConfigError (ValueError)         an argument with a value that is not allowed
 ├── CheckpointError (ValueError)     a weight file that is damaged or does not fit the model
 │   └── UnsafeCheckpointError        a weight file that would run code
+├── SignatureError (ValueError)      a folder that is not signed, or differs from the signed one
 ├── FetchError (OSError)             the weights could not be downloaded
 │   ├── HashMismatchError            a downloaded file is not the published one
 │   └── CacheError                   the cache folder cannot be written
@@ -38,6 +39,7 @@ __all__ = [
     "PreemptedError",
     "PublishError",
     "ShardError",
+    "SignatureError",
     "SwagModelsError",
     "TrainingError",
     "UnknownModelError",
@@ -73,6 +75,13 @@ class CheckpointError(SwagModelsError, ValueError):
 
 class UnsafeCheckpointError(CheckpointError):
     """A weight file would run code. It was rejected before any of it ran."""
+
+
+class SignatureError(SwagModelsError, ValueError):
+    """A folder or repository is not signed with the trusted key, or its files differ.
+
+    The message names the file that is missing, changed or not signed.
+    """
 
 
 class FetchError(SwagModelsError, OSError):

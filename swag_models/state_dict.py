@@ -20,6 +20,7 @@ from swag_models.layouts import recognise_layout, resize_position_embedding, tra
 from swag_models.spec import Backend, ModelSpec, Progress, ViTConfig
 
 if TYPE_CHECKING:
+    from swag_models.hub.signed_model import SignedModel
     from swag_models.models import RegNet, ViT
 
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.conv.weight")  # of a ViT, of a RegNet
@@ -179,6 +180,7 @@ def load_weights(
     spec: ModelSpec,
     path: Path | None,
     *,
+    signed: "SignedModel | None" = None,
     progress: Progress,
     backend: Backend,
     fresh_head: bool,
@@ -189,12 +191,14 @@ def load_weights(
         model: built from the spec, possibly for another size or number of classes.
         spec: its sources are tried in order.
         path: a local file instead of the spec's sources.
+        signed: the verified files of the spec, instead of its sources.
         progress: of a download, as for `load_model`.
         backend: how the file is read, as for `load_model`.
         fresh_head: as for `fit_state_dict`.
     """
     is_local = path is not None
-    path = path or fetch_weights(spec, progress=progress)
+    if path is None:
+        path = signed.weights if signed else fetch_weights(spec, progress=progress)
     with torch.device("cpu"):  # whatever default device the caller has set
         state = fit_state_dict(
             read_state_dict(path, backend=backend),
@@ -205,6 +209,8 @@ def load_weights(
             fresh_head=fresh_head,
             grid=None if is_local else _find_grid(spec),
         )
+    if signed:
+        signed.folder.check_unchanged()
     model.load_state_dict(state, assign=True)  # no copy: parameters are the mapped tensors
 
 

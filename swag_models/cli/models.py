@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from swag_models.api import FILTERS, SPECS, get_spec, list_models
@@ -14,6 +15,8 @@ from swag_models.cli.common import (
     match_specs,
     print_message,
 )
+from swag_models.errors import ConfigError, SignatureError
+from swag_models.formatting import printable
 from swag_models.spec import ModelSpec
 
 
@@ -88,9 +91,11 @@ def fetch(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Check local weight files against their hashes."""
+    """Check local weight files against their hashes, or with --key all files of signed models."""
     from swag_models.hub.fetch import verify_weights
 
+    if options.key is not None:
+        return _verify_signed(options.name, options.key)
     failed = False
     for spec in match_specs(options.name or ["*"]):
         name, checks = spec.name, verify_weights(spec)
@@ -109,6 +114,25 @@ def verify(options: argparse.Namespace) -> int:
                     f"{name} again"
                 )
                 failed = True
+    return FAILED if failed else OK
+
+
+def _verify_signed(names: Sequence[str], key: str) -> int:
+    """Verify the signatures of folders and Hub repositories, and print each file."""
+    from swag_models.hub.signed_model import verify_model
+
+    if not names:
+        raise ConfigError("--key needs a folder, or hf-hub:org/repo[@revision]")
+    failed = False
+    for name in names:
+        try:
+            files = verify_model(name, key).files
+        except SignatureError as error:
+            print_message(f"error: {error}")
+            failed = True
+            continue
+        for file in files.values():
+            print(f"ok\t{printable(name)}\t{file.sha256}\t{printable(file.path)}", flush=True)
     return FAILED if failed else OK
 
 
@@ -147,7 +171,13 @@ def add_commands(add: AddCommand) -> None:
 
     command = add("verify", verify, "swag-models verify")
     command.add_argument(
-        "name", nargs="*", help="models or shell patterns (default: all models on this machine)"
+        "name",
+        nargs="*",
+        help="models or shell patterns (default: all models on this machine); with --key, signed "
+        "folders or hf-hub:org/repo[@revision]",
+    )
+    command.add_argument(
+        "--key", metavar="FILE", help="public key that all files have to be signed with, PEM"
     )
 
     command = add(

@@ -1,4 +1,4 @@
-"""Subcommands that write models: save, push, export."""
+"""Subcommands that write models: save, sign, push, export."""
 
 import argparse
 import os
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from swag_models.api import SPECS, get_spec
 from swag_models.cli.common import OK, AddCommand, print_message
 from swag_models.errors import ConfigError
+
+KEY_KINDS = "PEM, P-256, P-384 or P-521"
 
 if TYPE_CHECKING:
     from swag_models.models import RegNet, ViT
@@ -17,7 +19,15 @@ def save(options: argparse.Namespace) -> int:
     from swag_models import publish
 
     model, facts = _load_model(options)
-    print(publish.save(model, options.folder, **facts))
+    print(publish.save(model, options.folder, sign=options.sign, **facts))
+    return OK
+
+
+def sign(options: argparse.Namespace) -> int:
+    """Sign all files of a folder, in the format of OpenSSF Model Signing."""
+    from swag_models import publish
+
+    print(publish.sign_folder(options.folder, options.key))
     return OK
 
 
@@ -40,6 +50,7 @@ def push(options: argparse.Namespace) -> int:
         private=options.private,
         message=options.message,
         dry_run=options.dry_run,
+        sign=options.sign,
         **facts,
     )
     if not options.dry_run:
@@ -88,7 +99,11 @@ def add_commands(add: AddCommand) -> None:
     command = add("save", save, "swag-models save vit_b16_in1k my_model --dtype bfloat16")
     command.add_argument("model", help="catalog name, folder, or hf-hub:org/repo[@revision]")
     command.add_argument("folder", help="folder to write")
+    _add_sign_option(command)
     _add_changes(command)
+    command = add("sign", sign, "swag-models sign my_model --key private.pem")
+    command.add_argument("folder", help="folder of a model")
+    command.add_argument("--key", required=True, metavar="FILE", help=f"private key: {KEY_KINDS}")
     _add_push_options(add("push", push, "swag-models push my_model org/repo --dry-run"))
     _add_export_options(
         add("export", export, "swag-models export vit_b16_in1k vit_b16.onnx --image-size 224")
@@ -113,6 +128,7 @@ def _add_push_options(command: argparse.ArgumentParser) -> None:
         "--revision", help="branch to upload to; created if it does not exist (default: main)"
     )
     command.add_argument("--message", help="commit message")
+    _add_sign_option(command)
     _add_changes(command)
 
 
@@ -137,6 +153,10 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="folder of images to calibrate int8 and to compare predictions on; required for int8",
     )
+
+
+def _add_sign_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--sign", metavar="FILE", help=f"private key to sign with: {KEY_KINDS}")
 
 
 def _add_changes(command: argparse.ArgumentParser) -> None:

@@ -169,6 +169,12 @@ def verify_weights(spec: ModelSpec) -> list[HashCheck]:
     return checks
 
 
+def log_license(spec: ModelSpec) -> None:
+    """Tell the user the licence of weights that were downloaded."""
+    see = f", see {spec.license_url}" if spec.license_url else ""
+    logger.warning("%s: the weights are licensed %s%s", spec.name, spec.license.upper(), see)
+
+
 def is_offline() -> bool:
     """Whether SWAG_MODELS_OFFLINE or HF_HUB_OFFLINE turns off network access."""
     return any(
@@ -191,8 +197,7 @@ def _fetch_source(source: Source, spec: ModelSpec, progress: Progress) -> Path:
             actual_path = find_file(shard, shard_path) or _fetch_file(shard, progress)
             if actual_path != shard_path:
                 raise FetchError(f"{shard_path.name} was not stored beside its index, {path}")
-        see = f", see {spec.license_url}" if spec.license_url else ""
-        logger.warning("%s: the weights are licensed %s%s", spec.name, spec.license.upper(), see)
+        log_license(spec)
         return path
 
 

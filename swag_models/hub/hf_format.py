@@ -8,6 +8,7 @@ model.safetensors  the weights, with timm's parameter names, which this library 
 README.md          the model card
 recipe.json, vocabulary.parquet
                    how a model of the recipe was trained, and its hashtags
+model.sig          a signature of all other files (signature.py)
 
 In hub/ and not in publish/, because api, fetch and checkpoint read these files.
 """
@@ -26,6 +27,7 @@ from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 RECIPE_FILE, VOCABULARY_FILE = "recipe.json", "vocabulary.parquet"
+SIGNATURE_FILE = "model.sig"
 SPEC_KEY = "swag_models"  # key of the spec in config.json
 # A plain file name: an index from the network must not name a path, a URL or another format.
 SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
@@ -33,7 +35,7 @@ CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Files of an earlier version, deleted if the new version does not replace them.
 REMOVABLE_FILE = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
-    rf"|{re.escape(RECIPE_FILE)}|{re.escape(VOCABULARY_FILE)}"
+    rf"|{re.escape(RECIPE_FILE)}|{re.escape(VOCABULARY_FILE)}|{re.escape(SIGNATURE_FILE)}"
 )
 
 # Architecture names of timm by width. timm takes all other numbers from `model_args`.
@@ -80,20 +82,21 @@ def make_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
     return {**_describe_for_timm(spec), "dtype": dtype, SPEC_KEY: spec.to_dict()}
 
 
-def read_config(path: Path, base_url: str) -> ModelSpec:
+def read_config(path: Path, base_url: str, content: bytes | None = None) -> ModelSpec:
     """Read the spec in a config.json.
 
     Args:
         path: path of the file.
         base_url: URL of its folder, file:///... or hf://org/repo@commit; the prefix of the
             source's file name.
+        content: content of the file if it was read already.
 
     Raises:
         ConfigError: the file does not describe a model of this library, or its source is not a
             weight file in the same folder with a SHA-256.
     """
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads((path.read_bytes() if content is None else content).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
@@ -172,7 +175,7 @@ def read_index(path: Path) -> Index:
             other than .safetensors files in its folder.
     """
     try:
-        data = json.loads(path.read_text("utf-8"), object_pairs_hook=_reject_duplicates)
+        data = json.loads(path.read_text("utf-8"), object_pairs_hook=reject_duplicates)
         tensors, hashes = data["weight_map"], data.get("metadata", {}).get("sha256", {})
         names = list(tensors.values())
         invalid = sorted(str(name) for name in names if not _is_shard_name(name))
@@ -193,7 +196,7 @@ def _is_shard_name(name: object) -> bool:
     return type(name) is str and SHARD_NAME.fullmatch(name) is not None
 
 
-def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; raises ValueError for a repeated key, whose last value Python would keep."""
     values = dict(pairs)
     if len(values) < len(pairs):

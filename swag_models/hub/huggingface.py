@@ -92,6 +92,26 @@ def find_commit(repo: str, revision: str, file: str) -> str:
 
     with readable_errors(repo):
         commit = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision)).commit_hash
+    return _check_commit(repo, commit)
+
+
+def list_repo(repo: str, revision: str) -> tuple[str, set[str]]:
+    """The commit that a branch or tag points to now, and the names of its files.
+
+    Sends one request.
+
+    Raises:
+        FetchError: the repository or its revision does not exist, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with readable_errors(repo):
+        info = HfApi().model_info(repo, revision=revision)
+    return _check_commit(repo, info.sha), {file.rfilename for file in info.siblings or ()}
+
+
+def _check_commit(repo: str, commit: str | None) -> str:
+    """Return a commit that a server named, if it has the form of one."""
     if not COMMIT.fullmatch(commit or ""):
         raise FetchError(
             f"the server of {repo} is not a Hugging Face Hub: its response has no commit; "

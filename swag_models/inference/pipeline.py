@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.api import Name, get_spec, load_model, load_preprocess
+from swag_models.api import Name, load_model, load_preprocess
 from swag_models.devices import check_dtype
 from swag_models.errors import ConfigError, ImageError, check_maximum, check_types
 from swag_models.formatting import describe
@@ -126,15 +126,17 @@ class InferencePipeline:
             check_dtype(dtype)  # before the weights, whose download can take long
         if not self.keeps_head:
             options["num_classes"] = None
-        spec = get_spec(model)
         # With `fast`, weights are cast after batch norms are folded, which is more accurate.
         self.model = load_model(
-            spec,
+            model,
             device=device,
             dtype=None if fast else dtype,
             image_size=image_size,
             **options,
         )
+        spec = self.model.spec
+        assert spec is not None  # `load_model` sets it
+        self.spec = spec
         if self.model.in_chans not in (1, 3):
             raise ConfigError(
                 f"{spec.name} takes {self.model.in_chans} channels, but images have 3, or 1 in "

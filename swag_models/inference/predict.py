@@ -64,9 +64,11 @@ class Classifier(InferencePipeline):
     keeps_head = True
 
     def __init__(self, model: Name, **options: Any) -> None:
-        spec = get_spec(model)
-        self.classes = load_classes(spec)  # before the weights, whose download can take long
-        super().__init__(spec, **options)
+        if options.get("trusted_key") is None:
+            model = get_spec(model)
+            load_classes(model)  # an error comes before the weights, whose download can take long
+        super().__init__(model, **options)
+        self.classes = load_classes(self.spec)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of normalised images (N, 3, H, W)."""

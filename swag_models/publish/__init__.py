@@ -6,5 +6,6 @@
 # The functions shadow the modules of the same names, which only this package imports.
 from swag_models.publish.push import Upload, push
 from swag_models.publish.save import save
+from swag_models.publish.signing import sign_folder
 
-__all__ = ["Upload", "push", "save"]
+__all__ = ["Upload", "push", "save", "sign_folder"]

@@ -1,7 +1,9 @@
 """Push a model, or a folder that `save` wrote, to the Hugging Face Hub."""
 
+import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import disk_errors, temporary_folder
 from swag_models.errors import ConfigError, FetchError, PublishError, check_types
-from swag_models.formatting import describe
+from swag_models.formatting import describe, list_names
 from swag_models.hub.fetch import fetch_weights
 from swag_models.hub.hf_format import (
     CARD_FILE,
@@ -17,16 +19,21 @@ from swag_models.hub.hf_format import (
     INDEX_FILE,
     RECIPE_FILE,
     REMOVABLE_FILE,
+    SIGNATURE_FILE,
     VOCABULARY_FILE,
     read_folder,
     read_index,
 )
 from swag_models.hub.huggingface import LOGIN_HINT, PREFIX, REPO_RULES, is_repo, readable_errors
+from swag_models.hub.signature import parse_signature
+from swag_models.hub.signed_folder import UNSIGNED_NAMES, compare_files, hash_files, read_file
 from swag_models.paths import expand_path
 from swag_models.publish.model_card import set_card_address
 from swag_models.publish.save import save
+from swag_models.publish.signing import load_private_key, make_signature
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from torch import nn
 
 
@@ -58,6 +65,7 @@ class _Target:
     private: bool
     message: str | None
     token: str | None
+    key: "EllipticCurvePrivateKey | None"
 
     @property
     def address(self) -> str:
@@ -73,12 +81,14 @@ def push(
     message: str | None = None,
     dry_run: bool = False,
     token: str | None = None,
+    sign: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> Upload:
     """Push a model, or a folder that `save` wrote, to the Hugging Face Hub in one commit.
 
-    Only the files of a published model are sent. Weights and a recipe that an earlier version left
-    in the repository are deleted in the same commit.
+    Only the files of a published model are sent. Weights, a recipe and a signature that an earlier
+    version left in the repository are deleted in the same commit. The card is changed to name the
+    repository, except in a signed folder, which is pushed with its signature as it is.
 
     Args:
         model: a model that `load_model` returned, or a folder.
@@ -88,6 +98,8 @@ def push(
         message: message of the commit.
         dry_run: send nothing.
         token: access token for the Hub; by default HF_TOKEN, or the token of `hf auth login`.
+        sign: PEM file of the private key to sign the pushed files with, instead of a signature in
+            the folder; see `signing.sign_folder`.
         options: for a model, the options of `save`.
 
     Returns:
@@ -96,6 +108,7 @@ def push(
     Raises:
         ConfigError: the folder or the repository's name is invalid.
         FetchError: the folder's weights are not those that its config.json states.
+        SignatureError: the folder's files are not those that its signature lists.
         PublishError: the Hub rejected the upload; the message gives the reason.
     """
     check_types(str, repo=repo)
@@ -108,7 +121,8 @@ def push(
         )
     if revision is not None and not (revision and revision.isprintable()):
         raise ConfigError(f"invalid revision {describe(revision)}: allowed: the name of a branch")
-    target = _Target(repo, revision, private, message, token)
+    key = None if sign is None else load_private_key(sign)
+    target = _Target(repo, revision, private, message, token, key)
     if isinstance(model, (str, os.PathLike)):
         if options:
             raise ConfigError(
@@ -132,20 +146,60 @@ def _push_folder(folder: Path, target: _Target, dry_run: bool) -> Upload:
     shards = read_index(weights).shards if weights.name == INDEX_FILE else ()
     # Only models of the recipe have these files.
     optional = [name for name in (RECIPE_FILE, VOCABULARY_FILE) if (folder / name).is_file()]
-    card_path = folder / CARD_FILE
-    try:
-        card = set_card_address(card_path.read_text("utf-8"), spec.name, target.address)
-    except (OSError, ValueError) as error:
-        raise PublishError(f"cannot read {card_path}: {error}; save the model again") from None
+    contents: dict[str, bytes | Path] = {}
     # Selected by name; listing the folder could upload private files.
-    contents: dict[str, bytes | Path] = {CARD_FILE: card.encode()}
-    contents |= {name: folder / name for name in (CONFIG_FILE, weights.name, *shards, *optional)}
+    names = (CARD_FILE, CONFIG_FILE, weights.name, *shards, *optional)
+    contents |= {name: folder / name for name in names}
+    is_signed = target.key is None and (folder / SIGNATURE_FILE).is_file()
+    card = _read_card(folder / CARD_FILE)
+    if is_signed:
+        _check_signed(folder, contents)
+        contents[SIGNATURE_FILE] = folder / SIGNATURE_FILE
+    else:
+        card = set_card_address(card, spec.name, target.address)
+        contents[CARD_FILE] = card.encode()
+    if target.key is not None:
+        contents[SIGNATURE_FILE] = _sign(contents, spec.name, target.key)
     sizes = {
         name: len(content) if isinstance(content, bytes) else content.stat().st_size
         for name, content in contents.items()
     }
     upload = Upload(f"{PREFIX}{target.address}", tuple(sizes.items()), card)
     return upload if dry_run else _send(upload, contents, target)
+
+
+def _read_card(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise PublishError(f"cannot read {path}: {error}; save the model again") from None
+
+
+def _check_signed(folder: Path, contents: Mapping[str, object]) -> None:
+    """Check that the files to push are those that the folder's signature lists.
+
+    The signature itself is not verified, as the public key is not known.
+    """
+    path = folder / SIGNATURE_FILE
+    digests = parse_signature(read_file(path), str(path)).read_digests()
+    compare_files(folder, digests)
+    if others := sorted(digests.keys() - contents.keys()):
+        raise PublishError(
+            f"{folder} is signed with {list_names(others)}, which a published model does not have; "
+            "move such files away and sign it again, or pass sign="
+        )
+
+
+def _sign(contents: Mapping[str, bytes | Path], name: str, key: "EllipticCurvePrivateKey") -> bytes:
+    """The signature of the files to push."""
+    paths = {name: content for name, content in contents.items() if isinstance(content, Path)}
+    digests = {name: file.sha256 for name, file in hash_files(paths).items()}
+    digests |= {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in contents.items()
+        if isinstance(content, bytes)
+    }
+    return make_signature(digests, name, key)
 
 
 def _send(upload: Upload, contents: dict[str, bytes | Path], target: _Target) -> Upload:
@@ -172,11 +226,16 @@ def _send(upload: Upload, contents: dict[str, bytes | Path], target: _Target) ->
             if branch:
                 api.create_branch(repo, branch=branch, exist_ok=True)
             added = [CommitOperationAdd(name, content) for name, content in contents.items()]
-            deleted = [
-                CommitOperationDelete(name)
-                for name in api.list_repo_files(repo, revision=branch)
-                if REMOVABLE_FILE.fullmatch(name) and name not in contents
-            ]
+            others = set(api.list_repo_files(repo, revision=branch)) - contents.keys()
+            removable = sorted(filter(REMOVABLE_FILE.fullmatch, others))
+            deleted = [CommitOperationDelete(name) for name in removable]
+            if SIGNATURE_FILE in contents and (
+                unsigned := sorted(others.difference(removable, UNSIGNED_NAMES))
+            ):
+                raise PublishError(
+                    f"{repo} has files that the signature does not cover, with which it would not "
+                    f"be loaded: {list_names(unsigned)}; delete them"
+                )
             # One commit, so that no revision has the weights of one version and the config of
             # another.
             commit = api.create_commit(

@@ -32,6 +32,7 @@ from swag_models.hub.hf_format import (
 from swag_models.hub.huggingface import parse_url
 from swag_models.paths import expand_path
 from swag_models.publish.model_card import CardDetails, make_card
+from swag_models.publish.signing import load_private_key, write_signature
 from swag_models.spec import Metrics, ModelSpec, Source
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def save(
     tags: Sequence[str] = (),
     training: str | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
+    sign: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a model as a folder that `load_model` accepts: weights, config.json and a model card.
 
@@ -84,13 +86,15 @@ def save(
         tags: tags for the card.
         training: how the model was trained, as Markdown, for the card.
         max_shard_size: bytes; larger weights are split over several files.
+        sign: PEM file of the private key to sign all files of the folder with, see
+            `signing.sign_folder`; by default the folder is not signed.
 
     Returns:
         The folder.
 
     Raises:
         ConfigError: the model is not one of this library, was changed in a way that config.json
-            cannot describe, or an argument does not fit it.
+            cannot describe, or an argument does not fit it; or the key cannot be used.
         PublishError: the folder cannot be written.
     """
     from swag_models.publish.model_info import collect_state, describe_model
@@ -130,14 +134,16 @@ def save(
         license_url=license_url,
     )
     state = collect_state(model, info.spec)
+    key = None if sign is None else load_private_key(sign)  # an error before files are written
     with _publish_errors(f"create the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     # Removed before weights are written, since they must not be beside weights of another model.
     for file in (RECIPE_FILE, VOCABULARY_FILE):
         with _publish_errors(f"remove {folder / file}"):
             (folder / file).unlink(missing_ok=True)
-    files = _write_weights(state, folder, max_shard_size)
-    source = Source(files[-1], "timm", hash_file(folder / files[-1]))
+    digests = _write_weights(state, folder, max_shard_size)
+    files = list(digests)
+    source = Source(files[-1], "timm", digests[files[-1]])
     spec = replace(info.spec, sources=(source,))
     details = CardDetails(
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -157,6 +163,8 @@ def save(
         if REMOVABLE_FILE.fullmatch(path.name) and path.name not in files:
             with contextlib.suppress(OSError):  # it may stay: nothing refers to it
                 path.unlink()
+    if key is not None:
+        write_signature(folder, key, digests)
     return folder
 
 
@@ -166,11 +174,11 @@ def _find_repo(origin: ModelSpec) -> str | None:
     return next((parse_url(url)[0] for url in urls if url.startswith("hf://")), None)
 
 
-def _write_weights(state: "dict[str, Tensor]", folder: Path, max_shard_size: int) -> list[str]:
+def _write_weights(state: "dict[str, Tensor]", folder: Path, max_shard_size: int) -> dict[str, str]:
     """Write the weights in one file, or in shards with an index.
 
     Returns:
-        Names of the files; the last one is the file to load: the weights, or the index.
+        SHA-256 of each file by name; the last one is the file to load: the weights, or the index.
     """
     from swag_models.checkpoint import write_state_dict
 
@@ -191,19 +199,20 @@ def _write_weights(state: "dict[str, Tensor]", folder: Path, max_shard_size: int
             write_state_dict(shard, folder / file)
         except CheckpointError as error:
             raise PublishError(str(error)) from None
+    digests = {file: hash_file(folder / file) for file in files}
     if len(shards) == 1:
-        return files
+        return digests
     # The format of transformers and huggingface_hub; `sha256` is an addition of this library.
     index = {
         "metadata": {
             "total_size": sum(tensor.nbytes for tensor in state.values()),
-            "sha256": {file: hash_file(folder / file) for file in files},
+            "sha256": digests,
         },
         "weight_map": {key: file for file, shard in zip(files, shards) for key in shard},
     }
     with _publish_errors(f"write {folder / INDEX_FILE}"):
         write_json(folder / INDEX_FILE, index, unique=True)
-    return [*files, INDEX_FILE]
+    return digests | {INDEX_FILE: hash_file(folder / INDEX_FILE)}
 
 
 @contextlib.contextmanager
