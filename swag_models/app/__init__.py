@@ -1,15 +1,20 @@
 """A web page for trying models: classes of an image, saliency maps, similar images.
 
 `server` serves the page, `ui` has its layout and event handlers, `components` its HTML and theme,
-`service` runs models, `saliency` computes maps, `similar` searches the user's folder.
+`service` runs models, `saliency` computes maps, `similar` searches the user's folder. `guard`
+checks every request with `access` (who sends it), `calls` (its content) and `uploads` (the files
+that it names); `memory` bounds the memory for images.
 """
 
+import ipaddress
 import os
+import secrets
 import socket
 import tempfile
 from collections.abc import Callable
 
 from swag_models.api import SPECS, Name, get_spec
+from swag_models.app.access import Access, read_auth_file
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import find_images
 from swag_models.runtime import import_extra
@@ -21,12 +26,14 @@ def serve(
     folder: str = "",
     host: str = "127.0.0.1",
     port: int = 7860,
+    auth_file: str | os.PathLike[str] | None = None,
+    token: bool | None = None,
     ready: Callable[[str], object] = print,
 ) -> None:
     """Serve the page until interrupted.
 
-    Nothing is sent to other machines, and no files of this machine are served. Uploads are deleted
-    at the end.
+    Nothing is sent to other machines. The only files that requests can name are those that the same
+    session uploaded; they are deleted at the end.
 
     Args:
         model: the model selected initially, anything that `get_spec` accepts; every model of the
@@ -35,29 +42,38 @@ def serve(
             only this machine can reach the page.
         host: address to listen on.
         port: port to listen on; 0 for any free port.
+        auth_file: file with the users of the page, a line `user:password` for each.
+        token: whether the page needs a secret token, which is part of the URL passed to `ready`
+            and new at each start. By default it does if other machines can reach the page and
+            there is no `auth_file`.
         ready: called with the URL of the page when it is ready.
 
     Raises:
-        ConfigError: the extra is not installed, the address cannot be used, or the folder contains
-            no image.
+        ConfigError: the extra is not installed, the address cannot be used, the folder contains
+            no image, or `auth_file` no users.
     """
     spec = get_spec(model)
     if folder:
         if not os.path.isdir(folder):
             raise ConfigError(f"{folder} is not a folder; pass a folder of images, or omit it")
         find_images(folder)  # raises if there is no image
+    users = {} if auth_file is None else read_auth_file(auth_file)
+    if token is None:
+        token = not users and not is_loopback(host)
+    access = Access(users, secrets.token_urlsafe(32) if token else "")
     specs = {spec.name: spec, **{name: s for name, s in SPECS.items() if name != spec.name}}
     with (
         tempfile.TemporaryDirectory(prefix="swag_models_") as scratch,
         _listen(host, port) as listener,
     ):
         # The folder for uploaded and displayed images; Gradio reads the variable on import.
-        os.environ["GRADIO_TEMP_DIR"] = scratch
+        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(scratch)
         import_extra("gradio", "swag-models[app]", "the page")
         from swag_models.app.server import build_server, run_server
 
-        server = build_server(specs, folder=folder, host=host)
-        ready(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/")
+        server = build_server(specs, folder=folder, host=host, access=access)
+        address = f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        ready(f"http://{address}/{f'?token={access.token}' if token else ''}")
         run_server(server, listener)
 
 
@@ -75,3 +91,11 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port}: {reason}; "
             f"choose another port, or 0 for any free port"
         ) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

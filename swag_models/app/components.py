@@ -54,7 +54,7 @@ def render_neighbours(neighbours: Sequence[Neighbour]) -> str:
     The thumbnails are part of the HTML, so no file of the user's folder has to be served.
     """
     return _render(
-        "neighbours", [(n.similarity, n.name, _encode_image(n.thumbnail)) for n in neighbours]
+        "neighbours", [(n.similarity, n.name, encode_image(n.thumbnail)) for n in neighbours]
     )
 
 
@@ -141,7 +141,7 @@ def _render(macro: str, *values: Any) -> str:
     return str(getattr(_TEMPLATES.module, macro)(*values))
 
 
-def _encode_image(image: Image.Image) -> str:
+def encode_image(image: Image.Image) -> str:
     """An image as a data URL."""
     content = io.BytesIO()
     image.save(content, "JPEG", quality=85)

@@ -1,6 +1,5 @@
 """The web server of the page: local by default, needs no internet, ends on SIGINT and SIGTERM."""
 
-import ipaddress
 import logging
 import socket
 from collections.abc import Mapping
@@ -10,39 +9,51 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 from gradio.utils import get_upload_folder
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
+from swag_models.app import is_loopback
+from swag_models.app.access import Access
 from swag_models.app.components import HEAD, STYLE_SHEET, make_theme
+from swag_models.app.guard import Guard
 from swag_models.app.ui import Page
+from swag_models.app.uploads import Uploads
 from swag_models.spec import ModelSpec
 
 logger = logging.getLogger("swag_models")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"  # exists in a clone of the repository
-MAX_UPLOAD = "64mb"
+MAX_SESSIONS = 1000  # that Gradio keeps; each takes up to a megabyte, without images
+MAX_CONNECTIONS = 4000
+RESERVED_FILES = 256  # that are open for other purposes: images, weights, uploads
 
 
-def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> FastAPI:
+def build_server(
+    specs: Mapping[str, ModelSpec], *, folder: str, host: str, access: Access | None = None
+) -> Guard:
     """Build the page as an ASGI application.
 
     Args:
         specs: the models to choose from, by name; the first is selected.
         folder: folder to search for similar images; "" for none.
         host: name or address that the server listens on.
+        access: who may use the page; None for everybody who can reach it.
     """
     is_private = is_loopback(host)
+    access = access or Access()
+    uploads = Uploads(Path(get_upload_folder()))
     page = Page(
         specs,
         folder=folder,
         may_type=is_private,
         examples=sorted(EXAMPLES.glob("*.jpg")),
-        uploads=Path(get_upload_folder()),
+        uploads=uploads,
     )
+    page.blocks.state_session_capacity = MAX_SESSIONS
+    if not is_private:
+        logger.warning(
+            "other machines can reach the page%s; they cannot choose a folder to search",
+            "" if access.is_required else " without a password",
+        )
     server = FastAPI(openapi_url=None)
-    if is_private:
-        # prevents DNS rebinding: no other site may reach this page under its own host name
-        server.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, f"[{host}]", "localhost"])
-    else:
-        logger.warning("other machines can reach the page; they cannot choose a folder to search")
     gr.mount_gradio_app(
         server,
         page.blocks,
@@ -53,26 +64,49 @@ def build_server(specs: Mapping[str, ModelSpec], *, folder: str, host: str) -> F
         footer_links=[],
         run_history=False,
         show_error=False,
-        max_file_size=MAX_UPLOAD,
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
     )
-    # Without this, Gradio does not check that the files named in a request were uploaded.
-    page.blocks.has_launched = True
-    return server
+    uploads.share(path for path in uploads.folder.rglob("*") if path.is_file())
+    handlers = {number: handler.inputs for number, handler in page.blocks.fns.items()}
+    hosts = {host, f"[{host}]", "localhost"} if is_private else None
+    return Guard(server, handlers, uploads, access, hosts)
 
 
-def run_server(server: FastAPI, listener: socket.socket) -> None:
+def run_server(server: ASGIApp, listener: socket.socket) -> None:
     """Serve requests until SIGINT or SIGTERM, which is then raised again.
 
     Args:
         server: the result of `build_server`.
         listener: a listening socket.
     """
-    config = uvicorn.Config(server, log_level="warning", timeout_graceful_shutdown=1)
+    # it warns of malformed forms, each of which is refused with a line in the log
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    config = uvicorn.Config(
+        server,
+        http="h11",  # the only one that limits the size of headers
+        ws="none",
+        log_level="warning",
+        limit_concurrency=_raise_file_limit() - RESERVED_FILES,
+        timeout_graceful_shutdown=1,
+    )
     _Server(config).run(sockets=[listener])
+
+
+def _raise_file_limit() -> int:
+    """Allow as many open files as the page can use; return how many are allowed."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return MAX_CONNECTIONS + RESERVED_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + RESERVED_FILES
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return allowed
 
 
 class _Server(uvicorn.Server):
@@ -82,11 +116,3 @@ class _Server(uvicorn.Server):
         # closing the connection of an open page is intended, not an error to report
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"

@@ -1,48 +1,72 @@
 """Models behind the page: download weights, cache loaded models, analyse images.
 
-Axes: K maps, h w grid of a map.
+Axes: K maps, H W pixels, h w grid of a map.
 """
 
 import io
 import os
-import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from threading import Lock, Thread
-from typing import Any
+from threading import Thread
+from typing import Any, BinaryIO
 
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from swag_models.app.saliency import SaliencyMap, compute_saliency
+from swag_models.app.memory import MAX_DECODERS, KeptImages, Turn
+from swag_models.app.saliency import SaliencyMap, compute_saliency, crop_to_input
 from swag_models.errors import FetchError, ImageError, SwagModelsError
 from swag_models.hub.fetch import fetch_weights, find_weights, is_offline
 from swag_models.inference.predict import Classifier, Embedder, Prediction
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
-MODEL_LOCK = Lock()  # one request at a time: a model uses all cores by itself
+MODEL_TURN = Turn(1)  # a model uses all cores by itself
+DECODER_TURN = Turn(MAX_DECODERS)
+KEPT_IMAGES = KeptImages()
 BATCH_SIZE = 8  # images of a folder: a batch takes seconds, even with a large model
 
 
 # eq=False: Gradio detects changes by hash, and every analysis must count as a change
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Analysis:
-    """An image and what a model computed from it.
+    """What a model computed from an image, and the part of the image that the model sees.
+
+    The whole image is not kept: an image of a few kilobytes can have 89 million pixels.
 
     Attributes:
         spec: the model.
-        image: the whole image.
+        pixels: the input of the model, uint8 (3, H, W); None after `release`.
+        view: the same part of the image, for display; None after `release`.
         predictions: most probable classes, best first; empty if the model has no class names.
-        saliency: layer from 0 -> its maps (K, h, w), filled by `get_saliency`.
+        layer_maps: a layer from 0 and its saliency maps (K, h, w), filled by `get_saliency`.
     """
 
     spec: ModelSpec
-    image: Image.Image
+    pixels: Tensor | None
+    view: Image.Image | None
     predictions: Sequence[Prediction] = ()
-    saliency: dict[int, SaliencyMap] = field(default_factory=dict)
+    layer_maps: tuple[int, SaliencyMap] | None = None
+
+    def release(self) -> None:
+        """Drop the pixels, because other sessions need the memory."""
+        self.pixels = self.view = self.layer_maps = None
+
+    def get_input(self) -> tuple[Tensor, Image.Image]:
+        """The input of the model and the part of the image that it shows.
+
+        Raises:
+            ImageError: they were released.
+        """
+        pixels, view = self.pixels, self.view  # another thread may release them meanwhile
+        if pixels is None or view is None:
+            raise ImageError(
+                "the image was removed from memory for images of other visitors; choose it again"
+            )
+        KEPT_IMAGES.use(self, pixels[0].numel() + view.width * view.height)
+        return pixels, view
 
 
 class StoppedError(Exception):
@@ -109,73 +133,53 @@ class Download:
         return Bar
 
 
-def find_upload(upload: Any, folder: Path) -> tuple[Path, str]:
-    """Find the uploaded file that a request refers to.
-
-    A request can contain any path of this machine. A file is therefore used only if it is a regular
-    file inside the folder of uploads after symbolic links are resolved.
-
-    Args:
-        upload: the value in the request: a dict with "path" and perhaps "orig_name".
-        folder: where uploads are stored.
-
-    Returns:
-        The resolved path, and the name of the file on the user's machine.
-
-    Raises:
-        ImageError: the value is not an uploaded file. The message does not reveal whether the file
-            exists.
-    """
-    path = upload.get("path") if isinstance(upload, dict) else None
-    rejected = ImageError(f"{path!r} is not an uploaded image: upload the file, then choose it")
-    if not isinstance(path, str):
-        raise rejected
-    try:
-        real_path = Path(path).resolve()
-        if not real_path.is_relative_to(folder.resolve()):
-            raise rejected
-        if not stat.S_ISREG(os.stat(real_path).st_mode):  # opening a FIFO could block forever
-            raise rejected
-    except (OSError, ValueError, RuntimeError):  # missing; a NUL byte; a loop of links
-        raise rejected from None
-    name = upload.get("orig_name")
-    return real_path, name if isinstance(name, str) and name else real_path.name
-
-
 def classify_image(
-    spec: ModelSpec, path: str | os.PathLike[str], name: str, top_k: int = 5
+    spec: ModelSpec, source: str | os.PathLike[str] | BinaryIO, name: str, top_k: int = 5
 ) -> Analysis:
     """Read an image and compute its most probable classes.
 
     Args:
         spec: a model whose weights are on this machine.
-        path: the image file.
+        source: the image file.
         name: its name in messages.
         top_k: number of classes.
 
     Returns:
-        The image with its predictions, which are empty if the model has no class names.
+        The analysis, whose predictions are empty if the model has no class names.
 
     Raises:
-        ImageError: the image cannot be read.
+        ImageError: the image cannot be read, or the page is busy.
     """
-    image = read_image(path, name)
-    with MODEL_LOCK:
-        model = load_predictor(spec)
-        if not isinstance(model, Classifier):
-            return Analysis(spec, image)
-        (predictions,) = model(image, top_k=top_k)
-        return Analysis(spec, image, predictions)
+    with MODEL_TURN.take():
+        predictor = load_predictor(spec)
+    with DECODER_TURN.take():
+        image = read_image(source, name)
+        pixels = predictor.preprocess.fit(image)  # (3, H, W)
+        view = crop_to_input(image, spec.preprocess.size)
+        del image
+    analysis = Analysis(spec, pixels, view)
+    analysis.get_input()  # counts it
+    if isinstance(predictor, Classifier):
+        with MODEL_TURN.take():
+            (analysis.predictions,) = predictor(pixels, top_k=top_k)
+    return analysis
 
 
 def get_saliency(analysis: Analysis, layer: int) -> SaliencyMap:
-    """The saliency maps (K, h, w) of a layer, from 0; computed when they are first needed."""
-    with MODEL_LOCK:
-        if layer not in analysis.saliency:
-            predictor = load_predictor(analysis.spec)
-            x = predictor.preprocess(analysis.image).unsqueeze(0)  # (1, 3, H, W)
-            analysis.saliency[layer] = compute_saliency(predictor.model, x, layer)
-        return analysis.saliency[layer]
+    """The saliency maps (K, h, w) of a layer, from 0. Those of the last layer are kept.
+
+    Raises:
+        ImageError: the image was released, or the page is busy.
+    """
+    pixels, _ = analysis.get_input()
+    if analysis.layer_maps and analysis.layer_maps[0] == layer:
+        return analysis.layer_maps[1]
+    with MODEL_TURN.take():
+        predictor = load_predictor(analysis.spec)
+        x = predictor.preprocess.normalise(pixels.unsqueeze(0))  # (1, 3, H, W)
+        maps = compute_saliency(predictor.model, x, layer)
+    analysis.layer_maps = layer, maps
+    return maps
 
 
 @lru_cache(maxsize=2)

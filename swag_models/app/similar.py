@@ -19,6 +19,7 @@ from swag_models.app.service import load_folder_embedder
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import find_images
 from swag_models.inference.predict import Skipped
+from swag_models.paths import expand_path
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
@@ -94,14 +95,14 @@ class SimilarityIndex:
         return done, len(versions)
 
     def rank(
-        self, spec: ModelSpec, folder: str, image: Image.Image, count: int = 8
+        self, spec: ModelSpec, folder: str, image: Image.Image | Tensor, count: int = 8
     ) -> tuple[list[Neighbour], list[Skipped]]:
         """Find the images of an embedded folder that are most similar to an image.
 
         Args:
             spec: the model.
             folder: folder as for `embed`; images that are not embedded yet are ignored.
-            image: the query.
+            image: the query, a PIL image or uint8 (3, H, W).
             count: number of neighbours.
 
         Returns:
@@ -120,7 +121,7 @@ class SimilarityIndex:
         query = load_folder_embedder(spec)(image).vectors  # (1, D)
         similarity = F.cosine_similarity(torch.stack(list(vectors.values())), query)  # (N,)
         top = similarity.topk(min(count, len(paths)))
-        root = Path(folder).expanduser()
+        root = expand_path(folder, "folder")
         neighbours = []
         for index, value in zip(top.indices.tolist(), top.values.tolist()):
             thumbnail = read_image(paths[index])
@@ -136,7 +137,7 @@ def list_file_versions(spec: ModelSpec, folder: str) -> dict[str, FileVersion]:
     Raises:
         ConfigError: the folder is missing or contains no image.
     """
-    root = Path(folder).expanduser()
+    root = expand_path(folder, "folder")
     if not root.is_dir():
         raise ConfigError(
             f"{folder} is not a folder on this machine; enter the path of a folder of images"

@@ -1,19 +1,23 @@
 """The page: its layout, and the handlers of its events."""
 
+import logging
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from swag_models.app import components, service
-from swag_models.app.saliency import count_layers, crop_to_input, overlay_saliency
+from swag_models.app.guard import OWNER
+from swag_models.app.saliency import count_layers, overlay_saliency
 from swag_models.app.similar import SimilarityIndex
+from swag_models.app.uploads import Uploads
 from swag_models.errors import SwagModelsError
 from swag_models.hub.fetch import find_weights
 from swag_models.spec import ModelSpec, ViTConfig
 
+logger = logging.getLogger("swag_models")
 WELCOME = "Choose an image, and its most probable classes are listed here."
 SALIENCY_LABEL = "Saliency map"
 STOPPED = "The download was stopped; the next download of this model resumes it."
@@ -25,6 +29,7 @@ LABEL_EXAMPLES = """(...inputs) => {
     (button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
   return inputs;
 }"""  # for screen readers
+OPACITY = 0.55  # of the saliency map at first
 Updates = dict[Any, Any]  # component -> its new value or properties
 
 
@@ -42,6 +47,7 @@ def show_errors(*cleared: str) -> Callable[[Callable[..., Updates]], Callable[..
             try:
                 return handler(page, *inputs)
             except SwagModelsError as error:
+                logger.warning("refused: %s", error)
                 updates: Updates = {page.notice: components.render_error(str(error))}
                 for component in (getattr(page, name) for name in cleared):
                     is_timer = isinstance(component, gr.Timer)
@@ -61,7 +67,7 @@ class Page:
         folder: folder to search for similar images; "" for none.
         may_type: whether another folder can be entered in the page.
         examples: image files to start with.
-        uploads: folder of the uploaded files; no other file is opened for a request.
+        uploads: the uploaded files; no other file is opened for a request.
     """
 
     def __init__(
@@ -70,7 +76,7 @@ class Page:
         folder: str,
         may_type: bool,
         examples: list[Path],
-        uploads: Path,
+        uploads: Uploads,
     ) -> None:
         self.specs = specs
         self.uploads = uploads
@@ -108,7 +114,9 @@ class Page:
                 label="Or one of these",
                 elem_id="examples",
             )
-        self.model = gr.Dropdown(list(self.specs), value=next(iter(self.specs)), label="Model")
+        self.model = gr.Dropdown(
+            list(self.specs), value=next(iter(self.specs)), label="Model", elem_id="model"
+        )
         self.facts = gr.HTML(elem_id="facts")
         self.progress = gr.HTML(elem_id="progress")
         self.download_button = gr.Button(visible=False, variant="primary", elem_id="download")
@@ -123,14 +131,13 @@ class Page:
                 label=SALIENCY_LABEL,
                 interactive=False,
                 height=380,
-                format="jpeg",
                 buttons=["fullscreen"],
                 elem_id="overlay",
             )
             with gr.Row():
                 options: dict[str, Any] = {"min_width": 200, "buttons": []}
                 self.layer = gr.Slider(1, 2, 1, step=1, label="Block", **options)
-                self.opacity = gr.Slider(0, 1, 0.55, step=0.05, label="Opacity", **options)
+                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity", **options)
                 self.head = gr.Dropdown([MEAN_HEAD], value=MEAN_HEAD, label="Head", min_width=200)
         self.typed_folder = gr.Textbox(
             self.folder,
@@ -172,7 +179,10 @@ class Page:
 
         def on_saliency(event: Any) -> Any:
             inputs = [self.analysis, self.layer, self.head, self.opacity]
-            return event(self.show_saliency, inputs, [self.overlay, self.notice], **slow)
+            # postprocess=False: Gradio would write a file for each map. They are part of the
+            # response instead.
+            outputs = [self.overlay, self.notice]
+            return event(self.show_saliency, inputs, outputs, **slow, postprocess=False)
 
         def on_similar(event: Any) -> Any:
             inputs = [self.analysis, self.typed_folder]
@@ -188,8 +198,10 @@ class Page:
         on_clear(self.model.change).then(self.select_model, self.model, model_outputs, **quick)
         on_classify(self.facts.change)  # another model was selected, or its weights were downloaded
         on_classify(on_clear(self.image.change).then)
-        for control in (self.layer, self.head, self.opacity):
-            on_saliency(control.input)
+        # one event for all, so that the browser waits for one response before the next request:
+        # responses to requests at the same time can arrive out of order
+        controls = [self.layer.input, self.head.input, self.opacity.input]
+        on_saliency(partial(gr.on, controls))
         on_similar(on_clear(self.typed_folder.submit).then)
         on_similar(self.embed_timer.tick)
         start = on_clear(self.download_button.click)
@@ -266,7 +278,7 @@ class Page:
         return {**self.show_card(name), self.progress: None, self.notice: notice}
 
     @show_errors("analysis", "bars")
-    def classify(self, upload: Any, name: str) -> Updates:
+    def classify(self, upload: Any, name: str, request: gr.Request) -> Updates:
         """Show the classes of the uploaded image, if there is one and the model is local."""
         spec = self.specs[name]
         if upload is None:
@@ -274,8 +286,12 @@ class Page:
         if find_weights(spec) is None:
             hint = f"{name} is not on this machine yet; the button below its facts downloads it."
             return {self.analysis: None, self.bars: components.render_hint(hint)}
-        path, file_name = service.find_upload(upload, self.uploads)
-        analysis = service.classify_image(spec, path, file_name)
+        assert request.request is not None
+        assert request.session_hash
+        owner = request.request.scope[OWNER]
+        file, file_name = self.uploads.open(upload, owner, request.session_hash)
+        with file:
+            analysis = service.classify_image(spec, file, file_name)
         if analysis.predictions:
             bars = components.render_predictions(analysis.predictions)
         else:
@@ -284,21 +300,27 @@ class Page:
 
     @show_errors("overlay")
     def show_saliency(
-        self, analysis: service.Analysis | None, layer: int | None, head: str, opacity: float
+        self,
+        analysis: service.Analysis | None,
+        layer: float | None,
+        head: str,
+        opacity: float | None,
     ) -> Updates:
         """Show a saliency map of a layer, or the mean of its maps, over the image."""
         if analysis is None:
-            return {self.overlay: gr.Image(None, label=SALIENCY_LABEL)}
+            return {self.overlay: gr.update(value=None, label=SALIENCY_LABEL)}
         layers = count_layers(analysis.spec.config)
         # the number field of the slider accepts any number, and can be empty
         layer = min(max(int(layer or layers), 1), layers)
         maps = service.get_saliency(analysis, layer - 1)  # (K, h, w)
-        has_head = head.isdigit() and 0 < int(head) <= len(maps)
-        saliency = maps[int(head) - 1] if has_head else maps.mean(axis=0)  # (h, w)
-        image = crop_to_input(analysis.image, analysis.spec.preprocess.size)
-        image = overlay_saliency(image, saliency, opacity)
+        heads = {str(index): head_map for index, head_map in enumerate(maps, 1)}
+        saliency = heads[head] if head in heads else maps.mean(axis=0)  # (h, w)
+        _, view = analysis.get_input()
+        opacity = OPACITY if opacity is None else min(max(opacity, 0), 1)
+        image = overlay_saliency(view, saliency, opacity)
         label = components.make_saliency_label(analysis.spec, analysis.predictions, layer)
-        return {self.overlay: gr.Image(image, label=label, alt_text=label)}
+        value = {"url": components.encode_image(image)}
+        return {self.overlay: gr.update(value=value, label=label, alt_text=label)}
 
     @show_errors("similar", "embed_timer")
     def show_similar(self, analysis: service.Analysis | None, typed_folder: str) -> Updates:
@@ -312,6 +334,6 @@ class Page:
             text = f"{done} of {total} images embedded"
             bar = components.render_progress(text, done, total)
             return {self.similar: bar, self.embed_timer: gr.Timer(active=True)}
-        neighbours, skipped = self.index.rank(analysis.spec, folder, analysis.image)
+        neighbours, skipped = self.index.rank(analysis.spec, folder, analysis.get_input()[0])
         html = components.render_neighbours(neighbours) + components.render_skipped(skipped)
         return {self.similar: html, self.embed_timer: gr.Timer(active=False)}

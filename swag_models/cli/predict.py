@@ -98,7 +98,13 @@ def app(options: argparse.Namespace) -> int:
     # by default SIGTERM ends Python without cleanup, which would leave the uploads on disk
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve(
-        options.model, folder=options.folder, host=options.host, port=options.port, ready=announce
+        options.model,
+        folder=options.folder,
+        host=options.host,
+        port=options.port,
+        auth_file=options.auth_file,
+        token=options.token,
+        ready=announce,
     )
     return OK
 
@@ -183,6 +189,17 @@ def _add_app_options(command: argparse.ArgumentParser) -> None:
         type=int,
         default=7860,
         help="port to listen on, or 0 for any free port (default: 7860)",
+    )
+    command.add_argument(
+        "--auth-file",
+        metavar="FILE",
+        help="ask for a user name and password; the file has a line user:password for each user",
+    )
+    command.add_argument(
+        "--token",
+        action=argparse.BooleanOptionalAction,
+        help="ask for a token, which is part of the printed URL and new at each start (default: "
+        "if other machines can reach the page and there is no --auth-file)",
     )
     command.add_argument("--open", action="store_true", help="open the page in the browser")
 

@@ -1,128 +1,269 @@
-"""Access to the page: host names, folders and files.
+"""Access to the page: host names, sessions, files, passwords, and hostile requests.
 
-Gradio runs in another process, because importing it changes global state.
+A hostile request is answered with an error and leaves one line in the log.
 """
 
 import json
 import os
 import shutil
-import subprocess
-import sys
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from image_support import SCENES, predict_labels
+from page_support import APP, MODEL, PageServer, Visitor, serve_page
 
-SCENES = Path(__file__).parents[2] / "examples" / "scenes"
-NAMES = ["127.0.0.1", "localhost:80", "[::1]:80", "elsewhere.example"]
-SCRIPT = """
-import json, os, sys
-from pathlib import Path
-from starlette.testclient import TestClient
-from swag_models.api import SPECS
-from swag_models.app import service
-from swag_models.app.ui import Page
-from swag_models.app.server import build_server, is_loopback
+from swag_models.app import is_loopback
 
-scenes, secret, names = sys.argv[1], sys.argv[2], sys.argv[3:]
-specs = {"vit_nano_hashtags": SPECS["vit_nano_hashtags"]}
-hosts = [
-    *("127.0.0.1", "127.8.8.8", "::1", "localhost"),  # loopback
-    *("0.0.0.0", "::", "192.168.1.2", "example.org"),
-]
-statuses = {}
-for host in ("127.0.0.1", "::1", "0.0.0.0"):
-    client = TestClient(build_server(specs, folder="", host=host))
-    statuses[host] = [client.get("/", headers={"Host": name}).status_code for name in names]
-client = TestClient(build_server(specs, folder="", host="localhost"), base_url="http://localhost")
-with open(scenes + "/house.jpg", "rb") as file:
-    upload = client.post("/gradio_api/upload", files={"files": ("house.jpg", file)})
-uploaded = upload.json()[0]
-folder = os.path.dirname(uploaded)
-config = client.get("/config").json()
-(number,) = (event["id"] for event in config["dependencies"] if event["api_name"] == "classify")
-outside = secret + "/mine.png"
-os.symlink(outside, folder + "/link.png")
-os.mkfifo(folder + "/fifo.png")
-requests = {
-    "uploaded": {"path": uploaded, "orig_name": "house.jpg"},
-    "uploaded, without a name": {"path": uploaded},
-    "another file": {"path": outside, "orig_name": "a"},
-    "a missing file": {"path": outside + "x", "orig_name": "a"},
-    "through the folder": {"path": folder + "/../../" + outside, "orig_name": "a"},
-    "a link": {"path": folder + "/link.png", "orig_name": "a"},
-    "a FIFO": {"path": folder + "/fifo.png", "orig_name": "a"},
-    "a folder": {"path": folder, "orig_name": "a"},
-    "a device": {"path": "/dev/zero", "orig_name": "a"},
-    "NUL": {"path": uploaded + chr(0), "orig_name": "a"},
-    "relative": {"path": os.path.relpath(outside), "orig_name": "a"},
-    "a URL": {"path": "file://" + outside, "orig_name": "a"},
-    "no path": {"orig_name": "a"},
-    "text": outside,
-    "a list": [outside],
-}
-responses = {}
-for kind, upload in requests.items():
-    body = {"data": [upload, "vit_nano_hashtags"], "fn_index": number, "session_hash": kind}
-    responses[kind] = client.post("/gradio_api/run/predict", json=body).text
-analysis = service.classify_image(
-    specs["vit_nano_hashtags"], scenes + "/house.jpg", "house.jpg"
-)
-similar = {}
-for may_type in (True, False):
-    page = Page(specs, folder=scenes, may_type=may_type, examples=[], uploads=Path(scenes))
-    similar[str(may_type)] = page.show_similar(analysis, secret)[page.similar]
-print(json.dumps({
-    "private": [host for host in hosts if is_loopback(host)],
-    "statuses": statuses,
-    "similar": similar,
-    "responses": responses,
-}))
-"""
+HOUSE = (SCENES / "house.jpg").read_bytes()
+SECRET_LABEL = predict_labels(SCENES / "sailboat.jpg")[0]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What SCRIPT prints, and its stderr."""
-    secret = tmp_path_factory.mktemp("secret")
-    shutil.copy(SCENES / "house.jpg", secret / "mine.png")
-    command = [sys.executable, "-c", SCRIPT, str(SCENES), str(secret), *NAMES]
-    environment = {**os.environ, "GRADIO_TEMP_DIR": str(tmp_path_factory.mktemp("uploads"))}
-    process = subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=120, env=environment
-    )
-    return {**json.loads(process.stdout), "stderr": process.stderr}
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
+    """A page that only this machine can reach."""
+    with serve_page(tmp_path_factory.mktemp("server"), *APP) as page:
+        yield page
 
 
-def test_only_this_machine_reaches_a_loopback_address(results: Any) -> None:
-    assert results["private"] == ["127.0.0.1", "127.8.8.8", "::1", "localhost"]
+@pytest.fixture(scope="module")
+def handlers(page: PageServer) -> dict[str, int]:
+    return Visitor(page, "reader").read_handlers()
 
 
-def test_a_page_for_this_machine_accepts_only_its_own_host_names(results: Any) -> None:
-    assert results["statuses"] == {
-        "127.0.0.1": [200, 200, 400, 400],
-        "::1": [400, 200, 200, 400],
-        "0.0.0.0": [200, 200, 200, 200],
-    }
+@pytest.fixture
+def visitor(page: PageServer, request: pytest.FixtureRequest) -> Visitor:
+    """A browser that has opened the page."""
+    visitor = Visitor(page, request.node.name[:100])
+    visitor.open()
+    return visitor
 
 
-def test_other_machines_cannot_choose_a_folder(results: Any) -> None:
-    assert "mine.png" in results["similar"]["True"]
-    assert "mine.png" not in results["similar"]["False"]
-    assert "house.jpg" in results["similar"]["False"]
-    assert (
-        results["stderr"].count(
-            "other machines can reach the page; they cannot choose a folder to search"
-        )
-        == 1
-    )
+def classify(visitor: Visitor, handlers: dict[str, int], image: Any) -> str:
+    """The response to a request to classify an image."""
+    return visitor.call(handlers["classify"], image, MODEL).text
 
 
-def test_only_uploaded_files_are_opened(results: Any) -> None:
-    responses = dict(results["responses"])
-    for kind in ("uploaded", "uploaded, without a name"):
-        assert "house" in responses.pop(kind)
-    for kind, response in responses.items():
-        if kind not in ("text", "a list"):  # rejected by Gradio itself
-            assert "is not an uploaded image: upload the file, then choose it" in response, kind
-        assert "%" not in response, kind  # no probability of any class
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_only_this_machine_reaches_a_loopback_address(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org"])
+def test_other_machines_may_reach_other_addresses(host: str) -> None:
+    assert not is_loopback(host)
+
+
+def test_a_page_for_this_machine_accepts_only_its_own_host_names(page: PageServer) -> None:
+    for name in ("127.0.0.1", "localhost:80", "LOCALHOST"):
+        assert Visitor(page, "s").get("", headers={"Host": name}).status_code == 200
+    for name in ("elsewhere.example", "[::1]:80", "127.0.0.1.example", "a b", "127.0.0.1@x"):
+        assert Visitor(page, "s").get("", headers={"Host": name}).status_code == 400
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:1", "https://elsewhere.example", "null"])
+def test_another_website_cannot_send_requests(
+    visitor: Visitor, handlers: dict[str, int], origin: str
+) -> None:
+    visitor.client.headers["Origin"] = origin
+    response = visitor.call(handlers["select_model"], MODEL)
+    assert response.status_code == 403
+    assert "Access-Control-Allow-Origin" not in response.headers
+    visitor.client.headers["Origin"] = visitor.page.url.rstrip("/")
+    assert visitor.call(handlers["select_model"], MODEL).status_code == 200
+
+
+def test_a_file_is_used_only_by_the_session_that_uploaded_it(
+    visitor: Visitor, handlers: dict[str, int]
+) -> None:
+    page = visitor.page
+    path = visitor.upload(HOUSE, "house.jpg")
+    same_browser = Visitor(page, "another tab", visitor.client)
+    other_browser, no_browser = Visitor(page, visitor.session), Visitor(page, visitor.session)
+    other_browser.open()
+    for other in (other_browser, no_browser):
+        assert "is not an uploaded image" in classify(other, handlers, {"path": path})
+        assert other.get(f"gradio_api/file={path}").status_code == 403
+    assert predict_labels(SCENES / "house.jpg")[0] in classify(visitor, handlers, {"path": path})
+    assert "is not an uploaded image" in classify(same_browser, handlers, {"path": path})
+    assert visitor.get(f"gradio_api/file={path}").content == HOUSE
+
+
+def test_a_client_without_cookies_can_use_its_own_file_only(
+    page: PageServer, handlers: dict[str, int]
+) -> None:
+    first, second = Visitor(page, "first"), Visitor(page, "second")
+    path = first.upload(HOUSE)
+    assert predict_labels(SCENES / "house.jpg")[0] in classify(first, handlers, {"path": path})
+    assert "is not an uploaded image" in classify(second, handlers, {"path": path})
+    assert first.upload(HOUSE) != path  # which cannot be guessed from the content
+
+
+def test_no_other_file_of_the_machine_is_opened(
+    visitor: Visitor, handlers: dict[str, int], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.png"
+    shutil.copy(SCENES / "sailboat.jpg", secret)
+    uploaded = visitor.upload(HOUSE)
+    folder = Path(uploaded).parent
+    (folder / "link.png").symlink_to(secret)
+    shutil.copy(secret, folder / "copy.png")
+    os.mkfifo(folder / "fifo.png")
+    paths = [
+        *(secret, f"{secret}x", f"{folder}/../../../{secret}", f"{folder}/link.png"),
+        *(f"{folder}/copy.png", f"{folder}/fifo.png", folder, "/dev/zero", f"{uploaded}\0"),
+        *(os.path.relpath(secret), f"file://{secret}", f"{folder}//image.jpg", "", "~/x.png"),
+        *("/proc/self/environ", "/etc/passwd", f"http://127.0.0.1/{secret}", "x" * 4000),
+    ]
+    for path in map(str, paths):
+        for meta in ({}, {"meta": {"_type": "gradio.FileData"}}, {"url": f"file://{secret}"}):
+            text = classify(visitor, handlers, {"path": path, "orig_name": "a", **meta})
+            assert "is not an uploaded image: upload the file, then choose it" in text, path
+            assert SECRET_LABEL not in text
+        assert visitor.get(f"gradio_api/file={path}").status_code in (403, 404), path
+    assert classify(visitor, handlers, {"path": uploaded}).count("<li") == 5
+
+
+def test_an_upload_that_was_replaced_is_not_opened(
+    visitor: Visitor, handlers: dict[str, int], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.jpg"
+    shutil.copy(SCENES / "sailboat.jpg", secret)
+    path = Path(visitor.upload(HOUSE))
+    for replace in (lambda: path.symlink_to(secret), lambda: os.mkfifo(path)):
+        path.unlink()
+        replace()
+        assert "is not an uploaded image" in classify(visitor, handlers, {"path": str(path)})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"session_hash": None}, {"session_hash": 5}, {"session_hash": "x" * 200}),
+        *({"fn_index": None}, {"fn_index": 999}, {"fn_index": True}, {"fn_index": 10**30}),
+        *({"data": None}, {"data": {}}, {"data": []}, {"data": [None] * 3}),
+        *({"data": [[], MODEL]}, {"data": ["/etc/passwd", MODEL]}, {"data": [{"path": 5}, MODEL]}),
+        *({"data": [None, "vit_h15"]}, {"data": [None, None]}, {"data": [None, [MODEL]]}),
+        {"data": [{"path": "\ud800"}, MODEL]},
+    ],
+)
+def test_a_request_that_the_page_cannot_send_leaves_one_line(
+    visitor: Visitor, handlers: dict[str, int], change: dict[str, Any]
+) -> None:
+    before = len(visitor.page.read_log())
+    fields = {"data": [None, MODEL], "fn_index": handlers["classify"], **change}
+    body = {"session_hash": "s", **fields}
+    url = visitor.page.url + "gradio_api/run/predict"
+    response = visitor.client.post(url, json=body, timeout=60)
+    assert 400 <= response.status_code < 500
+    check_refusal(visitor.page, before, response.json()["error"])
+
+
+@pytest.mark.parametrize("value", ["1", True, 1e300, 10**400, float("nan"), float("inf"), [], {}])
+def test_a_number_outside_of_the_slider_is_refused(
+    visitor: Visitor, handlers: dict[str, int], value: Any
+) -> None:
+    before = len(visitor.page.read_log())
+    body = {"data": [None, value, "mean", 0.5], "session_hash": "s"}
+    content = json.dumps({**body, "fn_index": handlers["show_saliency"]})
+    url = visitor.page.url + "gradio_api/run/predict"
+    headers = {"Content-Type": "application/json"}
+    response = visitor.client.post(url, content, headers=headers, timeout=60)
+    assert 400 <= response.status_code < 500
+    check_refusal(visitor.page, before, response.json()["error"])
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        ("[" * 100_000, "application/json", 413),
+        ("[" * 20_000 + "]" * 20_000, "application/json", 400),
+        ("", "application/json", 400),
+        ("null", "application/json", 422),
+        (b"\xff\xfe{", "application/json", 400),
+        ("1" * 5000, "application/json", 400),
+        ('{"fn_index": 0, "data": [], "session_hash": "s"}', "text/plain", 415),
+    ],
+)
+def test_a_body_that_is_no_json_leaves_one_line(
+    visitor: Visitor, content: str | bytes, content_type: str, status: int
+) -> None:
+    before = len(visitor.page.read_log())
+    url = visitor.page.url + "gradio_api/run/predict"
+    headers = {"Content-Type": content_type}
+    response = visitor.client.post(url, content, headers=headers, timeout=60)
+    assert response.status_code == status
+    check_refusal(visitor.page, before, response.json()["error"])
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b"--x\r\n", "multipart/form-data", 400),
+        (b"nonsense", "multipart/form-data; boundary=x", 400),
+        (b"--x--\r\n", "multipart/form-data; boundary=x", 422),
+        (b"a=b", "application/x-www-form-urlencoded", 415),
+        (bytes(65 << 20), "multipart/form-data; boundary=x", 400),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+            + bytes(65 << 20),
+            "multipart/form-data; boundary=x",
+            413,
+        ),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="files"\r\n\r\n' + bytes(2 << 20),
+            "multipart/form-data; boundary=x",
+            400,
+        ),
+    ],
+)
+def test_an_upload_that_is_no_form_with_files_leaves_one_line(
+    visitor: Visitor, content: bytes, content_type: str, status: int
+) -> None:
+    before = len(visitor.page.read_log())
+    url = visitor.page.url + "gradio_api/upload?upload_id=1"
+    headers = {"Content-Type": content_type}
+    response = visitor.client.post(url, content, headers=headers, timeout=60)
+    assert response.status_code == status
+    check_refusal(visitor.page, before, response.json()["error"])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("gradio_api/proxy=http://127.0.0.1:1/", "gradio_api/deep_link?session_hash=s"),
+        *("gradio_api/file=/etc/passwd", "gradio_api/file=http://127.0.0.1:1/", "gradio_api/file="),
+        *("gradio_api/queue/data?session_hash=s", "gradio_api/dev/reload", "monitoring"),
+        *("gradio_api/stream/a/b/1/playlist.m3u8", "assets/%00", "static/%2e%2e/%2e%2e/x"),
+        *("gradio_api/heartbeat/%0a", "gradio_api/runs", "login", f"assets/{'a' * 3000}"),
+        "\x1b[31m",
+    ],
+)
+def test_an_address_that_the_page_does_not_use_leaves_one_line(visitor: Visitor, path: str) -> None:
+    before = len(visitor.page.read_log())
+    response = visitor.get(path)
+    assert response.status_code in (403, 404)
+    check_refusal(visitor.page, before, response.json()["error"])
+
+
+def test_malformed_http_leaves_one_line(page: PageServer) -> None:
+    Visitor(page, "s").open()  # the server has started
+    before = len(page.read_log())
+    address = urlsplit(page.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(b"GET " + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n")
+        assert b"400 Bad Request" in connection.recv(1000)
+    assert len(page.read_log()) == before + 1
+
+
+def check_refusal(page: PageServer, before: int, reason: str) -> None:
+    """Check that a refused request left one line in the log, with the reason."""
+    (line,) = page.read_log()[before:]
+    assert line.startswith("refused: ")
+    assert line.isprintable()
+    assert len(line) < 500
+    assert line.endswith(reason)
+    assert "Traceback" not in page.log.read_text("utf-8")

@@ -3,23 +3,16 @@
 SWAG_MODELS_SCREENSHOT=docs/app.png takes the screenshot of the README again.
 """
 
-import json
 import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import pytest
 from chrome import BROWSER, DRIVER, Chrome, open_chrome, until
 from image_support import SCENES, predict_labels
+from page_support import APP, Visitor, serve_page
 from PIL import Image
 from safetensors.torch import save_file
 from selenium.webdriver.common.keys import Keys
@@ -40,35 +33,6 @@ from swag_models.spec import ModelSpec
 signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 serve(ModelSpec.from_json(sys.argv[1]), port=0, ready=lambda address: print(address, flush=True))
 """
-
-
-@contextmanager
-def run_server(folder: Path, *command: str, **environment: str) -> Iterator[str]:
-    """Serve the page from another process, and yield its URL.
-
-    SIGTERM ends the process, which must leave no temporary file.
-    """
-    temporary = folder / "temporary"
-    temporary.mkdir()
-    variables = {
-        **os.environ,
-        "SWAG_MODELS_CACHE": str(folder / "cache"),
-        "TMPDIR": str(temporary),
-        **environment,
-    }
-    with subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, text=True, env=variables, cwd=ROOT
-    ) as process:
-        assert process.stdout
-        try:
-            yield process.stdout.readline().strip()
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=30)
-            finally:
-                process.kill()  # else leaving the `with` block would wait forever
-    assert list(temporary.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +56,13 @@ def proxy() -> Iterator[Proxy]:
 def address(folder: Path, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page as `swag-models app` serves it, offline."""
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), proxy.url)
-    command = ["-m", "swag_models", "app", "--port", "0", "--folder", str(folder)]
-    with run_server(
-        tmp_path_factory.mktemp("server"), *command, SWAG_MODELS_OFFLINE="1", **proxies
-    ) as address:
-        yield address
+    environment = {"SWAG_MODELS_OFFLINE": "1", **proxies}
+    command = [*APP, "--folder", str(folder)]
+    with serve_page(tmp_path_factory.mktemp("server"), *command, environment=environment) as server:
+        yield server.address
+        rejected = ("refused: my photo.png ", f"refused: {folder / 'nowhere'} is not a folder")
+        log = server.read_log()[1:]  # after the line that the page is ready
+        assert [line for line in log if not line.startswith(rejected)] == []
 
 
 @pytest.fixture(scope="module")
@@ -281,35 +247,44 @@ def test_nothing_leaves_the_machine(page: Chrome, address: str, proxy: Proxy) ->
     assert proxy.requests == []
 
 
-def test_only_files_that_the_page_shows_are_served(
-    page: Chrome, address: str, folder: Path
-) -> None:
-    for path in (folder / "my house <b>.png", ROOT / "setup.cfg", "/etc/hostname"):
-        assert request(f"{address}gradio_api/file={quote(str(path))}")[0] == 403
-    config = json.loads(request(f"{address}config")[1])
-    image, model = (find_component(config, label) for label in ("Image", "Model"))
-    handler = next(
-        event["id"] for event in config["dependencies"] if event["inputs"][:2] == [image, model]
-    )
-    forged = {
-        "path": str(folder / "my house <b>.png"),
-        "orig_name": "x.png",
-        "meta": {"_type": "gradio.FileData"},
-    }
-    body = {
-        "data": [forged, "vit_nano_hashtags", 1, "mean", 0.5],
-        "fn_index": handler,
-        "session_hash": "forger",
-    }
-    assert request(f"{address}gradio_api/queue/join", body)[0] == 200
-    events = request(f"{address}gradio_api/queue/data?session_hash=forger")[1]
-    assert '"success":false' in events
-    assert name("house") not in events
+def test_a_page_for_other_machines_asks_for_its_token(chrome: Chrome, tmp_path: Path) -> None:
+    with serve_page(tmp_path, *APP, "--host", "0.0.0.0") as server:
+        token = server.address.partition("?token=")[2]
+        assert len(token) >= 32
+        assert "without a password" not in server.read_log()[0]
+        visitor = Visitor(server, "s")
+        for path in ("", "config", "?token=", "?token=x", f"?token={token[:-1]}"):
+            assert visitor.get(path).status_code == 401
+        assert visitor.client.get(server.address, timeout=30).status_code == 200
+        assert visitor.get("config").status_code == 200  # by the cookie
+        other = Visitor(server, "s")
+        other.client.headers["Authorization"] = f"Bearer {token}"
+        assert other.get("config").status_code == 200
+        chrome.driver.get(server.url)
+        chrome.wait("body", "the token is missing or wrong")
+        chrome.driver.get(server.address)
+        chrome.wait(".facts", "on this machine")
+        assert chrome.driver.current_url == server.url  # without the token
+        chrome.upload(SCENES / "house.jpg")
+        chrome.wait(".bars li:first-child", name("house"))
+        chrome.wait("#overlay img")
+        assert token not in server.log.read_text("utf-8")
 
 
-def test_a_foreign_host_name_for_this_machine_is_rejected(address: str) -> None:
-    assert request(address)[0] == 200
-    assert request(address, headers={"Host": "elsewhere.example"})[0] == 400
+def test_each_tab_shows_its_own_image(page: Chrome, address: str) -> None:
+    first = page.driver.current_window_handle
+    page.upload(SCENES / "house.jpg")
+    page.wait(".bars li:first-child", name("house"))
+    page.driver.switch_to.new_window("tab")
+    page.driver.get(address)
+    page.upload(SCENES / "chair.jpg")
+    page.wait(".bars li:first-child", name("chair"))
+    page.wait("#overlay img")
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    page.find("input[aria-label='range slider for Block']")[0].send_keys(Keys.HOME)
+    page.wait("#overlay", "block 1")
+    assert not page.find(".notice")
 
 
 def test_the_screenshot_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path) -> None:
@@ -348,8 +323,8 @@ def test_a_model_is_downloaded_with_progress_stopped_and_resumed(
             num_params=130_000,
             sources=(source,),
         )
-        with run_server(tmp_path, "-c", SERVE, spec.to_json()) as address:
-            chrome.driver.get(address)
+        with serve_page(tmp_path, "-c", SERVE, spec.to_json()) as page:
+            chrome.driver.get(page.address)
             chrome.wait(".facts", "0.496 MiB to download")
             chrome.upload(SCENES / "house.jpg")
             chrome.wait("#bars", "tiny_regnet is not on this machine yet")
@@ -386,22 +361,3 @@ def overlay(page: Chrome) -> str:
     """The URL of the shown saliency map, which depends on its content; "" if there is none."""
     images = page.find("#overlay img")
     return (images[0].get_attribute("src") or "") if images else ""
-
-
-def request(
-    url: str, body: object = None, headers: Mapping[str, str] | None = None
-) -> tuple[int, str]:
-    """Send a request without the browser; returns (HTTP status, text)."""
-    content = None if body is None else json.dumps(body).encode()
-    message = Request(url, content, {"Content-Type": "application/json", **(headers or {})})
-    try:
-        with urlopen(message, timeout=30) as response:
-            return response.status, response.read().decode()
-    except HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-
-
-def find_component(config: Any, label: str) -> int:
-    """The id of a component of the page."""
-    return next(c["id"] for c in config["components"] if c["props"].get("label") == label)

@@ -1,0 +1,275 @@
+"""Check every request before Gradio sees it: who sends it, to which address, with what content.
+
+Gradio has many more routes than the page uses; some of them open files or send requests to other
+servers. Only the routes in this module are passed on, without headers and fields that the page does
+not need. Everything else is refused with one line in the log.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Awaitable, Collection, Mapping, Sequence
+from typing import Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from swag_models.app.access import Access
+from swag_models.app.calls import RefusedError, parse_call
+from swag_models.app.uploads import Uploads
+from swag_models.errors import SwagModelsError
+from swag_models.formatting import escape_unprintable
+
+logger = logging.getLogger("swag_models")
+T = TypeVar("T")
+
+API = "/gradio_api/"
+FILE = API + "file="
+# Routes of Gradio that only read, and contain nothing about users or files of this machine
+READ_ROUTES = re.compile(
+    r"/(config|theme\.css|manifest\.json|favicon\.ico|robots\.txt)?"
+    r"|/(assets|static)/(?!.*\.\.)[\w./-]{1,200}"
+    r"|/gradio_api/(startup-events|heartbeat/[\w-]{1,128})",
+    re.ASCII,
+)
+HOST = re.compile(r"([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
+# Others, such as Range, Cookie and X-Forwarded-Host, change what Gradio does.
+PASSED_HEADERS = {b"host", b"accept", b"accept-encoding", b"content-type", b"content-length"}
+OWNER = "swag_models.owner"  # key in the scope: who sent the request
+
+MAX_UPLOAD = 64 << 20  # bytes of one request
+MAX_CALL = 64 << 10  # bytes
+MAX_UPLOAD_TIME = 600  # seconds
+MAX_CALL_TIME = 30  # seconds
+WRONG_PASSWORD_DELAY = 1  # seconds
+MAX_LOGGED = 400  # characters of a line in the log
+
+
+class Body:
+    """Receives the body of a request up to a size.
+
+    Args:
+        receive: of the server.
+
+    Attributes:
+        limit: the largest number of bytes to receive.
+        size: number of bytes received so far.
+        is_complete: whether the whole body was received.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.limit = 0
+        self.size = 0
+        self.is_complete = False
+
+    async def receive(self) -> Message:
+        """Receive the next part; raises RefusedError if the body is too large."""
+        message = await self._receive()
+        self.size += len(message.get("body", b""))
+        self.is_complete = message["type"] != "http.request" or not message.get("more_body")
+        if self.size > self.limit:
+            raise RefusedError(413, f"the body is larger than {self.limit} bytes")
+        return message
+
+    async def discard(self) -> bool:
+        """Receive and drop the rest, within limits; returns whether that was all of it."""
+        self.limit = self.size + 2 * MAX_UPLOAD
+        with contextlib.suppress(RefusedError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._receive_rest(), MAX_CALL_TIME)
+        return self.is_complete
+
+    async def _receive_rest(self) -> None:
+        while not self.is_complete:
+            await self.receive()
+
+
+class Guard:
+    """ASGI application that passes checked requests on to Gradio.
+
+    Args:
+        app: Gradio.
+        handlers: number of each event handler -> its input components.
+        uploads: the uploaded files.
+        access: who may use the page.
+        hosts: host names under which the page may be requested; None for any.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        handlers: Mapping[int, Sequence[Any]],
+        uploads: Uploads,
+        access: Access,
+        hosts: Collection[str] | None,
+    ) -> None:
+        self.app = app
+        self.handlers = handlers
+        self.uploads = uploads
+        self.access = access
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        body = Body(receive)
+        request = Request(scope, body.receive)
+        try:
+            answer = await self.answer(request, body)
+            await answer(scope, body.receive, send)
+        except ClientDisconnect:  # for example an upload that was cancelled
+            pass
+        except RefusedError as error:
+            client = request.client.host if request.client else "a local socket"
+            line = f"{request.method} {request.url.path} from {client}: {error.reason}"
+            logger.warning("refused: %s", escape_unprintable(line, MAX_LOGGED))
+            # a client that is still sending would not read the response
+            headers = {} if await body.discard() else {"Connection": "close"}
+            if error.status == 401 and self.access.users:
+                headers["WWW-Authenticate"] = 'Basic realm="swag_models", charset="UTF-8"'
+            response = JSONResponse({"error": error.reason}, error.status, headers)
+            await response(scope, receive, send)
+
+    async def answer(self, request: Request, body: "Body") -> ASGIApp:
+        """Check a request.
+
+        Args:
+            request: the request.
+            body: the body of the same request.
+
+        Returns:
+            The ASGI application that answers it.
+
+        Raises:
+            RefusedError: the request is refused.
+            ClientDisconnect: the client closed the connection.
+        """
+        self.check_origin(request)
+        path, method = request.url.path, request.method
+        reads = method in ("GET", "HEAD")
+        browser = self.access.read_cookie(request.cookies)
+        if path == "/" and reads and self.access.check_token(request.query_params.get("token", "")):
+            # without the token in the address, which others may see and browsers store
+            return RedirectResponse("/", 303, {"Set-Cookie": self.access.make_cookie()})
+        owner = browser or await self.check_credentials(request)
+        request.scope[OWNER] = owner
+        if path == API + "upload" and method == "POST":
+            return await self.receive_upload(request, body, owner)
+        if path == API + "upload_progress" and reads:  # uploads are too short to report progress
+            return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
+        if path == API + "run/predict" and method == "POST":
+            content_type = request.headers.get("content-type", "")
+            if content_type.partition(";")[0].strip().lower() != "application/json":
+                raise RefusedError(415, "the content is not application/json")
+            body.limit = MAX_CALL
+            content = await _limit_time(request.body(), MAX_CALL_TIME)
+            return self.pass_on(json.dumps(parse_call(content, self.handlers)).encode())
+        if path.startswith(FILE) and reads:
+            if not self.uploads.may_view(path.removeprefix(FILE), owner):
+                raise RefusedError(403, "it is not a file of this session")
+            return self.pass_on()
+        if READ_ROUTES.fullmatch(path) and reads:
+            sets_cookie = path == "/" and not browser
+            return self.pass_on(cookie=self.access.make_cookie() if sets_cookie else "")
+        raise RefusedError(404, "the page has no such address")
+
+    def check_origin(self, request: Request) -> None:
+        """Refuse requests under another host name, and requests that other websites send.
+
+        The first prevents DNS rebinding: a website whose host name leads to this machine.
+        """
+        host = request.headers.get("host", "")
+        match = HOST.fullmatch(host)
+        if not match or (self.hosts is not None and match[1].lower() not in self.hosts):
+            raise RefusedError(400, f"{host!r} is not a host name of this page")
+        origin = request.headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise RefusedError(403, f"{origin!r} is another website")
+
+    async def check_credentials(self, request: Request) -> str:
+        """Return who sends a request, "" if everybody has access; refuse wrong credentials."""
+        if not self.access.is_required:
+            return ""
+        if self.access.check_token(request.query_params.get("token", "")):
+            return "token"
+        authorization = request.headers.get("authorization", "")
+        if user := self.access.check_header(authorization):
+            return user
+        if authorization:
+            await asyncio.sleep(WRONG_PASSWORD_DELAY)  # slows down guessing
+        raise RefusedError(
+            401,
+            "the user name or password is missing or wrong"
+            if self.access.users
+            else "the token is missing or wrong; open the address that the terminal shows",
+        )
+
+    async def receive_upload(self, request: Request, body: "Body", owner: str) -> Response:
+        """Store the files of a form; the response contains their paths, as Gradio's does."""
+        content_type = request.headers.get("content-type", "")
+        if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+            raise RefusedError(415, "an upload is not multipart/form-data")
+        body.limit = MAX_UPLOAD
+        try:
+            form = await _limit_time(request.form(max_files=8, max_fields=8), MAX_UPLOAD_TIME)
+        except MultiPartException as error:
+            raise RefusedError(400, f"the form cannot be read: {error.message}") from None
+        try:
+            files = [file for file in form.getlist("files") if isinstance(file, UploadFile)]
+            if not files:
+                raise RefusedError(422, "the form contains no file")
+            paths = [
+                await run_in_threadpool(self.uploads.add, file.file, file.filename or "", owner)
+                for file in files
+            ]
+        except SwagModelsError as error:
+            raise RefusedError(507, str(error)) from None
+        finally:
+            await form.close()
+        return JSONResponse(paths)
+
+    def pass_on(self, body: bytes | None = None, cookie: str = "") -> ASGIApp:
+        """An application that passes a request on to Gradio.
+
+        Args:
+            body: the body that Gradio receives; None for an empty one.
+            cookie: value of a `Set-Cookie` header of the response; "" for none.
+        """
+        content = body or b""
+
+        async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+            headers = [(key, value) for key, value in scope["headers"] if key in PASSED_HEADERS]
+            headers = [(key, value) for key, value in headers if key != b"content-length"]
+            headers.append((b"content-length", b"%d" % len(content)))
+            messages = iter([{"type": "http.request", "body": content, "more_body": False}])
+
+            async def replay() -> Message:
+                # afterwards wait for the end of the connection
+                return next(messages, None) or await receive()
+
+            async def send_with_cookie(message: Message) -> None:
+                if message["type"] == "http.response.start" and cookie:
+                    message["headers"] = [
+                        *message.get("headers", []),
+                        (b"set-cookie", cookie.encode()),
+                    ]
+                await send(message)
+
+            checked = {**scope, "headers": headers, "query_string": b""}
+            await self.app(checked, replay, send_with_cookie)
+
+        return respond
+
+
+async def _limit_time(work: Awaitable[T], seconds: float) -> T:
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except asyncio.TimeoutError:
+        raise RefusedError(408, f"the body did not arrive within {seconds:g} s") from None
