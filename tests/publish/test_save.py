@@ -198,7 +198,8 @@ class TestShards:
         model = load_tiny()
         save(model, folder, max_shard_size=20_000)
         other = load_tiny()
-        load_torch_model(other, folder, strict=True, weights_only=True)
+        # `strict` would be applied to each shard before huggingface_hub 1.33
+        load_torch_model(other, folder, weights_only=True)
         assert_same(other, model)
 
     def test_files_of_an_earlier_save_are_deleted(self, folder: Path) -> None:
