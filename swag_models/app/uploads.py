@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, BinaryIO
 
 from swag_models.errors import ImageError
-from swag_models.inference.image_sources import IMAGE_SUFFIXES
+from swag_models.image_formats import IMAGE_SUFFIXES
 from swag_models.paths import open_regular
 
 MAX_FILES = 1000
