@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -64,13 +65,16 @@ class Hub(Server):
 
     Args:
         tokens: namespaces that each token may write to; any token may read private repositories.
+        certificate: PEM file of certificate and key, for https.
     """
 
-    def __init__(self, tokens: Mapping[str, tuple[str, ...]]) -> None:
-        super().__init__()
+    def __init__(
+        self, tokens: Mapping[str, tuple[str, ...]], certificate: Path | None = None
+    ) -> None:
+        super().__init__(certificate)
         self.tokens = tokens
-        # Another host name, so that the client sends it no token.
-        self.storage_url = self.url.replace("127.0.0.1", "localhost")
+        # Another host name, so that the client sends it no token; the certificate is for this one.
+        self.storage_url = self.url if certificate else self.url.replace("127.0.0.1", "localhost")
         self.repos: dict[str, Repo] = {}
         self.storage: dict[str, bytes] = {}
         self.cards: list[str] = []  # model cards that the client validated

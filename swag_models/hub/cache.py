@@ -17,12 +17,18 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from swag_models.atomic import write_json
+from swag_models.decoding import decode_fields
+from swag_models.errors import CacheError
+from swag_models.formatting import escape_unprintable
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import INDEX_FILE, read_index
 from swag_models.hub.huggingface import find_cached, parse_url
 from swag_models.spec import Source
 
 logger = logging.getLogger("swag_models")
+# Resolutions of modification times, in nanoseconds. A copy of a file may have a coarser time than
+# the original: tar files and layers of container images have whole seconds, zip files have two.
+TIME_UNITS = (1, 100, 1000, 10**6, 10**9, 2 * 10**9)
 PACKAGE_DATA = Path(__file__).parents[1] / "weights"
 
 
@@ -46,21 +52,30 @@ class CacheRecord:
 
 
 def cache_folder() -> Path:
-    """The folder in SWAG_MODELS_CACHE; by default `swag_models` in the platform's cache folder."""
+    """The folder in SWAG_MODELS_CACHE; by default `swag_models` in the platform's cache folder.
+
+    Raises:
+        CacheError: neither is known, for example for a user without a home folder.
+    """
     if folder := os.environ.get("SWAG_MODELS_CACHE"):
-        return Path(folder).expanduser().absolute()
+        return _expand(folder)
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = "~/Library/Caches"
     else:
-        base = xdg_cache()
-    return base / "swag_models"
+        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _expand(base) / "swag_models"
 
 
-def xdg_cache() -> Path:
-    """The user's cache folder by the XDG Base Directory Specification."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+def _expand(folder: str) -> Path:
+    """Replace `~` in the path of a cache folder; raise CacheError if no home folder is known."""
+    if (expanded := os.path.expanduser(folder)).startswith("~"):
+        raise CacheError(
+            f"the home folder in {folder} is not known; set SWAG_MODELS_CACHE to a folder for "
+            "downloaded weights"
+        )
+    return Path(expanded).absolute()
 
 
 def is_unchanged(record: CacheRecord, source: Source) -> bool:
@@ -68,18 +83,26 @@ def is_unchanged(record: CacheRecord, source: Source) -> bool:
     # Hashing 2.5 GB on every load would take seconds; `swag-models verify` hashes again.
     try:
         status = os.stat(record.path)
-    except OSError:
+    except (OSError, ValueError):
         return False
-    same_file = (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns)
-    return same_file and record.sha256.startswith(source.sha256 or "")
+    same_time = status.st_mtime_ns in (record.mtime_ns // unit * unit for unit in TIME_UNITS)
+    return (
+        same_time
+        and status.st_size == record.size
+        and record.sha256.startswith(source.sha256 or "")
+    )
 
 
 def read_record(source: Source) -> CacheRecord | None:
-    """The record of a source; None if it is missing or damaged."""
-    try:
-        return CacheRecord(**json.loads(record_path(source).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+    """The record of a source; None if it is missing or damaged, or if the source has none."""
+    if is_shipped(source):
         return None
+    try:
+        values = json.loads(record_path(source).read_text("utf-8"))
+        record = decode_fields(CacheRecord, values, positive=False)
+    except (OSError, ValueError, RecursionError):  # CacheError is an OSError too
+        return None
+    return record if re.fullmatch("[0-9a-f]{64}", record.sha256) else None
 
 
 def write_record(source: Source, path: Path, digest: str, *, pin: bool) -> None:
@@ -91,17 +114,22 @@ def write_record(source: Source, path: Path, digest: str, *, pin: bool) -> None:
         digest: its SHA-256.
         pin: the source has no published hash, so log that this one is expected from now on.
     """
-    status = path.stat()
-    record = CacheRecord(source.url, str(path), digest, status.st_size, status.st_mtime_ns)
-    target = record_path(source)
     # Without a record, for example in a read-only cache, the next load hashes the file again.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
+        target = record_path(source)
+        status = path.stat()
+        record = CacheRecord(source.url, str(path), digest, status.st_size, status.st_mtime_ns)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(target, asdict(record), unique=True)
+        try:
+            write_json(target, asdict(record), unique=True)
+        except FileNotFoundError:  # another process removed the temporary file, as below
+            write_json(target, asdict(record), unique=True)
+        for leftover in target.parent.glob(".*.tmp"):  # of processes that were killed
+            leftover.unlink(missing_ok=True)
         if pin:
             logger.warning(
                 "%s has no published hash: SHA-256 %s is pinned from now on in %s",
-                source.url,
+                escape_unprintable(source.url),
                 digest,
                 target,
             )
@@ -133,6 +161,8 @@ def find_file(source: Source, shard_path: Path | None = None) -> Path | None:
     """
     if not is_remote(source) and source.sha256 is None:  # the user's own file, which may change
         return path if (path := local_path(source)).is_file() else None
+    # Files of this package are small, and hashed each time: a record could belong to another copy
+    # of the package, and these files must load without a cache folder.
     record = read_record(source)
     if record and is_unchanged(record, source) and shard_path in (None, Path(record.path)):
         return Path(record.path)
@@ -149,7 +179,8 @@ def find_file(source: Source, shard_path: Path | None = None) -> Path | None:
             if expected is None and not is_complete(path):
                 logger.warning("%s is ignored: it is truncated or not a weight file", path)
                 continue
-            write_record(source, path, digest, pin=expected is None)
+            if not is_shipped(source):
+                write_record(source, path, digest, pin=expected is None)
             return path
         logger.warning("%s is ignored: its SHA-256 is %s, not %s", path, digest, expected)
     return None
@@ -187,9 +218,14 @@ def is_remote(source: Source) -> bool:
     return not source.url.startswith(("package://", "file://"))
 
 
+def is_shipped(source: Source) -> bool:
+    """Whether the source's file is part of this package."""
+    return source.url.startswith("package://")
+
+
 def local_path(source: Source) -> Path:
     """The path that a package:// or file:// source refers to."""
-    if source.url.startswith("package://"):
+    if is_shipped(source):
         return PACKAGE_DATA / source.url.removeprefix("package://")
     from urllib.request import url2pathname  # handles drive letters on Windows
 
@@ -241,5 +277,6 @@ def _candidates(source: Source, record: CacheRecord | None, expected: str | None
         if path := find_cached(*parse_url(source.url)):
             yield path
     else:
-        torch_home = Path(os.environ.get("TORCH_HOME") or xdg_cache() / "torch").expanduser()
-        yield torch_home / "hub" / "checkpoints" / source.file_name
+        xdg_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        torch_home = os.path.expanduser(os.environ.get("TORCH_HOME") or f"{xdg_cache}/torch")
+        yield Path(torch_home, "hub", "checkpoints", source.file_name)

@@ -12,41 +12,38 @@ import random
 import re
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.hub.part_file import CHUNK_SIZE, PartFile
+from swag_models.hub.transport import RetryableError, check_url, open_session, receive
 from swag_models.spec import Progress
 
 if TYPE_CHECKING:
     import requests
 
-TIMEOUT = (10, 60)  # seconds to connect, and between two reads
-MAX_ATTEMPTS = 5  # consecutive failures without a byte of progress
-MAX_CONNECT_ATTEMPTS = 2  # the same for a host that cannot be reached at all
+# Seconds to connect, and between two reads. The sum also limits the time until the headers, and
+# the second number is the time over which MIN_RATE is measured.
+TIMEOUT = (10, 60)
+MIN_RATE = 1024  # bytes per second; a slower connection counts as a failure
+MAX_DURATION = 24 * 3600  # seconds for one URL; the next download of it resumes
+MAX_ATTEMPTS = 5  # consecutive failures without progress
+MAX_CONNECT_ATTEMPTS = 2  # the same for a host that cannot be reached at all, or is too slow
 MAX_WAIT = 60  # seconds; if the server asks for more, the download fails
+MAX_NUMBER = 10**15  # what a number in a header counts as if it is larger
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
-LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
+# Strong validators that RFC 9110 allows in If-Range. A weak ETag (W/) does not guarantee equal
+# bytes.
+STRONG_ETAG = re.compile(r'"[!#-~]*"')
+DATE = re.compile(r"[A-Za-z0-9 :,+-]{1,40}")
 
 
-class _InterruptedError(Exception):
-    """A failure that is worth a retry.
-
-    Args:
-        reason: one line.
-        attempts: consecutive failures of this kind after which to give up.
-        wait: seconds that the server asked to wait, None if it did not.
-    """
-
-    def __init__(
-        self, reason: str, attempts: int = MAX_ATTEMPTS, wait: float | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.attempts = attempts
-        self.wait = wait
+class ClaimedSizeError(CacheError):
+    """The server states a size for which the disk has no room. Another server may not."""
 
 
 def download(
@@ -67,6 +64,7 @@ def download(
     Raises:
         FetchError: the URL cannot be downloaded; the message gives the reason.
         HashMismatchError: the content does not have the expected hash.
+        ClaimedSizeError: the server states a size for which the disk has no room.
         CacheError: the folder cannot be written, or its disk is full.
     """
     check_url(url)
@@ -75,7 +73,7 @@ def download(
         folder.mkdir(parents=True, exist_ok=True)
         resumed = part.claim()
         while True:
-            _download_rest(part, url, progress)
+            _download_rest(part, url, has_hash=sha256 is not None, progress=progress)
             digest = part.digest.hexdigest()
             if sha256 is None or digest.startswith(sha256):
                 return part.path, digest
@@ -85,7 +83,7 @@ def download(
             resumed = False  # the earlier part may have been corrupted: retry from the first byte
     except FetchError:
         raise
-    except OSError as error:
+    except OSError as error:  # of the disk: `receive` converts those of the network
         if not part.validator:  # no later process could resume this part
             with contextlib.suppress(OSError):
                 part.discard()
@@ -93,15 +91,6 @@ def download(
             f"cannot write to {folder}: {error.strerror or error}; free some space, "
             "or set SWAG_MODELS_CACHE to another folder"
         ) from None
-
-
-def check_url(url: str) -> None:
-    """Raise FetchError unless the URL is https, or http on this machine."""
-    parts = urlsplit(url)
-    if parts.scheme != "https" and not (
-        parts.scheme == "http" and parts.hostname in LOOPBACK_HOSTS
-    ):
-        raise FetchError(f"{url} is not allowed: use https (plain http only on loopback)")
 
 
 def hash_file(path: Path) -> str:
@@ -113,67 +102,83 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _download_rest(part: PartFile, url: str, progress: Progress) -> None:
+def _download_rest(part: PartFile, url: str, *, has_hash: bool, progress: Progress) -> None:
     """Send requests until the part is complete."""
     failures, max_size = 0, part.size
-    with _open_session() as session:
+    deadline = time.monotonic() + MAX_DURATION
+    with open_session() as session:
         while True:
+            start_time = time.monotonic()
             try:
-                return _request(session, part, url, progress)
-            except _InterruptedError as error:
-                # Any progress resets the count: a slow, unstable connection may finish.
-                failures = failures + 1 if part.size <= max_size else 1
+                return _request(session, part, url, deadline, has_hash=has_hash, progress=progress)
+            except RetryableError as error:
+                # Progress resets the count: a slow, unstable connection may finish. A server that
+                # sends a byte and then nothing makes none. The first second is free, so that
+                # connections that break at once count by their bytes.
+                expected = max(1.0, MIN_RATE * (time.monotonic() - start_time - 1))
+                failures = failures + 1 if part.size - max_size < expected else 1
                 max_size = max(max_size, part.size)
                 wait = error.wait
                 if wait is None:
                     wait = 2 ** (failures - 1) * random.uniform(0.5, 1)
                 if wait > MAX_WAIT:
                     raise FetchError(f"{error}, and the server asks to wait {wait:.0f} s") from None
-                if failures >= error.attempts:
+                if failures >= (error.attempts or MAX_ATTEMPTS):
                     raise FetchError(f"{error}, {failures} times in a row") from None
                 time.sleep(wait)
 
 
-def _request(session: requests.Session, part: PartFile, url: str, progress: Progress) -> None:
-    """Send one request for the missing bytes."""
-    import requests
-
+def _request(
+    session: requests.Session,
+    part: PartFile,
+    url: str,
+    deadline: float,
+    *,
+    has_hash: bool,
+    progress: Progress,
+) -> None:
+    """Send one request for the missing bytes, and append the response to the part."""
     headers = {"Accept-Encoding": "identity"}  # compressed bytes would not match the hash
     if part.size and not part.validator:
         part.discard()  # the remote version of these bytes is unknown
     if part.size:
         headers |= {"Range": f"bytes={part.size}-", "If-Range": part.validator}
+    attempts = MAX_ATTEMPTS if part.size else MAX_CONNECT_ATTEMPTS
+    label = urlsplit(url).path.rsplit("/", 1)[-1]
     try:
-        with session.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            total = _prepare(response, part)
+        with contextlib.closing(
+            receive(session, url, headers, timeout=TIMEOUT, attempts=attempts)
+        ) as received:
+            total = _prepare(next(received), part, has_hash=has_hash)
             if part.size != total:
-                part.extend(response, total, progress)
+                part.extend(_check_rate(received, deadline), total, label, progress)
     except FileNotFoundError:
         part.reset()
-        raise _InterruptedError("another process took over this download") from None
-    except requests.exceptions.SSLError as error:
-        raise FetchError(
-            f"TLS: {_find_cause(error)}; for a private certificate authority set REQUESTS_CA_BUNDLE"
-        ) from None
-    except requests.exceptions.ChunkedEncodingError as error:
-        raise _InterruptedError(
-            f"connection broken after {part.size} bytes ({_find_cause(error)})"
-        ) from None
-    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-        attempts = MAX_ATTEMPTS if part.size else MAX_CONNECT_ATTEMPTS
-        raise _InterruptedError(_find_cause(error), attempts) from None
-    except requests.RequestException as error:
-        raise FetchError(_find_cause(error)) from None
-    except OSError as error:
-        if isinstance(error, FetchError) or error.errno is not None:
-            raise
-        # requests reports a missing REQUESTS_CA_BUNDLE file as an OSError without errno.
-        raise FetchError(str(error)) from None
+        raise RetryableError("another process took over this download") from None
     if total is not None and part.size != total:
-        raise _InterruptedError(f"{part.size} of {total} bytes arrived")
+        raise RetryableError(f"{part.size} of {total} bytes arrived")
 
 
-def _prepare(response: requests.Response, part: PartFile) -> int | None:
+def _check_rate(pieces: Iterable[bytes], deadline: float) -> Iterator[bytes]:
+    """Yield the pieces, and raise RetryableError if they arrive too slowly."""
+    start_time, size = time.monotonic(), 0
+    for piece in pieces:
+        yield piece
+        size += len(piece)
+        now = time.monotonic()
+        if now > deadline:
+            raise FetchError(
+                f"not complete after {MAX_DURATION / 3600:.3g} hours; try again to resume"
+            )
+        if (elapsed := now - start_time) >= TIMEOUT[1]:
+            if size < MIN_RATE * elapsed:
+                raise RetryableError(
+                    f"slower than {MIN_RATE} bytes per second", MAX_CONNECT_ATTEMPTS
+                )
+            start_time, size = now, 0
+
+
+def _prepare(response: requests.Response, part: PartFile, *, has_hash: bool) -> int | None:
     """Prepare the part for the body of a response.
 
     Returns:
@@ -181,85 +186,71 @@ def _prepare(response: requests.Response, part: PartFile) -> int | None:
     """
     status = response.status_code
     if status in RETRY_STATUS:
-        raise _InterruptedError(f"HTTP {status}", wait=_retry_after(response))
+        raise RetryableError(f"HTTP {status}", wait=_retry_after(response))
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    if encoding not in ("identity", "") and status in (200, 206):
+        raise FetchError(f"the server sent the file with Content-Encoding {encoding[:40]!r}")
     if status == 206 or (status == 416 and part.size):
-        return _prepare_rest(response, part)
+        return _prepare_rest(response, part, has_hash=has_hash)
     if status != 200:
         raise FetchError(f"HTTP {status} {response.reason}")
-    length = response.headers.get("Content-Length", "")
-    size = int(length) if length.isdigit() and "Content-Encoding" not in response.headers else None
     # 200 to a range request: the file has changed, or the server does not support ranges.
     part.discard()
+    size = None
+    if "Transfer-Encoding" not in response.headers:  # which takes precedence (RFC 9112)
+        size = _parse_number(response.headers.get("Content-Length", ""))
     _check_space(part.folder, size or 0)
-    # A weak ETag (W/) does not guarantee equal bytes and is invalid in If-Range (RFC 9110).
-    etag = response.headers.get("ETag", "")
-    strong_etag = "" if etag.startswith("W/") else etag
-    part.start(strong_etag or response.headers.get("Last-Modified", ""))
+    etag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
+    if STRONG_ETAG.fullmatch(etag):
+        part.start(etag)
+    else:
+        part.start(date if DATE.fullmatch(date) else "")
     return size
 
 
-def _prepare_rest(response: requests.Response, part: PartFile) -> int:
+def _prepare_rest(response: requests.Response, part: PartFile, *, has_hash: bool) -> int:
     """Like `_prepare`, for 206 Partial Content and for 416, the status if no byte is missing."""
     content_range = response.headers.get("Content-Range", "")
-    span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", content_range)
-    if not (span and int(span[2]) >= part.size and int(span[1] or span[2]) == part.size):
+    span = re.fullmatch(r"bytes (?:([0-9]+)-[0-9]+|\*)/([0-9]+)", content_range)
+    start, total = (_parse_number(span[1] or span[2]), _parse_number(span[2])) if span else (0, 0)
+    if not (span and total and total >= part.size and start == part.size):
         part.discard()
-        raise _InterruptedError("the server sent the wrong range of bytes")
+        raise RetryableError("the server sent the wrong range of bytes")
     validator_header = "ETag" if part.validator.startswith('"') else "Last-Modified"
     validator = response.headers.get(validator_header)
-    if response.status_code == 206 and validator not in (None, part.validator):
-        part.discard()  # the server ignored If-Range: these bytes belong to another version
-        raise _InterruptedError("the file has changed")
-    total = int(span[2])
+    # RFC 9110 requires the validator that the 200 had. Without one, only a hash could tell whether
+    # these bytes belong to another version.
+    if validator != part.validator and not (validator is None and has_hash):
+        part.discard()
+        raise RetryableError("the file has changed")
     _check_space(part.folder, total - part.size)
     return total
 
 
 def _check_space(folder: Path, size: int) -> None:
-    """Raise CacheError if the disk has no room for `size` more bytes."""
+    """Raise ClaimedSizeError if the disk has no room for `size` more bytes."""
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise CacheError(
+        raise ClaimedSizeError(
             f"{folder} needs {size / 2**20:.0f} MiB more and has {free / 2**20:.0f} MiB free; "
             "free some space, or set SWAG_MODELS_CACHE to another folder"
         )
 
 
+def _parse_number(text: str) -> int | None:
+    """The value of a header, at most MAX_NUMBER; None if it is not a decimal number."""
+    if not re.fullmatch("[0-9]+", text):  # isdigit accepts other digits, which int rejects
+        return None
+    return int(text) if len(text) < len(str(MAX_NUMBER)) else MAX_NUMBER
+
+
 def _retry_after(response: requests.Response) -> float | None:
     """Seconds that the server asks to wait (sent as a number or a date); None if it does not."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
-        return float(value)
+    if (seconds := _parse_number(value)) is not None:
+        return float(seconds)
     try:
         moment = email.utils.parsedate_to_datetime(value).astimezone(timezone.utc)
-    except (ValueError, OverflowError):  # not a date, or one out of range
+    except (ValueError, OverflowError, TypeError, IndexError):  # not a date, or out of range
         return None
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
-
-
-def _find_cause(error: BaseException) -> str:
-    """The innermost cause of a requests error, which wraps several exceptions."""
-    inner = error
-    while inner.args and isinstance(inner.args[-1], BaseException):
-        inner = inner.args[-1]
-    reason = getattr(inner, "reason", None) or inner
-    return str(reason).split("): ")[-1].split(">: ")[-1]
-
-
-def _open_session() -> requests.Session:
-    """A session that follows redirects only to URLs that `check_url` allows.
-
-    Proxies and certificate authorities are taken from the environment.
-    """
-    import requests
-
-    class Session(requests.Session):
-        def get_redirect_target(self, response: requests.Response) -> str | None:
-            target = super().get_redirect_target(response)
-            if target:
-                check_url(urljoin(response.url, target))
-            return target
-
-    session = Session()
-    session.headers["User-Agent"] = "swag_models"
-    return session

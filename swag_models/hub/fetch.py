@@ -12,11 +12,12 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from swag_models.errors import CacheError, FetchError, HashMismatchError
+from swag_models.errors import MAX_MESSAGE, CacheError, FetchError, HashMismatchError
 from swag_models.hub.cache import (
     cache_folder,
     expected_hash,
@@ -32,7 +33,7 @@ from swag_models.hub.cache import (
     record_path,
     write_record,
 )
-from swag_models.hub.download import download, hash_file
+from swag_models.hub.download import ClaimedSizeError, download, hash_file
 from swag_models.hub.hf_format import CONFIG_FILE
 from swag_models.hub.huggingface import (
     COMMIT,
@@ -47,6 +48,7 @@ from swag_models.hub.part_file import remove_parts
 from swag_models.spec import ModelSpec, Progress, Source
 
 logger = logging.getLogger("swag_models")
+SHA256 = re.compile("[0-9a-f]{64}")
 TRUE_VALUES = {"1", "true", "yes", "on"}
 LOCK_TIMEOUT = 3600  # seconds to wait for another process before downloading as well
 
@@ -85,21 +87,41 @@ def fetch_weights(spec: ModelSpec, *, progress: Progress = True) -> Path:
     """
     if path := find_weights(spec):
         return path
-    reasons = []
+    reasons: dict[str, FetchError] = {}
     for source in spec.sources:
         try:
-            return _fetch_source(source, spec, progress)
+            path = _fetch_source(source, spec, progress)
+        except ClaimedSizeError as error:  # perhaps wrong; the next source may state another size
+            reasons[source.url] = error
         except CacheError:  # the next source could not be stored either
             raise
         except FetchError as error:
-            reasons.append(f"  {source.url}: {error}")
-    lines = [f"no source provided the weights of {spec.name}:", *reasons]
-    manual_paths = [
-        f"  {cache_folder() / source.file_name}" for source in spec.sources if is_remote(source)
-    ]
-    if manual_paths:
-        lines += ["to use a file copied by hand, store it as one of:", *manual_paths]
-    raise FetchError("\n".join(lines))
+            reasons[source.url] = error
+        else:
+            _remove_parts(spec)
+            return path
+    raise _explain_failure(spec, reasons)
+
+
+def _explain_failure(spec: ModelSpec, reasons: Mapping[str, FetchError]) -> FetchError:
+    """The error for a model none of whose sources worked, with the reason for each."""
+    details = [f"{url}: {error}" for url, error in reasons.items()] or ["it has no sources"]
+    files = [source.file_name for source in spec.sources if is_remote(source)]
+    if files:
+        names = " or ".join(map(str, [cache_folder() / files[0], *files[1:]]))
+        details.append(f"to use a file copied by hand, store it as {names}")
+    text = f"no source provided the weights of {spec.name}: {'; '.join(details)}"
+    if len(text) > MAX_MESSAGE:  # the leading digits are enough to tell hashes apart
+        text = SHA256.sub(lambda match: match[0][:16], text)
+    full = any(isinstance(error, CacheError) for error in reasons.values())
+    return CacheError(text) if full else FetchError(text)
+
+
+def _remove_parts(spec: ModelSpec) -> None:
+    """Delete what unfinished downloads from any source of a complete model left behind."""
+    with contextlib.suppress(OSError):
+        for source in filter(is_remote, spec.sources):
+            remove_parts(cache_folder() / "parts", _make_key(source))
 
 
 def fetch_config(repo: str, revision: str) -> Path:

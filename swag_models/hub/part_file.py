@@ -8,18 +8,15 @@ both write the same bytes at the same offsets.
 
 import hashlib
 import os
-import sys
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
+from swag_models.hub.progress import make_bar
 from swag_models.spec import Progress
 
-if TYPE_CHECKING:
-    import requests
-
-CHUNK_SIZE = 1 << 16  # bytes; the most that is lost if a connection breaks
+CHUNK_SIZE = 1 << 16  # bytes; the most that is read at once
 MAX_VALIDATOR_LENGTH = 150  # characters; file names end at 255 bytes on most file systems
 
 
@@ -80,26 +77,28 @@ class PartFile:
         self.path.unlink(missing_ok=True)
         self.reset()
 
-    def extend(self, response: "requests.Response", total: int | None, progress: Progress) -> None:
-        """Append the body of a response to the file and flush it to disk."""
-        from tqdm import tqdm
+    def extend(
+        self, pieces: Iterable[bytes], total: int | None, label: str, progress: Progress
+    ) -> None:
+        """Append bytes to the file and flush it to disk.
 
-        label = urlsplit(response.url).path.rsplit("/", 1)[-1]
-        bar_class = progress if isinstance(progress, type) else tqdm
-        quiet = isinstance(progress, bool) and not (progress and sys.stderr.isatty())
+        Args:
+            pieces: the bytes, in order.
+            total: size of the complete file in bytes, None if unknown.
+            label: text of the progress bar.
+            progress: whether to draw a bar, or the tqdm class to draw it with.
+        """
         with (
-            bar_class(
-                total=total, initial=self.size, unit="B", unit_scale=True, desc=label, disable=quiet
-            ) as bar,
+            make_bar(progress, label, total, self.size) as bar,
             self.path.open("r+b") as file,
         ):
             file.seek(self.size)
-            for chunk in response.iter_content(CHUNK_SIZE):
-                file.write(chunk)
-                file.flush()  # a killed process loses at most one chunk
-                self.digest.update(chunk)
-                self.size += len(chunk)
-                bar.update(len(chunk))
+            for piece in pieces:
+                file.write(piece)
+                file.flush()  # a killed process loses at most one piece
+                self.digest.update(piece)
+                self.size += len(piece)
+                bar.update(len(piece))
             os.fsync(file.fileno())
 
 

@@ -24,7 +24,15 @@ from swag_models.hub.hf_format import (
     read_folder,
     read_index,
 )
-from swag_models.hub.huggingface import LOGIN_HINT, PREFIX, REPO_RULES, is_repo, readable_errors
+from swag_models.hub.huggingface import (
+    LOGIN_HINT,
+    MAX_DURATION,
+    PREFIX,
+    REPO_RULES,
+    call_client,
+    client_session,
+    is_repo,
+)
 from swag_models.hub.signature import parse_signature
 from swag_models.hub.signed_folder import UNSIGNED_NAMES, compare_files, hash_files, read_file
 from swag_models.paths import expand_path
@@ -35,6 +43,8 @@ from swag_models.publish.signing import load_private_key, make_signature
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from torch import nn
+
+CREATE_SECONDS = 15  # for the Hub to create a repository and a branch
 
 
 @dataclass(frozen=True)
@@ -214,36 +224,41 @@ def _send(upload: Upload, contents: dict[str, bytes | Path], target: _Target) ->
     if not (target.token or get_token()):  # before the first request
         raise PublishError(f"no token with write access to {repo}; {LOGIN_HINT}")
     api = HfApi(token=target.token)
-    try:
-        with readable_errors(repo):
-            api.create_repo(repo, private=target.private, exist_ok=True)
-            # For an existing repository `create_repo` ignores `private`.
-            if target.private and not api.model_info(repo).private:
-                raise PublishError(
-                    f"{repo} exists and is public; make it private on its page, "
-                    "or push without private"
-                )
-            if branch:
-                api.create_branch(repo, branch=branch, exist_ok=True)
-            added = [CommitOperationAdd(name, content) for name, content in contents.items()]
-            others = set(api.list_repo_files(repo, revision=branch)) - contents.keys()
-            removable = sorted(filter(REMOVABLE_FILE.fullmatch, others))
-            deleted = [CommitOperationDelete(name) for name in removable]
-            if SIGNATURE_FILE in contents and (
-                unsigned := sorted(others.difference(removable, UNSIGNED_NAMES))
-            ):
-                raise PublishError(
-                    f"{repo} has files that the signature does not cover, with which it would not "
-                    f"be loaded: {list_names(unsigned)}; delete them"
-                )
-            # One commit, so that no revision has the weights of one version and the config of
-            # another.
-            commit = api.create_commit(
-                repo,
-                [*added, *deleted],
-                commit_message=target.message or "Publish with swag_models",
-                revision=branch,
+
+    def create() -> None:
+        api.create_repo(repo, private=target.private, exist_ok=True)
+        # For an existing repository `create_repo` ignores `private`.
+        if target.private and not api.model_info(repo).private:
+            raise PublishError(
+                f"{repo} exists and is public; make it private on its page, or push without private"
             )
+        if branch:
+            api.create_branch(repo, branch=branch, exist_ok=True)
+
+    def commit() -> Any:
+        added = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        others = set(api.list_repo_files(repo, revision=branch)) - contents.keys()
+        removable = sorted(filter(REMOVABLE_FILE.fullmatch, others))
+        deleted = [CommitOperationDelete(name) for name in removable]
+        if SIGNATURE_FILE in contents and (
+            unsigned := sorted(others.difference(removable, UNSIGNED_NAMES))
+        ):
+            raise PublishError(
+                f"{repo} has files that the signature does not cover, with which it would not "
+                f"be loaded: {list_names(unsigned)}; delete them"
+            )
+        # One commit, so that no revision has the weights of one version and the config of another.
+        return api.create_commit(
+            repo,
+            [*added, *deleted],
+            commit_message=target.message or "Publish with swag_models",
+            revision=branch,
+        )
+
+    try:
+        with client_session(repo):
+            call_client(create, CREATE_SECONDS)
+            sent = call_client(commit, MAX_DURATION)
     except FetchError as error:
         raise PublishError(f"nothing was published: {error}") from None
-    return replace(upload, commit=commit.oid, url=commit.commit_url)
+    return replace(upload, commit=sent.oid, url=sent.commit_url)

@@ -135,18 +135,16 @@ def test_the_error_lists_every_source_and_where_to_copy_a_file(server: Server, c
     spec = make_spec(*(source(url) for url in urls))
     with pytest.raises(FetchError) as caught:
         fetch_weights(spec)
-    assert str(caught.value).splitlines() == [
-        "no source provided the weights of vit_nano_hashtags:",
-        f"  {urls[0]}: HTTP 404 Not Found",
-        f"  {urls[1]}: SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}",
-        f"  {urls[2]}: {urls[2]} is not allowed: use https (plain http only on loopback)",
-        f"  {urls[3]}: no such file",
-        "to use a file copied by hand, store it as one of:",
-        *(f"  {cache / name}" for name in ("gone.pth", "wrong.pth", "x.pth")),
+    assert caught.value.args[0].split("; ") == [
+        f"no source provided the weights of vit_nano_hashtags: {urls[0]}: HTTP 404 Not Found",
+        f"{urls[1]}: SHA-256 is {sha256(OTHER)[:16]}, not {sha256(WEIGHTS)[:16]}",
+        f"{urls[2]}: {urls[2]} is not allowed: use https (plain http only on loopback)",
+        f"{urls[3]}: no such file",
+        f"to use a file copied by hand, store it as {cache / 'gone.pth'} or wrong.pth or x.pth",
     ]
     assert not list_files(cache / "files")
     server.requests.clear()
-    path = put(Path(str(caught.value).splitlines()[-1].strip()), WEIGHTS)
+    path = put(cache / "wrong.pth", WEIGHTS)
     assert fetch_weights(spec) == path
     assert not server.requests
 
@@ -221,9 +219,10 @@ def test_content_that_differs_from_the_pin_is_an_error_naming_the_record(
     (record,) = list_files(cache / "records")
     with pytest.raises(FetchError) as caught:
         fetch_weights(spec)
-    message = f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)} (pinned on first use; "
-    assert message in str(caught.value)
-    assert f"if the change is expected, delete {record})" in str(caught.value)
+    message = caught.value.args[0]  # the text is cut after 499 characters, and paths are long here
+    assert f"SHA-256 is {sha256(OTHER)[:16]}" in message
+    assert f"not {sha256(WEIGHTS)[:16]}" in message
+    assert f"if the change is expected, delete {record})" in message
     assert not list_files(cache / "files")
     record.unlink()
     assert fetch_weights(spec).read_bytes() == OTHER

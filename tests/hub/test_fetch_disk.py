@@ -54,13 +54,25 @@ def test_a_file_too_large_for_the_disk_is_not_downloaded(
     assert fetch_weights(spec).read_bytes() == CONTENT
 
 
-def test_a_full_disk_is_not_retried_with_the_next_source(server: Server, ballast: Path) -> None:
-    spec = serve(server)
+def test_a_disk_that_fills_up_is_not_retried_with_the_next_source(
+    server: Server, ballast: Path
+) -> None:
+    spec = serve(server, Fault(chunked=True))
     other = Source(server.put("/y.pth", CONTENT), "timm", sha256(CONTENT))
-    with pytest.raises(CacheError):
+    with pytest.raises(CacheError, match="No space left on device"):
         fetch_weights(make_spec(*spec.sources, other))
     assert ballast.exists()
     assert not server.list_requests("/y.pth")
+
+
+@pytest.mark.parametrize("size", ["99999999999999", "9" * 330, "9" * 5000])
+def test_a_source_that_states_an_absurd_size_does_not_stop_the_next(
+    server: Server, disk: Path, size: str
+) -> None:
+    spec = serve(server, Fault(headers={"Content-Length": size}))
+    other = Source(server.put("/y.pth", CONTENT), "timm", sha256(CONTENT))
+    assert fetch_weights(make_spec(*spec.sources, other)).read_bytes() == CONTENT
+    assert not list_files(disk / "cache" / "parts")
 
 
 @pytest.mark.parametrize("validators", [True, False], ids=["validators", "no-validators"])

@@ -94,8 +94,9 @@ def test_a_file_of_the_hub_that_differs_from_the_pin_is_an_error(
     hub.put_hub(REPO, NAME, OTHER, COMMITS[1])
     path, errors = run(spec)
     assert path is None
-    assert f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)} (pinned on first use" in errors
-    assert f"delete {record})" in errors
+    assert f"SHA-256 is {sha256(OTHER)[:16]}" in errors
+    assert f"not {sha256(WEIGHTS)[:16]}" in errors
+    assert record.name in errors
 
 
 def test_a_source_can_name_a_revision_and_a_folder(hub: Server) -> None:
@@ -109,10 +110,11 @@ def test_a_source_can_name_a_revision_and_a_folder(hub: Server) -> None:
 def test_a_file_missing_on_the_hub_is_one_line_of_the_error(hub: Server, cache: Path) -> None:
     path, errors = run(make_spec(source(name="missing.safetensors")))
     assert path is None
-    lines = errors.splitlines()
-    (reason,) = (line for line in lines if line.startswith("  hf://"))
-    assert "404" in reason
-    assert lines[-1] == f"  {cache / 'org--tiny.swag--missing.safetensors'}"
+    assert errors == (
+        f"FetchError: no source provided the weights of vit_nano_hashtags: hf://{REPO}/"
+        f"missing.safetensors: {REPO} has no such file (HTTP 404); to use a file copied by hand, "
+        f"store it as {cache / 'org--tiny.swag--missing.safetensors'}\n"
+    )
 
 
 def test_an_invalid_repository_name_is_reported(hub: Server) -> None:
@@ -128,8 +130,8 @@ def test_an_http_error_of_the_hub_is_reported(hub: Server) -> None:
     ] * 9
     path, errors = run(make_spec(source()))
     assert path is None
-    (reason,) = (line for line in errors.splitlines() if line.startswith("  hf://"))
-    assert "403" in reason
+    assert f"hf://{REPO}/{NAME}: no permission for {REPO} (HTTP 403" in errors
+    assert len(errors.splitlines()) == 1
 
 
 @pytest.mark.slow  # the client retries for a long time

@@ -1,0 +1,79 @@
+"""Time limits for network calls. Imports no torch."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+QUEUE_SIZE = 16  # items that the thread may be ahead
+POLL_INTERVAL = 0.5  # seconds until a thread whose items nobody wants ends
+
+
+def iterate_within(items: Generator[T, None, None], seconds: float) -> Generator[T, None, None]:
+    """Yield the items of a generator that runs in a thread, and wait a limited time for each.
+
+    The timeout of a socket only limits a single read. A server can send a header or the length of
+    a chunk one byte at a time, or intermediate responses without an end, and looking up a host
+    name has no timeout at all.
+
+    Args:
+        items: the generator. After the time limit it is abandoned, and closed in its thread once
+            it yields or raises; it must not write to anything that others use.
+        seconds: time limit for each item, and for the end.
+
+    Raises:
+        TimeoutError: an item took longer.
+        BaseException: whatever `items` raises.
+    """
+    results: queue.Queue[tuple[str, Any]] = queue.Queue(QUEUE_SIZE)
+    stopped = threading.Event()
+
+    def put(kind: str, value: object = None) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                results.put((kind, value), timeout=POLL_INTERVAL)
+                break
+
+    def run() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if stopped.is_set():
+                    break
+            items.close()
+            put("end")
+        except BaseException as error:  # raised again in the thread that waits
+            put("error", error)
+
+    # A daemon thread: an abandoned one must not keep the process alive.
+    threading.Thread(target=run, name="swag_models network", daemon=True).start()
+    try:
+        while True:
+            try:
+                kind, value = results.get(timeout=seconds)
+            except queue.Empty:
+                raise TimeoutError(f"nothing arrived within {seconds:.3g} s") from None
+            if kind == "error":
+                raise value
+            if kind == "end":
+                return
+            yield value
+    finally:
+        stopped.set()
+
+
+def call_within(function: Callable[[], T], seconds: float) -> T:
+    """Return the result of a function that runs in a thread.
+
+    Args:
+        function: what to call. After the time limit it is abandoned, and its result is dropped.
+        seconds: time limit.
+
+    Raises:
+        TimeoutError: it took longer.
+        BaseException: whatever `function` raises.
+    """
+    (result,) = iterate_within((function() for _ in range(1)), seconds)
+    return result

@@ -1,0 +1,205 @@
+"""HTTP requests that end within time limits, and whose failures have two classes.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import ssl
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from swag_models.errors import FetchError
+from swag_models.hub.part_file import CHUNK_SIZE
+from swag_models.hub.time_limit import iterate_within
+
+if TYPE_CHECKING:
+    import requests
+
+MAX_REDIRECTS = 10
+LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+CA_HINT = f"for a private certificate authority set {CA_VARIABLES[0]}"
+SOCKS_HINT = (
+    "the environment sets a SOCKS proxy, which needs packages that are not installed: "
+    "pip install pysocks socksio"
+)
+# What the parsers and sockets of an HTTP client raise for what a server sends.
+CLIENT_ERRORS = (
+    OSError,  # includes TimeoutError and the errors of requests
+    ValueError,  # includes UnicodeError
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    http.client.HTTPException,
+)
+
+
+class RetryableError(Exception):
+    """A failure that is worth a retry.
+
+    Args:
+        reason: one line.
+        attempts: consecutive failures of this kind after which to give up; None for the usual
+            number.
+        wait: seconds that the server asked to wait, None if it did not.
+    """
+
+    def __init__(self, reason: str, attempts: int | None = None, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.attempts = attempts
+        self.wait = wait
+
+
+def check_url(url: str) -> None:
+    """Raise FetchError unless the URL is https, or http on this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        allowed = host in LOOPBACK_HOSTS if parts.scheme == "http" else bool(host)
+        allowed = allowed and parts.scheme in ("http", "https")
+    except ValueError:
+        allowed = False
+    if not allowed:
+        raise FetchError(f"{url} is not allowed: use https (plain http only on loopback)")
+
+
+def find_ca_bundle() -> str | None:
+    """The file or folder of certificate authorities that the environment names, if any.
+
+    Raises:
+        FetchError: it does not exist.
+    """
+    for name in CA_VARIABLES:
+        if path := os.environ.get(name):
+            if not os.path.exists(path):
+                raise FetchError(f"{name} names {path}, which does not exist")
+            return path
+    return None
+
+
+def explain_tls(error: BaseException) -> str | None:
+    """The message with the fix if an error is about certificates, otherwise None."""
+    about_certificates = isinstance(error, ssl.SSLCertVerificationError) or (
+        isinstance(error, ssl.SSLError) and "X509" in str(error)  # a file without certificates
+    )
+    return f"TLS: {_reason(error)}; {CA_HINT}" if about_certificates else None
+
+
+def receive(
+    session: requests.Session,
+    url: str,
+    headers: dict[str, str],
+    *,
+    timeout: tuple[float, float],
+    attempts: int,
+) -> Generator[Any, None, None]:
+    """Yield a response, then the pieces of its body; raise only the two errors below.
+
+    A server controls what the HTTP client parses, and the client raises whatever its parsers and
+    sockets raise.
+
+    Args:
+        session: from `open_session`.
+        url: where to send the request.
+        headers: headers of the request.
+        timeout: seconds to connect, and between two reads; the sum limits the time until the
+            headers have arrived, and between two pieces.
+        attempts: the number for a host that cannot be reached.
+
+    Raises:
+        RetryableError: a failure that is worth a retry.
+        FetchError: any other failure.
+    """
+    import requests
+    import urllib3
+
+    count = 0
+    try:
+        for item in iterate_within(_send(session, url, headers, timeout), sum(timeout)):
+            yield item
+            count += 1
+    except (FetchError, RetryableError):
+        raise
+    except (*CLIENT_ERRORS, urllib3.exceptions.HTTPError) as error:
+        cause = _find_cause(error)
+        if message := explain_tls(cause):
+            raise FetchError(message) from None
+        if count:
+            raise RetryableError(f"the connection broke ({_reason(cause)})") from None
+        transient = (requests.ConnectionError, requests.Timeout, TimeoutError)
+        if isinstance(error, transient) and not isinstance(error, requests.exceptions.ProxyError):
+            raise RetryableError(_reason(cause), attempts) from None
+        if "SOCKS" in str(error):
+            raise FetchError(SOCKS_HINT) from None
+        if isinstance(error, OSError):  # an invalid URL, proxy, header or REQUESTS_CA_BUNDLE
+            raise FetchError(_reason(cause)) from None
+        raise FetchError(f"invalid response: {_reason(cause)}") from None
+
+
+def _send(
+    session: requests.Session, url: str, headers: dict[str, str], timeout: tuple[float, float]
+) -> Generator[Any, None, None]:
+    """Send one request; yield the response, then the pieces of its body as they arrive.
+
+    Redirects are followed here, because requests would read their bodies to the end, and to URLs
+    that `check_url` does not allow.
+    """
+    for _ in range(MAX_REDIRECTS + 1):
+        with session.get(
+            url, headers=headers, stream=True, timeout=timeout, allow_redirects=False
+        ) as response:
+            target = session.get_redirect_target(response)
+            if target is None:
+                yield response
+                yield from _iterate_body(response.raw)
+                return
+        url = urljoin(url, target)
+        check_url(url)
+    raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+
+
+def _iterate_body(raw: Any) -> Iterator[bytes]:
+    """Yield the bytes of a body as they arrive, so that none are lost if the connection breaks.
+
+    Args:
+        raw: response of urllib3.
+    """
+    if getattr(raw, "chunked", False):
+        # http.client would accept a negative length of a chunk.
+        yield from raw.stream(CHUNK_SIZE // 16, decode_content=False)
+        return
+    read = getattr(raw, "read1", raw.read)  # urllib3 1 has no read1
+    while piece := read(CHUNK_SIZE):
+        yield piece
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """The innermost cause of an error of requests, which wraps several others."""
+    while True:
+        inner = getattr(error, "reason", None)
+        if not isinstance(inner, BaseException) and error.args:
+            inner = error.args[-1]
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+
+
+def _reason(cause: BaseException) -> str:
+    """What an error says, without the objects that urllib3 puts in front."""
+    return str(cause).split("): ")[-1].split(">: ")[-1] or type(cause).__name__
+
+
+def open_session() -> requests.Session:
+    """A session with the proxies and certificate authorities of the environment."""
+    import requests
+
+    session = requests.Session()
+    session.headers["User-Agent"] = "swag_models"
+    if bundle := find_ca_bundle():
+        session.verify = bundle
+    return session
