@@ -23,8 +23,8 @@ def make_certificates(folder: Path) -> tuple[Path, Path]:
     root = root.add_extension(_certificate_signing_usage(), critical=True)
     root = root.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
     server = _make_builder("test server", key, root_key)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    server = server.add_extension(x509.SubjectAlternativeName([address]), critical=False)
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+    server = server.add_extension(x509.SubjectAlternativeName(names), critical=False)
     server = server.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
 
     pem = serialization.Encoding.PEM

@@ -73,8 +73,8 @@ class Hub(Server):
     ) -> None:
         super().__init__(certificate)
         self.tokens = tokens
-        # Another host name, so that the client sends it no token; the certificate is for this one.
-        self.storage_url = self.url if certificate else self.url.replace("127.0.0.1", "localhost")
+        # Another host name, so that the client sends it no token.
+        self.storage_url = self.url.replace("127.0.0.1", "localhost")
         self.repos: dict[str, Repo] = {}
         self.storage: dict[str, bytes] = {}
         self.cards: list[str] = []  # model cards that the client validated

@@ -10,7 +10,6 @@ import importlib
 import logging
 import os
 import re
-import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -296,8 +295,8 @@ def _convert(error: BaseException, repo: str) -> FetchError:
     reason = str(cause).strip().split("\n")[0] or type(cause).__name__
     if isinstance(cause, ImportError) and "SOCKS" in reason:
         return FetchError(SOCKS_HINT)
-    if isinstance(cause, ssl.SSLError):
-        return UnreachableError(f"the Hub cannot be reached: {explain_tls(cause) or reason}")
+    if message := explain_tls(cause):
+        return UnreachableError(f"the Hub cannot be reached: {message}")
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return FetchError(
             f"the Hub's cache cannot be written ({error.strerror}); free some space, or set "

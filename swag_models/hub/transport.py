@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import ssl
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -84,9 +83,8 @@ def find_ca_bundle() -> str | None:
 
 def explain_tls(error: BaseException) -> str | None:
     """The message with the fix if an error is about certificates, otherwise None."""
-    about_certificates = isinstance(error, ssl.SSLCertVerificationError) or (
-        isinstance(error, ssl.SSLError) and "X509" in str(error)  # a file without certificates
-    )
+    # By OpenSSL's names, because httpx keeps only the text. X509: a file without certificates.
+    about_certificates = any(name in str(error) for name in ("CERTIFICATE_VERIFY_FAILED", "X509"))
     return f"TLS: {_reason(error)}; {CA_HINT}" if about_certificates else None
 
 

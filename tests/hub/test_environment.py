@@ -97,6 +97,7 @@ def test_a_weight_file_on_an_unreachable_hub_leaves_time_for_the_next_source(
     assert len(errors.splitlines()) == 1
 
 
+@pytest.mark.slow  # waits for the time limit
 def test_a_push_to_a_silent_hub_is_one_line(
     folders: dict[str, Path], dead: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,8 +149,9 @@ def test_a_wrong_certificate_file_is_one_line(
     if kind == "not PEM":
         path.write_text("no certificate")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
-    _, printed = time_failure("https://127.0.0.1:1", monkeypatch)
-    _, errors = run(make_spec(Source("https://127.0.0.1:1/x.pth", "timm")))
+    with Server(make_certificates(tmp_path)[1]) as server:
+        _, printed = time_failure(server.url, monkeypatch)
+        _, errors = run(make_spec(Source(server.url + "/x.pth", "timm")))
     for text in (printed, errors):
         assert str(path) in text or "X509" in text
         assert len(text.splitlines()) == 1
