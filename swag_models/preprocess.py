@@ -132,7 +132,7 @@ class Transform:
             image: a PIL image or a tensor (..., 3, H, W).
 
         Returns:
-            (..., 3, h, w), uint8 for a PIL image, else of the dtype of `image`.
+            (..., 3, h, w): uint8 for a PIL image, float32 for uint16, else of the dtype of `image`.
 
         Raises:
             ImageError: not an image, too large when resized, or with values of another range.
@@ -149,13 +149,13 @@ class Transform:
         elif isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == 3:
             height, width = image.shape[-2:]
             check_range(image)
+            if image.dtype == torch.uint16:  # torchvision's resizing would overflow
+                image = image.float() / 65535
         else:
             kind = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
             raise ImageError(
                 f"cannot preprocess {kind}; give a PIL image or a tensor (..., 3, H, W)"
             )
-        if not width * height:
-            raise ImageError(f"an image of {width}x{height} has no pixels")
         # Without this limit, the long side of a very narrow image could become arbitrarily long.
         resized = list(cover_size(height, width, *self.preprocess.size))
         if resized[0] * resized[1] > MAX_PIXELS:
