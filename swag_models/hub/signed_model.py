@@ -125,9 +125,9 @@ def _fetch_verified(
     repo: str, revision: str, key: "EllipticCurvePublicKey", progress: Progress
 ) -> tuple[VerifiedFolder, list[str]]:
     """Download the signed files of a repository that are not on this machine, and verify all."""
-    commit, names = _find_commit(repo, revision)
+    signature, names = _fetch_signature(repo, revision)
+    commit = signature.parent.name
     place = f"{PREFIX}{repo}@{commit}"
-    signature = download_file(repo, commit, SIGNATURE_FILE, progress=False)
     digests = verify_signature(signature.parent, key)  # before anything else is downloaded
     if names is not None:
         unsigned = find_unsigned(digests)
@@ -142,20 +142,20 @@ def _fetch_verified(
     return verify_folder(signature.parent, key, url=url, store=store), missing
 
 
-def _find_commit(repo: str, revision: str) -> tuple[str, set[str] | None]:
-    """The commit of a revision, and the names of its files.
+def _fetch_signature(repo: str, revision: str) -> tuple[Path, set[str] | None]:
+    """The signature of a repository, in a folder named after the commit, and all names of files.
 
-    Sends one request, and none for a commit whose signature is on this machine. If the Hub cannot
-    be reached, takes the commit in the client's cache. The names are None if no request was sent:
-    then the files on this machine are verified.
+    Sends no request for a commit whose signature is on this machine. If the Hub cannot be reached,
+    takes the commit in the client's cache. The names are None if no request was answered: then
+    the files on this machine are verified.
 
     Raises:
         SignatureError: the repository has no signature.
-        FetchError: the Hub cannot be reached, and the repository is not on this machine.
+        FetchError: the Hub cannot be reached, and the signature is not on this machine.
     """
     cached = find_cached(repo, revision, SIGNATURE_FILE)
     if cached and (COMMIT.fullmatch(revision) or is_offline()):
-        return cached.parent.name, None
+        return cached, None
     if is_offline():
         raise FetchError(
             f"the signature of {PREFIX}{repo}@{revision} is not on this machine, and offline mode "
@@ -163,12 +163,16 @@ def _find_commit(repo: str, revision: str) -> tuple[str, set[str] | None]:
         )
     try:
         commit, names = list_repo(repo, revision)
+        if SIGNATURE_FILE not in names:
+            raise SignatureError(f"{PREFIX}{repo} is not signed: it has no {SIGNATURE_FILE}")
+        # By the name of the branch, so that the client's cache knows its commit offline.
+        signature = download_file(repo, revision, SIGNATURE_FILE, progress=False)
     except UnreachableError as error:
         if cached is None:
             raise
         commit = cached.parent.name
         logger.warning("%s: using the cached %s%s, commit %s", error, PREFIX, repo, commit)
-        return commit, None
-    if SIGNATURE_FILE not in names:
-        raise SignatureError(f"{PREFIX}{repo} is not signed: it has no {SIGNATURE_FILE}")
-    return commit, names
+        return cached, None
+    if signature.parent.name != commit:
+        raise FetchError(f"{PREFIX}{repo}@{revision} was changed while it was read; try again")
+    return signature, names
