@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from studies.run import Study, run_study
 from studies.scenes import write_scenes
 from swag_models.cli import run_command
-from swag_models.cli.common import OK, make_adder, print_message
+from swag_models.cli.common import OK, make_adder
+from swag_models.cli.output import print_message
 
 
 def scenes(options: argparse.Namespace) -> int:
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--processes", type=int, help="number of parallel tasks (default: one per CPU)"
     )
     command.add_argument("--quiet", action="store_true", help="hide the progress bar")
-    return run_command(parser.parse_args(arguments))
+    return run_command(lambda: parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Every name in the catalog is also a function of this module, for example
 `swag_models.vit_b16_in1k(pretrained=True, progress=True, **kwargs)`.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
 from swag_models.api import (
@@ -15,6 +16,7 @@ from swag_models.api import (
     load_preprocess,
 )
 from swag_models.errors import SwagModelsError
+from swag_models.formatting import escape_record
 from swag_models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ __all__ = [
     "load_model",
     "load_preprocess",
 ]
+
+# Every module logs to this logger.
+logging.getLogger("swag_models").addFilter(escape_record)
 
 # Make `from swag_models import vit_b16_in1k` work.
 globals().update(hub_entries())

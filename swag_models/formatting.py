@@ -3,8 +3,13 @@
 import os
 from collections.abc import Iterable, Sequence
 from types import NoneType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from logging import LogRecord
 
 GAP = " ... "  # what replaces the middle of a text that is too long
+MAX_RECORD = 499  # characters of a log message
 MAX_VALUE, MAX_ITEMS = 100, 10  # characters of a value in a message, items of a list
 
 
@@ -36,6 +41,19 @@ def escape_unprintable(text: str, limit: int | None = None) -> str:
         end = (limit - len(GAP)) // 2
         text = text[: limit - len(GAP) - end] + GAP + text[-end:]
     return text
+
+
+def escape_record(record: "LogRecord") -> bool:
+    """Escape and shorten the message of a log record, in place; a filter for loggers.
+
+    Args:
+        record: its arguments are names from files, servers and callers.
+
+    Returns:
+        True, to keep the record.
+    """
+    record.msg, record.args = escape_unprintable(record.getMessage(), MAX_RECORD), ()
+    return True
 
 
 def describe(value: object) -> str:

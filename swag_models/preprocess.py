@@ -145,7 +145,7 @@ class Transform:
             with image_errors("the image"):  # it may not be decoded yet
                 image = to_rgb(image)
             width, height = image.size
-            image = F.pil_to_tensor(image) if self.vectorised else image
+            image = _to_tensor(image) if self.vectorised else image
         elif isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == 3:
             height, width = image.shape[-2:]
             check_range(image)
@@ -167,7 +167,7 @@ class Transform:
             image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True
         )
         image = F.center_crop(image, list(self.preprocess.size))
-        return image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
+        return image if isinstance(image, torch.Tensor) else _to_tensor(image)
 
     def normalise(self, tensor: Tensor) -> Tensor:
         """Scale to [0, 1] and normalise: the second half, for whole batches on any device.
@@ -244,3 +244,12 @@ def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[
     if to_height * width >= to_width * height:
         return to_height, max(to_width, int(to_height * width / height))
     return max(to_height, int(to_width * height / width)), to_width
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Return the pixels of an image, uint8 (3, H, W) on the CPU whatever the default device is."""
+    import torch
+    from torchvision.transforms.v2 import functional as F
+
+    with torch.device("cpu"):
+        return F.pil_to_tensor(image)

@@ -5,13 +5,12 @@ declare their options.
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Callable, Sequence
 
 from swag_models import __version__
 from swag_models.cli import curate, models, predict, publish
-from swag_models.cli.common import FAILED, INTERRUPTED, OK, USAGE, make_adder, print_message
+from swag_models.cli.common import FAILED, INTERRUPTED, OK, USAGE, Parser, make_adder
+from swag_models.cli.output import discard_data, flush_data, prepare_streams, print_message
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
 MODULES = (models, predict, publish, curate)  # in the order of the help
@@ -26,38 +25,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 for success, 1 for a failure, 2 for wrong usage, 130 if interrupted.
     """
-    return run_command(make_parser().parse_args(arguments))
+    prepare_streams()
+    return run_command(lambda: make_parser().parse_args(arguments))
 
 
-def run_command(options: argparse.Namespace) -> int:
-    """Run a parsed subcommand; an error becomes a message and an exit code.
+def run_command(parse: Callable[[], argparse.Namespace]) -> int:
+    """Parse and run a subcommand; an error becomes a message and an exit code.
 
     Args:
-        options: the parsed options, with the function of the subcommand as `run`.
+        parse: returns the parsed options, with the function of the subcommand as `run`.
 
     Returns:
         The exit code, as for `main`.
     """
-    run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
+        try:
+            options = parse()
+        except SystemExit:  # after --help, --version or wrong usage
+            flush_data()
+            raise
+        run: Callable[[argparse.Namespace], int] = options.run
+        code = run(options)
+        flush_data()
+        return code
     except (UnknownModelError, ConfigError) as error:
         return _fail(error, USAGE)
     except SwagModelsError as error:
         return _fail(error, FAILED)
     except BrokenPipeError:  # the program that reads stdout, for example `head`, has ended
-        # Python flushes stdout at exit, which would raise again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_data()
         return OK
+    # The environment: no more files or memory, a damaged installation.
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{place}", FAILED)
+    except MemoryError:
+        return _fail("out of memory", FAILED)
+    except ImportError as error:
+        return _fail(f"{error}; check the installation and the limits of this process", FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
-    parser = argparse.ArgumentParser(
-        prog="swag-models", description="Vision backbones pre-trained on hashtags."
-    )
+    parser = Parser(prog="swag-models", description="Vision backbones pre-trained on hashtags.")
     parser.add_argument("--version", action="version", version=f"swag-models {__version__}")
     add = make_adder(parser)
     for module in MODULES:
@@ -67,4 +79,5 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _fail(error: object, code: int) -> int:
     print_message(f"error: {error}")
+    discard_data()
     return code

@@ -1,12 +1,15 @@
-"""Shared by all subcommands: exit codes, messages, common options, model names."""
+"""Shared by all subcommands: exit codes, common options, model names."""
 
 import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from swag_models.api import SPECS, get_spec, list_models
-from swag_models.errors import UnknownModelError
+from swag_models.cli.output import print_data
+from swag_models.errors import MAX_MESSAGE, UnknownModelError
+from swag_models.formatting import escape_unprintable
 from swag_models.spec import ModelSpec
 
 RunCommand = Callable[[argparse.Namespace], int]  # options -> exit code
@@ -14,9 +17,18 @@ AddCommand = Callable[[str, RunCommand | str, str], argparse.ArgumentParser]  # 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # exit codes; 130 as a shell reports SIGINT
 
 
-def print_message(message: object) -> None:
-    """Print a message to the user, on stderr."""
-    print(f"swag-models: {message}", file=sys.stderr)
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors quote arguments as printable text."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(escape_unprintable(message, MAX_MESSAGE))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse ignores that the help cannot be written.
+        if file is sys.stdout:
+            print_data(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
 
 
 def make_adder(parser: argparse.ArgumentParser) -> AddCommand:

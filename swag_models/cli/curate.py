@@ -12,8 +12,8 @@ from swag_models.cli.common import (
     AddCommand,
     add_quiet_option,
     make_adder,
-    print_message,
 )
+from swag_models.cli.output import print_line, print_message
 
 
 def curate(options: argparse.Namespace) -> int:
@@ -59,7 +59,7 @@ def curate(options: argparse.Namespace) -> int:
         f"{manifest['classes']['kept']:,} classes, {labels['images']:,} images, "
         f"{labels['samples']:,.0f} samples in an epoch"
     )
-    print(f"{options.output}/report.md")
+    print_line(f"{options.output}/report.md")
     return OK
 
 
@@ -84,7 +84,7 @@ def pack(options: argparse.Namespace) -> int:
         f"{manifest['count']:,} images in {len(manifest['shards']):,} shards; "
         f"{manifest['unlabelled']:,} images without a label"
     )
-    print(options.output)
+    print_line(options.output)
     return OK
 
 
@@ -94,9 +94,9 @@ def verify(options: argparse.Namespace) -> int:
 
     flaws = verify_shards(options.folder)  # reports all flaws, not only the first
     for flaw in flaws:
-        print(f"{flaw.name} {flaw.problem}")
+        print_line(f"{flaw.name} {flaw.problem}")
     if not flaws:
-        print("ok")
+        print_line("ok")
     return FAILED if flaws else OK
 
 

@@ -14,8 +14,8 @@ from swag_models.cli.common import (
     AddCommand,
     add_json_option,
     add_quiet_option,
-    print_message,
 )
+from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def evaluate(options: argparse.Namespace) -> int:
         if dist.is_main:  # every rank has the same results
             report_skipped(evaluation.skipped)
             if options.json:
-                print(json.dumps(evaluation.summarise(), indent=2))
+                print_data(json.dumps(evaluation.summarise(), indent=2))
             else:
-                print(format_evaluations([evaluation]).rstrip())
+                print_text(format_evaluations([evaluation]).rstrip())
     return FAILED if evaluation.skipped else OK
 
 
@@ -87,9 +87,9 @@ def associations(options: argparse.Namespace) -> int:
     if result.unreadable:
         print_message(f"{result.unreadable:,} images could not be read")
     if options.json:
-        print(json.dumps(result.to_dict(), indent=2), end="")
+        print_data(json.dumps(result.to_dict(), indent=2))
     else:
-        print(format_disparities(result), end="")
+        print_text(format_disparities(result).removesuffix("\n"))
     return FAILED if result.unreadable else OK
 
 
@@ -110,7 +110,7 @@ def report(options: argparse.Namespace) -> int:
         **running,
         **loading,
     )
-    print(page)
+    print_line(page)
     return OK
 
 

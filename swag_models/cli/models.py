@@ -13,10 +13,9 @@ from swag_models.cli.common import (
     add_json_option,
     add_quiet_option,
     match_specs,
-    print_message,
 )
+from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import ConfigError, SignatureError
-from swag_models.formatting import printable
 from swag_models.spec import ModelSpec
 
 
@@ -28,7 +27,7 @@ def list_(options: argparse.Namespace) -> int:
     matching = match_specs(options.pattern or ["*"])
     specs = [SPECS[name] for name in list_models("*", **filters) if SPECS[name] in matching]
     if options.json:
-        print(json.dumps([spec.to_dict() for spec in specs], indent=2))
+        print_data(json.dumps([spec.to_dict() for spec in specs], indent=2))
         return OK
     rows = [("name", "params", "size", "GMACs", "classes", "top-1", "license")]
     rows += [
@@ -46,7 +45,7 @@ def list_(options: argparse.Namespace) -> int:
     widths = [max(map(len, column)) for column in zip(*rows)]
     for name, *numbers, license in rows:
         cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:])]
-        print("  ".join([name.ljust(widths[0]), *cells, license]))
+        print_line("  ".join([name.ljust(widths[0]), *cells, license]))
     return OK
 
 
@@ -54,7 +53,7 @@ def info(options: argparse.Namespace) -> int:
     """Show everything that the catalog knows about a model."""
     spec = get_spec(options.name)
     if options.json:
-        print(spec.to_json())
+        print_data(spec.to_json())
         return OK
     from swag_models.hub.fetch import find_weights
 
@@ -72,12 +71,12 @@ def info(options: argparse.Namespace) -> int:
         "on this machine": str(find_weights(spec) or "no"),
     }
     for name, value in rows.items():
-        print(f"{name:<16} {value}")
+        print_line(f"{name:<16} {value}")
     for source in spec.sources:
         digest = "no published hash"
         if source.sha256:  # some publishers state only the first digits
             digest = f"SHA-256 {source.sha256}{'...' if len(source.sha256) < 64 else ''}"
-        print(f"{'source':<16} {source.url} ({source.layout} layout, {digest})")
+        print_line(f"{'source':<16} {source.url} ({source.layout} layout, {digest})")
     return OK
 
 
@@ -86,7 +85,7 @@ def fetch(options: argparse.Namespace) -> int:
     from swag_models.hub.fetch import fetch_weights
 
     for spec in match_specs(options.name):
-        print(f"{spec.name}\t{fetch_weights(spec, progress=not options.quiet)}", flush=True)
+        print_line(spec.name, fetch_weights(spec, progress=not options.quiet))
     return OK
 
 
@@ -107,7 +106,7 @@ def verify(options: argparse.Namespace) -> int:
             failed = True
         for check in checks:
             status = "ok" if check.ok else "FAILED"
-            print(f"{status}\t{name}\t{check.sha256}\t{check.path}", flush=True)
+            print_line(status, name, check.sha256, check.path)
             if not check.ok:
                 print_message(
                     f"{check.path} has changed since it was verified; delete it and download "
@@ -132,7 +131,7 @@ def _verify_signed(names: Sequence[str], key: str) -> int:
             failed = True
             continue
         for file in files.values():
-            print(f"ok\t{printable(name)}\t{file.sha256}\t{printable(file.path)}", flush=True)
+            print_line("ok", name, file.sha256, file.path)
     return FAILED if failed else OK
 
 
@@ -141,7 +140,7 @@ def convert(options: argparse.Namespace) -> int:
     from swag_models.checkpoint import convert_checkpoint
 
     convert_checkpoint(options.source, options.target, options.to)
-    print(options.target)
+    print_line(options.target)
     return OK
 
 

@@ -14,8 +14,8 @@ from swag_models.cli.common import (
     AddCommand,
     add_json_option,
     add_quiet_option,
-    print_message,
 )
+from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import ConfigError
 
 
@@ -33,11 +33,11 @@ def classify(options: argparse.Namespace) -> int:
             num_skipped += 1
         elif options.json:  # one object per line, so that the output can be streamed
             row = {"image": name, "predictions": [asdict(p) for p in predictions]}
-            print(json.dumps(row), flush=True)
+            print_data(json.dumps(row))
         else:
-            print(name)
+            print_line(name)
             for prediction in predictions:
-                print(f"  {prediction.probability:7.2%}  {prediction.label}", flush=True)
+                print_line(f"  {prediction.probability:7.2%}  {prediction.label}")
     if num_skipped:
         print_message(f"{num_skipped} of {len(images)} images could not be read")
     return FAILED if num_skipped else OK
@@ -71,7 +71,7 @@ def embed(options: argparse.Namespace) -> int:
         f"{summary.rows} rows"
         + (f", {num_skipped} images could not be read" if num_skipped else "")
     )
-    print(summary.path)
+    print_line(summary.path)
     return FAILED if num_skipped else OK
 
 
@@ -81,7 +81,7 @@ def merge(options: argparse.Namespace) -> int:
 
     summary = merge_embeddings(options.part, options.output)
     print_message(f"{summary.rows} rows")
-    print(summary.path)
+    print_line(summary.path)
     return OK
 
 
@@ -90,7 +90,7 @@ def app(options: argparse.Namespace) -> int:
     from swag_models.app import serve
 
     def announce(url: str) -> None:
-        print(url, flush=True)
+        print_line(url)
         print_message("the page is ready; stop it with Ctrl-C")
         if options.open:
             webbrowser.open(url)

@@ -5,7 +5,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from swag_models.api import SPECS, get_spec
-from swag_models.cli.common import OK, AddCommand, print_message
+from swag_models.cli.common import OK, AddCommand
+from swag_models.cli.output import print_line, print_message, print_text
 from swag_models.errors import ConfigError
 
 KEY_KINDS = "PEM, P-256, P-384 or P-521"
@@ -19,7 +20,7 @@ def save(options: argparse.Namespace) -> int:
     from swag_models import publish
 
     model, facts = _load_model(options)
-    print(publish.save(model, options.folder, sign=options.sign, **facts))
+    print_line(publish.save(model, options.folder, sign=options.sign, **facts))
     return OK
 
 
@@ -27,7 +28,7 @@ def sign(options: argparse.Namespace) -> int:
     """Sign all files of a folder, in the format of OpenSSF Model Signing."""
     from swag_models import publish
 
-    print(publish.sign_folder(options.folder, options.key))
+    print_line(publish.sign_folder(options.folder, options.key))
     return OK
 
 
@@ -54,15 +55,15 @@ def push(options: argparse.Namespace) -> int:
         **facts,
     )
     if not options.dry_run:
-        print(upload.url)
+        print_line(upload.url)
         print_message(f"load it with: swag_models.load_model({upload.address!r})")
         return OK
     print_message(
         f"dry run, nothing is uploaded; these files and this card would go to {upload.address}"
     )
     for file, size in upload.files:
-        print(f"{file}\t{size}")
-    print(f"\n{upload.card}", end="")  # a card ends with a newline
+        print_line(file, size)
+    print_text(f"\n{upload.card}".removesuffix("\n"))
     return OK
 
 
@@ -81,7 +82,7 @@ def export(options: argparse.Namespace) -> int:
         images=options.calibrate,
         **weights,
     )
-    print(report.path)
+    print_line(report.path)
     print_message(
         f"{report.dtype}, {report.size / 2**20:.1f} MiB; differs from eager float32 by at most "
         f"{report.max_deviation:.2g} standard deviations of the output, "

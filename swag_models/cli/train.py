@@ -12,8 +12,8 @@ from swag_models.cli.common import (
     AddCommand,
     add_json_option,
     add_quiet_option,
-    print_message,
 )
+from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import PreemptedError
 from swag_models.recipe.config import Run, iterate_fields, override
 from swag_models.recipe.presets import DATA_FIELDS, PRESETS, Preset, find_value_source, get_preset
@@ -27,7 +27,7 @@ def show(options: argparse.Namespace) -> int:
     if options.preset is None:
         summaries = {preset.name: preset.summary for preset in PRESETS}
         if options.json:
-            print(json.dumps(summaries, indent=2))
+            print_data(json.dumps(summaries, indent=2))
         else:
             _print_columns(summaries.items())
         return OK
@@ -44,7 +44,7 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         planned = {name: values[name] for name in DATA_FIELDS}
         document = {"name": preset.name, "run": run.to_dict(), **planned, "sources": sources}
-        print(json.dumps(document, indent=2))
+        print_data(json.dumps(document, indent=2))
     else:
         _print_columns(
             (name, _format_value(value), sources[name]["mark"], sources[name]["text"])
@@ -69,7 +69,7 @@ def plan(options: argparse.Namespace) -> int:
     )
     memory = asdict(estimate.memory) | {"total": estimate.memory.total}
     if options.json:
-        print(json.dumps(asdict(estimate) | {"memory": memory}, indent=2))
+        print_data(json.dumps(asdict(estimate) | {"memory": memory}, indent=2))
         return OK
     # `trained` is smaller for a preset that trains only the head
     frozen = "; the rest is frozen" if estimate.trained < estimate.parameters else ""
@@ -118,7 +118,7 @@ def train(options: argparse.Namespace) -> int:
         print_message(error)
         return PREEMPTED
     if int(os.environ.get("RANK", 0)) == 0:  # every process reaches this line
-        print(model)
+        print_line(model)
     return OK
 
 
@@ -233,4 +233,4 @@ def _print_columns(rows: Iterable[Sequence[str]]) -> None:
     table = [tuple(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table)]
     for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

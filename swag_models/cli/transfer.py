@@ -13,6 +13,7 @@ from swag_models.cli.evaluate import (
     parse_shots,
     report_skipped,
 )
+from swag_models.cli.output import print_data, print_text
 from swag_models.errors import ConfigError
 
 
@@ -39,9 +40,9 @@ def probe(options: argparse.Namespace) -> int:
     if options.output:
         write_probes(probes, options.output)
     if options.json:
-        print(json.dumps([result.to_dict() for result in probes], indent=2))
+        print_data(json.dumps([result.to_dict() for result in probes], indent=2))
     else:
-        print(format_probes(probes))
+        print_text(format_probes(probes))
     return OK
 
 
@@ -88,11 +89,14 @@ def zeroshot(options: argparse.Namespace) -> int:
         report.write_zero_shot(results, Path(options.output))
     if not first.labelled:  # there is no accuracy, so the predictions are the result
         as_text, as_json = report.format_predictions, report.format_predictions_jsonl
-        print(as_json(first) if options.json else as_text(first))
+        if options.json:
+            print_data(as_json(first))
+        else:
+            print_text(as_text(first))
     elif options.json:
-        print(json.dumps([result.to_dict() for result in results], indent=2))
+        print_data(json.dumps([result.to_dict() for result in results], indent=2))
     else:
-        print(report.format_zero_shot(results))
+        print_text(report.format_zero_shot(results))
     return report_skipped(first.skipped)
 
 

@@ -243,6 +243,8 @@ def _explain_local(source: Source) -> str:
     """Why a file:// or package:// source was not found: a file is missing or its hash differs."""
     path = local_path(source)
     if not path.is_file():
+        if source.url.startswith("package://") and not path.parent.is_dir():
+            return "this package is inside a zip file; install it, or unpack the file"
         return "no such file"
     for part_source, part_path in [(source, path), *list_shards(source, path)]:
         label = "" if part_path == path else f"{part_path.name}: "

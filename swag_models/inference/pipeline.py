@@ -162,6 +162,14 @@ class InferencePipeline:
         self._may_compile = fast and compile is None
         self._is_warm = False  # whether a batch has been processed
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled code exists in this process only; a copy compiles it again.
+        return {**vars(self), "_compiled": self._compiled is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._compiled = compile_forward(self.forward) if state["_compiled"] else None
+
     def forward(self, x: Tensor) -> Tensor:
         """Run the model on a batch.
 

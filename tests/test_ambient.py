@@ -1,0 +1,128 @@
+"""Defaults of torch, empty weights, wrapped models, pickled classifiers, missing devices."""
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from image_support import SCENES
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from tiny import load_tiny
+
+import swag_models
+from swag_models import errors, export, inference, models, publish
+
+NANO = "vit_nano_hashtags"
+
+
+@contextmanager
+def use_default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
+
+
+@contextmanager
+def use_default_device(name: str) -> Iterator[None]:
+    torch.set_default_device(name)
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    "ambient",
+    [
+        lambda: use_default_dtype(torch.float64),
+        lambda: use_default_dtype(torch.bfloat16),
+        lambda: use_default_device("meta"),
+        lambda: torch.device("meta"),
+    ],
+    ids=["float64", "bfloat16", "default meta", "context meta"],
+)
+@pytest.mark.parametrize("family", ["vit", "regnety"])
+def test_defaults_of_torch_do_not_change_results(family: str, ambient: Any) -> None:
+    name, image = f"{family}_nano_hashtags", Image.open(SCENES / "house.jpg").convert("RGB")
+    expected = inference.Embedder(name)(image).vectors
+    with ambient():
+        vectors = inference.Embedder(name)(image).vectors
+        empty = inference.Embedder(name)([]).vectors
+        (prediction,) = inference.Classifier(name)(image, top_k=1)[0]
+        pixels = swag_models.load_preprocess(name)(image)
+        heads = swag_models.load_model(name, num_classes=3)
+        fresh = swag_models.load_model(name, pretrained=False, in_chans=1, image_size=64)
+    assert vectors.dtype == empty.dtype == pixels.dtype == torch.float32
+    assert torch.equal(vectors, expected)
+    assert prediction.label == "house"
+    for tensor in (pixels, *heads.state_dict().values(), *fresh.state_dict().values()):
+        assert tensor.device.type == "cpu"
+        assert not tensor.is_floating_point() or tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["vit", "regnety"])
+def test_an_empty_model_can_be_made_for_accelerate(family: str) -> None:
+    name = f"{family}_nano_hashtags"
+    weights = swag_models.load_model(name).state_dict()
+    with init_empty_weights():
+        model = swag_models.load_model(name, pretrained=False)
+        with pytest.raises(errors.ConfigError, match="or pass pretrained=False"):
+            swag_models.load_model(name)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    model.load_state_dict(weights, assign=True)
+    assert not model(torch.rand(1, 3, 48, 48)).isnan().any()
+
+
+def test_a_compiled_classifier_can_be_pickled() -> None:
+    classifier = inference.Classifier(NANO, compile=True)
+    copy = pickle.loads(pickle.dumps(classifier))
+    image = Image.open(SCENES / "house.jpg").convert("RGB")
+    # Fewer images than half a batch: not compiled, which would take seconds.
+    ours, theirs = copy(image)[0], classifier(image)[0]
+    assert [p.label for p in ours] == [p.label for p in theirs]
+    assert ours[0].probability == pytest.approx(theirs[0].probability, rel=1e-4)
+    assert copy._compiled is not None
+
+
+@pytest.mark.parametrize("device", ["mps", "tpu", "cuda:99", "xla", "privateuseone", "vulkan", -1])
+def test_a_device_that_is_missing_is_named_in_our_words(device: Any) -> None:
+    with pytest.raises(errors.ConfigError) as error:
+        swag_models.load_model(NANO, device=device)
+    assert str(error.value).startswith(f"device {device!r} cannot be used here (no such device); ")
+    assert len(str(error.value)) < 200
+
+
+def wrap(kind: str) -> torch.nn.Module:
+    """A model inside of a wrapper."""
+    model = load_tiny("vit")
+    if kind == "compiled":
+        return torch.compile(model)
+    if kind == "pyramid":
+        return models.FeaturePyramid(model, 8)
+    if kind == "adapter":
+        return get_peft_model(model, LoraConfig(target_modules=["qkv"]))
+    return torch.nn.DataParallel(model)
+
+
+@pytest.mark.parametrize("kind", ["compiled", "pyramid", "adapter", "parallel"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_wrapped_model_is_refused_with_the_way_to_the_model(kind: str, tmp_path: Path) -> None:
+    model: Any = wrap(kind)
+    for call in (
+        lambda: export.export_model(model, tmp_path / "x.pt2"),
+        lambda: publish.save(model, tmp_path / "x"),
+        lambda: models.group_parameters(model, lr=0.1, weight_decay=0.1),
+        lambda: models.FeaturePyramid(model),
+    ):
+        with pytest.raises(errors.ConfigError, match=r"for a compiled model its _orig_mod, for"):
+            call()
+
+
+def test_a_loaded_model_where_a_name_is_expected_is_refused_with_the_fix() -> None:
+    for call in (inference.Classifier, inference.Embedder, swag_models.load_preprocess):
+        with pytest.raises(errors.ConfigError, match=r"the folder that publish\.save writes"):
+            call(load_tiny("vit"))
