@@ -111,6 +111,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "drop_path_rate": 0.0,
         "global_pool": "token",
         "backend": "mmap",
+        "trusted_key": None,
     }
     pipeline: dict[str, Any] = {
         "model": NANO,
@@ -138,6 +139,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "base_model": "a/b",
         "training": "c",
         "max_shard_size": 10**9,
+        "sign": None,
     }
     calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         "list_models": (swag_models.list_models, {"pattern": "*", "variant": "in1k"}),
@@ -189,7 +191,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
                 "message": "a",
                 "dry_run": True,
                 "token": "a",
-                "tags": ["a"],
+                "sign": None,
             },
         ),
         "export_model": (
@@ -204,15 +206,23 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
                 "images": None,
             },
         ),
+        "sign_folder": (
+            publish.sign_folder,
+            {"folder": publish.save(vit, folder / "signed", name="a"), "key": folder / "key.pem"},
+        ),
         "read_metadata": (export.read_metadata, {"path": exported}),
     }
     for family, model in {"ViT": vit, "RegNet": regnet}.items():
         features = model.forward_features(batch).detach()
+        vit_only = {"return_prefix_tokens": False} if family == "ViT" else {}
         calls |= {
             f"{family}.call": (model, {"x": batch}),
             f"{family}.forward_features": (model.forward_features, {"x": batch}),
             f"{family}.forward_head": (model.forward_head, {"x": features, "pre_logits": True}),
-            f"{family}.forward_intermediates": (model.forward_intermediates, levels),
+            f"{family}.forward_intermediates": (
+                model.forward_intermediates,
+                levels | vit_only,
+            ),
             f"{family}.freeze": (load_tiny(family.lower()).freeze, {"up_to": None}),
             f"{family}.group_matcher": (model.group_matcher, {"coarse": True}),
             f"{family}.train": (load_tiny(family.lower()).train, {"mode": True}),
@@ -286,6 +296,22 @@ def test_an_odd_argument_is_refused_in_one_line(name: str, calls: dict[str, Any]
         if (flaw := find_flaw(function, {**valid, parameter: make()}))
     }
     assert not flaws, "\n" + "\n".join(f"{key}: {flaw}" for key, flaw in flaws.items())
+
+
+def test_every_parameter_of_a_public_function_is_tested(calls: dict[str, Any]) -> None:
+    missing = {
+        name: untested
+        for name, (function, valid) in calls.items()
+        if (untested := list_parameters(function) - set(valid))
+    }
+    assert not missing
+
+
+def list_parameters(function: Callable[..., Any]) -> set[str]:
+    """The parameters of a function that have a name, without those of the options of others."""
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind not in kinds}
 
 
 def test_every_public_function_has_a_valid_call() -> None:
