@@ -10,6 +10,7 @@ import fnmatch
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, get_args
@@ -144,6 +145,7 @@ def load_model(
     drop_path_rate: float = 0.0,
     global_pool: Pool | None = None,
     backend: Backend = "mmap",
+    weights_key: str | None = None,
 ) -> ViT | RegNet:
     """Load a model in eval mode.
 
@@ -177,7 +179,9 @@ def load_model(
         global_pool: "token" or "avg", as in `models.build`; by default the spec's.
         backend: "mmap" maps the file. It must then not be overwritten in place, as torch.save does,
             while the model is in use. "pread" reads it into memory, for network disks and for
-            saving under the same name.
+            saving under the same name. A file that cannot be mapped is read, with a warning.
+        weights_key: which state dict of `weights` to load if the file has several, for example
+            "teacher"; see `checkpoint.read_state_dict`.
 
     Raises:
         UnknownModelError: the model does not exist.
@@ -190,7 +194,7 @@ def load_model(
 
     from swag_models.devices import check_device, check_dtype
     from swag_models.models import build
-    from swag_models.state_dict import load_weights
+    from swag_models.state_dict import WeightSource, load_weights
 
     check_types(bool, pretrained=pretrained)
     check_choice("backend", backend, *get_args(Backend))
@@ -205,21 +209,27 @@ def load_model(
         signed, backend = open_signed(name, trusted_key, progress=progress), "pread"
     spec = signed.spec if signed else get_spec(name)
     on_device, as_dtype = check_device(device), check_dtype(dtype)
-    # `...` stands for the spec's number, because None means no head.
-    classes = spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes
+    check_types(str | None, weights_key=weights_key)
+    make = partial(
+        build,
+        # `...` stands for the spec's number, because None means no head.
+        num_classes=spec.num_classes if isinstance(num_classes, EllipsisType) else num_classes,
+        image_size=spec.image_size if image_size is None else image_size,
+        in_chans=spec.in_chans if type(in_chans) is int and in_chans == 3 else in_chans,
+        drop_rate=drop_rate,
+        attn_drop_rate=attn_drop_rate,
+        drop_path_rate=drop_path_rate,
+        global_pool=spec.global_pool if global_pool is None else global_pool,
+    )
     reads_weights = pretrained or path is not None
-    # On the meta device nothing is allocated or initialised that the file's tensors would replace.
-    with torch.device("meta" if reads_weights else "cpu"):
-        model = build(
-            spec.config,
-            num_classes=classes,
-            image_size=spec.image_size if image_size is None else image_size,
-            in_chans=spec.in_chans if type(in_chans) is int and in_chans == 3 else in_chans,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            drop_path_rate=drop_path_rate,
-            global_pool=spec.global_pool if global_pool is None else global_pool,
+    if reads_weights:
+        source = WeightSource(
+            path, signed=signed, backend=backend, key=weights_key, progress=progress
         )
+        model = load_weights(make, spec, source, fresh_head=num_classes is not ...)
+    else:
+        with torch.device("cpu"):
+            model = make(spec.config)
     # The published accuracy and licence hold for the published weights only.
     model.spec = spec
     if path is not None:
@@ -227,16 +237,6 @@ def load_model(
     elif not pretrained:
         model.spec = replace(
             spec, metrics=None, sources=(), description=UNTRAINED, license=UNKNOWN, license_url=""
-        )
-    if reads_weights:
-        load_weights(
-            model,
-            spec,
-            path,
-            signed=signed,
-            progress=progress,
-            backend=backend,
-            fresh_head=num_classes is not ...,
         )
     # accelerate.init_empty_weights puts every parameter on the meta device, for others to fill.
     if any(parameter.is_meta for parameter in model.parameters()):

@@ -1,99 +1,127 @@
 """Read, write and convert weight files, without running code from a file.
 
-Where the format allows it, tensors are memory-mapped from the file and not copied.
+Where the file system allows it, tensors are memory-mapped from the file and not copied.
 """
 
 import contextlib
-import logging
+import math
 import os
-import pickle
-import pickletools
-import re
-import struct
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, BinaryIO, get_args
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
 from swag_models.formatting import list_names
 from swag_models.hub.hf_format import INDEX_FILE, read_index
-from swag_models.layouts import find_unknown_keys, recognise_layout, translate_layout
+from swag_models.hub.safetensors_header import is_safetensors, read_header
+from swag_models.layouts import find_unknown_keys, translate_layout
+from swag_models.paths import expand_path, open_regular
 from swag_models.spec import Backend, Layout
-
-# Keys under which training code stores a state dict. If a file has several, the first is used.
-WRAPPER_KEYS = ("model_ema", "state_dict", "model", "classy_state_dict", "base_model", "trunk")
-MAX_WRAPPERS = 16  # levels of nesting
-LEGACY_PICKLES = 5  # number of consecutive pickles in a file older than PyTorch 1.6
-WRAPPER_PREFIX = re.compile(r"^((module|_orig_mod|model|backbone)\.)+")  # of a parameter's name
-# What PyTorch's unpickler raises on a damaged file. A corrupted tensor size can also cause a
-# MemoryError or OverflowError, and a corrupted module name an ImportError.
-UNPICKLING_ERRORS: tuple[type[Exception], ...] = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    MemoryError,
-    OverflowError,
-    struct.error,
+from swag_models.stored_tensor import (
+    OddTensor,
+    Region,
+    Storage,
+    StoredTensor,
+    TensorReader,
 )
-PICKLE_SUFFIXES = (".pth", ".pt", ".torch", ".bin")
+from swag_models.torch_file import TorchFile, read_legacy, read_zip
+from swag_models.wrappers import find_state_dict
 
-logger = logging.getLogger("swag_models")
+PICKLE_SUFFIXES = (".pth", ".pt", ".torch", ".bin")
+# What a file that is not a weight file may be, by its first bytes.
+OTHER_FORMATS = {
+    b"<": "HTML or XML, for example a login page",
+    b"version https://git-lfs": "a Git LFS pointer; run: git lfs pull",
+    b"\x1f\x8b": "compressed by gzip; decompress it first",
+    b"\xfd7zXZ": "compressed by xz; decompress it first",
+    b"BZh": "compressed by bzip2; decompress it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it first",
+    b"\x89HDF": "HDF5, for example of Keras",
+    b"\x93NUMPY": "a NumPy array",
+    b"GGUF": "GGUF",
+    b"\x08": "perhaps ONNX",
+}
+# torch's dtype for the names of safetensors; getattr, because older torch lacks some.
+DTYPES = {
+    name: getattr(torch, dtype, None)
+    for name, dtype in {
+        "F64": "float64",
+        "F32": "float32",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "I64": "int64",
+        "I32": "int32",
+        "I16": "int16",
+        "I8": "int8",
+        "U8": "uint8",
+        "BOOL": "bool",
+        "U64": "uint64",
+        "U32": "uint32",
+        "U16": "uint16",
+        "C64": "complex64",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E8M0": "float8_e8m0fnu",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    }.items()
+}
+# Parameters, and the counters of batch norms.
+WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
+COUNTER_DTYPES = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
 def read_state_dict(
-    path: str | os.PathLike[str], *, backend: Backend = "mmap"
+    path: str | os.PathLike[str], *, backend: Backend = "mmap", key: str | None = None
 ) -> dict[str, Tensor]:
     """Read the state dict of a .safetensors or PyTorch file onto the CPU, in the file's own layout.
 
     Args:
         path: the file, or the index of a sharded model (*.safetensors.index.json). The contents are
             recognised by the first bytes, not by the suffix.
-        backend: "mmap" maps the file; "pread" reads it into memory, for network disks and for files
-            that may change.
+        backend: "mmap" maps the file, and reads it where it cannot be mapped; "pread" reads it into
+            memory, for network disks and for files that may change.
+        key: which state dict to take if the file has several: the keys and the prefix of parameter
+            names that lead to it, joined by dots, for example "teacher" or "state_dict.model". By
+            default the only one, or the only one of averaged weights (EMA), which is logged.
 
     Returns:
-        Tensors by name, without the wrappers and name prefixes that training code adds.
+        Tensors by name, without the wrappers and name prefixes that training code adds. Other
+        tensors beside them are left out and logged.
 
     Raises:
-        CheckpointError: not a weight file, damaged, or not of a ViT or RegNet.
+        ConfigError: a path or backend that is not allowed.
+        CheckpointError: not a weight file, damaged, not of a ViT or RegNet, or with several state
+            dicts.
         UnsafeCheckpointError: the file would run code. It was rejected before any code ran.
     """
     if backend not in get_args(Backend):
         raise CheckpointError(
             f"unknown backend {backend!r}; allowed: {', '.join(get_args(Backend))}"
         )
-    path = Path(path)
+    path = expand_path(path, "weights")
     if path.name.endswith(INDEX_FILE):
-        return _unwrap(_load_shards(path, backend), path)
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise CheckpointError(f"cannot read weight file {path}: {error.strerror}") from None
-    # A safetensors file begins with the length of its JSON header, 8 bytes, then the header.
-    if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
-        return _unwrap(_load_safetensors(path, backend), path)
-    # torch.save writes a zip archive, which can be mapped; before 1.6 it wrote a bare pickle, which
-    # cannot.
-    if head.startswith((b"PK\x03\x04", b"\x80")):
-        return _unwrap(_load_pickle(path, mmap=backend == "mmap" and head.startswith(b"PK")), path)
-    raise CheckpointError(
-        f"{path} is not a weight file: it starts with {head!r}, neither safetensors nor torch.save"
-    )
+        state = find_state_dict(_read_shards(path, backend), path, key)
+        _check_tensors(state, path)
+        return state
+    with _open_file(path) as (file, size):
+        content, calls, objects = _read_content(file, size)
+        if calls := [name for name in calls if name not in _list_trusted()]:
+            raise UnsafeCheckpointError(
+                f"{path} was rejected, nothing in it ran: besides tensors it calls "
+                f"{list_names(calls)}. Save model.state_dict() alone, or as safetensors; to ignore "
+                "a call that you know, list it in torch.serialization.add_safe_globals"
+            )
+        state = find_state_dict(content, path, key, objects)
+        _check_tensors(state, path)
+        reader = TensorReader(path, file, size, backend)
+        return {name: reader.read(tensor) for name, tensor in state.items()}
 
 
 def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -107,7 +135,7 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
     Raises:
         CheckpointError: another suffix, or the file cannot be written.
     """
-    path = Path(path)
+    path = expand_path(path, "target")
     if path.suffix == ".safetensors":
         write = _save_safetensors
     elif path.suffix in PICKLE_SUFFIXES:
@@ -137,7 +165,12 @@ def _save_torch(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def convert_checkpoint(
-    source: str | os.PathLike[str], target: str | os.PathLike[str], layout: Layout
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    layout: Layout,
+    *,
+    backend: Backend = "mmap",
+    key: str | None = None,
 ) -> None:
     """Rewrite a weight file in another layout.
 
@@ -145,119 +178,119 @@ def convert_checkpoint(
         source: a weight file, as for `read_state_dict`.
         target: the new file, as for `write_state_dict`.
         layout: naming scheme of the new file: "swag", "torchvision" or "timm".
+        backend, key: as for `read_state_dict`.
 
     Raises:
         CheckpointError: `source` cannot be read, `target` cannot be written, or the file has
             tensors that no layout has; lists them.
     """
-    state = read_state_dict(source)
+    state = read_state_dict(source, backend=backend, key=key)
     if unknown := find_unknown_keys(state):
         raise CheckpointError(f"{source} has tensors that no layout has: {list_names(unknown)}")
     write_state_dict(translate_layout(state, layout), target)
 
 
-def _load_safetensors(path: Path, backend: Backend) -> dict[str, Tensor]:
+@contextlib.contextmanager
+def _open_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a weight file: (the file, its size in bytes)."""
+    with _named_errors(path), open_regular(path) as file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Complete the message of an error of the `with` block with the path of the file."""
     try:
-        return load_file(path, backend=backend)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or incomplete: {error}") from None
+        yield
+    except UnsafeCheckpointError:
+        raise
+    except CheckpointError as error:
+        reason = str(error.args[0])
+        if str(path) in reason:
+            raise
+        raise CheckpointError(f"{path} cannot be read as a weight file: {reason}") from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"cannot read weight file {path}: {reason}") from None
 
 
-def _load_shards(path: Path, backend: Backend) -> dict[str, Tensor]:
-    """Load all shards of an index; each must contain exactly the tensors that the index names."""
+def _read_content(file: BinaryIO, size: int) -> TorchFile:
+    """Read the structure of a file in the format that its first bytes show."""
+    head = file.read(64)
+    file.seek(0)
+    if is_safetensors(head, size):
+        return TorchFile(_read_safetensors(file, size), [], [])
+    if head.startswith(b"PK\x03\x04"):
+        return read_zip(file, size)
+    if head.startswith(b"\x80"):
+        return read_legacy(file, size)
+    kind = next(
+        (kind for start, kind in OTHER_FORMATS.items() if head.startswith(start)),
+        "neither safetensors nor torch.save",
+    )
+    if head[8:9] == b"{":
+        kind = "safetensors, cut short"
+    raise CheckpointError(f"it starts with {head[:16]!r} ({kind})" if head else "it is empty")
+
+
+def _read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredTensor]:
+    """Read where the tensors of a safetensors file are."""
+    tensors = {}
+    for name, entry in read_header(file, size).items():
+        dtype = DTYPES[entry.dtype]
+        if dtype is None:
+            raise CheckpointError(f"{name} is {entry.dtype}, which this version of torch lacks")
+        count = entry.size // dtype.itemsize
+        storage = Storage(dtype, count, Region(entry.start, entry.size))
+        # In a contiguous tensor a step along an axis skips all elements of the axes behind it.
+        stride = [math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape))]
+        tensors[name] = StoredTensor(storage, dtype, 0, entry.shape, tuple(stride))
+    return tensors
+
+
+def _read_shards(path: Path, backend: Backend) -> dict[str, Tensor]:
+    """Read all shards of an index; each must contain exactly the tensors that the index names."""
     index = read_index(path)
+    names: dict[str, set[str]] = {}
+    for name, file_name in index.tensors.items():
+        names.setdefault(file_name, set()).add(name)
     state: dict[str, Tensor] = {}
-    for name in index.shards:
-        shard = path.parent / name
+    for file_name in index.shards:
+        shard = path.parent / file_name
         if not shard.is_file():
-            raise CheckpointError(f"{path} names {name}, which is not in the same folder")
-        tensors = _load_safetensors(shard, backend)
-        expected = {key for key, file in index.tensors.items() if file == name}
-        if different := sorted(expected ^ set(tensors)):
-            raise CheckpointError(
-                f"{shard} does not hold the tensors that {path.name} lists; "
-                f"they differ in {list_names(different)}"
-            )
-        state |= tensors
+            raise CheckpointError(f"{path} names {file_name}, which is not in the same folder")
+        with _open_file(shard) as (file, size):
+            tensors = _read_safetensors(file, size)
+            if different := sorted(names[file_name] ^ set(tensors)):
+                raise CheckpointError(
+                    f"{shard} does not hold the tensors that {path.name} lists; "
+                    f"they differ in {list_names(different)}"
+                )
+            reader = TensorReader(shard, file, size, backend)
+            state |= {name: reader.read(tensor) for name, tensor in tensors.items()}
     return state
 
 
-def _load_pickle(path: Path, mmap: bool) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-    except UNPICKLING_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, pickle.UnpicklingError):
-            if names := _read_imports(path):
-                raise UnsafeCheckpointError(
-                    f"{path} was rejected, nothing in it ran: besides tensors it needs "
-                    f"{list_names(names)}. Only state dicts are loaded: save model.state_dict() "
-                    "alone, or safetensors"
-                ) from None
-            if "Unsupported operand" in str(error):
-                reason = (
-                    "if it is not damaged, it is a pickle of protocol 4 or newer; "
-                    "save it with torch.save's default"
-                )
+def _list_trusted() -> set[str]:
+    """Return the names that the user allowed with torch.serialization.safe_globals."""
+    return {
+        entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
+        for entry in torch.serialization.get_safe_globals()
+    }
+
+
+def _check_tensors(state: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError for a value that is not a dense tensor of ordinary numbers."""
+    problems = []
+    for name, value in state.items():
+        if isinstance(value, OddTensor):
+            problems.append(f"{name} is {value.kind}")
+        elif not isinstance(value, (Tensor, StoredTensor)):
+            problems.append(f"{name} is a {getattr(value, 'name', type(value).__name__)}")
+        elif value.dtype not in WEIGHT_DTYPES | COUNTER_DTYPES:
+            problems.append(f"{name} is {value.dtype}")
+    if problems:
         raise CheckpointError(
-            f"{path} is damaged, incomplete or not a weight file: {reason}"
-        ) from None
-
-
-def _read_imports(path: Path) -> list[str]:
-    """List what a pickle would import besides tensors and dicts, by its opcodes, running none."""
-    names: dict[str, None] = {}
-    with (
-        contextlib.suppress(*UNPICKLING_ERRORS, zipfile.BadZipFile),
-        contextlib.ExitStack() as stack,
-    ):
-        file: IO[bytes] = stack.enter_context(path.open("rb"))
-        if zipfile.is_zipfile(file):
-            archive = stack.enter_context(zipfile.ZipFile(file))
-            file = stack.enter_context(
-                archive.open(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-            )
-        else:
-            file.seek(0)
-        for _ in range(LEGACY_PICKLES):
-            strings = [""]  # STACK_GLOBAL takes the last two: module and name
-            for opcode, argument, _position in pickletools.genops(file):
-                if opcode.name == "GLOBAL":
-                    names[str(argument).replace(" ", ".")] = None
-                elif opcode.name == "STACK_GLOBAL":
-                    names[".".join(strings[-2:])] = None
-                elif isinstance(argument, str):
-                    strings.append(argument)
-    return [
-        name.removeprefix("__builtin__.")
-        for name in names
-        if not name.startswith(("torch.", "collections."))
-    ]
-
-
-def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict inside the wrappers that training code puts around it."""
-    wrapper = "the file"
-    for _ in range(MAX_WRAPPERS):
-        if not isinstance(loaded, Mapping):
-            break
-        state = {
-            WRAPPER_PREFIX.sub("", str(key)): value
-            for key, value in loaded.items()
-            if key != "n_averaged"  # the counter of torch's AveragedModel
-        }
-        if recognise_layout(state) is not None:
-            if odd := [key for key, value in state.items() if not isinstance(value, Tensor)]:
-                raise CheckpointError(f"{path}: not tensors: {list_names(odd)}")
-            return state
-        present = [key for key in WRAPPER_KEYS if isinstance(loaded.get(key), Mapping)]
-        if not present:
-            keys = ", ".join(map(str, list(loaded)[:5])) or "no keys"
-            raise CheckpointError(
-                f"{path} holds no ViT or RegNet in the swag, torchvision or timm layout: "
-                f"{wrapper} has {keys}"
-            )
-        if len(present) > 1:
-            logger.warning("%s holds %s: using %s", path, " and ".join(present), present[0])
-        wrapper, loaded = present[0], loaded[present[0]]
-    raise CheckpointError(f"{path} holds no state dict: {wrapper} is a {type(loaded).__name__}")
+            f"{path} has values that are no weights: {list_names(problems, 3)}; "
+            "allowed: dense tensors of float16, bfloat16, float32 or float64"
+        )

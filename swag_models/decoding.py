@@ -7,25 +7,36 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe
+from swag_models.formatting import describe, list_names
 
 T = TypeVar("T")
 MAX_FLOAT = sys.float_info.max
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unique_keys: bool = False) -> Any:
     """Parse JSON that may be damaged or hostile.
 
     Args:
         text: one JSON value; bytes are UTF-8.
+        unique_keys: reject an object with a repeated key, whose last value Python would keep.
 
     Raises:
         ValueError: it is not JSON, is not UTF-8, or is nested too deeply.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_reject_duplicates if unique_keys else None)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict; raise ValueError for a repeated key."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name} occurs twice")
+        values[name] = value
+    return values
 
 
 def decode_fields(
@@ -54,7 +65,7 @@ def decode_fields(
         )
     if unknown := sorted(str(key) for key in data if key not in names):
         raise ConfigError(
-            f"{subject} has no field {', '.join(unknown)}; fields: {', '.join(names)}"
+            f"{subject} has no field {list_names(unknown)}; fields: {', '.join(names)}"
         )
     values = {
         field: decode_value(hints[field], value, f"{path}{field}", positive=positive)
@@ -104,7 +115,7 @@ def decode_value(hint: Any, value: Any, path: str, *, positive: bool = True) -> 
     families = [option.family for option in options if hasattr(option, "family")]
     if families and isinstance(value, dict):
         raise ConfigError(
-            f"{path}.family is {value.get('family')!r}; allowed: {', '.join(families)}"
+            f"{path}.family is {describe(value.get('family'))}; allowed: {', '.join(families)}"
         )
     allowed = " or ".join(_describe_type(option, positive) for option in options)
     raise ConfigError(f"{path} is {describe(value)}; allowed: {allowed}")
@@ -118,7 +129,7 @@ def list_options(hint: Any) -> tuple[Any, ...]:
 def _fits_type(option: Any, value: Any, positive: bool) -> bool:
     """Return whether a value is of a simple type."""
     if get_origin(option) is Literal:
-        return value in get_args(option)
+        return isinstance(value, str) and value in get_args(option)
     if option is float:
         return type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT
     if option is int:  # not bool, which is a subclass of int

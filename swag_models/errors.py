@@ -189,7 +189,7 @@ def check_minimum(minimum: int, **values: float | None) -> None:
             raise ConfigError(f"invalid {name} {describe(value)}: allowed: {minimum} or more")
 
 
-def check_maximum(maximum: int, **values: float | None) -> None:
+def check_maximum(maximum: float, **values: float | None) -> None:
     """Check options that have a largest value.
 
     Args:

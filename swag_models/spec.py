@@ -8,8 +8,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
-from swag_models.decoding import decode_fields
+from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError, check_types
+from swag_models.formatting import describe
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -20,7 +21,72 @@ Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg"]
 # Progress of a download: True shows a bar if stderr is a terminal; a tqdm class is always used.
 Progress = Union[bool, "type[tqdm[Any]]"]
+# The smallest and largest value of each number that describes a model, several times what published
+# models have. A config.json from elsewhere must not be able to occupy the memory or the CPU.
+LIMITS: dict[str, tuple[float, float]] = {
+    "depth": (1, 512),  # blocks
+    "width": (1, 16_384),
+    "num_heads": (1, 1024),
+    "mlp_width": (1, 131_072),
+    "patch_size": (1, 512),
+    "w_0": (8, 16_384),
+    "w_a": (0, 16_384),
+    "w_m": (1.001, 100),
+    "group_width": (1, 16_384),
+    "se_ratio": (0.001, 16),
+    "stem_width": (1, 4096),
+    "image_size": (1, 16_384),
+    "in_chans": (1, 4096),
+    "num_classes": (1, 4_000_000),
+    "num_params": (0, 1e12),
+    "gmacs": (0, 1e9),
+    "top1": (0, 100),
+    "top5": (0, 100),
+    "mean": (-1e6, 1e6),
+    "std": (1e-6, 1e6),
+}
+_COUNTS = LIMITS.keys() - {"w_a", "w_m", "se_ratio", "gmacs", "top1", "top5", "mean", "std"}
+LABEL_SETS = {"imagenet-1k": 1000}  # number of classes of each public label set
+MAX_POSITIONS = 2**18  # patches of an image, for a ViT
+MAX_PARAMS = 2**35  # in the blocks; the largest published ViT has 22 billion
 UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated licence
+
+
+def check_number(name: str, value: object, hint: str = "") -> None:
+    """Check a number that describes a model.
+
+    Args:
+        name: key of LIMITS; those of _COUNTS are ints.
+        value: the number.
+        hint: end of the message.
+
+    Raises:
+        ConfigError: another type, or out of range.
+    """
+    low, high = LIMITS[name]
+    kinds = (int,) if name in _COUNTS else (int, float)  # not bool, which is a subclass of int
+    if type(value) not in kinds or not low <= value <= high:  # type: ignore[operator]
+        kind = "a whole number" if name in _COUNTS else "a number"
+        raise ConfigError(
+            f"{name} is {describe(value)}; give {kind} from {low:g} to {high:,.0f}{hint}"
+        )
+
+
+def _check_params(count: int) -> None:
+    """Raise ConfigError if an architecture has more parameters than any machine can train."""
+    if count > MAX_PARAMS:
+        raise ConfigError(
+            f"depth and width give {count:.3g} parameters; allowed: at most {MAX_PARAMS:.3g}"
+        )
+
+
+def check_numbers(part: object) -> None:
+    """Check every field of a dataclass that LIMITS names; None means that it is not set."""
+    for name in LIMITS.keys() & vars(part).keys():
+        value = getattr(part, name)
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if item is not None:
+                check_number(name, item)
 
 
 @dataclass(frozen=True)
@@ -41,6 +107,10 @@ class ViTConfig:
     width: int
     num_heads: int
     mlp_width: int
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        _check_params(self.depth * self.width * (4 * self.width + 2 * self.mlp_width))
 
 
 @dataclass(frozen=True)
@@ -67,12 +137,13 @@ class RegNetConfig:
     stem_width: int = 32
 
     def __post_init__(self) -> None:
-        # Otherwise a width would round to 0, or the logarithms in `stages` would be undefined.
-        if self.w_0 < 8 or self.w_a < 0 or self.w_m <= 1:
+        check_numbers(self)
+        if (widest := self.stages[-1][0]) > LIMITS["width"][1]:
             raise ConfigError(
-                f"w_0 is {self.w_0}, w_a {self.w_a} and w_m {self.w_m}; "
-                "allowed: w_0 at least 8, w_a at least 0, w_m above 1"
+                f"w_0, w_a and w_m give a width of {widest:,}; "
+                f"allowed: at most {LIMITS['width'][1]:,}"
             )
+        _check_params(sum(depth * 2 * width**2 for width, depth in self.stages))
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
@@ -108,8 +179,7 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        if not min(self.std) > 0:
-            raise ConfigError(f"std is {self.std}; allowed: positive numbers")
+        check_numbers(self)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -157,6 +227,9 @@ class Metrics:
     top1: float
     top5: float | None = None
 
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -201,6 +274,9 @@ class ModelSpec:
     global_pool: Pool | None = None
     synsets: tuple[str, ...] | None = None
 
+    def __post_init__(self) -> None:
+        check_numbers(self)
+
     @property
     def family(self) -> str:
         """Model family, "vit" or "regnet"."""
@@ -230,9 +306,24 @@ class ModelSpec:
         """Return the spec that `to_dict` converted.
 
         Raises:
-            ConfigError: a field is unknown, missing or of another type.
+            ConfigError: a field is unknown, missing, of another type or out of range.
         """
         return decode_fields(cls, data, "")
+
+    def check_classes(self) -> None:
+        """Raise ConfigError unless there are as many class names and synsets as classes."""
+        counts = {"class names": self.classes, "synsets": self.synsets}
+        for kind, names in counts.items():
+            if isinstance(names, str) and names not in LABEL_SETS:
+                raise ConfigError(
+                    f"classes is {describe(names)}; allowed: {', '.join(LABEL_SETS)}, or a list"
+                )
+            count = LABEL_SETS[names] if isinstance(names, str) else len(names or ())
+            if names is not None and count != self.num_classes:
+                raise ConfigError(
+                    f"the model has {count} {kind} for {self.num_classes or 'no'} classes; "
+                    "allowed: one for each class"
+                )
 
     @classmethod
     def from_json(cls, text: str) -> "ModelSpec":
@@ -243,8 +334,7 @@ class ModelSpec:
         """
         check_types(str, text=text)
         try:
-            data = json.loads(text)
-        # Also a number of 5000 digits, and lists nested more deeply than Python recurses.
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise ConfigError(f"not a model spec: invalid JSON ({error})") from None
         return cls.from_dict(data)

@@ -5,7 +5,9 @@ Axes: D width, h w grid of patches, k kernel size.
 
 import logging
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +19,129 @@ from swag_models.errors import CheckpointError
 from swag_models.formatting import list_names
 from swag_models.hub.fetch import fetch_weights
 from swag_models.layouts import recognise_layout, resize_position_embedding, translate_layout
-from swag_models.spec import Backend, ModelSpec, Progress, ViTConfig
+from swag_models.spec import Backend, Layout, ModelSpec, Progress, RegNetConfig, ViTConfig
 
 if TYPE_CHECKING:
     from swag_models.hub.signed_model import SignedModel
     from swag_models.models import RegNet, ViT
 
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.conv.weight")  # of a ViT, of a RegNet
+# A block in timm's names, of a ViT and of a RegNet
+BLOCK = re.compile(r"blocks\.\d+(?=\.)|s\d+\.b\d+(?=\.)", re.ASCII)
+MAX_RATIO = 0.85  # of squared differences, below which positions look like another grid's
+INTEGERS = {torch.int32, torch.int16, torch.int8, torch.uint8}
 
 logger = logging.getLogger("swag_models")
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where weights come from, and how they are read.
+
+    Attributes:
+        path: a local file; None for the sources of the spec.
+        signed: the verified files of the spec, instead of its sources.
+        backend, key: as for `read_state_dict`.
+        progress: of a download, as for `load_model`.
+    """
+
+    path: Path | None
+    signed: "SignedModel | None"
+    backend: Backend
+    key: str | None
+    progress: Progress
+
+
+def load_weights(
+    make: Callable[[ViTConfig | RegNetConfig], "ViT | RegNet"],
+    spec: ModelSpec,
+    source: WeightSource,
+    *,
+    fresh_head: bool,
+) -> "ViT | RegNet":
+    """Make a model with the weights of a spec, or of a local file.
+
+    Args:
+        make: builds the model, possibly for another size or number of classes than the spec's.
+        spec: the description of the model.
+        source: the weights.
+        fresh_head: as for `fit_state_dict`.
+
+    Raises:
+        ConfigError: `make` rejects an argument.
+        FetchError: no source could be downloaded.
+        CheckpointError: the file is damaged or does not fit the model.
+    """
+    # On the meta device nothing is allocated or initialised that the file's tensors would replace.
+    # One block is enough to check the arguments before anything is downloaded; the model is built
+    # when the file is known to have as many blocks.
+    with torch.device("meta"):
+        make(replace(spec.config, depth=1))
+    published = source.path is None
+    if source.signed:
+        path = source.signed.weights
+    else:
+        path = source.path or fetch_weights(spec, progress=source.progress)
+    origin = f"{spec.name} ({path})" if published else str(path)
+    state = read_state_dict(path, backend=source.backend, key=source.key)
+    check_blocks(state, spec.config, origin)
+    with torch.device("meta"):
+        model = make(spec.config)
+    with torch.device("cpu"):  # whatever default device the caller has set
+        state = fit_state_dict(
+            state,
+            model,
+            origin=origin,
+            # A trunk's source may be the file of its linear classifier.
+            drop_head=published and spec.num_classes is None,
+            fresh_head=fresh_head,
+            published=spec if published else None,
+        )
+    if source.signed:
+        source.signed.folder.check_unchanged()
+    model.load_state_dict(state, assign=True)  # no copy: parameters are the mapped tensors
+    return model
+
+
+def check_blocks(
+    state: Mapping[str, Tensor], config: ViTConfig | RegNetConfig, origin: str
+) -> None:
+    """Compare the blocks of a state dict with those of an architecture, before it is built.
+
+    Args:
+        state: tensors by name, in any layout.
+        config: the architecture.
+        origin: what messages call the file.
+
+    Raises:
+        CheckpointError: another family, or blocks are missing or unexpected; lists them.
+    """
+    _check_family(state, config.family, origin)
+    if isinstance(config, ViTConfig):
+        wanted = {f"blocks.{index}" for index in range(config.depth)}
+    else:
+        wanted = {
+            f"s{stage}.b{block}"
+            for stage, (_, depth) in enumerate(config.stages, start=1)
+            for block in range(1, depth + 1)
+        }
+    present = {match[0] for match in map(BLOCK.match, translate_layout(state, "timm")) if match}
+    problems = [
+        f"{kind} {list_names(sorted(names))}"
+        for kind, names in (("missing", wanted - present), ("unexpected", present - wanted))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems)}")
+
+
+def _check_family(state: Mapping[str, Tensor], family: str, origin: str) -> Layout:
+    """Return the layout of a state dict; raise CheckpointError for another family."""
+    recognised = recognise_layout(state)
+    if recognised is None or recognised[0] != family:
+        content = "weights in an unknown layout" if recognised is None else f"a {recognised[0]}"
+        raise CheckpointError(f"{origin} holds {content}, the model is a {family}")
+    return recognised[1]
 
 
 def fit_state_dict(
@@ -35,7 +151,7 @@ def fit_state_dict(
     origin: str,
     drop_head: bool = False,
     fresh_head: bool = True,
-    grid: tuple[int, int] | None = None,
+    published: ModelSpec | None = None,
 ) -> dict[str, Tensor]:
     """Adapt a state dict to a model: names, head, input channels and position embedding.
 
@@ -50,9 +166,9 @@ def fit_state_dict(
         fresh_head: True if the user chose the number of classes. A head that the file lacks is
             then initialised instead of raising an error, and one that the model does not have is
             dropped without a warning.
-        grid: (rows, columns) of patches on which the position embedding was learned, if known.
-            Only timm's layout needs it: in the others the grid is square. By default, an embedding
-            with the model's number of positions is used unchanged.
+        published: the spec of the file, if it is known. Its positions, input channels and classes
+            must then be those of the spec. Otherwise an embedding with the model's number of
+            positions is used unchanged, and others are taken as square.
 
     Returns:
         Tensors by native (timm) name, ready for `model.load_state_dict`.
@@ -61,22 +177,54 @@ def fit_state_dict(
         CheckpointError: tensors are missing, unexpected or of another shape; lists them.
     """
     wanted = model.state_dict()
-    model_layout, file_layout = recognise_layout(wanted), recognise_layout(state)
+    model_layout = recognise_layout(wanted)
     assert model_layout is not None
-    if file_layout is None or file_layout[0] != model_layout[0]:
-        content = "weights in an unknown layout" if file_layout is None else f"a {file_layout[0]}"
-        raise CheckpointError(f"{origin} holds {content}, the model is a {model_layout[0]}")
+    file_layout = _check_family(state, model_layout[0], origin)
     state = {key: tensor.detach() for key, tensor in translate_layout(state, "timm").items()}
+    if published is not None:
+        _check_published(state, published, origin)
     state = _fit_head(state, model, origin, drop_head, fresh_head)
     for name in FIRST_CONVOLUTIONS:
         if name in state and name in wanted:
             state[name] = _fit_channels(state[name], wanted[name].shape[1])
     if "pos_embed" in state:
         model_grid: tuple[int, int] = model.grid_size  # type: ignore[assignment]
-        learned_grid = (grid or model_grid) if file_layout[1] == "timm" else None
+        learned_grid = None
+        if file_layout == "timm":
+            learned_grid = model_grid if published is None else _find_grid(published)
+        if published is None:
+            _warn_of_rectangle(state["pos_embed"], learned_grid, origin)
         state["pos_embed"] = _fit_position(state["pos_embed"], model_grid, learned_grid)
+    for name, tensor in wanted.items():  # other tools store the counters of batch norms as int32
+        if name in state and tensor.dtype == torch.int64 and state[name].dtype in INTEGERS:
+            state[name] = state[name].long()
     _check_match(state, wanted, origin)
     return state
+
+
+def _check_published(state: Mapping[str, Tensor], spec: ModelSpec, origin: str) -> None:
+    """Raise CheckpointError if positions, input channels or classes are not those of the spec."""
+    # Otherwise tensors of any size would be made to fit the spec, which may come from elsewhere.
+    problems = []
+    sizes = [
+        *((name, 1, spec.in_chans) for name in FIRST_CONVOLUTIONS),
+        *((f"head.{part}weight", 0, spec.num_classes) for part in ("", "fc.")),
+    ]
+    if isinstance(spec.config, ViTConfig):
+        sizes.append(("pos_embed", 1, 1 + math.prod(_find_grid(spec))))
+    for name, axis, size in sizes:
+        shape = tuple(state[name].shape) if name in state else ()
+        if size is not None and len(shape) > axis and shape[axis] != size:
+            problems.append(f"{name} {shape}, where its description says {size:,}")
+    if problems:
+        raise CheckpointError(f"{origin} does not fit its description: {'; '.join(problems)}")
+
+
+def _find_grid(spec: ModelSpec) -> tuple[int, int]:
+    """Return the patch grid on which the position embedding in a spec's file was learned."""
+    assert isinstance(spec.config, ViTConfig)
+    height, width = spec.preprocess.size
+    return height // spec.config.patch_size, width // spec.config.patch_size
 
 
 def _fit_head(
@@ -147,6 +295,33 @@ def _fit_position(
     return resize_position_embedding(position, old_grid, grid)
 
 
+def _warn_of_rectangle(position: Tensor, learned_grid: tuple[int, int] | None, origin: str) -> None:
+    """Log a warning if a position embedding looks as if it was learned on another grid.
+
+    A state dict does not say whether 36 positions are 6x6 or 4x9. But positions below each other
+    learn similar embeddings, so that a wrong number of columns shows in larger differences.
+    """
+    tokens = max(position.shape[1] - 1, 0) if position.ndim == 3 else 0
+    side = math.isqrt(tokens)
+    rows, columns = learned_grid or (side, side)
+    if tokens < 9 or rows * columns != tokens:
+        return
+    patches = position[0, 1:].float()
+    differences = {
+        width: float((patches[width:] - patches[:-width]).square().mean())
+        for width in range(max(2, side // 2), 2 * side + 1)
+        if tokens % width == 0
+    }
+    if min(differences.values(), default=0) < MAX_RATIO * differences.get(columns, math.inf):
+        logger.warning(
+            "%s: its positions are read as %dx%d patches, but do not look like it; if it was "
+            "trained on rectangular images, pass their image_size=(height, width)",
+            origin,
+            rows,
+            columns,
+        )
+
+
 def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:
     """Raise a CheckpointError that lists every difference in names, shapes and kinds of tensors."""
     problems = []
@@ -167,56 +342,9 @@ def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], orig
     ]:
         problems.append(f"wrong kinds {list_names(wrong_kinds)}")
     if problems:
-        hint = (
-            "; for a model without this head pass num_classes=None"
-            if missing and all(key.startswith("head.") for key in missing)
-            else ""
-        )
+        hint = ""
+        if missing and all(key.startswith("head.") for key in missing):
+            hint = "; for a model without this head pass num_classes=None"
+        elif any(text.startswith("pos_embed ") for text in wrong_shapes):
+            hint = "; if it was trained on rectangular images, pass image_size=(height, width)"
         raise CheckpointError(f"{origin} does not fit the model: {'; '.join(problems)}{hint}")
-
-
-def load_weights(
-    model: "ViT | RegNet",
-    spec: ModelSpec,
-    path: Path | None,
-    *,
-    signed: "SignedModel | None" = None,
-    progress: Progress,
-    backend: Backend,
-    fresh_head: bool,
-) -> None:
-    """Load the weights of a spec, or of a local file, into a model on the meta device.
-
-    Args:
-        model: built from the spec, possibly for another size or number of classes.
-        spec: its sources are tried in order.
-        path: a local file instead of the spec's sources.
-        signed: the verified files of the spec, instead of its sources.
-        progress: of a download, as for `load_model`.
-        backend: how the file is read, as for `load_model`.
-        fresh_head: as for `fit_state_dict`.
-    """
-    is_local = path is not None
-    if path is None:
-        path = signed.weights if signed else fetch_weights(spec, progress=progress)
-    with torch.device("cpu"):  # whatever default device the caller has set
-        state = fit_state_dict(
-            read_state_dict(path, backend=backend),
-            model,
-            origin=str(path) if is_local else f"{spec.name} ({path})",
-            # A trunk's source may be the file of its linear classifier.
-            drop_head=not is_local and spec.num_classes is None,
-            fresh_head=fresh_head,
-            grid=None if is_local else _find_grid(spec),
-        )
-    if signed:
-        signed.folder.check_unchanged()
-    model.load_state_dict(state, assign=True)  # no copy: parameters are the mapped tensors
-
-
-def _find_grid(spec: ModelSpec) -> tuple[int, int] | None:
-    """Return the patch grid on which the position embedding in a spec's file was learned."""
-    if not isinstance(spec.config, ViTConfig):
-        return None
-    height, width = spec.preprocess.size
-    return height // spec.config.patch_size, width // spec.config.patch_size

@@ -217,9 +217,7 @@ class TestMismatch:
             for key, tensor in tiny("vit").state_dict().items()
             if not key.startswith("blocks.1.")
         }
-        with pytest.raises(
-            CheckpointError, match=r"missing blocks\.1\.norm1\.weight, .* and 4 more"
-        ):
+        with pytest.raises(CheckpointError, match=r"missing blocks\.1$"):
             load("vit", state)
 
     def test_mismatch_of_families_is_named(self, load: Any) -> None:

@@ -18,11 +18,12 @@ from urllib.parse import unquote, urlsplit
 
 from swag_models.atomic import write_json
 from swag_models.decoding import decode_fields
-from swag_models.errors import CacheError
+from swag_models.errors import CacheError, CheckpointError
 from swag_models.formatting import escape_unprintable
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import INDEX_FILE, read_index
 from swag_models.hub.huggingface import find_cached, parse_url
+from swag_models.hub.safetensors_header import is_safetensors, read_header
 from swag_models.spec import Source
 
 logger = logging.getLogger("swag_models")
@@ -242,24 +243,19 @@ def is_complete(path: Path) -> bool:
 
     Without this check, a login page or a truncated file would be pinned on first use.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(9)
+        file.seek(0)
         if head.startswith(b"PK"):  # torch.save; a zip archive's directory is at its end
             return zipfile.is_zipfile(path)
-        # Safetensors: 8 bytes of header length, a JSON header, then the tensors.
-        header_length = int.from_bytes(head, "little")
-        if header_length >= path.stat().st_size:
+        if not is_safetensors(head, size):
             return head.startswith(b"\x80")  # a bare pickle, whose end cannot be checked
         try:
-            header = json.loads(file.read(header_length))
-            ends = [
-                tensor["data_offsets"][1]
-                for name, tensor in header.items()
-                if name != "__metadata__"
-            ]
-            return path.stat().st_size == 8 + header_length + int(max(ends, default=0))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            read_header(file, size)
+        except CheckpointError:
             return False
+        return True
 
 
 def _candidates(source: Source, record: CacheRecord | None, expected: str | None) -> Iterator[Path]:

@@ -13,7 +13,6 @@ model.sig          a signature of all other files (signature.py)
 In hub/ and not in publish/, because api, fetch and checkpoint read these files.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,7 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from swag_models.decoding import parse_json
 from swag_models.errors import CheckpointError, ConfigError
+from swag_models.formatting import describe
+from swag_models.paths import open_regular
 from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 
 CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
@@ -30,7 +32,9 @@ RECIPE_FILE, VOCABULARY_FILE = "recipe.json", "vocabulary.parquet"
 SIGNATURE_FILE = "model.sig"
 SPEC_KEY = "swag_models"  # key of the spec in config.json
 # A plain file name: an index from the network must not name a path, a URL or another format.
-SHARD_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.safetensors")
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}\.safetensors")
+MAX_SHARDS = 10_000
+MAX_JSON = 2**26  # bytes of a config.json or of an index
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 # Files of an earlier version, deleted if the new version does not replace them.
 REMOVABLE_FILE = re.compile(
@@ -96,8 +100,8 @@ def read_config(path: Path, base_url: str, content: bytes | None = None) -> Mode
             weight file in the same folder with a SHA-256.
     """
     try:
-        config = json.loads((path.read_bytes() if content is None else content).decode())
-    except (OSError, ValueError, RecursionError) as error:
+        config = _parse(_read_bytes(path) if content is None else content)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None
@@ -108,6 +112,7 @@ def read_config(path: Path, base_url: str, content: bytes | None = None) -> Mode
         )
     try:
         spec = ModelSpec.from_dict(config[SPEC_KEY])
+        spec.check_classes()
     except ConfigError as error:
         raise ConfigError(
             f"{path}: {error}; a newer version of this library may have written it"
@@ -123,11 +128,6 @@ def read_config(path: Path, base_url: str, content: bytes | None = None) -> Mode
         raise ConfigError(
             f"{path}: invalid SHA-256 {spec.sources[0].sha256!r} of {names[0]}; "
             "expected 64 hex digits"
-        )
-    classes = spec.classes if isinstance(spec.classes, tuple) else ()
-    if classes and len(classes) != spec.num_classes:
-        raise ConfigError(
-            f"{path} has {len(classes)} class names for {spec.num_classes or 'no'} classes"
         )
     check_texts(spec, str(path))
     sources = [replace(source, url=f"{base_url}/{source.url}") for source in spec.sources]
@@ -175,16 +175,18 @@ def read_index(path: Path) -> Index:
             other than .safetensors files in its folder.
     """
     try:
-        data = json.loads(path.read_text("utf-8"), object_pairs_hook=reject_duplicates)
+        data = _parse(_read_bytes(path))
         tensors, hashes = data["weight_map"], data.get("metadata", {}).get("sha256", {})
         names = list(tensors.values())
-        invalid = sorted(str(name) for name in names if not _is_shard_name(name))
+        invalid = sorted(describe(name) for name in names if not _is_shard_name(name))
         shards = {} if invalid else {name: hashes.get(name) for name in sorted(set(names))}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"{path} is not an index of a sharded model: {reason}") from None
+    if len(shards) > MAX_SHARDS:
+        raise CheckpointError(f"{path} names {len(shards):,} files; allowed: {MAX_SHARDS:,}")
     if not shards or not all(digest is None or type(digest) is str for digest in shards.values()):
-        example = f" {invalid[0]!r}" if invalid else ""
+        example = f" {invalid[0]}" if invalid else ""
         raise CheckpointError(
             f"{path}: invalid file{example}; an index names .safetensors files beside it, "
             "and their SHA-256 as text"
@@ -196,14 +198,17 @@ def _is_shard_name(name: object) -> bool:
     return type(name) is str and SHARD_NAME.fullmatch(name) is not None
 
 
-def reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises ValueError for a repeated key, whose last value Python would keep."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{duplicate} occurs twice")
-    return values
+def _read_bytes(path: Path) -> bytes:
+    """Read a file, up to one byte more than is allowed."""
+    with open_regular(path) as file:
+        return file.read(MAX_JSON + 1)
+
+
+def _parse(text: bytes) -> Any:
+    """Parse JSON of bounded size; raises ValueError."""
+    if len(text) > MAX_JSON:
+        raise ValueError(f"it has more than {MAX_JSON:,} bytes")
+    return parse_json(text.decode(), unique_keys=True)
 
 
 def is_known_to_timm(spec: ModelSpec) -> bool:

@@ -11,7 +11,6 @@ github.com/in-toto/attestation, statement 1; github.com/sigstore/model-transpare
 
 import base64
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, SignatureError
-from swag_models.hub.hf_format import reject_duplicates
 from swag_models.paths import expand_path, open_regular
 from swag_models.runtime import import_extra
 
@@ -262,7 +261,7 @@ def _read_statement(statement: Any) -> dict[str, str]:
 
 def _parse_json(content: bytes) -> Any:
     """Parse JSON in UTF-8; raises ValueError for a name that occurs twice in an object."""
-    return json.loads(content.decode(), object_pairs_hook=reject_duplicates)
+    return parse_json(content.decode(), unique_keys=True)
 
 
 def _check_fields(

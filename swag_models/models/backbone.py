@@ -14,14 +14,10 @@ from swag_models.errors import ConfigError, check_maximum, check_types
 from swag_models.formatting import describe
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.models.layers import Blocks
-from swag_models.spec import ImageSize, ModelSpec
+from swag_models.spec import LIMITS, ImageSize, ModelSpec
 
 B = TypeVar("B", bound="Backbone")
 M = TypeVar("M", bound=nn.Module)
-# Larger values are mistakes; they would take memory and time before torch refuses them.
-MAX_CLASSES = 10_000_000
-MAX_CHANNELS = 10_000
-MAX_SIDE = 16_384  # pixels; the position embedding of a ViT grows with the square
 
 
 class Backbone(nn.Module):
@@ -62,7 +58,7 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"in_chans is {describe(in_chans)}; give a positive number of channels"
             )
-        check_maximum(MAX_CHANNELS, in_chans=in_chans)
+        check_maximum(LIMITS["in_chans"][1], in_chans=in_chans)
         # timm's name for the input channels of the head; for a linear head both are equal.
         self.num_features = self.head_hidden_size = num_features
         self.num_classes = num_classes
@@ -357,7 +353,7 @@ def check_image_size(image_size: ImageSize) -> tuple[int, int]:
         raise ConfigError(
             f"image_size is {describe(image_size)}; give pixels as an int or (height, width)"
         )
-    check_maximum(MAX_SIDE, image_size=max(size))
+    check_maximum(LIMITS["image_size"][1], image_size=max(size))
     return size[0], size[1]
 
 
@@ -372,4 +368,4 @@ def check_num_classes(num_classes: int | None) -> None:
         raise ConfigError(
             f"num_classes is {describe(num_classes)}; give a positive number, or None for no head"
         )
-    check_maximum(MAX_CLASSES, num_classes=num_classes)
+    check_maximum(LIMITS["num_classes"][1], num_classes=num_classes)

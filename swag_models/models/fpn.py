@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swag_models.errors import check_maximum, check_minimum, check_types
-from swag_models.models.backbone import MAX_CHANNELS, Backbone, check_backbone
+from swag_models.models.backbone import Backbone, check_backbone
 from swag_models.models.vit import ViT
+from swag_models.spec import LIMITS
 
 STRIDES = (4, 8, 16, 32)  # pixels per cell of each level
 
@@ -37,7 +38,7 @@ class FeaturePyramid(nn.Module):
         check_backbone(model, "build a pyramid on")
         check_types(int, out_channels=out_channels)
         check_minimum(1, out_channels=out_channels)
-        check_maximum(MAX_CHANNELS, out_channels=out_channels)
+        check_maximum(LIMITS["in_chans"][1], out_channels=out_channels)
         model.reset_classifier(None)
         self.trunk: Backbone = model
         self.out_channels = out_channels

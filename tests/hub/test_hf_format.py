@@ -27,7 +27,7 @@ from swag_models.publish import save
 from swag_models.spec import ModelSpec, RegNetConfig, Source, ViTConfig
 
 SMALL = next(config for config, name in TIMM_REGNETS.items() if name == "regnety_002")
-SPEC = replace(VIT_SPEC, sources=(Source("model.safetensors", "timm", "0" * 64),))
+SPEC = replace(VIT_SPEC, classes=None, sources=(Source("model.safetensors", "timm", "0" * 64),))
 
 
 def write(folder: Path, spec: ModelSpec = SPEC, **changes: Any) -> Path:
@@ -191,7 +191,7 @@ def index(weight_map: object, **metadata: object) -> str:
         (index({"a": "https://x/c.safetensors"}), "invalid file '"),
         (index({"a": "model.pth"}), "invalid file 'model.pth'"),
         (index({"a": ".safetensors"}), "invalid file '.safetensors'"),
-        (index({"a": 3}), "invalid file '3'"),
+        (index({"a": 3}), "invalid file 3"),
         (index({"a": ["b.safetensors"]}), "invalid file|not an index"),
         (index({}), "invalid file;"),
         (index({"a": "b.safetensors"}, sha256={"b.safetensors": 3}), "invalid file;"),

@@ -1,0 +1,205 @@
+"""Find the state dict of a model inside what training code puts around it.
+
+Training scripts store a state dict under a key beside other things (`{"model": ..., "epoch": 3}`),
+and modules that contain the model put a prefix before its names (`backbone.cls_token`). Both are
+found by the names that each layout has, so no list of keys or prefixes is needed.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from swag_models.errors import CheckpointError, UnsafeCheckpointError
+from swag_models.formatting import list_names
+from swag_models.layouts import LAYOUT_KEYS
+from swag_models.stored_tensor import OddTensor, StoredTensor
+
+MAX_DEPTH = 16  # levels of nesting
+MAX_CANDIDATES = 100
+# Inserted in the middle of names by torch.compile, activation checkpointing and FSDP1.
+INNER_WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa)($|[._])|_ema|ema_", re.IGNORECASE)
+COUNTERS = {"n_averaged"}  # of torch's AveragedModel
+# "stem.stem.0.weight" must be tried before "stem.0.weight", with which it ends.
+LONGEST_FIRST = sorted(LAYOUT_KEYS, key=len, reverse=True)
+
+logger = logging.getLogger("swag_models")
+
+
+class Candidate(NamedTuple):
+    """A state dict in a checkpoint.
+
+    Attributes:
+        keys: the keys that lead to the dict that contains it.
+        prefix: what its names begin with, with a final dot, or "".
+        values: all values of that dict by name.
+    """
+
+    keys: tuple[str, ...]
+    prefix: str
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Keys and prefix, joined by dots; "." for a file that is the state dict."""
+        return ".".join([*self.keys, self.prefix]).rstrip(".") or "."
+
+    def select(self, other_prefixes: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Return the values whose name has the prefix, and none of the others, without it."""
+        return {
+            name[len(self.prefix) :]: value
+            for name, value in self.values.items()
+            if name.startswith(self.prefix) and not name.startswith(other_prefixes)
+        }
+
+
+def find_state_dict(
+    content: Any, path: Path, key: str | None = None, objects: list[str] | None = None
+) -> dict[str, Any]:
+    """Return the state dict inside the wrappers that training code puts around it.
+
+    Args:
+        content: content of a file.
+        path: the file, for messages.
+        key: as for `read_state_dict`.
+        objects: names of classes of which the file contains objects, for messages.
+
+    Returns:
+        Values by name. They are tensors if the file is sound, which the caller checks.
+
+    Raises:
+        CheckpointError: there is no state dict of a ViT or RegNet, or several.
+        UnsafeCheckpointError: there is none, but a pickled model.
+    """
+    candidates = list(_find_candidates(content))
+    if not candidates:
+        if objects:
+            raise UnsafeCheckpointError(
+                f"{path} was rejected, nothing in it ran: it has no state dict, but pickled "
+                f"objects: {list_names(objects)}. Save model.state_dict() alone, or as safetensors"
+            )
+        raise CheckpointError(
+            f"{path} holds no ViT or RegNet in the swag, torchvision or timm layout: "
+            f"{_describe(content)}"
+        )
+    chosen = _choose(candidates, path, key)
+    inner = tuple(
+        other.prefix
+        for other in candidates
+        if other.keys == chosen.keys and len(other.prefix) > len(chosen.prefix)
+    )
+    state = chosen.select(inner)
+    if left_out := [
+        name
+        for name, value in chosen.values.items()
+        if name not in COUNTERS
+        and _is_tensor(value)
+        and not (name.startswith(chosen.prefix) and not name.startswith(inner))
+    ]:
+        logger.warning(
+            "%s: %d tensors outside of %s are left out: %s",
+            path,
+            len(left_out),
+            chosen.prefix.rstrip(".") or "the model",
+            list_names(left_out, 3),
+        )
+    return {name: value for name, value in state.items() if name not in COUNTERS}
+
+
+def _choose(candidates: list[Candidate], path: Path, key: str | None) -> Candidate:
+    """Return the candidate that `key` names; by default the only one, or the averaged one."""
+    names = [candidate.name for candidate in candidates]
+    if key is not None:
+        matching = [c for c in candidates if c.name == key or c.name.startswith(f"{key}.")]
+        if len(matching) != 1:
+            raise CheckpointError(
+                f"{path} has {len(matching) or 'no'} state dicts at key {key!r}; "
+                f"allowed: {list_names(names)}"
+            )
+        return matching[0]
+    if len(candidates) == 1 or all(c.select() == candidates[0].select() for c in candidates[1:]):
+        return candidates[0]
+    averaged = [candidate for candidate in candidates if AVERAGED.search(candidate.name)]
+    if len(averaged) != 1:
+        raise CheckpointError(
+            f"{path} has {len(candidates)} state dicts: {list_names(names)}; "
+            f'choose one, for example load_model(..., weights_key="{names[0]}")'
+        )
+    logger.warning(
+        '%s holds %s: using %s; for another one pass weights_key="..."',
+        path,
+        " and ".join(names),
+        averaged[0].name,
+    )
+    return averaged[0]
+
+
+def _find_candidates(content: Any) -> Iterator[Candidate]:
+    """Find every state dict of a ViT or RegNet, in the order of the file."""
+    visited: set[int] = set()
+    count = 0
+
+    def visit(value: Any, keys: tuple[str, ...]) -> Iterator[Candidate]:
+        nonlocal count
+        if isinstance(value, (list, tuple)) and len(value) < MAX_DEPTH:
+            value = dict(enumerate(value))  # `torch.save((state, epoch), ...)`
+        elif id(value) in visited:
+            return
+        if not isinstance(value, Mapping) or len(keys) > MAX_DEPTH:
+            return
+        visited.add(id(value))
+        values = _clean_names(value, keys)
+        for prefix in _find_prefixes(values):
+            count += 1
+            if count > MAX_CANDIDATES:
+                raise CheckpointError(f"more than {MAX_CANDIDATES} state dicts in one file")
+            yield Candidate(keys, prefix, values)
+        for key, item in value.items():
+            if isinstance(item, (Mapping, list, tuple)):
+                yield from visit(item, (*keys, str(key)))
+
+    yield from visit(content, ())
+
+
+def _clean_names(values: Mapping[Any, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Remove wrappers in the middle of names."""
+    clean: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(name, (str, int)):
+            short = INNER_WRAPPERS.sub("", str(name))
+            if short in clean and (short != str(name) or short in values):
+                raise CheckpointError(f"{'.'.join(keys)} has {short} twice, once in a wrapper")
+            clean[short] = value
+    return clean
+
+
+def _find_prefixes(names: Mapping[str, Any]) -> list[str]:
+    """Return what stands before the names by which a layout is recognised, with a final dot."""
+    prefixes: dict[str, None] = {}
+    for name in names:
+        for mark in LONGEST_FIRST:
+            if name == mark or name.endswith(f".{mark}"):
+                prefixes[name.removesuffix(mark)] = None
+                break
+    return list(prefixes)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, (Tensor, StoredTensor, OddTensor))
+
+
+def _describe(content: Any) -> str:
+    """Return what a file without a state dict contains."""
+    if not isinstance(content, Mapping):
+        kind = "Tensor" if _is_tensor(content) else type(content).__name__
+        return f"it is a {getattr(content, 'name', kind)}"
+    keys = [str(key) for key in content]
+    text = f"the file has {list_names(keys, 5) or 'no keys'}"
+    for key, value in content.items():
+        if isinstance(value, Mapping) and any(map(_is_tensor, value.values())):
+            text += f"; {key} has {list_names([str(name) for name in value], 5)}"
+    return text
