@@ -135,7 +135,7 @@ def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) 
     Raises:
         CheckpointError: another suffix, or the file cannot be written.
     """
-    path = expand_path(path, "target")
+    path = Path(path)
     if path.suffix == ".safetensors":
         write = _save_safetensors
     elif path.suffix in PICKLE_SUFFIXES:
@@ -187,7 +187,7 @@ def convert_checkpoint(
     state = read_state_dict(source, backend=backend, key=key)
     if unknown := find_unknown_keys(state):
         raise CheckpointError(f"{source} has tensors that no layout has: {list_names(unknown)}")
-    write_state_dict(translate_layout(state, layout), target)
+    write_state_dict(translate_layout(state, layout), expand_path(target, "target"))
 
 
 @contextlib.contextmanager
