@@ -202,10 +202,12 @@ def _make_reader(
 ) -> PickleReader:
     """Return a reader of pickles that makes StoredTensors."""
 
-    def load_persistent(identity: Any) -> Storage:
+    def load_persistent(identity: Any) -> Any:
         try:
+            if identity[0] in ("module", b"module"):  # the class of a pickled module
+                return identity[1]
             kind, storage_type, key, _location, size, *view = identity
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, LookupError):
             raise CheckpointError("its pickle has an unknown persistent id") from None
         match = isinstance(storage_type, Reference) and STORAGE_TYPE.fullmatch(storage_type.name)
         if not match or match[1] not in DTYPES or kind not in ("storage", b"storage"):
