@@ -1,25 +1,36 @@
-"""Downloads started from the page: progress, stop, resume, errors, and the Hub."""
+"""Models behind the page: downloads with progress, stop and resume; analyses of images."""
 
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_hub import Hub
 from hub_support import REPO
+from image_support import SCENES
+from PIL import Image
 from safetensors.torch import save_file
 from server import Fault, Server
 from tiny import VIT_SPEC, tiny
 
-from swag_models.app.service import Download
+from swag_models.api import get_spec
+from swag_models.app.saliency import compute_saliency
+from swag_models.app.service import Download, classify_image, get_saliency
+from swag_models.errors import ImageError
 from swag_models.hub.fetch import find_weights
+from swag_models.inference.predict import Classifier
+from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec, Source
 
 FROM_HUB = """
 import sys
 from swag_models import get_spec
-from swag_models.app.service import Download
+from swag_models.api import get_spec
+from swag_models.app.saliency import compute_saliency
+from swag_models.app.service import Download, classify_image, get_saliency
+from swag_models.errors import ImageError
 download = Download(get_spec(sys.argv[1]))
 download.thread.join()
 print(download.done, download.total, download.error)
@@ -67,6 +78,34 @@ def test_a_failed_download_keeps_the_reason(spec: ModelSpec, server: Server) -> 
     download = Download(spec)
     download.thread.join(30)
     assert "HTTP 404" in str(download.error)
+
+
+@pytest.mark.parametrize("name", ["vit_nano_hashtags", "regnety_nano_hashtags"])
+def test_an_analysis_keeps_only_what_the_model_sees(name: str, tmp_path: Path) -> None:
+    spec = get_spec(name)
+    path = tmp_path / "large.png"
+    with Image.open(SCENES / "house.jpg") as image:
+        image.resize((3000, 1200)).save(path)
+    analysis = classify_image(spec, path, "large.png")
+    (expected,) = Classifier(spec)(path)
+    assert list(analysis.predictions) == expected
+    pixels, view = analysis.get_input()
+    height, width = spec.preprocess.size
+    assert pixels.shape == (3, height, width)
+    assert view.size == (512, 512)
+    reader = Classifier(spec)
+    x = reader.preprocess(read_image(path)).unsqueeze(0)  # (1, 3, H, W)
+    maps = compute_saliency(reader.model, x, 1)
+    assert np.array_equal(get_saliency(analysis, 1), maps)
+    assert np.array_equal(get_saliency(analysis, 1), maps)  # from memory
+    assert not np.array_equal(get_saliency(analysis, 0), maps)
+
+
+def test_an_analysis_that_was_released_says_so() -> None:
+    analysis = classify_image(get_spec("vit_nano_hashtags"), SCENES / "house.jpg", "house.jpg")
+    analysis.release()
+    with pytest.raises(ImageError, match="was removed from memory .*; choose it again"):
+        get_saliency(analysis, 0)
 
 
 @pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
