@@ -104,7 +104,7 @@ def test_an_analysis_keeps_only_what_the_model_sees(name: str, tmp_path: Path) -
 def test_an_analysis_that_was_released_says_so() -> None:
     analysis = classify_image(get_spec("vit_nano_hashtags"), SCENES / "house.jpg", "house.jpg")
     analysis.release()
-    with pytest.raises(ImageError, match="was removed from memory .*; choose it again"):
+    with pytest.raises(ImageError, match=r"was removed from memory .*; choose it again"):
         get_saliency(analysis, 0)
 
 
