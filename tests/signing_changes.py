@@ -148,6 +148,8 @@ BUNDLE_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "key id": (set_in(*SIGNED, "keyid", value="k"), "keyid is"),
     "hint": (set_in(*KEY, "hint", value="0" * 64), "states another key"),
+    "no hint": (set_in(*KEY, "hint", value=...), "publicKey has no hint"),
+    "list as the key": (set_in(*KEY, value=[]), "publicKey is not an object"),
     "kind of key": (set_in(*KEY, "keyDetails", value="PKCS1_RSA"), "states another key"),
     "certificate": (
         set_in("verificationMaterial", value={"x509CertificateChain": {}}),

@@ -107,6 +107,8 @@ def parse_signature(content: bytes, origin: str) -> Signature:
         _check_equal("tlogEntries", material.get("tlogEntries", []), [])
         key = material["publicKey"]
         _check_fields("publicKey", key, set(), {"hint", "rawBytes", "keyDetails"})
+        if not key.keys() & {"hint", "rawBytes"}:
+            raise ValueError("publicKey has no hint")
         _check_fields("dsseEnvelope", envelope, {"payload", "payloadType", "signatures"})
         _check_equal("payloadType", envelope["payloadType"], PAYLOAD_TYPE)
         (signature,) = _get_list(envelope, "signatures", length=1)
