@@ -24,7 +24,6 @@ MAX_PIXELS = 89_478_485  # of a resized image: a quarter of 1 GiB as RGB
 ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 BLACK_16_BITS = "its 16-bit values are all below 256, which would be black; convert it to 8 bits"
 TENSOR_TYPES = ("uint8", "uint16", "float16", "bfloat16", "float32", "float64")
-FLOAT_RANGE = (-0.25, 1.25)  # around 0 to 1, because resizing with bicubic filters overshoots
 # By EXIF orientation. Pillow's `exif_transpose` also rewrites the other tags, and fails on
 # malformed ones.
 TRANSPOSITIONS = {
@@ -177,6 +176,9 @@ class Transform:
 
         Returns:
             float32 tensor of the same shape.
+
+        Raises:
+            ImageError: not such a tensor, or with values of another range.
         """
         import torch
         from torchvision.transforms.functional import convert_image_dtype
@@ -186,6 +188,7 @@ class Transform:
             kind = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else describe(tensor)
             raise ImageError(f"cannot normalise {kind}; give a tensor (..., 3, h, w)")
         if tensor.dtype != torch.uint8:
+            check_range(tensor, margin=1)  # resizing may have enlarged the range
             tensor = convert_image_dtype(tensor, torch.float32)  # v2's differs in the last bit
             return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))
         # In place, because allocating memory for a batch takes longer than the arithmetic.
@@ -198,11 +201,13 @@ class Transform:
         return f"Transform({self.preprocess}{', vectorised=True' if self.vectorised else ''})"
 
 
-def check_range(image: Tensor) -> None:
+def check_range(image: Tensor, margin: float = 0.25) -> None:
     """Raise ImageError if a tensor has no pixels, or values of a range that its type does not have.
 
     Args:
         image: (..., 3, H, W).
+        margin: how far floating-point values may be outside of 0 to 1, because resizing with a
+            bicubic filter overshoots.
     """
     import torch
 
@@ -220,7 +225,7 @@ def check_range(image: Tensor) -> None:
     is_float = image.is_floating_point()
     # Few operations are defined for uint16.
     low, high = (image if is_float else image.int()).detach().aminmax()
-    if is_float and not (FLOAT_RANGE[0] <= low and high <= FLOAT_RANGE[1]):  # also for NaN
+    if is_float and not (-margin <= low and high <= 1 + margin):  # also for NaN
         raise ImageError(
             f"a floating-point image has values from {low:.4g} to {high:.4g}; allowed: 0 to 1: "
             "divide by 255, or give uint8"

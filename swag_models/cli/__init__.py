@@ -5,6 +5,7 @@ declare their options.
 """
 
 import argparse
+import warnings
 from collections.abc import Callable, Sequence
 
 from swag_models import __version__
@@ -26,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 1 for a failure, 2 for wrong usage, 130 if interrupted.
     """
     prepare_streams()
+    # Pillow warns of damaged metadata with two lines that do not name the file.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     return run_command(lambda: make_parser().parse_args(arguments))
 
 
