@@ -101,6 +101,15 @@ def describe_left_out(left_out: Counter[str]) -> str:
     return text + (f", {rest} others" if rest else "")
 
 
+def expand_location(source: str | os.PathLike[str], option: str = "data") -> str:
+    """Return a path as `expand_path` does, or a URL or `pipe:` command unchanged, as text."""
+    text = source if isinstance(source, str) else ""
+    if "://" not in text and not text.startswith("pipe:"):
+        expand_path(source, option)
+        text = os.path.expanduser(os.fspath(source))
+    return text
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading if it is a regular file, or a link to one.
 

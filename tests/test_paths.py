@@ -1,13 +1,18 @@
 """Paths that users pass, and files that are not regular."""
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
+from image_support import SCENES
 
+from swag_models.api import load_model
+from swag_models.cli import main
 from swag_models.errors import ConfigError
-from swag_models.paths import expand_path, open_regular
+from swag_models.inference.embeddings_file import read_embeddings
+from swag_models.paths import expand_location, expand_path, open_regular
 
 
 def test_the_home_folder_is_expanded(monkeypatch):
@@ -47,3 +52,37 @@ def test_other_kinds_of_files_are_not_opened(tmp_path, monkeypatch):
         }.items():
             with pytest.raises(OSError, match=f"is a {kind}, not a regular file"):
                 open_regular(tmp_path / name)
+
+
+def test_a_url_is_a_location_and_the_home_folder_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert expand_location("https://host//a/~b") == "https://host//a/~b"
+    assert expand_location("pipe:cat ~/a") == "pipe:cat ~/a"
+    assert expand_location("~/shards/{0..3}.tar") == "/home/someone/shards/{0..3}.tar"
+    assert expand_location(Path("shards")) == "shards"
+    with pytest.raises(ConfigError, match="invalid data of type dict: allowed: the path"):
+        expand_location({})
+
+
+def test_every_command_and_function_expands_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SCENES, tmp_path / "scenes")
+    nano = "vit_nano_hashtags"
+    for command in (
+        ["save", nano, "~/model"],
+        ["info", "~/model"],
+        ["convert", "~/model/model.safetensors", "~/timm.pth", "--to", "timm"],
+        ["classify", "~/scenes/c*.jpg", "--model", "~/model"],
+        ["embed", "~/scenes", "--model", "~/model", "-o", "~/x.npy"],
+        ["push", "~/model", "org/repo", "--dry-run"],
+        ["recipe", "evaluate", nano, "--data", "~/labelled", "-o", "~/evaluation"],
+    ):
+        if command[1] == "evaluate":
+            for name in ("car", "house"):
+                (tmp_path / "labelled" / name).mkdir(parents=True)
+                shutil.copy(SCENES / f"{name}.jpg", tmp_path / "labelled" / name)
+        assert main([*command]) == 0, command
+    load_model(nano, weights="~/timm.pth")
+    assert read_embeddings("~/x.npy").vectors.shape == (10, 96)
+    assert not (tmp_path / "~").exists()

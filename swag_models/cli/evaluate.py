@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.cli.common import (
@@ -17,6 +16,7 @@ from swag_models.cli.common import (
 )
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.errors import ConfigError
+from swag_models.paths import expand_path
 
 if TYPE_CHECKING:
     from swag_models.recipe.evaluation.models import EvaluatedModel
@@ -33,7 +33,7 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     from swag_models.recipe.training.distributed import init_distributed
 
-    output = Path(options.output) if options.output else None
+    output = expand_path(options.output, "--output") if options.output else None
     with init_distributed() as dist:
         model, loading = open_model(options)
         evaluation = evaluate(
@@ -78,7 +78,7 @@ def associations(options: argparse.Namespace) -> int:
         neighbours=options.neighbours,
         seed=options.seed,
     )
-    output = Path(options.output)
+    output = expand_path(options.output, "--output")
     images = open_grouped_images(options.groups, options.group_column, options.path_column)
     model, loading = open_model(options)
     create_output_folder(output)  # before the work, so that an error is reported early

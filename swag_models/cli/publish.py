@@ -37,7 +37,7 @@ def push(options: argparse.Namespace) -> int:
     from swag_models import publish
 
     # a catalog name takes precedence over a folder of the same name
-    is_folder = options.model not in SPECS and os.path.isdir(options.model)
+    is_folder = options.model not in SPECS and os.path.isdir(os.path.expanduser(options.model))
     if is_folder and (options.image_size, options.dtype) != (None, None):
         raise ConfigError(
             "--image-size and --dtype are not allowed with a folder, which is uploaded unchanged; "

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from swag_models.cli.common import OK, AddCommand, add_json_option
 from swag_models.cli.evaluate import (
@@ -15,6 +14,7 @@ from swag_models.cli.evaluate import (
 )
 from swag_models.cli.output import print_data, print_text
 from swag_models.errors import ConfigError
+from swag_models.paths import expand_path
 
 
 def probe(options: argparse.Namespace) -> int:
@@ -86,7 +86,7 @@ def zeroshot(options: argparse.Namespace) -> int:
     )
     first = results[0]  # all results are for the same images, so the skipped ones are the same
     if options.output:
-        report.write_zero_shot(results, Path(options.output))
+        report.write_zero_shot(results, expand_path(options.output, "--output"))
     if not first.labelled:  # there is no accuracy, so the predictions are the result
         as_text, as_json = report.format_predictions, report.format_predictions_jsonl
         if options.json:

@@ -35,6 +35,7 @@ from swag_models.inference.embeddings_file import (
 )
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.inference.predict import Embedder, Skipped
+from swag_models.paths import expand_path
 
 JOURNAL_FILES = ("rows.jsonl", "vectors.f32")
 
@@ -250,7 +251,8 @@ def _sort_parts(
     parts: Sequence[str | os.PathLike[str]],
 ) -> tuple[list[Path], dict[str, Any]]:
     """The paths of all parts of one run by rank, and the metadata of one of them."""
-    metadata = {Path(part): read_embeddings_metadata(Path(part)) for part in parts}
+    paths = [expand_path(part, "part") for part in parts]
+    metadata = {path: read_embeddings_metadata(path) for path in paths}
     paths = sorted(metadata, key=lambda path: int(metadata[path]["rank"]))
     runs = {
         json.dumps({**values, "rank": 0, "skipped": []}, sort_keys=True)

@@ -16,6 +16,7 @@ from swag_models.atomic import atomic_write, write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.inference.predict import Embeddings, Skipped
+from swag_models.paths import expand_path
 from swag_models.runtime import import_extra
 
 EMBEDDING_SUFFIXES = (".parquet", ".npy")
@@ -37,7 +38,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     Raises:
         ConfigError: the file cannot be read, or does not contain embeddings.
     """
-    path = Path(path)
+    path = expand_path(path)
     record = _read_record(path)
     metadata = record[METADATA_KEY]
     skipped = [Skipped(*fields) for fields in metadata["skipped"]]
@@ -104,7 +105,7 @@ def check_embeddings_path(output: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigError: its folder is missing, its suffix is unknown, or pyarrow is not installed.
     """
-    path = Path(output)
+    path = expand_path(output, "output")
     if not path.parent.is_dir():
         raise ConfigError(
             f"{path.parent} is not a folder; create it, or choose another one for {path.name}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError
+from swag_models.paths import expand_path
 from swag_models.recipe.wordnet import WordNet
 
 # Characters follow Unicode's default hashtags (UAX 31): letters, marks, digits, "_", emoji, and
@@ -247,7 +248,7 @@ def _cover_synset(wordnet: WordNet, classes: set[str], target: str) -> Coverage:
 
 def _read_lines(path: str | os.PathLike[str]) -> list[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = expand_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from swag_models.errors import ConfigError
+from swag_models.paths import expand_path
 
 FILES = ("index.noun", "data.noun", "noun.exc")
 VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version
@@ -134,7 +135,9 @@ def find_wordnet(folder: str | os.PathLike[str] | None = None) -> Folder:
         ConfigError: no database was found; the message says how to install it.
     """
     folders: Iterable[Path]
-    folders = _list_folders() if folder is None else (Path(folder), Path(folder, "dict"))
+    folders = (
+        _list_folders() if folder is None else (expand_path(folder), expand_path(folder) / "dict")
+    )
     for path in folders:
         source = zipfile.Path(path, f"{path.stem}/") if zipfile.is_zipfile(path) else path
         if all((source / name).is_file() for name in FILES):

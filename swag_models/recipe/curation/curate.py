@@ -23,6 +23,7 @@ from tqdm import tqdm
 from swag_models import __version__
 from swag_models.atomic import WorkFolder, disk_errors, write_json
 from swag_models.errors import ConfigError, check_minimum
+from swag_models.paths import expand_path
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.ingest import ReadOptions
@@ -113,7 +114,7 @@ def curate(
     """
     # check all arguments first, before hours of work
     versions = check_backend(engine, master)
-    folder, net = Path(output), WordNet.load(wordnet)
+    folder, net = expand_path(output, "output"), WordNet.load(wordnet)
     files = find_files(inputs, format)
     stop, excluded = load_stoplist(stoplist), _read_values(exclude)
     options = ReadOptions(columns, format, progress)
@@ -251,7 +252,7 @@ def _read_values(path: str | os.PathLike[str] | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = expand_path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); pass a text file with one id or hash per line"

@@ -19,13 +19,13 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
 from swag_models.inference.tar_members import describe_error
+from swag_models.paths import expand_location, expand_path
 from swag_models.recipe.data.urls import read_all
 from swag_models.runtime import count_cpus
 
@@ -105,7 +105,7 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
         ConfigError: it cannot be read, has another format, or names something other than plain
             files.
     """
-    source = os.fspath(source)
+    source = expand_location(source)
     try:
         content = read_all(source)
     except ConfigError:
@@ -140,7 +140,7 @@ def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
     Raises:
         ConfigError: the manifest cannot be read.
     """
-    folder = Path(folder)
+    folder = expand_path(folder, "folder")
     # By name, to find shards that are not listed too.
     listed = {shard["name"]: shard for shard in read_manifest(folder / MANIFEST_FILE)["shards"]}
 

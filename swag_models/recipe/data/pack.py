@@ -42,6 +42,7 @@ from swag_models.atomic import (
 from swag_models.errors import ConfigError, ImageError, SwagModelsError, check_minimum
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
+from swag_models.paths import expand_path
 from swag_models.recipe.data.image_index import ImageLocation
 from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
 from swag_models.recipe.data.pack_plan import PLAN_FILE, REJECTS_FILE, make_plan, to_json_lines
@@ -92,7 +93,8 @@ def pack(
         ConfigError: an argument is invalid, or the output holds other work.
         OutputError: the output cannot be written.
     """
-    labels, output = Path(labels), Path(os.path.abspath(output))
+    labels = expand_path(labels, "labels")
+    output = expand_path(output, "output").absolute()
     check_minimum(
         1,
         shard_size=shard_size,

@@ -18,6 +18,7 @@ from swag_models.inference.tar_members import (
     open_tar,
     walk_members,
 )
+from swag_models.paths import expand_location
 from swag_models.recipe.data.manifest import MANIFEST_FILE, read_manifest
 from swag_models.recipe.data.urls import ByteStream, is_url, open_stream, read_all
 from swag_models.runtime import import_extra
@@ -44,9 +45,9 @@ def find_shards(shards: Shards) -> tuple[list[str], dict[str, Any] | None]:
         ConfigError: the shards do not exist, or the manifest cannot be read.
     """
     if not isinstance(shards, (str, os.PathLike)):
-        urls = [url for pattern in shards for url in _expand_pattern(os.fspath(pattern))]
+        urls = [url for pattern in shards for url in _expand_pattern(expand_location(pattern))]
         return _check_not_empty(urls, shards), None
-    source = os.fspath(shards)
+    source = expand_location(shards)
     if os.path.isdir(source):
         if not os.path.exists(os.path.join(source, MANIFEST_FILE)):
             raise ConfigError(
@@ -67,7 +68,7 @@ def hash_shards(shards: Shards) -> str:
     """Return the SHA-256 of the manifest, or without one of the names of shards and file sizes."""
     urls, manifest = find_shards(shards)
     if manifest:
-        source = os.fspath(shards)  # type: ignore[arg-type]  # a sequence has no manifest
+        source = expand_location(shards)  # type: ignore[arg-type]  # a sequence has no manifest
         path = os.path.join(source, MANIFEST_FILE) if os.path.isdir(source) else source
         return hashlib.sha256(read_all(path)).hexdigest()
     sizes = [
@@ -81,7 +82,7 @@ def find_vocabulary(shards: Shards) -> Path | None:
     """Return the path of the vocabulary.parquet beside packed shards, or None without one."""
     if not isinstance(shards, (str, os.PathLike)):
         return None
-    path = os.path.join(os.fspath(shards).removesuffix(MANIFEST_FILE), VOCABULARY_FILE)
+    path = os.path.join(expand_location(shards).removesuffix(MANIFEST_FILE), VOCABULARY_FILE)
     return Path(path) if os.path.isfile(path) else None
 
 
@@ -127,7 +128,7 @@ def name_shards(shards: Shards) -> str:
     if not isinstance(shards, (str, os.PathLike)):
         first = name_shards(shards[0])
         return f"{first} and {len(shards) - 1} more" if len(shards) > 1 else first
-    text = os.fspath(shards)
+    text = expand_location(shards)
     if text.startswith("pipe:"):
         return "pipe"
     return Path(text.partition("?")[0].removesuffix(MANIFEST_FILE)).resolve().name

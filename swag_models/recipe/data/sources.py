@@ -16,6 +16,7 @@ from PIL import Image
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError
 from swag_models.inference.image_sources import TAR_SUFFIXES
+from swag_models.paths import expand_location
 from swag_models.preprocess import read_image
 from swag_models.recipe.data.datasets import (
     ImageDataset,
@@ -54,7 +55,7 @@ def find_image_folder(data: Shards) -> Path | None:
     """
     if not isinstance(data, (str, os.PathLike)):
         return None  # a sequence of shards
-    text = os.fspath(data)
+    text = expand_location(data)
     if is_url(text) or text.endswith((*TAR_SUFFIXES, MANIFEST_FILE)):
         return None
     root = Path(text)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from swag_models.atomic import report_done
 from swag_models.errors import PreemptedError, TrainingError
+from swag_models.paths import expand_path
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
@@ -83,7 +84,7 @@ def train(
         TrainingError: the loss is not finite or exploded.
         PreemptedError: SIGTERM or SIGUSR1 arrived; a checkpoint has been written.
     """
-    output, publish_info = Path(output), publish_info or PublishInfo()
+    output, publish_info = expand_path(output, "output"), publish_info or PublishInfo()
     with (
         init_distributed() as dist,
         open_run_dir(output, dist) as work,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swag_models.errors import ConfigError
+from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import find_image_folder
@@ -175,7 +176,7 @@ def find_published(model: EvaluatedModel, benchmark: str) -> float | None:
 
 def _find_release(benchmark: Benchmark, data: Shards) -> Path:
     """Return the folder with the content of the release: `data` or its sub-folder."""
-    root = Path(data) if isinstance(data, (str, os.PathLike)) else None
+    root = expand_path(data, "data") if isinstance(data, (str, os.PathLike)) else None
     if root is not None and (root / benchmark.subfolder).is_dir():
         root /= benchmark.subfolder
     if root is None or not root.is_dir() or not os.listdir(root):

@@ -11,6 +11,7 @@ from typing import Any
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
+from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.runtime import import_extra
 
@@ -48,7 +49,7 @@ def open_grouped_images(
     Raises:
         ConfigError: the table cannot be read, or lacks a column.
     """
-    path = Path(table)
+    path = expand_path(table, "table")
     if path.suffix not in TABLE_READERS:
         raise ConfigError(f"invalid table {path}: allowed: {' '.join(TABLE_READERS)}")
     rows, column_names = list[tuple[str, str]](), dict[str, None]()

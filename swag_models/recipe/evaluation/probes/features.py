@@ -25,6 +25,7 @@ from tqdm import tqdm
 from swag_models.atomic import WorkFolder, atomic_write, disk_errors, run_once
 from swag_models.errors import CacheError, ConfigError, OutputError
 from swag_models.hub.cache import cache_folder
+from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
 from swag_models.recipe.data.shards import Shards, find_shards
@@ -107,7 +108,7 @@ def extract_features(
         dtype,
         loader.class_names,
     ]
-    cache_root = Path(cache) if cache is not None else cache_folder() / "features"
+    cache_root = expand_path(cache, "cache") if cache is not None else cache_folder() / "features"
     folder = cache_root / hashlib.sha256(json.dumps(key).encode()).hexdigest()
     files = [folder / "vectors.npy", folder / "labels.npy"]
     try:

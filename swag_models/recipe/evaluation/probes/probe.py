@@ -25,6 +25,7 @@ from swag_models.api import SPECS
 from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import markdown_table
+from swag_models.paths import expand_path
 from swag_models.recipe.config import override
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
@@ -130,7 +131,7 @@ def probe(
             probes.append(_sweep_c(model.name, train_features, test_features, progress))
     if "sgd" in methods:
         assert output is not None
-        folder = Path(output) / "sgd"
+        folder = expand_path(output, "output") / "sgd"
         probes.append(_train_head(model, init, train_data, test, folder, settings, **reading))
     return probes
 
@@ -163,7 +164,7 @@ def write_probes(probes: Sequence[Probe], folder: str | os.PathLike[str]) -> Non
         "probes.json": json.dumps([result.to_dict() for result in probes], indent=2) + "\n",
         "probes.md": format_probes(probes) + "\n",
     }
-    write_texts(Path(folder), files)
+    write_texts(expand_path(folder, "folder"), files)
 
 
 def format_probes(probes: Sequence[Probe]) -> str:

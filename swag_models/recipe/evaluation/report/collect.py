@@ -22,6 +22,7 @@ from PIL import Image
 
 from swag_models.atomic import WorkFolder, disk_errors, read_result, run_once, write_text
 from swag_models.errors import ConfigError
+from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.shards import Shards, hash_shards, name_shards
@@ -72,7 +73,7 @@ def write_report(
     Raises:
         OutputError: a file cannot be written.
     """
-    folder = Path(folder)
+    folder = expand_path(folder, "folder")
     content = ReportContent(
         evaluations,
         probes,
@@ -135,7 +136,7 @@ def collect_report(
         OutputError: a file cannot be written.
     """
     _check_request(models, benchmarks, train, test)
-    folder = Path(folder)
+    folder = expand_path(folder, "folder")
     reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     probe_data = open_train_and_test(train, test) if train and test else ()
     results = _Results()
