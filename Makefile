@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo study test test-slow gpu test-matrix test-floor faults lint check fix clean
+.PHONY: demo study test test-slow gpu test-matrix test-floor faults lint audit check fix clean
 
 demo: .venv/core
 	$(BIN)/swag-models list
@@ -51,6 +51,13 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml swag_models studies
+
+# Known vulnerabilities of the installed dependencies. Needs the network: advisories are looked up at the package index.
+audit: .venv/dev
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet "pip-audit==2.*"
+	.venv-audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
 
 check: lint test
 
@@ -59,7 +66,7 @@ fix: .venv/dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-floor
+	rm -rf .venv .venv-audit .venv-floor
 
 .venv/core: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; make PYTHON=...")'

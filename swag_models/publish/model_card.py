@@ -87,7 +87,7 @@ HUB_LICENSES = {
 MAX_LISTED_CLASSES = 100  # class names in the card; all of them are in config.json
 
 # No autoescape: the output is Markdown, in which HTML entities would mangle code and names.
-TEMPLATES = Environment(
+TEMPLATES = Environment(  # nosec B701 # Markdown
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=False,
     undefined=StrictUndefined,

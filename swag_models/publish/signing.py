@@ -35,7 +35,7 @@ from swag_models.paths import expand_path
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-PASSWORD_VARIABLE = "SWAG_MODELS_KEY_PASSWORD"
+PASSWORD_VARIABLE = "SWAG_MODELS_KEY_PASSWORD"  # nosec B105 # the name of a variable
 
 
 def sign_folder(folder: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:

@@ -42,7 +42,8 @@ def render_html(content: ReportContent, load_image: LoadImage) -> str:
     environment.filters |= {
         "breakable": _allow_breaks,
         "data_url": _make_data_url,
-        "svg": lambda plot, id_prefix: Markup(render_svg(plot, id_prefix)),
+        # Matplotlib escapes the texts in its SVG.
+        "svg": lambda plot, id_prefix: Markup(render_svg(plot, id_prefix)),  # nosec B704
     }
     template = environment.get_template("report.html.jinja")
     return template.render(content=content, load_image=load_image, max_images=MAX_CONFUSION_IMAGES)
@@ -64,7 +65,7 @@ def render_markdown(content: ReportContent, curves: str, calibration: str) -> st
 
 
 def _make_environment(**options: Any) -> Environment:
-    return Environment(
+    return Environment(  # nosec B701 # HTML templates pass autoescape=True in `options`
         loader=PackageLoader(__package__),
         undefined=StrictUndefined,  # a wrong name in a template is an error, not empty text
         trim_blocks=True,
@@ -77,7 +78,7 @@ def _make_environment(**options: Any) -> Environment:
 def _allow_breaks(name: str) -> Markup:
     """A model's name with positions at which it can be wrapped in a narrow column."""
     # HTML entities do not contain these characters, so they stay intact
-    return Markup(re.sub("([_/:])", r"\1<wbr>", str(escape(name))))
+    return Markup(re.sub("([_/:])", r"\1<wbr>", str(escape(name))))  # nosec B704 # escaped
 
 
 def _make_data_url(image: Image.Image) -> str:
