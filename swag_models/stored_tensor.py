@@ -123,7 +123,8 @@ class TensorReader:
         data = self._read[storage]
         if data.data_ptr() % stored.dtype.itemsize:  # torch needs aligned values
             data = self._read[storage] = data.clone()  # type: ignore[no-untyped-call]
-        return torch.empty(0, dtype=stored.dtype).set_(
+        # The default device, which the caller may have set, does not matter.
+        return torch.empty(0, dtype=stored.dtype, device="cpu").set_(
             data,
             stored.offset,
             stored.shape,
@@ -138,12 +139,13 @@ class TensorReader:
         try:
             if region.archive is not None:
                 content = bytearray(region.archive.read(region.entry))
-                data = torch.frombuffer(content, dtype=torch.uint8) if size else torch.empty(0)
-                return data.untyped_storage()
+                if not size:
+                    return torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+                return torch.frombuffer(content, dtype=torch.uint8).untyped_storage()
             if self._content is not None:
                 # A storage of its own, so that torch.save writes no more than this tensor.
                 return self._content[region.start : region.start + size]
-            data = torch.empty(size, dtype=torch.uint8)
+            data = torch.empty(size, dtype=torch.uint8, device="cpu")
             self._file.seek(region.start)
             if self._file.readinto(data.numpy()) != size:  # type: ignore[attr-defined]
                 raise CheckpointError("it has become shorter while it was read")

@@ -16,6 +16,7 @@ from tiny import load_tiny
 
 import swag_models
 from swag_models import errors, export, inference, models, publish
+from swag_models.checkpoint import read_state_dict, write_state_dict
 
 NANO = "vit_nano_hashtags"
 
@@ -24,15 +25,19 @@ NANO = "vit_nano_hashtags"
 def use_default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager
 def use_default_device(name: str) -> Iterator[None]:
     torch.set_default_device(name)
-    yield
-    torch.set_default_device(None)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +131,13 @@ def test_a_loaded_model_where_a_name_is_expected_is_refused_with_the_fix() -> No
     for call in (inference.Classifier, inference.Embedder, swag_models.load_preprocess):
         with pytest.raises(errors.ConfigError, match=r"the folder that publish\.save writes"):
             call(load_tiny("vit"))
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_weight_files_are_read_onto_the_cpu(backend: Any, suffix: str, tmp_path: Path) -> None:
+    model = load_tiny("vit")
+    write_state_dict(model.state_dict(), tmp_path / f"x.{suffix}")
+    with torch.device("meta"):
+        state = read_state_dict(tmp_path / f"x.{suffix}", backend=backend)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

@@ -112,6 +112,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "global_pool": "token",
         "backend": "mmap",
         "trusted_key": None,
+        "weights_key": None,
     }
     pipeline: dict[str, Any] = {
         "model": NANO,

@@ -237,7 +237,7 @@ def test_convert_of_an_invalid_file_writes_nothing(tmp_path: Path, capsys: Captu
         main(["convert", str(tmp_path / "page.pth"), str(tmp_path / "out.pth"), "--to", "timm"])
         == 1
     )
-    assert "is not a weight file" in capsys.readouterr().err
+    assert "cannot be read as a weight file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["page.pth"]
 
 
