@@ -261,6 +261,18 @@ class TestWhatIsLoaded:
         with pytest.raises(SignatureError, match=r"config\.json was changed after it was verified"):
             load_model(folder, trusted_key=keys.public)
 
+    @pytest.mark.parametrize("options", [{}, {"max_shard_size": 20_000}], ids=["file", "shards"])
+    def test_a_file_that_is_overwritten_later_does_not_change_the_model(
+        self, options: dict[str, int], keys: KeyPair, tmp_path: Path
+    ) -> None:
+        folder = save(load_tiny(), tmp_path / "m", sign=keys.private, **options)
+        model = load_model(folder, trusted_key=keys.public)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        for path in folder.glob("*.safetensors"):
+            with path.open("r+b") as file:
+                file.write(b"\xff" * path.stat().st_size)
+        assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+
     def test_weights_that_config_does_not_state_are_refused(
         self, folder: Path, keys: KeyPair, tmp_path: Path
     ) -> None:
