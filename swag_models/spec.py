@@ -25,14 +25,14 @@ Progress = Union[bool, "type[tqdm[Any]]"]
 # models have. A config.json from elsewhere must not be able to occupy the memory or the CPU.
 LIMITS: dict[str, tuple[float, float]] = {
     "depth": (1, 512),  # blocks
-    "width": (1, 16_384),
+    "width": (1, 32_768),
     "num_heads": (1, 1024),
     "mlp_width": (1, 131_072),
     "patch_size": (1, 512),
     "w_0": (8, 16_384),
     "w_a": (0, 16_384),
     "w_m": (1.001, 100),
-    "group_width": (1, 16_384),
+    "group_width": (1, 32_768),
     "se_ratio": (0.001, 16),
     "stem_width": (1, 4096),
     "image_size": (1, 16_384),
