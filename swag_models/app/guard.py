@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import re
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
@@ -23,7 +24,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swag_models.app.access import Access
 from swag_models.app.calls import RefusedError, parse_call
 from swag_models.app.uploads import Uploads
-from swag_models.errors import SwagModelsError
 from swag_models.formatting import escape_unprintable
 
 logger = logging.getLogger("swag_models")
@@ -65,7 +65,7 @@ class Body:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self.limit = 0
+        self.limit: float = 0
         self.size = 0
         self.is_complete = False
 
@@ -123,6 +123,7 @@ class Guard:
         request = Request(scope, body.receive)
         try:
             answer = await self.answer(request, body)
+            body.limit = math.inf  # the rest is not used
             await answer(scope, body.receive, send)
         except ClientDisconnect:  # for example an upload that was cancelled
             pass
@@ -157,7 +158,7 @@ class Guard:
         browser = self.access.read_cookie(request.cookies)
         if path == "/" and reads and self.access.check_token(request.query_params.get("token", "")):
             # without the token in the address, which others may see and browsers store
-            return RedirectResponse("/", 303, {"Set-Cookie": self.access.make_cookie()})
+            return RedirectResponse("./", 303, {"Set-Cookie": self.access.make_cookie()})
         owner = browser or await self.check_credentials(request)
         request.scope[OWNER] = owner
         if path == API + "upload" and method == "POST":
@@ -218,6 +219,13 @@ class Guard:
             raise RefusedError(415, "an upload is not multipart/form-data")
         body.limit = MAX_UPLOAD
         try:
+            return await self.store_form(request, owner)
+        except OSError as error:  # a full disk
+            raise RefusedError(507, f"the upload cannot be stored: {error.strerror}") from None
+
+    async def store_form(self, request: Request, owner: str) -> Response:
+        """Receive a form and store its files."""
+        try:
             form = await _limit_time(request.form(max_files=8, max_fields=8), MAX_UPLOAD_TIME)
         except MultiPartException as error:
             raise RefusedError(400, f"the form cannot be read: {error.message}") from None
@@ -229,8 +237,6 @@ class Guard:
                 await run_in_threadpool(self.uploads.add, file.file, file.filename or "", owner)
                 for file in files
             ]
-        except SwagModelsError as error:
-            raise RefusedError(507, str(error)) from None
         finally:
             await form.close()
         return JSONResponse(paths)
@@ -248,11 +254,14 @@ class Guard:
             headers = [(key, value) for key, value in scope["headers"] if key in PASSED_HEADERS]
             headers = [(key, value) for key, value in headers if key != b"content-length"]
             headers.append((b"content-length", b"%d" % len(content)))
-            messages = iter([{"type": "http.request", "body": content, "more_body": False}])
+            unread: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
             async def replay() -> Message:
-                # afterwards wait for the end of the connection
-                return next(messages, None) or await receive()
+                if unread:
+                    return unread.pop()
+                while (message := await receive())["type"] != "http.disconnect":
+                    pass
+                return message
 
             async def send_with_cookie(message: Message) -> None:
                 if message["type"] == "http.response.start" and cookie:

@@ -69,14 +69,21 @@ class Uploads:
 
         Returns:
             The path that requests refer to it by.
+
+        Raises:
+            OSError: it cannot be written.
         """
         suffix = Path(name).suffix.lower()
         directory = self.folder / secrets.token_hex(16)
         directory.mkdir(mode=0o700)
         path = directory / f"image{suffix if suffix in IMAGE_SUFFIXES else ''}"
-        with path.open("xb") as target:
-            shutil.copyfileobj(file, target)
-            size = target.tell()
+        try:
+            with path.open("xb") as target:
+                shutil.copyfileobj(file, target)
+                size = target.tell()
+        except OSError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
         with self.lock:
             self.files[str(path)] = Upload(size, owner)
             while len(self.files) > 1 and (

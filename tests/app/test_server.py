@@ -3,6 +3,7 @@
 A hostile request is answered with an error and leaves one line in the log.
 """
 
+import io
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from image_support import SCENES, predict_labels
 from page_support import APP, MODEL, PageServer, Visitor, serve_page
 
 from swag_models.app import is_loopback
+from swag_models.app.uploads import Uploads
 
 HOUSE = (SCENES / "house.jpg").read_bytes()
 SECRET_LABEL = predict_labels(SCENES / "sailboat.jpg")[0]
@@ -247,6 +249,45 @@ def test_an_address_that_the_page_does_not_use_leaves_one_line(visitor: Visitor,
     response = visitor.get(path)
     assert response.status_code in (403, 404)
     check_refusal(visitor.page, before, response.json()["error"])
+
+
+def test_a_body_where_none_is_expected_is_ignored(visitor: Visitor) -> None:
+    before = len(visitor.page.read_log())
+    for path in ("", "config", "theme.css", "gradio_api/upload_progress?upload_id=1"):
+        assert visitor.get(path, data=bytes(300_000)).status_code == 200
+    address = urlsplit(visitor.page.url)
+    head = f"GET /gradio_api/heartbeat/s HTTP/1.1\r\nHost: {address.netloc}\r\n"
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall(f"{head}Content-Length: 300000\r\n\r\n".encode() + bytes(300_000))
+        assert b"200 OK" in connection.recv(1000)
+    assert visitor.open().status_code == 200
+    assert visitor.page.read_log()[before:] == []
+
+
+def test_an_upload_that_is_cancelled_leaves_nothing(visitor: Visitor) -> None:
+    before, files = visitor.page.read_log(), set(visitor.page.scratch.rglob("*"))
+    address = urlsplit(visitor.page.url)
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 3000000"
+    form = "\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
+    part = 'Content-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
+    with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
+        connection.sendall((head + form + part).encode() + bytes(2_000_000))
+    assert visitor.open().status_code == 200
+    assert visitor.page.read_log() == before
+    assert set(visitor.page.scratch.rglob("*")) == files
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_upload_to_a_full_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = Uploads(tmp_path)
+    open_file = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: open_file(Path("/dev/full"), "wb"))
+    with pytest.raises(OSError, match="No space left"):
+        uploads.add(io.BytesIO(bytes(1 << 20)), "a.png", "")
+    assert list(tmp_path.iterdir()) == []
+    assert uploads.files == {}
 
 
 def test_malformed_http_leaves_one_line(page: PageServer) -> None:
