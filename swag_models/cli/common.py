@@ -4,13 +4,13 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from swag_models.api import SPECS, get_spec, list_models
 from swag_models.cli.output import print_data
 from swag_models.errors import MAX_MESSAGE, UnknownModelError
 from swag_models.formatting import escape_unprintable
-from swag_models.spec import ModelSpec
+from swag_models.spec import Backend, ModelSpec
 
 RunCommand = Callable[[argparse.Namespace], int]  # options -> exit code
 AddCommand = Callable[[str, RunCommand | str, str], argparse.ArgumentParser]  # see `make_adder`
@@ -58,6 +58,16 @@ def make_adder(parser: argparse.ArgumentParser) -> AddCommand:
 def add_json_option(command: argparse.ArgumentParser, help: str = "print JSON") -> None:
     """Declare --json."""
     command.add_argument("--json", action="store_true", help=help)
+
+
+def add_backend_option(command: argparse.ArgumentParser) -> None:
+    """Declare --backend."""
+    command.add_argument(
+        "--backend",
+        choices=get_args(Backend),
+        default="mmap",
+        help="map the weight file, or read it, for network disks (default: mmap)",
+    )
 
 
 def add_quiet_option(command: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ from swag_models.cli.common import (
     FAILED,
     OK,
     AddCommand,
+    add_backend_option,
     add_json_option,
     add_quiet_option,
     match_specs,
@@ -139,7 +140,9 @@ def convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint to another layout or file format."""
     from swag_models.checkpoint import convert_checkpoint
 
-    convert_checkpoint(options.source, options.target, options.to)
+    convert_checkpoint(
+        options.source, options.target, options.to, backend=options.backend, key=options.key
+    )
     print_line(options.target)
     return OK
 
@@ -187,6 +190,10 @@ def add_commands(add: AddCommand) -> None:
     command.add_argument(
         "--to", required=True, choices=("swag", "torchvision", "timm"), help="layout to write"
     )
+    command.add_argument(
+        "--key", help="which state dict to take if the checkpoint has several, for example teacher"
+    )
+    add_backend_option(command)
 
 
 def _format_size(spec: ModelSpec) -> str:

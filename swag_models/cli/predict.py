@@ -12,6 +12,7 @@ from swag_models.cli.common import (
     FAILED,
     OK,
     AddCommand,
+    add_backend_option,
     add_json_option,
     add_quiet_option,
 )
@@ -164,11 +165,12 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
         type=int,
         help="number of threads that read images (default: one per CPU, at most 16)",
     )
+    add_backend_option(command)
 
 
 def _get_pipeline_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `InferencePipeline`."""
-    names = ("image_size", "device", "dtype", "fast", "compile", "batch_size", "workers")
+    names = ("image_size", "device", "dtype", "fast", "compile", "batch_size", "workers", "backend")
     return {name: getattr(options, name) for name in names}
 
 
