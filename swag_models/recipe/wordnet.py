@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
+from swag_models.tar_members import TAR_ERRORS
 
 FILES = ("index.noun", "data.noun", "noun.exc")
 VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version
@@ -25,6 +26,10 @@ INSTALL_HINT = (
     "install it: apt install wordnet-base, or python -m nltk.downloader wordnet; "
     f"or pass the folder of {', '.join(FILES)} (--wordnet, WNHOME)"
 )
+
+MAX_FILE_SIZE = 1 << 26  # bytes; data.noun has 15 million
+# What zipfile raises for a damaged archive, an encrypted one, and an unknown compression.
+ZIP_ERRORS = (*TAR_ERRORS, RuntimeError, NotImplementedError, zipfile.BadZipFile)
 
 T = TypeVar("T")
 Folder = Path | zipfile.Path
@@ -139,7 +144,11 @@ def find_wordnet(folder: str | os.PathLike[str] | None = None) -> Folder:
         _list_folders() if folder is None else (expand_path(folder), expand_path(folder) / "dict")
     )
     for path in folders:
-        source = zipfile.Path(path, f"{path.stem}/") if zipfile.is_zipfile(path) else path
+        try:
+            is_zip = path.is_file() and zipfile.is_zipfile(path)
+            source = zipfile.Path(path, f"{path.stem}/") if is_zip else path
+        except ZIP_ERRORS as error:
+            raise ConfigError(f"{path} cannot be read: {error}; {INSTALL_HINT}") from None
         if all((source / name).is_file() for name in FILES):
             return source
     problem = (
@@ -169,8 +178,12 @@ def _list_folders() -> Iterator[Path]:
 
 def _read_lines(path: Folder) -> list[str]:
     try:
-        lines = path.read_bytes().decode().splitlines()
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_SIZE + 1)
+        if len(content) > MAX_FILE_SIZE:
+            raise OSError(f"it has more than {MAX_FILE_SIZE:,} bytes")
+        lines = content.decode().splitlines()
+    except ZIP_ERRORS as error:
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}; {INSTALL_HINT}"
         ) from None

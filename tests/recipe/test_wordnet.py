@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import shutil
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -180,3 +183,31 @@ def test_a_truncated_database_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "data.noun").write_bytes(b"".join(lines[: len(lines) // 2]))
     with pytest.raises(ConfigError, match=r"lacks a synset of .* and may be truncated"):
         WordNet.load(tmp_path)
+
+
+def test_damaged_zip_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "wordnet.zip"
+    write_wordnet(tmp_path / "files")
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for file in (tmp_path / "files").iterdir():
+                archive.write(file, f"wordnet/{file.name}")
+        intact = path.read_bytes()
+        assert WordNet.load(path).synsets
+        draw = random.Random(0)
+        for _ in range(150):
+            place = draw.randrange(len(intact))
+            path.write_bytes(intact[:place] + bytes([draw.randrange(256)]) + intact[place + 1 :])
+            with contextlib.suppress(ConfigError):
+                WordNet.load(path)
+
+
+def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "wordnet.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("index.noun", "data.noun", "noun.exc"):
+            with archive.open(f"wordnet/{name}", "w") as file:
+                for _ in range(65):
+                    file.write(bytes(1 << 20))
+    with pytest.raises(ConfigError, match="it has more than 67,108,864 bytes"):
+        WordNet.load(path)

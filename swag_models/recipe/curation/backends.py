@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet
 
 from swag_models.atomic import atomic_write
-from swag_models.errors import ConfigError, OutputError
+from swag_models.errors import ConfigError
+from swag_models.recipe.database import duckdb_errors, first_line
 from swag_models.runtime import find_versions
 
 if TYPE_CHECKING:
@@ -95,10 +96,14 @@ class DuckDBBackend(Backend):
     """DuckDB in this process. Data beyond its memory limit is spilled to the scratch folder."""
 
     def read(self, path: Path) -> ibis.Table:
-        return self.connection.read_parquet(f"{path}/*.parquet" if path.is_dir() else str(path))
+        return self._open(f"{path}/*.parquet" if path.is_dir() else str(path))
 
     def read_all(self, paths: Sequence[Path]) -> ibis.Table:
-        return self.connection.read_parquet([str(path) for path in paths])
+        return self._open([str(path) for path in paths])
+
+    def _open(self, paths: str | list[str]) -> ibis.Table:
+        with duckdb_errors("DuckDB cannot read the posts; replace or remove damaged files"):
+            return self.connection.read_parquet(paths)
 
     def write(self, table: ibis.Table, path: Path) -> None:
         with atomic_write(path) as temporary:
@@ -121,25 +126,8 @@ class DuckDBBackend(Backend):
                 self._compute(transform(self.read(part)), temporary / part.name)
 
     def _compute(self, table: ibis.Table, path: Path, **options: Any) -> None:
-        import duckdb
-
-        try:
+        with duckdb_errors("DuckDB cannot read the posts; replace or remove damaged files"):
             self.connection.to_parquet(table, path, **options)
-        except duckdb.OutOfMemoryException as error:
-            raise ConfigError(
-                f"the memory limit is too low for DuckDB ({_first_line(error)}); "
-                "raise --memory or lower --threads"
-            ) from None
-        except duckdb.IOException as error:
-            raise OutputError(
-                f"DuckDB cannot read or write ({_first_line(error)}); "
-                "finished work is kept: rerun the same command to resume"
-            ) from None
-        except duckdb.Error as error:
-            raise ConfigError(
-                f"DuckDB cannot read the posts ({_first_line(error)}); "
-                "replace or remove damaged files"
-            ) from None
 
 
 class SparkBackend(Backend):
@@ -248,7 +236,7 @@ def _open_duckdb(scratch: Path, memory: str | None, threads: int | None) -> Duck
         connection = ibis.duckdb.connect(**settings)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise ConfigError(
-            f"invalid memory {memory!r} or threads {threads!r}: {_first_line(error)}; "
+            f"invalid memory {memory!r} or threads {threads!r}: {first_line(error)}; "
             "use for example --memory 4GB --threads 2"
         ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it would be printed on stdout
@@ -277,7 +265,3 @@ def _open_spark(
             # Spark knows "4g", not "4GB"
             builder = builder.config("spark.driver.memory", memory.rstrip("Bb").lower())
         return SparkBackend(ibis.pyspark.connect(builder.getOrCreate()), scratch)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

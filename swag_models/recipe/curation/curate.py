@@ -21,7 +21,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from swag_models import __version__
-from swag_models.atomic import WorkFolder, disk_errors, write_json
+from swag_models.atomic import WorkFolder, disk_errors, report_done, write_json
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.paths import expand_path
 from swag_models.recipe.curation import pipeline
@@ -152,6 +152,8 @@ def curate(
         # The manifest is the key, so that any change in it rewrites both files.
         reports = [folder / "manifest.json", folder / "report.md"]
         steps.run("report", manifest, reports, lambda: _write_reports(folder, manifest))
+    if not steps.done:
+        report_done(folder)
     return manifest
 
 

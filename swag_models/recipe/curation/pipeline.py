@@ -62,6 +62,7 @@ class StepRunner:
 
     def __init__(self, folder: Path, bar: "tqdm[Any]") -> None:
         self.folder = folder
+        self.done = 0  # steps of this run, not of earlier ones
         self._bar = bar
         self._chain = ""  # hash of the names and keys of all steps so far
 
@@ -77,7 +78,12 @@ class StepRunner:
         self._bar.set_description(name)
         chain = json.dumps([self._chain, name, key], sort_keys=True)
         self._chain = hashlib.sha256(chain.encode()).hexdigest()
-        facts: Facts = run_once(self.folder / f"{name}.json", self._chain, files, step)
+
+        def run_step() -> Facts:
+            self.done += 1
+            return step()
+
+        facts: Facts = run_once(self.folder / f"{name}.json", self._chain, files, run_step)
         self._bar.update()
         return facts
 

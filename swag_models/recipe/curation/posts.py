@@ -157,6 +157,12 @@ def find_parquet_columns(
         )
 
     resolved = find_columns(schema.names, columns, path)
+    # DuckDB ignores the case of names and would read the first of them.
+    lower = [name.lower() for name in schema.names]
+    if repeated := [name for name in resolved if name and lower.count(name.lower()) > 1]:
+        raise ConfigError(
+            f"{path} has columns that differ from {repeated[0]!r} only in case; rename all but one"
+        )
     for role, name in zip(Columns._fields, resolved):
         if name is None:
             continue

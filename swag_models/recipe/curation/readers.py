@@ -26,12 +26,6 @@ from urllib.parse import unquote
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable, printable
-from swag_models.inference.tar_members import (
-    TAR_ERRORS,
-    describe_error,
-    open_tar,
-    walk_members,
-)
 from swag_models.paths import describe_left_out, expand_path, open_regular, walk_files
 from swag_models.recipe.curation import posts as reasons
 from swag_models.recipe.curation.posts import (
@@ -43,6 +37,12 @@ from swag_models.recipe.curation.posts import (
     find_columns,
     make_post,
     resolve_columns,
+)
+from swag_models.tar_members import (
+    TAR_ERRORS,
+    describe_error,
+    open_tar,
+    walk_members,
 )
 
 SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")

@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import printable
 from swag_models.image_formats import check_file_size, image_errors, is_image_name
 from swag_models.inference.image_sources import LABEL_SUFFIXES, log_left_out
-from swag_models.inference.tar_members import find_members
 from swag_models.paths import expand_path, open_regular, walk_files
+from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
+from swag_models.tar_members import find_members
 
 TABLE_READERS = {
     ".parquet": "read_parquet(?)",
@@ -132,13 +133,33 @@ def _read_table(path: Path) -> Iterator[ImageLocation]:
         f"SELECT id::VARCHAR, path::VARCHAR FROM {TABLE_READERS[path.suffix]} "  # nosec B608
         "WHERE id IS NOT NULL AND path IS NOT NULL"
     )
-    with closing(duckdb.connect()) as database:
-        try:
-            cursor = database.execute(query, [glob.escape(str(path))])
-            while rows := cursor.fetchmany(FETCHED_ROWS):
-                for identifier, name in rows:
-                    yield _locate_file(identifier, path.parent / name)
-        except duckdb.Error as error:
-            raise ConfigError(
-                f"{path} is not a table with columns id and path: {str(error).splitlines()[0]}"
-            ) from None
+    with (
+        duckdb_errors(f"{path} is not a table with columns id and path"),
+        closing(duckdb.connect()) as database,
+    ):
+        pattern = glob.escape(str(path))
+        check_columns(database, TABLE_READERS[path.suffix], pattern, ("id", "path"), path)
+        cursor = database.execute(query, [pattern])
+        while rows := cursor.fetchmany(FETCHED_ROWS):
+            for identifier, name in rows:
+                yield _locate_file(identifier, path.parent / name)
+
+
+def check_columns(
+    database: Any, reader: str, pattern: str, names: Sequence[str], path: Path
+) -> None:
+    """Raise ConfigError if a table has several columns of one name, in any case.
+
+    Args:
+        database: a connection to DuckDB, which would read the first of them.
+        reader: function of DuckDB that reads the table, with ? for the pattern.
+        pattern: the files.
+        names: columns that are read.
+        path: what the message calls the table.
+    """
+    rows = database.execute(f"DESCRIBE SELECT * FROM {reader}", [pattern]).fetchall()
+    columns = {row[0].lower() for row in rows}
+    if repeated := [name for name in names if {name, f"{name}_1"} <= columns]:
+        raise ConfigError(
+            f"{path} has more than one column {repeated[0]!r}; rename or remove all but one"
+        )

@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
-from swag_models.inference.tar_members import describe_error
 from swag_models.paths import expand_location, expand_path
 from swag_models.recipe.data.urls import read_all
 from swag_models.runtime import count_cpus
+from swag_models.tar_members import describe_error
 
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
+MAX_REPEAT = 1_000_000  # copies of an image in an epoch
 MAX_CLASSES = 1_000_000  # a model has a weight vector for each
 # A manifest may come from someone else, so it may only name plain files: no path, URL or command.
 # File systems allow 255 bytes.

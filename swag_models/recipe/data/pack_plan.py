@@ -14,7 +14,9 @@ from typing import Any
 
 from swag_models.atomic import atomic_write, write_text
 from swag_models.errors import ConfigError
-from swag_models.recipe.data.image_index import ImageLocation, find_locations
+from swag_models.recipe.data.image_index import ImageLocation, check_columns, find_locations
+from swag_models.recipe.data.manifest import MAX_CLASSES, MAX_REPEAT
+from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
 
 PLAN_FILE = "plan.parquet"
@@ -39,7 +41,10 @@ def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
     """
     _write_locations(find_locations(job["images"]), work / LOCATIONS_FILE)
     duckdb = import_extra("duckdb")
-    with closing(duckdb.connect()) as database:
+    with (
+        duckdb_errors(f"the images of {labels} cannot be planned"),
+        closing(duckdb.connect()) as database,
+    ):
         # DuckDB spills data that are larger than memory to the disk of the output.
         database.execute(f"SET temp_directory = {_quote(work / 'duckdb')}")
         num_classes = _open_labels(database, labels)
@@ -88,32 +93,32 @@ def _open_labels(database: Any, labels: Path) -> int:
     """Create the view `labels`; return the number of classes."""
     # Spark writes a folder of files.
     pattern = glob.escape(str(labels)) + ("/*.parquet" if labels.is_dir() else "")
-    try:
+    columns = ("id", "classes", "repeat")
+    with duckdb_errors(f"{labels} is not a table with columns id, classes and repeat"):
+        check_columns(database, "read_parquet(?)", pattern, columns, labels)
         # A view cannot have bound values, so the paths in this module are quoted.
         database.execute(
             f"CREATE VIEW labels AS SELECT id, classes, repeat FROM read_parquet({_quote(pattern)})"  # nosec B608
         )
-        invalid_row = database.execute("""
+        invalid_row = database.execute(f"""
             SELECT any_value(id) FROM labels GROUP BY id
             HAVING count(*) > 1 OR bool_or(
                 id IS NULL OR classes IS NULL
-                OR NOT coalesce(isfinite(repeat) AND repeat >= 0, false)
+                OR NOT coalesce(isfinite(repeat) AND repeat BETWEEN 0 AND {MAX_REPEAT}, false)
+                OR NOT coalesce(list_min(classes) >= 0 OR len(classes) = 0, false)
             )
             ORDER BY id LIMIT 1
         """).fetchone()
         num_classes: int = database.execute(
             "SELECT coalesce(max(list_max(classes)), -1) + 1 FROM labels"
         ).fetchone()[0]
-    except import_extra("duckdb").Error as error:
-        raise ConfigError(
-            f"{labels} is not a table with columns id, classes and repeat: "
-            f"{str(error).splitlines()[0]}"
-        ) from None
     if invalid_row:
         raise ConfigError(
             f"in {labels} id {invalid_row[0]!r} is missing, repeated or invalid: "
             "give exactly one row per id, with classes and repeat >= 0"
         )
+    if num_classes > MAX_CLASSES:
+        raise ConfigError(f"{labels} has class {num_classes - 1}; allowed: below {MAX_CLASSES:,}")
     return num_classes
 
 

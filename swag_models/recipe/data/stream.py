@@ -32,11 +32,10 @@ from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError, ShardError, SwagModelsError
 from swag_models.image_formats import IMAGE_SUFFIXES
 from swag_models.recipe.data.collate import WorkerResult
-from swag_models.recipe.data.manifest import MAX_CLASSES
+from swag_models.recipe.data.manifest import MAX_CLASSES, MAX_REPEAT
 from swag_models.recipe.data.shards import Sample, read_shard
 
 UNREACHABLE_EPOCH = 2**62  # the `stop` of endless streams
-MAX_REPEAT = 1_000_000  # copies of an image in an epoch
 MAX_EMPTY_EPOCHS = 100  # an endless stream raises an error after this number without a sample
 # Sorted: the order decides which image is taken if a sample has several.
 IMAGE_KEYS = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)

@@ -116,19 +116,20 @@ def train(
         trainer.resume(progress)
         with closing(trainer.logger):
             trainer.fit(stop_requested)
-            weights = collect_weights(state.final_model)
-            dist.run_on_main(
-                lambda: publish_model(
-                    output,
-                    run,
-                    state.spec,
-                    classes,
-                    weights,
-                    data_info,
-                    trainer.scores,
-                    publish_info,
-                )
+        # Last, because a published model marks the run as finished.
+        weights = collect_weights(state.final_model)
+        dist.run_on_main(
+            lambda: publish_model(
+                output,
+                run,
+                state.spec,
+                classes,
+                weights,
+                data_info,
+                trainer.scores,
+                publish_info,
             )
+        )
         return output / "model"
 
 

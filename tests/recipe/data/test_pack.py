@@ -24,6 +24,7 @@ from shards_support import (
     make_shards,
     pack_images,
     read_bytes,
+    write_labels,
 )
 
 from swag_models.cli import main
@@ -374,3 +375,31 @@ def test_the_command_packs_and_verifies(
         r"shard-000002\.tar was changed: its SHA-256 is \w{64} instead of \w{64}\n",
         capsys.readouterr().out,
     )
+
+
+@pytest.mark.parametrize("names", [("id", "id"), ("ID", "id"), ("classes", "Classes")])
+def test_tables_with_two_columns_of_one_name_are_refused(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    """DuckDB would read the first of them."""
+    labels = write_labels(tmp_path / "labels.parquet", {"0001": ((1,), 1.0)})
+    table = pq.read_table(labels)
+    columns = [table[name.lower()] for name in names] + [table[n] for n in table.schema.names]
+    pq.write_table(pa.table(columns, [*names, *table.schema.names]), labels)
+    folder = make_images(tmp_path / "images", ["0001"])
+    with pytest.raises(ConfigError, match=r"has more than one column '(id|classes)'"):
+        pack(labels, folder, tmp_path / "out", processes=1, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "images", ["0001"])
+    for label, message in (
+        (((-1,), 1.0), "is missing, repeated or invalid"),
+        (((10**6,), 1.0), "has class 1000000; allowed: below 1,000,000"),
+        (((1,), 1e7), "is missing, repeated or invalid"),
+        (((1,), float("nan")), "is missing, repeated or invalid"),
+    ):
+        labels = write_labels(tmp_path / "labels.parquet", {"0001": label})
+        with pytest.raises(ConfigError, match=message):
+            pack(labels, folder, tmp_path / "out", processes=1, progress=False)

@@ -1,0 +1,42 @@
+"""Errors of DuckDB in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from swag_models.errors import ConfigError, OutputError
+from swag_models.runtime import import_extra
+
+
+@contextmanager
+def duckdb_errors(damage: str) -> Iterator[None]:
+    """Turn DuckDB's errors in the `with` block into one-line errors of this library.
+
+    Args:
+        damage: what an error means that is due neither to memory nor to the disk, for example
+            "posts.parquet is damaged"; the reason follows.
+
+    Raises:
+        OutputError: the disk is full, a file is too large for the limits of this process, and the
+            like.
+        ConfigError: the memory limit is too low, or the data are damaged.
+    """
+    duckdb = import_extra("duckdb")
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise ConfigError(
+            f"the memory limit is too low for DuckDB ({first_line(error)}); "
+            "raise --memory or lower --threads"
+        ) from None
+    except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
+        raise OutputError(
+            f"DuckDB cannot read or write ({first_line(error)}); "
+            "finished work is kept: rerun the same command to resume"
+        ) from None
+    except duckdb.Error as error:
+        raise ConfigError(f"{damage}: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its name if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
