@@ -157,7 +157,8 @@ def check_columns(
         names: columns that are read.
         path: what the message calls the table.
     """
-    rows = database.execute(f"DESCRIBE SELECT * FROM {reader}", [pattern]).fetchall()
+    query = f"DESCRIBE SELECT * FROM {reader}"  # nosec B608
+    rows = database.execute(query, [pattern]).fetchall()
     columns = {row[0].lower() for row in rows}
     if repeated := [name for name in names if {name, f"{name}_1"} <= columns]:
         raise ConfigError(

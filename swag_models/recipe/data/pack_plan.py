@@ -100,15 +100,16 @@ def _open_labels(database: Any, labels: Path) -> int:
         database.execute(
             f"CREATE VIEW labels AS SELECT id, classes, repeat FROM read_parquet({_quote(pattern)})"  # nosec B608
         )
-        invalid_row = database.execute(f"""
+        query = """
             SELECT any_value(id) FROM labels GROUP BY id
             HAVING count(*) > 1 OR bool_or(
                 id IS NULL OR classes IS NULL
-                OR NOT coalesce(isfinite(repeat) AND repeat BETWEEN 0 AND {MAX_REPEAT}, false)
+                OR NOT coalesce(isfinite(repeat) AND repeat BETWEEN 0 AND ?, false)
                 OR NOT coalesce(list_min(classes) >= 0 OR len(classes) = 0, false)
             )
             ORDER BY id LIMIT 1
-        """).fetchone()
+        """
+        invalid_row = database.execute(query, [MAX_REPEAT]).fetchone()
         num_classes: int = database.execute(
             "SELECT coalesce(max(list_max(classes)), -1) + 1 FROM labels"
         ).fetchone()[0]
