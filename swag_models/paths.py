@@ -5,7 +5,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe
@@ -65,13 +65,16 @@ def walk_files(
         ConfigError: a folder cannot be searched.
     """
 
-    def reject(error: OSError) -> None:
+    def reject(error: OSError) -> NoReturn:
         raise ConfigError(f"{error.filename} cannot be searched: {error.strerror}")
 
     tops, searched = [folder], set[tuple[int, int]]()
     for top in tops:  # grows
         for root, folders, names in os.walk(top, onerror=reject):
-            status = os.stat(root)
+            try:
+                status = os.stat(root)
+            except OSError as error:  # it was deleted in the meantime
+                reject(error)
             identity = (status.st_dev, status.st_ino)
             folders.sort()  # in place: os.walk goes on in this order
             if identity in searched:
