@@ -287,6 +287,8 @@ def _check_tensors(state: Mapping[str, Any], path: Path) -> None:
             problems.append(f"{name} is {value.kind}")
         elif not isinstance(value, (Tensor, StoredTensor)):
             problems.append(f"{name} is a {getattr(value, 'name', type(value).__name__)}")
+        elif isinstance(value, StoredTensor) and value.repeats:
+            problems.append(f"{name} repeats its values")
         elif value.dtype not in WEIGHT_DTYPES | COUNTER_DTYPES:
             problems.append(f"{name} is {value.dtype}")
     if problems:

@@ -80,9 +80,13 @@ class StoredTensor:
         if self.storage.dtype is None:
             capacity //= self.dtype.itemsize
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
-        # Also refuses a tensor that repeats its values and has more elements than are stored.
-        if (count := math.prod(self.shape)) and (last >= capacity or count > capacity):
+        if 0 not in self.shape and last >= capacity:
             raise CheckpointError("a tensor reaches beyond its storage")
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it has more elements than are stored, so that a copy could take any memory."""
+        return math.prod(self.shape) > self.storage.size
 
 
 @dataclass(frozen=True)

@@ -397,3 +397,14 @@ def test_a_pickled_model_is_rejected_by_name(tmp_path: Path) -> None:
     torch.save({"model": tiny("vit"), "epoch": 3}, tmp_path / "x.pth", **LEGACY)
     with pytest.raises(UnsafeCheckpointError, match=r"swag_models\.models\.vit\.ViT"):
         read_state_dict(tmp_path / "x.pth")
+
+
+def test_a_tensor_that_repeats_its_values_is_rejected_among_the_weights_only(
+    tmp_path: Path,
+) -> None:
+    state, repeated = tiny("vit").state_dict(), torch.ones(1).expand(10**12)
+    torch.save({"model": state, "schedule": repeated}, tmp_path / "beside.pth")
+    assert read_state_dict(tmp_path / "beside.pth").keys() == state.keys()
+    state["norm.weight"] = repeated
+    torch.save(state, tmp_path / "among.pth")
+    assert "norm.weight repeats its values" in reject(tmp_path / "among.pth")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from swag_models import load_model
 from swag_models.checkpoint import convert_checkpoint, read_state_dict
+from swag_models.cli import main
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
 from swag_models.models import FeaturePyramid
 
@@ -259,3 +260,15 @@ def test_two_names_of_one_model_are_not_ambiguous(tmp_path: Path) -> None:
     model = tiny("regnet")
     path = save(Task(net=model, alias=model).state_dict(), tmp_path / "alias.pth")
     assert_same(read_state_dict(path), model.state_dict())
+
+
+def test_the_command_line_chooses_a_state_dict_and_a_backend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, state = two("student", "teacher", nested=True)
+    path = save(content, tmp_path / "two.pth")
+    arguments = ["convert", str(path), str(tmp_path / "x.safetensors"), "--to", "timm"]
+    assert main(arguments) == 1
+    assert "choose one" in capsys.readouterr().err
+    assert main([*arguments, "--key", "teacher", "--backend", "pread"]) == 0
+    assert_same(read_state_dict(tmp_path / "x.safetensors"), state)
