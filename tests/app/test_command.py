@@ -26,6 +26,7 @@ def test_a_port_in_use_is_named(capsys: Capture) -> None:
     [
         (["--port", "70000"], "invalid port 70000: allowed: 1 to 65535"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid port 7860: "),
+        (["--auth-file", "no/such"], "cannot read the users from no/such: No such file"),
         (["--folder", "no/such"], "no/such is not a folder; pass a folder of images"),
         (["--model", "resnet50"], "unknown model 'resnet50'"),
     ],
