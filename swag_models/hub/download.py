@@ -12,7 +12,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +47,13 @@ class ClaimedSizeError(CacheError):
 
 
 def download(
-    url: str, folder: Path, *, key: str, sha256: str | None, progress: Progress = True
+    url: str,
+    folder: Path,
+    *,
+    key: str,
+    sha256: str | None,
+    accept: Callable[[Path], bool] | None = None,
+    progress: Progress = True,
 ) -> tuple[Path, str]:
     """Download `url` into `folder`, resuming an earlier download of the same `key`.
 
@@ -56,6 +62,7 @@ def download(
         folder: folder of part files; created if missing.
         key: file name prefix of this download's part files.
         sha256: expected digest or its leading digits; None accepts any content.
+        accept: without a hash, whether a file is a complete weight file; None accepts any.
         progress: whether to draw a bar on a terminal, or the tqdm class to draw it with.
 
     Returns:
@@ -71,16 +78,26 @@ def download(
     part = PartFile(folder, key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        resumed = part.claim()
+        part.claim()
+        may_restart = True
         while True:
             _download_rest(part, url, has_hash=sha256 is not None, progress=progress)
             digest = part.digest.hexdigest()
-            if sha256 is None or digest.startswith(sha256):
+            valid = digest.startswith(sha256 or "")
+            if accept and not sha256:
+                with contextlib.suppress(FileNotFoundError):  # another process was faster
+                    valid = accept(part.path)
+            if valid:
                 return part.path, digest
+            # Bytes of several responses may belong to several versions: retry from the first byte.
+            restart = may_restart and part.num_responses > 1
             part.discard()
-            if not resumed:
+            if restart:
+                may_restart = False
+            elif sha256:
                 raise HashMismatchError(f"SHA-256 is {digest}, not {sha256}")
-            resumed = False  # the earlier part may have been corrupted: retry from the first byte
+            else:
+                raise FetchError("the downloaded file is truncated or not a weight file")
     except FetchError:
         raise
     except OSError as error:  # of the disk: `receive` converts those of the network

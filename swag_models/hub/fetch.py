@@ -268,14 +268,17 @@ def _download_verified(
     cache, key = cache_folder(), _make_key(source)
     while True:
         part, digest = download(
-            _apply_mirror(source.url), cache / "parts", key=key, sha256=expected, progress=progress
+            _apply_mirror(source.url),
+            cache / "parts",
+            key=key,
+            sha256=expected,
+            accept=is_complete,
+            progress=progress,
         )
         path = cache / "files" / digest / source.file_name
         try:
-            complete = expected is not None or is_complete(part)
-            if complete:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(part, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part, path)
         except FileNotFoundError:  # another process finished the same download and removed parts
             if path.is_file():
                 return path, digest
@@ -285,8 +288,6 @@ def _download_verified(
                 f"cannot write {path}: {error.strerror}; set SWAG_MODELS_CACHE to another folder"
             ) from None
         remove_parts(cache / "parts", key)
-        if not complete:
-            raise FetchError("the downloaded file is truncated or not a weight file")
         return path, digest
 
 

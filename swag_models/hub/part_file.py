@@ -28,6 +28,7 @@ class PartFile:
         size: bytes downloaded so far.
         digest: SHA-256 of these bytes.
         validator: ETag or date of the remote version that they belong to, "" if unknown.
+        num_responses: number of responses that they are from; that of an earlier process is one.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -35,8 +36,8 @@ class PartFile:
         self.key = key
         self.reset()
 
-    def claim(self) -> bool:
-        """Take over the longest earlier part that can be resumed; False if there is none."""
+    def claim(self) -> None:
+        """Take over the longest earlier part that can be resumed, if there is one."""
         earlier_parts = sorted(self.folder.glob(f"{self.key}.*.*.part"), key=_size, reverse=True)
         for path in earlier_parts:
             validator = unquote(path.name.removesuffix(".part").split(".", 2)[2])
@@ -52,8 +53,8 @@ class PartFile:
             except OSError:  # another process claimed it first, or Windows keeps open files
                 self.reset()
                 continue
-            return True
-        return False
+            self.num_responses = 1
+            break
 
     def start(self, validator: str, create: bool = True) -> None:
         """Choose the path of a new part of the remote version `validator` ("" if unknown)."""
@@ -71,6 +72,7 @@ class PartFile:
         self.validator = ""
         self.size = 0
         self.digest = hashlib.sha256()
+        self.num_responses = 0
 
     def discard(self) -> None:
         """Start over with no bytes and delete the file."""
@@ -93,6 +95,7 @@ class PartFile:
             self.path.open("r+b") as file,
         ):
             file.seek(self.size)
+            self.num_responses += 1
             for piece in pieces:
                 file.write(piece)
                 file.flush()  # a killed process loses at most one piece

@@ -355,3 +355,15 @@ def test_a_file_that_changed_is_downloaded_again(server: Server) -> None:
     flip(fetch_weights(spec), keep_time=False)
     assert fetch_weights(spec).read_bytes() == WEIGHTS
     assert len(server.requests) == 2
+
+
+def test_a_part_with_wrong_bytes_is_downloaded_again_without_a_hash(
+    server: Server, cache: Path
+) -> None:
+    url = server.put("/x.pth", WEIGHTS, Fault(cut=2000), Fault(status=404))
+    with pytest.raises(FetchError):
+        fetch_one(url, None)
+    (part,) = list_files(cache / "parts")
+    part.write_bytes(bytes(part.stat().st_size))  # what a broken proxy may have sent
+    assert fetch_one(url, None) == WEIGHTS
+    assert [start is None for start in server.list_start_bytes("/x.pth")[2:]] == [False, True]
