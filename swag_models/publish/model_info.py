@@ -86,6 +86,7 @@ def describe_model(
         in_chans=model.in_chans,
         global_pool=getattr(model, "global_pool", None),
     )
+    spec.check_classes()
     check_texts(spec, name)  # also rejects what `read_config` would reject
     return ModelInfo(replace(spec, gmacs=count_gmacs(spec)), origin)
 
