@@ -170,7 +170,9 @@ def test_template_syntax_markup_and_pipes_in_texts_stay_text() -> None:
 
 def test_the_base_model_is_by_default_the_repository_of_the_weights(tmp_path: Path) -> None:
     model = load_tiny()
-    model.spec = replace(VIT_SPEC, sources=swag_models.get_spec("regnety_16gf").sources)
+    model.spec = replace(
+        VIT_SPEC, classes=None, sources=swag_models.get_spec("regnety_16gf").sources
+    )
     card = ModelCard.load(save(model, tmp_path) / "README.md")
     assert card.data.base_model == "timm/regnety_160.swag_lc_in1k"
     card = ModelCard.load(save(model, tmp_path, base_model="org/own") / "README.md")
