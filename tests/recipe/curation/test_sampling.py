@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 
@@ -58,8 +59,34 @@ def test_factors_add_up_exactly_in_any_order() -> None:
     assert sum(factors) == sum(reversed(factors)) == math.fsum(factors)
 
 
-def test_no_classes_have_no_factors() -> None:
+def test_no_classes_have_no_factors_and_classes_without_images_the_factor_0() -> None:
     assert repeat_factors([], [], Sampling()) == []
+    assert repeat_factors([3, 2], [0, 0], Sampling()) == [0, 0]
+
+
+def test_the_tail_is_below_5000_images_and_a_share_can_be_all_or_nothing() -> None:
+    for share in (0.0, 0.25, 1.0):
+        head, tail = repeat_factors([5000, 4999], [10, 10], Sampling(tail_share=share))
+        factors = 2 * 5 / 3.6 * (1 - share), 2 * 5 / 3.6 * share
+        assert (head, tail) == pytest.approx(factors, abs=1 / 65536)
+
+
+def test_factors_are_multiples_of_one_65536th_and_never_0() -> None:
+    (large, small) = repeat_factors([10**9, 1], [1, 10**9], Sampling("uniform", epoch_ratio=1))
+    assert (large, small) == (1 / 65536, 1)
+    (factor,) = repeat_factors([7], [7], Sampling("natural", epoch_ratio=1 + 1 / 65536))
+    assert factor == 1 + 1 / 65536
+
+
+def test_counts_of_unequal_length_are_an_error() -> None:
+    for sampling in (Sampling(), Sampling(tail_share=0.5)):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            repeat_factors([9, 3], [9], sampling)
+
+
+def test_sampling_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Sampling().kind = "natural"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +94,11 @@ def test_no_classes_have_no_factors() -> None:
     [
         ({"kind": "log"}, "invalid sampling 'log': allowed: natural, sqrt, uniform"),
         ({"epoch_ratio": 0}, "invalid epoch_ratio 0: allowed: a positive number"),
+        ({"epoch_ratio": math.inf}, "invalid epoch_ratio inf: allowed: a positive number"),
         ({"threshold": math.inf}, "invalid threshold inf: allowed: a positive number"),
+        ({"threshold": 0}, "invalid threshold 0: allowed: a positive number"),
         ({"tail_share": 1.5}, "invalid tail_share 1.5: allowed: 0 to 1"),
+        ({"tail_share": -0.1}, "invalid tail_share -0.1: allowed: 0 to 1"),
         (
             {"kind": "natural", "threshold": 5},
             "threshold is allowed with sampling 'sqrt' only, not 'natural'",

@@ -87,6 +87,8 @@ def test_bins_include_their_upper_end() -> None:
         for i, probability in enumerate((0.25, 0.5, 0.75, 1.0))
     ]
     assert [bin.images for bin in compute_metrics(records, num_bins=4).bins] == [1, 1, 1, 1]
+    records.append(ImageResult("zero", (0,), (0,), 0.0))
+    assert [bin.images for bin in compute_metrics(records, num_bins=4).bins] == [2, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,21 @@ def test_interval_of_the_calibration_error_is_reproducible_and_narrows() -> None
     assert many.low < many.value < many.high
     # 100 times as many records: the width falls to about a tenth.
     assert 5 < (few.high - few.low) / (many.high - many.low) < 20
+
+
+def test_interval_of_the_calibration_error_has_the_percentiles_of_200_resamplings() -> None:
+    probabilities, labels = draw_predictions(40)
+    highest = probabilities.amax(dim=1).numpy()
+    hits = (probabilities.argmax(dim=1) == labels).numpy()
+    generator = np.random.default_rng(0)
+    errors = []
+    for _ in range(200):
+        rows = generator.integers(40, size=40)
+        bins = np.ceil(highest[rows] * 15)
+        gaps = [(hits[rows] - highest[rows])[bins == number].sum() for number in range(1, 16)]
+        errors.append(100 * np.abs(gaps).sum() / 40)
+    expected = np.quantile(errors, [0.025, 0.975])
+    assert estimate_ece(highest, hits)[1:] == pytest.approx(tuple(expected))
 
 
 def test_any_label_is_a_hit_and_the_first_is_the_class() -> None:

@@ -1,0 +1,37 @@
+"""The modules to mutate, and the tests that must notice."""
+
+# Imported once, before the forks. Nothing of this package, whose modules are what is changed.
+IMPORTS = (
+    "pytest",
+    "torch",
+    "torch._dynamo",
+    "torch.distributed",
+    "torchvision.transforms.v2",
+    "safetensors.torch",
+    "huggingface_hub",
+    "requests",
+    "timm",
+    "scipy.stats",
+    "sklearn.metrics",
+    "torchmetrics",
+)
+
+# Without tests that take seconds to repeat faster ones: compiled, at full size, for large models.
+SLOW = ("compiled", "full_size", "on_meta", "h14", "l16", "128gf", "32gf")
+SELECTION = " and ".join(f"not {name}" for name in SLOW)
+TRUNK = ["models/test_intermediates.py", "models/test_param_groups.py", "models/test_backbone.py"]
+
+# Module below swag_models/ -> test files below tests/, the fastest and the most specific first.
+MODULES = {
+    "layouts.py": ["test_layouts.py"],
+    "models/layers.py": ["models/test_linear.py", "models/test_checkpointing.py"],
+    "models/vit.py": ["models/test_vit.py", *TRUNK],
+    "models/regnet.py": ["models/test_regnet.py", *TRUNK],
+    "models/backbone.py": ["models/test_freezing.py", *TRUNK, "test_arguments.py"],
+    "models/param_groups.py": ["models/test_param_groups.py"],
+    "recipe/training/losses.py": ["recipe/training/test_losses.py"],
+    "recipe/training/optimizer.py": ["recipe/training/test_optimizer.py"],
+    "recipe/curation/sampling.py": ["recipe/curation/test_sampling.py"],
+    "recipe/hashtags.py": ["recipe/test_hashtags.py"],
+    "recipe/evaluation/accuracy/metrics.py": ["recipe/evaluation/accuracy/test_metrics.py"],
+}

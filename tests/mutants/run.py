@@ -1,0 +1,289 @@
+"""Mutation testing: change one operator or number of a module, and see whether its tests fail.
+
+    python tests/mutants/run.py                       # a sample of each module, with a fixed seed
+    python tests/mutants/run.py --all models/vit.py   # every mutant of one module
+
+cosmic-ray makes the mutants. mutmut calls every function through a wrapper, which torch.compile
+cannot trace. The mutants are tested in a copy of the repository in build/mutants, each in a fork of
+this process, which has imported torch. Outcomes: tests/mutants/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import parso  # before cosmic_ray, which imports its parts in an order that fails
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+from equivalent import EQUIVALENT
+from modules import IMPORTS, MODULES, SELECTION
+
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "build" / "mutants"
+TREE = FOLDER / "tree"
+# One replacement, or both neighbours, for each operator. Others mostly raise a TypeError, and
+# would hide survivors among easy kills.
+REPLACEMENTS = {
+    "Comparison": (
+        *("Eq_NotEq", "NotEq_Eq", "Is_IsNot", "IsNot_Is"),
+        *("Lt_LtE", "Lt_GtE", "LtE_Lt", "LtE_Gt", "Gt_GtE", "Gt_LtE", "GtE_Gt", "GtE_Lt"),
+    ),
+    "Binary": (
+        *("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_FloorDiv", "Pow_Mul"),
+        *("LShift_RShift", "RShift_LShift", "BitOr_BitAnd", "BitAnd_BitOr", "BitXor_BitOr"),
+    ),
+}
+OPERATORS = {
+    *(
+        f"core/Replace{kind}Operator_{name}"
+        for kind, names in REPLACEMENTS.items()
+        for name in names
+    ),
+    *(name for name in operator_names() if "ReplaceUnaryOperator" in name),
+    "core/AddNot",
+    "core/ExceptionReplacer",
+    "core/NumberReplacer",
+    "core/RemoveDecorator",
+    "core/ReplaceAndWithOr",
+    "core/ReplaceOrWithAnd",
+    "core/ReplaceBreakWithContinue",
+    "core/ReplaceContinueWithBreak",
+    "core/ReplaceFalseWithTrue",
+    "core/ReplaceTrueWithFalse",
+    "core/ZeroIterationForLoop",
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed version of a module.
+
+    Attributes:
+        line: number of the changed line.
+        before: the line, without indentation; lines of one statement are joined.
+        after: what it is changed to.
+        code: source of the changed module.
+    """
+
+    line: int
+    before: str
+    after: str
+    code: str
+
+
+def find_mutants(source: str) -> list[Mutant]:
+    """Return every mutant that compiles, in the order of the lines."""
+    tree, syntax_tree = parso.parse(source), ast.parse(source)
+    excluded = list_excluded(syntax_tree)
+    mutants = []
+    for name in sorted(OPERATORS):
+        operator = get_operator(name)()
+        positions = [start for node in walk(tree) for start, _ in operator.mutation_positions(node)]
+        for occurrence, start in enumerate(positions):
+            if any(low <= start < high for low, high in excluded):
+                continue
+            code = mutate_code(source, operator, occurrence)
+            if code is None:
+                continue
+            try:
+                if ast.dump(ast.parse(code)) == ast.dump(syntax_tree):
+                    continue
+            except SyntaxError:
+                continue
+            mutants.append(describe(source, code))
+    return sorted(mutants, key=lambda mutant: (mutant.line, mutant.after))
+
+
+def walk(node: parso.tree.NodeOrLeaf) -> list[parso.tree.NodeOrLeaf]:
+    """Return a node and those below it, in the order in which cosmic-ray counts them."""
+    children = getattr(node, "children", ())
+    return [node, *(inner for child in children for inner in walk(child))]
+
+
+def list_excluded(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Return (start, end) of the source that is not changed.
+
+    These are annotations, which do not run, and the operator beside a string literal, which any
+    other operator refuses.
+    """
+    ranges = []
+    for node in ast.walk(tree):
+        types = (getattr(node, "annotation", None), getattr(node, "returns", None))
+        ranges += [((part.lineno, part.col_offset), end_of(part)) for part in types if part]
+        if isinstance(node, ast.BinOp) and any(
+            isinstance(side, ast.JoinedStr)
+            or (isinstance(side, ast.Constant) and isinstance(side.value, str))
+            for side in (node.left, node.right)
+        ):
+            ranges.append((end_of(node.left), (node.right.lineno, node.right.col_offset)))
+    return ranges
+
+
+def end_of(node: ast.expr) -> tuple[int, int]:
+    """Return (line, column) of the end of an expression."""
+    return node.end_lineno or 0, node.end_col_offset or 0
+
+
+def describe(source: str, code: str) -> Mutant:
+    """Return a mutant with the lines that differ between the sources."""
+    old, new = source.splitlines(), code.splitlines()
+    start = next(i for i, (a, b) in enumerate(zip(old, new)) if a != b)
+    end = next(i for i, (a, b) in enumerate(zip(old[::-1], new[::-1])) if a != b)
+    before, after = (
+        " ".join(line.strip() for line in lines[start : max(start, len(lines) - end)])
+        for lines in (old, new)
+    )
+    return Mutant(start + 1, before, after, code)
+
+
+def choose(mutants: list[Mutant], count: int, module: str, seed: int) -> list[Mutant]:
+    """Choose mutants of different lines at random; those of the same line once all have one."""
+    shuffled = random.Random(f"{seed} {module}").sample(mutants, len(mutants))
+    lines: dict[int, int] = {}
+    ranked = []
+    for mutant in shuffled:
+        lines[mutant.line] = rank = lines.get(mutant.line, 0) + 1
+        ranked.append((rank, mutant))
+    chosen = [mutant for _, mutant in sorted(ranked, key=lambda item: item[0])[:count]]
+    return sorted(chosen, key=lambda mutant: mutant.line)
+
+
+def copy_repository() -> None:
+    """Copy the files of the repository, changed and new ones too, without compiled ones."""
+    shutil.rmtree(TREE, ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    for name in listed.stdout.split("\0"):
+        source, target = REPOSITORY / name, TREE / name
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+
+
+def run_tests(tests: list[str], limit_s: float) -> tuple[str, str]:
+    """Run tests in a fork, and stop at the first failure.
+
+    Args:
+        tests: files, below tests/.
+        limit_s: seconds after which the tests are killed.
+
+    Returns:
+        "killed", "survived" or "timeout", and what pytest printed.
+    """
+    log = FOLDER / "log.txt"
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with log.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        import pytest
+
+        arguments = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-k", SELECTION]
+        arguments += ["--basetemp", str(FOLDER / "temporary")]
+        arguments += [f"tests/{test}" for test in tests]
+        code = int(pytest.main(arguments))
+        sys.stdout.flush()
+        os._exit(code)
+    deadline = time.monotonic() + limit_s
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # also servers that a test has left
+    if not ended:
+        os.waitpid(child, 0)
+        return "timeout", log.read_text("utf-8", "replace")
+    code, output = os.waitstatus_to_exitcode(status), log.read_text("utf-8", "replace")
+    if code in (4, 5):  # pytest was called wrongly, or no test was selected
+        raise SystemExit(output)
+    return ("survived" if code == 0 else "killed"), output
+
+
+def test_module(module: str, count: int | None, seed: int) -> None:
+    """Test the mutants of a module, and write their outcomes to build/mutants."""
+    path = TREE / "swag_models" / module
+    source, tests = path.read_text("utf-8"), MODULES[module]
+    mutants = find_mutants(source)
+    chosen = mutants if count is None else choose(mutants, count, module, seed)
+    start = time.monotonic()
+    outcome, output = run_tests(tests, 1200)
+    if outcome != "survived":
+        raise SystemExit(f"The tests of {module} fail without a mutant:\n{output}")
+    limit_s = 60 + 5 * (time.monotonic() - start)
+    print(f"{module}: {len(chosen)} of {len(mutants)} mutants", flush=True)
+    reasons = {entry[:3]: entry[3] for entry in EQUIVALENT}
+    results = []
+    for mutant in chosen:
+        path.write_text(mutant.code, "utf-8")
+        try:
+            outcome, output = run_tests(tests, limit_s)
+        finally:
+            path.write_text(source, "utf-8")
+        if outcome == "survived" and (module, mutant.before, mutant.after) in reasons:
+            outcome = "equivalent"
+        results.append(
+            {"line": mutant.line, "before": mutant.before, "after": mutant.after}
+            | {"outcome": outcome}
+        )
+        if outcome != "killed":
+            print(f"  {outcome}, line {mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
+        sys.stdout.flush()
+    record = {"module": module, "mutants": len(mutants), "seed": seed, "results": results}
+    (FOLDER / f"{module.replace('/', '.')}.json").write_text(json.dumps(record, indent=1))
+
+
+def main() -> None:
+    """Test the mutants of the modules named on the command line, or of all."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(MODULES))
+    parser.add_argument("--count", type=int, default=20, help="mutants for each module")
+    parser.add_argument("--all", action="store_true", help="test every mutant: hours")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if unknown := set(options.modules) - set(MODULES):
+        parser.error(f"unknown modules: {', '.join(unknown)}; known: {', '.join(MODULES)}")
+    copy_repository()
+    os.chdir(TREE)
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        # Two versions of a module with one size and one time stamp would share a compiled file.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(TREE),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # plugins want to be imported by pytest
+    }
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(TREE))
+    for name in IMPORTS:
+        importlib.import_module(name)
+    assert not any(name.startswith("swag_models") for name in sys.modules)
+    for module in options.modules or MODULES:
+        test_module(module, None if options.all else options.count, options.seed)
+    from report import write_report  # imports this package, which must not be in the forks
+
+    write_report(FOLDER)
+
+
+if __name__ == "__main__":
+    main()
