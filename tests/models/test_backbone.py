@@ -211,6 +211,17 @@ class TestRates:
         many = model.train().forward_head(features.expand(20_000, *features.shape[1:]))
         assert deviation(many.mean(dim=0, keepdim=True), expected) < 0.05
 
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_rates_are_0_by_default(self, family: str) -> None:
+        built = build(CONFIGS[family], num_classes=4, image_size=IMAGE_SIZE)
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        model = type(built)(CONFIGS[family], num_classes=4, image_size=size)  # type: ignore[arg-type]
+        assert str(model) == str(built)
+        for module in model.modules():
+            for rate in ("rate", "drop_rate"):
+                assert getattr(module, rate, 0) == 0
+        assert (model.in_chans, model.head_drop.p) == (3, 0)
+
     @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, float("nan")])
     @pytest.mark.parametrize("name", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
     def test_invalid_rate_is_rejected(self, name: str, rate: float) -> None:

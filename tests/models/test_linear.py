@@ -12,7 +12,7 @@ from tiny import deviation, images, tiny
 from torch import Tensor, nn
 
 from swag_models.models import layers
-from swag_models.models.layers import OneDNNLinear, accelerate_linear
+from swag_models.models.layers import MIN_PRODUCTS, OneDNNLinear, accelerate_linear
 
 LAYERS_PER_BLOCK, BLOCKS = 4, 2  # of the tiny ViT: qkv, proj, fc1, fc2
 
@@ -220,6 +220,27 @@ def test_small_products_take_the_usual_path(
     assert len(convolutions) == 1
     apply(layer, x[:1])
     assert len(convolutions) == 1
+
+
+@torch.no_grad()
+def test_products_are_small_below_ten_million(
+    convolutions: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MIN_PRODUCTS", MIN_PRODUCTS)
+    layer, x = nn.Linear(100, 1000), torch.randn(1, 100, 100)
+    apply(layer, x[:, 1:])
+    assert convolutions == []
+    apply(layer, x)
+    assert len(convolutions) == 1
+
+
+def test_the_context_does_nothing_where_no_layer_would_be_faster(convolutions: list[int]) -> None:
+    x = torch.zeros(1, 2, 3)
+    assert not isinstance(accelerate_linear(x), OneDNNLinear)  # with gradients
+    with torch.no_grad():
+        assert isinstance(accelerate_linear(x), OneDNNLinear)
+        for other in (x.double(), x.bfloat16(), x[0], x[None], x.to("meta")):
+            assert not isinstance(accelerate_linear(other), OneDNNLinear)
 
 
 def test_the_cpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:

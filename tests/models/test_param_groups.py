@@ -152,6 +152,29 @@ class TestGroups:
         ):
             group_parameters(tiny(family), lr=0.1, weight_decay=0.1, no_decay="norm")
 
+    def test_nothing_is_exempt(self, family: str) -> None:
+        model = tiny(family)
+        (group,) = group_parameters(model, lr=0.1, weight_decay=0.2, no_decay="nothing")
+        assert group["params"] == list(model.parameters())
+        assert (group["lr"], group["scale"], group["weight_decay"]) == (0.1, 1, 0.2)
+
+    def test_only_norms_are_exempt(self, family: str) -> None:
+        model = tiny(family)
+        groups = group_parameters(model, lr=0.1, weight_decay=0.2, no_decay="norms")
+        norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.BatchNorm2d))]
+        exempt = {id(parameter) for norm in norms for parameter in norm.parameters()}
+        for group in groups:
+            in_norms = {id(parameter) in exempt for parameter in group["params"]}
+            assert in_norms == {group["weight_decay"] == 0}
+        assert len(groups) == 2
+
+    @pytest.mark.parametrize("option", ["lr", "weight_decay"])
+    def test_negative_rates_are_rejected_and_0_is_not(self, family: str, option: str) -> None:
+        options = {"lr": 0.1, "weight_decay": 0.1}
+        with pytest.raises(ConfigError, match=rf"invalid {option} -0\.001: allowed: 0 or more"):
+            group_parameters(tiny(family), **options | {option: -0.001})
+        assert group_parameters(tiny(family), **options | {option: 0})
+
     @pytest.mark.parametrize("layer_decay", [0, -0.5, 1.5, float("nan")])
     def test_invalid_layer_decay_is_rejected(self, family: str, layer_decay: float) -> None:
         message = rf"layer_decay is {layer_decay}; give a number above 0 and up to 1, or None"

@@ -74,6 +74,14 @@ class TestEquality:
         reference.load_state_dict(translate_layout(model.state_dict(), "torchvision"))
         assert deviation(model(batch), reference(batch)) < 1e-4
 
+    def test_equals_torchvision_if_the_first_stage_is_as_wide_as_the_stem(self) -> None:
+        config = RegNetConfig(depth=4, w_0=32, w_a=32.0, w_m=2.0, group_width=8)
+        assert config.stages[0][0] == config.stem_width
+        model = randomise(build(config, num_classes=3, image_size=64)).eval()
+        reference, batch = torchvision_twin(config, 3, 64), images()
+        reference.load_state_dict(translate_layout(model.state_dict(), "torchvision"))
+        assert deviation(model(batch), reference(batch)) < 1e-4
+
     @pytest.mark.parametrize("image_size", [64, (33, 47)])
     def test_equals_timm(self, image_size: int | tuple[int, int]) -> None:
         model, reference, batch = tiny("regnet"), timm_regnet(), images(image_size=image_size)

@@ -23,6 +23,16 @@ TRUNK = ["models/test_intermediates.py", "models/test_param_groups.py", "models/
 
 # Module below swag_models/ -> test files below tests/, the fastest and the most specific first.
 MODULES = {
+    "checkpoint.py": [
+        "test_checkpoint_broken.py",
+        "test_checkpoint_trainers.py",
+        "test_checkpoint.py",
+    ],
+    "state_dict.py": ["test_state_dict.py"],
+    "preprocess.py": ["test_preprocess.py"],
+    "hub/download.py": ["hub/test_download.py", "hub/test_download_hostile.py"],
+    "hub/part_file.py": ["hub/test_download.py", "hub/test_fetch_disk.py"],
+    "hub/fetch.py": ["hub/test_fetch.py", "hub/test_fetch_hub.py", "hub/test_fetch_disk.py"],
     "layouts.py": ["test_layouts.py"],
     "models/layers.py": ["models/test_linear.py", "models/test_checkpointing.py"],
     "models/vit.py": ["models/test_vit.py", *TRUNK],

@@ -116,13 +116,18 @@ def walk(node: parso.tree.NodeOrLeaf) -> list[parso.tree.NodeOrLeaf]:
 def list_excluded(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Return (start, end) of the source that is not changed.
 
-    These are annotations, which do not run, and the operator beside a string literal, which any
-    other operator refuses.
+    These are annotations, which do not run, the `*` before keyword-only parameters, and the
+    operator beside a string literal, which refuses any other.
     """
     ranges = []
     for node in ast.walk(tree):
         types = (getattr(node, "annotation", None), getattr(node, "returns", None))
         ranges += [((part.lineno, part.col_offset), end_of(part)) for part in types if part]
+        if isinstance(node, ast.arguments) and node.kwonlyargs and not node.vararg:
+            first = node.kwonlyargs[0]
+            before = [*node.posonlyargs, *node.args, *node.defaults][-1:]
+            start = end_of(before[0]) if before else (first.lineno - 1, 0)
+            ranges.append((start, (first.lineno, first.col_offset)))
         if isinstance(node, ast.BinOp) and any(
             isinstance(side, ast.JoinedStr)
             or (isinstance(side, ast.Constant) and isinstance(side.value, str))
@@ -132,8 +137,8 @@ def list_excluded(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, in
     return ranges
 
 
-def end_of(node: ast.expr) -> tuple[int, int]:
-    """Return (line, column) of the end of an expression."""
+def end_of(node: ast.expr | ast.arg) -> tuple[int, int]:
+    """Return (line, column) of the end of a node."""
     return node.end_lineno or 0, node.end_col_offset or 0
 
 

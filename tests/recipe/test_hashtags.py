@@ -9,6 +9,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -214,6 +215,42 @@ def test_a_hashtag_matches_its_synset(tags: str, synset: str, how: str, matcher:
 )
 def test_other_words_are_unknown(tag: str, matcher: Matcher) -> None:
     assert matcher.match(tag) == Match((), "unknown")
+
+
+@pytest.mark.parametrize(
+    ("lemma", "plural", "other"),
+    [
+        ("bee", "bees", "beees"),
+        ("as", "ases", "ass"),  # words in -ss are not plurals
+        ("glass", "glasses", "glassess"),
+        ("box", "boxes", "boxen"),
+        ("buzz", "buzzes", "buzzies"),
+        ("church", "churches", "churchies"),
+        ("brush", "brushes", "brushies"),
+        ("fireman", "firemen", "firemens"),
+        ("lady", "ladies", "ladyes"),
+        ("canada_goose", "canadageese", "canadageeses"),
+        ("goose_of_fire", "geeseoffire", "goosesoffire"),
+        ("lady_of_fire", "ladiesoffire", "ladysoffire"),
+        ("day_of_fire", "daysoffire", "daiesoffire"),
+        ("man_of_fire", "menoffire", "mansoffire"),
+        ("box_on_fire", "boxesonfire", "boxsonfire"),
+        ("bus_in_fire", "busesinfire", "bussinfire"),
+        ("waltz_at_sea", "waltzesatsea", "waltzsatsea"),
+        ("church_at_sea", "churchesatsea", "churchsatsea"),
+        ("brush_with_fire", "brusheswithfire", "brushswithfire"),
+    ],
+)
+def test_plurals_follow_the_rules(lemma: str, plural: str, other: str) -> None:
+    wordnet = SimpleNamespace(senses={lemma: ("n1",)}, exceptions={"geese": ["goose"]})
+    matcher = Matcher(wordnet)  # type: ignore[arg-type]
+    assert matcher.match(plural) == Match(("n1",), "inflection", lemma.replace("_", ""), ("n1",))
+    assert matcher.match(other) == Match((), "unknown")
+
+
+def test_words_of_two_letters_are_not_plurals() -> None:
+    wordnet = SimpleNamespace(senses={"a": ("n1",)}, exceptions={})
+    assert Matcher(wordnet).match("as") == Match((), "unknown")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", SENSES)

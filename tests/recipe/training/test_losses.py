@@ -96,7 +96,7 @@ class TestTargets:
         with pytest.raises(
             ConfigError, match=rf"^class {number} is out of range; allowed: 0 to 6; "
         ):
-            make_targets([[0], [3, number]], "sigmoid", 7)
+            make_targets([[0], [0, 6, 3, number]], "sigmoid", 7)
 
     def test_softmax_refuses_a_sample_without_classes(self) -> None:
         with pytest.raises(ConfigError, match=r"^sample 1 of the batch has no class; "):
@@ -115,6 +115,13 @@ class TestMix:
             make_dense(sparse, 7, torch.float32), mixup_target(labels, 7, share)
         )
         torch.testing.assert_close(mixed, images * share + images.flip(0) * (1 - share))
+
+    def test_mixes_several_classes_and_their_weights(self) -> None:
+        targets = make_targets([[0, 1], [2], [3, 4, 5]], "softmax", 6)
+        mixed = mix(torch.zeros(3), targets, 0.4, torch.Generator().manual_seed(3))[1]
+        dense, share = make_dense(targets, 6), float(mixed.weights[1, 0])
+        expected = share * dense + (1 - share) * dense.flip(0)
+        torch.testing.assert_close(make_dense(mixed, 6), expected, rtol=1e-6, atol=1e-6)
 
     def test_alpha_0_changes_nothing_and_draws_nothing(self) -> None:
         images, targets = torch.randn(2, 3), make_targets([[0], [1]], "softmax", 2)

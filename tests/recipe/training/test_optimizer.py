@@ -192,6 +192,11 @@ class TestSchedule:
         assert schedule_lr(0, 10, 0.3, 0.0) == 0.3
         assert schedule_lr(0, 1, 0.3, 0.0) == 0.3
 
+    @pytest.mark.parametrize("step", [-1, 11])
+    def test_has_no_rate_for_other_steps(self, step: int) -> None:
+        with pytest.raises(AssertionError):
+            schedule_lr(step, 10, 0.3, 0.1)
+
     @pytest.mark.parametrize("warmup", [0.01, 0.25, 0.33, 0.9, 0.999])
     @pytest.mark.parametrize("steps", [1, 2, 9, 10, 333])
     def test_rises_to_the_peak_once_and_falls(self, steps: int, warmup: float) -> None:
@@ -276,6 +281,18 @@ class TestAverage:
         )
         update_average(average, model, copy=False)
         torch.testing.assert_close(average.module.head.weight, model.head.weight + 1)
+
+    def test_parts_that_fsdp2_gathered_are_freed_before_the_update(self) -> None:
+        model = tiny("vit")
+        average = make_average(model, EMA(0.5))
+        before = average.module.head.weight.clone()
+        with torch.no_grad():
+            model.head.weight += 1
+        weights_at_call: list[Tensor] = []
+        for module in (average.module, average.module.blocks[1]):
+            module.reshard = lambda: weights_at_call.append(average.module.head.weight.clone())
+        update_average(average, model, copy=False)
+        torch.testing.assert_close(weights_at_call, [before, before], rtol=0, atol=0)
 
     def test_a_wrapped_model_updates_it_alike(self) -> None:
         model = tiny("vit")
