@@ -357,7 +357,7 @@ def test_a_config_that_contradicts_the_file_is_rejected_before_anything_is_built
 @pytest.mark.parametrize(
     "weights",
     [3, b"x", {}, [], True, io.BytesIO(), "a\0b", "\ud800", "https://x/y.pth", "hf://a/b/c", ""],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_weights_of_another_kind_are_rejected_in_one_line(weights: Any) -> None:
     for call in (lambda: load_model("vit_nano_hashtags", weights=weights),
