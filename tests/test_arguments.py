@@ -8,6 +8,7 @@ import inspect
 import io
 import math
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -240,7 +241,8 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
     return calls
 
 
-NAMES = tuple(make_calls(Path("unused")))
+with tempfile.TemporaryDirectory() as _folder:
+    NAMES = tuple(make_calls(Path(_folder)))
 
 
 @pytest.fixture(scope="module")
