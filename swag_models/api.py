@@ -257,7 +257,7 @@ def load_preprocess(name: Name, *, image_size: ImageSize | None = None) -> Trans
         image_size: pixels, int or (height, width); by default the spec's. Pass the size that was
             passed to `load_model`.
     """
-    from swag_models.models.backbone import check_image_size
+    from swag_models.models.arguments import check_image_size
     from swag_models.preprocess import Transform
 
     spec = get_spec(name)

@@ -151,6 +151,15 @@ class PickleReader:
                 self._memo[len(self._memo) if name == "MEMOIZE" else argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[argument])
+            case _ if not self._run_reference(name, argument):
+                if not isinstance(argument, (str, int, float, bytes, bytearray)):
+                    raise CheckpointError(f"its pickle has the operation {name}")
+                stack.append(argument)
+
+    def _run_reference(self, name: str, argument: Any) -> bool:
+        """Run an operation that concerns a class, function or persistent id; False for others."""
+        stack = self._stack
+        match name:
             case "GLOBAL":
                 stack.append(Reference(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
@@ -166,10 +175,9 @@ class PickleReader:
                 self._pop(1)  # the attributes of a tensor or of a placeholder are not needed
             case "BINPERSID":
                 stack.append(self._load_persistent(stack.pop()))
-            case _ if isinstance(argument, (str, int, float, bytes, bytearray)):
-                stack.append(argument)
             case _:
-                raise CheckpointError(f"its pickle has the operation {name}")
+                return False
+        return True
 
     def _pop(self, count: int) -> list[Any]:
         """Remove the last `count` objects, which must be above the last mark."""

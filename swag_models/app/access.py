@@ -27,7 +27,11 @@ class Access:
             none. Without users and token, everybody has access.
     """
 
-    def __init__(self, users: Mapping[str, str] | None = None, token: str = "") -> None:  # nosec B107 # no token
+    def __init__(
+        self,
+        users: Mapping[str, str] | None = None,
+        token: str = "",  # nosec B107
+    ) -> None:
         self.users = users or {}
         self.token = token
         self.key = secrets.token_bytes(32)

@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 30  # of all files together
 
 
 @dataclass
-class Upload:
+class UploadedFile:
     """An uploaded file.
 
     Attributes:
@@ -52,7 +52,7 @@ class Uploads:
         self.max_files = max_files
         self.max_bytes = max_bytes
         self.shared: set[str] = set()
-        self.files: OrderedDict[str, Upload] = OrderedDict()
+        self.files: OrderedDict[str, UploadedFile] = OrderedDict()
         self.lock = Lock()
 
     def share(self, paths: Iterable[Path]) -> None:
@@ -85,7 +85,7 @@ class Uploads:
             shutil.rmtree(directory, ignore_errors=True)
             raise
         with self.lock:
-            self.files[str(path)] = Upload(size, owner)
+            self.files[str(path)] = UploadedFile(size, owner)
             while len(self.files) > 1 and (
                 len(self.files) > self.max_files
                 or sum(upload.size for upload in self.files.values()) > self.max_bytes

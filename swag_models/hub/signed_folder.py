@@ -146,7 +146,7 @@ def compare_files(
     """
     paths = list_files(folder, find_unsigned(digests), store)
     check_names(str(folder), paths, digests)
-    files = hash_files(paths)
+    files = hash_folder_files(paths)
     for name, digest in digests.items():
         if files[name].sha256 != digest:
             raise SignatureError(
@@ -224,7 +224,7 @@ def _check_entry(folder: Path, name: str, entry: "os.DirEntry[str]", store: Path
         raise SignatureError(f"{folder / name} is not a regular file")
 
 
-def hash_files(paths: Mapping[str, Path]) -> dict[str, HashedFile]:
+def hash_folder_files(paths: Mapping[str, Path]) -> dict[str, HashedFile]:
     """Hash files, with one thread per CPU.
 
     Args:

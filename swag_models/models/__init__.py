@@ -2,7 +2,8 @@
 
 from swag_models.errors import ConfigError, check_choice
 from swag_models.formatting import describe
-from swag_models.models.backbone import Backbone, check_image_size, check_rate
+from swag_models.models.arguments import check_image_size, check_rate
+from swag_models.models.backbone import Backbone
 from swag_models.models.fpn import FeaturePyramid
 from swag_models.models.param_groups import group_parameters
 from swag_models.models.regnet import RegNet

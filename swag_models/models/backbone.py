@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from swag_models.errors import ConfigError, check_maximum, check_types
 from swag_models.formatting import describe
 from swag_models.layouts import recognise_layout, translate_layout
+from swag_models.models.arguments import (
+    check_dense,
+    check_image_size,
+    check_num_classes,
+    check_rate,
+)
 from swag_models.models.layers import Blocks
-from swag_models.spec import LIMITS, ImageSize, ModelSpec
+from swag_models.spec import LIMITS, ModelSpec
 
 B = TypeVar("B", bound="Backbone")
 M = TypeVar("M", bound=nn.Module)
@@ -227,7 +232,7 @@ class Backbone(nn.Module):
 
     def _check_input(self, x: Tensor) -> tuple[int, int]:
         """Return (H, W) of a batch of images; raise ConfigError for anything else."""
-        _check_dense(x, "load_preprocess(name)(image).unsqueeze(0)")
+        check_dense(x, "load_preprocess(name)(image).unsqueeze(0)")
         # A model that is offloaded has meta parameters, which a hook replaces.
         if x.is_meta and not next(self.parameters()).is_meta:
             raise ConfigError(
@@ -241,7 +246,7 @@ class Backbone(nn.Module):
 
     def _check_features(self, x: Tensor, form: str, ndim: int) -> None:
         """Raise ConfigError unless `x` is a tensor as `forward_features` returns, of `form`."""
-        _check_dense(x, f"{form} of forward_features")
+        check_dense(x, f"{form} of forward_features")
         if x.ndim != ndim or x.shape[2 if ndim == 3 else 1] != self.num_features:
             raise ConfigError(f"features have shape {tuple(x.shape)}; expected {form}")
 
@@ -263,14 +268,6 @@ def check_backbone(model: object, purpose: str) -> Backbone:
             "FeaturePyramid its trunk, for DistributedDataParallel its module"
         )
     return model
-
-
-def _check_dense(x: object, example: str) -> None:
-    """Raise ConfigError unless `x` is a dense floating-point tensor, as `example` is."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
-        kind = f"a {x.layout} tensor of {x.dtype}" if isinstance(x, Tensor) else describe(x)
-        kind = kind.replace("torch.strided ", "").replace("of type ", "a ")
-        raise ConfigError(f"input is {kind}; give {example}")
 
 
 class DropPath(nn.Module):
@@ -297,32 +294,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
-def choose_levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Return the chosen positions among `count` levels, sorted and without duplicates.
-
-    Args:
-        indices: the last n for an int, all for None, or positions, negative ones from the end.
-        count: number of levels.
-
-    Raises:
-        ConfigError: nothing is chosen, or a position is out of range.
-    """
-    levels = count if indices is None else indices
-    chosen: object = levels
-    if type(levels) is int:
-        chosen = range(-levels, 0) if levels <= count else ()
-    if (
-        not isinstance(chosen, Sequence)
-        or not chosen
-        or not all(type(level) is int and -count <= level < count for level in chosen)
-    ):
-        raise ConfigError(
-            f"indices is {describe(indices)}; give the number of last levels, 1 to {count}, "
-            f"or positions below {count}"
-        )
-    return sorted({level % count for level in chosen})
-
-
 def spread_rates(rate: float, depth: int) -> list[float]:
     """Return stochastic-depth rates that grow linearly from 0 at the first block to `rate`.
 
@@ -332,40 +303,3 @@ def spread_rates(rate: float, depth: int) -> list[float]:
     """
     check_rate("drop_path_rate", rate)
     return [rate * layer / max(depth - 1, 1) for layer in range(depth)]
-
-
-def check_rate(name: str, rate: float) -> float:
-    """Return the value of the argument `name`; raise ConfigError if it is not in [0, 1)."""
-    if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < 1:
-        raise ConfigError(f"{name} is {describe(rate)}; give a number of at least 0 and below 1")
-    return rate
-
-
-def check_image_size(image_size: ImageSize) -> tuple[int, int]:
-    """Return an image size as (height, width).
-
-    Raises:
-        ConfigError: not a positive int or a pair of positive ints.
-    """
-    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    # `type(...) is int`, because True is an int too.
-    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise ConfigError(
-            f"image_size is {describe(image_size)}; give pixels as an int or (height, width)"
-        )
-    check_maximum(LIMITS["image_size"][1], image_size=max(size))
-    return size[0], size[1]
-
-
-def drop_zero(num_classes: int | None) -> int | None:
-    """Return None for timm's number of classes of a model without a head, 0."""
-    return None if type(num_classes) is int and num_classes == 0 else num_classes
-
-
-def check_num_classes(num_classes: int | None) -> None:
-    """Raise ConfigError unless `num_classes` is None or a number of classes."""
-    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
-        raise ConfigError(
-            f"num_classes is {describe(num_classes)}; give a positive number, or None for no head"
-        )
-    check_maximum(LIMITS["num_classes"][1], num_classes=num_classes)

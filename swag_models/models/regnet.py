@@ -12,14 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from swag_models.errors import ConfigError, check_choice, check_types
-from swag_models.models.backbone import (
-    Backbone,
-    DropPath,
-    check_num_classes,
-    choose_levels,
-    drop_zero,
-    spread_rates,
-)
+from swag_models.models.arguments import check_num_classes, choose_levels, drop_zero
+from swag_models.models.backbone import Backbone, DropPath, spread_rates
 from swag_models.models.layers import Blocks
 from swag_models.spec import RegNetConfig
 

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from swag_models.errors import ConfigError, check_choice, check_types
 from swag_models.layouts import resize_position_embedding
-from swag_models.models.backbone import (
-    Backbone,
-    DropPath,
+from swag_models.models.arguments import (
+    check_grid,
     check_num_classes,
     check_rate,
     choose_levels,
     drop_zero,
-    spread_rates,
 )
+from swag_models.models.backbone import Backbone, DropPath, spread_rates
 from swag_models.models.layers import Blocks
-from swag_models.spec import MAX_POSITIONS, Pool, ViTConfig
+from swag_models.spec import Pool, ViTConfig
 
 LAYER_NORM_EPS = 1e-6  # as published; torch's default is 1e-5
 
@@ -148,12 +147,7 @@ class ViT(Backbone):
             )
         self.global_pool = global_pool
         self.patch_size = config.patch_size
-        self.grid_size = self._grid(*self.image_size)
-        if (positions := math.prod(self.grid_size)) > MAX_POSITIONS:
-            raise ConfigError(
-                f"image size {self.image_size[0]}x{self.image_size[1]} gives {positions:,} patches "
-                f"of {self.patch_size} pixels; allowed: at most {MAX_POSITIONS:,}"
-            )
+        self.grid_size = check_grid(self._grid(*self.image_size), self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
         self.patch_embed = PatchEmbed(config.patch_size, in_chans, config.width)

@@ -34,7 +34,12 @@ from swag_models.hub.huggingface import (
     is_repo,
 )
 from swag_models.hub.signature import parse_signature
-from swag_models.hub.signed_folder import UNSIGNED_NAMES, compare_files, hash_files, read_file
+from swag_models.hub.signed_folder import (
+    UNSIGNED_NAMES,
+    compare_files,
+    hash_folder_files,
+    read_file,
+)
 from swag_models.paths import expand_path
 from swag_models.publish.model_card import set_card_address
 from swag_models.publish.save import save
@@ -203,7 +208,7 @@ def _check_signed(folder: Path, contents: Mapping[str, object]) -> None:
 def _sign(contents: Mapping[str, bytes | Path], name: str, key: "EllipticCurvePrivateKey") -> bytes:
     """The signature of the files to push."""
     paths = {name: content for name, content in contents.items() if isinstance(content, Path)}
-    digests = {name: file.sha256 for name, file in hash_files(paths).items()}
+    digests = {name: file.sha256 for name, file in hash_folder_files(paths).items()}
     digests |= {
         name: hashlib.sha256(content).hexdigest()
         for name, content in contents.items()

@@ -112,20 +112,10 @@ def save(
     check_types(Metrics | None, metrics=metrics)
     check_types(int, max_shard_size=max_shard_size)
     check_minimum(1, max_shard_size=max_shard_size)
-    for option, texts in {
-        "datasets": datasets,
-        "tags": tags,
-        "synsets": () if synsets is None else synsets,
-    }.items():
-        check_types(list | tuple, **{option: texts})
-        check_types(str, **{f"{option}[{index}]": text for index, text in enumerate(texts)})
-    if name is None:
-        name = re.sub(r"[^\w.-]+", "-", folder.absolute().name).strip("-")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ConfigError(f"invalid name {describe(name)}: allowed: letters, digits and . _ -")
+    _check_texts(datasets=datasets, tags=tags, synsets=() if synsets is None else synsets)
     info = describe_model(
         model,
-        name=name,
+        name=_choose_name(name, folder),
         description=description,
         classes=classes,
         synsets=synsets,
@@ -166,6 +156,22 @@ def save(
     if key is not None:
         write_signature(folder, key, digests)
     return folder
+
+
+def _check_texts(**options: Sequence[str]) -> None:
+    """Raise ConfigError unless every option is a list or tuple of texts."""
+    for option, texts in options.items():
+        check_types(list | tuple, **{option: texts})
+        check_types(str, **{f"{option}[{index}]": text for index, text in enumerate(texts)})
+
+
+def _choose_name(name: str | None, folder: Path) -> str:
+    """The name of the model; by default that of the folder, without characters not allowed."""
+    if name is None:
+        name = re.sub(r"[^\w.-]+", "-", folder.absolute().name).strip("-")
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ConfigError(f"invalid name {describe(name)}: allowed: letters, digits and . _ -")
+    return name
 
 
 def _find_repo(origin: ModelSpec) -> str | None:

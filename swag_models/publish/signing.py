@@ -29,7 +29,7 @@ from swag_models.hub.signature import (
     key_errors,
     read_key_file,
 )
-from swag_models.hub.signed_folder import UNSIGNED_NAMES, hash_files, list_files
+from swag_models.hub.signed_folder import UNSIGNED_NAMES, hash_folder_files, list_files
 from swag_models.paths import expand_path
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def write_signature(
     known = known or {}
     try:
         paths = list_files(folder)
-        hashed = hash_files({name: path for name, path in paths.items() if name not in known})
+        hashed = hash_folder_files(
+            {name: path for name, path in paths.items() if name not in known}
+        )
     except SignatureError as error:
         raise PublishError(f"not signed: {error}") from None
     digests = {name: known[name] if name in known else hashed[name].sha256 for name in paths}

@@ -116,8 +116,7 @@ def train(
         trainer.resume(progress)
         with closing(trainer.logger):
             trainer.fit(stop_requested)
-        # Last, because a published model marks the run as finished.
-        weights = collect_weights(state.final_model)
+        weights = collect_weights(state.final_model)  # last: a published model ends the run
         dist.run_on_main(
             lambda: publish_model(
                 output,

@@ -1,0 +1,93 @@
+"""Check the arguments of models."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from swag_models.errors import ConfigError, check_maximum
+from swag_models.formatting import describe
+from swag_models.spec import LIMITS, MAX_POSITIONS, ImageSize
+
+
+def check_dense(x: object, example: str) -> None:
+    """Raise ConfigError unless `x` is a dense floating-point tensor, as `example` is."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+        kind = f"a {x.layout} tensor of {x.dtype}" if isinstance(x, Tensor) else describe(x)
+        kind = kind.replace("torch.strided ", "").replace("of type ", "a ")
+        raise ConfigError(f"input is {kind}; give {example}")
+
+
+def choose_levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return the chosen positions among `count` levels, sorted and without duplicates.
+
+    Args:
+        indices: the last n for an int, all for None, or positions, negative ones from the end.
+        count: number of levels.
+
+    Raises:
+        ConfigError: nothing is chosen, or a position is out of range.
+    """
+    levels = count if indices is None else indices
+    chosen: object = levels
+    if type(levels) is int:
+        chosen = range(-levels, 0) if levels <= count else ()
+    if (
+        not isinstance(chosen, Sequence)
+        or not chosen
+        or not all(type(level) is int and -count <= level < count for level in chosen)
+    ):
+        raise ConfigError(
+            f"indices is {describe(indices)}; give the number of last levels, 1 to {count}, "
+            f"or positions below {count}"
+        )
+    return sorted({level % count for level in chosen})
+
+
+def check_rate(name: str, rate: float) -> float:
+    """Return the value of the argument `name`; raise ConfigError if it is not in [0, 1)."""
+    if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < 1:
+        raise ConfigError(f"{name} is {describe(rate)}; give a number of at least 0 and below 1")
+    return rate
+
+
+def check_image_size(image_size: ImageSize) -> tuple[int, int]:
+    """Return an image size as (height, width).
+
+    Raises:
+        ConfigError: not a positive int or a pair of positive ints.
+    """
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    # `type(...) is int`, because True is an int too.
+    if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+        raise ConfigError(
+            f"image_size is {describe(image_size)}; give pixels as an int or (height, width)"
+        )
+    check_maximum(LIMITS["image_size"][1], image_size=max(size))
+    return size[0], size[1]
+
+
+def drop_zero(num_classes: int | None) -> int | None:
+    """Return None for timm's number of classes of a model without a head, 0."""
+    return None if type(num_classes) is int and num_classes == 0 else num_classes
+
+
+def check_num_classes(num_classes: int | None) -> None:
+    """Raise ConfigError unless `num_classes` is None or a number of classes."""
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise ConfigError(
+            f"num_classes is {describe(num_classes)}; give a positive number, or None for no head"
+        )
+    check_maximum(LIMITS["num_classes"][1], num_classes=num_classes)
+
+
+def check_grid(grid_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Return the grid (rows, columns) of a ViT's patches; raise ConfigError if it is too large."""
+    positions = grid_size[0] * grid_size[1]
+    if positions > MAX_POSITIONS:
+        height, width = (side * patch_size for side in grid_size)
+        raise ConfigError(
+            f"image size {height}x{width} gives {positions:,} patches of {patch_size} pixels; "
+            f"allowed: at most {MAX_POSITIONS:,}"
+        )
+    return grid_size
