@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe
 
 
 def import_extra(
@@ -64,3 +65,21 @@ def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[
 def count_cpus() -> int:
     """Return the number of CPUs that this process may use, which may be fewer than the total."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_environment(name: str, default: int) -> int:
+    """Return a number that torchrun sets in the environment, or the default without it.
+
+    Raises:
+        ConfigError: it is not a number of at least 0.
+    """
+    text = os.environ.get(name, default)
+    try:
+        if (number := int(text)) >= 0:
+            return number
+        raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"{name} is {describe(text)} in the environment; set an integer as torchrun does, "
+            "or unset it"
+        ) from None

@@ -7,7 +7,7 @@ from importlib import metadata
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.runtime import count_cpus, find_versions, import_extra
+from swag_models.runtime import count_cpus, find_versions, import_extra, read_environment
 
 
 def test_an_installed_module_is_imported() -> None:
@@ -54,3 +54,16 @@ def test_a_package_that_is_not_installed_has_no_version() -> None:
         match=r"^no-such-package is not installed; install it with: pip install 'extra\[x\]'$",
     ):
         find_versions("no-such-package", install="extra[x]")
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "", "1.5", "²", "9" * 5000, "1\x1b[2J"])
+def test_a_number_in_the_environment_that_is_none_is_named(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", text)
+    with pytest.raises(ConfigError, match=r"^WORLD_SIZE is .* in the environment; set an integer"):
+        read_environment("WORLD_SIZE", 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert read_environment("WORLD_SIZE", 1) == 4
+    monkeypatch.delenv("WORLD_SIZE")
+    assert read_environment("WORLD_SIZE", 1) == 1

@@ -17,6 +17,7 @@ from swag_models.cli.common import (
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
+from swag_models.runtime import read_environment
 
 if TYPE_CHECKING:
     from swag_models.recipe.evaluation.models import EvaluatedModel
@@ -178,7 +179,7 @@ def get_measuring_options(
     elif device == "cuda":
         device = "cpu"
     if workers is None:
-        num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        num_processes = max(1, read_environment("LOCAL_WORLD_SIZE", 1))
         # without a GPU, the model itself needs all CPUs
         workers = 0 if device == "cpu" else max(1, count_cpus() // num_processes)
     loading = {"batch_size": options.batch_size, "workers": workers, "progress": not options.quiet}
@@ -196,7 +197,7 @@ def open_model(options: argparse.Namespace) -> "tuple[EvaluatedModel, dict[str, 
 
 def check_single_process() -> None:
     """Raise a ConfigError under torchrun, for a command that does not split its work."""
-    if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+    if (count := read_environment("WORLD_SIZE", 1)) > 1:
         raise ConfigError(
             f"this command runs in one process, not in {count}; start it without torchrun"
         )

@@ -17,7 +17,7 @@ from swag_models.cli.common import (
     add_quiet_option,
 )
 from swag_models.cli.output import print_data, print_line, print_message
-from swag_models.errors import ConfigError
+from swag_models.runtime import read_environment
 
 
 def classify(options: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ def embed(options: argparse.Namespace) -> int:
     # cheap checks, before the model is loaded
     output = check_embeddings_path(options.output)
     images = find_images(options.image)
-    rank, world_size = _read_environment("RANK", 0), _read_environment("WORLD_SIZE", 1)
+    rank, world_size = read_environment("RANK", 0), read_environment("WORLD_SIZE", 1)
     if options.device == "cuda" and world_size > 1:  # one GPU for each process
         options.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     summary = write_embeddings(
@@ -204,14 +204,3 @@ def _add_app_options(command: argparse.ArgumentParser) -> None:
         "if other machines can reach the page and there is no --auth-file)",
     )
     command.add_argument("--open", action="store_true", help="open the page in the browser")
-
-
-def _read_environment(name: str, default: int) -> int:
-    """A number that torchrun sets in the environment."""
-    text = os.environ.get(name, default)
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigError(
-            f"{name} is {text!r} in the environment; set an integer as torchrun does, or unset it"
-        ) from None

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -17,6 +16,7 @@ from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import PreemptedError
 from swag_models.recipe.config import Run, iterate_fields, override
 from swag_models.recipe.presets import DATA_FIELDS, PRESETS, Preset, find_value_source, get_preset
+from swag_models.runtime import read_environment
 
 PREEMPTED = 75  # exit code EX_TEMPFAIL of sysexits.h: a rerun can succeed
 PRESET_HELP = "name of a preset; list them with: swag-models recipe show"
@@ -117,7 +117,7 @@ def train(options: argparse.Namespace) -> int:
     except PreemptedError as error:
         print_message(error)
         return PREEMPTED
-    if int(os.environ.get("RANK", 0)) == 0:  # every process reaches this line
+    if read_environment("RANK", 0) == 0:  # every process reaches this line
         print_line(model)
     return OK
 

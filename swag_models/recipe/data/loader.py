@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from swag_models.preprocess import read_image
 from swag_models.recipe.data.collate import LoadedSample, Transform, WorkerResult, make_data_loader
 from swag_models.recipe.data.shards import Sample, Shards, find_shards
 from swag_models.recipe.data.stream import UNREACHABLE_EPOCH, Position, ShardStream
+from swag_models.runtime import read_environment
 
 
 class Decode:
@@ -139,8 +139,8 @@ class Loader:
     ) -> None:
         urls, manifest = find_shards(shards)
         # torchrun sets both variables.
-        rank = int(os.environ.get("RANK", 0)) if rank is None else rank
-        world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+        rank = read_environment("RANK", 0) if rank is None else rank
+        world_size = read_environment("WORLD_SIZE", 1) if world_size is None else world_size
         check_minimum(1, batch_size=batch_size, world_size=world_size, window=window, buffer=buffer)
         if not 0 <= rank < world_size:
             raise ConfigError(

@@ -20,6 +20,7 @@ from swag_models.errors import ConfigError, OutputError, SwagModelsError, Traini
 from swag_models.models import Backbone
 from swag_models.models.layers import Blocks
 from swag_models.recipe.config import Engine
+from swag_models.runtime import read_environment
 
 T = TypeVar("T")
 logger = logging.getLogger("swag_models")
@@ -106,12 +107,12 @@ def init_distributed() -> Iterator[DistContext]:
         TrainingError: the memory of a GPU is too small, or another rank was lost, in the block.
         OutputError: a worker process of a DataLoader was killed in the block.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = read_environment("RANK", 0), read_environment("WORLD_SIZE", 1)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         num_gpus = torch.cuda.device_count()
-        local_rank = int(os.environ.get("LOCAL_RANK", rank % num_gpus))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", min(world_size, local_rank + 1)))
+        local_rank = read_environment("LOCAL_RANK", rank % num_gpus)
+        local_size = read_environment("LOCAL_WORLD_SIZE", min(world_size, local_rank + 1))
         if local_size > num_gpus:
             raise ConfigError(
                 f"{local_size} processes on {num_gpus} GPU(s), but each needs one; start "

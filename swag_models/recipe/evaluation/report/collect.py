@@ -11,7 +11,6 @@ The folder of a report contains
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -36,7 +35,7 @@ from swag_models.recipe.evaluation.report.plots import write_plots
 from swag_models.recipe.evaluation.report.render import LoadImage, render_html, render_markdown
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult, Probe
 from swag_models.recipe.training.distributed import init_distributed
-from swag_models.runtime import find_versions
+from swag_models.runtime import find_versions, read_environment
 
 PAGE_FILE = "index.html"
 MARKDOWN_FILE = "report.md"
@@ -269,7 +268,7 @@ def _check_request(
         option, missing = ("--train", "--test") if train else ("--test", "--train")
         raise ConfigError(f"{option} without {missing}: pass both or neither")
     # torchrun sets the variable; several processes would measure the same results
-    if (count := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+    if (count := read_environment("WORLD_SIZE", 1)) > 1:
         raise ConfigError(
             f"a report needs a single process, not {count}; start it without torchrun"
         )
