@@ -269,6 +269,24 @@ def test_a_long_retry_after_is_an_error(server: Server, folder: Path, form: str)
     assert len(server.requests) == 1
 
 
+def test_the_limits_are_the_documented_ones() -> None:
+    connect, silence = download_module.TIMEOUT
+    limits = {
+        "to connect": f"{connect} seconds, {download_module.MAX_CONNECT_ATTEMPTS} tries",
+        "silence": f"{silence} seconds, then the download resumes; "
+        f"{download_module.MAX_ATTEMPTS} failures in a row end it",
+        "until the headers have arrived, and between two pieces": f"{connect + silence} seconds",
+        "least rate": f"{download_module.MIN_RATE:,} bytes per second over {silence} seconds, "
+        f"{download_module.MAX_CONNECT_ATTEMPTS} tries",
+        "one file in all": f"{download_module.MAX_DURATION // 3600} hours",
+        "wait that a server may ask for": f"{download_module.MAX_WAIT} seconds",
+    }
+    documented = (Path(__file__).parents[2] / "docs" / "weights.md").read_text("utf-8")
+    for name, limit in limits.items():
+        assert f"| {name} | {limit} |" in documented
+    assert download_module.MAX_DURATION % 3600 == 0
+
+
 @pytest.mark.parametrize(
     "url",
     [

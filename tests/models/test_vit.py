@@ -18,7 +18,7 @@ from twins import timm_vit
 from swag_models.catalog import VIT_B16
 from swag_models.errors import ConfigError
 from swag_models.layouts import resize_position_embedding, translate_layout
-from swag_models.models import ViT, build
+from swag_models.models import ViT, build, vit
 
 OTHER_SIZES = [32, 96, (48, 96), (8, 64)]
 
@@ -189,6 +189,28 @@ class TestOtherInputSizes:
         assert deviation(after, before) > (0.01 if change is not change_dtype else -1)
         assert deviation(after, at_size(model, 96)(batch)) < 1e-5
 
+    def test_positions_are_resized_once_where_they_cannot_change(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sizes: list[tuple[int, int]] = []
+
+        def resize(position: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+            sizes.append(new)
+            return resize_position_embedding(position, old, new)
+
+        monkeypatch.setattr(vit, "resize_position_embedding", resize)
+        model = tiny("vit")
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                for image_size in (64, 96, 96, 48, 48):
+                    model(images(image_size=image_size))
+        assert sizes == [(12, 12), (6, 6)] * 2
+        model(images(image_size=48))  # learns
+        with torch.no_grad():
+            model.to("meta")(images(image_size=48).to("meta"))
+            model(images(image_size=48).to("meta"))
+        assert sizes[4:] == [(6, 6)] * 3
+
     def test_inference_mode_and_gradients_may_alternate(self) -> None:
         model, batch = tiny("vit"), images(image_size=96)
         with torch.inference_mode():
@@ -262,6 +284,14 @@ class TestOtherInputSizes:
             tiny("vit")(images(image_size=image_size))
         with pytest.raises(ConfigError, match=message):
             build(VIT, num_classes=10, image_size=image_size)
+
+
+def test_images_of_more_than_262144_patches_are_rejected() -> None:
+    message = r"^image size 2048x8200 gives 262,400 patches of 8 pixels; allowed: at most 262,144$"
+    with torch.device("meta"):
+        with pytest.raises(ConfigError, match=message):
+            build(VIT, num_classes=10, image_size=(2048, 8200))
+        assert build(VIT, num_classes=10, image_size=4096).grid_size == (512, 512)
 
 
 @pytest.fixture(scope="module")

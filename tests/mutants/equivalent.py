@@ -1,3 +1,60 @@
 """Mutants that no test can kill: (module, line, changed line, why they are equivalent)."""
 
-EQUIVALENT: tuple[tuple[str, str, str, str], ...] = ()
+INPLACE = "the result is the same; in place saves memory"
+
+EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
+    (
+        "layouts.py",
+        "@cache",
+        "",
+        "a cache changes speed only",
+    ),
+    (
+        "hub/part_file.py",
+        "CHUNK_SIZE = 1 << 16  # bytes; the most that is read at once",
+        "CHUNK_SIZE = 1 << 15  # bytes; the most that is read at once",
+        "the same bytes are read in smaller pieces",
+    ),
+    (
+        "models/regnet.py",
+        "self.act = nn.ReLU(inplace=True) if act else nn.Identity()",
+        "self.act = nn.ReLU(inplace=False) if act else nn.Identity()",
+        INPLACE,
+    ),
+    (
+        "models/regnet.py",
+        "norm: bool = False,",
+        "norm: bool = True,",
+        "`norm` has no effect for a RegNet; it is accepted because timm's models have it",
+    ),
+    (
+        "recipe/training/losses.py",
+        "SOFTPLUS_THRESHOLD = 80.0",
+        "SOFTPLUS_THRESHOLD = 79.0",
+        "log(1 + exp(z)) equals z in float64 from z = 37 on",
+    ),
+    (
+        "recipe/training/optimizer.py",
+        "if not averages[0].is_floating_point():",
+        "if not averages[ -1].is_floating_point():",
+        "AveragedModel passes tensors grouped by dtype",
+    ),
+    (
+        "recipe/training/optimizer.py",
+        "blend(list(map(_get_local_part, averages)), list(map(_get_local_part, values)), 0)",
+        "blend(list(map(_get_local_part, averages)), list(map(_get_local_part, values)), -1)",
+        "get_ema_multi_avg_fn ignores the number of averaged models",
+    ),
+    (
+        "recipe/hashtags.py",
+        "range(sys.maxunicode + 1), lambda point: unicodedata.category(chr(point))[0]",
+        "range(sys.maxunicode - 1), lambda point: unicodedata.category(chr(point))[0]",
+        "the last two code points are no characters, so they are in none of the categories",
+    ),
+    (
+        "recipe/hashtags.py",
+        "skin_tone = 0x1F3FB <= point <= 0x1F3FF",
+        "skin_tone = 127994 <= point <= 0x1F3FF",
+        "U+1F3FA is an emoji (So), which is kept anyway",
+    ),
+)

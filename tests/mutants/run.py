@@ -148,7 +148,7 @@ def describe(source: str, code: str) -> Mutant:
     start = next(i for i, (a, b) in enumerate(zip(old, new)) if a != b)
     end = next(i for i, (a, b) in enumerate(zip(old[::-1], new[::-1])) if a != b)
     before, after = (
-        " ".join(line.strip() for line in lines[start : max(start, len(lines) - end)])
+        " ".join(filter(None, map(str.strip, lines[start : max(start, len(lines) - end)])))
         for lines in (old, new)
     )
     return Mutant(start + 1, before, after, code)
