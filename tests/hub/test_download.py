@@ -17,6 +17,7 @@ from server import MODIFIED, Fault, Proxy, ServedFile, Server, sha256
 from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.hub import download as download_module
 from swag_models.hub.download import download
+from swag_models.hub.part_file import PartFile
 
 BIG = make_bytes(4 * MIB + 12345)  # several chunks, the last one incomplete
 OTHER = make_bytes(4 * MIB + 12345, seed=1)
@@ -267,6 +268,32 @@ def test_a_long_retry_after_is_an_error(server: Server, folder: Path, form: str)
     with pytest.raises(FetchError, match=r"^HTTP 429, and the server asks to wait 3[56]\d\d s$"):
         get(server.put("/x.pth", SMALL, Fault(status=429, headers={"Retry-After": wait})), folder)
     assert len(server.requests) == 1
+
+
+def test_validators_are_part_of_the_file_name_up_to_149_characters(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for length, kept in ((149, True), (150, False)):
+        part = PartFile(folder, "key")
+        part.start("a" * length)
+        assert part.validator == ("a" * length if kept else "")
+        assert part.path.name.endswith(f".{part.validator}.part")
+        assert part.path.read_bytes() == b""
+
+
+def test_the_longest_part_whose_version_is_known_is_resumed(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    part = PartFile(folder, "key")
+    for name, size in {"a.": 9, "b.x": 2, "c.y": 5, "d.z": 0}.items():
+        (folder / f"key.{name}.part").write_bytes(b"1" * size)
+    for validator, size in (("y", 5), ("x", 2)):
+        part.claim()
+        assert (part.validator, part.size, part.num_responses) == (validator, size, 1)
+        assert part.digest.hexdigest() == sha256(b"1" * size)
+        part.discard()
+        assert (part.validator, part.size, part.num_responses) == ("", 0, 0)
+    part.claim()
+    assert (part.validator, part.size, part.num_responses) == ("", 0, 0)
+    assert {path.name for path in folder.iterdir()} == {"key.a..part", "key.d.z.part"}
 
 
 def test_the_limits_are_the_documented_ones() -> None:

@@ -1,6 +1,7 @@
 """Mutation testing: change one operator or number of a module, and see whether its tests fail.
 
     python tests/mutants/run.py                       # a sample of each module, with a fixed seed
+    python tests/mutants/run.py --again               # those that survived, after a change of tests
     python tests/mutants/run.py --all models/vit.py   # every mutant of one module
 
 cosmic-ray makes the mutants. mutmut calls every function through a wrapper, which torch.compile
@@ -225,37 +226,42 @@ def run_tests(tests: list[str], limit_s: float) -> tuple[str, str]:
     return ("survived" if code == 0 else "killed"), output
 
 
-def test_module(module: str, count: int | None, seed: int) -> None:
+def test_module(module: str, options: argparse.Namespace) -> None:
     """Test the mutants of a module, and write their outcomes to build/mutants."""
     path = TREE / "swag_models" / module
     source, tests = path.read_text("utf-8"), MODULES[module]
     mutants = find_mutants(source)
-    chosen = mutants if count is None else choose(mutants, count, module, seed)
+    chosen = mutants if options.all else choose(mutants, options.count, module, options.seed)
+    record_path = FOLDER / f"{module.replace('/', '.')}.json"
+    earlier = {}
+    if options.again and record_path.exists():
+        results = json.loads(record_path.read_text("utf-8"))["results"]
+        earlier = {(result["before"], result["after"]): result["outcome"] for result in results}
     start = time.monotonic()
     outcome, output = run_tests(tests, 1200)
     if outcome != "survived":
         raise SystemExit(f"The tests of {module} fail without a mutant:\n{output}")
     limit_s = 60 + 5 * (time.monotonic() - start)
     print(f"{module}: {len(chosen)} of {len(mutants)} mutants", flush=True)
-    reasons = {entry[:3]: entry[3] for entry in EQUIVALENT}
+    equivalent = {entry[1:3] for entry in EQUIVALENT if entry[0] == module}
     results = []
     for mutant in chosen:
-        path.write_text(mutant.code, "utf-8")
-        try:
-            outcome, output = run_tests(tests, limit_s)
-        finally:
-            path.write_text(source, "utf-8")
-        if outcome == "survived" and (module, mutant.before, mutant.after) in reasons:
+        change = (mutant.before, mutant.after)
+        outcome = earlier.get(change, "survived")
+        is_known = change in earlier and (outcome != "survived" or change in equivalent)
+        if not is_known:
+            path.write_text(mutant.code, "utf-8")
+            outcome, _ = run_tests(tests, limit_s)
+        if outcome == "survived" and change in equivalent:
             outcome = "equivalent"
-        results.append(
-            {"line": mutant.line, "before": mutant.before, "after": mutant.after}
-            | {"outcome": outcome}
-        )
+        results.append({"line": mutant.line, "before": mutant.before, "after": mutant.after})
+        results[-1]["outcome"] = outcome
         if outcome != "killed":
             print(f"  {outcome}, line {mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
         sys.stdout.flush()
-    record = {"module": module, "mutants": len(mutants), "seed": seed, "results": results}
-    (FOLDER / f"{module.replace('/', '.')}.json").write_text(json.dumps(record, indent=1))
+    path.write_text(source, "utf-8")
+    record = {"module": module, "mutants": len(mutants), "results": results}
+    record_path.write_text(json.dumps(record, indent=1))
 
 
 def main() -> None:
@@ -265,6 +271,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="mutants for each module")
     parser.add_argument("--all", action="store_true", help="test every mutant: hours")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--again", action="store_true", help="test only those that survived the last run"
+    )
     options = parser.parse_args()
     if unknown := set(options.modules) - set(MODULES):
         parser.error(f"unknown modules: {', '.join(unknown)}; known: {', '.join(MODULES)}")
@@ -284,7 +293,7 @@ def main() -> None:
         importlib.import_module(name)
     assert not any(name.startswith("swag_models") for name in sys.modules)
     for module in options.modules or MODULES:
-        test_module(module, None if options.all else options.count, options.seed)
+        test_module(module, options)
     from report import write_report  # imports this package, which must not be in the forks
 
     write_report(FOLDER)
