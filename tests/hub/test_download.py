@@ -17,7 +17,7 @@ from server import MODIFIED, Fault, Proxy, ServedFile, Server, sha256
 from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.hub import download as download_module
 from swag_models.hub.download import download
-from swag_models.hub.part_file import PartFile
+from swag_models.hub.part_file import PartFile, remove_parts
 
 BIG = make_bytes(4 * MIB + 12345)  # several chunks, the last one incomplete
 OTHER = make_bytes(4 * MIB + 12345, seed=1)
@@ -294,6 +294,18 @@ def test_the_longest_part_whose_version_is_known_is_resumed(folder: Path) -> Non
     part.claim()
     assert (part.validator, part.size, part.num_responses) == ("", 0, 0)
     assert {path.name for path in folder.iterdir()} == {"key.a..part", "key.d.z.part"}
+
+
+def test_all_parts_of_a_key_are_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(parents=True)
+    for name in ("key.a..part", "key.b.%22v%22.part", "yek.a..part", "key.txt"):
+        (folder / name).touch()
+    remove_parts(folder, "key")
+    assert {path.name for path in folder.iterdir()} == {"yek.a..part", "key.txt"}
+    # Another process removes one between listing and removing.
+    monkeypatch.setattr(Path, "glob", lambda folder, _: [folder / "gone", folder / "yek.a..part"])
+    remove_parts(folder, "key")
+    assert [path.name for path in folder.iterdir()] == ["key.txt"]
 
 
 def test_the_limits_are_the_documented_ones() -> None:
