@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,6 +63,33 @@ class TestRanges:
     def test_others_are_rejected(self, scale: float, dtype: torch.dtype, message: str) -> None:
         with pytest.raises(ImageError, match=message):
             Transform(Preprocess(16))(self.tensor(scale, dtype))
+
+    @pytest.mark.parametrize(
+        ("values", "dtype", "allowed"),
+        [
+            ((-0.25, 1.25), torch.float32, True),
+            ((-0.26, 1), torch.float32, False),
+            ((0, 1.26), torch.float32, False),
+            ((0, 0), torch.uint16, True),
+            ((0, 1), torch.uint16, False),
+            ((0, 255), torch.uint16, False),
+            ((0, 256), torch.uint16, True),
+        ],
+    )
+    def test_limits(
+        self, values: tuple[float, float], dtype: torch.dtype, allowed: bool, tmp_path: Path
+    ) -> None:
+        tensor = torch.tensor(values).expand(3, 2, 2).to(dtype)
+        read: list[tuple[Callable[[Any], Any], Any]] = [(Transform(Preprocess(16)), tensor)]
+        if dtype == torch.uint16:
+            Image.fromarray(tensor[0].numpy()).save(tmp_path / "x.png")
+            read.append((read_image, tmp_path / "x.png"))
+        for function, value in read:
+            if allowed:
+                assert function(value) is not None
+            else:
+                with pytest.raises(ImageError, match=r"0 to 1: divide|below 256"):
+                    function(value)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.int64])
     def test_normalise_rejects_other_ranges(self, dtype: torch.dtype) -> None:

@@ -22,6 +22,12 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "the name contains a new UUID, so that the file never exists",
     ),
     (
+        "hub/part_file.py",
+        "return 0",
+        "return -1",
+        "a file that another process has removed cannot be renamed either, and is passed over",
+    ),
+    (
         "models/regnet.py",
         "self.act = nn.ReLU(inplace=True) if act else nn.Identity()",
         "self.act = nn.ReLU(inplace=False) if act else nn.Identity()",
