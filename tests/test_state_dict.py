@@ -17,6 +17,7 @@ from swag_models import load_model
 from swag_models.errors import CheckpointError
 from swag_models.layouts import resize_position_embedding, translate_layout
 from swag_models.models import build
+from swag_models.spec import Preprocess
 from swag_models.state_dict import fit_state_dict
 
 FAMILIES = ("vit", "regnet")
@@ -259,6 +260,54 @@ class TestMismatch:
         state["norm.weight"] = torch.ones(32, dtype=dtype)
         with pytest.raises(CheckpointError, match=r"norm\.weight"):
             load("vit", state)
+
+
+class TestDescription:
+    """A file whose spec is known must have the positions, channels and classes of the spec."""
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            ({"num_classes": 4}, r"head\.(fc\.)?weight \(4, \d+\), where its description says 10"),
+            ({"in_chans": 4}, r"\w+\.\w+\.weight \(\d+, 4, .*\), where its description says 3"),
+            ({"image_size": 96}, r"pos_embed \(1, 145, 32\), where its description says 65"),
+        ],
+    )
+    def test_other_sizes_are_rejected(
+        self, family: str, options: dict[str, int], problem: str
+    ) -> None:
+        state, model = tiny(family, **options).state_dict(), tiny(family)
+        spec = TINY_SPECS[family]
+        if family == "regnet" and "image_size" in options:
+            assert fit_state_dict(state, model, origin="here", published=spec)
+            return
+        with pytest.raises(
+            CheckpointError, match=rf"^here does not fit its description: {problem}$"
+        ):
+            fit_state_dict(state, model, origin="here", published=spec)
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_the_same_sizes_are_accepted_and_a_trunk_says_nothing_of_classes(
+        self, family: str
+    ) -> None:
+        state, spec = tiny(family).state_dict(), TINY_SPECS[family]
+        trunk = replace(spec, num_classes=None, classes=None)
+        for published, num_classes in ((spec, 10), (trunk, None)):
+            model = tiny(family, num_classes=num_classes)
+            fitted = fit_state_dict(state, model, origin="here", published=published)
+            assert fitted.keys() == model.state_dict().keys()
+            assert all(torch.equal(tensor, state[key]) for key, tensor in fitted.items())
+
+    def test_positions_of_an_oblong_description_are_kept(self) -> None:
+        oblong = tiny("vit", image_size=(32, 128))
+        spec = replace(TINY_SPECS["vit"], preprocess=Preprocess((32, 128)))
+        published = translate_layout(oblong.state_dict(), "timm")
+        for size in ((32, 128), 64):
+            model = tiny("vit", image_size=size)
+            fitted = fit_state_dict(published, model, origin="here", published=spec)
+            expected = resize_position_embedding(oblong.pos_embed, (4, 16), model.grid_size)
+            torch.testing.assert_close(fitted["pos_embed"], expected.detach(), rtol=0, atol=1e-6)
 
 
 class TestStem:

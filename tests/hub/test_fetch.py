@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from swag_models import get_spec, load_model
 from swag_models.checkpoint import write_state_dict
 from swag_models.errors import FetchError
 from swag_models.hub.cache import record_path
-from swag_models.hub.fetch import fetch_weights, find_weights, verify_weights
+from swag_models.hub.fetch import fetch_weights, find_weights, is_offline, verify_weights
 from swag_models.models import build
 from swag_models.spec import Source
 
@@ -298,6 +299,30 @@ def test_the_mirror_replaces_the_host(server: Server, monkeypatch: pytest.Monkey
     assert fetch_weights(spec) == path, "records are named by source, not by mirror"
 
 
+def test_a_model_without_sources_is_an_error(cache: Path) -> None:
+    message = r"^no source provided the weights of vit_nano_hashtags: it has no sources$"
+    with pytest.raises(FetchError, match=message):
+        fetch_weights(make_spec())
+    assert find_weights(make_spec()) is None
+    assert verify_weights(make_spec()) == []
+
+
+def test_a_mirror_must_be_a_url(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWAG_MODELS_MIRROR", "mirror.example")
+    with pytest.raises(FetchError, match=r"invalid SWAG_MODELS_MIRROR 'mirror.example': set a URL"):
+        fetch_one(server.put("/x.pth", WEIGHTS))
+
+
+@pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
+def test_values_that_turn_offline_mode_on(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for value in ("1", "true", "YES", "On"):
+        monkeypatch.setenv(variable, value)
+        assert is_offline()
+    for value in ("", "0", "false", "off"):
+        monkeypatch.setenv(variable, value)
+        assert not is_offline()
+
+
 @pytest.mark.parametrize("variable", ["SWAG_MODELS_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_mode_sends_no_request(
     server: Server, monkeypatch: pytest.MonkeyPatch, variable: str
@@ -342,6 +367,8 @@ def test_verify_finds_a_flipped_bit(server: Server, content: bytes | None, keep_
     assert [(check.path, check.sha256, check.ok) for check in verify_weights(spec)] == [
         (str(path), sha256(WEIGHTS), True)
     ]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        verify_weights(spec)[0].ok = False  # type: ignore[misc]
     flip(path, keep_time)
     assert [(check.sha256, check.ok) for check in verify_weights(spec)] == [(sha256(path), False)]
     path.unlink()
