@@ -8,12 +8,13 @@ from swag_models.runtime import import_extra
 
 
 @contextmanager
-def duckdb_errors(damage: str) -> Iterator[None]:
+def duckdb_errors(damage: str, fix: str = "") -> Iterator[None]:
     """Turn DuckDB's errors in the `with` block into one-line errors of this library.
 
     Args:
         damage: what an error means that is due neither to memory nor to the disk, for example
             "posts.parquet is damaged"; the reason follows.
+        fix: what to do about it.
 
     Raises:
         OutputError: the disk is full, a file is too large for the limits of this process, and the
@@ -34,7 +35,7 @@ def duckdb_errors(damage: str) -> Iterator[None]:
             "finished work is kept: rerun the same command to resume"
         ) from None
     except duckdb.Error as error:
-        raise ConfigError(f"{damage}: {first_line(error)}") from None
+        raise ConfigError(f"{damage}: {first_line(error)}{fix and f'; {fix}'}") from None
 
 
 def first_line(error: Exception) -> str:

@@ -102,7 +102,7 @@ class DuckDBBackend(Backend):
         return self._open([str(path) for path in paths])
 
     def _open(self, paths: str | list[str]) -> ibis.Table:
-        with duckdb_errors("DuckDB cannot read the posts; replace or remove damaged files"):
+        with duckdb_errors("DuckDB cannot read the posts", "replace or remove damaged files"):
             return self.connection.read_parquet(paths)
 
     def write(self, table: ibis.Table, path: Path) -> None:
@@ -126,7 +126,7 @@ class DuckDBBackend(Backend):
                 self._compute(transform(self.read(part)), temporary / part.name)
 
     def _compute(self, table: ibis.Table, path: Path, **options: Any) -> None:
-        with duckdb_errors("DuckDB cannot read the posts; replace or remove damaged files"):
+        with duckdb_errors("DuckDB cannot read the posts", "replace or remove damaged files"):
             self.connection.to_parquet(table, path, **options)
 
 
