@@ -324,7 +324,7 @@ def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
 
 
 def _check_weights(weights: str | os.PathLike[str]) -> Path:
-    """Return the path of a local checkpoint; raise ConfigError for what is none."""
+    """Return the path of a local checkpoint; raise ConfigError for anything else."""
     if not isinstance(weights, (str, os.PathLike)):
         raise ConfigError(
             f"invalid weights {describe(weights)}: allowed: the path of a file; load a state dict "

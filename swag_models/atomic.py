@@ -74,7 +74,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 
 def _name_temporary(path: Path) -> Path:
-    """A new name beside `path` that tells which process uses it: `.NAME.HOST-PID-NUMBER.tmp`."""
+    """A new name beside `path` with the id of this process: `.NAME.HOST-PID-NUMBER.tmp`."""
     owner = f"{_identify_host()}-{os.getpid()}"
     return path.with_name(f".{path.name[:MAX_NAME]}.{owner}-{secrets.randbelow(2**32)}.tmp")
 
@@ -107,7 +107,7 @@ def _is_in_use(host: str, pid: int, changed: float) -> bool:
 
 
 def _identify_host() -> str:
-    """8 characters that are equal for processes that see each other's process ids."""
+    """8 characters, equal for processes that can see each other's process ids."""
     parts = [os.uname().nodename if hasattr(os, "uname") else ""]
     with contextlib.suppress(OSError):  # containers can share a name and a file system
         parts.append(os.readlink("/proc/self/ns/pid"))

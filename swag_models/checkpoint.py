@@ -199,7 +199,7 @@ def _open_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Complete the message of an error of the `with` block with the path of the file."""
+    """Add the path of the file to the message of an error in the `with` block."""
     try:
         yield
     except UnsafeCheckpointError:
@@ -263,7 +263,7 @@ def _read_shards(path: Path, backend: Backend) -> dict[str, Tensor]:
             tensors = _read_safetensors(file, size)
             if different := sorted(names[file_name] ^ set(tensors)):
                 raise CheckpointError(
-                    f"{shard} does not hold the tensors that {path.name} lists; "
+                    f"{shard} does not contain the tensors that {path.name} lists; "
                     f"they differ in {list_names(different)}"
                 )
             reader = TensorReader(shard, file, size, backend)
@@ -293,6 +293,6 @@ def _check_tensors(state: Mapping[str, Any], path: Path) -> None:
             problems.append(f"{name} is {value.dtype}")
     if problems:
         raise CheckpointError(
-            f"{path} has values that are no weights: {list_names(problems, 3)}; "
+            f"{path} has values that are not weights: {list_names(problems, 3)}; "
             "allowed: dense tensors of float16, bfloat16, float32 or float64"
         )

@@ -16,7 +16,7 @@ def check_device(device: str | torch.device) -> torch.device:
         check_types(str | int | torch.device, device=device)
         chosen = torch.device(device)
         torch.empty(0, device=chosen)  # a valid name may denote a device that is missing
-    # What torch raises depends on the device; its texts are paragraphs for developers of torch.
+    # What torch raises depends on the device; its messages are paragraphs for developers of torch.
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError, ImportError):
         gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
         mps = ["mps"] if torch.backends.mps.is_available() else []

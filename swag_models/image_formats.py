@@ -21,7 +21,7 @@ from swag_models.paths import open_regular
 # Name of each format in Pillow -> suffixes of its files. Formats that Pillow hands to a program
 # (EPS to Ghostscript), draws with the operating system (WMF) or cannot decode (GRIB, HDF5, MPEG)
 # are not read, and neither are those of a single program, whose decoders are tested least.
-# TGA is last, because its files do not begin with a mark.
+# TGA is last, because its files do not begin with a signature.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -54,11 +54,11 @@ MAX_FILE_BYTES = 1 << 30
 # Pillow decodes these in Python, about a million pixels per second.
 SLOW_FORMATS = ("QOI", "DDS")
 MAX_SLOW_PIXELS = 1 << 22
-# Pillow joins the parts of a comment one by one, which takes time by the square of their number.
+# Pillow joins the parts of a comment one by one, so the time grows with the square of their number.
 MAX_HEADER_READS = 4000
-# Each tag of EXIF can refer to all of its bytes, so reading it can take memory by their square.
+# Each tag of EXIF can refer to all of its bytes, so the memory can grow with their square.
 MAX_EXIF_BYTES = 1 << 17  # twice what one segment of a JPEG can hold
-MAX_SCANS = 100  # of a progressive JPEG; each goes through all pixels, and about 10 are usual
+MAX_SCANS = 100  # of a progressive JPEG; each processes all pixels, and about 10 are usual
 TOO_MUCH_METADATA = "it has too much metadata; save it without"
 TIFF_HEADER = re.compile(rb"II\*\0|MM\0\*")
 EXIF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes
@@ -209,7 +209,7 @@ def check_file_size(size: int) -> None:
 
 
 def _open_raw(source: str | os.PathLike[str] | IO[bytes]) -> io.RawIOBase:
-    """A file that a path or an open file stands for, without a buffer."""
+    """Open a path, or copy an open file, without a buffer."""
     if isinstance(source, (str, os.PathLike)):
         try:
             return cast("io.BufferedReader", open_regular(source)).detach()
@@ -246,7 +246,7 @@ def _identify(file: io.BufferedReader) -> Image.Image:
 
 
 def _check_start(file: io.BufferedReader) -> None:
-    """Check what Pillow would decode when it opens a file, or would not check itself."""
+    """Check contents that Pillow decodes while opening a file, or does not check itself."""
     file.seek(0)
     start = file.read(12)
     if start.startswith(b"\0\0\1\0"):
@@ -258,7 +258,7 @@ def _check_start(file: io.BufferedReader) -> None:
 
 
 def _check_icons(file: io.BufferedReader, count: int) -> None:
-    """Check the size of each image of an .ico file, which can differ from the file's own."""
+    """Check the size of each image in an .ico file, which can differ from the size in its table."""
     for number in range(count):
         file.seek(6 + 16 * number + 12)
         file.seek(int.from_bytes(file.read(4), "little"))
@@ -270,7 +270,7 @@ def _check_icons(file: io.BufferedReader, count: int) -> None:
 
 
 def _check_exif(content: bytes) -> None:
-    """Check that the tags of EXIF do not refer to the same bytes again and again."""
+    """Check that EXIF tags do not refer to the same bytes repeatedly."""
     for match in TIFF_HEADER.finditer(content):
         start, order = match.start(), "<" if match[0].startswith(b"II") else ">"
         num_bytes = 0

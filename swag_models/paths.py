@@ -73,10 +73,10 @@ def walk_files(
         for root, folders, names in os.walk(top, onerror=reject):
             try:
                 status = os.stat(root)
-            except OSError as error:  # it was deleted in the meantime
+            except OSError as error:  # it was deleted after it was listed
                 reject(error)
             identity = (status.st_dev, status.st_ino)
-            folders.sort()  # in place: os.walk goes on in this order
+            folders.sort()  # in place: os.walk continues in this order
             if identity in searched:
                 left_out["link to a searched folder"] += 1
                 folders.clear()

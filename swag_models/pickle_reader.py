@@ -15,8 +15,8 @@ from swag_models.errors import CheckpointError
 MAX_OPCODES = 4_000_000  # about 10 s; the checkpoint of a ViT-H with its optimizer has 60,000
 MAX_ITEMS = 10_000_000  # in all lists and dicts, where a few opcodes can repeat a long list
 SIMPLE = (str, int, float, bytes, type(None))  # types of keys
-# What training scripts store beside a state dict and what is pickled as a call. Its placeholder is
-# as inert as any other. Calls of other names are rejected, since pickle would run them.
+# What training scripts store beside a state dict and what is pickled as a call. Like all
+# calls it becomes a placeholder. Calls of other names are rejected, since pickle would run them.
 HARMLESS_CALLS = re.compile(
     r"argparse\.Namespace|types\.SimpleNamespace|functools\.partial|copyreg\._reconstructor"
     r"|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path"
@@ -74,8 +74,9 @@ class PickleReader:
         """Prepare an interpreter.
 
         Args:
-            functions: what a call of a name returns; the functions check their arguments.
-            load_persistent: what a persistent id stands for.
+            functions: name of each function that is called -> what is called instead; it checks
+                its arguments.
+            load_persistent: persistent id -> the object that it refers to.
         """
         self._functions = functions
         self._load_persistent = load_persistent
@@ -153,7 +154,7 @@ class PickleReader:
                 stack.append(self._memo[argument])
             case _ if not self._run_reference(name, argument):
                 if not isinstance(argument, (str, int, float, bytes, bytearray)):
-                    raise CheckpointError(f"its pickle has the operation {name}")
+                    raise CheckpointError(f"its pickle has the unsupported operation {name}")
                 stack.append(argument)
 
     def _run_reference(self, name: str, argument: Any) -> bool:

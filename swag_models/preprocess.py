@@ -202,7 +202,7 @@ class Transform:
 
 
 def check_range(image: Tensor, margin: float = 0.25) -> None:
-    """Raise ImageError if a tensor has no pixels, or values of a range that its type does not have.
+    """Raise ImageError if a tensor has no pixels, or values outside the range of its type.
 
     Args:
         image: (..., 3, H, W).

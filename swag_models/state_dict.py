@@ -140,7 +140,7 @@ def _check_family(state: Mapping[str, Tensor], family: str, origin: str) -> Layo
     recognised = recognise_layout(state)
     if recognised is None or recognised[0] != family:
         content = "weights in an unknown layout" if recognised is None else f"a {recognised[0]}"
-        raise CheckpointError(f"{origin} holds {content}, the model is a {family}")
+        raise CheckpointError(f"{origin} contains {content}, but the model is a {family}")
     return recognised[1]
 
 

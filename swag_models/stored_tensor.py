@@ -41,7 +41,7 @@ class Storage:
 
     Attributes:
         dtype: dtype of the values; None if the tensors state it.
-        size: number of values; of bytes if `dtype` is None.
+        size: number of values, or of bytes if `dtype` is None.
         region: its bytes; None until they have been located.
     """
 
@@ -119,7 +119,7 @@ class TensorReader:
         """Return the values of a tensor.
 
         Raises:
-            CheckpointError: they cannot be read, or are not all there.
+            CheckpointError: they cannot be read, or are incomplete.
         """
         storage = stored.storage
         if storage not in self._read:

@@ -1,8 +1,8 @@
 """Members of tar files, which may be damaged or made to exhaust memory.
 
-`tarfile` believes what a header says. A damaged header makes it raise errors of many kinds or ends
-the archive as if it were complete, a negative size makes it read the same member for ever, and a
-long name or an extended header of a compressed archive can be of any size.
+`tarfile` does not check what a header says. A damaged header can raise errors of many kinds, or end
+the archive as if it were complete. A negative size makes it read the same member forever. A long
+name or an extended header of a compressed archive can have any size.
 """
 
 import tarfile
@@ -31,7 +31,7 @@ EXTENSIONS = {
 TAR_ERRORS = (
     OSError,
     EOFError,
-    ValueError,  # fields that are no numbers or no text
+    ValueError,  # fields that are not numbers or not text
     OverflowError,  # sizes of more than 64 bits
     LookupError,
     MemoryError,
@@ -43,7 +43,7 @@ TAR_ERRORS = (
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is intact, and whose extension is small enough to be read into memory."""
+    """A header that is checked: intact, and with an extension small enough to read into memory."""
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: Any, errors: Any) -> "_Header":

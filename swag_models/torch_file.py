@@ -1,7 +1,7 @@
 """Files of torch.save: their structure, and where each tensor is stored.
 
 torch.load is not used: with `weights_only=True` it rejects what training scripts store beside the
-weights, a crafted file can occupy it for hours, and its errors advise to run the file's code.
+weights, a crafted file can keep it busy for hours, and its errors advise running the file's code.
 There are two formats:
 - a zip archive with data.pkl and one file for each storage (torch 1.6 and later);
 - "legacy", a sequence of pickles followed by the storages (before 1.6).
@@ -63,7 +63,7 @@ class TorchFile(NamedTuple):
 
     Attributes:
         content: what was saved, with StoredTensors, OddTensors and Placeholders.
-        calls: names of functions that pickle would call; none was called.
+        calls: names of functions that unpickling would call; none was called.
         objects: names of the classes of other objects.
     """
 

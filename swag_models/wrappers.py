@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         keys: the keys that lead to the dict that contains it.
-        prefix: what its names begin with, with a final dot, or "".
+        prefix: prefix of its names, with a final dot; "" for none.
         values: all values of that dict by name.
     """
 
@@ -73,7 +73,7 @@ def find_state_dict(
 
     Raises:
         CheckpointError: there is no state dict of a ViT or RegNet, or several.
-        UnsafeCheckpointError: there is none, but a pickled model.
+        UnsafeCheckpointError: there is none, but the file contains a pickled model.
     """
     candidates = list(_find_candidates(content))
     if not candidates:
@@ -83,7 +83,7 @@ def find_state_dict(
                 f"objects: {list_names(objects)}. Save model.state_dict() alone, or as safetensors"
             )
         raise CheckpointError(
-            f"{path} holds no ViT or RegNet in the swag, torchvision or timm layout: "
+            f"{path} contains no ViT or RegNet in the swag, torchvision or timm layout: "
             f"{_describe(content)}"
         )
     chosen = _choose(candidates, path, key)
@@ -101,7 +101,7 @@ def find_state_dict(
         and not (name.startswith(chosen.prefix) and not name.startswith(inner))
     ]:
         logger.warning(
-            "%s: %d tensors outside of %s are left out: %s",
+            "%s: %d tensors outside %s are left out: %s",
             path,
             len(left_out),
             chosen.prefix.rstrip(".") or "the model",
@@ -130,7 +130,7 @@ def _choose(candidates: list[Candidate], path: Path, key: str | None) -> Candida
             f'choose one, for example load_model(..., weights_key="{names[0]}")'
         )
     logger.warning(
-        '%s holds %s: using %s; for another one pass weights_key="..."',
+        '%s contains %s: using %s; for another one pass weights_key="..."',
         path,
         " and ".join(names),
         averaged[0].name,
@@ -178,7 +178,7 @@ def _clean_names(values: Mapping[Any, Any], keys: tuple[str, ...]) -> dict[str, 
 
 
 def _find_prefixes(names: Mapping[str, Any]) -> list[str]:
-    """Return what stands before the names by which a layout is recognised, with a final dot."""
+    """Return the prefixes before names that identify a layout, each with a final dot."""
     prefixes: dict[str, None] = {}
     for name in names:
         for mark in LONGEST_FIRST:

@@ -1,4 +1,4 @@
-"""A server on loopback that sends whatever bytes a test asks for, also those that break HTTP."""
+"""A server on loopback that sends the bytes that a test passes, valid HTTP or not."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def make_pipe(path: Path) -> None:
 FILE_CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights": (lambda folder: flip_bit(folder / WEIGHTS), f"{WEIGHTS} is not the signed file"),
     "card": (lambda folder: flip_bit(folder / "README.md"), "README.md is not the signed file"),
-    "config that is no JSON": (
+    "config that is not JSON": (
         lambda folder: (folder / CONFIG_FILE).write_text("{"),
         "config.json is not the signed file",
     ),
@@ -80,7 +80,7 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "extra file in a subfolder": (add("notes/b.py"), "not signed: notes/b.py"),
     "extra file in a folder named as git's": (add("notes/.gitignore"), "signed: notes/.gitignore"),
     "name that moves the cursor": (add("a\x1b[2Jb"), r"not signed: a\x1b[2Jb"),
-    "name that is no UTF-8": (lambda folder: add(os.fsdecode(b"\xff"))(folder), r"signed: \udcff"),
+    "name that is not UTF-8": (lambda folder: add(os.fsdecode(b"\xff"))(folder), r"signed: \udcff"),
     "no card": (lambda folder: (folder / "README.md").unlink(), "missing: README.md"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), f"missing: {WEIGHTS}"),
     "renamed file": (
@@ -112,13 +112,13 @@ FILE_CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: make_pipe(folder / SIGNATURE_FILE), "model.sig is a named pipe"
     ),
     "empty signature": (
-        lambda folder: (folder / SIGNATURE_FILE).write_bytes(b""), "model.sig is no signature"
+        lambda folder: (folder / SIGNATURE_FILE).write_bytes(b""), "model.sig is not a signature"
     ),
     "endless signature": (
         lambda folder: os.truncate(folder / SIGNATURE_FILE, 1 << 25), "model.sig is larger than"
     ),
     "deep signature": (
-        lambda folder: (folder / SIGNATURE_FILE).write_text("[" * 100_000), "is no signature"
+        lambda folder: (folder / SIGNATURE_FILE).write_text("[" * 100_000), "is not a signature"
     ),
     "signature with a name twice": (
         lambda folder: (folder / SIGNATURE_FILE).write_text('{"a": 1, "a": 2}'), "a occurs twice"
@@ -136,7 +136,7 @@ BUNDLE_CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda bundle: set_in(*ENVELOPE, "payload", value=f"\n{bundle['dsseEnvelope']['payload']}")(
             bundle
         ),
-        "is no signature",
+        "is not a signature",
     ),
     "no payload": (set_in(*ENVELOPE, "payload", value=...), "dsseEnvelope has no payload"),
     "number as the payload": (set_in(*ENVELOPE, "payload", value=1), "payload is not a text"),

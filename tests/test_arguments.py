@@ -38,7 +38,7 @@ class BadPath:
         return 3
 
 
-# Each is made anew for each call, because a generator can be used once.
+# Each is made again for each call, because a generator can be used once.
 ODD_VALUES: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "True": lambda: True,
@@ -281,7 +281,7 @@ def find_flaw(function: Callable[..., Any], arguments: dict[str, Any]) -> str | 
     except SwagModelsError as error:
         text = str(error)
         return None if text.isprintable() and 0 < len(text) < 500 else f"ugly: {text!r}"
-    except Exception as error:  # whatever is no error of this library
+    except Exception as error:  # any error of another class
         return f"{type(error).__name__}: {str(error)[:150]}"
     finally:
         signal.alarm(0)

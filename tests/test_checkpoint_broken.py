@@ -247,4 +247,6 @@ class TestDamaged:
 
     def test_values_that_are_not_tensors_are_listed(self, tmp_path: Path) -> None:
         torch.save({**tiny("vit").state_dict(), "epoch": 3, "note": "x"}, tmp_path / "mixed.pth")
-        assert "no weights: epoch is a int, note is a str" in check_rejected(tmp_path / "mixed.pth")
+        assert "not weights: epoch is a int, note is a str" in check_rejected(
+            tmp_path / "mixed.pth"
+        )

@@ -222,11 +222,14 @@ class TestMismatch:
             load("vit", state)
 
     def test_mismatch_of_families_is_named(self, load: Any) -> None:
-        with pytest.raises(CheckpointError, match=r"file\.pth holds a regnet, the model is a vit"):
+        with pytest.raises(
+            CheckpointError, match=r"file\.pth contains a regnet, but the model is a vit"
+        ):
             load("vit", tiny("regnet").state_dict())
         model = build(CONFIGS["vit"], num_classes=10, image_size=64)
         with pytest.raises(
-            CheckpointError, match="here holds weights in an unknown layout, the model is a vit"
+            CheckpointError,
+            match="here contains weights in an unknown layout, but the model is a vit",
         ):
             fit_state_dict({"weight": torch.ones(1)}, model, origin="here")
 

@@ -46,12 +46,12 @@ def make_record(key: str, value: str) -> bytes:
 
 
 HEADERS = {
-    "size is no number": make_pax(make_record("size", "x")),
+    "size is not a number": make_pax(make_record("size", "x")),
     "size is negative": make_pax(make_record("size", "-1024")),
     "size has 30 digits": make_pax(make_record("size", "9" * 30)),
     "size has 5,000 digits": make_pax(make_record("size", "9" * 5000)),
     "length has 5,000 digits": make_pax(b"9" * 5000 + b" path=x\n"),
-    "sparse map is no number": make_pax(make_record("GNU.sparse.map", "0,x")),
+    "sparse map is not a number": make_pax(make_record("GNU.sparse.map", "0,x")),
     "sparse map is odd": make_pax(
         make_record("GNU.sparse.map", "0,1,2") + make_record("GNU.sparse.size", "5")
     ),

@@ -1,4 +1,4 @@
-"""Check the calls of event handlers in requests, before Gradio sees them."""
+"""Check the calls of event handlers in requests, before they are passed on to Gradio."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Check every request before Gradio sees it: who sends it, to which address, with what content.
+"""Check the sender, address and content of every request before it is passed on to Gradio.
 
 Gradio has many more routes than the page uses; some of them open files or send requests to other
 servers. Only the routes in this module are passed on, without headers and fields that the page does
@@ -131,7 +131,7 @@ class Guard:
             client = request.client.host if request.client else "a local socket"
             line = f"{request.method} {request.url.path} from {client}: {error.reason}"
             logger.warning("refused: %s", escape_unprintable(line, MAX_LOGGED))
-            # a client that is still sending would not read the response
+            # a client that is still sending does not read the response
             headers = {} if await body.discard() else {"Connection": "close"}
             if error.status == 401 and self.access.users:
                 headers["WWW-Authenticate"] = 'Basic realm="swag_models", charset="UTF-8"'
@@ -195,7 +195,7 @@ class Guard:
             raise RefusedError(403, f"{origin!r} is another website")
 
     async def check_credentials(self, request: Request) -> str:
-        """Return who sends a request, "" if everybody has access; refuse wrong credentials."""
+        """Return who sends a request, "" if no credentials are needed; reject wrong credentials."""
         if not self.access.is_required:
             return ""
         if self.access.check_token(request.query_params.get("token", "")):

@@ -23,7 +23,7 @@ class Releasable(Protocol):
 class KeptImages:
     """The images that sessions keep; those that were used least recently are released.
 
-    An object that its session drops is not kept alive by this class.
+    This class does not keep an object alive that its session has dropped.
 
     Args:
         max_pixels: the largest number of pixels to keep.
@@ -60,7 +60,7 @@ class Turn:
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """Wait for a place, and hold it inside the `with` block.
+        """Wait for a place, and occupy it during the `with` block.
 
         Raises:
             ImageError: no place became free in time.

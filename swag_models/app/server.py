@@ -35,7 +35,7 @@ def build_server(
         specs: the models to choose from, by name; the first is selected.
         folder: folder to search for similar images; "" for none.
         host: name or address that the server listens on.
-        access: who may use the page; None for everybody who can reach it.
+        access: who may use the page; None for anyone who can reach it.
     """
     is_private = is_loopback(host)
     access = access or Access()

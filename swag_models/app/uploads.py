@@ -36,8 +36,8 @@ class UploadedFile:
 class Uploads:
     """The files that requests may refer to. The oldest are deleted if there are too many.
 
-    A request can contain any path. It is therefore looked up among the paths that were given out,
-    which contain a random part, and nothing on the disk is touched for another path.
+    A request can contain any path. It is therefore looked up among the paths of stored
+    uploads, which contain a random part; no other path is accessed on the disk.
 
     Args:
         folder: folder for the files.

@@ -12,9 +12,9 @@ PROGRAM = "swag-models: "  # begins every message
 
 
 class _Messages(io.TextIOWrapper):
-    """A stderr that loses what cannot be written, for example on a full disk.
+    """A stderr that drops what cannot be written, for example on a full disk.
 
-    Messages and progress bars are no reason to stop the work.
+    A message or a progress bar that cannot be shown must not stop the work.
     """
 
     def write(self, text: str) -> int:
@@ -53,7 +53,7 @@ def print_message(message: object) -> None:
 
 
 def print_line(*cells: object) -> None:
-    """Print one line of data on stdout, with tabs between cells, in which all is printable."""
+    """Print one line of data on stdout, with tabs between cells and unprintable text escaped."""
     print_data("\t".join(escape_unprintable(str(cell)) for cell in cells))
 
 

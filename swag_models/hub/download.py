@@ -34,7 +34,7 @@ MAX_DURATION = 24 * 3600  # seconds for one URL; the next download of it resumes
 MAX_ATTEMPTS = 5  # consecutive failures without progress
 MAX_CONNECT_ATTEMPTS = 2  # the same for a host that cannot be reached at all, or is too slow
 MAX_WAIT = 60  # seconds; if the server asks for more, the download fails
-MAX_NUMBER = 10**15  # what a number in a header counts as if it is larger
+MAX_NUMBER = 10**15  # replaces any larger number in a header
 RETRY_STATUS = {408, 429, 500, 502, 503, 504}
 # Strong validators that RFC 9110 allows in If-Range. A weak ETag (W/) does not guarantee equal
 # bytes.
@@ -43,7 +43,7 @@ DATE = re.compile(r"[A-Za-z0-9 :,+-]{1,40}")
 
 
 class ClaimedSizeError(CacheError):
-    """The server states a size for which the disk has no room. Another server may not."""
+    """The server states a size that does not fit on the disk; another server may state less."""
 
 
 def download(

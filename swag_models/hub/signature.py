@@ -45,7 +45,7 @@ class Signature:
     Attributes:
         payload: the signed statement, JSON.
         value: the signature, DER.
-        public_key: what the file says of the key; not signed.
+        public_key: how the file describes the key; not signed.
         origin: what messages call the file.
     """
 
@@ -118,7 +118,7 @@ def parse_signature(content: bytes, origin: str) -> Signature:
         payload = _decode_base64("payload", envelope["payload"])
         return Signature(payload, _decode_base64("sig", signature["sig"]), key, origin)
     except (ValueError, RecursionError) as error:
-        raise SignatureError(f"{origin} is no signature by Model Signing 1.x: {error}") from None
+        raise SignatureError(f"{origin} is not a signature of Model Signing 1.x: {error}") from None
 
 
 def load_public_key(path: str | os.PathLike[str]) -> "EllipticCurvePublicKey":
@@ -178,7 +178,7 @@ def describe_key(path: str | os.PathLike[str], problem: str) -> str:
 
 
 def key_errors() -> tuple[type[Exception], ...]:
-    """Return what `cryptography` raises for a file that is no key, or for a wrong password."""
+    """Return what `cryptography` raises for a file that is not a key, or for a wrong password."""
     exceptions = import_extra("cryptography.exceptions", "swag-models[sign]", "signing")
     return (ValueError, TypeError, exceptions.UnsupportedAlgorithm)
 
@@ -235,7 +235,7 @@ def is_file_name(name: object) -> bool:
 def _read_statement(statement: Any) -> dict[str, str]:
     """Return the SHA-256 by name; raises ValueError."""
     # Unlike the fields of the bundle, these are signed: unknown ones, which later versions may add,
-    # are ignored, as both formats ask of readers.
+    # are ignored, as both formats require.
     _check_equal("_type", _get(statement, "_type", str), STATEMENT_TYPE)
     _check_equal("predicateType", _get(statement, "predicateType", str), PREDICATE_TYPE)
     predicate = _get(statement, "predicate", dict)
@@ -292,7 +292,7 @@ def _get(value: Any, name: str, kind: type[T]) -> T:
 
 
 def _get_list(value: Any, name: str, length: int | None = None) -> list[Any]:
-    """Return a field that has to be a list, of a given length if that is not None."""
+    """Return a field that must be a list, with `length` items if that is not None."""
     items = _get(value, name, list)
     if length is not None and len(items) != length:
         raise ValueError(f"{name} has {len(items)} items, not {length}")

@@ -29,7 +29,7 @@ BUFFER_SIZE = 1 << 18  # bytes; fits into the cache of a CPU core
 
 @dataclass(frozen=True)
 class HashedFile:
-    """A file, and how it was when it was hashed.
+    """A file, and its state when it was hashed.
 
     Attributes:
         path: path of the file.
@@ -43,7 +43,7 @@ class HashedFile:
     state: tuple[int, ...]
 
     def is_unchanged(self) -> bool:
-        """Whether the path still leads to the same file, to which nobody has written since."""
+        """Whether the path is still the same file, and nothing was written to it since."""
         try:
             return _read_state(os.stat(self.path)) == self.state
         except OSError:
@@ -68,7 +68,7 @@ class VerifiedFolder:
         """Return the content of a signed file, which is hashed again after reading.
 
         Raises:
-            SignatureError: the file is not signed, or its content is not the signed one any more.
+            SignatureError: the file is not signed, or its content is no longer the signed one.
         """
         if name not in self.files:
             raise SignatureError(f"{self.path} has no signed file {name}")
@@ -95,7 +95,7 @@ def verify_folder(
 ) -> VerifiedFolder:
     """Verify the files of a folder: first its signature, then their names, then their content.
 
-    No file but model.sig is parsed.
+    Only model.sig is parsed.
 
     Args:
         folder: the folder, with its signature in model.sig.
@@ -106,7 +106,7 @@ def verify_folder(
 
     Raises:
         SignatureError: the folder is not signed with this key; or a file is missing, not signed,
-            changed, a link or no regular file. The message names the file.
+            changed, a link or not a regular file. The message names the file.
     """
     folder = folder.absolute()
     digests = verify_signature(folder, key)

@@ -68,8 +68,8 @@ def open_signed(
     Raises:
         SignatureError: the model is not signed with this key, or a file differs.
         UnknownModelError: the folder does not exist.
-        ConfigError: the key cannot be used, or the model cannot be signed, or is none of this
-            library.
+        ConfigError: the key cannot be used, or the model cannot be signed, or is not a model of
+            this library.
         FetchError: the Hub cannot be reached.
     """
     folder, downloaded = _verify(name, trusted_key, progress)
@@ -137,7 +137,7 @@ def _fetch_verified(
         check_names(f"{place} on this machine", digests.keys() - missing, digests)
     for file in missing:
         download_file(repo, commit, file, progress)
-    # The client's cache may hold links in this folder, to files named after their content.
+    # In the client's cache, this folder may contain links to files that are named after their hash.
     url, store = make_url(repo, commit, "").rstrip("/"), signature.parents[2]
     return verify_folder(signature.parent, key, url=url, store=store), missing
 
@@ -146,8 +146,8 @@ def _fetch_signature(repo: str, revision: str) -> tuple[Path, set[str] | None]:
     """The signature of a repository, in a folder named after the commit, and all names of files.
 
     Sends no request for a commit whose signature is on this machine. If the Hub cannot be reached,
-    takes the commit in the client's cache. The names are None if no request was answered: then
-    the files on this machine are verified.
+    uses the commit in the client's cache. The names are None if no request was answered; then the
+    files on this machine are verified.
 
     Raises:
         SignatureError: the repository has no signature.

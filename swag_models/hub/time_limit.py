@@ -7,16 +7,16 @@ from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-QUEUE_SIZE = 16  # items that the thread may be ahead
-POLL_INTERVAL = 0.5  # seconds until a thread whose items nobody wants ends
+QUEUE_SIZE = 16  # items that the thread may produce in advance
+POLL_INTERVAL = 0.5  # seconds after which an abandoned thread ends
 
 
 def iterate_within(items: Generator[T, None, None], seconds: float) -> Generator[T, None, None]:
     """Yield the items of a generator that runs in a thread, and wait a limited time for each.
 
     The timeout of a socket only limits a single read. A server can send a header or the length of
-    a chunk one byte at a time, or intermediate responses without an end, and looking up a host
-    name has no timeout at all.
+    a chunk one byte at a time, or endless intermediate responses, and looking up a host name has
+    no timeout at all.
 
     Args:
         items: the generator. After the time limit it is abandoned, and closed in its thread once

@@ -1,4 +1,4 @@
-"""HTTP requests that end within time limits, and whose failures have two classes.
+"""HTTP requests with time limits, which fail with one of two error classes.
 
 Imports no torch.
 """
@@ -26,7 +26,7 @@ SOCKS_HINT = (
     "the environment sets a SOCKS proxy, which needs packages that are not installed: "
     "pip install pysocks socksio"
 )
-# What the parsers and sockets of an HTTP client raise for what a server sends.
+# Errors that the parsers and sockets of an HTTP client raise for hostile responses.
 CLIENT_ERRORS = (
     OSError,  # includes TimeoutError and the errors of requests
     ValueError,  # includes UnicodeError
@@ -98,8 +98,8 @@ def receive(
 ) -> Generator[Any, None, None]:
     """Yield a response, then the pieces of its body; raise only the two errors below.
 
-    A server controls what the HTTP client parses, and the client raises whatever its parsers and
-    sockets raise.
+    A server can make the HTTP client raise errors of many classes, because the client passes on
+    what its parsers and sockets raise.
 
     Args:
         session: from `open_session`.

@@ -17,8 +17,7 @@ def duckdb_errors(damage: str, fix: str = "") -> Iterator[None]:
         fix: what to do about it.
 
     Raises:
-        OutputError: the disk is full, a file is too large for the limits of this process, and the
-            like.
+        OutputError: a file cannot be read or written, for example because the disk is full.
         ConfigError: the memory limit is too low, or the data are damaged.
     """
     duckdb = import_extra("duckdb")

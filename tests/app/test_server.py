@@ -190,7 +190,7 @@ def test_a_number_outside_of_the_slider_is_refused(
         ('{"fn_index": 0, "data": [], "session_hash": "s"}', "text/plain", 415),
     ],
 )
-def test_a_body_that_is_no_json_leaves_one_line(
+def test_a_body_that_is_not_json_leaves_one_line(
     visitor: Visitor, content: str | bytes, content_type: str, status: int
 ) -> None:
     before = len(visitor.page.read_log())
@@ -222,7 +222,7 @@ def test_a_body_that_is_no_json_leaves_one_line(
         ),
     ],
 )
-def test_an_upload_that_is_no_form_with_files_leaves_one_line(
+def test_an_upload_that_is_not_a_form_with_files_leaves_one_line(
     visitor: Visitor, content: bytes, content_type: str, status: int
 ) -> None:
     before = len(visitor.page.read_log())

@@ -154,7 +154,7 @@ def test_messages_that_cannot_be_written_do_not_stop_the_work(tmp_path: Path, im
 
 
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
-def test_closed_streams_are_no_error(closed: str) -> None:
+def test_closed_streams_are_not_an_error(closed: str) -> None:
     process = run_shell(f"swag-models list {closed}; swag-models info nope {closed}; echo $?")
     assert process.stdout.splitlines()[-1] == "2"
     assert "Traceback" not in process.stderr
@@ -175,7 +175,7 @@ def test_a_file_does_not_take_the_place_of_a_closed_stdout(tmp_path: Path, folde
 
 
 @pytest.mark.parametrize("limit", [8])
-def test_too_few_open_files_are_no_traceback(limit: int, image: Path) -> None:
+def test_too_few_open_files_cause_no_traceback(limit: int, image: Path) -> None:
     process = run_shell(
         f"ulimit -n {limit}; swag-models classify {image} --model vit_nano_hashtags"
     )

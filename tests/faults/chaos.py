@@ -42,7 +42,7 @@ class Call:
         status: bytes | None = None,
         **headers: bytes,
     ) -> None:
-        """Send a response that is right except for what is given.
+        """Send a response that is correct except for the arguments.
 
         Args:
             body: bytes to send instead of the missing ones.
@@ -107,7 +107,7 @@ def status(code: bytes, **headers: bytes) -> Callable[[Call], None]:
 
 
 def raw(data: bytes) -> Callable[[Call], None]:
-    """Bytes that are no response."""
+    """Bytes that are not an HTTP response."""
     return lambda call: call.connection.sendall(data)
 
 
@@ -162,7 +162,7 @@ KINDS: dict[str, Callable[[Call], None]] = {
     "gzip": lambda call: call.send(
         gzip.compress(call.content[call.start or 0 :]), length=b"", Content_Encoding=b"gzip"
     ),
-    "gzip that is none": lambda call: call.send(Content_Encoding=b"gzip"),
+    "gzip header without gzip": lambda call: call.send(Content_Encoding=b"gzip"),
     "gzip bomb": lambda call: call.send(
         gzip.compress(bytes(10**8), 1), length=b"", Content_Encoding=b"gzip"
     ),
@@ -205,7 +205,7 @@ KINDS: dict[str, Callable[[Call], None]] = {
     "header flood": raw(HEAD + b"".join(b"X%d: y\r\n" % i for i in range(500)) + b"\r\n"),
     "header of 100 KB": raw(HEAD + b"X: " + b"y" * 100_000 + b"\r\n\r\n"),
     "status line of 5,000 digits": raw(b"HTTP/1.1 " + b"9" * 5000 + b"\r\n\r\n"),
-    "bytes that are no HTTP": raw(b"\x00\xff\x16\x03" * 100),
+    "bytes that are not HTTP": raw(b"\x00\xff\x16\x03" * 100),
     "ETag with a path": lambda call: call.send(etag=b'"../../../../tmp/x"'),
     "ETag with NUL": lambda call: call.send(call.some(), etag=b'"a\x00b"'),
     "ETag of 1,000 characters": lambda call: call.send(call.some(), etag=b'"' + b"a" * 999 + b'"'),
@@ -213,7 +213,7 @@ KINDS: dict[str, Callable[[Call], None]] = {
     "weak ETag": lambda call: call.send(call.some(), etag=b'W/"a"'),
 }
 
-# Without a hash nobody could tell: the server says that it is the same version.
+# Without a hash this cannot be noticed: the server says that it is the same version.
 NEEDS_HASH = {"206 of another version with the same ETag", "one bit wrong"}
 
 

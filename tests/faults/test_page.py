@@ -175,7 +175,7 @@ def send_call(visitor: Visitor, order: random.Random) -> requests.Response:
 
 
 def send_body(visitor: Visitor, order: random.Random) -> requests.Response:
-    """Send a body that is no JSON, or nested deeply."""
+    """Send a body that is not JSON, or is nested deeply."""
     deep = b"[" * 30_000 + b"]" * 30_000
     bodies = [deep, b"", b"null", b"[]", b"\xff\xfe", b"{" * 1000, b"1" * 5000, b"x" * 100_000]
     return post(visitor, order.choice(bodies), order.choice(["application/json", "text/plain"]))
@@ -230,7 +230,7 @@ def send_headers(visitor: Visitor, order: random.Random) -> requests.Response:
 
 
 def send_bytes(visitor: Visitor, order: random.Random) -> None:
-    """Send something that is no HTTP, and close the connection."""
+    """Send something that is not HTTP, and close the connection."""
     call = b"POST /gradio_api/run/predict HTTP/1.1\r\nHost: 127.0.0.1\r\n"
     contents = [
         *(b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01", b"GET / HTTP/9\r\n\r\n", b"\0" * 1000),

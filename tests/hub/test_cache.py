@@ -110,7 +110,7 @@ def test_a_damaged_record_is_ignored(
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, "\x00", '{"url": 1'])
-def test_a_record_that_is_no_record_is_ignored(text: str, server: Server) -> None:
+def test_a_record_of_another_form_is_ignored(text: str, server: Server) -> None:
     spec = fetch_one(server)
     record_path(spec.sources[0]).write_text(text)
     assert fetch_weights(spec).read_bytes() == WEIGHTS

@@ -80,7 +80,7 @@ def test_an_invalid_redirect_is_one_clear_error(target: bytes, folder: Path) -> 
 
 
 @pytest.mark.parametrize("value", [b"\xb2", b"\xb9\xb2", b"1e5", b"+3", b"", b"Thu, 99 Foo"])
-def test_a_retry_after_that_is_no_number_is_ignored(value: bytes, folder: Path) -> None:
+def test_a_retry_after_that_is_not_a_number_is_ignored(value: bytes, folder: Path) -> None:
     message = fail(
         lambda connection, head: respond(connection, status=b"503 No", Retry_After=value), folder
     )
@@ -163,7 +163,7 @@ def test_a_server_that_sends_a_byte_at_a_time_ends_the_download(
     assert time.monotonic() - start_time < 15
 
 
-def test_a_byte_and_then_silence_is_no_progress(
+def test_a_byte_and_then_silence_is_not_progress(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_module, "TIMEOUT", (1, 1.2))  # the first second is free

@@ -90,7 +90,7 @@ class TestPathsOfUsers:
         paths = write_images(tmp_path / "x", 2)
         assert names("~/x") == names("~/x/*.png") == [str(path) for path in paths]
 
-    def test_brackets_in_folders_are_no_pattern(self, tmp_path: Path) -> None:
+    def test_brackets_in_folders_are_not_a_pattern(self, tmp_path: Path) -> None:
         paths = write_images(tmp_path / "photos [1]" / "a[b]", 2)
         for pattern in ("a[b]/*.png", "a[b]/000[01].png", "*/*.png", "**/*.png", "**", "a[b]"):
             assert names(f"{tmp_path}/photos [1]/{pattern}") == [str(path) for path in paths]

@@ -246,7 +246,7 @@ class TestShards:
         save_file({**load_file(second), **extra}, second)
         with pytest.raises(
             CheckpointError,
-            match=f"does not hold the tensors that {INDEX_FILE} lists; "
+            match=f"does not contain the tensors that {INDEX_FILE} lists; "
             f"they differ in {next(iter(extra))}",
         ):
             load_model(VIT_SPEC, weights=folder / INDEX_FILE)

@@ -76,7 +76,7 @@ def test_a_signed_repository_is_verified(
         ({"custom_code.py": b""}, "not signed: custom_code.py"),
         ({"README.md": None}, "missing: README.md"),
         ({"config.json": b"{"}, "config.json is not the signed file"),
-        ({"model.sig": b"{"}, "model.sig is no signature by Model Signing 1.x"),
+        ({"model.sig": b"{"}, "model.sig is not a signature of Model Signing 1.x"),
     ],
 )
 def test_a_changed_repository_is_refused(

@@ -176,7 +176,7 @@ class TestKeys:
             load_model(folder, trusted_key=keys.public)
 
     @pytest.mark.parametrize("content", [b"", b"\xff" * 99, b"x" * 10**5, b"-----BEGIN PUBLIC KEY"])
-    def test_a_file_that_is_no_key_is_refused(
+    def test_a_file_that_is_not_a_key_is_refused(
         self, content: bytes, folder: Path, tmp_path: Path
     ) -> None:
         path = tmp_path / "key.pem"

@@ -193,8 +193,8 @@ def _read_csv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
         header = next(reader, None)
     except csv.Error as error:
         raise ConfigError(
-            f"the first line of {path} does not hold the names of columns: {error}; lines must end "
-            "with a line feed, and a name has at most 131,072 characters"
+            f"the first line of {path} does not contain the names of columns: {error}; lines "
+            "must end with a line feed, and a name has at most 131,072 characters"
         ) from None
     if header is None:
         return (), _parse_yfcc  # an empty file: the parser is never called

@@ -86,7 +86,7 @@ def test_a_shard_that_is_listed_twice_and_too_many_classes_are_refused(
     "text",
     ["", "[" * 100_000, '{"a":' * 100_000, "[]", "1", "null", '"text"', "\ud800", "9" * 5000],
 )
-def test_a_file_that_is_no_manifest_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_manifest_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text, "utf-8", "surrogatepass")
     with pytest.raises(ConfigError, match=r"manifest.json is not the manifest of packed shards: ."):
         find_shards(tmp_path)
