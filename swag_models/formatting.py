@@ -71,6 +71,12 @@ def describe(value: object) -> str:
         return "with thousands of digits"
 
 
+def describe_error(error: BaseException) -> str:
+    """Return the reason in an error, in one line: without the number and file of an OSError."""
+    text = getattr(error, "strerror", None) or str(error)
+    return next(iter(str(text).splitlines()), type(error).__name__)
+
+
 def _escape_character(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 

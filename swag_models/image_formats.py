@@ -16,6 +16,7 @@ from typing import IO, cast
 from PIL import Image, UnidentifiedImageError
 
 from swag_models.errors import ConfigError, ImageError
+from swag_models.formatting import describe_error
 from swag_models.paths import open_regular
 
 # Name of each format in Pillow -> suffixes of its files. Formats that Pillow hands to a program
@@ -99,8 +100,7 @@ def image_errors(name: str) -> Iterator[None]:
     # Pillow's decoders raise errors of any type for damaged files, such as RuntimeError,
     # NotImplementedError, IndexError, AssertionError, MemoryError, struct.error and zlib.error.
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ImageError(f"{name} cannot be read: {reason}") from None
+        raise ImageError(f"{name} cannot be read: {describe_error(error)}") from None
 
 
 @contextmanager

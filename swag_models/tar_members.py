@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe_error
 from swag_models.paths import open_regular
 
 try:
@@ -116,9 +117,3 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
             f"{path} cannot be read as an uncompressed tar file: {describe_error(error)}"
         ) from None
     return members
-
-
-def describe_error(error: Exception) -> str:
-    """Return the reason in an error, in one line."""
-    text = getattr(error, "strerror", None) or str(error)
-    return str(text).splitlines()[0] if text else type(error).__name__

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe_error
 from swag_models.paths import expand_path, open_regular
 
 logger = logging.getLogger("swag_models")
@@ -99,8 +100,7 @@ def read_auth_file(path: str | os.PathLike[str]) -> dict[str, str]:
             raise ConfigError(f"{path} is larger than 1 MiB; write lines of user:password")
         lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read the users from {path}: {reason}") from None
+        raise ConfigError(f"cannot read the users from {path}: {describe_error(error)}") from None
     if mode & 0o077:
         logger.warning("other users of this machine can read %s; run: chmod 600 %s", path, path)
     users: dict[str, str] = {}

@@ -166,9 +166,7 @@ class Guard:
         if path == API + "upload_progress" and reads:  # uploads are too short to report progress
             return Response('data: {"msg": "done"}\n\n', media_type="text/event-stream")
         if path == API + "run/predict" and method == "POST":
-            content_type = request.headers.get("content-type", "")
-            if content_type.partition(";")[0].strip().lower() != "application/json":
-                raise RefusedError(415, "the content is not application/json")
+            _check_content_type(request, "application/json")
             body.limit = MAX_CALL
             content = await _limit_time(request.body(), MAX_CALL_TIME)
             return self.pass_on(json.dumps(parse_call(content, self.handlers)).encode())
@@ -214,9 +212,7 @@ class Guard:
 
     async def receive_upload(self, request: Request, body: "Body", owner: str) -> Response:
         """Store the files of a form; the response contains their paths, as Gradio's does."""
-        content_type = request.headers.get("content-type", "")
-        if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
-            raise RefusedError(415, "an upload is not multipart/form-data")
+        _check_content_type(request, "multipart/form-data")
         body.limit = MAX_UPLOAD
         try:
             return await self.store_form(request, owner)
@@ -275,6 +271,12 @@ class Guard:
             await self.app(checked, replay, send_with_cookie)
 
         return respond
+
+
+def _check_content_type(request: Request, expected: str) -> None:
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != expected:
+        raise RefusedError(415, f"the content is not {expected}")
 
 
 async def _limit_time(work: Awaitable[T], seconds: float) -> T:

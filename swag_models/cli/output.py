@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Iterator
 
 from swag_models.errors import MAX_MESSAGE, OutputError
 from swag_models.formatting import escape_unprintable
@@ -68,23 +69,26 @@ def print_data(text: str) -> None:
     Raises:
         OutputError: stdout cannot be written, for example because its disk is full.
     """
-    try:
+    with _stdout_errors():
         print(text, flush=True)
-    except BrokenPipeError:  # the program that reads stdout, for example `head`, has ended
-        raise
-    except OSError as error:
-        raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 
 
 def flush_data() -> None:
     """Write what is still buffered for stdout; raises as `print_data`."""
     if sys.stdout is not None:
-        try:
+        with _stdout_errors():
             sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputError(f"stdout cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _stdout_errors() -> Iterator[None]:
+    """Raise OutputError for an error of writing to stdout in the `with` block."""
+    try:
+        yield
+    except BrokenPipeError:  # the program that reads stdout, for example `head`, has ended
+        raise
+    except OSError as error:
+        raise OutputError(f"stdout cannot be written: {error.strerror}") from None
 
 
 def discard_data() -> None:

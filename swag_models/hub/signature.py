@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, SignatureError
+from swag_models.formatting import describe_error
 from swag_models.paths import expand_path, open_regular
 from swag_models.runtime import import_extra
 
@@ -158,7 +159,7 @@ def read_key_file(path: str | os.PathLike[str], option: str) -> bytes:
         with open_regular(path) as file:
             content = file.read(MAX_KEY_SIZE + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read {option} {path}: {error.strerror or error}") from None
+        raise ConfigError(f"cannot read {option} {path}: {describe_error(error)}") from None
     if len(content) > MAX_KEY_SIZE:
         raise ConfigError(describe_key(path, "is too large for a key"))
     return content

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swag_models.errors import SignatureError
-from swag_models.formatting import list_names
+from swag_models.formatting import describe_error, list_names
 from swag_models.hub.hf_format import SIGNATURE_FILE
 from swag_models.hub.signature import parse_signature
 from swag_models.paths import open_regular
@@ -208,7 +208,7 @@ def list_files(
                     _check_entry(folder, name, entry, store)
                     files[name] = folder / name
     except OSError as error:
-        raise SignatureError(f"cannot read {folder}: {error.strerror or error}") from None
+        raise SignatureError(f"cannot read {folder}: {describe_error(error)}") from None
     return dict(sorted(files.items(), key=lambda item: item[0].split("/")))
 
 
@@ -247,7 +247,7 @@ def _hash_file(path: Path) -> HashedFile:
                 digest.update(buffer[:count])
             after = _read_state(os.fstat(file.fileno()))
     except OSError as error:
-        raise SignatureError(f"cannot read {path}: {error.strerror or error}") from None
+        raise SignatureError(f"cannot read {path}: {describe_error(error)}") from None
     if after != state:
         raise SignatureError(f"{path} was changed while it was read; try again")
     return HashedFile(path, digest.hexdigest(), state)
@@ -267,7 +267,7 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
         with open_regular(path) as file:
             content = file.read(-1 if limit is None else limit + 1)
     except OSError as error:
-        raise SignatureError(f"cannot read {path}: {error.strerror or error}") from None
+        raise SignatureError(f"cannot read {path}: {describe_error(error)}") from None
     if limit is not None and len(content) > limit:
         raise SignatureError(f"{path} is larger than {limit} bytes")
     return content

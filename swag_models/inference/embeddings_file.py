@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from swag_models.atomic import atomic_write, write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe_error
 from swag_models.inference.predict import Embeddings, Skipped
 from swag_models.paths import expand_path
 from swag_models.runtime import import_extra
@@ -57,7 +58,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
                 f"{metadata['width']}"
             )
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = describe_error(error)
         raise ConfigError(f"{path} cannot be read: {reason}; embed the images again") from None
     return Embeddings(torch.from_numpy(values), names, skipped)
 

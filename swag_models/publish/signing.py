@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError, PublishError, SignatureError
+from swag_models.formatting import describe_error
 from swag_models.hub.hf_format import SIGNATURE_FILE
 from swag_models.hub.signature import (
     MEDIA_TYPE,
@@ -84,7 +85,7 @@ def write_signature(
         with atomic_write(path, unique=True) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        raise PublishError(f"cannot write {path}: {error.strerror or error}") from None
+        raise PublishError(f"cannot write {path}: {describe_error(error)}") from None
     return path
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from swag_models.errors import ConfigError, OutputError
+from swag_models.formatting import describe_error
 from swag_models.runtime import import_extra
 
 
@@ -25,18 +26,13 @@ def duckdb_errors(damage: str, fix: str = "") -> Iterator[None]:
         yield
     except duckdb.OutOfMemoryException as error:
         raise ConfigError(
-            f"the memory limit is too low for DuckDB ({first_line(error)}); "
+            f"the memory limit is too low for DuckDB ({describe_error(error)}); "
             "raise --memory or lower --threads"
         ) from None
     except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
         raise OutputError(
-            f"DuckDB cannot read or write ({first_line(error)}); "
+            f"DuckDB cannot read or write ({describe_error(error)}); "
             "finished work is kept: rerun the same command to resume"
         ) from None
     except duckdb.Error as error:
-        raise ConfigError(f"{damage}: {first_line(error)}{fix and f'; {fix}'}") from None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its name if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(f"{damage}: {describe_error(error)}{fix and f'; {fix}'}") from None

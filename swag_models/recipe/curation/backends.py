@@ -17,7 +17,8 @@ import pyarrow.parquet
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError
-from swag_models.recipe.database import duckdb_errors, first_line
+from swag_models.formatting import describe_error
+from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import find_versions
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def _open_duckdb(scratch: Path, memory: str | None, threads: int | None) -> Duck
         connection = ibis.duckdb.connect(**settings)
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise ConfigError(
-            f"invalid memory {memory!r} or threads {threads!r}: {first_line(error)}; "
+            f"invalid memory {memory!r} or threads {threads!r}: {describe_error(error)}; "
             "use for example --memory 4GB --threads 2"
         ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it would be printed on stdout

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe_error
 from swag_models.hub.download import hash_file
 from swag_models.paths import expand_location, expand_path
 from swag_models.recipe.data.urls import read_all
 from swag_models.runtime import count_cpus
-from swag_models.tar_members import describe_error
 
 MANIFEST_FORMAT = 1
 MANIFEST_FILE = "manifest.json"
