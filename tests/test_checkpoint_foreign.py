@@ -148,6 +148,13 @@ def test_a_foreign_file_is_named(
     assert word in reject(tmp_path / name)
 
 
+@pytest.mark.parametrize("size", [9, 15, 64, 200])
+def test_a_safetensors_file_cut_short_is_named(size: int, tmp_path: Path) -> None:
+    save_file(tiny("vit").state_dict(), tmp_path / "x.safetensors")
+    os.truncate(tmp_path / "x.safetensors", size)
+    assert "safetensors, cut short" in reject(tmp_path / "x.safetensors")
+
+
 def nest(depth: int) -> bytes:
     return b"\x80\x02" + b")" + b"\x85" * depth + b"."
 
@@ -381,7 +388,7 @@ def test_positions_of_a_rectangle_are_noticed(
     torch.save(state, tmp_path / "square.pth")
     load_model("vit_nano_hashtags", weights=tmp_path / "square.pth")
     assert "do not look like it" not in caplog.text
-    for grid in ((4, 9), (9, 4)):
+    for grid in ((4, 9), (9, 4), (3, 12), (12, 3)):
         caplog.clear()
         state["pos_embed"] = resize_position_embedding(model.pos_embed.detach(), (6, 6), grid)
         torch.save(state, tmp_path / "oblong.pth")
