@@ -4,6 +4,12 @@ INPLACE = "the result is the same; in place saves memory"
 
 EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     (
+        "state_dict.py",
+        "if min(differences.values(), default=0) < MAX_RATIO * differences.get(columns, math.inf):",
+        "if min(differences.values(), default= 1) < MAX_RATIO * differences.get(columns, math.inf):",
+        "without any difference the other side is infinite",
+    ),
+    (
         "layouts.py",
         "@cache",
         "",
