@@ -24,7 +24,8 @@ INTRODUCTION = """\
 
 `make faults` gives this library damaged and hostile inputs and counts the outcomes. Seeds are
 fixed. `FAULTS_SCALE=0.02 make faults` runs 2% of the cases. Inputs that once caused a defect are
-regression tests in the default suite (`make test`).
+regression tests in the default suite (`make test`). Whether that suite notices changed code is
+measured by [mutation testing](../tests/mutants/README.md) (`make mutants`).
 
 | outcome | meaning |
 |---|---|
