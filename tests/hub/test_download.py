@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import uuid
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from itertools import pairwise
@@ -294,6 +295,17 @@ def test_the_longest_part_whose_version_is_known_is_resumed(folder: Path) -> Non
     part.claim()
     assert (part.validator, part.size, part.num_responses) == ("", 0, 0)
     assert {path.name for path in folder.iterdir()} == {"key.a..part", "key.d.z.part"}
+
+
+def test_two_processes_never_write_to_one_new_part(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(parents=True)
+    one = uuid.UUID(int=1)
+    monkeypatch.setattr(uuid, "uuid4", lambda: one)
+    PartFile(folder, "key").start("v")
+    with pytest.raises(FileExistsError):
+        PartFile(folder, "key").start("v")
 
 
 def test_all_parts_of_a_key_are_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

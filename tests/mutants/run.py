@@ -259,9 +259,9 @@ def test_module(module: str, options: argparse.Namespace) -> None:
         if outcome != "killed":
             print(f"  {outcome}, line {mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
         sys.stdout.flush()
+        record = {"module": module, "mutants": len(mutants), "results": results}
+        record_path.write_text(json.dumps(record, indent=1))
     path.write_text(source, "utf-8")
-    record = {"module": module, "mutants": len(mutants), "results": results}
-    record_path.write_text(json.dumps(record, indent=1))
 
 
 def main() -> None:
