@@ -148,6 +148,12 @@ def test_a_foreign_file_is_named(
     assert word in reject(tmp_path / name)
 
 
+def test_the_first_16_bytes_of_an_unknown_format_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").write_bytes(b"0123456789abcdefg")
+    shown = "it starts with b'0123456789abcdef' (neither safetensors nor torch.save)"
+    assert reject(tmp_path / "x.pth").endswith(shown)
+
+
 @pytest.mark.parametrize("size", [9, 15, 64, 200])
 def test_a_safetensors_file_cut_short_is_named(size: int, tmp_path: Path) -> None:
     save_file(tiny("vit").state_dict(), tmp_path / "x.safetensors")
