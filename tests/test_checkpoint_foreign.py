@@ -148,6 +148,13 @@ def test_a_foreign_file_is_named(
     assert word in reject(tmp_path / name)
 
 
+def test_three_odd_tensors_are_named(tmp_path: Path) -> None:
+    state = tiny("vit").state_dict()
+    torch.save({name: tensor.cfloat() for name, tensor in state.items()}, tmp_path / "x.pth")
+    message = reject(tmp_path / "x.pth")
+    assert message.count("is torch.complex64") == 3
+
+
 def test_the_first_16_bytes_of_an_unknown_format_are_shown(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"0123456789abcdefg")
     shown = "it starts with b'0123456789abcdef' (neither safetensors nor torch.save)"
