@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from swag_models.errors import ConfigError, OutputError, SwagModelsError
+from swag_models.formatting import describe_error
 
 logger = logging.getLogger("swag_models")
 
@@ -178,7 +179,7 @@ def disk_errors(path: Path, *, resumable: bool = False) -> Iterator[None]:
         raise
     except OSError as error:
         hint = "; finished work is kept: rerun the same command to resume" if resumable else ""
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}{hint}") from None
+        raise OutputError(f"{path} cannot be written: {describe_error(error)}{hint}") from None
 
 
 class WorkFolder:

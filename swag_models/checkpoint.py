@@ -17,7 +17,7 @@ from torch import Tensor
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
-from swag_models.formatting import list_names
+from swag_models.formatting import describe_error, list_names
 from swag_models.hub.hf_format import INDEX_FILE, read_index
 from swag_models.hub.safetensors_header import is_safetensors, read_header
 from swag_models.layouts import find_unknown_keys, translate_layout
@@ -210,7 +210,7 @@ def _named_errors(path: Path) -> Iterator[None]:
             raise
         raise CheckpointError(f"{path} cannot be read as a weight file: {reason}") from None
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = describe_error(error)
         raise CheckpointError(f"cannot read weight file {path}: {reason}") from None
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from swag_models.errors import CacheError, FetchError, HashMismatchError
+from swag_models.formatting import describe_error
 from swag_models.hub.part_file import CHUNK_SIZE, PartFile
 from swag_models.hub.transport import RetryableError, check_url, open_session, receive
 from swag_models.spec import Progress
@@ -105,7 +106,7 @@ def download(
             with contextlib.suppress(OSError):
                 part.discard()
         raise CacheError(
-            f"cannot write to {folder}: {error.strerror or error}; free some space, "
+            f"cannot write to {folder}: {describe_error(error)}; free some space, "
             "or set SWAG_MODELS_CACHE to another folder"
         ) from None
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from swag_models.decoding import parse_json
 from swag_models.errors import CheckpointError, ConfigError
-from swag_models.formatting import describe
+from swag_models.formatting import describe, describe_error
 from swag_models.paths import open_regular
 from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 
@@ -181,7 +181,7 @@ def read_index(path: Path) -> Index:
         invalid = sorted(describe(name) for name in names if not _is_shard_name(name))
         shards = {} if invalid else {name: hashes.get(name) for name in sorted(set(names))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = describe_error(error)
         raise CheckpointError(f"{path} is not an index of a sharded model: {reason}") from None
     if len(shards) > MAX_SHARDS:
         raise CheckpointError(f"{path} names {len(shards):,} files; allowed: {MAX_SHARDS:,}")

@@ -17,7 +17,7 @@ from swag_models.errors import (
     check_minimum,
     check_types,
 )
-from swag_models.formatting import describe
+from swag_models.formatting import describe, describe_error
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import (
     CARD_FILE,
@@ -227,4 +227,4 @@ def _publish_errors(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PublishError(f"cannot {action}: {error.strerror or error}") from None
+        raise PublishError(f"cannot {action}: {describe_error(error)}") from None

@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe_error
 
 COMMAND_PREFIX = "pipe:"
 PROTOCOL_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -108,7 +109,7 @@ class _Download:
         except OSError:
             raise
         except _list_network_errors() as error:
-            raise OSError(f"the download failed: {str(error).splitlines()[0]}") from None
+            raise OSError(f"the download failed: {describe_error(error)}") from None
 
     def close(self) -> None:
         self._stream.close()
@@ -151,7 +152,7 @@ def _open_fsspec(url: str) -> Any:
     except OSError:
         raise
     except _list_network_errors() as error:
-        raise OSError(f"cannot be opened: {str(error).splitlines()[0]}") from None
+        raise OSError(f"cannot be opened: {describe_error(error)}") from None
 
 
 def _list_network_errors() -> tuple[type[Exception], ...]:

@@ -17,6 +17,7 @@ import torch.distributed as torch_dist
 from torch import nn
 
 from swag_models.errors import ConfigError, OutputError, SwagModelsError, TrainingError
+from swag_models.formatting import describe_error
 from swag_models.models import Backbone
 from swag_models.models.layers import Blocks
 from swag_models.recipe.config import Engine
@@ -88,7 +89,7 @@ def run_on_main(
             answer[1] = error
         except OSError as error:
             name = path or error.filename or "a file"
-            answer[1] = OutputError(f"{name} cannot be written: {error.strerror or error}")
+            answer[1] = OutputError(f"{name} cannot be written: {describe_error(error)}")
     torch_dist.broadcast_object_list(answer, src=0, group=group)
     if answer[1]:
         raise answer[1]
@@ -129,7 +130,7 @@ def init_distributed() -> Iterator[DistContext]:
             store = torch_dist.HashStore()  # type: ignore[attr-defined]
             torch_dist.init_process_group(backend, store=store, rank=0, world_size=1)
     except (ValueError, torch_dist.DistError) as error:
-        reason = str(error).splitlines()[0]
+        reason = describe_error(error)
         raise ConfigError(
             f"rank {rank} cannot connect to the other ranks ({reason}); "
             "use torchrun, or set MASTER_ADDR and MASTER_PORT to a free port of rank 0"

@@ -11,6 +11,7 @@ from typing import Any
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe_error
 from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.runtime import import_extra
@@ -73,7 +74,7 @@ def open_grouped_images(
         raise
     except (OSError, ValueError, csv.Error) as error:
         # JSON, UTF-8 and pyarrow raise ValueErrors, whose message has several lines or none
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = describe_error(error)
         raise ConfigError(f"{path} cannot be read: {reason}") from None
     for name, option in ((group_column, "group"), (path_column, "path")):
         if name not in column_names:
