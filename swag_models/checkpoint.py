@@ -45,6 +45,7 @@ OTHER_FORMATS = {
     b"\x89HDF": "HDF5, for example of Keras",
     b"\x93NUMPY": "a NumPy array",
     b"GGUF": "GGUF",
+    b"{": f"JSON; of a sharded model, only an index named {INDEX_FILE} is read",
     b"\x08": "perhaps ONNX",
 }
 # torch's dtype for the names of safetensors; getattr, because older torch lacks some.

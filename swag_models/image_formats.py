@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import IO, cast
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffTags, UnidentifiedImageError
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import describe_error
@@ -52,16 +52,17 @@ PROGRAM_FORMATS = ("EPS", "WMF")
 MAX_PIXELS_VARIABLE = "SWAG_MODELS_MAX_PIXELS"
 MAX_SIDE = 65_535  # pixels; the limit of JPEG. Pillow takes half a minute for 89 million rows.
 MAX_FILE_BYTES = 1 << 30
-# Pillow decodes these in Python, about a million pixels per second.
-SLOW_FORMATS = ("QOI", "DDS")
+# A million pixels take Pillow about a second where its decoder is written in Python, as for QOI,
+# and for some kinds of DDS, BMP and PPM.
 MAX_SLOW_PIXELS = 1 << 22
 # Pillow joins the parts of a comment one by one, so the time grows with the square of their number.
 MAX_HEADER_READS = 4000
-# Each tag of EXIF can refer to all of its bytes, so the memory can grow with their square.
-MAX_EXIF_BYTES = 1 << 17  # twice what one segment of a JPEG can hold
-MAX_SCANS = 100  # of a progressive JPEG; each processes all pixels, and about 10 are usual
+MAX_EXIF_BYTES = 1 << 22  # in the segments of a JPEG
+MAX_SCANS = 100  # of a progressive JPEG; each goes through all pixels, and about 10 are usual
 TOO_MUCH_METADATA = "it has too much metadata; save it without"
-TIFF_HEADER = re.compile(rb"II\*\0|MM\0\*")
+TIFF_HEADER = re.compile(rb"II\*\0|MM\0\*|MM\*\0|II\0\*")  # Pillow accepts the last two as well
+# Begins a segment of a JPEG. Other bytes after FF are data, restart markers and padding.
+SEGMENT = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 EXIF_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes
 # Start of a file -> its kind, for messages
 OTHER_KINDS = {
@@ -126,21 +127,39 @@ def open_image(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Image.Ima
         _check_start(file)
         max_pixels = get_max_pixels()
         with _identify(file) as image:
+            if image.format == "TIFF":  # decoding would read it, without a limit
+                _read_tiff_exif(image)
             file.limited = False
             pixels = image.width * image.height
             if max_pixels is not None and pixels > max_pixels:
                 raise Image.DecompressionBombError
             _check_side(*image.size)
-            if image.format in SLOW_FORMATS and pixels > MAX_SLOW_PIXELS:
+            if pixels > MAX_SLOW_PIXELS and any(
+                tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())
+            ):
                 raise ImageError(
-                    f"it has {pixels} pixels; at most {MAX_SLOW_PIXELS} are read as "
+                    f"it has {pixels} pixels; at most {MAX_SLOW_PIXELS} are read of this kind of "
                     f"{image.format}: convert it to PNG"
                 )
-            if len(image.info.get("exif") or b"") > MAX_EXIF_BYTES:
-                raise ImageError(TOO_MUCH_METADATA)
-            if image.info.get("progressive") and _count_scans(file) > MAX_SCANS:
-                raise ImageError(f"it has more than {MAX_SCANS} scans; save it again")
+            if image.info.get("progressive"):
+                _check_scans(file)
             yield image
+
+
+def read_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image whose pixels have been decoded: 1 is upright.
+
+    Raises:
+        ImageError: reading its EXIF would take too much memory.
+    """
+    content = image.info.get("exif")
+    # ImageMagick writes EXIF as text: three lines, then hexadecimal digits.
+    if content is None and (text := image.info.get("Raw profile type exif")):
+        content = bytes.fromhex("".join(text.split("\n")[3:]))
+    if isinstance(content, bytes):
+        _check_exif(content)
+    orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation
 
 
 def is_image_name(name: str) -> bool:
@@ -181,22 +200,24 @@ class _HeaderReader(io.BufferedReader):
         size = self.seek(0, os.SEEK_END)
         check_file_size(size)
         self.limited = True
-        self._num_reads, self._num_exif_bytes = 0, 0
-        # Some decoders read the whole file at once, after its beginning.
-        self._num_bytes_left = 2 * size + 2**20
+        self._num_reads, self._exif = 0, b""
+        # Some decoders read the whole file at once, after its beginning; and Pillow reads the tags
+        # of a TIFF twice.
+        self._num_bytes_left = 3 * size + 2**20
 
     def read(self, size: int | None = -1, /) -> bytes:
         content = super().read(size)
         if self.limited:
             self._num_reads += 1
             self._num_bytes_left -= len(content)
-            # Pillow joins the EXIF segments of a JPEG and parses them at once.
+            # Pillow joins the EXIF segments of a JPEG, and parses them before the file is open.
             if content.startswith(b"Exif\0\0"):
-                self._num_exif_bytes += len(content)
+                self._exif += content[6:]
+                _check_exif(self._exif)
             if (
                 self._num_reads > MAX_HEADER_READS
                 or self._num_bytes_left < 0
-                or self._num_exif_bytes > MAX_EXIF_BYTES
+                or len(self._exif) > MAX_EXIF_BYTES
             ):
                 raise ImageError(TOO_MUCH_METADATA)
         return content
@@ -270,7 +291,10 @@ def _check_icons(file: io.BufferedReader, count: int) -> None:
 
 
 def _check_exif(content: bytes) -> None:
-    """Check that EXIF tags do not refer to the same bytes repeatedly."""
+    """Check that the tags of EXIF do not refer to the same bytes again and again.
+
+    Pillow reads them all, which would take memory by the square of their number.
+    """
     for match in TIFF_HEADER.finditer(content):
         start, order = match.start(), "<" if match[0].startswith(b"II") else ">"
         num_bytes = 0
@@ -281,7 +305,7 @@ def _check_exif(content: bytes) -> None:
                 _, unit, length = struct.unpack_from(f"{order}HHI", content, entry)
                 size = length * EXIF_UNITS.get(unit, 0)
                 num_bytes += size if size <= len(content) else 0
-        if num_bytes > 2 * len(content) + 2**20:
+        if num_bytes > 2 * len(content) + 2**22:
             raise ImageError(TOO_MUCH_METADATA)
 
 
@@ -292,9 +316,27 @@ def _check_side(width: int, height: int) -> None:
         )
 
 
-def _count_scans(file: io.BufferedReader) -> int:
+def _read_tiff_exif(image: Image.Image) -> None:
+    """Read what Pillow reads of the EXIF of a TIFF when it decodes it; it keeps the result."""
+    exif = image.getexif()
+    for tag in TiffTags.TAGS_V2_GROUPS:
+        if tag in exif and not getattr(image, "is_animated", False):
+            exif.get_ifd(tag)
+
+
+def _check_scans(file: io.BufferedReader) -> None:
+    """Check the number of scans of a JPEG, up to its end: a video may follow."""
     position = file.tell()
     file.seek(0)
-    count = file.read().count(b"\xff\xda")
+    content = file.read()
     file.seek(position)
-    return count
+    num_scans, num_segments, start = 0, 0, 2
+    while match := SEGMENT.search(content, start):
+        start, marker = match.end(), match[0][1]
+        if marker == 0xD9:
+            return
+        num_segments += 1
+        num_scans += marker == 0xDA
+        if num_scans > MAX_SCANS or num_segments > MAX_HEADER_READS:
+            raise ImageError(f"it has more than {MAX_SCANS} scans; save it again")
+        start += int.from_bytes(content[start : start + 2], "big")

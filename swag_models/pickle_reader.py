@@ -18,22 +18,22 @@ SIMPLE = (str, int, float, bytes, type(None))  # types of keys
 # What training scripts store beside a state dict and what is pickled as a call. Like all
 # calls it becomes a placeholder. Calls of other names are rejected, since pickle would run them.
 HARMLESS_CALLS = re.compile(
-    r"argparse\.Namespace|types\.SimpleNamespace|functools\.partial|copyreg\._reconstructor"
+    r"argparse\.Namespace|types\.SimpleNamespace|functools\.partial|copy_?reg\._reconstructor"
     r"|pathlib\.(_local\.)?(Pure)?(Posix|Windows)?Path"
     r"|numpy\.(dtype|ndarray|bool_?|u?int\d+|float\d+|(_?core\.)(multiarray|numeric)"
     r"\.(scalar|_reconstruct|_frombuffer))"
-    r"|numpy\.dtypes\.\w+|numpy\.random\._pickle\.\w+"
+    r"|numpy\.dtypes\.\w+|numpy\.random\.(_pickle|bit_generator)\.\w+"
     r"|datetime\.(datetime|date|time|timedelta|timezone)|zoneinfo\.ZoneInfo\._unpickle"
     r"|decimal\.Decimal|fractions\.Fraction|uuid\.UUID|_codecs\.encode"
     r"|collections\.(defaultdict|Counter|deque|ChainMap)"
     r"|(builtins|__builtin__)\.(set|frozenset|dict|list|tuple|bytearray|bytes|str|int|float|bool"
-    r"|complex|slice|range|object)"
+    r"|complex|slice|x?range|object)"
     r"|torch\.(Size|device|Generator|serialization\._get_layout)"
     r"|torch\.optim\.\w[\w.]*|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
-    r"|torch\.distributed\.(tensor|device_mesh|_shard)\.\w[\w.]*"
+    r"|torch\.distributed\.(tensor|_tensor|device_mesh|_shard|fsdp)\.\w[\w.]*"
     # Packages of training frameworks and of their configurations: enums are pickled as calls.
     r"|(omegaconf|yacs|easydict|addict|munch|ml_collections|mmengine|mmcv|lightning|fvcore"
-    r"|pytorch_lightning|lightning_fabric|torchmetrics|transformers|accelerate|timm)\.\w[\w.]*"
+    r"|pytorch_lightning|lightning_fabric|torchmetrics|transformers|accelerate|timm|torchvision)\.\w[\w.]*"
 )
 
 

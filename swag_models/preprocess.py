@@ -9,11 +9,11 @@ import os
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from swag_models.errors import ImageError
 from swag_models.formatting import describe
-from swag_models.image_formats import PROGRAM_FORMATS, image_errors, open_image
+from swag_models.image_formats import PROGRAM_FORMATS, image_errors, open_image, read_orientation
 from swag_models.spec import Preprocess
 
 if TYPE_CHECKING:
@@ -70,9 +70,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError("it has no pixels")
     if image.format in PROGRAM_FORMATS:
         raise ImageError(f"{image.format} is not read; convert it to JPEG or PNG")
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image.load()  # a PNG may state its orientation after the pixels, and a TIFF is made upright
     kind = image.format  # not kept by `transpose`
-    if (transposition := TRANSPOSITIONS.get(orientation)) is not None:
+    if (transposition := TRANSPOSITIONS.get(read_orientation(image))) is not None:
         info = image.info
         image = image.transpose(transposition)
         # Drop the orientation, so that later code does not rotate the image a second time.
@@ -89,7 +89,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # Blend with white: Pillow's own conversion would show the colours of transparent pixels.
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    image.load()
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

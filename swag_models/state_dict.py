@@ -301,7 +301,7 @@ def _warn_of_rectangle(position: Tensor, learned_grid: tuple[int, int] | None, o
     A state dict does not say whether 36 positions are 6x6 or 4x9. But positions below each other
     learn similar embeddings, so that a wrong number of columns shows in larger differences.
     """
-    tokens = max(position.shape[1] - 1, 0) if position.ndim == 3 else 0
+    tokens = position.shape[1] - 1 if position.ndim == 3 and len(position) == 1 else 0
     side = math.isqrt(tokens)
     rows, columns = learned_grid or (side, side)
     if tokens < 9 or rows * columns != tokens:

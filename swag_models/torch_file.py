@@ -218,9 +218,13 @@ def _make_reader(
             raise CheckpointError("its pickle has views of storages; save it with torch >= 1.0")
         return find_storage(str(key), DTYPES[match[1]], size)
 
-    def rebuild(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
+    def rebuild(
+        storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any
+    ) -> StoredTensor | OddTensor:
         if not isinstance(storage, Storage) or storage.dtype is None:
             raise CheckpointError("its pickle has a tensor without storage")
+        if any(isinstance(value, dict) and value.get("neg") for value in rest):
+            return OddTensor("a view of negated values")
         return StoredTensor(storage, storage.dtype, offset, shape, stride)
 
     def rebuild_untyped(

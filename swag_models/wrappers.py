@@ -75,7 +75,9 @@ def find_state_dict(
         CheckpointError: there is no state dict of a ViT or RegNet, or several.
         UnsafeCheckpointError: there is none, but the file contains a pickled model.
     """
-    candidates = list(_find_candidates(content))
+    found = list(_find_candidates(content))
+    # Shapes and learning rates are listed by the same names, for example by DeepSpeed.
+    candidates = [c for c in found if any(map(_is_tensor, c.select().values()))] or found
     if not candidates:
         if objects:
             raise UnsafeCheckpointError(

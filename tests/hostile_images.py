@@ -1,4 +1,4 @@
-"""Image files that make a decoder fail, run a program, or work for minutes. Each has a few KB."""
+"""Image files that make a decoder fail, run a program, or work for minutes. Most have a few KB."""
 
 from __future__ import annotations
 
@@ -89,6 +89,46 @@ def make_avif_exif() -> bytes:
     return encode("AVIF", exif=harmless).replace(harmless, exif)  # Pillow would read the tags
 
 
+def make_swapped_header(exif: bytes) -> bytes:
+    """Give EXIF a header that is not valid TIFF, but that Pillow accepts."""
+    return exif[:2] + exif[3:1:-1] + exif[4:]
+
+
+def make_late_exif() -> bytes:
+    png, chunk = make_png(1, 1, bytes(2)), make_chunk(b"eXIf", make_exif(40_000, 500_000))
+    return png[:-12] + chunk + png[-12:]
+
+
+def make_text_exif() -> bytes:
+    """Make a PNG with EXIF as text, as ImageMagick writes it."""
+    text = f"\nexif\n{500_000:8}\n{make_exif(40_000, 500_000).hex()}"
+    content = b"Raw profile type exif\0\0" + zlib.compress(text.encode())
+    return make_png(1, 1, bytes(2), make_chunk(b"zTXt", content))
+
+
+def make_webp_exif() -> bytes:
+    exif = make_exif(10_000, 1_000_000)
+    harmless = b"II*\0\x08\0\0\0" + bytes(len(exif) - 8)
+    return encode("WEBP", exif=harmless).replace(harmless, exif)
+
+
+def make_tiff_exif(tag: int) -> bytes:
+    """Make a TIFF whose own tags are harmless, and refer to a table of other tags."""
+    exif = make_exif(3000, 900_000)
+    tags = {256: (3, 3), 257: (3, 3), 258: (3, 8), 259: (3, 1), 262: (3, 1), 273: (4, 8)}
+    tags |= {278: (3, 3), 279: (4, 9), tag: (4, 8 + 900_000)}
+    entries = [struct.pack("<HHII", key, kind, 1, value) for key, (kind, value) in tags.items()]
+    table = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return exif[:4] + struct.pack("<I", len(exif)) + exif[8:] + table
+
+
+def make_bmp_rows() -> bytes:
+    """Make a compressed BMP whose rows end after their first pixel."""
+    rows = b"\1\1\0\0" * 9000 + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, 9000, 9000, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + bytes(1024) + rows
+
+
 # Each is refused at once. The numbers are what Pillow does with them.
 BOMBS: dict[str, Callable[[], bytes]] = {
     "wide png": lambda: make_png(ROWS, 1),  # MemoryError, or 360 MB for 57 bytes
@@ -105,6 +145,17 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "exif of a jpeg": make_many_exif_segments,  # 20 GB
     "exif of a png": lambda: make_png(1, 1, bytes(2), make_chunk(b"eXIf", make_exif(9999, 10**6))),
     "exif of an avif": make_avif_exif,  # 40 GB
+    "exif of a webp": make_webp_exif,  # 10 GB
+    "exif after the pixels of a png": make_late_exif,  # 20 GB
+    "exif of a png as text": make_text_exif,  # 20 GB
+    "exif of a png with a swapped header": lambda: make_png(
+        1, 1, bytes(2), make_chunk(b"eXIf", make_swapped_header(make_exif(9999, 10**6)))
+    ),
     "tags of a tiff": make_tiff_tags,  # 40 GB
+    "exif of a tiff": lambda: make_tiff_exif(0x8769),  # 3 GB
+    "gps of a tiff": lambda: make_tiff_exif(0x8825),
+    "rows of a bmp": make_bmp_rows,  # 10 s
+    "plain pgm": lambda: b"P2 4000 4000 255\n" + b"1 " * 16_000_000,  # 6 s
+    "pgm of 7 bits": lambda: b"P5 4000 4000 100\n" + bytes(16_000_000),  # 14 s
     "large qoi": lambda: b"qoif" + struct.pack(">IIBB", 9000, 9000, 3, 0) + b"\xfd" * 2_000_000,
 }

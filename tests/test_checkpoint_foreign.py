@@ -68,8 +68,9 @@ def reject(path: Path, **options: Any) -> str:
         (lambda x: x.bool(), "torch.bool"),
         (lambda x: x.to(torch.uint16), "torch.uint16"),
         (lambda x: [x], "a list"),
+        (lambda x: torch._neg_view(x), "a view of negated values"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_an_odd_tensor_is_rejected_by_name(
     make: Callable[[Tensor], Any], kind: str, options: dict[str, Any], tmp_path: Path
@@ -88,6 +89,15 @@ def test_integers_in_place_of_weights_are_rejected_by_name(
     state["norm.weight"] = state["norm.weight"].to(dtype)
     save_file(state, tmp_path / "odd.safetensors")
     with pytest.raises(CheckpointError, match=rf"wrong kinds norm.weight {dtype}"):
+        load_model(VIT_SPEC, weights=tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("name", ["pos_embed", "cls_token", "norm.weight"])
+def test_a_tensor_without_values_is_rejected_by_name(name: str, tmp_path: Path) -> None:
+    state = tiny("vit").state_dict()
+    state[name] = state[name][:0]
+    save_file(state, tmp_path / "odd.safetensors")
+    with pytest.raises(CheckpointError, match=rf"wrong shapes {name} \(0"):
         load_model(VIT_SPEC, weights=tmp_path / "odd.safetensors")
 
 

@@ -21,6 +21,7 @@ import timm
 import torch
 from tiny import TINY_SPECS, VIT_SPEC, tiny, torchvision_twin
 from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
 
 from swag_models import load_model
 from swag_models.checkpoint import convert_checkpoint, read_state_dict
@@ -78,6 +79,9 @@ def assert_same(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         frozenset({3}),
         1 + 2j,
         slice(3),
+        range(3),
+        np.random.default_rng(0),
+        InterpolationMode.BICUBIC,
         torch.device("cpu"),
         torch.Size([2]),
         Settings(),
@@ -254,6 +258,19 @@ def test_an_ambiguous_checkpoint_is_rejected_with_the_way_to_choose(
     load_model(TINY_SPECS["regnet"], weights=path, weights_key=names[1])
     with pytest.raises(CheckpointError, match=f"no state dicts at key 'x'; allowed: {names[0]}"):
         read_state_dict(path, key="x")
+
+
+@pytest.mark.parametrize(
+    "describe", [lambda x: x.shape, lambda x: 0.5, lambda x: {"exp_avg": x}], ids=range(3)
+)
+def test_values_of_other_kinds_by_the_same_names_are_no_state_dict(
+    describe: Callable[[Tensor], Any], tmp_path: Path
+) -> None:
+    state = tiny("vit").state_dict()
+    # DeepSpeed writes the shapes as a list of dicts, other trainers write rates or moments.
+    others = collections.OrderedDict((name, describe(x)) for name, x in state.items())
+    path = save({"param_shapes": [others], "module": state}, tmp_path / "x.pt")
+    assert_same(read_state_dict(path), state)
 
 
 def test_two_names_of_one_model_are_not_ambiguous(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import hostile_images
 import numpy as np
 import pytest
 from hostile_images import encode
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.image_formats import FORMATS, IMAGE_SUFFIXES, get_max_pixels, image_errors
@@ -105,6 +105,52 @@ def test_large_but_ordinary_metadata_is_read() -> None:
     gif = encode("GIF", comment=b"x" * 100_000)
     assert read_image(io.BytesIO(gif)).size == (16, 12)
     assert read_image(io.BytesIO(hostile_images.make_png(1, 65_535, bytes(2 * 65_535))))
+
+
+def make_photo(kind: str) -> bytes:
+    """Encode an image with the metadata that phones and tools write."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.MakerNote] = bytes(range(250)) * 800
+    if kind != "JPEG":
+        return encode(kind, exif=exif)
+    content = exif.tobytes().removeprefix(b"Exif\0\0")
+    segments = [
+        hostile_images.make_jpeg_segment(0xE1, b"Exif\0\0" + content[start : start + 65_000])
+        for start in range(0, len(content), 65_000)
+    ]
+    jpeg = encode("JPEG")
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_exif_of_200_kb_is_read(kind: str) -> None:
+    if kind not in Image.SAVE:
+        pytest.skip("this version of Pillow reads no AVIF")
+    content = make_photo(kind)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    assert expected.size == (12, 16)
+    assert np.array_equal(read_image(io.BytesIO(content)), expected)
+
+
+def test_scans_are_counted_up_to_the_end_of_the_image() -> None:
+    photo = encode("JPEG", progressive=True)
+    video = b"\xff\xda" * 10_000
+    comment = hostile_images.make_jpeg_segment(0xFE, video)
+    assert read_image(io.BytesIO(photo[:2] + comment + photo[2:] + video)).size == (16, 12)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_made_upright_once(orientation: int, options: dict[str, str]) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = encode("TIFF", exif=exif, **options)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    for source in (io.BytesIO(content), Image.open(io.BytesIO(content)), expected):
+        assert np.array_equal(read_image(source), expected)
 
 
 def make_special(kind: str, path: Path) -> None:

@@ -191,7 +191,7 @@ def _find_files(pattern: str | os.PathLike[str], left_out: Counter[str]) -> list
                 "the path of the file"
             )
         if glob.has_magic(str(path)):
-            matches = _match_pattern(path)
+            matches = _match_pattern(path, left_out)
     files = {
         file
         for match in matches
@@ -207,7 +207,7 @@ def _find_files(pattern: str | os.PathLike[str], left_out: Counter[str]) -> list
     return refs
 
 
-def _match_pattern(pattern: Path) -> Iterator[Path]:
+def _match_pattern(pattern: Path, left_out: Counter[str]) -> Iterator[Path]:
     """Files and folders that match a shell pattern, in which ** stands for folders of any depth."""
     parts = pattern.parts
     # Brackets in the name of an existing folder are not part of the pattern.
@@ -223,8 +223,10 @@ def _match_pattern(pattern: Path) -> Iterator[Path]:
     if "**" in inner:
         raise ConfigError(f"invalid pattern {str(pattern)!r}: allowed: ** once")
     # Not by `glob`, which follows a link to a folder above again and again.
+    # Other files are left out on purpose where the pattern asks for certain names.
+    others = left_out if inner in ((), ("*",)) else Counter[str]()
     for folder in map(Path, glob.glob(os.path.join(start, *parts[:depth]))):
-        for file in walk_files(folder, is_image_name, Counter()) if folder.is_dir() else ():
+        for file in walk_files(folder, is_image_name, others) if folder.is_dir() else ():
             names = file.relative_to(folder).parts
             # The end of the pattern matches the file, or a folder that contains it.
             stops = range(len(inner), len(names) + 1)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -420,3 +421,14 @@ print(count_cpus())
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert process.stdout == "1\n"
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/*", "**/*.jpg"])
+def test_other_files_are_counted_unless_a_pattern_leaves_them_out(
+    pattern: str, tmp_path: Path
+) -> None:
+    for name in ("1.jpg", "2.heic", "3.jpg"):
+        (tmp_path / name).touch()
+    left_out = Counter[str]()
+    assert len(find_images(tmp_path / pattern, left_out)) == 2
+    assert left_out == ({} if pattern.endswith("jpg") else {".heic": 1})
