@@ -272,6 +272,14 @@ def test_a_long_retry_after_is_an_error(server: Server, folder: Path, form: str)
     assert len(server.requests) == 1
 
 
+def test_a_part_that_cannot_be_read_does_not_stop_the_next(folder: Path) -> None:
+    (folder / "key.a.x.part" / "inner").mkdir(parents=True)
+    (folder / "key.b.y.part").write_bytes(b"11")
+    part = PartFile(folder, "key")
+    part.claim()
+    assert (part.validator, part.size, part.num_responses) == ("y", 2, 1)
+
+
 def test_validators_are_part_of_the_file_name_up_to_149_characters(folder: Path) -> None:
     folder.mkdir(parents=True)
     for length, kept in ((149, True), (150, False)):
