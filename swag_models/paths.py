@@ -137,6 +137,22 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return file
 
 
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file; raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def require_regular(path: Path) -> None:
+    """Raise ConfigError if a path exists and is not a regular file, for libraries that open it."""
+    try:
+        check_regular(os.stat(path), path)
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        pass  # the library explains these
+    except OSError as error:
+        raise ConfigError(f"{error}; give another one") from None
+
+
 def check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
     """Raise OSError if a status is not that of a regular file.
 

@@ -21,7 +21,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors quote arguments as printable text."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(escape_unprintable(message, MAX_MESSAGE))
+        super().error(escape_unprintable(message, MAX_MESSAGE - len(f"{self.prog}: error: ")))
 
     def _print_message(self, message: str, file: Any = None) -> None:
         # argparse ignores that the help cannot be written.

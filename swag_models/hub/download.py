@@ -22,6 +22,7 @@ from swag_models.errors import CacheError, FetchError, HashMismatchError
 from swag_models.formatting import describe_error
 from swag_models.hub.part_file import CHUNK_SIZE, PartFile
 from swag_models.hub.transport import RetryableError, check_url, open_session, receive
+from swag_models.paths import open_regular
 from swag_models.spec import Progress
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ def download(
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """SHA-256 of a regular file, in hex; raises as `open_regular`."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK_SIZE):
             digest.update(chunk)
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
 from swag_models.inference.predict import Embeddings, Skipped
-from swag_models.paths import expand_path
+from swag_models.paths import check_regular, expand_path, read_regular
 from swag_models.runtime import import_extra
 
 EMBEDDING_SUFFIXES = (".parquet", ".npy")
@@ -134,11 +134,12 @@ def _read_record(path: Path) -> dict[str, Any]:
     """The metadata under METADATA_KEY; for .npy also the names under "names"."""
     pyarrow = None if path.suffix == ".npy" else _import_pyarrow()
     try:
+        check_regular(os.stat(path), path)
         if pyarrow:
             text = pyarrow.parquet.read_schema(path).metadata[METADATA_KEY.encode()]
             record = {METADATA_KEY: parse_json(text), "names": []}
         else:
-            record = parse_json(get_metadata_path(path).read_text("utf-8"))
+            record = parse_json(read_regular(get_metadata_path(path)))
         _check_record(record)
         return {METADATA_KEY: record[METADATA_KEY], "names": record["names"]}
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow raises ValueErrors

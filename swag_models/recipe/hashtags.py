@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError
-from swag_models.paths import expand_path
+from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.wordnet import WordNet
 
 # Characters follow Unicode's default hashtags (UAX 31): letters, marks, digits, "_", emoji, and
@@ -248,9 +248,10 @@ def _cover_synset(wordnet: WordNet, classes: set[str], target: str) -> Coverage:
 
 def _read_lines(path: str | os.PathLike[str]) -> list[str]:
     try:
-        lines = expand_path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_regular(expand_path(path)).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        is_text = not isinstance(error, UnicodeDecodeError)
+        reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
         raise ConfigError(
             f"{path} cannot be read: {reason}; pass a text file with one hashtag per line"
         ) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from swag_models.errors import ConfigError
-from swag_models.paths import expand_path
+from swag_models.paths import expand_path, open_regular
 from swag_models.tar_members import TAR_ERRORS
 
 FILES = ("index.noun", "data.noun", "noun.exc")
@@ -178,7 +178,7 @@ def _list_folders() -> Iterator[Path]:
 
 def _read_lines(path: Folder) -> list[str]:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) if isinstance(path, Path) else path.open("rb") as file:
             content = file.read(MAX_FILE_SIZE + 1)
         if len(content) > MAX_FILE_SIZE:
             raise OSError(f"it has more than {MAX_FILE_SIZE:,} bytes")

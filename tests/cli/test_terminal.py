@@ -97,6 +97,9 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(
         ["list", f"--{HOSTILE}"],
         ["embed", "x", "--workers", HOSTILE],
         ["recipe", "plan", "vit_b16_in1k", "--gpus", HOSTILE],
+        ["x" * 10_000],
+        ["info"] + ["\x1b" * 1000] * 3,
+        ["recipe", "x" * 480],
     ],
 )
 def test_names_on_the_command_line_cannot_control_the_terminal(

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from swag_models import __version__
 from swag_models.atomic import WorkFolder, disk_errors, report_done, write_json
 from swag_models.errors import ConfigError, check_minimum
-from swag_models.paths import expand_path
+from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.ingest import ReadOptions
@@ -254,7 +254,7 @@ def _read_values(path: str | os.PathLike[str] | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = expand_path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_regular(expand_path(path)).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); pass a text file with one id or hash per line"

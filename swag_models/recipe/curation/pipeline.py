@@ -27,6 +27,7 @@ from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import list_spellings, match_hashtags
+from swag_models.recipe.curation.posts import check_posts_left
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.hashtags import Matcher, name_class
 from swag_models.recipe.wordnet import WordNet
@@ -133,7 +134,7 @@ def hash_files(files: Sequence[Path], record: Path) -> list[dict[str, Any]]:
 def clean_posts(
     backend: Backend, selection: PostSelection, work: Path, posts: Path, rejects: Path
 ) -> Facts:
-    """Unite the posts of all files, without unwanted and repeated ones.
+    """Unite the posts of all files, without unwanted and repeated ones; raises ConfigError if none is left.
 
     Args:
         backend: computes the tables.
@@ -166,6 +167,7 @@ def clean_posts(
     repeated_posts = sum(_read_table(work / "repeated.parquet")["posts"].to_pylist())
     repeated_ids = repeated_posts - len(_read_table(work / "chosen.parquet"))
     repeated_urls = len(_read_table(work / "copies.parquet"))
+    check_posts_left(num_kept, num_read, rejected, rejects)
     return {
         "read": num_read + sum(rejected.values()),
         "rejected": rejected,
@@ -233,11 +235,12 @@ def choose_classes(
     # Classes of equal frequency are ordered by synset, so that all backends number them equally.
     counts.sort(key=lambda row: (-row["images"], synsets[row["number"]]))
     frequent = [row for row in counts if row["images"] >= min_images]
+    if not counts:
+        raise ConfigError("no hashtag of the posts is a noun of WordNet; check --hashtags")
     if not frequent:
-        most = counts[0]["images"] if counts else 0
         raise ConfigError(
             f"no class has {min_images} images or more: {len(counts)} classes were found, the most "
-            f"frequent with {most} images; lower --min-images"
+            f"frequent with {counts[0]['images']} images; lower --min-images"
         )
     rows = [
         {"number": row["number"], "class": index}

@@ -1,5 +1,6 @@
 """Posts: their fields, the columns of a table with these fields, and reasons to reject a row."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ NO_ID, BAD_ID = "no id", "id is not text or a whole number"
 NO_HASHTAGS, BAD_HASHTAGS = "no hashtags and no caption", "hashtags are not a list of text"
 BAD_CAPTION, BAD_URL, BAD_HASH = "caption is not text", "url is not text", "hash is not text"
 BAD_LICENSE = "license is not text"
+ESCAPED_HASHTAGS = "JSON escapes in hashtags; Parquet needs a list or plain text"
 BAD_UTF8, BAD_ROW_LENGTH, BAD_CSV = "bad UTF-8", "wrong number of columns", "not CSV"
 NOT_DOWNLOADED = "not downloaded"
 BAD_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
@@ -215,6 +217,30 @@ def make_post(
     if not (caption is None or type(caption) is str):
         raise RejectedRowError(BAD_CAPTION)
     return Post(identifier, url, extract_hashtags(caption) if caption else [], digest, license)
+
+
+def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects: object) -> None:
+    """Check that a selection has any posts.
+
+    Args:
+        kept: number of posts that are left.
+        read: number of posts that were read.
+        rejected: number of malformed rows for each reason.
+        rejects: the file that lists them, for error messages.
+
+    Raises:
+        ConfigError: no post is left; says why.
+    """
+    if kept:
+        return
+    if rejected:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items())
+        why = f"rejected: {counts}; see {rejects}, and check the files and their --format"
+    elif read:
+        why = "check --keep-license and --exclude"
+    else:
+        why = "the files are empty"
+    raise ConfigError(f"none of {read + sum(rejected.values()):,} posts is left; {why}")
 
 
 def _split_hashtags(cell: Any) -> list[str]:

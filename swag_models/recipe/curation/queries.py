@@ -12,12 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from swag_models.recipe.curation.posts import HASHTAG_EDGES, NO_ID, NOT_DOWNLOADED
+from swag_models.recipe.curation.posts import (
+    BAD_HASHTAGS,
+    ESCAPED_HASHTAGS,
+    HASHTAG_EDGES,
+    NO_ID,
+    NOT_DOWNLOADED,
+)
 from swag_models.recipe.hashtags import HASH, extract_hashtags_ibis
 
 if TYPE_CHECKING:
     import ibis
 
+# A JSON list of text without escapes.
+PLAIN_LIST = r'^\[\s*("[^"\\]*"(\s*,\s*"[^"\\]*")*\s*)?\]\s*$'
 WHITESPACE = r"[\s\x0b\x1c-\x1f\x85\p{Z}]+"  # where Python's str.split splits
 
 
@@ -46,7 +54,11 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
         hashtags = ibis.coalesce(_list_hashtags(table[name]), hashtags)
     identifier = select_text("id")
     failed = table.status != "success" if "status" in table.columns else ibis.literal(False)
-    reason = ibis.cases((identifier.isnull() | (identifier == ""), NO_ID), (failed, NOT_DOWNLOADED))
+    reasons = [(identifier.isnull() | (identifier == ""), NO_ID), (failed, NOT_DOWNLOADED)]
+    if name and not (cell := table[name]).type().is_array():
+        is_odd = cell.startswith("[") & ~cell.re_search(PLAIN_LIST)
+        reasons += [(is_odd & cell.contains("\\"), ESCAPED_HASHTAGS), (is_odd, BAD_HASHTAGS)]
+    reason = ibis.cases(*reasons)
     return table.select(
         id=identifier,
         reason=reason,
@@ -60,7 +72,7 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
 def _list_hashtags(cell: ibis.Value) -> ibis.Value:
     """Hashtags of a list, a JSON list, or text separated by "#", otherwise commas or spaces.
 
-    The same rule as `posts.make_post`, except that escapes in a JSON list are not decoded.
+    The same rule as `posts.make_post`, except that `select_posts` rejects a JSON list with escapes.
     Null stays null.
     """
     import ibis

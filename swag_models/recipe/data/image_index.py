@@ -13,7 +13,7 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import printable
 from swag_models.image_formats import check_file_size, image_errors, is_image_name
 from swag_models.inference.image_sources import LABEL_SUFFIXES, log_left_out
-from swag_models.paths import expand_path, open_regular, walk_files
+from swag_models.paths import expand_path, open_regular, require_regular, walk_files
 from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
 from swag_models.tar_members import find_members
@@ -82,6 +82,7 @@ def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageL
         elif source.suffix == ".tar":
             yield from _read_tar(source, left_out)
         elif source.suffix in TABLE_READERS:
+            require_regular(source)
             yield from _read_table(source)
         else:
             raise ConfigError(

@@ -17,6 +17,7 @@ labels, and manifest.json with these entries:
 
 import os
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -77,8 +78,10 @@ class _Manifest:
             count=self.count, bytes=self.bytes, samples=self.samples, unlabelled=self.unlabelled
         )
         _check_ranges(MAX_CLASSES, num_classes=self.num_classes)
-        names = [shard.name for shard in self.shards]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        if self.shards and not self.samples:
+            raise ConfigError("samples is 0, but shards are listed; pack again")
+        counts = Counter(shard.name for shard in self.shards)
+        if repeated := [name for name, count in counts.items() if count > 1]:
             raise ConfigError(f"shards lists {repeated[0]!r} more than once; pack again")
 
 
@@ -156,7 +159,7 @@ def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
         try:
             digest = hash_file(path)
         except OSError as error:
-            return Flaw(name, f"cannot be read: {error.strerror}")
+            return Flaw(name, f"cannot be read: {error.strerror or error}")
         if digest != (expected := listed[name]["sha256"]):
             return Flaw(name, f"was changed: its SHA-256 is {digest} instead of {expected}")
         return None

@@ -300,7 +300,7 @@ def _hash_labels(labels: Path) -> str:
         hashes = [hash_file(path) for path in sorted(labels.glob("*.parquet"))]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
     except OSError as error:
-        raise ConfigError(f"{labels} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{labels} cannot be read: {error.strerror or error}") from None
 
 
 def _name_shard(number: int) -> str:

@@ -18,6 +18,7 @@ from urllib3.util import Retry
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
+from swag_models.paths import open_regular
 
 COMMAND_PREFIX = "pipe:"
 PROTOCOL_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
@@ -61,7 +62,7 @@ def open_stream(source: str) -> ByteStream:
     if source.startswith(COMMAND_PREFIX):
         return _Command(source.removeprefix(COMMAND_PREFIX))
     if "://" not in source:
-        return open(source, "rb")
+        return open_regular(source)
     if source.startswith(("http://", "https://")):
         return _Download(_open_http(source))
     return _Download(_open_fsspec(source))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -312,6 +313,13 @@ def test_the_command_and_its_report(
         (["p.parquet", "--memory", "1MB"], "the memory limit is too low for DuckDB"),
         (["cut.parquet"], "cut.parquet is not a Parquet file or is truncated"),
         (["empty"], "empty has no file of posts"),
+        (["old.jsonl", "--quiet"], "none of 1 posts is left; rejected: 1 not JSON; see"),
+        (["utf16.jsonl", "--quiet"], "rejected: 1 bad UTF-8, 2 not JSON; see"),
+        (["nothing.jsonl", "--quiet"], "none of 0 posts is left; the files are empty"),
+        (["p.parquet", "--keep-license", "mine"], "left; check --keep-license and --exclude"),
+        (["unknown.jsonl", "--quiet"], "no hashtag of the posts is a noun of WordNet"),
+        (["p.parquet", "--exclude", "pipe"], "pipe is a named pipe, not a regular file"),
+        (["p.parquet", "--stoplist", "pipe"], "pipe is a named pipe, not a regular file"),
     ],
 )
 def test_invalid_options_and_inputs_are_reported_in_one_line(
@@ -326,6 +334,12 @@ def test_invalid_options_and_inputs_are_reported_in_one_line(
     write_posts(tmp_path / "p.parquet", make_posts(50))
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "p.parquet").read_bytes()[:-100])
     (tmp_path / "empty").mkdir()
+    lines = '{"id": 1, "hashtags": ["bear"]}\n{"id": 2, "hashtags": ["bear"]}\n'
+    (tmp_path / "old.jsonl").write_bytes(lines.replace("\n", "\r").encode())
+    (tmp_path / "utf16.jsonl").write_text(lines, "utf-16")
+    (tmp_path / "nothing.jsonl").touch()
+    (tmp_path / "unknown.jsonl").write_text(lines.replace("bear", "qwxz"))
+    os.mkfifo(tmp_path / "pipe")
     assert main(["recipe", "curate", *arguments, "-o", "out", "--wordnet", str(wordnet)]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -16,6 +16,7 @@ import pytest
 from swag_models.errors import ConfigError
 from swag_models.recipe.curation.backends import Backend, open_backend
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
+from swag_models.recipe.curation.posts import BAD_HASHTAGS, ESCAPED_HASHTAGS
 
 POSTS = [  # hashtags, a caption, and the resulting hashtags
     ("brown bear, hot dog ,crane", None, ["brown bear", "hot dog", "crane"]),
@@ -86,6 +87,31 @@ def test_lists_of_hashtags_are_the_same_in_every_format(backend: Backend, tmp_pa
             ["hot dog", "bear, mouse"],
             ["raptor"],
         ], name
+
+
+def test_a_list_in_text_that_parquet_cannot_give_back_is_rejected(
+    backend: Backend, tmp_path: Path
+) -> None:
+    cells = (
+        "['bear' 'mouse']",
+        "['bear', 'mouse']",
+        '["bear"',
+        "[1, 2]",
+        '["bear"] x',
+        '["a\\u00e9"]',
+    )
+    rows = [{"id": f"{n}", "hashtags": cell} for n, cell in enumerate((*cells, '["bear"]', "[ ]"))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    posts, rejected = unite_posts(
+        backend,
+        [tmp_path / "p.parquet"],
+        ReadOptions(progress=False),
+        tmp_path,
+        tmp_path / "rejects.jsonl",
+    )
+    assert rejected == {BAD_HASHTAGS: 5, ESCAPED_HASHTAGS: 1}
+    kept = backend.fetch(posts.order_by("id")).to_pylist()
+    assert [row["hashtags"] for row in kept] == [["bear"], []]
 
 
 def test_columns_can_have_other_types_in_each_file(backend: Backend, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_a_shard_that_is_listed_twice_and_too_many_classes_are_refused(
     first = manifest["shards"][0]
     for change, message in (
         ({"shards": [first, first]}, "shards lists 'shard-000000.tar' more than once"),
+        ({"samples": 0}, "samples is 0, but shards are listed"),
         ({"num_classes": MAX_CLASSES + 1}, "num_classes is 1000001; allowed: 0 to 1,000,000"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
+from swag_models.paths import read_regular
 from swag_models.recipe.data.datasets import (
     ImageDataset,
     find_folders,
@@ -247,7 +248,7 @@ def _read_json(path: Path, kind: type) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path).decode()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", error)
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{path} cannot be read: {reason}; unpack the release again") from None

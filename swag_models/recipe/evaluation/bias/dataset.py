@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
-from swag_models.paths import expand_path
+from swag_models.paths import expand_path, open_regular
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.runtime import import_extra
 
@@ -102,14 +103,14 @@ def open_grouped_images(
 
 def _read_csv(path: Path) -> Iterator[Row]:
     # utf-8-sig: the byte order mark that spreadsheets write is not part of a column's name
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_regular(path), "utf-8-sig", newline="") as file:
         for row in csv.DictReader(file):
             # DictReader puts cells beyond the header under the key None
             yield {name: cell for name, cell in row.items() if name is not None}
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(open_regular(path), "utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 row = parse_json(line)
@@ -120,7 +121,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     parquet = import_extra("pyarrow.parquet")
-    with parquet.ParquetFile(path) as file:
+    with open_regular(path) as raw, parquet.ParquetFile(raw) as file:
         for batch in file.iter_batches():
             yield from batch.to_pylist()
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from swag_models.errors import ConfigError, check_minimum
+from swag_models.paths import read_regular
 from swag_models.recipe.hashtags import Matcher, load_imagenet
 from swag_models.recipe.wordnet import WordNet
 
@@ -92,9 +93,10 @@ def _list_texts(targets: str | os.PathLike[str] | Sequence[str]) -> Sequence[str
         return load_imagenet()
     if isinstance(targets, os.PathLike) or (isinstance(targets, str) and Path(targets).is_file()):
         try:
-            lines = Path(targets).read_text("utf-8").splitlines()
+            lines = read_regular(targets).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            is_text = not isinstance(error, UnicodeDecodeError)
+            reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
             raise ConfigError(
                 f"targets {targets} cannot be read: {reason}; pass a text file with one per line"
             ) from None
