@@ -17,7 +17,7 @@ from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
 from swag_models.inference.predict import Embeddings, Skipped
-from swag_models.paths import check_regular, expand_path, read_regular
+from swag_models.paths import expand_path, read_regular, require_regular
 from swag_models.runtime import import_extra
 
 EMBEDDING_SUFFIXES = (".parquet", ".npy")
@@ -133,8 +133,8 @@ def _import_pyarrow() -> Any:
 def _read_record(path: Path) -> dict[str, Any]:
     """The metadata under METADATA_KEY; for .npy also the names under "names"."""
     pyarrow = None if path.suffix == ".npy" else _import_pyarrow()
+    require_regular(path)
     try:
-        check_regular(os.stat(path), path)
         if pyarrow:
             text = pyarrow.parquet.read_schema(path).metadata[METADATA_KEY.encode()]
             record = {METADATA_KEY: parse_json(text), "names": []}

@@ -134,7 +134,7 @@ def hash_files(files: Sequence[Path], record: Path) -> list[dict[str, Any]]:
 def clean_posts(
     backend: Backend, selection: PostSelection, work: Path, posts: Path, rejects: Path
 ) -> Facts:
-    """Unite the posts of all files, without unwanted and repeated ones; raises ConfigError if none is left.
+    """Unite the posts of all files, without unwanted and repeated ones; at least one must be left.
 
     Args:
         backend: computes the tables.
