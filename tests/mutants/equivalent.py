@@ -41,6 +41,12 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "models/regnet.py",
+        "fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels",
+        "fan_out = module.kernel_size[ -1] * module.kernel_size[1] * module.out_channels",
+        "all kernels are square",
+    ),
+    (
+        "models/regnet.py",
         "norm: bool = False,",
         "norm: bool = True,",
         "`norm` has no effect for a RegNet; it is accepted because timm's models have it",
