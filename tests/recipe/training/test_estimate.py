@@ -212,7 +212,7 @@ def test_time_follows_the_throughput() -> None:
         ([], {"samples_per_epoch": 0}, "samples_per_epoch is 0; give a positive number"),
         ([], {"throughput": -1.0}, "throughput is -1.0; give a positive number"),
         ([], {"flops": float("nan")}, "flops is nan; give a positive number"),
-        ([], {"num_classes": 0}, "num_classes is 0; give a positive number"),
+        ([], {"num_classes": 0}, "num_classes is 0; give a whole number from 1"),
         (["arch=vit_b61"], {}, "unknown arch 'vit_b61'; did you mean: vit_b16"),
         (["image_size=30"], {}, "image size 30x30 is not a multiple of the patch size 8"),
     ],
