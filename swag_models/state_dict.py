@@ -312,7 +312,7 @@ def _warn_of_rectangle(position: Tensor, learned_grid: tuple[int, int] | None, o
         for width in range(max(2, side // 2), 2 * side + 1)
         if tokens % width == 0
     }
-    if min(differences.values(), default=0) < MAX_RATIO * differences.get(columns, math.inf):
+    if columns in differences and min(differences.values()) < MAX_RATIO * differences[columns]:
         logger.warning(
             "%s: its positions are read as %dx%d patches, but do not look like it; if it was "
             "trained on rectangular images, pass their image_size=(height, width)",

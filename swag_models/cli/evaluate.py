@@ -7,13 +7,7 @@ from collections.abc import Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from swag_models.cli.common import (
-    FAILED,
-    OK,
-    AddCommand,
-    add_json_option,
-    add_quiet_option,
-)
+from swag_models.cli.common import FAILED, OK, AddCommand, add_json_option, add_quiet_option
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path

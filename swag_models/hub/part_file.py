@@ -28,7 +28,8 @@ class PartFile:
         size: bytes downloaded so far.
         digest: SHA-256 of these bytes.
         validator: ETag or date of the remote version that they belong to, "" if unknown.
-        num_responses: number of responses that they are from; that of an earlier process is one.
+        num_responses: number of responses that they are from. A part of an earlier process counts
+            as two, since it may be of several, and may have been damaged on the disk.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
@@ -53,7 +54,7 @@ class PartFile:
             except OSError:  # another process claimed it first, or Windows keeps open files
                 self.reset()
                 continue
-            self.num_responses = 1
+            self.num_responses = 2
             break
 
     def start(self, validator: str, create: bool = True) -> None:

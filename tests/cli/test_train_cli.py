@@ -168,7 +168,10 @@ def test_plan_prints_a_table(capsys: Capture) -> None:
             [*PLAN, "vit_nano_linear", "--samples-per-epoch", "0"],
             "samples_per_epoch is 0; give a positive number",
         ),
-        ([*PLAN, "vit_nano_linear", "--classes", "0"], "num_classes is 0; give a whole number from 1"),
+        (
+            [*PLAN, "vit_nano_linear", "--classes", "0"],
+            "num_classes is 0; give a whole number from 1",
+        ),
         ([*PLAN, "vit_nano_linear", "--gpus", "0"], "gpus is 0; give a positive number"),
     ],
 )

@@ -213,6 +213,16 @@ def test_a_content_length_too_small_is_a_hash_mismatch(server: Server, folder: P
         get(server.put("/x.pth", SMALL, Fault(longer=-100)), folder, SMALL)
 
 
+def test_a_damaged_part_of_an_earlier_process_is_downloaded_again(
+    server: Server, folder: Path, part: Path
+) -> None:
+    url = server.put("/x.pth", BIG)
+    for size in (len(BIG), len(BIG) // 2, 1):
+        part.write_bytes(bytes(size))
+        assert get(url, folder, BIG) == BIG
+        part.parent.mkdir(exist_ok=True)
+
+
 def test_404_is_not_retried(server: Server, folder: Path) -> None:
     with pytest.raises(FetchError, match=r"^HTTP 404 Not Found$"):
         get(server.url + "/missing", folder)
@@ -277,7 +287,7 @@ def test_a_part_that_cannot_be_read_does_not_stop_the_next(folder: Path) -> None
     (folder / "key.b.y.part").write_bytes(b"11")
     part = PartFile(folder, "key")
     part.claim()
-    assert (part.validator, part.size, part.num_responses) == ("y", 2, 1)
+    assert (part.validator, part.size, part.num_responses) == ("y", 2, 2)
 
 
 def test_validators_are_part_of_the_file_name_up_to_149_characters(folder: Path) -> None:
@@ -297,7 +307,7 @@ def test_the_longest_part_whose_version_is_known_is_resumed(folder: Path) -> Non
         (folder / f"key.{name}.part").write_bytes(b"1" * size)
     for validator, size in (("y", 5), ("x", 2)):
         part.claim()
-        assert (part.validator, part.size, part.num_responses) == (validator, size, 1)
+        assert (part.validator, part.size, part.num_responses) == (validator, size, 2)
         assert part.digest.hexdigest() == sha256(b"1" * size)
         part.discard()
         assert (part.validator, part.size, part.num_responses) == ("", 0, 0)

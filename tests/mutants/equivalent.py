@@ -10,12 +10,6 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "the longest start of a format has 23 bytes",
     ),
     (
-        "state_dict.py",
-        "if min(differences.values(), default=0) < MAX_RATIO * differences.get(columns, math.inf):",
-        "if min(differences.values(), default= 1) < MAX_RATIO * differences.get(columns, math.inf):",
-        "without any difference the other side is infinite",
-    ),
-    (
         "layouts.py",
         "@cache",
         "",

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from swag_models.atomic import write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
+from swag_models.formatting import escape_unprintable, list_names
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
 
@@ -126,6 +127,20 @@ class MetricLogger:
         """
         if not self.silent and self._bar.update():
             self._bar.set_postfix(loss=f"{float(loss):.4g}", lr=f"{lr:.3g}")
+
+    def warn_of_broken(self, count: int, reasons: Iterable[str]) -> None:
+        """Log how many images and shards the run could not read, if any.
+
+        Args:
+            count: number of failed reads since the run began.
+            reasons: messages of this process, two of which are quoted.
+        """
+        if count and not self.silent:
+            line = f"{count} times an image or shard could not be read and was left out"
+            examples = list_names([*reasons], 2)
+            log.warning(
+                "%s", escape_unprintable(f"{line}: {examples or 'before the restart'}", 499)
+            )
 
     def close(self) -> None:
         """Close all files and draw the curves; a second call does nothing."""

@@ -117,16 +117,10 @@ def train(
         with closing(trainer.logger):
             trainer.fit(stop_requested)
         weights = collect_weights(state.final_model)  # last: a published model ends the run
+        spec, scores = state.spec, trainer.scores
         dist.run_on_main(
             lambda: publish_model(
-                output,
-                run,
-                state.spec,
-                classes,
-                weights,
-                data_info,
-                trainer.scores,
-                publish_info,
+                output, run, spec, classes, weights, data_info, scores, publish_info
             )
         )
         return output / "model"
@@ -218,8 +212,8 @@ class Trainer:
         """
         run, steps = self.run, self.steps
         # a backward pass costs two forward passes; MFU does not count recomputation
-        flops = count_flops(self.state.spec) * (1 if run.trainable == "head" else 3)
-        flops //= self.dist.world_size  # of each rank
+        passes = 1 if run.trainable == "head" else 3
+        flops = count_flops(self.state.spec) * passes // self.dist.world_size  # of each rank
         throughput = Throughput(flops, self.dist.device, run.engine.precision)
         batches = iter(self.loader)
         while self.done < steps:
@@ -248,6 +242,7 @@ class Trainer:
                 self.logger.record(self.done, "eval", **self.scores)
             if last or score is not None or self.done % run.checkpoint.every == 0:
                 self.save_checkpoint(score, wait=last)
+        self.logger.warn_of_broken(self.count_broken_images(), self.loader.skipped)
 
     def step(self, batch: Batch, stop_requested: threading.Event) -> tuple[StepResult, bool]:
         """Take one optimizer step, or skip it if the loss is bad.

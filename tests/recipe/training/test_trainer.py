@@ -329,14 +329,17 @@ def test_a_skipped_step_changes_neither_weights_nor_statistics(
     assert all(value.isfinite().all() for value in state.values())
 
 
-def test_broken_pictures_are_counted_over_restarts_and_skipped(
-    images: Path, tmp_path: Path
+def test_broken_images_are_counted_over_restarts_and_skipped(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(images, data)
     for path in sorted(data.rglob("*.png"))[:3]:
         path.write_bytes(path.read_bytes()[:50])
     train_digits(data, tmp_path / "run", "steps=10")  # two epochs
+    (line,) = [line for line in caplog.messages if "could not be read and was left out" in line]
+    assert line.startswith("6 times an image or shard")
+    assert str(data) in line
     assert read_lines(tmp_path / "run")[-1]["broken_images"] == 6
     lines = [(line["step"], line["broken_images"]) for line in read_lines(tmp_path / "run")]
     for gone in ("model", "checkpoints/step-00000010"):
