@@ -302,11 +302,9 @@ def _warn_of_rectangle(position: Tensor, learned_grid: tuple[int, int] | None, o
     learn similar embeddings, so that a wrong number of columns shows in larger differences.
     """
     tokens = position.shape[1] - 1 if position.ndim == 3 and len(position) == 1 else 0
-    if tokens < 9:
-        return
-    side = math.isqrt(tokens)
+    side = math.isqrt(max(tokens, 0))
     rows, columns = learned_grid or (side, side)
-    if rows * columns != tokens:
+    if tokens < 9 or rows * columns != tokens:
         return
     patches = position[0, 1:].float()
     differences = {
