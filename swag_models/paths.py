@@ -137,10 +137,16 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return file
 
 
-def read_regular(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a regular file; raises as `open_regular`."""
+def read_regular(path: str | os.PathLike[str], size: int = -1) -> bytes:
+    """Return the content of a regular file; raises as `open_regular`.
+
+    Args:
+        path: the file.
+        size: the largest number of bytes to read; -1 for all. One byte more than is allowed shows
+            that a file is too large.
+    """
     with open_regular(path) as file:
-        return file.read()
+        return file.read(size)
 
 
 def require_regular(path: Path) -> None:

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from swag_models.errors import CheckpointError
+from swag_models.hub.safetensors_header import MAX_AXES
 from swag_models.spec import Backend
-
-MAX_AXES = 8
 
 logger = logging.getLogger("swag_models")
 

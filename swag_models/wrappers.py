@@ -72,7 +72,7 @@ def find_state_dict(
         Values by name. They are tensors if the file is sound, which the caller checks.
 
     Raises:
-        CheckpointError: there is no state dict of a ViT or RegNet, or several.
+        CheckpointError: the file contains no state dict of a ViT or RegNet, or more than one.
         UnsafeCheckpointError: there is none, but the file contains a pickled model.
     """
     found = list(_find_candidates(content))

@@ -113,7 +113,7 @@ def make_webp_exif() -> bytes:
 
 
 def make_tiff_exif(tag: int) -> bytes:
-    """Make a TIFF whose own tags are harmless, and refer to a table of other tags."""
+    """Make a TIFF whose first table of tags is harmless, but refers to a second table."""
     exif = make_exif(3000, 900_000)
     tags = {256: (3, 3), 257: (3, 3), 258: (3, 8), 259: (3, 1), 262: (3, 1), 273: (4, 8)}
     tags |= {278: (3, 3), 279: (4, 9), tag: (4, 8 + 900_000)}

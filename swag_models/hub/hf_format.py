@@ -23,7 +23,7 @@ from typing import Any
 from swag_models.decoding import parse_json
 from swag_models.errors import CheckpointError, ConfigError
 from swag_models.formatting import describe, describe_error
-from swag_models.paths import open_regular
+from swag_models.paths import read_regular
 from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 
 CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
@@ -100,7 +100,7 @@ def read_config(path: Path, base_url: str, content: bytes | None = None) -> Mode
             weight file in the same folder with a SHA-256.
     """
     try:
-        config = _parse(_read_bytes(path) if content is None else content)
+        config = _parse(read_regular(path, MAX_JSON + 1) if content is None else content)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
@@ -175,7 +175,7 @@ def read_index(path: Path) -> Index:
             other than .safetensors files in its folder.
     """
     try:
-        data = _parse(_read_bytes(path))
+        data = _parse(read_regular(path, MAX_JSON + 1))
         tensors, hashes = data["weight_map"], data.get("metadata", {}).get("sha256", {})
         names = list(tensors.values())
         invalid = sorted(describe(name) for name in names if not _is_shard_name(name))
@@ -196,12 +196,6 @@ def read_index(path: Path) -> Index:
 
 def _is_shard_name(name: object) -> bool:
     return type(name) is str and SHARD_NAME.fullmatch(name) is not None
-
-
-def _read_bytes(path: Path) -> bytes:
-    """Read a file, up to one byte more than is allowed."""
-    with open_regular(path) as file:
-        return file.read(MAX_JSON + 1)
 
 
 def _parse(text: bytes) -> Any:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, SignatureError
 from swag_models.formatting import describe_error
-from swag_models.paths import expand_path, open_regular
+from swag_models.paths import expand_path, read_regular
 from swag_models.runtime import import_extra
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ def read_key_file(path: str | os.PathLike[str], option: str) -> bytes:
     """
     path = expand_path(path, option)
     try:
-        with open_regular(path) as file:
-            content = file.read(MAX_KEY_SIZE + 1)
+        content = read_regular(path, MAX_KEY_SIZE + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {option} {path}: {describe_error(error)}") from None
     if len(content) > MAX_KEY_SIZE:

@@ -16,7 +16,7 @@ from swag_models.errors import SignatureError
 from swag_models.formatting import describe_error, list_names
 from swag_models.hub.hf_format import SIGNATURE_FILE
 from swag_models.hub.signature import parse_signature
-from swag_models.paths import open_regular
+from swag_models.paths import open_regular, read_regular
 from swag_models.runtime import count_cpus
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class VerifiedFolder:
         """Return the content of a signed file, which is hashed again after reading.
 
         Raises:
-            SignatureError: the file is not signed, or its content is no longer the signed one.
+            SignatureError: the file is not signed, or was changed after signing.
         """
         if name not in self.files:
             raise SignatureError(f"{self.path} has no signed file {name}")
@@ -264,8 +264,7 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
         SignatureError: it cannot be read, or is larger.
     """
     try:
-        with open_regular(path) as file:
-            content = file.read(-1 if limit is None else limit + 1)
+        content = read_regular(path, -1 if limit is None else limit + 1)
     except OSError as error:
         raise SignatureError(f"cannot read {path}: {describe_error(error)}") from None
     if limit is not None and len(content) > limit:

@@ -193,12 +193,7 @@ def test_a_number_outside_of_the_slider_is_refused(
 def test_a_body_that_is_not_json_leaves_one_line(
     visitor: Visitor, content: str | bytes, content_type: str, status: int
 ) -> None:
-    before = len(visitor.page.read_log())
-    url = visitor.page.url + "gradio_api/run/predict"
-    headers = {"Content-Type": content_type}
-    response = visitor.client.post(url, content, headers=headers, timeout=60)
-    assert response.status_code == status
-    check_refusal(visitor.page, before, response.json()["error"])
+    check_refused_body(visitor, "run/predict", content, content_type, status)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +220,7 @@ def test_a_body_that_is_not_json_leaves_one_line(
 def test_an_upload_that_is_not_a_form_with_files_leaves_one_line(
     visitor: Visitor, content: bytes, content_type: str, status: int
 ) -> None:
-    before = len(visitor.page.read_log())
-    url = visitor.page.url + "gradio_api/upload?upload_id=1"
-    headers = {"Content-Type": content_type}
-    response = visitor.client.post(url, content, headers=headers, timeout=60)
-    assert response.status_code == status
-    check_refusal(visitor.page, before, response.json()["error"])
+    check_refused_body(visitor, "upload?upload_id=1", content, content_type, status)
 
 
 @pytest.mark.parametrize(
@@ -298,6 +288,21 @@ def test_malformed_http_leaves_one_line(page: PageServer) -> None:
         connection.sendall(b"GET " + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n")
         assert b"400 Bad Request" in connection.recv(1000)
     assert len(page.read_log()) == before + 1
+
+
+def check_refused_body(
+    visitor: Visitor, route: str, content: str | bytes, content_type: str, status: int
+) -> None:
+    """Post a body, and check the status and the line in the log of its refusal."""
+    before = len(visitor.page.read_log())
+    response = visitor.client.post(
+        f"{visitor.page.url}gradio_api/{route}",
+        content,
+        headers={"Content-Type": content_type},
+        timeout=60,
+    )
+    assert response.status_code == status
+    check_refusal(visitor.page, before, response.json()["error"])
 
 
 def check_refusal(page: PageServer, before: int, reason: str) -> None:
