@@ -59,11 +59,13 @@ lint: .venv/dev
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml swag_models studies
 
-# Known vulnerabilities of the installed dependencies. Needs the network: advisories are looked up at the package index.
+# Known vulnerabilities of the installed dependencies. Needs the network: advisories are looked up at the package
+# index. A package without an entry there is an error, so that an index without advisories is not taken for a clean result.
 audit: .venv/dev
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet "pip-audit==2.*"
-	.venv-audit/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+	mkdir -p build && $(BIN)/python -m pip freeze --exclude-editable > build/audited.txt
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement build/audited.txt
 
 check: lint test
 
