@@ -1,6 +1,7 @@
 """The files of a published model, and conversion between config.json and spec. Imports no torch.
 
-config.json        the spec under `swag_models`, and the entries that timm reads
+config.json        the spec under `swag_models`, and the entries that timm and transformers read
+                   (timm_format.py)
 model.safetensors  the weights, with timm's parameter names, which this library uses too; large
                    models instead have model-0000i-of-0000n.safetensors and an index,
                    model.safetensors.index.json, with the file of each tensor and the SHA-256 of
@@ -13,24 +14,31 @@ model.sig          a signature of all other files (signature.py)
 In hub/ and not in publish/, because api, fetch and checkpoint read these files.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from swag_models.decoding import parse_json
 from swag_models.errors import CheckpointError, ConfigError
 from swag_models.formatting import describe, describe_error
+from swag_models.hub.timm_format import describe_for_timm
+from swag_models.hub.timm_reader import is_timm_config, read_timm_config
 from swag_models.paths import read_regular
-from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
+from swag_models.spec import ModelSpec, Source
 
 CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 RECIPE_FILE, VOCABULARY_FILE = "recipe.json", "vocabulary.parquet"
 SIGNATURE_FILE = "model.sig"
 SPEC_KEY = "swag_models"  # key of the spec in config.json
+# Files in which timm and transformers look for the weights, in this order
+FOREIGN_WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin")
+# Key that transformers adds to each config.json that it writes. It keeps the spec of the model that
+# was loaded, whose weights and classes may be others than those beside the file.
+TRANSFORMERS_KEY = "transformers_version"
 # A plain file name: an index from the network must not name a path, a URL or another format.
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}\.safetensors")
 MAX_SHARDS = 10_000
@@ -41,26 +49,6 @@ REMOVABLE_FILE = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
     rf"|{re.escape(RECIPE_FILE)}|{re.escape(VOCABULARY_FILE)}|{re.escape(SIGNATURE_FILE)}"
 )
-
-# Architecture names of timm by width. timm takes all other numbers from `model_args`.
-TIMM_VITS = {
-    768: "vit_base_patch16_224",
-    1024: "vit_large_patch16_224",
-    1280: "vit_huge_patch14_224",
-}
-# RegNetY configurations of Radosavovic et al. (arXiv 2003.13678) and SWAG, with timm's names.
-TIMM_REGNETS = {
-    RegNetConfig(depth=13, w_0=24, w_a=36.44, w_m=2.49, group_width=8): "regnety_002",
-    RegNetConfig(depth=16, w_0=48, w_a=27.89, w_m=2.09, group_width=8): "regnety_004",
-    RegNetConfig(depth=15, w_0=48, w_a=32.54, w_m=2.32, group_width=16): "regnety_006",
-    RegNetConfig(depth=27, w_0=48, w_a=20.71, w_m=2.65, group_width=24): "regnety_016",
-    RegNetConfig(depth=21, w_0=80, w_a=42.63, w_m=2.66, group_width=24): "regnety_032",
-    RegNetConfig(depth=22, w_0=96, w_a=31.41, w_m=2.24, group_width=64): "regnety_040",
-    RegNetConfig(depth=17, w_0=192, w_a=76.82, w_m=2.19, group_width=56): "regnety_080",
-    RegNetConfig(depth=18, w_0=200, w_a=106.23, w_m=2.48, group_width=112): "regnety_160",
-    RegNetConfig(depth=20, w_0=232, w_a=115.89, w_m=2.53, group_width=232): "regnety_320",
-    RegNetConfig(depth=27, w_0=456, w_a=160.83, w_m=2.52, group_width=264): "regnety_1280",
-}
 
 
 @dataclass(frozen=True)
@@ -83,11 +71,13 @@ def make_config(spec: ModelSpec, dtype: str) -> dict[str, Any]:
         spec: the model's spec; its only source is WEIGHTS_FILE or INDEX_FILE.
         dtype: dtype of the weights, for example "float32".
     """
-    return {**_describe_for_timm(spec), "dtype": dtype, SPEC_KEY: spec.to_dict()}
+    return {**describe_for_timm(spec), "dtype": dtype, SPEC_KEY: spec.to_dict()}
 
 
 def read_config(path: Path, base_url: str, content: bytes | None = None) -> ModelSpec:
     """Read the spec in a config.json.
+
+    A file that timm or transformers wrote states no hash of the weights.
 
     Args:
         path: path of the file.
@@ -105,18 +95,46 @@ def read_config(path: Path, base_url: str, content: bytes | None = None) -> Mode
         raise ConfigError(
             f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         ) from None
-    if not isinstance(config, dict) or SPEC_KEY not in config:
+    if not isinstance(config, dict) or not (SPEC_KEY in config or is_timm_config(config)):
         raise ConfigError(
             f"{path} does not describe a model of this library: it has no {SPEC_KEY!r}; "
             "publish.save writes such a file"
         )
+    spec = None
+    if SPEC_KEY in config:
+        try:
+            spec = ModelSpec.from_dict(config[SPEC_KEY])
+            spec.check_classes()
+        except ConfigError as error:
+            raise ConfigError(
+                f"{path}: {error}; a newer version of this library may have written it"
+            ) from None
+        check_texts(spec, str(path))
+    if spec is None or TRANSFORMERS_KEY in config:
+        spec = _read_foreign(config, spec, path, base_url)
+    else:
+        _check_source(spec, path)
+    sources = [replace(source, url=f"{base_url}/{source.url}") for source in spec.sources]
+    return replace(spec, sources=tuple(sources))
+
+
+def _read_foreign(
+    config: dict[str, Any], origin: ModelSpec | None, path: Path, base_url: str
+) -> ModelSpec:
+    """The spec of a model that timm or transformers saved; see `read_timm_config`."""
+    folder = unquote(base_url).rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+    name = re.sub(r"[^\w.-]+", "-", folder).strip("-.") or "model"
     try:
-        spec = ModelSpec.from_dict(config[SPEC_KEY])
+        spec = read_timm_config(config, name, origin)
         spec.check_classes()
     except ConfigError as error:
-        raise ConfigError(
-            f"{path}: {error}; a newer version of this library may have written it"
-        ) from None
+        raise ConfigError(f"{path} does not describe a model of this library: {error}") from None
+    check_texts(spec, str(path))
+    return replace(spec, sources=tuple(Source(file, "timm") for file in FOREIGN_WEIGHTS))
+
+
+def _check_source(spec: ModelSpec, path: Path) -> None:
+    """Raise ConfigError unless the only source is a weight file beside config.json, with a hash."""
     names = [source.url for source in spec.sources]
     # Anything else could make a folder or repository read files elsewhere on this machine.
     if names not in ([WEIGHTS_FILE], [INDEX_FILE]):
@@ -129,9 +147,6 @@ def read_config(path: Path, base_url: str, content: bytes | None = None) -> Mode
             f"{path}: invalid SHA-256 {spec.sources[0].sha256!r} of {names[0]}; "
             "expected 64 hex digits"
         )
-    check_texts(spec, str(path))
-    sources = [replace(source, url=f"{base_url}/{source.url}") for source in spec.sources]
-    return replace(spec, sources=tuple(sources))
 
 
 def check_texts(spec: ModelSpec, origin: str) -> None:
@@ -203,70 +218,3 @@ def _parse(text: bytes) -> Any:
     if len(text) > MAX_JSON:
         raise ValueError(f"it has more than {MAX_JSON:,} bytes")
     return parse_json(text.decode(), unique_keys=True)
-
-
-def is_known_to_timm(spec: ModelSpec) -> bool:
-    """Whether timm has the architecture, so that its `create_model` reads the folder."""
-    return isinstance(spec.config, ViTConfig) or spec.config in TIMM_REGNETS
-
-
-def _describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
-    """The entries of config.json that timm reads.
-
-    Format: `timm/models/_hub.py`, `save_config_for_hf`. `architecture` is left out if timm does not
-    have it.
-    """
-    preprocess, num_classes = spec.preprocess, spec.num_classes or 0
-    model_args: dict[str, Any] = {} if spec.in_chans == 3 else {"in_chans": spec.in_chans}
-    if isinstance(spec.config, ViTConfig):
-        architecture = TIMM_VITS.get(spec.config.width, TIMM_VITS[768])
-        first_conv, classifier, num_features = "patch_embed.proj", "head", spec.config.width
-        pool = spec.global_pool or "token"
-        model_args |= _make_vit_args(spec.config, preprocess.size)
-        if pool == "avg":  # by default timm would then move the norm behind the pooling
-            model_args |= {"global_pool": pool, "fc_norm": False}
-    else:
-        architecture = TIMM_REGNETS.get(spec.config, "")
-        first_conv, classifier = "stem.conv", "head.fc"
-        num_features = spec.config.stages[-1][0]
-        pool = spec.global_pool or "avg"
-    pretrained_cfg: dict[str, Any] = {
-        "input_size": [spec.in_chans, *preprocess.size],
-        "fixed_input_size": isinstance(spec.config, ViTConfig),
-        "interpolation": preprocess.interpolation,
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-        "mean": list(preprocess.mean),
-        "std": list(preprocess.std),
-        "num_classes": num_classes,
-        "pool_size": None,
-        # timm before 1.0.31 would adapt this convolution from 3 channels, whatever the file has
-        "first_conv": first_conv if spec.in_chans == 3 else None,
-        "classifier": classifier,
-        "license": spec.license,
-    }
-    if isinstance(spec.classes, tuple):
-        pretrained_cfg["label_names"] = list(spec.classes)
-    return {
-        **({"architecture": architecture} if architecture else {}),
-        "num_classes": num_classes,
-        "num_features": num_features,
-        "global_pool": pool,
-        "model_args": model_args,
-        "pretrained_cfg": pretrained_cfg,
-    }
-
-
-def _make_vit_args(config: ViTConfig, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Arguments of timm's VisionTransformer."""
-    ratio = config.mlp_width / config.width
-    if int(config.width * ratio) != config.mlp_width:  # timm truncates the product
-        ratio = math.nextafter(ratio, math.inf)
-    return {
-        "img_size": list(image_size),
-        "patch_size": config.patch_size,
-        "embed_dim": config.width,
-        "depth": config.depth,
-        "num_heads": config.num_heads,
-        "mlp_ratio": ratio,
-    }

@@ -74,10 +74,11 @@ def open_signed(
     """
     folder, downloaded = _verify(name, trusted_key, progress)
     spec = read_config(folder.path / CONFIG_FILE, folder.url, folder.read(CONFIG_FILE))
-    (source,) = spec.sources
-    file = source.url.rsplit("/", 1)[1]
+    names = {source.url.rsplit("/", 1)[1]: source.sha256 for source in spec.sources}
+    # Of the files that timm or transformers may have saved, the first one is used.
+    file = next((name for name in names if name in folder.files), next(iter(names)))
     weights = folder.files.get(file)
-    if weights is None or weights.sha256 != source.sha256:
+    if weights is None or names[file] not in (None, weights.sha256):
         raise SignatureError(
             f"{folder.path / file} is not the file that {CONFIG_FILE} states, though both are "
             "signed; save and sign the model again"

@@ -11,8 +11,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from swag_models.formatting import markdown_table
-from swag_models.hub.hf_format import is_known_to_timm
 from swag_models.hub.huggingface import PREFIX
+from swag_models.hub.timm_format import is_known_to_timm
 from swag_models.spec import UNKNOWN, ModelSpec
 
 # Licences with an id on the Hub (huggingface.co/docs/hub/repositories-licenses); others are
@@ -84,6 +84,7 @@ HUB_LICENSES = {
     "lgpl-lr",
     UNKNOWN,
 }
+GENERATED = "generated scenes"  # in the descriptions of models of such images
 MAX_LISTED_CLASSES = 100  # class names in the card; all of them are in config.json
 
 # No autoescape: the output is Markdown, in which HTML entities would mangle code and names.
@@ -125,8 +126,7 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
 
     Its examples load the model from a placeholder path, which `set_card_address` replaces.
     """
-    # timm reads a single weight file, not an index of shards.
-    for_timm = is_known_to_timm(spec) and not details.sharded
+    for_timm = is_known_to_timm(spec)
     height, width = spec.preprocess.size
     overview = [
         ("architecture", f"{spec.arch}, `{spec.config}`"),
@@ -139,10 +139,17 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
         spec=spec,
         details=details,
         metadata=_make_metadata(spec, details, for_timm),
-        description=f"{spec.description[:1].upper()}{spec.description[1:]}".rstrip("."),
+        kind=f"An image classifier of {spec.num_classes} classes"
+        if spec.num_classes
+        else "An image encoder without a classifier",
+        description=_capitalise(spec.description).rstrip("."),
+        # Hashtags of generated images say nothing about people.
+        from_posts=details.from_hashtags
+        or (spec.synsets is not None and GENERATED not in spec.description),
         overview=markdown_table(("", ""), overview),
         path=f"path/to/{spec.name}",
         for_timm=for_timm,
+        loads_in_timm=not details.sharded,  # timm reads a single weight file, not an index
         height=height,
         width=width,
         max_classes=MAX_LISTED_CLASSES,
@@ -155,12 +162,22 @@ def set_card_address(text: str, name: str, address: str) -> str:
 
     Args:
         text: text of the card.
-        name: name of the model.
+        name: name of the model; as the title it is replaced by that of the repository.
         address: org/repo or org/repo@revision.
     """
+    repo, _, revision = address.partition("@")
+    text = text.replace(f"\n# {name}\n", f"\n# {repo.split('/')[1]}\n", 1)
+    # transformers has no prefix for names on the Hub.
+    name_there = f'"{repo}", revision="{revision}"' if revision else f'"{repo}"'
+    text = text.replace(f'"./path/to/{name}"', name_there)
     for path in (f'"local-dir:path/to/{name}"', f'"path/to/{name}"'):
         text = text.replace(path, f'"{PREFIX}{address}"')
     return text
+
+
+def _capitalise(text: str) -> str:
+    """Make the first letter a capital, unless the first word is an identifier."""
+    return text if re.match(r"\w*[_\d]", text) else f"{text[:1].upper()}{text[1:]}"
 
 
 def _make_metadata(spec: ModelSpec, details: CardDetails, for_timm: bool) -> str:

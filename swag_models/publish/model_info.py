@@ -65,7 +65,8 @@ def describe_model(
         # "derived from" once, also if a derived model is saved again.
         description = origin.description
         if not description.startswith("derived from "):
-            description = f"derived from {origin.name}: {description}"
+            # What follows a semicolon holds for the origin only, as "features only".
+            description = f"derived from {origin.name}: {description.split(';')[0]}"
     license, license_url = _choose_license(license, license_url, origin, name)
     num_classes = model.num_classes or None
     spec = replace(

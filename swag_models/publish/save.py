@@ -3,13 +3,14 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import write_json, write_text
 from swag_models.catalog import NC_URL
+from swag_models.decoding import decode_fields
 from swag_models.errors import (
     CheckpointError,
     ConfigError,
@@ -49,7 +50,7 @@ def save(
     description: str | None = None,
     classes: str | Sequence[str] | None = None,
     synsets: Sequence[str] | None = None,
-    metrics: Metrics | None = None,
+    metrics: Metrics | Mapping[str, Any] | None = None,
     license: str | None = None,
     license_url: str | None = None,
     datasets: Sequence[str] = (),
@@ -77,7 +78,9 @@ def save(
             model that it was made from, if the number of classes is still the same.
         synsets: WordNet 3.0 id of each class, for classes that are hashtags; default as for
             `classes`.
-        metrics: measured with these weights; by default none.
+        metrics: measured with these weights: a `spec.Metrics`, or a dict with its fields, for
+            example {"dataset": "flowers", "top1": 91.5}. By default none. `dataset` may be left out
+            if `datasets` has one.
         license: SPDX-like id in lower case; by default that of the weights that the model was
             loaded with, "unknown" if it was loaded without.
         license_url: URL of the licence's text; default as for `license`.
@@ -109,7 +112,6 @@ def save(
         base_model=base_model,
         training=training,
     )
-    check_types(Metrics | None, metrics=metrics)
     check_types(int, max_shard_size=max_shard_size)
     check_minimum(1, max_shard_size=max_shard_size)
     _check_texts(datasets=datasets, tags=tags, synsets=() if synsets is None else synsets)
@@ -119,7 +121,7 @@ def save(
         description=description,
         classes=classes,
         synsets=synsets,
-        metrics=metrics,
+        metrics=_read_metrics(metrics, datasets),
         license=license,
         license_url=license_url,
     )
@@ -163,6 +165,27 @@ def _check_texts(**options: Sequence[str]) -> None:
     for option, texts in options.items():
         check_types(list | tuple, **{option: texts})
         check_types(str, **{f"{option}[{index}]": text for index, text in enumerate(texts)})
+
+
+def _read_metrics(metrics: object, datasets: Sequence[str]) -> Metrics | None:
+    """The accuracy that the caller passed; raise ConfigError for anything else."""
+    if metrics is None or isinstance(metrics, Metrics):
+        return metrics
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(
+            f"invalid metrics {describe(metrics)}: allowed: a dict such as "
+            '{"dataset": "flowers", "top1": 91.5}, a swag_models.spec.Metrics, or None'
+        )
+    values = {"dataset": datasets[0], **metrics} if len(datasets) == 1 else dict(metrics)
+    if "dataset" not in values:
+        raise ConfigError(
+            'metrics has no dataset; name the one that they were measured on: {"dataset": ...}'
+        )
+    # numbers of NumPy and of torch, as measuring code has them
+    values = {
+        key: value.item() if hasattr(value, "item") else value for key, value in values.items()
+    }
+    return decode_fields(Metrics, values, "metrics.")
 
 
 def _choose_name(name: str | None, folder: Path) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,11 @@ from swag_models.errors import CheckpointError, ConfigError
 from swag_models.hub.hf_format import (
     CONFIG_FILE,
     INDEX_FILE,
-    TIMM_REGNETS,
-    is_known_to_timm,
     make_config,
     read_folder,
     read_index,
 )
+from swag_models.hub.timm_format import OWN_REGNET, TIMM_REGNETS, is_known_to_timm
 from swag_models.publish import save
 from swag_models.spec import ModelSpec, RegNetConfig, Source, ViTConfig
 
@@ -164,9 +165,15 @@ def test_timm_preprocesses_images_in_the_same_way(tmp_path: Path) -> None:
     torch.testing.assert_close(transform(image), expected, rtol=0, atol=1e-6)
 
 
-def test_a_regnet_unknown_to_timm_has_no_timm_architecture() -> None:
+def test_a_regnet_unknown_to_timm_has_an_architecture_that_timm_rejects(tmp_path: Path) -> None:
     assert not is_known_to_timm(REGNET_SPEC)
-    assert "architecture" not in make_config(REGNET_SPEC, "float32")
+    write(tmp_path, replace(REGNET_SPEC, classes=None, sources=SPEC.sources))
+    # In a process that has not imported swag_models.timm
+    script = f"import timm; timm.create_model('local-dir:{tmp_path}')"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert f"RuntimeError: Unknown model ({OWN_REGNET})" in result.stderr
 
 
 def test_mlp_ratio_gives_every_mlp_width_in_timm() -> None:

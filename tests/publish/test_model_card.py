@@ -115,11 +115,64 @@ def test_weights_from_hashtags_state_their_origin_and_limits() -> None:
     assert "Do not use it to identify people" in other_text
 
 
-def test_a_model_that_timm_cannot_read_has_no_timm_example() -> None:
-    for spec, details in ((REGNET_SPEC, DETAILS), (VIT_SPEC, replace(DETAILS, sharded=True))):
-        text = make_card(spec, details)
-        assert "timm.create_model" not in text
-        assert "timm" not in ModelCard(text).data.tags
+def test_examples_for_timm_register_an_architecture_that_it_lacks() -> None:
+    text = make_card(REGNET_SPEC, DETAILS)
+    assert text.count("import swag_models.timm  # timm") == 2  # for timm and for transformers
+    assert "timm" not in ModelCard(text).data.tags
+    assert "import swag_models.timm" not in make_card(VIT_SPEC, DETAILS)
+
+
+def test_a_sharded_model_has_no_example_for_timm() -> None:
+    text = make_card(VIT_SPEC, replace(DETAILS, sharded=True))
+    assert "timm.create_model" not in text
+    assert 'pipeline("image-classification"' in text
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "expected"),
+    [
+        ("vit_b16_in1k", 10, "An image classifier of 10 classes (architecture `vit_b16`)."),
+        ("vit_b16", 10, "An image classifier of 10 classes (architecture `vit_b16`)."),
+        ("vit_b16", None, "An image encoder without a classifier (architecture `vit_b16`)."),
+    ],
+)
+def test_the_introduction_describes_the_model_and_not_its_origin(
+    name: str, num_classes: int | None, expected: str, tmp_path: Path
+) -> None:
+    model = load_tiny(num_classes=num_classes)
+    assert model.spec is not None
+    origin = swag_models.get_spec(name)
+    model.spec = replace(model.spec, name=name, description=origin.description, arch=origin.arch)
+    save(model, tmp_path / "flowers", license="mit")
+    title, introduction = (tmp_path / "flowers" / "README.md").read_text().split("\n\n")[1:3]
+    assert title == "# flowers"
+    assert introduction.startswith(f"{expected} Derived from {name}: pre-trained on ")
+    assert "features only" not in introduction
+
+
+@pytest.mark.parametrize(
+    ("description", "expected"),
+    [
+        ("trained on flowers", "Trained on flowers."),
+        ("vit_nano, trained on flowers.", "vit_nano, trained on flowers."),
+        ("Élan", "Élan."),
+    ],
+)
+def test_an_identifier_at_the_beginning_is_not_capitalised(description: str, expected: str) -> None:
+    text = make_card(replace(SPEC, description=description), DETAILS)
+    assert f"`). {expected}\n" in text
+
+
+def test_limits_of_hashtags_are_stated_for_real_posts_only() -> None:
+    phrase = "prejudices of one platform"
+    assert phrase not in make_card(SPEC, DETAILS)  # of generated scenes
+    assert phrase in make_card(replace(SPEC, description="trained on posts"), DETAILS)
+
+
+def test_a_section_about_training_needs_something_to_say() -> None:
+    assert "## Training" not in make_card(SPEC, DETAILS)
+    text = make_card(SPEC, replace(DETAILS, from_hashtags=True, datasets=("org/flowers",)))
+    assert "Fine-tuned on org/flowers." in text
 
 
 @pytest.mark.parametrize(
@@ -143,6 +196,8 @@ def test_examples_of_a_pushed_card_load_from_the_hub() -> None:
     assert 'load_preprocess("hf-hub:org/repo@dev")' in text
     assert 'timm.create_model("hf-hub:org/repo@dev", pretrained=True)' in text
     assert "path/to" not in text
+    assert 'pipeline("image-classification", "org/repo", revision="dev")' in text
+    assert "\n# repo\n" in text
 
 
 def test_the_examples_run(tmp_path: Path, caches: Path) -> None:
@@ -150,6 +205,7 @@ def test_the_examples_run(tmp_path: Path, caches: Path) -> None:
     folder = save(model, tmp_path / "path" / "to" / "mine", license="mit")
     Image.new("RGB", (60, 40), "teal").save(tmp_path / "photo.jpg")
     snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    snippets = [snippet for snippet in snippets if "transformers" not in snippet]
     assert len(snippets) == 2
     script = "\n".join([*snippets, "assert output.shape == (1, 10) and model.num_classes == 10"])
     result = subprocess.run(

@@ -1,0 +1,53 @@
+"""Parameters and multiply-adds by formula equal those that torch counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import REGNET, VIT, VIT_SPEC
+
+from swag_models import get_spec, list_models
+from swag_models.hub.model_size import count_size
+from swag_models.models import build
+from swag_models.publish.model_info import count_flops
+from swag_models.spec import Preprocess, RegNetConfig, ViTConfig
+
+CONFIGS: list[ViTConfig | RegNetConfig] = [
+    VIT,
+    ViTConfig(patch_size=7, depth=3, width=30, num_heads=5, mlp_width=71),
+    REGNET,
+    RegNetConfig(depth=5, w_0=24, w_a=10.5, w_m=2.3, group_width=16, se_ratio=0.3, stem_width=20),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.family}-{config.depth}")
+@pytest.mark.parametrize(
+    ("size", "in_chans", "num_classes"), [((56, 56), 3, 10), ((112, 168), 1, None)]
+)
+def test_sizes_equal_those_of_the_model(
+    config: ViTConfig | RegNetConfig, size: Any, in_chans: int, num_classes: int | None
+) -> None:
+    with torch.device("meta"):
+        model = build(config, num_classes=num_classes, image_size=size, in_chans=in_chans)
+    spec = replace(
+        VIT_SPEC,
+        config=config,
+        preprocess=Preprocess(size),
+        in_chans=in_chans,
+        num_classes=num_classes,
+    )
+    params, macs = count_size(config, size, in_chans=in_chans, num_classes=num_classes)
+    assert params == sum(parameter.numel() for parameter in model.parameters())
+    assert 2 * macs == count_flops(spec)
+
+
+def test_sizes_equal_those_of_the_catalog() -> None:
+    for spec in map(get_spec, list_models()):
+        params, macs = count_size(
+            spec.config, spec.preprocess.size, in_chans=3, num_classes=spec.num_classes
+        )
+        assert params == spec.num_params
+        assert macs / 1e9 == pytest.approx(spec.gmacs, abs=0.01)
