@@ -162,9 +162,9 @@ def load_model(
         trusted_key: PEM file of a public key. The folder or repository must then be signed with
             it (`publish.save(sign=...)`, or the tool model-signing), and is verified before
             anything in it is parsed. The weights are read as with `backend="pread"`.
-        num_classes: number of logits; by default the spec's, None for no head. A head of this size
-            is loaded from the file; a head of another size is replaced by a freshly initialised
-            one, with a warning.
+        num_classes: number of logits, None for no head; by default the spec's, or with `weights`
+            that of the file. A head of this size is loaded from the file; a head of another size
+            is replaced by a freshly initialised one, with a warning.
         image_size: pixels, int or (height, width); by default the spec's. The position embedding
             is resized on loading.
         in_chans: input channels; 3 means the spec's number. For any other number the weights of
@@ -226,15 +226,18 @@ def load_model(
         source = WeightSource(
             path, signed=signed, backend=backend, key=weights_key, progress=progress
         )
-        model = load_weights(make, spec, source, fresh_head=num_classes is not ...)
+        model = load_weights(
+            make,
+            spec,
+            source,
+            fresh_head=num_classes is not ...,
+            fixed_size=image_size is not None,
+        )
     else:
         with torch.device("cpu"):
             model = make(spec.config)
     # The published accuracy and licence hold for the published weights only.
-    model.spec = spec
-    if path is not None:
-        model.spec = replace(spec, metrics=None, sources=())
-    elif not pretrained:
+    if not reads_weights:
         model.spec = replace(
             spec, metrics=None, sources=(), description=UNTRAINED, license=UNKNOWN, license_url=""
         )

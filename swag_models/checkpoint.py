@@ -4,11 +4,12 @@ Where the file system allows it, tensors are memory-mapped from the file and not
 """
 
 import contextlib
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swag_models.atomic import atomic_write
+from swag_models.dcp_folder import METADATA_FILE, PART_SUFFIX, DcpFolder
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
 from swag_models.formatting import describe_error, list_names
 from swag_models.hub.hf_format import INDEX_FILE, read_index
@@ -31,8 +33,10 @@ from swag_models.stored_tensor import (
     TensorReader,
 )
 from swag_models.torch_file import TorchFile, read_legacy, read_zip
-from swag_models.wrappers import find_state_dict
+from swag_models.weight_folder import BIN_INDEX_FILE, find_weights, read_config
+from swag_models.wrappers import find_class_names, find_state_dict
 
+logger = logging.getLogger("swag_models")
 PICKLE_SUFFIXES = (".pth", ".pt", ".torch", ".bin")
 # What a file that is not a weight file may be, by its first bytes.
 OTHER_FORMATS = {
@@ -78,6 +82,18 @@ WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
 COUNTER_DTYPES = {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
+class Weights(NamedTuple):
+    """What a weight file contains.
+
+    Attributes:
+        state: tensors by name, in the file's own layout.
+        class_names: lists of names that may be those of its classes.
+    """
+
+    state: dict[str, Tensor]
+    class_names: list[tuple[str, ...]]
+
+
 def read_state_dict(
     path: str | os.PathLike[str], *, backend: Backend = "mmap", key: str | None = None
 ) -> dict[str, Tensor]:
@@ -102,15 +118,24 @@ def read_state_dict(
             dicts.
         UnsafeCheckpointError: the file would run code. It was rejected before any code ran.
     """
+    return read_weights(path, backend=backend, key=key).state
+
+
+def read_weights(
+    path: str | os.PathLike[str], *, backend: Backend = "mmap", key: str | None = None
+) -> Weights:
+    """Read a state dict, as `read_state_dict`, and the class names that are beside it."""
     if backend not in get_args(Backend):
         raise CheckpointError(
             f"unknown backend {backend!r}; allowed: {', '.join(get_args(Backend))}"
         )
     path = expand_path(path, "weights")
-    if path.name.endswith(INDEX_FILE):
+    if path.is_dir() or path.name == METADATA_FILE or path.suffix == PART_SUFFIX:
+        return _read_folder(path if path.is_dir() else path.parent, backend, key)
+    if path.name.endswith((INDEX_FILE, BIN_INDEX_FILE)):
         state = find_state_dict(_read_shards(path, backend), path, key)
         _check_tensors(state, path)
-        return state
+        return Weights(state, [])
     with _open_file(path) as (file, size):
         content, calls, objects = _read_content(file, size)
         if calls := [name for name in calls if name not in _list_trusted()]:
@@ -122,7 +147,24 @@ def read_state_dict(
         state = find_state_dict(content, path, key, objects)
         _check_tensors(state, path)
         reader = TensorReader(path, file, size, backend)
-        return {name: reader.read(tensor) for name, tensor in state.items()}
+        state = {name: reader.read(tensor) for name, tensor in state.items()}
+        return Weights(state, find_class_names(content))
+
+
+def _read_folder(folder: Path, backend: Backend, key: str | None) -> Weights:
+    """Read the weights in a folder that a trainer wrote."""
+    with _named_errors(folder):
+        path, others = find_weights(folder)
+        if others:
+            logger.warning("%s: using %s, not %s", folder, path.name, list_names(others))
+        if not path.is_dir():
+            weights = read_weights(path, backend=backend, key=key)
+            names = find_class_names(read_config(folder))
+            return Weights(weights.state, [*names, *weights.class_names])
+        content = DcpFolder(path)
+        state = find_state_dict(content.tensors, path, key)
+        _check_tensors(state, path)
+        return Weights({name: content.read(tensor) for name, tensor in state.items()}, [])
 
 
 def write_state_dict(state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -261,7 +303,7 @@ def _read_shards(path: Path, backend: Backend) -> dict[str, Tensor]:
         if not shard.is_file():
             raise CheckpointError(f"{path} names {file_name}, which is not in the same folder")
         with _open_file(shard) as (file, size):
-            tensors = _read_safetensors(file, size)
+            tensors = _read_shard(file, size)
             if different := sorted(names[file_name] ^ set(tensors)):
                 raise CheckpointError(
                     f"{shard} does not contain the tensors that {path.name} lists; "
@@ -270,6 +312,16 @@ def _read_shards(path: Path, backend: Backend) -> dict[str, Tensor]:
             reader = TensorReader(shard, file, size, backend)
             state |= {name: reader.read(tensor) for name, tensor in tensors.items()}
     return state
+
+
+def _read_shard(file: BinaryIO, size: int) -> dict[str, StoredTensor]:
+    """Read where the tensors of a shard are."""
+    content = _read_content(file, size)[0]
+    if not isinstance(content, dict) or not all(
+        isinstance(value, StoredTensor) for value in content.values()
+    ):
+        raise CheckpointError("it is not a part of a state dict")
+    return content
 
 
 def _list_trusted() -> set[str]:

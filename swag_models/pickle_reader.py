@@ -49,6 +49,19 @@ class Placeholder(dict[Any, Any]):
         self.name = name
 
 
+class Record:
+    """An object with its state, for callers that need it.
+
+    Attributes:
+        name: full name of its class.
+        state: what the pickle sets as its state, mostly a dict of attributes.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.state: Any = None
+
+
 class Reference:
     """A class or function that the pickle names; it is never imported.
 
@@ -69,7 +82,11 @@ class PickleReader:
     """
 
     def __init__(
-        self, functions: Mapping[str, Callable[..., Any]], load_persistent: Callable[[Any], Any]
+        self,
+        functions: Mapping[str, Callable[..., Any]],
+        load_persistent: Callable[[Any], Any],
+        *,
+        records: bool = False,
     ) -> None:
         """Prepare an interpreter.
 
@@ -77,7 +94,10 @@ class PickleReader:
             functions: name of each function that is called -> what is called instead; it checks
                 its arguments.
             load_persistent: persistent id -> the object that it refers to.
+            records: read objects as Records, not as Placeholders. They can be keys, and are not
+                listed in `objects`.
         """
+        self._records = records
         self._functions = functions
         self._load_persistent = load_persistent
         self.calls: dict[str, None] = {}
@@ -173,7 +193,9 @@ class PickleReader:
                 cls = self._pop(2 if name == "NEWOBJ" else 3)[0]
                 stack.append(self._make_object(cls))
             case "BUILD":
-                self._pop(1)  # the attributes of a tensor or of a placeholder are not needed
+                (state,) = self._pop(1)  # that of a tensor or of a placeholder is not needed
+                if isinstance(stack[-1], Record):
+                    stack[-1].state = state
             case "BINPERSID":
                 stack.append(self._load_persistent(stack.pop()))
             case _:
@@ -211,7 +233,7 @@ class PickleReader:
             raise TypeError(f"items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # The hash of nested tuples can take exponential time, or overflow the C stack.
-            if isinstance(key, SIMPLE):
+            if isinstance(key, (*SIMPLE, Record)):
                 target[key] = value
             elif not isinstance(target, Placeholder):
                 target[f"a {type(key).__name__}"] = value
@@ -240,5 +262,7 @@ class PickleReader:
             raise TypeError(f"an object of a {type(cls).__name__}")
         if cls.name == "collections.OrderedDict":
             return {}
+        if self._records:
+            return Record(cls.name)
         self.objects[cls.name] = None
         return Placeholder(cls.name)

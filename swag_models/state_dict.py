@@ -8,17 +8,19 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from swag_models.checkpoint import read_state_dict
+from swag_models.checkpoint import read_weights
 from swag_models.errors import CheckpointError
 from swag_models.formatting import list_names
 from swag_models.hub.fetch import fetch_weights
-from swag_models.layouts import recognise_layout, resize_position_embedding, translate_layout
+from swag_models.layouts import recognise_layout, translate_layout
+from swag_models.positions import Grid, choose_grid, fit_position
 from swag_models.spec import Backend, Layout, ModelSpec, Progress, RegNetConfig, ViTConfig
 
 if TYPE_CHECKING:
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from swag_models.models import RegNet, ViT
 
 FIRST_CONVOLUTIONS = ("patch_embed.proj.weight", "stem.conv.weight")  # of a ViT, of a RegNet
+HEADS = ("head.weight", "head.fc.weight")
 # A block in timm's names, of a ViT and of a RegNet
 BLOCK = re.compile(r"blocks\.\d+(?=\.)|s\d+\.b\d+(?=\.)", re.ASCII)
-MAX_RATIO = 0.85  # of squared differences, below which positions look like another grid's
 INTEGERS = {torch.int32, torch.int16, torch.int8, torch.uint8}
 
 logger = logging.getLogger("swag_models")
@@ -53,11 +55,12 @@ class WeightSource:
 
 
 def load_weights(
-    make: Callable[[ViTConfig | RegNetConfig], "ViT | RegNet"],
+    make: Callable[..., "ViT | RegNet"],
     spec: ModelSpec,
     source: WeightSource,
     *,
     fresh_head: bool,
+    fixed_size: bool,
 ) -> "ViT | RegNet":
     """Make a model with the weights of a spec, or of a local file.
 
@@ -65,7 +68,7 @@ def load_weights(
         make: builds the model, possibly for another size or number of classes than the spec's.
         spec: the description of the model.
         source: the weights.
-        fresh_head: as for `fit_state_dict`.
+        fresh_head, fixed_size: as for `fit_state_dict`.
 
     Raises:
         ConfigError: `make` rejects an argument.
@@ -83,8 +86,13 @@ def load_weights(
     else:
         path = source.path or fetch_weights(spec, progress=source.progress)
     origin = f"{spec.name} ({path})" if published else str(path)
-    state = read_state_dict(path, backend=source.backend, key=source.key)
+    state, names = read_weights(path, backend=source.backend, key=source.key)
     check_blocks(state, spec.config, origin)
+    if not published:
+        spec = replace(spec, metrics=None, sources=())  # they hold for the published weights only
+        if not fresh_head:
+            spec = _take_head(spec, state, names, origin)
+            make = partial(make, num_classes=spec.num_classes)
     with torch.device("meta"):
         model = make(spec.config)
     with torch.device("cpu"):  # whatever default device the caller has set
@@ -95,12 +103,38 @@ def load_weights(
             # A trunk's source may be the file of its linear classifier.
             drop_head=published and spec.num_classes is None,
             fresh_head=fresh_head,
+            fixed_size=fixed_size,
             published=spec if published else None,
         )
     if source.signed:
         source.signed.folder.check_unchanged()
     model.load_state_dict(state, assign=True)  # no copy: parameters are the mapped tensors
+    model.spec = spec
     return model
+
+
+def _take_head(
+    spec: ModelSpec, state: Mapping[str, Tensor], names: list[tuple[str, ...]], origin: str
+) -> ModelSpec:
+    """Return a spec with the number and the names of the classes of a user's file."""
+    translated = translate_layout(state, "timm")
+    weight = next((translated[name] for name in HEADS if name in translated), None)
+    if weight is None or not weight.ndim or not len(weight):  # `_check_match` reports it
+        return spec
+    num_classes = len(weight)
+    classes = next((found for found in names if len(found) == num_classes), None)
+    if num_classes != spec.num_classes:
+        logger.warning(
+            "%s has a head of %d classes, which is kept (%s: %s); for another pass num_classes=",
+            origin,
+            num_classes,
+            spec.name,
+            spec.num_classes or "no head",
+        )
+        return replace(spec, num_classes=num_classes, classes=classes, synsets=None)
+    if classes not in (None, spec.classes):
+        return replace(spec, classes=classes, synsets=None)
+    return spec
 
 
 def check_blocks(
@@ -146,11 +180,12 @@ def _check_family(state: Mapping[str, Tensor], family: str, origin: str) -> Layo
 
 def fit_state_dict(
     state: Mapping[str, Tensor],
-    model: nn.Module,
+    model: Any,
     *,
     origin: str,
     drop_head: bool = False,
     fresh_head: bool = True,
+    fixed_size: bool = True,
     published: ModelSpec | None = None,
 ) -> dict[str, Tensor]:
     """Adapt a state dict to a model: names, head, input channels and position embedding.
@@ -166,6 +201,7 @@ def fit_state_dict(
         fresh_head: True if the user chose the number of classes. A head that the file lacks is
             then initialised instead of raising an error, and one that the model does not have is
             dropped without a warning.
+        fixed_size: True if the user chose the image size.
         published: the spec of the file, if it is known. Its positions, input channels and classes
             must then be those of the spec. Otherwise an embedding with the model's number of
             positions is used unchanged, and others are taken as square.
@@ -188,13 +224,19 @@ def fit_state_dict(
         if name in state and name in wanted:
             state[name] = _fit_channels(state[name], wanted[name].shape[1])
     if "pos_embed" in state:
-        model_grid: tuple[int, int] = model.grid_size  # type: ignore[assignment]
-        learned_grid = None
-        if file_layout == "timm":
-            learned_grid = model_grid if published is None else _find_grid(published)
+        model_grid: Grid = model.grid_size
         if published is None:
-            _warn_of_rectangle(state["pos_embed"], learned_grid, origin)
-        state["pos_embed"] = _fit_position(state["pos_embed"], model_grid, learned_grid)
+            learned_grid = choose_grid(
+                state["pos_embed"],
+                model_grid,
+                patch_size=model.patch_size,
+                keeps_grid=file_layout == "timm",
+                asked=fixed_size,
+                origin=origin,
+            )
+        else:
+            learned_grid = _find_grid(published)
+        state["pos_embed"] = fit_position(state["pos_embed"], model_grid, learned_grid)
     for name, tensor in wanted.items():  # other tools store the counters of batch norms as int32
         if name in state and tensor.dtype == torch.int64 and state[name].dtype in INTEGERS:
             state[name] = state[name].long()
@@ -208,7 +250,7 @@ def _check_published(state: Mapping[str, Tensor], spec: ModelSpec, origin: str) 
     problems = []
     sizes = [
         *((name, 1, spec.in_chans) for name in FIRST_CONVOLUTIONS),
-        *((f"head.{part}weight", 0, spec.num_classes) for part in ("", "fc.")),
+        *((name, 0, spec.num_classes) for name in HEADS),
     ]
     if isinstance(spec.config, ViTConfig):
         sizes.append(("pos_embed", 1, 1 + math.prod(_find_grid(spec))))
@@ -243,8 +285,6 @@ def _fit_head(
     has = f"a head of {sizes[-1][0]} classes" if sizes and sizes[-1] else "no head"
     keep = f"; to keep it, pass num_classes={sizes[-1][0]}" if sizes and sizes[-1] else ""
     if model.num_classes is None:
-        if sizes and not fresh_head:
-            logger.warning("%s has %s, which is left out%s", origin, has, keep)
         return trunk
     # A missing head that the user did not ask for is left to `_check_match`, which reports it.
     if sizes == [(model.num_classes,)] or (not sizes and not fresh_head and not drop_head):
@@ -273,53 +313,6 @@ def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:
         return weight.sum(dim=1, keepdim=True)
     repeated = weight.repeat(1, math.ceil(in_chans / 3), 1, 1)[:, :in_chans]
     return repeated * (3 / in_chans)
-
-
-def _fit_position(
-    position: Tensor, grid: tuple[int, int], learned_grid: tuple[int, int] | None
-) -> Tensor:
-    """Resize a position embedding (1, 1 + h w, D) to `grid`.
-
-    It was learned on `learned_grid` if the number of positions agrees, otherwise on a square grid.
-    An embedding that fits neither is returned unchanged, for `_check_match` to report.
-    """
-    if position.ndim != 3 or position.shape[0] != 1 or position.shape[1] < 2:
-        return position
-    tokens = position.shape[1] - 1  # without the class token
-    side = math.isqrt(tokens)
-    old_grid = (side, side)
-    if learned_grid and tokens == math.prod(learned_grid):
-        old_grid = learned_grid
-    if tokens != math.prod(old_grid) or old_grid == grid:
-        return position
-    return resize_position_embedding(position, old_grid, grid)
-
-
-def _warn_of_rectangle(position: Tensor, learned_grid: tuple[int, int] | None, origin: str) -> None:
-    """Log a warning if a position embedding looks as if it was learned on another grid.
-
-    A state dict does not say whether 36 positions are 6x6 or 4x9. But positions below each other
-    learn similar embeddings, so that a wrong number of columns shows in larger differences.
-    """
-    tokens = position.shape[1] - 1 if position.ndim == 3 and len(position) == 1 else 0
-    side = math.isqrt(max(tokens, 0))
-    rows, columns = learned_grid or (side, side)
-    if tokens < 9 or rows * columns != tokens:
-        return
-    patches = position[0, 1:].float()
-    differences = {
-        width: float((patches[width:] - patches[:-width]).square().mean())
-        for width in range(max(2, side // 2), 2 * side + 1)
-        if tokens % width == 0
-    }
-    if columns in differences and min(differences.values()) < MAX_RATIO * differences[columns]:
-        logger.warning(
-            "%s: its positions are read as %dx%d patches, but do not look like it; if it was "
-            "trained on rectangular images, pass their image_size=(height, width)",
-            origin,
-            rows,
-            columns,
-        )
 
 
 def _check_match(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], origin: str) -> None:

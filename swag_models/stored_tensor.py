@@ -87,6 +87,11 @@ class StoredTensor:
         """Whether it has more elements than are stored, so that a copy could take any memory."""
         return math.prod(self.shape) > self.storage.size
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class OddTensor:

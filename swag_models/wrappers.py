@@ -24,6 +24,19 @@ MAX_CANDIDATES = 100
 INNER_WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa)($|[._])|_ema|ema_", re.IGNORECASE)
 COUNTERS = {"n_averaged"}  # of torch's AveragedModel
+# Lightning's WeightAveraging stores averaged weights as "state_dict", and those of training here.
+NOT_AVERAGED = "current_model_state"
+# Names that PEFT gives to adapters, and to the layers inside them.
+ADAPTER = re.compile(
+    r"(^|\.)(base_layer|modules_to_save|original_module|ln_tuning_layers"
+    r"|(lora|ia3|hada|lokr|oft|boft|vera|hra|fourierft|bone|randlora|shira|c3a|vblora)_\w+)(\.|$)"
+)
+# Under which training scripts and configurations store class names.
+CLASS_KEYS = {
+    *("classes", "class_names", "class_to_idx", "idx_to_class", "categories"),
+    *("label_names", "labels", "id2label", "label2id", "names"),
+}
+PLACEHOLDER_LABEL = re.compile(r"LABEL_\d+")  # of transformers
 # "stem.stem.0.weight" must be tried before "stem.0.weight", with which it ends.
 LONGEST_FIRST = sorted(LAYOUT_KEYS, key=len, reverse=True)
 
@@ -84,6 +97,7 @@ def find_state_dict(
                 f"{path} was rejected, nothing in it ran: it has no state dict, but pickled "
                 f"objects: {list_names(objects)}. Save model.state_dict() alone, or as safetensors"
             )
+        _check_adapters(content if isinstance(content, Mapping) else {}, path)
         raise CheckpointError(
             f"{path} contains no ViT or RegNet in the swag, torchvision or timm layout: "
             f"{_describe(content)}"
@@ -95,6 +109,8 @@ def find_state_dict(
         if other.keys == chosen.keys and len(other.prefix) > len(chosen.prefix)
     )
     state = chosen.select(inner)
+    _check_adapters(state, path)
+    _check_empty(state, path)
     if left_out := [
         name
         for name, value in chosen.values.items()
@@ -112,6 +128,26 @@ def find_state_dict(
     return {name: value for name, value in state.items() if name not in COUNTERS}
 
 
+def _check_adapters(names: Mapping[Any, Any], path: Path) -> None:
+    """Raise CheckpointError if a state dict has adapters, without which it is another model."""
+    adapters = [str(name) for name in names if ADAPTER.search(str(name))]
+    if adapters:
+        raise CheckpointError(
+            f"{path} has adapters of PEFT (LoRA or its like), for example {adapters[0]}: load them "
+            "with PEFT, and save the state dict of what merge_and_unload() returns"
+        )
+
+
+def _check_empty(state: Mapping[str, Any], path: Path) -> None:
+    """Raise CheckpointError if all weights are empty, as in the files of DeepSpeed's ZeRO-3."""
+    shapes = [value.shape for value in state.values() if isinstance(value, (Tensor, StoredTensor))]
+    if shapes and all(0 in shape for shape in shapes if shape):
+        raise CheckpointError(
+            f"{path} has the names of a model, but empty tensors: its weights are in other files. "
+            "For DeepSpeed, run zero_to_fp32.py in the folder of the checkpoint"
+        )
+
+
 def _choose(candidates: list[Candidate], path: Path, key: str | None) -> Candidate:
     """Return the candidate that `key` names; by default the only one, or the averaged one."""
     names = [candidate.name for candidate in candidates]
@@ -126,6 +162,8 @@ def _choose(candidates: list[Candidate], path: Path, key: str | None) -> Candida
     if len(candidates) == 1 or all(c.select() == candidates[0].select() for c in candidates[1:]):
         return candidates[0]
     averaged = [candidate for candidate in candidates if AVERAGED.search(candidate.name)]
+    if any(candidate.keys[:1] == (NOT_AVERAGED,) for candidate in candidates):
+        averaged = [candidate for candidate in candidates if candidate.keys == ("state_dict",)]
     if len(averaged) != 1:
         raise CheckpointError(
             f"{path} has {len(candidates)} state dicts: {list_names(names)}; "
@@ -192,6 +230,44 @@ def _find_prefixes(names: Mapping[str, Any]) -> list[str]:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, (Tensor, StoredTensor, OddTensor))
+
+
+def find_class_names(content: Any, depth: int = 3) -> list[tuple[str, ...]]:
+    """Return the lists of class names in a file or configuration.
+
+    Args:
+        content: content of a file, or parsed JSON. Known are lists of names, names by number and
+            numbers by name, under one of `CLASS_KEYS`.
+        depth: levels of nesting to search.
+
+    Returns:
+        Distinct lists, in the order of the logits. Texts with control characters are no names.
+    """
+    found: dict[tuple[str, ...], None] = {}
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if str(key).lower() in CLASS_KEYS and (names := _order_names(value)):
+            found[names] = None
+        elif depth > 1:
+            found |= dict.fromkeys(find_class_names(value, depth - 1))
+    return list(found)
+
+
+def _order_names(value: Any) -> tuple[str, ...]:
+    """Return names in the order of their numbers; () for anything else."""
+    if isinstance(value, Mapping):
+        pairs = list(value.items())
+        if all(isinstance(number, int) for _, number in pairs):  # numbers by name
+            pairs = [(number, name) for name, number in pairs]
+        numbered = {str(number): name for number, name in pairs}
+        if len(numbered) < len(pairs):
+            return ()
+        value = [numbered.get(str(index)) for index in range(len(numbered))]
+    if not isinstance(value, (list, tuple)):
+        return ()
+    names = tuple(value)
+    if not all(isinstance(name, str) and name.isprintable() for name in names):
+        return ()
+    return () if all(map(PLACEHOLDER_LABEL.fullmatch, names)) else names
 
 
 def _describe(content: Any) -> str:

@@ -10,12 +10,11 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from image_support import SCENES
-from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tiny import load_tiny
 
 import swag_models
-from swag_models import errors, export, inference, models, publish
+from swag_models import errors, inference
 from swag_models.checkpoint import read_state_dict, write_state_dict
 
 NANO = "vit_nano_hashtags"
@@ -99,32 +98,6 @@ def test_a_device_that_is_missing_is_named_in_our_words(device: Any) -> None:
         swag_models.load_model(NANO, device=device)
     assert str(error.value).startswith(f"device {device!r} cannot be used here (no such device); ")
     assert len(str(error.value)) < 200
-
-
-def wrap(kind: str) -> torch.nn.Module:
-    """A model inside of a wrapper."""
-    model = load_tiny("vit")
-    if kind == "compiled":
-        return torch.compile(model)
-    if kind == "pyramid":
-        return models.FeaturePyramid(model, 8)
-    if kind == "adapter":
-        return get_peft_model(model, LoraConfig(target_modules=["qkv"]))
-    return torch.nn.DataParallel(model)
-
-
-@pytest.mark.parametrize("kind", ["compiled", "pyramid", "adapter", "parallel"])
-@pytest.mark.filterwarnings("ignore")
-def test_a_wrapped_model_is_refused_with_the_way_to_the_model(kind: str, tmp_path: Path) -> None:
-    model: Any = wrap(kind)
-    for call in (
-        lambda: export.export_model(model, tmp_path / "x.pt2"),
-        lambda: publish.save(model, tmp_path / "x"),
-        lambda: models.group_parameters(model, lr=0.1, weight_decay=0.1),
-        lambda: models.FeaturePyramid(model),
-    ):
-        with pytest.raises(errors.ConfigError, match=r"for a compiled model its _orig_mod, for"):
-            call()
 
 
 def test_a_loaded_model_where_a_name_is_expected_is_refused_with_the_fix() -> None:

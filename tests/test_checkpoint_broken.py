@@ -224,7 +224,7 @@ class TestDamaged:
         assert "TorchScript" in check_rejected(tmp_path / "script.pt")
 
     def test_folder_and_missing_file(self, tmp_path: Path) -> None:
-        assert "is a folder" in check_rejected(tmp_path)
+        assert "it has no files" in check_rejected(tmp_path)
         assert "No such file" in check_rejected(tmp_path / "missing.pth")
 
     @pytest.mark.parametrize(

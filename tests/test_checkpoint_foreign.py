@@ -26,7 +26,6 @@ from swag_models import get_spec, load_model, pickle_reader
 from swag_models.checkpoint import read_state_dict
 from swag_models.errors import CheckpointError, ConfigError, SwagModelsError, UnsafeCheckpointError
 from swag_models.hub.hf_format import CONFIG_FILE
-from swag_models.layouts import resize_position_embedding
 from swag_models.publish import save as save_model
 from swag_models.spec import LIMITS, ModelSpec, RegNetConfig, ViTConfig
 
@@ -401,26 +400,6 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HOME", str(tmp_path))
     torch.save(tiny("vit").state_dict(), tmp_path / "x.pth")
     load_model(VIT_SPEC, weights="~/x.pth")
-
-
-def test_positions_of_a_rectangle_are_noticed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = load_model("vit_nano_hashtags")
-    state = model.state_dict()
-    torch.save(state, tmp_path / "square.pth")
-    load_model("vit_nano_hashtags", weights=tmp_path / "square.pth")
-    assert "do not look like it" not in caplog.text
-    for grid in ((4, 9), (9, 4), (3, 12), (12, 3)):
-        caplog.clear()
-        state["pos_embed"] = resize_position_embedding(model.pos_embed.detach(), (6, 6), grid)
-        torch.save(state, tmp_path / "oblong.pth")
-        load_model("vit_nano_hashtags", weights=tmp_path / "oblong.pth")
-        assert "positions are read as 6x6 patches, but do not look like it" in caplog.text
-    state["pos_embed"] = resize_position_embedding(model.pos_embed.detach(), (6, 6), (3, 5))
-    torch.save(state, tmp_path / "oblong.pth")
-    with pytest.raises(CheckpointError, match=r"pass image_size=\(height, width\)"):
-        load_model("vit_nano_hashtags", weights=tmp_path / "oblong.pth")
 
 
 def test_a_pickled_model_is_rejected_by_name(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import torch
 from tiny import CONFIGS, TINY_SPECS, images, tiny
 from torch import Tensor, nn
 
-from swag_models import load_model
+from swag_models import load_classes, load_model
 from swag_models.errors import CheckpointError
 from swag_models.layouts import resize_position_embedding, translate_layout
 from swag_models.models import build
+from swag_models.publish import save
 from swag_models.spec import Preprocess
 from swag_models.state_dict import fit_state_dict
 
@@ -66,7 +67,7 @@ class TestHead:
         assert not caplog.messages
 
     @pytest.mark.parametrize(
-        ("in_file", "requested"), [(10, {"num_classes": 7}), (4, {}), (4, {"num_classes": 10})]
+        ("in_file", "requested"), [(10, {"num_classes": 7}), (4, {"num_classes": 10})]
     )
     def test_head_of_another_size_is_replaced_with_a_warning(
         self,
@@ -78,7 +79,7 @@ class TestHead:
     ) -> None:
         state = tiny(family, num_classes=in_file).state_dict()
         model = load(family, state, **requested)
-        num_classes = requested.get("num_classes", 10)
+        num_classes = requested["num_classes"]
         assert_fresh_head(model, num_classes)
         assert_same_trunk(model, state)
         (message,) = caplog.messages
@@ -121,18 +122,61 @@ class TestHead:
         assert_same_trunk(load_model(spec, weights=tmp_path / "file.pth"), state)
         assert load_model(spec, weights=tmp_path / "file.pth", num_classes=10).num_classes == 10
 
-    def test_head_that_a_trunk_leaves_out_is_reported(
-        self, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    @pytest.mark.parametrize("of_spec", [None, 10])
+    def test_the_head_of_the_file_is_kept_unless_another_is_chosen(
+        self, of_spec: int | None, family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        torch.save(tiny(family, 3).state_dict(), tmp_path / "file.pth")
-        trunk = replace(TINY_SPECS[family], num_classes=None, classes=None)
-        load_model(trunk, weights=tmp_path / "file.pth")
-        assert (
-            "a head of 3 classes, which is left out; to keep it, pass num_classes=3" in caplog.text
+        state = tiny(family, 3).state_dict()
+        torch.save(state, tmp_path / "file.pth")
+        spec = replace(TINY_SPECS[family], num_classes=of_spec, classes=None)
+        model = load_model(spec, weights=tmp_path / "file.pth")
+        assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+        assert model.num_classes == model.spec.num_classes == 3
+        assert f"a head of 3 classes, which is kept (tiny_{family}: {of_spec or 'no head'})" in (
+            caplog.text
         )
         caplog.clear()
-        load_model(trunk, weights=tmp_path / "file.pth", num_classes=None)
+        assert load_model(spec, weights=tmp_path / "file.pth", num_classes=None).num_classes is None
         assert caplog.text == ""
+
+    @pytest.mark.parametrize(
+        "beside",
+        [
+            {"classes": ["a", "b", "c"]},
+            {"class_to_idx": {"c": 2, "a": 0, "b": 1}},
+            {"hyper_parameters": {"id2label": {0: "a", 1: "b", 2: "c"}}},
+            {"meta": {"CLASSES": ("a", "b", "c"), "labels": ["x", "y"]}},
+        ],
+        ids=str,
+    )
+    def test_class_names_in_the_file_are_kept(
+        self, beside: dict[str, Any], family: str, load: Any, tmp_path: Path
+    ) -> None:
+        model = load(family, {"model": tiny(family, 3).state_dict(), **beside})
+        assert load_classes(model.spec) == ("a", "b", "c")
+        save(model, tmp_path / "out", license="mit")
+        assert load_classes(tmp_path / "out") == ("a", "b", "c")
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["a", "b"],
+            ["a", "b", 3],
+            ["a", "b", "\x1b[2J"],
+            {0: "a", 1: "b", 3: "c"},
+            {"a": 0, "b": 0, "c": 1},
+            {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"},
+            {"a": {}, "b": {}, "c": {}},
+            "abc",
+        ],
+        ids=str,
+    )
+    def test_what_is_not_a_list_of_class_names_is_ignored(
+        self, names: Any, family: str, load: Any
+    ) -> None:
+        model = load(family, {"model": tiny(family, 3).state_dict(), "classes": names})
+        assert model.spec.num_classes == 3
+        assert model.spec.classes is None
 
     def test_head_can_be_dropped_although_it_fits(self, family: str) -> None:
         state = tiny(family).state_dict()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from swag_models import __version__
 from swag_models.api import Name, get_spec, load_classes, load_model
@@ -37,7 +38,7 @@ from swag_models.export.verification import (
 )
 from swag_models.formatting import describe, escape_unprintable
 from swag_models.models import Backbone
-from swag_models.models.backbone import check_backbone
+from swag_models.models.unwrap import unwrap
 from swag_models.paths import expand_path
 from swag_models.preprocess import Transform
 from swag_models.runtime import import_extra
@@ -75,7 +76,7 @@ class ExportReport:
 
 
 def export_model(
-    model: Name | Backbone,
+    model: Name | nn.Module,
     path: str | os.PathLike[str],
     *,
     spec: ModelSpec | None = None,
@@ -93,7 +94,8 @@ def export_model(
     The mean deviation may be 1% in float16 and 5% in bfloat16.
 
     Args:
-        model: anything that `load_model` accepts, or a loaded model, which is not changed.
+        model: anything that `load_model` accepts, or a loaded model, possibly compiled or wrapped
+            for parallel training, which is not changed.
         path: file to write. Weights of more than 1.5 GB are stored beside an .onnx, in PATH.data.
         spec: spec of a loaded model, if it differs from the one that it was loaded with.
         image_size: pixels, int or (height, width); by default the model's.
@@ -183,15 +185,15 @@ def _check_arguments(path: Path, dtype: str, opset: int, images: Path | None) ->
 
 
 def _load_eager(
-    model: Name | Backbone,
+    model: Name | nn.Module,
     spec: ModelSpec | None,
     image_size: ImageSize | None,
     options: dict[str, Any],
 ) -> tuple[Backbone, ModelSpec]:
     """The model in float32 on the CPU, in eval mode without gradients, and its spec."""
     eager: Backbone
-    if isinstance(model, torch.nn.Module):
-        model = check_backbone(model, "export")
+    if isinstance(model, nn.Module):
+        model = unwrap(model, "export")
         spec = spec or model.spec
         if spec is None:
             raise ConfigError(
@@ -204,6 +206,8 @@ def _load_eager(
                 "pass load_model's options to load_model"
             )
         eager = copy.deepcopy(model)  # `.to` and `.eval` below would change the caller's model
+        if "_original_forward" in vars(eager):  # accelerate's, under its own autocast
+            del eager.forward
     else:
         if spec is not None:
             raise ConfigError("invalid spec= for a model's name: pass it with a loaded model")

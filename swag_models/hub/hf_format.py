@@ -40,7 +40,7 @@ FOREIGN_WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin")
 # was loaded, whose weights and classes may be others than those beside the file.
 TRANSFORMERS_KEY = "transformers_version"
 # A plain file name: an index from the network must not name a path, a URL or another format.
-SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}\.safetensors")
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 MAX_SHARDS = 10_000
 MAX_JSON = 2**26  # bytes of a config.json or of an index
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -193,7 +193,8 @@ def read_index(path: Path) -> Index:
         data = _parse(read_regular(path, MAX_JSON + 1))
         tensors, hashes = data["weight_map"], data.get("metadata", {}).get("sha256", {})
         names = list(tensors.values())
-        invalid = sorted(describe(name) for name in names if not _is_shard_name(name))
+        suffix = ".bin" if path.name.endswith(".bin.index.json") else ".safetensors"
+        invalid = sorted(describe(name) for name in names if not _is_shard_name(name, suffix))
         shards = {} if invalid else {name: hashes.get(name) for name in sorted(set(names))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = describe_error(error)
@@ -203,14 +204,14 @@ def read_index(path: Path) -> Index:
     if not shards or not all(digest is None or type(digest) is str for digest in shards.values()):
         example = f" {invalid[0]}" if invalid else ""
         raise CheckpointError(
-            f"{path}: invalid file{example}; an index names .safetensors files beside it, "
+            f"{path}: invalid file{example}; an index names {suffix} files beside it, "
             "and their SHA-256 as text"
         )
     return Index(tensors, shards)
 
 
-def _is_shard_name(name: object) -> bool:
-    return type(name) is str and SHARD_NAME.fullmatch(name) is not None
+def _is_shard_name(name: object, suffix: str) -> bool:
+    return type(name) is str and name.endswith(suffix) and SHARD_NAME.fullmatch(name) is not None
 
 
 def _parse(text: bytes) -> Any:

@@ -15,8 +15,9 @@ from swag_models.errors import ConfigError, check_types
 from swag_models.formatting import describe
 from swag_models.hub.hf_format import check_texts
 from swag_models.models import Backbone, build
-from swag_models.models.backbone import check_backbone
+from swag_models.models.unwrap import unwrap
 from swag_models.spec import UNKNOWN, ImageSize, Metrics, ModelSpec
+from swag_models.wrappers import INNER_WRAPPERS
 
 logger = logging.getLogger("swag_models")
 
@@ -54,7 +55,7 @@ def describe_model(
     Raises:
         ConfigError: the model is not one of this library, or an argument does not fit it.
     """
-    model = check_backbone(model, "publish")
+    model = unwrap(model, "publish")
     origin = model.spec
     if origin is None:
         raise ConfigError(
@@ -196,7 +197,8 @@ def collect_state(model: nn.Module, spec: ModelSpec) -> dict[str, Tensor]:
             data.
     """
     # `load_model` builds the model from the spec, so other tensors could not be loaded.
-    state: dict[str, Tensor] = model.state_dict()
+    # Layers can be wrapped one by one, for example by torch.compile.
+    state = {INNER_WRAPPERS.sub("", key): value for key, value in model.state_dict().items()}
     with torch.device("meta"):
         expected = _build_model(spec).state_dict()
     differing = [

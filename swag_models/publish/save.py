@@ -68,8 +68,9 @@ def save(
     loaded from.
 
     Args:
-        model: a model that `load_model` returned, possibly trained further. The weights keep
-            their dtype; `load_model` converts them to float32 by default.
+        model: a model that `load_model` returned, possibly trained further, compiled or wrapped
+            for parallel training. The weights keep their dtype; `load_model` converts them to
+            float32 by default.
         folder: created if missing.
         name: name of the model; by default the folder's name.
         description: description of the weights, for the card; by default what they are derived
@@ -100,6 +101,7 @@ def save(
             cannot describe, or an argument does not fit it; or the key cannot be used.
         PublishError: the folder cannot be written.
     """
+    from swag_models.models.unwrap import unwrap
     from swag_models.publish.model_info import collect_state, describe_model
 
     folder = expand_path(folder, "folder")
@@ -125,7 +127,7 @@ def save(
         license=license,
         license_url=license_url,
     )
-    state = collect_state(model, info.spec)
+    state = collect_state(unwrap(model, "publish"), info.spec)
     key = None if sign is None else load_private_key(sign)  # an error before files are written
     with _publish_errors(f"create the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -164,12 +164,6 @@ class TestRejectedModels:
             "cannot publish a Linear; pass the model that load_model returned",
         )
 
-    def test_compiled_models_are_rejected(self, folder: Path) -> None:
-        model = load_tiny()
-        self.check_rejected(
-            torch.compile(model), folder, "cannot publish a OptimizedModule; .* its _orig_mod"
-        )
-
     def test_peft_models_are_rejected(self, folder: Path) -> None:
         peft = pytest.importorskip("peft")
         config = peft.LoraConfig(target_modules=["qkv"], r=2)
