@@ -35,10 +35,10 @@ from swag_models.hub.cache import (
 )
 from swag_models.hub.download import ClaimedSizeError, download, hash_file
 from swag_models.hub.hf_format import CONFIG_FILE
+from swag_models.hub.hub_errors import UnreachableError
 from swag_models.hub.huggingface import (
     COMMIT,
     PREFIX,
-    UnreachableError,
     download_file,
     find_cached,
     find_commit,

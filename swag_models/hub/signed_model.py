@@ -13,10 +13,10 @@ from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, FetchError, SignatureError, UnknownModelError
 from swag_models.hub.fetch import is_offline, log_license
 from swag_models.hub.hf_format import CONFIG_FILE, SIGNATURE_FILE, read_config
+from swag_models.hub.hub_errors import UnreachableError
 from swag_models.hub.huggingface import (
     COMMIT,
     PREFIX,
-    UnreachableError,
     download_file,
     find_cached,
     list_repo,

@@ -3,15 +3,18 @@
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 QUEUE_SIZE = 16  # items that the thread may produce in advance
-POLL_INTERVAL = 0.5  # seconds after which an abandoned thread ends
+POLL_INTERVAL = 0.5  # seconds between two checks, and after which an abandoned thread ends
 
 
-def iterate_within(items: Generator[T, None, None], seconds: float) -> Generator[T, None, None]:
+def iterate_within(
+    items: Generator[T, None, None], seconds: float, check: Callable[[], None] = lambda: None
+) -> Generator[T, None, None]:
     """Yield the items of a generator that runs in a thread, and wait a limited time for each.
 
     The timeout of a socket only limits a single read. A server can send a header or the length of
@@ -22,6 +25,7 @@ def iterate_within(items: Generator[T, None, None], seconds: float) -> Generator
         items: the generator. After the time limit it is abandoned, and closed in its thread once
             it yields or raises; it must not write to anything that others use.
         seconds: time limit for each item, and for the end.
+        check: called at short intervals while waiting; what it raises is raised here.
 
     Raises:
         TimeoutError: an item took longer.
@@ -51,10 +55,7 @@ def iterate_within(items: Generator[T, None, None], seconds: float) -> Generator
     threading.Thread(target=run, name="swag_models network", daemon=True).start()
     try:
         while True:
-            try:
-                kind, value = results.get(timeout=seconds)
-            except queue.Empty:
-                raise TimeoutError(f"nothing arrived within {seconds:.3g} s") from None
+            kind, value = _wait(results, seconds, check)
             if kind == "error":
                 raise value
             if kind == "end":
@@ -64,16 +65,31 @@ def iterate_within(items: Generator[T, None, None], seconds: float) -> Generator
         stopped.set()
 
 
-def call_within(function: Callable[[], T], seconds: float) -> T:
+def _wait(
+    results: "queue.Queue[tuple[str, Any]]", seconds: float, check: Callable[[], None]
+) -> tuple[str, Any]:
+    """Return the next result, or raise TimeoutError, or what `check` raises."""
+    deadline = time.monotonic() + seconds
+    while (remaining := deadline - time.monotonic()) > 0:
+        with contextlib.suppress(queue.Empty):
+            return results.get(timeout=min(POLL_INTERVAL, remaining))
+        check()
+    raise TimeoutError(f"nothing arrived within {seconds:.3g} s")
+
+
+def call_within(
+    function: Callable[[], T], seconds: float, check: Callable[[], None] = lambda: None
+) -> T:
     """Return the result of a function that runs in a thread.
 
     Args:
         function: what to call. After the time limit it is abandoned, and its result is dropped.
         seconds: time limit.
+        check: as for `iterate_within`.
 
     Raises:
         TimeoutError: it took longer.
         BaseException: whatever `function` raises.
     """
-    (result,) = iterate_within((function() for _ in range(1)), seconds)
+    (result,) = iterate_within((function() for _ in range(1)), seconds, check)
     return result

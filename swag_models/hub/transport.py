@@ -6,12 +6,17 @@ Imports no torch.
 from __future__ import annotations
 
 import http.client
-import os
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from swag_models.errors import FetchError
+from swag_models.hub.environment import (
+    SOCKS_HINT,
+    explain_tls,
+    find_ca_bundle,
+    name_variables,
+)
 from swag_models.hub.part_file import CHUNK_SIZE
 from swag_models.hub.time_limit import iterate_within
 
@@ -20,12 +25,6 @@ if TYPE_CHECKING:
 
 MAX_REDIRECTS = 10
 LOOPBACK_HOSTS = {"localhost", "127.0.0.1", "::1"}
-CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
-CA_HINT = f"for a private certificate authority set {CA_VARIABLES[0]}"
-SOCKS_HINT = (
-    "the environment sets a SOCKS proxy, which needs packages that are not installed: "
-    "pip install pysocks socksio"
-)
 # Errors that the parsers and sockets of an HTTP client raise for hostile responses.
 CLIENT_ERRORS = (
     OSError,  # includes TimeoutError and the errors of requests
@@ -65,27 +64,6 @@ def check_url(url: str) -> None:
         allowed = False
     if not allowed:
         raise FetchError(f"{url} is not allowed: use https (plain http only on loopback)")
-
-
-def find_ca_bundle() -> str | None:
-    """The file or folder of certificate authorities that the environment names, if any.
-
-    Raises:
-        FetchError: it does not exist.
-    """
-    for name in CA_VARIABLES:
-        if path := os.environ.get(name):
-            if not os.path.exists(path):
-                raise FetchError(f"{name} names {path}, which does not exist")
-            return path
-    return None
-
-
-def explain_tls(error: BaseException) -> str | None:
-    """The message with the fix if an error is about certificates, otherwise None."""
-    # By OpenSSL's names, because httpx keeps only the text. X509: a file without certificates.
-    about_certificates = any(name in str(error) for name in ("CERTIFICATE_VERIFY_FAILED", "X509"))
-    return f"TLS: {_reason(error)}; {CA_HINT}" if about_certificates else None
 
 
 def receive(
@@ -129,14 +107,15 @@ def receive(
             raise FetchError(message) from None
         if count:
             raise RetryableError(f"the connection broke ({_reason(cause)})") from None
+        if "dependencies for SOCKS" in str(error):
+            raise FetchError(SOCKS_HINT) from None
+        reason = name_variables(_reason(cause), url)
         transient = (requests.ConnectionError, requests.Timeout, TimeoutError)
         if isinstance(error, transient) and not isinstance(error, requests.exceptions.ProxyError):
-            raise RetryableError(_reason(cause), attempts) from None
-        if "SOCKS" in str(error):
-            raise FetchError(SOCKS_HINT) from None
-        if isinstance(error, OSError):  # an invalid URL, proxy, header or REQUESTS_CA_BUNDLE
-            raise FetchError(_reason(cause)) from None
-        raise FetchError(f"invalid response: {_reason(cause)}") from None
+            raise RetryableError(reason, attempts) from None
+        # An invalid URL, proxy, header or REQUESTS_CA_BUNDLE; otherwise the response is invalid.
+        about_request = isinstance(error, OSError) or reason != _reason(cause)
+        raise FetchError(reason if about_request else f"invalid response: {reason}") from None
 
 
 def _send(

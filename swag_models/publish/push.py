@@ -24,15 +24,9 @@ from swag_models.hub.hf_format import (
     read_folder,
     read_index,
 )
-from swag_models.hub.huggingface import (
-    LOGIN_HINT,
-    MAX_DURATION,
-    PREFIX,
-    REPO_RULES,
-    call_client,
-    client_session,
-    is_repo,
-)
+from swag_models.hub.hub_client import MAX_DURATION, call_client, client_session
+from swag_models.hub.hub_errors import LOGIN_HINT
+from swag_models.hub.huggingface import PREFIX, REPO_RULES, is_repo
 from swag_models.hub.signature import parse_signature
 from swag_models.hub.signed_folder import (
     UNSIGNED_NAMES,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from fetch_support import list_files, make_safetensors, make_spec, run
 from hub_support import REPO, WRITER, fetch_model, push, read_files
 from server import Server, sha256
 
-from swag_models.hub.transport import CA_VARIABLES
+from swag_models.hub.environment import CA_VARIABLES
 from swag_models.spec import Source
 
 pytestmark = pytest.mark.usefixtures("caches")
@@ -141,19 +143,44 @@ def test_an_unknown_authority_of_the_hub_is_one_line_with_the_fix(
     assert len(printed.splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", ["missing", "not PEM"])
-def test_a_wrong_certificate_file_is_one_line(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("kind", "variable"),
+    [
+        ("missing", "SSL_CERT_FILE"),
+        ("not PEM", "REQUESTS_CA_BUNDLE"),
+        ("empty", "CURL_CA_BUNDLE"),
+        ("fifo", "SSL_CERT_FILE"),
+        ("folder", "SSL_CERT_DIR"),
+        ("another", "REQUESTS_CA_BUNDLE"),
+    ],
+)
+def test_a_wrong_certificate_file_is_one_line_with_its_variable(
+    variable: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a.pem"
-    if kind == "not PEM":
-        path.write_text("no certificate")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(path))
+    expected = f"{variable} names {path}"
+    match kind:
+        case "missing":
+            expected += ", which does not exist"
+        case "not PEM" | "empty":
+            path.write_text("" if kind == "empty" else "no certificate")
+            expected += ", which contains no certificates in PEM form"
+        case "fifo":
+            os.mkfifo(path)
+            expected += f": {path} is a named pipe"
+        case "folder":
+            path.mkdir()
+            expected = f"{variable} must name the authority of this server; run `openssl rehash`"
+        case "another":
+            (tmp_path / "other").mkdir()
+            shutil.copy(make_certificates(tmp_path / "other")[0], path)
+            expected = f"{variable} must name the authority of this server"
+    monkeypatch.setenv(variable, str(path))
     with Server(make_certificates(tmp_path)[1]) as server:
         _, printed = time_failure(server.url, monkeypatch)
         _, errors = run(make_spec(Source(server.url + "/x.pth", "timm")))
     for text in (printed, errors):
-        assert str(path) in text or "X509" in text
+        assert expected in text
         assert len(text.splitlines()) == 1
 
 
@@ -179,14 +206,47 @@ def test_a_socks_proxy_without_its_packages_is_one_line(
     assert len(errors.splitlines()) == 1
 
 
-@pytest.mark.parametrize("proxy", ["nonsense://x", "http://[::1", "socks9://127.0.0.1:1", "::"])
-def test_an_invalid_proxy_is_one_line(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", proxy)
+@pytest.mark.parametrize(
+    ("variable", "proxy"),
+    [
+        ("HTTPS_PROXY", "foo://u:secret@x"),
+        ("https_proxy", "http://[::1"),
+        ("all_proxy", "socks9://127.0.0.1:1"),
+        ("ALL_PROXY", "::"),
+    ],
+)
+def test_an_invalid_proxy_is_one_line_with_its_variable(
+    variable: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, proxy)
     _, printed = time_failure("https://hub.invalid", monkeypatch)
     _, errors = run(make_spec(Source("https://host.invalid/x.pth", "timm")))
     for text in (printed, errors):
-        assert "Error: " in text
+        assert f"invalid {variable} {proxy.replace('u:secret@', '')!r}: allowed: " in text
+        assert "secret" not in text
         assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("proxy", ["127.0.0.1:9", "http://u:secret@127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_reached_is_one_line_with_its_variable(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    _, printed = time_failure("https://hub.invalid", monkeypatch)
+    _, errors = run(make_spec(Source("https://host.invalid/x.pth", "timm")))
+    for text in (printed, errors):
+        assert f"ALL_PROXY names the proxy {proxy.replace('u:secret@', '')}" in text
+        assert "secret" not in text
+        assert len(text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("endpoint", ["foo://x", "https://h.invalid"])
+def test_a_wrong_endpoint_is_one_line_with_its_variable(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, printed = time_failure(endpoint, monkeypatch)
+    assert f"HF_ENDPOINT is {endpoint!r}" in printed
+    assert len(printed.splitlines()) == 1
 
 
 @pytest.mark.parametrize("value", ["soon", "", "1e3"])
@@ -196,6 +256,7 @@ def test_an_invalid_setting_of_the_hubs_client_is_one_line(
     monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", value)
     fetched = fetch_model(f"hf-hub:{REPO}")
     assert "invalid literal for int()" in fetched.errors
+    assert f"HF_HUB_ETAG_TIMEOUT is {value!r}" in fetched.errors
     assert len(fetched.errors.splitlines()) == 1
 
 
