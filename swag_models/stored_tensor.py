@@ -3,7 +3,6 @@
 import logging
 import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor
 from swag_models.errors import CheckpointError
 from swag_models.hub.safetensors_header import MAX_AXES
 from swag_models.spec import Backend
+from swag_models.tar_members import ZIP_ERRORS
 
 logger = logging.getLogger("swag_models")
 
@@ -158,7 +158,7 @@ class TensorReader:
             if self._file.readinto(data.numpy()) != size:  # type: ignore[attr-defined]
                 raise CheckpointError("it has become shorter while it was read")
             return data.untyped_storage()
-        except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except ZIP_ERRORS as error:
             raise CheckpointError(f"a storage cannot be read: {error}") from None
 
 

@@ -1,11 +1,13 @@
-"""Members of tar files, which may be damaged or made to exhaust memory.
+"""Members of tar files, and errors of archives, which may be damaged or made to exhaust memory.
 
 `tarfile` does not check what a header says. A damaged header can raise errors of many kinds, or end
 the archive as if it were complete. A negative size makes it read the same member forever. A long
 name or an extended header of a compressed archive can have any size.
 """
 
+import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +43,20 @@ TAR_ERRORS = (
     zlib.error,
     LZMAError,
 )
+# What zipfile raises for a damaged archive, an encrypted one, and an unknown compression.
+# NotImplementedError is a RuntimeError.
+ZIP_ERRORS = (*TAR_ERRORS, RuntimeError, zipfile.BadZipFile, struct.error)
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file has the directory of a zip archive at its end.
+
+    zipfile.is_zipfile raises BadZipFile for some damaged files.
+    """
+    try:
+        return zipfile.is_zipfile(path)
+    except ZIP_ERRORS:
+        return False
 
 
 class _Header(tarfile.TarInfo):

@@ -20,6 +20,7 @@ from swag_models.errors import CheckpointError
 from swag_models.formatting import describe
 from swag_models.pickle_reader import PickleReader, Reference
 from swag_models.stored_tensor import OddTensor, Region, Storage, StoredTensor
+from swag_models.tar_members import ZIP_ERRORS
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_PICKLE = 2**28  # bytes of data.pkl
@@ -84,7 +85,7 @@ def read_zip(file: BinaryIO, file_size: int) -> TorchFile:
     """
     try:
         archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
+    except ZIP_ERRORS as error:
         raise CheckpointError(f"its zip archive is damaged: {error}") from None
     names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
@@ -113,7 +114,7 @@ def read_zip(file: BinaryIO, file_size: int) -> TorchFile:
         if region.archive is not None:
             try:
                 return region.archive.read(region.entry)
-            except (zipfile.BadZipFile, OSError, ValueError, EOFError, struct.error) as error:
+            except ZIP_ERRORS as error:
                 raise CheckpointError(f"its {name} is damaged: {error}") from None
         file.seek(region.start)
         return file.read(region.size)
@@ -138,7 +139,7 @@ def _locate_entry(archive: zipfile.ZipFile, name: str, file: BinaryIO, file_size
         entry = archive.getinfo(name)
         file.seek(entry.header_offset)
         signature, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-    except (KeyError, OSError, ValueError, struct.error):
+    except ZIP_ERRORS:
         raise CheckpointError(f"its zip archive has no {name}") from None
     start = entry.header_offset + LOCAL_HEADER.size + name_length + extra_length
     if (

@@ -25,11 +25,13 @@ from swag_models.models import Backbone
 from swag_models.paths import expand_path
 from swag_models.runtime import import_extra
 from swag_models.spec import Preprocess
+from swag_models.tar_members import ZIP_ERRORS
 
 SUFFIXES = (".onnx", ".pt2")
 ONNX_EXTRA = "swag-models[export]"
 # Bytes of weights in one .onnx. Protobuf allows 2 GiB; larger weights are stored in NAME.onnx.data.
 MAX_SINGLE_FILE_SIZE = 1_500_000_000
+MAX_METADATA = 1 << 25  # bytes; names of 27,000 classes have less than 1 million
 INPUT_NAME = "images"
 
 ModelFunction = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> output (N, ...)
@@ -95,7 +97,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
         return Metadata.from_strings(_read_pt2(path) if path.suffix == ".pt2" else _read_onnx(path))
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error}") from None
-    except (ValueError, zipfile.BadZipFile) as error:
+    except ZIP_ERRORS as error:
         raise ExportError(f"{path} is damaged, or not from swag-models export: {error}") from None
 
 
@@ -114,6 +116,8 @@ def _read_pt2(path: Path) -> dict[str, str]:
         members = [PurePosixPath(name) for name in archive.namelist()]
         # The folder is `extra_files` before torch 2.8, `extra` since.
         extra = [name for name in members if name.parent.name in ("extra", "extra_files")]
+        if (size := sum(archive.getinfo(str(name)).file_size for name in extra)) > MAX_METADATA:
+            raise ValueError(f"its extra files have {size:,} bytes, more than {MAX_METADATA:,}")
         return {name.name: archive.read(str(name)).decode() for name in extra}
 
 

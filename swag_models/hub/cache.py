@@ -10,7 +10,6 @@ import logging
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from swag_models.hub.hf_format import INDEX_FILE, read_index
 from swag_models.hub.huggingface import find_cached, parse_url
 from swag_models.hub.safetensors_header import is_safetensors, read_header
 from swag_models.spec import Source
+from swag_models.tar_members import is_zip
 
 logger = logging.getLogger("swag_models")
 # Resolutions of modification times, in nanoseconds. A copy of a file may have a coarser time than
@@ -248,7 +248,7 @@ def is_complete(path: Path) -> bool:
         head = file.read(9)
         file.seek(0)
         if head.startswith(b"PK"):  # torch.save; a zip archive's directory is at its end
-            return zipfile.is_zipfile(path)
+            return is_zip(path)
         if not is_safetensors(head, size):
             return head.startswith(b"\x80")  # a bare pickle, whose end cannot be checked
         try:

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, open_regular
-from swag_models.tar_members import TAR_ERRORS
+from swag_models.tar_members import ZIP_ERRORS, is_zip
 
 FILES = ("index.noun", "data.noun", "noun.exc")
 VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version
@@ -28,8 +28,6 @@ INSTALL_HINT = (
 )
 
 MAX_FILE_SIZE = 1 << 26  # bytes; data.noun has 15 million
-# What zipfile raises for a damaged archive, an encrypted one, and an unknown compression.
-ZIP_ERRORS = (*TAR_ERRORS, RuntimeError, NotImplementedError, zipfile.BadZipFile)
 
 T = TypeVar("T")
 Folder = Path | zipfile.Path
@@ -145,8 +143,8 @@ def find_wordnet(folder: str | os.PathLike[str] | None = None) -> Folder:
     )
     for path in folders:
         try:
-            is_zip = path.is_file() and zipfile.is_zipfile(path)
-            source = zipfile.Path(path, f"{path.stem}/") if is_zip else path
+            packed = path.is_file() and is_zip(path)
+            source = zipfile.Path(path, f"{path.stem}/") if packed else path
         except ZIP_ERRORS as error:
             raise ConfigError(f"{path} cannot be read: {error}; {INSTALL_HINT}") from None
         if all((source / name).is_file() for name in FILES):

@@ -21,6 +21,7 @@ from tiny import VIT_SPEC, tiny
 
 from swag_models import get_spec, load_classes, load_model
 from swag_models.checkpoint import read_state_dict
+from swag_models.export import export_model, read_metadata
 from swag_models.hub.cache import is_complete
 from swag_models.hub.hf_format import CONFIG_FILE, INDEX_FILE
 from swag_models.publish import save as save_model
@@ -238,3 +239,20 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 yield lambda name=name: load_model("vit_nano_hashtags", weights=name)
 
     run("configs", "names, URIs and paths", calls())
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_exported_files(suffix: str, tmp_path: Path) -> None:
+    path, chance = tmp_path / f"model{suffix}", random.Random(SEED)
+    export_model(tiny("vit"), path, spec=VIT_SPEC)
+    original = path.read_bytes()
+
+    def calls() -> Iterator[Callable[[], object]]:
+        for number in range(scaled(10_000)):
+            if number % 2:  # the metadata and the directory are at the end
+                path.write_bytes(flip(original[::-1], chance)[::-1])
+            else:
+                path.write_bytes(flip(original, chance))
+            yield lambda: read_metadata(path)
+
+    run("weights", f"exported {suffix}", calls())
