@@ -22,8 +22,8 @@ SwagModelsError
 import difflib
 import sys
 from collections.abc import Iterable
-from types import NoneType
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any
 
 from swag_models.formatting import describe, escape_unprintable
 
@@ -149,7 +149,8 @@ def check_types(kinds: Any, **values: object) -> None:
     Raises:
         ConfigError: a value is of another type.
     """
-    allowed = get_args(kinds) or (kinds,)
+    # torch.compile follows this function; that of torch 2.6 cannot call typing.get_args.
+    allowed = kinds.__args__ if isinstance(kinds, UnionType) else (kinds,)
     for name, value in values.items():
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             types = " or ".join("None" if kind is NoneType else kind.__name__ for kind in allowed)
