@@ -168,9 +168,9 @@ def resize_position_embedding(
         (1, 1 + h' w', D) for the grid `new`.
     """
     token, grid = position[:, :1], position[:, 1:]
-    grid = grid.reshape(1, *old, -1).permute(0, 3, 1, 2)  # (1, D, h, w)
+    grid = grid.reshape(1, old[0], old[1], -1).permute(0, 3, 1, 2)  # (1, D, h, w)
     # In float32, because half precision would round the interpolation weights.
-    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=True)
+    grid = F.interpolate(grid.float(), size=list(new), mode="bicubic", align_corners=True)
     return cat([token, grid.to(position.dtype).flatten(2).transpose(1, 2)], dim=1)
 
 

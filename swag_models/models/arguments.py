@@ -1,6 +1,7 @@
 """Check the arguments of models."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +10,25 @@ from swag_models.errors import ConfigError, check_maximum
 from swag_models.formatting import describe
 from swag_models.spec import LIMITS, MAX_POSITIONS, ImageSize
 
+# Code in `if not is_scripting()` is not part of a scripted model.
+is_scripting: Any = torch.jit.is_scripting  # type: ignore[attr-defined]
+
+
+def is_symbolic(value: object) -> bool:
+    """Return whether torch.fx or torch.jit.trace records what is done with a tensor or its size.
+
+    Such a value is not checked: it cannot be compared, or the comparison would be recorded.
+    """
+    if torch.compiler.is_compiling():  # Dynamo checks guards itself
+        return False
+    is_jit_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
+    return isinstance(value, torch.fx.Proxy) or bool(is_jit_tracing())
+
 
 def check_dense(x: object, example: str) -> None:
     """Raise ConfigError unless `x` is a dense floating-point tensor, as `example` is."""
+    if is_symbolic(x):
+        return
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
         kind = f"a {x.layout} tensor of {x.dtype}" if isinstance(x, Tensor) else describe(x)
         kind = kind.replace("torch.strided ", "").replace("of type ", "a ")

@@ -1,11 +1,11 @@
-"""The interface of both model families, with timm's names; argument checks; stochastic depth.
+"""The interface of both model families, with timm's names; argument checks.
 
 Axes: N batch, C channels, D feature channels, H W pixels.
 """
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from swag_models.models.arguments import (
     check_image_size,
     check_num_classes,
     check_rate,
+    is_symbolic,
 )
 from swag_models.models.layers import Blocks
 from swag_models.spec import LIMITS, ModelSpec
@@ -46,6 +47,8 @@ class Backbone(nn.Module):
     image_size: tuple[int, int]
     in_chans: int
     spec: ModelSpec | None = None
+    # Values that TorchScript has no types for; no scripted method reads them.
+    __jit_ignored_attributes__: ClassVar = ["layers", "feature_info", "frozen", "spec"]
 
     def __init__(
         self,
@@ -127,6 +130,26 @@ class Backbone(nn.Module):
             f"a {type(self).__name__} has no attention maps; "
             "use a ViT, or Grad-CAM, which works for both"
         )
+
+    def init_weights(self, *, needs_reset: bool = True) -> None:
+        """Initialise the model as published, for example after `to_empty`.
+
+        With the same random state, the result is that of building the model.
+
+        Args:
+            needs_reset: first initialise every layer as torch does when it is built.
+        """
+        check_types(bool, needs_reset=needs_reset)
+        if needs_reset:
+            for module in self.modules():
+                reset: Any = getattr(module, "reset_parameters", None)
+                if reset is not None:
+                    reset()
+        self._init_published(head=needs_reset)
+
+    def _init_published(self, *, head: bool) -> None:
+        """Initialise the trunk as published, and the head if `head` is True."""
+        raise NotImplementedError
 
     def get_classifier(self) -> nn.Module:
         """Return the linear head, or Identity without one."""
@@ -233,6 +256,8 @@ class Backbone(nn.Module):
     def _check_input(self, x: Tensor) -> tuple[int, int]:
         """Return (H, W) of a batch of images; raise ConfigError for anything else."""
         check_dense(x, "load_preprocess(name)(image).unsqueeze(0)")
+        if is_symbolic(x):
+            return x.shape[2], x.shape[3]
         # A model that is offloaded has meta parameters, which a hook replaces.
         if x.is_meta and not next(self.parameters()).is_meta:
             raise ConfigError(
@@ -247,6 +272,8 @@ class Backbone(nn.Module):
     def _check_features(self, x: Tensor, form: str, ndim: int) -> None:
         """Raise ConfigError unless `x` is a tensor as `forward_features` returns, of `form`."""
         check_dense(x, f"{form} of forward_features")
+        if is_symbolic(x):
+            return
         if x.ndim != ndim or x.shape[2 if ndim == 3 else 1] != self.num_features:
             raise ConfigError(f"features have shape {tuple(x.shape)}; expected {form}")
 
@@ -268,38 +295,3 @@ def check_backbone(model: object, purpose: str) -> Backbone:
             "FeaturePyramid its trunk, for DistributedDataParallel its module"
         )
     return model
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: in training, drop a residual branch for whole samples.
-
-    See Huang et al., arXiv 1603.09382.
-
-    Args:
-        rate: probability of dropping the branch.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, ...) -> (N, ...)
-        if not self.training or self.rate == 0:
-            return x
-        # (N, 1, ..., 1): one decision per sample
-        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)  # rescaled, so that the expectation is unchanged
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:g}"
-
-
-def spread_rates(rate: float, depth: int) -> list[float]:
-    """Return stochastic-depth rates that grow linearly from 0 at the first block to `rate`.
-
-    Args:
-        rate: rate of the last block.
-        depth: number of blocks.
-    """
-    check_rate("drop_path_rate", rate)
-    return [rate * layer / max(depth - 1, 1) for layer in range(depth)]

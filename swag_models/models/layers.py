@@ -24,6 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
+from swag_models.models.arguments import is_scripting, is_symbolic
+
 MIN_PRODUCTS = 10**7  # multiply-adds; below it, the fixed cost of a convolution exceeds the gain
 
 
@@ -38,7 +40,7 @@ class Blocks(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
-            x = self.step(block, x)
+            x = block(x) if is_scripting() else self.step(block, x)
         return x
 
     def step(self, block: nn.Module, x: Tensor) -> Tensor:
@@ -48,6 +50,8 @@ class Blocks(nn.Sequential):
             block: one of the blocks.
             x: its input.
         """
+        if is_symbolic(x):
+            return block(x)
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             with accelerate_linear(x):
                 return block(x)
@@ -99,7 +103,7 @@ def accelerate_linear(x: Tensor) -> AbstractContextManager[Any]:
     if (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or is_symbolic(x)
         or x.ndim != 3  # a feature map; RegNet blocks have no linear layers
         or x.dtype != torch.float32
         or x.device.type != "cpu"

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from swag_models.errors import ConfigError, check_choice, check_types
-from swag_models.models.arguments import check_num_classes, choose_levels, drop_zero
-from swag_models.models.backbone import Backbone, DropPath, spread_rates
+from swag_models.models.arguments import (
+    check_num_classes,
+    choose_levels,
+    drop_zero,
+    is_scripting,
+    is_symbolic,
+)
+from swag_models.models.backbone import Backbone
+from swag_models.models.drop_path import DropPath, spread_rates
 from swag_models.models.layers import Blocks
 from swag_models.spec import RegNetConfig
 
@@ -46,7 +53,7 @@ class ConvNorm(nn.Module):
             in_width, width, kernel, stride, padding=kernel // 2, groups=groups, bias=False
         )
         self.bn = nn.BatchNorm2d(width)
-        self.act = nn.ReLU(inplace=True) if act else nn.Identity()
+        self.act = nn.ReLU() if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))
@@ -63,12 +70,13 @@ class SqueezeExcite(nn.Module):
     def __init__(self, width: int, squeeze_width: int) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(width, squeeze_width, 1)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()
         self.fc2 = nn.Conv2d(squeeze_width, width, 1)
+        self.gate = nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, H, W)
-        gate = self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True))))  # (N, C, 1, 1)
-        return x * gate.sigmoid()
+        means = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        return x * self.gate(self.fc2(self.act(self.fc1(means))))
 
 
 class RegNetBlock(nn.Module):
@@ -105,16 +113,16 @@ class RegNetBlock(nn.Module):
             ConvNorm(in_width, width, stride=stride, act=False) if reshapes else nn.Identity()
         )
         self.drop_path = DropPath(drop_path_rate)
-        self.act = nn.ReLU(inplace=True)
+        self.act = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C', H / stride, W / stride)
         branch = self.drop_path(self.conv3(self.se(self.conv2(self.conv1(x)))))
-        branch += self.downsample(x)  # in place: the branch's output is not used elsewhere
-        return self.act(branch)
+        x = branch + self.downsample(x)
+        return self.act(x)
 
 
 class Head(nn.Module):
-    """Container of the linear layer, named as in timm; `RegNet.forward_head` pools and calls it.
+    """Linear layer for pooled features, named as in timm.
 
     Args:
         width: channels of the pooled features.
@@ -128,8 +136,16 @@ class Head(nn.Module):
         if num_classes is not None:
             self.fc = nn.Linear(width, num_classes)
             if not self.fc.weight.is_meta:
-                nn.init.normal_(self.fc.weight, std=0.01)
-                nn.init.zeros_(self.fc.bias)
+                self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialise as published: N(0, 0.01^2)."""
+        if isinstance(self.fc, nn.Linear):
+            nn.init.normal_(self.fc.weight, std=0.01)
+            nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, D) -> (N, num_classes)
+        return self.fc(x)
 
 
 class RegNet(Backbone):
@@ -180,13 +196,15 @@ class RegNet(Backbone):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = Head(in_width, num_classes)
         if not self.stem.conv.weight.is_meta:
-            self.init_weights()
+            self.init_weights(needs_reset=False)
 
-    def init_weights(self) -> None:
+    def _init_published(self, *, head: bool) -> None:
         """Initialise as published: convolutions N(0, 2/fan_out), head N(0, 0.01^2).
 
         Batch norms keep torch's default, weight 1 and bias 0.
         """
+        if head:
+            self.head.init_weights()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -195,8 +213,13 @@ class RegNet(Backbone):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the feature map (N, D, h, w) of images (N, C, H, W)."""
         x = self._to_channels_last(x)
-        for level in self.feature_info:  # getattr: Dynamo of torch 2.6 rejects get_submodule
-            x = getattr(self, level["module"])(x)
+        if is_scripting():  # TorchScript has no getattr; it unrolls this loop
+            for name, module in self.named_children():
+                if name.startswith("s"):  # stem, s1, s2, ...
+                    x = module(x)
+        else:
+            for level in self.feature_info:  # getattr: Dynamo of torch 2.6 rejects get_submodule
+                x = getattr(self, level["module"])(x)
         return x.contiguous()
 
     def forward_intermediates(
@@ -233,10 +256,11 @@ class RegNet(Backbone):
             x: output of `forward_features`.
             pre_logits: return pooled features (N, D) instead, as without a head.
         """
-        check_types(bool, pre_logits=pre_logits)
-        self._check_features(x, "a feature map (N, D, h, w)", 4)
+        if not is_scripting():
+            check_types(bool, pre_logits=pre_logits)
+            self._check_features(x, "a feature map (N, D, h, w)", 4)
         x = x.mean((2, 3))  # (N, D)
-        return x if pre_logits else self.head.fc(self.head_drop(x))
+        return x if pre_logits else self.head(self.head_drop(x))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, num_classes) or (N, D, h, w)
         x = self.forward_features(x)
@@ -264,8 +288,14 @@ class RegNet(Backbone):
         On the CPU, oneDNN's convolutions are then 1.2 to 1.4 times faster, whatever the format of
         the weights.
         """
-        self._check_size(*self._check_input(x))
-        return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+        if not is_scripting():
+            self._check_images(x)
+        return to_channels_last(x)
+
+    def _check_images(self, x: Tensor) -> None:
+        """Raise ConfigError unless `x` is a batch of images that are large enough."""
+        if not is_symbolic(x):
+            self._check_size(*self._check_input(x))
 
     def _check_size(self, height: int, width: int) -> None:
         """Raise ConfigError if an image is smaller than the total stride."""
@@ -274,3 +304,11 @@ class RegNet(Backbone):
                 f"image size {height}x{width} is too small; "
                 f"a RegNet needs at least {MIN_SIZE}x{MIN_SIZE}"
             )
+
+
+torch.fx.wrap("to_channels_last")  # one node of a traced graph, because it depends on the device
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """On the CPU, convert images (N, C, H, W) to the channels-last memory format."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x

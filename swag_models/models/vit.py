@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swag_models.errors import ConfigError, check_choice, check_types
@@ -20,85 +19,14 @@ from swag_models.models.arguments import (
     check_rate,
     choose_levels,
     drop_zero,
+    is_scripting,
+    is_symbolic,
 )
-from swag_models.models.backbone import Backbone, DropPath, spread_rates
+from swag_models.models.backbone import Backbone
+from swag_models.models.drop_path import spread_rates
 from swag_models.models.layers import Blocks
+from swag_models.models.vit_block import LAYER_NORM_EPS, MLP, Attention, PatchEmbed, ViTBlock
 from swag_models.spec import Pool, ViTConfig
-
-LAYER_NORM_EPS = 1e-6  # as published; torch's default is 1e-5
-
-
-class PatchEmbed(nn.Module):
-    """Cut images into square patches and project each to a token of dimension `width`."""
-
-    def __init__(self, patch_size: int, in_chans: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, width, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, h w, D)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with dropout of attention weights."""
-
-    def __init__(self, width: int, num_heads: int, drop_rate: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.drop_rate = drop_rate
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
-        q, k, v = self._split_heads(x)
-        y = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.drop_rate if self.training else 0.0
-        )
-        return self.proj(y.transpose(1, 2).reshape(x.shape))  # heads joined: (N, S, D)
-
-    def weigh(self, x: Tensor) -> Tensor:
-        """Return the attention weights (N, heads, S, S) of tokens (N, S, D).
-
-        `forward` never materialises them. Row i holds the weights of all tokens in the output of
-        token i.
-        """
-        q, k, _ = self._split_heads(x)
-        return (q / math.sqrt(q.shape[-1]) @ k.mT).softmax(dim=-1)
-
-    def _split_heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values, each (N, heads, S, D / heads)."""
-        n, s, d = x.shape
-        qkv = self.qkv(x).reshape(n, s, 3, self.num_heads, d // self.num_heads)
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (3, N, heads, S, D / heads)
-
-
-class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
-
-    def __init__(self, width: int, mlp_width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, mlp_width)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(mlp_width, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class ViTBlock(nn.Module):
-    """Attention, then MLP, each applied to the normalised input and added to it."""
-
-    def __init__(self, config: ViTConfig, attn_drop_rate: float, drop_path_rate: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.attn = Attention(config.width, config.num_heads, attn_drop_rate)
-        self.norm2 = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.mlp = MLP(config.width, config.mlp_width)
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class ResizedPosition(NamedTuple):
@@ -169,15 +97,15 @@ class ViT(Backbone):
         ]
         # On the meta device it has no effect, and `normal_` would import modules for over a second.
         if not self.pos_embed.is_meta:
-            self.init_weights()
+            self.init_weights(needs_reset=False)
 
-    def init_weights(self) -> None:
-        """Initialise as published; the class token and the head stay zero."""
+    def _init_published(self, *, head: bool) -> None:
+        """Initialise as published; the class token and the head are zero."""
         # Positions N(0, 0.02^2), patches truncated N(0, 1/fan_in), linear layers Xavier uniform.
         nn.init.normal_(self.pos_embed, std=0.02)
-        nn.init.trunc_normal_(
-            self.patch_embed.proj.weight, std=math.sqrt(1 / self.patch_embed.proj.weight[0].numel())
-        )
+        nn.init.zeros_(self.cls_token)
+        patches = self.patch_embed.proj.weight
+        nn.init.trunc_normal_(patches, std=math.sqrt(1 / math.prod(patches.shape[1:])))
         if self.patch_embed.proj.bias is not None:
             nn.init.zeros_(self.patch_embed.proj.bias)
         for module in self.blocks.modules():
@@ -189,6 +117,9 @@ class ViT(Backbone):
                 for linear in (module.fc1, module.fc2):
                     nn.init.xavier_uniform_(linear.weight)
                     nn.init.normal_(linear.bias, std=1e-6)
+        if head:
+            for parameter in self.head.parameters():
+                nn.init.zeros_(parameter)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return all tokens after the last norm (N, 1 + h w, D), the class token first."""
@@ -263,8 +194,9 @@ class ViT(Backbone):
             x: tokens after the last norm.
             pre_logits: return pooled features (N, D) instead, as without a head.
         """
-        check_types(bool, pre_logits=pre_logits)
-        self._check_features(x, "tokens (N, S, D)", 3)
+        if not is_scripting():
+            check_types(bool, pre_logits=pre_logits)
+            self._check_features(x, "tokens (N, S, D)", 3)
         # Not x[:, 0], from which the exporter of torch 2.6 derives an upper bound of the batch.
         x = x.select(1, 0) if self.global_pool == "token" else x[:, 1:].mean(dim=1)  # (N, D)
         return x if pre_logits else self.head(self.head_drop(x))
@@ -295,14 +227,20 @@ class ViT(Backbone):
 
     def _embed(self, x: Tensor) -> Tensor:
         """Convert images (N, C, H, W) to tokens with positions (N, S, D)."""
-        grid = self._grid(*self._check_input(x))
+        if is_scripting():  # noqa: SIM114  # TorchScript would compile both operands of an `or`
+            position = fit_position(self.pos_embed, x, self.grid_size, self.patch_size)
+        elif is_symbolic(x):
+            position = fit_position(self.pos_embed, x, self.grid_size, self.patch_size)
+        else:
+            position = self._position_embedding(self._grid(*self._check_input(x)))
         token = self.cls_token.expand(x.shape[0], -1, -1)  # (N, 1, D)
-        x = torch.cat([token, self.patch_embed(x)], dim=1)  # (N, S, D)
-        return x + self._position_embedding(grid)
+        return torch.cat([token, self.patch_embed(x)], dim=1) + position  # (N, S, D)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the number of patches along height and width, or raise ConfigError."""
         patch = self.patch_size
+        if is_symbolic(height):
+            return height // patch, width // patch
         if height < patch or width < patch or height % patch or width % patch:
             nearest = [max(patch, round(side / patch) * patch) for side in (height, width)]
             raise ConfigError(
@@ -320,10 +258,11 @@ class ViT(Backbone):
         if grid == self.grid_size:
             return position
         learning = torch.is_grad_enabled() and position.requires_grad
-        is_jit_tracing: Any = torch.jit.is_tracing  # type: ignore[attr-defined]
-        traced = torch.compiler.is_compiling() or is_jit_tracing()
+        traced = torch.compiler.is_compiling()
+        # torch.func passes tensors of its own, whose values cannot be compared.
+        swapped = not isinstance(position, nn.Parameter)
         # On other devices comparing is slower than resizing, because it waits for the device.
-        if learning or traced or position.device.type != "cpu":
+        if learning or traced or swapped or position.device.type != "cpu":
             return resize_position_embedding(position, self.grid_size, grid)
         # Values are compared, because version counters miss changes made through `.data`. Comparing
         # takes less than a third of the time of resizing.
@@ -337,6 +276,17 @@ class ViT(Backbone):
             result = resize_position_embedding(position, self.grid_size, grid)
             self._resized = cached = ResizedPosition(grid, position.detach().clone(), result)
         return cached.result
+
+
+torch.fx.wrap("fit_position")  # one node of a traced graph, because it depends on sizes
+
+
+def fit_position(
+    position: Tensor, x: Tensor, grid_size: tuple[int, int], patch_size: int
+) -> Tensor:
+    """Resize a position embedding (1, S, D), learned on `grid_size`, to images (N, C, H, W)."""
+    grid = (x.shape[2] // patch_size, x.shape[3] // patch_size)
+    return position if grid == grid_size else resize_position_embedding(position, grid_size, grid)
 
 
 def _make_head(width: int, num_classes: int | None) -> nn.Module:

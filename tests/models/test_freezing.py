@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from swag_models.errors import ConfigError
 from swag_models.models import RegNet, ViT
-from swag_models.models.backbone import DropPath
+from swag_models.models.drop_path import DropPath
 
 FAMILIES = ("vit", "regnet")
 CASES = [  # family, up_to, prefixes of the names of all frozen parameters
