@@ -34,7 +34,7 @@ from studies.scenes.gallery import write_scenes
 from studies.scenes.posts import SceneImage, split_held_out
 from studies.scenes.things import NAMES
 from swag_models import load_model, load_preprocess
-from swag_models.atomic import WorkFolder, disk_errors, read_result, run_once
+from swag_models.atomic import disk_errors
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import Run
 from swag_models.recipe.curation.curate import Curation, curate
@@ -45,6 +45,7 @@ from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.model import PublishInfo
 from swag_models.recipe.training.trainer import train
 from swag_models.recipe.worker_pool import open_pool
+from swag_models.resumable import WorkFolder, read_result, run_once
 from swag_models.runtime import count_cpus, import_extra
 
 ARCHS = ("regnety_nano", "vit_nano")

@@ -29,9 +29,10 @@ from tqdm import tqdm
 from studies.scenes.posts import SceneImage, make_held_out, make_post
 from studies.scenes.scene import Scene, encode
 from studies.scenes.things import CLUBS, PLANTED, PLANTED_RATIO, THINGS
-from swag_models.atomic import WorkFolder, atomic_write, disk_errors
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
 from swag_models.recipe.worker_pool import open_pool
+from swag_models.resumable import WorkFolder
 from swag_models.runtime import count_cpus
 
 VERSION = 2  # of images and captions; equal versions and arguments produce equal folders

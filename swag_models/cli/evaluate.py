@@ -23,25 +23,19 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measure accuracy and calibration on labelled images; runs in parallel with torchrun."""
     from swag_models.recipe.evaluation.accuracy.evaluate import (
         evaluate,
+        evaluate_into,
         format_evaluations,
-        write_evaluation,
     )
     from swag_models.recipe.training.distributed import init_distributed
 
     output = expand_path(options.output, "--output") if options.output else None
     with init_distributed() as dist:
         model, loading = open_model(options)
-        evaluation = evaluate(
-            model,
-            options.data,
-            options.benchmark,
-            dist=dist,
-            only_present=options.only_present,
-            output=output,
-            **loading,
-        )
+        loading |= {"dist": dist, "only_present": options.only_present}
         if output:
-            dist.run_on_main(lambda: write_evaluation(evaluation, output))
+            evaluation = evaluate_into(output, model, options.data, options.benchmark, **loading)
+        else:
+            evaluation = evaluate(model, options.data, options.benchmark, **loading)
         if dist.is_main:  # every rank has the same results
             report_skipped(evaluation.skipped)
             if options.json:

@@ -17,6 +17,7 @@ from swag_models.cli.common import (
 )
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import ConfigError, SignatureError
+from swag_models.paths import expand_path
 from swag_models.spec import ModelSpec
 
 
@@ -139,9 +140,15 @@ def _verify_signed(names: Sequence[str], key: str) -> int:
 def convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint to another layout or file format."""
     from swag_models.checkpoint import convert_checkpoint
+    from swag_models.reruns import identify_packages, identify_weights, run_unless_done
 
-    convert_checkpoint(
-        options.source, options.target, options.to, backend=options.backend, key=options.key
+    source, target = expand_path(options.source, "source"), expand_path(options.target, "target")
+    settings = {"layout": options.to, "backend": options.backend, "key": options.key}
+    run_unless_done(
+        target,
+        lambda: ["convert", identify_weights(source), settings, identify_packages()],
+        [target],
+        lambda: convert_checkpoint(source, target, **settings),
     )
     print_line(options.target)
     return OK

@@ -2,12 +2,16 @@
 
 import argparse
 import os
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.api import SPECS, get_spec
 from swag_models.cli.common import OK, AddCommand
 from swag_models.cli.output import print_line, print_message, print_text
 from swag_models.errors import ConfigError
+from swag_models.paths import expand_path
+from swag_models.spec import ModelSpec
 
 KEY_KINDS = "PEM, P-256, P-384 or P-521"
 
@@ -18,9 +22,27 @@ if TYPE_CHECKING:
 def save(options: argparse.Namespace) -> int:
     """Write a model as a folder: weights, config.json and a model card."""
     from swag_models import publish
+    from swag_models.reruns import (
+        identify_files,
+        identify_model,
+        identify_packages,
+        run_unless_done,
+    )
 
-    model, facts = _load_model(options)
-    print_line(publish.save(model, options.folder, sign=options.sign, **facts))
+    folder, spec = expand_path(options.folder, "folder"), get_spec(options.model)
+
+    def make_key() -> Any:
+        if (model := identify_model(spec)) is None:
+            return None
+        keys = identify_files([options.sign] if options.sign else [])
+        return ["save", model, options.image_size, options.dtype, keys, identify_packages()]
+
+    def write() -> None:
+        model, facts = _load_model(options, spec)
+        publish.save(model, folder, sign=options.sign, **facts)
+
+    run_unless_done(folder, make_key, [folder], write)
+    print_line(folder)
     return OK
 
 
@@ -43,7 +65,9 @@ def push(options: argparse.Namespace) -> int:
             "--image-size and --dtype are not allowed with a folder, which is uploaded unchanged; "
             "use save to change it first"
         )
-    model, facts = (options.model, {}) if is_folder else _load_model(options)
+    model, facts = (
+        (options.model, {}) if is_folder else _load_model(options, get_spec(options.model))
+    )
     upload = publish.push(
         model,
         options.repository,
@@ -70,29 +94,61 @@ def push(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     """Export a model to ONNX (.onnx) or torch.export (.pt2), and compare it with the original."""
     from swag_models.export import export_model
+    from swag_models.reruns import run_unless_done
 
-    # omitted if None: `export_model` passes it to `load_model`
-    weights = {} if options.weights is None else {"weights": options.weights}
-    report = export_model(
-        options.name,
-        options.path,
-        image_size=options.image_size,
-        dtype=options.dtype,
-        opset=options.opset,
-        images=options.calibrate,
-        **weights,
+    path, spec = expand_path(options.path), get_spec(options.name)
+    settings = {
+        "image_size": options.image_size,
+        "dtype": options.dtype,
+        "opset": options.opset,
+        "images": options.calibrate,
+    }
+    if options.weights is not None:  # `export_model` passes it to `load_model`
+        settings["weights"] = options.weights
+    report = run_unless_done(
+        path,
+        lambda: _identify_export(options, spec, settings),
+        [path, path.with_name(f"{path.name}.data")],
+        lambda: {**vars(export_model(spec, path, **settings)), "path": None},
     )
-    print_line(report.path)
+    print_line(path)
     print_message(
-        f"{report.dtype}, {report.size / 2**20:.1f} MiB; differs from eager float32 by at most "
-        f"{report.max_deviation:.2g} standard deviations of the output, "
-        f"{report.mean_deviation:.2g} on average"
+        f"{report['dtype']}, {report['size'] / 2**20:.1f} MiB; differs from eager float32 by at "
+        f"most {report['max_deviation']:.2g} standard deviations of the output, "
+        f"{report['mean_deviation']:.2g} on average"
     )
-    if report.agreement is not None:
+    if report["agreement"] is not None:
         print_message(
-            f"{report.agreement:.2%} of {report.num_images} images agree with the original"
+            f"{report['agreement']:.2%} of {report['num_images']} images agree with the original"
         )
     return OK
+
+
+def _identify_export(options: argparse.Namespace, spec: ModelSpec, settings: dict[str, Any]) -> Any:
+    """All that an exported file depends on; None if the weights are not on this machine."""
+    from swag_models.inference.image_sources import find_images
+    from swag_models.reruns import (
+        identify_files,
+        identify_model,
+        identify_packages,
+        identify_weights,
+    )
+
+    if options.weights is None:
+        model = identify_model(spec)
+    else:
+        model = [spec.to_json(), identify_weights(options.weights)]
+    if model is None:
+        return None
+    images = []
+    if options.calibrate and os.path.isdir(os.path.expanduser(options.calibrate)):
+        images = identify_files(
+            ref.source
+            for ref in find_images(options.calibrate, Counter())
+            if isinstance(ref.source, Path)
+        )
+    packages = identify_packages("onnx", "onnxruntime", "onnxscript")
+    return ["export", model, settings, images, packages]
 
 
 def add_commands(add: AddCommand) -> None:
@@ -171,14 +227,15 @@ def _add_changes(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _load_model(options: argparse.Namespace) -> "tuple[ViT | RegNet, dict[str, Any]]":
+def _load_model(
+    options: argparse.Namespace, spec: ModelSpec
+) -> "tuple[ViT | RegNet, dict[str, Any]]":
     """The model, and the description and accuracy that still apply to it.
 
     They refer to the original size and dtype, so they are dropped if either changes.
     """
     from swag_models.api import load_model
 
-    spec = get_spec(options.model)
     model = load_model(spec, image_size=options.image_size, dtype=options.dtype)
     same = options.image_size in (None, spec.image_size) and options.dtype in (None, "float32")
     return model, {"description": spec.description, "metrics": spec.metrics} if same else {}

@@ -10,8 +10,8 @@ At the end the output is written atomically, and the folder is deleted.
 Axes: N images, D features.
 """
 
-import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,22 +22,30 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from swag_models.atomic import WorkFolder, disk_errors, report_done
+from swag_models.atomic import disk_errors
 from swag_models.decoding import parse_json
-from swag_models.errors import ConfigError, ImageError
+from swag_models.errors import ConfigError
+from swag_models.inference.embed_job import add_hashes, describe_job, hash_files
 from swag_models.inference.embeddings_file import (
     Vectors,
     check_embeddings_path,
     get_metadata_path,
-    read_embeddings,
+    hash_rows,
     read_embeddings_metadata,
+    read_intact_embeddings,
     write_embeddings_file,
 )
-from swag_models.inference.image_sources import ImageRef, find_images
+from swag_models.inference.image_sources import find_images
 from swag_models.inference.predict import Embedder, Skipped
 from swag_models.paths import expand_path
+from swag_models.resumable import WorkFolder, report_done
 
 JOURNAL_FILES = ("rows.jsonl", "vectors.f32")
+# Metadata that describe the rows of a file, and those that differ between the parts of one run.
+ROWS_KEYS = {"skipped", "rows_sha256"}
+PART_KEYS = {"rank", "files_hash", *ROWS_KEYS}
+
+logger = logging.getLogger("swag_models")
 
 
 class EmbedSummary(NamedTuple):
@@ -87,7 +95,8 @@ def write_embeddings(
     output = _get_part_path(check_embeddings_path(output), rank, world_size)
     refs = find_images(images)
     start, stop = (len(refs) * part // world_size for part in (rank, rank + 1))
-    job = _describe_job(embedder, refs) | {"rank": rank, "world_size": world_size}
+    job = describe_job(embedder, refs) | {"rank": rank, "world_size": world_size}
+    job["files_hash"] = hash_files(refs[start:stop])
     if finished := _find_finished(output, job):
         return finished
     with (
@@ -127,9 +136,7 @@ def merge_embeddings(
         OutputError: the output cannot be written.
     """
     output = check_embeddings_path(output)
-    paths, metadata = _sort_parts(parts)
-    job = {name: value for name, value in metadata.items() if name != "skipped"}
-    job |= {"rank": 0, "world_size": 1}  # the merged file equals that of a single process
+    paths, job = _sort_parts(parts)
     if finished := _find_finished(output, job):
         return finished
     with (
@@ -142,7 +149,7 @@ def merge_embeddings(
         work.claim(job)
         with _open_journal(work.path, job["width"]) as journal:
             for path in paths:
-                vectors, names, skipped = read_embeddings(path)
+                vectors, names, skipped = read_intact_embeddings(path)
                 journal.append(len(names) + len(skipped), names, skipped, vectors.numpy())
             return _finish(journal, output, job)
 
@@ -216,8 +223,10 @@ def _open_journal(folder: Path, width: int) -> Iterator[_Journal]:
 
 def _finish(journal: _Journal, output: Path, job: dict[str, Any]) -> EmbedSummary:
     """Write the output and delete the folder of the work."""
-    metadata = {**job, "skipped": journal.skipped}
-    write_embeddings_file(output, journal.read_vectors(), journal.names, metadata)
+    vectors = journal.read_vectors()
+    rows_hash = hash_rows(vectors, journal.names)
+    metadata = {**job, "skipped": journal.skipped, "rows_sha256": rows_hash}
+    write_embeddings_file(output, vectors, journal.names, metadata)
     shutil.rmtree(_get_work_path(output), ignore_errors=True)
     return EmbedSummary(output, len(journal.names), journal.skipped)
 
@@ -235,14 +244,21 @@ def _find_finished(output: Path, job: dict[str, Any]) -> EmbedSummary | None:
             f"{output} was not written by swag-models embed: {record.name} is missing; delete "
             "it or choose another name"
         )
-    metadata = read_embeddings_metadata(output)
+    try:
+        metadata = read_embeddings_metadata(output)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; delete it or choose another name") from None
     if any(metadata.get(name) != value for name, value in job.items()):
         raise ConfigError(f"{output} contains other embeddings; delete it or choose another name")
     if not output.exists():  # the .json file is written before its .npy file
         return None
     # an earlier run that was killed may not have deleted the folder
     shutil.rmtree(_get_work_path(output), ignore_errors=True)
-    embeddings = read_embeddings(output)
+    try:
+        embeddings = read_intact_embeddings(output)
+    except ConfigError as error:
+        logger.warning("%s; it is written again", error)
+        return None
     report_done(output)
     return EmbedSummary(output, len(embeddings.names), embeddings.skipped)
 
@@ -250,12 +266,12 @@ def _find_finished(output: Path, job: dict[str, Any]) -> EmbedSummary | None:
 def _sort_parts(
     parts: Sequence[str | os.PathLike[str]],
 ) -> tuple[list[Path], dict[str, Any]]:
-    """The paths of all parts of one run by rank, and the metadata of one of them."""
+    """The paths of all parts of one run by rank, and the description of the whole run."""
     paths = [expand_path(part, "part") for part in parts]
     metadata = {path: read_embeddings_metadata(path) for path in paths}
     paths = sorted(metadata, key=lambda path: int(metadata[path]["rank"]))
     runs = {
-        json.dumps({**values, "rank": 0, "skipped": []}, sort_keys=True)
+        json.dumps({name: values[name] for name in values.keys() - PART_KEYS}, sort_keys=True)
         for values in metadata.values()
     }
     if len(runs) > 1:
@@ -270,40 +286,11 @@ def _sort_parts(
         raise ConfigError(f"{len(paths)} of {world_size} parts passed; missing: {names}")
     if len(paths) > world_size:
         raise ConfigError(f"{len(paths)} of {world_size} parts passed; pass each part once")
-    return paths, first
-
-
-def _describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]:
-    """What must be equal for two runs to give the same rows.
-
-    The keys are part of the file format.
-    """
-    weights_hash, images_hash = hashlib.sha256(), hashlib.sha256()
-    for name, tensor in embedder.model.state_dict().items():
-        # the first values of each tensor differ between training runs
-        values = tensor.flatten()[:1024].float().cpu().numpy()
-        weights_hash.update(f"{name} {tuple(tensor.shape)}".encode() + values.tobytes())
-    for ref in refs:
-        images_hash.update(f"{ref.name}\0".encode())
-        if not isinstance(ref.source, Path):  # images in memory are named by number only
-            images_hash.update(_hash_pixels(ref))
-    return {
-        "model": embedder.name,
-        "width": embedder.model.num_features,
-        "preprocess": repr(embedder.preprocess),
-        "dtype": str(embedder.dtype).removeprefix("torch."),
-        "weights_sha256": weights_hash.hexdigest(),
-        "images_sha256": images_hash.hexdigest(),
-        "images": len(refs),
-    }
-
-
-def _hash_pixels(ref: ImageRef) -> bytes:
-    """SHA-256 of the pixels, or of the reason why they cannot be read."""
-    try:
-        return hashlib.sha256(np.ascontiguousarray(ref.read()).data).digest()
-    except ImageError as error:
-        return hashlib.sha256(str(error).encode()).digest()
+    # The merged file equals that of a single process.
+    job = {name: value for name, value in first.items() if name not in ROWS_KEYS}
+    hashes = [part["files_hash"] for part in metadata.values()]
+    job |= {"rank": 0, "world_size": 1, "files_hash": add_hashes(hashes)}
+    return paths, job
 
 
 def _get_part_path(output: Path, rank: int, world_size: int) -> Path:

@@ -3,8 +3,10 @@
 Axes: N images, D features.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,19 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     return Embeddings(torch.from_numpy(values), names, skipped)
 
 
+def read_intact_embeddings(path: Path) -> Embeddings:
+    """Read a file as `read_embeddings` does, to its end.
+
+    Raises:
+        ConfigError: the file cannot be read, or was changed after it was written.
+    """
+    embeddings = read_embeddings(path)
+    expected = read_embeddings_metadata(path)["rows_sha256"]
+    if hash_rows(embeddings.vectors.numpy(), embeddings.names) != expected:
+        raise ConfigError(f"{path} was changed or damaged after it was written")
+    return embeddings
+
+
 def read_embeddings_metadata(path: Path) -> dict[str, Any]:
     """Read how the embeddings in a file were computed, and which images were skipped.
 
@@ -92,6 +107,13 @@ def write_embeddings_file(
     else:
         with atomic_write(path) as temporary:
             _write_parquet(temporary, vectors, names, metadata)
+
+
+def hash_rows(vectors: Vectors, names: Sequence[str]) -> str:
+    """Return the SHA-256 of embeddings (N, D) and their names, which shows damage."""
+    digest = hashlib.sha256(json.dumps(list(names)).encode())
+    digest.update(np.ascontiguousarray(vectors, dtype="<f4").data)
+    return digest.hexdigest()
 
 
 def check_embeddings_path(output: str | os.PathLike[str]) -> Path:
@@ -158,6 +180,8 @@ def _check_record(record: Any) -> None:
         raise ValueError(f"rank is {metadata['rank']} of {metadata['world_size']}")
     if not (isinstance(names, list) and all(type(name) is str for name in names)):
         raise ValueError("names is not a list of texts")
+    for name in ("files_hash", "rows_sha256"):
+        int(metadata[name], 16)
     for pair in metadata["skipped"]:
         if [type(part) for part in pair] != [str, str]:
             raise ValueError(f"skipped has {pair!r}")

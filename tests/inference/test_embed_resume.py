@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fetch_support import small_disk
 from image_support import NANO, encode_image, interrupt_when, list_names, write_file, write_images
 
 from swag_models.errors import ConfigError, OutputError
 from swag_models.inference.embed import merge_embeddings, write_embeddings
 from swag_models.inference.embeddings_file import read_embeddings
+from swag_models.inference.image_sources import ImageRef
 from swag_models.inference.predict import Embedder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,20 +71,21 @@ def copy_work(interrupted: Interrupted, output: Path) -> Path:
 
 @SUFFIXES
 def test_interrupted_work_is_resumed_where_it_stopped(
-    embedder: Embedder, interrupted: Interrupted, tmp_path: Path, suffix: str
+    embedder: Embedder,
+    interrupted: Interrupted,
+    tmp_path: Path,
+    suffix: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / f"x{suffix}"
     work = copy_work(interrupted, output)
     lines = (work / "rows.jsonl").read_text().splitlines()
     num_done = sum(json.loads(line)["count"] for line in lines)
-    hidden = [
-        path.rename(f"{path}.hidden") for path in interrupted.paths[:num_done] if path.exists()
-    ]
-    try:
-        summary = write_embeddings(embedder, interrupted.paths, output, progress=False)
-    finally:
-        for path in hidden:
-            path.rename(path.with_suffix(""))
+    read: list[ImageRef] = []
+    run = embedder.run
+    monkeypatch.setattr(embedder, "run", lambda refs: (read.extend(refs), run(refs))[1])
+    summary = write_embeddings(embedder, interrupted.paths, output, progress=False)
+    assert [ref.source for ref in read] == interrupted.paths[num_done:]
     assert (summary.rows, [image.name for image in summary.skipped]) == (
         COUNT - 1,
         [str(interrupted.paths[5])],
@@ -164,17 +169,19 @@ def test_work_is_resumed_only_with_the_same_settings(
 
 @SUFFIXES
 def test_a_finished_file_is_kept_on_a_rerun(
-    embedder: Embedder, tmp_path: Path, suffix: str
+    embedder: Embedder, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [*write_images(tmp_path / "images", 6), tmp_path / "missing.png"]
     output = tmp_path / f"x{suffix}"
     first = write_embeddings(embedder, paths, output, progress=False)
     before = output.stat().st_ino
-    shutil.rmtree(tmp_path / "images")
+    run = embedder.run
+    monkeypatch.setattr(embedder, "run", None)  # no image is read again
     output.with_name(f"{output.name}.work").mkdir()  # left by a kill after the last step
     assert write_embeddings(embedder, paths, output, progress=False) == first
     assert output.stat().st_ino == before
     assert not output.with_name(f"{output.name}.work").exists()
+    monkeypatch.setattr(embedder, "run", run)
     for other, images in ((embedder, paths[1:]), (Embedder(NANO, dtype="bfloat16"), paths)):
         with pytest.raises(
             ConfigError,
@@ -182,6 +189,61 @@ def test_a_finished_file_is_kept_on_a_rerun(
         ):
             write_embeddings(other, images, output, progress=False)
     assert output.stat().st_ino == before
+
+
+def flip_byte(path: Path) -> None:
+    """Change a byte in the middle of a file, and keep its size and times."""
+    content, status = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("damage", [flip_byte, lambda path: os.truncate(path, 500), Path.unlink])
+def test_a_finished_file_that_was_damaged_is_written_again(
+    damage: Callable[[Path], object],
+    embedder: Embedder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    paths, output = write_images(tmp_path / "images", 4), tmp_path / "x.npy"
+    write_embeddings(embedder, paths, output, progress=False)
+    expected = output.read_bytes()
+    damage(output)
+    write_embeddings(embedder, paths, output, progress=False)
+    assert output.read_bytes() == expected
+    assert not any("already done" in message for message in caplog.messages)
+    damage(output)
+    if output.exists():  # as the part of a run
+        with pytest.raises(ConfigError, match=r"x\.npy (was changed or damaged|cannot be read)"):
+            merge_embeddings([output], tmp_path / "merged.npy")
+
+
+@pytest.mark.parametrize("in_shard", [False, True])
+def test_a_changed_image_is_noticed(embedder: Embedder, tmp_path: Path, in_shard: bool) -> None:
+    images = write_images(tmp_path / "images", 3)
+    source: Any = images
+    if in_shard:
+        source = tmp_path / "shard.tar"
+        with tarfile.open(source, "w") as archive:
+            archive.add(images[0], "a.png")
+    output = tmp_path / "x.npy"
+    write_embeddings(embedder, source, output, progress=False)
+    flip_byte(source if in_shard else images[1])
+    changed = source if in_shard else images[1]
+    os.utime(changed)
+    with pytest.raises(ConfigError, match=r"x\.npy contains other embeddings; delete it"):
+        write_embeddings(embedder, source, output, progress=False)
+
+
+def test_other_weights_are_noticed(embedder: Embedder, tmp_path: Path) -> None:
+    paths, output = write_images(tmp_path / "images", 2), tmp_path / "x.npy"
+    write_embeddings(embedder, paths, output, progress=False)
+    other = Embedder(NANO)
+    with torch.no_grad():
+        max(other.model.parameters(), key=torch.numel).view(-1)[-1] += 1
+    with pytest.raises(ConfigError, match="contains other embeddings"):
+        write_embeddings(other, paths, output, progress=False)
 
 
 def test_a_json_file_without_its_npy_file_is_unfinished_work(

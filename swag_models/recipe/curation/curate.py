@@ -21,7 +21,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from swag_models import __version__
-from swag_models.atomic import WorkFolder, disk_errors, report_done, write_json
+from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.curation import pipeline
@@ -35,6 +35,7 @@ from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist
 from swag_models.recipe.wordnet import WordNet
+from swag_models.resumable import WorkFolder, report_done
 
 NUM_STEPS = 7
 STEPS_VERSION = 2  # increase when the output of the steps changes; all of them then run again

@@ -25,7 +25,7 @@ import pyarrow.dataset
 import pyarrow.parquet
 from tqdm import tqdm
 
-from swag_models.atomic import WorkFolder, atomic_write, disk_errors, read_result, run_once
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
@@ -42,6 +42,7 @@ from swag_models.recipe.curation.readers import (
     read_posts,
 )
 from swag_models.recipe.worker_pool import open_pool
+from swag_models.resumable import WorkFolder, read_result, run_once
 from swag_models.runtime import count_cpus
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from tqdm import tqdm
 
-from swag_models.atomic import atomic_write, run_once, write_json
+from swag_models.atomic import atomic_write, write_json
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
@@ -31,6 +31,7 @@ from swag_models.recipe.curation.posts import check_posts_left
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.hashtags import Matcher, name_class
 from swag_models.recipe.wordnet import WordNet
+from swag_models.resumable import run_once
 
 Facts = dict[str, Any]  # JSON values
 

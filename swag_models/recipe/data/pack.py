@@ -14,6 +14,7 @@ packing, a folder `<output>.work` beside the output contains
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import shutil
@@ -29,17 +30,9 @@ import PIL
 from tqdm import tqdm
 
 from swag_models import __version__
-from swag_models.atomic import (
-    WorkFolder,
-    atomic_write,
-    disk_errors,
-    read_result,
-    report_done,
-    run_once,
-    write_json,
-    write_text,
-)
+from swag_models.atomic import atomic_write, disk_errors, write_json, write_text
 from swag_models.errors import ConfigError, ImageError, SwagModelsError, check_minimum
+from swag_models.formatting import list_names
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.paths import expand_path
@@ -48,10 +41,13 @@ from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, rea
 from swag_models.recipe.data.pack_plan import PLAN_FILE, REJECTS_FILE, make_plan, to_json_lines
 from swag_models.recipe.data.strip_metadata import strip_metadata
 from swag_models.recipe.worker_pool import open_pool
+from swag_models.resumable import WorkFolder, read_result, read_state, report_done, run_once
 from swag_models.runtime import count_cpus, import_extra
 
 SHARD_SIZE = 10_000  # samples
 MAX_BYTES = 1 << 30  # of image files in a shard
+
+logger = logging.getLogger("swag_models")
 
 
 def pack(
@@ -112,7 +108,7 @@ def pack(
     identity = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     # A work folder means that an earlier run was interrupted.
-    if not work.exists() and (manifest := _find_finished(output, identity)):
+    if not work.exists() and (manifest := _find_finished(output, labels, identity)):
         report_done(output)
         return manifest
     sources = [images] if isinstance(images, (str, os.PathLike)) else images
@@ -161,15 +157,47 @@ def write_shard(output: Path, work: Path, number: int, short_side: int | None) -
     return record
 
 
-def _find_finished(output: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the manifest if this work is finished; None if the output is missing or empty."""
+def _find_finished(output: Path, labels: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the manifest if this work is finished; None if it has to be done.
+
+    Raises:
+        ConfigError: the output has other content.
+    """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if (output / MANIFEST_FILE).is_file():
         manifest = read_manifest(output / MANIFEST_FILE)
         if manifest | identity == manifest:
-            return manifest
+            if not (damaged := _find_damaged(output, labels, manifest)):
+                return manifest
+            logger.warning("%s: damaged or missing, packed again: %s", output, list_names(damaged))
+            return None
     raise ConfigError(f"{output} is not empty; delete it or choose another name")
+
+
+def _find_damaged(output: Path, labels: Path, manifest: dict[str, Any]) -> list[str]:
+    """Names of files that are missing, or differ from those that were packed.
+
+    Only a shard that was written after the manifest is read, because there may be terabytes.
+    """
+    packed_at = (output / MANIFEST_FILE).stat().st_mtime_ns
+    damaged = []
+    for shard in manifest["shards"]:
+        path = output / shard["name"]
+        size, time = read_state(path) or (None, 0)
+        changed = size == shard["bytes"] and time >= packed_at
+        if size != shard["bytes"] or (changed and hash_file(path) != shard["sha256"]):
+            damaged.append(path.name)
+    rejects, copy = output / REJECTS_FILE, output / VOCABULARY_FILE
+    count = rejects.read_bytes().count(b"\n") if rejects.is_file() else None
+    if count != sum(manifest["rejects"].values()):
+        damaged.append(REJECTS_FILE)
+    vocabulary = labels.with_name(VOCABULARY_FILE)
+    if vocabulary.is_file() and not (
+        copy.is_file() and copy.read_bytes() == vocabulary.read_bytes()
+    ):
+        damaged.append(VOCABULARY_FILE)
+    return damaged
 
 
 def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:

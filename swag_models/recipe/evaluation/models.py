@@ -24,6 +24,7 @@ from swag_models.api import (
 from swag_models.devices import check_device, check_dtype
 from swag_models.errors import ConfigError, FetchError, UnknownModelError, suggest_names
 from swag_models.recipe.hashtags import load_imagenet
+from swag_models.reruns import identify_packages
 from swag_models.runtime import import_extra
 from swag_models.spec import ImageSize, Metrics
 
@@ -99,6 +100,17 @@ class EvaluatedModel(ABC):
             content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             digest.update(np.ascontiguousarray(content).data)
         return digest.hexdigest()
+
+    def identify(self) -> list[Any]:
+        """Return JSON values that differ for models that may give other results."""
+        return [
+            self.name,
+            self.classes,
+            str(self.published),
+            self.hash_content(),
+            self.device.type,
+            identify_packages(),
+        ]
 
 
 class SwagModel(EvaluatedModel):

@@ -1,5 +1,7 @@
 """The model of a training run: classes, construction, publication with `recipe.json`."""
 
+import json
+import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,8 +13,10 @@ import torch
 
 from swag_models.api import get_spec, load_model
 from swag_models.atomic import atomic_write, write_json
+from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import markdown_table
+from swag_models.formatting import describe_error, list_names, markdown_table
+from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE
 from swag_models.models import Backbone, build
 from swag_models.publish import save
@@ -23,6 +27,10 @@ from swag_models.recipe.training.estimate import find_arch
 from swag_models.recipe.training.run_dir import PACKAGES
 from swag_models.runtime import find_versions
 from swag_models.spec import UNKNOWN, Metrics, ModelSpec
+
+logger = logging.getLogger("swag_models")
+
+PUBLISHED_FILE = "published.json"  # settings of a published model, and SHA-256 of its files
 
 
 @dataclass(frozen=True)
@@ -152,9 +160,48 @@ def find_spec(run: Run) -> ModelSpec:
     )
 
 
-def is_published(output: Path) -> bool:
-    """Whether a run's folder has a complete model; its recipe.json is written last."""
-    return (output / "model" / RECIPE_FILE).is_file()
+def is_published(output: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a run's folder has the complete model, published with these settings.
+
+    Args:
+        output: folder of the run.
+        settings: JSON values that the model and its card depend on, besides what run.json fixes.
+
+    Raises:
+        ConfigError: a file was changed, and is not replaced, because the change may be wanted; or
+            the model is incomplete, and no checkpoint is left to publish it from.
+    """
+    folder, record = output / "model", output / PUBLISHED_FILE
+    try:
+        published = parse_json(record.read_bytes())
+        digests = dict(published["files"])
+        missing = [name for name in digests if not (folder / name).is_file()]
+        changed = [
+            name
+            for name, digest in digests.items()
+            if name not in missing and hash_file(folder / name) != digest
+        ]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{record} is damaged: {describe_error(error)}; delete it to publish the model again"
+        ) from None
+    if changed:
+        raise ConfigError(
+            f"{folder} was changed after training: {list_names(changed)}; delete {record} to "
+            "publish the model again, or choose another output"
+        )
+    if not missing and published["settings"] == json.loads(json.dumps(settings)):
+        return True
+    problem = f"lacks {list_names(missing)}" if missing else "was published with other settings"
+    if not any((output / "checkpoints").glob("step-*")):
+        raise ConfigError(
+            f"{folder} {problem}, and no checkpoint is left to publish it again from; choose "
+            "another output to train it again"
+        )
+    logger.warning("%s %s; it is published again", folder, problem)
+    return False
 
 
 def publish_model(
@@ -166,6 +213,7 @@ def publish_model(
     data: Mapping[str, Any],
     scores: Mapping[str, float],
     info: PublishInfo,
+    settings: Mapping[str, Any],
 ) -> None:
     """Write the folder `output`/model.
 
@@ -178,6 +226,7 @@ def publish_model(
         data: description of the training data: name, kind, samples, classes, sha256.
         scores: of the last evaluation; "top1" in percent.
         info: what only the user knows.
+        settings: as for `is_published`.
     """
     # The weights are gathered already: a model on the meta device takes them without a copy.
     with torch.device("meta"):
@@ -219,7 +268,11 @@ def publish_model(
     if classes.vocabulary:
         with atomic_write(folder / VOCABULARY_FILE) as temporary:
             shutil.copyfile(classes.vocabulary, temporary)
-    write_json(folder / RECIPE_FILE, recipe)  # last: see `is_published`
+    write_json(folder / RECIPE_FILE, recipe)
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    digests = {path.name: hash_file(path) for path in files if path.is_file()}
+    # last: see `is_published`
+    write_json(output / PUBLISHED_FILE, {"settings": settings, "files": digests})
 
 
 def describe_training(recipe: Mapping[str, Any]) -> str:

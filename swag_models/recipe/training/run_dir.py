@@ -7,10 +7,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from swag_models.atomic import WorkFolder, disk_errors, write_json
+from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.distributed import DistContext
+from swag_models.resumable import WorkFolder
 from swag_models.runtime import find_versions
 
 PACKAGES = ("swag_models", "torch", "python")  # their versions are recorded: they decide numbers

@@ -9,6 +9,7 @@ The folder of a run holds
   log.jsonl     measurements, one line every few steps; tensorboard/ and curves.png show the same
   bad_loss.json the step whose loss stopped the run, and the ids of its samples
   model/        the result, as `publish.save` writes it: load_model("runs/x/model")
+  published.json  settings of model/ and hashes of its files, for a rerun that has nothing to do
 
 Every step sets its own random seed. A checkpoint therefore needs only weights, optimizer state and
 data position, and a run that was killed and resumed ends in bit-identical weights.
@@ -18,14 +19,13 @@ import math
 import os
 import threading
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from swag_models.atomic import report_done
 from swag_models.errors import PreemptedError, TrainingError
 from swag_models.paths import expand_path
 from swag_models.publish.model_info import count_flops
@@ -52,6 +52,7 @@ from swag_models.recipe.training.optimizer import schedule_lr, set_lr
 from swag_models.recipe.training.run_dir import claim_run_dir, open_run_dir, write_bad_loss
 from swag_models.recipe.training.train_state import TrainState, make_train_state
 from swag_models.recipe.worker_pool import watch_signals
+from swag_models.resumable import report_done
 
 MEAN_LOSS_DECAY = 0.98  # of the running mean of the loss, per step
 MAX_CONSECUTIVE_SKIPS = 20  # then a run that skips bad losses stops as well
@@ -109,7 +110,9 @@ def train(
 
         # Everything above can fail on wrong input; the folder is claimed for the run only now.
         claim_run_dir(work, run, data_info, dist)
-        if dist.run_on_main(lambda: is_published(output)):
+        val_facts = None if eval_loader is None else eval_loader.facts
+        settings = {"info": asdict(publish_info), "val": val_facts}
+        if dist.run_on_main(lambda: is_published(output, settings)):
             dist.run_on_main(lambda: report_done(output / "model"))
             return output / "model"
         trainer = Trainer(run, dist, output, loader, eval_loader, state)
@@ -120,7 +123,7 @@ def train(
         spec, scores = state.spec, trainer.scores
         dist.run_on_main(
             lambda: publish_model(
-                output, run, spec, classes, weights, data_info, scores, publish_info
+                output, run, spec, classes, weights, data_info, scores, publish_info, settings
             )
         )
         return output / "model"
@@ -216,6 +219,8 @@ class Trainer:
         flops = count_flops(self.state.spec) * passes // self.dist.world_size  # of each rank
         throughput = Throughput(flops, self.dist.device, run.engine.precision)
         batches = iter(self.loader)
+        if self.done == steps and self.eval_loader:  # the model is published again
+            self.scores = validate(self.state, self.eval_loader)
         while self.done < steps:
             with throughput.wait():
                 batch = next(batches)

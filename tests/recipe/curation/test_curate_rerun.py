@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from curation_support import make_posts, write_posts
 
-from swag_models.atomic import WorkFolder
 from swag_models.errors import ConfigError, OutputError
 from swag_models.recipe.curation.curate import Curation, curate
 from swag_models.recipe.curation.sampling import Sampling
+from swag_models.resumable import WorkFolder
 
 OUTPUTS = (
     "labels.parquet",

@@ -406,8 +406,9 @@ def count_by_hand(model: torch.nn.Module, images: Path) -> int:
 
 
 def test_a_finished_run_is_not_changed_and_another_run_is_rejected(
-    images: Path, tmp_path: Path
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING", "swag_models")
     output = tmp_path / "run"
     model = train_digits(images, output)
     weights = read_weights(output)
@@ -427,6 +428,30 @@ def test_a_finished_run_is_not_changed_and_another_run_is_rejected(
     shutil.rmtree(model)
     train_digits(images, output)
     assert read_weights(output) == weights, "published again, from the last checkpoint"
+    for path in sorted(model.iterdir()):
+        content = path.read_bytes()
+        path.unlink()
+        train_digits(images, output)
+        assert path.read_bytes() == content
+    caplog.clear()
+    train_digits(images, output, val=images)
+    assert (
+        caplog.messages[-1] == f"{model} was published with other settings; it is published again"
+    )
+    assert "top1" in json.loads((model / "recipe.json").read_text())["metrics"]
+    (model / "README.md").write_text("edited")
+    with pytest.raises(ConfigError, match=r"model was changed after training: README\.md; delete"):
+        train_digits(images, output, val=images)
+    assert (model / "README.md").read_text() == "edited"
+    (output / "published.json").unlink()
+    train_digits(images, output)
+    shutil.move(output / "checkpoints", tmp_path / "moved")
+    train_digits(images, output)
+    (model / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"lacks config\.json, and no checkpoint is left to"):
+        train_digits(images, output)
+    shutil.move(tmp_path / "moved", output / "checkpoints")
+    train_digits(images, output)
     message = (
         f"{output} holds other work, with batch_size 12, not 6; "
         f"delete {output} or choose another output"

@@ -9,6 +9,7 @@ Axes: n images of a batch, K classes, C classes that may be predicted.
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from swag_models.recipe.evaluation.accuracy.benchmarks import (
 )
 from swag_models.recipe.evaluation.accuracy.metrics import compute_metrics, hit_top
 from swag_models.recipe.evaluation.models import EvaluatedModel
+from swag_models.recipe.evaluation.probes.features import identify_data
 from swag_models.recipe.evaluation.results import Estimate, Evaluation, ImageResult
 from swag_models.recipe.training.distributed import DistContext
+from swag_models.reruns import find_finished, store_finished
+from swag_models.resumable import output_folder
 from swag_models.runtime import import_extra
 
 MAX_STEM = 200  # characters of a file name; file systems allow 255 bytes
@@ -135,6 +139,63 @@ def evaluate(
         published=None if only_present else find_published(model, benchmark),
         records=records,
     )
+
+
+def evaluate_into(
+    folder: Path,
+    model: EvaluatedModel,
+    data: Shards,
+    benchmark: str = FOLDER,
+    *,
+    dist: DistContext,
+    batch_size: int = 64,
+    only_present: bool = False,
+    **options: Any,
+) -> Evaluation:
+    """Evaluate a model and write the results, unless an earlier run has done both.
+
+    Args:
+        folder: output folder, see `write_evaluation`.
+        model, data, benchmark, dist, batch_size, only_present: as for `evaluate`.
+        options: further options of `evaluate`.
+
+    Raises:
+        ConfigError, OutputError: as for `evaluate` and `write_evaluation`.
+    """
+    opened = open_benchmark(benchmark, data, model, only_present)
+    path = folder / _make_stem(model.name, benchmark)
+    files = [path.with_name(path.name + suffix) for suffix in (".json", ".md", ".parquet")]
+
+    settings = [benchmark, opened.competing, only_present, batch_size]
+
+    def find() -> tuple[Any, Any]:
+        content: Any = identify_data(opened.data)
+        key = content and ["evaluate", model.identify(), content, settings]
+        with suppress(LookupError):
+            return key, find_finished(files[0], key, files)
+        return key, None
+
+    key, finished = dist.run_on_main(find)
+    if finished:
+        return Evaluation.from_dict(finished)
+    with output_folder(folder):
+        evaluation = evaluate(
+            model,
+            data,
+            benchmark,
+            dist=dist,
+            batch_size=batch_size,
+            only_present=only_present,
+            output=folder,
+            **options,
+        )
+
+        def write() -> None:
+            write_evaluation(evaluation, folder)
+            store_finished(files[0], key, files, evaluation.to_dict())
+
+        dist.run_on_main(write)
+    return evaluation
 
 
 def format_evaluations(evaluations: Sequence[Evaluation]) -> str:

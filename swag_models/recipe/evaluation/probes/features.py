@@ -22,15 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from swag_models.atomic import WorkFolder, atomic_write, disk_errors, run_once
+from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import CacheError, ConfigError, OutputError
 from swag_models.hub.cache import cache_folder
 from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
-from swag_models.recipe.data.shards import Shards, find_shards
+from swag_models.recipe.data.shards import Shards, find_shards, hash_shards, name_shards
 from swag_models.recipe.data.sources import EVAL_SPLITS, find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
+from swag_models.resumable import WorkFolder, run_once
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 FeatureDtype = Literal["float16", "float32"]
@@ -127,6 +128,15 @@ def extract_features(
         num_classes=facts["num_classes"],
         skipped=facts["skipped"],
     )
+
+
+def identify_data(data: Shards | ImageDataset) -> list[str] | None:
+    """Return texts that change with the images and labels of local data; None for URLs."""
+    if isinstance(data, ImageDataset):
+        return [data.title, data.sha256, hash_file_states(data)]
+    if not all(map(os.path.exists, find_shards(data)[0])):
+        return None  # what a URL leads to may change unnoticed
+    return [name_shards(data), hash_shards(data), hash_file_states(data)]
 
 
 def hash_file_states(data: Shards | ImageDataset) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from swag_models.atomic import WorkFolder, disk_errors, read_result, run_once, write_text
+from swag_models.atomic import disk_errors, write_text
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
@@ -35,6 +35,8 @@ from swag_models.recipe.evaluation.report.plots import write_plots
 from swag_models.recipe.evaluation.report.render import LoadImage, render_html, render_markdown
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult, Probe
 from swag_models.recipe.training.distributed import init_distributed
+from swag_models.reruns import identify_packages, run_unless_done
+from swag_models.resumable import WorkFolder, read_result, run_once
 from swag_models.runtime import find_versions, read_environment
 
 PAGE_FILE = "index.html"
@@ -154,10 +156,12 @@ def collect_report(
             ]
             for benchmark, path, data in opened:
                 title, sha256 = _identify_data(data)
+                state = hash_file_states(data)
+                results.states.append(state)
                 if isinstance(data, ImageDataset):
                     results.datasets[benchmark, title, sha256] = data
                 values = store.get_or_measure(
-                    (benchmark, title, sha256, hash_file_states(data)),
+                    (benchmark, title, sha256, state),
                     partial(evaluate, model, path, benchmark, dist=dist, **reading),
                 )
                 # the name in the stored result need not be unique
@@ -173,7 +177,8 @@ def collect_report(
                     partial(probe, model, *probe_data, methods=METHODS, shots=shots, **reading),
                 )
                 results.probes += [replace(Probe.from_dict(row), model=name) for row in values]
-        return write_report(
+        write = partial(
+            write_report,
             folder,
             results.evaluations,
             results.probes,
@@ -182,13 +187,19 @@ def collect_report(
             origins=results.origins,
             facts=results.facts,
         )
+        names = (PAGE_FILE, MARKDOWN_FILE, CURVES_FILE, CALIBRATION_FILE)
+        files = [folder / name for name in names]
+        # The date is that of the page, and not of a rerun that changes nothing.
+        run_unless_done(folder, results.identify, files, lambda: str(write()))
+        return files[0]
 
 
 @dataclass
 class _Results:
     """The contents of a report: results by model, and the data sets of its images.
 
-    The keys of `datasets` are (benchmark, title, SHA-256), as in an evaluation.
+    The keys of `datasets` are (benchmark, title, SHA-256), as in an evaluation; `states` are the
+    states of the files of images.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -196,6 +207,21 @@ class _Results:
     origins: dict[str, str] = field(default_factory=dict)
     facts: list[dict[str, Any]] = field(default_factory=list)
     datasets: dict[tuple[str, str, str], ImageDataset] = field(default_factory=dict)
+    states: list[str] = field(default_factory=list)
+
+    def identify(self) -> Any:
+        """JSON values of all that the page shows."""
+        evaluations = [evaluation.to_dict() for evaluation in self.evaluations]
+        probes = [probe.to_dict() for probe in self.probes]
+        return [
+            "report",
+            evaluations,
+            probes,
+            self.origins,
+            self.facts,
+            self.states,
+            identify_packages(),
+        ]
 
     def load_image(self, evaluation: Evaluation, record: ImageResult) -> Image.Image | None:
         """The image of a prediction; None for shards, which have no index by name."""

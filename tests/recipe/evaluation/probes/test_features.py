@@ -16,10 +16,10 @@ from PIL import Image
 from runs import make_digits
 from torch import Tensor
 
-from swag_models.atomic import WorkFolder
 from swag_models.errors import CacheError, ConfigError
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.probes.features import extract_features, hash_file_states
+from swag_models.resumable import WorkFolder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),

@@ -1,0 +1,79 @@
+"""What identifies the work of `embed`: the model, the settings and the images."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from swag_models.errors import ImageError
+from swag_models.inference.image_sources import ImageRef
+from swag_models.inference.predict import Embedder
+from swag_models.resumable import read_state
+
+
+def describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]:
+    """Return what must be equal for two runs to give the same rows.
+
+    The keys are part of the file format.
+
+    Args:
+        embedder: the model.
+        refs: all images of the run.
+    """
+    weights_hash, images_hash = hashlib.sha256(), hashlib.sha256()
+    for name, tensor in embedder.model.state_dict().items():
+        weights_hash.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        weights_hash.update(content.numpy().data)
+    for ref in refs:
+        images_hash.update(f"{ref.name}\0".encode())
+        if not isinstance(ref.source, Path):  # images in memory are named by number only
+            images_hash.update(_hash_pixels(ref))
+    return {
+        "model": embedder.name,
+        "width": embedder.model.num_features,
+        "preprocess": repr(embedder.preprocess),
+        "dtype": str(embedder.dtype).removeprefix("torch."),
+        "weights_sha256": weights_hash.hexdigest(),
+        "images_sha256": images_hash.hexdigest(),
+        "images": len(refs),
+    }
+
+
+def hash_files(refs: Sequence[ImageRef]) -> str:
+    """Return a hash of the names, sizes and times of the files of images.
+
+    The hashes of the images are added, so that those of the parts of a run add up to that of all.
+
+    Args:
+        refs: the images of one part. Those in memory do not count, see `describe_job`.
+    """
+    read_state_once = cache(read_state)  # a tar shard has many images
+    total = 0
+    for ref in refs:
+        if isinstance(ref.source, Path):
+            state = json.dumps([ref.name, read_state_once(ref.source)])
+            total += int(hashlib.sha256(state.encode()).hexdigest(), 16)
+    return _format(total)
+
+
+def add_hashes(hashes: Iterable[str]) -> str:
+    """Return the result of `hash_files` for all images from the results for parts of them."""
+    return _format(sum(int(part, 16) for part in hashes))
+
+
+def _format(total: int) -> str:
+    return f"{total % 2**256:064x}"
+
+
+def _hash_pixels(ref: ImageRef) -> bytes:
+    """SHA-256 of the pixels, or of the reason why they cannot be read."""
+    try:
+        return hashlib.sha256(np.ascontiguousarray(ref.read()).data).digest()
+    except ImageError as error:
+        return hashlib.sha256(str(error).encode()).digest()
