@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import threading
@@ -174,7 +175,10 @@ def test_incomplete_cache_is_computed_again(
     content = (folder / damaged).read_bytes()
     (folder / damaged).write_bytes(content[: len(content) // 2])
     assert (extract_features(model, digits, tmp_path).vectors == expected).all()
-    assert (folder / damaged).read_bytes() == content
+    if damaged == "facts.json":  # the times of the other two files are new
+        assert json.loads((folder / damaged).read_text()).keys() == json.loads(content).keys()
+    else:
+        assert (folder / damaged).read_bytes() == content
 
 
 def test_second_process_waits_for_the_first(
