@@ -21,6 +21,7 @@ from swag_models.models.arguments import (
 )
 from swag_models.models.layers import Blocks
 from swag_models.spec import LIMITS, ModelSpec
+from swag_models.wrappers import INNER_WRAPPERS
 
 B = TypeVar("B", bound="Backbone")
 M = TypeVar("M", bound=nn.Module)
@@ -48,7 +49,13 @@ class Backbone(nn.Module):
     in_chans: int
     spec: ModelSpec | None = None
     # Values that TorchScript has no types for; no scripted method reads them.
-    __jit_ignored_attributes__: ClassVar = ["layers", "feature_info", "frozen", "spec"]
+    __jit_ignored_attributes__: ClassVar = [
+        "layers",
+        "feature_info",
+        "frozen",
+        "_frozen_parameters",
+        "spec",
+    ]
 
     def __init__(
         self,
@@ -60,6 +67,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.frozen: tuple[str, ...] = ()
+        self._frozen_parameters: set[str] = set()
         check_num_classes(num_classes)
         # `type(...) is int`, here and below, because True is an int too.
         if type(in_chans) is not int or in_chans < 1:
@@ -212,16 +220,28 @@ class Backbone(nn.Module):
         last_end = max(ends.values()) if up_to is None else ends[up_to]
         parts = tuple(part for part, end in ends.items() if end <= last_end)
         self.frozen = max(self.frozen, parts, key=len)
+        trained = self._list_trained()
         for part in self.frozen:
             attrgetter(part)(self).requires_grad_(False)
+        self._frozen_parameters |= trained - self._list_trained()
         self.train(self.training)  # switches the frozen modules to evaluation mode
 
     def unfreeze(self) -> None:
-        """Undo `freeze`: train all parameters again."""
-        for part in self.frozen:
-            attrgetter(part)(self).requires_grad_(True)
+        """Undo `freeze`: train the parameters again that it excluded."""
+        for name, parameter in self.named_parameters():
+            if INNER_WRAPPERS.sub("", name) in self._frozen_parameters:
+                parameter.requires_grad_(True)
         self.frozen = ()
+        self._frozen_parameters.clear()
         self.train(self.training)
+
+    def _list_trained(self) -> set[str]:
+        """Return the names of all parameters that get gradients."""
+        return {
+            INNER_WRAPPERS.sub("", name)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
 
     def train(self: B, mode: bool = True) -> B:
         """Set the training mode, as torch does; frozen parts stay in evaluation mode."""
@@ -276,22 +296,3 @@ class Backbone(nn.Module):
             return
         if x.ndim != ndim or x.shape[2 if ndim == 3 else 1] != self.num_features:
             raise ConfigError(f"features have shape {tuple(x.shape)}; expected {form}")
-
-
-def check_backbone(model: object, purpose: str) -> Backbone:
-    """Return a model if it is one of this library, outside of any wrapper.
-
-    Args:
-        model: what a caller passed.
-        purpose: what would be done with it, for example "publish".
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    if not isinstance(model, Backbone):
-        raise ConfigError(
-            f"cannot {purpose} a {type(model).__name__}; pass the model that load_model returned: "
-            "for a compiled model its _orig_mod, for a PEFT model merge_and_unload(), for a "
-            "FeaturePyramid its trunk, for DistributedDataParallel its module"
-        )
-    return model

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swag_models.errors import check_maximum, check_minimum, check_types
-from swag_models.models.backbone import Backbone, check_backbone
+from swag_models.models.backbone import Backbone
+from swag_models.models.unwrap import refuse
 from swag_models.models.vit import ViT
 from swag_models.spec import LIMITS
 
@@ -22,8 +23,9 @@ class FeaturePyramid(nn.Module):
 
     It returns levels "0" to "3" and "pool": maps (N, out_channels, h, w) of stride 4 to 64, with
     ceil(H / stride) rows and ceil(W / stride) columns. For a RegNet it is an FPN over its stages
-    (arXiv 1612.03144), for a ViT the simple pyramid of ViTDet from its last map (arXiv 2203.16527),
-    with global attention in all blocks.
+    (arXiv 1612.03144); where it has fewer than four, the last map is pooled to the missing strides.
+    For a ViT it is the simple pyramid of ViTDet from its last map (arXiv 2203.16527), with global
+    attention in all blocks.
 
     Args:
         model: the trunk. It is used in place, not copied: its head is removed, and its frozen
@@ -35,7 +37,8 @@ class FeaturePyramid(nn.Module):
         from torchvision.ops import FeaturePyramidNetwork
 
         super().__init__()
-        check_backbone(model, "build a pyramid on")
+        if not isinstance(model, Backbone):
+            raise refuse(model, "build a pyramid on")
         check_types(int, out_channels=out_channels)
         check_minimum(1, out_channels=out_channels)
         check_maximum(LIMITS["in_chans"][1], out_channels=out_channels)
@@ -57,9 +60,9 @@ class FeaturePyramid(nn.Module):
                 for index, level in enumerate(model.feature_info)
                 if level["reduction"] in STRIDES
             ]
-            self.neck = FeaturePyramidNetwork(
-                [model.feature_info[index]["num_chs"] for index in self.indices], out_channels
-            )
+            widths = [model.feature_info[index]["num_chs"] for index in self.indices]
+            widths += [widths[-1]] * (len(STRIDES) - len(widths))
+            self.neck = FeaturePyramidNetwork(widths, out_channels)
         self.neck.to(next(model.parameters()))
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
@@ -70,11 +73,21 @@ class FeaturePyramid(nn.Module):
             size = [round(side * self.scale) for side in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", antialias=True)
         maps = self.trunk.forward_intermediates(x, self.indices, norm=True, intermediates_only=True)
+        while len(maps) < len(STRIDES) and not isinstance(self.neck, SimplePyramid):
+            maps.append(F.max_pool2d(maps[-1], 2))
         levels = self.neck(OrderedDict((str(index), x) for index, x in enumerate(maps)))
         for (name, level), stride in zip(levels.items(), STRIDES):
             levels[name] = level[:, :, : math.ceil(height / stride), : math.ceil(width / stride)]
         levels["pool"] = level[:, :, ::2, ::2]  # stride 64, of the last level
         return levels
+
+    def freeze(self, up_to: str | None = None) -> None:
+        """Exclude the trunk, or its first layers, from training; see `Backbone.freeze`."""
+        self.trunk.freeze(up_to)
+
+    def unfreeze(self) -> None:
+        """Undo `freeze`."""
+        self.trunk.unfreeze()
 
 
 class SimplePyramid(nn.Module):

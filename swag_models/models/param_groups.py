@@ -3,24 +3,20 @@
 from typing import Any, Literal, get_args
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from swag_models.errors import ConfigError, check_choice, check_minimum, check_types
 from swag_models.formatting import describe
-from swag_models.models.backbone import Backbone, check_backbone
+from swag_models.models.backbone import Backbone
+from swag_models.models.unwrap import keeps_shapes, unwrap
+from swag_models.wrappers import INNER_WRAPPERS
 
 Exempt = Literal["nothing", "norms", "norms and biases"]
-NORMS = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: batch and instance norm
 
 
 def group_parameters(
-    model: Backbone,
+    model: nn.Module,
     *,
     lr: float,
     weight_decay: float,
@@ -32,7 +28,10 @@ def group_parameters(
     Frozen parameters are left out.
 
     Args:
-        model: its trainable parameters are grouped.
+        model: its trainable parameters are grouped. It may be inside of wrappers, such as those of
+            torch.compile and DistributedDataParallel, or part of another module, such as a
+            FeaturePyramid, a PEFT model or a LightningModule. What such a module adds above the
+            model learns as its head.
         lr: learning rate of the head.
         weight_decay: weight decay of all parameters that are not exempt.
         layer_decay: in (0, 1]; the learning rate of a layer is lr * layer_decay ** (number of
@@ -45,9 +44,15 @@ def group_parameters(
         already part of `lr`.
 
     Raises:
-        ConfigError: the model is not one of this library, or an option is not allowed.
+        ConfigError: there is no model of this library, or more than one; its parameters were
+            flattened; or an option is not allowed.
     """
-    check_backbone(model, "group the parameters of")
+    backbone = unwrap(model, "group the parameters of", inside=True)
+    if not keeps_shapes(model):
+        raise ConfigError(
+            f"cannot group the parameters of a {type(model).__name__}, because they are flattened; "
+            "group them before wrapping, or shard with fully_shard, which keeps their shapes"
+        )
     check_minimum(0, lr=lr, weight_decay=weight_decay)
     check_types(int | float, lr=lr, weight_decay=weight_decay)
     check_types(int | float | None, layer_decay=layer_decay)
@@ -63,19 +68,28 @@ def group_parameters(
         if isinstance(module, NORMS)
         for parameter in module.parameters()
     }
-    exempt = model.no_weight_decay()
-    layers = {name: find_layer(model, name) for name, _ in model.named_parameters()}
+    exempt = backbone.no_weight_decay()
+    names = {
+        id(parameter): INNER_WRAPPERS.sub("", name)
+        for name, parameter in backbone.named_parameters()
+    }
+    layers = {
+        id(parameter): find_layer(backbone, names.get(id(parameter)))
+        for parameter in model.parameters()
+    }
     top_layer = max(layers.values())
     groups: dict[tuple[float, float], list[Any]] = {}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             decays = {
                 "nothing": True,
                 "norms": id(parameter) not in norms,
                 # Norms and biases are vectors, weights of layers are not.
-                "norms and biases": parameter.ndim > 1 and name not in exempt,
+                "norms and biases": parameter.ndim > 1 and names.get(id(parameter)) not in exempt,
             }[no_decay]
-            scale = 1.0 if layer_decay is None else layer_decay ** (top_layer - layers[name])
+            scale = (
+                1.0 if layer_decay is None else layer_decay ** (top_layer - layers[id(parameter)])
+            )
             # Parameters with equal settings share a group: optimizers are slower with many groups.
             groups.setdefault((scale, weight_decay if decays else 0.0), []).append(parameter)
     return [
@@ -84,14 +98,14 @@ def group_parameters(
     ]
 
 
-def find_layer(model: Backbone, name: str) -> int:
+def find_layer(model: Backbone, name: str | None) -> int:
     """Return the index in `model.layers` of a parameter's layer; for the head, the last plus 1.
 
     Args:
         model: the model.
-        name: name of the parameter.
+        name: name of the parameter; None for one above the model.
     """
     for layer, parts in enumerate(model.layers):
-        if any(name == part or name.startswith(f"{part}.") for part in parts):
+        if name is not None and any(name == part or name.startswith(f"{part}.") for part in parts):
             return layer
     return len(model.layers)

@@ -79,6 +79,14 @@ def refuse(model: object, purpose: str) -> ConfigError:
     return ConfigError(f"cannot {purpose} a {type(model).__name__}; {hint}")
 
 
+def keeps_shapes(model: nn.Module) -> bool:
+    """Whether all parameters have their shapes, which FSDP1 and DeepSpeed's stage 3 flatten."""
+    return not (
+        any("FullyShardedDataParallel" in _list_classes(module) for module in model.modules())
+        or any(hasattr(parameter, "ds_shape") for parameter in model.parameters())
+    )
+
+
 def _is_sharded(model: nn.Module) -> bool:
     """Whether each process has only its part of some parameters (FSDP, tensor parallelism)."""
     return any(

@@ -96,6 +96,7 @@ def test_a_graph_of_training_mode_drops_branches(family: str) -> None:
 def test_a_legacy_trace_records_no_check(family: str) -> None:
     model = tiny(family)
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         traced = torch.jit.trace(model, images())
     # A ViT's positions are fixed to the traced size, about which torch warns.
     count = sum(warning.category is torch.jit.TracerWarning for warning in caught)
