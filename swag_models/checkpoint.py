@@ -32,7 +32,7 @@ from swag_models.stored_tensor import (
     StoredTensor,
     TensorReader,
 )
-from swag_models.torch_file import TorchFile, read_legacy, read_zip
+from swag_models.torch_file import SHARD, TorchFile, read_legacy, read_zip
 from swag_models.weight_folder import BIN_INDEX_FILE, find_weights, read_config
 from swag_models.wrappers import find_class_names, find_state_dict
 
@@ -345,7 +345,9 @@ def _check_tensors(state: Mapping[str, Any], path: Path) -> None:
         elif value.dtype not in WEIGHT_DTYPES | COUNTER_DTYPES:
             problems.append(f"{name} is {value.dtype}")
     if problems:
+        hint = "allowed: dense tensors of float16, bfloat16, float32 or float64"
+        if any(problem.endswith(SHARD) for problem in problems):
+            hint = "save what get_model_state_dict gathers with full_state_dict=True, or with DCP"
         raise CheckpointError(
-            f"{path} has values that are not weights: {list_names(problems, 3)}; "
-            "allowed: dense tensors of float16, bfloat16, float32 or float64"
+            f"{path} has values that are not weights: {list_names(problems, 3)}; {hint}"
         )

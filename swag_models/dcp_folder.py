@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.errors import CheckpointError
-from swag_models.formatting import describe, list_names
+from swag_models.errors import CheckpointError, UnsafeCheckpointError
+from swag_models.formatting import describe, describe_error, list_names
 from swag_models.hub.safetensors_header import MAX_AXES
 from swag_models.paths import open_regular, read_regular
 from swag_models.pickle_reader import PickleReader, Reference
@@ -73,7 +73,10 @@ class DcpFolder:
         reader = PickleReader({"torch.Size": _make_shape}, _reject_persistent, records=True)
         metadata = reader.read(io.BytesIO(content)).state
         if reader.calls:
-            raise CheckpointError(f"its {METADATA_FILE} calls {list_names(list(reader.calls))}")
+            raise UnsafeCheckpointError(
+                f"{self.folder} was rejected, nothing in it ran: its {METADATA_FILE} calls "
+                f"{list_names(list(reader.calls))}"
+            )
         locations = {
             (str(key.state["fqn"]), _make_shape(key.state.get("offset") or ())): value.state
             for key, value in metadata["storage_data"].items()
@@ -105,10 +108,16 @@ class DcpFolder:
         """Return the values of a tensor.
 
         Raises:
-            CheckpointError: a part of it is damaged.
-            OSError: it cannot be read.
+            CheckpointError: a part of it is damaged, or cannot be read.
         """
         parts = self._parts[stored.storage]
+        try:
+            return self._join(parts, stored)
+        except OSError as error:
+            files = list_names(sorted({part.file for part in parts}))
+            raise CheckpointError(f"cannot read {files}: {describe_error(error)}") from None
+
+    def _join(self, parts: list[Part], stored: StoredTensor) -> Tensor:
         if len(parts) == 1:
             return self._read_part(parts[0], stored.dtype)
         files = {part.file for part in parts}
@@ -125,6 +134,8 @@ class DcpFolder:
     def _read_part(self, part: Part, dtype: torch.dtype) -> Tensor:
         path = self.folder / part.file
         with open_regular(path) as file:
+            if part.start + part.size > os.fstat(file.fileno()).st_size:
+                raise CheckpointError(f"{part.file} is cut short")
             file.seek(part.start)
             content = io.BytesIO(file.read(part.size))
         size = len(content.getbuffer())

@@ -30,7 +30,7 @@ HARMLESS_CALLS = re.compile(
     r"|complex|slice|x?range|object)"
     r"|torch\.(Size|device|Generator|serialization\._get_layout)"
     r"|torch\.optim\.\w[\w.]*|torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2"
-    r"|torch\.distributed\.(tensor|_tensor|device_mesh|_shard|fsdp)\.\w[\w.]*"
+    r"|torch\.distributed\.(tensor|_tensor|device_mesh|_shard|fsdp|checkpoint)\.\w[\w.]*"
     # Packages of training frameworks and of their configurations: enums are pickled as calls.
     r"|(omegaconf|yacs|easydict|addict|munch|ml_collections|mmengine|mmcv|lightning|fvcore"
     r"|pytorch_lightning|lightning_fabric|torchmetrics|transformers|accelerate|timm|torchvision)\.\w[\w.]*"

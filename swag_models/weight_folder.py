@@ -56,10 +56,9 @@ def _describe_folder(folder: Path, names: list[str]) -> str:
     numbered = [(int(match[1]), name) for name in names if (match := NUMBERED.fullmatch(name))]
     if numbered:
         return f"has no weights, but folders of checkpoints; pass one: {max(numbered)[1]}"
-    files = [name for name in names if (folder / name).is_file()]
     return (
         f"has no {WEIGHTS_FILE} or {BIN_FILE}; pass a weight file, not its folder; "
-        f"it has {list_names(files, 5) or 'no files'}"
+        f"it has {list_names(names, 5) or 'no files'}"
     )
 
 

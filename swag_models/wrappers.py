@@ -24,8 +24,15 @@ MAX_CANDIDATES = 100
 INNER_WRAPPERS = re.compile(r"\b(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa)($|[._])|_ema|ema_", re.IGNORECASE)
 COUNTERS = {"n_averaged"}  # of torch's AveragedModel
+# What training code adds to a model itself: that counter, losses and metrics.
+NO_WEIGHT = re.compile(
+    r"n_averaged$|([^.]*_)?(loss(es|_fn|_fun\w*)?|criteri(on|a)|metrics?|acc(uracy)?|auroc|f1|confmat)"
+    r"(_[^.]*)?(\.|$)",
+    re.IGNORECASE,
+)
 # Lightning's WeightAveraging stores averaged weights as "state_dict", and those of training here.
 NOT_AVERAGED = "current_model_state"
+TRANSFORMERS = "embeddings."  # where transformers has the class token
 # Names that PEFT gives to adapters, and to the layers inside them.
 ADAPTER = re.compile(
     r"(^|\.)(base_layer|modules_to_save|original_module|ln_tuning_layers"
@@ -108,7 +115,12 @@ def find_state_dict(
         for other in candidates
         if other.keys == chosen.keys and len(other.prefix) > len(chosen.prefix)
     )
-    state = chosen.select(inner)
+    if chosen.prefix.endswith(TRANSFORMERS):
+        raise CheckpointError(
+            f"{path} is a ViT in the layout of transformers, which is not read; convert the names "
+            "of its tensors to those of timm"
+        )
+    state = {k: v for k, v in chosen.select(inner).items() if not NO_WEIGHT.match(k)}
     _check_adapters(state, path)
     _check_empty(state, path)
     if left_out := [
@@ -116,7 +128,7 @@ def find_state_dict(
         for name, value in chosen.values.items()
         if name not in COUNTERS
         and _is_tensor(value)
-        and not (name.startswith(chosen.prefix) and not name.startswith(inner))
+        and not (name.startswith(chosen.prefix) and name[len(chosen.prefix) :] in state)
     ]:
         logger.warning(
             "%s: %d tensors outside %s are left out: %s",
@@ -125,7 +137,7 @@ def find_state_dict(
             chosen.prefix.rstrip(".") or "the model",
             list_names(left_out, 3),
         )
-    return {name: value for name, value in state.items() if name not in COUNTERS}
+    return state
 
 
 def _check_adapters(names: Mapping[Any, Any], path: Path) -> None:
@@ -222,9 +234,16 @@ def _find_prefixes(names: Mapping[str, Any]) -> list[str]:
     prefixes: dict[str, None] = {}
     for name in names:
         for mark in LONGEST_FIRST:
-            if name == mark or name.endswith(f".{mark}"):
-                prefixes[name.removesuffix(mark)] = None
-                break
+            prefix = name.removesuffix(mark)
+            if name == prefix or (prefix and not prefix.endswith(".")):
+                continue
+            # "stem.stem.0.weight" is the original's, or torchvision's in an attribute "stem".
+            if mark.startswith("stem.stem.") and not any(
+                other.startswith(f"{prefix}trunk_output.") for other in names
+            ):
+                continue
+            prefixes[prefix] = None
+            break
     return list(prefixes)
 
 
