@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,20 @@ def walk_members(archive: Any) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
+def describe_member(member: tarfile.TarInfo) -> str:
+    """Return the kind of a member that is no file, for example "link"."""
+    if member.issym() or member.islnk():
+        return "link"
+    return "named pipe" if member.isfifo() else "device"
+
+
+def find_members(path: Path, left_out: Counter[str]) -> list[tuple[str, tuple[int, int]]]:
     """List the files in an uncompressed tar file.
 
     Args:
         path: the tar file.
+        left_out: increased for each member without content of its own, such as a link; the keys are
+            their kinds.
 
     Returns:
         (name, (offset, size)) of each file, in bytes, in the order of the archive.
@@ -123,11 +133,12 @@ def find_members(path: Path) -> list[tuple[str, tuple[int, int]]]:
     """
     try:
         with open_regular(path) as file, open_tar(file, "r:") as archive:
-            members = [
-                (member.name, (member.offset_data, member.size))
-                for member in walk_members(archive)
-                if member.isfile()
-            ]
+            members = []
+            for member in walk_members(archive):
+                if member.isfile():
+                    members.append((member.name, (member.offset_data, member.size)))
+                elif not member.isdir():
+                    left_out[f"{describe_member(member)} in a tar file"] += 1
     except TAR_ERRORS as error:
         raise ConfigError(
             f"{path} cannot be read as an uncompressed tar file: {describe_error(error)}"

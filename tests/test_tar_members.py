@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from image_support import write_tar
 
 from swag_models.errors import ConfigError, ShardError
-from swag_models.recipe.curation.posts import Post, Reject
+from swag_models.recipe.curation.posts import NOT_JSON, Post, Reject
 from swag_models.recipe.curation.readers import read_posts
 from swag_models.recipe.data.shards import MAX_FILE_SIZE, read_shard
 from swag_models.tar_members import MAX_HEADER, find_members
@@ -81,10 +82,10 @@ def test_damaged_headers_are_refused_by_every_reader(name: str, end: bytes, tmp_
     path = tmp_path / "x.tar"
     path.write_bytes(make_member("0.json", b'{"id": "0", "tags": []}') + HEADERS[name] + end)
     if name in HARMLESS and end:
-        assert [member for member, _ in find_members(path)] == ["0.json", "a.json"]
+        assert [member for member, _ in find_members(path, Counter())] == ["0.json", "a.json"]
         return
     with pytest.raises(ConfigError, match=r"cannot be read as an uncompressed tar file: .") as one:
-        find_members(path)
+        find_members(path, Counter())
     with pytest.raises(ShardError, match=r"x.tar cannot be read: .") as two:
         list(read_shard(str(path)))
     for error in (one, two):
@@ -127,11 +128,19 @@ def test_an_intact_file_is_read_by_every_reader(tmp_path: Path) -> None:
             link = tarfile.TarInfo("link.json")
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(link)
-        ((member, (_, size)),) = find_members(path)
+            pipe = tarfile.TarInfo("pipe.json")
+            pipe.type = tarfile.FIFOTYPE
+            archive.addfile(pipe)
+        left_out = Counter[str]()
+        ((member, (_, size)),) = find_members(path, left_out)
         assert (member, size) == (name, 27)
-        (sample,) = read_shard(str(path))
-        assert sample["json"] == b'{"id": "a", "tags": ["b"]} '
-        assert list(read_posts(path)) == [Post("a", None, ["b"], None)]
+        assert left_out == {"link in a tar file": 1, "named pipe in a tar file": 1}
+        samples = list(read_shard(str(path)))
+        contents = [b'{"id": "a", "tags": ["b"]} ', b"", b""]
+        assert [sample["json"] for sample in samples] == contents
+        post, *rejects = read_posts(path)
+        assert post == Post("a", None, ["b"], None)
+        assert [reject.reason for reject in rejects] == [NOT_JSON] * 2
 
 
 def test_every_changed_byte_of_a_header_is_read_or_refused(tmp_path: Path) -> None:
@@ -142,7 +151,7 @@ def test_every_changed_byte_of_a_header_is_read_or_refused(tmp_path: Path) -> No
         for value in (0, 0x39, 0x80, 0xFF):
             path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
             with contextlib.suppress(ConfigError):
-                find_members(path)
+                find_members(path, Counter())
             with contextlib.suppress(ShardError):
                 list(read_shard(str(path)))
             list(read_posts(path))

@@ -31,6 +31,7 @@ from studies.scenes.scene import Scene, encode
 from studies.scenes.things import CLUBS, PLANTED, PLANTED_RATIO, THINGS
 from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
+from swag_models.hub.progress import hides_bar
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import WorkFolder
 from swag_models.runtime import count_cpus
@@ -105,7 +106,7 @@ def write_scenes(
         post_images = [make_post(seed, number) for number in range(posts)]
         test_images = [make_held_out(seed, number) for number in range(held_out)]
         with tqdm(
-            total=posts + held_out, unit=" images", disable=not progress, smoothing=0.1
+            total=posts + held_out, unit=" images", disable=hides_bar(progress), smoothing=0.1
         ) as bar:
             _write_images(work, [*post_images, *test_images], image_size, processes, bar)
         _write_lines(work / "posts.jsonl", (image.row for image in post_images))

@@ -11,6 +11,7 @@ from swag_models.cli.common import FAILED, OK, AddCommand, add_json_option, add_
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
+from swag_models.resumable import output_folder
 from swag_models.runtime import read_environment
 
 if TYPE_CHECKING:
@@ -70,9 +71,10 @@ def associations(options: argparse.Namespace) -> int:
     output = expand_path(options.output, "--output")
     images = open_grouped_images(options.groups, options.group_column, options.path_column)
     model, loading = open_model(options)
-    create_output_folder(output)  # before the work, so that an error is reported early
-    result = measure_associations(model, images, config, **loading)
-    write_associations(result, output)
+    with output_folder(output):  # before the work, so that an error is reported early
+        create_output_folder(output)
+        result = measure_associations(model, images, config, **loading)
+        write_associations(result, output)
     if result.unreadable:
         print_message(f"{result.unreadable:,} images could not be read")
     if options.json:

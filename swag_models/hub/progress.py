@@ -1,4 +1,4 @@
-"""Progress bars of downloads. Imports no torch."""
+"""Progress bars: of downloads, and where bars are drawn at all. Imports no torch."""
 
 import sys
 import warnings
@@ -27,6 +27,11 @@ def choose_bar(progress: Progress) -> "type[tqdm[Any]] | None":
         warnings.simplefilter("ignore")  # about missing ipywidgets; the bar is then drawn as text
         from tqdm.auto import tqdm
     return tqdm
+
+
+def hides_bar(progress: bool) -> bool:
+    """Whether there is nowhere to draw a progress bar; the `disable` of a tqdm bar."""
+    return choose_bar(progress) is None
 
 
 def make_bar(progress: Progress, label: str, total: int | None, initial: int) -> "tqdm[Any]":

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from swag_models.atomic import disk_errors
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
+from swag_models.hub.progress import hides_bar
 from swag_models.inference.embed_job import add_hashes, describe_job, hash_files
 from swag_models.inference.embeddings_file import (
     Vectors,
@@ -108,7 +109,7 @@ def write_embeddings(
             total=stop - start,
             initial=journal.num_images,
             unit=" images",
-            disable=not progress,
+            disable=hides_bar(progress),
             smoothing=0.1,
         ) as bar:
             for batch in embedder.run(refs[start + journal.num_images : stop]):

@@ -241,7 +241,7 @@ def _list_file(path: Path, left_out: Counter[str]) -> Iterator[ImageRef]:
     if not path.name.lower().endswith(TAR_SUFFIXES):
         yield ImageRef(printable(path), path)
         return
-    for name, span in find_members(path):
+    for name, span in find_members(path, left_out):
         suffix = Path(name).suffix.lower()
         if is_image_name(name):
             yield ImageRef(printable(f"{path}/{name}"), path, span)

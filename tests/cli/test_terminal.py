@@ -156,6 +156,23 @@ def test_messages_that_cannot_be_written_do_not_stop_the_work(tmp_path: Path, im
     assert (process.returncode, process.stdout) == (0, "x.npy\n")
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_bars_are_drawn_on_terminals_only(
+    is_terminal: bool, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    command = ["embed", str(image), "--model", "vit_nano_hashtags", "-o", str(tmp_path / "x.npy")]
+    assert main(command) == 0
+    assert ("1/1" in capsys.readouterr().err) == is_terminal
+
+
+def test_every_bar_asks_whether_it_can_be_drawn() -> None:
+    for path in (SOURCE / "swag_models").rglob("*.py"):
+        text = path.read_text()
+        if "from tqdm import tqdm\n" in text and "tqdm(" in text and path.parent.name != "app":
+            assert "hides_bar(" in text or "choose_bar(" in text, path
+
+
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_streams_are_not_an_error(closed: str) -> None:
     process = run_shell(f"swag-models list {closed}; swag-models info nope {closed}; echo $?")

@@ -144,7 +144,7 @@ def test_tar_shards(tmp_path: Path) -> None:
         path.write_bytes(content)
         match draw.randrange(3):
             case 0:
-                find_members(path)
+                find_members(path, Counter())
             case 1:
                 list(read_shard(str(path)))
             case 2:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from swag_models import __version__
 from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError, check_minimum
+from swag_models.hub.progress import hides_bar
 from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
@@ -124,8 +125,8 @@ def curate(
     )  # their order does not matter
     with disk_errors(folder, resumable=True), ExitStack() as stack:
         work = stack.enter_context(WorkFolder(folder / "steps", output=folder)).path
-        # Only on a terminal, and removed at the end, so that an error message stays on one line.
-        disable = None if progress else True
+        # Removed at the end, so that an error message stays on one line.
+        disable = hides_bar(progress)
         bar = tqdm(total=NUM_STEPS, unit="step", leave=False, disable=disable)
         steps = StepRunner(work, stack.enter_context(bar))
         opening = open_backend(

@@ -27,20 +27,19 @@ from tqdm import tqdm
 
 from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError, check_minimum
+from swag_models.hub.progress import hides_bar
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
 from swag_models.recipe.curation.posts import (
     DEFAULT_COLUMNS,
+    TRUNCATED,
     Columns,
     Post,
     Reject,
     find_parquet_columns,
+    warn_of_truncated,
 )
-from swag_models.recipe.curation.readers import (
-    MAX_REJECT_CHARS,
-    find_format,
-    read_posts,
-)
+from swag_models.recipe.curation.readers import MAX_REJECT_CHARS, find_format, read_posts
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import WorkFolder, read_result, run_once
 from swag_models.runtime import count_cpus
@@ -216,7 +215,7 @@ def convert_posts(
         waiting = [job for job in jobs if not _is_done(job)]
         total = sum(job.key["size"] for job in jobs)  # bytes
         done = total - sum(job.key["size"] for job in waiting)
-        disable = not (progress and jobs)
+        disable = hides_bar(progress and bool(jobs))
         with tqdm(
             total=total, initial=done, unit="B", unit_scale=True, desc="posts", disable=disable
         ) as bar:
@@ -225,6 +224,9 @@ def convert_posts(
                 _convert_in_processes(waiting, count, lambda size: bar.update(done + size - bar.n))
             # converts the inputs that are left, and reads the records of all
             results = [_convert_once(job, bar.update) for job in jobs]
+    for job, result in zip(jobs, results, strict=True):
+        if TRUNCATED in result["rejects"]:
+            warn_of_truncated(job.source, job.rejects)
     rejects = sum((Counter(result["rejects"]) for result in results), Counter[str]())
     return Conversion(
         [job.part for job in jobs],

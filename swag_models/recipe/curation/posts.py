@@ -1,12 +1,17 @@
 """Posts: their fields, the columns of a table with these fields, and reasons to reject a row."""
 
+import json
+import logging
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.recipe.hashtags import HASH, extract_hashtags
+
+logger = logging.getLogger("swag_models")
 
 HASHTAG_EDGES = f"{HASH} \t\r\n"  # characters stripped from both ends of a hashtag in a list
 
@@ -217,6 +222,25 @@ def make_post(
     if not (caption is None or type(caption) is str):
         raise RejectedRowError(BAD_CAPTION)
     return Post(identifier, url, extract_hashtags(caption) if caption else [], digest, license)
+
+
+def warn_of_truncated(source: Path, rejects: Path) -> None:
+    """Log that the rest of a file could not be read.
+
+    Args:
+        source: the file.
+        rejects: JSON Lines of its rejected rows; the last one states where it ends.
+    """
+    with rejects.open("rb") as file:
+        *_, line = file
+    reject = json.loads(line)
+    logger.warning(
+        "%s is damaged or cut off after row %d (%s): the rest of it is left out; replace the file "
+        "and run again",
+        source,
+        reject["row"] - 1,
+        reject["text"],
+    )
 
 
 def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects: object) -> None:

@@ -229,11 +229,11 @@ def _list_members(file: IO[bytes]) -> Iterator[tuple[str, bytes]]:
     with open_tar(file, "r:" if plain else "r|") as archive:
         for member in walk_members(archive):
             folder, _, name = member.name.rpartition("/")
-            if member.isfile() and name.endswith(".json"):
-                yield (
-                    f"{folder}/{name.partition('.')[0]}".lstrip("/"),
-                    archive.extractfile(member).read(MAX_ROW_BYTES),
-                )
+            if name.endswith(".json") and not member.isdir():
+                # A link or a pipe has no content of its own, and is rejected as not JSON.
+                is_file = member.isfile()
+                content = archive.extractfile(member).read(MAX_ROW_BYTES) if is_file else b"\0"
+                yield f"{folder}/{name.partition('.')[0]}".lstrip("/"), content
 
 
 def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Post | None:

@@ -105,7 +105,7 @@ def _locate_file(identifier: str, path: Path) -> ImageLocation:
 
 
 def _read_tar(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
-    members, ids = find_members(path), dict[str, str]()  # stem -> id
+    members, ids = find_members(path, left_out), dict[str, str]()  # stem -> id
     # All ids first, because a .json may follow its image.
     with path.open("rb") as file:
         for name, (offset, size) in members:

@@ -35,6 +35,7 @@ from swag_models.errors import ConfigError, ImageError, SwagModelsError, check_m
 from swag_models.formatting import list_names
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
+from swag_models.hub.progress import hides_bar
 from swag_models.paths import expand_path
 from swag_models.recipe.data.image_index import ImageLocation
 from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
@@ -263,7 +264,11 @@ def _write_shards(
     missing = [number for number in range(plan["shards"]) if number not in records]
     done = sum(record["count"] + len(record["rejects"]) for record in records.values())
     with tqdm(
-        total=plan["count"], initial=done, unit=" images", disable=not progress, smoothing=0.1
+        total=plan["count"],
+        initial=done,
+        unit=" images",
+        disable=hides_bar(progress),
+        smoothing=0.1,
     ) as bar:
         for number, record in _run_pool(output, work, missing, short_side, processes):
             records[number] = record

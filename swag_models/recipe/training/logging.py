@@ -25,6 +25,7 @@ from swag_models.atomic import write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable, list_names
+from swag_models.hub.progress import hides_bar
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
 
@@ -94,7 +95,7 @@ class MetricLogger:
             unit="step",
             mininterval=BAR_SECONDS,
             dynamic_ncols=True,
-            disable=not (progress and sys.stderr.isatty()),
+            disable=hides_bar(progress),
         )
 
     def record(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import os
 import random
@@ -69,9 +71,31 @@ def convert(inputs: list[Path], folder: Path, **options: Any) -> Conversion:
 
 def read_content(folder: Path) -> dict[str, bytes]:
     """The files that must not depend on processes and interruptions."""
-    return {
-        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"
+    return {  # the records contain the times of the other files
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name != ".lock" and path.suffix != ".json"
     }
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_compressed_file_that_is_cut_off_is_named(
+    suffix: str, processes: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress}[suffix]
+    rows = b"".join(b'{"id": %d, "tags": ["dog"], "x": "%x"}\n' % (n, n**50) for n in range(30_000))
+    content = compress(rows)
+    inputs = [tmp_path / f"cut.jsonl{suffix}", tmp_path / f"whole.jsonl{suffix}"]
+    inputs[0].write_bytes(content[: len(content) // 2])
+    inputs[1].write_bytes(content)
+    conversion = convert(inputs, tmp_path / "parts", processes=processes)
+    assert conversion.rejects == {"unreadable from here on": 1}
+    assert 30_000 < conversion.rows < 60_000
+    (message,) = caplog.messages
+    start = f"{inputs[0]} is damaged or cut off after row {conversion.rows - 30_000} ("
+    assert message.startswith(start)
+    assert message.endswith("the rest of it is left out; replace the file and run again")
 
 
 def start(folder: Path, *inputs: Path, processes: int = 1) -> subprocess.Popen[str]:

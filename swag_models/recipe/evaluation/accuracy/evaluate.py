@@ -21,6 +21,7 @@ from swag_models.atomic import atomic_write, disk_errors, write_json, write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import markdown_table
+from swag_models.hub.progress import hides_bar
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.shards import Shards
@@ -111,7 +112,7 @@ def evaluate(
     rank_records: list[ImageResult] = []
     # The progress bar counts the images of one rank, so estimate its share.
     total = None if loader.samples is None else -(-loader.samples // dist.world_size)
-    hide = not (progress and dist.is_main)
+    hide = hides_bar(progress and dist.is_main)
     with tqdm(total=total, desc=benchmark, unit=" images", disable=hide) as bar:
         for batch in loader:
             images = _pad_batch(batch.images, batch_size)

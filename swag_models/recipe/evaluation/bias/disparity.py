@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from swag_models.errors import ConfigError
+from swag_models.hub.progress import hides_bar
 
 SIGNIFICANCE_LEVEL = 0.05  # probability of at least one false finding in a table
 # Number of standard errors above the critical value at which 80% of disparities are detected: the
@@ -200,7 +201,7 @@ def measure_disparities(
     counts = count_labels(groups.codes)
     compute_ratios = _make_likelihood_ratio(totals[tested], sizes)
     maxima = np.zeros(permutations)
-    with tqdm(total=permutations, unit=" permutations", disable=not progress) as bar:
+    with tqdm(total=permutations, unit=" permutations", disable=hides_bar(progress)) as bar:
         for index, codes in enumerate(groups.permute(permutations, seed)):
             maxima[index] = compute_ratios(count_labels(codes)).max(initial=0)
             bar.update()

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from swag_models.errors import ConfigError
+from swag_models.hub.progress import hides_bar
 
 # DINO's protocol (Caron et al. 2021, arXiv 2104.14294), which tries k = 10, 20, 100 and 200.
 TEMPERATURE = 0.07
@@ -62,7 +63,7 @@ def find_neighbours(
     product_buffer = np.empty(query_rows * bank_rows, np.float32)
     similarities = torch.full((num_queries, k), -torch.inf)
     indices = torch.full((num_queries, k), -1)
-    for first in tqdm(range(0, bank_size, bank_rows), "neighbours", disable=not progress):
+    for first in tqdm(range(0, bank_size, bank_rows), "neighbours", disable=hides_bar(progress)):
         rows = bank[first : first + bank_rows]
         padded_rows = -(-len(rows) // GROUP_SIZE) * GROUP_SIZE
         bank_block = _normalise(rows, bank_buffer[:padded_rows])  # (n, D)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from swag_models.errors import ConfigError
+from swag_models.hub.progress import hides_bar
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.recipe.data.datasets import ImageDataset, find_folders
 from swag_models.recipe.data.eval_loader import open_eval_loader
@@ -161,7 +162,7 @@ def read_logits(
         classes=classes,
     )
     logits, names, labels = list[Tensor](), list[str](), list[int]()
-    with tqdm(total=loader.samples, unit=" images", disable=not progress) as bar:
+    with tqdm(total=loader.samples, unit=" images", disable=hides_bar(progress)) as bar:
         for batch in loader:
             logits.append(model.classify(batch.images))
             names += batch.ids
