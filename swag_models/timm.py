@@ -13,12 +13,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from swag_models.api import load_model
 from swag_models.catalog import MODELS, REGNETY_NANO
 from swag_models.errors import ConfigError
-from swag_models.formatting import list_names
+from swag_models.formatting import escape_unprintable, list_names
 from swag_models.hub.timm_format import OWN_PREFIX, OWN_REGNET, describe_for_timm
 from swag_models.runtime import import_extra
 from swag_models.spec import ModelSpec, RegNetConfig
@@ -136,10 +136,18 @@ def _make_entrypoint(name: str) -> Callable[..., "nn.Module"]:
 def run_script() -> None:
     """Run the script that is the first argument, as `python SCRIPT ...` does."""
     if len(sys.argv) < 2:
-        sys.exit(f"usage: python -m {_MODULE} SCRIPT [ARGUMENTS]")
+        _exit(f"usage: python -m {_MODULE} SCRIPT [ARGUMENTS]")
+    script = os.path.abspath(sys.argv[1])
+    if not os.path.isfile(script):
+        _exit(f"{script}: no such file; give the path of a script, such as timm's train.py")
     del sys.argv[0]
-    sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+    sys.path[0] = os.path.dirname(script)  # as Python does for modules beside a script
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def _exit(message: str) -> NoReturn:
+    print(escape_unprintable(message), file=sys.stderr)
+    raise SystemExit(2)
 
 
 if __name__ == _MODULE:
