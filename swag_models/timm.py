@@ -79,7 +79,7 @@ def _create(name: str, pretrained: bool = False, **options: Any) -> "nn.Module":
     )
     published = default_cfgs[name].default
     # Other weights, which the caller named or which are in a folder, are loaded by timm.
-    own = published.has_weights and all(
+    own = bool(published.has_weights) and all(
         getattr(cfg, key) == getattr(published, key) for key in _LOCATION
     )
     if own and pretrained and options.get("cache_dir") is not None:
