@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ FILE = API + "file="
 # Routes of Gradio that only read, and contain nothing about users or files of this machine
 READ_ROUTES = re.compile(
     r"/(config|theme\.css|manifest\.json|favicon\.ico|robots\.txt)?"
-    r"|/(assets|static)/(?!.*\.\.)[\w./-]{1,200}"
+    r"|/(assets|static)/(?!.*(\.\.|//))\w[\w./-]{,200}"
     r"|/gradio_api/(startup-events|heartbeat/[\w-]{1,128})",
     re.ASCII,
 )
@@ -46,7 +47,8 @@ OWNER = "swag_models.owner"  # key in the scope: who sent the request
 MAX_UPLOAD = 64 << 20  # bytes of one request
 MAX_CALL = 64 << 10  # bytes
 MAX_UPLOAD_TIME = 600  # seconds
-MAX_CALL_TIME = 30  # seconds
+MAX_CALL_TIME = 30  # seconds; larger bodies have more time
+MIN_RATE = 4 << 10  # bytes per second of a body that takes longer
 WRONG_PASSWORD_DELAY = 1  # seconds
 MAX_LOGGED = 400  # characters of a line in the log
 
@@ -68,10 +70,21 @@ class Body:
         self.limit: float = 0
         self.size = 0
         self.is_complete = False
+        self._start: float | None = None
 
     async def receive(self) -> Message:
-        """Receive the next part; raises RefusedError if the body is too large."""
-        message = await self._receive()
+        """Receive the next part.
+
+        Raises:
+            RefusedError: the body is too large, or arrives too slowly.
+        """
+        if self.is_complete:  # waits until the client closes the connection
+            return await self._receive()
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now
+        allowed = MAX_CALL_TIME + self.size / MIN_RATE - (now - self._start)
+        message = await _limit_time(self._receive(), max(allowed, 0))
         self.size += len(message.get("body", b""))
         self.is_complete = message["type"] != "http.request" or not message.get("more_body")
         if self.size > self.limit:
@@ -81,8 +94,8 @@ class Body:
     async def discard(self) -> bool:
         """Receive and drop the rest, within limits; returns whether that was all of it."""
         self.limit = self.size + 2 * MAX_UPLOAD
-        with contextlib.suppress(RefusedError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._receive_rest(), MAX_CALL_TIME)
+        with contextlib.suppress(RefusedError):
+            await _limit_time(self._receive_rest(), MAX_CALL_TIME)
         return self.is_complete
 
     async def _receive_rest(self) -> None:
@@ -129,10 +142,12 @@ class Guard:
             pass
         except RefusedError as error:
             client = request.client.host if request.client else "a local socket"
-            line = f"{request.method} {request.url.path} from {client}: {error.reason}"
+            # not `request.url`, which contains the host name and may be invalid
+            line = f"{request.method} {scope['path']} from {client}: {error.reason}"
             logger.warning("refused: %s", escape_unprintable(line, MAX_LOGGED))
             # a client that is still sending does not read the response
-            headers = {} if await body.discard() else {"Connection": "close"}
+            is_read = error.status != 408 and await body.discard()
+            headers = {} if is_read else {"Connection": "close"}
             if error.status == 401 and self.access.users:
                 headers["WWW-Authenticate"] = 'Basic realm="swag_models", charset="UTF-8"'
             response = JSONResponse({"error": error.reason}, error.status, headers)
@@ -153,7 +168,7 @@ class Guard:
             ClientDisconnect: the client closed the connection.
         """
         self.check_origin(request)
-        path, method = request.url.path, request.method
+        path, method = request.scope["path"], request.method
         reads = method in ("GET", "HEAD")
         browser = self.access.read_cookie(request.cookies)
         if path == "/" and reads and self.access.check_token(request.query_params.get("token", "")):
@@ -168,8 +183,8 @@ class Guard:
         if path == API + "run/predict" and method == "POST":
             _check_content_type(request, "application/json")
             body.limit = MAX_CALL
-            content = await _limit_time(request.body(), MAX_CALL_TIME)
-            return self.pass_on(json.dumps(parse_call(content, self.handlers)).encode())
+            call = parse_call(await request.body(), self.handlers)
+            return self.pass_on(json.dumps(call).encode())
         if path.startswith(FILE) and reads:
             if not self.uploads.may_view(path.removeprefix(FILE), owner):
                 raise RefusedError(403, "it is not a file of this session")
@@ -255,9 +270,10 @@ class Guard:
             async def replay() -> Message:
                 if unread:
                     return unread.pop()
-                while (message := await receive())["type"] != "http.disconnect":
-                    pass
-                return message
+                with contextlib.suppress(RefusedError):  # the rest arrives too slowly
+                    while (await receive())["type"] != "http.disconnect":
+                        pass
+                return {"type": "http.disconnect"}
 
             async def send_with_cookie(message: Message) -> None:
                 if message["type"] == "http.response.start" and cookie:
@@ -283,4 +299,4 @@ async def _limit_time(work: Awaitable[T], seconds: float) -> T:
     try:
         return await asyncio.wait_for(work, seconds)
     except asyncio.TimeoutError:
-        raise RefusedError(408, f"the body did not arrive within {seconds:g} s") from None
+        raise RefusedError(408, "the body arrives too slowly") from None

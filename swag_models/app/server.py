@@ -15,6 +15,7 @@ from swag_models.app import is_loopback
 from swag_models.app.access import Access
 from swag_models.app.components import HEAD, STYLE_SHEET, make_theme
 from swag_models.app.guard import Guard
+from swag_models.app.protocol import Protocol
 from swag_models.app.ui import Page
 from swag_models.app.uploads import Uploads
 from swag_models.spec import ModelSpec
@@ -86,7 +87,7 @@ def run_server(server: ASGIApp, listener: socket.socket) -> None:
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         server,
-        http="h11",  # the only one that limits the size of headers
+        http=Protocol,
         ws="none",
         log_level="warning",
         limit_concurrency=_raise_file_limit() - RESERVED_FILES,
