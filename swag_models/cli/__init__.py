@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from swag_models import __version__
 from swag_models.cli import curate, models, predict, publish
 from swag_models.cli.common import FAILED, INTERRUPTED, OK, USAGE, Parser, make_adder
+from swag_models.cli.interrupts import deliver_interrupts, ignore_interrupts
 from swag_models.cli.output import discard_data, flush_data, prepare_streams, print_message
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
@@ -29,7 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     # Pillow warns of damaged metadata with two lines that do not name the file.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    return run_command(lambda: make_parser().parse_args(arguments))
+    with deliver_interrupts():
+        code = run_command(lambda: make_parser().parse_args(arguments))
+    if arguments is None:  # the process ends
+        ignore_interrupts()
+    return code
 
 
 def run_command(parse: Callable[[], argparse.Namespace]) -> int:
