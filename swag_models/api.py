@@ -333,9 +333,9 @@ def _check_weights(weights: str | os.PathLike[str]) -> Path:
             f"invalid weights {describe(weights)}: allowed: the path of a file; load a state dict "
             "with model.load_state_dict"
         )
-    if "://" in str(weights):
+    if isinstance(weights, str) and "://" in weights:
         raise ConfigError(
-            f"invalid weights {describe(str(weights))}: allowed: the path of a local file; "
+            f"invalid weights {describe(weights)}: allowed: the path of a local file; "
             "download it first"
         )
     return expand_path(weights, "weights")

@@ -21,11 +21,12 @@ SwagModelsError
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import NoneType, UnionType
 from typing import Any
 
-from swag_models.formatting import describe, escape_unprintable
+from swag_models.formatting import describe, describe_error, escape_unprintable
 
 __all__ = [
     "CacheError",
@@ -124,6 +125,25 @@ class ImageError(SwagModelsError, ValueError):
     """An image is damaged, too large, or of a mode without a defined conversion to RGB."""
 
 
+@contextmanager
+def argument_errors(name: str, value: object) -> Iterator[None]:
+    """Turn whatever the methods of an object of the user raise into a ConfigError.
+
+    Args:
+        name: the argument.
+        value: the object, whose methods the `with` block calls.
+    """
+    try:
+        yield
+    except SwagModelsError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"invalid {name} {describe(value)}: it raises {type(error).__name__}: "
+            f"{describe_error(error)}"
+        ) from error
+
+
 def suggest_names(kind: str, name: str, allowed: Iterable[str]) -> str:
     """Return the message for an unknown name: it lists similar allowed names, or all of them.
 
@@ -169,7 +189,8 @@ def check_choice(name: str, value: object, *allowed: str, subject: str = "") -> 
     Raises:
         ConfigError: it has another value.
     """
-    if not isinstance(value, str) or value not in allowed:
+    # As an exact str: a subclass could compare or hash itself in any way.
+    if not isinstance(value, str) or str.__str__(value) not in allowed:
         raise ConfigError(f"{name} is {describe(value)}; allowed{subject}: {', '.join(allowed)}")
 
 

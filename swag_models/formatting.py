@@ -62,19 +62,26 @@ def describe(value: object) -> str:
     Args:
         value: anything, also a number with more digits than Python converts to text.
     """
-    is_short = isinstance(value, (list, tuple)) and len(value) <= MAX_ITEMS
-    if not (is_short or isinstance(value, (str, int, float, complex, bytes, NoneType))):
-        return f"of type {type(value).__name__}"
+    kind = f"of type {escape_unprintable(type(value).__name__, MAX_VALUE)}"
     try:
+        is_short = isinstance(value, (list, tuple)) and len(value) <= MAX_ITEMS
+        if not (is_short or isinstance(value, (str, int, float, complex, bytes, NoneType))):
+            return kind
         return escape_unprintable(repr(value), MAX_VALUE)
-    except ValueError:  # an int of more than 4300 digits
-        return "with thousands of digits"
+    except ValueError:
+        # an int of more than 4300 digits, or a method of an object as below
+        return "with thousands of digits" if type(value) is int else kind
+    except Exception:  # whatever a method of an object of the user raises
+        return kind
 
 
 def describe_error(error: BaseException) -> str:
     """Return the reason in an error, in one line: without the number and file of an OSError."""
-    text = getattr(error, "strerror", None) or str(error)
-    return next(iter(str(text).splitlines()), type(error).__name__)
+    try:
+        text = str(getattr(error, "strerror", None) or error)
+    except Exception:  # whatever a method of an exception of the user raises
+        text = ""
+    return next(iter(text.splitlines()), type(error).__name__)
 
 
 def _escape_character(character: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, argument_errors
 from swag_models.formatting import describe
 
 MAX_NAME = 255  # bytes of a file name on common file systems
@@ -32,13 +32,17 @@ def expand_path(path: str | os.PathLike[str], option: str = "path") -> Path:
         ConfigError: it is of another type, or no file can have this name.
     """
     try:
-        text = os.fspath(path)
+        with argument_errors(option, path):
+            text = os.fspath(path) if hasattr(type(path), "__fspath__") else path
+        if not isinstance(text, str):
+            raise TypeError
+        text = str.__str__(text)  # not a subclass
         # Raises for characters that no file name has, for example half of a surrogate pair.
         encoded = os.fsencode(text)
     except (TypeError, UnicodeEncodeError):
         text, encoded = "", b""
     parts = encoded.split(os.fsencode(os.sep))
-    if not isinstance(text, str) or not text or b"\0" in encoded or max(map(len, parts)) > MAX_NAME:
+    if not text or b"\0" in encoded or max(map(len, parts)) > MAX_NAME:
         raise ConfigError(
             f"invalid {option} {describe(path)}: allowed: the path of a file or folder"
         )

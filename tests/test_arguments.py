@@ -38,8 +38,26 @@ class BadPath:
         return 3
 
 
+def _fail(*_: object, **__: object) -> Any:
+    raise RuntimeError("a defect\nin a library")
+
+
+METHODS = "str repr format index int float complex iter len getitem contains bool eq lt hash call"
+RAISING = {f"__{name}__": _fail for name in METHODS.split()}
+RaisingObject = type("RaisingObject", (), RAISING)
+RaisingPath = type("RaisingPath", (), {"__fspath__": _fail, "__str__": _fail, "__repr__": _fail})
+
+
+def _raise_later() -> Iterator[Any]:
+    yield "a.png"
+    _fail()
+
+
 # Each is made again for each call, because a generator can be used once.
 ODD_VALUES: dict[str, Callable[[], Any]] = {
+    "object with a defect": RaisingObject,
+    "path with a defect": RaisingPath,
+    "generator with a defect": _raise_later,
     "None": lambda: None,
     "True": lambda: True,
     "zero": lambda: 0,

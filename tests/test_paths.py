@@ -28,6 +28,18 @@ def test_what_is_not_a_path_is_rejected(path):
         expand_path(path, "weights")
 
 
+def test_what_a_path_raises_is_part_of_the_message():
+    def fail(*_):
+        raise RuntimeError("first line\nsecond line")
+
+    path = type("Broken", (), {"__fspath__": fail, "__repr__": fail, "__str__": fail})()
+    for call in (expand_path, expand_location):
+        with pytest.raises(ConfigError) as caught:
+            call(path, "weights")
+        message = "invalid weights of type Broken: it raises RuntimeError: first line"
+        assert str(caught.value) == message
+
+
 def test_a_regular_file_and_a_link_to_it_are_opened(tmp_path):
     (tmp_path / "file").write_bytes(b"content")
     (tmp_path / "link").symlink_to("file")

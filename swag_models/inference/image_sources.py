@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from swag_models.errors import ConfigError, ImageError
+from swag_models.errors import ConfigError, ImageError, argument_errors
 from swag_models.formatting import escape_unprintable, printable
 from swag_models.image_formats import FORMATS, check_file_size, image_errors, is_image_name
 from swag_models.paths import describe_left_out, expand_path, open_regular, walk_files
@@ -96,14 +96,17 @@ def find_images(images: Any, left_out: Counter[str] | None = None) -> list[Image
     Raises:
         ConfigError: a source is none of these, or a folder, pattern or shard contains no image.
     """
-    single = isinstance(images, (str, os.PathLike, Image.Image, ImageRef))
-    sources = [images] if single or hasattr(images, "ndim") else images
+    with argument_errors("images", images):
+        single = isinstance(images, (str, os.PathLike, Image.Image, ImageRef))
+        sources = [images] if single or hasattr(images, "ndim") else images
     # Iterating over these would give bytes, numbers or keys.
     if not isinstance(sources, Iterable) or isinstance(sources, (bytes, Mapping, io.IOBase)):
         raise ConfigError(
             f"images is a {type(images).__name__}; pass paths, PIL images, arrays or tensors"
         )
     refs, others = list[ImageRef](), Counter[str]() if left_out is None else left_out
+    with argument_errors("images", images):  # of any class, for example a generator
+        sources = list(sources)
     for source in sources:
         if isinstance(source, ImageRef):
             refs.append(source)
