@@ -13,6 +13,7 @@ from PIL import Image
 
 import swag_models
 from swag_models import publish
+from swag_models.layouts import TABLES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -230,6 +231,14 @@ def test_the_tree_of_errors_is_complete() -> None:
         assert not base or base in {parent.__name__ for parent in getattr(errors, name).__mro__}
 
 
+def test_the_names_of_the_original_are_those_of_its_layout() -> None:
+    text = (ROOT / "docs" / "coming_from.md").read_text()
+    for family, table in TABLES.items():
+        for names in table:
+            for name in re.split(r"[.*]+", re.sub(r"\{\w+\}", "", names.swag)):
+                assert name.strip("-_0123456789") in text, f"{family}: {name}"
+
+
 def test_linked_files_exist() -> None:
     for document in (
         "README.md",
@@ -237,6 +246,9 @@ def test_linked_files_exist() -> None:
         "benchmarks/README.md",
         "docs/recipe.md",
         "docs/evaluation.md",
+        "docs/usage.md",
+        "docs/sharing.md",
+        "docs/coming_from.md",
     ):
         text = (ROOT / document).read_text()
         assert text

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -58,6 +59,44 @@ class TestPublishedSpec:
         measured = Metrics("my own", top1=50.0, top5=90.5)
         assert self.spec_of(model, folder, metrics=measured).metrics == measured
         assert self.spec_of(load_model(folder), folder).metrics is None
+
+    @pytest.mark.parametrize(
+        ("metrics", "datasets", "expected"),
+        [
+            ({"dataset": "flowers", "top1": 91.5}, (), Metrics("flowers", 91.5)),
+            ({"dataset": "flowers", "top1": 91, "top5": 99}, (), Metrics("flowers", 91.0, 99.0)),
+            ({"top1": 91.5}, ("org/flowers",), Metrics("org/flowers", 91.5)),
+            ({"dataset": "x", "top1": torch.tensor(50.0)}, (), Metrics("x", 50.0)),
+            ({"dataset": "x", "top1": np.float32(50)}, ("org/y",), Metrics("x", 50.0)),
+        ],
+    )
+    def test_metrics_may_be_a_dict(
+        self, metrics: Any, datasets: tuple[str, ...], expected: Metrics, folder: Path
+    ) -> None:
+        spec = self.spec_of(load_tiny(), folder, metrics=metrics, datasets=datasets)
+        assert spec.metrics == expected
+
+    @pytest.mark.parametrize(
+        ("metrics", "message"),
+        [
+            ({"top1": 70}, "metrics has no dataset; name the one"),
+            ({"dataset": "x"}, "metrics: missing 1 required .*'top1'"),
+            ({"dataset": "x", "top1": "70"}, "metrics.top1 is '70'"),
+            ({"dataset": "x", "top1": 101}, "top1 is 101"),
+            ({"dataset": "x", "top1": float("nan")}, "metrics.top1 is nan"),
+            ({"dataset": "x", "top1": 70, "f1": 3}, "metrics has no field f1; fields: dataset"),
+            ({"dataset": "x", 3: 70}, "metrics has no field 3"),
+            ({"dataset": "a\nb", "top1": 70}, "control characters"),
+            ({"dataset": "x", "top1": torch.ones(2)}, "metrics.top1 is of type Tensor"),
+            (70, "invalid metrics 70: allowed: a dict such as"),
+            ([("top1", 70)], "invalid metrics"),
+        ],
+    )
+    def test_other_metrics_are_rejected(self, metrics: Any, message: str, folder: Path) -> None:
+        with pytest.raises(ConfigError, match=message) as caught:
+            save(load_tiny(), folder, metrics=metrics)
+        assert str(caught.value).isprintable()
+        assert not folder.exists()
 
     def test_class_names_are_kept_with_a_head_of_their_size(
         self, folder: Path, caplog: Caplog

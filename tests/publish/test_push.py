@@ -223,3 +223,34 @@ def test_a_killed_push_leaves_the_repository_unchanged(
     hub.release.set()
     assert read_files(folders["first"]) == before
     assert fetch_model(f"hf-hub:{REPO}").commit == commit == hub.repos[REPO].branches["main"]
+
+
+def test_a_pushed_model_opens_in_transformers_and_what_it_saves_loads_from_the_hub(
+    hub: Hub, token: None, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    sent, errors = push(folders["first"])
+    assert sent, errors
+    script = """
+import json, sys, torch
+from transformers import AutoModelForImageClassification
+inputs = torch.load(sys.argv[2])
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()
+model.save_pretrained(sys.argv[3])
+print(json.dumps(model(inputs).logits.tolist()))
+"""
+    inputs = images()
+    torch.save(inputs, tmp_path / "inputs.pt")
+    logits, errors = run(script, REPO, str(tmp_path / "inputs.pt"), str(tmp_path / "saved"))
+    assert logits, errors
+    expected = load_model(folders["first"])(inputs).detach()
+    torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-5)
+    hub.put_repo("org/saved", read_files(tmp_path / "saved"))
+    script = """
+import json, sys, torch, swag_models
+model = swag_models.load_model(sys.argv[1])
+print(json.dumps(model(torch.load(sys.argv[2])).tolist()))
+"""
+    logits, errors = run(script, "hf-hub:org/saved", str(tmp_path / "inputs.pt"))
+    assert logits, errors
+    torch.testing.assert_close(torch.tensor(logits), expected, rtol=1e-5, atol=1e-5)
