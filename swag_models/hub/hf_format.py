@@ -160,6 +160,8 @@ def check_texts(spec: ModelSpec, origin: str) -> None:
     """
     class_names = spec.classes if isinstance(spec.classes, tuple) else ()
     texts = [spec.name, spec.arch, spec.variant, spec.description, spec.license, spec.license_url]
+    if spec.metrics:
+        texts.append(spec.metrics.dataset)
     for text in (*texts, *class_names):
         if CONTROL_CHARACTERS.search(text):
             raise ConfigError(

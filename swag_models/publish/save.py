@@ -183,10 +183,9 @@ def _read_metrics(metrics: object, datasets: Sequence[str]) -> Metrics | None:
         raise ConfigError(
             'metrics has no dataset; name the one that they were measured on: {"dataset": ...}'
         )
-    # numbers of NumPy and of torch, as measuring code has them
-    values = {
-        key: value.item() if hasattr(value, "item") else value for key, value in values.items()
-    }
+    for key, value in values.items():  # numbers of NumPy and of torch, as measuring code has them
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+            values[key] = value.item()
     return decode_fields(Metrics, values, "metrics.")
 
 
