@@ -174,7 +174,8 @@ def change_folder(folder: Path, generator: random.Random) -> None:
         lambda: path.rename(new),
         lambda: path.rename(other),
         lambda: shutil.copy(path, other) if path != other else None,
-        lambda: new.write_bytes(b"new"),
+        # Opening a FIFO would wait for a reader.
+        lambda: new.write_bytes(b"new") if new.is_file() or not new.exists() else None,
         lambda: new.mkdir(),
         lambda: new.symlink_to(path),
         lambda: os.link(path, new),
