@@ -36,6 +36,7 @@ TAR_ERRORS = (
     OSError,
     EOFError,
     ValueError,  # fields that are not numbers or not text
+    TypeError,  # a stream of gzip that ends in its header
     OverflowError,  # sizes of more than 64 bits
     LookupError,
     MemoryError,

@@ -6,6 +6,7 @@ import bz2
 import contextlib
 import gzip
 import io
+import lzma
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -155,3 +156,15 @@ def test_every_changed_byte_of_a_header_is_read_or_refused(tmp_path: Path) -> No
             with contextlib.suppress(ShardError):
                 list(read_shard(str(path)))
             list(read_posts(path))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_shard_cut_at_any_of_its_first_bytes_is_an_error(
+    compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.tar"
+    content = compress(make_member("a.jpg", b"x" * 600) + make_member("a.cls", b"1"))
+    for size in [*range(1, 40), len(content) - 1]:
+        path.write_bytes(content[:size])
+        with pytest.raises(ShardError, match=r"x\.tar"):
+            list(read_shard(str(path)))
