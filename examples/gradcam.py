@@ -30,7 +30,8 @@ def make_map(tokens):  # (N, 1 + h w, D) -> (N, D, h, w)
     return tokens[:, 1:].unflatten(1, model.grid_size).permute(0, 3, 1, 2)
 
 
-layers = [model.blocks[-1].norm1] if isinstance(model, ViT) else [model.s4]
+last = model.get_submodule(model.feature_info[-1]["module"])  # block of a ViT, stage of a RegNet
+layers = [last.norm1] if isinstance(model, ViT) else [last]
 with GradCAM(model, layers, make_map if isinstance(model, ViT) else None) as explain:
     (heat,) = explain(inputs, targets=None)  # (H, W), 0 to 1, for the most probable class
 low, high = inputs.amin(), inputs.amax()

@@ -25,6 +25,13 @@ def is_symbolic(value: object) -> bool:
     return isinstance(value, torch.fx.Proxy) or bool(is_jit_tracing())
 
 
+def is_wrapped(x: object) -> bool:
+    """Return whether torch.func transforms the computation: vmap supports no memory formats."""
+    if torch.compiler.is_compiling() or not isinstance(x, Tensor):
+        return False
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def check_dense(x: object, example: str) -> None:
     """Raise ConfigError unless `x` is a dense floating-point tensor, as `example` is."""
     if is_symbolic(x):

@@ -18,6 +18,7 @@ from swag_models.models.arguments import (
     drop_zero,
     is_scripting,
     is_symbolic,
+    is_wrapped,
 )
 from swag_models.models.backbone import Backbone
 from swag_models.models.drop_path import DropPath, spread_rates
@@ -290,6 +291,8 @@ class RegNet(Backbone):
         """
         if not is_scripting():
             self._check_images(x)
+            if is_wrapped(x):
+                return x
         return to_channels_last(x)
 
     def _check_images(self, x: Tensor) -> None:
