@@ -4,6 +4,7 @@ A decoder does what a file says. These limits are checked before it runs, so tha
 bytes cannot occupy a machine, and every error that it raises becomes an `ImageError`.
 """
 
+import ctypes
 import io
 import os
 import re
@@ -132,7 +133,10 @@ def open_image(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Image.Ima
             file.limited = False
             pixels = image.width * image.height
             if max_pixels is not None and pixels > max_pixels:
-                raise Image.DecompressionBombError
+                raise ImageError(
+                    f"it is {image.width}x{image.height} pixels; at most {max_pixels} in all are "
+                    f"read: resize it first, or set {MAX_PIXELS_VARIABLE}={pixels}"
+                )
             _check_side(*image.size)
             if pixels > MAX_SLOW_PIXELS and any(
                 tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())
@@ -248,22 +252,26 @@ def _open_raw(source: str | os.PathLike[str] | IO[bytes]) -> io.RawIOBase:
 @cache
 def _list_formats() -> tuple[str, ...]:
     Image.init()
+    # libtiff, which Pillow's module links except on Windows, prints a line for a damaged file.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]
     return tuple(name for name in FORMATS if name in Image.OPEN)  # older versions lack some
 
 
 def _identify(file: io.BufferedReader) -> Image.Image:
-    """Open a file as one of the formats."""
-    try:
-        return Image.open(file, formats=_list_formats())
-    except UnidentifiedImageError:
-        file.seek(0)
-        start = file.read(16)
-        for mark, kind in OTHER_KINDS.items():
-            if mark in start:
-                raise ImageError(
-                    f"it is {kind}, which is not read; convert it to JPEG or PNG"
-                ) from None
-        raise
+    """Open a file as `Image.open` does, without its warning about images that are too large."""
+    start = file.read(16)
+    for name in _list_formats():
+        factory, accept = Image.OPEN[name]
+        with suppress(SyntaxError, IndexError, TypeError, struct.error):  # of another format
+            result = accept is None or accept(start)
+            if result and not isinstance(result, str):  # a text is a reason to refuse it
+                file.seek(0)
+                return factory(file, "")
+    for mark, kind in OTHER_KINDS.items():
+        if mark in start:
+            raise ImageError(f"it is {kind}, which is not read; convert it to JPEG or PNG")
+    raise UnidentifiedImageError
 
 
 def _check_start(file: io.BufferedReader) -> None:

@@ -5,7 +5,9 @@ Axes: C channels, H W pixels.
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +21,8 @@ from swag_models.spec import Preprocess
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger("swag_models")
+TIFF_DEPTH = 258  # tag BitsPerSample
 MAX_PIXELS = 89_478_485  # of a resized image: a quarter of 1 GiB as RGB
 # Entries of `Image.info` in which Pillow looks for an orientation
 ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
@@ -70,6 +74,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError("it has no pixels")
     if image.format in PROGRAM_FORMATS:
         raise ImageError(f"{image.format} is not read; convert it to JPEG or PNG")
+    has_16_bits = any(";16" in str(tile[-1]) for tile in getattr(image, "tile", ()))
+    # Pillow reads 12 bits as the low bits of 16. Other tags do not state a range (TIFF 6.0).
+    depths = getattr(image, "tag_v2", {}).get(TIFF_DEPTH, ())
     image.load()  # a PNG may state its orientation after the pixels, and a TIFF is made upright
     kind = image.format  # not kept by `transpose`
     if (transposition := TRANSPOSITIONS.get(read_orientation(image))) is not None:
@@ -79,7 +86,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image.info = {key: value for key, value in info.items() if key not in ORIENTATION_KEYS}
     # Pillow reads 16-bit grey as "I;16", but from these formats also as "I", which has 32 bits.
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM")):
-        return _scale_to_8_bits(image)
+        return _scale_to_8_bits(image, 12 if tuple(depths) == (12,) else 16)
+    if has_16_bits:  # of which Pillow keeps the high 8
+        _warn_of_dark(256 * max(np.ravel(image.getextrema())[1:6:2]))
     if image.mode in ("I", "F"):
         numbers = "32-bit floating-point" if image.mode == "F" else "32-bit integer"
         raise ImageError(f"a {numbers} image has no defined range; convert it to 8 or 16 bits")
@@ -92,12 +101,35 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey to RGB; Pillow's own conversion would clip it."""
+def _scale_to_8_bits(image: Image.Image, depth: int) -> Image.Image:
+    """Convert 12- or 16-bit grey to RGB; Pillow's own conversion would clip it."""
     values = np.asarray(image)
+    if depth == 12:
+        scaled = values.clip(0, 4095).astype(np.uint32) * 255 // 4095
+        return Image.fromarray(scaled.astype(np.uint8)).convert("RGB")
     if 0 < values.max() < 256:
         raise ImageError(BLACK_16_BITS)
+    _warn_of_dark(int(values.max()))
     return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+
+
+def _warn_of_dark(high: int) -> None:
+    """Warn, once in a process, of 16-bit values that seem to use fewer bits.
+
+    Args:
+        high: the highest value of an image.
+    """
+    if 0 < high < 1 << 14:
+        _log_dark(len(f"{high:b}"))
+
+
+@cache
+def _log_dark(num_bits: int) -> None:
+    logger.warning(
+        "16-bit images with values below 2^%d are read as they are, as very dark: multiply their "
+        "values if they are from a camera or scanner with fewer bits",
+        num_bits,
+    )
 
 
 class Transform:
@@ -229,8 +261,10 @@ def check_range(image: Tensor, margin: float = 0.25) -> None:
             f"a floating-point image has values from {low:.4g} to {high:.4g}; allowed: 0 to 1: "
             "divide by 255, or give uint8"
         )
-    if not is_float and 0 < high < 256:
-        raise ImageError(BLACK_16_BITS)
+    if not is_float:
+        if 0 < high < 256:
+            raise ImageError(BLACK_16_BITS)
+        _warn_of_dark(int(high))
 
 
 def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int]:

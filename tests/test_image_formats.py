@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import socket
 import stat
 import subprocess
@@ -18,7 +19,13 @@ from hostile_images import encode
 from PIL import ExifTags, Image, ImageOps
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.image_formats import FORMATS, IMAGE_SUFFIXES, get_max_pixels, image_errors
+from swag_models.image_formats import (
+    FORMATS,
+    IMAGE_SUFFIXES,
+    get_max_pixels,
+    image_errors,
+    open_image,
+)
 from swag_models.inference.image_sources import find_images
 from swag_models.preprocess import read_image
 
@@ -212,13 +219,25 @@ class TestMaxPixels:
 
     def test_pillows_limit_is_heeded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
-        with pytest.warns(Image.DecompressionBombWarning):
-            message = check_rejected(self.content)
-        assert "too many pixels; at most 1199 are read: resize it first, or set SWAG" in message
+        message = check_rejected(self.content)
+        assert "40x30 pixels; at most 1199 in all are read: resize it first, or set SWAG" in message
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
         assert read_image(io.BytesIO(self.content)).size == (40, 30)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
         assert read_image(io.BytesIO(self.content)).size == (40, 30)
+
+    def test_a_photo_of_108_million_pixels_is_refused_or_read_as_the_variable_says(
+        self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        content = encode("PNG", Image.new("1", (12_000, 9_000)))
+        message = check_rejected(content)
+        assert "it is 12000x9000 pixels; at most 89478485 in all are read" in message
+        assert message.endswith("set SWAG_MODELS_MAX_PIXELS=108000000")
+        assert capfd.readouterr().err == ""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+        monkeypatch.setenv("SWAG_MODELS_MAX_PIXELS", "108000000")
+        with open_image(io.BytesIO(content)) as image:
+            assert image.size == (12_000, 9_000)
 
     def test_the_variable_replaces_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -232,6 +251,24 @@ class TestMaxPixels:
             get_max_pixels()
         with pytest.raises(ConfigError, match="invalid SWAG_MODELS_MAX_PIXELS"):
             read_image(io.BytesIO(self.content))
+
+
+@pytest.mark.parametrize("compression", ["tiff_deflate", "tiff_lzw", "packbits", "group4"])
+def test_libtiff_prints_nothing(compression: str, capfd: pytest.CaptureFixture[str]) -> None:
+    order, file = random.Random(0), io.BytesIO()
+    mode = "1" if compression == "group4" else "RGB"
+    Image.effect_noise((64, 64), 90).convert(mode).save(file, "TIFF", compression=compression)
+    num_rejected = 0
+    for _ in range(30):
+        content = bytearray(file.getvalue())
+        for _ in range(5):
+            content[order.randrange(8, len(content))] = order.randrange(256)
+        try:
+            read_image(io.BytesIO(content))
+        except ImageError:
+            num_rejected += 1
+    assert num_rejected
+    assert capfd.readouterr().err == ""
 
 
 def test_an_open_file_is_read_from_its_start() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import torch
 from PIL import Image
 from test_preprocess import array, check_rejected, make_image
 
+from swag_models import preprocess
 from swag_models.errors import ImageError
 from swag_models.preprocess import Transform, read_image, to_rgb
 from swag_models.spec import Preprocess
@@ -140,3 +144,75 @@ class TestRanges:
             for _ in range(2):
                 with pytest.raises(ImageError, match="the image cannot be read"):
                     Transform(Preprocess(16))(image)
+
+
+def encode_grey(values: np.ndarray[Any, Any], kind: str) -> io.BytesIO:
+    file = io.BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(file, kind)
+    return file
+
+
+def encode_12_bits(values: np.ndarray[Any, Any]) -> io.BytesIO:
+    """A TIFF with BitsPerSample 12: two values in three bytes."""
+    height, width = values.shape
+    bits = "".join(f"{value:012b}" for value in values.ravel())
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: height}
+    entries = [(tag, 4, 1, value) for tag, value in [*tags.items(), (279, len(data))]]
+    offset = 8 + len(data) + len(data) % 2
+    head = struct.pack("<2sHI", b"II", 42, offset) + data + b"\0" * (len(data) % 2)
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return io.BytesIO(head + struct.pack("<H", len(entries)) + table + bytes(4))
+
+
+class TestDepths:
+    values = np.linspace(0, 4095, 64 * 32).astype(int).reshape(32, 64)
+
+    def test_a_tiff_of_12_bits_has_the_range_of_12_bits(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        image = read_image(encode_12_bits(self.values))
+        assert (array(image)[..., 0] == self.values * 255 // 4095).all()
+        assert caplog.messages == []
+
+    @pytest.mark.parametrize("kind", ["PNG", "TIFF", "tensor"])
+    @pytest.mark.parametrize("high", [1023, 4095, 16383])
+    def test_fewer_bits_in_16_are_said_once(
+        self, kind: str, high: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        preprocess._log_dark.cache_clear()
+        values = self.values * high // 4095
+        for _ in range(2):
+            if kind == "tensor":
+                x = torch.from_numpy(np.stack([values] * 3)).to(torch.uint16)
+                Transform(Preprocess(16))(x)
+            else:
+                image = read_image(encode_grey(values, kind))
+                assert (array(image)[..., 0] == values // 257).all()
+        (message,) = caplog.messages
+        assert f"below 2^{high.bit_length()} are read as they are" in message
+
+    def test_fewer_bits_in_a_colour_image_are_said(self, caplog: pytest.LogCaptureFixture) -> None:
+        preprocess._log_dark.cache_clear()
+        read_image(encode_rgb(self.values))
+        (message,) = caplog.messages
+        assert "below 2^12" in message
+
+    @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+    def test_16_bits_are_not_mentioned(self, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+        read_image(encode_grey(self.values * 16, kind))
+        read_image(encode_rgb(self.values * 16))
+        assert caplog.messages == []
+
+
+def encode_rgb(values: np.ndarray[Any, Any]) -> io.BytesIO:
+    """A PNG with 16 bits in each of three channels."""
+    pixels = np.stack([values] * 3, axis=-1).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in chunks:
+        content += struct.pack(">I", len(data)) + name + data
+        content += struct.pack(">I", zlib.crc32(name + data))
+    return io.BytesIO(content)
