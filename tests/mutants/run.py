@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import importlib
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -30,7 +28,8 @@ import parso  # before cosmic_ray, which imports its parts in an order that fail
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 from equivalent import EQUIVALENT
-from modules import IMPORTS, MODULES, SELECTION
+from forks import Order, run_tests
+from modules import IMPORTS, MODULES
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / "build" / "mutants"
@@ -184,48 +183,6 @@ def copy_repository() -> None:
             shutil.copy2(source, target)
 
 
-def run_tests(tests: list[str], limit_s: float) -> tuple[str, str]:
-    """Run tests in a fork, and stop at the first failure.
-
-    Args:
-        tests: files, below tests/.
-        limit_s: seconds after which the tests are killed.
-
-    Returns:
-        "killed", "survived" or "timeout", and what pytest printed.
-    """
-    log = FOLDER / "log.txt"
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        with log.open("w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        import pytest
-
-        arguments = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-k", SELECTION]
-        arguments += ["--basetemp", str(FOLDER / "temporary")]
-        arguments += [f"tests/{test}" for test in tests]
-        code = int(pytest.main(arguments))
-        sys.stdout.flush()
-        os._exit(code)
-    deadline = time.monotonic() + limit_s
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended or time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # also servers that a test has left
-    if not ended:
-        os.waitpid(child, 0)
-        return "timeout", log.read_text("utf-8", "replace")
-    code, output = os.waitstatus_to_exitcode(status), log.read_text("utf-8", "replace")
-    if code in (4, 5):  # pytest was called wrongly, or no test was selected
-        raise SystemExit(output)
-    return ("survived" if code == 0 else "killed"), output
-
-
 def test_module(module: str, options: argparse.Namespace) -> None:
     """Test the mutants of a module, and write their outcomes to build/mutants."""
     path = TREE / "swag_models" / module
@@ -237,12 +194,12 @@ def test_module(module: str, options: argparse.Namespace) -> None:
     if options.again and record_path.exists():
         results = json.loads(record_path.read_text("utf-8"))["results"]
         earlier = {(result["before"], result["after"]): result["outcome"] for result in results}
-    start = time.monotonic()
-    outcome, output = run_tests(tests, 1200)
-    if outcome != "survived":
+    start, order = time.monotonic(), Order()
+    if run_tests(tests, 1200, order, FOLDER) != "survived":
+        output = (FOLDER / "log.txt").read_text("utf-8", "replace")
         raise SystemExit(f"The tests of {module} fail without a mutant:\n{output}")
-    limit_s = 60 + 5 * (time.monotonic() - start)
-    print(f"{module}: {len(chosen)} of {len(mutants)} mutants", flush=True)
+    seconds = time.monotonic() - start
+    print(f"{module}: {len(chosen)} of {len(mutants)} mutants, {seconds:.0f} s", flush=True)
     equivalent = {entry[1:3] for entry in EQUIVALENT if entry[0] == module}
     results = []
     for mutant in chosen:
@@ -251,7 +208,7 @@ def test_module(module: str, options: argparse.Namespace) -> None:
         is_known = change in earlier and (outcome != "survived" or change in equivalent)
         if not is_known:
             path.write_text(mutant.code, "utf-8")
-            outcome, _ = run_tests(tests, limit_s)
+            outcome = run_tests(tests, 60 + 5 * seconds, order, FOLDER)
         if outcome == "survived" and change in equivalent:
             outcome = "equivalent"
         results.append({"line": mutant.line, "before": mutant.before, "after": mutant.after})
