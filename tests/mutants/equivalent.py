@@ -52,6 +52,18 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "log(1 + exp(z)) equals z in float64 from z = 37 on",
     ),
     (
+        "recipe/training/losses.py",
+        "x, y = gammas.log() + uniforms.log() / alpha",
+        "x, y = gammas.log() - uniforms.log() / alpha",
+        "the difference of two equally distributed numbers is symmetric, so x - y keeps its distribution",
+    ),
+    (
+        "recipe/training/losses.py",
+        "@staticmethod",
+        "",
+        "autograd calls forward and backward of the class, not of an instance",
+    ),
+    (
         "recipe/training/optimizer.py",
         "if not averages[0].is_floating_point():",
         "if not averages[ -1].is_floating_point():",
@@ -62,6 +74,24 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "blend(list(map(_get_local_part, averages)), list(map(_get_local_part, values)), 0)",
         "blend(list(map(_get_local_part, averages)), list(map(_get_local_part, values)), -1)",
         "get_ema_multi_avg_fn ignores the number of averaged models",
+    ),
+    (
+        "recipe/training/optimizer.py",
+        "blend(list(map(_get_local_part, averages)), list(map(_get_local_part, values)), 0)",
+        "blend(list(map(_get_local_part, averages)), list(map(_get_local_part, values)), 1)",
+        "get_ema_multi_avg_fn ignores the number of averaged models",
+    ),
+    (
+        "recipe/training/optimizer.py",
+        "average.n_averaged.fill_(0 if copy else 1)",
+        "average.n_averaged.fill_(0 if copy else 2)",
+        "AveragedModel only compares the counter with 0",
+    ),
+    (
+        "recipe/curation/sampling.py",
+        "_round_factor(weight * scales[tail]) for weight, tail in zip(weights, in_tail, strict=True)",
+        "_round_factor(weight * scales[tail]) for weight, tail in zip(weights, in_tail, strict=False)",
+        "both have one value per count",
     ),
     (
         "recipe/hashtags.py",

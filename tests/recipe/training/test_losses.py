@@ -102,6 +102,21 @@ class TestTargets:
         with pytest.raises(ConfigError, match=r"^sample 1 of the batch has no class; "):
             make_targets([[0], []], "softmax", 7)
 
+    @pytest.mark.parametrize("options", [{}, {"non_blocking": True}])
+    def test_copies_wait_unless_asked_not_to(self, options: dict[str, bool]) -> None:
+        calls: list[dict[str, object]] = []
+
+        class Recorder(Tensor):
+            """Notes the arguments of `to`, which have no effect from CPU to CPU."""
+
+            def to(self, *args: object, **options: object) -> Tensor:
+                calls.append(options)
+                return self
+
+        zeros = torch.zeros(2, 1).as_subclass(Recorder)
+        Targets(zeros, zeros).to("cpu", **options)
+        assert calls == [{"non_blocking": False} | options] * 2
+
 
 class TestMix:
     def test_mixes_as_timm(self) -> None:
@@ -173,6 +188,13 @@ class TestLosses:
         (losses.cpu() * scales).sum().backward()
         (expected * scales).sum().backward()
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-6, atol=1e-7)
+
+    def test_second_derivatives_are_refused(self, kind: LossKind, smoothing: float) -> None:
+        logits = torch.randn(4, 7, requires_grad=True)
+        losses = compute_losses(Objective(kind, smoothing), logits, draw_targets(kind, 4, 7))
+        (gradient,) = torch.autograd.grad(losses.square().sum(), logits, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.square().sum().backward()
 
     def test_gradients_are_the_numerical_ones(self, kind: LossKind, smoothing: float) -> None:
         # Weights that floats hold exactly, a class twice, and padding; the sum is 1.

@@ -241,6 +241,15 @@ class TestAverage:
         update_average(average, model, copy=False)
         torch.testing.assert_close(average.module.head.weight, before + 0.5)
 
+    def test_dtypes_may_be_mixed(self) -> None:
+        model = tiny("vit")
+        model.head.bias = nn.Parameter(model.head.bias.double())  # the only tensor of this dtype
+        average = make_average(model, EMA(0.5))
+        with torch.no_grad():
+            model.head.bias += 1
+        update_average(average, model, copy=False)
+        torch.testing.assert_close(average.module.head.bias, model.head.bias - 0.5)
+
     def test_is_in_evaluation_mode_and_shares_no_memory(self) -> None:
         model = tiny("regnet").train()
         average = make_average(model, EMA()).module
