@@ -391,6 +391,9 @@ class TestBrokenFiles:
         assert "it is a folder, not a regular file" in check_rejected(tmp_path)
         assert "No such file" in check_rejected(tmp_path / "missing.jpg")
 
+    def test_the_largest_image_is_a_quarter_of_a_gibibyte(self) -> None:
+        assert MAX_PIXELS == 2**30 // 4 // 3 == Image.MAX_IMAGE_PIXELS
+
     @pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 13_000, 60_000])
     def test_header_of_a_decompression_bomb(self, side: int, tmp_path: Path) -> None:
         def chunk(kind: bytes, body: bytes) -> bytes:
@@ -413,8 +416,9 @@ class TestBrokenFiles:
 
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
 def test_an_image_too_narrow_to_resize_is_rejected(size: tuple[int, int]) -> None:
+    resized = "x".join(str(384 * side) for side in size)
     with pytest.raises(
         ImageError,
-        match=f"an image of {size[0]}x{size[1]} would be .* when resized; crop it first",
+        match=f"an image of {size[0]}x{size[1]} would be {resized} when resized; crop it first",
     ):
         Transform(Preprocess(384))(Image.new("RGB", size))

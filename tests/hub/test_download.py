@@ -188,6 +188,7 @@ def test_a_weak_etag_is_not_sent_as_if_range(server: Server, folder: Path) -> No
 
 def test_without_content_length_the_body_is_taken_as_complete(server: Server, folder: Path) -> None:
     assert get(server.put("/x.pth", BIG, Fault(chunked=True)), folder) == BIG
+    assert len(server.requests) == 1
 
 
 def test_a_wrong_hash_is_an_error_with_both_hashes_and_leaves_no_file(
@@ -282,12 +283,17 @@ def test_a_long_retry_after_is_an_error(server: Server, folder: Path, form: str)
     assert len(server.requests) == 1
 
 
-def test_a_part_that_cannot_be_read_does_not_stop_the_next(folder: Path) -> None:
+def test_a_part_that_cannot_be_read_does_not_stop_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "key.a.x.part" / "inner").mkdir(parents=True)
     (folder / "key.b.y.part").write_bytes(b"11")
+    listed = [folder / "key.0.z.part", *folder.iterdir()]  # another process removes the first
+    monkeypatch.setattr(Path, "glob", lambda *_: listed)
     part = PartFile(folder, "key")
     part.claim()
     assert (part.validator, part.size, part.num_responses) == ("y", 2, 2)
+    assert len(list(folder.iterdir())) == 2, "no file is left for the one that cannot be read"
 
 
 def test_validators_are_part_of_the_file_name_up_to_149_characters(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Mutants that no test can kill: (module, line, changed line, why they are equivalent)."""
 
 INPLACE = "the result is the same; in place saves memory"
+REMOVED = "a file that another process has removed cannot be renamed either, and is passed over"
 
 EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     (
@@ -25,7 +26,19 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "hub/part_file.py",
         "return 0",
         "return -1",
-        "a file that another process has removed cannot be renamed either, and is passed over",
+        REMOVED,
+    ),
+    (
+        "hub/part_file.py",
+        "return 0",
+        "return 1",
+        REMOVED,
+    ),
+    (
+        "preprocess.py",
+        "if TYPE_CHECKING:",
+        "if not TYPE_CHECKING:",
+        "annotations are not evaluated, and torch is imported by the functions that need it",
     ),
     (
         "models/regnet.py",

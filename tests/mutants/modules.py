@@ -31,8 +31,12 @@ MODULES = {
     ],
     "state_dict.py": ["test_state_dict.py", "test_checkpoint_foreign.py"],
     "preprocess.py": ["test_ranges.py", "test_preprocess.py"],
-    "hub/download.py": ["hub/test_download.py", "hub/test_download_hostile.py"],
-    "hub/part_file.py": ["hub/test_download.py"],
+    "hub/download.py": [
+        "hub/test_download_retries.py",
+        "hub/test_download.py",
+        "hub/test_download_hostile.py",
+    ],
+    "hub/part_file.py": ["hub/test_download.py", "hub/test_download_retries.py"],
     "hub/fetch.py": [
         "hub/test_fetch.py",
         "hub/test_fetch_disk.py",

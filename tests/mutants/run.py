@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import importlib
 import json
 import os
@@ -194,11 +195,15 @@ def test_module(module: str, options: argparse.Namespace) -> None:
     if options.again and record_path.exists():
         results = json.loads(record_path.read_text("utf-8"))["results"]
         earlier = {(result["before"], result["after"]): result["outcome"] for result in results}
+    # Only the first run compiles: two mutants of a module with one size and one time stamp would
+    # share a compiled file. The module itself has an older time stamp.
+    set_bytecode(True)
     start, order = time.monotonic(), Order()
     if run_tests(tests, 1200, order, FOLDER) != "survived":
         output = (FOLDER / "log.txt").read_text("utf-8", "replace")
         raise SystemExit(f"The tests of {module} fail without a mutant:\n{output}")
     seconds = time.monotonic() - start
+    set_bytecode(False)
     print(f"{module}: {len(chosen)} of {len(mutants)} mutants, {seconds:.0f} s", flush=True)
     equivalent = {entry[1:3] for entry in EQUIVALENT if entry[0] == module}
     results = []
@@ -221,6 +226,12 @@ def test_module(module: str, options: argparse.Namespace) -> None:
     path.write_text(source, "utf-8")
 
 
+def set_bytecode(enable: bool) -> None:
+    """Choose whether this process, its forks and their children write compiled files."""
+    sys.dont_write_bytecode = not enable
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "" if enable else "1"  # only a value has an effect
+
+
 def main() -> None:
     """Test the mutants of the modules named on the command line, or of all."""
     parser = argparse.ArgumentParser()
@@ -239,16 +250,14 @@ def main() -> None:
     os.environ |= {
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
-        # Two versions of a module with one size and one time stamp would share a compiled file.
-        "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": str(TREE),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # plugins want to be imported by pytest
     }
-    sys.dont_write_bytecode = True
     sys.path.insert(0, str(TREE))
     for name in IMPORTS:
         importlib.import_module(name)
     assert not any(name.startswith("swag_models") for name in sys.modules)
+    gc.freeze()  # pytest collects garbage at its end; without this that takes most of the time
     for module in options.modules or MODULES:
         test_module(module, options)
     from report import write_report  # imports this package, which must not be in the forks

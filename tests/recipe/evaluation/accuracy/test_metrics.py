@@ -88,7 +88,8 @@ def test_bins_include_their_upper_end() -> None:
     ]
     assert [bin.images for bin in compute_metrics(records, num_bins=4).bins] == [1, 1, 1, 1]
     records.append(ImageResult("zero", (0,), (0,), 0.0))
-    assert [bin.images for bin in compute_metrics(records, num_bins=4).bins] == [2, 1, 1, 1]
+    records.append(ImageResult("rounded", (0,), (0,), 1 + 1e-7))  # as a softmax in float32
+    assert [bin.images for bin in compute_metrics(records, num_bins=4).bins] == [2, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
