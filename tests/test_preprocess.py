@@ -392,7 +392,7 @@ class TestBrokenFiles:
         assert "No such file" in check_rejected(tmp_path / "missing.jpg")
 
     def test_the_largest_image_is_a_quarter_of_a_gibibyte(self) -> None:
-        assert MAX_PIXELS == 2**30 // 4 // 3 == Image.MAX_IMAGE_PIXELS
+        assert MAX_PIXELS == 2**30 // 4 // 3
 
     @pytest.mark.parametrize("side", [int(MAX_PIXELS**0.5) + 1, 13_000, 60_000])
     def test_header_of_a_decompression_bomb(self, side: int, tmp_path: Path) -> None:

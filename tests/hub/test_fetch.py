@@ -6,18 +6,22 @@ import dataclasses
 import json
 import logging
 import os
+import re
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
 import pytest
 import torch
-from fetch_support import isolate, list_files, make_safetensors, make_spec, make_zip
+from fetch_support import isolate, list_files, make_safetensors, make_spec, make_zip, wait_until
 from server import Fault, Server, sha256
 
 import swag_models
 from swag_models import get_spec, load_model
 from swag_models.checkpoint import write_state_dict
 from swag_models.errors import FetchError
+from swag_models.hub import fetch as fetch_module
 from swag_models.hub.cache import record_path
 from swag_models.hub.fetch import fetch_weights, find_weights, is_offline, verify_weights
 from swag_models.models import build
@@ -274,7 +278,8 @@ def test_a_local_file_without_hash_may_change(tmp_path: Path, cache: Path) -> No
     assert fetch_weights(spec) == path
     path.write_bytes(OTHER)
     assert fetch_weights(spec) == path
-    with pytest.raises(FetchError, match=f"SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}"):
+    reason = f"{path.as_uri()}: SHA-256 is {sha256(OTHER)}, not {sha256(WEIGHTS)}"
+    with pytest.raises(FetchError, match=f" {re.escape(reason)}$"):
         fetch_one(path.as_uri(), WEIGHTS)
     assert not list_files(cache)
 
@@ -347,6 +352,33 @@ def test_the_licence_is_logged_once_per_download(
     assert caplog.messages == [notice]
     fetch_weights(spec)
     assert caplog.messages == [notice]
+
+
+def test_waiting_for_another_process_is_logged_at_once(
+    server: Server, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = make_spec(source(server.put("/x.pth", WEIGHTS)))
+    with fetch_module._lock(spec.sources[0]):
+        thread = threading.Thread(target=fetch_weights, args=(spec,))
+        start_time = time.monotonic()
+        thread.start()
+        wait_until(lambda: any("waiting for another process" in text for text in caplog.messages))
+        assert time.monotonic() - start_time < 0.9
+        assert not server.requests
+    thread.join()
+    assert find_weights(spec) is not None
+
+
+def test_the_config_draws_no_bar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bars: list[object] = []
+
+    def download_file(*_: object, progress: object) -> Path:
+        bars.append(progress)
+        return tmp_path
+
+    monkeypatch.setattr(fetch_module, "find_cached", lambda *_: None)
+    monkeypatch.setattr(fetch_module, "download_file", download_file)
+    assert (fetch_module.fetch_config("org/repo", "main"), bars) == (tmp_path, [False])
 
 
 def flip(path: Path, keep_time: bool) -> None:

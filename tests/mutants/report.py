@@ -20,7 +20,7 @@ INTRODUCTION = """\
 
 `make mutants` changes one operator, number, condition, loop, decorator or `except` clause of a
 module at a time, and runs the module's tests (`modules.py`): a mutant is killed if a test fails or
-takes five times as long. `make mutants MUTANTS="--all models/vit.py"` tests every mutant of a
+takes more than twice as long. `make mutants MUTANTS="--all models/vit.py"` tests every mutant of a
 module instead of a random sample with a fixed seed. Annotations and strings are not changed. A
 mutant that survives either shows what no test checks, or gives the same results; the latter are
 listed with the reason in `equivalent.py`, and below.

@@ -213,7 +213,7 @@ def test_module(module: str, options: argparse.Namespace) -> None:
         is_known = change in earlier and (outcome != "survived" or change in equivalent)
         if not is_known:
             path.write_text(mutant.code, "utf-8")
-            outcome = run_tests(tests, 60 + 5 * seconds, order, FOLDER)
+            outcome = run_tests(tests, 60 + 2 * seconds, order, FOLDER)
         if outcome == "survived" and change in equivalent:
             outcome = "equivalent"
         results.append({"line": mutant.line, "before": mutant.before, "after": mutant.after})
