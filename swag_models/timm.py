@@ -20,6 +20,7 @@ from swag_models.catalog import MODELS, REGNETY_NANO
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable, list_names
 from swag_models.hub.timm_format import OWN_PREFIX, OWN_REGNET, describe_for_timm
+from swag_models.hub.timm_reader import change_regnet
 from swag_models.runtime import import_extra
 from swag_models.spec import ModelSpec, RegNetConfig
 
@@ -35,7 +36,6 @@ _LOCATION = ("url", "file", "hf_hub_id", "state_dict", "source")
 _OPTIONS = (
     "in_chans", "drop_rate", "attn_drop_rate", "drop_path_rate", "global_pool", "device", "dtype",
 )  # fmt: skip
-_ARCHITECTURE = tuple(RegNetConfig.__dataclass_fields__)  # options of OWN_REGNET
 
 SPECS = {f"{OWN_PREFIX}{spec.name}": spec for spec in MODELS}
 SPECS[OWN_REGNET] = replace(
@@ -108,8 +108,8 @@ def _build(
 ) -> "ViT | RegNet":
     """Make a model with timm's names of options, in training mode as timm does."""
     if not spec.sources:
-        config = {key: options.pop(key) for key in _ARCHITECTURE if key in options}
-        spec = replace(spec, config=replace(spec.config, **config))
+        assert isinstance(spec.config, RegNetConfig)
+        spec = replace(spec, config=change_regnet(spec.config, options))
     if unknown := sorted(options.keys() - set(_OPTIONS)):
         raise ConfigError(
             f"{spec.name} has no option {list_names(unknown)}; "

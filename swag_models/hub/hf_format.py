@@ -181,7 +181,13 @@ def read_folder(folder: Path) -> ModelSpec:
             f"{folder} is not a published model: it has no {CONFIG_FILE}; "
             "to load a bare weight file pass weights="
         )
-    return read_config(path, path.parent.as_uri())
+    spec = read_config(path, path.parent.as_uri())
+    # Of the files that another library may have saved, those that exist
+    names = [source.url.rsplit("/", 1)[1] for source in spec.sources]
+    present = [
+        source for name, source in zip(names, spec.sources) if (path.parent / name).is_file()
+    ]
+    return replace(spec, sources=tuple(present)) if present else spec
 
 
 def read_index(path: Path) -> Index:

@@ -6,11 +6,11 @@ The format is that of `timm/models/_hub.py`, `save_config_for_hf`, which transfo
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
 from swag_models.catalog import MODELS, REGNETY_NANO
-from swag_models.decoding import decode_value
+from swag_models.decoding import decode_fields, decode_value
 from swag_models.errors import ConfigError, check_choice
 from swag_models.formatting import describe, list_names
 from swag_models.hub.model_size import count_size
@@ -78,7 +78,7 @@ def read_timm_config(
     """
     source = _get(config, "pretrained_cfg", dict[str, Any], dict(config))  # flat in old files
     args = _get(config, "model_args", dict[str, Any] | None, None) or {}
-    architecture = str(config["architecture"]).partition(".")[0]
+    architecture = _get(config, "architecture", str, "").partition(".")[0]
     model = _read_architecture(architecture, args)
     channels, *size = _get(source, "input_size", tuple[int, int, int], (3, 224, 224))
     if (img_size := _get(args, "img_size", int | tuple[int, int] | None, None)) is not None:
@@ -139,8 +139,7 @@ def _read_architecture(name: str, args: Mapping[str, Any]) -> ViTConfig | RegNet
     if isinstance(config, ViTConfig):
         config = _change_vit(config, args)
     elif name == OWN_REGNET:
-        names = [field.name for field in fields(RegNetConfig)]
-        config = replace(config, **{key: args.pop(key) for key in names if key in args})
+        config = change_regnet(config, args)
     others = [
         f"{key}={describe(value)}"
         for key, value in args.items()
@@ -156,6 +155,13 @@ def _read_architecture(name: str, args: Mapping[str, Any]) -> ViTConfig | RegNet
             "architecture than this library's"
         )
     return config
+
+
+def change_regnet(config: RegNetConfig, args: dict[str, Any]) -> RegNetConfig:
+    """Apply the fields of a RegNetConfig that are in `args`, and remove them from it."""
+    names = [field.name for field in fields(RegNetConfig)]
+    changes = {key: args.pop(key) for key in names if key in args}
+    return decode_fields(RegNetConfig, {**asdict(config), **changes}, "model_args.")
 
 
 def _change_vit(config: ViTConfig, args: dict[str, Any]) -> ViTConfig:

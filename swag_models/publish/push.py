@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import disk_errors, temporary_folder
 from swag_models.errors import ConfigError, FetchError, PublishError, check_types
-from swag_models.formatting import describe, list_names
+from swag_models.formatting import describe, describe_error, list_names
 from swag_models.hub.fetch import fetch_weights
 from swag_models.hub.hf_format import (
     CARD_FILE,
@@ -181,7 +181,9 @@ def _read_card(path: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise PublishError(f"cannot read {path}: {error}; save the model again") from None
+        raise PublishError(
+            f"cannot read {path}: {describe_error(error)}; save the model again"
+        ) from None
 
 
 def _check_signed(folder: Path, contents: Mapping[str, object]) -> None:

@@ -229,6 +229,10 @@ def test_class_names_are_those_of_the_folder(
         {"architecture": "vit_base_patch999_224"},
         {"architecture": "swag_nothing"},
         {"architecture": ""},
+        {"architecture": "swag_models_regnety", "model_args": {"se_ratio": [None]}},
+        {"architecture": "swag_models_regnety", "model_args": {"w_0": "48"}},
+        {"architecture": "swag_models_regnety", "model_args": {"depth": 10**6}},
+        {"architecture": None, "swag_models": {}, "transformers_version": "5.0"},
         {"architecture": 3},
     ],
 )
