@@ -157,8 +157,8 @@ def load_model(
         name: a catalog name, a folder that `publish.save` wrote, hf-hub:org/repo[@revision], or
             your own ModelSpec.
         pretrained: False returns a freshly initialised model.
-        weights: a local checkpoint (.safetensors or PyTorch file, in the swag, torchvision or timm
-            layout, which is recognised) instead of the catalog's sources.
+        weights: a local checkpoint (.safetensors or PyTorch file, or a trainer's folder, in the
+            swag, torchvision or timm layout, which is recognised) instead of the catalog's sources.
         trusted_key: PEM file of a public key. The folder or repository must then be signed with
             it (`publish.save(sign=...)`, or the tool model-signing), and is verified before
             anything in it is parsed. The weights are read as with `backend="pread"`.
@@ -226,18 +226,12 @@ def load_model(
         source = WeightSource(
             path, signed=signed, backend=backend, key=weights_key, progress=progress
         )
-        model = load_weights(
-            make,
-            spec,
-            source,
-            fresh_head=num_classes is not ...,
-            fixed_size=image_size is not None,
-        )
+        given = {"fresh_head": num_classes is not ..., "fixed_size": image_size is not None}
+        model = load_weights(make, spec, source, **given)
     else:
         with torch.device("cpu"):
             model = make(spec.config)
-    # The published accuracy and licence hold for the published weights only.
-    if not reads_weights:
+        # The published accuracy and licence hold for the published weights only.
         model.spec = replace(
             spec, metrics=None, sources=(), description=UNTRAINED, license=UNKNOWN, license_url=""
         )

@@ -5,7 +5,6 @@ Where the file system allows it, tensors are memory-mapped from the file and not
 
 import contextlib
 import logging
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,14 +20,13 @@ from swag_models.dcp_folder import METADATA_FILE, PART_SUFFIX, DcpFolder
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
 from swag_models.formatting import describe_error, list_names
 from swag_models.hub.hf_format import INDEX_FILE, read_index
-from swag_models.hub.safetensors_header import is_safetensors, read_header
+from swag_models.hub.safetensors_header import is_safetensors
 from swag_models.layouts import find_unknown_keys, translate_layout
 from swag_models.paths import expand_path, open_regular
+from swag_models.safetensors_file import read_safetensors
 from swag_models.spec import Backend, Layout
 from swag_models.stored_tensor import (
     OddTensor,
-    Region,
-    Storage,
     StoredTensor,
     TensorReader,
 )
@@ -51,31 +49,6 @@ OTHER_FORMATS = {
     b"GGUF": "GGUF",
     b"{": f"JSON; of a sharded model, only an index named {INDEX_FILE} is read",
     b"\x08": "perhaps ONNX",
-}
-# torch's dtype for the names of safetensors; getattr, because older torch lacks some.
-DTYPES = {
-    name: getattr(torch, dtype, None)
-    for name, dtype in {
-        "F64": "float64",
-        "F32": "float32",
-        "F16": "float16",
-        "BF16": "bfloat16",
-        "I64": "int64",
-        "I32": "int32",
-        "I16": "int16",
-        "I8": "int8",
-        "U8": "uint8",
-        "BOOL": "bool",
-        "U64": "uint64",
-        "U32": "uint32",
-        "U16": "uint16",
-        "C64": "complex64",
-        "F8_E4M3": "float8_e4m3fn",
-        "F8_E5M2": "float8_e5m2",
-        "F8_E8M0": "float8_e8m0fnu",
-        "F8_E4M3FNUZ": "float8_e4m3fnuz",
-        "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    }.items()
 }
 # Parameters, and the counters of batch norms.
 WEIGHT_DTYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64}
@@ -262,7 +235,7 @@ def _read_content(file: BinaryIO, size: int) -> TorchFile:
     head = file.read(64)
     file.seek(0)
     if is_safetensors(head, size):
-        return TorchFile(_read_safetensors(file, size), [], [])
+        return TorchFile(read_safetensors(file, size), [], [])
     if head.startswith(b"PK\x03\x04"):
         return read_zip(file, size)
     if head.startswith(b"\x80"):
@@ -274,21 +247,6 @@ def _read_content(file: BinaryIO, size: int) -> TorchFile:
     if head[8:9] == b"{":
         kind = "safetensors, cut short"
     raise CheckpointError(f"it starts with {head[:16]!r} ({kind})" if head else "it is empty")
-
-
-def _read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredTensor]:
-    """Read where the tensors of a safetensors file are."""
-    tensors = {}
-    for name, entry in read_header(file, size).items():
-        dtype = DTYPES[entry.dtype]
-        if dtype is None:
-            raise CheckpointError(f"{name} is {entry.dtype}, which this version of torch lacks")
-        count = entry.size // dtype.itemsize
-        storage = Storage(dtype, count, Region(entry.start, entry.size))
-        # In a contiguous tensor a step along an axis skips all elements of the axes behind it.
-        stride = [math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape))]
-        tensors[name] = StoredTensor(storage, dtype, 0, entry.shape, tuple(stride))
-    return tensors
 
 
 def _read_shards(path: Path, backend: Backend) -> dict[str, Tensor]:

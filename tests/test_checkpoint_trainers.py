@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from tiny import TINY_SPECS, VIT_SPEC, tiny, torchvision_twin
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
@@ -289,3 +290,55 @@ def test_the_command_line_chooses_a_state_dict_and_a_backend(
     assert "choose one" in capsys.readouterr().err
     assert main([*arguments, "--key", "teacher", "--backend", "pread"]) == 0
     assert_same(read_state_dict(tmp_path / "x.safetensors"), state)
+
+
+def test_a_model_of_torchvision_in_an_attribute_named_stem_is_read(tmp_path: Path) -> None:
+    twin = torchvision_twin(TINY_SPECS["regnet"].config, 10, 64)
+    for task in (Task(stem=twin), Task(stem=Task(stem=twin)), Task(trunk_output=Task(stem=twin))):
+        path = save(task.state_dict(), tmp_path / "stem.pth")
+        assert_same(read_state_dict(path), twin.state_dict())
+
+
+@pytest.mark.parametrize("family", ["vit", "regnet"])
+def test_losses_and_metrics_of_the_model_itself_are_left_out_and_named(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny(family)
+    expected = model.state_dict()
+    model.criterion = nn.CrossEntropyLoss(torch.ones(10))
+    model.train_loss = Task()
+    model.val_acc = Task()
+    path = save({"state_dict": model.state_dict()}, tmp_path / "x.ckpt")
+    with caplog.at_level(logging.WARNING, "swag_models"):
+        assert_same(read_state_dict(path), expected)
+    assert "3 tensors outside the model are left out: criterion.weight, train_loss" in caplog.text
+    model.neck = nn.Linear(2, 2)  # may change what the model computes
+    with pytest.raises(CheckpointError, match=r"unexpected neck\.weight"):
+        load_model(TINY_SPECS[family], weights=save(model.state_dict(), path))
+
+
+def test_averaged_weights_of_lightning_are_taken_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    averaged, current = (Task(net=tiny("vit")).state_dict() for _ in range(2))
+    for content in (
+        {"state_dict": averaged, "current_model_state": current, "averaging_state": {"n": 3}},
+        {"current_model_state": current, "state_dict": averaged},
+    ):
+        path = save(content, tmp_path / "x.ckpt")
+        ours = read_state_dict(path)
+        assert torch.equal(ours["cls_token"], averaged["net.cls_token"])
+        assert "using state_dict.net; " in caplog.text
+        other = read_state_dict(path, key="current_model_state")
+        assert torch.equal(other["cls_token"], current["net.cls_token"])
+
+
+def test_a_vit_of_transformers_is_refused_by_its_layout(tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
+    )
+    model = transformers.ViTForImageClassification(config)
+    for module in (model, Task(net=model), model.vit):
+        path = save(module.state_dict(), tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match="a ViT in the layout of transformers"):
+            read_state_dict(path)
