@@ -202,7 +202,7 @@ def _add_set_option(command: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         action="append",
         default=[],
-        help="override a preset value (repeatable)",
+        help="override a preset value (repeatable; of one field, the last counts)",
     )
 
 
