@@ -23,6 +23,7 @@ from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import INDEX_FILE, read_index
 from swag_models.hub.huggingface import find_cached, parse_url
 from swag_models.hub.safetensors_header import is_safetensors, read_header
+from swag_models.paths import read_regular
 from swag_models.spec import Source
 from swag_models.tar_members import is_zip
 
@@ -30,6 +31,7 @@ logger = logging.getLogger("swag_models")
 # Resolutions of modification times, in nanoseconds. A copy of a file may have a coarser time than
 # the original: tar files and layers of container images have whole seconds, zip files have two.
 TIME_UNITS = (1, 100, 1000, 10**6, 10**9, 2 * 10**9)
+MAX_RECORD_BYTES = 1 << 16
 PACKAGE_DATA = Path(__file__).parents[1] / "weights"
 
 
@@ -99,11 +101,12 @@ def read_record(source: Source) -> CacheRecord | None:
     if is_shipped(source):
         return None
     try:
-        values = json.loads(record_path(source).read_text("utf-8"))
+        values = json.loads(read_regular(record_path(source), MAX_RECORD_BYTES))
         record = decode_fields(CacheRecord, values, positive=False)
     except (OSError, ValueError, RecursionError):  # CacheError is an OSError too
         return None
-    return record if re.fullmatch("[0-9a-f]{64}", record.sha256) else None
+    is_valid = record.url == source.url and re.fullmatch("[0-9a-f]{64}", record.sha256)
+    return record if is_valid else None
 
 
 def write_record(source: Source, path: Path, digest: str, *, pin: bool) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swag_models.errors import MAX_MESSAGE, CacheError, FetchError, HashMismatchError
+from swag_models.formatting import describe_error
 from swag_models.hub.cache import (
     cache_folder,
     expected_hash,
@@ -60,7 +61,7 @@ class HashCheck:
     Attributes:
         url: URL of the source.
         path: path of the file.
-        sha256: SHA-256 of the file as it is now; "missing" if it does not exist.
+        sha256: SHA-256 of the file as it is now, or why there is none, for example "missing".
         ok: whether it is the published or pinned hash.
     """
 
@@ -182,7 +183,10 @@ def verify_weights(spec: ModelSpec) -> list[HashCheck]:
         if record is None and path is None:
             continue
         path = path or Path(record.path)  # type: ignore[union-attr]
-        digest = hash_file(path) if path.is_file() else "missing"
+        try:
+            digest = hash_file(path) if os.path.isfile(path) else "missing"
+        except OSError as error:
+            digest = f"unreadable: {describe_error(error)}"
         # The record has all digits, of which the source may state only the leading ones.
         expected = source.sha256 or ""
         if record and record.sha256.startswith(expected):

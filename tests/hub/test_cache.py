@@ -15,7 +15,7 @@ from server import Fault, Server, sha256
 from swag_models import get_spec
 from swag_models.hub import cache as cache_module
 from swag_models.hub.cache import CacheRecord, is_unchanged, record_path
-from swag_models.hub.fetch import fetch_weights, find_weights
+from swag_models.hub.fetch import fetch_weights, find_weights, verify_weights
 from swag_models.spec import ModelSpec, Source
 
 WEIGHTS = make_safetensors()
@@ -168,3 +168,46 @@ def test_a_notebook_gets_a_progress_bar(notebook: bool, server: Server) -> None:
     assert path is not None, errors
     assert ("x.pth: 100%|" in errors) == notebook
     assert "Warning" not in errors
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "link to itself", "too large"])
+def test_a_record_that_is_not_a_record_file_is_ignored(kind: str, server: Server) -> None:
+    spec = fetch_one(server)
+    path, record = find_weights(spec), record_path(spec.sources[0])
+    content = record.read_text("utf-8")
+    record.unlink()
+    match kind:
+        case "fifo":
+            os.mkfifo(record)
+        case "device":
+            record.symlink_to("/dev/zero")
+        case "folder":
+            record.mkdir()
+        case "link to itself":
+            record.symlink_to(record)
+        case "too large":
+            record.write_text(content + " " * (1 << 24), "utf-8")
+    assert find_weights(spec) == path  # by its hash
+
+
+@pytest.mark.parametrize(
+    "change", [{"url": "https://elsewhere.example/x.pth"}, {"path": "/" + "a" * 5000}]
+)
+def test_a_record_of_another_file_is_ignored(
+    change: dict[str, str], server: Server, tmp_path: Path
+) -> None:
+    spec = fetch_one(server, sha=None)
+    other = tmp_path / "other.pth"
+    other.write_bytes(make_safetensors(seed=1))
+    status, record = other.stat(), record_path(spec.sources[0])
+    values = {
+        **json.loads(record.read_text("utf-8")),
+        "path": str(other),
+        "sha256": sha256(other),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        **change,
+    }
+    record.write_text(json.dumps(values), "utf-8")
+    assert find_weights(spec) != other
+    assert all(len(check.sha256) < 100 for check in verify_weights(spec))
