@@ -245,7 +245,9 @@ def publish_model(
         "metrics": scores,
         "versions": find_versions(*PACKAGES),
     }
-    subject = f"the hashtags of {data['name']}" if classes.synsets else data["name"]
+    subject = f"trained on {data['name']}"
+    if classes.synsets:
+        subject = f"pre-trained on the hashtags of {data['name']}"
     init = f", from {run.init}" if run.init else ""
     top1 = scores.get("top1", math.nan)
     has_top1 = math.isfinite(top1)
@@ -254,7 +256,7 @@ def publish_model(
         model,
         folder,
         name=info.name,
-        description=info.description or f"{run.arch}, trained on {subject}{init}",
+        description=info.description or f"{run.arch}, {subject}{init}",
         classes=classes.names,
         synsets=classes.synsets,
         metrics=Metrics(f"the validation set of {data['name']}", round(top1, 2))
