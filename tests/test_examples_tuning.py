@@ -81,3 +81,19 @@ def test_a_detector_finds_objects_like_those_it_was_trained_on(tmp_path: Path) -
         r"step 0 loss ([\d.]+)", printed
     )
     assert find_number(r"detected 3 of 3 things with (\d+) boxes", printed) <= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["detection.py", "gradcam.py"])
+@pytest.mark.parametrize(
+    "name", ["vit_nano_hashtags", "regnety_nano_hashtags", "vit_b16_in1k", "regnety_16gf_in1k"]
+)
+def test_another_model_needs_nothing_but_its_name(example: str, name: str, tmp_path: Path) -> None:
+    text = (EXAMPLES / example).read_text("utf-8").replace('"vit_nano_hashtags"', repr(name))
+    if "nano" not in name:  # random weights: the published ones are not in the package
+        text = text.replace("load_model(NAME)", "load_model(NAME, pretrained=False)")
+    text = text.replace("Path(__file__).parent", f"Path({str(EXAMPLES)!r})")
+    (tmp_path / example).write_text(text, "utf-8")
+    arguments = ["2"] if example == "detection.py" else []
+    printed = run_example(tmp_path / example, *arguments, cwd=tmp_path)
+    assert "detected" in printed if arguments else "quarter covered" in printed

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, REGNET, VIT, deviation, images, randomise, tiny
+from tiny import CONFIGS, REGNET, SMALL_REGNET, VIT, deviation, images, randomise, tiny
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 
@@ -17,6 +17,7 @@ from swag_models.spec import RegNetConfig, ViTConfig
 
 SHAPES: dict[str, ViTConfig | RegNetConfig] = {
     "regnet": REGNET,
+    "regnet, two stages": SMALL_REGNET,
     **{f"vit, patch {patch}": replace(VIT, patch_size=patch) for patch in (4, 8, 14, 32)},
 }
 LEVELS = {"0": 4, "1": 8, "2": 16, "3": 32, "pool": 64}
@@ -158,6 +159,7 @@ def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
         (FasterRCNN, "vit, patch 14"),
         (MaskRCNN, "vit, patch 8"),
         (RetinaNet, "regnet"),
+        (RetinaNet, "regnet, two stages"),
     ],
 )
 def test_torchvisions_detectors_train_and_predict(detector: Any, shape: str) -> None:
