@@ -178,7 +178,7 @@ def test_an_unreachable_hub_is_an_error_of_one_line(
         monkeypatch.setenv("HF_ENDPOINT", stopped_server.url)
     sent, errors = push(folders["first"])
     assert sent is None
-    message = r"nothing was published: the Hub cannot be reached \(.*refused\)"
+    message = r"nothing was published: the Hub cannot be reached \(.*refused.*\)"
     assert re.fullmatch(rf"PublishError: {message}\n", errors)
 
 

@@ -233,7 +233,7 @@ class TestWhatIsLoaded:
         self, in_place: bool, folder: Path, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         path = folder / WEIGHTS
-        read, before = swag_models.state_dict.read_state_dict, path.stat()
+        read, before = swag_models.state_dict.read_weights, path.stat()
 
         def read_changed(*arguments: Any, **options: Any) -> Any:
             content = path.read_bytes()[:-1] + b"x"
@@ -243,7 +243,7 @@ class TestWhatIsLoaded:
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
             return read(*arguments, **options)
 
-        monkeypatch.setattr(swag_models.state_dict, "read_state_dict", read_changed)
+        monkeypatch.setattr(swag_models.state_dict, "read_weights", read_changed)
         with pytest.raises(SignatureError, match=f"{WEIGHTS} was changed while it was loaded"):
             load_model(folder, trusted_key=keys.public)
 
