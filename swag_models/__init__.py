@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 
 from swag_models.api import (
     get_spec,
-    hub_entries,
     list_models,
     load_classes,
     load_model,
     load_preprocess,
+)
+from swag_models.builders import (
+    get_model,
+    get_model_builder,
+    get_model_weights,
+    get_weight,
+    hub_entries,
 )
 from swag_models.errors import SwagModelsError
 from swag_models.formatting import escape_record
@@ -31,7 +37,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ModelSpec",
     "SwagModelsError",
+    "get_model",
+    "get_model_builder",
+    "get_model_weights",
     "get_spec",
+    "get_weight",
     "hub_entries",
     "list_models",
     "load_classes",

@@ -6,133 +6,54 @@ Listing models and looking up specs imports no torch.
 
 from __future__ import annotations
 
-import fnmatch
+import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from functools import partial
-from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 from swag_models.catalog import MODELS
-from swag_models.decoding import decode_fields
-from swag_models.errors import (
-    ConfigError,
-    UnknownModelError,
-    check_choice,
-    check_types,
-    suggest_names,
-)
+from swag_models.errors import ConfigError, check_choice, check_types, suggest_names
 from swag_models.formatting import describe
-from swag_models.hub.hf_format import read_config, read_folder
-from swag_models.hub.huggingface import PREFIX, make_url, parse_name, parse_url
-from swag_models.paths import expand_path
+from swag_models.registry import FILTERS, SPECS, Name, get_spec, list_models
 from swag_models.spec import UNKNOWN, Backend, ImageSize, ModelSpec, Pool, Progress
+from swag_models.weights_argument import DEFAULT, resolve_weights
 
 if TYPE_CHECKING:
     import torch
 
-    from swag_models.models import RegNet, ViT
+    from swag_models.models import FeatureNet, RegNet, ViT
     from swag_models.preprocess import Transform
 
-SPECS = {spec.name: spec for spec in MODELS}
-Name = str | os.PathLike[str] | ModelSpec
+__all__ = [
+    "FILTERS",
+    "SPECS",
+    "Name",
+    "get_spec",
+    "list_models",
+    "load_classes",
+    "load_model",
+    "load_preprocess",
+]
+
 UNTRAINED = "its architecture only, not its weights"
-FILTERS = ("arch", "family", "variant", "image_size", "num_classes", "license")
+Weights = str | os.PathLike[str] | Enum | EllipsisType | None
+TIMM_OPTIONS = {"img_size": "image_size", "checkpoint_path": "weights"}
 
 
-def list_models(pattern: str = "*", **filters: object) -> list[str]:
-    """List the matching names of the catalog, in the catalog's order.
-
-    Args:
-        pattern: shell-style pattern, for example "vit*".
-        **filters: required values of spec fields, for example `variant="in1k"`. Allowed fields:
-            arch, family, variant, image_size, num_classes and license.
-
-    Raises:
-        ConfigError: a filter is unknown.
-    """
-    check_types(str, pattern=pattern)
-    check_types(str | int | tuple | None, **filters)
-    if unknown := sorted(set(filters) - set(FILTERS)):
-        raise ConfigError(f"unknown filter {', '.join(unknown)}; allowed: {', '.join(FILTERS)}")
-    return [
-        spec.name
-        for spec in MODELS
-        if fnmatch.fnmatchcase(spec.name, pattern)
-        and all(getattr(spec, name) == value for name, value in filters.items())
-    ]
+@overload
+def load_model(name: Name, *, features_only: Literal[True], **options: Any) -> FeatureNet: ...
 
 
-def get_spec(name: Name) -> ModelSpec:
-    """Return the description of a model.
-
-    Args:
-        name: a catalog name, a folder that `publish.save` wrote, or hf-hub:org/repo[@revision]. A
-            ModelSpec is returned unchanged.
-
-    Returns:
-        The spec. A branch of a Hub repository is looked up in every call, and the spec names the
-        commit that the branch points to.
-
-    Raises:
-        UnknownModelError: the model does not exist; suggests similar names.
-        ConfigError: the folder or repository contains no model of this library.
-        FetchError: the Hub cannot be reached.
-    """
-    if isinstance(name, ModelSpec):
-        decode_fields(ModelSpec, vars(name), positive=False)  # checks the types of its fields
-        return name
-    if not isinstance(name, (str, os.PathLike)):
-        raise ConfigError(
-            f"invalid model {describe(name)}: allowed: a name, a folder or a ModelSpec; for a "
-            "loaded model, the folder that publish.save writes"
-        )
-    path = expand_path(name, "model")
-    if isinstance(name, str) and name in SPECS:
-        return SPECS[name]
-    if isinstance(name, str) and name.startswith(PREFIX):
-        return _find_on_hub(name)
-    if os.path.isdir(path):
-        return read_folder(path)
-    if os.path.exists(path):
-        raise UnknownModelError(
-            f"{path} is a file, not a folder; load a weight file with load_model(name, "
-            f"weights={str(path)!r})"
-        )
-    if not isinstance(name, str) or os.path.dirname(path):
-        raise UnknownModelError(
-            f"folder {str(path)!r} does not exist; a repository of the Hub is written "
-            f"{PREFIX}org/repo"
-        )
-    raise UnknownModelError(suggest_names("model", name, SPECS))
-
-
-def _find_on_hub(name: str) -> ModelSpec:
-    """Return the spec of a Hub repository: the catalog's, if the repository is a source of it."""
-    from swag_models.hub.fetch import fetch_config
-
-    repo, revision = parse_name(name)
-    # A trunk and its linear classifier share a file; the classifier comes first, so that asking for
-    # the repository returns all that the file contains.
-    for spec in sorted(MODELS, key=lambda spec: spec.num_classes is None):
-        for source in spec.sources:
-            if source.url.startswith(f"hf://{repo}/"):
-                url = source.url
-                if "@" in name:
-                    url = make_url(repo, revision, parse_url(source.url)[2])
-                return replace(spec, sources=(replace(source, url=url),))
-    # The folder in the client's cache is named after the commit.
-    config = fetch_config(repo, revision)
-    return read_config(config, make_url(repo, config.parent.name, "").rstrip("/"))
-
-
+@overload
 def load_model(
     name: Name,
     *,
     pretrained: bool = True,
-    weights: str | os.PathLike[str] | None = None,
+    weights: Weights = ...,
     trusted_key: str | os.PathLike[str] | None = None,
     num_classes: int | EllipsisType | None = ...,
     image_size: ImageSize | None = None,
@@ -146,7 +67,31 @@ def load_model(
     global_pool: Pool | None = None,
     backend: Backend = "mmap",
     weights_key: str | None = None,
-) -> ViT | RegNet:
+) -> ViT | RegNet: ...
+
+
+def load_model(
+    name: Name,
+    *,
+    pretrained: bool = True,
+    weights: Weights = ...,
+    trusted_key: str | os.PathLike[str] | None = None,
+    num_classes: int | EllipsisType | None = ...,
+    image_size: ImageSize | None = None,
+    in_chans: int = 3,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    progress: Progress = True,
+    drop_rate: float = 0.0,
+    attn_drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    global_pool: Pool | None = None,
+    backend: Backend = "mmap",
+    weights_key: str | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    **options: Any,
+) -> ViT | RegNet | FeatureNet:
     """Load a model in eval mode.
 
     It maps images (N, in_chans, H, W) to logits (N, num_classes). Without a head a ViT returns its
@@ -158,13 +103,16 @@ def load_model(
             your own ModelSpec.
         pretrained: False returns a freshly initialised model.
         weights: a local checkpoint (.safetensors or PyTorch file, or a trainer's folder, in the
-            swag, torchvision or timm layout, which is recognised) instead of the catalog's sources.
+            swag, torchvision or timm layout, which is recognised) instead of the model's own
+            weights. As in torchvision, None returns a freshly initialised model, "DEFAULT" the
+            model's own weights; a WeightsEnum or its name must be that of this model.
         trusted_key: PEM file of a public key. The folder or repository must then be signed with
             it (`publish.save(sign=...)`, or the tool model-signing), and is verified before
             anything in it is parsed. The weights are read as with `backend="pread"`.
-        num_classes: number of logits, None for no head; by default the spec's, or with `weights`
-            that of the file. A head of this size is loaded from the file; a head of another size
-            is replaced by a freshly initialised one, with a warning.
+        num_classes: number of logits; by default the spec's, or with `weights` that of the file.
+            None and 0 for no head: a RegNet then returns its feature map, or pooled features (N, D)
+            as timm's. A head of this size is loaded from the file; a head of another size is
+            replaced by a freshly initialised one, with a warning.
         image_size: pixels, int or (height, width); by default the spec's. The position embedding
             is resized on loading.
         in_chans: input channels; 3 means the spec's number. For any other number the weights of
@@ -176,12 +124,16 @@ def load_model(
         drop_rate: dropout before the head.
         attn_drop_rate: dropout of attention weights (ViT only).
         drop_path_rate: stochastic depth of the last block; lower in earlier ones.
-        global_pool: "token" or "avg", as in `models.build`; by default the spec's.
+        global_pool: "token", "avg" or "", as in `models.build`; by default the spec's.
         backend: "mmap" maps the file. It must then not be overwritten in place, as torch.save does,
             while the model is in use. "pread" reads it into memory, for network disks and for
             saving under the same name. A file that cannot be mapped is read, with a warning.
         weights_key: which state dict of `weights` to load if the file has several, for example
             "teacher"; see `checkpoint.read_state_dict`.
+        features_only: return a `FeatureNet` instead, which maps images to feature maps.
+        out_indices: maps that it returns: the last n for an int, or positions in `feature_info`; by
+            default all stages of a RegNet, and the last three blocks of a ViT.
+        **options: timm's names `img_size` and `checkpoint_path`, for `image_size` and `weights`.
 
     Raises:
         UnknownModelError: the model does not exist.
@@ -193,21 +145,29 @@ def load_model(
     import torch
 
     from swag_models.devices import check_device, check_dtype
-    from swag_models.models import build
+    from swag_models.models import FeatureNet, build
     from swag_models.state_dict import WeightSource, load_weights
 
     check_types(bool, pretrained=pretrained)
     check_choice("backend", backend, *get_args(Backend))
     _check_progress(progress)
-    path = None if weights is None else _check_weights(weights)
+    check_types(bool, features_only=features_only)
+    if options:
+        renamed = _rename_options(options, image_size=image_size, weights=weights)
+        image_size, weights = renamed["image_size"], renamed["weights"]
     signed = None
     if trusted_key is not None:
         from swag_models.hub.signed_model import open_signed
 
-        if weights is not None:
+        if weights is not ... and weights != DEFAULT:
             raise ConfigError("weights= is not signed; leave it or trusted_key= out")
         signed, backend = open_signed(name, trusted_key, progress=progress), "pread"
     spec = signed.spec if signed else get_spec(name)
+    path = None
+    if weights is None:
+        pretrained = False
+    elif weights is not ...:
+        path, pretrained = resolve_weights(weights, spec), True
     on_device, as_dtype = check_device(device), check_dtype(dtype)
     check_types(str | None, weights_key=weights_key)
     make = partial(
@@ -219,31 +179,84 @@ def load_model(
         drop_rate=drop_rate,
         attn_drop_rate=attn_drop_rate,
         drop_path_rate=drop_path_rate,
-        global_pool=spec.global_pool if global_pool is None else global_pool,
+        global_pool=_keep_pool(spec, num_classes) if global_pool is None else global_pool,
     )
-    reads_weights = pretrained or path is not None
-    if reads_weights:
+    if features_only:
+        _check_features_only(num_classes, global_pool)
+        make = partial(make, num_classes=None, global_pool=None)
+    elif out_indices is not None:
+        raise ConfigError("out_indices needs features_only=True")
+    if pretrained:
         source = WeightSource(
             path, signed=signed, backend=backend, key=weights_key, progress=progress
         )
-        given = {"fresh_head": num_classes is not ..., "fixed_size": image_size is not None}
-        model = load_weights(make, spec, source, **given)
+        model = load_weights(
+            make,
+            spec,
+            source,
+            fresh_head=features_only or num_classes is not ...,
+            fixed_size=image_size is not None,
+        )
     else:
         with torch.device("cpu"):
             model = make(spec.config)
-        # The published accuracy and licence hold for the published weights only.
+    # The published accuracy and licence hold for the published weights only.
+    if not pretrained:
         model.spec = replace(
             spec, metrics=None, sources=(), description=UNTRAINED, license=UNKNOWN, license_url=""
         )
     # accelerate.init_empty_weights puts every parameter on the meta device, for others to fill.
     if any(parameter.is_meta for parameter in model.parameters()):
-        if reads_weights:
+        if pretrained:
             raise ConfigError(
                 "the weights were not kept, as inside accelerate.init_empty_weights(); load the "
                 "model outside of it, or pass pretrained=False"
             )
-        return model.to(as_dtype).eval()
-    return model.to(on_device, as_dtype).eval()
+        model.to(as_dtype)
+    else:
+        model.to(on_device, as_dtype)
+    model.eval()
+    return FeatureNet(model, out_indices) if features_only else model
+
+
+def _keep_pool(spec: ModelSpec, num_classes: int | EllipsisType | None) -> Pool | None:
+    """Return the pooling of a spec for a number of classes; None for that of `models.build`."""
+    if num_classes is ...:
+        return spec.global_pool
+    # Another head needs pooled features, and what a RegNet pools depends on the head.
+    return (spec.global_pool or None) if spec.family == "vit" else None
+
+
+def _check_features_only(num_classes: int | EllipsisType | None, global_pool: Pool | None) -> None:
+    """Raise ConfigError if a head is asked for together with `features_only`."""
+    from swag_models.models.arguments import check_num_classes
+
+    has_head = num_classes is not ... and check_num_classes(num_classes) > 0
+    if has_head or global_pool:
+        raise ConfigError("features_only returns maps: leave num_classes and global_pool out")
+
+
+def _rename_options(options: Mapping[str, Any], **values: Any) -> dict[str, Any]:
+    """Return the options of `load_model` that were passed by timm's names, by our names.
+
+    Args:
+        options: those that `load_model` does not have.
+        **values: what was passed by our names.
+
+    Raises:
+        ConfigError: an option is unknown, or was passed by both names.
+    """
+    for option, value in options.items():
+        if option not in TIMM_OPTIONS:
+            parameters = inspect.signature(load_model).parameters.values()
+            allowed = [item.name for item in parameters if item.kind is item.KEYWORD_ONLY]
+            raise ConfigError(suggest_names("option", option, [*allowed, *TIMM_OPTIONS]))
+        name = TIMM_OPTIONS[option]
+        if values[name] not in (None, ...):
+            raise ConfigError(f"pass {name} or {option}, which mean the same, not both")
+        if value not in (None, ""):  # timm's defaults
+            values[name] = value
+    return values
 
 
 def load_preprocess(name: Name, *, image_size: ImageSize | None = None) -> Transform:
@@ -298,41 +311,6 @@ def load_classes(name: Name) -> tuple[str, ...]:
             )
         case names:
             return names
-
-
-def hub_entries() -> Mapping[str, Callable[..., ViT | RegNet]]:
-    """Return a function per catalog name, with the signature of the original torch.hub entries."""
-    return {spec.name: _make_entry(spec) for spec in MODELS}
-
-
-def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
-    def entry(pretrained: bool = True, progress: Progress = True, **kwargs: Any) -> ViT | RegNet:
-        return load_model(spec.name, pretrained=pretrained, progress=progress, **kwargs)
-
-    entry.__name__ = entry.__qualname__ = spec.name
-    entry.__doc__ = (
-        f"{spec.arch}, {spec.description}. Weights: {spec.license}.\n\n"
-        "Args:\n"
-        "    pretrained: load the weights.\n"
-        "    progress: show a progress bar while downloading.\n"
-        "    **kwargs: any other option of `load_model`."
-    )
-    return entry
-
-
-def _check_weights(weights: str | os.PathLike[str]) -> Path:
-    """Return the path of a local checkpoint; raise ConfigError for anything else."""
-    if not isinstance(weights, (str, os.PathLike)):
-        raise ConfigError(
-            f"invalid weights {describe(weights)}: allowed: the path of a file; load a state dict "
-            "with model.load_state_dict"
-        )
-    if isinstance(weights, str) and "://" in weights:
-        raise ConfigError(
-            f"invalid weights {describe(weights)}: allowed: the path of a local file; "
-            "download it first"
-        )
-    return expand_path(weights, "weights")
 
 
 def _check_progress(progress: Progress) -> None:

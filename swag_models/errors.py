@@ -191,7 +191,8 @@ def check_choice(name: str, value: object, *allowed: str, subject: str = "") -> 
     """
     # As an exact str: a subclass could compare or hash itself in any way.
     if not isinstance(value, str) or str.__str__(value) not in allowed:
-        raise ConfigError(f"{name} is {describe(value)}; allowed{subject}: {', '.join(allowed)}")
+        choices = ", ".join(choice or "''" for choice in allowed)
+        raise ConfigError(f"{name} is {describe(value)}; allowed{subject}: {choices}")
 
 
 def check_minimum(minimum: int, **values: float | None) -> None:

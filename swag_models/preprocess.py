@@ -277,11 +277,15 @@ def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[
         to_width: width of the target in pixels.
 
     Returns:
-        (height, width). The longer side is truncated to an integer, as torchvision does.
+        (height, width). For a square target the longer side is truncated to an integer, as
+        torchvision does; for a rectangle it is rounded, as timm does.
     """
+    square = to_height == to_width
     if to_height * width >= to_width * height:
-        return to_height, max(to_width, int(to_height * width / height))
-    return max(to_height, int(to_width * height / width)), to_width
+        longer = int(to_height * width / height) if square else round(width / (height / to_height))
+        return to_height, max(to_width, longer)
+    longer = int(to_width * height / width) if square else round(height / (width / to_width))
+    return max(to_height, longer), to_width
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ImageSize = int | tuple[int, int]
 Backend = Literal["mmap", "pread"]  # how a weight file is read
 Layout = Literal["swag", "torchvision", "timm"]
-Pool = Literal["token", "avg"]
+Pool = Literal["token", "avg", ""]  # "" for none
 # Progress of a download: True shows a bar if stderr is a terminal; a tqdm class is always used.
 Progress = Union[bool, "type[tqdm[Any]]"]
 # The smallest and largest value of each number that describes a model, several times what published
@@ -252,7 +252,7 @@ class ModelSpec:
         license_url: link to the text of the licence.
         sources: where to get the weights, tried in order.
         in_chans: input channels.
-        global_pool: as for `models.build`; None for the family's default.
+        global_pool: as for `models.build`; None for its default.
         synsets: WordNet 3.0 id of each class ("n07739125"), if the classes are hashtags.
     """
 

@@ -284,7 +284,7 @@ def _fit_head(
     )
     has = f"a head of {sizes[-1][0]} classes" if sizes and sizes[-1] else "no head"
     keep = f"; to keep it, pass num_classes={sizes[-1][0]}" if sizes and sizes[-1] else ""
-    if model.num_classes is None:
+    if not model.num_classes:
         return trunk
     # A missing head that the user did not ask for is left to `_check_match`, which reports it.
     if sizes == [(model.num_classes,)] or (not sizes and not fresh_head and not drop_head):

@@ -116,7 +116,7 @@ def _build(
             f"allowed: num_classes, img_size, {', '.join(_OPTIONS)}"
         )
     model = load_model(
-        spec, pretrained=pretrained, num_classes=num_classes or None, image_size=img_size, **options
+        spec, pretrained=pretrained, num_classes=num_classes, image_size=img_size, **options
     )
     return model.train()
 

@@ -95,7 +95,7 @@ def test_options_are_keyword_only() -> None:
         parameter.kind
         for parameter in list(inspect.signature(swag_models.load_model).parameters.values())[1:]
     }
-    assert kinds == {inspect.Parameter.KEYWORD_ONLY}
+    assert kinds == {inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD}
 
 
 def test_a_custom_spec_is_built() -> None:

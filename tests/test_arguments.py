@@ -132,6 +132,8 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "backend": "mmap",
         "trusted_key": None,
         "weights_key": None,
+        "features_only": False,
+        "out_indices": None,
     }
     pipeline: dict[str, Any] = {
         "model": NANO,
@@ -145,7 +147,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         **{name: load[name] for name in ("weights", "progress", "drop_rate", "backend")},
     }
     levels = {"x": batch, "indices": 1, "norm": False, "stop_early": True, "output_fmt": "NCHW"}
-    levels |= {"intermediates_only": False}
+    levels |= {"intermediates_only": False, "output_dict": False}
     saved = {
         "name": "a",
         "description": "b",
@@ -162,12 +164,25 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "sign": None,
     }
     calls: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "list_models": (swag_models.list_models, {"pattern": "*", "variant": "in1k"}),
+        "list_models": (
+            swag_models.list_models,
+            {"pattern": "*", "include": "v*", "exclude": None, "variant": "in1k"},
+        ),
         "get_spec": (swag_models.get_spec, {"name": NANO}),
         "load_model": (swag_models.load_model, {"name": NANO, **load}),
         "load_preprocess": (swag_models.load_preprocess, {"name": NANO, "image_size": 48}),
         "load_classes": (swag_models.load_classes, {"name": NANO}),
         "hub_entries": (swag_models.hub_entries, {}),
+        "get_model": (swag_models.get_model, {"name": NANO, "weights": None, "num_classes": 3}),
+        "get_model_builder": (swag_models.get_model_builder, {"name": NANO}),
+        "get_model_weights": (swag_models.get_model_weights, {"name": NANO}),
+        "get_weight": (swag_models.get_weight, {"name": f"{NANO}_Weights.DEFAULT"}),
+        "load_model(features_only=True)": (
+            lambda out_indices, num_classes: swag_models.load_model(
+                NANO, features_only=True, out_indices=out_indices, num_classes=num_classes
+            ),
+            {"out_indices": (0, 2), "num_classes": None},
+        ),
         NANO: (getattr(swag_models, NANO), load),
         "Transform": (transform, {"image": image}),
         "Transform.normalise": (transform.normalise, {"tensor": batch[0]}),
@@ -189,8 +204,19 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
                 "config": REGNET,
                 **sizes,
                 **{name: value for name, value in build.items() if name != "attn_drop_rate"},
+                "global_pool": "avg",
             },
         ),
+        "FeatureNet": (
+            lambda model, out_indices, norm, output_fmt: models.FeatureNet(
+                load_tiny("vit") if model is vit else model,
+                out_indices,
+                norm=norm,
+                output_fmt=output_fmt,
+            ),
+            {"model": vit, "out_indices": 1, "norm": True, "output_fmt": "NLC"},
+        ),
+        "FeatureNet.call": (models.FeatureNet(load_tiny("vit")), {"x": batch}),
         "FeaturePyramid": (
             lambda model, out_channels: models.FeaturePyramid(model, out_channels),
             {"model": load_tiny("vit"), "out_channels": 8},
@@ -254,8 +280,28 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
                 load_tiny(family.lower()).reset_classifier,
                 {"num_classes": 3, "global_pool": "avg"},
             ),
+            f"{family}.prune_intermediate_layers": (
+                load_tiny(family.lower()).prune_intermediate_layers,
+                {"indices": 1, "prune_norm": False, "prune_head": True},
+            ),
+            f"{family}.set_input_size": (
+                load_tiny(family.lower()).set_input_size,
+                {"img_size": 64, "patch_size": None},
+            ),
         }
     calls["ViT.forward_attention"] = (vit.forward_attention, {"x": batch, "indices": 1})
+    calls["ViT.pool"] = (vit.pool, {"x": torch.rand(1, 65, 32), "pool_type": "avg"})
+    calls["ViT.get_intermediate_layers"] = (
+        vit.get_intermediate_layers,
+        {
+            "x": batch,
+            "n": 1,
+            "reshape": True,
+            "return_prefix_tokens": False,
+            "norm": True,
+            "return_class_token": False,
+        },
+    )
     return calls
 
 

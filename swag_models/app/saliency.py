@@ -120,7 +120,7 @@ def _compute_grad_cam(model: RegNet, x: Tensor, stage: int) -> Tensor:
     handle = module.register_forward_hook(replace_output)
     try:
         with torch.enable_grad():
-            has_classes = model.num_classes is not None
+            has_classes = model.num_classes > 0
             last = model.forward_features(x)
             output = model.forward_head(last, pre_logits=not has_classes)  # (1, classes or C)
             target = output.max() if has_classes else output.norm()

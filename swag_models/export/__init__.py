@@ -128,7 +128,7 @@ def export_model(
         library=f"swag_models {__version__}",
         dtype=dtype,
         input=INPUT_NAME,
-        output="features" if eager.num_classes is None else "logits",
+        output="logits" if eager.num_classes else "features",
         preprocess=replace(spec.preprocess, image_size=eager.image_size),
         classes=_list_classes(spec, eager.num_classes),
     )
@@ -216,9 +216,9 @@ def _load_eager(
     return eager.to("cpu", torch.float32).eval().requires_grad_(False), spec
 
 
-def _list_classes(spec: ModelSpec, num_classes: int | None) -> tuple[str, ...] | None:
+def _list_classes(spec: ModelSpec, num_classes: int) -> tuple[str, ...] | None:
     """The spec's class names; None if the model has another number of classes."""
-    if spec.classes is None or num_classes is None:
+    if spec.classes is None or not num_classes:
         return None
     names = load_classes(spec)
     # A new head of another size has no known names.

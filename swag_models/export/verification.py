@@ -181,7 +181,7 @@ def check_agreement(
     agreements = []
     for images in read_batches(image_refs, transform, eager.in_chans):
         output, expected = exported(images), eager(images)
-        if eager.num_classes is None:
+        if not eager.num_classes:
             similarity = F.cosine_similarity(output.flatten(1), expected.flatten(1))  # (N,)
             agreements.append(similarity >= MIN_COSINE_SIMILARITY)
         else:

@@ -48,10 +48,12 @@ def describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
     if isinstance(spec.config, ViTConfig):
         architecture = TIMM_VITS.get(spec.config.width, TIMM_VITS[768])
         first_conv, classifier, num_features = "patch_embed.proj", "head", spec.config.width
-        pool = spec.global_pool or "token"
+        pool = "token" if spec.global_pool is None else spec.global_pool
         model_args |= _make_vit_args(spec.config, preprocess.size)
         if pool == "avg":  # by default timm would then move the norm behind the pooling
             model_args |= {"global_pool": pool, "fc_norm": False}
+        elif not pool:
+            model_args |= {"global_pool": pool}
         pool_size = None
     else:
         architecture = TIMM_REGNETS.get(spec.config, OWN_REGNET)

@@ -85,7 +85,7 @@ def read_timm_config(
         size = [img_size, img_size] if isinstance(img_size, int) else list(img_size)
     in_chans = _get(args, "in_chans", int, channels)
     num_classes = _read_num_classes(config, source)
-    pool = _read_pool(args, model)
+    pool = _read_pool(args, model, num_classes)
     params, macs = count_size(model, (size[0], size[1]), in_chans=in_chans, num_classes=num_classes)
     license = _get(source, "license", str | None, None) or UNKNOWN
     archs = {spec.config: spec.arch for spec in (*MODELS, *([origin] if origin else []))}
@@ -186,12 +186,15 @@ def _change_vit(config: ViTConfig, args: dict[str, Any]) -> ViTConfig:
     return config
 
 
-def _read_pool(args: Mapping[str, Any], config: ViTConfig | RegNetConfig) -> Pool | None:
+def _read_pool(
+    args: Mapping[str, Any], config: ViTConfig | RegNetConfig, num_classes: int | None
+) -> Pool | None:
     """`ModelSpec.global_pool` for the arguments of a model of timm."""
-    default = "token" if isinstance(config, ViTConfig) else "avg"
-    pool = _get(args, "global_pool", str | None, None) or default
+    pool = _get(args, "global_pool", str | None, None)
+    if pool is None:
+        pool = "token" if isinstance(config, ViTConfig) else "avg"
     allowed = ("token", "avg") if isinstance(config, ViTConfig) else ("avg",)
-    check_choice("global_pool", pool, *allowed)
+    check_choice("global_pool", pool, *allowed, *([] if num_classes else [""]))
     fc_norm = _get(args, "fc_norm", bool | None, None)
     # By default timm moves the norm behind the average.
     if isinstance(config, ViTConfig) and (fc_norm or (pool == "avg" and fc_norm is None)):
@@ -199,7 +202,9 @@ def _read_pool(args: Mapping[str, Any], config: ViTConfig | RegNetConfig) -> Poo
             "the norm is behind the pooling (fc_norm), which this library does not have; in timm "
             "pass fc_norm=False to create_model before training"
         )
-    return None if pool == default else pool  # type: ignore[return-value]
+    # Without a head, a RegNet of this library has no pooling unless it is asked for.
+    default = "token" if isinstance(config, ViTConfig) else "avg" if num_classes else ""
+    return None if pool == default else pool
 
 
 def _read_num_classes(config: Mapping[str, Any], source: Mapping[str, Any]) -> int | None:

@@ -115,6 +115,10 @@ class InferencePipeline:
                 f"{type(self).__name__} uses the {' and '.join(fixed)} of the model; "
                 f"leave {'it' if len(fixed) == 1 else 'them'} out"
             )
+        if wrong := sorted({"features_only", "out_indices"} & set(options)):
+            raise ConfigError(f"{type(self).__name__} has no option {wrong[0]}; use load_model")
+        if options.get("global_pool") == "":
+            raise ConfigError(f"{type(self).__name__} needs pooled features; leave global_pool out")
         check_types(bool, fast=fast)
         check_types(bool | None, compile=compile)
         for name, value in {"batch_size": batch_size, "workers": workers}.items():

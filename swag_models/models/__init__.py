@@ -1,16 +1,25 @@
 """Models as PyTorch modules, and `build`, which makes one from a configuration."""
 
-from swag_models.errors import ConfigError, check_choice
+from swag_models.errors import ConfigError
 from swag_models.formatting import describe
 from swag_models.models.arguments import check_image_size, check_rate
 from swag_models.models.backbone import Backbone
+from swag_models.models.feature_net import FeatureNet
 from swag_models.models.fpn import FeaturePyramid
 from swag_models.models.param_groups import group_parameters
 from swag_models.models.regnet import RegNet
 from swag_models.models.vit import ViT
 from swag_models.spec import ImageSize, Pool, RegNetConfig, ViTConfig
 
-__all__ = ["Backbone", "FeaturePyramid", "RegNet", "ViT", "build", "group_parameters"]
+__all__ = [
+    "Backbone",
+    "FeatureNet",
+    "FeaturePyramid",
+    "RegNet",
+    "ViT",
+    "build",
+    "group_parameters",
+]
 
 
 def build(
@@ -30,7 +39,8 @@ def build(
 
     Args:
         config: the architecture.
-        num_classes: size of the head; None for no head.
+        num_classes: size of the head; None or 0 for no head. They differ for a RegNet, which then
+            returns its feature map (N, D, h, w) or pooled features (N, D).
         image_size: pixels, int or (height, width). For a ViT a multiple of the patch size, for a
             RegNet at least 32.
         in_chans: input channels.
@@ -38,7 +48,7 @@ def build(
         attn_drop_rate: dropout of attention weights (ViT only).
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
         global_pool: pooling before the head: "token" (class token, default) or "avg" for a ViT,
-            "avg" for a RegNet.
+            "avg" for a RegNet; "" for none, which returns all tokens or the feature map.
 
     Raises:
         ConfigError: a value is not allowed.
@@ -54,15 +64,13 @@ def build(
                 drop_rate=drop_rate,
                 attn_drop_rate=attn_drop_rate,
                 drop_path_rate=drop_path_rate,
-                global_pool="token" if global_pool is None else global_pool,
+                global_pool=global_pool,
             )
         case RegNetConfig():
             if check_rate("attn_drop_rate", attn_drop_rate):
                 raise ConfigError(
                     f"attn_drop_rate is {attn_drop_rate}; a RegNet has no attention, leave it at 0"
                 )
-            pool = "avg" if global_pool is None else global_pool
-            check_choice("global_pool", pool, "avg", subject=" for a RegNet")
             return RegNet(
                 config,
                 num_classes=num_classes,
@@ -70,6 +78,7 @@ def build(
                 in_chans=in_chans,
                 drop_rate=drop_rate,
                 drop_path_rate=drop_path_rate,
+                global_pool=global_pool,
             )
         case _:
             raise ConfigError(f"config is {describe(config)}; give a ViTConfig or a RegNetConfig")

@@ -1,14 +1,14 @@
 """Check the arguments of models."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from swag_models.errors import ConfigError, check_maximum
+from swag_models.errors import ConfigError, check_choice, check_maximum
 from swag_models.formatting import describe
-from swag_models.spec import LIMITS, MAX_POSITIONS, ImageSize
+from swag_models.spec import LIMITS, MAX_POSITIONS, ImageSize, Pool
 
 # Code in `if not is_scripting()` is not part of a scripted model.
 is_scripting: Any = torch.jit.is_scripting  # type: ignore[attr-defined]
@@ -91,18 +91,42 @@ def check_image_size(image_size: ImageSize) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def drop_zero(num_classes: int | None) -> int | None:
-    """Return None for timm's number of classes of a model without a head, 0."""
-    return None if type(num_classes) is int and num_classes == 0 else num_classes
-
-
-def check_num_classes(num_classes: int | None) -> None:
-    """Raise ConfigError unless `num_classes` is None or a number of classes."""
-    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+def check_num_classes(num_classes: int | None) -> int:
+    """Return a number of classes, 0 for None; raise ConfigError for anything else."""
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 0):
         raise ConfigError(
-            f"num_classes is {describe(num_classes)}; give a positive number, or None for no head"
+            f"num_classes is {describe(num_classes)}; give a positive number, or None or 0 for no "
+            "head"
         )
     check_maximum(LIMITS["num_classes"][1], num_classes=num_classes)
+    return num_classes or 0
+
+
+def choose_pool(family: str, num_classes: int | None, global_pool: Pool | None) -> Pool:
+    """Return how features are pooled before the head.
+
+    Args:
+        family: "vit" or "regnet".
+        num_classes: number of logits. Without a head, a RegNet returns pooled features for 0, as
+            timm's, and its feature map for None, as the original.
+        global_pool: what the caller asked for; None for the default.
+
+    Raises:
+        ConfigError: the family has no such pooling, or a RegNet with a head has none.
+    """
+    if family == "vit":
+        pool = "token" if global_pool is None else global_pool
+        check_choice("global_pool", pool, *get_args(Pool), subject=" for a ViT")
+        return pool
+    default: Pool = "" if num_classes is None else "avg"
+    pool = default if global_pool is None else global_pool
+    check_choice("global_pool", pool, "avg", "", subject=" for a RegNet")
+    if num_classes and not pool:
+        raise ConfigError(
+            f"invalid global_pool '' for a RegNet with {num_classes} classes, which needs pooled "
+            "features; pass num_classes=0 for the feature map"
+        )
+    return pool
 
 
 def check_grid(grid_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -17,37 +17,40 @@ from swag_models.models.arguments import (
     check_image_size,
     check_num_classes,
     check_rate,
+    choose_pool,
     is_symbolic,
 )
 from swag_models.models.layers import Blocks
-from swag_models.spec import LIMITS, ModelSpec
+from swag_models.models.timm_interface import FeatureInfo, TimmMetadata
+from swag_models.spec import LIMITS, ImageSize, Pool, RegNetConfig, ViTConfig
 from swag_models.wrappers import INNER_WRAPPERS
 
 B = TypeVar("B", bound="Backbone")
 M = TypeVar("M", bound=nn.Module)
 
 
-class Backbone(nn.Module):
+class Backbone(TimmMetadata):
     """A trunk with an optional linear head.
 
     Attributes:
         layers: names of the trunk's parameters and modules, one tuple per layer, in forward order.
         feature_info: one entry per map of `forward_intermediates`: its channels (`num_chs`), the
             pixels per cell (`reduction`) and the module that computes it (`module`).
+        output_formats: values of `output_fmt` in `forward_intermediates`.
+        default_maps: number of last maps that a `FeatureNet` returns by default; None for all.
         num_features: channels of the features.
-        num_classes: number of logits; None without a head.
+        num_classes: number of logits; 0 without a head.
+        global_pool: how features are pooled before the head: "token", "avg" or "" for not at all.
         image_size: (height, width) in pixels for which the model was built.
         in_chans: input channels.
-        spec: the description of the model, if `load_model` made it; otherwise None.
     """
 
     layers: tuple[tuple[str, ...], ...]
-    feature_info: list[dict[str, Any]]
+    feature_info: FeatureInfo
+    output_formats: tuple[str, ...] = ("NCHW",)
+    default_maps: int | None = None
     num_features: int
-    num_classes: int | None
-    image_size: tuple[int, int]
-    in_chans: int
-    spec: ModelSpec | None = None
+    global_pool: Pool
     # Values that TorchScript has no types for; no scripted method reads them.
     __jit_ignored_attributes__: ClassVar = [
         "layers",
@@ -59,16 +62,19 @@ class Backbone(nn.Module):
 
     def __init__(
         self,
+        config: ViTConfig | RegNetConfig,
         num_features: int,
         num_classes: int | None,
         image_size: tuple[int, int],
         in_chans: int,
         drop_rate: float,
+        global_pool: Pool | None,
     ) -> None:
         super().__init__()
         self.frozen: tuple[str, ...] = ()
+        self.num_classes = check_num_classes(num_classes)
+        self.global_pool = choose_pool(config.family, num_classes, global_pool)
         self._frozen_parameters: set[str] = set()
-        check_num_classes(num_classes)
         # `type(...) is int`, here and below, because True is an int too.
         if type(in_chans) is not int or in_chans < 1:
             raise ConfigError(
@@ -77,10 +83,11 @@ class Backbone(nn.Module):
         check_maximum(LIMITS["in_chans"][1], in_chans=in_chans)
         # timm's name for the input channels of the head; for a linear head both are equal.
         self.num_features = self.head_hidden_size = num_features
-        self.num_classes = num_classes
         self.image_size = check_image_size(image_size)
         self.in_chans = in_chans
         self.drop_rate = check_rate("drop_rate", drop_rate)
+        self._config = config
+        self.update_pretrained_cfg()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the trunk's features, before pooling and head: tokens or a feature map."""
@@ -104,6 +111,7 @@ class Backbone(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """Return the features and feature maps of earlier layers.
 
@@ -115,6 +123,8 @@ class Backbone(nn.Module):
             stop_early: skip the layers after the last chosen map.
             output_fmt: "NCHW" for maps; a ViT also has "NLC" for tokens.
             intermediates_only: return only the list of maps.
+            output_dict: return a dict of `image_intermediates` and, unless `intermediates_only`,
+                `image_features`.
 
         Returns:
             (features, maps): the features of `forward_features`, or those of the last layer that
@@ -163,12 +173,47 @@ class Backbone(nn.Module):
         """Return the linear head, or Identity without one."""
         raise NotImplementedError
 
-    def reset_classifier(self, num_classes: int | None, global_pool: Any = None) -> None:
+    def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
         """Replace the head with a freshly initialised one.
 
         Args:
-            num_classes: number of logits; None or 0 for no head.
-            global_pool: as in `build`; by default unchanged.
+            num_classes: number of logits; None or 0 for no head, as in `build`.
+            global_pool: as in `build`; by default unchanged for a ViT, and that of `build` for a
+                RegNet.
+        """
+        raise NotImplementedError
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove the layers after the last of the chosen maps, and the head.
+
+        Args:
+            indices: maps that `forward_intermediates` shall still return.
+            prune_norm: remove the last norm of a ViT.
+            prune_head: False keeps the head, if its features are still computed.
+
+        Returns:
+            Positions of the chosen maps.
+        """
+        raise NotImplementedError
+
+    def set_input_size(
+        self, img_size: ImageSize | None = None, patch_size: ImageSize | None = None
+    ) -> None:
+        """Change the image size for which the model is built.
+
+        A ViT's position embedding is resized, which needs a new optimizer.
+
+        Args:
+            img_size: pixels, int or (height, width); None for no change.
+            patch_size: None, or that of the model, which cannot be changed.
+
+        Raises:
+            ConfigError: the model does not take images or patches of this size.
         """
         raise NotImplementedError
 

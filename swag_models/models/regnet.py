@@ -6,16 +6,18 @@ Parameter names are timm's.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from swag_models.errors import ConfigError, check_choice, check_types
+from swag_models.formatting import describe
 from swag_models.models.arguments import (
+    check_image_size,
     check_num_classes,
     choose_levels,
-    drop_zero,
+    choose_pool,
     is_scripting,
     is_symbolic,
     is_wrapped,
@@ -23,7 +25,8 @@ from swag_models.models.arguments import (
 from swag_models.models.backbone import Backbone
 from swag_models.models.drop_path import DropPath, spread_rates
 from swag_models.models.layers import Blocks
-from swag_models.spec import RegNetConfig
+from swag_models.models.timm_interface import FeatureInfo
+from swag_models.spec import ImageSize, Pool, RegNetConfig
 
 MIN_SIZE = 32  # pixels; the last feature map then has one cell
 
@@ -127,14 +130,13 @@ class Head(nn.Module):
 
     Args:
         width: channels of the pooled features.
-        num_classes: number of logits; None for no layer.
+        num_classes: number of logits; 0 for no layer.
     """
 
-    def __init__(self, width: int, num_classes: int | None) -> None:
+    def __init__(self, width: int, num_classes: int) -> None:
         super().__init__()
-        check_num_classes(num_classes)
         self.fc: nn.Module = nn.Identity()
-        if num_classes is not None:
+        if num_classes:
             self.fc = nn.Linear(width, num_classes)
             if not self.fc.weight.is_meta:
                 self.init_weights()
@@ -150,15 +152,17 @@ class Head(nn.Module):
 
 
 class RegNet(Backbone):
-    """RegNetY: images (N, C, H, W) -> logits (N, num_classes), or the feature map (N, D, h, w).
+    """RegNetY: images (N, C, H, W) -> logits (N, num_classes), or features without a head.
 
     Args:
         config: widths and depths.
-        num_classes: number of logits; None for no head, which returns the feature map.
+        num_classes: number of logits. Without a head it returns the feature map (N, D, h, w) for
+            None, as the original, and pooled features (N, D) for 0, as timm's.
         image_size: (height, width) in pixels, each at least 32.
         in_chans: channels of the images.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block.
+        global_pool: "avg", or "" for the feature map; None for what `num_classes` stands for.
     """
 
     def __init__(
@@ -170,14 +174,23 @@ class RegNet(Backbone):
         in_chans: int = 3,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        global_pool: Pool | None = None,
     ) -> None:
         check_types(RegNetConfig, config=config)
-        super().__init__(config.stages[-1][0], num_classes, image_size, in_chans, drop_rate)
+        super().__init__(
+            config,
+            config.stages[-1][0],
+            num_classes,
+            image_size,
+            in_chans,
+            drop_rate,
+            global_pool,
+        )
         self._check_size(*self.image_size)
         self.stem = ConvNorm(in_chans, config.stem_width, kernel=3, stride=2)
         rates = iter(spread_rates(drop_path_rate, config.depth))
         in_width = config.stem_width
-        self.feature_info = [{"num_chs": in_width, "reduction": 2, "module": "stem"}]
+        self.feature_info = FeatureInfo([{"num_chs": in_width, "reduction": 2, "module": "stem"}])
         layers = ["stem"]
         for stage, (width, depth) in enumerate(config.stages, start=1):
             blocks = Blocks()
@@ -195,7 +208,7 @@ class RegNet(Backbone):
             )
         self.layers = tuple((layer,) for layer in layers)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = Head(in_width, num_classes)
+        self.head = Head(in_width, self.num_classes)
         if not self.stem.conv.weight.is_meta:
             self.init_weights(needs_reset=False)
 
@@ -231,6 +244,7 @@ class RegNet(Backbone):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """Return the feature map (N, D, h, w), and the maps after the stem (0) and stages (from 1).
 
@@ -238,7 +252,8 @@ class RegNet(Backbone):
         outputs of batch norms.
         """
         check_types(bool, norm=norm, stop_early=stop_early, intermediates_only=intermediates_only)
-        check_choice("output_fmt", output_fmt, "NCHW", subject=" for a RegNet")
+        check_types(bool, output_dict=output_dict)
+        check_choice("output_fmt", output_fmt, *self.output_formats, subject=" for a RegNet")
         chosen = choose_levels(indices, len(self.feature_info))
         maps = []
         x = self._to_channels_last(x)
@@ -248,6 +263,9 @@ class RegNet(Backbone):
             x = getattr(self, level["module"])(x)
             if index in chosen:
                 maps.append(x.contiguous())
+        if output_dict:
+            features = {} if intermediates_only else {"image_features": x.contiguous()}
+            return {"image_intermediates": maps, **features}
         return maps if intermediates_only else (x.contiguous(), maps)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -255,7 +273,8 @@ class RegNet(Backbone):
 
         Args:
             x: output of `forward_features`.
-            pre_logits: return pooled features (N, D) instead, as without a head.
+            pre_logits: return pooled features (N, D) instead, also if the model itself returns
+                the feature map.
         """
         if not is_scripting():
             check_types(bool, pre_logits=pre_logits)
@@ -263,21 +282,52 @@ class RegNet(Backbone):
         x = x.mean((2, 3))  # (N, D)
         return x if pre_logits else self.head(self.head_drop(x))
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, num_classes) or (N, D, h, w)
+    def forward(self, x: Tensor) -> Tensor:  # -> (N, num_classes), (N, D) or (N, D, h, w)
         x = self.forward_features(x)
-        return x if self.num_classes is None else self.forward_head(x)
+        return self.forward_head(x) if self.global_pool else x
 
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
-    def reset_classifier(
-        self, num_classes: int | None, global_pool: Literal["avg"] | None = None
+    def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
+        count = check_num_classes(num_classes)
+        pool = choose_pool("regnet", num_classes, global_pool)
+        self.head = self._join_trunk(Head(self.num_features, count), self.stem.conv.weight)
+        self.num_classes, self.global_pool = count, pool
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        check_types(bool, prune_norm=prune_norm, prune_head=prune_head)
+        chosen = choose_levels(indices, len(self.feature_info))
+        last = chosen[-1] + 1
+        for level in self.feature_info[last:]:
+            self.add_module(level["module"], nn.Identity())
+        if last < len(self.feature_info):
+            self.feature_info = FeatureInfo(self.feature_info[:last])
+            kept = {level["module"] for level in self.feature_info}
+            self.layers = tuple(layer for layer in self.layers if layer[0].split(".")[0] in kept)
+            self.frozen = tuple(part for part in self.frozen if part.split(".")[0] in kept)
+            # The head needs the features of the removed stages.
+            self.num_features = self.head_hidden_size = self.feature_info[-1]["num_chs"]
+            prune_head = True
+        if prune_head:
+            self.reset_classifier(0, "")
+        return chosen
+
+    def set_input_size(
+        self, img_size: ImageSize | None = None, patch_size: ImageSize | None = None
     ) -> None:
-        pool = "avg" if global_pool is None else global_pool
-        check_choice("global_pool", pool, "avg", subject=" for a RegNet")
-        num_classes = drop_zero(num_classes)
-        self.head = self._join_trunk(Head(self.num_features, num_classes), self.stem.conv.weight)
-        self.num_classes = num_classes
+        if patch_size is not None:
+            raise ConfigError(f"patch_size is {describe(patch_size)}; a RegNet has no patches")
+        if img_size is not None:
+            size = check_image_size(img_size)
+            self._check_size(*size)
+            self.image_size = size
+            self.update_pretrained_cfg()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         check_types(bool, coarse=coarse)

@@ -6,7 +6,7 @@ timm's.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,15 @@ from swag_models.models.arguments import (
     check_num_classes,
     check_rate,
     choose_levels,
-    drop_zero,
+    choose_pool,
     is_scripting,
     is_symbolic,
 )
-from swag_models.models.backbone import Backbone
 from swag_models.models.drop_path import spread_rates
 from swag_models.models.layers import Blocks
+from swag_models.models.timm_interface import FeatureInfo
 from swag_models.models.vit_block import LAYER_NORM_EPS, MLP, Attention, PatchEmbed, ViTBlock
+from swag_models.models.vit_interface import ViTInterface
 from swag_models.spec import Pool, ViTConfig
 
 
@@ -37,20 +38,21 @@ class ResizedPosition(NamedTuple):
     result: Tensor
 
 
-class ViT(Backbone):
+class ViT(ViTInterface):
     """Vision Transformer: images (N, C, H, W) -> logits (N, num_classes), or features (N, D).
 
     H and W may be any multiples of the patch size: the position embedding is resized to the grid.
 
     Args:
         config: dimensions.
-        num_classes: number of logits; None for no head, which returns pooled features.
+        num_classes: number of logits; None or 0 for no head, which returns pooled features.
         image_size: (height, width) in pixels that the position embedding is learned for.
         in_chans: channels of the images.
         drop_rate: dropout before the head.
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: stochastic depth of the last block.
-        global_pool: "token" (the class token, as published) or "avg" (mean of the patch tokens).
+        global_pool: "token" (the class token, as published), "avg" (mean of the patch tokens) or ""
+            (all tokens); None for "token".
     """
 
     def __init__(
@@ -63,27 +65,28 @@ class ViT(Backbone):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        global_pool: Pool = "token",
+        global_pool: Pool | None = None,
     ) -> None:
         check_types(ViTConfig, config=config)
-        super().__init__(config.width, num_classes, image_size, in_chans, drop_rate)
-        check_choice("global_pool", global_pool, *get_args(Pool), subject=" for a ViT")
+        super().__init__(
+            config, config.width, num_classes, image_size, in_chans, drop_rate, global_pool
+        )
         check_rate("attn_drop_rate", attn_drop_rate)
         if config.width % config.num_heads:
             raise ConfigError(
                 f"width {config.width} is not a multiple of num_heads {config.num_heads}"
             )
-        self.global_pool = global_pool
-        self.patch_size = config.patch_size
+        self.embed_dim, self.patch_size = config.width, config.patch_size
         self.grid_size = check_grid(self._grid(*self.image_size), self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
         self.patch_embed = PatchEmbed(config.patch_size, in_chans, config.width)
+        self._describe_patches()
         rates = spread_rates(drop_path_rate, config.depth)
         self.blocks = Blocks(*(ViTBlock(config, attn_drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.head_drop = nn.Dropout(drop_rate)
-        self.head = _make_head(config.width, num_classes)
+        self.head = _make_head(config.width, self.num_classes)
         self._resized: ResizedPosition | None = None
         blocks = [f"blocks.{index}" for index in range(config.depth)]
         self.layers = (
@@ -91,10 +94,10 @@ class ViT(Backbone):
             *((block,) for block in blocks[:-1]),
             (blocks[-1], "norm"),
         )
-        self.feature_info = [
+        self.feature_info = FeatureInfo(
             {"num_chs": config.width, "reduction": config.patch_size, "module": block}
             for block in blocks
-        ]
+        )
         # On the meta device it has no effect, and `normal_` would import modules for over a second.
         if not self.pos_embed.is_meta:
             self.init_weights(needs_reset=False)
@@ -134,6 +137,7 @@ class ViT(Backbone):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
     ) -> Any:
         """Return all tokens after the last norm (N, S, D), and the patch tokens after blocks.
 
@@ -142,14 +146,16 @@ class ViT(Backbone):
         Args:
             output_fmt: "NCHW" for maps (N, D, h, w), "NLC" for tokens (N, h w, D).
             norm: apply the last norm to the patch tokens.
-            return_prefix_tokens: return pairs of patch tokens and class token (N, 1, D).
+            return_prefix_tokens: return pairs of patch tokens and class token (N, 1, D); with
+                `output_dict` the class tokens are `image_intermediates_prefix`.
         """
         check_types(bool, norm=norm, stop_early=stop_early, intermediates_only=intermediates_only)
-        check_types(bool, return_prefix_tokens=return_prefix_tokens)
-        check_choice("output_fmt", output_fmt, "NCHW", "NLC", subject=" for a ViT")
+        check_types(bool, return_prefix_tokens=return_prefix_tokens, output_dict=output_dict)
+        check_choice("output_fmt", output_fmt, *self.output_formats, subject=" for a ViT")
         chosen = choose_levels(indices, len(self.blocks))
         grid = self._grid(*self._check_input(x))
-        maps: list[Any] = []
+        maps: list[Tensor] = []
+        prefixes: list[Tensor] = []
         x = self._embed(x)
         for index, block in enumerate(self.blocks):
             if stop_early and index > chosen[-1]:
@@ -160,8 +166,15 @@ class ViT(Backbone):
                 token, patches = tokens[:, :1], tokens[:, 1:]  # (N, 1, D), (N, h w, D)
                 if output_fmt == "NCHW":  # (N, D, h, w)
                     patches = patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
-                maps.append((patches, token) if return_prefix_tokens else patches)
-        return maps if intermediates_only else (self.norm(x), maps)
+                maps.append(patches)
+                prefixes.append(token)
+        if output_dict:
+            output: dict[str, Any] = {"image_intermediates": maps}
+            if return_prefix_tokens:
+                output["image_intermediates_prefix"] = prefixes
+            return output if intermediates_only else {**output, "image_features": self.norm(x)}
+        result = list(zip(maps, prefixes)) if return_prefix_tokens else maps
+        return result if intermediates_only else (self.norm(x), result)
 
     def forward_attention(
         self, x: Tensor, indices: int | Sequence[int] | None = None
@@ -196,9 +209,7 @@ class ViT(Backbone):
         """
         if not is_scripting():
             check_types(bool, pre_logits=pre_logits)
-            self._check_features(x, "tokens (N, S, D)", 3)
-        # Not x[:, 0], from which the exporter of torch 2.6 derives an upper bound of the batch.
-        x = x.select(1, 0) if self.global_pool == "token" else x[:, 1:].mean(dim=1)  # (N, D)
+        x = self.pool(x)  # (N, D)
         return x if pre_logits else self.head(self.head_drop(x))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, num_classes) or (N, D)
@@ -208,11 +219,10 @@ class ViT(Backbone):
         return self.head
 
     def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
-        pool = self.global_pool if global_pool is None else global_pool
-        check_choice("global_pool", pool, *get_args(Pool), subject=" for a ViT")
-        num_classes = drop_zero(num_classes)
-        self.head = self._join_trunk(_make_head(self.num_features, num_classes), self.norm.weight)
-        self.num_classes, self.global_pool = num_classes, pool
+        count = check_num_classes(num_classes)
+        pool = choose_pool("vit", count, self.global_pool if global_pool is None else global_pool)
+        self.head = self._join_trunk(_make_head(self.num_features, count), self.cls_token)
+        self.num_classes, self.global_pool = count, pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         check_types(bool, coarse=coarse)
@@ -235,19 +245,6 @@ class ViT(Backbone):
             position = self._position_embedding(self._grid(*self._check_input(x)))
         token = self.cls_token.expand(x.shape[0], -1, -1)  # (N, 1, D)
         return torch.cat([token, self.patch_embed(x)], dim=1) + position  # (N, S, D)
-
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the number of patches along height and width, or raise ConfigError."""
-        patch = self.patch_size
-        if is_symbolic(height):
-            return height // patch, width // patch
-        if height < patch or width < patch or height % patch or width % patch:
-            nearest = [max(patch, round(side / patch) * patch) for side in (height, width)]
-            raise ConfigError(
-                f"image size {height}x{width} is not a multiple of the patch size {patch}; "
-                f"nearest: {nearest[0]}x{nearest[1]}"
-            )
-        return height // patch, width // patch
 
     def _position_embedding(self, grid: tuple[int, int]) -> Tensor:
         """Return the position embedding (1, 1 + h w, D) for a grid.
@@ -289,10 +286,9 @@ def fit_position(
     return position if grid == grid_size else resize_position_embedding(position, grid_size, grid)
 
 
-def _make_head(width: int, num_classes: int | None) -> nn.Module:
-    """Return a linear head with zero weights, or Identity if `num_classes` is None."""
-    check_num_classes(num_classes)
-    if num_classes is None:
+def _make_head(width: int, num_classes: int) -> nn.Module:
+    """Return a linear head with zero weights, or Identity for no classes."""
+    if not num_classes:
         return nn.Identity()
     head = nn.Linear(width, num_classes)
     nn.init.zeros_(head.weight)

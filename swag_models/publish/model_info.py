@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from swag_models.errors import ConfigError, check_types
 from swag_models.formatting import describe
 from swag_models.hub.hf_format import check_texts
-from swag_models.models import Backbone, build
+from swag_models.models import Backbone, RegNet, build
+from swag_models.models.arguments import choose_pool
 from swag_models.models.unwrap import unwrap
-from swag_models.spec import UNKNOWN, ImageSize, Metrics, ModelSpec
+from swag_models.spec import UNKNOWN, ImageSize, Metrics, ModelSpec, Pool
 from swag_models.wrappers import INNER_WRAPPERS
 
 logger = logging.getLogger("swag_models")
@@ -86,11 +87,26 @@ def describe_model(
         license_url=license_url,
         sources=(),
         in_chans=model.in_chans,
-        global_pool=getattr(model, "global_pool", None),
+        global_pool=_find_pool(model),
     )
     spec.check_classes()
     check_texts(spec, name)  # also rejects what `read_config` would reject
     return ModelInfo(replace(spec, gmacs=count_gmacs(spec)), origin)
+
+
+def _find_pool(model: Backbone) -> Pool | None:
+    """The model's pooling; None for what `build` chooses for the number of classes of the spec."""
+    if model.num_classes and not model.global_pool:
+        raise ConfigError(
+            "cannot publish a model whose head is applied to every token; pool its tokens: "
+            'reset_classifier(num_classes, "token")'
+        )
+    if (
+        isinstance(model, RegNet)
+        and choose_pool("regnet", model.num_classes or None, None) == model.global_pool
+    ):
+        return None
+    return model.global_pool
 
 
 def _choose_license(

@@ -86,7 +86,7 @@ class TestLevels:
         pyramid = FeaturePyramid(model)
         assert pyramid.trunk is model
         assert pyramid.out_channels == 256
-        assert model.num_classes is None
+        assert model.num_classes == 0
         for name, parameter in model.named_parameters():
             assert parameter is trunk[name]
 

@@ -1,0 +1,164 @@
+"""What timm's Vision Transformers have beside their forward methods.
+
+Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Optional, get_args
+
+import torch
+from torch import Tensor, nn
+
+from swag_models.errors import ConfigError, check_choice, check_types
+from swag_models.formatting import describe
+from swag_models.layouts import resize_position_embedding
+from swag_models.models.arguments import (
+    check_grid,
+    check_image_size,
+    choose_levels,
+    is_scripting,
+    is_symbolic,
+)
+from swag_models.models.backbone import Backbone
+from swag_models.models.timm_interface import FeatureInfo
+from swag_models.spec import ImageSize, Pool
+
+
+class ViTInterface(Backbone):
+    """Base of `ViT`: pooling, earlier layers, and changes of a built model.
+
+    Attributes:
+        embed_dim: dimension of a token.
+        num_prefix_tokens: number of tokens before those of the patches; the class token.
+        patch_size: side of a patch in pixels. `patch_embed.patch_size` is a pair, as in timm.
+        grid_size: (rows, columns) of patches in an image of `image_size`.
+    """
+
+    output_formats = ("NCHW", "NLC")
+    default_maps = 3
+    num_prefix_tokens = 1
+    num_reg_tokens = 0
+    has_class_token = True
+    embed_dim: int
+    patch_size: int
+    grid_size: tuple[int, int]
+    pos_embed: nn.Parameter
+    patch_embed: Any
+    blocks: Any
+    norm: nn.Module
+
+    def pool(self, x: Tensor, pool_type: Optional[str] = None) -> Tensor:  # noqa: UP045 TorchScript
+        """Pool tokens (N, S, D) to features (N, D).
+
+        Args:
+            x: tokens after the last norm.
+            pool_type: "token", "avg" or "", which returns all tokens; by default `global_pool`.
+        """
+        pool_type = self.global_pool if pool_type is None else pool_type
+        if not is_scripting():
+            check_choice("pool_type", pool_type, *get_args(Pool))
+            self._check_features(x, "tokens (N, S, D)", 3)
+        if pool_type == "token":
+            # Not x[:, 0], from which the exporter of torch 2.6 derives an upper bound of the batch.
+            return x.select(1, 0)
+        return x[:, 1:].mean(dim=1) if pool_type == "avg" else x
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool | None = None,
+        *,
+        return_class_token: bool = False,
+    ) -> Any:
+        """Return the patch tokens (N, h w, D) of blocks, as timm's or DINOv2's method.
+
+        Args:
+            x: images (N, C, H, W).
+            n: which blocks, as in `forward_intermediates`.
+            reshape: return maps (N, D, h, w).
+            return_prefix_tokens: as in timm, return pairs of them and class token (N, 1, D).
+            norm: apply the last norm; by default as in timm, False, or with `return_class_token`
+                as in DINOv2, True.
+            return_class_token: as in DINOv2, return pairs of them and class token (N, D).
+        """
+        check_types(bool, reshape=reshape, return_class_token=return_class_token)
+        check_types(bool, return_prefix_tokens=return_prefix_tokens)
+        check_types(bool | None, norm=norm)
+        maps: Any = self.forward_intermediates(  # type: ignore[call-arg]  # of a ViT
+            x,
+            n,
+            return_prefix_tokens=return_prefix_tokens or return_class_token,
+            norm=return_class_token if norm is None else norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+        if return_class_token:
+            return tuple((patches, token.squeeze(1)) for patches, token in maps)
+        return maps
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        check_types(bool, prune_norm=prune_norm, prune_head=prune_head)
+        chosen = choose_levels(indices, len(self.blocks))
+        count = chosen[-1] + 1
+        del self.blocks[count:]
+        self.feature_info = FeatureInfo(self.feature_info[:count])
+        if count < len(self.layers) - 1:
+            stem, *blocks = self.layers[: count + 1]
+            self.layers = (stem, *blocks[:-1], (*blocks[-1][:1], "norm"))
+            kept = {part for layer in self.layers for part in layer}
+            self.frozen = tuple(part for part in self.frozen if part in kept | {"blocks"})
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return chosen
+
+    def set_input_size(
+        self, img_size: ImageSize | None = None, patch_size: ImageSize | None = None
+    ) -> None:
+        if patch_size is not None and check_image_size(patch_size) != (self.patch_size,) * 2:
+            raise ConfigError(
+                f"patch_size is {describe(patch_size)}; the model's patches have "
+                f"{self.patch_size} pixels, which cannot be changed"
+            )
+        if img_size is None:
+            return
+        size = check_image_size(img_size)
+        grid = check_grid(self._grid(*size), self.patch_size)
+        if grid != self.grid_size:
+            position = self.pos_embed
+            with torch.no_grad():
+                resized = resize_position_embedding(position, self.grid_size, grid)
+            self.pos_embed = nn.Parameter(resized, requires_grad=position.requires_grad)
+        self.image_size, self.grid_size = size, grid
+        self._describe_patches()
+        self.update_pretrained_cfg()
+
+    def _describe_patches(self) -> None:
+        """Tell the patch embedding the sizes that timm's has."""
+        patches = self.patch_embed
+        patches.patch_size = (self.patch_size, self.patch_size)
+        patches.img_size, patches.grid_size = self.image_size, self.grid_size
+        patches.num_patches = math.prod(self.grid_size)
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the number of patches along height and width, or raise ConfigError."""
+        patch = self.patch_size
+        if is_symbolic(height):
+            return height // patch, width // patch
+        if height < patch or width < patch or height % patch or width % patch:
+            nearest = [max(patch, round(side / patch) * patch) for side in (height, width)]
+            raise ConfigError(
+                f"image size {height}x{width} is not a multiple of the patch size {patch}; "
+                f"nearest: {nearest[0]}x{nearest[1]}"
+            )
+        return height // patch, width // patch
