@@ -5,7 +5,7 @@ A name is a catalog name, a folder that `publish.save` wrote, or hf-hub:org/repo
 
 import fnmatch
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 
 from swag_models.catalog import MODELS
@@ -25,8 +25,8 @@ FILTERS = ("arch", "family", "variant", "image_size", "num_classes", "license")
 def list_models(
     pattern: str = "*",
     *,
-    include: str | Iterable[str] | None = None,
-    exclude: str | Iterable[str] | None = None,
+    include: str | Collection[str] | None = None,
+    exclude: str | Collection[str] | None = None,
     **filters: object,
 ) -> list[str]:
     """List the matching names of the catalog, in the catalog's order.
@@ -42,7 +42,7 @@ def list_models(
         ConfigError: a filter is unknown.
     """
     check_types(str, pattern=pattern)
-    check_types(str | Iterable | None, include=include, exclude=exclude)
+    check_types(str | list | tuple | set | None, include=include, exclude=exclude)
     wanted = [include] if isinstance(include, str) else list(include or "*")
     unwanted = [exclude] if isinstance(exclude, str) else list(exclude or ())
     for item in (*wanted, *unwanted):

@@ -260,10 +260,11 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
     }
     for family, model in {"ViT": vit, "RegNet": regnet}.items():
         features = model.forward_features(batch).detach()
-        vit_only = {"return_prefix_tokens": False} if family == "ViT" else {}
+        mask: dict[str, Any] = {"attn_mask": None} if family == "ViT" else {}
+        vit_only = {"return_prefix_tokens": False, **mask} if mask else {}
         calls |= {
             f"{family}.call": (model, {"x": batch}),
-            f"{family}.forward_features": (model.forward_features, {"x": batch}),
+            f"{family}.forward_features": (model.forward_features, {"x": batch, **mask}),
             f"{family}.forward_head": (model.forward_head, {"x": features, "pre_logits": True}),
             f"{family}.forward_intermediates": (
                 model.forward_intermediates,
@@ -299,6 +300,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
             "reshape": True,
             "return_prefix_tokens": False,
             "norm": True,
+            "attn_mask": None,
             "return_class_token": False,
         },
     )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from swag_models.models import Backbone, RegNet
-from swag_models.models.regnet import ConvNorm
+from swag_models.models.regnet_block import ConvNorm
 
 # Share of the run time that torch.compile saves on top of `accelerate`, by hardware and model
 # family. Measured by benchmarks/fast.py at batch size 8 and 224 px, rounded down.

@@ -1,7 +1,7 @@
 """Check the arguments of models."""
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def check_num_classes(num_classes: int | None) -> int:
     return num_classes or 0
 
 
-def choose_pool(family: str, num_classes: int | None, global_pool: Pool | None) -> Pool:
+def choose_pool(family: str, num_classes: int | None, global_pool: str | None) -> Pool:
     """Return how features are pooled before the head.
 
     Args:
@@ -117,8 +117,8 @@ def choose_pool(family: str, num_classes: int | None, global_pool: Pool | None) 
     if family == "vit":
         pool = "token" if global_pool is None else global_pool
         check_choice("global_pool", pool, *get_args(Pool), subject=" for a ViT")
-        return pool
-    default: Pool = "" if num_classes is None else "avg"
+        return cast("Pool", pool)
+    default = "" if num_classes is None else "avg"
     pool = default if global_pool is None else global_pool
     check_choice("global_pool", pool, "avg", "", subject=" for a RegNet")
     if num_classes and not pool:
@@ -126,7 +126,7 @@ def choose_pool(family: str, num_classes: int | None, global_pool: Pool | None) 
             f"invalid global_pool '' for a RegNet with {num_classes} classes, which needs pooled "
             "features; pass num_classes=0 for the feature map"
         )
-    return pool
+    return cast("Pool", pool)
 
 
 def check_grid(grid_size: tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -50,7 +50,7 @@ class Backbone(TimmMetadata):
     output_formats: tuple[str, ...] = ("NCHW",)
     default_maps: int | None = None
     num_features: int
-    global_pool: Pool
+    global_pool: str  # a Pool; TorchScript has no type for it
     # Values that TorchScript has no types for; no scripted method reads them.
     __jit_ignored_attributes__: ClassVar = [
         "layers",

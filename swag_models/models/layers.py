@@ -43,25 +43,27 @@ class Blocks(nn.Sequential):
             x = block(x) if is_scripting() else self.step(block, x)
         return x
 
-    def step(self, block: nn.Module, x: Tensor) -> Tensor:
+    def step(self, block: nn.Module, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Run one block, with checkpointing if it is on.
 
         Args:
             block: one of the blocks.
             x: its input.
+            attn_mask: of a ViT's block.
         """
+        inputs = (x,) if attn_mask is None else (x, attn_mask)
         if is_symbolic(x):
-            return block(x)
+            return block(*inputs)
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             with accelerate_linear(x):
-                return block(x)
+                return block(*inputs)
         # The compiler does not accept `context_fn`, and does not need it: it runs no update twice.
         if torch.compiler.is_compiling():
-            return checkpoint(block, x, use_reentrant=False)
+            return checkpoint(block, *inputs, use_reentrant=False)
         # Reentrant checkpointing needs an input with gradients, which frozen layers do not return.
         return checkpoint(
             block,
-            x,
+            *inputs,
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), keep_statistics(block)),
         )

@@ -6,7 +6,7 @@ timm's.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class ViT(ViTInterface):
             raise ConfigError(
                 f"width {config.width} is not a multiple of num_heads {config.num_heads}"
             )
-        self.embed_dim, self.patch_size = config.width, config.patch_size
+        self.embed_dim, self.num_heads = config.width, config.num_heads
+        self.patch_size = config.patch_size
         self.grid_size = check_grid(self._grid(*self.image_size), self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
@@ -124,9 +125,26 @@ class ViT(ViTInterface):
             for parameter in self.head.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return all tokens after the last norm (N, 1 + h w, D), the class token first."""
-        return self.norm(self.blocks(self._embed(x)))
+    def forward_features(
+        self,
+        x: Tensor,
+        attn_mask: Optional[Tensor] = None,  # noqa: UP045 TorchScript
+    ) -> Tensor:
+        """Return all tokens after the last norm (N, 1 + h w, D), the class token first.
+
+        Args:
+            x: images (N, C, H, W).
+            attn_mask: which tokens see which, broadcast to (N, heads, S, S): True where they do, or
+                floats that are added to the scores.
+        """
+        x = self._embed(x)
+        if attn_mask is None:
+            return self.norm(self.blocks(x))
+        assert not is_scripting(), "a scripted model takes no attention mask"
+        self._check_mask(attn_mask, x)
+        for block in self.blocks:
+            x = self.blocks.step(block, x, attn_mask)
+        return self.norm(x)
 
     def forward_intermediates(
         self,
@@ -138,6 +156,7 @@ class ViT(ViTInterface):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
         output_dict: bool = False,
+        attn_mask: Tensor | None = None,
     ) -> Any:
         """Return all tokens after the last norm (N, S, D), and the patch tokens after blocks.
 
@@ -148,6 +167,7 @@ class ViT(ViTInterface):
             norm: apply the last norm to the patch tokens.
             return_prefix_tokens: return pairs of patch tokens and class token (N, 1, D); with
                 `output_dict` the class tokens are `image_intermediates_prefix`.
+            attn_mask: as in `forward_features`.
         """
         check_types(bool, norm=norm, stop_early=stop_early, intermediates_only=intermediates_only)
         check_types(bool, return_prefix_tokens=return_prefix_tokens, output_dict=output_dict)
@@ -157,10 +177,11 @@ class ViT(ViTInterface):
         maps: list[Tensor] = []
         prefixes: list[Tensor] = []
         x = self._embed(x)
+        self._check_mask(attn_mask, x)
         for index, block in enumerate(self.blocks):
             if stop_early and index > chosen[-1]:
                 break
-            x = self.blocks.step(block, x)
+            x = self.blocks.step(block, x, attn_mask)
             if index in chosen:
                 tokens = self.norm(x) if norm else x
                 token, patches = tokens[:, :1], tokens[:, 1:]  # (N, 1, D), (N, h w, D)

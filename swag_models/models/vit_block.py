@@ -5,8 +5,9 @@ Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches.
 
 import math
 import sys
-from typing import Any
+from typing import Any, Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,16 +49,27 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
         self.proj_drop = nn.Identity()  # likewise
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Optional[Tensor] = None,  # noqa: UP045 TorchScript
+    ) -> Tensor:
+        """Return the output (N, S, D) for tokens (N, S, D).
+
+        Args:
+            x: tokens.
+            attn_mask: which tokens see which, broadcast to (N, heads, S, S): bool, or floats that
+                are added to the scores.
+        """
         q, k, v = self._split_heads(x).unbind(0)
         fused = self.fused_attn
         if not is_scripting():
             fused = fused and not has_hooks(self.attn_drop)
         if fused:
             dropout = self.attn_drop.p if self.training else 0.0
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout)
         else:
-            y = self.attn_drop(self._weigh(q, k)) @ v
+            y = self.attn_drop(self._weigh(q, k, attn_mask)) @ v
         return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))  # heads joined: (N, S, D)
 
     def weigh(self, x: Tensor) -> Tensor:
@@ -68,8 +80,19 @@ class Attention(nn.Module):
         q, k, _ = self._split_heads(x).unbind(0)
         return self._weigh(q, k)
 
-    def _weigh(self, q: Tensor, k: Tensor) -> Tensor:
-        return (q / math.sqrt(self.head_dim) @ k.mT).softmax(dim=-1)
+    def _weigh(
+        self,
+        q: Tensor,
+        k: Tensor,
+        attn_mask: Optional[Tensor] = None,  # noqa: UP045 TorchScript
+    ) -> Tensor:
+        scores = q / math.sqrt(self.head_dim) @ k.mT
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                scores = scores.masked_fill(~attn_mask, float("-inf"))
+            else:
+                scores = scores + attn_mask
+        return scores.softmax(dim=-1)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """Return queries, keys and values (3, N, heads, S, D / heads)."""
@@ -119,6 +142,10 @@ class ViTBlock(nn.Module):
         self.mlp = MLP(config.width, config.mlp_width)
         self.drop_path2 = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S, D)
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
+    def forward(  # (N, S, D) -> (N, S, D)
+        self,
+        x: Tensor,
+        attn_mask: Optional[Tensor] = None,  # noqa: UP045 TorchScript
+    ) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x), attn_mask))
         return x + self.drop_path2(self.mlp(self.norm2(x)))

@@ -5,7 +5,7 @@ Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches.
 
 import math
 from collections.abc import Sequence
-from typing import Any, Optional, get_args
+from typing import TYPE_CHECKING, Any, Optional, get_args
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +41,14 @@ class ViTInterface(Backbone):
     num_reg_tokens = 0
     has_class_token = True
     embed_dim: int
+    num_heads: int
     patch_size: int
     grid_size: tuple[int, int]
     pos_embed: nn.Parameter
-    patch_embed: Any
-    blocks: Any
-    norm: nn.Module
+    if TYPE_CHECKING:  # TorchScript would take these for their types
+        patch_embed: Any
+        blocks: Any
+        norm: nn.Module
 
     def pool(self, x: Tensor, pool_type: Optional[str] = None) -> Tensor:  # noqa: UP045 TorchScript
         """Pool tokens (N, S, D) to features (N, D).
@@ -71,6 +73,7 @@ class ViTInterface(Backbone):
         reshape: bool = False,
         return_prefix_tokens: bool = False,
         norm: bool | None = None,
+        attn_mask: Tensor | None = None,
         *,
         return_class_token: bool = False,
     ) -> Any:
@@ -83,6 +86,7 @@ class ViTInterface(Backbone):
             return_prefix_tokens: as in timm, return pairs of them and class token (N, 1, D).
             norm: apply the last norm; by default as in timm, False, or with `return_class_token`
                 as in DINOv2, True.
+            attn_mask: as in `forward_features`.
             return_class_token: as in DINOv2, return pairs of them and class token (N, D).
         """
         check_types(bool, reshape=reshape, return_class_token=return_class_token)
@@ -95,6 +99,7 @@ class ViTInterface(Backbone):
             norm=return_class_token if norm is None else norm,
             output_fmt="NCHW" if reshape else "NLC",
             intermediates_only=True,
+            attn_mask=attn_mask,
         )
         if return_class_token:
             return tuple((patches, token.squeeze(1)) for patches, token in maps)
@@ -142,6 +147,26 @@ class ViTInterface(Backbone):
         self.image_size, self.grid_size = size, grid
         self._describe_patches()
         self.update_pretrained_cfg()
+
+    def _check_mask(self, attn_mask: Tensor | None, x: Tensor) -> None:
+        """Raise ConfigError unless a mask is None or can be broadcast to the scores of tokens."""
+        if attn_mask is None:
+            return
+        kind: Any = attn_mask
+        if isinstance(attn_mask, Tensor):
+            kind = f"{attn_mask.dtype} {tuple(attn_mask.shape)}"
+            scores = (x.shape[0], self.num_heads, x.shape[1], x.shape[1])
+            sides = zip(reversed(attn_mask.shape), reversed(scores))
+            if (
+                attn_mask.dtype in (torch.bool, x.dtype)
+                and 2 <= attn_mask.ndim <= 4
+                and all(side in (1, wanted) for side, wanted in sides)
+            ):
+                return
+        raise ConfigError(
+            f"attn_mask is {describe(kind)}; give a bool or {x.dtype} tensor that can be broadcast "
+            f"to (N, heads, S, S) with S={x.shape[1]}"
+        )
 
     def _describe_patches(self) -> None:
         """Tell the patch embedding the sizes that timm's has."""

@@ -6,6 +6,7 @@ Metadata of the original model that may no longer apply is dropped.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ def _find_pool(model: Backbone) -> Pool | None:
         and choose_pool("regnet", model.num_classes or None, None) == model.global_pool
     ):
         return None
-    return model.global_pool
+    return cast("Pool", model.global_pool)
 
 
 def _choose_license(

@@ -264,6 +264,34 @@ class TestTokens:
         (maps,) = model.get_intermediate_layers(batch, reshape=True, norm=True)
         assert torch.equal(maps.flatten(2).transpose(1, 2), patches)
 
+    @pytest.mark.parametrize("shape", [(65, 65), (1, 65), (2, 1, 65, 65), (2, 4, 65, 65)])
+    @pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+    def test_attention_mask(self, shape: tuple[int, ...], kind: torch.dtype) -> None:
+        model, batch = deep("vit"), images()
+        twin = make_twin(model)
+        mask = torch.rand(shape) > 0.5
+        mask[..., 0] = True  # each token sees at least one
+        mask = mask if kind == torch.bool else mask.float()
+        expected = twin.forward_features(batch, attn_mask=mask)
+        assert not equal(model.forward_features(batch), expected)
+        assert equal(model.forward_features(batch, mask), expected)
+        layers = twin.get_intermediate_layers(batch, 2, attn_mask=mask)
+        assert equal(model.get_intermediate_layers(batch, 2, attn_mask=mask), layers)
+        for block in model.blocks:
+            block.attn.fused_attn = False
+        assert equal(model.forward_features(batch, mask), expected)
+        model.set_grad_checkpointing()
+        assert equal(model.train().forward_features(batch, mask), expected)
+
+    @pytest.mark.parametrize(
+        "mask",
+        [torch.ones(65), torch.ones(64, 64), torch.ones(3, 1, 65, 65), torch.ones(65, 65).int(), 3],
+    )
+    def test_wrong_attention_mask(self, mask: Any) -> None:
+        for method in (deep("vit").forward_features, deep("vit").forward_intermediates):
+            with pytest.raises(ConfigError, match=r"attn_mask is .*S=65"):
+                method(images(), attn_mask=mask)
+
     @pytest.mark.parametrize("prefix", [False, True])
     @pytest.mark.parametrize("only", [False, True])
     def test_output_dict(self, prefix: bool, only: bool) -> None:
