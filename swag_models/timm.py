@@ -118,6 +118,7 @@ def _build(
     model = load_model(
         spec, pretrained=pretrained, num_classes=num_classes, image_size=img_size, **options
     )
+    del model._model_args  # timm records the options of its own function
     return model.train()
 
 

@@ -42,9 +42,9 @@ def resolve_weights(weights: object, spec: ModelSpec) -> Path | None:
         )
     elif weights == DEFAULT:
         return None
-    elif "://" in str(weights):
+    elif isinstance(weights, str) and "://" in weights:
         raise ConfigError(
-            f"invalid weights {describe(str(weights))}: allowed: the path of a local file; "
+            f"invalid weights {describe(weights)}: allowed: the path of a local file; "
             "download it first"
         )
     elif isinstance(weights, str) and (match := NAME.fullmatch(weights)):

@@ -122,4 +122,5 @@ class TimmMetadata(nn.Module):
             key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
         }
         # With these, `timm.models.save_for_hf` writes a folder from which timm makes the model.
-        self._model_args = entries["model_args"]
+        if not hasattr(self, "_traits"):  # otherwise timm made it, and has recorded its own
+            self._model_args = entries["model_args"]
