@@ -5,14 +5,16 @@ Sizes are in pixels, pairs of them as (height, width).
 
 import json
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
+from dataclasses import asdict, dataclass, fields
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError, check_types
 from swag_models.formatting import describe
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from tqdm import tqdm
 
 ImageSize = int | tuple[int, int]
@@ -80,13 +82,20 @@ def _check_params(count: int) -> None:
         )
 
 
-def check_numbers(part: object) -> None:
-    """Check every field of a dataclass that LIMITS names; None means that it is not set."""
-    for name in LIMITS.keys() & vars(part).keys():
-        value = getattr(part, name)
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if item is not None:
-                check_number(name, item)
+def check_numbers(part: "DataclassInstance") -> None:
+    """Check every number of a dataclass that LIMITS names.
+
+    A tuple and None are accepted only where the type of the field has them.
+    """
+    for field in fields(part):
+        if field.name not in LIMITS:
+            continue
+        value, kinds = getattr(part, field.name), (field.type, *get_args(field.type))
+        lengths = [len(get_args(kind)) for kind in kinds if get_origin(kind) is tuple]
+        items = value if isinstance(value, tuple) and len(value) in lengths else (value,)
+        for item in items:
+            if item is not None or NoneType not in kinds:
+                check_number(field.name, item)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
 import swag_models
 from swag_models.errors import ConfigError
-from swag_models.spec import ModelSpec, RegNetConfig
+from swag_models.spec import ModelSpec, Preprocess, RegNetConfig, ViTConfig
 
 SPECS = [swag_models.get_spec(name) for name in swag_models.list_models()]
 
@@ -110,3 +111,22 @@ def test_regnet_stages_follow_the_rule_of_the_paper(
     config: RegNetConfig, stages: tuple[tuple[int, int], ...]
 ) -> None:
     assert config.stages == stages
+
+
+@pytest.mark.parametrize("value", [[12], (12,), None, [None], "12", True])
+@pytest.mark.parametrize("field", ["depth", "patch_size"])
+def test_a_number_of_an_architecture_is_one_number(field: str, value: object) -> None:
+    numbers: dict[str, Any] = {"patch_size": 16, "depth": 12, "width": 768, "num_heads": 12}
+    numbers |= {"mlp_width": 3072, field: value}
+    with pytest.raises(ConfigError, match=f"{field} is .*give a whole number"):
+        ViTConfig(**numbers)
+    with pytest.raises(ConfigError, match=r"se_ratio is .*give a number"):
+        RegNetConfig(18, 200, 106.23, 2.48, 112, se_ratio=value)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [[224], (224,), (1, 2, 3), [224, 224], (224, None), None])
+def test_an_image_size_is_one_number_or_a_tuple_of_two(size: Any) -> None:
+    with pytest.raises(ConfigError, match=r"image_size is .*give a whole number"):
+        Preprocess(size)
+    with pytest.raises(ConfigError, match=r"mean is .*give a number"):
+        Preprocess(224, mean=(0.5, 0.5))  # type: ignore[arg-type]
