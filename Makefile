@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo study test test-slow gpu test-matrix test-floor faults mutants lint audit check fix clean
+.PHONY: demo study test test-slow gpu test-matrix test-floor faults peers mutants lint audit check fix clean
 
 demo: .venv/core
 	$(BIN)/swag-models list
@@ -45,6 +45,11 @@ test-floor:
 faults: .venv/dev
 	status=0; OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults || status=$$?; \
 	  $(BIN)/python tests/faults/write_report.py && exit $$status
+
+# Scenarios of the tests of timm, torchvision, transformers and others, on our models and on theirs.
+peers: .venv/dev
+	$(BIN)/python tests/peers/write_compatibility.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/peers
 
 # Do the tests notice changed code? A sample of 20 mutants per module takes about an hour.
 # MUTANTS="--all models/vit.py" tests every mutant of a module. Writes tests/mutants/README.md.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from swag_models.api import SPECS, load_classes, load_model, load_preprocess
@@ -53,6 +53,10 @@ class WeightsEnum(Enum):
             accuracy = {"acc@1": spec.metrics.top1, "acc@5": spec.metrics.top5}
             meta["_metrics"] = {spec.metrics.dataset: accuracy}
         return meta
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle by name: the enum is not an attribute of its module."""
+        return get_weight, (str(self),)
 
     def get_state_dict(self, progress: Progress = True) -> dict[str, Tensor]:
         """Download and verify the weights, and return them with this library's names.
@@ -118,7 +122,12 @@ def get_model_weights(name: str | Callable[..., ViT | RegNet]) -> type[WeightsEn
     Raises:
         UnknownModelError: the model does not exist; suggests similar names.
     """
-    name = get_model_builder(getattr(name, "__name__", name)).__name__  # type: ignore[arg-type]
+    builder = get_model_builder(getattr(name, "__name__", name))  # type: ignore[arg-type]
+    return _make_enum(builder.__name__)
+
+
+@cache  # members of enums are compared by identity
+def _make_enum(name: str) -> type[WeightsEnum]:
     make_enum: Any = WeightsEnum
     enum: type[WeightsEnum] = make_enum(f"{name}_Weights", {DEFAULT: SPECS[name]}, module=__name__)
     return enum
