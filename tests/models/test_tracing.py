@@ -16,6 +16,7 @@ import torch
 from timm.models._features_fx import FeatureGraphNet, GraphExtractNet
 from timm.utils import AttentionExtract
 from tiny import deviation, images, tiny
+from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from twins import timm_twin
 
@@ -51,6 +52,26 @@ def test_a_traced_model_computes_the_same_at_any_size(
     traced = TRACERS[tracer](model)
     for batch in (images(), images(3, OTHER_SIZE)):
         assert torch.equal(traced(batch), model(batch))
+
+
+class Maps(nn.Module):
+    """A part of a detector: the feature maps of a trunk."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, x: Tensor) -> Any:
+        return self.trunk.forward_intermediates(x, intermediates_only=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_feature_maps_can_be_traced(family: str) -> None:
+    model = Maps(tiny(family))
+    graph = torch.fx.symbolic_trace(model)
+    for batch in (images(), images(3, OTHER_SIZE)):
+        assert all(map(torch.equal, graph(batch), model(batch)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
