@@ -25,6 +25,7 @@ from swag_models.weights_argument import DEFAULT, resolve_weights
 if TYPE_CHECKING:
     import torch
 
+    from swag_models.hub.signed_model import SignedModel
     from swag_models.models import FeatureNet, RegNet, ViT
     from swag_models.preprocess import Transform
 
@@ -157,11 +158,7 @@ def load_model(
         image_size, weights = renamed["image_size"], renamed["weights"]
     signed = None
     if trusted_key is not None:
-        from swag_models.hub.signed_model import open_signed
-
-        if weights is not ... and weights != DEFAULT:
-            raise ConfigError("weights= is not signed; leave it or trusted_key= out")
-        signed, backend = open_signed(name, trusted_key, progress=progress), "pread"
+        signed, backend = _open_signed(name, trusted_key, weights, progress), "pread"
     spec = signed.spec if signed else get_spec(name)
     path = None
     if weights is None:
@@ -200,11 +197,29 @@ def load_model(
     else:
         with torch.device("cpu"):
             model = make(spec.config)
-    # The published accuracy and licence hold for the published weights only.
-    if not pretrained:
+        # The published accuracy and licence hold for the published weights only.
         model.spec = replace(
             spec, metrics=None, sources=(), description=UNTRAINED, license=UNKNOWN, license_url=""
         )
+    _place_model(model, pretrained, on_device, as_dtype)
+    return FeatureNet(model, out_indices) if features_only else model
+
+
+def _open_signed(
+    name: Name, trusted_key: str | os.PathLike[str], weights: Weights, progress: Progress
+) -> SignedModel:
+    """Verify the signature of a model before anything of it is parsed."""
+    from swag_models.hub.signed_model import open_signed
+
+    if weights is not ... and weights != DEFAULT:
+        raise ConfigError("weights= is not signed; leave it or trusted_key= out")
+    return open_signed(name, trusted_key, progress=progress)
+
+
+def _place_model(
+    model: ViT | RegNet, pretrained: bool, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Move a model to a device and dtype, in eval mode."""
     # accelerate.init_empty_weights puts every parameter on the meta device, for others to fill.
     if any(parameter.is_meta for parameter in model.parameters()):
         if pretrained:
@@ -212,11 +227,10 @@ def load_model(
                 "the weights were not kept, as inside accelerate.init_empty_weights(); load the "
                 "model outside of it, or pass pretrained=False"
             )
-        model.to(as_dtype)
+        model.to(dtype)
     else:
-        model.to(on_device, as_dtype)
+        model.to(device, dtype)
     model.eval()
-    return FeatureNet(model, out_indices) if features_only else model
 
 
 def _keep_pool(spec: ModelSpec, num_classes: int | EllipsisType | None) -> Pool | None:

@@ -31,7 +31,7 @@ from swag_models.stored_tensor import (
     TensorReader,
 )
 from swag_models.torch_file import SHARD, TorchFile, read_legacy, read_zip
-from swag_models.weight_folder import BIN_INDEX_FILE, find_weights, read_config
+from swag_models.weight_folder import BIN_INDEX_FILE, find_weight_files, read_folder_config
 from swag_models.wrappers import find_class_names, find_state_dict
 
 logger = logging.getLogger("swag_models")
@@ -127,12 +127,12 @@ def read_weights(
 def _read_folder(folder: Path, backend: Backend, key: str | None) -> Weights:
     """Read the weights in a folder that a trainer wrote."""
     with _named_errors(folder):
-        path, others = find_weights(folder)
+        path, others = find_weight_files(folder)
         if others:
             logger.warning("%s: using %s, not %s", folder, path.name, list_names(others))
         if not path.is_dir():
             weights = read_weights(path, backend=backend, key=key)
-            names = find_class_names(read_config(folder))
+            names = find_class_names(read_folder_config(folder))
             return Weights(weights.state, [*names, *weights.class_names])
         content = DcpFolder(path)
         state = find_state_dict(content.tensors, path, key)

@@ -33,7 +33,8 @@ HARMLESS_CALLS = re.compile(
     r"|torch\.distributed\.(tensor|_tensor|device_mesh|_shard|fsdp|checkpoint)\.\w[\w.]*"
     # Packages of training frameworks and of their configurations: enums are pickled as calls.
     r"|(omegaconf|yacs|easydict|addict|munch|ml_collections|mmengine|mmcv|lightning|fvcore"
-    r"|pytorch_lightning|lightning_fabric|torchmetrics|transformers|accelerate|timm|torchvision)\.\w[\w.]*"
+    r"|pytorch_lightning|lightning_fabric|torchmetrics|transformers|accelerate|timm"
+    r"|torchvision)\.\w[\w.]*"
 )
 
 

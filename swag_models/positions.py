@@ -23,7 +23,7 @@ MAX_RATIO = 0.6  # of unexplained power, below which a grid is clearly better th
 logger = logging.getLogger("swag_models")
 
 
-def fit_position(position: Tensor, grid: Grid, learned: Grid | None) -> Tensor:
+def move_position(position: Tensor, grid: Grid, learned: Grid | None) -> Tensor:
     """Resize a position embedding (1, 1 + h w, D), learned on one grid, to another.
 
     An embedding that does not fit `learned` is returned unchanged, for the caller to report.

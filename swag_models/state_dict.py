@@ -20,7 +20,7 @@ from swag_models.errors import CheckpointError
 from swag_models.formatting import list_names
 from swag_models.hub.fetch import fetch_weights
 from swag_models.layouts import recognise_layout, translate_layout
-from swag_models.positions import Grid, choose_grid, fit_position
+from swag_models.positions import Grid, choose_grid, move_position
 from swag_models.spec import Backend, Layout, ModelSpec, Progress, RegNetConfig, ViTConfig
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ def fit_state_dict(
             )
         else:
             learned_grid = _find_grid(published)
-        state["pos_embed"] = fit_position(state["pos_embed"], model_grid, learned_grid)
+        state["pos_embed"] = move_position(state["pos_embed"], model_grid, learned_grid)
     for name, tensor in wanted.items():  # other tools store the counters of batch norms as int32
         if name in state and tensor.dtype == torch.int64 and state[name].dtype in INTEGERS:
             state[name] = state[name].long()

@@ -24,7 +24,7 @@ OTHER_MODELS = re.compile(
 NUMBERED = re.compile(r"(?:checkpoint|checkpoint_epoch|step|epoch)[-_=]?(\d+)")
 
 
-def find_weights(folder: Path) -> tuple[Path, list[str]]:
+def find_weight_files(folder: Path) -> tuple[Path, list[str]]:
     """Return the file or the DCP folder with the weights of a folder, and other models in it.
 
     Raises:
@@ -62,7 +62,7 @@ def _describe_folder(folder: Path, names: list[str]) -> str:
     )
 
 
-def read_config(folder: Path) -> Any:
+def read_folder_config(folder: Path) -> Any:
     """Return the content of a folder's config.json; None without one, or if it is no JSON."""
     try:
         return parse_json(read_regular(folder / CONFIG_FILE, MAX_JSON))

@@ -26,8 +26,8 @@ AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa)($|[._])|_ema|ema_", re.IGNORE
 COUNTERS = {"n_averaged"}  # of torch's AveragedModel
 # What training code adds to a model itself: that counter, losses and metrics.
 NO_WEIGHT = re.compile(
-    r"n_averaged$|([^.]*_)?(loss(es|_fn|_fun\w*)?|criteri(on|a)|metrics?|acc(uracy)?|auroc|f1|confmat)"
-    r"(_[^.]*)?(\.|$)",
+    r"n_averaged$|([^.]*_)?(loss(es|_fn|_fun\w*)?|criteri(on|a)|metrics?|acc(uracy)?|auroc|f1"
+    r"|confmat)(_[^.]*)?(\.|$)",
     re.IGNORECASE,
 )
 # Lightning's WeightAveraging stores averaged weights as "state_dict", and those of training here.

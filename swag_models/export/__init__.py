@@ -20,16 +20,13 @@ from swag_models.atomic import temporary_folder
 from swag_models.errors import ConfigError, ExportError, check_types
 from swag_models.export.formats import (
     INPUT_NAME,
-    ONNX_EXTRA,
-    Metadata,
-    check_suffix,
     load_file,
     move_into_place,
-    read_metadata,
     trace_model,
     write_onnx,
     write_pt2,
 )
+from swag_models.export.metadata import ONNX_EXTRA, Metadata, check_suffix, read_metadata
 from swag_models.export.verification import (
     check_agreement,
     check_deviation,

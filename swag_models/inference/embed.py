@@ -26,7 +26,7 @@ from swag_models.atomic import disk_errors
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.hub.progress import hides_bar
-from swag_models.inference.embed_job import add_hashes, describe_job, hash_files
+from swag_models.inference.embed_job import add_hashes, describe_job, hash_images
 from swag_models.inference.embeddings_file import (
     Vectors,
     check_embeddings_path,
@@ -97,7 +97,7 @@ def write_embeddings(
     refs = find_images(images)
     start, stop = (len(refs) * part // world_size for part in (rank, rank + 1))
     job = describe_job(embedder, refs) | {"rank": rank, "world_size": world_size}
-    job["files_hash"] = hash_files(refs[start:stop])
+    job["files_hash"] = hash_images(refs[start:stop])
     if finished := _find_finished(output, job):
         return finished
     with (

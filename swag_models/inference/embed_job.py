@@ -45,7 +45,7 @@ def describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]
     }
 
 
-def hash_files(refs: Sequence[ImageRef]) -> str:
+def hash_images(refs: Sequence[ImageRef]) -> str:
     """Return a hash of the names, sizes and times of the files of images.
 
     The hashes of the images are added, so that those of the parts of a run add up to that of all.
@@ -63,7 +63,7 @@ def hash_files(refs: Sequence[ImageRef]) -> str:
 
 
 def add_hashes(hashes: Iterable[str]) -> str:
-    """Return the result of `hash_files` for all images from the results for parts of them."""
+    """Return the result of `hash_images` for all images from the results for parts of them."""
     return _format(sum(int(part, 16) for part in hashes))
 
 

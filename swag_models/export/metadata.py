@@ -1,0 +1,119 @@
+"""What an exported file states about itself.
+
+It is stored in ONNX's metadata_props or torch.export's extra files.
+"""
+
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from swag_models.decoding import decode_fields
+from swag_models.errors import ConfigError, ExportError
+from swag_models.paths import expand_path
+from swag_models.runtime import import_extra
+from swag_models.spec import Preprocess
+from swag_models.tar_members import ZIP_ERRORS
+
+SUFFIXES = (".onnx", ".pt2")
+ONNX_EXTRA = "swag-models[export]"
+MAX_METADATA = 1 << 25  # bytes; names of 27,000 classes have less than 1 million
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an exported file states about itself.
+
+    Attributes:
+        name: name of the model.
+        license: licence of the weights.
+        license_url: URL of the licence's text.
+        library: name and version of the library that wrote the file.
+        dtype: internal precision; input and output are float32.
+        input: name of the input tensor.
+        output: name of the output tensor, "logits" or "features".
+        preprocess: how an image becomes the input.
+        classes: names in the order of the logits, None if unknown.
+    """
+
+    name: str
+    license: str
+    license_url: str
+    library: str
+    dtype: str
+    input: str
+    output: str
+    preprocess: Preprocess
+    classes: tuple[str, ...] | None
+
+    def to_strings(self) -> dict[str, str]:
+        """One string per field; `preprocess` and `classes` as JSON."""
+        # Both formats store strings only.
+        return {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_strings(cls, strings: dict[str, str]) -> "Metadata":
+        """The inverse of `to_strings`.
+
+        Raises:
+            ValueError: a field is missing or invalid.
+        """
+        if missing := [field.name for field in fields(cls) if field.name not in strings]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        values: dict[str, Any] = {field.name: strings[field.name] for field in fields(cls)}
+        values |= {name: json.loads(values[name]) for name in ("preprocess", "classes")}
+        return decode_fields(cls, values, "")
+
+
+def read_metadata(path: str | os.PathLike[str]) -> Metadata:
+    """Read the metadata of a file that `export_model` wrote, without its weights.
+
+    Raises:
+        ExportError: the file cannot be read, or is not such a file.
+    """
+    path = expand_path(path)
+    check_suffix(path)
+    try:
+        return Metadata.from_strings(_read_pt2(path) if path.suffix == ".pt2" else _read_onnx(path))
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {error}") from None
+    except ZIP_ERRORS as error:
+        raise ExportError(f"{path} is damaged, or not from swag-models export: {error}") from None
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ConfigError unless the suffix is that of a known format."""
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(
+            f"invalid suffix {path.suffix!r} of {path}: allowed: {', '.join(SUFFIXES)}"
+        )
+
+
+def _read_pt2(path: Path) -> dict[str, str]:
+    """The extra files of a .pt2, which is a zip archive."""
+    # torch.export.load would load the weights as well.
+    with zipfile.ZipFile(path) as archive:
+        members = [PurePosixPath(name) for name in archive.namelist()]
+        # The folder is `extra_files` before torch 2.8, `extra` since.
+        extra = [name for name in members if name.parent.name in ("extra", "extra_files")]
+        if (size := sum(archive.getinfo(str(name)).file_size for name in extra)) > MAX_METADATA:
+            raise ValueError(f"its extra files have {size:,} bytes, more than {MAX_METADATA:,}")
+        return {name.name: archive.read(str(name)).decode() for name in extra}
+
+
+def _read_onnx(path: Path) -> dict[str, str]:
+    """The metadata_props of an .onnx."""
+    # onnxruntime would load the weights as well.
+    onnx = import_extra("onnx", ONNX_EXTRA, ".onnx")
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(error) from None
+    return {prop.key: prop.value for prop in model.metadata_props}
