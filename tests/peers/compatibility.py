@@ -225,7 +225,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         Row(
             "`IntermediateLayerGetter(model, layers)`",
             torch_calls.layer_getter,
-            peers=(TIMM_VIT, TIMM_REGNET, TORCHVISION_REGNET),
+            peers=(TIMM_REGNET, TORCHVISION_REGNET),
         ),
         Row(
             "`BackboneWithFPN(model, layers, ...)`",
