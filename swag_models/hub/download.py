@@ -174,6 +174,9 @@ def _request(
     except FileNotFoundError:
         part.reset()
         raise RetryableError("another process took over this download") from None
+    if total is not None and part.size > total:
+        part.discard()
+        raise RetryableError(f"more than the stated {total} bytes arrived")
     if total is not None and part.size != total:
         raise RetryableError(f"{part.size} of {total} bytes arrived")
 

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +36,11 @@ from swag_models.hub.cache import (
 from swag_models.hub.download import ClaimedSizeError, download, hash_file
 from swag_models.hub.hf_format import CONFIG_FILE
 from swag_models.hub.hub_errors import UnreachableError
+from swag_models.hub.hub_rules import COMMIT
 from swag_models.hub.huggingface import (
-    COMMIT,
     PREFIX,
+    SHA256,
+    check_content,
     download_file,
     find_cached,
     find_commit,
@@ -49,7 +50,6 @@ from swag_models.hub.part_file import remove_parts
 from swag_models.spec import ModelSpec, Progress, Source
 
 logger = logging.getLogger("swag_models")
-SHA256 = re.compile("[0-9a-f]{64}")
 TRUE_VALUES = {"1", "true", "yes", "on"}
 LOCK_TIMEOUT = 3600  # seconds to wait for another process before downloading as well
 
@@ -150,7 +150,9 @@ def fetch_config(repo: str, revision: str) -> Path:
     try:
         if cached and find_commit(repo, revision, CONFIG_FILE) == cached.parent.name:
             return cached
-        return download_file(repo, revision, CONFIG_FILE, progress=False)
+        path = download_file(repo, revision, CONFIG_FILE, progress=False)
+        check_content(path, hash_file(path))
+        return path
     except UnreachableError as error:
         if cached is None:
             raise
@@ -266,6 +268,8 @@ def _download_verified(
     if source.url.startswith("hf://"):  # stays in the client's cache, which other libraries may use
         path = download_file(*parse_url(source.url), progress)
         digest = hash_file(path)
+        if not expected or not digest.startswith(expected):
+            check_content(path, digest)
         if not digest.startswith(expected or ""):
             raise HashMismatchError(f"SHA-256 is {digest}, not {expected}")
         return path, digest

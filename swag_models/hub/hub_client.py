@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from swag_models.errors import SwagModelsError
+from swag_models.errors import FetchError, SwagModelsError
 from swag_models.hub.download import MIN_RATE, TIMEOUT
 from swag_models.hub.environment import explain_tls, find_ca_bundle
 from swag_models.hub.hub_errors import UnreachableError, client_errors, convert_error, list_causes
+from swag_models.hub.hub_rules import check_request, check_response, request_hooks
 from swag_models.hub.progress import choose_bar
 from swag_models.hub.time_limit import call_within
 from swag_models.spec import Progress
@@ -30,6 +31,7 @@ T = TypeVar("T")
 # variable of the client, sets both.
 TRY_SECONDS = (0.8, 1.6)
 CLEANUP_SECONDS = 0.5  # for an abandoned thread to remove its temporary file
+MAX_SURPLUS = 2**24  # bytes; the client compares sizes only at the end of a file
 MAX_DURATION = 24 * 3600  # seconds for one file or one commit
 
 
@@ -44,7 +46,6 @@ class Meter:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.thread: int | None = None  # of the requests to observe
         self.bars: set[Any] = set()  # that are open
         self._response: Any = None
         self._num_bytes = 0  # of earlier responses, and in bars
@@ -61,9 +62,13 @@ class Meter:
             def __init__(self, *args: Any, name: str = "", **others: Any) -> None:
                 super().__init__(*args, **{**others, **options})
                 meter.bars.add(self)
+                self.num_bytes = 0  # `n` does not count if nothing is drawn
 
             def update(self, n: float | None = 1) -> Any:
                 meter._num_bytes += int(n or 0)
+                self.num_bytes += int(n or 0)
+                if self.total and self.num_bytes > 2 * self.total + MAX_SURPLUS:
+                    raise FetchError(f"the Hub sent more than the stated {self.total} bytes")
                 return super().update(n)
 
             def close(self) -> None:
@@ -75,27 +80,15 @@ class Meter:
     @contextlib.contextmanager
     def observe(self) -> Iterator[None]:
         """Observe the requests of this thread in the `with` block."""
-        from huggingface_hub import get_session
-
-        self.thread = threading.get_ident()
-        hooks = {"request": self._count_request, "response": self._count_response}
-        client_hooks = get_session().event_hooks
-        for name, hook in hooks.items():
-            client_hooks[name].append(hook)
-        try:
+        with request_hooks(request=self._count_request, response=self._count_response):
             yield
-        finally:
-            for name, hook in hooks.items():
-                client_hooks[name].remove(hook)
 
     def _count_request(self, request: object) -> None:
-        if threading.get_ident() == self.thread:
-            self._num_bytes += getattr(self._response, "num_bytes_downloaded", 0)
-            self._response = None
+        self._num_bytes += getattr(self._response, "num_bytes_downloaded", 0)
+        self._response = None
 
     def _count_response(self, response: Any) -> None:
-        if threading.get_ident() == self.thread:
-            self._response = response
+        self._response = response
 
     def check(self) -> None:
         """Raise UnreachableError if less than MIN_RATE bytes per second arrive.
@@ -134,8 +127,12 @@ def call_client(
     """
     from huggingface_hub import close_session
 
+    def run() -> T:
+        with request_hooks(request=check_request, response=check_response):
+            return function()
+
     try:
-        return call_within(function, seconds, check)
+        return call_within(run, seconds, check)
     except (TimeoutError, KeyboardInterrupt, UnreachableError):
         close_session()
         raise

@@ -4,6 +4,7 @@ Imports no torch. The client is imported inside functions, because importing it 
 the rest of `swag_models.hub` together.
 """
 
+import hashlib
 import re
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import quote, unquote
 
 from swag_models.errors import CacheError, ConfigError, FetchError
 from swag_models.hub.hub_client import call_with_rate, client_session, try_twice
+from swag_models.hub.hub_rules import COMMIT
 from swag_models.spec import Progress
 
 PREFIX = "hf-hub:"  # timm's prefix for a model on the Hub
@@ -19,7 +21,7 @@ NAME = re.compile(r"([^@]+)(?:@(\w[\w./+-]*))?")
 REPO_RULES = (
     "letters, digits and . _ -, at most 96 characters; no . or - at an end, no .. or --, no .git"
 )
-COMMIT = re.compile(r"[0-9a-f]{40}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_repo(text: str) -> bool:
@@ -132,3 +134,33 @@ def download_file(repo: str, revision: str, file: str, progress: Progress) -> Pa
             raise CacheError("the home folder of this user is not known; set HF_HOME to a folder")
         download = partial(hf_hub_download, repo, file, revision=revision)
         return Path(call_with_rate(download, progress))
+
+
+def check_content(path: Path, digest: str) -> None:
+    """Raise FetchError if a downloaded file is not the one whose ETag the Hub stated.
+
+    The client does not compare them, and would use the wrong file from then on: it is deleted. The
+    Hub's ETag is the SHA-256 of a weight file and git's hash of any other; a mirror may send the
+    SHA-1. A file with another ETag is not checked.
+
+    Args:
+        path: as `download_file` returns it.
+        digest: SHA-256 of the file.
+    """
+    blob = path.resolve()  # the client names it after the ETag
+    if blob.parent.name != "blobs":  # it copies files where there are no symbolic links
+        return
+    if SHA256.fullmatch(blob.name):
+        digests = [digest]
+    elif COMMIT.fullmatch(blob.name):
+        content = blob.read_bytes()
+        prefixes = (b"blob %d\0" % len(content), b"")
+        digests = [
+            hashlib.sha1(prefix + content, usedforsecurity=False).hexdigest() for prefix in prefixes
+        ]
+    else:
+        return
+    if blob.name not in digests:
+        for wrong in (path, blob):
+            wrong.unlink(missing_ok=True)
+        raise FetchError(f"the content of {path.name} differs from its ETag; try again")

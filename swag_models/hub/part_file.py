@@ -102,6 +102,8 @@ class PartFile:
                 file.flush()  # a killed process loses at most one piece
                 self.digest.update(piece)
                 self.size += len(piece)
+                if total is not None and self.size > total:
+                    break
                 bar.update(len(piece))
             os.fsync(file.fileno())
 

@@ -14,8 +14,8 @@ from swag_models.errors import ConfigError, FetchError, SignatureError, UnknownM
 from swag_models.hub.fetch import is_offline, log_license
 from swag_models.hub.hf_format import CONFIG_FILE, SIGNATURE_FILE, read_config
 from swag_models.hub.hub_errors import UnreachableError
+from swag_models.hub.hub_rules import COMMIT
 from swag_models.hub.huggingface import (
-    COMMIT,
     PREFIX,
     download_file,
     find_cached,

@@ -53,16 +53,25 @@ class RetryableError(Exception):
         self.wait = wait
 
 
-def check_url(url: str) -> None:
-    """Raise FetchError unless the URL is https, or http on this machine."""
+def check_url(url: str, origin: str | None = None) -> None:
+    """Raise FetchError unless the URL is https, or http on this machine.
+
+    Args:
+        url: to check.
+        origin: URL of the server that redirects to it. Only a server of plain http may redirect to
+            plain http, and only one that is not on this machine to any host.
+    """
     try:
-        parts = urlsplit(url)
+        parts, source = urlsplit(url), urlsplit(origin or "http://localhost")
         host = parts.hostname or ""
-        allowed = host in LOOPBACK_HOSTS if parts.scheme == "http" else bool(host)
-        allowed = allowed and parts.scheme in ("http", "https")
+        if allowed := parts.scheme in ("http", "https") and bool(host):
+            is_local = host in LOOPBACK_HOSTS or source.hostname not in LOOPBACK_HOSTS
+            allowed = parts.scheme == "https" or (source.scheme == "http" and is_local)
     except ValueError:
         allowed = False
     if not allowed:
+        if origin:
+            raise FetchError(f"a redirect to {url} is not allowed: it must stay on https")
         raise FetchError(f"{url} is not allowed: use https (plain http only on loopback)")
 
 
@@ -135,8 +144,9 @@ def _send(
                 yield response
                 yield from _iterate_body(response.raw)
                 return
-        url = urljoin(url, target)
-        check_url(url)
+        target = urljoin(url, target)
+        check_url(target, url)
+        url = target
     raise FetchError(f"more than {MAX_REDIRECTS} redirects")
 
 

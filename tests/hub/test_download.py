@@ -388,7 +388,7 @@ def test_redirects_are_followed_when_resuming(server: Server, folder: Path) -> N
     "target", ["http://example.invalid/y", "//example.invalid/y", "ftp://localhost/y"]
 )
 def test_a_redirect_to_plain_http_is_rejected(server: Server, folder: Path, target: str) -> None:
-    with pytest.raises(FetchError, match=r"^(http|ftp)://.*/y is not allowed: use https"):
+    with pytest.raises(FetchError, match=r"^a redirect to (http|ftp)://.*/y is not allowed"):
         get(server.put("/x.pth", b"", Fault(status=302, headers={"Location": target})), folder)
 
 
@@ -400,6 +400,20 @@ def test_a_redirect_to_https_is_followed(
     with Server(certificate) as secure:
         redirect = Fault(status=302, headers={"Location": secure.put("/y.pth", SMALL)})
         assert get(server.put("/x.pth", b"", redirect), folder) == SMALL
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_redirect_from_https_to_plain_http_is_rejected_even_on_loopback(
+    tmp_path: Path, server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    authority, certificate = make_certificates(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+    target = server.put("/y.pth", SMALL).replace("127.0.0.1", host)
+    with Server(certificate) as secure:
+        url = secure.put("/x.pth", b"", Fault(status=302, headers={"Location": target}))
+        with pytest.raises(FetchError, match=r"^a redirect to http://.* must stay on https$"):
+            get(url, folder)
+    assert not server.requests
 
 
 def test_circular_redirects_are_an_error(server: Server, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import threading
@@ -224,6 +225,38 @@ def test_a_206_without_the_etag_is_only_trusted_with_a_hash(folder: Path, has_ha
     assert [start is None for start in starts] == (
         [True, False] if has_hash else [True, False, True]
     )
+
+
+@pytest.mark.parametrize("surplus", [1, 100 << 20])
+def test_more_bytes_than_the_range_has_are_not_stored(folder: Path, surplus: int) -> None:
+    sent = []
+
+    def answer(connection: socket.socket, head: bytes) -> None:
+        start = find_start(head)
+        if start is None:
+            first = not sent
+            respond(connection, CONTENT[:9000] if first else CONTENT, length=b"20000", **VALID)
+            sent.append(0)
+            return
+        span = f"bytes {start}-19999/20000".encode()
+        respond(
+            connection,
+            CONTENT[start:],
+            b"206 P",
+            b"%d" % (20_000 - start + surplus),
+            Content_Range=span,
+            **VALID,
+        )
+        with contextlib.suppress(OSError):
+            for _ in range(0, surplus, 1 << 16):
+                connection.sendall(bytes(1 << 16))
+                sent.append(1 << 16)
+
+    with RawServer(answer) as server:
+        path, _ = download(server.url + "/x.pth", folder, key="key", sha256=sha256(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert list_files(folder) == [path]
+    assert sum(sent) < 50 << 20
 
 
 def test_a_download_has_an_overall_time_limit(
