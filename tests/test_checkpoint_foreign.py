@@ -289,7 +289,7 @@ for backend in ("pread", "mmap"):
     for folder, weights in (("model", None), ("shards", None), (None, "x.pth")):
         model = swag_models.load_model(
             f"{sys.argv[1]}/{folder}" if folder else "vit_nano_hashtags",
-            weights=weights and f"{sys.argv[1]}/{weights}",
+            weights=f"{sys.argv[1]}/{weights}" if weights else ...,
             backend=backend,
         )
         for key, tensor in expected.state_dict().items():

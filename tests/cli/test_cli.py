@@ -336,8 +336,7 @@ def test_embed_writes_a_file_and_prints_its_path(
     assert main([*EMBED, str(SCENES), "-o", str(output)]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{output}\n"
-    assert "10/10 [" in captured.err, "a progress bar"
-    assert captured.err.endswith("swag-models: 10 rows\n")
+    assert captured.err == "swag-models: 10 rows\n"
     embeddings = read_embeddings(output)
     assert embeddings.names == [str(path) for path in sorted(SCENES.iterdir())]
     assert embeddings.vectors.shape == (10, 96)

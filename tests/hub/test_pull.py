@@ -131,8 +131,8 @@ def test_an_invalid_or_unknown_name_is_an_error_of_one_line(
 def test_a_repository_of_another_library_is_an_error_of_one_line(hub: Hub) -> None:
     hub.put_repo(REPO, {"config.json": b'{"architecture": "resnet50"}'})
     fetched = fetch_model(f"hf-hub:{REPO}")
-    message = "does not describe a model of this library: it has no 'swag_models'"
-    assert re.fullmatch(rf"ConfigError: .*config.json {message}.*\n", fetched.errors)
+    message = "is 'resnet50', which this library does not have; allowed: RegNetY, and ViT"
+    assert re.fullmatch(rf"ConfigError: .*{message}.*\n", fetched.errors)
 
 
 def test_a_missing_model_in_offline_mode_is_an_error_of_one_line(

@@ -37,7 +37,9 @@ class TestHooks:
 
         def keep(name: str) -> Any:
             def hook(module: object, inputs: Any, output: Tensor) -> None:
-                seen.extend((name, each, each.clone()) for each in (*inputs, output))
+                seen.extend(
+                    (name, each, each.clone()) for each in (*inputs, output) if each is not None
+                )
 
             return hook
 

@@ -292,6 +292,6 @@ def test_iterate_fields_names_what_override_takes() -> None:
 )
 def test_numbers_too_large_for_any_run_are_refused(setting: str) -> None:
     run = get_preset("vit_b16_in1k").run
-    name = setting.partition("=")[0].rpartition(".")[2]
-    with pytest.raises(ConfigError, match=rf"invalid {name} .*: allowed: 1000000000000000 or less"):
+    name = re.escape(setting.partition("=")[0])
+    with pytest.raises(ConfigError, match=rf"^{name} is .*; allowed: 1e\+15 or less"):
         override(run, [setting])

@@ -290,6 +290,7 @@ def test_json_members_of_shards_are_posts_named_by_their_key(name: str, tmp_path
         (4, "not JSON"),
         (5, "row too large"),
         (6, "no id"),
+        (7, "not JSON"),  # a link has no content
     ]
 
 
