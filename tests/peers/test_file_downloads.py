@@ -63,7 +63,8 @@ class Client:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **environment},
+            # Ten seconds are the default of theirs; ours is shorter.
+            env={**os.environ, "HF_HUB_ETAG_TIMEOUT": "10", **environment},
             umask=umask,
         )
 
