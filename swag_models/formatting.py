@@ -17,10 +17,15 @@ def printable(name: str | os.PathLike[str]) -> str:
     """Return a file name as text that any file and terminal accepts.
 
     Args:
-        name: a name as the operating system returns it; bytes that are not UTF-8 become backslash
-            escapes.
+        name: a name as the operating system or JSON returns it; bytes that are not UTF-8 become
+            backslash escapes.
     """
-    return os.fspath(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = os.fspath(name)
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that JSON allows, and that stand for no byte
+        content = text.encode("utf-8", "surrogatepass")
+    return content.decode("utf-8", "backslashreplace")
 
 
 def escape_unprintable(text: str, limit: int | None = None) -> str:

@@ -162,8 +162,13 @@ def check_texts(spec: ModelSpec, origin: str) -> None:
     texts = [spec.name, spec.arch, spec.variant, spec.description, spec.license, spec.license_url]
     if spec.metrics:
         texts.append(spec.metrics.dataset)
-    for text in (*texts, *class_names):
-        if CONTROL_CHARACTERS.search(text):
+    check_printable(origin, *texts, *class_names)
+
+
+def check_printable(origin: object, *texts: str | None) -> None:
+    """Raise ConfigError if a text has control characters; see `check_texts`."""
+    for text in texts:
+        if text and CONTROL_CHARACTERS.search(text):
             raise ConfigError(
                 f"{origin}: {text!r} has control characters; use one line of printable text"
             )

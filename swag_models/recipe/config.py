@@ -11,8 +11,8 @@ from typing import Any, Literal, get_type_hints
 
 from swag_models.decoding import decode_fields, decode_value, list_options
 from swag_models.errors import ConfigError
+from swag_models.recipe.limits import check_limits
 
-MAX_NUMBER = 10**15  # products of two, such as epochs and samples, are still floats
 WORDS = {"true": True, "false": False, "none": None}  # as the command line writes values
 LossKind = Literal["softmax", "sigmoid"]
 
@@ -338,8 +338,7 @@ def _check_fields(part: Any, **rules: tuple[Any, str]) -> None:
     # 1 becomes 1.0 and a list a tuple, so that a run made in Python equals one read from JSON
     for name, hint in get_type_hints(type(part)).items():
         value = decode_value(hint, getattr(part, name), name, positive=False)
-        if isinstance(value, (int, float)) and value > MAX_NUMBER:
-            raise ConfigError(f"{name} is {value!r}; allowed: {MAX_NUMBER:.0e} or less")
+        check_limits(**{name: value})
         object.__setattr__(part, name, value)  # `part` is frozen for everybody else
     for name, (is_allowed, allowed) in rules.items():
         value = getattr(part, name)

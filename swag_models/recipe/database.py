@@ -35,4 +35,13 @@ def duckdb_errors(damage: str, fix: str = "") -> Iterator[None]:
             "finished work is kept: rerun the same command to resume"
         ) from None
     except duckdb.Error as error:
-        raise ConfigError(f"{damage}: {describe_error(error)}{fix and f'; {fix}'}") from None
+        raise ConfigError(f"{damage}: {_find_reason(error)}{fix and f'; {fix}'}") from None
+
+
+def _find_reason(error: Exception) -> str:
+    """The first line of an error; for a CSV file, which line is wrong and why."""
+    place, *lines = str(error).splitlines() or [""]
+    reasons = [line for line in lines if line and not line.startswith("Original Line")]
+    if "CSV Error" in place and reasons:
+        return f"{place.removeprefix('Invalid Input Error: ')}: {reasons[0]}"
+    return describe_error(error)

@@ -22,6 +22,7 @@ from swag_models.recipe.config import (
     override,
 )
 from swag_models.recipe.presets import get_preset
+from swag_models.recipe.training.estimate import count_steps
 
 RUN = Run(arch="vit_nano", image_size=32, batch_size=64, epochs=2)
 
@@ -289,10 +290,31 @@ def test_iterate_fields_names_what_override_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["epochs=1e300", "batch_size=1" + "0" * 20, "optimizer.lr=1e16"]
+    ("setting", "limit"),
+    [
+        ("image_size=1000000000000", 16_384),
+        ("image_size=16385", 16_384),
+        ("batch_size=999999999", 2**20),
+        ("batch_size=1" + "0" * 20, 2**20),
+        ("engine.micro_batch=999999999", 2**20),
+        ("engine.workers=1025", 1024),
+        ("engine.lanes=1000000000000", 2**20),
+        ("engine.buffer=999999999", 10**8),
+        ("epochs=1e300", 10**6),
+        ("steps=999999999", 10**8),
+        ("optimizer.lr=1e16", 10**15),
+        ("checkpoint.every=1" + "0" * 16, 10**15),
+    ],
 )
-def test_numbers_too_large_for_any_run_are_refused(setting: str) -> None:
-    run = get_preset("vit_b16_in1k").run
-    name = re.escape(setting.partition("=")[0])
-    with pytest.raises(ConfigError, match=rf"^{name} is .*; allowed: 1e\+15 or less"):
+def test_numbers_too_large_for_any_run_are_refused(setting: str, limit: int) -> None:
+    run = replace(get_preset("vit_b16_in1k").run, epochs=None, steps=1)
+    name = setting.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{name} is .*; allowed: {limit} or less$"):
         override(run, [setting])
+
+
+def test_epochs_of_too_many_steps_are_refused() -> None:
+    run = Run(arch="vit_nano", image_size=32, batch_size=1, epochs=1e6)
+    assert count_steps(run, 100) == 10**8
+    with pytest.raises(ConfigError, match=r"^epochs is 1e\+06, which is 101,000,000 steps"):
+        count_steps(run, 101)

@@ -20,7 +20,8 @@ from swag_models.tar_members import find_members
 
 TABLE_READERS = {
     ".parquet": "read_parquet(?)",
-    ".csv": "read_csv(?, all_varchar=true)",  # keep ids such as 007 as text
+    # Text keeps ids such as 007. DuckDB takes minutes for lines of 100,000 columns.
+    ".csv": "read_csv(?, all_varchar=true, max_line_size=65536)",
     ".jsonl": "read_json(?, format='newline_delimited', columns={id: 'VARCHAR', path: 'VARCHAR'})",
 }
 FETCHED_ROWS = 10_000  # rows of a table read at a time
@@ -66,7 +67,8 @@ def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageL
             - a tar shard, in which the id of an image is the `id` or `key` of the .json member
               beside it, or otherwise its stem;
             - a table (.parquet, .csv, .jsonl) with columns `id` and `path`, relative to the
-              table's folder. Rows without a path, such as failed downloads, are skipped.
+              table's folder. Rows without a path, such as failed downloads, are left out and
+              counted.
 
     Raises:
         ConfigError: a source is of another kind, or cannot be read.
@@ -83,7 +85,7 @@ def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageL
             yield from _read_tar(source, left_out)
         elif source.suffix in TABLE_READERS:
             require_regular(source)
-            yield from _read_table(source)
+            yield from _read_table(source, left_out)
         else:
             raise ConfigError(
                 f"no images in {source}; give folders, .tar shards, or tables "
@@ -121,18 +123,17 @@ def _read_tar(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
     for name, (offset, size) in members:
         stem, suffix = os.path.splitext(name)
         if is_image_name(name):
-            identifier = ids.get(stem, os.path.basename(stem))
+            identifier = printable(ids.get(stem, os.path.basename(stem)))
             yield ImageLocation(identifier, os.fsencode(path), offset, size)
         elif suffix not in LABEL_SUFFIXES:
             left_out[suffix.lower() or "without a suffix"] += 1
 
 
-def _read_table(path: Path) -> Iterator[ImageLocation]:
+def _read_table(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
     duckdb = import_extra("duckdb")
     query = (
         # The reader is a constant, and the path is bound.
-        f"SELECT id::VARCHAR, path::VARCHAR FROM {TABLE_READERS[path.suffix]} "  # nosec B608
-        "WHERE id IS NOT NULL AND path IS NOT NULL"
+        f"SELECT id::VARCHAR, path::VARCHAR FROM {TABLE_READERS[path.suffix]}"  # nosec B608
     )
     with (
         duckdb_errors(f"{path} is not a table with columns id and path"),
@@ -143,13 +144,16 @@ def _read_table(path: Path) -> Iterator[ImageLocation]:
         cursor = database.execute(query, [pattern])
         while rows := cursor.fetchmany(FETCHED_ROWS):
             for identifier, name in rows:
-                yield _locate_file(identifier, path.parent / name)
+                if identifier is None or name is None:
+                    left_out["row without id or path"] += 1
+                else:
+                    yield _locate_file(identifier, path.parent / name)
 
 
 def check_columns(
     database: Any, reader: str, pattern: str, names: Sequence[str], path: Path
-) -> None:
-    """Raise ConfigError if a table has several columns of one name, in any case.
+) -> dict[str, str]:
+    """Return the type of each column of a table; ConfigError if several have one name, in any case.
 
     Args:
         database: a connection to DuckDB, which would read the first of them.
@@ -160,8 +164,9 @@ def check_columns(
     """
     query = f"DESCRIBE SELECT * FROM {reader}"  # nosec B608
     rows = database.execute(query, [pattern]).fetchall()
-    columns = {row[0].lower() for row in rows}
-    if repeated := [name for name in names if {name, f"{name}_1"} <= columns]:
+    columns = {row[0].lower(): row[1] for row in rows}
+    if repeated := [name for name in names if {name, f"{name}_1"} <= columns.keys()]:
         raise ConfigError(
             f"{path} has more than one column {repeated[0]!r}; rename or remove all but one"
         )
+    return columns

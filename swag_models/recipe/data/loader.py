@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from swag_models.errors import ConfigError, ImageError, check_minimum
+from swag_models.formatting import printable
 from swag_models.image_formats import named_errors
 from swag_models.preprocess import read_image
 from swag_models.recipe.data.collate import LoadedSample, Transform, WorkerResult, make_data_loader
@@ -56,7 +57,7 @@ class DecodeLabelled:
                 f"{sample['id']} in {sample['__url__']} has class {largest}; allowed: 0 to "
                 f"{self.num_classes - 1}"
             )
-        return image, classes, sample["id"]
+        return image, classes, printable(sample["id"])
 
 
 def collate_images(

@@ -41,6 +41,7 @@ from swag_models.recipe.data.image_index import ImageLocation
 from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
 from swag_models.recipe.data.pack_plan import PLAN_FILE, REJECTS_FILE, make_plan, to_json_lines
 from swag_models.recipe.data.strip_metadata import strip_metadata
+from swag_models.recipe.limits import check_limits
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import WorkFolder, read_result, read_state, report_done, run_once
 from swag_models.runtime import count_cpus, import_extra
@@ -99,6 +100,7 @@ def pack(
         image_short_side=image_short_side,
         processes=processes,
     )
+    check_limits(shard_size=shard_size, max_bytes=max_bytes, processes=processes)
     # The bytes of the shards depend on these, and not on the number of processes.
     parameters = {
         "seed": seed,
@@ -331,6 +333,8 @@ def _hash_labels(labels: Path) -> str:
             return hash_file(labels)
         # Contents only, because Spark gives the files new names in each run.
         hashes = [hash_file(path) for path in sorted(labels.glob("*.parquet"))]
+        if not hashes:
+            raise ConfigError(f"{labels} has no .parquet file; give the labels of a curation")
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
     except OSError as error:
         raise ConfigError(f"{labels} cannot be read: {error.strerror or error}") from None

@@ -7,7 +7,8 @@ unfinished one can be rewritten alone, and any number of processes writes the sa
 
 import glob
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from swag_models.runtime import import_extra
 PLAN_FILE = "plan.parquet"
 LOCATIONS_FILE = "locations.parquet"
 REJECTS_FILE = "rejects.jsonl"
+# Types of DuckDB; one that is empty in all rows has the type NULL or INTEGER.
+COLUMN_TYPES = {
+    "id": (r"VARCHAR|U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?", "text or whole numbers"),
+    "classes": (r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?\[\]", "lists of whole numbers"),
+    "repeat": (r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL.*", "numbers"),
+}
 WRITTEN_ROWS = 100_000  # rows of a table written at a time
 
 
@@ -95,10 +102,11 @@ def _open_labels(database: Any, labels: Path) -> int:
     pattern = glob.escape(str(labels)) + ("/*.parquet" if labels.is_dir() else "")
     columns = ("id", "classes", "repeat")
     with duckdb_errors(f"{labels} is not a table with columns id, classes and repeat"):
-        check_columns(database, "read_parquet(?)", pattern, columns, labels)
+        _check_types(check_columns(database, "read_parquet(?)", pattern, columns, labels), labels)
         # A view cannot have bound values, so the paths in this module are quoted.
         database.execute(
-            f"CREATE VIEW labels AS SELECT id, classes, repeat FROM read_parquet({_quote(pattern)})"  # nosec B608
+            "CREATE VIEW labels AS SELECT id::VARCHAR AS id, classes AS classes, "
+            f"repeat::DOUBLE AS repeat FROM read_parquet({_quote(pattern)})"  # nosec B608
         )
         query = """
             SELECT any_value(id) FROM labels GROUP BY id
@@ -121,6 +129,13 @@ def _open_labels(database: Any, labels: Path) -> int:
     if num_classes > MAX_CLASSES:
         raise ConfigError(f"{labels} has class {num_classes - 1}; allowed: below {MAX_CLASSES:,}")
     return num_classes
+
+
+def _check_types(types: Mapping[str, str], labels: Path) -> None:
+    """Raise ConfigError for a column of a type that DuckDB would convert or cannot compare."""
+    for name, (pattern, allowed) in COLUMN_TYPES.items():
+        if name in types and not re.fullmatch(pattern, types[name]):
+            raise ConfigError(f"column {name} of {labels} is {types[name]}; give {allowed}")
 
 
 def _plan_shards(

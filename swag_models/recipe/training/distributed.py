@@ -148,13 +148,14 @@ def _explain_errors(rank: int, device: torch.device) -> Iterator[None]:
     """Turn torch's errors that have a cause outside of the program into one line."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise TrainingError(
-            f"out of memory on {device} (rank {rank}); process fewer images at once "
-            "(engine.micro_batch in training, --batch-size in an evaluation), "
-            "or train with engine.grad_checkpointing=true"
-        ) from None
     except RuntimeError as error:
+        # torch has no class for the error of the CPU, which may come from a worker process
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise TrainingError(
+                f"out of memory on {device} (rank {rank}); process fewer images at once "
+                "(engine.micro_batch in training, --batch-size in an evaluation), "
+                "or train with engine.grad_checkpointing=true"
+            ) from None
         # torch raises this one wherever the main thread is when the signal of a dead worker comes
         if str(error).startswith("DataLoader worker"):
             raise OutputError(

@@ -1,5 +1,6 @@
 """Estimate of a run before it starts: steps, operations, days, memory of each GPU by formula."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from swag_models.errors import ConfigError, suggest_names
 from swag_models.models import Backbone, build
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
+from swag_models.recipe.limits import MAX_STEPS
 from swag_models.recipe.training.logging import find_peak
 from swag_models.spec import ModelSpec, Preprocess, RegNetConfig, ViTConfig
 
@@ -92,11 +94,34 @@ class BlockSize(NamedTuple):
 
 
 def count_steps(run: Run, samples_per_epoch: int) -> int:
-    """Number of optimizer steps in a run: its epochs to the nearest step, at least one."""
+    """Number of optimizer steps in a run: its epochs to the nearest step, at least one.
+
+    Raises:
+        ConfigError: there are too many.
+    """
     if run.steps is not None:
         return run.steps
     assert run.epochs is not None
-    return max(1, round(run.epochs * samples_per_epoch / run.batch_size))
+    steps = max(1, round(run.epochs * samples_per_epoch / run.batch_size))
+    if steps > MAX_STEPS:
+        raise ConfigError(
+            f"epochs is {run.epochs:g}, which is {steps:,} steps; allowed: {MAX_STEPS:,} steps or "
+            "less"
+        )
+    return steps
+
+
+def check_batch_memory(run: Run, ranks: int) -> None:
+    """Raise ConfigError if the images of a batch do not fit into the memory of a rank's machine."""
+    size = 3 * run.image_size**2 * run.batch_size // ranks  # uint8
+    if not hasattr(os, "sysconf"):  # Windows
+        return
+    if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise ConfigError(
+            f"batch_size is {run.batch_size}: its images of {run.image_size} pixels take "
+            f"{size / 1e9:,.1f} GB on each of {ranks} ranks, more than the memory of "
+            f"{memory / 1e9:,.1f} GB; set a smaller batch_size or image_size"
+        )
 
 
 def plan(

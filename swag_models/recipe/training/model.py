@@ -17,7 +17,7 @@ from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error, list_names, markdown_table
 from swag_models.hub.download import hash_file
-from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE
+from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE, check_printable
 from swag_models.models import Backbone, build
 from swag_models.publish import save
 from swag_models.recipe.config import Run
@@ -53,6 +53,11 @@ class PublishInfo:
     license_url: str | None = None
     datasets: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        # before the training, not when its model is published
+        texts = (self.name, self.description, self.license, self.license_url)
+        check_printable("publish_info", *texts)
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -78,17 +83,19 @@ def read_classes(loader: TrainLoader, data: Shards) -> Classes:
     """Read the classes of training data: the hashtags of a vocabulary, or the loader's classes.
 
     Raises:
-        ConfigError: the number of classes is unknown.
+        ConfigError: the number of classes is unknown, or a class has control characters.
     """
     if path := find_vocabulary(data):
         rows = read_vocabulary(path)
         hashtags = tuple(row["hashtag"] for row in rows)
+        check_printable(path, *hashtags)
         return Classes(len(rows), hashtags, tuple(row["synset"] for row in rows), path)
     if loader.num_classes is None:
         raise ConfigError(
             f"{data} does not say how many classes it has; "
             "use a folder of packed shards with its manifest.json"
         )
+    check_printable(data, *(loader.class_names or ()))
     return Classes(loader.num_classes, loader.class_names)
 
 

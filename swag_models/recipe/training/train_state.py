@@ -30,6 +30,7 @@ from swag_models.recipe.training.distributed import (
     distribute_model,
     sync_batch_norm,
 )
+from swag_models.recipe.training.estimate import check_batch_memory
 from swag_models.recipe.training.losses import compute_losses, make_targets, mix
 from swag_models.recipe.training.model import Classes, make_model
 from swag_models.recipe.training.optimizer import make_average, make_optimizer, update_average
@@ -44,6 +45,7 @@ def make_train_state(run: Run, classes: Classes, dist: DistContext) -> "TrainSta
     Raises:
         ConfigError: the settings do not fit the architecture or the initial weights.
     """
+    check_batch_memory(run, dist.world_size)
     torch.manual_seed(run.seed)  # the same initial weights on all ranks
     model, spec = make_model(run, classes)
     if run.engine.sync_bn:

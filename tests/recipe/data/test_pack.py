@@ -402,3 +402,118 @@ def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
         labels = write_labels(tmp_path / "labels.parquet", {"0001": label})
         with pytest.raises(ConfigError, match=message):
             pack(labels, folder, tmp_path / "out", processes=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("classes", [[0.5]], r"column classes of .* is DOUBLE\[\]; give lists of whole numbers"),
+        ("classes", [[True]], r"column classes of .* is BOOLEAN\[\]"),
+        ("classes", [["1"]], r"column classes of .* is VARCHAR\[\]"),
+        ("classes", [1], r"column classes of .* is BIGINT"),
+        ("classes", [[[1]]], r"column classes of .* is BIGINT\[\]\[\]"),
+        ("repeat", ["1"], r"column repeat of .* is VARCHAR; give numbers"),
+        ("repeat", [True], r"column repeat of .* is BOOLEAN"),
+        ("id", [b"0001"], r"column id of .* is BLOB; give text or whole numbers"),
+        ("id", [1.0], r"column id of .* is DOUBLE"),
+    ],
+)
+def test_labels_of_other_types_are_refused(
+    tmp_path: Path, name: str, values: list[Any], message: str
+) -> None:
+    columns: dict[str, Any] = {"id": ["0001"], "classes": [[0]], "repeat": [1.0], name: values}
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    folder = make_images(tmp_path / "images", ["0001"])
+    with pytest.raises(ConfigError, match=message):
+        pack(tmp_path / "labels.parquet", folder, tmp_path / "out", processes=1, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels.parquet"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"ID": ["0001"], "Classes": [[0]], "REPEAT": [1.0]},
+        {"id": ["0001"], "classes": pa.array([[0]], pa.list_(pa.uint8())), "repeat": [1]},
+    ],
+)
+def test_labels_with_other_names_and_widths_of_columns(
+    tmp_path: Path, columns: dict[str, Any]
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    folder = make_images(tmp_path / "images", ["0001"])
+    pack(tmp_path / "labels.parquet", folder, tmp_path / "out", processes=1, progress=False)
+    (sample,) = read_shard(str(tmp_path / "out" / "shard-000000.tar"))
+    assert json.loads(sample["json"]) == {"id": "0001", "classes": [0], "repeat": 1.0}
+
+
+def test_ids_that_are_numbers_match_the_same_text_only(tmp_path: Path) -> None:
+    columns = {"id": [7, 8], "classes": [[0], [1]], "repeat": [1.0, 1.0]}
+    pq.write_table(pa.table(columns), tmp_path / "labels.parquet")
+    folder = make_images(tmp_path / "images", ["7", "008"])
+    path = tmp_path / "labels.parquet"
+    manifest = pack(path, folder, tmp_path / "out", processes=1, progress=False)
+    assert (manifest["count"], manifest["rejects"]) == (1, {"no image": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("wide.csv", ",".join(map(str, range(10**5))).encode(), "CSV Error on Line: 1: Maximum"),
+        ("row.csv", b"id,path\n" + b"1," * 10**5, "Maximum line size of 65536"),
+        ("latin.csv", b"id,path\n\xe9,x\n", "CSV Error on Line: 2: Invalid unicode"),
+        ("utf16.csv", "id,path\n1,x\n".encode("utf-16"), "is not a table with columns id and path"),
+        ("bad.jsonl", b'{"id": "1", "path": "x"}\n{\n', "Malformed JSON"),
+    ],
+)
+def test_damaged_tables_of_images(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    labels = write_labels(tmp_path / "labels.parquet", make_labels(1))
+    with pytest.raises(ConfigError, match=message) as caught:
+        pack(labels, tmp_path / name, tmp_path / "out", processes=1, progress=False)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_id_or_path_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_images(tmp_path, ["0001"])
+    labels = write_labels(tmp_path / "labels.parquet", {"0001": ((0,), 1.0)})
+    tables = []
+    for name, text in {
+        "a.csv": "id,path\n0001,0001.jpg\nx,\n,0001.jpg\n",
+        "b.jsonl": '{"id": "y"}\n{"path": "z.jpg"}\n{}\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+        tables.append(tmp_path / name)
+    manifest = pack(labels, tables, tmp_path / "out", processes=1, progress=False)
+    assert manifest["count"] == 1
+    assert "5 row without id or path" in caplog.text
+
+
+def test_an_empty_folder_of_labels_is_named(tmp_path: Path) -> None:
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(ConfigError, match=r"labels has no \.parquet file"):
+        pack(tmp_path / "labels", make_images(tmp_path / "images", ["1"]), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["processes", "shard_size", "max_bytes"])
+def test_packing_with_numbers_that_are_too_large(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} is 1000000000000000000; allowed: \d+ or less"):
+        pack(tmp_path, tmp_path, tmp_path / "out", **{name: 10**18})
+
+
+def test_ids_that_are_not_unicode_are_escaped(tmp_path: Path) -> None:
+    """As those of files: JSON and names in a tar file can have surrogates."""
+    members = {
+        "a.jpg": encode_jpeg(1),
+        "a.json": b'{"id": "\\ud800"}',
+        "b.jpg": encode_jpeg(2),
+        "b.json": b'{"key": "x\\udcff"}',
+        "c\udcff.jpg": encode_jpeg(3),
+        "0001.jpg": encode_jpeg(4),
+    }
+    shard = write_tar(tmp_path / "x.tar", members)
+    labels = write_labels(tmp_path / "labels.parquet", {"0001": ((0,), 1.0)})
+    manifest = pack(labels, shard, tmp_path / "out", processes=1, progress=False)
+    assert (manifest["count"], manifest["unlabelled"]) == (1, 3)

@@ -18,7 +18,12 @@ from swag_models.errors import ConfigError
 from swag_models.models import Backbone
 from swag_models.recipe.config import EMA, Engine, Run, override
 from swag_models.recipe.presets import get_preset
-from swag_models.recipe.training.estimate import count_steps, estimate_activations, plan
+from swag_models.recipe.training.estimate import (
+    check_batch_memory,
+    count_steps,
+    estimate_activations,
+    plan,
+)
 
 RUN = Run(arch="vit_nano", image_size=32, batch_size=64, epochs=2)
 SGD = override(RUN, ["optimizer.kind=sgd"])
@@ -222,3 +227,10 @@ def test_invalid_values_are_rejected(
 ) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         plan(override(RUN, settings), **{"samples_per_epoch": 100, "num_classes": 10, **options})
+
+
+def test_a_batch_larger_than_the_memory_is_refused() -> None:
+    run = Run(arch="vit_nano", image_size=2**14, batch_size=2**20, steps=1)
+    with pytest.raises(ConfigError, match=r"^batch_size is 1048576: its images of 16384 pixels"):
+        check_batch_memory(run, 1)
+    check_batch_memory(replace(run, image_size=32, batch_size=512), 1)

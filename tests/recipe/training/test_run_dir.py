@@ -153,6 +153,8 @@ def test_invalid_runs_are_rejected_with_one_line(
     bare = tmp_path / "bare"
     shutil.copytree(images, tmp_path / "val" / "train")
     (tmp_path / "file").touch()
+    shutil.copytree(images, tmp_path / "lines")
+    next((tmp_path / "lines").iterdir()).rename(tmp_path / "lines" / "a\nb")
     tiny_model = save(load_tiny(), tmp_path / "tiny", license="mit")
     for arguments, code, message in (
         (make_arguments(tmp_path / "none", bare), 2, "none does not exist; allowed: packed shards"),
@@ -168,6 +170,21 @@ def test_invalid_runs_are_rejected_with_one_line(
             make_arguments(images, bare, options=["--val", tmp_path / "val"]),
             2,
             "has classes that the model does not have: train",
+        ),
+        (
+            make_arguments(tmp_path / "lines", bare),
+            2,
+            "lines: 'a\\nb' has control characters; use one line of printable text",
+        ),
+        (
+            make_arguments(images, bare, options=["--name", "x\x1b[31m"]),
+            2,
+            "'x\\x1b[31m' has control characters; use one line of printable text",
+        ),
+        (
+            make_arguments(images, bare, options=["--description", "one\ntwo"]),
+            2,
+            "'one\\ntwo' has control characters; use one line of printable text",
         ),
         (
             make_arguments(images, bare, "image_size=33"),

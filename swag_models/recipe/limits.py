@@ -1,0 +1,37 @@
+"""Largest values of the settings of the recipe; larger ones are mistakes. Imports no torch.
+
+They would keep a machine busy for years or fill its memory. Published runs have far smaller ones.
+"""
+
+from swag_models.errors import ConfigError
+from swag_models.formatting import describe
+from swag_models.spec import LIMITS
+
+MAX_STEPS = 10**8
+LARGEST = 10**15  # of every other number: products of two, such as epochs and samples, are floats
+RUN_LIMITS: dict[str, float] = {
+    "image_size": LIMITS["image_size"][1],
+    "batch_size": 2**20,
+    "micro_batch": 2**20,
+    "epochs": 10**6,
+    "steps": MAX_STEPS,
+    "workers": 1024,
+    "processes": 1024,
+    "lanes": 2**20,
+    "buffer": 10**8,
+}
+
+
+def check_limits(**values: object) -> None:
+    """Check settings that are numbers; others are ignored.
+
+    Args:
+        **values: value of each setting.
+
+    Raises:
+        ConfigError: a value is larger than its limit.
+    """
+    for name, value in values.items():
+        limit = RUN_LIMITS.get(name, LARGEST)
+        if isinstance(value, (int, float)) and value > limit:
+            raise ConfigError(f"{name} is {describe(value)}; allowed: {limit} or less")
