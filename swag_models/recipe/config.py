@@ -100,7 +100,7 @@ class Augment:
         _check_fields(
             self,
             scale=(lambda s: 0 < s[0] <= s[1] <= 1, "two fractions, the smaller first"),
-            ratio=(lambda r: 0 < r[0] <= r[1], "two positive numbers, the smaller first"),
+            ratio=(lambda r: 1e-3 <= r[0] <= r[1] <= 1e3, "0.001 to 1000, the smaller first"),
             flip=(lambda flip: 0 <= flip <= 1, "a probability"),
         )
 

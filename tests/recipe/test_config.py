@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -168,7 +167,7 @@ RANGES: dict[str, tuple[str, str]] = {
     "objective.label_smoothing": ("1", "from 0 to below 1"),
     "objective.mixup": ("-0.1", "0 or more"),
     "augment.scale": ("0.5,0.1", "two fractions, the smaller first"),
-    "augment.ratio": ("2,1", "two positive numbers, the smaller first"),
+    "augment.ratio": ("2,1", "0.001 to 1000, the smaller first"),
     "augment.flip": ("2", "a probability"),
     "ema.decay": ("1", "from 0 to below 1"),
     "ema.warmup_ratio": ("2", "a fraction from 0 to 1"),
@@ -318,3 +317,9 @@ def test_epochs_of_too_many_steps_are_refused() -> None:
     assert count_steps(run, 100) == 10**8
     with pytest.raises(ConfigError, match=r"^epochs is 1e\+06, which is 101,000,000 steps"):
         count_steps(run, 101)
+
+
+@pytest.mark.parametrize("ratio", ["1e-300,1e300", "1e-4,1", "1,1001", "2,1"])
+def test_ratios_of_no_image_are_refused(ratio: str) -> None:
+    with pytest.raises(ConfigError, match=r"^augment.ratio is .*; allowed: 0.001 to 1000"):
+        override(RUN, [f"augment.ratio={ratio}"])
