@@ -1,6 +1,5 @@
 """Mutants that no test can kill: (module, line, changed line, why they are equivalent)."""
 
-INPLACE = "the result is the same; in place saves memory"
 REMOVED = "a file that another process has removed cannot be renamed either, and is passed over"
 
 EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
@@ -51,12 +50,6 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "if TYPE_CHECKING:",
         "if not TYPE_CHECKING:",
         "annotations are not evaluated, and torch is imported by the functions that need it",
-    ),
-    (
-        "models/regnet.py",
-        "self.act = nn.ReLU(inplace=True) if act else nn.Identity()",
-        "self.act = nn.ReLU(inplace=False) if act else nn.Identity()",
-        INPLACE,
     ),
     (
         "models/regnet.py",
