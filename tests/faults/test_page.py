@@ -96,7 +96,8 @@ def test_large_images_do_not_accumulate(page: PageServer) -> None:
         assert visitor.call(handlers["classify"], image, MODEL).status_code == 200
         memory.append(page.measure_memory())
     print(f"memory: {before:.0f} MiB before, {memory} MiB afterwards")
-    assert memory[-1] < memory[2] + 100  # no growth with the number of sessions
+    # Each image would add at least 76 MiB; what the allocator keeps from decoding levels off.
+    assert memory[-1] < memory[5] + 50
     assert max(memory) < MAX_MEMORY
 
 

@@ -34,6 +34,10 @@ measured by [mutation testing](../tests/mutants/README.md) (`make mutants`).
 | unclear | an error of this library that is longer, or not printable |
 | other | any other exception |
 | slow | more CPU time than the limit that the test states |
+| right | the expected result: bytes of a file, outputs of a command that was completed, an answer |
+| killed | a process that the campaign killed |
+| last fetch right | the last, undisturbed fetch after the faults gave the right file |
+| refused, answered | status of a hostile request; neither contained a file of the machine |
 """
 
 
