@@ -41,7 +41,7 @@ HARMLESS_ARGS = re.compile(
 )
 # Values of other arguments of timm's models with which they compute what ours do
 PLAIN_ARGS: dict[str, Any] = {
-    "class_token": True,
+    "class_token": True,  # nosec B105 # a name of timm's
     "dynamic_img_pad": False,
     "features_only": False,
     "final_norm": True,
