@@ -25,6 +25,12 @@ def is_symbolic(value: object) -> bool:
     return isinstance(value, torch.fx.Proxy) or bool(is_jit_tracing())
 
 
+def has_global_hooks() -> bool:
+    """Return whether forward hooks are registered for all modules."""
+    module = torch.nn.modules.module
+    return bool(module._global_forward_hooks or module._global_forward_pre_hooks)
+
+
 def is_wrapped(x: object) -> bool:
     """Return whether torch.func transforms the computation: vmap supports no memory formats."""
     if torch.compiler.is_compiling() or not isinstance(x, Tensor):

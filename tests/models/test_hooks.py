@@ -14,6 +14,7 @@ from pytorch_grad_cam.utils.image import scale_cam_image
 from tiny import CONFIGS, IMAGE_SIZE, deviation, images, tiny
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from swag_models.models import build
 
@@ -165,3 +166,57 @@ class TestInitialisation:
             model.reset_classifier(3)
         assert all(parameter.is_meta for parameter in model.parameters())
         assert model.get_classifier().out_features == 3
+
+
+class RecordedOperators(TorchDispatchMode):
+    """Keep the names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class TestReluInPlace:
+    """ReLU writes into its input in inference mode, where nobody else can hold the tensor."""
+
+    @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+    def test_only_in_inference_mode(self, mode: Callable[[], Any]) -> None:
+        model = tiny("regnet")
+        with RecordedOperators() as operators, mode():
+            model(images())
+        assert ("aten.relu_.default" in operators.names) == (mode is torch.inference_mode)
+
+    @pytest.mark.parametrize("layer", ["conv", "bn", "act", "all"])
+    def test_a_tensor_that_a_hook_keeps_is_not_overwritten(self, layer: str) -> None:
+        model = tiny("regnet")
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def hook(module: object, inputs: Any, output: Tensor) -> None:
+            seen.extend((each, each.clone()) for each in (*inputs, output))
+
+        block: Any = model.get_submodule("s2.b1.conv1")
+        handle = (
+            nn.modules.module.register_module_forward_hook(hook)
+            if layer == "all"
+            else getattr(block, layer).register_forward_hook(hook)
+        )
+        try:
+            with torch.inference_mode():
+                model(images())
+        finally:
+            handle.remove()
+        assert seen
+        assert all(torch.equal(live, copy) for live, copy in seen)
+
+    def test_an_input_that_layers_return_is_not_overwritten(self) -> None:
+        block: Any = tiny("regnet").get_submodule("s2.b1.conv1")
+        block.conv, block.bn = nn.Identity(), nn.Identity()
+        x = torch.randn(1, 4, 3, 3)
+        before = x.clone()
+        with torch.inference_mode():
+            block(x)
+        assert torch.equal(x, before)
