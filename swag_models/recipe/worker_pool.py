@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -68,13 +69,21 @@ def watch_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def ignore_signals(worker: int) -> None:
+def prepare_loader_worker(worker: int) -> None:
     """Ignore Ctrl-C and preemption signals; the `worker_init_fn` of a DataLoader.
 
     Schedulers send signals to all processes of a job; only the training process acts on them.
     """
     for number in (signal.SIGINT, *PREEMPTION_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
+    # A thread of multiprocessing that serves batches reports by this function when the training
+    # process ends before it has taken one. Errors of the worker itself go another way.
+    sys.excepthook = _hide_lost_connection
+
+
+def _hide_lost_connection(kind: Any, error: BaseException, trace: Any) -> None:
+    if not isinstance(error, (EOFError, OSError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _start_worker(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

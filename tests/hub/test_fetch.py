@@ -369,13 +369,16 @@ def test_waiting_for_another_process_is_logged(
 def test_the_config_draws_no_bar(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     bars: list[object] = []
 
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+
     def download_file(*_: object, progress: object) -> Path:
         bars.append(progress)
-        return tmp_path
+        return config
 
     monkeypatch.setattr(fetch_module, "find_cached", lambda *_: None)
     monkeypatch.setattr(fetch_module, "download_file", download_file)
-    assert (fetch_module.fetch_config("org/repo", "main"), bars) == (tmp_path, [False])
+    assert (fetch_module.fetch_config("org/repo", "main"), bars) == (config, [False])
 
 
 def flip(path: Path, keep_time: bool) -> None:

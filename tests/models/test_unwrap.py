@@ -12,6 +12,7 @@ import timm
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from tiny import images, load_tiny
 from torch import nn
@@ -62,6 +63,11 @@ def compile_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
+def prepare_by_accelerate(model: nn.Module) -> nn.Module:
+    AcceleratorState._reset_state(reset_partial_state=True)  # other tests use other precisions
+    return Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
+
+
 TRANSPARENT: dict[str, Callable[[nn.Module], nn.Module]] = {
     "compile": lambda model: torch.compile(model, backend="eager"),
     "compile in place": compile_in_place,
@@ -75,7 +81,7 @@ TRANSPARENT: dict[str, Callable[[nn.Module], nn.Module]] = {
     "AveragedModel of DDP": lambda model: AveragedModel(DistributedDataParallel(model)),
     "ModelEmaV2": timm.utils.ModelEmaV2,
     "ModelEmaV3": timm.utils.ModelEmaV3,
-    "accelerate": lambda model: Accelerator(cpu=True, mixed_precision="bf16").prepare(model),
+    "accelerate": prepare_by_accelerate,
 }
 OTHERS: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
     "PEFT": (

@@ -24,7 +24,7 @@ from swag_models.recipe.data.loader import DecodeLabelled, Loader
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import EVAL_SPLITS, ShardSource, describe_source, open_source
 from swag_models.recipe.limits import check_limits
-from swag_models.recipe.worker_pool import ignore_signals
+from swag_models.recipe.worker_pool import prepare_loader_worker
 
 
 class EvalLoader:
@@ -113,7 +113,7 @@ def open_eval_loader(
             _BatchReader(source, transform),
             workers,
             sampler=[indices[start : start + batch_size] for start in starts],
-            worker_init_fn=ignore_signals,
+            worker_init_fn=prepare_loader_worker,
         )
         return EvalLoader(source, len(source), lambda: iter(make_pass()))
     loader = Loader(
@@ -127,7 +127,7 @@ def open_eval_loader(
         repeat=_return_one,  # instead of the packed factors
         skip_broken=True,
         collate=collate_samples,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=prepare_loader_worker,
     )
     return EvalLoader(source, source.count, partial(_read_shards, loader, loader.state_dict()))
 

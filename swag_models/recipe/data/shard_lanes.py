@@ -10,7 +10,7 @@ from swag_models.recipe.data.collate import Batch, Transform, collate_samples, c
 from swag_models.recipe.data.loader import DecodeLabelled, Loader, check_state
 from swag_models.recipe.data.sources import ShardSource
 from swag_models.recipe.data.stream import UNREACHABLE_EPOCH
-from swag_models.recipe.worker_pool import ignore_signals
+from swag_models.recipe.worker_pool import prepare_loader_worker
 
 logger = logging.getLogger("swag_models")
 
@@ -78,7 +78,7 @@ class ShardLanes:
                 buffer=self._engine.buffer,
                 skip_broken=True,
                 collate=collate_samples,
-                worker_init_fn=ignore_signals,
+                worker_init_fn=prepare_loader_worker,
             )
             for lane in range(self._rank * rank_lanes, (self._rank + 1) * rank_lanes)
         }

@@ -29,7 +29,7 @@ from swag_models.recipe.data.shard_lanes import ShardLanes, check_multiple
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import ShardSource, describe_source, open_source
 from swag_models.recipe.data.stream import hash_seed, seed_torch
-from swag_models.recipe.worker_pool import ignore_signals
+from swag_models.recipe.worker_pool import prepare_loader_worker
 
 MAX_CONSECUTIVE_BROKEN = 100  # an error is raised after this number of broken images in a row
 
@@ -79,7 +79,7 @@ class IndexedBatches:
                     self._reader,
                     self._workers,
                     sampler=positions,
-                    worker_init_fn=ignore_signals,
+                    worker_init_fn=prepare_loader_worker,
                 )
             )
         try:
