@@ -114,6 +114,7 @@ def test_another_architecture_is_an_error_of_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_name_of_a_plain_vit_has_timms_architecture() -> None:
     from swag_models.models import build
 

@@ -136,6 +136,7 @@ def test_another_process_is_rejected_and_ctrl_c_ends_the_work_at_once(
     assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
+@pytest.mark.slow
 def test_torchrun_splits_the_work_and_merge_joins_the_parts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

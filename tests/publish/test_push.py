@@ -225,6 +225,7 @@ def test_a_killed_push_leaves_the_repository_unchanged(
     assert fetch_model(f"hf-hub:{REPO}").commit == commit == hub.repos[REPO].branches["main"]
 
 
+@pytest.mark.slow
 def test_a_pushed_model_opens_in_transformers_and_what_it_saves_loads_from_the_hub(
     hub: Hub, token: None, folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -206,6 +206,7 @@ def test_work_that_is_killed_goes_on_and_leaves_no_process_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 
 
+@pytest.mark.slow
 def test_interrupted_work_ends_soon(tmp_path: Path) -> None:
     with start(tmp_path / "scenes", posts=3000, held_out=0, image_size=192, processes=2) as (
         process,
@@ -219,6 +220,7 @@ def test_interrupted_work_ends_soon(tmp_path: Path) -> None:
     wait_until(lambda: not any(map(is_alive, children)), timeout=5)
 
 
+@pytest.mark.slow
 def test_a_painter_that_is_killed_is_reported(tmp_path: Path) -> None:
     with start(tmp_path / "scenes", posts=3000, held_out=0, processes=2) as (process, children):
         named = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children}

@@ -55,6 +55,7 @@ def is_alive(group: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_and_writes_the_same_bytes(tmp_path: Path) -> None:
     write_labels(tmp_path / "labels.parquet", make_labels(40))
     (tmp_path / "images").mkdir()
