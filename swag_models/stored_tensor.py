@@ -10,10 +10,10 @@ from typing import BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from swag_models.archives import ZIP_ERRORS
 from swag_models.errors import CheckpointError
 from swag_models.hub.safetensors_header import MAX_AXES
 from swag_models.spec import Backend
-from swag_models.tar_members import ZIP_ERRORS
 
 logger = logging.getLogger("swag_models")
 

@@ -16,11 +16,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from swag_models.archives import ZIP_ERRORS
 from swag_models.errors import CheckpointError
 from swag_models.formatting import describe
 from swag_models.pickle_reader import PickleReader, Reference
 from swag_models.stored_tensor import OddTensor, Region, Storage, StoredTensor
-from swag_models.tar_members import ZIP_ERRORS
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_PICKLE = 2**28  # bytes of data.pkl

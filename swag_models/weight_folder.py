@@ -63,7 +63,7 @@ def _describe_folder(folder: Path, names: list[str]) -> str:
 
 
 def read_folder_config(folder: Path) -> Any:
-    """Return the content of a folder's config.json; None without one, or if it is no JSON."""
+    """Return the content of a folder's config.json; None if it is missing or not JSON."""
     try:
         return parse_json(read_regular(folder / CONFIG_FILE, MAX_JSON))
     except (OSError, ValueError):

@@ -5,44 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_support import run_until_killed, start
 
 from swag_models.atomic import disk_errors
 from swag_models.errors import ConfigError, OutputError
 from swag_models.resumable import WorkFolder, output_folder, read_result, run_once
-
-
-@contextmanager
-def start(code: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Run a script in `folder` in its own process, up to the first line it prints."""
-    script = "import os\nfrom pathlib import Path\nfrom swag_models.resumable import *\n"
-    command = [sys.executable, "-u", "-c", script + textwrap.dedent(code)]
-    with subprocess.Popen(
-        command, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
-
-
-def run_until_killed(code: str, folder: Path) -> None:
-    """Run a script in `folder` that kills its own process."""
-    script = "import os\nfrom pathlib import Path\nfrom swag_models.resumable import *\n"
-    command = [sys.executable, "-c", script + textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=folder, check=False)
-    assert done.returncode == -signal.SIGKILL
 
 
 class TestWorkFolder:

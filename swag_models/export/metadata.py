@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from swag_models.archives import ZIP_ERRORS
 from swag_models.decoding import decode_fields
 from swag_models.errors import ConfigError, ExportError
 from swag_models.paths import expand_path
 from swag_models.runtime import import_extra
 from swag_models.spec import Preprocess
-from swag_models.tar_members import ZIP_ERRORS
 
 SUFFIXES = (".onnx", ".pt2")
 ONNX_EXTRA = "swag-models[export]"

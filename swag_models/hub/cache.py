@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from swag_models.archives import is_zip
 from swag_models.atomic import write_json
 from swag_models.decoding import decode_fields
 from swag_models.errors import CacheError, CheckpointError
@@ -25,7 +26,6 @@ from swag_models.hub.huggingface import find_cached, parse_url
 from swag_models.hub.safetensors_header import is_safetensors, read_header
 from swag_models.paths import read_regular
 from swag_models.spec import Source
-from swag_models.tar_members import is_zip
 
 logger = logging.getLogger("swag_models")
 # Resolutions of modification times, in nanoseconds. A copy of a file may have a coarser time than

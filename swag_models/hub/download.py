@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # the second number is the time over which MIN_RATE is measured.
 TIMEOUT = (10, 60)
 MIN_RATE = 1024  # bytes per second; a slower connection counts as a failure
-MAX_DURATION = 24 * 3600  # seconds for one URL; the next download of it resumes
+MAX_DURATION = 24 * 3600  # seconds for one URL, or one commit; the next download of it resumes
 MAX_ATTEMPTS = 5  # consecutive failures without progress
 MAX_CONNECT_ATTEMPTS = 2  # the same for a host that cannot be reached at all, or is too slow
 MAX_WAIT = 60  # seconds; if the server asks for more, the download fails

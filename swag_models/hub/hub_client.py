@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from swag_models.errors import FetchError, SwagModelsError
-from swag_models.hub.download import MIN_RATE, TIMEOUT
+from swag_models.hub.download import MAX_DURATION, MIN_RATE, TIMEOUT
 from swag_models.hub.environment import explain_tls, find_ca_bundle
 from swag_models.hub.hub_errors import UnreachableError, client_errors, convert_error, list_causes
 from swag_models.hub.hub_rules import check_request, check_response, request_hooks
@@ -32,7 +32,6 @@ T = TypeVar("T")
 TRY_SECONDS = (0.8, 1.6)
 CLEANUP_SECONDS = 0.5  # for an abandoned thread to remove its temporary file
 MAX_SURPLUS = 2**24  # bytes; the client compares sizes only at the end of a file
-MAX_DURATION = 24 * 3600  # seconds for one file or one commit
 
 
 class Meter:

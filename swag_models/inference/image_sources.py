@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
+from swag_models.archives import find_members
 from swag_models.errors import ConfigError, ImageError, argument_errors
 from swag_models.formatting import escape_unprintable, printable
 from swag_models.image_formats import FORMATS, check_file_size, image_errors, is_image_name
 from swag_models.paths import describe_left_out, expand_path, open_regular, walk_files
 from swag_models.preprocess import read_image
-from swag_models.tar_members import find_members
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -192,7 +192,7 @@ class Backbone(TimmMetadata):
         """Remove the layers after the last of the chosen maps, and the head.
 
         Args:
-            indices: maps that `forward_intermediates` shall still return.
+            indices: maps that `forward_intermediates` returns afterwards.
             prune_norm: remove the last norm of a ViT.
             prune_head: False keeps the head, if its features are still computed.
 

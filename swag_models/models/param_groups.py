@@ -44,7 +44,7 @@ def group_parameters(
         already part of `lr`.
 
     Raises:
-        ConfigError: there is no model of this library, or more than one; its parameters were
+        ConfigError: `model` contains no model of this library, or several; its parameters are
             flattened; or an option is not allowed.
     """
     backbone = unwrap(model, "group the parameters of", inside=True)

@@ -36,8 +36,8 @@ def unwrap(model: object, purpose: str, *, inside: bool = False) -> Backbone:
         (`wrappers.INNER_WRAPPERS`).
 
     Raises:
-        ConfigError: there is no such model in it, or more than one; or it computes something else
-            or is sharded, and `inside` is False.
+        ConfigError: it contains no such model, or several; or `inside` is False, and it is sharded
+            or computes something else.
     """
     outer = model
     while isinstance(model, nn.Module) and not isinstance(model, Backbone):
@@ -82,16 +82,20 @@ def refuse(model: object, purpose: str) -> ConfigError:
 def keeps_shapes(model: nn.Module) -> bool:
     """Whether all parameters have their shapes, which FSDP1 and DeepSpeed's stage 3 flatten."""
     return not (
-        any("FullyShardedDataParallel" in _list_classes(module) for module in model.modules())
-        or any(hasattr(parameter, "ds_shape") for parameter in model.parameters())
+        _has_fsdp1(model) or any(hasattr(parameter, "ds_shape") for parameter in model.parameters())
     )
 
 
 def _is_sharded(model: nn.Module) -> bool:
     """Whether each process has only its part of some parameters (FSDP, tensor parallelism)."""
-    return any(
-        "FullyShardedDataParallel" in _list_classes(module) for module in model.modules()
-    ) or any("DTensor" in _list_classes(tensor) for tensor in model.parameters())
+    return _has_fsdp1(model) or any(
+        "DTensor" in _list_classes(tensor) for tensor in model.parameters()
+    )
+
+
+def _has_fsdp1(model: nn.Module) -> bool:
+    """Whether FSDP1 has sharded a module in the model."""
+    return any("FullyShardedDataParallel" in _list_classes(module) for module in model.modules())
 
 
 def _list_classes(value: object) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from swag_models.atomic import disk_errors, temporary_folder
 from swag_models.errors import ConfigError, FetchError, PublishError, check_types
 from swag_models.formatting import describe, describe_error, list_names
+from swag_models.hub.download import MAX_DURATION
 from swag_models.hub.fetch import fetch_weights
 from swag_models.hub.hf_format import (
     CARD_FILE,
@@ -24,7 +25,7 @@ from swag_models.hub.hf_format import (
     read_folder,
     read_index,
 )
-from swag_models.hub.hub_client import MAX_DURATION, call_client, client_session
+from swag_models.hub.hub_client import call_client, client_session
 from swag_models.hub.hub_errors import LOGIN_HINT
 from swag_models.hub.huggingface import PREFIX, REPO_RULES, is_repo
 from swag_models.hub.signature import parse_signature

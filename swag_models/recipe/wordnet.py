@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from swag_models.archives import ZIP_ERRORS, is_zip
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, open_regular
-from swag_models.tar_members import ZIP_ERRORS, is_zip
 
 FILES = ("index.noun", "data.noun", "noun.exc")
 VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version

@@ -66,10 +66,9 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_an_interrupt_is_one_line(place: str, tmp_path: Path) -> None:
-    work = textwrap.indent(textwrap.dedent(PLACES[place]), "    ")
-    process = subprocess.run(
+def run_script(work: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose work is this code, indented."""
+    return subprocess.run(
         [sys.executable, "-c", SCRIPT.format(work=work)],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
         capture_output=True,
@@ -77,6 +76,12 @@ def test_an_interrupt_is_one_line(place: str, tmp_path: Path) -> None:
         check=False,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupt_is_one_line(place: str, tmp_path: Path) -> None:
+    work = textwrap.indent(textwrap.dedent(PLACES[place]), "    ")
+    process = run_script(work)
     assert (process.returncode, process.stderr) == (130, "swag-models: error: interrupted\n")
 
 
@@ -85,13 +90,6 @@ def test_other_ignored_exceptions_are_still_printed() -> None:
     Thing()
     return 0
 """
-    process = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(work=work)],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    process = run_script(work)
     assert process.returncode == 0
     assert "ZeroDivisionError" in process.stderr

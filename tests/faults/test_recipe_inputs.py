@@ -22,6 +22,7 @@ from faults.counts import DEFECTS, judge, record, scaled
 from shards_support import encode_jpeg, make_shards
 from wordnet_support import FILES, write_wordnet
 
+from swag_models.archives import find_members
 from swag_models.errors import ImageError, ShardError
 from swag_models.recipe.config import override
 from swag_models.recipe.curation.ingest import convert_posts
@@ -33,7 +34,6 @@ from swag_models.recipe.data.shards import find_shards, read_shard, read_vocabul
 from swag_models.recipe.data.sources import open_source
 from swag_models.recipe.presets import PRESETS
 from swag_models.recipe.wordnet import WordNet
-from swag_models.tar_members import find_members
 
 pytestmark = pytest.mark.faults
 

@@ -176,7 +176,7 @@ def test_a_file_may_fill_the_disk(
 
 
 def test_a_hash_that_fits_is_enough(server: Server, folder: Path) -> None:
-    """`accept` recognises weight files, and is only asked where there is no hash."""
+    """`accept` recognises weight files, and is called only if no hash is known."""
     asked: list[Path] = []
 
     def refuse(path: Path) -> bool:

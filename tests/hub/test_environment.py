@@ -206,6 +206,13 @@ def test_a_socks_proxy_without_its_packages_is_one_line(
     assert len(errors.splitlines()) == 1
 
 
+def fail_in_both_clients(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Return what is printed for a model of the Hub and for one of another server."""
+    _, printed = time_failure("https://hub.invalid", monkeypatch)
+    _, errors = run(make_spec(Source("https://host.invalid/x.pth", "timm")))
+    return printed, errors
+
+
 @pytest.mark.parametrize(
     ("variable", "proxy"),
     [
@@ -219,9 +226,7 @@ def test_an_invalid_proxy_is_one_line_with_its_variable(
     variable: str, proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, proxy)
-    _, printed = time_failure("https://hub.invalid", monkeypatch)
-    _, errors = run(make_spec(Source("https://host.invalid/x.pth", "timm")))
-    for text in (printed, errors):
+    for text in fail_in_both_clients(monkeypatch):
         assert f"invalid {variable} {proxy.replace('u:secret@', '')!r}: allowed: " in text
         assert "secret" not in text
         assert len(text.splitlines()) == 1
@@ -232,9 +237,7 @@ def test_a_proxy_that_cannot_be_reached_is_one_line_with_its_variable(
     proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
-    _, printed = time_failure("https://hub.invalid", monkeypatch)
-    _, errors = run(make_spec(Source("https://host.invalid/x.pth", "timm")))
-    for text in (printed, errors):
+    for text in fail_in_both_clients(monkeypatch):
         assert f"ALL_PROXY names the proxy {proxy.replace('u:secret@', '')}" in text
         assert "secret" not in text
         assert len(text.splitlines()) == 1

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
 
+from swag_models.archives import TAR_ERRORS, open_tar, walk_members
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error, escape_unprintable, printable
 from swag_models.paths import describe_left_out, expand_path, open_regular, walk_files
@@ -38,7 +39,6 @@ from swag_models.recipe.curation.posts import (
     make_post,
     resolve_columns,
 )
-from swag_models.tar_members import TAR_ERRORS, open_tar, walk_members
 
 SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
 SUFFIXES |= {".csv": "csv", ".tsv": "yfcc", ".tar": "tar", ".tgz": "tar", ".parquet": "parquet"}

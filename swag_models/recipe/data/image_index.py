@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swag_models.archives import find_members
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import printable
@@ -16,7 +17,6 @@ from swag_models.inference.image_sources import LABEL_SUFFIXES, log_left_out
 from swag_models.paths import expand_path, open_regular, require_regular, walk_files
 from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
-from swag_models.tar_members import find_members
 
 TABLE_READERS = {
     ".parquet": "read_parquet(?)",

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from swag_models.archives import TAR_ERRORS, open_tar, walk_members
 from swag_models.errors import ConfigError, ShardError
 from swag_models.formatting import describe_error
 from swag_models.hub.hf_format import VOCABULARY_FILE
@@ -17,7 +18,6 @@ from swag_models.paths import expand_location
 from swag_models.recipe.data.manifest import MANIFEST_FILE, read_manifest
 from swag_models.recipe.data.urls import ByteStream, is_url, open_stream, read_all
 from swag_models.runtime import import_extra
-from swag_models.tar_members import TAR_ERRORS, open_tar, walk_members
 
 CHUNK_SIZE = 1 << 20  # bytes read at a time
 MAX_FILE_SIZE = 1 << 29  # bytes of a file in a shard, which is read into memory

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from image_support import write_tar
 
+from swag_models.archives import MAX_HEADER, find_members
 from swag_models.errors import ConfigError, ShardError
 from swag_models.recipe.curation.posts import NOT_JSON, Post, Reject
 from swag_models.recipe.curation.readers import read_posts
 from swag_models.recipe.data.shards import MAX_FILE_SIZE, read_shard
-from swag_models.tar_members import MAX_HEADER, find_members
 
 BLOCK = tarfile.BLOCKSIZE
 

@@ -1,4 +1,4 @@
-"""Members of tar files, and errors of archives, which may be damaged or made to exhaust memory.
+"""Tar and zip files, which may be damaged or made to exhaust memory.
 
 `tarfile` does not check what a header says. A damaged header can raise errors of many kinds, or end
 the archive as if it were complete. A negative size makes it read the same member forever. A long
@@ -112,7 +112,7 @@ def walk_members(archive: Any) -> Iterator[tarfile.TarInfo]:
 
 
 def describe_member(member: tarfile.TarInfo) -> str:
-    """Return the kind of a member that is no file, for example "link"."""
+    """Return the kind of a member that is not a file, for example "link"."""
     if member.issym() or member.islnk():
         return "link"
     return "named pipe" if member.isfifo() else "device"
