@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--processes", type=int, help="number of parallel tasks (default: one per CPU)"
     )
     command.add_argument("--quiet", action="store_true", help="hide the progress bar")
-    return run_command(lambda: parser.parse_args(arguments))
+    return run_command(lambda: parser.parse_args(arguments), ends=arguments is None)
 
 
 if __name__ == "__main__":

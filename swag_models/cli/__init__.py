@@ -30,22 +30,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare_streams()
     # Pillow warns of damaged metadata with two lines that do not name the file.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    with deliver_interrupts():
-        code = run_command(lambda: make_parser().parse_args(arguments))
-    if arguments is None:  # the process ends
-        ignore_interrupts()
-    return code
+    return run_command(lambda: make_parser().parse_args(arguments), ends=arguments is None)
 
 
-def run_command(parse: Callable[[], argparse.Namespace]) -> int:
+def run_command(parse: Callable[[], argparse.Namespace], ends: bool) -> int:
     """Parse and run a subcommand; an error becomes a message and an exit code.
 
     Args:
         parse: returns the parsed options, with the function of the subcommand as `run`.
+        ends: whether the process ends with this command.
 
     Returns:
         The exit code, as for `main`.
     """
+    with deliver_interrupts(restore=not ends):
+        return _run(parse)
+
+
+def _run(parse: Callable[[], argparse.Namespace]) -> int:
     try:
         try:
             options = parse()
@@ -86,6 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _fail(error: object, code: int) -> int:
+    ignore_interrupts()
     print_message(f"error: {error}")
     discard_data()
     return code

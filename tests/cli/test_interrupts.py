@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from swag_models import cli
 
 SOURCE = Path(__file__).parents[2]
 SCRIPT = """
@@ -58,6 +61,19 @@ PLACES = {
             weakref.finalize(thing, interrupt)
         del thing
     """,
+    "finalizer, several with time between them": """
+        for _ in range(20):
+            thing = Thing()
+            weakref.finalize(thing, interrupt)
+            del thing
+            time.sleep(0.01)
+    """,
+    "message of an error": """
+        import swag_models.cli
+        print_message = swag_models.cli.print_message
+        swag_models.cli.print_message = lambda text: (interrupt(), print_message(text))
+        raise KeyboardInterrupt
+    """,
     "exit": """
         import atexit
         atexit.register(interrupt)
@@ -93,3 +109,10 @@ def test_other_ignored_exceptions_are_still_printed() -> None:
     process = run_script(work)
     assert process.returncode == 0
     assert "ZeroDivisionError" in process.stderr
+
+
+def test_another_program_keeps_its_handler() -> None:
+    """A command that another program calls leaves the program's Ctrl-C as it was."""
+    handler = signal.getsignal(signal.SIGINT)
+    assert cli.main(["info", "no_such_model"]) == 2
+    assert signal.getsignal(signal.SIGINT) is handler
