@@ -68,7 +68,9 @@ def test_python_snippets_run(number: int, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [line for block in blocks("sh") for line in block.splitlines() if line.startswith("swag")],
+    sorted(
+        {line for block in blocks("sh") for line in block.splitlines() if line.startswith("swag")}
+    ),
 )
 def test_commands_run(command: str, folder: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

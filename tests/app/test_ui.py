@@ -247,6 +247,7 @@ def test_nothing_leaves_the_machine(page: Chrome, address: str, proxy: Proxy) ->
     assert proxy.requests == []
 
 
+@pytest.mark.slow  # tests/app/test_access.py sends the same requests without a browser
 def test_a_page_for_other_machines_asks_for_its_token(chrome: Chrome, tmp_path: Path) -> None:
     with serve_page(tmp_path, *APP, "--host", "0.0.0.0") as server:
         token = server.address.partition("?token=")[2]

@@ -176,6 +176,7 @@ def test_the_study_goes_from_nothing_to_a_report_and_goes_on_after_a_kill(tmp_pa
     }
 
 
+@pytest.mark.slow
 def test_a_packed_vocabulary_names_the_classes_of_what_is_trained(tmp_path: Path) -> None:
     steps = [
         ["scenes", "scenes", "--posts", "60", "--held-out", "0", "--quiet"],
