@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from peft import LoraConfig, get_peft_model
 from tiny import images, load_tiny
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -63,6 +62,11 @@ def compile_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
+def add_lora(model: Any) -> Any:
+    peft = pytest.importorskip("peft")  # which the lowest supported versions do not include
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["qkv"]))
+
+
 def prepare_by_accelerate(model: nn.Module) -> nn.Module:
     AcceleratorState._reset_state(reset_partial_state=True)  # other tests use other precisions
     return Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
@@ -85,11 +89,11 @@ TRANSPARENT: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 OTHERS: dict[str, tuple[Callable[[Any], nn.Module], str]] = {
     "PEFT": (
-        lambda model: get_peft_model(model, LoraConfig(target_modules=["qkv"])),
+        add_lora,
         r"a PeftModel; pass merge_and_unload\(\) of it",
     ),
     "compile of PEFT": (
-        lambda model: torch.compile(get_peft_model(model, LoraConfig(target_modules=["qkv"]))),
+        lambda model: torch.compile(add_lora(model)),
         r"a PeftModel; pass merge_and_unload\(\) of it",
     ),
     "FeaturePyramid": (
@@ -174,7 +178,7 @@ def test_something_that_is_no_module_is_refused() -> None:
 
 
 def test_a_model_with_adapters_inside_is_exported_with_them(tmp_path: Path) -> None:
-    peft = get_peft_model(load_tiny("vit"), LoraConfig(target_modules=["qkv"]))
+    peft = add_lora(load_tiny("vit"))
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
             if "lora_B" in name:
