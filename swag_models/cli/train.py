@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swag_models.cli.common import (
     OK,
@@ -17,6 +17,9 @@ from swag_models.errors import PreemptedError
 from swag_models.recipe.config import Run, iterate_fields, override
 from swag_models.recipe.presets import DATA_FIELDS, PRESETS, Preset, find_value_source, get_preset
 from swag_models.runtime import read_environment
+
+if TYPE_CHECKING:
+    from swag_models.recipe.training.estimate import Plan
 
 PREEMPTED = 75  # exit code EX_TEMPFAIL of sysexits.h: a rerun can succeed
 PRESET_HELP = "name of a preset; list them with: swag-models recipe show"
@@ -66,6 +69,7 @@ def plan(options: argparse.Namespace) -> int:
         gpus=options.gpus,
         throughput=options.throughput,
         flops=options.flops,
+        gpu_memory=options.gpu_memory * 1e9,
     )
     memory = asdict(estimate.memory) | {"total": estimate.memory.total}
     if options.json:
@@ -82,7 +86,11 @@ def plan(options: argparse.Namespace) -> int:
         f"{estimate.flops * estimate.samples:.3g} in all",
         "throughput": f"{estimate.throughput:,.1f} images/s per GPU; {estimate.basis}",
         "time": f"{_format_time(estimate.days)} on {estimate.gpus:,} GPU{plural}",
-        "memory": f"{_format_bytes(memory['total'])} per GPU, estimated by formula",
+        "data": f"{estimate.throughput * estimate.gpus:,.0f} images/s must be read; CPU cores that "
+        "decode as many JPEG images: about "
+        + ", ".join(f"{cores:,} for {size} pixels" for size, cores in estimate.cores.items()),
+        "memory": f"{_format_bytes(memory['total'])} per GPU, estimated by formula"
+        + _describe_excess(estimate),
     }
     rows |= {
         f"  {name}": _format_bytes(size)
@@ -92,8 +100,19 @@ def plan(options: argparse.Namespace) -> int:
     rows["  activations"] += (
         f", {_format_bytes(memory['sample'])} per sample; a smaller engine.micro_batch reduces them"
     )
+    rows["  casts"] += ", weights in half precision, which autocast caches"
     _print_columns(rows.items())
     return OK
+
+
+def _describe_excess(estimate: "Plan") -> str:
+    """What to change if a GPU has less memory than the run needs; otherwise empty."""
+    if estimate.memory.total <= estimate.gpu_memory:
+        return ""
+    change = f"set engine.micro_batch={estimate.micro_batch} or less"
+    if not estimate.micro_batch:
+        change = "engine.parallel=fsdp, engine.grad_checkpointing=true or a smaller model need less"
+    return f": more than the {estimate.gpu_memory / 1e9:g} GB of a GPU; {change}"
 
 
 def train(options: argparse.Namespace) -> int:
@@ -158,6 +177,13 @@ def _add_plan_options(command: argparse.ArgumentParser) -> None:
         "--flops",
         type=float,
         help="peak FLOP/s of a GPU (default: that of an H100)",
+    )
+    command.add_argument(
+        "--gpu-memory",
+        type=float,
+        default=80,
+        metavar="GB",
+        help="memory of a GPU in GB (default: 80, that of an H100)",
     )
     command.add_argument(
         "--samples-per-epoch",

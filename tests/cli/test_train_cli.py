@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -153,6 +154,37 @@ def test_plan_prints_a_table(capsys: Capture) -> None:
         "casts",
         "activations",
     } < rows.keys()
+
+
+def test_plan_says_what_the_data_must_deliver(capsys: Capture) -> None:
+    assert main([*PLAN, "vit_b16_hashtags", "--throughput", "1100"]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("data"))
+    assert "8,800 images/s must be read" in row
+    assert row.endswith("about 16 for 341 x 256 pixels, 74 for 1024 x 768 pixels")
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (["regnety_128gf_hashtags"], "more than the 80 GB of a GPU; set engine.micro_batch="),
+        (["vit_b16_hashtags", "--gpu-memory", "40"], "than the 40 GB of a GPU; set engine.micro"),
+        (["vit_h14_in1k", "--gpu-memory", "5"], "or a smaller model need less"),
+        (["regnety_128gf_hashtags", "--gpu-memory", "96"], "estimated by formula"),
+    ],
+)
+def test_plan_says_what_to_change_if_a_gpu_has_too_little_memory(
+    options: list[str], advice: str, capsys: Capture
+) -> None:
+    assert main([*PLAN, *options]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory"))
+    if not (match := re.search(r"engine\.micro_batch=(\d+) or less$", row)):
+        assert row.endswith(advice)
+        return
+    assert advice in row
+    assert main([*PLAN, *options, "--set", f"engine.micro_batch={match[1]}"]) == 0
+    assert "more than" not in capsys.readouterr().out
+    assert main([*PLAN, *options, "--set", f"engine.micro_batch={int(match[1]) + 1}"]) == 0
+    assert "more than" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
