@@ -168,7 +168,7 @@ def test_plan_says_what_the_data_must_deliver(capsys: Capture) -> None:
     [
         (["regnety_128gf_hashtags"], "more than the 80 GB of a GPU; set engine.micro_batch="),
         (["vit_b16_hashtags", "--gpu-memory", "40"], "than the 40 GB of a GPU; set engine.micro"),
-        (["vit_h14_in1k", "--gpu-memory", "5"], "or a smaller model need less"),
+        (["vit_h14_in1k", "--gpu-memory", "2"], "or a smaller model need less"),
         (["regnety_128gf_hashtags", "--gpu-memory", "96"], "estimated by formula"),
     ],
 )
