@@ -15,9 +15,9 @@ from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, check_choice, check_types, suggest_names
 from swag_models.formatting import describe
+from swag_models.model_metadata import load_classes, load_preprocess
 from swag_models.registry import FILTERS, SPECS, Name, get_spec, list_models
 from swag_models.spec import UNKNOWN, Backend, ImageSize, ModelSpec, Pool, Progress
 from swag_models.weights_argument import DEFAULT, resolve_weights
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from swag_models.hub.signed_model import SignedModel
     from swag_models.models import FeatureNet, RegNet, ViT
-    from swag_models.preprocess import Transform
 
 __all__ = [
     "FILTERS",
@@ -271,60 +270,6 @@ def _rename_options(options: Mapping[str, Any], **values: Any) -> dict[str, Any]
         if value not in (None, ""):  # timm's defaults
             values[name] = value
     return values
-
-
-def load_preprocess(name: Name, *, image_size: ImageSize | None = None) -> Transform:
-    """Return the preprocessing of a model, for PIL images and uint8 tensors (..., 3, H, W).
-
-    Args:
-        name: as for `load_model`.
-        image_size: pixels, int or (height, width); by default the spec's. Pass the size that was
-            passed to `load_model`.
-    """
-    from swag_models.models.arguments import check_image_size
-    from swag_models.preprocess import Transform
-
-    spec = get_spec(name)
-    preprocess = spec.preprocess
-    if image_size is not None:
-        preprocess = replace(preprocess, image_size=check_image_size(image_size))
-    return Transform(preprocess)
-
-
-def load_classes(name: Name) -> tuple[str, ...]:
-    """Return a model's class names, in the order of its logits.
-
-    Args:
-        name: as for `load_model`.
-
-    Raises:
-        ConfigError: the model has no head, or its classes have no names.
-    """
-    spec = get_spec(name)
-    match spec.classes:
-        case None if spec.num_classes is not None:
-            raise ConfigError(
-                f"{spec.name} has {spec.num_classes} classes without names; "
-                "save it again with classes=[...]"
-            )
-        case None:
-            classifiers = [
-                model.name for model in MODELS if model.arch == spec.arch and model.classes
-            ]
-            hint = f"; models with classes: {', '.join(classifiers)}" if classifiers else ""
-            raise ConfigError(f"{spec.name} gives features and has no classes{hint}")
-        case "imagenet-1k":
-            # torchvision's metadata contain the class names; importing it takes seconds.
-            from torchvision.models import ViT_B_16_Weights
-
-            return tuple(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
-        case str(label_set):
-            raise ConfigError(
-                f"{spec.name}: unknown label set {label_set!r}; "
-                "allowed: imagenet-1k, or the names themselves"
-            )
-        case names:
-            return names
 
 
 def _check_progress(progress: Progress) -> None:

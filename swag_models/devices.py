@@ -1,17 +1,26 @@
 """Devices and dtypes by name, checked on this machine."""
 
+import os
+
 import torch
 
 from swag_models.errors import ConfigError, check_types
 from swag_models.formatting import describe
+from swag_models.runtime import read_environment
 
 
 def check_device(device: str | torch.device) -> torch.device:
     """Convert a device name to a torch device, and check that it can be used.
 
+    Args:
+        device: a torch device, its name, or "auto": a CUDA GPU (under torchrun that of this
+            process), else MPS, else the CPU.
+
     Raises:
         ConfigError: the name is invalid, or this machine has no such device.
     """
+    if isinstance(device, str) and device == "auto":
+        device = pick_device()
     try:
         check_types(str | int | torch.device, device=device)
         chosen = torch.device(device)
@@ -23,9 +32,16 @@ def check_device(device: str | torch.device) -> torch.device:
         shown = str(device) if isinstance(device, torch.device) else describe(device)
         raise ConfigError(
             f"device {shown} cannot be used here (no such device); allowed for example: "
-            f"{', '.join(['cpu', *gpus, *mps])}"
+            f"{', '.join(['cpu', *gpus, *mps, 'auto'])}"
         ) from None
     return chosen
+
+
+def pick_device() -> str:
+    """Return the name of the device that "auto" stands for."""
+    if torch.cuda.is_available():
+        return f"cuda:{read_environment('LOCAL_RANK', 0)}" if "LOCAL_RANK" in os.environ else "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype:

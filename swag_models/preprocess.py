@@ -6,14 +6,15 @@ Axes: C channels, H W pixels.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from functools import cache
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from swag_models.errors import ImageError
+from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import describe
 from swag_models.image_formats import PROGRAM_FORMATS, image_errors, open_image, read_orientation
 from swag_models.spec import Preprocess
@@ -146,11 +147,17 @@ class Transform:
         vectorised: resize PIL images with torch instead of Pillow. With the vector instructions
             that `acceleration.has_fast_resize` tests for, this takes a fifth of the time; about
             one byte in several hundred differs by 1.
+        crop_pct: side of the crop as a share of that of the resized image, as timm's.
     """
 
-    def __init__(self, preprocess: Preprocess, *, vectorised: bool = False) -> None:
+    def __init__(
+        self, preprocess: Preprocess, *, vectorised: bool = False, crop_pct: float = 1.0
+    ) -> None:
         self.preprocess = preprocess
         self.vectorised = vectorised
+        if not (isinstance(crop_pct, (int, float)) and 0 < crop_pct <= 1):
+            raise ConfigError(f"crop_pct is {describe(crop_pct)}; allowed: above 0, at most 1")
+        self.crop_pct = crop_pct
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         return self.normalise(self.fit(image))
@@ -171,23 +178,10 @@ class Transform:
         from torchvision.transforms.v2 import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
-        if isinstance(image, Image.Image):
-            with image_errors("the image"):  # it may not be decoded yet
-                image = to_rgb(image)
-            width, height = image.size
-            image = _to_tensor(image) if self.vectorised else image
-        elif isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == 3:
-            height, width = image.shape[-2:]
-            check_range(image)
-            if image.dtype == torch.uint16:  # torchvision's resizing would overflow
-                image = image.float() / 65535
-        else:
-            kind = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
-            raise ImageError(
-                f"cannot preprocess {kind}; give a PIL image or a tensor (..., 3, H, W)"
-            )
+        image, (height, width) = open_input(image, vectorised=self.vectorised)
+        cover = [math.floor(side / self.crop_pct) for side in self.preprocess.size]
         # Without this limit, the long side of a very narrow image could become arbitrarily long.
-        resized = list(cover_size(height, width, *self.preprocess.size))
+        resized = list(cover_size(height, width, *cover))
         if resized[0] * resized[1] > MAX_PIXELS:
             raise ImageError(
                 f"an image of {width}x{height} would be {resized[1]}x{resized[0]} when resized; "
@@ -197,7 +191,7 @@ class Transform:
             image, resized, InterpolationMode(self.preprocess.interpolation), antialias=True
         )
         image = F.center_crop(image, list(self.preprocess.size))
-        return image if isinstance(image, torch.Tensor) else _to_tensor(image)
+        return image if isinstance(image, torch.Tensor) else to_tensor(image)
 
     def normalise(self, tensor: Tensor) -> Tensor:
         """Scale to [0, 1] and normalise: the second half, for whole batches on any device.
@@ -229,7 +223,39 @@ class Transform:
         )
 
     def __repr__(self) -> str:
-        return f"Transform({self.preprocess}{', vectorised=True' if self.vectorised else ''})"
+        crop = f", crop_pct={self.crop_pct}" if self.crop_pct != 1 else ""
+        return f"Transform({self.preprocess}{', vectorised=True' if self.vectorised else ''}{crop})"
+
+
+def open_input(
+    image: Image.Image | Tensor, *, vectorised: bool = False
+) -> tuple[Any, tuple[int, int]]:
+    """Check an image that is about to be resized.
+
+    Args:
+        image: a PIL image or a tensor (..., 3, H, W).
+        vectorised: as for `Transform`.
+
+    Returns:
+        It as upright RGB or as a tensor, and its (height, width) in pixels.
+
+    Raises:
+        ImageError: not an image, or with values of another range.
+    """
+    import torch
+
+    if isinstance(image, Image.Image):
+        with image_errors("the image"):  # it may not be decoded yet
+            image = to_rgb(image)
+        width, height = image.size
+        return to_tensor(image) if vectorised else image, (height, width)
+    if not (isinstance(image, torch.Tensor) and image.ndim >= 3 and image.shape[-3] == 3):
+        kind = tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__
+        raise ImageError(f"cannot preprocess {kind}; give a PIL image or a tensor (..., 3, H, W)")
+    check_range(image)
+    size = (image.shape[-2], image.shape[-1])
+    # torchvision's resizing would overflow for uint16
+    return image.float() / 65535 if image.dtype == torch.uint16 else image, size
 
 
 def check_range(image: Tensor, margin: float = 0.25) -> None:
@@ -288,7 +314,7 @@ def cover_size(height: int, width: int, to_height: int, to_width: int) -> tuple[
     return max(to_height, longer), to_width
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
     """Return the pixels of an image, uint8 (3, H, W) on the CPU whatever the default device is."""
     import torch
     from torchvision.transforms.v2 import functional as F

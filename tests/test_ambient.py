@@ -101,7 +101,7 @@ def test_a_device_that_is_missing_is_named_in_our_words(device: Any) -> None:
 
 
 def test_a_loaded_model_where_a_name_is_expected_is_refused_with_the_fix() -> None:
-    for call in (inference.Classifier, inference.Embedder, swag_models.load_preprocess):
+    for call in (swag_models.load_model, swag_models.get_spec):
         with pytest.raises(errors.ConfigError, match=r"the folder that publish\.save writes"):
             call(load_tiny("vit"))
 

@@ -170,7 +170,10 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         ),
         "get_spec": (swag_models.get_spec, {"name": NANO}),
         "load_model": (swag_models.load_model, {"name": NANO, **load}),
-        "load_preprocess": (swag_models.load_preprocess, {"name": NANO, "image_size": 48}),
+        "load_preprocess": (
+            swag_models.load_preprocess,
+            {"name": NANO, "image_size": 48, "train": False},
+        ),
         "load_classes": (swag_models.load_classes, {"name": NANO}),
         "hub_entries": (swag_models.hub_entries, {}),
         "get_model": (swag_models.get_model, {"name": NANO, "weights": None, "num_classes": 3}),
@@ -188,7 +191,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "Transform.normalise": (transform.normalise, {"tensor": batch[0]}),
         "ModelSpec.from_json": (swag_models.ModelSpec.from_json, {"text": VIT_SPEC.to_json()}),
         "ModelSpec.from_dict": (swag_models.ModelSpec.from_dict, {"data": VIT_SPEC.to_dict()}),
-        "Classifier": (inference.Classifier, pipeline),
+        "Classifier": (inference.Classifier, {**pipeline, "classes": None}),
         "Classifier.call": (classifier, {"images": image, "top_k": 1}),
         "Classifier.stream": (
             lambda **options: list(classifier.stream(**options)),

@@ -177,6 +177,7 @@ def get_saliency(analysis: Analysis, layer: int) -> SaliencyMap:
     with MODEL_TURN.take():
         predictor = load_predictor(analysis.spec)
         x = predictor.preprocess.normalise(pixels.unsqueeze(0))  # (1, 3, H, W)
+        x = x.to(predictor.device)
         maps = compute_saliency(predictor.model, x, layer)
     analysis.layer_maps = layer, maps
     return maps

@@ -10,6 +10,7 @@ from swag_models.api import SPECS, get_spec, list_models
 from swag_models.cli.output import print_data
 from swag_models.errors import MAX_MESSAGE, UnknownModelError
 from swag_models.formatting import escape_unprintable
+from swag_models.runtime import read_environment
 from swag_models.spec import Backend, ModelSpec
 
 RunCommand = Callable[[argparse.Namespace], int]  # options -> exit code
@@ -68,6 +69,24 @@ def add_backend_option(command: argparse.ArgumentParser) -> None:
         default="mmap",
         help="map the weight file, or read it, for network disks (default: mmap)",
     )
+
+
+def add_device_option(command: argparse.ArgumentParser) -> None:
+    """Declare --device, which `read_device` reads."""
+    command.add_argument(
+        "--device",
+        default="auto",
+        help="device to run on, for example cpu or cuda (default: auto, a GPU if there is one; with "
+        "torchrun, one for each process)",
+    )
+
+
+def read_device(options: argparse.Namespace) -> str:
+    """Return the value of --device; "cuda" means the GPU that torchrun assigns to this process."""
+    device: str = options.device
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{read_environment('LOCAL_RANK', 0)}"
+    return device
 
 
 def add_quiet_option(command: argparse.ArgumentParser) -> None:

@@ -2,12 +2,19 @@
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from swag_models.cli.common import FAILED, OK, AddCommand, add_json_option, add_quiet_option
+from swag_models.cli.common import (
+    FAILED,
+    OK,
+    AddCommand,
+    add_device_option,
+    add_json_option,
+    add_quiet_option,
+    read_device,
+)
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
@@ -134,10 +141,7 @@ def add_commands(add: AddCommand) -> None:
 
 def add_measuring_options(command: argparse.ArgumentParser) -> None:
     """Declare the options that `get_measuring_options` reads."""
-    command.add_argument(
-        "--device",
-        help="device to run on (default: a GPU if there is one; with torchrun, one per process)",
-    )
+    add_device_option(command)
     command.add_argument("--dtype", help="float32 (default), bfloat16 or float16")
     command.add_argument(
         "--batch-size", type=int, default=64, help="images per forward pass (default: 64)"
@@ -158,16 +162,10 @@ def get_measuring_options(
     Returns:
         (options of the model: device, dtype; options of loading: batch_size, workers, progress).
     """
-    import torch
-
+    from swag_models.devices import check_device
     from swag_models.runtime import count_cpus
 
-    device, workers = options.device or "cuda", options.workers
-    # "cuda" means the GPU that torchrun assigns to this process
-    if device == "cuda" and (options.device or torch.cuda.is_available()):
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    elif device == "cuda":
-        device = "cpu"
+    device, workers = str(check_device(read_device(options))), options.workers
     if workers is None:
         num_processes = max(1, read_environment("LOCAL_WORLD_SIZE", 1))
         # without a GPU, the model itself needs all CPUs

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import signal
 import webbrowser
 from dataclasses import asdict
@@ -13,8 +12,10 @@ from swag_models.cli.common import (
     OK,
     AddCommand,
     add_backend_option,
+    add_device_option,
     add_json_option,
     add_quiet_option,
+    read_device,
 )
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.runtime import read_environment
@@ -55,8 +56,6 @@ def embed(options: argparse.Namespace) -> int:
     output = check_embeddings_path(options.output)
     images = find_images(options.image)
     rank, world_size = read_environment("RANK", 0), read_environment("WORLD_SIZE", 1)
-    if options.device == "cuda" and world_size > 1:  # one GPU for each process
-        options.device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     summary = write_embeddings(
         Embedder(options.model, **_get_pipeline_options(options)),
         images,
@@ -142,9 +141,7 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--image-size", type=int, help="image size in pixels (default: the model's)"
     )
-    command.add_argument(
-        "--device", default="cpu", help="device to run on, for example cuda (default: cpu)"
-    )
+    add_device_option(command)
     command.add_argument(
         "--dtype",
         help="float32, bfloat16 or float16 (default: float32, or the fastest safe one with --fast)",
@@ -170,8 +167,8 @@ def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
 
 def _get_pipeline_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `InferencePipeline`."""
-    names = ("image_size", "device", "dtype", "fast", "compile", "batch_size", "workers", "backend")
-    return {name: getattr(options, name) for name in names}
+    names = ("image_size", "dtype", "fast", "compile", "batch_size", "workers", "backend")
+    return {"device": read_device(options), **{name: getattr(options, name) for name in names}}
 
 
 def _add_app_options(command: argparse.ArgumentParser) -> None:

@@ -95,9 +95,9 @@ def read_timm_config(
         variant="published",
         description=_describe_origin(origin) if origin else f"{architecture} of timm",
         config=model,
-        preprocess=_read_preprocess(source, (size[0], size[1]), name),
+        preprocess=_read_folder_preprocess(source, (size[0], size[1]), name),
         num_classes=num_classes,
-        classes=_read_classes(config, source, num_classes, origin, name),
+        classes=read_classes(config, source, num_classes, origin, name),
         num_params=params,
         gmacs=round(macs / 1e9, 3),
         metrics=None,
@@ -214,9 +214,10 @@ def _read_num_classes(config: Mapping[str, Any], source: Mapping[str, Any]) -> i
     return count or None
 
 
-def _read_preprocess(source: Mapping[str, Any], size: tuple[int, int], name: str) -> Preprocess:
-    interpolation = source.get("interpolation", "bicubic")
-    check_choice("interpolation", interpolation, "bicubic", "bilinear")
+def _read_folder_preprocess(
+    source: Mapping[str, Any], size: tuple[int, int], name: str
+) -> Preprocess:
+    """The preprocessing of a folder; logs a warning if the spec cannot hold all of it."""
     crop = _get(source, "crop_pct", float, 0.875)
     if crop != 1 or _get(source, "crop_mode", str, "center") != "center":
         logger.warning(
@@ -225,6 +226,21 @@ def _read_preprocess(source: Mapping[str, Any], size: tuple[int, int], name: str
             name,
             crop,
         )
+    return read_preprocess(source, size)
+
+
+def read_preprocess(source: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
+    """The preprocessing in a `pretrained_cfg`, without the share that is cropped.
+
+    Args:
+        source: the `pretrained_cfg`.
+        size: (height, width) of the input in pixels.
+
+    Raises:
+        ConfigError: this library has no such preprocessing.
+    """
+    interpolation = source.get("interpolation", "bicubic")
+    check_choice("interpolation", interpolation, "bicubic", "bilinear")
     statistics = {}
     for key in ("mean", "std"):
         values = _get(source, key, tuple[float, ...], getattr(Preprocess, key))
@@ -236,7 +252,25 @@ def _read_preprocess(source: Mapping[str, Any], size: tuple[int, int], name: str
     return Preprocess(height if height == width else size, interpolation, **statistics)
 
 
-def _read_classes(
+def read_loaded_preprocess(source: Mapping[str, Any]) -> tuple[Preprocess, float]:
+    """The preprocessing in the `pretrained_cfg` of a model in memory.
+
+    Returns:
+        It, and the side of the crop as a share of that of the resized image.
+
+    Raises:
+        ConfigError: this library has no such preprocessing.
+    """
+    _, *size = _get(source, "input_size", tuple[int, int, int], (3, 224, 224))
+    if (mode := _get(source, "crop_mode", str, "center")) != "center":
+        raise ConfigError(
+            f"crop_mode is {describe(mode)}, which this library does not have; use timm's "
+            "create_transform(**resolve_model_data_config(model))"
+        )
+    return read_preprocess(source, (size[0], size[1])), _get(source, "crop_pct", float, 0.875)
+
+
+def read_classes(
     config: Mapping[str, Any],
     source: Mapping[str, Any],
     num_classes: int | None,

@@ -74,7 +74,12 @@ def fold_batch_norm(model: nn.Module, dtype: torch.dtype) -> None:
         dtype: dtype of the folded weights, which are stored channels last.
     """
     for module in model.modules():
-        if isinstance(module, ConvNorm) and isinstance(module.bn, nn.BatchNorm2d):
+        # A layer that was replaced may compute its weight by itself.
+        if (
+            isinstance(module, ConvNorm)
+            and isinstance(module.bn, nn.BatchNorm2d)
+            and type(module.conv) is nn.Conv2d
+        ):
             norm: Any = module.bn  # its statistics are optional for the type checker
             scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
             # Product, dtype and memory format in one pass over each weight: for a single image,

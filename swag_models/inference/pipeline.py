@@ -10,12 +10,12 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from swag_models.api import Name, load_model, load_preprocess
+from swag_models.api import load_model, load_preprocess
 from swag_models.devices import check_dtype
 from swag_models.errors import ConfigError, ImageError, check_maximum, check_types
-from swag_models.formatting import describe
+from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
 from swag_models.image_formats import named_errors
 from swag_models.inference.acceleration import (
     accelerate,
@@ -26,6 +26,8 @@ from swag_models.inference.acceleration import (
     pick_dtype,
 )
 from swag_models.inference.image_sources import ImageRef, find_images, read_ahead
+from swag_models.inference.loaded_model import eval_mode, take_model
+from swag_models.model_metadata import NameOrModel
 from swag_models.preprocess import Transform
 from swag_models.runtime import count_cpus
 from swag_models.spec import ImageSize
@@ -78,32 +80,37 @@ class InferencePipeline:
     """Runs a model on images, in order, while threads read the next ones.
 
     Args:
-        model: anything that `load_model` accepts.
+        model: anything that `load_model` accepts; or a model in memory, also inside of
+            `torch.compile`, DDP or a PEFT model. It is used as it is: later training changes the
+            results. Batches run in eval mode, and every module then gets its own mode back.
         fast: whether to use the fastest safe setting for the hardware: bfloat16 where that is
             faster (unless `dtype` is set); for a RegNet, folded batch norms and channels last;
             torch.compile if there are enough images to amortise it; images resized by torch where
             that is faster than Pillow.
         compile: whether to use torch.compile; by default `fast` decides.
-        device: torch device or its name.
-        dtype: torch dtype or its name; by default float32.
+        device: torch device or its name; by default "auto": a CUDA GPU (under torchrun that of this
+            process), else MPS, else the CPU. A model in memory stays where it is by default, and
+            with `device`, `dtype` or `fast` is copied.
+        dtype: torch dtype or its name; by default float32, or that of the model in memory.
         image_size: image size in pixels; by default the model's.
         batch_size: images per forward pass; by default 32, or 256 on a GPU.
         workers: number of threads that read images; by default one per CPU, at most 16.
-        options: further options of `load_model`.
+        options: further options of `load_model`; none for a model in memory.
 
     Raises:
         ConfigError: an option has an invalid value; the message names it.
     """
 
     keeps_head: bool
+    purpose: str  # what it does with a model, for messages
 
     def __init__(
         self,
-        model: Name,
+        model: NameOrModel,
         *,
         fast: bool = False,
         compile: bool | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         image_size: ImageSize | None = None,
         batch_size: int | None = None,
@@ -128,18 +135,25 @@ class InferencePipeline:
         check_maximum(MAX_THREADS, workers=workers)
         if fast:
             check_dtype(dtype)  # before the weights, whose download can take long
-        if not self.keeps_head:
-            options["num_classes"] = None
         # With `fast`, weights are cast after batch norms are folded, which is more accurate.
-        self.model = load_model(
-            model,
-            device=device,
-            dtype=None if fast else dtype,
-            image_size=image_size,
-            **options,
-        )
-        spec = self.model.spec
-        assert spec is not None  # `load_model` sets it
+        early_dtype = None if fast else dtype
+        if isinstance(model, nn.Module):
+            self.model = take_model(
+                model, self.purpose, device, early_dtype, image_size, fast=fast, **options
+            )
+            spec = self.model.describe()
+        else:
+            if not self.keeps_head:
+                options["num_classes"] = None
+            self.model = load_model(
+                model,
+                device="auto" if device is None else device,
+                dtype=early_dtype,
+                image_size=image_size,
+                **options,
+            )
+            assert self.model.spec is not None  # `load_model` sets it
+            spec = self.model.spec
         self.spec = spec
         if self.model.in_chans not in (1, 3):
             raise ConfigError(
@@ -147,7 +161,6 @@ class InferencePipeline:
                 f"greyscale; call the model directly"
             )
         self.name = spec.name
-        self.device = next(self.model.parameters()).device
         default_batch_size = BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
         self.batch_size = batch_size or default_batch_size
         self.workers = workers or min(MAX_WORKERS, count_cpus())
@@ -156,7 +169,6 @@ class InferencePipeline:
             chosen = pick_dtype(self.device) if dtype is None else check_dtype(dtype)
             accelerate(self.model, chosen)
             self.preprocess = Transform(self.preprocess.preprocess, vectorised=has_fast_resize())
-        self.dtype = next(self.model.parameters()).dtype
         if compile and not has_compiler(self.device):
             raise ConfigError(
                 f"compile=True is not possible on {self.device}, since torch.compile lacks a "
@@ -173,6 +185,28 @@ class InferencePipeline:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._compiled = compile_forward(self.forward) if state["_compiled"] else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the model's weights."""
+        return next(self.model.parameters()).dtype
+
+    def __repr__(self) -> str:
+        height, width = self.preprocess.preprocess.size
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{type(self).__name__}({escape_unprintable(self.name, MAX_VALUE)}, "
+            f"{self._describe_output()}, {height}x{width} px, {dtype}, {self.device})"
+        )
+
+    def _describe_output(self) -> str:
+        """What there is for each image, for `__repr__`."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the model on a batch.
@@ -242,7 +276,8 @@ class InferencePipeline:
         if self.model.in_chans == 1:
             inputs = inputs.mean(1, keepdim=True)  # (N, 1, H, W)
         try:
-            values = run(inputs)[:count].float().cpu()
+            with eval_mode(self.model):
+                values = run(inputs)[:count].float().cpu()
         except torch.OutOfMemoryError:
             raise ConfigError(
                 f"{self.device} has too little memory for {len(inputs)} images at once; "

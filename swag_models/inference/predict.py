@@ -4,17 +4,18 @@ Axes: N batch, D features, K classes, H W pixels.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from swag_models.api import Name, get_spec, load_classes
+from swag_models.api import get_spec, load_classes
 from swag_models.errors import check_minimum, check_types
 from swag_models.inference.pipeline import InferencePipeline, Skipped
+from swag_models.model_metadata import NameOrModel, check_class_names
 
 __all__ = ["Classifier", "Embedder", "Embeddings", "Prediction", "Skipped"]
 
@@ -49,12 +50,17 @@ class Embeddings(NamedTuple):
     names: list[str]
     skipped: list[Skipped]
 
+    def __repr__(self) -> str:
+        rows, width = self.vectors.shape
+        return f"Embeddings({rows} vectors of {width} features, {len(self.skipped)} skipped)"
+
 
 class Classifier(InferencePipeline):
     """A model with its preprocessing and class names, which classifies images.
 
     Args:
-        model: anything that `load_model` accepts, with classes.
+        model: anything that `load_model` accepts, with classes; or a model in memory.
+        classes: names of the classes in the order of the logits; by default the model's.
         options: see `InferencePipeline`.
 
     Raises:
@@ -62,13 +68,24 @@ class Classifier(InferencePipeline):
     """
 
     keeps_head = True
+    purpose = "classify images with"
 
-    def __init__(self, model: Name, **options: Any) -> None:
-        if options.get("trusted_key") is None:
+    def __init__(
+        self, model: NameOrModel, *, classes: Sequence[str] | None = None, **options: Any
+    ) -> None:
+        if not isinstance(model, nn.Module) and options.get("trusted_key") is None:
             model = get_spec(model)
-            load_classes(model)  # an error comes before the weights, whose download can take long
+            if classes is None:
+                load_classes(model)  # an error comes before a long download of the weights
         super().__init__(model, **options)
-        self.classes = load_classes(self.spec)
+        if classes is None or not self.model.num_classes:
+            self.classes = load_classes(self.model)
+        else:
+            self.classes = check_class_names(classes, self.model.num_classes)
+            self.spec = replace(self.spec, classes=self.classes, synsets=None)
+
+    def _describe_output(self) -> str:
+        return f"{len(self.classes)} classes"
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of normalised images (N, 3, H, W)."""
@@ -135,7 +152,7 @@ class Embedder(InferencePipeline):
     """A model without its head, with its preprocessing, which turns images into features.
 
     Args:
-        model: anything that `load_model` accepts.
+        model: anything that `load_model` accepts; or a model in memory.
         options: see `InferencePipeline`.
 
     Raises:
@@ -143,6 +160,10 @@ class Embedder(InferencePipeline):
     """
 
     keeps_head = False
+    purpose = "embed images with"
+
+    def _describe_output(self) -> str:
+        return f"{self.model.num_features} features"
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, D) of normalised images (N, 3, H, W)."""

@@ -96,8 +96,33 @@ class TimmMetadata(nn.Module):
         self._spec = spec
         self.update_pretrained_cfg()
 
+    def describe(self) -> ModelSpec:
+        """Return the description of the model as it is now.
+
+        It is that of the origin, with the image size, channels and classes of the model. A head
+        with the origin's number of classes is taken to have the origin's classes; the classes of
+        any other head have no names.
+        """
+        spec, count = self._describe_origin(), self.num_classes or None
+        if count == spec.num_classes:
+            return spec
+        return replace(spec, num_classes=count, classes=None, synsets=None, metrics=None)
+
     def update_pretrained_cfg(self) -> None:
         """Describe the model again for timm, after its image size has changed."""
+        spec = self._describe_origin()
+        entries = describe_for_timm(spec)
+        config = {**entries["pretrained_cfg"], "tag": spec.variant}
+        config |= {key: entries[key] for key in ("architecture", "label_names") if key in entries}
+        self.pretrained_cfg = self.default_cfg = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
+        }
+        # With these, `timm.models.save_for_hf` writes a folder from which timm makes the model.
+        if not hasattr(self, "_traits"):  # otherwise timm made it, and has recorded its own
+            self._model_args = entries["model_args"]
+
+    def _describe_origin(self) -> ModelSpec:
+        """Return the description of the origin, for the model's image size and channels."""
         spec = self._spec or ModelSpec(
             name=self._config.family,
             arch=self._config.family,
@@ -114,13 +139,9 @@ class TimmMetadata(nn.Module):
             license_url="",
             sources=(),
         )
-        preprocess = replace(spec.preprocess, image_size=self.image_size)
-        entries = describe_for_timm(replace(spec, preprocess=preprocess, in_chans=self.in_chans))
-        config = {**entries["pretrained_cfg"], "tag": spec.variant}
-        config |= {key: entries[key] for key in ("architecture", "label_names") if key in entries}
-        self.pretrained_cfg = self.default_cfg = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
-        }
-        # With these, `timm.models.save_for_hf` writes a folder from which timm makes the model.
-        if not hasattr(self, "_traits"):  # otherwise timm made it, and has recorded its own
-            self._model_args = entries["model_args"]
+        # 224 and (224, 224) are equal sizes, but different JSON: keep the origin's form.
+        if spec.preprocess.size != self.image_size:
+            height, width = self.image_size
+            size = height if height == width else (height, width)
+            spec = replace(spec, preprocess=replace(spec.preprocess, image_size=size))
+        return replace(spec, in_chans=self.in_chans)

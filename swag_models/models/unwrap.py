@@ -1,5 +1,7 @@
 """Find a model of this library inside the modules that training code wraps around it."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from swag_models.errors import ConfigError
@@ -20,9 +22,13 @@ WRAPPERS = {
     "_FabricModule": "_forward_module",  # of Lightning
     "DeepSpeedEngine": "module",
 }
+# Modules of PEFT, whose adapters are layers of the model inside: they compute with it.
+ADAPTERS = {"PeftModel": "base_model", "BaseTuner": "model"}
 
 
-def unwrap(model: object, purpose: str, *, inside: bool = False) -> Backbone:
+def unwrap(
+    model: object, purpose: str, *, inside: bool = False, adapters: bool = False
+) -> Backbone:
     """Return the model of this library inside the wrappers of training code.
 
     Args:
@@ -30,6 +36,7 @@ def unwrap(model: object, purpose: str, *, inside: bool = False) -> Backbone:
         purpose: what would be done with it, for example "publish".
         inside: also search modules that compute something else with the model, such as a
             FeaturePyramid, a LightningModule or a PEFT model, and accept sharded parameters.
+        adapters: accept a PEFT model with adapters inside of layers, such as LoRA.
 
     Returns:
         The same model, not a copy. Names of its parameters may still contain wrappers of its layers
@@ -39,12 +46,7 @@ def unwrap(model: object, purpose: str, *, inside: bool = False) -> Backbone:
         ConfigError: it contains no such model, or several; or `inside` is False, and it is sharded
             or computes something else.
     """
-    outer = model
-    while isinstance(model, nn.Module) and not isinstance(model, Backbone):
-        attribute = next((WRAPPERS[name] for name in _list_classes(model) if name in WRAPPERS), "")
-        if not isinstance(inner := getattr(model, attribute, None), nn.Module):
-            break
-        model = inner
+    outer, model = model, strip(model, WRAPPERS | ADAPTERS if adapters else WRAPPERS)
     if inside and isinstance(model, nn.Module) and len(found := find_backbones(model)) == 1:
         return next(iter(found.values()))
     if not isinstance(model, Backbone):
@@ -56,6 +58,21 @@ def unwrap(model: object, purpose: str, *, inside: bool = False) -> Backbone:
             "state dict that torch.distributed.checkpoint.state_dict.get_model_state_dict gathers "
             "with StateDictOptions(full_state_dict=True)"
         )
+    return model
+
+
+def strip(model: object, wrappers: Mapping[str, str] = WRAPPERS) -> object:
+    """Return what is inside wrappers, also if it is not a model of this library.
+
+    Args:
+        model: anything.
+        wrappers: class name -> attribute, as in WRAPPERS.
+    """
+    while isinstance(model, nn.Module) and not isinstance(model, Backbone):
+        attribute = next((wrappers[name] for name in _list_classes(model) if name in wrappers), "")
+        if not isinstance(inner := getattr(model, attribute, None), nn.Module):
+            break
+        model = inner
     return model
 
 

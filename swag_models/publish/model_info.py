@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from swag_models.errors import ConfigError, check_types
+from swag_models.errors import ConfigError
 from swag_models.formatting import describe
 from swag_models.hub.hf_format import check_texts
+from swag_models.model_metadata import check_class_names
 from swag_models.models import Backbone, RegNet, build
 from swag_models.models.arguments import choose_pool
 from swag_models.models.unwrap import unwrap
-from swag_models.spec import UNKNOWN, ImageSize, Metrics, ModelSpec, Pool
+from swag_models.spec import UNKNOWN, Metrics, ModelSpec, Pool
 from swag_models.wrappers import INNER_WRAPPERS
 
 logger = logging.getLogger("swag_models")
@@ -77,7 +78,7 @@ def describe_model(
         name=name,
         variant="published",
         description=" ".join(description.split()),
-        preprocess=replace(origin.preprocess, image_size=_find_image_size(model, origin)),
+        preprocess=model.describe().preprocess,
         num_classes=num_classes,
         classes=_choose_classes(num_classes, classes, origin, name),
         # With other class names the synsets of the origin no longer apply.
@@ -131,15 +132,6 @@ def _choose_license(
     return license, license_url or ""
 
 
-def _find_image_size(model: Backbone, origin: ModelSpec) -> ImageSize:
-    """The model's image size in the origin's form, or in the shortest."""
-    # 224 and (224, 224) are equal sizes, but different JSON.
-    if model.image_size == origin.preprocess.size:
-        return origin.image_size
-    height, width = model.image_size
-    return height if height == width else (height, width)
-
-
 def _choose_classes(
     num_classes: int | None, classes: str | Sequence[str] | None, origin: ModelSpec, name: str
 ) -> str | tuple[str, ...] | None:
@@ -160,12 +152,7 @@ def _choose_classes(
                 'or "imagenet-1k" for a model of 1000 classes'
             )
         return classes
-    check_types(list | tuple, classes=classes)
-    if len(classes) != num_classes or not all(isinstance(label, str) for label in classes):
-        raise ConfigError(
-            f"{len(classes)} class names for {num_classes or 'no'} classes; pass one string each"
-        )
-    return tuple(classes)
+    return check_class_names(classes, num_classes)
 
 
 def _choose_synsets(

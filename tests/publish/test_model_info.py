@@ -108,7 +108,7 @@ class TestPublishedSpec:
         assert self.spec_of(model, folder).classes is None
         assert "my_model: its 2 classes have no names; pass them as classes=[...]" in caplog.text
         with pytest.raises(
-            ConfigError, match="my_model has 2 classes without names; save it again with classes="
+            ConfigError, match="my_model has 2 classes without names; name them with publish"
         ):
             load_classes(folder)
         assert self.spec_of(model, folder, classes=["cat", "dog"]).classes == ("cat", "dog")
