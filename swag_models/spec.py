@@ -263,6 +263,8 @@ class ModelSpec:
         in_chans: input channels.
         global_pool: as for `models.build`; None for its default.
         synsets: WordNet 3.0 id of each class ("n07739125"), if the classes are hashtags.
+        multi_label: whether an image can have any number of the classes: the probability of a
+            class is then the sigmoid of its logit, otherwise the softmax of all.
     """
 
     name: str
@@ -282,6 +284,7 @@ class ModelSpec:
     in_chans: int = 3
     global_pool: Pool | None = None
     synsets: tuple[str, ...] | None = None
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self)

@@ -32,6 +32,8 @@ TIMM_REGNETS = {
 # `swag_models.timm` was imported. Without a name, transformers would make a random ResNet-50.
 OWN_REGNET = "swag_models_regnety"
 OWN_PREFIX = "swag_"  # of the catalog's models in timm, see `swag_models.timm`
+# Entry with which transformers takes the sigmoid of each logit, for losses and probabilities.
+MULTI_LABEL = {"problem_type": "multi_label_classification"}
 # Numbers of classes for which timm and transformers assume the class names of ImageNet.
 IMAGENET_COUNTS = {1000, 11221, 11821, 21841, 21842, 21843}
 
@@ -88,6 +90,7 @@ def describe_for_timm(spec: ModelSpec) -> dict[str, Any]:
         "architecture": architecture,
         "num_classes": num_classes,
         **_describe_labels(labels),
+        **(MULTI_LABEL if spec.multi_label else {}),
         "num_features": num_features,
         "global_pool": pool,
         "model_args": model_args,

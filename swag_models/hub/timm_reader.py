@@ -14,7 +14,13 @@ from swag_models.decoding import decode_fields, decode_value
 from swag_models.errors import ConfigError, check_choice
 from swag_models.formatting import describe, list_names
 from swag_models.hub.model_size import count_size
-from swag_models.hub.timm_format import OWN_PREFIX, OWN_REGNET, TIMM_REGNETS, make_label
+from swag_models.hub.timm_format import (
+    MULTI_LABEL,
+    OWN_PREFIX,
+    OWN_REGNET,
+    TIMM_REGNETS,
+    make_label,
+)
 from swag_models.spec import UNKNOWN, ModelSpec, Pool, Preprocess, RegNetConfig, ViTConfig
 
 logger = logging.getLogger("swag_models")
@@ -106,6 +112,7 @@ def read_timm_config(
         sources=(),
         in_chans=in_chans,
         global_pool=pool,
+        multi_label=MULTI_LABEL.items() <= config.items(),
     )
 
 

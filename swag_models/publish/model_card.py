@@ -139,9 +139,7 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
         spec=spec,
         details=details,
         metadata=_make_metadata(spec, details, for_timm),
-        kind=f"An image classifier of {spec.num_classes} classes"
-        if spec.num_classes
-        else "An image encoder without a classifier",
+        kind=_describe_kind(spec),
         description=_capitalise(spec.description).rstrip("."),
         # Hashtags of generated images say nothing about people.
         from_posts=details.from_hashtags
@@ -173,6 +171,13 @@ def set_card_address(text: str, name: str, address: str) -> str:
     for path in (f'"local-dir:path/to/{name}"', f'"path/to/{name}"'):
         text = text.replace(path, f'"{PREFIX}{address}"')
     return text
+
+
+def _describe_kind(spec: ModelSpec) -> str:
+    if spec.num_classes is None:
+        return "An image encoder without a classifier"
+    kind = f"An image classifier of {spec.num_classes} classes"
+    return f"{kind}, any number of which an image can have" if spec.multi_label else kind
 
 
 def _capitalise(text: str) -> str:

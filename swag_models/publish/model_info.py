@@ -48,12 +48,14 @@ def describe_model(
     metrics: Metrics | None = None,
     license: str | None = None,
     license_url: str | None = None,
+    multi_label: bool | None = None,
 ) -> ModelInfo:
     """Describe a model as it is now; logs a warning for a missing licence or class names.
 
     Args:
         model: a model that `load_model` returned, possibly changed.
-        name, description, classes, synsets, metrics, license, license_url: as for `save`.
+        name, description, classes, synsets, metrics, license, license_url, multi_label: as for
+            `save`.
 
     Raises:
         ConfigError: the model is not one of this library, or an argument does not fit it.
@@ -73,6 +75,10 @@ def describe_model(
             description = f"derived from {origin.name}: {description.split(';')[0]}"
     license, license_url = _choose_license(license, license_url, origin, name)
     num_classes = model.num_classes or None
+    if multi_label is None:  # as for the names of the classes
+        multi_label = num_classes == origin.num_classes and origin.multi_label
+    if multi_label and num_classes is None:
+        raise ConfigError("multi_label is True, but the model has no classes; leave it out")
     spec = replace(
         origin,
         name=name,
@@ -90,6 +96,7 @@ def describe_model(
         sources=(),
         in_chans=model.in_chans,
         global_pool=_find_pool(model),
+        multi_label=multi_label,
     )
     spec.check_classes()
     check_texts(spec, name)  # also rejects what `read_config` would reject

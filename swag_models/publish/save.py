@@ -57,6 +57,7 @@ def save(
     base_model: str | None = None,
     tags: Sequence[str] = (),
     training: str | None = None,
+    multi_label: bool | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
     sign: str | os.PathLike[str] | None = None,
 ) -> Path:
@@ -89,6 +90,8 @@ def save(
         base_model: repository on the Hub, for the card; by default the one it was loaded from.
         tags: tags for the card.
         training: how the model was trained, as Markdown, for the card.
+        multi_label: whether an image can have any number of the classes, each with the sigmoid of
+            its logit as probability, here and in transformers; default as for `classes`.
         max_shard_size: bytes; larger weights are split over several files.
         sign: PEM file of the private key to sign all files of the folder with, see
             `signing.sign_folder`; by default the folder is not signed.
@@ -114,6 +117,7 @@ def save(
         base_model=base_model,
         training=training,
     )
+    check_types(bool | None, multi_label=multi_label)
     check_types(int, max_shard_size=max_shard_size)
     check_minimum(1, max_shard_size=max_shard_size)
     _check_texts(datasets=datasets, tags=tags, synsets=() if synsets is None else synsets)
@@ -126,6 +130,7 @@ def save(
         metrics=_read_metrics(metrics, datasets),
         license=license,
         license_url=license_url,
+        multi_label=multi_label,
     )
     state = collect_state(unwrap(model, "publish"), info.spec)
     key = None if sign is None else load_private_key(sign)  # an error before files are written

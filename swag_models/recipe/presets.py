@@ -1,13 +1,11 @@
 """Presets: named training runs, and the source of each of their numbers. Imports no torch.
 
 A preset has the name of the model that it trains. SWAG's own training code was never released, so
-every number is marked: "confirmed" by a document, which is named; "quoted" by other papers;
-"our reading" of what the authors wrote; or "our choice".
+every number is marked; see `value_sources`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from swag_models.errors import ConfigError, suggest_names
 from swag_models.recipe.config import (
@@ -19,27 +17,9 @@ from swag_models.recipe.config import (
     Run,
     iterate_fields,
 )
+from swag_models.recipe.value_sources import ValueSource, choose, confirm, interpret, quote
 
-Mark = Literal["confirmed", "quoted", "our reading", "our choice"]
 DATA_FIELDS = ("samples_per_epoch", "num_classes")  # of a preset, beside those of its run
-
-
-@dataclass(frozen=True)
-class ValueSource:
-    """Where a number comes from.
-
-    Args:
-        mark: how sure it is.
-        text: what is known.
-        document: what confirms or quotes it.
-    """
-
-    mark: Mark
-    text: str
-    document: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.text} ({self.document})" if self.document else self.text
 
 
 @dataclass(frozen=True)
@@ -89,18 +69,6 @@ def find_value_source(preset: Preset, field: str) -> ValueSource:
     return next((preset.sources[name] for name in names if name in preset.sources), DEFAULT)
 
 
-def _confirm(text: str, document: str) -> ValueSource:
-    return ValueSource("confirmed", text, document)
-
-
-def _read(text: str) -> ValueSource:
-    return ValueSource("our reading", text)
-
-
-def _choose(text: str) -> ValueSource:
-    return ValueSource("our choice", text)
-
-
 # Documents. Pull request 5793 is the recipe that torchvision's metadata of the weights link to.
 PAPER = "Singh et al. 2022, arXiv 2201.08371"
 MAHAJAN = "Mahajan et al. 2018, arXiv 1805.00932, section 2.2"
@@ -112,6 +80,7 @@ LOSS_ANSWER = f"authors' answer, facebookresearch/SWAG issue 15, and {MAHAJAN}"
 PRECISION_ADVICE = "authors' answer in their issue tracker"
 LINEAR_RECIPE = "pytorch/vision pull request 5793"
 WEIGHTS = "torchvision's metadata of the weights"
+ML_DECODER = "train.py of Alibaba-MIIL/ML_Decoder, arXiv 2111.12933"
 
 # A source names each field, so that a field that is added later has none until someone states it.
 OBJECTIVE_FIELDS = ("objective.kind", "objective.label_smoothing", "objective.mixup")
@@ -119,22 +88,22 @@ EMA_FIELDS = ("ema.decay", "ema.warmup_ratio")
 CROP_FIELDS = ("augment.scale", "augment.ratio")
 
 # Sources that several presets share
-DEFAULT = _choose("the default; not part of the published recipe")
-ARCH = _confirm("the published architectures", MODEL_TABLE)
-NO_DROP_PATH = _confirm("the released models have neither stochastic depth nor dropout", MODEL_CODE)
-CROP_RANGE = _read("the usual range of RandomResizedCrop; none is stated")
-FLIP = _read("horizontal flip is confirmed; one half is the usual probability")
-NOT_STATED = _read("none is stated")
-NO_EMA = _read("stated for fine-tuning only")
-NO_BETAS = _choose("for AdamW; SGD has none")
-NO_MOMENTUM = _choose("for SGD; AdamW has betas instead")
-NO_SCALING = _read("the rate is meant for this batch size")
-BF16 = _confirm("bf16 with norms in float32 is stable; ViT-H in fp16 is not", PRECISION_ADVICE)
-AMP = _choose("mixed precision is confirmed, its type is not; bf16 needs no loss scaling")
-LARGE = _choose("to fit the memory of one GPU; does not change what is learnt")
-IN1K = _confirm("the training images of ImageNet-1k", WEIGHTS)
-IN1K_CLASSES = _confirm("the classes of ImageNet-1k", WEIGHTS)
-TRUNK = _confirm("the published trunk of hashtag pre-training", WEIGHTS)
+DEFAULT = choose("the default; not part of the published recipe")
+ARCH = confirm("the published architectures", MODEL_TABLE)
+NO_DROP_PATH = confirm("the released models have neither stochastic depth nor dropout", MODEL_CODE)
+CROP_RANGE = interpret("the usual range of RandomResizedCrop; none is stated")
+FLIP = interpret("horizontal flip is confirmed; one half is the usual probability")
+NOT_STATED = interpret("none is stated")
+NO_EMA = interpret("stated for fine-tuning only")
+NO_BETAS = choose("for AdamW; SGD has none")
+NO_MOMENTUM = choose("for SGD; AdamW has betas instead")
+NO_SCALING = interpret("the rate is meant for this batch size")
+BF16 = confirm("bf16 with norms in float32 is stable; ViT-H in fp16 is not", PRECISION_ADVICE)
+AMP = choose("mixed precision is confirmed, its type is not; bf16 needs no loss scaling")
+LARGE = choose("to fit the memory of one GPU; does not change what is learnt")
+IN1K = confirm("the training images of ImageNet-1k", WEIGHTS)
+IN1K_CLASSES = confirm("the classes of ImageNet-1k", WEIGHTS)
+TRUNK = confirm("the published trunk of hashtag pre-training", WEIGHTS)
 LARGE_ENGINE = {"engine.parallel": LARGE, "engine.grad_checkpointing": LARGE}
 # FSDP2 over the GPUs of a run
 SHARDED = Engine(parallel="fsdp", grad_checkpointing=True)
@@ -160,31 +129,31 @@ VIT_HASHTAGS = replace(
 )
 HASHTAG_SOURCES = {
     "arch": ARCH,
-    "image_size": _confirm("pre-trained at 224 pixels", MODEL_TABLE),
-    "batch_size": _read("8192 over all GPUs"),
-    "epochs": _read("1 epoch of 5 billion; 2 are confirmed for the two largest models only"),
-    "steps": _choose("the length is given in epochs"),
-    "warmup": _read("5% of all steps, then half a cosine to 0"),
+    "image_size": confirm("pre-trained at 224 pixels", MODEL_TABLE),
+    "batch_size": interpret("8192 over all GPUs"),
+    "epochs": interpret("1 epoch of 5 billion; 2 are confirmed for the two largest models only"),
+    "steps": choose("the length is given in epochs"),
+    "warmup": interpret("5% of all steps, then half a cosine to 0"),
     "drop_path_rate": NO_DROP_PATH,
     "optimizer.clip_norm": NOT_STATED,
     "optimizer.layer_decay": NOT_STATED,
-    "objective.kind": _confirm(
+    "objective.kind": confirm(
         "cross-entropy with 1/K on each of K hashtags; losses per hashtag were worse", LOSS_ANSWER
     ),
     "objective.label_smoothing": NOT_STATED,
     "objective.mixup": NOT_STATED,
     **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
-    "augment.interpolation": _read("as in the published preprocessing"),
+    "augment.interpolation": interpret("as in the published preprocessing"),
     "augment.flip": FLIP,
     "ema": NO_EMA,
     "engine.precision": BF16,
-    "samples_per_epoch": _confirm("about 5 billion samples of 3.6 billion images", PAPER),
-    "num_classes": _confirm("about 27,000 canonical hashtags", PAPER),
+    "samples_per_epoch": confirm("about 5 billion samples of 3.6 billion images", PAPER),
+    "num_classes": confirm("about 27,000 canonical hashtags", PAPER),
 }
 # one statement covers several fields
-REGNET_SGD = _read("SGD with Nesterov momentum 0.9")
-REGNET_RATE = _read("0.1 per 256 samples, scaled linearly")
-REGNET_DECAY = _read("1e-5, none on batch norms")
+REGNET_SGD = interpret("SGD with Nesterov momentum 0.9")
+REGNET_RATE = interpret("0.1 per 256 samples, scaled linearly")
+REGNET_DECAY = interpret("1e-5, none on batch norms")
 REGNET_HASHTAG_SOURCES = {
     **HASHTAG_SOURCES,
     "optimizer": REGNET_SGD,
@@ -194,16 +163,16 @@ REGNET_HASHTAG_SOURCES = {
     "optimizer.weight_decay": REGNET_DECAY,
     "optimizer.no_decay": REGNET_DECAY,
 }
-VIT_DECAY = _read("0.1, none on biases, norms, class token and position embedding")
+VIT_DECAY = interpret("0.1, none on biases, norms, class token and position embedding")
 VIT_HASHTAG_SOURCES = {
     **HASHTAG_SOURCES,
-    "optimizer": _read("AdamW, betas 0.9 and 0.95, rate 4e-4 at batch size 8192"),
+    "optimizer": interpret("AdamW, betas 0.9 and 0.95, rate 4e-4 at batch size 8192"),
     "optimizer.momentum": NO_MOMENTUM,
     "optimizer.weight_decay": VIT_DECAY,
     "optimizer.no_decay": VIT_DECAY,
 }
 # overrides "epochs" for regnety_128gf and vit_h14
-TWICE = _confirm("the two largest models saw 10 billion samples, 2 epochs", PAPER)
+TWICE = confirm("the two largest models saw 10 billion samples, 2 epochs", PAPER)
 
 # Fine-tuning on ImageNet-1k, and linear classifiers
 
@@ -225,18 +194,19 @@ VIT_IN1K = replace(
 )
 IN1K_SOURCES = {
     "arch": ARCH,
-    "image_size": _confirm("the image size of the published model", MODEL_TABLE),
-    "steps": _choose("the length is given in epochs, which suit other data too"),
+    "image_size": confirm("the image size of the published model", MODEL_TABLE),
+    "steps": choose("the length is given in epochs, which suit other data too"),
     "init": TRUNK,
-    "trainable": _confirm("fine-tuned end to end", WEIGHTS),
+    "trainable": confirm("fine-tuned end to end", WEIGHTS),
     "drop_path_rate": NO_DROP_PATH,
     "optimizer.kind": REGNET_SGD,
     "optimizer.momentum": REGNET_SGD,
     "optimizer.lr_batch": NO_SCALING,
     "optimizer.betas": NO_BETAS,
-    "optimizer.no_decay": _choose("has no effect without weight decay"),
+    "optimizer.no_decay": choose("has no effect without weight decay"),
     "optimizer.layer_decay": NOT_STATED,
     "objective.label_smoothing": NOT_STATED,
+    "objective.mixup": NOT_STATED,
     **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
     "augment.flip": FLIP,
     "engine.precision": AMP,
@@ -245,36 +215,36 @@ IN1K_SOURCES = {
 }
 REGNET_IN1K_SOURCES = {
     **IN1K_SOURCES,
-    "batch_size": _confirm("20,000 steps of 512", FINETUNE_ANSWER),
-    "epochs": _confirm(
+    "batch_size": confirm("20,000 steps of 512", FINETUNE_ANSWER),
+    "epochs": confirm(
         "8 epochs, stated as 20,000 steps; for 1,281,167 images they are 20,018", FINETUNE_ANSWER
     ),
-    "warmup": _confirm("a cosine from 6e-3 without warm-up", FINETUNE_ANSWER),
-    "optimizer.lr": _confirm("a cosine from 6e-3", FINETUNE_ANSWER),
-    "optimizer.weight_decay": _confirm("none", FINETUNE_ANSWER),
+    "warmup": confirm("a cosine from 6e-3 without warm-up", FINETUNE_ANSWER),
+    "optimizer.lr": confirm("a cosine from 6e-3", FINETUNE_ANSWER),
+    "optimizer.weight_decay": confirm("none", FINETUNE_ANSWER),
     "optimizer.clip_norm": NOT_STATED,
-    "objective.kind": _read("cross-entropy with the targets that mixup mixes"),
-    "objective.mixup": _confirm("alpha 0.1", FINETUNE_CONFIG),
-    "augment.interpolation": _confirm("bicubic RandomResizedCrop", FINETUNE_CONFIG),
+    "objective.kind": interpret("cross-entropy with the targets that mixup mixes"),
+    "objective.mixup": confirm("alpha 0.1", FINETUNE_CONFIG),
+    "augment.interpolation": confirm("bicubic RandomResizedCrop", FINETUNE_CONFIG),
     # Their constant 1e-4 is the share of the new weights. A user who took it for the decay got 50%.
     **dict.fromkeys(
         EMA_FIELDS,
-        _confirm(
+        confirm(
             "1e-4 of the new weights in each step; copies in the first 5% of steps", FINETUNE_CONFIG
         ),
     ),
-    "engine.sync_bn": _confirm("batch statistics over all GPUs", FINETUNE_CONFIG),
+    "engine.sync_bn": confirm("batch statistics over all GPUs", FINETUNE_CONFIG),
 }
 # the config that the authors published is for a RegNet
-LIKE_REGNET = _read("as confirmed for the RegNets")
+LIKE_REGNET = interpret("as confirmed for the RegNets")
 VIT_IN1K_SOURCES = {
     **IN1K_SOURCES,
     "batch_size": LIKE_REGNET,
     "epochs": LIKE_REGNET,
     "warmup": LIKE_REGNET,
-    "optimizer.lr": _read("0.01"),
+    "optimizer.lr": interpret("0.01"),
     "optimizer.weight_decay": LIKE_REGNET,
-    "optimizer.clip_norm": _read("norm 1"),
+    "optimizer.clip_norm": interpret("norm 1"),
     **dict.fromkeys(OBJECTIVE_FIELDS, LIKE_REGNET),
     "augment.interpolation": LIKE_REGNET,
     **dict.fromkeys(EMA_FIELDS, LIKE_REGNET),
@@ -295,29 +265,68 @@ VIT_LINEAR = replace(
     batch_size=1024,
     optimizer=Optimizer("sgd", lr=1e-2, momentum=0.9, weight_decay=1e-9, no_decay="nothing"),
 )
-LINEAR_SGD = _confirm("SGD with Nesterov momentum 0.9", LINEAR_RECIPE)
+LINEAR_SGD = confirm("SGD with Nesterov momentum 0.9", LINEAR_RECIPE)
 LINEAR_SOURCES = {
     **IN1K_SOURCES,
-    "image_size": _confirm("224 pixels", LINEAR_RECIPE),
-    "batch_size": _confirm("256 for RegNets, 1024 for ViTs", LINEAR_RECIPE),
-    "epochs": _confirm("28 epochs", LINEAR_RECIPE),
-    "trainable": _confirm("a linear classifier on the frozen trunk", WEIGHTS),
-    "warmup": _read("a cosine is confirmed; no warm-up is stated"),
+    "image_size": confirm("224 pixels", LINEAR_RECIPE),
+    "batch_size": confirm("256 for RegNets, 1024 for ViTs", LINEAR_RECIPE),
+    "epochs": confirm("28 epochs", LINEAR_RECIPE),
+    "trainable": confirm("a linear classifier on the frozen trunk", WEIGHTS),
+    "warmup": interpret("a cosine is confirmed; no warm-up is stated"),
     "optimizer.kind": LINEAR_SGD,
     "optimizer.momentum": LINEAR_SGD,
-    "optimizer.lr": _confirm("1e-3 for RegNets", LINEAR_RECIPE),
-    "optimizer.weight_decay": _confirm("1e-3 for RegNets, 1e-9 for ViTs", LINEAR_RECIPE),
-    "optimizer.no_decay": _read("no exception is stated"),
+    "optimizer.lr": confirm("1e-3 for RegNets", LINEAR_RECIPE),
+    "optimizer.weight_decay": confirm("1e-3 for RegNets, 1e-9 for ViTs", LINEAR_RECIPE),
+    "optimizer.no_decay": interpret("no exception is stated"),
     "optimizer.clip_norm": NOT_STATED,
-    **dict.fromkeys(OBJECTIVE_FIELDS, _read("plain cross-entropy; nothing else is stated")),
-    "augment.interpolation": _confirm("bicubic RandomResizedCrop", LINEAR_RECIPE),
+    **dict.fromkeys(OBJECTIVE_FIELDS, interpret("plain cross-entropy; nothing else is stated")),
+    "augment.interpolation": confirm("bicubic RandomResizedCrop", LINEAR_RECIPE),
     "ema": NO_EMA,
 }
-VIT_LINEAR_SOURCES = {**LINEAR_SOURCES, "optimizer.lr": _read("1e-2")}
+VIT_LINEAR_SOURCES = {**LINEAR_SOURCES, "optimizer.lr": interpret("1e-2")}
+
+# Multi-label fine-tuning, which SWAG does not have: a published recipe for MS-COCO
+
+MULTILABEL = Run(
+    arch="vit_b16",
+    image_size=448,
+    batch_size=64,
+    epochs=40,
+    warmup=0.2,
+    optimizer=Optimizer("adamw", lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-4, clip_norm=1.0),
+    objective=Objective("sigmoid"),
+    ema=EMA(decay=0.9997, warmup_ratio=0.05),
+)
+LIKE_IN1K = choose("as in fine-tuning on ImageNet-1k")
+ADAM = quote(
+    "Adam, torch's betas, decoupled weight decay 1e-4 except on norms and biases", ML_DECODER
+)
+MULTILABEL_SOURCES = {
+    **IN1K_SOURCES,
+    "image_size": quote("448 pixels", ML_DECODER),
+    "batch_size": choose("near the published 56, and a multiple of common numbers of GPUs"),
+    "epochs": quote("40 epochs", ML_DECODER),
+    "trainable": quote("the whole model", ML_DECODER),
+    "warmup": quote("the rate rises in 20% of the steps, then falls as a cosine", ML_DECODER),
+    "optimizer": ADAM,
+    "optimizer.kind": ADAM,
+    "optimizer.lr": quote("a peak of 1e-4", ML_DECODER),
+    "optimizer.betas": ADAM,
+    "optimizer.momentum": NO_MOMENTUM,
+    "optimizer.no_decay": ADAM,
+    "optimizer.clip_norm": LIKE_IN1K,
+    "objective.kind": choose("plain binary cross-entropy of each class; the source weights it"),
+    **dict.fromkeys((*CROP_FIELDS, "augment.flip"), choose("the source uses RandAugment, Cutout")),
+    "augment.interpolation": LIKE_IN1K,
+    "ema.decay": quote("0.9997", ML_DECODER),
+    "ema.warmup_ratio": LIKE_IN1K,
+    "samples_per_epoch": quote("the training images of MS-COCO 2014", ML_DECODER),
+    "num_classes": quote("the categories of MS-COCO", ML_DECODER),
+}
 
 # Miniatures for the generated scenes, trained on a CPU in minutes; every number is our choice
 
-NANO = _choose("for the generated scenes, on a CPU")
+NANO = choose("for the generated scenes, on a CPU")
 NANO_HASHTAGS = Run(
     arch="vit_nano",
     image_size=48,
@@ -338,6 +347,7 @@ NANO_FINETUNE = replace(
 NANO_LINEAR = replace(
     NANO_FINETUNE, trainable="head", optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-2)
 )
+NANO_MULTILABEL = replace(NANO_FINETUNE, objective=Objective("sigmoid"))
 REGNETY_NANO_HASHTAGS = replace(
     NANO_HASHTAGS,
     arch="regnety_nano",
@@ -355,19 +365,23 @@ REGNETY_NANO_FINETUNE = replace(
 REGNETY_NANO_LINEAR = replace(
     REGNETY_NANO_FINETUNE, trainable="head", optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-2)
 )
+REGNETY_NANO_MULTILABEL = replace(REGNETY_NANO_FINETUNE, objective=Objective("sigmoid"))
 NANO_PARTS = {name.split(".")[0] for name, _ in iterate_fields(NANO_FINETUNE)}
 NANO_SOURCES = {
     **dict.fromkeys((*NANO_PARTS, *DATA_FIELDS), NANO),
-    "init": _choose("the model or folder that the preset of this name writes"),
-    "samples_per_epoch": _choose("about what curating 20,000 posts gives, or the test images"),
-    "num_classes": _choose("about what curating 20,000 posts gives, or the things in the scenes"),
+    "init": choose("the model or folder that the preset of this name writes"),
+    "samples_per_epoch": choose("about what curating 20,000 posts gives, or the test images"),
+    "num_classes": choose("about what curating 20,000 posts gives, or the things in the scenes"),
 }
 
 # Samples per epoch and classes of the hashtag data, ImageNet-1k, the generated posts and their
-# held-out images
+# held-out images; of MS-COCO
 IG, IN, POSTS, HELD_OUT = (5_000_000_000, 27_000), (1_281_167, 1000), (24_000, 61), (2_000, 32)
+COCO = (82_783, 80)
 TUNED = "fine-tuning on ImageNet-1k, end to end"
 LINEAR = "a linear classifier for ImageNet-1k on a frozen trunk"
+SEVERAL = "multi-label fine-tuning, end to end"
+NANO_SEVERAL = "miniature multi-label fine-tuning on scenes with several things"
 NANO_PRETRAINING = "miniature pre-training on the generated scenes' hashtags"
 NANO_TUNED = "miniature fine-tuning on held-out scenes"
 NANO_LINEAR_PROBE = "miniature linear classifier on held-out scenes"
@@ -376,7 +390,7 @@ NANO_LINEAR_PROBE = "miniature linear classifier on held-out scenes"
 def _make_presets(
     arch: str, *, in1k_size: int = 384, epochs: int = 1, large: bool = False
 ) -> tuple[Preset, ...]:
-    """Pre-training, fine-tuning and linear classifier of one architecture.
+    """Pre-training, fine-tuning, linear and multi-label classifier of one architecture.
 
     Args:
         arch: of the catalog.
@@ -393,12 +407,15 @@ def _make_presets(
     hashtags = replace(runs[0], arch=arch, epochs=epochs, engine=engine)
     in1k = replace(runs[1], arch=arch, init=arch, image_size=in1k_size, engine=engine)
     linear = replace(runs[2], arch=arch, init=arch)
+    several = replace(MULTILABEL, arch=arch, init=arch, engine=engine)
     hashtag_sources = {**sources[0], **engine_sources, **({"epochs": TWICE} if epochs == 2 else {})}
+    several_sources = {**MULTILABEL_SOURCES, **engine_sources}
     summary = f"pre-training on hashtags, {5 * epochs} billion samples"
     return (
         Preset(f"{arch}_hashtags", summary, hashtags, *IG, hashtag_sources),
         Preset(f"{arch}_in1k", TUNED, in1k, *IN, {**sources[1], **engine_sources}),
         Preset(f"{arch}_in1k_linear", LINEAR, linear, *IN, sources[2]),
+        Preset(f"{arch}_multilabel", SEVERAL, several, *COCO, several_sources),
     )
 
 
@@ -412,7 +429,11 @@ PRESETS = (
     Preset("vit_nano_hashtags", NANO_PRETRAINING, NANO_HASHTAGS, *POSTS, NANO_SOURCES),
     Preset("vit_nano_finetune", NANO_TUNED, NANO_FINETUNE, *HELD_OUT, NANO_SOURCES),
     Preset("vit_nano_linear", NANO_LINEAR_PROBE, NANO_LINEAR, *HELD_OUT, NANO_SOURCES),
+    Preset("vit_nano_multilabel", NANO_SEVERAL, NANO_MULTILABEL, *HELD_OUT, NANO_SOURCES),
     Preset("regnety_nano_hashtags", NANO_PRETRAINING, REGNETY_NANO_HASHTAGS, *POSTS, NANO_SOURCES),
     Preset("regnety_nano_finetune", NANO_TUNED, REGNETY_NANO_FINETUNE, *HELD_OUT, NANO_SOURCES),
     Preset("regnety_nano_linear", NANO_LINEAR_PROBE, REGNETY_NANO_LINEAR, *HELD_OUT, NANO_SOURCES),
+    Preset(
+        "regnety_nano_multilabel", NANO_SEVERAL, REGNETY_NANO_MULTILABEL, *HELD_OUT, NANO_SOURCES
+    ),
 )

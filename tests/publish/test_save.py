@@ -18,7 +18,7 @@ from tiny import TINY_SPECS, VIT_SPEC, images, load_tiny
 from torch import nn
 
 import swag_models
-from swag_models import load_model, load_preprocess
+from swag_models import get_spec, load_model, load_preprocess
 from swag_models.errors import (
     CheckpointError,
     ConfigError,
@@ -78,6 +78,20 @@ class TestRoundTrip:
         # Not bit by bit: mapped weights may be aligned differently, which changes last bits.
         torch.testing.assert_close(loaded(inputs), model(inputs))
         assert load_preprocess(folder).preprocess.size == model.image_size
+
+    def test_whether_a_model_is_multi_label_is_kept_with_its_classes(self, folder: Path) -> None:
+        assert not get_spec(save(load_tiny(), folder)).multi_label
+        assert get_spec(save(load_tiny(), folder, multi_label=True)).multi_label
+        again = load_model(folder)
+        assert get_spec(save(again, folder)).multi_label
+        assert "any number of which an image can have" in (folder / "README.md").read_text()
+        assert not get_spec(save(again, folder, multi_label=False)).multi_label
+        again.reset_classifier(3)  # other classes
+        assert not get_spec(save(again, folder)).multi_label
+        with pytest.raises(ConfigError, match="multi_label is True, but the model has no classes"):
+            save(load_tiny(num_classes=None), folder, multi_label=True)
+        with pytest.raises(ConfigError, match="invalid multi_label 1: allowed: bool or None"):
+            save(load_tiny(), folder, multi_label=1)  # type: ignore[arg-type]
 
     def test_pooling_is_kept(self, folder: Path) -> None:
         model = load_tiny(global_pool="avg")

@@ -61,6 +61,28 @@ def test_a_pipeline_gives_our_class_names_and_probabilities(folder: Path) -> Non
     assert predictions == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_multi_label_model_has_sigmoids_in_transformers_and_comes_back(folder: Path) -> None:
+    save(load_model(folder), folder, license="mit", multi_label=True)
+    image = Image.effect_noise((90, 70), 80).convert("RGB")
+    with torch.no_grad():
+        logits = load_model(folder)(load_preprocess(folder)(image).unsqueeze(0))[0]
+    expected = dict(zip(load_classes(folder), logits.sigmoid().tolist()))
+    pipeline = transformers.pipeline("image-classification", model=str(folder))
+    predictions = {item["label"]: item["score"] for item in pipeline(image, top_k=10)}
+    assert predictions == pytest.approx(expected, abs=1e-5)
+    model = open_model(folder)
+    assert model.config.problem_type == "multi_label_classification"
+    targets, inputs = (torch.rand(2, 10) > 0.5).float(), images(2)
+    output = model(inputs, labels=targets)  # transformers trains it as one too
+    loss = nn.functional.binary_cross_entropy_with_logits(output.logits, targets)
+    torch.testing.assert_close(output.loss, loss)
+    model.save_pretrained(folder.parent / "second")
+    assert get_spec(folder.parent / "second").multi_label
+    single = open_model(folder, problem_type="single_label_classification")
+    single.save_pretrained(folder.parent / "third")
+    assert not get_spec(folder.parent / "third").multi_label
+
+
 def test_images_and_features_are_ours(folder: Path) -> None:
     image = Image.effect_noise((90, 70), 80).convert("RGB")
     processor = transformers.AutoImageProcessor.from_pretrained(folder)

@@ -15,12 +15,13 @@ from swag_models.recipe.presets import (
     DEFAULT,
     PRESETS,
     Preset,
-    ValueSource,
     find_value_source,
     get_preset,
 )
+from swag_models.recipe.value_sources import ValueSource
 
 ARCHS = ("regnety_16gf", "regnety_32gf", "regnety_128gf", "vit_b16", "vit_l16", "vit_h14")
+KINDS = ("hashtags", "in1k", "in1k_linear")  # of the published models
 NAMES = [preset.name for preset in PRESETS]
 PUBLISHED = [preset for preset in PRESETS if preset.run.arch in ARCHS]
 NANO = [preset for preset in PRESETS if preset.run.arch not in ARCHS]
@@ -34,11 +35,11 @@ def in_presets(presets: list[Preset]) -> pytest.MarkDecorator:
 
 
 def test_there_is_a_preset_for_each_model() -> None:
-    wanted = {f"{arch}_{kind}" for arch in ARCHS for kind in ("hashtags", "in1k", "in1k_linear")}
+    wanted = {f"{arch}_{kind}" for arch in ARCHS for kind in (*KINDS, "multilabel")}
     wanted |= {
         f"{arch}_nano_{kind}"
         for arch in ("vit", "regnety")
-        for kind in ("hashtags", "finetune", "linear")
+        for kind in ("hashtags", "finetune", "linear", "multilabel")
     }
     assert len(NAMES) == len(wanted)
     assert set(NAMES) == wanted
@@ -77,7 +78,7 @@ def test_confirmed_values_name_a_document(preset: Preset) -> None:
     assert [
         name
         for name, source in sources.items()
-        if source.mark == "confirmed" and not source.document
+        if source.mark in ("confirmed", "quoted") and not source.document
     ] == []
 
 
@@ -86,7 +87,7 @@ def test_presets_survive_json(preset: Preset) -> None:
     assert Run.from_dict(json.loads(json.dumps(preset.run.to_dict()))) == preset.run
 
 
-@in_presets([preset for preset in PUBLISHED if preset.run.init])
+@in_presets([preset for preset in PUBLISHED if preset.run.init and preset.name in SPECS])
 def test_fine_tuning_matches_the_catalog(preset: Preset) -> None:
     spec = SPECS[preset.name]
     assert (spec.arch, spec.image_size, spec.num_classes) == (
@@ -144,12 +145,23 @@ def test_every_number_of_the_miniatures_is_our_choice(preset: Preset) -> None:
         ("vit_h14_hashtags", "objective.kind", "softmax", "confirmed"),
         ("vit_h14_hashtags", "ema", None, "our reading"),
         ("vit_h14_hashtags", "seed", 0, "our choice"),
+        ("vit_l16_multilabel", "optimizer.lr", 1e-4, "quoted"),
+        ("regnety_16gf_multilabel", "image_size", 448, "quoted"),
+        ("regnety_16gf_multilabel", "objective.kind", "sigmoid", "our choice"),
     ],
 )
 def test_known_numbers(name: str, field: str, value: object, mark: str) -> None:
     preset = get_preset(name)
     assert dict(iterate_fields(preset.run))[field] == value
     assert find_value_source(preset, field).mark == mark
+
+
+@in_presets([preset for preset in PRESETS if preset.name.endswith("_multilabel")])
+def test_multi_label_presets_differ_in_their_objective(preset: Preset) -> None:
+    assert preset.run.objective.kind == "sigmoid"
+    trunk = SPECS[preset.run.arch] if preset.run.arch in ARCHS else None
+    if trunk is not None and trunk.family == "vit":
+        assert preset.run.image_size % trunk.config.patch_size == 0  # type: ignore[union-attr]
 
 
 def test_rates_at_the_batch_of_pre_training() -> None:
@@ -176,6 +188,6 @@ def test_an_unknown_name_is_rejected_with_similar_ones() -> None:
         get_preset("vit_b16_in1")
     with pytest.raises(
         ConfigError,
-        match=r"^unknown preset 'zzz'; allowed: regnety_16gf_hashtags, .*, regnety_nano_linear$",
+        match=r"^unknown preset 'zzz'; allowed: regnety_16gf_hashtags, .*_multilabel$",
     ):
         get_preset("zzz")

@@ -1,4 +1,4 @@
-"""Open labelled data of any kind: packed shards, image folders or Hugging Face datasets.
+"""Open labelled data of any kind: shards, image folders, annotation files, Hugging Face datasets.
 
 Imports no torch.
 """
@@ -16,8 +16,10 @@ from PIL import Image
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError
 from swag_models.inference.image_sources import TAR_SUFFIXES
-from swag_models.paths import expand_location
+from swag_models.paths import expand_location, require_regular
 from swag_models.preprocess import read_image
+from swag_models.recipe.data.annotation_formats import ANNOTATION_SUFFIXES
+from swag_models.recipe.data.annotations import find_annotations, open_annotations
 from swag_models.recipe.data.datasets import (
     ImageDataset,
     Labels,
@@ -45,7 +47,7 @@ EVAL_SPLITS = ("validation", "val", "test")  # in order of preference
 
 
 def find_image_folder(data: Shards) -> Path | None:
-    """Return the path of an image folder or a dataset on disk; None if the data are shards.
+    """Return the path of a folder, dataset on disk or annotation file; None for shards.
 
     Args:
         data: as for `open_train_loader`.
@@ -59,16 +61,21 @@ def find_image_folder(data: Shards) -> Path | None:
     if is_url(text) or text.endswith((*TAR_SUFFIXES, MANIFEST_FILE)):
         return None
     root = Path(text)
+    if root.suffix in ANNOTATION_SUFFIXES and not root.is_dir():
+        require_regular(root)
+        if root.exists():
+            return root
     if not root.is_dir():
         raise ConfigError(
             f"data {text} {'is a file' if root.exists() else 'does not exist'}; allowed: packed "
             "shards, paths or URLs of .tar files, a folder with a sub-folder of images for each "
-            "class, or a dataset saved with save_to_disk"
+            f"class, a list of images and labels ({' '.join(ANNOTATION_SUFFIXES)}), or a dataset "
+            "saved with save_to_disk"
         )
     if (root / MANIFEST_FILE).is_file():
         return None
     # A .tar beside class folders is the archive that they were unpacked from, not a shard.
-    has_images = is_hf_dataset(root) or bool(find_folders(root))
+    has_images = is_hf_dataset(root) or bool(find_folders(root) or find_annotations(root))
     return root if has_images or not any(root.glob("*.tar")) else None
 
 
@@ -78,10 +85,10 @@ def open_image_dataset(
     splits: Sequence[str] = TRAIN_SPLITS,
     owner: str = "the model",
 ) -> ImageDataset:
-    """Open an image folder or a Hugging Face dataset on disk.
+    """Open an image folder, an annotation file or a Hugging Face dataset on disk.
 
     Args:
-        root: the folder.
+        root: the folder or the annotation file.
         classes: names of all classes of `owner`; the classes of the data set are numbered by them.
             By default the data set's own.
         splits: names of the split to open, in order of preference, if a dataset has several.
@@ -92,14 +99,24 @@ def open_image_dataset(
     """
     if is_hf_dataset(root):
         return open_hf_dataset(root, classes, splits, owner)
-    if find_folders(root):
+    if root.is_file():
+        return open_annotations(root, classes, owner)
+    annotations, has_folders = find_annotations(root), bool(find_folders(root))
+    if annotations and has_folders:
+        raise ConfigError(
+            f"{root} has sub-folders and {annotations.name}; give {annotations} to read its "
+            "labels, or remove it to take the sub-folders as classes"
+        )
+    if annotations:
+        return open_annotations(annotations, classes, owner)
+    if has_folders:
         return open_image_folder(root, classes, owner)
     # The first names show the user what kind of folder it is.
     names = sorted(path.name for path in root.iterdir())
     content = f"{', '.join(names[:5]) or 'nothing'}{', ...' if names[5:] else ''}"
     raise ConfigError(
         f"data folder {root} has {content}; allowed: packed shards, a sub-folder of images for "
-        "each class, or a dataset saved with save_to_disk"
+        "each class, images with a metadata.csv, or a dataset saved with save_to_disk"
     )
 
 
@@ -188,7 +205,7 @@ def open_hf_dataset(
 
     Args:
         root: the folder. Its rows need the columns `image` (an Image, or the bytes of a file) and
-            `label` (a ClassLabel, an integer of at least 0, or a list of either).
+            `label` or `labels` (a ClassLabel, an integer of at least 0, or a list of either).
         classes: as for `open_image_dataset`.
         splits: as for `open_image_dataset`.
         owner: as for `open_image_dataset`.
@@ -203,6 +220,8 @@ def open_hf_dataset(
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{folder} cannot be read as a dataset: {reason}") from None
+    if "label" not in rows.column_names and "labels" in rows.column_names:
+        rows = rows.rename_column("labels", "label")
     if missing := {"image", "label"} - set(rows.column_names):
         raise ConfigError(
             f"{folder} has no column {' and '.join(sorted(missing))}; its columns are "

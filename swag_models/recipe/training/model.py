@@ -144,6 +144,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         num_classes=len(classes),
         classes=classes.names,
         synsets=classes.synsets,
+        multi_label=run.objective.kind == "sigmoid",
         preprocess=replace(spec.preprocess, image_size=run.image_size),
     )
 
@@ -231,7 +232,7 @@ def publish_model(
         classes: that it has learnt.
         weights: a state dict in timm's layout, on the CPU.
         data: description of the training data: name, kind, samples, classes, sha256.
-        scores: of the last evaluation; "top1" in percent.
+        scores: of the last evaluation; "top1" or "mAP" in percent.
         info: what only the user knows.
         settings: as for `is_published`.
     """
@@ -302,6 +303,7 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
         "length": f"{length}, {run['batch_size']} images of {run['image_size']} px per step",
         "optimizer": f"{optimizer}, peak learning rate {Run.from_dict(run).lr:g}",
         "objective": run["objective"]["kind"],
+        "validation": f"mAP {recipe['metrics']['mAP']:.2f}%" if "mAP" in recipe["metrics"] else "",
         "versions": ", ".join(f"{name} {version}" for name, version in recipe["versions"].items()),
     }
     # preset is None for a run that was made in Python

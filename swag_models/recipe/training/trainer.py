@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from swag_models.errors import PreemptedError, TrainingError
 from swag_models.paths import expand_path
@@ -40,7 +39,6 @@ from swag_models.recipe.training.checkpointer import Checkpointer
 from swag_models.recipe.training.distributed import DistContext, collect_weights, init_distributed
 from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.logging import MetricLogger, Throughput
-from swag_models.recipe.training.losses import count_hits
 from swag_models.recipe.training.model import (
     Classes,
     PublishInfo,
@@ -51,6 +49,7 @@ from swag_models.recipe.training.model import (
 from swag_models.recipe.training.optimizer import schedule_lr, set_lr
 from swag_models.recipe.training.run_dir import claim_run_dir, open_run_dir, write_bad_loss
 from swag_models.recipe.training.train_state import TrainState, make_train_state
+from swag_models.recipe.training.validation import validate
 from swag_models.recipe.worker_pool import watch_signals
 from swag_models.resumable import report_done
 
@@ -243,7 +242,7 @@ class Trainer:
             score = None
             if self.eval_loader and (last or self.done % (run.eval_every or steps) == 0):
                 self.scores = validate(self.state, self.eval_loader)
-                score = self.scores["top1"]
+                (score,) = self.scores.values()
                 self.logger.record(self.done, "eval", **self.scores)
             if last or score is not None or self.done % run.checkpoint.every == 0:
                 self.save_checkpoint(score, wait=last)
@@ -325,26 +324,3 @@ class Trainer:
         }
         tensors = self.state.collect_tensors()
         self.checkpointer.save(self.done, tensors, facts, score=score, wait=wait)
-
-
-@torch.no_grad()
-def validate(state: TrainState, loader: EvalLoader) -> dict[str, float]:
-    """Measure top-1 accuracy in percent: the best class of a sample must be one of its own.
-
-    Every sample counts once, whatever the number of ranks.
-    """
-    model, transform, dist = state.final_model.eval(), state.transform, state.dist
-    empty = torch.zeros(1, 3, *transform.preprocess.size, dtype=torch.uint8)
-    hits, count = 0, 0
-    batches = iter(loader)
-    # Sharded weights are gathered in every forward pass, so all ranks must do the same number of
-    # them: a rank without a batch sends an empty image.
-    while any(dist.all_reduce_sum((batch := next(batches, None)) is not None)):
-        images = (batch.images if batch else empty).to(dist.device)
-        with state.autocast:
-            logits: Tensor = model(transform.normalise(images))  # (N, C)
-        if batch:
-            hits += count_hits(logits, batch.classes)
-            count += len(batch.ids)
-    total_hits, total = dist.all_reduce_sum(hits, count)
-    return {"top1": 100 * total_hits / total if total else math.nan}

@@ -80,6 +80,14 @@ def test_a_dataset_can_have_bytes_lists_of_classes_and_no_names(tmp_path: Path) 
     (batch,) = take(loader, 1)
     assert dict(zip(batch.ids, batch.classes)) == {"0": (0,), "1": (1, 4), "2": (), "3": (2,)}
     assert (loader.num_classes, loader.class_names) == (5, None)
+    names = datasets.ClassLabel(names=["cat", "dog", "emu"])
+    features = datasets.Features({"image": datasets.Value("binary"), "labels": [names]})
+    rows = {"image": rows["image"], "labels": [[0, 2], [], [1], [2]]}
+    shutil.rmtree(tmp_path / "rows")
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "rows"))
+    loader = open_loader(tmp_path / "rows", batch_size=4, transform=to_bytes)
+    assert loader.class_names == ("cat", "dog", "emu")
+    assert sorted(take(loader, 1)[0].classes) == [(), (0, 2), (1,), (2,)]
     for rows, message in (
         (
             {"image": [b""], "tag": [1]},

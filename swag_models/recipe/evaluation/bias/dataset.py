@@ -1,23 +1,14 @@
 """Images listed in a table, which assigns each of them to a group."""
 
-import csv
 import hashlib
-import io
 import json
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe_error
-from swag_models.paths import expand_path, open_regular
+from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.runtime import import_extra
-
-Row = dict[str, Any]
+from swag_models.recipe.data.tables import BEYOND_HEADER, ROW_READERS, table_errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +43,13 @@ def open_grouped_images(
         ConfigError: the table cannot be read, or lacks a column.
     """
     path = expand_path(table, "table")
-    if path.suffix not in TABLE_READERS:
-        raise ConfigError(f"invalid table {path}: allowed: {' '.join(TABLE_READERS)}")
+    if path.suffix not in ROW_READERS:
+        raise ConfigError(f"invalid table {path}: allowed: {' '.join(ROW_READERS)}")
     rows, column_names = list[tuple[str, str]](), dict[str, None]()
     without_group = without_path = 0
-    try:
-        for number, row in enumerate(TABLE_READERS[path.suffix](path), 1):
+    with table_errors(path):
+        for number, row in enumerate(ROW_READERS[path.suffix](path), 1):
+            row.pop(BEYOND_HEADER, None)
             column_names |= dict.fromkeys(row)
             group, image_path = row.get(group_column), row.get(path_column)
             if isinstance(group, (list, dict)):  # .jsonl and .parquet can contain them
@@ -71,12 +63,6 @@ def open_grouped_images(
                 without_path += 1
             else:
                 rows.append((str(image_path), str(group)))
-    except ConfigError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        # JSON, UTF-8 and pyarrow raise ValueErrors, whose message has several lines or none
-        reason = describe_error(error)
-        raise ConfigError(f"{path} cannot be read: {reason}") from None
     for name, option in ((group_column, "group"), (path_column, "path")):
         if name not in column_names:
             raise ConfigError(
@@ -99,35 +85,3 @@ def open_grouped_images(
         without_group=without_group,
         without_path=without_path,
     )
-
-
-def _read_csv(path: Path) -> Iterator[Row]:
-    # utf-8-sig: the byte order mark that spreadsheets write is not part of a column's name
-    with io.TextIOWrapper(open_regular(path), "utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file):
-            # DictReader puts cells beyond the header under the key None
-            yield {name: cell for name, cell in row.items() if name is not None}
-
-
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    with io.TextIOWrapper(open_regular(path), "utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                row = parse_json(line)
-                if not isinstance(row, dict):
-                    raise ConfigError(f"line {number} of {path} is not a JSON object")
-                yield row
-
-
-def _read_parquet(path: Path) -> Iterator[Row]:
-    parquet = import_extra("pyarrow.parquet")
-    with open_regular(path) as raw, parquet.ParquetFile(raw) as file:
-        for batch in file.iter_batches():
-            yield from batch.to_pylist()
-
-
-TABLE_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}

@@ -180,6 +180,9 @@ def _write_features(
         for batch in loader:
             vectors = model.embed(batch.images).numpy()  # (n, D)
             _check_range(vectors, dtype, model.name, batch.ids[0])
+            if () in batch.classes:
+                name = batch.ids[batch.classes.index(())]
+                raise ConfigError(f"{name} has no class; give images with at least one class each")
             if not names:
                 width = vectors.shape[1]
                 _write_header(file, 0, width, dtype)

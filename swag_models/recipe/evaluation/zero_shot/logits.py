@@ -19,6 +19,7 @@ from tqdm import tqdm
 from swag_models.errors import ConfigError
 from swag_models.hub.progress import hides_bar
 from swag_models.inference.image_sources import ImageRef, find_images
+from swag_models.recipe.data.annotations import find_annotations
 from swag_models.recipe.data.datasets import ImageDataset, find_folders
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.sources import (
@@ -89,7 +90,7 @@ def open_unlabelled(data: DataSource) -> ImageDataset:
 
 
 def is_labelled(data: DataSource) -> bool:
-    """Whether data have labels: packed shards, a dataset on disk, or a folder with sub-folders.
+    """Whether data have labels: packed shards, annotations, a dataset, a folder with sub-folders.
 
     Args:
         data: data of any kind; all other kinds are images without labels.
@@ -100,7 +101,7 @@ def is_labelled(data: DataSource) -> bool:
         root = find_image_folder(data)
     except ConfigError:  # an image or a pattern
         return False
-    return root is None or is_hf_dataset(root) or bool(find_folders(root))
+    return root is None or _names_classes(root) or bool(find_folders(root))
 
 
 def find_classes(data: DataSource) -> tuple[str, ...] | None:
@@ -112,10 +113,15 @@ def find_classes(data: DataSource) -> tuple[str, ...] | None:
     root = find_image_folder(data) if is_labelled(data) else None
     if root is None:
         return None
-    # a dataset stores the names in its metadata; in a folder they are the sub-folders
-    if is_hf_dataset(root):
+    # a dataset or annotation file stores the names; in a folder they are the sub-folders
+    if _names_classes(root):
         return open_image_dataset(root, splits=EVAL_SPLITS).class_names
     return tuple(find_folders(root))
+
+
+def _names_classes(root: Path) -> bool:
+    """Whether an annotation file or the metadata of a dataset name the classes."""
+    return root.is_file() or is_hf_dataset(root) or find_annotations(root) is not None
 
 
 def read_logits(
