@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from swag_models.api import get_spec, load_classes
 from swag_models.errors import check_minimum, check_types
 from swag_models.inference.pipeline import InferencePipeline, Skipped
+from swag_models.inference.thresholds import Thresholds, read_thresholds
 from swag_models.model_metadata import NameOrModel, check_class_names
 
 __all__ = ["Classifier", "Embedder", "Embeddings", "Prediction", "Skipped"]
 
 logger = logging.getLogger("swag_models")
+
+DEFAULT_TOP_K = 5
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Prediction:
     Attributes:
         label: name of the class.
         index: index of its logit.
-        probability: its softmax over all classes.
+        probability: its softmax over all classes, or for a multi-label model its sigmoid.
     """
 
     label: str
@@ -61,6 +64,12 @@ class Classifier(InferencePipeline):
     Args:
         model: anything that `load_model` accepts, with classes; or a model in memory.
         classes: names of the classes in the order of the logits; by default the model's.
+        threshold: return every class whose probability is at least this, a number from 0 to 1; or
+            one for each class, in order; or by name, with 0.5 for the classes that are not named.
+            An image then has any number of classes, also none. By default the `top_k` most
+            probable ones are returned. For a model that is not multi-label, probabilities are the
+            softmax, of which at most one exceeds 0.5.
+        multi_label: whether probabilities are sigmoids; by default as the model states.
         options: see `InferencePipeline`.
 
     Raises:
@@ -71,8 +80,15 @@ class Classifier(InferencePipeline):
     purpose = "classify images with"
 
     def __init__(
-        self, model: NameOrModel, *, classes: Sequence[str] | None = None, **options: Any
+        self,
+        model: NameOrModel,
+        *,
+        classes: Sequence[str] | None = None,
+        threshold: Thresholds | None = None,
+        multi_label: bool | None = None,
+        **options: Any,
     ) -> None:
+        check_types(bool | None, multi_label=multi_label)
         if not isinstance(model, nn.Module) and options.get("trusted_key") is None:
             model = get_spec(model)
             if classes is None:
@@ -83,6 +99,9 @@ class Classifier(InferencePipeline):
         else:
             self.classes = check_class_names(classes, self.model.num_classes)
             self.spec = replace(self.spec, classes=self.classes, synsets=None)
+        if multi_label is not None:
+            self.spec = replace(self.spec, multi_label=multi_label)
+        self.thresholds = None if threshold is None else read_thresholds(threshold, self.classes)
 
     def _describe_output(self) -> str:
         return f"{len(self.classes)} classes"
@@ -91,13 +110,13 @@ class Classifier(InferencePipeline):
         """Logits (N, K) of normalised images (N, 3, H, W)."""
         return self.model(x)
 
-    def __call__(self, images: Any, top_k: int = 5) -> list[list[Prediction]]:
+    def __call__(self, images: Any, top_k: int | None = None) -> list[list[Prediction]]:
         """Classify images.
 
         Args:
             images: anything that `find_images` accepts: a path, folder, shell pattern, tar shard,
                 PIL image, array or tensor, or a list of those.
-            top_k: number of classes per image; a model with fewer classes returns all of them.
+            top_k: largest number of classes per image; by default 5, or all with `threshold`.
 
         Returns:
             For each image its most probable classes, best first. The list is empty for an image
@@ -114,7 +133,7 @@ class Classifier(InferencePipeline):
         return predictions
 
     def stream(
-        self, images: Any, top_k: int = 5
+        self, images: Any, top_k: int | None = None
     ) -> Iterator[tuple[str, list[Prediction], str | None]]:
         """Classify images and yield each result as soon as its batch is done.
 
@@ -129,7 +148,7 @@ class Classifier(InferencePipeline):
         Raises:
             ConfigError: as for `__call__`.
         """
-        check_types(int, top_k=top_k)
+        check_types(int | None, top_k=top_k)
         check_minimum(1, top_k=top_k)
         with closing(self.run(images)) as batches:
             for batch in batches:
@@ -139,11 +158,24 @@ class Classifier(InferencePipeline):
                     reason = batch.errors.get(index)
                     yield image.name, [] if reason else next(rows), reason
 
-    def _rank(self, logits: Tensor, top_k: int) -> list[list[Prediction]]:
+    def _rank(self, logits: Tensor, top_k: int | None) -> list[list[Prediction]]:
         """The most probable classes of each row of logits (N, K)."""
-        top = logits.softmax(dim=-1).topk(min(top_k, logits.shape[1]))
+        probabilities = logits.sigmoid() if self.spec.multi_label else logits.softmax(dim=-1)
+        count = min(top_k or DEFAULT_TOP_K, logits.shape[1])
+        if self.thresholds is not None:
+            # in float64, in which each probability is the number that is returned
+            thresholds = torch.tensor(self.thresholds, dtype=torch.float64, device="cpu")
+            below = probabilities.double() < thresholds
+            probabilities = probabilities.masked_fill(below, -1)
+            largest = int((~below).sum(dim=1).max())  # of the numbers of classes of an image
+            count = largest if top_k is None else min(top_k, largest)
+        top = probabilities.topk(count)
         return [
-            [Prediction(self.classes[index], index, value) for value, index in zip(values, indices)]
+            [
+                Prediction(self.classes[index], index, value)
+                for value, index in zip(values, indices)
+                if value != -1
+            ]
             for values, indices in zip(top.values.tolist(), top.indices.tolist())
         ]
 

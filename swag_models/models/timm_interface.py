@@ -106,7 +106,9 @@ class TimmMetadata(nn.Module):
         spec, count = self._describe_origin(), self.num_classes or None
         if count == spec.num_classes:
             return spec
-        return replace(spec, num_classes=count, classes=None, synsets=None, metrics=None)
+        return replace(
+            spec, num_classes=count, classes=None, synsets=None, metrics=None, multi_label=False
+        )
 
     def update_pretrained_cfg(self) -> None:
         """Describe the model again for timm, after its image size has changed."""

@@ -75,8 +75,8 @@ def describe_model(
             description = f"derived from {origin.name}: {description.split(';')[0]}"
     license, license_url = _choose_license(license, license_url, origin, name)
     num_classes = model.num_classes or None
-    if multi_label is None:  # as for the names of the classes
-        multi_label = num_classes == origin.num_classes and origin.multi_label
+    if multi_label is None:
+        multi_label = model.describe().multi_label
     if multi_label and num_classes is None:
         raise ConfigError("multi_label is True, but the model has no classes; leave it out")
     spec = replace(
