@@ -119,13 +119,18 @@ class WorkFolder:
                     (self.path / LOCK_FILE).unlink()
 
     def claim(
-        self, job: Mapping[str, Any], comparable: Callable[[Any], Mapping[str, Any]] = dict
+        self,
+        job: Mapping[str, Any],
+        comparable: Callable[[Any], Mapping[str, Any]] = dict,
+        check: Callable[[Any], None] = lambda recorded: None,
     ) -> None:
         """Compare the description of the work with the recorded one, if any; then record it.
 
         Args:
             job: the description, JSON values.
             comparable: maps a description to the entries that must be equal; by default all.
+            check: called with the recorded description if its entries are equal; it may raise
+                ConfigError, and then the recorded description is kept.
 
         Raises:
             ConfigError: the recorded description differs or is damaged. The message names the
@@ -134,7 +139,8 @@ class WorkFolder:
         job = json.loads(json.dumps(job))  # tuples become lists, as in the recorded description
         if self.record.exists():
             try:
-                recorded = comparable(json.loads(self.record.read_text("utf-8")))
+                description = json.loads(self.record.read_text("utf-8"))
+                recorded = comparable(description)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise ConfigError(
                     f"{self.record} is damaged; delete {self.path} or choose another output"
@@ -147,6 +153,7 @@ class WorkFolder:
                         f"{_shorten(recorded.get(name))}, not {_shorten(requested.get(name))}; "
                         f"delete {self.path} or choose another output"
                     )
+            check(description)
         write_json(self.record, job)
 
 

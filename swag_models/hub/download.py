@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import hashlib
+import math
 import random
 import re
 import shutil
@@ -137,14 +138,27 @@ def _download_rest(part: PartFile, url: str, *, has_hash: bool, progress: Progre
                 expected = max(1.0, MIN_RATE * (time.monotonic() - start_time - 1))
                 failures = failures + 1 if part.size - max_size < expected else 1
                 max_size = max(max_size, part.size)
-                wait = error.wait
-                if wait is None:
-                    wait = 2 ** (failures - 1) * random.uniform(0.5, 1)
-                if wait > MAX_WAIT:
-                    raise FetchError(f"{error}, and the server asks to wait {wait:.0f} s") from None
-                if failures >= (error.attempts or MAX_ATTEMPTS):
-                    raise FetchError(f"{error}, {failures} times in a row") from None
-                time.sleep(wait)
+                wait_for_retry(error, failures)
+
+
+def wait_for_retry(error: RetryableError, failures: int) -> None:
+    """Wait before the next attempt: longer after each failure, or as the server asks.
+
+    Args:
+        error: the last failure.
+        failures: number of consecutive failures, the last included.
+
+    Raises:
+        FetchError: there were too many, or the server asks to wait too long.
+    """
+    wait = error.wait
+    if wait is None:
+        wait = 2 ** (failures - 1) * random.uniform(0.5, 1)
+    if wait > MAX_WAIT:
+        raise FetchError(f"{error}, and the server asks to wait {wait:.0f} s") from None
+    if failures >= (error.attempts or MAX_ATTEMPTS):
+        raise FetchError(f"{error}, {failures} times in a row") from None
+    time.sleep(wait)
 
 
 def _request(
@@ -170,7 +184,7 @@ def _request(
         ) as received:
             total = _prepare(next(received), part, has_hash=has_hash)
             if part.size != total:
-                part.extend(_check_rate(received, deadline), total, label, progress)
+                part.extend(check_rate(received, deadline), total, label, progress)
     except FileNotFoundError:
         part.reset()
         raise RetryableError("another process took over this download") from None
@@ -181,23 +195,53 @@ def _request(
         raise RetryableError(f"{part.size} of {total} bytes arrived")
 
 
-def _check_rate(pieces: Iterable[bytes], deadline: float) -> Iterator[bytes]:
-    """Yield the pieces, and raise RetryableError if they arrive too slowly."""
-    start_time, size = time.monotonic(), 0
+def check_rate(pieces: Iterable[bytes], deadline: float = math.inf) -> Iterator[bytes]:
+    """Yield the pieces of a body, and check how fast they arrive.
+
+    Args:
+        pieces: from `receive`.
+        deadline: value of `time.monotonic` by which all must have arrived.
+
+    Raises:
+        RetryableError: they arrive too slowly. The time that the caller takes does not count.
+        FetchError: the deadline has passed.
+    """
+    waited, size, start_time = 0.0, 0, time.monotonic()
     for piece in pieces:
+        waited, size = waited + time.monotonic() - start_time, size + len(piece)
         yield piece
-        size += len(piece)
-        now = time.monotonic()
-        if now > deadline:
+        start_time = time.monotonic()
+        if start_time > deadline:
             raise FetchError(
                 f"not complete after {MAX_DURATION / 3600:.3g} hours; try again to resume"
             )
-        if (elapsed := now - start_time) >= TIMEOUT[1]:
-            if size < MIN_RATE * elapsed:
+        if waited >= TIMEOUT[1]:
+            if size < MIN_RATE * waited:
                 raise RetryableError(
                     f"slower than {MIN_RATE} bytes per second", MAX_CONNECT_ATTEMPTS
                 )
-            start_time, size = now, 0
+            waited, size = 0.0, 0
+
+
+def check_status(response: requests.Response, *allowed: int) -> None:
+    """Raise an error unless a response has one of the allowed status codes.
+
+    Raises:
+        RetryableError: the same request may succeed later.
+        FetchError: it will not.
+    """
+    status = response.status_code
+    if status in RETRY_STATUS:
+        raise RetryableError(f"HTTP {status}", wait=_retry_after(response))
+    if status not in allowed:
+        raise FetchError(f"HTTP {status} {response.reason}")
+
+
+def read_length(response: requests.Response) -> int | None:
+    """The size of a body in bytes; None if the server does not state it."""
+    if "Transfer-Encoding" in response.headers:  # which takes precedence (RFC 9112)
+        return None
+    return _parse_number(response.headers.get("Content-Length", ""))
 
 
 def _prepare(response: requests.Response, part: PartFile, *, has_hash: bool) -> int | None:
@@ -206,21 +250,16 @@ def _prepare(response: requests.Response, part: PartFile, *, has_hash: bool) -> 
     Returns:
         Size of the complete file in bytes, None if the server does not state it.
     """
+    check_status(response, 200, 206, *([416] if part.size else []))
     status = response.status_code
-    if status in RETRY_STATUS:
-        raise RetryableError(f"HTTP {status}", wait=_retry_after(response))
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("identity", "") and status in (200, 206):
         raise FetchError(f"the server sent the file with Content-Encoding {encoding[:40]!r}")
-    if status == 206 or (status == 416 and part.size):
-        return _prepare_rest(response, part, has_hash=has_hash)
     if status != 200:
-        raise FetchError(f"HTTP {status} {response.reason}")
+        return _prepare_rest(response, part, has_hash=has_hash)
     # 200 to a range request: the file has changed, or the server does not support ranges.
     part.discard()
-    size = None
-    if "Transfer-Encoding" not in response.headers:  # which takes precedence (RFC 9112)
-        size = _parse_number(response.headers.get("Content-Length", ""))
+    size = read_length(response)
     _check_space(part.folder, size or 0)
     etag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
     if STRONG_ETAG.fullmatch(etag):

@@ -132,8 +132,8 @@ def _send(
 ) -> Generator[Any, None, None]:
     """Send one request; yield the response, then the pieces of its body as they arrive.
 
-    Redirects are followed here, because requests would read their bodies to the end, and to URLs
-    that `check_url` does not allow.
+    Redirects are followed here, because requests would read their bodies to the end, and follow
+    them to URLs that `check_url` does not allow.
     """
     for _ in range(MAX_REDIRECTS + 1):
         with session.get(
@@ -187,6 +187,8 @@ def open_session() -> requests.Session:
 
     session = requests.Session()
     session.headers["User-Agent"] = "swag_models"
+    # It reads the body of a redirect to the end, which may never come, even to follow none.
+    session.resolve_redirects = lambda *_, **__: iter(())  # type: ignore[method-assign]
     if bundle := find_ca_bundle():
         session.verify = bundle
     return session

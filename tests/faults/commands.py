@@ -57,7 +57,7 @@ PRELOADED = (
     "torch.onnx._internal.exporter._core",
     "torch.distributed.fsdp",
     "torch.distributed.checkpoint.state_dict",
-    "torch.utils.tensorboard",
+    "tensorboard.compat.proto.event_pb2",
     "torchvision.transforms.v2",
     "safetensors.torch",
     "sklearn.linear_model",

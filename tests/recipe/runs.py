@@ -95,7 +95,7 @@ def start(arguments: Sequence[str], ranks: int = 1) -> list[BaseProcess]:
     context.set_forkserver_preload(
         [
             "swag_models.recipe.training.trainer",
-            "torch.utils.tensorboard",
+            "tensorboard.compat.proto.event_pb2",
             "matplotlib.figure",
             *PRELOADED,
         ]

@@ -118,7 +118,7 @@ def open_eval_loader(
         return EvalLoader(source, len(source), lambda: iter(make_pass()))
     loader = Loader(
         source.urls,
-        DecodeLabelled(transform, source.num_classes),
+        DecodeLabelled(transform, source.label_classes),
         batch_size=batch_size,
         workers=min(workers, -(-len(source.urls) // world_size)),  # more would get no shard
         rank=rank,

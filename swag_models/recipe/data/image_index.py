@@ -35,12 +35,14 @@ class ImageLocation(NamedTuple):
         path: path of the file as bytes, which need not be UTF-8.
         offset: start of the image within a tar file, in bytes; None if `path` is the image file.
         size: size of the image in bytes; 0 for a missing file.
+        time: modification time of the file in nanoseconds; 0 for a missing file.
     """
 
     id: str
     path: bytes
     offset: int | None
     size: int
+    time: int
 
     @property
     def name(self) -> str:
@@ -100,16 +102,18 @@ def _is_image_or_tar(name: str) -> bool:
 
 def _locate_file(identifier: str, path: Path) -> ImageLocation:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size, time = status.st_size, status.st_mtime_ns
     except (OSError, ValueError):  # reported when the image is read
-        size = 0
-    return ImageLocation(printable(identifier), os.fsencode(path), None, size)
+        size, time = 0, 0
+    return ImageLocation(printable(identifier), os.fsencode(path), None, size, time)
 
 
 def _read_tar(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
     members, ids = find_members(path, left_out), dict[str, str]()  # stem -> id
     # All ids first, because a .json may follow its image.
     with path.open("rb") as file:
+        time = os.fstat(file.fileno()).st_mtime_ns
         for name, (offset, size) in members:
             stem, suffix = os.path.splitext(name)
             if suffix == ".json":
@@ -124,7 +128,7 @@ def _read_tar(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
         stem, suffix = os.path.splitext(name)
         if is_image_name(name):
             identifier = printable(ids.get(stem, os.path.basename(stem)))
-            yield ImageLocation(identifier, os.fsencode(path), offset, size)
+            yield ImageLocation(identifier, os.fsencode(path), offset, size, time)
         elif suffix not in LABEL_SUFFIXES:
             left_out[suffix.lower() or "without a suffix"] += 1
 

@@ -43,7 +43,7 @@ class DecodeLabelled:
 
     Args:
         transform: an upright RGB image -> uint8 (3, S, S).
-        num_classes: number of classes of the model; None if not known.
+        num_classes: number of classes that the labels may have; None if not known.
     """
 
     def __init__(self, transform: Transform, num_classes: int | None) -> None:
@@ -51,11 +51,11 @@ class DecodeLabelled:
 
     def __call__(self, sample: Sample) -> LoadedSample:
         image, classes = self.decode(sample)
-        largest = max(classes, default=0)
+        largest = max(classes, default=-1)
         if self.num_classes is not None and largest >= self.num_classes:
+            allowed = f"0 to {self.num_classes - 1}" if self.num_classes else "none"
             raise ConfigError(
-                f"{sample['id']} in {sample['__url__']} has class {largest}; allowed: 0 to "
-                f"{self.num_classes - 1}"
+                f"{sample['id']} in {sample['__url__']} has class {largest}; allowed: {allowed}"
             )
         return image, classes, printable(sample["id"])
 

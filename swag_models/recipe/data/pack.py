@@ -1,10 +1,11 @@
 """Pack images and labels into training shards, in parallel.
 
-Packing is resumable, and a resumed run writes the same bytes as an uninterrupted one. During
-packing, a folder `<output>.work` beside the output contains
+Packing is resumable, and a resumed run writes the same bytes as an uninterrupted one: it lists the
+images again, and packs those shards again whose images have changed. During packing, a folder
+`<output>.work` beside the output contains
 
     job.json                description of the work; only a run with the same one can resume it
-    locations.parquet       where every image is stored
+    locations.parquet       where every image is stored, and its size and modification time
     plan.json, plan.parquet shard, key, id, classes, repeat and location of every sample, in order
     rejects.jsonl           labels and images that the plan leaves out
     shard-000000.json       record of a finished shard: count, bytes, SHA-256, rejected images
@@ -12,39 +13,40 @@ packing, a folder `<output>.work` beside the output contains
 """
 
 import hashlib
-import io
 import json
 import logging
 import math
 import os
 import shutil
-import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import PIL
-from tqdm import tqdm
 
 from swag_models import __version__
 from swag_models.atomic import atomic_write, disk_errors, write_json, write_text
-from swag_models.errors import ConfigError, ImageError, SwagModelsError, check_minimum
+from swag_models.errors import ConfigError, SwagModelsError, check_minimum
 from swag_models.formatting import list_names
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
-from swag_models.hub.progress import hides_bar
 from swag_models.paths import expand_path
-from swag_models.recipe.data.image_index import ImageLocation
 from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
-from swag_models.recipe.data.pack_plan import PLAN_FILE, REJECTS_FILE, make_plan, to_json_lines
-from swag_models.recipe.data.strip_metadata import strip_metadata
+from swag_models.recipe.data.pack_plan import (
+    PLAN_FILE,
+    REJECTS_FILE,
+    hash_images,
+    make_plan,
+    to_json_lines,
+    write_locations,
+)
+from swag_models.recipe.data.pack_shards import write_shards
 from swag_models.recipe.limits import check_limits
-from swag_models.recipe.worker_pool import open_pool
-from swag_models.resumable import WorkFolder, read_result, read_state, report_done, run_once
-from swag_models.runtime import count_cpus, import_extra
+from swag_models.reruns import find_finished, store_finished
+from swag_models.resumable import WorkFolder, read_state, report_done, run_once
+from swag_models.runtime import count_cpus
 
 SHARD_SIZE = 10_000  # samples
 MAX_BYTES = 1 << 30  # of image files in a shard
@@ -74,7 +76,8 @@ def pack(
         labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`. A
             vocabulary.parquet beside it is copied into the output, for the class names.
         images: one or more sources; see `find_locations`. If the output has finished shards of the
-            same labels, they are kept, even if the images differ.
+            same labels, they are kept, even if the images have changed or were removed; a change is
+            logged.
         output: folder of the shards.
         shard_size: samples per shard, approximately.
         max_bytes: size of the image files of a shard, approximately; shards get fewer samples if
@@ -88,7 +91,7 @@ def pack(
         The manifest; see `shards`.
 
     Raises:
-        ConfigError: an argument is invalid, or the output holds other work.
+        ConfigError: an argument is invalid, the output holds other work, or no image can be read.
         OutputError: the output cannot be written.
     """
     labels = expand_path(labels, "labels")
@@ -111,53 +114,55 @@ def pack(
     identity = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     # A work folder means that an earlier run was interrupted.
+    given: Any = images if isinstance(images, (list, tuple)) else [images]
+    sources = [os.path.abspath(expand_path(source, "images")) for source in given]
     if not work.exists() and (manifest := _find_finished(output, labels, identity)):
-        report_done(output)
+        _report_finished(output, sources)
         return manifest
-    sources = [images] if isinstance(images, (str, os.PathLike)) else images
-    job = {**identity, "images": [os.path.abspath(source) for source in sources]}
+    job = {**identity, "images": sources}
     with disk_errors(output, resumable=True):
         with WorkFolder(work, job, output=output):
             plan = _load_plan(labels, work, job)
             output.mkdir(exist_ok=True)
-            records = _write_shards(
+            records = write_shards(
                 output, work, plan, image_short_side, processes or count_cpus(), progress
             )
+            if not any(record["count"] for record in records):
+                _remove_all(output, work, records)
+                reason = records[0]["rejects"][0]["error"]
+                raise ConfigError(
+                    f"none of {plan['count']} images can be read; the first: {reason}"
+                )
             manifest = _finish_output(labels, output, work, {**job, **plan}, records)
         # The manifest is complete, so a work folder that cannot be removed does no harm.
         shutil.rmtree(work, ignore_errors=True)
+    store_finished(output, sources, [output / MANIFEST_FILE], plan["images"])
     return manifest
 
 
-def write_shard(output: Path, work: Path, number: int, short_side: int | None) -> dict[str, Any]:
-    """Write one shard of the plan and then its record.
+def _report_finished(output: Path, images: Sequence[str]) -> None:
+    """Tell the user that the shards are finished, and whether the images have changed since."""
+    try:
+        packed = find_finished(output, images, [output / MANIFEST_FILE])
+    except LookupError:  # for example shards that were packed on another machine
+        report_done(output)
+        return
+    with suppress(ConfigError):  # the images may have been moved
+        if hash_images(images) != packed:
+            logger.warning(
+                "images were added, changed or removed since %s was packed; "
+                "delete it to pack them again",
+                output,
+            )
 
-    Args:
-        output: folder of the shards.
-        work: the work folder.
-        number: number of the shard.
-        short_side: as `image_short_side` of `pack`.
 
-    Returns:
-        The record: name, count, bytes, SHA-256, sum of the repeat factors, and rejected images.
-    """
-    path = output / _name_shard(number)
-
-    def write() -> dict[str, Any]:
-        with atomic_write(path) as temporary, tarfile.open(temporary, "w") as archive:
-            repeats, rejects = _write_samples(archive, work, number, short_side)
-        return {
-            "name": path.name,
-            "count": len(repeats),
-            "bytes": path.stat().st_size,
-            "sha256": hash_file(path),
-            # Exact, so that the total does not depend on the split into shards.
-            "samples": math.fsum(repeats),
-            "rejects": rejects,
-        }
-
-    record: dict[str, Any] = run_once(_record_path(work, number), path.name, [path], write)
-    return record
+def _remove_all(output: Path, work: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Remove the shards and the work folder of input that is invalid."""
+    for record in records:
+        (output / record["name"]).unlink()
+    with suppress(OSError):  # it has other files
+        output.rmdir()
+    shutil.rmtree(work)
 
 
 def _find_finished(output: Path, labels: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -203,95 +208,24 @@ def _find_damaged(output: Path, labels: Path, manifest: dict[str, Any]) -> list[
     return damaged
 
 
-def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
-    """Make the plan, or read that of an earlier run."""
-    files = [work / PLAN_FILE, work / REJECTS_FILE]
+def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Make the plan, or read that of an earlier run if no image has changed since.
+
+    Returns:
+        See `make_plan`; and `images`, the hash of all their locations.
+    """
+    record, files = work / "plan.json", [work / PLAN_FILE, work / REJECTS_FILE]
+    resumes = record.exists()
     try:
-        plan: dict[str, int] = run_once(
-            work / "plan.json", job, files, lambda: make_plan(labels, work, job)
+        images = write_locations(job["images"], work)
+        plan: dict[str, Any] = run_once(
+            record, [job, images], files, lambda: make_plan(labels, work, job["parameters"])
         )
     except SwagModelsError:
-        shutil.rmtree(work)  # invalid input leaves no work folder behind
+        if not resumes:
+            shutil.rmtree(work)  # invalid input leaves no work folder behind
         raise
-    return plan
-
-
-def _write_samples(
-    archive: tarfile.TarFile, work: Path, number: int, short_side: int | None
-) -> tuple[list[float], list[dict[str, str]]]:
-    """Add the samples of a shard to its tar file; return their repeat factors and the rejects."""
-    parquet = import_extra("pyarrow.parquet")
-    # The plan is sorted by shard, so this reads only a few row groups.
-    rows = parquet.read_table(work / PLAN_FILE, filters=[("shard", "=", number)]).to_pylist()
-    repeats, rejects = list[float](), list[dict[str, str]]()
-    for row in rows:
-        location = ImageLocation(row["id"], row["path"], row["offset"], row["size"])
-        try:
-            content, suffix = strip_metadata(location.read(), location.name, short_side)
-        except ImageError as error:
-            rejects.append(
-                {
-                    "id": location.id,
-                    "path": location.name,
-                    "reason": "unreadable",
-                    "error": str(error),
-                }
-            )
-            continue
-        label = {name: row[name] for name in ("id", "classes", "repeat")}
-        for member, data in ((suffix, content), ("json", json.dumps(label).encode())):
-            # A new TarInfo has no owner or time, so that equal samples give equal bytes.
-            info = tarfile.TarInfo(f"{row['key']}.{member}")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-        repeats.append(row["repeat"])
-    return repeats, rejects
-
-
-def _write_shards(
-    output: Path,
-    work: Path,
-    plan: dict[str, int],
-    short_side: int | None,
-    processes: int,
-    progress: bool,
-) -> list[dict[str, Any]]:
-    """Write the missing shards; return the records of all shards."""
-    records: dict[int, dict[str, Any]] = {}
-    for number in range(plan["shards"]):
-        name = _name_shard(number)
-        with suppress(LookupError):
-            records[number] = read_result(_record_path(work, number), name, [output / name])
-    # The progress bar starts at the samples that earlier runs finished.
-    missing = [number for number in range(plan["shards"]) if number not in records]
-    done = sum(record["count"] + len(record["rejects"]) for record in records.values())
-    with tqdm(
-        total=plan["count"],
-        initial=done,
-        unit=" images",
-        disable=hides_bar(progress),
-        smoothing=0.1,
-    ) as bar:
-        for number, record in _run_pool(output, work, missing, short_side, processes):
-            records[number] = record
-            bar.update(record["count"] + len(record["rejects"]))
-    return [records[number] for number in range(plan["shards"])]
-
-
-def _run_pool(
-    output: Path, work: Path, numbers: list[int], short_side: int | None, processes: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Write the numbered shards; yield the number and record of each once it is finished."""
-    if min(processes, len(numbers)) <= 1:  # saves the cost of starting a process
-        for number in numbers:
-            yield number, write_shard(output, work, number, short_side)
-        return
-    with open_pool(min(processes, len(numbers))) as pool:
-        futures = {
-            pool.submit(write_shard, output, work, number, short_side): number for number in numbers
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+    return {**plan, "images": images}
 
 
 def _finish_output(
@@ -338,11 +272,3 @@ def _hash_labels(labels: Path) -> str:
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
     except OSError as error:
         raise ConfigError(f"{labels} cannot be read: {error.strerror or error}") from None
-
-
-def _name_shard(number: int) -> str:
-    return f"shard-{number:06d}.tar"
-
-
-def _record_path(work: Path, number: int) -> Path:
-    return work / f"shard-{number:06d}.json"

@@ -6,9 +6,10 @@ unfinished one can be rewritten alone, and any number of processes writes the sa
 """
 
 import glob
+import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,21 @@ COLUMN_TYPES = {
 WRITTEN_ROWS = 100_000  # rows of a table written at a time
 
 
-def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
+def make_plan(labels: Path, work: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     """Write the plan, and the list of labels and images that it leaves out, into the work folder.
 
     Args:
         labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`.
-        work: the work folder.
-        job: description of the work: `images` and the parameters of packing.
+        work: the work folder, with the result of `write_locations`.
+        parameters: the parameters of packing.
 
     Returns:
-        Numbers: `count` of samples, `shards`, `num_classes`, and `unlabelled` images.
+        Numbers: `count` of samples, `num_classes`, and `unlabelled` images; and `digests`: of each
+        shard, a hash that changes with its samples, and with the states of their files.
 
     Raises:
-        ConfigError: labels or images cannot be read, or no image has a label.
+        ConfigError: the labels cannot be read, or no image has one.
     """
-    _write_locations(find_locations(job["images"]), work / LOCATIONS_FILE)
     duckdb = import_extra("duckdb")
     with (
         duckdb_errors(f"the images of {labels} cannot be planned"),
@@ -55,7 +56,7 @@ def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
         # DuckDB spills data that are larger than memory to the disk of the output.
         database.execute(f"SET temp_directory = {_quote(work / 'duckdb')}")
         num_classes = _open_labels(database, labels)
-        count, shards = _plan_shards(database, labels, work, job["parameters"])
+        count, digests = _plan_shards(database, labels, work, parameters)
         rejects = _list_rejects(database)
         unlabelled = database.execute(
             "SELECT count(*) FROM locations ANTI JOIN labels USING (id)"
@@ -63,7 +64,7 @@ def make_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, int]:
     write_text(work / REJECTS_FILE, to_json_lines(rejects))
     return {
         "count": count,
-        "shards": shards,
+        "digests": digests,
         "num_classes": num_classes,
         "unlabelled": unlabelled,
     }
@@ -74,7 +75,16 @@ def to_json_lines(rows: Iterable[dict[str, str]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _write_locations(locations: Iterable[ImageLocation], path: Path) -> None:
+def write_locations(images: Sequence[str], work: Path) -> str:
+    """Write the locations of all images into the work folder; return their hash.
+
+    Args:
+        images: as for `find_locations`.
+        work: the work folder.
+
+    Raises:
+        ConfigError: the images cannot be read.
+    """
     pa, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
     # Paths are binary, because they need not be UTF-8.
     schema = pa.schema(
@@ -84,16 +94,34 @@ def _write_locations(locations: Iterable[ImageLocation], path: Path) -> None:
             ("path", pa.binary()),
             ("offset", pa.int64()),
             ("size", pa.int64()),
+            ("time", pa.int64()),
         ]
     )
-    rows = list[dict[str, Any]]()
-    with atomic_write(path) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
-        for number, location in enumerate(locations):
+    rows, digest = list[dict[str, Any]](), hashlib.sha256()
+    with (
+        atomic_write(work / LOCATIONS_FILE) as temporary,
+        parquet.ParquetWriter(temporary, schema) as writer,
+    ):
+        for number, location in enumerate(find_locations(images)):
             rows.append({"number": number, **location._asdict()})
+            _add_location(digest, location)
             if len(rows) == WRITTEN_ROWS:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows.clear()
         writer.write_table(pa.Table.from_pylist(rows, schema))
+    return digest.hexdigest()
+
+
+def hash_images(images: Sequence[str]) -> str:
+    """Return the hash that `write_locations` returns."""
+    digest = hashlib.sha256()
+    for location in find_locations(images):
+        _add_location(digest, location)
+    return digest.hexdigest()
+
+
+def _add_location(digest: Any, location: ImageLocation) -> None:
+    digest.update(repr(tuple(location)).encode())
 
 
 def _open_labels(database: Any, labels: Path) -> int:
@@ -140,15 +168,15 @@ def _check_types(types: Mapping[str, str], labels: Path) -> None:
 
 def _plan_shards(
     database: Any, labels: Path, work: Path, parameters: dict[str, Any]
-) -> tuple[int, int]:
-    """Write the plan; return the numbers of samples and shards."""
+) -> tuple[int, list[str]]:
+    """Write the plan; return the number of samples, and the hash of each shard's samples."""
     # Rank 1 is the first image with an id; other images with the same id are rejected.
     database.execute(f"""
         CREATE VIEW locations AS
         SELECT *, row_number() OVER (PARTITION BY id ORDER BY number) AS rank
         FROM read_parquet({_quote(glob.escape(str(work / LOCATIONS_FILE)))});
         CREATE VIEW packed AS
-        SELECT labels.*, path, "offset", size, md5('{parameters["seed"]}/' || id) AS key
+        SELECT labels.*, path, "offset", size, time, md5('{parameters["seed"]}/' || id) AS key
         FROM labels JOIN locations USING (id) WHERE rank = 1
     """)  # nosec B608
     count, size = database.execute(
@@ -169,7 +197,16 @@ def _plan_shards(
                 FROM packed ORDER BY key
             ) TO {_quote(temporary)} (FORMAT parquet, ROW_GROUP_SIZE 16384)
         """)  # nosec B608
-    return count, shards
+    # The key stands for the id.
+    rows = database.execute(f"""
+        SELECT md5(string_agg(md5(concat_ws(
+            '/', key, classes::VARCHAR, repeat::VARCHAR,
+            hex(path), coalesce("offset", -1), size, time
+        )), '' ORDER BY key))
+        FROM read_parquet({_quote(glob.escape(str(work / PLAN_FILE)))})
+        GROUP BY shard ORDER BY shard
+    """)  # nosec B608
+    return count, [row[0] for row in rows.fetchall()]
 
 
 def _list_rejects(database: Any) -> list[dict[str, str]]:
@@ -179,7 +216,7 @@ def _list_rejects(database: Any) -> list[dict[str, str]]:
         "SELECT id, path FROM locations SEMI JOIN labels USING (id) WHERE rank > 1 ORDER BY number"
     )
     for identifier, path in repeated.fetchall():
-        name = ImageLocation(identifier, path, None, 0).name
+        name = ImageLocation(identifier, path, None, 0, 0).name
         rejects.append({"id": identifier, "path": name, "reason": "another image has its id"})
     return rejects
 

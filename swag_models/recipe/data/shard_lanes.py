@@ -38,7 +38,7 @@ class ShardLanes:
         world_size: int,
         engine: Engine,
     ) -> None:
-        self._urls, self._decode = source.urls, DecodeLabelled(transform, source.num_classes)
+        self._urls, self._decode = source.urls, DecodeLabelled(transform, source.label_classes)
         self._batch_size, self._seed = batch_size, seed
         self._rank, self._world_size, self._engine = rank, world_size, engine
         self._open_lanes(engine.lanes or world_size)

@@ -20,6 +20,7 @@ from swag_models.recipe.data.urls import ByteStream, is_url, open_stream, read_a
 from swag_models.runtime import import_extra
 
 CHUNK_SIZE = 1 << 20  # bytes read at a time
+MAX_PADDING = 1 << 26  # bytes after the end of an archive, which pads it to a multiple of a block
 MAX_FILE_SIZE = 1 << 29  # bytes of a file in a shard, which is read into memory
 
 Shards = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -148,8 +149,10 @@ def read_shard(url: str) -> Iterator[Sample]:
         with closing(open_stream(url)) as stream:
             yield from group_members(_read_members(stream), url)
             # If its output were not read to the end, a command would fail with a broken pipe.
-            while stream.read(CHUNK_SIZE):
-                pass
+            for _ in range(MAX_PADDING // CHUNK_SIZE):
+                if not stream.read(CHUNK_SIZE):
+                    return
+            raise ShardError(f"shard {url} does not end after its archive; pack it again")
     except ConfigError:
         raise
     except TAR_ERRORS as error:

@@ -5,7 +5,7 @@ Imports no torch.
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,6 +128,7 @@ class ShardSource:
         title: name of the data for reports.
         urls: paths or URLs of all shards.
         num_classes: number of classes; None for shards without a manifest.
+        label_classes: number of classes that occur, by the manifest; otherwise `num_classes`.
         class_names: names of all classes of the model; None if not given.
         sha256: see `hash_shards`.
         samples: expected number of samples in an epoch; None without a manifest.
@@ -137,6 +138,7 @@ class ShardSource:
     title: str
     urls: list[str]
     num_classes: int | None
+    label_classes: int | None
     class_names: tuple[str, ...] | None
     sha256: str
     samples: int | None
@@ -176,6 +178,7 @@ def open_source(
         title=name_shards(data),
         urls=urls,
         num_classes=len(classes) if classes else num_classes,
+        label_classes=len(classes) if classes and num_classes is None else num_classes,
         class_names=tuple(classes) if classes else None,
         sha256=hash_shards(data),
         # Repeat factors may be fractions, so their sum is rounded.
@@ -193,6 +196,13 @@ def describe_source(source: ImageDataset | ShardSource, samples: int | None) -> 
         "classes": source.num_classes,
         "sha256": source.sha256,
     }
+
+
+def list_files(source: ImageDataset | ShardSource) -> Iterator[tuple[str, str]]:
+    """Yield the name within the data, and the path, of each local file that they are read from."""
+    if isinstance(source, ImageDataset):
+        return ((name, os.path.join(source.root, name)) for name in source.files)
+    return ((os.path.basename(url), url) for url in source.urls if not is_url(url))
 
 
 def open_hf_dataset(

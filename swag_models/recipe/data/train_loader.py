@@ -27,7 +27,12 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.loader import check_state
 from swag_models.recipe.data.shard_lanes import ShardLanes, check_multiple
 from swag_models.recipe.data.shards import Shards
-from swag_models.recipe.data.sources import ShardSource, describe_source, open_source
+from swag_models.recipe.data.sources import (
+    ShardSource,
+    describe_source,
+    list_files,
+    open_source,
+)
 from swag_models.recipe.data.stream import hash_seed, seed_torch
 from swag_models.recipe.worker_pool import prepare_loader_worker
 
@@ -183,7 +188,7 @@ class TrainLoader:
     ) -> None:
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self.samples, self.facts = samples, describe_source(source, samples)
-        self._batches = batches
+        self._source, self._batches = source, batches
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -193,6 +198,10 @@ class TrainLoader:
     def skipped(self) -> Counter[str]:
         """Message -> number of broken images that this rank replaced by the next sample."""
         return self._batches.skipped
+
+    def list_files(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and path of each local file of the data."""
+        return list_files(self._source)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch received, as JSON values; see `merge_states`."""

@@ -1,35 +1,37 @@
 """Byte streams of paths, URLs and shell commands.
 
-HTTP goes through requests, which is installed anyway. fsspec would need aiohttp, whose requests
-time out after five minutes by default, while a shard is read only as fast as training consumes it.
-All other protocols (s3, gs, hf, file, ...) go through fsspec.
+HTTP goes through hub/transport.py, as downloads of weights do: the same redirects, certificate
+authorities and time limits. There is no limit on the whole time, because a shard is read only as
+fast as training consumes it. All other protocols (s3, gs, hf, file, ...) go through fsspec.
 """
 
+import io
 import subprocess
 import sys
+from collections.abc import Generator
 from contextlib import closing
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
-import requests
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
-from urllib3.util import Retry
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
+from swag_models.hub.download import (
+    MAX_CONNECT_ATTEMPTS,
+    TIMEOUT,
+    check_rate,
+    check_status,
+    read_length,
+    wait_for_retry,
+)
+from swag_models.hub.transport import RetryableError, open_session, receive
 from swag_models.paths import open_regular
 
 COMMAND_PREFIX = "pipe:"
 PROTOCOL_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
-HTTP_TIMEOUT = (30, 60)  # seconds to connect, and between two packets
-HTTP_RETRIES = Retry(
-    total=5,
-    connect=0,  # fail immediately if the host is wrong
-    backoff_factor=1,  # waits 0, 2, 4, 8, 16 seconds
-    status_forcelist=(408, 429, 500, 502, 503, 504),
-    raise_on_status=False,
-)
+HTTP_HEADERS = {"Accept-Encoding": "identity"}
+BUFFER_SIZE = 1 << 16  # bytes
+MAX_WHOLE_SIZE = 1 << 28  # bytes that `read_all` returns: the manifest of a million shards
 
 
 class ByteStream(Protocol):
@@ -56,22 +58,32 @@ def open_stream(source: str) -> ByteStream:
     Raises:
         ConfigError: the protocol needs a package that is not installed.
         OSError: the source cannot be opened. Reading raises OSError too, for example if a download
-            is truncated, or at the end if a command fails.
+            is truncated or too slow, or at the end if a command fails. URLs of http and https are
+            opened by the first read.
         ValueError: the protocol is unknown.
     """
     if source.startswith(COMMAND_PREFIX):
         return _Command(source.removeprefix(COMMAND_PREFIX))
     if "://" not in source:
         return open_regular(source)
-    if source.startswith(("http://", "https://")):
-        return _Download(_open_http(source))
-    return _Download(_open_fsspec(source))
+    if source.lower().startswith(("http://", "https://")):
+        return io.BufferedReader(_Body(source), BUFFER_SIZE)
+    return _FsspecFile(_open_fsspec(source))
 
 
 def read_all(source: str) -> bytes:
-    """Return the content of a path, a URL, or `pipe:` and a command; see `open_stream`."""
+    """Return the content of a path, a URL, or `pipe:` and a command.
+
+    Raises:
+        OSError: see `open_stream`; or there are more than MAX_WHOLE_SIZE bytes.
+    """
+    pieces, size = list[bytes](), 0
     with closing(open_stream(source)) as stream:
-        return stream.read()
+        while piece := stream.read(BUFFER_SIZE):
+            pieces.append(piece)
+            if (size := size + len(piece)) > MAX_WHOLE_SIZE:
+                raise OSError(f"it has more than {MAX_WHOLE_SIZE:,} bytes")
+    return b"".join(pieces)
 
 
 class _Command:
@@ -98,7 +110,60 @@ class _Command:
         self._process.wait()
 
 
-class _Download:
+class _Body(io.RawIOBase):
+    """The body of the response to an HTTP request, which is sent at the first read."""
+
+    def __init__(self, url: str) -> None:
+        self._pieces, self._rest = _iterate_body(url), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read some bytes, at least one until the end; raises as `_iterate_body`."""
+        self._rest = self._rest or next(self._pieces, b"")
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
+
+    def close(self) -> None:
+        self._pieces.close()
+        super().close()
+
+
+def _iterate_body(url: str) -> Generator[bytes, None, None]:
+    """Yield the pieces of the body of the response to an HTTP request.
+
+    Raises:
+        OSError: no complete response arrives. Once a part of the body was yielded, the request is
+            not repeated.
+    """
+    failures = 0
+    with open_session() as session:
+        while True:
+            with closing(
+                receive(session, url, HTTP_HEADERS, timeout=TIMEOUT, attempts=MAX_CONNECT_ATTEMPTS)
+            ) as received:
+                try:
+                    response = next(received)
+                    check_status(response, 200)
+                except RetryableError as error:
+                    failures += 1
+                    wait_for_retry(error, failures)
+                    continue
+                size, length = 0, read_length(response)
+                try:
+                    for piece in check_rate(received):
+                        yield piece
+                        size += len(piece)
+                except RetryableError as error:
+                    raise OSError(f"the download failed: {error}") from None
+            if length is not None and size != length:
+                raise OSError(f"the download failed: {size} of {length} bytes arrived")
+            return
+
+
+class _FsspecFile:
     """A stream that turns the errors of all network libraries into OSErrors."""
 
     def __init__(self, stream: Any) -> None:
@@ -114,28 +179,6 @@ class _Download:
 
     def close(self) -> None:
         self._stream.close()
-
-
-def _open_http(url: str) -> Any:
-    session = requests.Session()
-    session.mount("http://", HTTPAdapter(max_retries=HTTP_RETRIES))
-    session.mount("https://", HTTPAdapter(max_retries=HTTP_RETRIES))
-    try:
-        response = session.get(
-            url, stream=True, timeout=HTTP_TIMEOUT, headers={"Accept-Encoding": "identity"}
-        )
-    except requests.exceptions.SSLError as error:  # a ConnectionError too
-        raise OSError(f"no secure connection to {_find_host(url)}: {error}") from None
-    except requests.ConnectionError:
-        raise OSError(f"cannot connect to {_find_host(url)}") from None
-    if not response.ok:
-        response.close()
-        raise OSError(f"the server answered with HTTP status {response.status_code}")
-    return response.raw  # raises an error if fewer bytes arrive than Content-Length says
-
-
-def _find_host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2]  # without a password
 
 
 def _open_fsspec(url: str) -> Any:

@@ -27,7 +27,7 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable, list_names
 from swag_models.hub.progress import hides_bar
 from swag_models.recipe.plotting import make_figure, save_png
-from swag_models.runtime import import_extra
+from swag_models.recipe.training.event_file import EventFile
 
 LOG_FILE, BOARD_FOLDER, CURVES_FILE = "log.jsonl", "tensorboard", "curves.png"
 BAR_SECONDS = 0.5  # between two updates of the bar
@@ -72,9 +72,6 @@ class MetricLogger:
         self.folder, self.silent = folder, silent
         if silent:
             return
-        import_extra("tensorboard")  # otherwise the next line's error would not say how to install
-        from torch.utils.tensorboard import SummaryWriter
-
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOG_FILE
         lines = read_log(path) if path.exists() else []
@@ -87,7 +84,7 @@ class MetricLogger:
         # Unbuffered and in one write per line, so that a killed process leaves at most one partial
         # line.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the run)
-        self._board: Any = SummaryWriter(str(folder / BOARD_FOLDER), purge_step=first_step + 1)
+        self._board = EventFile(folder / BOARD_FOLDER, first_step + 1)
         self._failed = False
         self._bar = tqdm(
             total=steps,

@@ -1,19 +1,23 @@
 """The folder of a training run: locked by one process, used for one run, shared by all ranks."""
 
 import math
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import Run
+from swag_models.recipe.data.file_times import check_times, read_times
 from swag_models.recipe.training.distributed import DistContext
+from swag_models.recipe.training.logging import BOARD_FOLDER, CURVES_FILE, LOG_FILE
 from swag_models.resumable import WorkFolder
 from swag_models.runtime import find_versions
 
+RECORD_FILE = "run.json"
 PACKAGES = ("swag_models", "torch", "python")  # their versions are recorded: they decide numbers
 # Fields that may change on resume: how the work is laid out, and what is reported and kept of it.
 RESUME_FREE = {
@@ -38,7 +42,7 @@ def open_run_dir(output: Path, dist: DistContext) -> Iterator[WorkFolder]:
         ConfigError: another process uses the folder, or a rank does not see it.
         OutputError: it cannot be written.
     """
-    work = WorkFolder(output, record="run.json")
+    work = WorkFolder(output, record=RECORD_FILE)
     with ExitStack() as stack:
 
         def lock() -> None:
@@ -50,20 +54,64 @@ def open_run_dir(output: Path, dist: DistContext) -> Iterator[WorkFolder]:
         yield work
 
 
-def claim_run_dir(work: WorkFolder, run: Run, data: Mapping[str, Any], dist: DistContext) -> None:
+def claim_run_dir(
+    work: WorkFolder,
+    run: Run,
+    data: Mapping[str, Any],
+    files: Iterable[tuple[str, str]],
+    dist: DistContext,
+) -> None:
     """Write run.json, or compare with the one that is there.
 
     Args:
         work: from `open_run_dir`.
         run: the run that the folder is for. Its fields in RESUME_FREE may change on resume.
         data: description of the training data; only its name may change.
+        files: name and path of each file of the training data; see `file_times`.
         dist: this process; all ranks call this alike.
 
     Raises:
-        ConfigError: the folder holds another run; the message names the first field that differs.
+        ConfigError: the folder holds another run, and the message names the first field that
+            differs; or files of the data were changed.
     """
-    record = {"run": run.to_dict(), "data": data, "versions": find_versions(*PACKAGES)}
-    dist.run_on_main(lambda: work.claim(record, _select_fixed))
+
+    def claim() -> None:
+        times = read_times(files)
+        record = {"run": run.to_dict(), "data": data, "versions": find_versions(*PACKAGES)}
+
+        def check(recorded: Mapping[str, Any]) -> None:
+            if earlier := recorded.get("times"):
+                check_times(earlier, times, data["name"])
+
+        work.claim({**record, "times": times}, _select_fixed, check)
+
+    dist.run_on_main(claim)
+
+
+@contextmanager
+def discard_unstarted(
+    output: Path, dist: DistContext, has_started: Callable[[], bool]
+) -> Iterator[None]:
+    """Remove what a run has written if the data cannot be read and it took no step.
+
+    Files of the user are kept.
+
+    Args:
+        output: the folder of the run.
+        dist: this process.
+        has_started: whether the run took a step, now or before.
+    """
+    try:
+        yield
+    except ConfigError:
+        # Not `run_on_main`: other ranks may still wait for the first step.
+        if dist.is_main and not has_started():
+            for name in (RECORD_FILE, LOG_FILE, CURVES_FILE):
+                (output / name).unlink(missing_ok=True)
+            shutil.rmtree(output / BOARD_FOLDER, ignore_errors=True)
+            with suppress(OSError):
+                (output / "checkpoints").rmdir()
+        raise
 
 
 def _select_fixed(record: Mapping[str, Any]) -> dict[str, Any]:

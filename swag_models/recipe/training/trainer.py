@@ -30,7 +30,7 @@ from swag_models.paths import expand_path
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
-from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
+from swag_models.recipe.data.eval_loader import EvalLoader
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.stream import hash_seed
 from swag_models.recipe.data.train_loader import TrainLoader, merge_states, open_train_loader
@@ -40,16 +40,20 @@ from swag_models.recipe.training.distributed import DistContext, collect_weights
 from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.logging import MetricLogger, Throughput
 from swag_models.recipe.training.model import (
-    Classes,
     PublishInfo,
     is_published,
     publish_model,
     read_classes,
 )
 from swag_models.recipe.training.optimizer import schedule_lr, set_lr
-from swag_models.recipe.training.run_dir import claim_run_dir, open_run_dir, write_bad_loss
+from swag_models.recipe.training.run_dir import (
+    claim_run_dir,
+    discard_unstarted,
+    open_run_dir,
+    write_bad_loss,
+)
 from swag_models.recipe.training.train_state import TrainState, make_train_state
-from swag_models.recipe.training.validation import validate
+from swag_models.recipe.training.validation import open_validation, validate
 from swag_models.recipe.worker_pool import watch_signals
 from swag_models.resumable import report_done
 
@@ -105,10 +109,10 @@ def train(
         # the loader counts the classes that occur in shards; a vocabulary may have more
         data_info = {**loader.facts, "classes": len(classes)}
         state = make_train_state(run, classes, dist)
-        eval_loader = None if val is None else _open_validation(val, state, classes)
+        eval_loader = None if val is None else open_validation(val, state, classes)
 
         # Everything above can fail on wrong input; the folder is claimed for the run only now.
-        claim_run_dir(work, run, data_info, dist)
+        claim_run_dir(work, run, data_info, loader.list_files(), dist)
         val_facts = None if eval_loader is None else eval_loader.facts
         settings = {"info": asdict(publish_info), "val": val_facts}
         if dist.run_on_main(lambda: is_published(output, settings)):
@@ -116,7 +120,7 @@ def train(
             return output / "model"
         trainer = Trainer(run, dist, output, loader, eval_loader, state)
         trainer.resume(progress)
-        with closing(trainer.logger):
+        with discard_unstarted(output, dist, lambda: trainer.done > 0), closing(trainer.logger):
             trainer.fit(stop_requested)
         weights = collect_weights(state.final_model)  # last: a published model ends the run
         spec, scores = state.spec, trainer.scores
@@ -126,20 +130,6 @@ def train(
             )
         )
         return output / "model"
-
-
-def _open_validation(val: Shards, state: TrainState, classes: Classes) -> EvalLoader:
-    """Open the validation data, whose classes must be among those of the model."""
-    return open_eval_loader(
-        val,
-        state.transform.fit,
-        batch_size=state.micro_batch_size,
-        rank=state.dist.rank,
-        world_size=state.dist.world_size,
-        workers=state.run.engine.workers,
-        classes=classes.names,
-        synsets=classes.synsets,
-    )
 
 
 class StepResult(NamedTuple):

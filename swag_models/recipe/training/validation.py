@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from swag_models.recipe.average_precision import average_precisions, make_indicators
-from swag_models.recipe.data.eval_loader import EvalLoader
+from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
+from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.training.losses import count_hits
+from swag_models.recipe.training.model import Classes
 from swag_models.recipe.training.train_state import TrainState
 
 MAX_SCORES = 1 << 30  # logits of all samples in memory, 4 GB
@@ -70,3 +72,17 @@ def _average_precision(gathered: Sequence[tuple[Any, Sequence[Sequence[int]]]]) 
         return math.nan
     present = targets.any(axis=0)
     return 100 * float(average_precisions(scores[:, present], targets[:, present]).mean())
+
+
+def open_validation(val: Shards, state: TrainState, classes: Classes) -> EvalLoader:
+    """Open the validation data, whose classes must be among those of the model."""
+    return open_eval_loader(
+        val,
+        state.transform.fit,
+        batch_size=state.micro_batch_size,
+        rank=state.dist.rank,
+        world_size=state.dist.world_size,
+        workers=state.run.engine.workers,
+        classes=classes.names,
+        synsets=classes.synsets,
+    )

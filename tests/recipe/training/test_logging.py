@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -215,12 +216,12 @@ def show_bar(folder: Path, progress: bool, terminal: bool, monkeypatch: pytest.M
         logger.close()
     monkeypatch.undo()
     os.set_blocking(reader, False)
-    try:
-        return os.read(reader, 65536).decode()
-    except OSError:  # a terminal that is gone has nothing more
-        return ""
-    finally:
-        os.close(reader)
+    shown = b""
+    with contextlib.suppress(OSError):  # a terminal that is gone has nothing more
+        while piece := os.read(reader, 65536):  # a terminal returns a few lines at a time
+            shown += piece
+    os.close(reader)
+    return shown.decode()
 
 
 def test_the_bar_is_shown_on_a_terminal_only(
