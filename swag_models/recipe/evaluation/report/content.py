@@ -18,6 +18,7 @@ from swag_models.recipe.evaluation.report.tables import (
     Table,
     build_accuracy_table,
     build_few_shot_table,
+    build_neighbours_table,
     find_confusions,
     find_misses,
     group_benchmarks,
@@ -33,6 +34,8 @@ MAX_ERROR_MESSAGES = 10
 INTRODUCTIONS = {
     "accuracy": "In percent, with 95% intervals.",
     "labels": "Top-1 accuracy in percent, by labelled images per class.",
+    "neighbours": "Top-1 accuracy in percent, by number of nearest neighbours among all labelled "
+    "images.",
     "calibration": "Accuracy at each confidence level (bars). A perfectly calibrated model follows "
     "the dashed line.",
     "errors": "The most frequent confusions of each model (true → predicted class), with the "
@@ -137,9 +140,13 @@ class ReportContent:
         }
 
     @cached_property
-    def few_shot(self) -> Table:
-        """The table of probes."""
-        return build_few_shot_table(self.probes)
+    def probe_tables(self) -> dict[str, Table]:
+        """The tables of probes that have rows, by their introductions."""
+        tables = {
+            INTRODUCTIONS["labels"]: build_few_shot_table(self.probes),
+            INTRODUCTIONS["neighbours"]: build_neighbours_table(self.probes),
+        }
+        return {introduction: table for introduction, table in tables.items() if table.rows}
 
     @cached_property
     def curves(self) -> list[Plot]:

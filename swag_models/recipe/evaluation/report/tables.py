@@ -6,7 +6,7 @@ classify incorrectly.
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from swag_models.recipe.evaluation.results import Estimate, Evaluation, ImageResult, Probe
@@ -153,33 +153,65 @@ def format_interval(estimate: Estimate) -> str:
 
 
 def build_few_shot_table(probes: Sequence[Probe]) -> Table:
-    """A row for each model and classifier, a column for each number of labelled images.
+    """A row for each model and trained classifier, a column for each number of labelled images.
 
     The best value of each column is marked if there are several rows.
 
     Args:
-        probes: probes of any models and methods.
+        probes: probes of any models and methods; nearest neighbours are left out.
     """
-    columns = sorted({probe.shots for probe in probes}, key=get_shots_order)
-    by_cell = {(probe.model, name_method(probe), probe.shots): probe for probe in probes}
+    trained = [probe for probe in probes if probe.method != "knn"]
+    by_row: dict[tuple[str, str], dict[int | float | None, Probe]] = {}
+    for probe in trained:
+        by_row.setdefault((probe.model, name_method(probe)), {})[probe.shots] = probe
+    columns = sorted({probe.shots for probe in trained}, key=get_shots_order)
+    cells = _build_probe_cells(list(by_row.values()), columns)
+    rows = tuple(
+        (model, (Cell(method), *row)) for (model, method), row in zip(by_row, cells, strict=True)
+    )
+    return Table(("classifier", *map(format_shots, columns)), rows)
+
+
+def build_neighbours_table(probes: Sequence[Probe]) -> Table:
+    """A row for each model, a column for each number of nearest neighbours.
+
+    The best value of each column is marked if there are several rows.
+
+    Args:
+        probes: probes of any models and methods; only nearest neighbours are shown.
+    """
+    by_model: dict[str, dict[int | float | None, Probe]] = {}
+    for probe in probes:
+        if probe.method == "knn":
+            by_model.setdefault(probe.model, {})[probe.settings["k"]] = probe
+    columns = sorted({k for by_k in by_model.values() for k in by_k if k is not None})
+    cells = _build_probe_cells(list(by_model.values()), columns)
+    return Table(tuple(map(str, columns)), tuple(zip(by_model, cells, strict=True)))
+
+
+def _build_probe_cells(
+    rows: Sequence[Mapping[int | float | None, Probe]], columns: Sequence[int | float | None]
+) -> list[tuple[Cell, ...]]:
+    """The cells of rows of probes; the best of each column is marked if there are several rows."""
     best = {
-        shots: max(round(probe.mean, 2) for probe in probes if probe.shots == shots)
-        for shots in columns
+        column: max(round(row[column].mean, 2) for row in rows if column in row)
+        for column in columns
     }
-    rows = []
-    for model, method in dict.fromkeys((model, method) for model, method, _ in by_cell):
-        cells = []
-        for shots in columns:
-            probe = by_cell.get((model, method, shots))
-            if probe is None:
-                cells.append(EMPTY_CELL)
-                continue
-            spread = (f"± {probe.spread:.2f}",) if len(probe.values) > 1 else ()
-            warning = "" if probe.settings.get("converged", True) else "not converged"
-            is_best = len(by_cell) > len(columns) and round(probe.mean, 2) == best[shots]
-            cells.append(Cell(f"{probe.mean:.2f}", spread, is_best, warning))
-        rows.append((model, (Cell(method), *cells)))
-    return Table(("classifier", *map(format_shots, columns)), tuple(rows))
+    return [
+        tuple(
+            _build_probe_cell(row[column], best[column] if len(rows) > 1 else None)
+            if column in row
+            else EMPTY_CELL
+            for column in columns
+        )
+        for row in rows
+    ]
+
+
+def _build_probe_cell(probe: Probe, best: float | None) -> Cell:
+    spread = (f"± {probe.spread:.2f}",) if len(probe.values) > 1 else ()
+    warning = "" if probe.settings.get("converged", True) else "not converged"
+    return Cell(f"{probe.mean:.2f}", spread, round(probe.mean, 2) == best, warning)
 
 
 def get_shots_order(shots: int | float | None) -> tuple[int, float]:

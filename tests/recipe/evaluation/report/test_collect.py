@@ -63,8 +63,8 @@ def test_page_and_markdown_show_the_measured_numbers(
     page: Path, evaluations: list[Evaluation]
 ) -> None:
     shown, written = read_tables(page)
-    accuracy, shots = shown
-    assert written[:2] == shown
+    accuracy, shots, neighbours = shown
+    assert written[:3] == shown
     assert [row[0] for row in accuracy] == list(MODELS)
     for row, evaluation in zip(accuracy, evaluations, strict=True):
         estimates = (evaluation.top1, evaluation.top5, evaluation.mean_per_class, evaluation.ece)
@@ -76,13 +76,12 @@ def test_page_and_markdown_show_the_measured_numbers(
             "96",
         ]
     probes = read_measured(page.parent)[1]
-    means = Counter(f"{probe.mean:.2f}" for probe in probes)
-    assert (
-        Counter(cell.split()[0] for row in shots for cell in row[2:] if cell != "\N{EN DASH}")
-        == means
+    cells = [cell for row in shots for cell in row[2:]] + [c for row in neighbours for c in row[1:]]
+    assert Counter(cell.split()[0] for cell in cells) == Counter(
+        f"{probe.mean:.2f}" for probe in probes
     )
-    assert {row[0] for row in shots} == set(MODELS)
-    assert [[cell.split()[0] for cell in row] for row in written[2]] == [
+    assert [row[0] for row in shots] == [row[0] for row in neighbours] == list(MODELS)
+    assert [[cell.split()[0] for cell in row] for row in written[3]] == [
         [
             evaluation.model,
             confusion.truth,
