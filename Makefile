@@ -21,7 +21,7 @@ study: .venv/dev
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-slow: .venv/dev
+test-slow: .venv/serve
 	$(BIN)/python -m pytest -m slow
 
 # On a machine with a GPU: its own tests, and those that use a GPU where there is one.
@@ -90,4 +90,8 @@ clean:
 
 .venv/dev: .venv/core
 	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+.venv/serve: .venv/dev
+	$(BIN)/python -m pip install --quiet --group serve
 	touch $@
