@@ -8,9 +8,13 @@ ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS export
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The package states which versions it works with, and this stage is not part of the image.
+# hadolint ignore=DL3013
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.7" "torchvision>=0.22"
-COPY dist/ /dist/
+COPY dist/*.whl /dist/
+# hadolint ignore=DL3013
 RUN set -- /dist/*.whl && pip install --no-cache-dir "$1[export]"
+COPY dist/ /dist/
 # A name, whose weights are downloaded unless dist/bundle has them, or a folder, such as /dist/name
 ARG MODEL=regnety_nano_hashtags
 ARG DTYPE=float32
@@ -24,9 +28,10 @@ COPY examples/serving/ /app/
 RUN pip install --no-cache-dir --requirement "/app/requirements-$DEVICE.txt"
 COPY --from=export /dist/*.whl /app/
 # The server needs few of the package's dependencies: they are in the requirements.
-RUN pip install --no-cache-dir --no-deps /app/*.whl && useradd --system --uid 10001 server
+RUN pip install --no-cache-dir --no-deps /app/*.whl && useradd --uid 10001 server
 COPY --from=export /model/ /model/
-ENV DEVICE=${DEVICE} SWAG_MODELS_OFFLINE=1 HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1
+ENV DEVICE=${DEVICE} SWAG_MODELS_OFFLINE=1 HF_HUB_OFFLINE=1 ORT_DISABLE_TELEMETRY=1 \
+    PYTHONDONTWRITEBYTECODE=1
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["python", "/app/health.py"]

@@ -2,12 +2,12 @@
 
     python examples/ray_embed.py examples/scenes embeddings/ [model]
 
-On a cluster, the folder must be on a file system that all machines share. Each actor has a model
-and uses one CPU; with `num_gpus=1` in `map_batches` and `device="cuda"` in the Embedder it uses a
-GPU.
+On a cluster, all machines must share the folder. Each actor has a model and uses one CPU; with
+`num_gpus=1` in `map_batches` and `device="cuda"` in the Embedder it uses a GPU.
 """
 
 import logging
+import os
 import sys
 
 import numpy as np
@@ -24,12 +24,12 @@ class Embed:
         self.embedder = Embedder(*model or ["regnety_nano_hashtags"], fast=True, workers=1)
 
     def __call__(self, batch):
-        embeddings = self.embedder(
-            list(batch["name"])
-        )  # unreadable images are logged, without a row
+        # Unreadable images are logged, and have no row.
+        embeddings = self.embedder(list(batch["name"]))
         return {"name": np.array(embeddings.names), "embedding": embeddings.vectors.numpy()}
 
 
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
 ray.init(include_dashboard=False, logging_level="error")
 ray.data.DataContext.get_current().enable_progress_bars = False
 logging.disable(logging.WARNING)

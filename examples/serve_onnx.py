@@ -5,7 +5,10 @@ python examples/serve_onnx.py nano.onnx examples/scenes/*.jpg
 """
 
 import json
+import os
 import sys
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would report its use
 
 import numpy as np
 import onnxruntime

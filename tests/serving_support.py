@@ -51,6 +51,7 @@ def start_server(
     """
     command = [sys.executable, str(SERVING / arguments[0]), *map(str, arguments[1:])]
     variables = {**os.environ, "SWAG_MODELS_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
+    variables.pop("ORT_DISABLE_TELEMETRY", None)  # servers set it themselves
     with tempfile.TemporaryFile() as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=variables)
         server = RunningServer(process, file)

@@ -249,6 +249,7 @@ def test_linked_files_exist() -> None:
         "docs/recipe.md",
         "docs/evaluation.md",
         "docs/usage.md",
+        "docs/serving.md",
         "docs/sharing.md",
         "docs/coming_from.md",
     ):

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -73,9 +74,13 @@ def color_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSe
         "--port",
         "0",
         ready=READY,
-        environment={"PYTHONPATH": f"{folder}:{SERVING.parents[1]}"},
+        environment={
+            "PYTHONPATH": f"{folder}:{SERVING.parents[1]}",
+            "XDG_CACHE_HOME": str(folder / "cache"),
+        },
     ) as server:
         yield server
+    assert not (folder / "cache").exists(), "onnxruntime stores an identifier there, to report"
 
 
 def check_pairing(
@@ -205,12 +210,12 @@ def test_no_hostile_image_stops_the_server(color_server: RunningServer) -> None:
 
 @pytest.mark.slow
 def test_a_body_that_arrives_too_slowly_is_refused(color_server: RunningServer) -> None:
-    connection = find_connection(color_server)
-    connection.timeout = 60
-    connection.putrequest("POST", "/classify")
-    connection.putheader("Content-Length", "1000")
-    connection.endheaders(b"x")
-    assert connection.getresponse().status == 408
+    with closing(find_connection(color_server)) as connection:
+        connection.timeout = 60
+        connection.putrequest("POST", "/classify")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"x")
+        assert connection.getresponse().status == 408
 
 
 @pytest.mark.slow
@@ -231,7 +236,6 @@ def test_replicas_of_ray_serve_answer_200_clients_as_the_classifier_does() -> No
         "--min-replicas",
         "2",
         ready="ready at (http://[^ /]+)",
-        environment={"RAY_USAGE_STATS_ENABLED": "0"},
         seconds=180,
     ) as server:
         check_pairing(server.url, images, expected, classes, repeats=5)

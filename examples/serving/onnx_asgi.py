@@ -15,6 +15,8 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime would report its use
+
 import http_images
 import numpy as np
 import onnxruntime

@@ -9,8 +9,11 @@ The model is a name or a folder. /-/healthz is the proxy's health. docs/serving.
 
 import argparse
 import asyncio
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use
 
 import http_images
 import ray

@@ -41,6 +41,9 @@ from swag_models.preprocess import Transform
 from swag_models.runtime import import_extra
 from swag_models.spec import ImageSize, ModelSpec
 
+# Set before onnxruntime is imported: it would report its use to its authors over the network.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 __all__ = ["DTYPES", "OPSETS", "ExportReport", "Metadata", "export_model", "read_metadata"]
 
 # onnxruntime has no bfloat16 on CPUs; torch.export has no counterpart of its int8 operators.

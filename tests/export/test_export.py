@@ -177,6 +177,15 @@ def test_the_serving_example_preprocesses_as_the_library_does(
     )
 
 
+@pytest.mark.slow
+def test_onnxruntime_does_not_report_its_use(tmp_path: Path) -> None:
+    code = "import swag_models.export, onnxruntime"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert not list(tmp_path.rglob("*")), "an identifier of this machine, to report"
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_no_path_of_this_machine_is_in_a_file(shipped: dict[str, Path], suffix: str) -> None:
     content = shipped[suffix].read_bytes()
