@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from swag_models import __version__
-from swag_models.cli import curate, models, predict, publish
+from swag_models.cli import curate, finetune, models, predict, publish
 from swag_models.cli.common import FAILED, INTERRUPTED, OK, USAGE, Parser, make_adder
 from swag_models.cli.interrupts import deliver_interrupts, ignore_interrupts
 from swag_models.cli.output import discard_data, flush_data, prepare_streams, print_message
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
-MODULES = (models, predict, publish, curate)  # in the order of the help
+MODULES = (models, predict, finetune, publish, curate)  # in the order of the help
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

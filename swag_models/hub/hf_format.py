@@ -32,6 +32,7 @@ from swag_models.spec import ModelSpec, Source
 CONFIG_FILE, CARD_FILE, WEIGHTS_FILE = "config.json", "README.md", "model.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 RECIPE_FILE, VOCABULARY_FILE = "recipe.json", "vocabulary.parquet"
+CURVES_FILE, CONFUSION_FILE = "curves.png", "confusion.png"  # figures that a card may show
 SIGNATURE_FILE = "model.sig"
 SPEC_KEY = "swag_models"  # key of the spec in config.json
 # Files in which timm and transformers look for the weights, in this order

@@ -17,6 +17,8 @@ from swag_models.hub.fetch import fetch_weights
 from swag_models.hub.hf_format import (
     CARD_FILE,
     CONFIG_FILE,
+    CONFUSION_FILE,
+    CURVES_FILE,
     INDEX_FILE,
     RECIPE_FILE,
     REMOVABLE_FILE,
@@ -156,12 +158,17 @@ def _push_folder(folder: Path, target: _Target, dry_run: bool) -> Upload:
     shards = read_index(weights).shards if weights.name == INDEX_FILE else ()
     # Only models of the recipe have these files.
     optional = [name for name in (RECIPE_FILE, VOCABULARY_FILE) if (folder / name).is_file()]
+    card = _read_card(folder / CARD_FILE)
+    optional += [
+        name
+        for name in (CURVES_FILE, CONFUSION_FILE)
+        if f"]({name})" in card and (folder / name).is_file()
+    ]
     contents: dict[str, bytes | Path] = {}
     # Selected by name; listing the folder could upload private files.
     names = (CARD_FILE, CONFIG_FILE, weights.name, *shards, *optional)
     contents |= {name: folder / name for name in names}
     is_signed = target.key is None and (folder / SIGNATURE_FILE).is_file()
-    card = _read_card(folder / CARD_FILE)
     if is_signed:
         _check_signed(folder, contents)
         contents[SIGNATURE_FILE] = folder / SIGNATURE_FILE

@@ -123,7 +123,7 @@ def save(
     _check_texts(datasets=datasets, tags=tags, synsets=() if synsets is None else synsets)
     info = describe_model(
         model,
-        name=_choose_name(name, folder),
+        name=choose_name(name, folder),
         description=description,
         classes=classes,
         synsets=synsets,
@@ -194,8 +194,12 @@ def _read_metrics(metrics: object, datasets: Sequence[str]) -> Metrics | None:
     return decode_fields(Metrics, values, "metrics.")
 
 
-def _choose_name(name: str | None, folder: Path) -> str:
-    """The name of the model; by default that of the folder, without characters not allowed."""
+def choose_name(name: str | None, folder: Path) -> str:
+    """Return the name of a model; by default that of the folder, without characters not allowed.
+
+    Raises:
+        ConfigError: the name is not allowed.
+    """
     if name is None:
         name = re.sub(r"[^\w.-]+", "-", folder.absolute().name).strip("-")
     if not re.fullmatch(r"\w[\w.-]*", name):

@@ -224,7 +224,7 @@ class TrainLoader:
 
 
 def open_train_loader(
-    data: Shards,
+    data: Shards | ImageDataset,
     transform: Transform,
     *,
     batch_size: int,
@@ -238,8 +238,8 @@ def open_train_loader(
 
     Args:
         data: packed shards or other shards (see `find_shards`), a folder with a sub-folder of
-            images for each class, or a Hugging Face dataset on disk. If the dataset has several
-            splits, "train" is opened.
+            images for each class, a Hugging Face dataset on disk, or an open data set. If the
+            dataset has several splits, "train" is opened.
         transform: an upright RGB image -> uint8 (3, S, S). Torch's generator is seeded for each
             image by seed, epoch and sample.
         batch_size: samples per batch of all ranks together.
@@ -257,7 +257,7 @@ def open_train_loader(
     assert 0 <= rank < world_size
     # Checked first, because opening the data can take minutes.
     check_multiple("batch_size", batch_size, world_size, "ranks")
-    source = open_source(data, classes)
+    source = data if isinstance(data, ImageDataset) else open_source(data, classes)
     # Shards are read in sequence, so their order depends on the lanes that read them.
     if isinstance(source, ShardSource):
         lanes = ShardLanes(source, transform, batch_size, seed, rank, world_size, engine)

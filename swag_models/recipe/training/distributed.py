@@ -97,11 +97,14 @@ def run_on_main(
 
 
 @contextmanager
-def init_distributed() -> Iterator[DistContext]:
+def init_distributed(device: torch.device | None = None) -> Iterator[DistContext]:
     """Initialise torch.distributed for the `with` block.
 
     The variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT describe the ranks, as
     torchrun sets them. Without them this process is the only rank.
+
+    Args:
+        device: the CPU or a GPU; by default a GPU if there is one.
 
     Raises:
         ConfigError: the ranks cannot connect to each other, or outnumber the GPUs.
@@ -109,8 +112,9 @@ def init_distributed() -> Iterator[DistContext]:
         OutputError: a worker process of a DataLoader was killed in the block.
     """
     rank, world_size = read_environment("RANK", 0), read_environment("WORLD_SIZE", 1)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif device is None and torch.cuda.is_available():
         num_gpus = torch.cuda.device_count()
         local_rank = read_environment("LOCAL_RANK", rank % num_gpus)
         local_size = read_environment("LOCAL_WORLD_SIZE", min(world_size, local_rank + 1))
@@ -121,6 +125,7 @@ def init_distributed() -> Iterator[DistContext]:
             )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
+    device = device or torch.device("cpu")
     # NCCL for tensors on GPUs; Gloo for everything else, objects and sums of floats included.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:

@@ -25,11 +25,12 @@ from swag_models.atomic import write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable, list_names
+from swag_models.hub.hf_format import CURVES_FILE
 from swag_models.hub.progress import hides_bar
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.recipe.training.event_file import EventFile
 
-LOG_FILE, BOARD_FOLDER, CURVES_FILE = "log.jsonl", "tensorboard", "curves.png"
+LOG_FILE, BOARD_FOLDER = "log.jsonl", "tensorboard"
 BAR_SECONDS = 0.5  # between two updates of the bar
 # Peak of dense matrix products, FLOP/s, in bf16 or fp16 and, where we looked it up, in float32
 # without tensor cores; by words of the device's name, special models before the general one.
@@ -60,6 +61,7 @@ class MetricLogger:
             process may have left, are removed; 0 removes all of them.
         steps: number of steps of the run.
         progress: draw the bar if stderr is a terminal.
+        tensorboard: write files for TensorBoard, which must be installed.
         silent: do nothing at all, as on every rank but the main one.
 
     Raises:
@@ -67,7 +69,14 @@ class MetricLogger:
     """
 
     def __init__(
-        self, folder: Path, first_step: int, steps: int, *, progress: bool, silent: bool = False
+        self,
+        folder: Path,
+        first_step: int,
+        steps: int,
+        *,
+        progress: bool,
+        tensorboard: bool = True,
+        silent: bool = False,
     ) -> None:
         self.folder, self.silent = folder, silent
         if silent:
@@ -84,7 +93,7 @@ class MetricLogger:
         # Unbuffered and in one write per line, so that a killed process leaves at most one partial
         # line.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the run)
-        self._board = EventFile(folder / BOARD_FOLDER, first_step + 1)
+        self._board = EventFile(folder / BOARD_FOLDER, first_step + 1) if tensorboard else None
         self._failed = False
         self._bar = tqdm(
             total=steps,
@@ -111,10 +120,11 @@ class MetricLogger:
             if self._file.write(line) != len(line):
                 self._file.truncate(end)
                 raise OSError("the disk is full")
-            for name, value in numbers.items():
-                if not isinstance(value, str):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
-            self._board.flush()
+            if self._board:
+                for name, value in numbers.items():
+                    if not isinstance(value, str):
+                        self._board.add_scalar(f"{kind}/{name}", value, step)
+                self._board.flush()
         except OSError as error:
             self._stop(error)
 
@@ -126,15 +136,16 @@ class MetricLogger:
         if not self.silent and self._bar.update():
             self._bar.set_postfix(loss=f"{float(loss):.4g}", lr=f"{lr:.3g}")
 
-    def warn_of_broken(self, count: int, reasons: Iterable[str]) -> None:
+    def warn_of_broken(self, count: int, reasons: Iterable[str], data: str = "") -> None:
         """Log how many images and shards the run could not read, if any.
 
         Args:
             count: number of failed reads since the run began.
             reasons: messages of this process, two of which are quoted.
+            data: what messages begin with.
         """
         if count and not self.silent:
-            line = f"{count} times an image or shard could not be read and was left out"
+            line = f"{data}{count} times an image or shard could not be read and was left out"
             examples = list_names([*reasons], 2)
             log.warning(
                 "%s", escape_unprintable(f"{line}: {examples or 'before the restart'}", 499)
@@ -147,9 +158,10 @@ class MetricLogger:
         self.silent = True
         self._bar.close()
         self._file.close()
-        for finish in (self._board.close, self._draw):
+        for finish in (self._board.close if self._board else None, self._draw):
             try:
-                finish()
+                if finish:
+                    finish()
             except OSError as error:
                 self._stop(error)
 

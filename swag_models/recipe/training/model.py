@@ -21,6 +21,7 @@ from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE, check_printa
 from swag_models.models import Backbone, build
 from swag_models.publish import save
 from swag_models.recipe.config import Run
+from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards, find_vocabulary, read_vocabulary
 from swag_models.recipe.data.train_loader import TrainLoader
 from swag_models.recipe.training.estimate import find_arch
@@ -79,12 +80,15 @@ class Classes:
         return self.count
 
 
-def read_classes(loader: TrainLoader, data: Shards) -> Classes:
+def read_classes(loader: TrainLoader, data: Shards | ImageDataset) -> Classes:
     """Read the classes of training data: the hashtags of a vocabulary, or the loader's classes.
 
     Raises:
         ConfigError: the number of classes is unknown, or a class has control characters.
     """
+    if isinstance(data, ImageDataset):
+        check_printable(data.root, *(data.class_names or ()))
+        return Classes(data.num_classes, data.class_names)
     if path := find_vocabulary(data):
         rows = read_vocabulary(path)
         hashtags = tuple(row["hashtag"] for row in rows)

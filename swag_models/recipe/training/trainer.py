@@ -30,6 +30,7 @@ from swag_models.paths import expand_path
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
+from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.stream import hash_seed
@@ -63,10 +64,12 @@ MAX_CONSECUTIVE_SKIPS = 20  # then a run that skips bad losses stops as well
 
 def train(
     run: Run,
-    data: Shards,
+    data: Shards | ImageDataset,
     output: str | os.PathLike[str],
     *,
-    val: Shards | None = None,
+    val: Shards | ImageDataset | None = None,
+    device: torch.device | None = None,
+    tensorboard: bool = True,
     progress: bool = True,
     publish_info: PublishInfo | None = None,
 ) -> Path:
@@ -77,6 +80,8 @@ def train(
         data: training data; see `open_train_loader`.
         output: folder of the run; call again with the same arguments to resume.
         val: validation data; see `open_eval_loader`.
+        device: as for `init_distributed`.
+        tensorboard: write files for TensorBoard as well, which must be installed.
         progress: draw a progress bar if stderr is a terminal.
         publish_info: what only the user knows of the model, for its card.
 
@@ -90,7 +95,7 @@ def train(
     """
     output, publish_info = expand_path(output, "output"), publish_info or PublishInfo()
     with (
-        init_distributed() as dist,
+        init_distributed(device) as dist,
         open_run_dir(output, dist) as work,
         watch_signals() as stop_requested,
         ExitStack() as stack,
@@ -119,7 +124,7 @@ def train(
             dist.run_on_main(lambda: report_done(output / "model"))
             return output / "model"
         trainer = Trainer(run, dist, output, loader, eval_loader, state)
-        trainer.resume(progress)
+        trainer.resume(progress, tensorboard)
         with discard_unstarted(output, dist, lambda: trainer.done > 0), closing(trainer.logger):
             trainer.fit(stop_requested)
         weights = collect_weights(state.final_model)  # last: a published model ends the run
@@ -178,7 +183,7 @@ class Trainer:
         assert self.loader.samples  # known wherever the classes are
         return count_steps(self.run, self.loader.samples)
 
-    def resume(self, progress: bool) -> None:
+    def resume(self, progress: bool, tensorboard: bool) -> None:
         """Load the last checkpoint, if there is one, and open the log after its step."""
         self.checkpointer = Checkpointer(self.output / "checkpoints", self.run.checkpoint.keep)
         if path := self.checkpointer.find_latest():
@@ -192,7 +197,12 @@ class Trainer:
             self.consecutive_skips, self.scores = facts["consecutive_skips"], facts["scores"]
             self.broken_images = facts["broken_images"]
         self.logger = MetricLogger(
-            self.output, self.done, self.steps, progress=progress, silent=not self.dist.is_main
+            self.output,
+            self.done,
+            self.steps,
+            progress=progress,
+            tensorboard=tensorboard,
+            silent=not self.dist.is_main,
         )
 
     def fit(self, stop_requested: threading.Event) -> None:
@@ -237,6 +247,9 @@ class Trainer:
             if last or score is not None or self.done % run.checkpoint.every == 0:
                 self.save_checkpoint(score, wait=last)
         self.logger.warn_of_broken(self.count_broken_images(), self.loader.skipped)
+        if self.eval_loader:  # of the last evaluation
+            (broken,) = self.dist.all_reduce_sum(sum(self.eval_loader.skipped.values()))
+            self.logger.warn_of_broken(int(broken), self.eval_loader.skipped, "validation data: ")
 
     def step(self, batch: Batch, stop_requested: threading.Event) -> tuple[StepResult, bool]:
         """Take one optimizer step, or skip it if the loss is bad.

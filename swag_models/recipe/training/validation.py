@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from swag_models.recipe.average_precision import average_precisions, make_indicators
+from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.training.losses import count_hits
@@ -74,7 +75,7 @@ def _average_precision(gathered: Sequence[tuple[Any, Sequence[Sequence[int]]]]) 
     return 100 * float(average_precisions(scores[:, present], targets[:, present]).mean())
 
 
-def open_validation(val: Shards, state: TrainState, classes: Classes) -> EvalLoader:
+def open_validation(val: Shards | ImageDataset, state: TrainState, classes: Classes) -> EvalLoader:
     """Open the validation data, whose classes must be among those of the model."""
     return open_eval_loader(
         val,

@@ -126,13 +126,14 @@ PUBLISHED = {  # (model, benchmark) -> top-1 accuracy in percent
 
 
 def open_benchmark(
-    name: str, data: Shards, model: EvaluatedModel, only_present: bool = False
+    name: str, data: Shards | ImageDataset, model: EvaluatedModel, only_present: bool = False
 ) -> BenchmarkData:
     """Open a benchmark for a model.
 
     Args:
         name: key of `BENCHMARKS`.
-        data: folder of the release; for "folder", labelled images or packed shards.
+        data: folder of the release; for "folder", labelled images or packed shards, or an open data
+            set with the classes of the model.
         model: the model; labels are numbered by its classes.
         only_present: allow only predictions of classes that have an image.
 
@@ -153,8 +154,11 @@ def open_benchmark(
             f"invalid model {model.name}: {benchmark.title} needs the classes of ImageNet-1k; "
             "choose a model that has them"
         )
-    root = find_image_folder(data) if name == FOLDER else _find_release(benchmark, data)
-    opened = benchmark.open(root, model) if root else folder_layouts.open_shards(data, model)
+    if isinstance(data, ImageDataset):
+        opened = BenchmarkData(data)
+    else:
+        root = find_image_folder(data) if name == FOLDER else _find_release(benchmark, data)
+        opened = benchmark.open(root, model) if root else folder_layouts.open_shards(data, model)
     if not only_present:
         return opened
     if not isinstance(dataset := opened.data, ImageDataset):

@@ -57,7 +57,7 @@ TABLE_HEADER = (
 
 def evaluate(
     model: EvaluatedModel,
-    data: Shards,
+    data: Shards | ImageDataset,
     benchmark: str = FOLDER,
     *,
     dist: DistContext,

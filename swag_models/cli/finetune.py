@@ -1,0 +1,106 @@
+"""The subcommand that fine-tunes a model on a folder of images: finetune."""
+
+import argparse
+
+from swag_models.cli.common import OK, AddCommand, add_quiet_option
+from swag_models.cli.evaluate import check_single_process
+from swag_models.cli.output import print_line, print_message
+from swag_models.cli.train import PREEMPTED
+from swag_models.errors import PreemptedError
+
+
+def finetune(options: argparse.Namespace) -> int:
+    """Make a classifier from a folder of images, or resume an interrupted run."""
+    from swag_models.finetuning import finetune
+
+    check_single_process()
+    try:
+        result = finetune(
+            options.folder,
+            options.output,
+            model=options.model,
+            val=options.val,
+            holdout=options.holdout,
+            linear=options.linear,
+            epochs=options.epochs,
+            lr=options.lr,
+            batch_size=options.batch_size,
+            image_size=options.image_size,
+            seed=options.seed,
+            device=options.device,
+            settings=options.set,
+            name=options.name,
+            description=options.description,
+            license=options.license,
+            progress=not options.quiet,
+        )
+    except PreemptedError as error:
+        print_message(error)
+        return PREEMPTED
+    if result.top1 and result.mean_per_class:
+        value, low, high = result.top1
+        print_message(
+            f"top-1 {value:.1f}% ({low:.1f} to {high:.1f}) of {result.held_out_images:,} held-out "
+            f"images, {result.mean_per_class[0]:.1f}% as a mean over classes"
+        )
+    for reason in result.unreadable:
+        print_message(f"skipped: {reason}")
+    print_line(result.folder)
+    return OK
+
+
+def add_commands(add: AddCommand) -> None:
+    """Declare the subcommand of this module and its options."""
+    command = add(
+        "finetune", finetune, "swag-models finetune photos/ --model vit_b16 -o photo-classifier"
+    )
+    command.add_argument(
+        "folder",
+        help="folder with a sub-folder of images for each class, or with train and val (or test)",
+    )
+    command.add_argument(
+        "--model", required=True, help="model to start from: name, folder or hf-hub:org/repo"
+    )
+    command.add_argument(
+        "-o", "--output", required=True, help="output folder; an interrupted run is resumed"
+    )
+    command.add_argument(
+        "--linear",
+        action="store_true",
+        help="train only a linear classifier on the frozen model, which is faster",
+    )
+    command.add_argument("--val", metavar="FOLDER", help="folder of held-out images")
+    command.add_argument(
+        "--holdout",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="fraction of each class to hold out without --val; 0 for none (default: 0.2)",
+    )
+    command.add_argument(
+        "--epochs", type=float, help="passes over the images (default: 100 of few, 3 of many)"
+    )
+    command.add_argument(
+        "--lr", type=float, help="peak learning rate (default: from the width of the model)"
+    )
+    command.add_argument(
+        "--batch-size", type=int, help="images per step (default: 32, or 64 of many images)"
+    )
+    command.add_argument(
+        "--image-size", type=int, help="image size in pixels (default: the model's)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of the split and the training (default: 0)"
+    )
+    command.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    command.add_argument(
+        "--set",
+        metavar="FIELD=VALUE",
+        action="append",
+        default=[],
+        help="any other setting of a run, as in --set augment.flip=0 (repeatable)",
+    )
+    command.add_argument("--name", help="name in the model card (default: that of the output)")
+    command.add_argument("--description", help="description in the model card")
+    command.add_argument("--license", help="license of the weights, for example apache-2.0")
+    add_quiet_option(command)

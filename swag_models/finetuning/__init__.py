@@ -1,0 +1,5 @@
+"""Fine-tune a model on a folder of images: `finetune` makes a classifier in one call."""
+
+from swag_models.finetuning.finetune import FineTuned, finetune
+
+__all__ = ["FineTuned", "finetune"]

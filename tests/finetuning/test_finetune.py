@@ -1,0 +1,368 @@
+"""`swag-models finetune`: from a folder of images to a published classifier, without extras."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fetch_support import wait_until
+from image_support import write_images
+from PIL import Image
+from runs import make_digits
+
+from swag_models.api import get_spec, load_classes, load_model
+from swag_models.cli import main
+from swag_models.finetuning import finetune
+from swag_models.finetuning.defaults import choose_epochs, choose_run
+from swag_models.inference import Classifier
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Capture = pytest.CaptureFixture[str]
+NANO = "vit_nano_hashtags"
+OPTIONS = ("--model", NANO, "--quiet", "--image-size", "24", "--device", "cpu")
+SHORT = (*OPTIONS, "--set", "epochs=none", "--set", "steps=6")
+# Everything of [recipe] but matplotlib, and of other extras
+BLOCKED = "tensorboard pyarrow duckdb ibis braceexpand fsspec datasets timm transformers gradio"
+RUN = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {BLOCKED.split()!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocker())
+import torch
+torch.set_num_threads(1)
+from swag_models.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start `swag-models finetune` where no extra but matplotlib is installed."""
+    command = [sys.executable, "-c", RUN, "finetune", *map(str, arguments)]
+    environment = {**os.environ, "SWAG_MODELS_OFFLINE": "1"}
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits in a folder per digit, one of them unreadable, and one class of a single image."""
+    root = make_digits(tmp_path_factory.mktemp("digits") / "photos", 60)
+    write_images(root / "single", 1)
+    for name in ("broken.png", "broken too.png"):
+        (root / "digit 3" / name).write_bytes(b"no image " + name.encode())
+    (root / "digit 4" / "notes.txt").write_text("not an image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(images: Path, one_thread: None) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A fine-tuned model, and what the command printed."""
+    output, printed, errors = images.parent / "digits-vit", io.StringIO(), io.StringIO()
+    handler, logger = logging.StreamHandler(errors), logging.getLogger("swag_models")
+    logger.addHandler(handler)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        code = main(["finetune", str(images), *SHORT, "-o", str(output)])
+    logger.removeHandler(handler)
+    assert code == 0, errors.getvalue()
+    return output, subprocess.CompletedProcess((), 0, printed.getvalue(), errors.getvalue())
+
+
+def read_predictions(output: Path) -> list[dict[str, str]]:
+    with open(output / "held_out.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_result_is_a_published_folder_that_classifies(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], images: Path
+) -> None:
+    output, printed = finished
+    assert printed.stdout == f"{output}\n"
+    assert sorted(path.name for path in output.iterdir()) == [
+        *("README.md", "config.json", "confusion.png", "curves.png", "finetune.json"),
+        *("held_out.csv", "log.jsonl", "model.safetensors", "recipe.json"),
+    ]
+    assert not output.with_name("digits-vit.work").exists()
+    assert output.stat().st_mode & 0o777 == images.stat().st_mode & 0o777
+    classes = [f"digit {digit}" for digit in range(10)] + ["single"]
+    assert list(load_classes(output)) == classes
+    rows = read_predictions(output)
+    paths = [images / row["image"] for row in rows]
+    predicted = [classes[0].label for classes in Classifier(output)(paths, top_k=1)]
+    assert [row["predicted"] for row in rows] == predicted
+    assert [row["class"] for row in rows] == [path.parent.name for path in paths]
+    assert {row["class"] for row in rows} == set(classes) - {"single"}
+    hits = sum(row["class"] == row["predicted"] for row in rows)
+    top1 = 100 * hits / len(rows)
+    assert f"top-1 {top1:.1f}%" in printed.stderr
+    card = (output / "README.md").read_text()
+    assert f"Top-1 {round(top1, 2)}% on {len(rows)} held-out images of photos." in card
+    assert "![Training](curves.png)" in card
+    assert get_spec(output).license == "apache-2.0"
+    for name in ("curves.png", "confusion.png"):
+        with Image.open(output / name) as figure:
+            assert len(figure.convert("RGB").getcolors(2**24) or ()) > 20
+
+
+def test_what_is_left_out_is_counted_and_said(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, printed = finished
+    lines = printed.stderr.splitlines()
+    assert any("left out beside the images: 1 .txt" in line for line in lines)
+    assert any("1 of 11 classes have one image" in line for line in lines)
+    assert any("images of 11 classes to train on" in line for line in lines)
+    broken = [line for line in lines if "broken" in line and "could not be read" in line]
+    assert broken, lines
+    assert "Traceback" not in printed.stderr
+    assert all(len(line) < 500 for line in lines)
+
+
+def test_a_rerun_does_nothing_and_other_work_is_not_overwritten(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    images: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    output, printed = finished
+    arguments = ["finetune", str(images), *SHORT, "-o", str(output)]
+    before = {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert main(arguments) == 0
+    assert "digits-vit is already done" in caplog.text
+    assert capsys.readouterr().out == printed.stdout
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "exists, and is not what this command has written" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in output.iterdir()}
+    shutil.copytree(output, tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").write_text("mine")
+    assert main([*arguments[:-1], str(tmp_path / "copy")]) == 2
+    assert (tmp_path / "copy" / "README.md").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_no_extra_but_matplotlib_is_needed(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], images: Path, tmp_path: Path
+) -> None:
+    process = start(images, *SHORT, "-o", tmp_path / "model")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    for name in ("model.safetensors", "held_out.csv"):
+        assert (tmp_path / "model" / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_resumes_to_the_same_weights(
+    number: int, images: Path, tmp_path: Path
+) -> None:
+    steps = (*OPTIONS, "--set", "epochs=none", "--set", "steps=60", "--set", "checkpoint.every=5")
+    whole, output = tmp_path / "whole", tmp_path / "model"
+    assert start(images, *steps, "-o", whole).wait(120) == 0
+    checkpoints = tmp_path / "model.work" / "run" / "checkpoints"
+    process = start(images, *steps, "-o", output)
+    wait_until(lambda: checkpoints.is_dir() and any(checkpoints.glob("step-*")), 60)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}
+    assert process.returncode == expected[signal.Signals(number)], errors
+    assert "Traceback" not in errors
+    assert not output.exists()
+    other = start(images, *steps, "--seed", "1", "-o", output)
+    _, errors = other.communicate(timeout=60)
+    assert other.returncode == 2
+    assert "holds other work, with held-out images" in errors
+    assert start(images, *steps, "-o", output).wait(120) == 0
+    for name in ("model.safetensors", "held_out.csv"):
+        assert (output / name).read_bytes() == (whole / name).read_bytes()
+    assert not (tmp_path / "model.work").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [NANO, "regnety_nano_hashtags"])
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_model_learns_from_few_images(name: str, linear: bool, tmp_path: Path) -> None:
+    make_digits(tmp_path / "digits", 300)
+    result = finetune(
+        tmp_path / "digits",
+        tmp_path / "model",
+        model=name,
+        linear=linear,
+        progress=False,
+        epochs=20,
+        settings=["augment.flip=0"],
+    )
+    assert result.top1
+    assert result.top1[0] > (40 if linear else 70), "of guessing 10"
+    assert (result.train_images, result.held_out_images) == (241, 59)
+    before, after = load_model(name).state_dict(), load_model(result.folder).state_dict()
+    frozen = [key for key in before if not key.startswith("head")]
+    assert all(torch.equal(before[key], after[key]) for key in frozen) == linear
+
+
+@pytest.mark.slow
+def test_timm_and_transformers_load_the_result(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    import timm
+    from transformers import pipeline
+
+    import swag_models.timm  # noqa: F401
+
+    output, _ = finished
+    image = next((output.parent / "photos" / "digit 5").iterdir())
+    (best,) = Classifier(output)(image, top_k=1)[0]
+    model = timm.create_model(f"local-dir:{output}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    with Image.open(image) as opened, torch.inference_mode():
+        logits = model(transform(opened.convert("RGB")).unsqueeze(0))
+    assert int(logits.argmax()) == best.index
+    answers = pipeline("image-classification", str(output))(str(image))
+    assert answers[0]["label"] == best.label
+    assert answers[0]["score"] == pytest.approx(best.probability, abs=1e-3)
+
+
+def make_classes(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        write_images(root / name, count)
+    return root
+
+
+def make_nested(root: Path) -> Path:
+    return make_classes(root / "data", cat=1, dog=1).parent
+
+
+def make_empty_class(root: Path) -> Path:
+    make_classes(root, cat=2)
+    (root / "dog").mkdir()
+    return root
+
+
+def make_broken(root: Path) -> Path:
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(3):
+            (root / name / f"{number}.jpg").write_bytes(b"no image %d" % number)
+    return root
+
+
+def make_line_break(root: Path) -> Path:
+    return make_classes(root, **{"cat\nand": 2, "dog": 2})
+
+
+def make_flat(root: Path) -> Path:
+    write_images(root, 3)
+    return root
+
+
+def make_file(root: Path) -> Path:
+    root.write_bytes(b"PK\3\4")
+    return root
+
+
+def make_shards(root: Path) -> Path:
+    root.mkdir()
+    (root / "manifest.json").write_text("{}")
+    return root
+
+
+def make_part_with_other_classes(root: Path) -> Path:
+    make_classes(root / "train", cat=2, dog=2)
+    make_classes(root / "val", cat=2, cow=2)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda root: root, "folder .* does not exist; give a folder with a sub-folder of images"),
+        (make_file, "folder .* is a file; give a folder with a sub-folder of images"),
+        (make_shards, "has packed shards; .*swag-models recipe train"),
+        (make_flat, "has 0000.png, 0001.png, 0002.png; allowed: .*a sub-folder of images"),
+        (lambda root: make_classes(root, cat=3), "has one class, cat, .*add a sub-folder"),
+        (make_nested, "has one class, data, .*if cat, dog are the classes, give .*data"),
+        (make_empty_class, "no image in .*dog"),
+        (make_broken, "none of the 2 held-out images can be read: .*jpg"),
+        (make_line_break, "control characters"),
+        (make_part_with_other_classes, "val has classes that .*train does not have: cow"),
+    ],
+)
+def test_a_folder_of_another_kind_is_one_line(
+    make: Callable[[Path], Path], reason: str, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = [str(make(tmp_path / "photos")), *SHORT, "-o", str(tmp_path / "model")]
+    assert main(["finetune", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert len(error) < 500
+    assert re.search(reason, error), error
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "model.work").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--epochs 0", "epochs is 0.0; allowed: a positive number"),
+        ("--epochs nan", "epochs"),
+        ("--lr -1", "lr is -1.0; allowed: a positive number"),
+        ("--batch-size 0", "batch_size is 0; allowed: 1 or more"),
+        ("--image-size 0", "image_size is 0; allowed: a number of pixels"),
+        ("--holdout 2", "holdout is 2.0; allowed: from 0 to below 1"),
+        ("--device tpu", "device 'tpu' cannot be used here"),
+        ("--device meta", "invalid device meta: allowed for training: cpu, cuda"),
+        ("--set augment.flop=1", "augment has no field 'flop'"),
+        ("--name a/b", "invalid name 'a/b'"),
+        ("--model vit_b17", "vit_b16"),
+        ("--val {photos}", "the same folder"),
+        ("--val {photos}/cat", "inside of each other"),
+        ("--val missing", "val missing does not exist"),
+        ("-o {photos}/model", "inside of the images"),
+        ("-o {photos}", "inside of the images"),
+        ("-o {photos}/..", "or contains them"),
+    ],
+)
+def test_an_invalid_option_is_one_line(
+    options: str, reason: str, tmp_path: Path, capsys: Capture
+) -> None:
+    photos = make_classes(tmp_path / "photos", cat=3, dog=3)
+    arguments = [str(photos), *OPTIONS, "-o", str(tmp_path / "model")]
+    assert main(["finetune", *arguments, *options.format(photos=photos).split()]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert reason in error
+    assert len(error) < 500
+    assert not list(tmp_path.glob("*.work"))
+
+
+def test_the_settings_suit_few_and_many_images() -> None:
+    assert [choose_epochs(images) for images in (1, 50, 500, 5000, 50_000, 10**6)] == [
+        *(100, 99, 31, 9.9, 3.1, 3)
+    ]
+    cpu = torch.device("cpu")
+    for name in (NANO, "vit_b16", "vit_h14_in1k", "regnety_16gf"):
+        spec = get_spec(name)
+        for images in (2, 50, 50_000):
+            run = choose_run(spec, name, images, cpu)
+            steps = run.epochs * images / run.batch_size if run.epochs else 0
+            assert 1 <= run.checkpoint.every <= max(1, steps)
+            assert run.image_size == spec.image_size
+            assert run.optimizer.layer_decay == 0.75
+            rate = choose_run(spec, name, images, cpu, linear=True).lr
+            assert run.lr < rate < 0.02
+    assert choose_run(get_spec("vit_h14"), "vit_h14", 50, cpu).lr < 1e-4
+    chosen = choose_run(get_spec(NANO), NANO, 50, cpu, settings=["checkpoint.every=7"], epochs=2)
+    assert (chosen.checkpoint.every, chosen.epochs) == (7, 2)
