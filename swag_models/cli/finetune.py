@@ -2,7 +2,7 @@
 
 import argparse
 
-from swag_models.cli.common import OK, AddCommand, add_quiet_option
+from swag_models.cli.common import OK, AddCommand, add_device_option, add_quiet_option, read_device
 from swag_models.cli.evaluate import check_single_process
 from swag_models.cli.output import print_line, print_message
 from swag_models.cli.train import PREEMPTED
@@ -27,7 +27,7 @@ def finetune(options: argparse.Namespace) -> int:
             batch_size=options.batch_size,
             image_size=options.image_size,
             seed=options.seed,
-            device=options.device,
+            device=read_device(options),
             settings=options.set,
             name=options.name,
             description=options.description,
@@ -92,7 +92,7 @@ def add_commands(add: AddCommand) -> None:
     command.add_argument(
         "--seed", type=int, default=0, help="seed of the split and the training (default: 0)"
     )
-    command.add_argument("--device", help="cpu or cuda (default: a GPU if there is one)")
+    add_device_option(command)
     command.add_argument(
         "--set",
         metavar="FIELD=VALUE",

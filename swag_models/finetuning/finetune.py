@@ -88,7 +88,7 @@ def finetune(
     batch_size: int | None = None,
     image_size: int | None = None,
     seed: int = 0,
-    device: str | torch.device | None = None,
+    device: str | torch.device = "auto",
     settings: Sequence[str] = (),
     name: str | None = None,
     description: str | None = None,
@@ -111,7 +111,7 @@ def finetune(
         batch_size: images in a step; by default 32, or 64 of many images.
         image_size: in pixels; by default the model's.
         seed: of the held-out images, new weights, data order and augmentation.
-        device: "cpu", "cuda" or "cuda:0"; by default a GPU if there is one.
+        device: "cpu", "cuda" or "auto", which is a CUDA GPU if there is one.
         settings: further settings of the run, as in ["augment.flip=0"]; see `config.override`.
         name: of the model, for its card; by default the name of `output`.
         description: of the model, for its card.
@@ -194,14 +194,14 @@ def _check_output(output: Path, *folders: str | os.PathLike[str] | None) -> None
             )
 
 
-def _choose_device(device: str | torch.device | None) -> torch.device:
-    """A CPU or a GPU with its number."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+def _choose_device(device: str | torch.device) -> torch.device:
+    """A CPU, or a GPU with its number."""
     chosen = check_device(device)
-    if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"invalid device {chosen}: allowed for training: cpu, cuda")
-    return torch.device("cuda", chosen.index or 0) if chosen.type == "cuda" else chosen
+    if chosen.type == "cuda":
+        return torch.device("cuda", chosen.index or 0)
+    if chosen.type != "cpu" and device != "auto":  # the trainer does not run on others
+        raise ConfigError(f"invalid device {chosen}: allowed for training: auto, cpu, cuda")
+    return torch.device("cpu")
 
 
 def _describe_job(spec: ModelSpec, run: Run, data: FolderData) -> dict[str, Any]:

@@ -324,7 +324,7 @@ def test_a_folder_of_another_kind_is_one_line(
         ("--image-size 0", "image_size is 0; allowed: a number of pixels"),
         ("--holdout 2", "holdout is 2.0; allowed: from 0 to below 1"),
         ("--device tpu", "device 'tpu' cannot be used here"),
-        ("--device meta", "invalid device meta: allowed for training: cpu, cuda"),
+        ("--device meta", "invalid device meta: allowed for training: auto, cpu, cuda"),
         ("--set augment.flop=1", "augment has no field 'flop'"),
         ("--name a/b", "invalid name 'a/b'"),
         ("--model vit_b17", "vit_b16"),
