@@ -59,6 +59,13 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     )
 
 
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a process; its exit code and what it printed on stderr."""
+    with process:
+        _, errors = process.communicate(timeout=120)
+        return process.returncode, errors
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits in a folder per digit, one of them unreadable, and one class of a single image."""
@@ -159,9 +166,8 @@ def test_a_rerun_does_nothing_and_other_work_is_not_overwritten(
 def test_no_extra_but_matplotlib_is_needed(
     finished: tuple[Path, subprocess.CompletedProcess[str]], images: Path, tmp_path: Path
 ) -> None:
-    process = start(images, *SHORT, "-o", tmp_path / "model")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    code, errors = finish(start(images, *SHORT, "-o", tmp_path / "model"))
+    assert code == 0, errors
     for name in ("model.safetensors", "held_out.csv"):
         assert (tmp_path / "model" / name).read_bytes() == (finished[0] / name).read_bytes()
 
@@ -173,21 +179,20 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
 ) -> None:
     steps = (*OPTIONS, "--set", "epochs=none", "--set", "steps=60", "--set", "checkpoint.every=5")
     whole, output = tmp_path / "whole", tmp_path / "model"
-    assert start(images, *steps, "-o", whole).wait(120) == 0
+    assert finish(start(images, *steps, "-o", whole))[0] == 0
     checkpoints = tmp_path / "model.work" / "run" / "checkpoints"
     process = start(images, *steps, "-o", output)
     wait_until(lambda: checkpoints.is_dir() and any(checkpoints.glob("step-*")), 60)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    code, errors = finish(process)
     expected = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}
-    assert process.returncode == expected[signal.Signals(number)], errors
+    assert code == expected[signal.Signals(number)], errors
     assert "Traceback" not in errors
     assert not output.exists()
-    other = start(images, *steps, "--seed", "1", "-o", output)
-    _, errors = other.communicate(timeout=60)
-    assert other.returncode == 2
+    code, errors = finish(start(images, *steps, "--seed", "1", "-o", output))
+    assert code == 2
     assert "holds other work, with held-out images" in errors
-    assert start(images, *steps, "-o", output).wait(120) == 0
+    assert finish(start(images, *steps, "-o", output))[0] == 0
     for name in ("model.safetensors", "held_out.csv"):
         assert (output / name).read_bytes() == (whole / name).read_bytes()
     assert not (tmp_path / "model.work").exists()

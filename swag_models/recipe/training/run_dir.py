@@ -10,10 +10,11 @@ from typing import Any
 
 from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError
+from swag_models.hub.hf_format import CURVES_FILE
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.file_times import check_times, read_times
 from swag_models.recipe.training.distributed import DistContext
-from swag_models.recipe.training.logging import BOARD_FOLDER, CURVES_FILE, LOG_FILE
+from swag_models.recipe.training.logging import BOARD_FOLDER, LOG_FILE
 from swag_models.resumable import WorkFolder
 from swag_models.runtime import find_versions
 
