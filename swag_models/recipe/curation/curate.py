@@ -29,17 +29,18 @@ from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.ingest import ReadOptions
 from swag_models.recipe.curation.matching import cover_imagenet
-from swag_models.recipe.curation.pipeline import Facts, PostSelection, StepRunner, hash_files
+from swag_models.recipe.curation.pipeline import PostSelection, hash_files
 from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.readers import find_files
 from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
+from swag_models.recipe.curation.steps import Facts, StepRunner
 from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist
 from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
-NUM_STEPS = 7
-STEPS_VERSION = 2  # increase when the output of the steps changes; all of them then run again
+NUM_STEPS = 8
+STEPS_VERSION = 3  # increase when the output of the steps changes; all of them then run again
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ def curate(
 ) -> Facts:
     """Choose a vocabulary from posts, and label and resample their images.
 
-    Writes vocabulary.parquet, labels.parquet, rejects.jsonl, manifest.json and report.md. A rerun
-    with the same inputs and options skips the steps that are finished.
+    Writes vocabulary.parquet, labels.parquet, urls.parquet (if posts have URLs), rejects.jsonl,
+    manifest.json and report.md. A rerun with the same inputs and options skips the steps that are
+    finished.
 
     Args:
         inputs: files of posts, or folders of them.
@@ -234,8 +236,13 @@ def _run_steps(
             backend(), net, matches, classes, factors, labels, vocabulary
         ),
     )
+    urls = output / "urls.parquet"
+    url_facts = steps.run(
+        "urls", [], [urls], lambda: pipeline.write_urls(backend(), labels, posts, urls)
+    )
     return {
         "posts": post_facts,
+        "urls": url_facts["urls"],
         "hashtags": hashtag_facts,
         "classes": class_facts,
         "labels": label_facts,

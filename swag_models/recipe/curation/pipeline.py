@@ -1,14 +1,13 @@
 """The steps of a curation: functions from the files of earlier steps to the files of the next.
 
-`curate.curate` calls them in order, through `StepRunner`, which skips what an earlier run finished.
-A step returns facts for the manifest: counts and lists, JSON values. `queries` has its expressions.
+`curate.curate` calls them in order, through `steps.StepRunner`, which skips what an earlier run
+finished. A step returns facts for the manifest: counts and lists, JSON values. `queries` has its
+expressions.
 """
 
-import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
-from tqdm import tqdm
 
 from swag_models.atomic import atomic_write, write_json
 from swag_models.decoding import parse_json
@@ -29,11 +27,9 @@ from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import list_spellings, match_hashtags
 from swag_models.recipe.curation.posts import check_posts_left
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
+from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.hashtags import Matcher, name_class
 from swag_models.recipe.wordnet import WordNet
-from swag_models.resumable import run_once
-
-Facts = dict[str, Any]  # JSON values
 
 CLASSES = pa.schema(
     {"number": pa.int32(), "class": pa.int32(), "synset": pa.string(), "images": pa.int64()}
@@ -50,44 +46,6 @@ VOCABULARY = pa.schema(
         "repeat": pa.float64(),
     }
 )
-
-
-class StepRunner:
-    """Runs steps one after another, and skips those that an earlier run finished.
-
-    A step is skipped only if its own key and the keys of all steps before it are equal.
-
-    Args:
-        folder: a `WorkFolder`, for the records of the steps.
-        bar: shows the name of the current step.
-    """
-
-    def __init__(self, folder: Path, bar: "tqdm[Any]") -> None:
-        self.folder = folder
-        self.done = 0  # steps of this run, not of earlier ones
-        self._bar = bar
-        self._chain = ""  # hash of the names and keys of all steps so far
-
-    def run(self, name: str, key: Any, files: Sequence[Path], step: Callable[[], Facts]) -> Facts:
-        """Run a step, or return the facts of the run that finished it.
-
-        Args:
-            name: name of the step and its record.
-            key: JSON values that its result depends on, in addition to earlier steps.
-            files: the files and folders that it writes.
-            step: does the work.
-        """
-        self._bar.set_description(name)
-        chain = json.dumps([self._chain, name, key], sort_keys=True)
-        self._chain = hashlib.sha256(chain.encode()).hexdigest()
-
-        def run_step() -> Facts:
-            self.done += 1
-            return step()
-
-        facts: Facts = run_once(self.folder / f"{name}.json", self._chain, files, run_step)
-        self._bar.update()
-        return facts
 
 
 @dataclass(frozen=True)
@@ -141,7 +99,7 @@ def clean_posts(
         backend: computes the tables.
         selection: the files, and which of their posts to keep.
         work: folder for temporary tables.
-        posts: folder to write, in parts: id, hashtags.
+        posts: folder to write, in parts: id, hashtags, url.
         rejects: JSON Lines file of malformed rows to write.
     """
     united, rejected = unite_posts(backend, selection.files, selection.options, work, rejects)
@@ -159,7 +117,7 @@ def clean_posts(
     urls = _store(backend, queries.find_repeated_urls(unique), work / "urls.parquet")
     copies = _store(backend, queries.find_copies(unique, urls), work / "copies.parquet")
     # in parts, for the steps that collect lists: see `Backend.map_parts`
-    backend.write_parts(unique.anti_join(copies, "id").select("id", "hashtags"), posts)
+    backend.write_parts(unique.anti_join(copies, "id").select("id", "hashtags", "url"), posts)
 
     num_read = backend.count(united)
     with_license = backend.count(licensed) if selection.licenses else num_read
@@ -294,6 +252,23 @@ def resample_labels(
         "samples": math.fsum(factor * rarest[index] for index, factor in enumerate(factors)),
         "per_image": {str(size): sizes[size] for size in sorted(sizes)},
     }
+
+
+def write_urls(backend: Backend, labels: Path, posts: Path, output: Path) -> Facts:
+    """Write the URLs of the labelled images, from which img2dataset can download them.
+
+    Args:
+        backend: computes the tables.
+        labels: labels written by `resample_labels`.
+        posts: folder written by `clean_posts`.
+        output: the table to write, sorted by id: id, url. Removed if no post has a URL.
+    """
+    urls = queries.list_urls(backend.read(labels), backend.read(posts))
+    backend.write(urls, output)
+    count = backend.count(backend.read(output))
+    if not count:
+        remove_table(output)
+    return {"urls": count}
 
 
 def write_vocabulary(

@@ -176,6 +176,12 @@ def finish_labels(labels: ibis.Table, factors: ibis.Table) -> ibis.Table:
     return joined.select("id", "classes", "repeat").order_by("id")
 
 
+def list_urls(labels: ibis.Table, posts: ibis.Table) -> ibis.Table:
+    """The URLs of labelled images, sorted by id: id, url. Images without a URL are left out."""
+    with_url = posts.filter(posts.url.notnull()).select("id", "url")
+    return with_url.semi_join(labels, "id").order_by("id")
+
+
 def sum_samples(labels: ibis.Table) -> ibis.Table:
     """Samples of each class in an epoch: class, samples."""
     samples = labels.select("repeat", **{"class": labels.classes.unnest()})

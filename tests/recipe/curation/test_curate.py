@@ -28,7 +28,7 @@ spark.sql.shuffle.partitions 2
 spark.sql.codegen.wholeStage false
 spark.sql.codegen.factoryMode NO_CODEGEN
 """
-TABLES = ("labels.parquet", "vocabulary.parquet")
+TABLES = ("labels.parquet", "urls.parquet", "vocabulary.parquet")
 
 
 def curate_plainly(
@@ -102,6 +102,16 @@ def test_labels_equal_those_of_a_plain_python_curation(
         with_class = [label for label in labels if row["class"] in label["classes"]]
         assert row["images"] == len(with_class)
         assert row["samples"] == math.fsum(label["repeat"] for label in with_class)
+    urls = pq.read_table(tmp_path / "out" / "urls.parquet").to_pylist()
+    with_url = {row["id"] for row in urls}
+    assert [row["id"] for row in urls] == [
+        label["id"] for label in labels if label["id"] in with_url
+    ]
+    assert {label["id"] for label in labels} - with_url <= {
+        post["id"] for post in posts if post["url"] is None
+    }
+    assert {(row["id"], row["url"]) for row in urls} <= {(p["id"], p["url"]) for p in posts}
+    assert manifest["urls"] == len(urls)
     counts = manifest["posts"]
     assert counts["read"] == len(posts)
     kept = counts["read"] - counts["excluded"] - counts["repeated_ids"] - counts["repeated_urls"]
@@ -345,3 +355,14 @@ def test_invalid_options_and_inputs_are_reported_in_one_line(
     assert message in error
     assert error.count("\n") == 1
     assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_posts_without_urls_have_no_table_of_urls(wordnet: Path, tmp_path: Path) -> None:
+    """Nor do they keep that of an earlier run."""
+    posts = make_posts(30)
+    curate([write_posts(tmp_path / "p.parquet", posts)], tmp_path / "out", wordnet=wordnet)
+    assert (tmp_path / "out" / "urls.parquet").exists()
+    without = [{**post, "url": None} for post in posts]
+    write_posts(tmp_path / "p.parquet", without)
+    assert curate([tmp_path / "p.parquet"], tmp_path / "out", wordnet=wordnet)["urls"] == 0
+    assert not (tmp_path / "out" / "urls.parquet").exists()

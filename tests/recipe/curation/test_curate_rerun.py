@@ -22,6 +22,7 @@ from swag_models.resumable import WorkFolder
 
 OUTPUTS = (
     "labels.parquet",
+    "urls.parquet",
     "vocabulary.parquet",
     "manifest.json",
     "report.md",
