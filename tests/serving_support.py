@@ -39,7 +39,11 @@ class RunningServer:
 
 @contextmanager
 def start_server(
-    *arguments: str | Path, ready: str, environment: Mapping[str, str] = {}, seconds: float = 60
+    *arguments: str | Path,
+    ready: str,
+    environment: Mapping[str, str] = {},
+    seconds: float = 60,
+    python: str | Path = sys.executable,
 ) -> Iterator[RunningServer]:
     """Run a server until the end of the `with` block.
 
@@ -48,8 +52,9 @@ def start_server(
         ready: pattern of the line with the URL, which the server prints when it is ready.
         environment: variables to add.
         seconds: how long to wait for the line.
+        python: the interpreter.
     """
-    command = [sys.executable, str(SERVING / arguments[0]), *map(str, arguments[1:])]
+    command = [str(python), str(SERVING / arguments[0]), *map(str, arguments[1:])]
     variables = {**os.environ, "SWAG_MODELS_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
     variables.pop("ORT_DISABLE_TELEMETRY", None)  # servers set it themselves
     with tempfile.TemporaryFile() as file:
