@@ -4,8 +4,7 @@ Every name in the catalog is also a function of this module, for example
 `swag_models.vit_b16_in1k(pretrained=True, progress=True, **kwargs)`.
 """
 
-import logging
-from typing import TYPE_CHECKING
+import logging as _logging
 
 from swag_models.api import (
     get_spec,
@@ -21,17 +20,11 @@ from swag_models.builders import (
     get_weight,
     hub_entries,
 )
+from swag_models.builders import make_regnet_builder as _make_regnet_builder
+from swag_models.builders import make_vit_builder as _make_vit_builder
 from swag_models.errors import SwagModelsError
-from swag_models.formatting import escape_record
+from swag_models.formatting import escape_record as _escape_record
 from swag_models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from swag_models.models import RegNet, ViT
-
-    def __getattr__(name: str) -> "Callable[..., ViT | RegNet]": ...
-
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,11 +40,53 @@ __all__ = [
     "load_classes",
     "load_model",
     "load_preprocess",
+    "regnety_16gf",
+    "regnety_16gf_in1k",
+    "regnety_16gf_in1k_linear",
+    "regnety_32gf",
+    "regnety_32gf_in1k",
+    "regnety_32gf_in1k_linear",
+    "regnety_128gf",
+    "regnety_128gf_in1k",
+    "regnety_128gf_in1k_linear",
+    "vit_b16",
+    "vit_b16_in1k",
+    "vit_b16_in1k_linear",
+    "vit_l16",
+    "vit_l16_in1k",
+    "vit_l16_in1k_linear",
+    "vit_h14",
+    "vit_h14_in1k",
+    "vit_h14_in1k_linear",
+    "vit_nano_hashtags",
+    "regnety_nano_hashtags",
 ]
 
-# Every module logs to this logger.
-logging.getLogger("swag_models").addFilter(escape_record)
+# Written out, so that editors and type checkers know the names.
+regnety_16gf = _make_regnet_builder("regnety_16gf")
+regnety_16gf_in1k = _make_regnet_builder("regnety_16gf_in1k")
+regnety_16gf_in1k_linear = _make_regnet_builder("regnety_16gf_in1k_linear")
+regnety_32gf = _make_regnet_builder("regnety_32gf")
+regnety_32gf_in1k = _make_regnet_builder("regnety_32gf_in1k")
+regnety_32gf_in1k_linear = _make_regnet_builder("regnety_32gf_in1k_linear")
+regnety_128gf = _make_regnet_builder("regnety_128gf")
+regnety_128gf_in1k = _make_regnet_builder("regnety_128gf_in1k")
+regnety_128gf_in1k_linear = _make_regnet_builder("regnety_128gf_in1k_linear")
+vit_b16 = _make_vit_builder("vit_b16")
+vit_b16_in1k = _make_vit_builder("vit_b16_in1k")
+vit_b16_in1k_linear = _make_vit_builder("vit_b16_in1k_linear")
+vit_l16 = _make_vit_builder("vit_l16")
+vit_l16_in1k = _make_vit_builder("vit_l16_in1k")
+vit_l16_in1k_linear = _make_vit_builder("vit_l16_in1k_linear")
+vit_h14 = _make_vit_builder("vit_h14")
+vit_h14_in1k = _make_vit_builder("vit_h14_in1k")
+vit_h14_in1k_linear = _make_vit_builder("vit_h14_in1k_linear")
+vit_nano_hashtags = _make_vit_builder("vit_nano_hashtags")
+regnety_nano_hashtags = _make_regnet_builder("regnety_nano_hashtags")
 
-# Make `from swag_models import vit_b16_in1k` work.
-globals().update(hub_entries())
-__all__ += list(hub_entries())
+# Every module logs to this logger.
+_logging.getLogger("swag_models").addFilter(_escape_record)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,7 +10,6 @@ import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from enum import Enum
 from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
@@ -19,11 +18,13 @@ from swag_models.errors import ConfigError, check_choice, check_types, suggest_n
 from swag_models.formatting import describe
 from swag_models.model_metadata import load_classes, load_preprocess
 from swag_models.registry import FILTERS, SPECS, Name, get_spec, list_models
+from swag_models.signatures import LoadOptions, RegNetName, ViTName, Weights
 from swag_models.spec import UNKNOWN, Backend, ImageSize, ModelSpec, Pool, Progress
 from swag_models.weights_argument import DEFAULT, resolve_weights
 
 if TYPE_CHECKING:
     import torch
+    from typing_extensions import Unpack
 
     from swag_models.hub.signed_model import SignedModel
     from swag_models.models import FeatureNet, RegNet, ViT
@@ -40,34 +41,29 @@ __all__ = [
 ]
 
 UNTRAINED = "its architecture only, not its weights"
-Weights = str | os.PathLike[str] | Enum | EllipsisType | None
 TIMM_OPTIONS = {"img_size": "image_size", "checkpoint_path": "weights"}
-
-
-@overload
-def load_model(name: Name, *, features_only: Literal[True], **options: Any) -> FeatureNet: ...
 
 
 @overload
 def load_model(
     name: Name,
     *,
-    pretrained: bool = True,
-    weights: Weights = ...,
-    trusted_key: str | os.PathLike[str] | None = None,
-    num_classes: int | EllipsisType | None = ...,
-    image_size: ImageSize | None = None,
-    in_chans: int = 3,
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype | None = None,
-    progress: Progress = True,
-    drop_rate: float = 0.0,
-    attn_drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-    global_pool: Pool | None = None,
-    backend: Backend = "mmap",
-    weights_key: str | None = None,
-) -> ViT | RegNet: ...
+    features_only: Literal[True],
+    out_indices: int | Sequence[int] | None = None,
+    **options: Unpack[LoadOptions],
+) -> FeatureNet: ...
+
+
+@overload
+def load_model(name: ViTName, **options: Unpack[LoadOptions]) -> ViT: ...
+
+
+@overload
+def load_model(name: RegNetName, **options: Unpack[LoadOptions]) -> RegNet: ...
+
+
+@overload
+def load_model(name: Name, **options: Unpack[LoadOptions]) -> ViT | RegNet: ...
 
 
 def load_model(

@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from swag_models.api import SPECS, load_classes, load_model, load_preprocess
 from swag_models.catalog import MODELS
 from swag_models.errors import UnknownModelError, check_types, suggest_names
+from swag_models.signatures import (
+    LoadOptions,
+    RegNetBuilder,
+    RegNetName,
+    ViTBuilder,
+    ViTName,
+)
 from swag_models.spec import ModelSpec, Progress
 from swag_models.weights_argument import DEFAULT, find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Unpack
 
     from swag_models.models import RegNet, ViT
     from swag_models.preprocess import Transform
@@ -72,10 +80,24 @@ def hub_entries() -> Mapping[str, Callable[..., ViT | RegNet]]:
     return {spec.name: _make_entry(spec) for spec in MODELS}
 
 
+def make_vit_builder(name: ViTName) -> ViTBuilder:
+    """Return the function that makes a ViT of the catalog."""
+    builder: Any = _make_entry(SPECS[name])
+    return builder
+
+
+def make_regnet_builder(name: RegNetName) -> RegNetBuilder:
+    """Return the function that makes a RegNet of the catalog."""
+    builder: Any = _make_entry(SPECS[name])
+    return builder
+
+
+@cache  # one function for each name
 def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
     def entry(pretrained: bool = True, progress: Progress = True, **kwargs: Any) -> ViT | RegNet:
         return load_model(spec.name, pretrained=pretrained, progress=progress, **kwargs)
 
+    entry.__module__ = "swag_models"  # where pickle finds it
     entry.__name__ = entry.__qualname__ = spec.name
     entry.__doc__ = (
         f"{spec.arch}, {spec.description}. Weights: {spec.license}.\n\n"
@@ -85,6 +107,18 @@ def _make_entry(spec: ModelSpec) -> Callable[..., ViT | RegNet]:
         "    **kwargs: any other option of `load_model`."
     )
     return entry
+
+
+@overload
+def get_model(name: ViTName, **options: Unpack[LoadOptions]) -> ViT: ...
+
+
+@overload
+def get_model(name: RegNetName, **options: Unpack[LoadOptions]) -> RegNet: ...
+
+
+@overload
+def get_model(name: str, **options: Unpack[LoadOptions]) -> ViT | RegNet: ...
 
 
 def get_model(name: str, *, weights: Any = None, **options: Any) -> ViT | RegNet:

@@ -76,8 +76,8 @@ def add_device_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--device",
         default="auto",
-        help="device to run on, for example cpu or cuda (default: auto, a GPU if there is one; with "
-        "torchrun, one for each process)",
+        help="device to run on, for example cpu or cuda (default: auto, a GPU if there is one; "
+        "with torchrun, one for each process)",
     )
 
 

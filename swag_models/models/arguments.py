@@ -1,7 +1,7 @@
 """Check the arguments of models."""
 
 from collections.abc import Sequence
-from typing import Any, cast, get_args
+from typing import Any, TypedDict, cast, get_args
 
 import torch
 from torch import Tensor
@@ -9,6 +9,23 @@ from torch import Tensor
 from swag_models.errors import ConfigError, check_choice, check_maximum
 from swag_models.formatting import describe
 from swag_models.spec import LIMITS, MAX_POSITIONS, ImageSize, Pool
+
+Levels = int | Sequence[int] | None  # maps of `forward_intermediates`, see `choose_levels`
+
+
+class MapOptions(TypedDict, total=False):
+    """Options of `forward_intermediates` on which the type of its result does not depend."""
+
+    norm: bool
+    stop_early: bool
+    output_fmt: str
+
+
+class ViTMapOptions(MapOptions, total=False):
+    """The same of a ViT."""
+
+    attn_mask: Tensor | None
+
 
 # Code in `if not is_scripting()` is not part of a scripted model.
 is_scripting: Any = torch.jit.is_scripting  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ Axes: N batch, C channels, D feature channels, H W pixels.
 
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
@@ -88,6 +88,10 @@ class Backbone(TimmMetadata):
         self.drop_rate = check_rate("drop_rate", drop_rate)
         self._config = config
         self.update_pretrained_cfg()
+
+    if TYPE_CHECKING:  # in nn.Module it returns Any
+
+        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the trunk's features, before pooling and head: tokens or a feature map."""

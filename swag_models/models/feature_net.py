@@ -1,6 +1,7 @@
 """Feature maps of a model and nothing else, as timm's `create_model(features_only=True)`."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -50,6 +51,10 @@ class FeatureNet(nn.Module):
             for key, value in model.pretrained_cfg.items()
             if key not in ("num_classes", "classifier", "label_names")
         }
+
+    if TYPE_CHECKING:  # in nn.Module it returns Any
+
+        def __call__(self, x: Tensor) -> list[Tensor]: ...
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.model.forward_intermediates(

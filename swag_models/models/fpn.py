@@ -5,6 +5,7 @@ Axes: N batch, C channels, H W pixels, h w grid, D feature channels of the trunk
 
 import math
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,6 +65,10 @@ class FeaturePyramid(nn.Module):
             widths += [widths[-1]] * (len(STRIDES) - len(widths))
             self.neck = FeaturePyramidNetwork(widths, out_channels)
         self.neck.to(next(model.parameters()))
+
+    if TYPE_CHECKING:  # in nn.Module it returns Any
+
+        def __call__(self, x: Tensor) -> OrderedDict[str, Tensor]: ...
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         height, width = self.trunk._check_input(x)

@@ -6,7 +6,7 @@ Parameter names are timm's.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from swag_models.errors import ConfigError, check_choice, check_types
 from swag_models.formatting import describe
 from swag_models.models.arguments import (
+    Levels,
+    MapOptions,
     check_image_size,
     check_num_classes,
     choose_levels,
@@ -28,6 +30,9 @@ from swag_models.models.layers import Blocks
 from swag_models.models.regnet_block import ConvNorm, RegNetBlock
 from swag_models.models.timm_interface import FeatureInfo
 from swag_models.spec import ImageSize, Pool, RegNetConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MIN_SIZE = 32  # pixels; the last feature map then has one cell
 
@@ -142,6 +147,40 @@ class RegNet(Backbone):
             for level in self.feature_info:  # getattr: Dynamo of torch 2.6 rejects get_submodule
                 x = getattr(self, level["module"])(x)
         return x.contiguous()
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Levels = None,
+        *,
+        intermediates_only: Literal[True],
+        output_dict: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> list[Tensor]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Levels = None,
+        *,
+        intermediates_only: Literal[False] = False,
+        output_dict: Literal[False] = False,
+        **options: Unpack[MapOptions],
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Levels = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+    ) -> Any: ...
 
     def forward_intermediates(
         self,

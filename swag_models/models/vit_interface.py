@@ -5,7 +5,7 @@ Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Optional, get_args
+from typing import TYPE_CHECKING, Any, Literal, Optional, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from swag_models.errors import ConfigError, check_choice, check_types
 from swag_models.formatting import describe
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.arguments import (
+    Levels,
+    ViTMapOptions,
     check_grid,
     check_image_size,
     choose_levels,
@@ -23,6 +25,9 @@ from swag_models.models.arguments import (
 from swag_models.models.backbone import Backbone
 from swag_models.models.timm_interface import FeatureInfo
 from swag_models.spec import ImageSize, Pool
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class ViTInterface(Backbone):
@@ -66,6 +71,143 @@ class ViTInterface(Backbone):
             return x.select(1, 0)
         return x[:, 1:].mean(dim=1) if pool_type == "avg" else x
 
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Levels = None,
+        *,
+        intermediates_only: Literal[True],
+        return_prefix_tokens: Literal[False] = False,
+        output_dict: Literal[False] = False,
+        **options: Unpack[ViTMapOptions],
+    ) -> list[Tensor]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Levels = None,
+        *,
+        intermediates_only: Literal[True],
+        return_prefix_tokens: Literal[True],
+        output_dict: Literal[False] = False,
+        **options: Unpack[ViTMapOptions],
+    ) -> list[tuple[Tensor, Tensor]]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Levels = None,
+        *,
+        intermediates_only: Literal[False] = False,
+        return_prefix_tokens: Literal[False] = False,
+        output_dict: Literal[False] = False,
+        **options: Unpack[ViTMapOptions],
+    ) -> tuple[Tensor, list[Tensor]]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Levels = None,
+        *,
+        intermediates_only: Literal[False] = False,
+        return_prefix_tokens: Literal[True],
+        output_dict: Literal[False] = False,
+        **options: Unpack[ViTMapOptions],
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]: ...
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Levels = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> Any: ...
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> Any:
+        """Return all tokens after the last norm (N, S, D), and the patch tokens after blocks.
+
+        Other arguments as in `Backbone.forward_intermediates`.
+
+        Args:
+            output_fmt: "NCHW" for maps (N, D, h, w), "NLC" for tokens (N, h w, D).
+            norm: apply the last norm to the patch tokens.
+            return_prefix_tokens: return pairs of patch tokens and class token (N, 1, D); with
+                `output_dict` the class tokens are `image_intermediates_prefix`.
+            attn_mask: as in `forward_features`.
+        """
+        check_types(bool, norm=norm, stop_early=stop_early, intermediates_only=intermediates_only)
+        check_types(bool, return_prefix_tokens=return_prefix_tokens, output_dict=output_dict)
+        check_choice("output_fmt", output_fmt, *self.output_formats, subject=" for a ViT")
+        chosen = choose_levels(indices, len(self.blocks))
+        grid = self._grid(*self._check_input(x))
+        maps: list[Tensor] = []
+        prefixes: list[Tensor] = []
+        x = self._embed(x)
+        self._check_mask(attn_mask, x)
+        for index, block in enumerate(self.blocks):
+            if stop_early and index > chosen[-1]:
+                break
+            x = self.blocks.step(block, x, attn_mask)
+            if index in chosen:
+                tokens = self.norm(x) if norm else x
+                token, patches = tokens[:, :1], tokens[:, 1:]  # (N, 1, D), (N, h w, D)
+                if output_fmt == "NCHW":  # (N, D, h, w)
+                    patches = patches.unflatten(1, grid).permute(0, 3, 1, 2).contiguous()
+                maps.append(patches)
+                prefixes.append(token)
+        if output_dict:
+            output: dict[str, Any] = {"image_intermediates": maps}
+            if return_prefix_tokens:
+                output["image_intermediates_prefix"] = prefixes
+            return output if intermediates_only else {**output, "image_features": self.norm(x)}
+        result = list(zip(maps, prefixes)) if return_prefix_tokens else maps
+        return result if intermediates_only else (self.norm(x), result)
+
+    def forward_attention(
+        self, x: Tensor, indices: int | Sequence[int] | None = None
+    ) -> list[Tensor]:
+        """Return the attention maps (N, heads, S, S) of blocks, without attention dropout.
+
+        Row i sums to 1: it holds the weights of all tokens in the output of token i. Token 0 is the
+        class token; the patches follow row by row.
+
+        Args:
+            x: images (N, C, H, W).
+            indices: which blocks, as in `forward_intermediates`.
+        """
+        chosen = choose_levels(indices, len(self.blocks))
+        maps: list[Tensor] = []
+        x = self._embed(x)
+        block: Any
+        for index, block in enumerate(self.blocks):
+            if index in chosen:
+                maps.append(block.attn.weigh(block.norm1(x)))
+            if index == chosen[-1]:
+                break
+            x = self.blocks.step(block, x)
+        return maps
+
     def get_intermediate_layers(
         self,
         x: Tensor,
@@ -92,7 +234,7 @@ class ViTInterface(Backbone):
         check_types(bool, reshape=reshape, return_class_token=return_class_token)
         check_types(bool, return_prefix_tokens=return_prefix_tokens)
         check_types(bool | None, norm=norm)
-        maps: Any = self.forward_intermediates(  # type: ignore[call-arg]  # of a ViT
+        maps: Any = self.forward_intermediates(
             x,
             n,
             return_prefix_tokens=return_prefix_tokens or return_class_token,
@@ -147,6 +289,10 @@ class ViTInterface(Backbone):
         self.image_size, self.grid_size = size, grid
         self._describe_patches()
         self.update_pretrained_cfg()
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Convert images (N, C, H, W) to tokens with positions (N, S, D)."""
+        raise NotImplementedError
 
     def _check_mask(self, attn_mask: Tensor | None, x: Tensor) -> None:
         """Raise ConfigError unless a mask is None or can be broadcast to the scores of tokens."""

@@ -1,0 +1,126 @@
+"""Names and options of models for type checkers and editors.
+
+`tests/test_typing.py` compares them with the catalog and with `load_model`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from enum import Enum
+from types import EllipsisType
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, overload
+
+from swag_models.spec import Backend, ImageSize, Pool, Progress
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Unpack
+
+    from swag_models.models import FeatureNet, RegNet, ViT
+
+Weights = str | os.PathLike[str] | Enum | EllipsisType | None
+ViTName = Literal[
+    "vit_b16",
+    "vit_b16_in1k",
+    "vit_b16_in1k_linear",
+    "vit_l16",
+    "vit_l16_in1k",
+    "vit_l16_in1k_linear",
+    "vit_h14",
+    "vit_h14_in1k",
+    "vit_h14_in1k_linear",
+    "vit_nano_hashtags",
+]
+RegNetName = Literal[
+    "regnety_16gf",
+    "regnety_16gf_in1k",
+    "regnety_16gf_in1k_linear",
+    "regnety_32gf",
+    "regnety_32gf_in1k",
+    "regnety_32gf_in1k_linear",
+    "regnety_128gf",
+    "regnety_128gf_in1k",
+    "regnety_128gf_in1k_linear",
+    "regnety_nano_hashtags",
+]
+
+
+class ModelOptions(TypedDict, total=False):
+    """Options of the functions with the names of models: `load_model`'s, and timm's names of two.
+
+    Those are `img_size` and `checkpoint_path`.
+    """
+
+    weights: Weights
+    trusted_key: str | os.PathLike[str] | None
+    num_classes: int | EllipsisType | None
+    image_size: ImageSize | None
+    in_chans: int
+    device: str | torch.device
+    dtype: str | torch.dtype | None
+    drop_rate: float
+    attn_drop_rate: float
+    drop_path_rate: float
+    global_pool: Pool | None
+    backend: Backend
+    weights_key: str | None
+    img_size: ImageSize | None
+    checkpoint_path: str | os.PathLike[str] | None
+
+
+class LoadOptions(ModelOptions, total=False):
+    """Options of `load_model`, except for those of feature maps."""
+
+    pretrained: bool
+    progress: Progress
+
+
+class ViTBuilder(Protocol):
+    """A function with the name of a ViT, as in torch.hub."""
+
+    __name__: str
+
+    @overload
+    def __call__(
+        self,
+        pretrained: bool = True,
+        progress: Progress = True,
+        *,
+        features_only: Literal[True],
+        out_indices: int | Sequence[int] | None = None,
+        **options: Unpack[ModelOptions],
+    ) -> FeatureNet: ...
+
+    @overload
+    def __call__(
+        self,
+        pretrained: bool = True,
+        progress: Progress = True,
+        **options: Unpack[ModelOptions],
+    ) -> ViT: ...
+
+
+class RegNetBuilder(Protocol):
+    """A function with the name of a RegNet, as in torch.hub."""
+
+    __name__: str
+
+    @overload
+    def __call__(
+        self,
+        pretrained: bool = True,
+        progress: Progress = True,
+        *,
+        features_only: Literal[True],
+        out_indices: int | Sequence[int] | None = None,
+        **options: Unpack[ModelOptions],
+    ) -> FeatureNet: ...
+
+    @overload
+    def __call__(
+        self,
+        pretrained: bool = True,
+        progress: Progress = True,
+        **options: Unpack[ModelOptions],
+    ) -> RegNet: ...
