@@ -48,6 +48,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 MAX_MESSAGE = 499  # characters: a few lines of a terminal
 
 

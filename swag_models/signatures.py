@@ -1,6 +1,6 @@
 """Names and options of models for type checkers and editors.
 
-`tests/test_typing.py` compares them with the catalog and with `load_model`.
+`tests/test_typing.py` compares them with the catalog and with the functions.
 """
 
 from __future__ import annotations
@@ -46,19 +46,11 @@ RegNetName = Literal[
 ]
 
 
-class ModelOptions(TypedDict, total=False):
-    """Options of the functions with the names of models: `load_model`'s, and timm's names of two.
-
-    Those are `img_size` and `checkpoint_path`.
-    """
+class WeightOptions(TypedDict, total=False):
+    """Options of `load_model` about weights and training, with timm's names of two."""
 
     weights: Weights
     trusted_key: str | os.PathLike[str] | None
-    num_classes: int | EllipsisType | None
-    image_size: ImageSize | None
-    in_chans: int
-    device: str | torch.device
-    dtype: str | torch.dtype | None
     drop_rate: float
     attn_drop_rate: float
     drop_path_rate: float
@@ -69,11 +61,40 @@ class ModelOptions(TypedDict, total=False):
     checkpoint_path: str | os.PathLike[str] | None
 
 
+class ModelOptions(WeightOptions, total=False):
+    """Options of the functions with the names of models."""
+
+    num_classes: int | EllipsisType | None
+    image_size: ImageSize | None
+    in_chans: int
+    device: str | torch.device
+    dtype: str | torch.dtype | None
+
+
 class LoadOptions(ModelOptions, total=False):
     """Options of `load_model`, except for those of feature maps."""
 
     pretrained: bool
     progress: Progress
+
+
+class ReadOptions(WeightOptions, total=False):
+    """Options of `load_model` that `InferencePipeline` passes on."""
+
+    pretrained: bool
+    progress: Progress
+
+
+class PipelineOptions(ReadOptions, total=False):
+    """Options of `InferencePipeline`."""
+
+    fast: bool
+    compile: bool | None
+    device: str | torch.device | None
+    dtype: str | torch.dtype | None
+    image_size: ImageSize | None
+    batch_size: int | None
+    workers: int | None
 
 
 class ViTBuilder(Protocol):

@@ -46,6 +46,11 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["DTYPES", "OPSETS", "ExportReport", "Metadata", "export_model", "read_metadata"]
 
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 # onnxruntime has no bfloat16 on CPUs; torch.export has no counterpart of its int8 operators.
 DTYPES = {".onnx": ("float32", "float16", "int8"), ".pt2": ("float32", "bfloat16", "float16")}
 OPSETS = range(18, 24)  # of ONNX; those that torch's exporter writes and onnxruntime runs

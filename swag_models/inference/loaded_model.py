@@ -1,9 +1,8 @@
 """Models in memory for `Classifier` and `Embedder`, which leave them as they are."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,30 +18,30 @@ from swag_models.spec import ImageSize
 def take_model(
     model: nn.Module,
     purpose: str,
+    options: Collection[str],
     device: str | torch.device | None,
     dtype: str | torch.dtype | None,
     image_size: ImageSize | None,
     *,
     fast: bool,
-    **options: Any,
 ) -> ViT | RegNet:
     """Return the model of this library inside a module, or a copy of it if anything is to change.
 
     Args:
         model: the model, possibly inside wrappers that compute the same.
         purpose: what would be done with it, for messages.
+        options: names of further options, which only models that are loaded by name have.
         device: where it should be; None for where it is.
         dtype: of its weights; None for no change.
         image_size: in pixels; None for no change.
         fast: whether `accelerate` will change it.
-        options: further options, for the error.
 
     Raises:
         ConfigError: the module computes something else, or an option needs a name.
     """
     inner = unwrap(model, purpose, adapters=not fast)  # adapters cannot be folded
     assert isinstance(inner, (ViT, RegNet))
-    if wrong := sorted(options.keys() - {"progress"}):
+    if wrong := sorted(set(options) - {"progress"}):
         raise ConfigError(
             f"invalid {list_names(wrong)} for a model in memory, which is used as it is; leave "
             f"{'it' if len(wrong) == 1 else 'them'} out"

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ from swag_models.model_metadata import NameOrModel
 from swag_models.preprocess import Transform
 from swag_models.runtime import count_cpus
 from swag_models.spec import ImageSize
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from swag_models.signatures import ReadOptions
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
 MAX_BATCH_SIZE, MAX_THREADS = 2**20, 1024  # larger values are mistakes
@@ -115,7 +120,7 @@ class InferencePipeline:
         image_size: ImageSize | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
-        **options: Any,
+        **options: "Unpack[ReadOptions]",
     ) -> None:
         if fixed := sorted({"num_classes", "in_chans"} & set(options)):
             raise ConfigError(
@@ -139,17 +144,17 @@ class InferencePipeline:
         early_dtype = None if fast else dtype
         if isinstance(model, nn.Module):
             self.model = take_model(
-                model, self.purpose, device, early_dtype, image_size, fast=fast, **options
+                model, self.purpose, options, device, early_dtype, image_size, fast=fast
             )
             spec = self.model.describe()
         else:
-            if not self.keeps_head:
-                options["num_classes"] = None
+            without_head: dict[str, Any] = {} if self.keeps_head else {"num_classes": None}
             self.model = load_model(
                 model,
                 device="auto" if device is None else device,
                 dtype=early_dtype,
                 image_size=image_size,
+                **without_head,
                 **options,
             )
             assert self.model.spec is not None  # `load_model` sets it

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,11 @@ from swag_models.errors import check_minimum, check_types
 from swag_models.inference.pipeline import InferencePipeline, Skipped
 from swag_models.inference.thresholds import Thresholds, read_thresholds
 from swag_models.model_metadata import NameOrModel, check_class_names
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from swag_models.signatures import PipelineOptions
 
 __all__ = ["Classifier", "Embedder", "Embeddings", "Prediction", "Skipped"]
 
@@ -86,7 +91,7 @@ class Classifier(InferencePipeline):
         classes: Sequence[str] | None = None,
         threshold: Thresholds | None = None,
         multi_label: bool | None = None,
-        **options: Any,
+        **options: "Unpack[PipelineOptions]",
     ) -> None:
         check_types(bool | None, multi_label=multi_label)
         if not isinstance(model, nn.Module) and options.get("trusted_key") is None:

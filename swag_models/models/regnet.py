@@ -156,7 +156,7 @@ class RegNet(Backbone):
         *,
         intermediates_only: Literal[True],
         output_dict: Literal[False] = False,
-        **options: Unpack[MapOptions],
+        **options: "Unpack[MapOptions]",
     ) -> list[Tensor]: ...
 
     @overload
@@ -167,7 +167,7 @@ class RegNet(Backbone):
         *,
         intermediates_only: Literal[False] = False,
         output_dict: Literal[False] = False,
-        **options: Unpack[MapOptions],
+        **options: "Unpack[MapOptions]",
     ) -> tuple[Tensor, list[Tensor]]: ...
 
     @overload

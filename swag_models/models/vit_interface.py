@@ -80,7 +80,7 @@ class ViTInterface(Backbone):
         intermediates_only: Literal[True],
         return_prefix_tokens: Literal[False] = False,
         output_dict: Literal[False] = False,
-        **options: Unpack[ViTMapOptions],
+        **options: "Unpack[ViTMapOptions]",
     ) -> list[Tensor]: ...
 
     @overload
@@ -92,7 +92,7 @@ class ViTInterface(Backbone):
         intermediates_only: Literal[True],
         return_prefix_tokens: Literal[True],
         output_dict: Literal[False] = False,
-        **options: Unpack[ViTMapOptions],
+        **options: "Unpack[ViTMapOptions]",
     ) -> list[tuple[Tensor, Tensor]]: ...
 
     @overload
@@ -104,7 +104,7 @@ class ViTInterface(Backbone):
         intermediates_only: Literal[False] = False,
         return_prefix_tokens: Literal[False] = False,
         output_dict: Literal[False] = False,
-        **options: Unpack[ViTMapOptions],
+        **options: "Unpack[ViTMapOptions]",
     ) -> tuple[Tensor, list[Tensor]]: ...
 
     @overload
@@ -116,7 +116,7 @@ class ViTInterface(Backbone):
         intermediates_only: Literal[False] = False,
         return_prefix_tokens: Literal[True],
         output_dict: Literal[False] = False,
-        **options: Unpack[ViTMapOptions],
+        **options: "Unpack[ViTMapOptions]",
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]: ...
 
     @overload

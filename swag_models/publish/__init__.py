@@ -9,3 +9,7 @@ from swag_models.publish.save import save
 from swag_models.publish.signing import sign_folder
 
 __all__ = ["Upload", "push", "save", "sign_folder"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
