@@ -33,7 +33,9 @@ MAX_BODY = 10 << 20
 READY = r"running on (http://127\.0\.0\.1:\d+)"
 
 
-def write_color_model(path: Path, channels: int = 3, classes: bool = True) -> np.ndarray:
+def write_color_model(
+    path: Path, channels: int = 3, classes: bool = True, multi_label: bool | None = None
+) -> np.ndarray:
     """Write a model whose logits are linear in the mean colour; return its weights (8, C)."""
     weights = np.random.default_rng(0).normal(size=(8, channels)).astype(np.float32)
     graph = helper.make_graph(
@@ -51,7 +53,8 @@ def write_color_model(path: Path, channels: int = 3, classes: bool = True) -> np
     preprocess = {**asdict(get_spec(NANO).preprocess), "image_size": [48, 48]}
     helper.set_model_props(
         model,
-        {
+        ({} if multi_label is None else {"multi_label": json.dumps(multi_label)})
+        | {
             "input": "images",
             "output": "logits",
             "preprocess": json.dumps(preprocess),
@@ -196,6 +199,24 @@ def test_an_exported_model_answers_200_clients_as_the_classifier_does(tmp_path: 
     expected = compute_probabilities(images, NANO).numpy()
     with start_server("onnx_asgi.py", tmp_path / "nano.onnx", "--port", "0", ready=READY) as server:
         check_pairing(server.url, images, expected, classes, repeats=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "multi_label"), [(1, False), (3, True)])
+def test_greyscale_and_multi_label_models_are_served_as_they_are(
+    channels: int, multi_label: bool, tmp_path: Path
+) -> None:
+    weights = write_color_model(tmp_path / "m.onnx", channels, multi_label=multi_label)
+    preprocess = get_spec(NANO).preprocess
+    inputs = (np.array([30, 90, 200]) / 255 - preprocess.mean) / preprocess.std
+    logits = (inputs if channels == 3 else inputs.mean(keepdims=True)) @ weights.T
+    odds = np.exp(logits)
+    expected = odds / (1 + odds) if multi_label else odds / odds.sum()
+    with start_server("onnx_asgi.py", tmp_path / "m.onnx", "--port", "0", ready=READY) as server:
+        body = encode_png(Image.new("RGB", (60, 50), (30, 90, 200)))
+        rows = server.post(body, "?top_k=8").json()["predictions"]
+    answer = {row["label"]: row["probability"] for row in rows}
+    np.testing.assert_allclose([answer[name] for name in "abcdefgh"], expected, rtol=1e-4)
 
 
 @pytest.mark.slow

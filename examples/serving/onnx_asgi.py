@@ -54,6 +54,7 @@ try:
     session = onnxruntime.InferenceSession(options.file, settings, [provider])
     metadata = session.get_modelmeta().custom_metadata_map
     preprocess, classes = json.loads(metadata["preprocess"]), json.loads(metadata["classes"])
+    multi_label = json.loads(metadata.get("multi_label", "false"))
 except Exception as error:  # onnxruntime's errors have no class in common
     sys.exit(f"cannot serve {options.file}: {describe_error(error)}")
 if provider not in session.get_providers():  # onnxruntime would use the CPU instead
@@ -85,6 +86,8 @@ def infer(images: list[np.ndarray]) -> np.ndarray:
     if session.get_inputs()[0].shape[1] == 1:
         inputs = inputs.mean(axis=1, keepdims=True)  # greyscale
     (logits,) = session.run([metadata["output"]], {metadata["input"]: inputs})
+    if multi_label:
+        return (1 + np.tanh(logits / 2)) / 2  # sigmoid
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
