@@ -1,24 +1,25 @@
 """Find the images nearest to a query image in a file that `swag-models embed` wrote.
 
 swag-models embed examples/scenes --model regnety_nano_hashtags -o scenes.parquet
-python examples/nearest.py scenes.parquet examples/scenes/chair.jpg [model]
+python examples/nearest.py scenes.parquet examples/scenes/chair.jpg
+
+`swag-models nearest` does the same in one line. The model is the one that wrote the file.
 """
 
 import sys
 
-import torch.nn.functional as F
-
-from swag_models.inference import Embedder
-from swag_models.inference.embeddings_file import read_embeddings
+from swag_models.inference import ImageSearch
 
 NUMBER = 5
 
-file, query, *model = sys.argv[1:]
-bank = read_embeddings(file)  # vectors (N, D), memory-mapped if the file is .npy
-query_embedding = Embedder(*model or ["regnety_nano_hashtags"])(query)
-if query_embedding.skipped:
-    sys.exit(query_embedding.skipped[0].reason)
-similarities = F.normalize(bank.vectors) @ F.normalize(query_embedding.vectors)[0]  # (N,), cosines
-best = similarities.topk(min(NUMBER, len(bank.names)))
-for value, index in zip(best.values.tolist(), best.indices.tolist()):
-    print(f"{value:.4f}  {bank.names[index]}")
+if len(sys.argv) < 3:
+    sys.exit("usage: python examples/nearest.py EMBEDDINGS IMAGE [MODEL]")
+file, image, *model = sys.argv[1:]
+search = ImageSearch(file, model=model[0] if model else None)
+for result in search(image, NUMBER):
+    if result.reason:
+        sys.exit(result.reason)
+    for neighbour in result.neighbours:
+        print(f"{neighbour.similarity:.4f}  {neighbour.name}")
+    for name in result.copies:
+        print(f"copy    {name}")

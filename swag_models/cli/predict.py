@@ -1,4 +1,4 @@
-"""Subcommands that run models on images: classify, embed, merge, app."""
+"""Subcommands that run models on images: classify, embed, merge, nearest, app."""
 
 import argparse
 import contextlib
@@ -95,6 +95,40 @@ def merge(options: argparse.Namespace) -> int:
     return OK
 
 
+def nearest(options: argparse.Namespace) -> int:
+    """Find the images nearest to an image, in a file that embed wrote."""
+    from swag_models.inference.image_sources import find_images
+    from swag_models.inference.search import ImageSearch
+
+    images = find_images(options.image)
+    search = ImageSearch(
+        options.embeddings,
+        model=options.model,
+        device=read_device(options),
+        backend=options.backend,
+    )
+    part, parts = search.part
+    if parts > 1:
+        print_message(f"{options.embeddings} has part {part + 1} of {parts} of the images")
+    if search.skipped:
+        print_message(f"{len(search.skipped)} images could not be read when it was written")
+    num_skipped = 0
+    for name, neighbours, copies, reason in search(images, options.top_k):
+        if reason:
+            print_message(f"skipped: {reason}")
+            num_skipped += 1
+        elif options.json:
+            rows = [neighbour._asdict() for neighbour in neighbours]
+            print_data(json.dumps({"image": name, "neighbours": rows, "copies": copies}))
+        else:
+            print_line(name)
+            for neighbour in neighbours:
+                print_line(f"  {neighbour.similarity:7.4f}  {neighbour.name}")
+            for copy in copies:
+                print_line(f"     copy  {copy}")
+    return FAILED if num_skipped else OK
+
+
 def app(options: argparse.Namespace) -> int:
     """Serve a web page for trying models on images."""
     from swag_models.app import serve
@@ -146,6 +180,20 @@ def add_commands(add: AddCommand) -> None:
     command = add("merge", merge, "swag-models merge photos-0*-of-00002.parquet -o photos.parquet")
     command.add_argument("part", nargs="+", help="files written by the processes of one run")
     command.add_argument("-o", "--output", required=True, help="file to write: .parquet or .npy")
+
+    command = add("nearest", nearest, "swag-models nearest photos.parquet photo.jpg --top-k 5")
+    command.add_argument("embeddings", help="file that embed wrote: .parquet or .npy")
+    command.add_argument("image", nargs="+", help="files, folders, tar shards or shell patterns")
+    command.add_argument(
+        "--model",
+        help="folder or hf-hub:org/repo of the model that wrote the file, if the catalog lacks it",
+    )
+    command.add_argument(
+        "--top-k", type=int, default=10, help="number of nearest images (default: 10)"
+    )
+    add_device_option(command)
+    add_backend_option(command)
+    add_json_option(command, "print one line of JSON per image")
 
     _add_app_options(add("app", app, "swag-models app --folder ~/Pictures --open"))
 

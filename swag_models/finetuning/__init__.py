@@ -3,3 +3,7 @@
 from swag_models.finetuning.finetune import FineTuned, finetune
 
 __all__ = ["FineTuned", "finetune"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,8 +1,9 @@
-"""Run models on images: `Classifier` returns classes, `Embedder` returns features."""
+"""Run models on images: `Classifier` returns classes, `Embedder` features, `ImageSearch` images."""
 
 from swag_models.inference.predict import Classifier, Embedder, Embeddings, Prediction, Skipped
+from swag_models.inference.search import ImageSearch
 
-__all__ = ["Classifier", "Embedder", "Embeddings", "Prediction", "Skipped"]
+__all__ = ["Classifier", "Embedder", "Embeddings", "ImageSearch", "Prediction", "Skipped"]
 
 
 def __dir__() -> list[str]:
