@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from swag_models.cli.common import OK, AddCommand, add_json_option
+from swag_models.cli.common import FAILED, OK, AddCommand, add_json_option
 from swag_models.cli.evaluate import (
     MODEL_HELP,
     add_measuring_options,
@@ -43,7 +43,7 @@ def probe(options: argparse.Namespace) -> int:
         print_data(json.dumps([result.to_dict() for result in probes], indent=2))
     else:
         print_text(format_probes(probes))
-    return OK
+    return FAILED if any(result.skipped for result in probes) else OK
 
 
 def zeroshot(options: argparse.Namespace) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ import pytest
 import torch
 from decoding import to_bytes
 from image_support import NANO, write_images, write_tar
-from shards_support import make_images, make_labels, write_labels
+from runs import make_arguments, make_digits
+from shards_support import make_images, make_labels, make_shards, write_labels
 
 from swag_models.cli import main
 from swag_models.inference import Classifier, Embedder
@@ -167,3 +171,87 @@ def test_memory_that_cannot_be_allocated(tmp_path: Path, monkeypatch: pytest.Mon
     (image,) = Embedder(NANO)(path).skipped
     assert image.reason == f"{path} cannot be read: MemoryError"
     assert torch.equal(Embedder(NANO)([]).vectors, torch.empty(0, 96))
+
+
+def test_probe(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = folder.parent / "data"
+    (folder.parent / "good").mkdir()
+    write_images(folder.parent / "good" / "a", 2)
+    options = ["--methods", "knn", "--quiet", "--cache", str(folder.parent / "cache"), "--json"]
+    for _ in range(2):  # the second time from the cache
+        command = ["recipe", "probe", NANO, "--train", str(data), "--test", str(data), *options]
+        assert main(command) == 1
+        assert [probe["skipped"] for probe in json.loads(capsys.readouterr().out)] == [16]
+        expected = "8 images or shards of data could not be read and are left out: "
+        assert [record.message[: len(expected)] for record in caplog.records] == [expected] * 2
+        caplog.clear()
+    shutil.rmtree(data / "a")
+    (data / "a").mkdir()
+    (data / "a" / "x.png").touch()
+    good = str(folder.parent / "good")
+    for train, test in ((str(data), good), (good, str(data))):
+        assert main(["recipe", "probe", NANO, "--train", train, "--test", test, *options]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("swag-models: error: no image of data can be read: ")
+
+
+def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, output = make_digits(tmp_path / "bad", 20), tmp_path / "run"
+    for path in bad.rglob("*.png"):
+        path.write_bytes(b"no image")
+    settings = ["steps=2", "batch_size=4", "engine.workers=0"]
+    output.mkdir()
+    (output / "notes.txt").touch()  # of the user
+    assert main([*make_arguments(bad, output, *settings), "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"swag-models: error: 100 images of .*bad in a row cannot be read; the", line)
+    assert sorted(path.name for path in output.iterdir()) == [".lock", "notes.txt"]
+    assert main([*make_arguments(bad, tmp_path / "new" / "run", *settings), "--quiet"]) == 2
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_validation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, output = make_digits(tmp_path / "data", 20), tmp_path / "run"
+    validation = make_digits(tmp_path / "validation", 20)
+    for path in validation.rglob("*.png"):
+        path.write_bytes(b"no image")
+    settings = ["steps=4", "batch_size=4", "engine.workers=0", "eval_every=2"]
+    arguments = make_arguments(data, output, *settings, options=["--val", validation])
+    assert main([*arguments, "--quiet"]) == 0
+    (message,) = [line for line in caplog.messages if "could not be read" in line]
+    assert message.startswith("validation data: 20 times an image or shard could not be read")
+
+
+def test_shards_of_which_none_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards, output = make_shards(tmp_path, 8, 2), tmp_path / "run"
+    for path in shards.glob("*.tar"):
+        path.write_bytes(b"x" * 5000)
+    settings = ["steps=2", "batch_size=4", "engine.workers=0", "engine.lanes=1"]
+    assert main([*make_arguments(shards, output, *settings), "--quiet"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"swag-models: error: none of 4 shards can be read: shard /.*\.tar ", line)
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_labels_that_the_manifest_does_not_allow(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = make_shards(tmp_path, 8, 4)
+    for count, allowed in ((2, "0 to 1"), (0, "none")):
+        manifest = json.loads((shards / "manifest.json").read_text())
+        (shards / "manifest.json").write_text(json.dumps({**manifest, "num_classes": count}))
+        arguments = ["recipe", "evaluate", NANO, "--data", str(shards)]
+        if command == "train":
+            settings = ["steps=2", "batch_size=4", "engine.workers=0", "engine.lanes=1"]
+            arguments = make_arguments(shards, tmp_path / "run", *settings)
+        assert main([*arguments, "--quiet"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        if command == "evaluate" or count:
+            assert re.search(rf" has class [0-9]+; allowed: {allowed}$", line)
+    assert not (tmp_path / "run").exists()

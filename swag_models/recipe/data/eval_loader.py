@@ -3,14 +3,16 @@
 Axes: N samples of a batch, S pixels.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from swag_models.errors import ImageError, check_minimum
+from swag_models.errors import ConfigError, ImageError, check_minimum
+from swag_models.formatting import list_names
 from swag_models.recipe.data.collate import (
     Batch,
     Transform,
@@ -25,6 +27,8 @@ from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import EVAL_SPLITS, ShardSource, describe_source, open_source
 from swag_models.recipe.limits import check_limits
 from swag_models.recipe.worker_pool import prepare_loader_worker
+
+logger = logging.getLogger("swag_models")
 
 
 class EvalLoader:
@@ -65,6 +69,25 @@ class EvalLoader:
             if result.batch is not None:
                 self.seen += len(result.batch.ids)
                 yield result.batch
+
+    def require_images(self, title: object) -> None:
+        """Raise ConfigError if the last pass read no image.
+
+        Args:
+            title: what the message calls the data.
+        """
+        if not self.seen:
+            reason = next(iter(self.skipped), "it has no images")
+            raise ConfigError(f"no image of {title} can be read: {reason}")
+
+
+def log_skipped(title: str, skipped: Mapping[str, int]) -> None:
+    """Log how many images of the data called `title` could not be read, and two of the reasons."""
+    if skipped:
+        logger.warning(
+            "%d images or shards of %s could not be read and are left out: %s",
+            *(sum(skipped.values()), title, list_names([*skipped], 2)),
+        )
 
 
 def open_eval_loader(

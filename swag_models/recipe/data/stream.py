@@ -141,6 +141,8 @@ class ShardStream(IterableDataset[WorkerResult]):
                         )
                 taken = 0
             if empty_epochs == MAX_EMPTY_EPOCHS and stop == UNREACHABLE_EPOCH:
+                if reason := next(iter(skipped), None):
+                    raise ConfigError(f"none of {len(shards)} shards can be read: {reason}")
                 raise ConfigError(
                     f"no sample in {MAX_EMPTY_EPOCHS} epochs of {len(shards)} shards, "
                     f"{self.urls[shards[0]]} among them; give repeat factors above 0"

@@ -134,6 +134,7 @@ class Probe:
         shots: training images per class; below 1, the share of the class; None for all images.
         values: accuracy on the test images, one value per random choice of training images.
         settings: hyperparameters, such as k or C.
+        skipped: number of training and test images that could not be read.
     """
 
     model: str
@@ -141,6 +142,7 @@ class Probe:
     shots: int | float | None
     values: tuple[float, ...]
     settings: Mapping[str, Any]
+    skipped: int = 0
 
     @property
     def mean(self) -> float:
@@ -160,4 +162,5 @@ class Probe:
     def from_dict(cls, values: Mapping[str, Any]) -> "Probe":
         """Restore a probe from `to_dict`, also after a round trip through JSON."""
         model, method, shots = values["model"], values["method"], values["shots"]
-        return cls(model, method, shots, tuple(values["values"]), values["settings"])
+        settings, skipped = values["settings"], values.get("skipped", 0)
+        return cls(model, method, shots, tuple(values["values"]), settings, skipped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,7 +17,10 @@ import pytest
 from curation_support import make_posts, write_posts
 
 from swag_models.errors import ConfigError, OutputError
+from swag_models.hub.download import hash_file
+from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.curate import Curation, curate
+from swag_models.recipe.curation.posts import Columns
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.resumable import WorkFolder
 
@@ -145,3 +149,30 @@ def test_two_processes_cannot_write_the_same_folder(wordnet: Path, tmp_path: Pat
         pytest.raises(ConfigError, match=r"another process is writing .*/out;"),
     ):
         curate([tmp_path / "p.parquet"], tmp_path / "out", wordnet=wordnet, progress=False)
+
+
+def test_hashes_of_the_posts_outlive_a_failed_run(
+    wordnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hashing terabytes takes hours, so it is not repeated; a changed file is hashed again."""
+    hashed = list[str]()
+
+    def hash_and_count(path: Path) -> str:
+        hashed.append(path.name)
+        return hash_file(path)
+
+    monkeypatch.setattr(pipeline, "hash_file", hash_and_count)
+    texts = {"a.jsonl": ("a", "bear"), "b.jsonl": ("b", "mouse")}
+    for name, (key, tag) in texts.items():
+        (tmp_path / name).write_text(json.dumps({"id": key, "hashtags": [tag]}) + "\n")
+    inputs, out = [tmp_path / name for name in texts], tmp_path / "out"
+    with pytest.raises(ConfigError):
+        curate(inputs, out, columns=Columns(hashtags="gone"), wordnet=wordnet, progress=False)
+    assert (out / "steps" / "hashes.json").exists()
+    curate(inputs, out, wordnet=wordnet, progress=False)
+    assert sorted(hashed) == sorted(texts)
+    inputs[1].write_text(json.dumps({"id": "b", "hashtags": ["crane"]}) + "\n")
+    assert curate(inputs, out, wordnet=wordnet, progress=False)["posts"]["kept"] == 2
+    assert hashed[2:] == ["b.jsonl"]
+    rows = pq.read_table(out / "vocabulary.parquet").to_pylist()
+    assert {row["hashtag"] for row in rows} == {"bear", "crane"}

@@ -299,3 +299,17 @@ def test_curves_leave_out_nan_and_infinity(tmp_path: Path) -> None:
         tmp_path / "some.png",
     )
     assert find_colours(tmp_path / "some.png")
+
+
+def test_a_folder_that_is_deleted_stops_the_log_with_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also by TensorBoard, whose own writer has a thread that prints a traceback."""
+    logger = open_logger(tmp_path / "run")
+    for step in range(3):
+        logger.record(step, loss=1.0)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    logger.close()
+    (message,) = caplog.messages
+    assert message.startswith(f"cannot write the log in {tmp_path / 'run'}: No such file")
+    assert capfd.readouterr().err == ""

@@ -28,7 +28,7 @@ from swag_models.hub.cache import cache_folder
 from swag_models.hub.progress import hides_bar
 from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
+from swag_models.recipe.data.eval_loader import EvalLoader, log_skipped, open_eval_loader
 from swag_models.recipe.data.shards import Shards, find_shards, hash_shards, name_shards
 from swag_models.recipe.data.sources import EVAL_SPLITS, find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel
@@ -57,6 +57,11 @@ class Features:
     class_names: tuple[str, ...] | None
     num_classes: int
     skipped: Mapping[str, int]
+
+    @property
+    def num_skipped(self) -> int:
+        """Number of images that are left out."""
+        return sum(self.skipped.values())
 
 
 def extract_features(
@@ -120,6 +125,7 @@ def extract_features(
             facts = run_once(folder / "facts.json", key, files, extract)
     except OutputError as error:
         raise CacheError(f"{error}; choose another cache folder") from None
+    log_skipped(loader.facts["name"], facts["skipped"])
     return Features(
         # Copy-on-write instead of read-only, because torch warns about read-only arrays.
         vectors=np.load(files[0], mmap_mode="c"),
@@ -191,8 +197,7 @@ def _write_features(
             names += batch.ids
             labels += [classes[0] for classes in batch.classes]
             bar.update(len(batch.ids))
-        if not names:
-            raise ConfigError(f"no image of {loader.facts['name']} can be read")
+        loader.require_images(loader.facts["name"])
         # The number of images is known only now, because unreadable ones are left out. numpy pads
         # the header so that a larger number fits in place.
         file.seek(0)

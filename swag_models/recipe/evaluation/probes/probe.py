@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from swag_models.hub.progress import hides_bar
 from swag_models.paths import expand_path
 from swag_models.recipe.config import override
 from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.data.eval_loader import open_eval_loader
+from swag_models.recipe.data.eval_loader import log_skipped, open_eval_loader
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import EVAL_SPLITS, find_image_folder, open_image_dataset
 from swag_models.recipe.evaluation.models import EvaluatedModel, SwagModel, open_evaluated_model
@@ -132,6 +133,8 @@ def probe(
             )
         if "logistic" in methods and None in shots:
             probes.append(_sweep_c(model.name, train_features, test_features, progress))
+        skipped = train_features.num_skipped + test_features.num_skipped
+        probes = [replace(result, skipped=skipped) for result in probes]
     if "sgd" in methods:
         assert output is not None
         folder = expand_path(output, "output") / "sgd"
@@ -331,9 +334,15 @@ def _train_head(
         synsets=trained.synsets,
     )
     hits = sum(count_hits(trained.classify(batch.images), batch.classes) for batch in loader)
-    accuracy = 100 * hits / loader.seen
+    loader.require_images(loader.facts["name"])
+    log_skipped(loader.facts["name"], loader.skipped)
     return Probe(
-        model.name, "sgd", None, (accuracy,), {"preset": preset_name, "run": run.to_dict()}
+        model.name,
+        "sgd",
+        None,
+        (100 * hits / loader.seen,),
+        {"preset": preset_name, "run": run.to_dict()},
+        skipped=loader.skipped.total(),
     )
 
 

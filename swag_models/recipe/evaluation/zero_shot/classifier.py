@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from swag_models.errors import ConfigError
+from swag_models.recipe.data.eval_loader import log_skipped
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.evaluation.zero_shot.calibration import (
     PlattScaling,
@@ -226,6 +227,7 @@ def run_ablation(
     if needs_platt:  # fitted without labels, even if the images have them
         if platt_data is not None:
             platt_logits = read_logits(model, platt_data, None, **options)
+            log_skipped(platt_logits.facts["name"], platt_logits.skipped)
         platt = fit_platt(platt_logits.values)
     # several configurations can share a mapping
     weights_of = {

@@ -179,9 +179,7 @@ def read_logits(
                     )
                 labels += image_labels
             bar.update(len(batch.ids))
-    if not logits:
-        reason = next(iter(loader.skipped), "it has no images")
-        raise ConfigError(f"no image of {title} can be read: {reason}")
+    loader.require_images(title)
     # otherwise the softmax would be NaN, which is sorted as the best target
     if not all(torch.isfinite(block).all() for block in logits):
         raise ConfigError(

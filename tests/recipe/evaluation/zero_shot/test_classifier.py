@@ -234,6 +234,7 @@ def test_broken_images_are_skipped_and_reported(
     wordnet: WordNet,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     for name in ("owl", "car"):
         shutil.copytree(scenes / name, tmp_path / "data" / name)
@@ -252,6 +253,12 @@ def test_broken_images_are_skipped_and_reported(
     out, err = capsys.readouterr()
     assert f"{2 * EACH - 1} images, 2 targets" in out
     assert broken.name in err
+    platt = [argument for argument in arguments if argument != "--no-platt"]
+    options = ["--data", str(scenes / "owl"), "--targets", "owl"]
+    assert main([*platt, *options, "--unlabelled", str(tmp_path / "data")]) == 0
+    expected = rf"^1 images or shards of data could not be read .*{broken.name}"
+    assert [text for text in caplog.messages if re.search(expected, text)]
+    capsys.readouterr()
     assert main([*arguments, "--data", str(broken), "--targets", "owl"]) == 2
     assert "no image of" in capsys.readouterr().err
     assert main([*arguments, "--data", str(tmp_path / "gone"), "--targets", "owl"]) == 2
