@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from studies.report import write_study_report
 from studies.scenes.gallery import write_scenes
@@ -36,6 +35,7 @@ from studies.scenes.things import NAMES
 from swag_models import load_model, load_preprocess
 from swag_models.atomic import disk_errors
 from swag_models.errors import ConfigError
+from swag_models.hub.progress import make_bar
 from swag_models.recipe.config import Run
 from swag_models.recipe.curation.curate import Curation, curate
 from swag_models.recipe.curation.sampling import Sampling
@@ -154,11 +154,8 @@ def _run_tasks(
     waiting = [task for task in tasks if not _record_path(folder, task).exists()]
     # The slowest tasks come first, so that no CPU is idle at the end.
     waiting.sort(key=lambda task: (task.sampling is None, not task.main))
-    with tqdm(
-        total=len(tasks),
-        initial=len(tasks) - len(waiting),
-        unit="task",
-        disable=None if progress else True,
+    with make_bar(
+        progress, total=len(tasks), initial=len(tasks) - len(waiting), unit="task"
     ) as bar:
         if waiting:
             with open_pool(min(processes, len(waiting)), _use_one_cpu) as pool:

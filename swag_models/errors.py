@@ -151,15 +151,18 @@ def argument_errors(name: str, value: object) -> Iterator[None]:
 def suggest_names(kind: str, name: str, allowed: Iterable[str]) -> str:
     """Return the message for an unknown name: it lists similar allowed names, or all of them.
 
+    Upper and lower case are the same to it.
+
     Args:
         kind: what the name stands for, for example "model".
         name: the unknown name.
         allowed: all allowed names.
     """
-    allowed = list(allowed)
-    similar = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
+    by_lower = {item.lower(): item for item in allowed}
+    similar = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     hint = "did you mean" if similar else "allowed"
-    return f"unknown {kind} {name!r}; {hint}: {', '.join(similar or allowed)}"
+    names = [by_lower[item] for item in similar or by_lower]
+    return f"unknown {kind} {name!r}; {hint}: {', '.join(names)}"
 
 
 def check_types(kinds: Any, **values: object) -> None:

@@ -24,14 +24,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from studies.scenes.posts import SceneImage, make_held_out, make_post
 from studies.scenes.scene import Scene, encode
 from studies.scenes.things import CLUBS, PLANTED, PLANTED_RATIO, THINGS
 from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import WorkFolder
 from swag_models.runtime import count_cpus
@@ -105,9 +103,7 @@ def write_scenes(
     ):
         post_images = [make_post(seed, number) for number in range(posts)]
         test_images = [make_held_out(seed, number) for number in range(held_out)]
-        with tqdm(
-            total=posts + held_out, unit=" images", disable=hides_bar(progress), smoothing=0.1
-        ) as bar:
+        with make_bar(progress, total=posts + held_out, unit=" images", smoothing=0.1) as bar:
             _write_images(work, [*post_images, *test_images], image_size, processes, bar)
         _write_lines(work / "posts.jsonl", (image.row for image in post_images))
         _write_lines(work / "truth.jsonl", (image.truth for image in post_images))

@@ -92,7 +92,9 @@ class PartFile:
             progress: whether to draw a bar, or the tqdm class to draw it with.
         """
         with (
-            make_bar(progress, label, total, self.size) as bar,
+            make_bar(
+                progress, desc=label, total=total, initial=self.size, unit="B", unit_scale=True
+            ) as bar,
             self.path.open("r+b") as file,
         ):
             file.seek(self.size)

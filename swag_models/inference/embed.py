@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from swag_models.atomic import disk_errors
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.inference.embed_job import add_hashes, describe_job, hash_images
 from swag_models.inference.embeddings_file import (
     Vectors,
@@ -105,11 +104,11 @@ def write_embeddings(
         WorkFolder(_get_work_path(output), job, output=output) as work,
         _open_journal(work.path, job["width"]) as journal,
     ):
-        with tqdm(
+        with make_bar(
+            progress,
             total=stop - start,
             initial=journal.num_images,
             unit=" images",
-            disable=hides_bar(progress),
             smoothing=0.1,
         ) as bar:
             for batch in embedder.run(refs[start + journal.num_images : stop]):

@@ -161,12 +161,23 @@ sys.modules["IPython"].get_ipython = Shell
 """
 
 
-@pytest.mark.parametrize("notebook", [True, False])
-def test_a_notebook_gets_a_progress_bar(notebook: bool, server: Server) -> None:
+PROMPT = "import os, sys; sys.ps1 = '>>> '\n"
+FRONT_ENDS = {
+    "Jupyter": (NOTEBOOK, True),
+    "another that shows stderr": (PROMPT + "sys.stderr = os.fdopen(os.dup(2), 'w')\n", True),
+    "interactive, stderr in a pipe": (PROMPT, False),
+    "script, stderr replaced": ("import os, sys; sys.stderr = os.fdopen(os.dup(2), 'w')\n", False),
+    "script": ("", False),
+}
+
+
+@pytest.mark.parametrize("kind", FRONT_ENDS)
+def test_an_interactive_front_end_gets_a_progress_bar(kind: str, server: Server) -> None:
     spec = make_spec(Source(server.put("/x.pth", WEIGHTS), "timm", sha256(WEIGHTS)))
-    path, errors = run(spec, NOTEBOOK + FETCH if notebook else FETCH)
+    code, drawn = FRONT_ENDS[kind]
+    path, errors = run(spec, code + FETCH)
     assert path is not None, errors
-    assert ("x.pth: 100%|" in errors) == notebook
+    assert ("x.pth: 100%|" in errors) == drawn
     assert "Warning" not in errors
 
 

@@ -18,12 +18,11 @@ from swag_models.runtime import import_extra
 import_extra("pyarrow")
 
 import pyarrow.parquet
-from tqdm import tqdm
 
 from swag_models import __version__
 from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError, check_minimum
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
@@ -128,8 +127,7 @@ def curate(
     with disk_errors(folder, resumable=True), ExitStack() as stack:
         work = stack.enter_context(WorkFolder(folder / "steps", output=folder)).path
         # Removed at the end, so that an error message stays on one line.
-        disable = hides_bar(progress)
-        bar = tqdm(total=NUM_STEPS, unit="step", leave=False, disable=disable)
+        bar = make_bar(progress, total=NUM_STEPS, unit="step", leave=False)
         steps = StepRunner(work, stack.enter_context(bar))
         opening = open_backend(
             engine, scratch=work / "scratch", memory=memory, threads=threads, master=master

@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
-from tqdm import tqdm
 
 from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import ConfigError, check_minimum
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
 from swag_models.recipe.curation.posts import (
@@ -215,9 +214,9 @@ def convert_posts(
         waiting = [job for job in jobs if not _is_done(job)]
         total = sum(job.key["size"] for job in jobs)  # bytes
         done = total - sum(job.key["size"] for job in waiting)
-        disable = hides_bar(progress and bool(jobs))
-        with tqdm(
-            total=total, initial=done, unit="B", unit_scale=True, desc="posts", disable=disable
+        shown = progress and bool(jobs)
+        with make_bar(
+            shown, total=total, initial=done, unit="B", unit_scale=True, desc="posts"
         ) as bar:
             count = min(len(waiting), processes or count_cpus())
             if count > 1:

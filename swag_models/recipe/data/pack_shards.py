@@ -11,12 +11,10 @@ from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from swag_models.atomic import atomic_write
 from swag_models.errors import ImageError
 from swag_models.hub.download import hash_file
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.recipe.data.image_index import ImageLocation
 from swag_models.recipe.data.pack_plan import PLAN_FILE
 from swag_models.recipe.data.strip_metadata import strip_metadata
@@ -63,12 +61,8 @@ def write_shards(
     # The progress bar starts at the samples that earlier runs finished.
     missing = {number: digest for number, digest in enumerate(digests) if number not in records}
     done = sum(record["count"] + len(record["rejects"]) for record in records.values())
-    with tqdm(
-        total=plan["count"],
-        initial=done,
-        unit=" images",
-        disable=hides_bar(progress),
-        smoothing=0.1,
+    with make_bar(
+        progress, total=plan["count"], initial=done, unit=" images", smoothing=0.1
     ) as bar:
         for number, record in _run_pool(output, work, missing, short_side, processes):
             records[number] = record

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tqdm import tqdm
 
 from swag_models.atomic import write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable, list_names
 from swag_models.hub.hf_format import CURVES_FILE
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.recipe.training.event_file import EventFile
 
@@ -95,13 +94,13 @@ class MetricLogger:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115  (open as long as the run)
         self._board = EventFile(folder / BOARD_FOLDER, first_step + 1) if tensorboard else None
         self._failed = False
-        self._bar = tqdm(
+        self._bar = make_bar(
+            progress,
             total=steps,
             initial=first_step,
             unit="step",
             mininterval=BAR_SECONDS,
             dynamic_ncols=True,
-            disable=hides_bar(progress),
         )
 
     def record(

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from swag_models.atomic import atomic_write, disk_errors, write_json, write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import markdown_table
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.shards import Shards
@@ -112,8 +111,8 @@ def evaluate(
     rank_records: list[ImageResult] = []
     # The progress bar counts the images of one rank, so estimate its share.
     total = None if loader.samples is None else -(-loader.samples // dist.world_size)
-    hide = hides_bar(progress and dist.is_main)
-    with tqdm(total=total, desc=benchmark, unit=" images", disable=hide) as bar:
+    shown = progress and dist.is_main
+    with make_bar(shown, total=total, desc=benchmark, unit=" images") as bar:
         for batch in loader:
             images = _pad_batch(batch.images, batch_size)
             logits = model.classify(images)[: len(batch.ids)]  # (n, K)

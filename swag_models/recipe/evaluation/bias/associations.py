@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from swag_models.errors import ConfigError, check_minimum
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.evaluation.bias.dataset import GroupedImages
 from swag_models.recipe.evaluation.bias.disparity import (
@@ -189,7 +188,7 @@ def measure_associations(
         images, model.fit, batch_size=batch_size, rank=0, world_size=1, workers=workers
     )
     label_batches, feature_batches, codes = list[Tensor](), list[Tensor](), list[int]()
-    with tqdm(total=len(images), unit=" images", disable=hides_bar(progress), smoothing=0.1) as bar:
+    with make_bar(progress, total=len(images), unit=" images", smoothing=0.1) as bar:
         for batch in loader:
             logits, features = model.forward(batch.images)
             label_batches.append(choose_labels(logits, config.top_k, config.threshold))

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from swag_models.errors import ConfigError
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 
 SIGNIFICANCE_LEVEL = 0.05  # probability of at least one false finding in a table
 # Number of standard errors above the critical value at which 80% of disparities are detected: the
@@ -201,7 +200,7 @@ def measure_disparities(
     counts = count_labels(groups.codes)
     compute_ratios = _make_likelihood_ratio(totals[tested], sizes)
     maxima = np.zeros(permutations)
-    with tqdm(total=permutations, unit=" permutations", disable=hides_bar(progress)) as bar:
+    with make_bar(progress, total=permutations, unit=" permutations") as bar:
         for index, codes in enumerate(groups.permute(permutations, seed)):
             maxima[index] = compute_ratios(count_labels(codes)).max(initial=0)
             bar.update()

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.recipe.evaluation.bias.disparity import Groups, adjust_p_values
 from swag_models.recipe.evaluation.probes.knn import find_neighbours
 
@@ -56,7 +55,7 @@ def compare_neighbours(
     num_images, num_groups = len(neighbours), len(groups.names)
     counts = np.empty((1 + permutations, num_groups, num_groups))
     counts[0] = _count_pairs(groups.codes, neighbours, num_groups)  # the observed order
-    with tqdm(total=permutations, unit=" permutations", disable=hides_bar(progress)) as bar:
+    with make_bar(progress, total=permutations, unit=" permutations") as bar:
         for index, codes in enumerate(groups.permute(permutations, seed), 1):
             counts[index] = _count_pairs(codes, neighbours, num_groups)
             bar.update()

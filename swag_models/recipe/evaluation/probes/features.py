@@ -20,12 +20,11 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from swag_models.atomic import atomic_write, disk_errors
 from swag_models.errors import CacheError, ConfigError, OutputError
 from swag_models.hub.cache import cache_folder
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader, log_skipped, open_eval_loader
@@ -181,7 +180,7 @@ def _write_features(
     with (
         atomic_write(vectors_path) as temporary,
         open(temporary, "wb") as file,
-        tqdm(total=loader.samples, desc="features", unit="img", disable=hides_bar(progress)) as bar,
+        make_bar(progress, total=loader.samples, desc="features", unit="img") as bar,
     ):
         for batch in loader:
             vectors = model.embed(batch.images).numpy()  # (n, D)

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from swag_models.errors import ConfigError
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 
 # DINO's protocol (Caron et al. 2021, arXiv 2104.14294), which tries k = 10, 20, 100 and 200.
 TEMPERATURE = 0.07
@@ -63,7 +62,7 @@ def find_neighbours(
     product_buffer = np.empty(query_rows * bank_rows, np.float32)
     similarities = torch.full((num_queries, k), -torch.inf)
     indices = torch.full((num_queries, k), -1)
-    for first in tqdm(range(0, bank_size, bank_rows), "neighbours", disable=hides_bar(progress)):
+    for first in make_bar(progress, range(0, bank_size, bank_rows), desc="neighbours"):
         rows = bank[first : first + bank_rows]
         padded_rows = -(-len(rows) // GROUP_SIZE) * GROUP_SIZE
         bank_block = _normalise(rows, bank_buffer[:padded_rows])  # (n, D)

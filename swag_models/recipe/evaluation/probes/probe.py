@@ -20,13 +20,12 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from swag_models.api import SPECS
 from swag_models.atomic import write_texts
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import markdown_table
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.paths import expand_path
 from swag_models.recipe.config import override
 from swag_models.recipe.data.datasets import ImageDataset
@@ -125,9 +124,7 @@ def probe(
         ]
         if "knn" in methods:
             probes += _probe_knn(model.name, train_features, test_features, progress)
-        for count, indices in tqdm(
-            subsets, "few shots", disable=hides_bar(progress) or not subsets
-        ):
+        for count, indices in make_bar(progress and bool(subsets), subsets, desc="few shots"):
             probes.append(
                 _probe_few_shot(model.name, count, indices, train_features, test_features)
             )
@@ -259,7 +256,7 @@ def _sweep_c(model: str, train: Features, test: Features, progress: bool) -> Pro
     scores: dict[float, float] = {}  # validation accuracy for each C
     best: LogisticClassifier | None = None
     fitted: LogisticClassifier | None = None
-    for C in tqdm(C_GRID, "logistic", disable=hides_bar(progress)):  # noqa: N806
+    for C in make_bar(progress, C_GRID, desc="logistic"):  # noqa: N806
         # Each fit starts from the previous one, because a warm start needs fewer steps.
         fitted = fit_logistic(scaled, train.labels[fit_indices], train.num_classes, C, start=fitted)
         score = _measure_top1(fitted.predict(validation), train.labels[validation_indices])

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from swag_models.errors import ConfigError
-from swag_models.hub.progress import hides_bar
+from swag_models.hub.progress import make_bar
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.recipe.data.annotations import find_annotations
 from swag_models.recipe.data.datasets import ImageDataset, find_folders
@@ -168,7 +167,7 @@ def read_logits(
         classes=classes,
     )
     logits, names, labels = list[Tensor](), list[str](), list[int]()
-    with tqdm(total=loader.samples, unit=" images", disable=hides_bar(progress)) as bar:
+    with make_bar(progress, total=loader.samples, unit=" images") as bar:
         for batch in loader:
             logits.append(model.classify(batch.images))
             names += batch.ids
