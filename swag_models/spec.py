@@ -5,16 +5,15 @@ Sizes are in pixels, pairs of them as (height, width).
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
-from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
 from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError, check_types
-from swag_models.formatting import describe
+from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
+from swag_models.model_limits import LIMITS, check_numbers, check_params
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
     from tqdm import tqdm
 
 ImageSize = int | tuple[int, int]
@@ -23,79 +22,8 @@ Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg", ""]  # "" for none
 # Progress of a download: True shows a bar if stderr is a terminal; a tqdm class is always used.
 Progress = Union[bool, "type[tqdm[Any]]"]
-# The smallest and largest value of each number that describes a model, several times what published
-# models have. A config.json from elsewhere must not be able to occupy the memory or the CPU.
-LIMITS: dict[str, tuple[float, float]] = {
-    "depth": (1, 512),  # blocks
-    "width": (1, 32_768),
-    "num_heads": (1, 1024),
-    "mlp_width": (1, 131_072),
-    "patch_size": (1, 512),
-    "w_0": (8, 16_384),
-    "w_a": (0, 16_384),
-    "w_m": (1.001, 100),
-    "group_width": (1, 32_768),
-    "se_ratio": (0.001, 16),
-    "stem_width": (1, 4096),
-    "image_size": (1, 16_384),
-    "in_chans": (1, 4096),
-    "num_classes": (1, 4_000_000),
-    "num_params": (0, 1e12),
-    "gmacs": (0, 1e9),
-    "top1": (0, 100),
-    "top5": (0, 100),
-    "mean": (-1e6, 1e6),
-    "std": (1e-6, 1e6),
-}
-_COUNTS = LIMITS.keys() - {"w_a", "w_m", "se_ratio", "gmacs", "top1", "top5", "mean", "std"}
 LABEL_SETS = {"imagenet-1k": 1000}  # number of classes of each public label set
-MAX_POSITIONS = 2**18  # patches of an image, for a ViT
-MAX_PARAMS = 2**35  # in the blocks; the largest published ViT has 22 billion
 UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated licence
-
-
-def check_number(name: str, value: object, hint: str = "") -> None:
-    """Check a number that describes a model.
-
-    Args:
-        name: key of LIMITS; those of _COUNTS are ints.
-        value: the number.
-        hint: end of the message.
-
-    Raises:
-        ConfigError: another type, or out of range.
-    """
-    low, high = LIMITS[name]
-    kinds = (int,) if name in _COUNTS else (int, float)  # not bool, which is a subclass of int
-    if type(value) not in kinds or not low <= value <= high:  # type: ignore[operator]
-        kind = "a whole number" if name in _COUNTS else "a number"
-        raise ConfigError(
-            f"{name} is {describe(value)}; give {kind} from {low:g} to {high:,.0f}{hint}"
-        )
-
-
-def _check_params(count: int) -> None:
-    """Raise ConfigError if an architecture has more parameters than any machine can train."""
-    if count > MAX_PARAMS:
-        raise ConfigError(
-            f"depth and width give {count:.3g} parameters; allowed: at most {MAX_PARAMS:.3g}"
-        )
-
-
-def check_numbers(part: "DataclassInstance") -> None:
-    """Check every number of a dataclass that LIMITS names.
-
-    A tuple and None are accepted only where the type of the field has them.
-    """
-    for field in fields(part):
-        if field.name not in LIMITS:
-            continue
-        value, kinds = getattr(part, field.name), (field.type, *get_args(field.type))
-        lengths = [len(get_args(kind)) for kind in kinds if get_origin(kind) is tuple]
-        items = value if isinstance(value, tuple) and len(value) in lengths else (value,)
-        for item in items:
-            if item is not None or NoneType not in kinds:
-                check_number(field.name, item)
 
 
 @dataclass(frozen=True)
@@ -119,7 +47,7 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        _check_params(self.depth * self.width * (4 * self.width + 2 * self.mlp_width))
+        check_params(self.depth * self.width * (4 * self.width + 2 * self.mlp_width))
 
 
 @dataclass(frozen=True)
@@ -152,7 +80,7 @@ class RegNetConfig:
                 f"w_0, w_a and w_m give a width of {widest:,}; "
                 f"allowed: at most {LIMITS['width'][1]:,}"
             )
-        _check_params(sum(depth * 2 * width**2 for width, depth in self.stages))
+        check_params(sum(depth * 2 * width**2 for width, depth in self.stages))
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
@@ -221,6 +149,13 @@ class Source:
             return path.removeprefix("hf://").replace("/", "--")
         return path.rsplit("/", 1)[-1]
 
+    def describe(self) -> str:
+        """Return its address, layout and hash in words."""
+        digest = "no published hash"
+        if self.sha256:  # some publishers state only the first digits
+            digest = f"SHA-256 {self.sha256}{'...' if len(self.sha256) < 64 else ''}"
+        return f"{self.url} ({self.layout} layout, {digest})"
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -240,7 +175,7 @@ class Metrics:
         check_numbers(self)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelSpec:
     """Description of one model: how to download, build, use and cite it.
 
@@ -303,6 +238,48 @@ class ModelSpec:
     def size_mib(self) -> float:
         """Size of the float32 weights in MiB, about the size of the download."""
         return self.num_params * 4 / 2**20
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.preprocess.size))
+        output = f"{self.num_classes} classes" if self.num_classes else "features"
+        facts = (
+            escape_unprintable(f"{self.name}: {self.description}", 2 * MAX_VALUE),
+            f"{self.num_params / 1e6:.1f}M parameters",
+            f"{size} px",
+            output,
+            escape_unprintable(self.license, MAX_VALUE),
+        )
+        return f"ModelSpec({', '.join(facts)})"
+
+    def __str__(self) -> str:
+        """Everything about the model, in lines, as `swag-models info` prints it."""
+        return "\n".join(
+            f"{name:<16} {escape_unprintable(text)}" for name, text in self.list_facts()
+        )
+
+    def list_facts(self) -> list[tuple[str, str]]:
+        """Return everything about the model as pairs of a heading and text, one for each line."""
+        size = "x".join(map(str, self.preprocess.size))
+        classes, accuracy = "none (features)", "-"
+        if self.num_classes is not None:
+            names = (self.classes,) if isinstance(self.classes, str) else self.classes
+            classes = f"{self.num_classes} ({', '.join(names or ('without names',))})"
+        if self.metrics:
+            top5 = "" if self.metrics.top5 is None else f", top-5 {self.metrics.top5}%"
+            accuracy = f"top-1 {self.metrics.top1}%{top5} on {self.metrics.dataset}"
+        return [
+            ("name", self.name),
+            ("architecture", f"{self.arch}: {self.config}"),
+            ("weights", self.description),
+            ("parameters", f"{self.num_params:,} ({self.size_mib:,.1f} MiB)"),
+            ("image size", f"{size}, {self.preprocess.interpolation}"),
+            ("normalisation", f"mean {self.preprocess.mean}, std {self.preprocess.std}"),
+            ("compute", f"{self.gmacs} GMACs per image"),
+            ("classes", classes),
+            ("accuracy", accuracy),
+            ("license", f"{self.license}, {self.license_url}".removesuffix(", ")),
+            *(("source", source.describe()) for source in self.sources),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec as JSON values; `config` includes its `family`."""

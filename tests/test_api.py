@@ -1,7 +1,10 @@
 """The public functions: names, filters, options, errors and imports."""
 
+import copy
 import dataclasses
 import inspect
+import pickle
+import pydoc
 import subprocess
 import sys
 
@@ -10,6 +13,7 @@ import torch
 import torchvision
 
 import swag_models
+from swag_models import errors, export, inference, models, publish
 from swag_models.errors import ConfigError, UnknownModelError
 from swag_models.spec import Preprocess
 
@@ -33,6 +37,27 @@ def test_public_names_are_sorted_and_exist() -> None:
     assert names == sorted(names)
     assert all(hasattr(swag_models, name) for name in swag_models.__all__)
     assert set(swag_models.list_models()) <= set(swag_models.__all__)
+
+
+def test_only_public_names_are_completed() -> None:
+    for package in (swag_models, inference, models, publish, export, errors):
+        assert dir(package) == sorted(package.__all__)
+    scope: dict[str, object] = {}
+    exec("from swag_models import *", scope)
+    assert set(swag_models.__all__) == set(scope) - {"__builtins__"}
+
+
+def test_functions_of_models_are_pickled_by_name() -> None:
+    for name in swag_models.list_models():
+        builder = getattr(swag_models, name)
+        assert pickle.loads(pickle.dumps(builder)) is copy.deepcopy(builder) is builder
+        assert swag_models.get_model_builder(name) is swag_models.hub_entries()[name] is builder
+
+
+def test_the_help_describes_the_public_names() -> None:
+    text = pydoc.render_doc(swag_models, renderer=pydoc.plaintext)
+    assert all(name in text for name in swag_models.__all__)
+    assert "escape_record" not in text
 
 
 def test_names_are_listed_by_pattern_and_filters() -> None:
@@ -60,6 +85,13 @@ def test_an_unknown_name_is_reported_with_the_nearest_ones() -> None:
         UnknownModelError, match="unknown model 'vit_b_16_in1k'; did you mean: vit_b16_in1k"
     ):
         swag_models.load_model("vit_b_16_in1k")
+    for name in ("VIT_B16", "ViT-B16", "Vit_B16"):
+        with pytest.raises(UnknownModelError, match="did you mean: vit_b16, "):
+            swag_models.load_model(name)
+    with pytest.raises(
+        ConfigError, match=r"unknown option .Num_Classes.; did you mean: num_classes"
+    ):
+        swag_models.vit_nano_hashtags(Num_Classes=3)  # type: ignore[call-overload]
     with pytest.raises(UnknownModelError, match="allowed: regnety_16gf, "):
         swag_models.get_spec("?")
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -130,3 +132,21 @@ def test_an_image_size_is_one_number_or_a_tuple_of_two(size: Any) -> None:
         Preprocess(size)
     with pytest.raises(ConfigError, match=r"mean is .*give a number"):
         Preprocess(224, mean=(0.5, 0.5))  # type: ignore[arg-type]
+
+
+def test_the_repr_is_one_short_line_and_the_text_is_that_of_the_command() -> None:
+    for spec in SPECS:
+        assert len(repr(spec)) < 200
+        assert repr(spec).isprintable()
+        assert repr(spec).startswith(f"ModelSpec({spec.name}: {spec.description}, ")
+    odd = dataclasses.replace(SPECS[0], name="a\x1b[2J\n" * 99, license="b\n" * 999)
+    assert repr(odd).isprintable()
+    assert len(repr(odd)) < 400
+    done = subprocess.run(
+        [sys.executable, "-m", "swag_models", "info", SPECS[0].name],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("on this machine ")]
+    assert str(SPECS[0]).splitlines() == lines

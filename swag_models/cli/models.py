@@ -59,26 +59,12 @@ def info(options: argparse.Namespace) -> int:
         return OK
     from swag_models.hub.fetch import find_weights
 
-    rows = {
-        "name": spec.name,
-        "architecture": f"{spec.arch}: {spec.config}",
-        "weights": spec.description,
-        "parameters": f"{spec.num_params:,} ({spec.size_mib:,.1f} MiB)",
-        "image size": f"{_format_size(spec)}, {spec.preprocess.interpolation}",
-        "normalisation": f"mean {spec.preprocess.mean}, std {spec.preprocess.std}",
-        "compute": f"{spec.gmacs} GMACs per image",
-        "classes": _format_classes(spec),
-        "accuracy": _format_accuracy(spec),
-        "license": f"{spec.license}, {spec.license_url}".removesuffix(", "),
-        "on this machine": str(find_weights(spec) or "no"),
-    }
-    for name, value in rows.items():
+    rows = spec.list_facts()
+    sources = [row for row in rows if row[0] == "source"]
+    rows = [row for row in rows if row[0] != "source"]
+    rows += [("on this machine", str(find_weights(spec) or "no")), *sources]
+    for name, value in rows:
         print_line(f"{name:<16} {value}")
-    for source in spec.sources:
-        digest = "no published hash"
-        if source.sha256:  # some publishers state only the first digits
-            digest = f"SHA-256 {source.sha256}{'...' if len(source.sha256) < 64 else ''}"
-        print_line(f"{'source':<16} {source.url} ({source.layout} layout, {digest})")
     return OK
 
 
@@ -205,18 +191,3 @@ def add_commands(add: AddCommand) -> None:
 
 def _format_size(spec: ModelSpec) -> str:
     return "x".join(map(str, spec.preprocess.size))
-
-
-def _format_classes(spec: ModelSpec) -> str:
-    if spec.num_classes is None:
-        return "none (features)"
-    if isinstance(spec.classes, str):  # the name of a label set
-        return f"{spec.num_classes} ({spec.classes})"
-    return f"{spec.num_classes} ({', '.join(spec.classes or ('without names',))})"
-
-
-def _format_accuracy(spec: ModelSpec) -> str:
-    if not spec.metrics:
-        return "-"
-    top5 = "" if spec.metrics.top5 is None else f", top-5 {spec.metrics.top5}%"
-    return f"top-1 {spec.metrics.top1}%{top5} on {spec.metrics.dataset}"

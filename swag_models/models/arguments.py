@@ -8,7 +8,8 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError, check_choice, check_maximum
 from swag_models.formatting import describe
-from swag_models.spec import LIMITS, MAX_POSITIONS, ImageSize, Pool
+from swag_models.model_limits import LIMITS, MAX_POSITIONS
+from swag_models.spec import ImageSize, Pool
 
 Levels = int | Sequence[int] | None  # maps of `forward_intermediates`, see `choose_levels`
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from swag_models.errors import ConfigError, check_maximum, check_types
 from swag_models.formatting import describe
 from swag_models.layouts import recognise_layout, translate_layout
+from swag_models.model_limits import LIMITS
 from swag_models.models.arguments import (
     check_dense,
     check_image_size,
@@ -22,7 +23,7 @@ from swag_models.models.arguments import (
 )
 from swag_models.models.layers import Blocks
 from swag_models.models.timm_interface import FeatureInfo, TimmMetadata
-from swag_models.spec import LIMITS, ImageSize, Pool, RegNetConfig, ViTConfig
+from swag_models.spec import ImageSize, Pool, RegNetConfig, ViTConfig
 from swag_models.wrappers import INNER_WRAPPERS
 
 B = TypeVar("B", bound="Backbone")

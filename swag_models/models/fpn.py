@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swag_models.errors import check_maximum, check_minimum, check_types
+from swag_models.model_limits import LIMITS
 from swag_models.models.backbone import Backbone
 from swag_models.models.unwrap import refuse
 from swag_models.models.vit import ViT
-from swag_models.spec import LIMITS
 
 STRIDES = (4, 8, 16, 32)  # pixels per cell of each level
 

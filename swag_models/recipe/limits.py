@@ -5,7 +5,7 @@ They would keep a machine busy for years or fill its memory. Published runs have
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe
-from swag_models.spec import LIMITS
+from swag_models.model_limits import LIMITS
 
 MAX_STEPS = 10**8
 LARGEST = 10**15  # of every other number: products of two, such as epochs and samples, are floats

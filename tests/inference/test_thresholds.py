@@ -20,7 +20,7 @@ from swag_models.inference import Classifier
 from swag_models.inference.thresholds import read_thresholds
 from swag_models.publish import save
 
-NAMES = tuple(["ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay"])
+NAMES = ("ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay")
 
 pytestmark = pytest.mark.usefixtures("one_thread", "caches")
 
