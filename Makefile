@@ -7,7 +7,8 @@ BIN := .venv/bin
 demo: .venv/core
 	$(BIN)/swag-models list
 	$(BIN)/swag-models verify '*_nano_*'
-	$(BIN)/swag-models classify examples/scenes --model regnety_nano_hashtags --top-k 3
+	@echo "Ten images that this small model classifies correctly, as it does 33% of all such images:"
+	$(BIN)/swag-models classify swag_models/app/examples --model regnety_nano_hashtags --top-k 3
 	$(BIN)/python examples/finetune.py
 
 # About 20 minutes; rerun it to resume. New weights need their metrics and hashes in the catalog.

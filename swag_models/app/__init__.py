@@ -2,22 +2,24 @@
 
 `server` serves the page, `ui` has its layout and event handlers, `components` its HTML and theme,
 `service` runs models, `saliency` computes maps, `similar` searches the user's folder. `guard`
-checks every request with `access` (who sends it), `calls` (its content) and `uploads` (the files
-that it names); `memory` bounds the memory for images.
+checks every request with `addresses` (where it is sent to), `access` (who sends it), `calls` (its
+content) and `uploads` (the files that it names); `memory` bounds the memory for images.
 """
 
-import ipaddress
 import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from swag_models.api import SPECS, Name, get_spec
 from swag_models.app.access import Access, read_auth_file
+from swag_models.app.addresses import Addresses, is_loopback
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import find_images
 from swag_models.runtime import import_extra
+
+__all__ = ["is_loopback", "serve"]
 
 
 def serve(
@@ -26,6 +28,8 @@ def serve(
     folder: str = "",
     host: str = "127.0.0.1",
     port: int = 7860,
+    root_path: str = "",
+    allow_hosts: Iterable[str] = (),
     auth_file: str | os.PathLike[str] | None = None,
     token: bool | None = None,
     ready: Callable[[str], object] = print,
@@ -42,6 +46,10 @@ def serve(
             only this machine can reach the page.
         host: address to listen on.
         port: port to listen on; 0 for any free port.
+        root_path: path of the page on the host of a reverse proxy, for example "/demo". The proxy
+            may remove it from requests or not.
+        allow_hosts: host names of reverse proxies, under which the page may be requested. With
+            these or a root path, the page is treated as one that other machines can reach.
         auth_file: file with the users of the page, a line `user:password` for each.
         token: whether the page needs a secret token, which is part of the URL passed to `ready`
             and new at each start. By default it does if other machines can reach the page and
@@ -49,8 +57,8 @@ def serve(
         ready: called with the URL of the page when it is ready.
 
     Raises:
-        ConfigError: the extra is not installed, the address cannot be used, the folder contains
-            no image, or `auth_file` no users.
+        ConfigError: the extra is not installed, the address, `root_path` or one of `allow_hosts`
+            cannot be used, the folder contains no image, or `auth_file` no users.
     """
     spec = get_spec(model)
     if folder:
@@ -58,9 +66,11 @@ def serve(
             raise ConfigError(f"{folder} is not a folder; pass a folder of images, or omit it")
         find_images(folder)  # raises if there is no image
     users = {} if auth_file is None else read_auth_file(auth_file)
+    addresses = Addresses.parse(host, root_path, allow_hosts)
     if token is None:
-        token = not users and not is_loopback(host)
-    access = Access(users, secrets.token_urlsafe(32) if token else "")
+        token = not users and not addresses.is_private
+    secret = secrets.token_urlsafe(32) if token else ""
+    access = Access(users, secret, f"{addresses.root_path}/")
     specs = {spec.name: spec, **{name: s for name, s in SPECS.items() if name != spec.name}}
     with (
         tempfile.TemporaryDirectory(prefix="swag_models_") as scratch,
@@ -71,9 +81,9 @@ def serve(
         import_extra("gradio", "swag-models[app]", "the page")
         from swag_models.app.server import build_server, run_server
 
-        server = build_server(specs, folder=folder, host=host, access=access)
+        server = build_server(specs, folder=folder, addresses=addresses, access=access)
         address = f"{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        ready(f"http://{address}/{f'?token={access.token}' if token else ''}")
+        ready(f"http://{address}{access.path}{f'?token={access.token}' if token else ''}")
         run_server(server, listener)
 
 
@@ -91,11 +101,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port}: {reason}; "
             f"choose another port, or 0 for any free port"
         ) from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"

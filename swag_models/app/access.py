@@ -26,13 +26,16 @@ class Access:
         users: user -> password; empty if no password is accepted.
         token: a secret that is accepted in the query (`?token=`) and as a bearer token; "" for
             none. Without users and token, everybody has access.
+        path: path of the page; browsers send the cookies only there.
     """
 
     def __init__(
         self,
         users: Mapping[str, str] | None = None,
         token: str = "",  # nosec B107
+        path: str = "/",
     ) -> None:
+        self.path = path
         self.users = users or {}
         self.token = token
         self.key = secrets.token_bytes(32)
@@ -48,7 +51,7 @@ class Access:
         """Return the value of a `Set-Cookie` header for a browser that has access."""
         browser = secrets.token_hex(16)
         value = f"{browser}.{self._sign(browser)}"
-        return f"{self.cookie_name}={value}; HttpOnly; SameSite=Lax; Path=/"
+        return f"{self.cookie_name}={value}; HttpOnly; SameSite=Lax; Path={self.path}"
 
     def read_cookie(self, cookies: Mapping[str, str]) -> str:
         """Return the browser that a cookie identifies, or "" without a valid cookie."""

@@ -6,23 +6,11 @@ from typing import Any
 
 import gradio as gr
 
+from swag_models.app.addresses import RefusedError
+
 MAX_SESSION = 128  # characters
 MAX_TEXT = 4096  # characters: the longest path on Linux
 MAX_NUMBER = 1e9
-
-
-class RefusedError(Exception):
-    """A request that is answered with an error and logged in one line.
-
-    Attributes:
-        status: HTTP status.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
 
 
 def parse_call(content: bytes, handlers: Mapping[int, Sequence[Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -11,6 +11,7 @@ import jinja2
 from PIL import Image
 
 from swag_models.app.similar import Neighbour
+from swag_models.hub.cache import is_shipped
 from swag_models.inference.predict import Prediction, Skipped
 from swag_models.spec import ModelSpec
 
@@ -18,12 +19,22 @@ if TYPE_CHECKING:
     import gradio as gr
 
 STYLE_SHEET = Path(__file__).with_name("style.css")
+MAX_COPIES = 5  # names that are shown
 ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">
 <rect width="32" height="32" rx="7" fill="#0f766e"/>
 <path d="M12 7 10 25M22 7 20 25M7 13H25M7 19H25" stroke="white" stroke-width="2.6"
   stroke-linecap="round"/>
 </svg>"""  # a number sign, as in a hashtag
-HEAD = f'<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">'
+# A wide window has space for the facts. Not in the style sheet, whose @supports Gradio drops.
+WIDE_STYLE = """
+@supports selector(::details-content) {
+  @media (min-width: 641px) {
+    .facts summary { display: none; }
+    .facts::details-content { display: block; height: auto; content-visibility: visible; }
+  }
+}"""
+HEAD = f"""<link rel="icon" href="data:image/svg+xml,{quote(ICON)}">
+<style>{WIDE_STYLE}</style>"""
 
 # autoescape: names, labels and messages come from users, files and third-party models
 _TEMPLATES = jinja2.Environment(
@@ -38,9 +49,15 @@ def render_header() -> str:
     return _render("header")
 
 
+def render_examples_note(specs: Mapping[str, ModelSpec]) -> str:
+    """How the example images were chosen, and how often the included models are right on others."""
+    included = [spec for spec in specs.values() if spec.metrics and is_shipped(spec.sources[0])]
+    return _render("examples_note", included)
+
+
 def render_facts(spec: ModelSpec, is_local: bool) -> str:
     """Facts about a model, with its licence and, unless `is_local`, the size of its download."""
-    return _render("facts", spec, is_local, format_size(spec))
+    return _render("facts", spec, is_local, spell_license(spec.license), format_size(spec))
 
 
 def render_predictions(predictions: Sequence[Prediction]) -> str:
@@ -56,6 +73,15 @@ def render_neighbours(neighbours: Sequence[Neighbour]) -> str:
     return _render(
         "neighbours", [(n.similarity, n.name, encode_image(n.thumbnail)) for n in neighbours]
     )
+
+
+def render_copies(names: Sequence[str]) -> str:
+    """The names of the files that are the chosen image itself; empty without names."""
+    names = [
+        *names[:MAX_COPIES],
+        *([f"and {len(names) - MAX_COPIES} more"] * (len(names) > MAX_COPIES)),
+    ]
+    return _render("copies", names)
 
 
 def render_skipped(skipped: Sequence[Skipped]) -> str:
@@ -92,7 +118,7 @@ def render_hint(line: str) -> str:
 
 def make_consent_label(spec: ModelSpec) -> str:
     """Label of the button that accepts the licence and starts the download."""
-    return f"Accept {spec.license.upper()} and download {format_size(spec)}"
+    return f"Accept {spell_license(spec.license)} and download {format_size(spec)}"
 
 
 def make_saliency_label(spec: ModelSpec, predictions: Sequence[Prediction], layer: int) -> str:
@@ -100,6 +126,14 @@ def make_saliency_label(spec: ModelSpec, predictions: Sequence[Prediction], laye
     if spec.family == "vit":
         return f"Attention of the class token in block {layer}"
     return f"Grad-CAM of {predictions[0].label if predictions else 'the features'} at stage {layer}"
+
+
+def spell_license(identifier: str) -> str:
+    """An SPDX identifier in its usual spelling; other texts as they are."""
+    is_upper = identifier.startswith("cc-") or identifier in ("mit", "cc0-1.0")
+    return {"apache-2.0": "Apache-2.0"}.get(
+        identifier, identifier.upper() if is_upper else identifier
+    )
 
 
 def format_size(spec: ModelSpec) -> str:

@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +23,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from swag_models.app.access import Access
-from swag_models.app.calls import RefusedError, parse_call
+from swag_models.app.addresses import Addresses, RefusedError
+from swag_models.app.calls import parse_call
 from swag_models.app.uploads import Uploads
 from swag_models.formatting import escape_unprintable
 
@@ -39,10 +40,12 @@ READ_ROUTES = re.compile(
     r"|/gradio_api/(startup-events|heartbeat/[\w-]{1,128})",
     re.ASCII,
 )
-HOST = re.compile(r"([\w.-]+|\[[\da-f:.]+\])(:\d{1,5})?", re.ASCII | re.IGNORECASE)
 # Others, such as Range, Cookie and X-Forwarded-Host, change what Gradio does.
-PASSED_HEADERS = {b"host", b"accept", b"accept-encoding", b"content-type", b"content-length"}
-OWNER = "swag_models.owner"  # key in the scope: who sent the request
+PASSED_HEADERS = {b"accept", b"accept-encoding", b"content-type"}
+# keys in the scope: who sent the request, to which host, and the path within the page
+OWNER, HOST, PATH = "swag_models.owner", "swag_models.host", "swag_models.path"
+
+MANIFEST = re.compile(rb'<link rel="manifest"[^>]*>')
 
 MAX_UPLOAD = 64 << 20  # bytes of one request
 MAX_CALL = 64 << 10  # bytes
@@ -111,7 +114,8 @@ class Guard:
         handlers: number of each event handler -> its input components.
         uploads: the uploaded files.
         access: who may use the page.
-        hosts: host names under which the page may be requested; None for any.
+        addresses: where the page is found.
+        head: HTML for the head of the page.
     """
 
     def __init__(
@@ -120,13 +124,15 @@ class Guard:
         handlers: Mapping[int, Sequence[Any]],
         uploads: Uploads,
         access: Access,
-        hosts: Collection[str] | None,
+        addresses: Addresses,
+        head: str,
     ) -> None:
         self.app = app
         self.handlers = handlers
         self.uploads = uploads
         self.access = access
-        self.hosts = hosts
+        self.addresses = addresses
+        self.head = head.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -167,13 +173,20 @@ class Guard:
             RefusedError: the request is refused.
             ClientDisconnect: the client closed the connection.
         """
-        self.check_origin(request)
-        path, method = request.scope["path"], request.method
+        scheme, request.scope[HOST] = self.addresses.check(request.headers)
+        request.scope["scheme"] = scheme or request.scope["scheme"]
+        path = self.addresses.strip_root_path(request.scope["path"])
+        request.scope[PATH] = path
+        method = request.method
         reads = method in ("GET", "HEAD")
         browser = self.access.read_cookie(request.cookies)
-        if path == "/" and reads and self.access.check_token(request.query_params.get("token", "")):
+        is_page = path in ("/", self.addresses.root_path)
+        if is_page and reads and self.access.check_token(request.query_params.get("token", "")):
             # without the token in the address, which others may see and browsers store
-            return RedirectResponse("./", 303, {"Set-Cookie": self.access.make_cookie()})
+            cookie = self.access.make_cookie()
+            return RedirectResponse(self.access.path, 303, {"Set-Cookie": cookie})
+        if path == self.addresses.root_path and reads:  # without the slash at the end
+            return RedirectResponse(self.access.path, 303)
         owner = browser or await self.check_credentials(request)
         request.scope[OWNER] = owner
         if path == API + "upload" and method == "POST":
@@ -190,22 +203,10 @@ class Guard:
                 raise RefusedError(403, "it is not a file of this session")
             return self.pass_on()
         if READ_ROUTES.fullmatch(path) and reads:
-            sets_cookie = path == "/" and not browser
-            return self.pass_on(cookie=self.access.make_cookie() if sets_cookie else "")
+            is_page = path == "/"
+            cookie = self.access.make_cookie() if is_page and not browser else ""
+            return self.pass_on(cookie=cookie, is_page=is_page)
         raise RefusedError(404, "the page has no such address")
-
-    def check_origin(self, request: Request) -> None:
-        """Refuse requests under another host name, and requests that other websites send.
-
-        The first prevents DNS rebinding: a website whose host name leads to this machine.
-        """
-        host = request.headers.get("host", "")
-        match = HOST.fullmatch(host)
-        if not match or (self.hosts is not None and match[1].lower() not in self.hosts):
-            raise RefusedError(400, f"{host!r} is not a host name of this page")
-        origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
-            raise RefusedError(403, f"{origin!r} is another website")
 
     async def check_credentials(self, request: Request) -> str:
         """Return who sends a request, "" if no credentials are needed; reject wrong credentials."""
@@ -252,19 +253,23 @@ class Guard:
             await form.close()
         return JSONResponse(paths)
 
-    def pass_on(self, body: bytes | None = None, cookie: str = "") -> ASGIApp:
+    def pass_on(
+        self, body: bytes | None = None, cookie: str = "", is_page: bool = False
+    ) -> ASGIApp:
         """An application that passes a request on to Gradio.
 
         Args:
             body: the body that Gradio receives; None for an empty one.
             cookie: value of a `Set-Cookie` header of the response; "" for none.
+            is_page: whether the response is the HTML of the page.
         """
         content = body or b""
 
         async def respond(scope: Scope, receive: Receive, send: Send) -> None:
-            headers = [(key, value) for key, value in scope["headers"] if key in PASSED_HEADERS]
-            headers = [(key, value) for key, value in headers if key != b"content-length"]
+            passed = PASSED_HEADERS - ({b"accept-encoding"} if is_page else set())
+            headers = [(key, value) for key, value in scope["headers"] if key in passed]
             headers.append((b"content-length", b"%d" % len(content)))
+            headers.append((b"host", scope[HOST].encode()))
             unread: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
 
             async def replay() -> Message:
@@ -275,18 +280,33 @@ class Guard:
                         pass
                 return {"type": "http.disconnect"}
 
-            async def send_with_cookie(message: Message) -> None:
-                if message["type"] == "http.response.start" and cookie:
-                    message["headers"] = [
-                        *message.get("headers", []),
-                        (b"set-cookie", cookie.encode()),
+            async def send_edited(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    headers = [
+                        (key, value)
+                        for key, value in message.get("headers", [])
+                        if not (is_page and key == b"content-length")
                     ]
+                    headers += [(b"set-cookie", cookie.encode())] * bool(cookie)
+                    message = {**message, "headers": headers}
+                elif is_page:
+                    message = {**message, "body": self.edit_page(message.get("body", b""))}
                 await send(message)
 
-            checked = {**scope, "headers": headers, "query_string": b""}
-            await self.app(checked, replay, send_with_cookie)
+            path = scope[PATH]
+            checked = {**scope, "path": path, "headers": headers, "query_string": b""}
+            checked.pop("raw_path", None)
+            await self.app(checked, replay, send_edited)
 
         return respond
+
+    def edit_page(self, html: bytes) -> bytes:
+        """Add to the head of the page, and drop a link to the root of the host.
+
+        Gradio adds to the head only when its script has started; until then, browsers request
+        /favicon.ico, which may belong to another page behind the same proxy.
+        """
+        return MANIFEST.sub(b"", html).replace(b"</head>", self.head + b"</head>", 1)
 
 
 def _check_content_type(request: Request, expected: str) -> None:

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from gradio.utils import get_upload_folder
 from starlette.types import ASGIApp
 
-from swag_models.app import is_loopback
 from swag_models.app.access import Access
+from swag_models.app.addresses import Addresses
 from swag_models.app.components import HEAD, STYLE_SHEET, make_theme
 from swag_models.app.guard import Guard
 from swag_models.app.protocol import Protocol
@@ -21,25 +21,25 @@ from swag_models.app.uploads import Uploads
 from swag_models.spec import ModelSpec
 
 logger = logging.getLogger("swag_models")
-EXAMPLES = Path(__file__).parents[2] / "examples" / "scenes"  # exists in a clone of the repository
+# Held-out images of studies/scenes with seed 1, which both included models classify correctly
+EXAMPLES = Path(__file__).with_name("examples")
 MAX_SESSIONS = 1000  # that Gradio keeps; each takes up to a megabyte, without images
 MAX_CONNECTIONS = 4000
 RESERVED_FILES = 256  # that are open for other purposes: images, weights, uploads
 
 
 def build_server(
-    specs: Mapping[str, ModelSpec], *, folder: str, host: str, access: Access | None = None
+    specs: Mapping[str, ModelSpec], *, folder: str, addresses: Addresses, access: Access
 ) -> Guard:
     """Build the page as an ASGI application.
 
     Args:
         specs: the models to choose from, by name; the first is selected.
         folder: folder to search for similar images; "" for none.
-        host: name or address that the server listens on.
-        access: who may use the page; None for anyone who can reach it.
+        addresses: where the page is found.
+        access: who may use the page.
     """
-    is_private = is_loopback(host)
-    access = access or Access()
+    is_private = addresses.is_private
     uploads = Uploads(Path(get_upload_folder()))
     page = Page(
         specs,
@@ -59,9 +59,9 @@ def build_server(
         server,
         page.blocks,
         path="/",
+        root_path=addresses.root_path,
         theme=make_theme(),
         css_paths=STYLE_SHEET,
-        head=HEAD,
         footer_links=[],
         run_history=False,
         show_error=False,
@@ -72,8 +72,7 @@ def build_server(
     )
     uploads.share(path for path in uploads.folder.rglob("*") if path.is_file())
     handlers = {number: handler.inputs for number, handler in page.blocks.fns.items()}
-    hosts = {host, f"[{host}]", "localhost"} if is_private else None
-    return Guard(server, handlers, uploads, access, hosts)
+    return Guard(server, handlers, uploads, access, addresses, HEAD)
 
 
 def run_server(server: ASGIApp, listener: socket.socket) -> None:

@@ -8,8 +8,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from threading import Thread
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -29,6 +30,28 @@ KEPT_IMAGES = KeptImages()
 BATCH_SIZE = 8  # images of a folder: a batch takes seconds, even with a large model
 
 
+class FileContent(NamedTuple):
+    """What identifies the content of a file.
+
+    Attributes:
+        size: in bytes.
+        sha256: hexadecimal.
+    """
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def read(cls, file: BinaryIO) -> "FileContent":
+        """Read a file from its start, and return to the start."""
+        digest = sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        size = file.tell()
+        file.seek(0)
+        return cls(size, digest.hexdigest())
+
+
 # eq=False: Gradio detects changes by hash, and every analysis must count as a change
 @dataclass(eq=False)
 class Analysis:
@@ -42,6 +65,7 @@ class Analysis:
         view: the same part of the image, for display; None after `release`.
         predictions: most probable classes, best first; empty if the model has no class names.
         layer_maps: a layer from 0 and its saliency maps (K, h, w), filled by `get_saliency`.
+        content: the file, to recognise copies; None if unknown.
     """
 
     spec: ModelSpec
@@ -49,6 +73,7 @@ class Analysis:
     view: Image.Image | None
     predictions: Sequence[Prediction] = ()
     layer_maps: tuple[int, SaliencyMap] | None = None
+    content: "FileContent | None" = None
 
     def release(self) -> None:
         """Drop the pixels, because other sessions need the memory."""

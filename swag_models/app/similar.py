@@ -5,6 +5,7 @@ Axes: N images, D features.
 
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -15,11 +16,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from swag_models.app.service import load_folder_embedder
+from swag_models.app.service import FileContent, load_folder_embedder
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import find_images
 from swag_models.inference.predict import Skipped
-from swag_models.paths import expand_path
+from swag_models.paths import expand_path, open_regular
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
 
@@ -95,7 +96,12 @@ class SimilarityIndex:
         return done, len(versions)
 
     def rank(
-        self, spec: ModelSpec, folder: str, image: Image.Image | Tensor, count: int = 8
+        self,
+        spec: ModelSpec,
+        folder: str,
+        image: Image.Image | Tensor,
+        count: int = 8,
+        exclude: Collection[str] = (),
     ) -> tuple[list[Neighbour], list[Skipped]]:
         """Find the images of an embedded folder that are most similar to an image.
 
@@ -104,6 +110,7 @@ class SimilarityIndex:
             folder: folder as for `embed`; images that are not embedded yet are ignored.
             image: the query, a PIL image or uint8 (3, H, W).
             count: number of neighbours.
+            exclude: names of images that are not neighbours.
 
         Returns:
             The neighbours, best first, and the images that cannot be read.
@@ -113,7 +120,13 @@ class SimilarityIndex:
             for path, version in list_file_versions(spec, folder).items()
             if version in self.embeddings
         }
-        vectors = {path: x for path, x in embeddings.items() if isinstance(x, Tensor)}
+        root = expand_path(folder, "folder")
+        excluded = {str(root / name) for name in exclude}
+        vectors = {
+            path: x
+            for path, x in embeddings.items()
+            if isinstance(x, Tensor) and path not in excluded
+        }
         skipped = [x for x in embeddings.values() if isinstance(x, Skipped)]
         if not vectors:
             return [], skipped
@@ -121,7 +134,6 @@ class SimilarityIndex:
         query = load_folder_embedder(spec)(image).vectors  # (1, D)
         similarity = F.cosine_similarity(torch.stack(list(vectors.values())), query)  # (N,)
         top = similarity.topk(min(count, len(paths)))
-        root = expand_path(folder, "folder")
         neighbours = []
         for index, value in zip(top.indices.tolist(), top.values.tolist()):
             thumbnail = read_image(paths[index])
@@ -129,6 +141,25 @@ class SimilarityIndex:
             name = str(Path(paths[index]).relative_to(root))
             neighbours.append(Neighbour(name, value, thumbnail))
         return neighbours, skipped
+
+
+def find_copies(spec: ModelSpec, folder: str, content: FileContent) -> list[str]:
+    """Find the files in a folder that have the content of another file.
+
+    Returns:
+        Their paths within the folder, sorted.
+    """
+    root = expand_path(folder, "folder")
+    copies = []
+    for path, version in list_file_versions(spec, folder).items():
+        try:
+            if version.size == content.size:
+                with open_regular(path) as file:
+                    is_copy = FileContent.read(file) == content
+                copies += [str(Path(path).relative_to(root))] * is_copy
+        except OSError:  # it is gone, or cannot be read
+            continue
+    return sorted(copies)
 
 
 def list_file_versions(spec: ModelSpec, folder: str) -> dict[str, FileVersion]:

@@ -1,35 +1,24 @@
-"""The page: its layout, and the handlers of its events."""
+"""The handlers of the page's events."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial, wraps
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from swag_models.app import components, service
 from swag_models.app.guard import OWNER
+from swag_models.app.layout import MEAN_HEAD, OPACITY, SALIENCY_LABEL, WELCOME, Layout
 from swag_models.app.saliency import count_layers, overlay_saliency
-from swag_models.app.similar import SimilarityIndex
-from swag_models.app.uploads import Uploads
+from swag_models.app.similar import find_copies
 from swag_models.errors import SwagModelsError
 from swag_models.hub.fetch import find_weights
-from swag_models.spec import ModelSpec, ViTConfig
+from swag_models.spec import ViTConfig
 
 logger = logging.getLogger("swag_models")
-WELCOME = "Choose an image, and its most probable classes are listed here."
-SALIENCY_LABEL = "Saliency map"
 STOPPED = "The download was stopped; the next download of this model resumes it."
-POLL_INTERVAL = 0.5  # seconds
 MAX_IDLE_POLLS = 4
-MEAN_HEAD = "mean"
-LABEL_EXAMPLES = """(...inputs) => {
-  document.querySelectorAll("#examples button").forEach(
-    (button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
-  return inputs;
-}"""  # for screen readers
-OPACITY = 0.55  # of the saliency map at first
 Updates = dict[Any, Any]  # component -> its new value or properties
 
 
@@ -59,96 +48,8 @@ def show_errors(*cleared: str) -> Callable[[Callable[..., Updates]], Callable[..
     return decorate
 
 
-class Page:
-    """Layout and event handlers of the page.
-
-    Args:
-        specs: the models to choose from, by name; the first is selected.
-        folder: folder to search for similar images; "" for none.
-        may_type: whether another folder can be entered in the page.
-        examples: image files to start with.
-        uploads: the uploaded files; no other file is opened for a request.
-    """
-
-    def __init__(
-        self,
-        specs: Mapping[str, ModelSpec],
-        folder: str,
-        may_type: bool,
-        examples: list[Path],
-        uploads: Uploads,
-    ) -> None:
-        self.specs = specs
-        self.uploads = uploads
-        self.folder = folder
-        self.may_type = may_type
-        self.index = SimilarityIndex()
-        self.downloads: dict[str, service.Download] = {}
-        with gr.Blocks(title="swag_models", analytics_enabled=False) as self.blocks:
-            self.analysis, self.idle_polls = gr.State(None), gr.State(0)
-            self.download_timer = gr.Timer(POLL_INTERVAL, active=False)
-            self.embed_timer = gr.Timer(POLL_INTERVAL, active=False)
-            gr.HTML(components.render_header())
-            with gr.Row(equal_height=False):
-                with gr.Column(elem_id="inputs"):
-                    self.add_inputs(examples)
-                with gr.Column(elem_id="results"):
-                    self.add_results()
-            self.connect()
-
-    def add_inputs(self, examples: list[Path]) -> None:
-        """Add the column in which an image and a model are chosen."""
-        self.image = gr.Image(
-            label="Image",
-            type="filepath",
-            image_mode=None,
-            sources=["upload", "clipboard", "webcam"],
-            height=300,
-            buttons=[],
-            elem_id="image",
-        )
-        if examples:
-            gr.Examples(
-                [[str(path)] for path in examples],
-                self.image,
-                label="Or one of these",
-                elem_id="examples",
-            )
-        self.model = gr.Dropdown(
-            list(self.specs), value=next(iter(self.specs)), label="Model", elem_id="model"
-        )
-        self.facts = gr.HTML(elem_id="facts")
-        self.progress = gr.HTML(elem_id="progress")
-        self.download_button = gr.Button(visible=False, variant="primary", elem_id="download")
-        self.stop_button = gr.Button(visible=False, elem_id="stop")
-
-    def add_results(self) -> None:
-        """Add the column with classes, saliency map and similar images."""
-        self.notice = gr.HTML(elem_id="notice")
-        self.bars = gr.HTML(components.render_hint(WELCOME), elem_id="bars")
-        with gr.Group():
-            self.overlay = gr.Image(
-                label=SALIENCY_LABEL,
-                interactive=False,
-                height=380,
-                buttons=["fullscreen"],
-                elem_id="overlay",
-            )
-            with gr.Row():
-                options: dict[str, Any] = {"min_width": 200, "buttons": []}
-                self.layer = gr.Slider(1, 2, 1, step=1, label="Block", **options)
-                self.opacity = gr.Slider(0, 1, OPACITY, step=0.05, label="Opacity", **options)
-                self.head = gr.Dropdown([MEAN_HEAD], value=MEAN_HEAD, label="Head", min_width=200)
-        self.typed_folder = gr.Textbox(
-            self.folder,
-            label="Similar images in one of your folders",
-            placeholder="/path/to/images, on this machine",
-            interactive=self.may_type,
-            submit_btn="Find" if self.may_type else False,
-            visible=self.may_type or bool(self.folder),
-            elem_id="folder",
-        )
-        self.similar = gr.HTML(elem_id="similar")
+class Page(Layout):
+    """Event handlers of the page; the arguments are those of `Layout`."""
 
     def connect(self) -> None:
         """Connect events to their handlers.
@@ -194,7 +95,7 @@ class Page:
             step = event(self.classify, [self.image, self.model], outputs, **slow)
             return on_similar(on_saliency(step.then).then)
 
-        self.blocks.load(self.select_model, self.model, model_outputs, **quick, js=LABEL_EXAMPLES)
+        self.blocks.load(self.select_model, self.model, model_outputs, **quick, js=self.scripts)
         on_clear(self.model.change).then(self.select_model, self.model, model_outputs, **quick)
         on_classify(self.facts.change)  # another model was selected, or its weights were downloaded
         on_classify(on_clear(self.image.change).then)
@@ -291,7 +192,9 @@ class Page:
         owner = request.request.scope[OWNER]
         file, file_name = self.uploads.open(upload, owner, request.session_hash)
         with file:
+            content = service.FileContent.read(file)
             analysis = service.classify_image(spec, file, file_name)
+        analysis.content = content
         if analysis.predictions:
             bars = components.render_predictions(analysis.predictions)
         else:
@@ -334,6 +237,10 @@ class Page:
             text = f"{done} of {total} images embedded"
             bar = components.render_progress(text, done, total)
             return {self.similar: bar, self.embed_timer: gr.Timer(active=True)}
-        neighbours, skipped = self.index.rank(analysis.spec, folder, analysis.get_input()[0])
-        html = components.render_neighbours(neighbours) + components.render_skipped(skipped)
+        assert analysis.content
+        copies = find_copies(analysis.spec, folder, analysis.content)
+        pixels, _ = analysis.get_input()
+        neighbours, skipped = self.index.rank(analysis.spec, folder, pixels, exclude=copies)
+        html = components.render_neighbours(neighbours) + components.render_copies(copies)
+        html += components.render_skipped(skipped)
         return {self.similar: html, self.embed_timer: gr.Timer(active=False)}

@@ -146,6 +146,8 @@ def app(options: argparse.Namespace) -> int:
         folder=options.folder,
         host=options.host,
         port=options.port,
+        root_path=options.root_path,
+        allow_hosts=options.allow_host,
         auth_file=options.auth_file,
         token=options.token,
         ready=announce,
@@ -269,6 +271,19 @@ def _add_app_options(command: argparse.ArgumentParser) -> None:
         type=int,
         default=7860,
         help="port to listen on, or 0 for any free port (default: 7860)",
+    )
+    command.add_argument(
+        "--root-path",
+        metavar="PATH",
+        default="",
+        help="path of the page behind a reverse proxy, for example /demo",
+    )
+    command.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="host name of a reverse proxy under which the page may be requested; repeatable",
     )
     command.add_argument(
         "--auth-file",

@@ -8,6 +8,7 @@ from PIL import Image
 from swag_models.api import SPECS
 from swag_models.app.components import (
     make_consent_label,
+    render_copies,
     render_download,
     render_error,
     render_facts,
@@ -45,12 +46,16 @@ def test_only_an_https_url_becomes_a_link(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
-    [("vit_nano_hashtags", "1.25 MiB"), ("vit_b16", "327 MiB"), ("vit_h14", "2.3 GiB")],
+    ("name", "license", "size"),
+    [
+        ("vit_nano_hashtags", "Apache-2.0", "1.25 MiB"),
+        ("vit_b16", "CC-BY-NC-4.0", "327 MiB"),
+        ("vit_h14", "CC-BY-NC-4.0", "2.3 GiB"),
+    ],
 )
-def test_consent_names_licence_and_size(name: str, size: str) -> None:
+def test_consent_names_licence_and_size(name: str, license: str, size: str) -> None:
     spec = SPECS[name]
-    assert make_consent_label(spec) == f"Accept {spec.license.upper()} and download {size}"
+    assert make_consent_label(spec) == f"Accept {license} and download {size}"
     facts = render_facts(spec, is_local=False)
     assert f"{size} to download" in facts
     assert ("no commercial use" in facts) == (name != "vit_nano_hashtags")
@@ -69,6 +74,35 @@ def test_facts_of_a_model_are_complete_and_missing_ones_are_left_out() -> None:
     assert "<dt>Output</dt><dd>features</dd>" in trunk
     assert "<dt>Accuracy</dt>" not in trunk
     assert "<dt>Training</dt>" not in trunk
+
+
+@pytest.mark.parametrize(
+    ("license", "spelling"),
+    [("mit", "MIT"), ("cc0-1.0", "CC0-1.0"), ("openrail", "openrail"), ("unknown", "unknown")],
+)
+def test_licences_are_spelled_as_usual(license: str, spelling: str) -> None:
+    facts = render_facts(replace(SPECS["vit_b16"], license=license), is_local=True)
+    assert f">{spelling}</a>" in facts
+
+
+@pytest.mark.parametrize(
+    ("description", "html"),
+    [
+        ("made by `a b`; `c`", "made by <code>a b</code>; <code>c</code>"),
+        ("it`s `<b>`", "it<code>s </code>&lt;b&gt;`"),
+        ("``", "<code></code>"),
+        ("a`", "a`"),
+    ],
+)
+def test_backticks_in_a_description_enclose_code(description: str, html: str) -> None:
+    facts = render_facts(replace(SPECS["vit_b16"], description=description), is_local=True)
+    assert f"<dd>{html}</dd>" in facts
+
+
+def test_the_files_that_are_the_image_itself_are_named() -> None:
+    assert render_copies([]) == ""
+    assert "the image itself: a, b</p>" in render_copies(["a", "b"])
+    assert "0, 1, 2, 3, 4, and 95 more</p>" in render_copies([str(n) for n in range(100)])
 
 
 def test_a_probability_is_shown_as_text_and_as_a_bar() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from swag_models.api import get_spec
-from swag_models.app.similar import Neighbour, SimilarityIndex
+from swag_models.app.service import FileContent
+from swag_models.app.similar import Neighbour, SimilarityIndex, find_copies
 from swag_models.errors import ConfigError
 from swag_models.inference.predict import Skipped
 from swag_models.preprocess import read_image
@@ -38,6 +39,23 @@ def test_the_most_similar_images_come_first(folder: Path) -> None:
     )
     assert len(neighbours) == 8
     assert skipped == []
+
+
+def test_the_file_itself_can_be_left_out(folder: Path) -> None:
+    chair = SCENES / "chair.jpg"
+    shutil.copy(chair, folder / "same.jpg")
+    (folder / "same size.jpg").write_bytes(bytes(chair.stat().st_size))
+    (folder / "gone.jpg").symlink_to(folder / "nowhere")
+    with chair.open("rb") as file:
+        content = FileContent.read(file)
+        assert file.tell() == 0
+    copies = find_copies(SPEC, str(folder), content)
+    assert copies == ["same.jpg", "scenes/chair.jpg"]
+    index = SimilarityIndex()
+    index.embed(SPEC, str(folder), seconds=60)
+    neighbours, _ = index.rank(SPEC, str(folder), read_image(chair), exclude=copies)
+    assert len(neighbours) == 8
+    assert not {neighbour.name for neighbour in neighbours} & set(copies)
 
 
 def test_a_folder_is_embedded_over_several_calls(folder: Path) -> None:

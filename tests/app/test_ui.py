@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accessibility import list_controls, measure_contrast
 from chrome import BROWSER, DRIVER, Chrome, open_chrome, until
 from image_support import SCENES, predict_labels
 from page_support import APP, Visitor, serve_page
@@ -22,7 +23,9 @@ from tiny import REGNET_SPEC, tiny
 from swag_models.spec import Source
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "swag_models" / "app" / "examples").glob("*.jpg"))
 SCREENSHOT = os.environ.get("SWAG_MODELS_SCREENSHOT")
+MIN_CONTRAST = 4.5  # WCAG 2, level AA
 needs_chromium = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed"
 )
@@ -119,8 +122,10 @@ def test_the_last_uploaded_image_is_the_one_shown(page: Chrome) -> None:
 
 
 def test_an_example_can_be_chosen(page: Chrome) -> None:
-    page.wait("#examples button[aria-label='Example 4']").click()
-    page.wait(".bars li:first-child", name("chair"))
+    for number, path in enumerate(EXAMPLES, 1):
+        page.wait(f"#examples button[aria-label='Example {number}']").click()
+        page.wait(".bars li:first-child", path.stem)
+    page.wait("#examples + *", "vit_nano_hashtags gets 24% right")
 
 
 @pytest.mark.parametrize(
@@ -216,13 +221,53 @@ def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
     names = [stop["name"] for stop in stops]
     expected = ["Example 4", "Model", "range slider for Block", "Head", "Find"]
     assert [name for name in names if name in expected] == expected
-    page.wait(".bars li:first-child", name("chair"))
+    page.wait(".bars li:first-child", EXAMPLES[3].stem)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everything_is_legible_and_has_a_name(
+    page: Chrome, address: str, width: int, dark: bool
+) -> None:
+    page.resize(width, 900, dark)
+    page.driver.get(address)
+    page.wait(".facts", "on this machine")
+    bars = page.wait("#bars[aria-live=polite]", "Choose an image")
+    page.wait("#examples button[aria-label='Example 1']").click()
+    page.wait("#overlay img[alt='Attention of the class token in block 4']")
+    page.wait("#image img[alt='The chosen image']")
+    page.wait(".similar figure")
+    assert bars.text.startswith("apple")  # the element is the same, so its new text is announced
+    contrasts = until(
+        # elements fade in
+        lambda: (
+            found if (found := measure_contrast(page)) and found[0].ratio >= MIN_CONTRAST else None
+        ),
+        f"a contrast of at least {MIN_CONTRAST}",
+    )
+    assert {"apple", "Find", "Image", "Licence" if width > 640 else "#"} <= {
+        contrast.text for contrast in contrasts
+    }
+    controls = list_controls(page)
+    assert [control for control in controls if not control[1]] == []
+    assert {role for role, _ in controls} >= {"button", "combobox", "slider", "textbox"}
 
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_fits_a_phone(page: Chrome, dark: bool) -> None:
     page.resize(390, 844, dark)
     page.upload(SCENES / "house.jpg")
+    page.wait(".bars li")
+    bars = page.run("""
+    return [...document.querySelectorAll('#image, .bars li, #examples')].map(
+      e => e.getBoundingClientRect()).map(box => [box.top, box.bottom])""")
+    image, *bars, examples = bars
+    assert page.run("return window.scrollY") == 0
+    assert 0 < image[1] < bars[0][0] < bars[0][1] < 844  # the answer is visible without scrolling
+    assert bars[0][0] - image[1] < 40
+    assert examples[0] > bars[-1][1]
+    assert not page.run("return document.querySelector('.facts').open")
+    assert not page.run("return document.querySelector('.facts dl').checkVisibility()")
     page.wait(".similar figure", "my house <b>.png")
     assert page.run("return document.documentElement.scrollWidth") <= 390
     left = page.run(
