@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -269,5 +269,14 @@ def test_replicas_of_ray_serve_answer_200_clients_as_the_classifier_does() -> No
             assert response.status_code == status
             assert len(response.json()["error"]) < 500
         assert server.post(b"text", "?top_k=0").status_code == 400
+        with ExitStack() as connections:
+            for _ in range(2 * 32 + 256 + 50):  # with bodies that never arrive
+                connection = connections.enter_context(closing(find_connection(server)))
+                connection.putrequest("POST", "/classify")
+                connection.putheader("Content-Length", "1000")
+                connection.endheaders(b"x")
+            wait_until(lambda: server.post(b"text").status_code == 503)
+            assert "Traceback" not in server.post(b"text").text
+        wait_until(lambda: server.post(b"text").status_code == 422)
         health = httpx.get(f"{server.url}/-/healthz", trust_env=False)
         assert (health.status_code, health.text) == (200, "success")

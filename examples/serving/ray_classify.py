@@ -9,7 +9,9 @@ The model is a name or a folder. /-/healthz is the proxy's health. docs/serving.
 
 import argparse
 import asyncio
+import contextlib
 import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,7 +30,11 @@ from swag_models.errors import ImageError, SwagModelsError
 from swag_models.inference import Classifier, Prediction
 
 
-@serve.deployment(max_ongoing_requests=32, max_queued_requests=http_images.MAX_REQUESTS)
+@serve.deployment(
+    max_ongoing_requests=32,  # of a replica
+    max_queued_requests=http_images.MAX_REQUESTS,  # others are refused with 503
+    logging_config={"enable_access_log": False},
+)
 class ImageClassifier:
     """A replica: a model in a process of its own, on one CPU."""
 
@@ -82,5 +88,8 @@ if __name__ == "__main__":
         autoscaling_config=autoscaling, ray_actor_options={"num_cpus": 1}
     )
     ray.init(include_dashboard=False, logging_level="error")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, not abort as Ray does
     serve.start(http_options={"host": options.host, "port": options.port, "request_timeout_s": 120})
-    serve.run(deployment.bind(options.model), route_prefix="/classify", blocking=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        serve.run(deployment.bind(options.model), route_prefix="/classify", blocking=True)
+    serve.shutdown()
