@@ -21,6 +21,7 @@ import http_images
 import ray
 import torch
 from ray import serve
+from ray.exceptions import TaskCancelledError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -50,6 +51,8 @@ class ImageClassifier:
             )
         except HTTPException as error:
             return await http_images.show_error(request, error)
+        except TaskCancelledError:  # the client closed the connection
+            return Response(status_code=400)
         predictions = (await self.classify((image, top_k)))[:top_k]
         return http_images.make_answer((x.label, x.probability) for x in predictions)
 
