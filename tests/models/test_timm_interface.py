@@ -234,6 +234,8 @@ class TestTokens:
             assert getattr(model, name) == getattr(twin, name)
         for name in ("patch_size", "grid_size", "img_size", "num_patches"):
             assert getattr(model.patch_embed, name) == getattr(twin.patch_embed, name)
+        for name in ("scale", "num_heads", "head_dim"):
+            assert getattr(model.blocks[0].attn, name) == getattr(twin.blocks[0].attn, name)
         assert not hasattr(tiny("regnet"), "num_prefix_tokens")  # by which code recognises a ViT
 
     @pytest.mark.parametrize("pool", ["token", "avg", "", None])
@@ -326,6 +328,7 @@ class TestPruning:
         assert model.num_classes == 0
         assert equal(model(batch), twin(batch))
         assert equal(model.forward_intermediates(batch, chosen, intermediates_only=True), before)
+        assert model.layers[-1][0].startswith(model.feature_info[-1]["module"])
         for name in model.layers[-1]:
             assert model.get_submodule(name) is not None
 

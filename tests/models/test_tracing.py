@@ -213,6 +213,15 @@ class TestAttention:
         assert all(map(torch.equal, maps.values(), model.forward_attention(batch)))
         assert deviation(model(batch), before) < 1e-5
 
+    @pytest.mark.parametrize("kind", ["forward_pre", "full_backward_pre"])
+    def test_hooks_before_the_module_read_attention_too(self, kind: str) -> None:
+        model = tiny("vit")
+        shapes: list[tuple[int, ...]] = []
+        register = getattr(model.blocks[1].attn.attn_drop, f"register_{kind}_hook")
+        register(lambda module, tensors: shapes.append(tuple(tensors[0].shape)))
+        model(images()).sum().backward()
+        assert shapes == [(2, 4, 65, 65)]
+
     def test_hooks_read_gradients_of_attention(self) -> None:
         model, batch = tiny("vit"), images()
         gradients: list[Any] = []

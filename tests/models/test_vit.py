@@ -274,16 +274,28 @@ class TestOtherInputSizes:
         assert deviation(exported(batch[:1].repeat(3, 1, 1, 1)), expected[:1].repeat(3, 1)) < 1e-5
 
     @pytest.mark.parametrize(
-        ("image_size", "shown"), [(65, "65x65"), ((64, 60), "64x60"), ((4, 64), "4x64")]
+        ("image_size", "shown", "nearest"),
+        [
+            (65, "65x65", "64x64"),
+            ((64, 60), "64x60", "64x64"),
+            ((4, 64), "4x64", "8x64"),
+            ((30, 53), "30x53", "32x56"),
+        ],
     )
     def test_size_that_is_no_multiple_of_the_patch_is_rejected(
-        self, image_size: int | tuple[int, int], shown: str
+        self, image_size: int | tuple[int, int], shown: str, nearest: str
     ) -> None:
-        message = f"image size {shown} is not a multiple of the patch size 8"
+        message = f"image size {shown} is not a multiple of the patch size 8; nearest: {nearest}$"
         with pytest.raises(ConfigError, match=message):
             tiny("vit")(images(image_size=image_size))
         with pytest.raises(ConfigError, match=message):
             build(VIT, num_classes=10, image_size=image_size)
+
+
+@pytest.mark.parametrize("size", [(0, 64), (64, 0)])
+def test_images_without_pixels_are_rejected(size: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=f"image size {size[0]}x{size[1]} is not a multiple"):
+        tiny("vit")(torch.zeros(1, 3, *size))
 
 
 def test_images_of_more_than_262144_patches_are_rejected() -> None:

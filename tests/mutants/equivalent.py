@@ -52,6 +52,18 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "annotations are not evaluated, and torch is imported by the functions that need it",
     ),
     (
+        "models/vit_interface.py",
+        "if count < len(self.layers) - 1:",
+        "if count < len(self.layers) - 0:",
+        "if all blocks are kept, layers and frozen parts are computed anew as they were",
+    ),
+    (
+        "preprocess.py",
+        "scaled = values.clip(0, 4095).astype(np.uint32) * 255 // 4095",
+        "scaled = values.clip(0, 4096).astype(np.uint32) * 255 // 4095",
+        "4096 becomes 255 too",
+    ),
+    (
         "models/regnet.py",
         "fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels",
         "fan_out = module.kernel_size[ -1] * module.kernel_size[1] * module.out_channels",

@@ -19,7 +19,14 @@ IMPORTS = (
 # Without tests that take seconds to repeat faster ones: compiled, at full size, for large models.
 SLOW = ("compiled", "full_size", "on_meta", "h14", "l16", "128gf", "32gf")
 SELECTION = " and ".join(f"not {name}" for name in SLOW)
-TRUNK = ["models/test_intermediates.py", "models/test_param_groups.py", "models/test_backbone.py"]
+TRUNK = [
+    "models/test_intermediates.py",
+    "models/test_param_groups.py",
+    "models/test_backbone.py",
+    "models/test_timm_interface.py",
+    "models/test_tracing.py",
+    "models/test_hooks.py",
+]
 
 # Module below swag_models/ -> test files below tests/, the fastest and the most specific first.
 MODULES = {
@@ -29,7 +36,17 @@ MODULES = {
         "test_checkpoint_foreign.py",
         "test_checkpoint.py",
     ],
+    "wrappers.py": [
+        "test_checkpoint_trainers.py",
+        "test_checkpoint_foreign.py",
+        "test_weights_argument.py",
+        "test_state_dict.py",
+    ],
+    "weight_folder.py": ["test_weight_folder.py"],
+    "dcp_folder.py": ["test_weight_folder.py"],
     "state_dict.py": ["test_state_dict.py", "test_checkpoint_foreign.py"],
+    "positions.py": ["test_positions.py", "test_state_dict.py"],
+    "registry.py": ["test_api.py", "hub/test_pull.py"],
     "preprocess.py": ["test_ranges.py", "test_preprocess.py"],
     "hub/download.py": [
         "hub/test_download_retries.py",
@@ -49,22 +66,30 @@ MODULES = {
     "models/vit.py": [
         "models/test_vit.py",
         *TRUNK,
-        "models/test_tracing.py",
-        "models/test_hooks.py",
     ],
     "models/vit_block.py": ["models/test_vit.py", *TRUNK],
+    "models/vit_interface.py": [
+        "models/test_vit.py",
+        *TRUNK,
+    ],
+    "models/arguments.py": [
+        "models/test_vit.py",
+        "models/test_regnet.py",
+        *TRUNK,
+    ],
     "models/drop_path.py": ["models/test_backbone.py"],
     "models/fpn.py": ["models/test_fpn.py"],
     "models/unwrap.py": ["models/test_unwrap.py", "models/test_wrapped.py"],
     "models/regnet.py": [
         "models/test_regnet.py",
         *TRUNK,
-        "models/test_tracing.py",
-        "models/test_hooks.py",
+    ],
+    "models/regnet_block.py": [
+        "models/test_regnet.py",
+        *TRUNK,
     ],
     "models/backbone.py": [
         "models/test_freezing.py",
-        "models/test_hooks.py",
         *TRUNK,
         "test_arguments.py",
         "models/test_checkpointing.py",

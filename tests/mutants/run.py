@@ -21,7 +21,7 @@ import random
 import shutil
 import subprocess
 import sys
-import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,46 +184,59 @@ def copy_repository() -> None:
             shutil.copy2(source, target)
 
 
-def test_module(module: str, options: argparse.Namespace) -> None:
+def test_module(module: str, options: argparse.Namespace, order: Order) -> None:
     """Test the mutants of a module, and write their outcomes to build/mutants."""
     path = TREE / "swag_models" / module
     source, tests = path.read_text("utf-8"), MODULES[module]
     mutants = find_mutants(source)
     chosen = mutants if options.all else choose(mutants, options.count, module, options.seed)
     record_path = FOLDER / f"{module.replace('/', '.')}.json"
-    earlier = {}
+    outcomes: dict[tuple[str, str], str] = {}
     if options.again and record_path.exists():
         results = json.loads(record_path.read_text("utf-8"))["results"]
-        earlier = {(result["before"], result["after"]): result["outcome"] for result in results}
-    # Only the first run compiles: two mutants of a module with one size and one time stamp would
-    # share a compiled file. The module itself has an older time stamp.
-    set_bytecode(True)
-    start, order = time.monotonic(), Order()
-    if run_tests(tests, 1200, order, FOLDER) != "survived":
-        output = (FOLDER / "log.txt").read_text("utf-8", "replace")
-        raise SystemExit(f"The tests of {module} fail without a mutant:\n{output}")
-    seconds = time.monotonic() - start
-    set_bytecode(False)
-    print(f"{module}: {len(chosen)} of {len(mutants)} mutants, {seconds:.0f} s", flush=True)
+        outcomes = {(result["before"], result["after"]): result["outcome"] for result in results}
     equivalent = {entry[1:3] for entry in EQUIVALENT if entry[0] == module}
-    results = []
+    print(f"{module}: {len(chosen)} of {len(mutants)} mutants", flush=True)
+    is_prepared = False
     for mutant in chosen:
         change = (mutant.before, mutant.after)
-        outcome = earlier.get(change, "survived")
-        is_known = change in earlier and (outcome != "survived" or change in equivalent)
-        if not is_known:
+        outcome = outcomes.get(change, "unknown")
+        if outcome == "unknown" or (outcome == "survived" and change not in equivalent):
+            if not is_prepared:
+                prepare_tests(module, order)
+                is_prepared = True
             path.write_text(mutant.code, "utf-8")
-            outcome = run_tests(tests, 60 + 2 * seconds, order, FOLDER)
+            order.changed, order.complete = (module, mutant.line), outcome == "survived"
+            outcome = run_tests(tests, 60 + 3 * order.estimate(tests), order, FOLDER)
         if outcome == "survived" and change in equivalent:
             outcome = "equivalent"
-        results.append({"line": mutant.line, "before": mutant.before, "after": mutant.after})
-        results[-1]["outcome"] = outcome
+        outcomes[change] = outcome
         if outcome != "killed":
             print(f"  {outcome}, line {mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
         sys.stdout.flush()
+        results = [
+            {"line": m.line, "before": m.before, "after": m.after, "outcome": found}
+            for m in chosen
+            if (found := outcomes.get((m.before, m.after)))
+        ]
         record = {"module": module, "mutants": len(mutants), "results": results}
         record_path.write_text(json.dumps(record, indent=1))
     path.write_text(source, "utf-8")
+
+
+def prepare_tests(module: str, order: Order) -> None:
+    """Compile the tests of a module, and run those without a change that were not run before."""
+    # Only this run compiles: two mutants of a module with one size and one time stamp would share
+    # a compiled file. The module itself has an older time stamp.
+    set_bytecode(True)
+    order.changed, order.kills = None, Counter()
+    unknown = order.find_unknown(MODULES[module])
+    for files, flags in ((unknown, ()), (MODULES[module], ("--collect-only",))):
+        if files and run_tests(files, 3000, order, FOLDER, *flags) != "survived":
+            output = (FOLDER / "log.txt").read_text("utf-8", "replace")
+            raise SystemExit(f"The tests of {module} fail without a mutant:\n{output}")
+    order.keep(unknown)
+    set_bytecode(False)
 
 
 def set_bytecode(enable: bool) -> None:
@@ -240,7 +253,9 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="test every mutant: hours")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--again", action="store_true", help="test only those that survived the last run"
+        "--again",
+        action="store_true",
+        help="test only those that survived the last run, with all tests of the module",
     )
     options = parser.parse_args()
     if unknown := set(options.modules) - set(MODULES):
@@ -258,8 +273,9 @@ def main() -> None:
         importlib.import_module(name)
     assert not any(name.startswith("swag_models") for name in sys.modules)
     gc.freeze()  # pytest collects garbage at its end; without this that takes most of the time
+    order = Order(TREE, FOLDER / "tests_and_lines.json")
     for module in options.modules or MODULES:
-        test_module(module, options)
+        test_module(module, options, order)
     from report import write_report  # imports this package, which must not be in the forks
 
     write_report(FOLDER)
