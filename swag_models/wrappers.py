@@ -171,7 +171,7 @@ def _choose(candidates: list[Candidate], path: Path, key: str | None) -> Candida
                 f"allowed: {list_names(names)}"
             )
         return matching[0]
-    if len(candidates) == 1 or all(c.select() == candidates[0].select() for c in candidates[1:]):
+    if all(_is_same(candidate.select(), candidates[0].select()) for candidate in candidates[1:]):
         return candidates[0]
     averaged = [candidate for candidate in candidates if AVERAGED.search(candidate.name)]
     if any(candidate.keys[:1] == (NOT_AVERAGED,) for candidate in candidates):
@@ -188,6 +188,14 @@ def _choose(candidates: list[Candidate], path: Path, key: str | None) -> Candida
         averaged[0].name,
     )
     return averaged[0]
+
+
+def _is_same(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Return whether two state dicts are one, in a file that names it twice."""
+    return ours.keys() == theirs.keys() and all(
+        value is theirs[name] or (not isinstance(value, Tensor) and value == theirs[name])
+        for name, value in ours.items()
+    )
 
 
 def _find_candidates(content: Any) -> Iterator[Candidate]:

@@ -73,6 +73,12 @@ def test_names_are_listed_by_pattern_and_filters() -> None:
     ]
     assert swag_models.list_models(image_size=518) == ["vit_h14_in1k"]
     assert swag_models.list_models("resnet*") == []
+    names = swag_models.list_models(include=["vit_?1*", "regnety_1*"], exclude=["*in1k*", "*nano*"])
+    assert names == ["regnety_16gf", "regnety_128gf", "vit_b16", "vit_l16", "vit_h14"]
+    assert "vit_b16" not in swag_models.list_models(exclude="vit*")
+    for name in ("include", "exclude"):
+        with pytest.raises(ConfigError, match="3"):
+            swag_models.list_models(**{name: [3]})
 
 
 def test_an_unknown_filter_is_reported_with_the_allowed_ones() -> None:

@@ -297,6 +297,11 @@ class TestConverting:
         modes = [stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()]
         assert modes[0] == modes[1]
 
+    def test_the_temporary_file_of_another_writer_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / ".model.pth.tmp").write_bytes(b"half")
+        write_state_dict({"weight": torch.ones(1)}, tmp_path / "model.pth")
+        assert (tmp_path / ".model.pth.tmp").read_bytes() == b"half"
+
     def test_lists_tensors_that_no_layout_has(self, tmp_path: Path) -> None:
         extra = {f"neck.{index}": torch.ones(1) for index in range(10)}
         torch.save(tiny("vit").state_dict() | extra, tmp_path / "source.pth")

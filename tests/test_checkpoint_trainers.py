@@ -108,8 +108,10 @@ def test_a_call_of_an_unknown_name_is_rejected_unless_the_user_allows_it(tmp_pat
     path = save({"mode": Mode.TRAIN, "model": state}, tmp_path / "checkpoint.pth")
     with pytest.raises(UnsafeCheckpointError, match=r"test_checkpoint_trainers\.Mode"):
         read_state_dict(path)
-    with torch.serialization.safe_globals([Mode]):
-        assert_same(read_state_dict(path), state)
+    allowed: list[Any] = [Mode, (Mode, f"{__name__}.Mode")]
+    for entry in allowed:
+        with torch.serialization.safe_globals([entry]):
+            assert_same(read_state_dict(path), state)
 
 
 def test_a_checkpoint_of_torchvisions_reference_script_is_read(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import VIT_SPEC
+from tiny import VIT_SPEC, tiny
 
-from swag_models import load_model
+from swag_models import get_spec, load_model
 from swag_models.errors import CheckpointError
 from swag_models.layouts import resize_position_embedding, translate_layout
 from swag_models.models import build
+from swag_models.spec import Preprocess
 
 
 def test_positions_of_a_rectangle_are_noticed(
@@ -75,3 +77,32 @@ def test_untrained_positions_look_like_no_grid(tmp_path: Path) -> None:
             loaded = load_model(VIT_SPEC, weights=tmp_path / "x.pth", image_size=size)
             assert torch.equal(loaded.pos_embed, model.pos_embed)
             load_model(VIT_SPEC, weights=tmp_path / "x.pth")
+
+
+def test_a_square_in_place_of_the_models_rectangle_is_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "square.pth"
+    state = load_model("vit_nano_hashtags").state_dict()
+    torch.save(state, path)
+    loaded = load_model("vit_nano_hashtags", weights=path, image_size=(32, 72))
+    assert torch.equal(loaded.pos_embed, state["pos_embed"])
+    assert "look like 6x6 patches, not 4x9; if so, pass image_size=(48, 48)" in caplog.text
+    oblong = replace(get_spec("vit_nano_hashtags"), preprocess=Preprocess((32, 72)))
+    with pytest.raises(
+        CheckpointError,
+        match=r"not 4x9; pass image_size=\(48, 48\), or image_size=\(32, 72\) if they are 4x9$",
+    ):
+        load_model(oblong, weights=path)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, float("nan"), float("inf")])
+def test_equal_positions_look_like_no_grid(
+    value: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tiny("vit").state_dict()
+    state["pos_embed"].fill_(value)
+    torch.save(state, tmp_path / "x.pth")
+    loaded = load_model(VIT_SPEC, weights=tmp_path / "x.pth")
+    assert loaded.pos_embed.isclose(state["pos_embed"], equal_nan=True).all()
+    assert caplog.text == ""

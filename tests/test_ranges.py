@@ -100,6 +100,11 @@ class TestRanges:
         with pytest.raises(ImageError, match=r"allowed: 0 to 1|cannot preprocess a tensor"):
             Transform(Preprocess(16)).normalise(self.tensor(1, dtype))
 
+    @pytest.mark.parametrize("shape", [(5, 5), (4, 5, 5), (3,), (2, 1, 5, 5)])
+    def test_normalise_rejects_other_shapes(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ImageError, match=r"cannot normalise .*; give a tensor \(\.\.\., 3"):
+            Transform(Preprocess(16)).normalise(torch.zeros(shape))
+
     @pytest.mark.parametrize("kind", ["sparse", "meta"])
     def test_tensors_without_values_are_rejected(self, kind: str) -> None:
         tensor = self.tensor(1 / 255, torch.float32)

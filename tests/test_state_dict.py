@@ -346,6 +346,11 @@ class TestDescription:
             assert fitted.keys() == model.state_dict().keys()
             assert all(torch.equal(tensor, state[key]) for key, tensor in fitted.items())
 
+    def test_a_tensor_without_the_described_axis_is_rejected(self) -> None:
+        state = tiny("vit").state_dict() | {"pos_embed": torch.ones(65)}
+        with pytest.raises(CheckpointError, match=r"wrong shapes pos_embed \(65,\)"):
+            fit_state_dict(state, tiny("vit"), origin="here", published=TINY_SPECS["vit"])
+
     def test_positions_of_an_oblong_description_are_kept(self) -> None:
         oblong = tiny("vit", image_size=(32, 128))
         spec = replace(TINY_SPECS["vit"], preprocess=Preprocess((32, 128)))

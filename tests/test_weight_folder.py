@@ -17,6 +17,7 @@ import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from ranks import run_ranks
+from safetensors.torch import save_file
 from tiny import TINY_SPECS, VIT_SPEC, tiny
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -132,6 +133,25 @@ def test_a_folder_without_weights_is_refused_with_what_it_has(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("other", ["teacher", "model_ema"])
+def test_two_models_in_an_index_are_told_apart(
+    other: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = {"student": tiny("vit").state_dict(), other: tiny("vit").state_dict()}
+    tensors = {f"{key}.{name}": x for key, state in models.items() for name, x in state.items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "a.safetensors")}))
+    for key, state in models.items():
+        assert_same(tmp_path, state, key=key)
+    if other == "model_ema":
+        assert_same(tmp_path, models[other])
+        assert "using model_ema" in caplog.text
+    else:
+        with pytest.raises(CheckpointError, match="2 state dicts: student, teacher; choose one"):
+            read_state_dict(tmp_path)
+
+
 def test_a_broken_index_of_bin_files_is_refused(tmp_path: Path) -> None:
     state = tiny("vit").state_dict()
     torch.save(state, tmp_path / "a.bin")
@@ -182,10 +202,13 @@ def save_sharded(folder: str) -> None:
     torch.save(model.state_dict(), Path(folder) / f"{torch.distributed.get_rank()}.pt")
 
 
-def test_a_tensor_in_parts_is_joined(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_tensor_in_parts_is_joined(count: int, tmp_path: Path) -> None:
     state = tiny("vit").state_dict()
     position = state.pop("pos_embed")
     blocks = {(0, 0): position[:, :20, :8], (0, 8): position[:, :20, 8:], (20, 0): position[:, 20:]}
+    if count == 2:
+        blocks = {(0, 0): position[:, :20], (20, 0): position[:, 20:]}
     dcp.save(state | {str(at): block for at, block in blocks.items()}, checkpoint_id=tmp_path)
     metadata = pickle.loads((tmp_path / ".metadata").read_bytes())
     entry = metadata.state_dict_metadata[str((0, 0))]

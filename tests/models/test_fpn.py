@@ -12,7 +12,9 @@ from tiny import CONFIGS, REGNET, SMALL_REGNET, VIT, deviation, images, randomis
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN, RetinaNet
 
+from swag_models.errors import ConfigError
 from swag_models.models import FeaturePyramid, build
+from swag_models.models.fpn import make_level
 from swag_models.spec import RegNetConfig, ViTConfig
 
 SHAPES: dict[str, ViTConfig | RegNetConfig] = {
@@ -179,3 +181,42 @@ def test_torchvisions_detectors_train_and_predict(detector: Any, shape: str) -> 
         detections = model.eval()(images)
     assert len(detections) == 2
     assert all(len(result["boxes"]) == len(result["scores"]) for result in detections)
+
+
+@pytest.mark.parametrize(
+    ("doublings", "resampling", "width"),
+    [
+        (2, ["ConvTranspose2d 16", "ChannelNorm 16", "GELU", "ConvTranspose2d 8"], 8),
+        (1, ["ConvTranspose2d 16"], 16),
+        (0, [], 32),
+        (-2, ["MaxPool2d of 4"], 32),
+    ],
+)
+def test_a_level_has_the_layers_of_vitdet(
+    doublings: int, resampling: list[str], width: int
+) -> None:
+    layers = []
+    level = make_level(32, doublings, 12)
+    for layer in level:
+        sizes = [str(parameter.shape[-1]) for parameter in layer.parameters()][1:]
+        pool = [f"of {layer.kernel_size}"] if isinstance(layer, nn.MaxPool2d) else []
+        layers.append(" ".join([type(layer).__name__, *sizes, *pool]))
+    assert layers == [*resampling, "Conv2d", "ChannelNorm 12", "Conv2d", "ChannelNorm 12"]
+    pointwise, smooth = (layer for layer in level if isinstance(layer, nn.Conv2d))
+    assert pointwise.weight.shape == (12, width, 1, 1)
+    assert smooth.weight.shape == (12, 12, 3, 3)
+
+
+def test_images_are_resized_for_patches_of_14_pixels_without_aliasing() -> None:
+    pyramid, batch = make_pyramid("vit, patch 14"), images(image_size=(64, 96))
+    seen: list[Tensor] = []
+    pyramid.trunk.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    pyramid(batch)
+    expected = nn.functional.interpolate(batch, (56, 84), mode="bilinear", antialias=True)
+    assert deviation(seen[0], expected) < 1e-6
+
+
+def test_levels_have_at_least_one_channel() -> None:
+    assert FeaturePyramid(tiny("regnet"), 1)(images())["3"].shape == (2, 1, 2, 2)
+    with pytest.raises(ConfigError, match="invalid out_channels 0: allowed: 1 or more"):
+        FeaturePyramid(tiny("regnet"), 0)

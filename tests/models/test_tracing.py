@@ -74,6 +74,11 @@ def test_feature_maps_can_be_traced(family: str) -> None:
         assert all(map(torch.equal, graph(batch), model(batch)))
 
 
+def test_a_graph_chooses_the_memory_format_when_it_runs() -> None:
+    graph = torch.fx.symbolic_trace(tiny("regnet")).graph
+    assert "to_channels_last" in {node.name for node in graph.nodes}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_traced_model_can_be_stored(family: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -296,6 +297,11 @@ class TestOtherInputSizes:
 def test_images_without_pixels_are_rejected(size: tuple[int, int]) -> None:
     with pytest.raises(ConfigError, match=f"image size {size[0]}x{size[1]} is not a multiple"):
         tiny("vit")(torch.zeros(1, 3, *size))
+
+
+def test_an_image_may_have_one_pixel() -> None:
+    model = build(replace(VIT, patch_size=1), num_classes=3, image_size=1)
+    assert model(images(image_size=1)).shape == (2, 3)
 
 
 def test_images_of_more_than_262144_patches_are_rejected() -> None:

@@ -64,6 +64,18 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "4096 becomes 255 too",
     ),
     (
+        "models/fpn.py",
+        "nn.Conv2d(in_width, out_channels, kernel, padding=kernel // 2, bias=False),",
+        "nn.Conv2d(in_width, out_channels, kernel, padding=kernel // 3, bias=False),",
+        "the kernels have 1 and 3 pixels, for which both give 0 and 1",
+    ),
+    (
+        "wrappers.py",
+        "return averaged[0]",
+        "return averaged[ -1]",
+        "it has one element",
+    ),
+    (
         "models/regnet.py",
         "fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels",
         "fan_out = module.kernel_size[ -1] * module.kernel_size[1] * module.out_channels",
