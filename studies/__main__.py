@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from studies.run import Study, run_study
 from studies.scenes import write_scenes
+from studies.several_labels import SeveralStudy, run_several
 from swag_models.cli import run_command
 from swag_models.cli.common import OK, make_adder
 from swag_models.cli.output import print_message
@@ -37,6 +40,13 @@ def study(options: argparse.Namespace) -> int:
         options.folder, sizes, processes=options.processes, progress=not options.quiet
     )
     print(folder / "study.md")
+    return OK
+
+
+def several(options: argparse.Namespace) -> int:
+    """Compare a sigmoid for each class with a softmax on one label per image; resumable."""
+    sizes = SeveralStudy(options.train, options.test, options.steps, options.seeds)
+    print(run_several(Path(options.folder), sizes, options.arch, progress=not options.quiet))
     return OK
 
 
@@ -82,6 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--processes", type=int, help="number of parallel tasks (default: one per CPU)"
     )
+    command.add_argument("--quiet", action="store_true", help="hide the progress bar")
+
+    command = add("several", several, "python -m studies several several/ --seeds 3")
+    command.add_argument("folder", help="working folder; a rerun resumes")
+    command.add_argument("--arch", default="vit_nano", help="network (default: vit_nano)")
+    for name, default in asdict(SeveralStudy()).items():
+        command.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
     command.add_argument("--quiet", action="store_true", help="hide the progress bar")
     return run_command(lambda: parser.parse_args(arguments), ends=arguments is None)
 

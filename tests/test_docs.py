@@ -248,6 +248,7 @@ def test_linked_files_exist() -> None:
         "benchmarks/README.md",
         "docs/recipe.md",
         "docs/evaluation.md",
+        "docs/multilabel.md",
         "docs/usage.md",
         "docs/serving.md",
         "docs/sharing.md",

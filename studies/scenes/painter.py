@@ -46,7 +46,7 @@ TONES = {"a": (1.12, 1.0, 0.88), "b": (0.88, 1.0, 1.12)}
 
 
 def paint(rng: random.Random, things: Iterable[str], club: str, image_size: int) -> Image.Image:
-    """Paint one or two things on a background with clutter.
+    """Paint one to four things on a background with clutter.
 
     Args:
         rng: source of all randomness.
@@ -126,12 +126,21 @@ class _Canvas:
 
 
 def _place(rng: random.Random, count: int) -> list[tuple[float, float, float]]:
-    """Centre and half size of each thing, as fractions of the side; two are on opposite sides."""
+    """Centre and half size of each thing, as fractions of the side.
+
+    Two things are on opposite sides, and three or four in the corners.
+    """
     if count == 1:
         size = rng.uniform(0.27, 0.47)
         reach = max(0.0, 0.5 - 0.9 * size)
         return [
             (rng.uniform(0.5 - reach, 0.5 + reach), rng.uniform(0.5 - reach, 0.5 + reach), size)
+        ]
+    if count > 2:
+        corners = rng.sample([(x, y) for x in (0.26, 0.74) for y in (0.26, 0.74)], count)
+        return [
+            (x + rng.uniform(-0.04, 0.04), y + rng.uniform(-0.04, 0.04), rng.uniform(0.17, 0.23))
+            for x, y in corners
         ]
     across = rng.random() < 0.5
     places = []

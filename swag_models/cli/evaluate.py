@@ -16,6 +16,7 @@ from swag_models.cli.common import (
     read_device,
 )
 from swag_models.cli.output import print_data, print_line, print_message, print_text
+from swag_models.cli.thresholds import add_threshold_option, read_threshold
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
 from swag_models.resumable import output_folder
@@ -29,10 +30,11 @@ MODEL_HELP = "name, folder, hf-hub:org/repo, timm:NAME or torchvision:NAME[@WEIG
 
 def evaluate(options: argparse.Namespace) -> int:
     """Measure accuracy and calibration on labelled images; runs in parallel with torchrun."""
-    from swag_models.recipe.evaluation.accuracy.evaluate import (
-        evaluate,
+    from swag_models.recipe.evaluation.accuracy.benchmarks import FOLDER, MULTILABEL
+    from swag_models.recipe.evaluation.evaluation_files import (
+        evaluate_any,
         evaluate_into,
-        format_evaluations,
+        format_evaluation,
     )
     from swag_models.recipe.training.distributed import init_distributed
 
@@ -40,16 +42,21 @@ def evaluate(options: argparse.Namespace) -> int:
     with init_distributed() as dist:
         model, loading = open_model(options)
         loading |= {"dist": dist, "only_present": options.only_present}
+        benchmark = options.benchmark or (MULTILABEL if model.multi_label else FOLDER)
+        if (threshold := read_threshold(options)) is not None:
+            if benchmark != MULTILABEL:
+                raise ConfigError(f"--threshold needs --benchmark {MULTILABEL}; omit it")
+            loading["threshold"] = threshold
         if output:
-            evaluation = evaluate_into(output, model, options.data, options.benchmark, **loading)
+            evaluation = evaluate_into(output, model, options.data, benchmark, **loading)
         else:
-            evaluation = evaluate(model, options.data, options.benchmark, **loading)
+            evaluation = evaluate_any(model, options.data, benchmark, **loading)
         if dist.is_main:  # every rank has the same results
             report_skipped(evaluation.skipped)
             if options.json:
                 print_data(json.dumps(evaluation.summarise(), indent=2))
             else:
-                print_text(format_evaluations([evaluation]).rstrip())
+                print_text(format_evaluation(evaluation).rstrip())
     return FAILED if evaluation.skipped else OK
 
 
@@ -232,13 +239,17 @@ def _add_evaluate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         required=True,
-        help="folder of the benchmark, or folder with a sub-folder of images for each class",
+        help="folder of the benchmark, folder with a sub-folder of images for each class, or list "
+        "of images and labels (.csv .jsonl .json, COCO annotations)",
     )
     command.add_argument(
         "--benchmark",
-        default="folder",
-        help="imagenet, imagenet-v2, imagenet-real, imagenet-a, imagenet-r, sketch, objectnet or "
-        "folder (default)",
+        help="imagenet, imagenet-v2, imagenet-real, imagenet-a, imagenet-r, sketch, objectnet, "
+        "folder, or multilabel for images with any number of labels (default: multilabel for a "
+        "multi-label model, otherwise folder)",
+    )
+    add_threshold_option(
+        command, "for multilabel: smallest probability of a predicted class (default: 0.5)"
     )
     command.add_argument(
         "-o",

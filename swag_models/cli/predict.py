@@ -1,7 +1,6 @@
 """Subcommands that run models on images: classify, embed, merge, nearest, app."""
 
 import argparse
-import contextlib
 import json
 import signal
 import webbrowser
@@ -19,13 +18,8 @@ from swag_models.cli.common import (
     read_device,
 )
 from swag_models.cli.output import print_data, print_line, print_message
-from swag_models.decoding import parse_json
-from swag_models.errors import ConfigError
-from swag_models.formatting import describe_error
-from swag_models.paths import expand_path, read_regular
+from swag_models.cli.thresholds import add_threshold_option, read_threshold
 from swag_models.runtime import read_environment
-
-MAX_THRESHOLDS = 1 << 26  # bytes of a file
 
 
 def classify(options: argparse.Namespace) -> int:
@@ -34,7 +28,7 @@ def classify(options: argparse.Namespace) -> int:
     from swag_models.inference.predict import Classifier
 
     images = find_images(options.image)
-    threshold = None if options.threshold is None else _read_threshold(options.threshold)
+    threshold = read_threshold(options)
     classifier = Classifier(options.model, threshold=threshold, **_get_pipeline_options(options))
     num_skipped = 0
     for name, predictions, reason in classifier.stream(images, options.top_k):
@@ -166,12 +160,7 @@ def add_commands(add: AddCommand) -> None:
         type=int,
         help="largest number of classes per image (default: 5, or all with --threshold)",
     )
-    command.add_argument(
-        "--threshold",
-        metavar="NUMBER",
-        help="print every class with at least this probability, 0 to 1; or a .json file with an "
-        "object of class names and thresholds, or a list with one for each class",
-    )
+    add_threshold_option(command, "print every class with at least this probability")
     add_json_option(command, "print one line of JSON per image")
 
     command = add("embed", embed, "swag-models embed photos/ --model vit_b16 -o photos.parquet")
@@ -198,21 +187,6 @@ def add_commands(add: AddCommand) -> None:
     add_json_option(command, "print one line of JSON per image")
 
     _add_app_options(add("app", app, "swag-models app --folder ~/Pictures --open"))
-
-
-def _read_threshold(text: str) -> Any:
-    """A number, or the content of a JSON file, which `Classifier` checks."""
-    with contextlib.suppress(ValueError):
-        return float(text)
-    path = expand_path(text, "--threshold")
-    if path.suffix != ".json":
-        raise ConfigError(
-            f"invalid --threshold {text!r}: allowed: a number from 0 to 1, or a .json file"
-        )
-    try:
-        return parse_json(read_regular(path, MAX_THRESHOLDS), unique_keys=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {describe_error(error)}") from None
 
 
 def _add_pipeline_options(command: argparse.ArgumentParser) -> None:

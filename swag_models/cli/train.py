@@ -205,8 +205,8 @@ def _add_train_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data",
         required=True,
-        help="packed shards, a folder with a sub-folder per class, or a Hugging Face dataset on "
-        "disk",
+        help="packed shards, a folder with a sub-folder per class, a list of images and labels "
+        "(.csv .jsonl .json, COCO annotations), or a Hugging Face dataset on disk",
     )
     command.add_argument("--val", help="validation data, in any of these forms")
     command.add_argument(

@@ -35,7 +35,7 @@ PRELOADED = (
     "swag_models.recipe.curation.curate",
     "swag_models.recipe.data.pack",
     "swag_models.recipe.training.trainer",
-    "swag_models.recipe.evaluation.accuracy.evaluate",
+    "swag_models.recipe.evaluation.evaluation_files",
     "swag_models.recipe.evaluation.probes.probe",
     "swag_models.recipe.evaluation.zero_shot.classifier",
     "swag_models.recipe.evaluation.zero_shot.report",

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from swag_models.errors import ConfigError
@@ -150,4 +151,9 @@ def _report(path: Path, annotations: Annotations, names: Sequence[str], present:
     if missing := [name for name in names if name not in present]:
         remarks.append(f"{len(missing):,} of {len(names):,} images are missing, as {missing[0]}")
     if remarks:
-        logger.warning("%s: %s", path.name, "; ".join(remarks))
+        _warn_once(path, "; ".join(remarks))
+
+
+@lru_cache(maxsize=256)  # commands open their data several times
+def _warn_once(path: Path, text: str) -> None:
+    logger.warning("%s: %s", path.name, text)

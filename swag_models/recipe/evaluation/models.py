@@ -41,6 +41,7 @@ class EvaluatedModel(ABC):
         num_classes: number of classes; None for a model without a head.
         classes: name of each class; None if there are no classes or no names.
         synsets: WordNet id of each class, if known.
+        multi_label: whether probabilities are sigmoids, not a softmax.
         published: accuracy in percent that the authors of the model report, if any.
         preprocess: description of the preprocessing.
         fit: upright RGB image -> (3, H, W), uint8 or floats; `forward` takes batches of these. It
@@ -54,6 +55,7 @@ class EvaluatedModel(ABC):
     num_classes: int | None
     classes: tuple[str, ...] | None
     synsets: tuple[str, ...] | None
+    multi_label: bool = False
     published: Metrics | None
     preprocess: str
     fit: Callable[[Image.Image], Tensor]
@@ -106,6 +108,7 @@ class EvaluatedModel(ABC):
         return [
             self.name,
             self.classes,
+            self.multi_label,
             str(self.published),
             self.hash_content(),
             self.device.type,
@@ -122,6 +125,7 @@ class SwagModel(EvaluatedModel):
         spec = get_spec(name)
         self.name, self.arch = spec.name, spec.arch
         self.num_classes, self.published = spec.num_classes, spec.metrics
+        self.multi_label = spec.multi_label
         self.classes = load_classes(spec) if spec.classes is not None else None
         self.synsets = tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
         # Two names, because `network` is declared as nn.Module, without our methods.

@@ -16,6 +16,8 @@ from swag_models.recipe.evaluation.models import IMAGENET, EvaluatedModel
 from swag_models.recipe.hashtags import load_imagenet
 
 FOLDER = "folder"
+MULTILABEL = "multilabel"  # measured by evaluation.multilabel
+UNNAMED = (FOLDER, MULTILABEL)  # any labelled images, not those of a public test set
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ BENCHMARKS = {
             name=FOLDER,
             title="Images",
             source="a folder of images for each class, or packed shards",
+            subfolder="",
+            num_images=None,
+            open=folder_layouts.open_named_folders,
+        ),
+        Benchmark(
+            name=MULTILABEL,
+            title="Images with labels",
+            source="a list of images and labels, COCO annotations, or packed shards",
             subfolder="",
             num_images=None,
             open=folder_layouts.open_named_folders,
@@ -132,8 +142,8 @@ def open_benchmark(
 
     Args:
         name: key of `BENCHMARKS`.
-        data: folder of the release; for "folder", labelled images or packed shards, or an open data
-            set with the classes of the model.
+        data: folder of the release; for "folder" and "multilabel", labelled images, shards, or an
+            open data set with the classes of the model.
         model: the model; labels are numbered by its classes.
         only_present: allow only predictions of classes that have an image.
 
@@ -149,7 +159,7 @@ def open_benchmark(
             f"invalid model {model.name}: it has features but no classes; choose one with a head"
         )
     # The labels of the public test sets are classes of ImageNet-1k.
-    if name != FOLDER and model.synsets != tuple(load_imagenet()):
+    if name not in UNNAMED and model.synsets != tuple(load_imagenet()):
         raise ConfigError(
             f"invalid model {model.name}: {benchmark.title} needs the classes of ImageNet-1k; "
             "choose a model that has them"
@@ -157,7 +167,7 @@ def open_benchmark(
     if isinstance(data, ImageDataset):
         opened = BenchmarkData(data)
     else:
-        root = find_image_folder(data) if name == FOLDER else _find_release(benchmark, data)
+        root = find_image_folder(data) if name in UNNAMED else _find_release(benchmark, data)
         opened = benchmark.open(root, model) if root else folder_layouts.open_shards(data, model)
     if not only_present:
         return opened

@@ -26,8 +26,9 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.data.shards import Shards, hash_shards, name_shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import open_benchmark
-from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
+from swag_models.recipe.evaluation.evaluation_files import evaluate_any, restore_evaluation
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
+from swag_models.recipe.evaluation.multilabel.results import AnyEvaluation, MultilabelEvaluation
 from swag_models.recipe.evaluation.probes.features import hash_file_states
 from swag_models.recipe.evaluation.probes.probe import Method, open_train_and_test, probe
 from swag_models.recipe.evaluation.report.content import ReportContent
@@ -56,6 +57,7 @@ def write_report(
     load_image: LoadImage = lambda evaluation, record: None,
     origins: Mapping[str, str] | None = None,
     facts: Sequence[Mapping[str, Any]] = (),
+    multilabel: Sequence[MultilabelEvaluation] = (),
 ) -> Path:
     """Write the page, report.md and its plots.
 
@@ -67,6 +69,7 @@ def write_report(
         load_image: returns the image of a prediction, or None if it cannot be shown.
         origins: description of each model, by name.
         facts: descriptions of the probes' training and test data, as `EvalLoader.facts`.
+        multilabel: results of models on images with any number of labels.
 
     Returns:
         The path of the page.
@@ -82,6 +85,7 @@ def write_report(
         find_versions("swag_models", "torch", "python"),
         origins or {},
         facts,
+        multilabel,
     )
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,10 +166,9 @@ def collect_report(
                     results.datasets[benchmark, title, sha256] = data
                 values = store.get_or_measure(
                     (benchmark, title, sha256, state),
-                    partial(evaluate, model, path, benchmark, dist=dist, **reading),
+                    partial(evaluate_any, model, path, benchmark, dist=dist, **reading),
                 )
-                # the name in the stored result need not be unique
-                results.evaluations.append(replace(Evaluation.from_dict(values), model=name))
+                results.add(values, name)
             if probe_data:
                 results.facts = [_read_facts(data, model) for data in probe_data]
                 hashes = [
@@ -186,6 +189,7 @@ def collect_report(
             load_image=results.load_image,
             origins=results.origins,
             facts=results.facts,
+            multilabel=results.multilabel,
         )
         names = (PAGE_FILE, MARKDOWN_FILE, CURVES_FILE, CALIBRATION_FILE)
         files = [folder / name for name in names]
@@ -203,15 +207,24 @@ class _Results:
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
+    multilabel: list[MultilabelEvaluation] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
     facts: list[dict[str, Any]] = field(default_factory=list)
     datasets: dict[tuple[str, str, str], ImageDataset] = field(default_factory=dict)
     states: list[str] = field(default_factory=list)
 
+    def add(self, values: dict[str, Any], name: str) -> None:
+        """Add a stored evaluation of any kind; the name in it need not be unique."""
+        if isinstance(evaluation := restore_evaluation(values), MultilabelEvaluation):
+            self.multilabel.append(replace(evaluation, model=name))
+        else:
+            self.evaluations.append(replace(evaluation, model=name))
+
     def identify(self) -> Any:
         """JSON values of all that the page shows."""
-        evaluations = [evaluation.to_dict() for evaluation in self.evaluations]
+        parts: tuple[AnyEvaluation, ...] = (*self.evaluations, *self.multilabel)
+        evaluations = [part.to_dict() for part in parts]
         probes = [probe.to_dict() for probe in self.probes]
         return [
             "report",
@@ -239,6 +252,7 @@ class _ResultStore:
         self.model_key = (
             model.name,
             model.classes,
+            model.multi_label,
             self.content_hash,
             model.device.type,
             find_versions("swag_models", "torch", "python"),
@@ -252,7 +266,7 @@ class _ResultStore:
         )
 
     def get_or_measure(
-        self, data_key: Sequence[Any], measure: Callable[[], Evaluation | Sequence[Probe]]
+        self, data_key: Sequence[Any], measure: Callable[[], AnyEvaluation | Sequence[Probe]]
     ) -> Any:
         """The stored result for the model and these data; measured and stored if missing.
 

@@ -5,6 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from swag_models.recipe.evaluation.multilabel.results import AnyEvaluation, MultilabelEvaluation
+from swag_models.recipe.evaluation.report.multilabel_tables import (
+    build_multilabel_table,
+    describe_classes,
+)
 from swag_models.recipe.evaluation.report.plots import (
     Plot,
     plot_few_shot,
@@ -33,6 +38,7 @@ MAX_ERROR_MESSAGES = 10
 # texts by the anchor of their section
 INTRODUCTIONS = {
     "accuracy": "In percent, with 95% intervals.",
+    "multilabel": "In percent, with 95% intervals from resamplings of the images.",
     "labels": "Top-1 accuracy in percent, by labelled images per class.",
     "neighbours": "Top-1 accuracy in percent, by number of nearest neighbours among all labelled "
     "images.",
@@ -51,6 +57,12 @@ DEFINITIONS = {
     "the value",
     "95% interval": "contains the value for all images of this kind in 19 of 20 samples",
     "published": "top-1 that the authors of the model report for this benchmark",
+}
+MULTILABEL_DEFINITIONS = {
+    "mAP": "mean over classes of average precision, the area under the curve of precision and "
+    "recall; classes without images in the data are left out",
+    "CP, CR, CF1": "means over these classes of precision and recall, and their harmonic mean",
+    "OP, OR, OF1": "precision, recall and F1 of all predictions together",
 }
 FEW_SHOT_DEFINITION = (
     "top-1 of a classifier on features of the frozen model; ± is the standard deviation over "
@@ -97,6 +109,7 @@ class ReportContent:
         versions: versions of the software.
         origins: description of each model, by name.
         facts: descriptions of the probes' training and test data, as `EvalLoader.facts`.
+        multilabel: results of models on images with any number of labels.
     """
 
     evaluations: Sequence[Evaluation]
@@ -105,6 +118,7 @@ class ReportContent:
     versions: Mapping[str, str]
     origins: Mapping[str, str] = field(default_factory=dict)
     facts: Sequence[Mapping[str, Any]] = ()
+    multilabel: Sequence[MultilabelEvaluation] = ()
     # without annotations, so that these are not fields of the dataclass
     title = "Transfer evaluation"
     introductions = INTRODUCTIONS
@@ -115,16 +129,23 @@ class ReportContent:
         titles = {}
         if self.evaluations:
             titles["accuracy"] = "Accuracy"
+        if self.multilabel:
+            titles["multilabel"] = "Several labels"
         if self.probes:
             titles["labels"] = "With few labels"
         if self.evaluations:
             titles |= {"calibration": "Calibration", "errors": "Errors"}
         return {**titles, "details": "How it was made"}
 
+    @property
+    def measured(self) -> tuple[AnyEvaluation, ...]:
+        """The evaluations of all kinds."""
+        return (*self.evaluations, *self.multilabel)
+
     @cached_property
     def models(self) -> list[str]:
         """Names of all models, in order of first appearance."""
-        names = [evaluation.model for evaluation in self.evaluations]
+        names = [evaluation.model for evaluation in self.measured]
         return list(dict.fromkeys(names + [probe.model for probe in self.probes]))
 
     @cached_property
@@ -138,6 +159,28 @@ class ReportContent:
         return {
             benchmark: build_accuracy_table(group) for benchmark, group in self.benchmarks.items()
         }
+
+    @cached_property
+    def multilabel_groups(self) -> dict[BenchmarkKey, list[MultilabelEvaluation]]:
+        """The multi-label evaluations of each data set."""
+        return group_benchmarks(self.multilabel)
+
+    @cached_property
+    def multilabel_tables(self) -> dict[BenchmarkKey, Table]:
+        """The table of each data set with several labels."""
+        groups = self.multilabel_groups
+        return {key: build_multilabel_table(group) for key, group in groups.items()}
+
+    @property
+    def multilabel_remarks(self) -> list[str]:
+        """The lines below these tables: thresholds, classes, and `remarks` if nowhere else."""
+        lines = [] if self.evaluations else list(self.remarks)
+        for evaluation in self.multilabel:
+            threshold = evaluation.settings["threshold"]
+            text = f"{threshold:g}" if isinstance(threshold, float) else "of each class"
+            kind = evaluation.settings["probability"]
+            lines.append(f"{describe_classes(evaluation)}; {kind}, threshold {text}.")
+        return lines
 
     @cached_property
     def probe_tables(self) -> dict[str, Table]:
@@ -182,7 +225,7 @@ class ReportContent:
     @property
     def summary(self) -> str:
         """The models, benchmarks and date in one line."""
-        names = [benchmark.title for benchmark in self.benchmarks]
+        names = [key.title for key in (*self.benchmarks, *self.multilabel_groups)]
         benchmarks = [f"measured on {_join_names(names, 'benchmarks')}"] if names else []
         return " · ".join([_join_names(self.models, "models"), *benchmarks, self.date])
 
@@ -191,7 +234,8 @@ class ReportContent:
         """The lines below the accuracy table: the meaning of marks, and the skipped images."""
         lines = []
         if len(self.models) > 1:
-            lines.append("The best value of each column is bold; for ECE, lower is better.")
+            ece = "; for ECE, lower is better" if self.evaluations else ""
+            lines.append(f"The best value of each column is bold{ece}.")
         if any(evaluation.differs for evaluation in self.evaluations):
             lines.append(
                 f"⚠ marks a top-1 that differs by more than {PUBLISHED_TOLERANCE:g} points from "
@@ -200,7 +244,7 @@ class ReportContent:
         # a dict, since all models skip the same images
         skipped = dict.fromkeys(
             (evaluation.facts["name"], message, count)
-            for evaluation in self.evaluations
+            for evaluation in self.measured
             for message, count in evaluation.skipped.items()
         )
         messages = [
@@ -216,10 +260,12 @@ class ReportContent:
     def details(self) -> dict[str, Facts]:
         """Definitions, limitations and provenance: lists of (term, description), by title."""
         definitions = dict(DEFINITIONS) if self.benchmarks else {}
+        definitions |= MULTILABEL_DEFINITIONS if self.multilabel else {}
         if self.probes:
             definitions["with few labels"] = FEW_SHOT_DEFINITION
         data = []
-        for benchmark, group in self.benchmarks.items():
+        groups: dict[BenchmarkKey, Any] = {**self.benchmarks, **self.multilabel_groups}
+        for benchmark, group in groups.items():
             # the classes of the images; the model may have more
             classes = {label for record in group[0].records for label in record.labels}
             data.append((" ".join(benchmark), _describe_data(group[0].facts, len(classes))))

@@ -7,9 +7,13 @@ classify incorrectly.
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+from swag_models.recipe.evaluation.accuracy.benchmarks import UNNAMED
+from swag_models.recipe.evaluation.multilabel.results import MultilabelEvaluation
 from swag_models.recipe.evaluation.results import Estimate, Evaluation, ImageResult, Probe
+
+E = TypeVar("E", Evaluation, MultilabelEvaluation)
 
 
 class BenchmarkKey(NamedTuple):
@@ -25,13 +29,13 @@ class BenchmarkKey(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its name for readers; for `folder`, the name of the data."""
-        return self.data if self.name == "folder" else self.name
+        """Its name for readers; for any labelled images, the name of the data."""
+        return self.data if self.name in UNNAMED else self.name
 
     @property
     def subtitle(self) -> str:
         """The name that `title` does not show."""
-        return self.name if self.name == "folder" else self.data
+        return self.name if self.name in UNNAMED else self.data
 
 
 class Cell(NamedTuple):
@@ -69,7 +73,7 @@ class Table(NamedTuple):
         return dict(self.rows).get(model, (EMPTY_CELL,) * len(self.header))
 
 
-def group_benchmarks(evaluations: Sequence[Evaluation]) -> dict[BenchmarkKey, list[Evaluation]]:
+def group_benchmarks(evaluations: Sequence[E]) -> dict[BenchmarkKey, list[E]]:
     """The evaluations of each benchmark, in order of first appearance.
 
     Different data with the same name are numbered: `held out (2)`.
@@ -77,7 +81,7 @@ def group_benchmarks(evaluations: Sequence[Evaluation]) -> dict[BenchmarkKey, li
     Args:
         evaluations: evaluations of any models and benchmarks.
     """
-    grouped: dict[BenchmarkKey, list[Evaluation]] = {}
+    grouped: dict[BenchmarkKey, list[E]] = {}
     counts = Counter[tuple[str, BenchmarkKey]]()
     for evaluation in evaluations:
         key = BenchmarkKey(evaluation.benchmark, str(evaluation.facts["name"]))

@@ -31,6 +31,7 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.evaluation.accuracy.benchmarks import (
     BENCHMARKS,
     PUBLISHED,
+    UNNAMED,
     find_published,
     open_benchmark,
 )
@@ -240,7 +241,7 @@ def test_damaged_objectnet_is_rejected(tmp_path: Path, model: EvaluatedModel) ->
     check_error("has no folder named images", "objectnet", tmp_path, model)
 
 
-@pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS) - {"folder"}))
+@pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS) - {*UNNAMED}))
 def test_missing_release_is_reported_with_its_source(
     benchmark: str, tmp_path: Path, model: EvaluatedModel
 ) -> None:
@@ -249,7 +250,7 @@ def test_missing_release_is_reported_with_its_source(
         check_error(message, benchmark, root, model)
 
 
-@pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS) - {"folder"}))
+@pytest.mark.parametrize("benchmark", sorted(set(BENCHMARKS) - {*UNNAMED}))
 def test_model_with_other_classes_is_rejected(benchmark: str, tmp_path: Path) -> None:
     model = open_evaluated_model("vit_nano_hashtags")
     message = "invalid model vit_nano_hashtags: .* needs the classes of ImageNet-1k"
@@ -306,7 +307,7 @@ def test_shards_are_labelled_by_class_numbers(tmp_path: Path) -> None:
 
 
 def test_unknown_benchmark_is_rejected(tmp_path: Path, model: EvaluatedModel) -> None:
-    message = "invalid benchmark 'imagenet-c': allowed folder, imagenet, "
+    message = "invalid benchmark 'imagenet-c': allowed folder, multilabel, imagenet, "
     check_error(message, "imagenet-c", tmp_path, model)
 
 

@@ -20,11 +20,8 @@ from shards_support import encode_jpeg, make_shards, read_bytes
 from swag_models import load_classes
 from swag_models.cli import main
 from swag_models.errors import ConfigError, OutputError
-from swag_models.recipe.evaluation.accuracy.evaluate import (
-    evaluate,
-    format_evaluations,
-    write_evaluation,
-)
+from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
+from swag_models.recipe.evaluation.evaluation_files import format_evaluations, write_evaluation
 from swag_models.recipe.evaluation.models import open_evaluated_model
 from swag_models.recipe.evaluation.results import Evaluation
 from swag_models.recipe.training.distributed import init_distributed
