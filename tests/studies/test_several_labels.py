@@ -34,8 +34,10 @@ def test_scenes_show_one_to_four_things_that_differ() -> None:
 
 def test_the_files_name_all_things_and_one_of_them(tmp_path: Path) -> None:
     everything = write_several(tmp_path, "train", 40)
-    rows = {row["file_name"]: row["labels"] for row in csv.DictReader(everything.open())}
-    one = {row["file_name"]: row["labels"] for row in csv.DictReader((tmp_path / "one.csv").open())}
+    rows, one = (
+        {row["file_name"]: row["labels"] for row in csv.DictReader(path.read_text().splitlines())}
+        for path in (everything, tmp_path / "one.csv")
+    )
     assert rows.keys() == one.keys()
     assert all(one[name] in labels.split("|") for name, labels in rows.items())
     dataset = open_annotations(everything)
