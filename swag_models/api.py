@@ -14,7 +14,13 @@ from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
-from swag_models.errors import ConfigError, check_choice, check_types, suggest_names
+from swag_models.errors import (
+    ConfigError,
+    check_choice,
+    check_types,
+    plain_arguments,
+    suggest_names,
+)
 from swag_models.formatting import describe
 from swag_models.model_metadata import load_classes, load_preprocess
 from swag_models.registry import FILTERS, SPECS, Name, get_spec, list_models
@@ -66,6 +72,7 @@ def load_model(name: RegNetName, **options: Unpack[LoadOptions]) -> RegNet: ...
 def load_model(name: Name, **options: Unpack[LoadOptions]) -> ViT | RegNet: ...
 
 
+@plain_arguments
 def load_model(
     name: Name,
     *,

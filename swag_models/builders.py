@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from swag_models.api import SPECS, load_classes, load_model, load_preprocess
 from swag_models.catalog import MODELS
-from swag_models.errors import UnknownModelError, check_types, suggest_names
+from swag_models.errors import UnknownModelError, check_types, plain_arguments, suggest_names
 from swag_models.signatures import (
     LoadOptions,
     RegNetBuilder,
@@ -121,6 +121,7 @@ def get_model(name: RegNetName, **options: Unpack[LoadOptions]) -> RegNet: ...
 def get_model(name: str, **options: Unpack[LoadOptions]) -> ViT | RegNet: ...
 
 
+@plain_arguments
 def get_model(name: str, *, weights: Any = None, **options: Any) -> ViT | RegNet:
     """Make a model as torchvision's function of this name does.
 
@@ -132,6 +133,7 @@ def get_model(name: str, *, weights: Any = None, **options: Any) -> ViT | RegNet
     return load_model(name, weights=weights, **options)
 
 
+@plain_arguments
 def get_model_builder(name: str) -> Callable[..., ViT | RegNet]:
     """Return the function that makes a model of the catalog.
 
@@ -147,6 +149,7 @@ def get_model_builder(name: str) -> Callable[..., ViT | RegNet]:
     return _make_entry(SPECS[name])
 
 
+@plain_arguments
 def get_model_weights(name: str | Callable[..., ViT | RegNet]) -> type[WeightsEnum]:
     """Return the enum of a model's weights. It has one member, DEFAULT.
 
@@ -167,6 +170,7 @@ def _make_enum(name: str) -> type[WeightsEnum]:
     return enum
 
 
+@plain_arguments
 def get_weight(name: str) -> WeightsEnum:
     """Return weights by name.
 

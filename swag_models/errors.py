@@ -20,11 +20,13 @@ SwagModelsError
 """
 
 import difflib
+import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from types import NoneType, UnionType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from swag_models.formatting import describe, describe_error, escape_unprintable
 
@@ -53,6 +55,20 @@ def __dir__() -> list[str]:
 
 
 MAX_MESSAGE = 499  # characters: a few lines of a terminal
+_SCALARS = (str, int, float, complex, bytes, bool, NoneType)
+# Methods of the built-in types themselves, which return a value of exactly this type.
+_CONVERSIONS: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__pos__,
+    float: float.__pos__,
+    bytes: lambda value: bytes.__getitem__(value, slice(None)),
+    list: lambda value: list(list.__iter__(value)),
+    tuple: lambda value: tuple(tuple.__iter__(value)),
+    set: lambda value: set(set.__iter__(value)),
+    dict: lambda value: dict(dict.items(value)),
+}
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class SwagModelsError(Exception):
@@ -146,6 +162,45 @@ def argument_errors(name: str, value: object) -> Iterator[None]:
             f"invalid {name} {describe(value)}: it raises {type(error).__name__}: "
             f"{describe_error(error)}"
         ) from error
+
+
+def plain(value: Any) -> Any:
+    """Return a value of a built-in type for one of a subclass, whose methods may do anything.
+
+    Args:
+        value: anything. The items of lists, tuples and dicts are replaced too, to a depth of 2.
+            Enums, named tuples and values of other types are returned as they are.
+    """
+    return _convert(value, 2)
+
+
+def _convert(value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    base = next((base for base in _CONVERSIONS if issubclass(kind, base)), None)
+    if base is None or issubclass(kind, Enum) or hasattr(kind, "_fields"):
+        return value
+    if kind is not base:
+        with argument_errors("argument", value):
+            value = _CONVERSIONS[base](value)
+    if depth and base is dict:
+        return {_convert(key, 0): _convert(item, depth - 1) for key, item in value.items()}
+    if depth and base in (list, tuple):
+        return base(_convert(item, depth - 1) for item in value)
+    return value
+
+
+def plain_arguments(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function: its arguments are passed as `plain` returns them."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        values: Any = map(plain, args)
+        options: Any = {name: plain(value) for name, value in kwargs.items()}
+        return function(*values, **options)
+
+    return call
 
 
 def suggest_names(kind: str, name: str, allowed: Iterable[str]) -> str:

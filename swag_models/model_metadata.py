@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, overload
 
 from swag_models.catalog import MODELS
-from swag_models.errors import ConfigError, check_types
+from swag_models.errors import ConfigError, check_types, plain_arguments
 from swag_models.hub.timm_reader import read_classes, read_loaded_preprocess
 from swag_models.registry import Name, get_spec
 from swag_models.spec import ImageSize, ModelSpec
@@ -51,6 +51,7 @@ def load_preprocess(
 ) -> TrainTransform: ...
 
 
+@plain_arguments
 def load_preprocess(
     name: NameOrModel, *, image_size: ImageSize | None = None, train: bool = False
 ) -> Transform:
@@ -83,6 +84,7 @@ def load_preprocess(
     return TrainTransform(preprocess) if train else Transform(preprocess, crop_pct=crop_pct)
 
 
+@plain_arguments
 def load_classes(name: NameOrModel) -> tuple[str, ...]:
     """Return a model's class names, in the order of its logits.
 

@@ -10,7 +10,13 @@ from dataclasses import replace
 
 from swag_models.catalog import MODELS
 from swag_models.decoding import decode_fields
-from swag_models.errors import ConfigError, UnknownModelError, check_types, suggest_names
+from swag_models.errors import (
+    ConfigError,
+    UnknownModelError,
+    check_types,
+    plain_arguments,
+    suggest_names,
+)
 from swag_models.formatting import describe
 from swag_models.hub.hf_format import read_config, read_folder
 from swag_models.hub.huggingface import PREFIX, make_url, parse_name, parse_url
@@ -22,6 +28,7 @@ Name = str | os.PathLike[str] | ModelSpec
 FILTERS = ("arch", "family", "variant", "image_size", "num_classes", "license")
 
 
+@plain_arguments
 def list_models(
     pattern: str = "*",
     *,
@@ -60,6 +67,7 @@ def list_models(
     ]
 
 
+@plain_arguments
 def get_spec(name: Name) -> ModelSpec:
     """Return the description of a model.
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
 from swag_models.decoding import decode_fields, parse_json
-from swag_models.errors import ConfigError, check_types
+from swag_models.errors import ConfigError, check_types, plain
 from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
 from swag_models.model_limits import LIMITS, check_numbers, check_params
 
@@ -297,7 +297,7 @@ class ModelSpec:
         Raises:
             ConfigError: a field is unknown, missing, of another type or out of range.
         """
-        return decode_fields(cls, data, "")
+        return decode_fields(cls, plain(data), "")
 
     def check_classes(self) -> None:
         """Raise ConfigError unless there are as many class names and synsets as classes."""
@@ -321,6 +321,7 @@ class ModelSpec:
         Raises:
             ConfigError: invalid JSON, or a field is unknown, missing or of another type.
         """
+        text = plain(text)
         check_types(str, text=text)
         try:
             data = parse_json(text)

@@ -45,6 +45,24 @@ def _fail(*_: object, **__: object) -> Any:
 METHODS = "str repr format index int float complex iter len getitem contains bool eq lt hash call"
 RAISING = {f"__{name}__": _fail for name in METHODS.split()}
 RaisingObject = type("RaisingObject", (), RAISING)
+# The methods that Python needs to make an object of a class.
+NEEDED = {
+    "__new__",
+    "__init__",
+    "__class__",
+    "__getattribute__",
+    "__setattr__",
+    "__init_subclass__",
+}
+
+
+def make_raising(base: type, *values: Any) -> Any:
+    """An object of a subclass of a built-in type, each of whose methods raises."""
+    methods = {name: _fail for name in dir(base) if callable(getattr(base, name))}
+    methods = {name: method for name, method in methods.items() if name not in NEEDED}
+    return type(f"Raising{base.__name__.title()}", (base,), methods)(*values)
+
+
 RaisingPath = type("RaisingPath", (), {"__fspath__": _fail, "__str__": _fail, "__repr__": _fail})
 
 
@@ -58,6 +76,16 @@ ODD_VALUES: dict[str, Callable[[], Any]] = {
     "object with a defect": RaisingObject,
     "path with a defect": RaisingPath,
     "generator with a defect": _raise_later,
+    "str with a defect": lambda: make_raising(str, NANO),
+    "name with a defect": lambda: make_raising(str, "avg"),
+    "int with a defect": lambda: make_raising(int, 3),
+    "float with a defect": lambda: make_raising(float, 0.1),
+    "list with a defect": lambda: make_raising(list, [1, 2]),
+    "tuple with a defect": lambda: make_raising(tuple, (64, 64)),
+    "dict with a defect": lambda: make_raising(dict, {"dataset": "a", "top1": 3}),
+    "bytes with a defect": lambda: make_raising(bytes, b"a"),
+    "items with a defect": lambda: [make_raising(str, "a"), make_raising(int, 1)],
+    "values with a defect": lambda: {"dataset": "a", "top1": make_raising(float, 1.0)},
     "None": lambda: None,
     "True": lambda: True,
     "zero": lambda: 0,

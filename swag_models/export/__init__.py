@@ -17,7 +17,7 @@ from torch import nn
 from swag_models import __version__
 from swag_models.api import Name, get_spec, load_classes, load_model
 from swag_models.atomic import temporary_folder
-from swag_models.errors import ConfigError, ExportError, check_types
+from swag_models.errors import ConfigError, ExportError, check_types, plain_arguments
 from swag_models.export.formats import (
     INPUT_NAME,
     load_file,
@@ -80,6 +80,7 @@ class ExportReport:
     num_images: int
 
 
+@plain_arguments
 def export_model(
     model: Name | nn.Module,
     path: str | os.PathLike[str],

@@ -12,7 +12,7 @@ from typing import Any
 
 from swag_models.archives import ZIP_ERRORS
 from swag_models.decoding import decode_fields
-from swag_models.errors import ConfigError, ExportError
+from swag_models.errors import ConfigError, ExportError, plain_arguments
 from swag_models.paths import expand_path
 from swag_models.runtime import import_extra
 from swag_models.spec import Preprocess
@@ -70,6 +70,7 @@ class Metadata:
         return decode_fields(cls, values, "")
 
 
+@plain_arguments
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     """Read the metadata of a file that `export_model` wrote, without its weights.
 

@@ -184,7 +184,7 @@ def _request(
         ) as received:
             total = _prepare(next(received), part, has_hash=has_hash)
             if part.size != total:
-                part.extend(check_rate(received, deadline), total, label, progress)
+                part.extend(require_rate(received, deadline), total, label, progress)
     except FileNotFoundError:
         part.reset()
         raise RetryableError("another process took over this download") from None
@@ -195,7 +195,7 @@ def _request(
         raise RetryableError(f"{part.size} of {total} bytes arrived")
 
 
-def check_rate(pieces: Iterable[bytes], deadline: float = math.inf) -> Iterator[bytes]:
+def require_rate(pieces: Iterable[bytes], deadline: float = math.inf) -> Iterator[bytes]:
     """Yield the pieces of a body, and check how fast they arrive.
 
     Args:

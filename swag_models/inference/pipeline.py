@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from swag_models.api import load_model, load_preprocess
 from swag_models.devices import check_dtype
-from swag_models.errors import ConfigError, ImageError, check_maximum, check_types
+from swag_models.errors import ConfigError, ImageError, check_maximum, check_types, plain_arguments
 from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
 from swag_models.image_formats import named_errors
 from swag_models.inference.acceleration import (
@@ -109,6 +109,7 @@ class InferencePipeline:
     keeps_head: bool
     purpose: str  # what it does with a model, for messages
 
+    @plain_arguments
     def __init__(
         self,
         model: NameOrModel,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swag_models.api import get_spec, load_classes
-from swag_models.errors import check_minimum, check_types
+from swag_models.errors import check_minimum, check_types, plain_arguments
 from swag_models.inference.pipeline import InferencePipeline, Skipped
 from swag_models.inference.thresholds import Thresholds, read_thresholds
 from swag_models.model_metadata import NameOrModel, check_class_names
@@ -84,6 +84,7 @@ class Classifier(InferencePipeline):
     keeps_head = True
     purpose = "classify images with"
 
+    @plain_arguments
     def __init__(
         self,
         model: NameOrModel,
@@ -115,6 +116,7 @@ class Classifier(InferencePipeline):
         """Logits (N, K) of normalised images (N, 3, H, W)."""
         return self.model(x)
 
+    @plain_arguments
     def __call__(self, images: Any, top_k: int | None = None) -> list[list[Prediction]]:
         """Classify images.
 
@@ -137,6 +139,7 @@ class Classifier(InferencePipeline):
             predictions.append(classes)
         return predictions
 
+    @plain_arguments
     def stream(
         self, images: Any, top_k: int | None = None
     ) -> Iterator[tuple[str, list[Prediction], str | None]]:
@@ -206,6 +209,7 @@ class Embedder(InferencePipeline):
         """Features (N, D) of normalised images (N, 3, H, W)."""
         return self.model.forward_head(self.model.forward_features(x), pre_logits=True)
 
+    @plain_arguments
     def __call__(self, images: Any) -> Embeddings:
         """Embed images.
 

@@ -1,6 +1,6 @@
 """Models as PyTorch modules, and `build`, which makes one from a configuration."""
 
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, plain_arguments
 from swag_models.formatting import describe
 from swag_models.models.arguments import check_image_size, check_rate
 from swag_models.models.backbone import Backbone
@@ -26,6 +26,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+@plain_arguments
 def build(
     config: ViTConfig | RegNetConfig,
     *,

@@ -6,7 +6,7 @@ from typing import Any, TypedDict, cast, get_args
 import torch
 from torch import Tensor
 
-from swag_models.errors import ConfigError, check_choice, check_maximum
+from swag_models.errors import ConfigError, check_choice, check_maximum, plain
 from swag_models.formatting import describe
 from swag_models.model_limits import LIMITS, MAX_POSITIONS
 from swag_models.spec import ImageSize, Pool
@@ -76,7 +76,7 @@ def choose_levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
     Raises:
         ConfigError: nothing is chosen, or a position is out of range.
     """
-    levels = count if indices is None else indices
+    levels = count if indices is None else plain(indices)
     chosen: object = levels
     if type(levels) is int:
         chosen = range(-levels, 0) if levels <= count else ()
@@ -94,6 +94,7 @@ def choose_levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
 
 def check_rate(name: str, rate: float) -> float:
     """Return the value of the argument `name`; raise ConfigError if it is not in [0, 1)."""
+    rate = plain(rate)
     if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < 1:
         raise ConfigError(f"{name} is {describe(rate)}; give a number of at least 0 and below 1")
     return rate
@@ -105,6 +106,7 @@ def check_image_size(image_size: ImageSize) -> tuple[int, int]:
     Raises:
         ConfigError: not a positive int or a pair of positive ints.
     """
+    image_size = plain(image_size)
     size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     # `type(...) is int`, because True is an int too.
     if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
@@ -138,6 +140,7 @@ def choose_pool(family: str, num_classes: int | None, global_pool: str | None) -
     Raises:
         ConfigError: the family has no such pooling, or a RegNet with a head has none.
     """
+    global_pool = plain(global_pool)
     if family == "vit":
         pool = "token" if global_pool is None else global_pool
         check_choice("global_pool", pool, *get_args(Pool), subject=" for a ViT")

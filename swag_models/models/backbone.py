@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
-from swag_models.errors import ConfigError, check_maximum, check_types
+from swag_models.errors import ConfigError, check_maximum, check_types, plain
 from swag_models.formatting import describe
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.model_limits import LIMITS
@@ -259,6 +259,7 @@ class Backbone(TimmMetadata):
         Raises:
             ConfigError: `up_to` is unknown; lists the names.
         """
+        up_to = plain(up_to)
         ends: dict[str, int] = {}
         for end, part in enumerate(part for layer in self.layers for part in layer):
             ends[part.split(".")[0]] = ends[part] = end  # the last block of a stage wins

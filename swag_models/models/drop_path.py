@@ -45,5 +45,5 @@ def spread_rates(rate: float, depth: int) -> list[float]:
         rate: rate of the last block.
         depth: number of blocks.
     """
-    check_rate("drop_path_rate", rate)
+    rate = check_rate("drop_path_rate", rate)
     return [rate * layer / max(depth - 1, 1) for layer in range(depth)]

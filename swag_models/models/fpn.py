@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swag_models.errors import check_maximum, check_minimum, check_types
+from swag_models.errors import check_maximum, check_minimum, check_types, plain
 from swag_models.model_limits import LIMITS
 from swag_models.models.backbone import Backbone
 from swag_models.models.unwrap import refuse
@@ -40,6 +40,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         if not isinstance(model, Backbone):
             raise refuse(model, "build a pyramid on")
+        out_channels = plain(out_channels)
         check_types(int, out_channels=out_channels)
         check_minimum(1, out_channels=out_channels)
         check_maximum(LIMITS["in_chans"][1], out_channels=out_channels)

@@ -5,7 +5,13 @@ from typing import Any, Literal, get_args
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from swag_models.errors import ConfigError, check_choice, check_minimum, check_types
+from swag_models.errors import (
+    ConfigError,
+    check_choice,
+    check_minimum,
+    check_types,
+    plain_arguments,
+)
 from swag_models.formatting import describe
 from swag_models.models.backbone import Backbone
 from swag_models.models.unwrap import keeps_shapes, unwrap
@@ -15,6 +21,7 @@ Exempt = Literal["nothing", "norms", "norms and biases"]
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # the first: batch and instance norm
 
 
+@plain_arguments
 def group_parameters(
     model: nn.Module,
     *,

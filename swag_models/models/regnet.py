@@ -119,7 +119,7 @@ class RegNet(Backbone):
                 {"num_chs": width, "reduction": 2 ** (stage + 1), "module": f"s{stage}"}
             )
         self.layers = tuple((layer,) for layer in layers)
-        self.head_drop = nn.Dropout(drop_rate)
+        self.head_drop = nn.Dropout(self.drop_rate)
         self.head = Head(in_width, self.num_classes)
         if not self.stem.conv.weight.is_meta:
             self.init_weights(needs_reset=False)

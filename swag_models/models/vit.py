@@ -69,7 +69,7 @@ class ViT(ViTInterface):
         super().__init__(
             config, config.width, num_classes, image_size, in_chans, drop_rate, global_pool
         )
-        check_rate("attn_drop_rate", attn_drop_rate)
+        attn_drop_rate = check_rate("attn_drop_rate", attn_drop_rate)
         if config.width % config.num_heads:
             raise ConfigError(
                 f"width {config.width} is not a multiple of num_heads {config.num_heads}"
@@ -84,7 +84,7 @@ class ViT(ViTInterface):
         rates = spread_rates(drop_path_rate, config.depth)
         self.blocks = Blocks(*(ViTBlock(config, attn_drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.head_drop = nn.Dropout(drop_rate)
+        self.head_drop = nn.Dropout(self.drop_rate)
         self.head = _make_head(config.width, self.num_classes)
         self._resized: ResizedPosition | None = None
         blocks = [f"blocks.{index}" for index in range(config.depth)]

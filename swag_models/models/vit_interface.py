@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, get_args, overload
 import torch
 from torch import Tensor, nn
 
-from swag_models.errors import ConfigError, check_choice, check_types
+from swag_models.errors import ConfigError, check_choice, check_types, plain
 from swag_models.formatting import describe
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.arguments import (
@@ -64,6 +64,7 @@ class ViTInterface(Backbone):
         """
         pool_type = self.global_pool if pool_type is None else pool_type
         if not is_scripting():
+            pool_type = plain(pool_type)
             check_choice("pool_type", pool_type, *get_args(Pool))
             self._check_features(x, "tokens (N, S, D)", 3)
         if pool_type == "token":

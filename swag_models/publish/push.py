@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import disk_errors, temporary_folder
-from swag_models.errors import ConfigError, FetchError, PublishError, check_types
+from swag_models.errors import ConfigError, FetchError, PublishError, check_types, plain_arguments
 from swag_models.formatting import describe, describe_error, list_names
 from swag_models.hub.download import MAX_DURATION
 from swag_models.hub.fetch import fetch_weights
@@ -84,6 +84,7 @@ class _Target:
         return f"{self.repo}@{self.branch}" if self.branch else self.repo
 
 
+@plain_arguments
 def push(
     model: "nn.Module | str | os.PathLike[str]",
     repo: str,

@@ -17,6 +17,7 @@ from swag_models.errors import (
     PublishError,
     check_minimum,
     check_types,
+    plain_arguments,
 )
 from swag_models.formatting import describe, describe_error
 from swag_models.hub.download import hash_file
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 MAX_SHARD_SIZE = 5_000_000_000  # bytes; the default of transformers and huggingface_hub
 
 
+@plain_arguments
 def save(
     model: "nn.Module",
     folder: str | os.PathLike[str],

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import atomic_write
-from swag_models.errors import ConfigError, PublishError, SignatureError
+from swag_models.errors import ConfigError, PublishError, SignatureError, plain_arguments
 from swag_models.formatting import describe_error
 from swag_models.hub.hf_format import SIGNATURE_FILE
 from swag_models.hub.signature import (
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PASSWORD_VARIABLE = "SWAG_MODELS_KEY_PASSWORD"  # nosec B105 # the name of a variable
 
 
+@plain_arguments
 def sign_folder(folder: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
     """Sign all files of a folder, and write the signature into it as model.sig.
 

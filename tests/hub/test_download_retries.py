@@ -140,7 +140,7 @@ def test_the_minimum_rate_is_over_a_minute(
     times = iter([0.0, *(moment for end in (59.0, 60.0, 119.0, 120.0) for moment in (end, end))])
     monkeypatch.setattr(download_module.time, "monotonic", lambda: next(times))
     sizes = [30 * 1024 - (piece == short) for piece in range(4)]
-    received = download_module.check_rate((bytes(size) for size in sizes), deadline=1000)
+    received = download_module.require_rate((bytes(size) for size in sizes), deadline=1000)
     if short is None:
         assert [len(piece) for piece in received] == sizes
     else:
@@ -153,7 +153,7 @@ def test_the_last_moment_of_the_overall_limit(monkeypatch: pytest.MonkeyPatch) -
     for now, fits in ((10.0, True), (10.5, False)):
         times = iter([0.0, 0.0, now])
         monkeypatch.setattr(download_module.time, "monotonic", lambda times=times: next(times))
-        received = download_module.check_rate([b"a"], deadline=10)
+        received = download_module.require_rate([b"a"], deadline=10)
         if fits:
             assert list(received) == [b"a"]
         else:

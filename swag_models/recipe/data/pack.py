@@ -37,7 +37,7 @@ from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, rea
 from swag_models.recipe.data.pack_plan import (
     PLAN_FILE,
     REJECTS_FILE,
-    hash_images,
+    hash_locations,
     make_plan,
     to_json_lines,
     write_locations,
@@ -148,7 +148,7 @@ def _report_finished(output: Path, images: Sequence[str]) -> None:
         report_done(output)
         return
     with suppress(ConfigError):  # the images may have been moved
-        if hash_images(images) != packed:
+        if hash_locations(images) != packed:
             logger.warning(
                 "images were added, changed or removed since %s was packed; "
                 "delete it to pack them again",

@@ -112,7 +112,7 @@ def write_locations(images: Sequence[str], work: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_images(images: Sequence[str]) -> str:
+def hash_locations(images: Sequence[str]) -> str:
     """Return the hash that `write_locations` returns."""
     digest = hashlib.sha256()
     for location in find_locations(images):

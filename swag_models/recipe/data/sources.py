@@ -198,7 +198,7 @@ def describe_source(source: ImageDataset | ShardSource, samples: int | None) -> 
     }
 
 
-def list_files(source: ImageDataset | ShardSource) -> Iterator[tuple[str, str]]:
+def list_local_files(source: ImageDataset | ShardSource) -> Iterator[tuple[str, str]]:
     """Yield the name within the data, and the path, of each local file that they are read from."""
     if isinstance(source, ImageDataset):
         return ((name, os.path.join(source.root, name)) for name in source.files)

@@ -30,7 +30,7 @@ from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import (
     ShardSource,
     describe_source,
-    list_files,
+    list_local_files,
     open_source,
 )
 from swag_models.recipe.data.stream import hash_seed, seed_torch
@@ -199,9 +199,9 @@ class TrainLoader:
         """Message -> number of broken images that this rank replaced by the next sample."""
         return self._batches.skipped
 
-    def list_files(self) -> Iterator[tuple[str, str]]:
+    def list_local_files(self) -> Iterator[tuple[str, str]]:
         """Yield the name and path of each local file of the data."""
-        return list_files(self._source)
+        return list_local_files(self._source)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last batch received, as JSON values; see `merge_states`."""

@@ -19,9 +19,9 @@ from swag_models.formatting import describe_error
 from swag_models.hub.download import (
     MAX_CONNECT_ATTEMPTS,
     TIMEOUT,
-    check_rate,
     check_status,
     read_length,
+    require_rate,
     wait_for_retry,
 )
 from swag_models.hub.transport import RetryableError, open_session, receive
@@ -153,7 +153,7 @@ def _iterate_body(url: str) -> Generator[bytes, None, None]:
                     continue
                 size, length = 0, read_length(response)
                 try:
-                    for piece in check_rate(received):
+                    for piece in require_rate(received):
                         yield piece
                         size += len(piece)
                 except RetryableError as error:

@@ -117,7 +117,7 @@ def train(
         eval_loader = None if val is None else open_validation(val, state, classes)
 
         # Everything above can fail on wrong input; the folder is claimed for the run only now.
-        claim_run_dir(work, run, data_info, loader.list_files(), dist)
+        claim_run_dir(work, run, data_info, loader.list_local_files(), dist)
         val_facts = None if eval_loader is None else eval_loader.facts
         settings = {"info": asdict(publish_info), "val": val_facts}
         if dist.run_on_main(lambda: is_published(output, settings)):

@@ -197,7 +197,7 @@ def claim(data: Path, output: Path) -> None:
         engine=Engine(workers=0),
     )
     with init_distributed() as dist, open_run_dir(output, dist) as work:
-        claim_run_dir(work, run, loader.facts, loader.list_files(), dist)
+        claim_run_dir(work, run, loader.facts, loader.list_local_files(), dist)
 
 
 @pytest.fixture
