@@ -51,7 +51,7 @@ while (walker.nextNode()) {
   const element = walker.currentNode.parentElement, range = document.createRange();
   range.selectNodeContents(walker.currentNode);
   const {width, height} = range.getBoundingClientRect();
-  const isShown = element.checkVisibility({visibilityProperty: true, contentVisibilityAuto: true});
+  const isShown = element.checkVisibility({opacityProperty: true, visibilityProperty: true});
   if (walker.currentNode.data.trim() && isShown && width > 1 && height > 1)
     results.push(measure(element, getComputedStyle(element).color, walker.currentNode.data));
 }

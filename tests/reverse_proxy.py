@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import urlsplit
@@ -69,9 +69,14 @@ class _Handler(BaseHTTPRequestHandler):
         headers |= proxy.headers
         body = self.rfile.read(int(headers.get("Content-Length", 0)))
         path = self.path.removeprefix(proxy.path) if proxy.strips else self.path
-        connection = http.client.HTTPConnection(proxy.backend, timeout=60)
-        connection.request(self.command, path, body, headers)
-        response = connection.getresponse()
+        with closing(http.client.HTTPConnection(proxy.backend, timeout=60)) as connection:
+            connection.request(self.command, path, body, headers)
+            with closing(connection.getresponse()) as response:
+                self.send_on(response)
+
+    do_GET = do_HEAD = do_POST = pass_on  # noqa: N815
+
+    def send_on(self, response: http.client.HTTPResponse) -> None:
         self.send_response_only(response.status)
         for name, value in response.getheaders():
             if name.lower() not in HOP_BY_HOP:
@@ -80,9 +85,6 @@ class _Handler(BaseHTTPRequestHandler):
         while part := response.read1(1 << 16):  # also the parts of an event stream, as they arrive
             self.wfile.write(part)
             self.wfile.flush()
-        connection.close()
-
-    do_GET = do_HEAD = do_POST = pass_on  # noqa: N815
 
     def log_message(self, *_: object) -> None:
         pass

@@ -47,11 +47,16 @@ class Access:
         """Whether a request needs credentials."""
         return bool(self.users or self.token)
 
-    def make_cookie(self) -> str:
-        """Return the value of a `Set-Cookie` header for a browser that has access."""
+    def make_cookie(self, is_secure: bool = False) -> str:
+        """Return the value of a `Set-Cookie` header for a browser that has access.
+
+        Args:
+            is_secure: whether the browser uses HTTPS; it then never sends the cookie without.
+        """
         browser = secrets.token_hex(16)
         value = f"{browser}.{self._sign(browser)}"
-        return f"{self.cookie_name}={value}; HttpOnly; SameSite=Lax; Path={self.path}"
+        cookie = f"{self.cookie_name}={value}; HttpOnly; SameSite=Lax; Path={self.path}"
+        return f"{cookie}; Secure" if is_secure else cookie
 
     def read_cookie(self, cookies: Mapping[str, str]) -> str:
         """Return the browser that a cookie identifies, or "" without a valid cookie."""

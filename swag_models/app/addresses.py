@@ -149,10 +149,10 @@ def _parse_host(name: str) -> str:
             ipaddress.IPv6Address(match[1].strip("[]"))
     except (TypeError, AttributeError, ValueError):  # not a text; UnicodeError is a ValueError
         match = None
-    if not match or match[2]:
+    if not match or match[2] or match[1].startswith(".") or ".." in match[1]:
         raise ConfigError(
-            f"invalid name {name!r} for --allow-host: allowed: a host name or an IP address, "
-            f"without protocol, port and path, for example demo.example.org"
+            f"invalid name {name!r} for --allow-host: allowed: the full name or IP address of a "
+            f"host, without protocol, port and path, for example demo.example.org"
         )
     return match[1].lower()
 

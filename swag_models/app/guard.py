@@ -183,7 +183,7 @@ class Guard:
         is_page = path in ("/", self.addresses.root_path)
         if is_page and reads and self.access.check_token(request.query_params.get("token", "")):
             # without the token in the address, which others may see and browsers store
-            cookie = self.access.make_cookie()
+            cookie = self.access.make_cookie(request.scope["scheme"] == "https")
             return RedirectResponse(self.access.path, 303, {"Set-Cookie": cookie})
         if path == self.addresses.root_path and reads:  # without the slash at the end
             return RedirectResponse(self.access.path, 303)
@@ -204,7 +204,8 @@ class Guard:
             return self.pass_on()
         if READ_ROUTES.fullmatch(path) and reads:
             is_page = path == "/"
-            cookie = self.access.make_cookie() if is_page and not browser else ""
+            is_secure = request.scope["scheme"] == "https"
+            cookie = self.access.make_cookie(is_secure) if is_page and not browser else ""
             return self.pass_on(cookie=cookie, is_page=is_page)
         raise RefusedError(404, "the page has no such address")
 

@@ -30,7 +30,7 @@ def test_a_port_in_use_is_named(capsys: Capture) -> None:
         (["--folder", "no/such"], "no/such is not a folder; pass a folder of images"),
         (["--model", "resnet50"], "unknown model 'resnet50'"),
         (["--root-path", "demo"], "invalid path 'demo' for --root-path: allowed: a path such as "),
-        (["--allow-host", "a:1"], "invalid name 'a:1' for --allow-host: allowed: a host name or"),
+        (["--allow-host", "a:1"], "invalid name 'a:1' for --allow-host: allowed: the full name or"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], message: str, capsys: Capture) -> None:

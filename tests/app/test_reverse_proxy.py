@@ -1,5 +1,6 @@
 """The page under a path of a reverse proxy: every request works, and only under known names."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +52,9 @@ def test_uploads_examples_and_streams_work_below_a_path(
         url = f"http://127.0.0.1:{proxy.port}/demo/"
         token = page.address.partition("?")[2]
         visitor = Visitor(replace(page, address=f"{url}?{token}"), f"{strips}{keeps_host}")
-        assert visitor.open().url == url
+        response = visitor.open()
+        assert response.url == url
+        assert not re.search(r'(href|src)="/', response.text)  # outside of the path
         config = visitor.get("config").json()
         assert config["root"] == url.rstrip("/")
         (examples,) = (c for c in config["components"] if c["type"] == "dataset")
@@ -114,6 +117,16 @@ def test_the_page_uses_the_address_of_the_browser(
     assert Visitor(page, "s").get("config", headers=options).json()["root"] == root
 
 
+@pytest.mark.parametrize(("protocol", "secure"), [("http", False), ("https", True)])
+def test_a_cookie_of_https_is_sent_over_https_only(
+    page: PageServer, protocol: str, secure: bool
+) -> None:
+    headers = {"Host": NAME, "X-Forwarded-Proto": protocol}
+    url, client = page.address, Visitor(page, "s").client
+    response = client.get(url, headers=headers, allow_redirects=False, timeout=30)
+    assert ("; Secure" in response.headers["Set-Cookie"]) == secure
+
+
 def test_the_path_without_a_slash_leads_to_the_page(page: PageServer) -> None:
     url = f"{get_root(page)}/demo"
     response = Visitor(page, "s").client.get(url, allow_redirects=False, timeout=30)
@@ -139,11 +152,11 @@ def test_a_root_path_that_is_no_path_is_an_error(path: str) -> None:
     "name",
     [
         *("https://a.example", "a.example:80", "a.example/x", "*", "*.example", "", "a b", "[::1"),
-        *("a\n", "x:y:z", "[::1]:80", ".\u2024.", None, 5),
+        *("a\n", "x:y:z", "[::1]:80", ".\u2024.", ".example.org", "a..b", None, 5),
     ],
 )
 def test_a_name_that_no_request_contains_is_an_error(name: str) -> None:
-    with pytest.raises(ConfigError, match="for --allow-host: allowed: a host name"):
+    with pytest.raises(ConfigError, match="for --allow-host: allowed: the full name"):
         Addresses.parse("127.0.0.1", "", [name])
 
 
@@ -165,6 +178,7 @@ def test_only_a_page_without_a_proxy_is_private() -> None:
     assert "demo.example" in (Addresses.parse("0.0.0.0", "", ["demo.example"]).accepted_hosts or ())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (BROWSER and DRIVER), reason="chromium and chromedriver are not installed")
 def test_a_browser_uses_the_page_below_a_path(page: PageServer, tmp_path: Path) -> None:
     with serve_below(get_root(page), "/demo") as proxy, open_chrome(tmp_path) as chrome:

@@ -226,8 +226,13 @@ def test_the_page_can_be_used_by_keyboard_alone(page: Chrome) -> None:
     page.wait(".bars li:first-child", EXAMPLES[3].stem)
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        *((1280, False), (390, True)),
+        *(pytest.param(*window, marks=pytest.mark.slow) for window in ((1280, True), (390, False))),
+    ],
+)
 def test_everything_is_legible_and_has_a_name(
     page: Chrome, address: str, width: int, dark: bool
 ) -> None:

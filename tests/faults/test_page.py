@@ -225,6 +225,9 @@ def send_headers(visitor: Visitor, order: random.Random) -> requests.Response:
             {"Origin": "http://localhost:1"},
             {"Accept-Encoding": "br;q=z"},
             {"Host": "127.0.0.1:999999"},
+            {"X-Forwarded-Proto": "javascript"},
+            {"X-Forwarded-Prefix": "//elsewhere.example"},
+            {"X-Forwarded-Host": "127.0.0.1, elsewhere.example"},
         ),
     ]
     return visitor.get(order.choice(["", "config", "theme.css"]), headers=order.choice(options))
