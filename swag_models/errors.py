@@ -146,12 +146,13 @@ class ImageError(SwagModelsError, ValueError):
 
 
 @contextmanager
-def argument_errors(name: str, value: object) -> Iterator[None]:
+def argument_errors(name: str, value: object, hint: str = "") -> Iterator[None]:
     """Turn whatever the methods of an object of the user raise into a ConfigError.
 
     Args:
         name: the argument.
         value: the object, whose methods the `with` block calls.
+        hint: end of the message: what to do instead.
     """
     try:
         yield
@@ -160,7 +161,7 @@ def argument_errors(name: str, value: object) -> Iterator[None]:
     except Exception as error:
         raise ConfigError(
             f"invalid {name} {describe(value)}: it raises {type(error).__name__}: "
-            f"{describe_error(error)}"
+            f"{describe_error(error)}{hint}"
         ) from error
 
 

@@ -278,8 +278,11 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
                 "path": folder / "x.pt2",
                 "spec": VIT_SPEC,
                 "image_size": None,
+                "dynamic_size": False,
                 "dtype": "float32",
                 "opset": 18,
+                "external_data": None,
+                "classes": None,
                 "images": None,
             },
         ),
@@ -355,7 +358,7 @@ def _stop_before_long_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     """
     monkeypatch.chdir(tmp_path)
 
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise errors.ExportError("stopped by the test")
 
     def fail(*_: Any) -> None:

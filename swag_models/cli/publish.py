@@ -94,13 +94,16 @@ def push(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     """Export a model to ONNX (.onnx) or torch.export (.pt2), and compare it with the original."""
     from swag_models.export import export_model
+    from swag_models.export.external_data import list_files
     from swag_models.reruns import run_unless_done
 
     path, spec = expand_path(options.path), get_spec(options.name)
     settings = {
         "image_size": options.image_size,
+        "dynamic_size": options.dynamic_size,
         "dtype": options.dtype,
         "opset": options.opset,
+        "external_data": options.external_data,
         "images": options.calibrate,
     }
     if options.weights is not None:  # `export_model` passes it to `load_model`
@@ -108,7 +111,7 @@ def export(options: argparse.Namespace) -> int:
     report = run_unless_done(
         path,
         lambda: _identify_export(options, spec, settings),
-        [path, path.with_name(f"{path.name}.data")],
+        list_files(path),
         lambda: {**vars(export_model(spec, path, **settings)), "path": None},
     )
     print_line(path)
@@ -199,12 +202,24 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
         help="image size in pixels (default: the model's)",
     )
     command.add_argument(
+        "--dynamic-size",
+        action="store_true",
+        help="accept images of any height and width, for a ViT multiples of the patch size",
+    )
+    command.add_argument(
         "--dtype",
         default="float32",
-        help="float32 (default), float16, bfloat16 (.pt2 only), int8 (.onnx only)",
+        help="float32 (default), float16, bfloat16, int8 (.onnx only); also fp32, fp16, bf16",
     )
     command.add_argument("--weights", metavar="FILE", help="checkpoint to load the weights from")
-    command.add_argument("--opset", type=int, default=18, help="ONNX opset (default: 18)")
+    command.add_argument(
+        "--opset", type=int, help="ONNX opset, 18 to 23 (default: 18; for bfloat16: 22)"
+    )
+    command.add_argument(
+        "--external-data",
+        action=argparse.BooleanOptionalAction,
+        help="store the weights of an .onnx beside it, in PATH.data (default: above 1.5 GB)",
+    )
     command.add_argument(
         "--calibrate",
         metavar="FOLDER",

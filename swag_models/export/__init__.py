@@ -1,12 +1,14 @@
 """Models as files for other runtimes: `.onnx` for onnxruntime, `.pt2` for torch.export.
 
 A file takes images and returns logits or features, both as float32 regardless of the internal
-precision. It accepts any batch size at a fixed image size, and stores the preprocessing, the class
-names and the licence.
+precision. It accepts any batch size, at a fixed image size or any that the model accepts, and
+stores the preprocessing, the class names and the licence.
 """
 
 import copy
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,21 @@ from torch import nn
 from swag_models import __version__
 from swag_models.api import Name, get_spec, load_classes, load_model
 from swag_models.atomic import temporary_folder
-from swag_models.errors import ConfigError, ExportError, check_types, plain_arguments
+from swag_models.errors import (
+    ConfigError,
+    ExportError,
+    argument_errors,
+    check_types,
+    plain_arguments,
+)
+from swag_models.export.external_data import (
+    check_replaceable,
+    choose_external_data,
+    move_into_place,
+)
 from swag_models.export.formats import (
     INPUT_NAME,
     load_file,
-    move_into_place,
     trace_model,
     write_onnx,
     write_pt2,
@@ -51,9 +63,16 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-# onnxruntime has no bfloat16 on CPUs; torch.export has no counterpart of its int8 operators.
-DTYPES = {".onnx": ("float32", "float16", "int8"), ".pt2": ("float32", "bfloat16", "float16")}
+# torch.export has no counterpart of onnxruntime's int8 operators.
+DTYPES = {
+    ".onnx": ("float32", "float16", "bfloat16", "int8"),
+    ".pt2": ("float32", "float16", "bfloat16"),
+}
+ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as in Optimum
 OPSETS = range(18, 24)  # of ONNX; those that torch's exporter writes and onnxruntime runs
+BFLOAT16_OPSETS = range(22, 24)  # those in which a convolution may be in bfloat16
+# How to avoid what layers of the user raise while torch copies and traces them.
+HINT = "; undo changes of its layers, such as quantisation, weight norm or branches on values"
 
 
 @dataclass(frozen=True)
@@ -87,29 +106,42 @@ def export_model(
     *,
     spec: ModelSpec | None = None,
     image_size: ImageSize | None = None,
+    dynamic_size: bool = False,
     dtype: str | torch.dtype = "float32",
-    opset: int = OPSETS[0],
+    opset: int | None = None,
+    external_data: bool | None = None,
+    classes: Sequence[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> ExportReport:
     """Write a model as .onnx or .pt2, by the suffix of `path`, and verify the file.
 
     The file is loaded again and compared with eager float32 on noise, constants, black and white,
-    in batches and one by one. In float32 it may deviate by 1e-4 of the output's standard
-    deviation, also for inputs 10,000 times as large, unless the model itself is unstable for them.
-    The mean deviation may be 1% in float16 and 5% in bfloat16.
+    in batches and one by one, with `dynamic_size` also in other sizes. In float32 it may deviate by
+    1e-4 of the output's standard deviation, also for inputs 10,000 times as large, unless the model
+    itself is unstable for them. The mean deviation may be 1% in float16 and 5% in bfloat16.
 
     Args:
         model: anything that `load_model` accepts, or a loaded model, possibly compiled or wrapped
             for parallel training, which is not changed.
-        path: file to write. Weights of more than 1.5 GB are stored beside an .onnx, in PATH.data.
+        path: file to write.
         spec: spec of a loaded model, if it differs from the one that it was loaded with.
         image_size: pixels, int or (height, width); by default the model's.
-        dtype: float32 or float16; bfloat16 for .pt2; int8 for .onnx. In a ViT, int8 quantises the
-            matrix products and scales their inputs for each batch; a RegNet is quantised
-            completely, with ranges calibrated on images. int8 is verified on this CPU only: x86
-            CPUs without VNNI instructions may saturate where this one does not.
-        opset: ONNX opset, 18 to 23.
+        dynamic_size: accept any height and width: of a RegNet from 32 pixels, of a ViT multiples of
+            the patch size from two patches, for which the graph resizes the position embedding. The
+            metadata state `image_size`.
+        dtype: float32, float16 or bfloat16 (also as fp32, fp16, bf16); int8 for .onnx. Inputs and
+            outputs are float32 in any case. In a ViT, int8 quantises the matrix products and scales
+            their inputs for each batch; a RegNet is quantised completely, with ranges calibrated on
+            images. int8 is verified on this CPU only: x86 CPUs without VNNI instructions may
+            saturate where this one does not. A bfloat16 .onnx is verified with each result rounded
+            to bfloat16, because onnxruntime does not run it; docs/usage.md lists what does.
+        opset: ONNX opset, 18 to 23; by default 18, and 22 for bfloat16, which needs it.
+        external_data: store the weights of an .onnx beside it, in PATH.data; by default if they
+            have more than 1.5 GB. Where an existing file uses this name for other weights, they are
+            stored in PATH.new.data, so that no moment has a file with the weights of another.
+        classes: class names in the order of the logits; by default those of the spec, if the number
+            of classes is still the same.
         images: folder of images, required by int8. At least 99% of them (of 1,000, if there are
             more) must keep their top-1 class or, without classes, have features of cosine
             similarity 0.99 or more. With 20 images or more, separate images (at most 128) are used
@@ -123,58 +155,74 @@ def export_model(
     """
     check_types(ModelSpec | None, spec=spec)
     check_types(str | torch.dtype, dtype=dtype)
+    check_types(bool, dynamic_size=dynamic_size)
+    check_types(bool | None, external_data=external_data)
     path, dtype = expand_path(path), str(dtype).removeprefix("torch.")
+    dtype = ALIASES.get(dtype, dtype)
     images = None if images is None else expand_path(images, "images")
-    _check_arguments(path, dtype, opset, images)
-    eager, spec = _load_eager(model, spec, image_size, options)
-    metadata = Metadata(
-        name=spec.name,
-        license=spec.license,
-        license_url=spec.license_url,
-        library=f"swag_models {__version__}",
-        dtype=dtype,
-        input=INPUT_NAME,
-        output="logits" if eager.num_classes else "features",
-        preprocess=replace(spec.preprocess, image_size=eager.image_size),
-        classes=_list_classes(spec, eager.num_classes),
-    )
-    needs_ranges = dtype == "int8" and spec.family == "regnet"
-    calibration, checked = ([], []) if images is None else split_images(images, needs_ranges)
-    transform = Transform(metadata.preprocess)
-    batches = read_batches(calibration, transform, eager.in_chans) if needs_ranges else None
-    # onnxruntime quantises a float32 graph.
-    traced_dtype = torch.float32 if dtype == "int8" else getattr(torch, dtype)
-    try:
-        # In a temporary folder, because an .onnx refers to its .data file by the final name.
-        with temporary_folder(path) as folder:
-            temporary = folder / path.name
-            program = trace_model(eager, traced_dtype)
-            if path.suffix == ".pt2":
-                write_pt2(program, temporary, metadata)
-            else:
-                write_onnx(program, temporary, metadata, opset, batches)
-            # Verified as stored on disk, by the runtime that will run it.
-            exported = load_file(temporary)
-            max_deviation, mean_deviation = check_deviation(exported, eager, dtype)
-            agreement, num_images = None, 0
-            if checked:
-                agreement, num_images = check_agreement(exported, eager, checked, transform)
-            size = move_into_place(temporary, path)
-    except (OSError, ExportError) as error:
-        raise ExportError(f"{path} was not written: {error}") from None
+    opset = _check_arguments(path, dtype, opset, external_data, images)
+    with _default_settings():
+        eager, spec = _load_eager(model, spec, image_size, options)
+        metadata = Metadata(
+            name=spec.name,
+            license=spec.license,
+            license_url=spec.license_url,
+            library=f"swag_models {__version__}",
+            dtype=dtype,
+            input=INPUT_NAME,
+            output="logits" if eager.num_classes else "features",
+            preprocess=replace(spec.preprocess, image_size=eager.image_size),
+            classes=_list_classes(spec, eager.num_classes, classes),
+        )
+        needs_ranges = dtype == "int8" and spec.family == "regnet"
+        calibration, checked = ([], []) if images is None else split_images(images, needs_ranges)
+        transform = Transform(metadata.preprocess)
+        batches = read_batches(calibration, transform, eager.in_chans) if needs_ranges else None
+        # onnxruntime quantises a float32 graph.
+        traced_dtype = torch.float32 if dtype == "int8" else getattr(torch, dtype)
+        try:
+            # In a temporary folder, because an .onnx refers to its .data file by the final name.
+            with temporary_folder(path) as folder:
+                temporary = folder / path.name
+                with argument_errors("model", model, HINT):
+                    program = trace_model(eager, traced_dtype, dynamic_size=dynamic_size)
+                if path.suffix == ".pt2":
+                    write_pt2(program, temporary, metadata)
+                else:
+                    beside = choose_external_data(program, external_data, dtype)
+                    write_onnx(program, temporary, metadata, opset, batches, beside)
+                # Verified as stored on disk, by the runtime that will run it.
+                exported = load_file(temporary, dtype)
+                max_deviation, mean_deviation = check_deviation(
+                    exported, eager, dtype, dynamic_size=dynamic_size
+                )
+                agreement, num_images = None, 0
+                if checked:
+                    agreement, num_images = check_agreement(exported, eager, checked, transform)
+                size = move_into_place(temporary, path)
+        except (OSError, ExportError) as error:
+            raise ExportError(f"{path} was not written: {error}") from None
     return ExportReport(path, dtype, size, max_deviation, mean_deviation, agreement, num_images)
 
 
-def _check_arguments(path: Path, dtype: str, opset: int, images: Path | None) -> None:
-    """Raise ConfigError for invalid arguments, before any work."""
+def _check_arguments(
+    path: Path, dtype: str, opset: int | None, external_data: bool | None, images: Path | None
+) -> int:
+    """Raise ConfigError for invalid arguments, before any work; return the opset."""
     check_suffix(path)
     if dtype not in DTYPES[path.suffix]:
         raise ConfigError(
             f"invalid dtype {escape_unprintable(dtype, 100)} for {path.suffix}: allowed: "
-            f"{', '.join(DTYPES[path.suffix])}; use .pt2 for bfloat16 and .onnx for int8"
+            f"{', '.join(DTYPES[path.suffix])}; use .onnx for int8"
         )
-    if type(opset) is not int or opset not in OPSETS:
-        raise ConfigError(f"invalid opset {describe(opset)}: allowed: {OPSETS[0]} to {OPSETS[-1]}")
+    opsets = BFLOAT16_OPSETS if dtype == "bfloat16" else OPSETS
+    opset = opsets[0] if opset is None else opset
+    if type(opset) is not int or opset not in opsets:
+        raise ConfigError(
+            f"invalid opset {describe(opset)} for {dtype}: allowed: {opsets[0]} to {opsets[-1]}"
+        )
+    if external_data is not None and path.suffix != ".onnx":
+        raise ConfigError(f"external_data is for .onnx; a {path.suffix} is always one file")
     if dtype == "int8" and images is None:
         raise ConfigError(
             "int8 needs a folder of images to calibrate on: pass images=, or --calibrate FOLDER"
@@ -185,9 +233,23 @@ def _check_arguments(path: Path, dtype: str, opset: int, images: Path | None) ->
         )
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder; create it first")
+    check_replaceable(path)
     if path.suffix == ".onnx":  # checked now, not after minutes of tracing
         for module in ("onnx", "onnxruntime", "onnxscript"):
             import_extra(module, ONNX_EXTRA, ".onnx")
+    return opset
+
+
+@contextmanager
+def _default_settings() -> Iterator[None]:
+    """Trace and compare without the caller's autocast, default dtype and default device."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _load_eager(
@@ -211,19 +273,35 @@ def _load_eager(
                 f"invalid {', '.join(names)} for a loaded model, which is exported unchanged; "
                 "pass load_model's options to load_model"
             )
-        eager = copy.deepcopy(model)  # `.to` and `.eval` below would change the caller's model
+        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+            raise ConfigError(
+                "cannot export a model on the meta device, which has no weights; load them first"
+            )
+        with argument_errors("model", model, HINT):
+            # `.to` and `.eval` below would change the caller's model.
+            eager = copy.deepcopy(model).to("cpu", torch.float32)
         if "_original_forward" in vars(eager):  # accelerate's, under its own autocast
             del eager.forward
     else:
         if spec is not None:
             raise ConfigError("invalid spec= for a model's name: pass it with a loaded model")
         spec = get_spec(model)
-        eager = load_model(spec, image_size=image_size, **options)
-    return eager.to("cpu", torch.float32).eval().requires_grad_(False), spec
+        eager = load_model(spec, image_size=image_size, **options).to("cpu", torch.float32)
+    return eager.eval().requires_grad_(False), spec
 
 
-def _list_classes(spec: ModelSpec, num_classes: int) -> tuple[str, ...] | None:
-    """The spec's class names; None if the model has another number of classes."""
+def _list_classes(
+    spec: ModelSpec, num_classes: int, classes: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """The caller's class names, or the spec's; None if the model has another number of classes."""
+    if classes is not None:
+        check_types(list | tuple, classes=classes)
+        if len(classes) != num_classes or not all(isinstance(name, str) for name in classes):
+            raise ConfigError(
+                f"{len(classes)} class names for {num_classes or 'no'} classes; pass one string "
+                "each"
+            )
+        return tuple(classes)
     if spec.classes is None or not num_classes:
         return None
     names = load_classes(spec)

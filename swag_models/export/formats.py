@@ -5,7 +5,6 @@ Axes: N batch, C channels, H W pixels.
 
 import copy
 import io
-import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,12 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from swag_models.errors import ExportError
+from swag_models.export.bfloat16 import write_emulation
+from swag_models.export.external_data import list_data_paths
 from swag_models.export.metadata import Metadata
-from swag_models.models import Backbone
+from swag_models.models import Backbone, ViT
+from swag_models.models.regnet import MIN_SIZE
+from swag_models.spec import LIMITS
 
-# Bytes of weights in one .onnx. Protobuf allows 2 GiB; larger weights are stored in NAME.onnx.data.
-MAX_SINGLE_FILE_SIZE = 1_500_000_000
 INPUT_NAME = "images"
+AXES = ("batch", "channels", "height", "width")
+MAX_SIDE = int(LIMITS["image_size"][1])  # pixels
 
 ModelFunction = Callable[[Tensor], Tensor]  # images (N, C, H, W) -> output (N, ...)
 
@@ -37,19 +40,29 @@ class Float32Interface(nn.Module):
         return self.model(images.to(self.dtype)).float()
 
 
-def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedProgram:
+def trace_model(
+    model: Backbone, dtype: torch.dtype, *, dynamic_size: bool = False
+) -> torch.export.ExportedProgram:
     """Trace a model as a graph for any batch size and device.
 
     Args:
         model: in float32 on the CPU, in eval mode.
         dtype: internal precision; inputs and outputs are float32.
+        dynamic_size: for images of any height and width that the model accepts.
     """
-    # torch.export treats an axis of length 1 as constant.
-    sample = torch.zeros(2, model.in_chans, *model.image_size)
     # Without a maximum, torch 2.6 rejects slices.
-    batch_axis = torch.export.Dim("batch", min=1, max=2**31 - 1)
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=2**31 - 1)}
+    size = model.image_size
+    if dynamic_size:
+        step, minimum = find_sides(model)
+        size = (minimum + step, minimum)
+        for axis in (2, 3):
+            side = torch.export.Dim(AXES[axis], min=minimum // step, max=MAX_SIDE // step)
+            axes[axis] = side if step == 1 else step * side
+    # torch.export treats an axis of length 1 as constant.
+    sample = torch.zeros(2, model.in_chans, *size, dtype=torch.float32, device="cpu")
     program = torch.export.export(
-        Float32Interface(model, dtype), (sample,), dynamic_shapes=({0: batch_axis},), strict=False
+        Float32Interface(model, dtype), (sample,), dynamic_shapes=(axes,), strict=False
     )
     for node in list(program.graph.nodes):
         node.meta.pop("stack_trace", None)  # contains paths of this machine
@@ -57,6 +70,13 @@ def trace_model(model: Backbone, dtype: torch.dtype) -> torch.export.ExportedPro
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             program.graph.erase_node(node)
     return program
+
+
+def find_sides(model: Backbone) -> tuple[int, int]:
+    """Return of which number a side of an image must be a multiple, and its minimum, in pixels."""
+    if isinstance(model, ViT):
+        return model.patch_size, 2 * model.patch_size  # torch.export treats a length of 1 apart
+    return 1, MIN_SIZE
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:
@@ -91,20 +111,25 @@ def write_onnx(
     metadata: Metadata,
     opset: int,
     calibration: Iterable[Tensor] | None,
+    external_data: bool,
 ) -> None:
     """Write the graph as ONNX, quantised to 8-bit integers if `metadata.dtype` is "int8".
 
     Args:
         program: traced in the precision of the file, or in float32 for int8.
-        path: file to write; weights of more than 1.5 GB are stored in PATH.data.
+        path: file to write.
         metadata: stored in the file.
         opset: ONNX opset.
         calibration: batches (N, C, H, W) to calibrate the ranges of activations on; None
             quantises dynamically.
+        external_data: store the weights beside the file, in PATH.data.
 
     Raises:
         ExportError: torch's exporter does not support the model.
     """
+    (name,) = program.graph_signature.user_inputs
+    shape = next(node.meta["val"].shape for node in program.graph.nodes if node.name == name)
+    axes = {axis: AXES[axis] for axis in range(4) if isinstance(shape[axis], torch.SymInt)}
     try:
         # The exporter warns about its own use of torch; under `python -W error` that would end it.
         with warnings.catch_warnings():
@@ -116,7 +141,9 @@ def write_onnx(
                 input_names=[metadata.input],
                 output_names=[metadata.output],
                 opset_version=opset,
-                dynamic_shapes=({0: "batch"},),  # names the axis in the file
+                dynamic_shapes=(axes,),  # names the axes in the file
+                # The optimiser leaves folded convolutions of a bfloat16 graph in float32.
+                optimize=metadata.dtype != "bfloat16",
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -125,14 +152,14 @@ def write_onnx(
             "upgrade torch and onnxscript, or export to .pt2"
         ) from None
     assert exported is not None
-    weight_bytes = sum(tensor.nbytes for tensor in program.state_dict.values())
-    external_data = weight_bytes > MAX_SINGLE_FILE_SIZE
     if metadata.dtype == "int8":
         float32_path = path.with_name("float32.onnx")
-        exported.save(float32_path, external_data=external_data)
+        exported.save(float32_path)
         # Marks the file as pre-processed: torch's exporter already did the work of that step.
         _set_metadata(float32_path, {"onnx.quant.pre_process": "onnxruntime.quant"})
         _quantise(float32_path, path, calibration)
+        if external_data:
+            _move_weights_out(path)
     else:
         exported.save(path, external_data=external_data)
     _set_metadata(path, metadata.to_strings())
@@ -149,6 +176,14 @@ def _set_metadata(path: Path, strings: dict[str, str]) -> None:
     model.graph.ClearField("value_info")
     onnx.helper.set_model_props(model, strings)
     onnx.save(model, path)
+
+
+def _move_weights_out(path: Path) -> None:
+    """Store the weights of an .onnx beside it."""
+    import onnx
+
+    name = list_data_paths(path)[0].name
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location=name)
 
 
 def _quantise(source: Path, target: Path, calibration: Iterable[Tensor] | None) -> None:
@@ -199,8 +234,12 @@ class _CalibrationReader:
         return None if images is None else {INPUT_NAME: images.numpy()}
 
 
-def load_file(path: Path) -> ModelFunction:
+def load_file(path: Path, dtype: str) -> ModelFunction:
     """Load an exported file as a function on the CPU.
+
+    Args:
+        path: the file.
+        dtype: its internal precision.
 
     Raises:
         ExportError: onnxruntime cannot run the model.
@@ -213,6 +252,10 @@ def load_file(path: Path) -> ModelFunction:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
+    if dtype == "bfloat16":
+        path = write_emulation(path)
+        # Optimisations would remove the rounding.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except (state.Fail, state.InvalidGraph, state.NotImplemented) as error:
@@ -222,22 +265,3 @@ def load_file(path: Path) -> ModelFunction:
             "try another opset"
         ) from None
     return lambda images: torch.from_numpy(session.run(None, {INPUT_NAME: images.numpy()})[0])
-
-
-def move_into_place(temporary: Path, path: Path) -> int:
-    """Give a verified file its final name.
-
-    Returns:
-        Size in bytes, external data included.
-    """
-    temporary_data, data = (file.with_name(f"{file.name}.data") for file in (temporary, path))
-    size = temporary.stat().st_size
-    if temporary_data.exists():
-        size += temporary_data.stat().st_size
-        os.replace(temporary_data, data)  # first, because the .onnx cannot be loaded without it
-        os.replace(temporary, path)
-    else:
-        os.replace(temporary, path)
-        if path.suffix == ".onnx":
-            data.unlink(missing_ok=True)  # belongs to the file that was replaced
-    return size

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swag_models.errors import ConfigError, ExportError, ImageError
-from swag_models.export.formats import ModelFunction
+from swag_models.export.formats import ModelFunction, find_sides
 from swag_models.image_formats import named_errors
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.models import Backbone
@@ -95,13 +95,16 @@ def read_batches(
 
 
 @torch.inference_mode()
-def check_deviation(exported: ModelFunction, eager: Backbone, dtype: str) -> tuple[float, float]:
+def check_deviation(
+    exported: ModelFunction, eager: Backbone, dtype: str, *, dynamic_size: bool = False
+) -> tuple[float, float]:
     """Compare the outputs on noise, constants, black and white, and far beyond their range.
 
     Args:
         exported: the exported model.
         eager: the model in float32.
         dtype: precision of the exported model.
+        dynamic_size: compare on noise of other sizes as well.
 
     Returns:
         (maximum, mean) deviation on inputs in the range of images.
@@ -110,10 +113,13 @@ def check_deviation(exported: ModelFunction, eager: Backbone, dtype: str) -> tup
         ExportError: the deviation is too large.
     """
     shape = (eager.in_chans, *eager.image_size)
-    noise = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    noise = _make_noise(3, shape)
     # After normalisation, black is about -2.2 and white about 2.7.
     constants = torch.stack([torch.full(shape, value) for value in (0.0, 1.0, -2.2, 2.7)])
-    deviations = [_measure_deviation(exported, eager, images) for images in (noise, constants)]
+    batches = [noise, constants]
+    if dynamic_size:
+        batches += [_make_noise(2, (eager.in_chans, *size)) for size in _list_sizes(eager)]
+    deviations = [_measure_deviation(exported, eager, images) for images in batches]
     max_deviation, mean_deviation = (max(values) for values in zip(*deviations))
     if dtype == "float32":
         checks = [(max_deviation, MAX_FLOAT32_DEVIATION)]
@@ -135,6 +141,17 @@ def check_deviation(exported: ModelFunction, eager: Backbone, dtype: str) -> tup
                 f"standard deviation, allowed: {tolerance:g}; try another dtype or format"
             )
     return max_deviation, mean_deviation
+
+
+def _list_sizes(eager: Backbone) -> list[tuple[int, int]]:
+    """The smallest size, and larger ones than the model's; of a RegNet also odd ones."""
+    (step, minimum), (height, width) = find_sides(eager), eager.image_size
+    return [(minimum, minimum + step), (height + step, width), (height, 2 * width - step)]
+
+
+def _make_noise(count: int, shape: tuple[int, ...]) -> Tensor:
+    """Normally distributed inputs (N, *shape), the same in every call."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _measure_deviation(

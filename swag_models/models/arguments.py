@@ -43,6 +43,11 @@ def is_symbolic(value: object) -> bool:
     return isinstance(value, torch.fx.Proxy) or bool(is_jit_tracing())
 
 
+def has_free_size(sides: Sequence[object]) -> bool:
+    """Return whether torch.export traces a graph in which one of these numbers may vary."""
+    return any(isinstance(side, torch.SymInt) for side in sides)
+
+
 def has_global_hooks() -> bool:
     """Return whether forward hooks are registered for all modules."""
     module = torch.nn.modules.module

@@ -17,6 +17,7 @@ from swag_models.models.arguments import (
     check_num_classes,
     check_rate,
     choose_pool,
+    has_free_size,
     is_scripting,
     is_symbolic,
 )
@@ -196,7 +197,8 @@ class ViT(ViTInterface):
         On the CPU, where resizing takes milliseconds, the last result is cached.
         """
         position = self.pos_embed
-        if grid == self.grid_size:
+        free = has_free_size(grid)  # comparing it would exclude one size from the exported graph
+        if not free and grid == self.grid_size:
             return position
         learning = torch.is_grad_enabled() and position.requires_grad
         traced = torch.compiler.is_compiling()

@@ -19,6 +19,7 @@ from swag_models.models.arguments import (
     check_grid,
     check_image_size,
     choose_levels,
+    has_free_size,
     is_scripting,
     is_symbolic,
 )
@@ -333,4 +334,8 @@ class ViTInterface(Backbone):
                 f"image size {height}x{width} is not a multiple of the patch size {patch}; "
                 f"nearest: {nearest[0]}x{nearest[1]}"
             )
+        if has_free_size((height, width)):
+            # Rounded up: an exported graph checks no size, and in one that is not a multiple the
+            # positions must not fit the patches, which would otherwise be those of a cropped image.
+            return (height + patch - 1) // patch, (width + patch - 1) // patch
         return height // patch, width // patch

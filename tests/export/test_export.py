@@ -22,7 +22,7 @@ from torch import Tensor
 
 import swag_models
 from swag_models.errors import ConfigError, ExportError
-from swag_models.export import OPSETS, export_model, formats, read_metadata
+from swag_models.export import OPSETS, export_model, read_metadata
 from swag_models.models import RegNet, ViT, build, layers
 from swag_models.spec import ImageSize
 
@@ -213,6 +213,7 @@ def test_the_graph_has_plain_linear_layers(tmp_path: Path, monkeypatch: pytest.M
     assert operators.count("aten.scaled_dot_product_attention.default") == 2
 
 
+@pytest.mark.slow
 def test_onnx_is_written_for_the_newest_allowed_opset(tmp_path: Path) -> None:
     model, path = tiny("vit"), tmp_path / "model.onnx"
     export_model(model, path, spec=VIT_SPEC, opset=OPSETS[-1])
@@ -248,31 +249,6 @@ def test_other_heads_and_channels_are_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_large_weights_are_stored_beside_an_onnx(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, path = tiny("vit"), tmp_path / "model.onnx"
-    monkeypatch.setattr(formats, "MAX_SINGLE_FILE_SIZE", 10_000)
-    report = export_model(model, path, spec=VIT_SPEC)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
-    assert report.size == sum(file.stat().st_size for file in tmp_path.iterdir())
-    assert (tmp_path / "model.onnx.data").stat().st_size > 0.8 * sum(
-        parameter.nbytes for parameter in model.parameters()
-    )
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    for name in ("model.onnx", "model.onnx.data"):
-        (tmp_path / name).rename(moved / name)
-    batch = images(3)
-    assert deviation(run(moved / "model.onnx", batch), model(batch)) < 1e-4
-    assert read_metadata(moved / "model.onnx").name == "tiny_vit"
-    monkeypatch.undo()
-    export_model(model, moved / "model.onnx", spec=VIT_SPEC)  # in one file again
-    assert [file.name for file in moved.iterdir()] == ["model.onnx"]
-    assert deviation(run(moved / "model.onnx", batch), model(batch)) < 1e-4
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b16_in1k_linear", "regnety_16gf_in1k_linear"])
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_file_of_full_size_returns_what_the_model_returns(
@@ -283,14 +259,6 @@ def test_a_file_of_full_size_returns_what_the_model_returns(
     batch = images(4, 224)
     with torch.inference_mode():
         assert deviation(run(tmp_path / f"model{suffix}", batch), model(batch)) < 1e-4
-
-
-@pytest.mark.slow
-def test_a_model_larger_than_protobufs_limit_is_exported(tmp_path: Path) -> None:
-    report = export_model("vit_h14", tmp_path / "model.onnx", pretrained=False)
-    assert report.size > 2**31
-    assert (tmp_path / "model.onnx").stat().st_size < 2**24
-    assert run(tmp_path / "model.onnx", images(1, 224)).shape == (1, 1280)
 
 
 def test_other_files_have_no_metadata(tmp_path: Path, shipped: dict[str, Path]) -> None:

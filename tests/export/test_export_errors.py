@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,19 +100,29 @@ def test_an_operator_that_onnx_lacks_is_an_error_and_pt2_works(tmp_path: Path) -
         ("model", {}, r"invalid suffix '' of model: allowed: \.onnx, \.pt2"),
         (
             "model.onnx",
-            {"dtype": "bfloat16"},
-            r"invalid dtype bfloat16 for \.onnx: allowed: float32, float16, int8",
+            {"dtype": "float64"},
+            r"invalid dtype float64 for \.onnx: allowed: float32, float16, bfloat16, int8",
         ),
         (
             "model.pt2",
             {"dtype": "int8"},
-            r"invalid dtype int8 for \.pt2: allowed: float32, bfloat16, float16",
+            r"invalid dtype int8 for \.pt2: allowed: float32, float16, bfloat16",
         ),
         ("model.pt2", {"dtype": torch.float64}, r"invalid dtype float64 for \.pt2"),
         ("model.onnx", {"dtype": "int8"}, "int8 needs a folder of images"),
         ("model.onnx", {"dtype": "int8", "images": "."}, r"no image in \."),
         ("model.onnx", {"images": "gone"}, "gone is not a folder; pass a folder of images"),
-        ("model.onnx", {"opset": 17}, "invalid opset 17: allowed: 18 to 23"),
+        ("model.onnx", {"opset": 17}, "invalid opset 17 for float32: allowed: 18 to 23"),
+        (
+            "model.onnx",
+            {"opset": 21, "dtype": "bf16"},
+            "invalid opset 21 for bfloat16: allowed: 22 to 23",
+        ),
+        ("model.pt2", {"external_data": False}, r"external_data is for \.onnx; a \.pt2 is always"),
+        ("model.onnx", {"external_data": 1}, "invalid external_data 1: allowed: bool or None"),
+        ("model.onnx", {"dynamic_size": "yes"}, "invalid dynamic_size 'yes': allowed: bool"),
+        ("model.onnx", {"classes": ["a"]}, "1 class names for 65 classes; pass one string each"),
+        ("model.onnx", {"classes": "ab"}, "invalid classes 'ab': allowed: list or tuple"),
         ("nowhere/model.onnx", {}, "nowhere is not a folder; create it first"),
         (
             "model.onnx",
@@ -136,6 +147,15 @@ def test_invalid_arguments_are_an_error_before_any_work(
     with pytest.raises(ConfigError, match=message):
         export_model("vit_nano_hashtags", name, **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("taken", ["model.onnx", "model.onnx.data", "model.onnx.new.data"])
+@pytest.mark.parametrize("kind", [os.mkdir, os.mkfifo])
+def test_only_files_are_replaced(taken: str, kind: Callable[[Path], None], tmp_path: Path) -> None:
+    kind(tmp_path / taken)
+    with pytest.raises(ConfigError, match=f"{taken} exists and is not a file; choose another name"):
+        export_model(tiny("vit"), tmp_path / "model.onnx", spec=VIT_SPEC)
+    assert [file.name for file in tmp_path.iterdir()] == [taken]
 
 
 @pytest.mark.parametrize(
