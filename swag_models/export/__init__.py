@@ -173,6 +173,7 @@ def export_model(
             output="logits" if eager.num_classes else "features",
             preprocess=replace(spec.preprocess, image_size=eager.image_size),
             classes=_list_classes(spec, eager.num_classes, classes),
+            multi_label=spec.multi_label,
         )
         needs_ranges = dtype == "int8" and spec.family == "regnet"
         calibration, checked = ([], []) if images is None else split_images(images, needs_ranges)

@@ -6,7 +6,7 @@ It is stored in ONNX's metadata_props or torch.export's extra files.
 import json
 import os
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,6 +36,8 @@ class Metadata:
         output: name of the output tensor, "logits" or "features".
         preprocess: how an image becomes the input.
         classes: names in the order of the logits, None if unknown.
+        multi_label: whether the probability of a class is the sigmoid of its logit, instead of the
+            softmax of all.
     """
 
     name: str
@@ -47,9 +49,10 @@ class Metadata:
     output: str
     preprocess: Preprocess
     classes: tuple[str, ...] | None
+    multi_label: bool = False  # earlier versions did not store it
 
     def to_strings(self) -> dict[str, str]:
-        """One string per field; `preprocess` and `classes` as JSON."""
+        """One string per field; as JSON if it is not a string."""
         # Both formats store strings only.
         return {
             name: value if isinstance(value, str) else json.dumps(value)
@@ -63,10 +66,13 @@ class Metadata:
         Raises:
             ValueError: a field is missing or invalid.
         """
-        if missing := [field.name for field in fields(cls) if field.name not in strings]:
+        required = [field.name for field in fields(cls) if field.default is MISSING]
+        if missing := [name for name in required if name not in strings]:
             raise ValueError(f"it lacks {', '.join(missing)}")
-        values: dict[str, Any] = {field.name: strings[field.name] for field in fields(cls)}
-        values |= {name: json.loads(values[name]) for name in ("preprocess", "classes")}
+        names = [field.name for field in fields(cls) if field.name in strings]
+        values: dict[str, Any] = {name: strings[name] for name in names}
+        for name in {"preprocess", "classes", "multi_label"} & values.keys():
+            values[name] = json.loads(values[name])
         return decode_fields(cls, values, "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tiny import deviation, images, load_tiny, randomise
 from torch import nn
 
 from swag_models.errors import MAX_MESSAGE, ConfigError
-from swag_models.export import export_model, read_metadata
+from swag_models.export import Metadata, export_model, read_metadata
 from swag_models.models import FeatureNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -177,8 +178,16 @@ def test_a_model_that_cannot_be_exported_is_refused_in_one_line(kind: str, tmp_p
 @pytest.mark.slow
 def test_class_names_can_be_given_with_a_model(tmp_path: Path) -> None:
     model = replace_head(load_tiny("vit"))
+    assert model.spec is not None
+    model.spec = replace(model.spec, multi_label=True)
     path = export_model(model, tmp_path / "x.pt2", classes=NAMES).path
-    assert read_metadata(path).classes == tuple(NAMES)
+    metadata = read_metadata(path)
+    assert metadata.classes == tuple(NAMES)
+    assert metadata.multi_label
+    strings = metadata.to_strings()
+    assert Metadata.from_strings(strings) == metadata
+    del strings["multi_label"]  # as in files of earlier versions
+    assert not Metadata.from_strings(strings).multi_label
     with pytest.raises(ConfigError, match="2 class names for 3 classes; pass one string each"):
         export_model(model, path, classes=NAMES[:2])
     with pytest.raises(ConfigError, match="1 class names for no classes"):

@@ -116,6 +116,11 @@ COMMANDS = {
         outputs=("out.npy", "out.json"),
     ),
     "export": Command(_split("export ../data/model out.onnx"), outputs=("out.onnx",)),
+    "export beside": Command(
+        _split("export ../data/model out.onnx --external-data"),
+        outputs=("out.onnx", "out.onnx.data"),
+        same=frozenset({".data"}),
+    ),
     "save": Command(_split("save ../data/model out"), outputs=("out",)),
     "push": Command(_split("push ../data/model {repo}")),
     "curate": Command(
