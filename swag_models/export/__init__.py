@@ -216,7 +216,7 @@ def _check_arguments(
             f"invalid dtype {escape_unprintable(dtype, 100)} for {path.suffix}: allowed: "
             f"{', '.join(DTYPES[path.suffix])}; use .onnx for int8"
         )
-    opsets = BFLOAT16_OPSETS if dtype == "bfloat16" else OPSETS
+    opsets = BFLOAT16_OPSETS if (path.suffix, dtype) == (".onnx", "bfloat16") else OPSETS
     opset = opsets[0] if opset is None else opset
     if type(opset) is not int or opset not in opsets:
         raise ConfigError(

@@ -7,6 +7,7 @@ replaced does not use: whenever a process is killed, PATH and the file that it n
 import contextlib
 import filecmp
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +76,33 @@ def move_into_place(temporary: Path, path: Path) -> int:
     """
     size, data = temporary.stat().st_size, None
     temporary_data = list_data_paths(temporary)[0]
-    if temporary_data.exists():
-        size += temporary_data.stat().st_size
-        data = _choose_data_path(path, temporary_data)
-        _set_location(temporary, data.name)
-        os.replace(temporary_data, data)
-    os.replace(temporary, path)
-    for unused in set(list_files(path)) - {path, data}:
-        with contextlib.suppress(OSError):  # it may stay: nothing refers to it
-            unused.unlink()
+    with _lock(path.parent):  # two runs at the same time would choose the same name
+        if temporary_data.exists():
+            size += temporary_data.stat().st_size
+            data = _choose_data_path(path, temporary_data)
+            _set_location(temporary, data.name)
+            os.replace(temporary_data, data)
+        os.replace(temporary, path)
+        for unused in set(list_files(path)) - {path, data}:
+            with contextlib.suppress(OSError):  # it may stay: nothing refers to it
+                unused.unlink()
     return size
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in this block for the folder, if the system can lock it."""
+    descriptor = None
+    with contextlib.suppress(ImportError, OSError):  # Windows, some network file systems
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _choose_data_path(path: Path, temporary_data: Path) -> Path:

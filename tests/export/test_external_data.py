@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,32 @@ def test_weights_are_named_after_their_file_unless_others_use_the_name(tmp_path:
     path.write_bytes(b"not an .onnx")
     move_into_place(write_model(tmp_path / "temporary" / "x.onnx", 5, beside=True), path)
     assert list_names(tmp_path) == ["x.onnx", "x.onnx.data"]
+
+
+def test_runs_at_the_same_time_do_not_mix_their_weights(tmp_path: Path) -> None:
+    path, new = tmp_path / "x.onnx", []
+    for size in (1000, 2000):
+        (tmp_path / str(size)).mkdir()
+        new.append(write_model(tmp_path / str(size) / "x.onnx", size, beside=True, size=size))
+    reader, writer = os.pipe()
+
+    def pause() -> None:
+        os.write(writer, b"the weights have their name")
+        time.sleep(0.3)
+
+    child = os.fork()
+    if not child:
+        try:
+            stop_at(2, pause)
+            move_into_place(new[0], path)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.read(reader, 1)
+    move_into_place(new[1], path)
+    assert os.waitpid(child, 0)[1] == 0
+    assert read_value(path) == 2000
+    assert len(list_names(tmp_path)) == 2
 
 
 @pytest.mark.slow
