@@ -17,9 +17,9 @@ from swag_models.errors import ExportError
 from swag_models.export.bfloat16 import write_emulation
 from swag_models.export.external_data import list_data_paths
 from swag_models.export.metadata import Metadata
+from swag_models.model_limits import LIMITS
 from swag_models.models import Backbone, ViT
 from swag_models.models.regnet import MIN_SIZE
-from swag_models.spec import LIMITS
 
 INPUT_NAME = "images"
 AXES = ("batch", "channels", "height", "width")
