@@ -35,6 +35,13 @@ def _temporary_cache(
     monkeypatch.setenv("SWAG_MODELS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _cpu_by_default(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expected results are those of the CPU; only tests of a GPU run on it by default."""
+    if torch.cuda.is_available() and "gpu" not in request.keywords:
+        monkeypatch.setattr("swag_models.devices.pick_device", lambda: "cpu")
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A server of weight files on loopback."""

@@ -115,7 +115,7 @@ class TestInference:
     @pytest.mark.parametrize("fast", [False, True])
     def test_predictions_equal_those_of_the_cpu(self, name: str, fast: bool) -> None:
         paths = sorted(SCENES.glob("*.jpg"))
-        expected = Classifier(name)(paths, top_k=1)
+        expected = Classifier(name, device="cpu")(paths, top_k=1)
         predictions = Classifier(name, device="cuda", fast=fast)(paths, top_k=1)
         for row, reference in zip(predictions, expected):
             top, top_reference = row[0], reference[0]
@@ -126,11 +126,31 @@ class TestInference:
     @SHIPPED
     def test_embeddings_equal_those_of_the_cpu(self, name: str, tmp_path: Path) -> None:
         files = write_images(tmp_path, 40)
-        expected = Embedder(name)(files).vectors
+        expected = Embedder(name, device="cpu")(files).vectors
         for fast, limit in ((False, 1e-4), (True, 1e-2)):
             vectors = Embedder(name, device="cuda", fast=fast)(files).vectors
             assert vectors.dtype == torch.float32
             assert torch.cosine_similarity(vectors, expected).min() > 1 - limit
+
+    @SHIPPED
+    def test_auto_is_the_gpu_and_a_model_in_memory_stays_where_it_is(self, name: str) -> None:
+        path = SCENES / "house.jpg"
+        assert Classifier(name).device == Embedder(name, device="auto").device
+        assert Classifier(name).device.type == "cuda"
+        model = swag_models.load_model(name)
+        expected = Embedder(model)(path).vectors
+        assert Embedder(model).device.type == "cpu"
+        moved = Embedder(model, device="cuda")
+        assert torch.cosine_similarity(moved(path).vectors, expected).min() > 1 - 1e-4
+        assert not next(model.parameters()).is_cuda
+
+    @SHIPPED
+    def test_the_page_shows_saliency_of_a_model_on_the_gpu(self, name: str) -> None:
+        from swag_models.app.service import classify_image, get_saliency
+
+        path = SCENES / "house.jpg"
+        analysis = classify_image(swag_models.get_spec(name), str(path), path.name)
+        assert get_saliency(analysis, 0).max() > 0
 
     def test_the_embed_command_runs_on_the_device(self, tmp_path: Path) -> None:
         folder = tmp_path / "images"
