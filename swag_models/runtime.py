@@ -1,9 +1,11 @@
-"""Optional packages, package versions and CPUs available to this process. Imports no torch."""
+"""Optional packages and their versions; CPUs and memory of this process. Imports no torch."""
 
+import contextlib
 import importlib
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from swag_models.errors import ConfigError
@@ -65,6 +67,22 @@ def find_versions(*packages: str, install: str = "swag-models[recipe]") -> dict[
 def count_cpus() -> int:
     """Return the number of CPUs that this process may use, which may be fewer than the total."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_free_memory() -> int | None:
+    """Return the bytes that this process can still get, swap included; None if not known."""
+    try:
+        fields = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * (int(fields["MemAvailable:"]) + int(fields["SwapFree:"]))
+    except (OSError, ValueError, KeyError):  # not Linux
+        return None
+    # The limit of a container (control groups, version 2). Cached files can be dropped.
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        group = Path("/sys/fs/cgroup")
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(stat["file"])
+        free = min(free, int((group / "memory.max").read_text()) - used)  # or "max"
+    return free
 
 
 def read_environment(name: str, default: int) -> int:

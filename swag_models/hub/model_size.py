@@ -35,6 +35,23 @@ def count_size(
     return params + head + (num_classes or 0), macs + head
 
 
+def count_activations(config: ViTConfig | RegNetConfig, size: tuple[int, int]) -> int:
+    """Return a lower bound of the values that are in memory at once in a forward pass of one image.
+
+    These are the input and the output of a single layer: the first linear layer of an MLP, or the
+    first convolution after the stem of a RegNet.
+
+    Args:
+        config: the architecture.
+        size: (height, width) of the image in pixels.
+    """
+    height, width = size
+    if isinstance(config, ViTConfig):
+        tokens = 1 + (height // config.patch_size) * (width // config.patch_size)
+        return tokens * (config.width + config.mlp_width)
+    return -(-height // 2) * -(-width // 2) * (config.stem_width + config.stages[0][0])
+
+
 def _count_vit(config: ViTConfig, size: tuple[int, int], in_chans: int) -> tuple[int, int]:
     height, width = size
     patches = (height // config.patch_size) * (width // config.patch_size)

@@ -6,6 +6,8 @@ All files are signed but model.sig itself and, unless the signature lists them, 
 
 import hashlib
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -166,6 +168,12 @@ def check_names(place: str, names: Iterable[str], signed: Iterable[str]) -> None
     """
     present, signed = set(names), set(signed)
     problems = {"not signed": sorted(present - signed), "missing": sorted(signed - present)}
+    # Unicode has several forms of a letter with an accent, which look the same.
+    forms = Counter(unicodedata.normalize("NFC", name) for name in present ^ signed)
+    for label, files in problems.items():
+        problems[label] = [
+            ascii(name) if forms[unicodedata.normalize("NFC", name)] > 1 else name for name in files
+        ]
     text = "; ".join(f"{label}: {list_names(files)}" for label, files in problems.items() if files)
     if text:
         raise SignatureError(f"{place} does not have the files that were signed: {text}")

@@ -16,6 +16,7 @@ from swag_models.api import load_model, load_preprocess
 from swag_models.devices import check_dtype
 from swag_models.errors import ConfigError, ImageError, check_maximum, check_types, plain_arguments
 from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
+from swag_models.hub.model_size import count_activations
 from swag_models.image_formats import named_errors
 from swag_models.inference.acceleration import (
     accelerate,
@@ -29,7 +30,7 @@ from swag_models.inference.image_sources import ImageRef, find_images, read_ahea
 from swag_models.inference.loaded_model import eval_mode, take_model
 from swag_models.model_metadata import NameOrModel
 from swag_models.preprocess import Transform
-from swag_models.runtime import count_cpus
+from swag_models.runtime import count_cpus, find_free_memory
 from swag_models.spec import ImageSize
 
 if TYPE_CHECKING:
@@ -235,6 +236,7 @@ class InferencePipeline:
             The result of each batch, in order.
         """
         refs, size = find_images(images), self.batch_size
+        self._check_memory(min(len(refs), size))
         overlap = self.device.type != "cpu"  # see `read_ahead`
         # on a CPU, the smallest number of whole batches with enough images for all threads
         ahead = 2 * size if overlap else size * -(-IMAGES_PER_WORKER * self.workers // size)
@@ -254,6 +256,22 @@ class InferencePipeline:
                 remaining = len(refs) - start - len(batch)
                 values = self._infer(torch.stack(pixels), remaining) if pixels else None
                 yield BatchResult(batch, errors, values)
+
+    def _check_memory(self, count: int) -> None:
+        """Raise ConfigError if a batch of this number of images cannot fit into the memory.
+
+        Without it the system would start to swap, or kill the process. A GPU raises an error.
+        """
+        free = find_free_memory() if self.device.type == "cpu" else None
+        height, width = self.preprocess.preprocess.size
+        values = 3 * height * width + count_activations(self.spec.config, (height, width))
+        needed = count * values * self.dtype.itemsize
+        if free is not None and needed > free:
+            raise ConfigError(
+                f"{count} images of {height}x{width} pixels need more than {needed / 1e9:,.0f} GB "
+                f"of memory at once, and {free / 1e9:,.0f} GB are free; lower image_size or "
+                "batch_size"
+            )
 
     def _read(self, image: ImageRef) -> Tensor | str:
         """Read and resize an image: uint8 (3, H, W), or the reason why it cannot be read."""
@@ -278,15 +296,18 @@ class InferencePipeline:
         if self._compiled and 2 * count > self.batch_size:
             padding = pixels[-1:].expand(self.batch_size - count, -1, -1, -1)
             pixels, run = torch.cat([pixels, padding]), self._compiled
-        inputs = self.preprocess.normalise(pixels.to(self.device)).to(self.dtype)
-        if self.model.in_chans == 1:
-            inputs = inputs.mean(1, keepdim=True)  # (N, 1, H, W)
         try:
+            inputs = self.preprocess.normalise(pixels.to(self.device)).to(self.dtype)
+            if self.model.in_chans == 1:
+                inputs = inputs.mean(1, keepdim=True)  # (N, 1, H, W)
             with eval_mode(self.model):
                 values = run(inputs)[:count].float().cpu()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            # The allocator of the CPU raises no error of its own class.
+            if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
+                raise
             raise ConfigError(
-                f"{self.device} has too little memory for {len(inputs)} images at once; "
+                f"{self.device} has too little memory for {len(pixels)} images at once; "
                 f"lower batch_size"
             ) from None
         # The first batch is not timed, because it is slower than the others.

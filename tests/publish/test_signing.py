@@ -30,6 +30,7 @@ from swag_models import load_model
 from swag_models.errors import SignatureError
 from swag_models.hub.hf_format import CONFIG_FILE, SIGNATURE_FILE
 from swag_models.hub.signature import hash_public_key, load_public_key, parse_signature
+from swag_models.hub.signed_folder import check_names
 from swag_models.publish import save, sign_folder
 
 MUTATIONS = 4000
@@ -162,3 +163,15 @@ def test_no_mutation_of_the_payload_is_accepted(original: Path, keys: KeyPair) -
         signature = parse_signature(json.dumps(bundle).encode(), "model.sig")
         with pytest.raises(SignatureError, match="was changed, or was not made"):
             signature.verify(key)
+
+
+def test_names_that_look_alike_are_shown_with_escapes() -> None:
+    """An accent can be part of its letter, or a character of its own."""
+    composed, decomposed = "caf\u00e9.txt", "cafe\u0301.txt"
+    with pytest.raises(SignatureError) as caught:
+        check_names("folder", [decomposed, "\u00fc.txt"], [composed])
+    assert str(caught.value) == (
+        "folder does not have the files that were signed: "
+        "not signed: 'cafe\\u0301.txt', \u00fc.txt; "
+        "missing: 'caf\\xe9.txt'"
+    )

@@ -3,6 +3,7 @@
 Axes: N samples of a batch, S pixels.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -86,15 +87,18 @@ def make_data_loader(
         workers: number of worker processes; 0 to read in this process.
         **options: other options of `torch.utils.data.DataLoader`.
     """
-    return DataLoader(
-        dataset,
-        batch_size=None,  # the data set makes batches itself
-        num_workers=workers,
-        collate_fn=_return_unchanged,
-        # By default every pass draws a seed from the global generator, which training uses.
-        generator=torch.Generator(),
-        **options,
-    )
+    with warnings.catch_warnings():
+        # It warns in several lines, for every pass, of more workers than CPUs.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the data set makes batches itself
+            num_workers=workers,
+            collate_fn=_return_unchanged,
+            # By default every pass draws a seed from the global generator, which training uses.
+            generator=torch.Generator(),
+            **options,
+        )
 
 
 def _return_unchanged(result: Any) -> Any:

@@ -25,7 +25,7 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.loader import DecodeLabelled, Loader
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import EVAL_SPLITS, ShardSource, describe_source, open_source
-from swag_models.recipe.limits import check_limits
+from swag_models.recipe.limits import check_limits, check_workers
 from swag_models.recipe.worker_pool import prepare_loader_worker
 
 logger = logging.getLogger("swag_models")
@@ -123,7 +123,8 @@ def open_eval_loader(
     assert 0 <= rank < world_size
     check_minimum(1, batch_size=batch_size)
     check_minimum(0, workers=workers)
-    check_limits(batch_size=batch_size, workers=workers)
+    check_limits(batch_size=batch_size)
+    check_workers(workers=workers)
     source = (
         data if isinstance(data, ImageDataset) else open_source(data, classes, EVAL_SPLITS, synsets)
     )

@@ -16,6 +16,7 @@ from swag_models.preprocess import read_image
 from swag_models.recipe.data.collate import LoadedSample, Transform, WorkerResult, make_data_loader
 from swag_models.recipe.data.shards import Sample, Shards, find_shards
 from swag_models.recipe.data.stream import UNREACHABLE_EPOCH, Position, ShardStream
+from swag_models.recipe.limits import check_workers
 from swag_models.runtime import read_environment
 
 
@@ -138,6 +139,7 @@ class Loader:
         collate: Callable[[list[Any]], Any] = collate_images,
         **options: Any,
     ) -> None:
+        check_workers(workers=workers)
         urls, manifest = find_shards(shards)
         # torchrun sets both variables.
         rank = read_environment("RANK", 0) if rank is None else rank

@@ -43,7 +43,7 @@ from swag_models.recipe.data.pack_plan import (
     write_locations,
 )
 from swag_models.recipe.data.pack_shards import write_shards
-from swag_models.recipe.limits import check_limits
+from swag_models.recipe.limits import check_limits, check_workers
 from swag_models.reruns import find_finished, store_finished
 from swag_models.resumable import WorkFolder, read_state, report_done, run_once
 from swag_models.runtime import count_cpus
@@ -103,7 +103,8 @@ def pack(
         image_short_side=image_short_side,
         processes=processes,
     )
-    check_limits(shard_size=shard_size, max_bytes=max_bytes, processes=processes)
+    check_limits(shard_size=shard_size, max_bytes=max_bytes)
+    check_workers(processes=processes)
     # The bytes of the shards depend on these, and not on the number of processes.
     parameters = {
         "seed": seed,

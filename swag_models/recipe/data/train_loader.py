@@ -34,6 +34,7 @@ from swag_models.recipe.data.sources import (
     open_source,
 )
 from swag_models.recipe.data.stream import hash_seed, seed_torch
+from swag_models.recipe.limits import check_workers
 from swag_models.recipe.worker_pool import prepare_loader_worker
 
 MAX_CONSECUTIVE_BROKEN = 100  # an error is raised after this number of broken images in a row
@@ -257,6 +258,7 @@ def open_train_loader(
     assert 0 <= rank < world_size
     # Checked first, because opening the data can take minutes.
     check_multiple("batch_size", batch_size, world_size, "ranks")
+    check_workers(**{"engine.workers": engine.workers})
     source = data if isinstance(data, ImageDataset) else open_source(data, classes)
     # Shards are read in sequence, so their order depends on the lanes that read them.
     if isinstance(source, ShardSource):

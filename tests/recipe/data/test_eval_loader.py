@@ -13,7 +13,13 @@ from image_support import write_images, write_tar
 from shards_support import encode_jpeg, make_labels, make_shards
 
 from swag_models.errors import ConfigError
+from swag_models.recipe.config import Engine
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
+from swag_models.recipe.data.loader import Loader
+from swag_models.recipe.data.pack import pack
+from swag_models.recipe.data.train_loader import open_train_loader
+from swag_models.recipe.limits import MIN_WORKER_LIMIT, WORKERS_PER_CPU
+from swag_models.runtime import count_cpus
 
 # torch forks its workers; threads that earlier tests left running do not matter to them
 pytestmark = [
@@ -140,3 +146,19 @@ def test_classes_are_numbered_as_those_of_the_model(folder: Path) -> None:
         open_loader(folder, classes=["dog"])
     with pytest.raises(ConfigError, match="invalid batch_size 0"):
         open_loader(folder, batch_size=0)
+
+
+def test_more_workers_than_the_cpus_keep_busy_are_refused(tmp_path: Path) -> None:
+    limit = max(MIN_WORKER_LIMIT, WORKERS_PER_CPU * count_cpus())
+    expected = rf"{limit + 1}; allowed: {limit} or less on a machine with {count_cpus()} CPUs$"
+    options: dict[str, Any] = {"batch_size": 2, "rank": 0, "world_size": 1}
+    for call in (
+        lambda: open_eval_loader(tmp_path, to_bytes, workers=limit + 1, **options),
+        lambda: Loader(tmp_path, batch_size=2, workers=limit + 1),
+        lambda: open_train_loader(
+            tmp_path, to_bytes, seed=0, engine=Engine(workers=limit + 1), **options
+        ),
+        lambda: pack(tmp_path, tmp_path, tmp_path / "out", processes=limit + 1),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            call()
