@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from image_support import SCENES
+from image_support import SCENES, render_scenes
 from PIL import Image
+
+from swag_models.api import load_classes
+from swag_models.inference import Classifier
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -59,6 +62,31 @@ def test_an_adapted_model_learns_the_new_task(example: str, tmp_path: Path) -> N
     if example == "lora.py":
         assert find_number(r"trainable%: ([\d.]+)", printed) < 5
         assert find_number(r"ViT, merging changed logits by at most (\S+)", printed) < 1e-4
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "example", ["finetune_folder.py", "lightning_finetune.py", "trainer_finetune.py"]
+)
+def test_a_folder_of_images_becomes_a_classifier(example: str, tmp_path: Path) -> None:
+    images, names = render_scenes(960)
+    things = sorted(set(names))[:8]
+    for number, (image, name) in enumerate(zip(images, names, strict=True)):
+        if name in things:
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+    printed = run_example(example, "photos", "vit_nano_hashtags", "model", "8", cwd=tmp_path)
+    assert find_number(r"held-out accuracy ([\d.]+)%", printed) >= 2.5 * 100 / 8, "of guessing"
+    assert list(load_classes(tmp_path / "model")) == things
+    path = next((tmp_path / "photos" / things[0]).iterdir())
+    (best,) = Classifier(tmp_path / "model")(path, top_k=1)[0]
+    assert best.label in things
+    process = subprocess.run(
+        [sys.executable, EXAMPLES / example, "photos"], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 1
+    assert f"usage: python examples/{example} FOLDER MODEL OUTPUT" in process.stderr
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def choose_run(
             layer_decay=1.0 if linear else LAYER_DECAY,
             clip_norm=1.0,
         ),
-        augment=Augment(scale=(0.3, 1.0), interpolation=spec.preprocess.interpolation),
+        augment=Augment(scale=(0.5, 1.0), interpolation=spec.preprocess.interpolation),
         engine=_choose_engine(device),
     )
     run = override(base, settings)

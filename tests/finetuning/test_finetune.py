@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from fetch_support import wait_until
-from image_support import write_images
+from image_support import ROOT, write_images
 from PIL import Image
 from runs import make_digits
 
@@ -371,3 +372,29 @@ def test_the_settings_suit_few_and_many_images() -> None:
     assert choose_run(get_spec("vit_h14"), "vit_h14", 50, cpu).lr < 1e-4
     chosen = choose_run(get_spec(NANO), NANO, 50, cpu, settings=["checkpoint.every=7"], epochs=2)
     assert (chosen.checkpoint.every, chosen.epochs) == (7, 2)
+
+
+@pytest.mark.slow
+def test_the_documented_commands_run(images: Path, tmp_path: Path) -> None:
+    shutil.copytree(images, tmp_path / "photos")
+    shutil.copy(next((images / "digit 5").iterdir()), tmp_path / "photo.jpg")
+    text = (ROOT / "docs" / "finetune.md").read_text().replace('"vit_b16"', f'"{NANO}"')
+    (commands,) = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    short = "--model vit_nano_hashtags --set epochs=none --set steps=3"
+    lines = commands.replace("--model vit_b16", short).splitlines()[1:]
+    lines.append("python -c " + shlex.quote(snippet.replace("linear", "epochs=1, linear")))
+    lines[-1] = lines[-1].replace("photo-classifier", "in-python")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", "\n".join(lines)],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "photo.jpg" in done.stdout
+    assert "confusion.png" in done.stdout
+    assert "'digit 0'" in done.stdout
