@@ -174,7 +174,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = swag_models.load_model(options.model, pretrained=False)
-        publish.save(model, folder / "model")
+        publish.save(model, folder / "model", license="other")
         (folder / "jpegs").mkdir()
         bodies = [path.read_bytes() for path in make_images(folder / "jpegs", options.images)]
         for server in options.server:

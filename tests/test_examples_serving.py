@@ -170,8 +170,7 @@ def test_requests_beyond_the_limit_are_refused_until_others_end(
     "change",
     [
         "missing",
-        "gpu",
-        *(pytest.param(x, marks=pytest.mark.slow) for x in ("text", "classes", "port")),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("gpu", "text", "classes", "port")),
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_one_line(change: str, tmp_path: Path) -> None:
