@@ -52,9 +52,9 @@ class SeveralStudy:
         seeds: number of runs of each kind.
     """
 
-    train: int = 3_000
-    test: int = 1_000
-    steps: int = 600
+    train: int = 2_000
+    test: int = 500
+    steps: int = 500
     seeds: int = 3
 
     def __post_init__(self) -> None:

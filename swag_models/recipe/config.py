@@ -63,7 +63,7 @@ class Objective:
 
     Args:
         kind: "softmax" is cross-entropy with target 1/K on each of an image's K classes; "sigmoid"
-            is a binary cross-entropy for every class.
+            is a binary cross-entropy for every class (a new head starts at the class frequencies).
         label_smoothing: fraction of the target that is spread over all classes.
         mixup: alpha of the Beta distribution that weights two mixed images; 0 for no mixup.
     """

@@ -200,6 +200,13 @@ class TrainLoader:
         """Message -> number of broken images that this rank replaced by the next sample."""
         return self._batches.skipped
 
+    def count_classes(self) -> list[int] | None:
+        """Return the number of images that have each class; None for shards, which do not say."""
+        if isinstance(self._source, ShardSource):
+            return None
+        counts = Counter(label for labels in self._source.labels for label in set(labels))
+        return [counts[label] for label in range(self._source.num_classes)]
+
     def list_local_files(self) -> Iterator[tuple[str, str]]:
         """Yield the name and path of each local file of the data."""
         return list_local_files(self._source)

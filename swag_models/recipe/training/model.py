@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from swag_models.api import get_spec, load_model
 from swag_models.atomic import atomic_write, write_json
@@ -69,12 +70,14 @@ class Classes:
         names: of the classes; None if the data have none.
         synsets: WordNet id of each class, if the classes are hashtags.
         vocabulary: the file that hashtags and synsets come from.
+        shares: share of the images that have each class; None if not known.
     """
 
     count: int
     names: tuple[str, ...] | None = None
     synsets: tuple[str, ...] | None = None
     vocabulary: Path | None = None
+    shares: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -86,9 +89,13 @@ def read_classes(loader: TrainLoader, data: Shards | ImageDataset) -> Classes:
     Raises:
         ConfigError: the number of classes is unknown, or a class has control characters.
     """
+    counts, shares = loader.count_classes(), None
+    if counts is not None and loader.samples:
+        # as if there were one more image with each class and one without: not 0 or 1
+        shares = tuple((count + 1) / (loader.samples + 2) for count in counts)
     if isinstance(data, ImageDataset):
         check_printable(data.root, *(data.class_names or ()))
-        return Classes(data.num_classes, data.class_names)
+        return Classes(data.num_classes, data.class_names, shares=shares)
     if path := find_vocabulary(data):
         rows = read_vocabulary(path)
         hashtags = tuple(row["hashtag"] for row in rows)
@@ -100,14 +107,15 @@ def read_classes(loader: TrainLoader, data: Shards | ImageDataset) -> Classes:
             "use a folder of packed shards with its manifest.json"
         )
     check_printable(data, *(loader.class_names or ()))
-    return Classes(loader.num_classes, loader.class_names)
+    return Classes(loader.num_classes, loader.class_names, shares=shares)
 
 
 def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
     """Build the model that a run trains, at the run's image size, with one logit per class.
 
     A head of the initial weights is kept if its class names are those of the data; otherwise a
-    new one is initialised.
+    new one is initialised. With the sigmoid objective, it starts with the probability of each class
+    in the data, where that is known.
 
     Returns:
         The model, and its spec: that of the initial weights with classes and image size replaced.
@@ -116,7 +124,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         ConfigError: `run.init` has another architecture.
     """
     if run.init is None:
-        spec = find_spec(run)
+        spec, keep_head = find_spec(run), False
         model = build(
             spec.config,
             num_classes=len(classes),
@@ -141,6 +149,12 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         )
         if not keep_head:
             model.reset_classifier(len(classes))
+    if run.objective.kind == "sigmoid" and classes.shares and not keep_head:
+        # With 0, every class would have probability 1/2, and most of the training would go into
+        # lowering it (Lin et al. 2017, arXiv 1708.02002, section 3.3).
+        with torch.no_grad():
+            head = cast("nn.Linear", model.get_classifier())
+            head.bias.copy_(torch.tensor(classes.shares).logit())
     if run.trainable == "head":
         model.freeze()
     return model, replace(

@@ -72,6 +72,22 @@ def test_a_multi_label_run_is_validated_by_map_and_published_as_one(
     assert f"mAP {scores[-1]:.2f}%" in (folder / "README.md").read_text()
 
 
+def test_a_new_head_starts_with_the_frequency_of_each_class(pairs: Path, tmp_path: Path) -> None:
+    run = override(get_preset("vit_nano_multilabel").run, [*SETTINGS, "steps=1"])
+    run = override(run, ["optimizer.lr=1e-30", "optimizer.weight_decay=0"])
+    model = load_model(train(run, pairs, tmp_path / "run", progress=False))
+    labels = json.loads(pairs.read_text()).values()
+    names = get_spec(tmp_path / "run" / "model").classes
+    shares = [(sum(name in image for image in labels) + 1) / (len(labels) + 2) for name in names]
+    torch.testing.assert_close(model.head.bias.sigmoid(), torch.tensor(shares))
+    again = override(run, [f"init={tmp_path / 'run' / 'model'}", "optimizer.lr=1e-30"])
+    (one, two) = sorted(pairs.with_name(f"{number}.png").name for number in range(2))
+    other = pairs.with_name("other.json")
+    other.write_text(json.dumps({one: list(names), two: list(names)}))
+    kept = load_model(train(again, other, tmp_path / "again", progress=False))
+    assert torch.equal(kept.head.bias, model.head.bias), "a head for the same classes is kept"
+
+
 def test_images_without_labels_need_the_sigmoid(pairs: Path, tmp_path: Path) -> None:
     run = override(get_preset("vit_nano_finetune").run, [*SETTINGS, "steps=10"])
     with pytest.raises(ConfigError, match=r"has no class; leave it out, or use objective\.kind="):
