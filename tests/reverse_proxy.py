@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http.client
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -22,7 +22,6 @@ class ReverseProxy(ThreadingHTTPServer):
         strips: whether the other server receives paths without `path`.
         keeps_host: whether the other server receives the Host header of the browser. Otherwise it
             is the backend's, and the browser's is in X-Forwarded-Host.
-        headers: headers that are added to each request.
         requests: the paths that were requested.
     """
 
@@ -34,14 +33,12 @@ class ReverseProxy(ThreadingHTTPServer):
         path: str,
         strips: bool = True,
         keeps_host: bool = True,
-        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.backend = urlsplit(backend).netloc
         self.path = path
         self.strips = strips
         self.keeps_host = keeps_host
-        self.headers = headers or {}
         self.requests: list[str] = []
 
     def handle_error(self, *_: object) -> None:
@@ -66,7 +63,6 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP_BY_HOP}
         if not proxy.keeps_host:
             headers = {**headers, "X-Forwarded-Host": headers["Host"], "Host": proxy.backend}
-        headers |= proxy.headers
         body = self.rfile.read(int(headers.get("Content-Length", 0)))
         path = self.path.removeprefix(proxy.path) if proxy.strips else self.path
         with closing(http.client.HTTPConnection(proxy.backend, timeout=60)) as connection:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from accessibility import list_controls, measure_contrast
 from chrome import BROWSER, DRIVER, Chrome, open_chrome, until
-from image_support import SCENES, predict_labels
+from image_support import SCENES, predict_labels, write_scenes
 from page_support import APP, Visitor, serve_page
 from PIL import Image
 from safetensors.torch import save_file
@@ -20,8 +20,6 @@ from selenium.webdriver.common.keys import Keys
 from server import Fault, Proxy, Server
 from tiny import REGNET_SPEC, tiny
 
-from studies.scenes.posts import make_held_out
-from studies.scenes.scene import encode
 from swag_models.spec import Source
 
 ROOT = Path(__file__).parents[2]
@@ -345,7 +343,7 @@ def test_the_screenshot_of_the_readme_can_be_taken(page: Chrome, tmp_path: Path)
     page.choose("Model", "regnety_nano_hashtags")
     page.wait("#examples button[aria-label='Example 4']").click()
     page.wait(".bars li:first-child", "cup")
-    folder = write_scenes(640) if SCREENSHOT else SCENES
+    folder = write_scenes(ROOT / "build" / "scenes", 640) if SCREENSHOT else SCENES
     box = page.find("#folder textarea")[0]
     box.clear()
     box.send_keys(str(folder.relative_to(ROOT)), Keys.ENTER)
@@ -407,17 +405,6 @@ def test_a_model_is_downloaded_with_progress_stopped_and_resumed(
             chrome.wait("#overlay", "Grad-CAM of the features at stage 4")
             chrome.wait("#overlay img")
             assert not chrome.find(".bars li, .notice, #download")
-
-
-def write_scenes(count: int) -> Path:
-    """Write held-out scenes, none of which is an example, to a folder, named by their things."""
-    folder = ROOT / "build" / "scenes"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1000, 1000 + count):
-        post = make_held_out(1, number)
-        path = folder / f"{post.row['thing']} {number - 999}.jpg"
-        path.write_bytes(encode(post.scene, 160))
-    return folder
 
 
 def name(thing: str) -> str:
