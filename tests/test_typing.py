@@ -23,6 +23,7 @@ FILES = Path(__file__).parent / "typing"
 
 def run_mypy(cache: str | Path, *options: str | Path, **environment: str) -> dict[str, list[str]]:
     """The errors of mypy in right.py and wrong.py: "file:line" -> messages."""
+    pytest.importorskip("mypy")
     command = [
         sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--no-error-summary",
         "--ignore-missing-imports", "--config-file=", "--cache-dir", cache, *options,
