@@ -30,6 +30,9 @@ from swag_models.cli import main
 NANO = "regnety_nano_hashtags"
 CLIENTS = 200
 MAX_BODY = 10 << 20
+NEEDS_RAY = pytest.mark.skipif(
+    importlib.util.find_spec("grpc_reflection") is None, reason="Ray Serve is not installed"
+)
 READY = r"running on (http://127\.0\.0\.1:\d+)"
 
 
@@ -239,9 +242,31 @@ def test_a_body_that_arrives_too_slowly_is_refused(color_server: RunningServer) 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("grpc_reflection") is None, reason="Ray Serve is not installed"
+@NEEDS_RAY
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["no_model"], "no_model"),
+        (["vit_b16"], "classes"),
+        ([NANO, "--port", "70000"], "--port"),
+        ([NANO, "--min-replicas", "9"], "--min-replicas"),
+        ([NANO, "--host", "no.host.invalid"], "no.host.invalid"),
+        ([NANO, "--port", "used"], "in use"),
+    ],
 )
+def test_ray_serve_is_not_started_with_invalid_options(options: list[str], reason: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = str(used.getsockname()[1])
+        command = [sys.executable, str(SERVING / "ray_classify.py"), *options]
+        command = [port if part == "used" else part for part in command]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert reason in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@NEEDS_RAY
 def test_replicas_of_ray_serve_answer_200_clients_as_the_classifier_does() -> None:
     images, classes = render_scenes(CLIENTS)[0][:CLIENTS], list(load_classes(NANO))
     expected = compute_probabilities(images, NANO).numpy()

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -78,10 +79,18 @@ if __name__ == "__main__":
     parser.add_argument("--min-replicas", type=int, default=1)
     parser.add_argument("--max-replicas", type=int, default=4)
     options = parser.parse_args()
+    if not 1 <= options.port < 65536:
+        parser.error(f"invalid --port {options.port}: allowed: 1 to 65535")
+    if not 1 <= options.min_replicas <= options.max_replicas:
+        parser.error(f"invalid --min-replicas: allowed: 1 to {options.max_replicas}")
     try:
         load_classes(options.model)  # before any replica tries to start
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        socket.create_server((options.host, options.port), family=family).close()
     except SwagModelsError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: cannot listen on {options.host}, port {options.port}: {error.strerror}")
     autoscaling = {
         "min_replicas": options.min_replicas,
         "max_replicas": options.max_replicas,
