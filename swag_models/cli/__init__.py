@@ -5,6 +5,8 @@ declare their options.
 """
 
 import argparse
+import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -15,6 +17,7 @@ from swag_models.cli.interrupts import deliver_interrupts, ignore_interrupts
 from swag_models.cli.output import discard_data, flush_data, prepare_streams, print_message
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
 
+RANK_WAIT = 5  # seconds
 MODULES = (models, predict, finetune, publish, curate)  # in the order of the help
 
 
@@ -89,6 +92,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _fail(error: object, code: int) -> int:
     ignore_interrupts()
+    # Ranks mostly fail alike. torchrun ends all others soon after the first has ended, so only rank
+    # 0 prints the error; another rank that fails alone prints its own.
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        time.sleep(RANK_WAIT)
     print_message(f"error: {error}")
     discard_data()
     return code
