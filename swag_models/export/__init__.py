@@ -202,7 +202,10 @@ def export_model(
                     agreement, num_images = check_agreement(exported, eager, checked, transform)
                 size = move_into_place(temporary, path)
         except (OSError, ExportError) as error:
-            raise ExportError(f"{path} was not written: {error}") from None
+            reason = str(error)
+            if isinstance(error, OSError) and error.errno is None:  # NumPy's, for a full disk
+                reason = f"the disk took only a part of it ({reason}); free some space"
+            raise ExportError(f"{path} was not written: {reason}") from None
     return ExportReport(path, dtype, size, max_deviation, mean_deviation, agreement, num_images)
 
 

@@ -287,10 +287,7 @@ def test_the_command_repeats_nothing_unless_a_file_or_an_option_changed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("full", ["float16", "float32"])
-def test_a_full_disk_leaves_the_old_pair(
-    full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_pair(tmp_path: Path) -> None:
     path = export_model("vit_nano_hashtags", tmp_path / "x.onnx", external_data=True).path
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
@@ -298,8 +295,8 @@ def test_a_full_disk_leaves_the_old_pair(
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        with pytest.raises(ExportError, match=r"x\.onnx was not written: \[Errno 27\] File too"):
-            export_model("vit_nano_hashtags", path, external_data=True, dtype=full, num_classes=9)
+        with pytest.raises(ExportError, match=r"x\.onnx was not written: the disk took only"):
+            export_model("vit_nano_hashtags", path, external_data=True, num_classes=9)
 
     assert in_child(work) == 0
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
