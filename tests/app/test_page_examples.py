@@ -21,6 +21,7 @@ def test_the_included_models_know_the_examples(model: str) -> None:
     assert predict_labels(*EXAMPLES, name=model) == [path.stem for path in EXAMPLES]
 
 
+@pytest.mark.slow  # tests/test_package_data.py compares the list of files, without building
 def test_a_wheel_contains_the_page_with_its_examples(tmp_path: Path) -> None:
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")

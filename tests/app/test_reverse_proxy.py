@@ -43,8 +43,13 @@ def test_a_page_behind_a_proxy_needs_a_token_and_lets_nobody_choose_a_folder(
     assert "; Path=/demo/" in redirect.headers["Set-Cookie"]
 
 
-@pytest.mark.parametrize("strips", [True, False])
-@pytest.mark.parametrize("keeps_host", [True, False])
+@pytest.mark.parametrize(
+    ("strips", "keeps_host"),
+    [
+        *((True, True), (False, False)),
+        *(pytest.param(*kind, marks=pytest.mark.slow) for kind in ((True, False), (False, True))),
+    ],
+)
 def test_uploads_examples_and_streams_work_below_a_path(
     page: PageServer, strips: bool, keeps_host: bool
 ) -> None:

@@ -122,7 +122,7 @@ def test_the_last_uploaded_image_is_the_one_shown(page: Chrome) -> None:
 
 
 def test_an_example_can_be_chosen(page: Chrome) -> None:
-    for number, path in enumerate(EXAMPLES, 1):
+    for number, path in [(2, EXAMPLES[1]), (10, EXAMPLES[9])]:
         page.wait(f"#examples button[aria-label='Example {number}']").click()
         page.wait(".bars li:first-child", path.stem)
     page.wait("#examples + *", "vit_nano_hashtags gets 24% right")
