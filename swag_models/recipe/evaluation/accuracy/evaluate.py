@@ -6,7 +6,7 @@ metrics are computed from them on one rank, so they do not depend on the number 
 Axes: n images of a batch, K classes, C classes that may be predicted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from swag_models.errors import ConfigError
+from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import (
@@ -71,7 +72,7 @@ def evaluate(
         )
     rank_records: list[ImageResult] = []
     for batch, logits in images:
-        rank_records += _make_records(logits, batch.ids, batch.classes, opened.competing)
+        rank_records += _make_records(logits, batch, opened.competing, model.multi_label)
     records, skipped = images.gather(rank_records)
     # Computed on one rank, so that all ranks return identical numbers.
     metrics = dist.run_on_main(lambda: compute_metrics(records))
@@ -90,17 +91,15 @@ def evaluate(
 
 
 def _make_records(
-    logits: Tensor,
-    names: Sequence[str],
-    labels: Sequence[tuple[int, ...]],
-    competing: tuple[int, ...] | None,
+    logits: Tensor, batch: Batch, competing: tuple[int, ...] | None, multi_label: bool
 ) -> Iterator[ImageResult]:
     """Yield the records of a batch; classes with equal logits are sorted by index."""
     indices = torch.arange(logits.shape[1]) if competing is None else torch.tensor(competing)
     logits = logits[:, indices]  # (n, C), so that the softmax is over the competing classes
     order = logits.argsort(dim=1, descending=True, stable=True)[:, :TOP_CLASSES]
-    probabilities = logits.double().softmax(dim=1).amax(dim=1)
-    predictions = zip(names, labels, indices[order].tolist(), probabilities.tolist())
+    chances = logits.double().sigmoid() if multi_label else logits.double().softmax(dim=1)
+    probabilities = chances.amax(dim=1).tolist()
+    predictions = zip(batch.ids, batch.classes, indices[order].tolist(), probabilities)
     for name, image_labels, top, probability in predictions:
         if not image_labels:
             raise ConfigError(

@@ -191,7 +191,9 @@ def measure_associations(
     with make_bar(progress, total=len(images), unit=" images", smoothing=0.1) as bar:
         for batch in loader:
             logits, features = model.forward(batch.images)
-            label_batches.append(choose_labels(logits, config.top_k, config.threshold))
+            label_batches.append(
+                choose_labels(logits, config.top_k, config.threshold, multi_label=model.multi_label)
+            )
             if config.neighbours:  # otherwise features need no memory
                 feature_batches.append(features)
             codes += [group for (group,) in batch.classes]
@@ -235,18 +237,22 @@ def measure_associations(
     )
 
 
-def choose_labels(logits: Tensor, top_k: int, threshold: float) -> Tensor:
+def choose_labels(
+    logits: Tensor, top_k: int, threshold: float, *, multi_label: bool = False
+) -> Tensor:
     """The labels of each image: the `top_k` classes with a probability above `threshold`.
 
     Args:
         logits: (n, classes).
         top_k: K, the maximum number of labels.
         threshold: minimum probability, exclusive.
+        multi_label: take sigmoids for probabilities, not a softmax.
 
     Returns:
         (n, K), class indices in descending order of probability, padded with -1.
     """
-    best = torch.softmax(logits, 1).topk(min(top_k, logits.shape[1]))
+    probabilities = logits.sigmoid() if multi_label else logits.softmax(1)
+    best = probabilities.topk(min(top_k, logits.shape[1]))
     return torch.where(best.values > threshold, best.indices, -1)
 
 

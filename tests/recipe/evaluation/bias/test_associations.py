@@ -79,6 +79,8 @@ def test_labels_are_the_top_k_above_the_threshold() -> None:
     logits = torch.tensor([[0.1, 0.5, 0.3, 0.1], [0.94, 0.02, 0.03, 0.01]]).log()
     assert choose_labels(logits, 2, 0.2).tolist() == [[1, 2], [0, -1]]
     assert choose_labels(logits, 9, 0.015).tolist()[1] == [0, 2, 1, -1]
+    sigmoids = torch.tensor([[0.9, 0.8, 0.1]]).logit()
+    assert choose_labels(sigmoids, 3, 0.7, multi_label=True).tolist() == [[0, 1, -1]]
 
 
 def test_command_writes_report_and_prints_table(

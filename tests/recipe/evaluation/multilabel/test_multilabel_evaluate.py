@@ -21,6 +21,7 @@ from swag_models import load_model, load_preprocess
 from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.publish import save
+from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
 from swag_models.recipe.evaluation.evaluation_files import restore_evaluation
 from swag_models.recipe.evaluation.models import open_evaluated_model
 from swag_models.recipe.evaluation.multilabel.evaluate import evaluate_multilabel
@@ -100,6 +101,20 @@ def test_measures_are_those_of_the_model_alone(
     assert evaluation.settings["probability"] == "sigmoid"
     values = json.loads(json.dumps(evaluation.to_dict()))
     assert restore_evaluation(values) == evaluation
+
+
+def test_accuracy_of_a_multi_label_model_has_sigmoids_for_probabilities(
+    model: Path, data: Path
+) -> None:
+    one = data.with_name("one.json")
+    one.write_text('{"1.png": ["ant"], "2.png": ["bee"]}')
+    probabilities, _, names = compute_by_hand(model, data)
+    with init_distributed() as dist:
+        opened = open_evaluated_model(str(model))
+        records = evaluate(opened, one, dist=dist, progress=False).records
+    for record in records:
+        highest = probabilities[names.index(record.name)].max()
+        assert record.probability == pytest.approx(highest, abs=1e-5)
 
 
 def test_thresholds_and_models_with_a_softmax(model: Path, data: Path, tmp_path: Path) -> None:
