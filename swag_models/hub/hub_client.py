@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from swag_models.errors import FetchError, SwagModelsError
@@ -168,6 +169,23 @@ def call_with_rate(function: Callable[..., T], progress: Progress) -> T:
     except (TimeoutError, KeyboardInterrupt, UnreachableError):
         ended.wait(CLEANUP_SECONDS)
         raise
+
+
+def remove_empty_parts(repo: str) -> None:
+    """Remove empty files of downloads that were abandoned before their first byte.
+
+    The client removes its files itself, but not if the process ends while it still waits. A file
+    of another process that waits for its first byte is younger, or about to be abandoned too.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=repo, repo_type="model")
+    for path in Path(constants.HF_HUB_CACHE, folder, "blobs").glob("*.incomplete"):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if status.st_size == 0 and status.st_mtime < time.time() - TIMEOUT[1] / 2:
+                path.unlink()
 
 
 def try_twice(request: Callable[..., T]) -> T:

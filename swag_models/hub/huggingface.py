@@ -11,7 +11,13 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from swag_models.errors import CacheError, ConfigError, FetchError
-from swag_models.hub.hub_client import call_with_rate, client_session, try_twice
+from swag_models.hub.hub_client import (
+    call_with_rate,
+    client_session,
+    remove_empty_parts,
+    try_twice,
+)
+from swag_models.hub.hub_errors import UnreachableError
 from swag_models.hub.hub_rules import COMMIT
 from swag_models.spec import Progress
 
@@ -133,7 +139,11 @@ def download_file(repo: str, revision: str, file: str, progress: Progress) -> Pa
         if constants.HF_HUB_CACHE.startswith("~"):
             raise CacheError("the home folder of this user is not known; set HF_HOME to a folder")
         download = partial(hf_hub_download, repo, file, revision=revision)
-        return Path(call_with_rate(download, progress))
+        try:
+            return Path(call_with_rate(download, progress))
+        except UnreachableError:
+            remove_empty_parts(repo)
+            raise
 
 
 def check_content(path: Path, digest: str) -> None:
