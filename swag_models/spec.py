@@ -20,7 +20,7 @@ ImageSize = int | tuple[int, int]
 Backend = Literal["mmap", "pread"]  # how a weight file is read
 Layout = Literal["swag", "torchvision", "timm"]
 Pool = Literal["token", "avg", ""]  # "" for none
-# Progress of a download: True shows a bar if stderr is a terminal; a tqdm class is always used.
+# Progress of a download: True shows a bar on a terminal or in a notebook; a tqdm class is used.
 Progress = Union[bool, "type[tqdm[Any]]"]
 LABEL_SETS = {"imagenet-1k": 1000}  # number of classes of each public label set
 UNKNOWN = "unknown"  # the Hub's licence identifier for weights without a stated licence
