@@ -8,6 +8,8 @@ from swag_models.cli.output import print_line, print_message
 from swag_models.cli.train import PREEMPTED
 from swag_models.errors import PreemptedError
 
+TITLES = {"top1": "top-1", "mean_per_class": "mean over classes"}
+
 
 def finetune(options: argparse.Namespace) -> int:
     """Make a classifier from a folder of images, or resume an interrupted run."""
@@ -19,6 +21,7 @@ def finetune(options: argparse.Namespace) -> int:
             options.folder,
             options.output,
             model=options.model,
+            labels=options.labels,
             val=options.val,
             holdout=options.holdout,
             linear=options.linear,
@@ -37,12 +40,12 @@ def finetune(options: argparse.Namespace) -> int:
     except PreemptedError as error:
         print_message(error)
         return PREEMPTED
-    if result.top1 and result.mean_per_class:
-        value, low, high = result.top1
-        print_message(
-            f"top-1 {value:.1f}% ({low:.1f} to {high:.1f}) of {result.held_out_images:,} held-out "
-            f"images, {result.mean_per_class[0]:.1f}% as a mean over classes"
+    if result.metrics:
+        measures = ", ".join(
+            f"{TITLES.get(name, name)} {value:.1f}% ({low:.1f} to {high:.1f})"
+            for name, (value, low, high) in result.metrics.items()
         )
+        print_message(f"{result.held_out_images:,} held-out images: {measures}")
     for reason in result.unreadable:
         print_message(f"skipped: {reason}")
     print_line(result.folder)
@@ -56,7 +59,8 @@ def add_commands(add: AddCommand) -> None:
     )
     command.add_argument(
         "folder",
-        help="folder with a sub-folder of images for each class, or with train and val (or test)",
+        help="folder with a sub-folder of images for each class, or with train and val (or test); "
+        "or a list of images and labels",
     )
     command.add_argument(
         "--model", required=True, help="model to start from: name, folder or hf-hub:org/repo"
@@ -69,7 +73,14 @@ def add_commands(add: AddCommand) -> None:
         action="store_true",
         help="train only a linear classifier on the frozen model, which is faster",
     )
-    command.add_argument("--val", metavar="FOLDER", help="folder of held-out images")
+    command.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="list of the images and their labels, any number for each (.csv .jsonl .json, COCO)",
+    )
+    command.add_argument(
+        "--val", metavar="FOLDER", help="held-out images, in any of the forms of the folder"
+    )
     command.add_argument(
         "--holdout",
         type=float,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from swag_models.atomic import write_text
 from swag_models.formatting import printable
+from swag_models.recipe.evaluation.multilabel.results import AnyEvaluation
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
@@ -23,16 +24,25 @@ MAX_CLASSES = 40  # rows of the picture; of more classes, those with most errors
 MAX_NUMBERS = 20  # rows up to which the cells have numbers
 MAX_LABEL = 24  # characters
 COLUMNS = ("image", "class", "predicted", "probability")
+SEPARATOR = " | "  # of several classes
 
 
-def write_predictions(evaluation: Evaluation, path: Path) -> None:
-    """Write a CSV file with a row for each image: its classes, the predicted one, how probable."""
+def write_predictions(evaluation: AnyEvaluation, path: Path) -> None:
+    """Write a CSV file with a row for each image: its classes, the predicted ones, how probable."""
     text, names = io.StringIO(), evaluation.classes
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for record in evaluation.records:
-        classes = " | ".join(names[label] for label in record.labels)
-        writer.writerow((record.name, classes, names[record.top[0]], f"{record.probability:.4f}"))
+        if isinstance(record, ImageResult):
+            predicted, probabilities = record.top[:1], [record.probability]
+        else:
+            predicted, probabilities = record.predicted, list(record.probabilities)
+        texts = (
+            [names[label] for label in record.labels],
+            [names[label] for label in predicted],
+            [f"{probability:.4f}" for probability in probabilities],
+        )
+        writer.writerow((record.name, *map(SEPARATOR.join, texts)))
     write_text(path, text.getvalue())
 
 

@@ -12,7 +12,15 @@ import torch
 
 from swag_models.errors import ConfigError
 from swag_models.inference.acceleration import pick_dtype
-from swag_models.recipe.config import Augment, Checkpointing, Engine, Optimizer, Run, override
+from swag_models.recipe.config import (
+    Augment,
+    Checkpointing,
+    Engine,
+    Objective,
+    Optimizer,
+    Run,
+    override,
+)
 from swag_models.recipe.training.estimate import count_steps, estimate_memory
 from swag_models.runtime import count_cpus
 from swag_models.spec import ModelSpec, ViTConfig
@@ -37,6 +45,7 @@ def choose_run(
     device: torch.device,
     *,
     linear: bool = False,
+    multi_label: bool = False,
     epochs: float | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
@@ -52,6 +61,7 @@ def choose_run(
         images: number of training images.
         device: where the run trains.
         linear: train only a linear classifier on the frozen model.
+        multi_label: learn a sigmoid for each class, instead of a softmax over all.
         epochs, lr, batch_size, image_size: replace the choice.
         seed: of new weights, data order and augmentation.
         settings: as for `config.override`; they replace everything else.
@@ -90,6 +100,7 @@ def choose_run(
             layer_decay=1.0 if linear else LAYER_DECAY,
             clip_norm=1.0,
         ),
+        objective=Objective("sigmoid" if multi_label else "softmax"),
         augment=Augment(scale=(0.5, 1.0), interpolation=spec.preprocess.interpolation),
         engine=_choose_engine(device),
     )

@@ -34,9 +34,11 @@ from swag_models.paths import expand_path
 from swag_models.publish.save import choose_name, save
 from swag_models.recipe.config import Run, iterate_fields
 from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
+from swag_models.recipe.evaluation.accuracy.benchmarks import FOLDER, MULTILABEL
+from swag_models.recipe.evaluation.evaluation_files import evaluate_any
 from swag_models.recipe.evaluation.models import open_evaluated_model
-from swag_models.recipe.evaluation.results import Evaluation
+from swag_models.recipe.evaluation.multilabel.results import AnyEvaluation
+from swag_models.recipe.evaluation.results import Estimate, Evaluation
 from swag_models.recipe.training.distributed import init_distributed
 from swag_models.recipe.training.logging import LOG_FILE
 from swag_models.recipe.training.model import PublishInfo, describe_training
@@ -61,8 +63,8 @@ class FineTuned:
         classes: names of its classes.
         train_images: number of images that it was trained on.
         held_out_images: number of other images, which the accuracy was measured on.
-        top1: their accuracy in percent, and the ends of its 95% interval; None without images.
-        mean_per_class: mean over the classes of the accuracy in percent, likewise.
+        metrics: measured on these, in percent with the ends of 95% intervals: "top1" and
+            "mean_per_class", or for images with several labels "mAP", "CF1" and "OF1".
         unreadable: held-out images that could not be read and do not count, with the reasons.
     """
 
@@ -70,8 +72,7 @@ class FineTuned:
     classes: tuple[str, ...]
     train_images: int
     held_out_images: int
-    top1: tuple[float, float, float] | None
-    mean_per_class: tuple[float, float, float] | None
+    metrics: Mapping[str, tuple[float, float, float]]
     unreadable: tuple[str, ...]
 
 
@@ -80,6 +81,7 @@ def finetune(
     output: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str],
+    labels: str | os.PathLike[str] | None = None,
     val: str | os.PathLike[str] | None = None,
     holdout: float = 0.2,
     linear: bool = False,
@@ -99,10 +101,12 @@ def finetune(
 
     Args:
         folder: has a sub-folder of images for each class, or the sub-folders `train` and `val`
-            (or `test`) with those.
+            (or `test`) with those; or a list of images and labels, or a folder with such a list.
         output: folder of the published model, which must not exist yet.
         model: the model to start from: a name, a folder or hf-hub:org/repo.
-        val: folder of held-out images of the same classes.
+        labels: file with the labels of the images in `folder`, any number for each; see
+            `annotations.open_annotations`.
+        val: held-out images of the same classes, in any of the forms of `folder`.
         holdout: fraction of each class to hold out if there is no such folder; 0 trains on all
             images and measures nothing.
         linear: train only a linear classifier, and keep the rest of the model as it is.
@@ -135,13 +139,14 @@ def finetune(
     info = PublishInfo(None, choose_name(name, output), description, license)
     _check_output(output, folder, val)
     spec, target = get_spec(model), _choose_device(device)
-    data = open_folder(folder, val, holdout, seed)
+    data = open_folder(folder, val, holdout, seed, labels)
     run = choose_run(
         spec,
         os.fspath(model),
         len(data.train),
         target,
         linear=linear,
+        multi_label=data.multi_label,
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
@@ -227,12 +232,13 @@ def _describe(dataset: ImageDataset) -> str:
 
 def _evaluate(
     trained: Path, data: ImageDataset, device: torch.device, run: Run, progress: bool
-) -> Evaluation:
+) -> AnyEvaluation:
     """Measure the accuracy of the folder that was written, as its users will load it."""
     with init_distributed(device) as dist:
-        return evaluate(
+        return evaluate_any(
             open_evaluated_model(trained, device=device),
             data,
+            MULTILABEL if run.objective.kind == "sigmoid" else FOLDER,
             dist=dist,
             batch_size=run.engine.micro_batch or run.batch_size,
             workers=run.engine.workers,
@@ -245,17 +251,18 @@ def _publish(
     trained: Path,
     run_folder: Path,
     data: FolderData,
-    evaluation: Evaluation | None,
+    evaluation: AnyEvaluation | None,
     info: PublishInfo,
     key: Any,
 ) -> None:
     """Write the output, which appears under its name when it is complete."""
     recipe = parse_json((trained / RECIPE_FILE).read_bytes())
     metrics, figures = None, [("Training", CURVES_FILE)]
-    if evaluation is not None:
-        count, top1 = len(evaluation.records), evaluation.top1
-        recipe["metrics"] = {"top1": top1.value, "mean_per_class": evaluation.mean_per_class.value}
-        metrics = Metrics(f"{count} held-out images of {data.train.title}", round(top1.value, 2))
+    measures = {} if evaluation is None else _list_measures(evaluation)
+    recipe["metrics"] = {name: estimate.value for name, estimate in measures.items()}
+    if isinstance(evaluation, Evaluation):
+        images = f"{len(evaluation.records)} held-out images of {data.train.title}"
+        metrics = Metrics(images, round(evaluation.top1.value, 2))
         figures.append(("Confusion matrix of the held-out images", CONFUSION_FILE))
     with temporary_folder(output) as folder:
         save(
@@ -275,15 +282,15 @@ def _publish(
         write_json(folder / RECIPE_FILE, recipe)
         for file in (CURVES_FILE, LOG_FILE):
             shutil.copyfile(run_folder / file, folder / file)
-        if evaluation is not None:
+        if isinstance(evaluation, Evaluation):
             draw_confusions(evaluation, folder / CONFUSION_FILE)
+        if evaluation is not None:
             write_predictions(evaluation, folder / PREDICTIONS_FILE)
         result = {
             "classes": data.train.class_names,
             "train_images": len(data.train),
             "held_out_images": 0 if evaluation is None else len(evaluation.records),
-            "top1": None if evaluation is None else evaluation.top1,
-            "mean_per_class": None if evaluation is None else evaluation.mean_per_class,
+            "metrics": measures,
             "unreadable": [] if evaluation is None else sorted(evaluation.skipped),
         }
         write_result(folder / RESULT_FILE, key, _list_files(folder), result)
@@ -291,6 +298,12 @@ def _publish(
         if output.is_dir():
             output.rmdir()  # empty: see `_find_finished`
         folder.rename(output)
+
+
+def _list_measures(evaluation: AnyEvaluation) -> dict[str, Estimate]:
+    if isinstance(evaluation, Evaluation):
+        return {"top1": evaluation.top1, "mean_per_class": evaluation.mean_per_class}
+    return {name: evaluation.measures[name] for name in ("mAP", "CF1", "OF1")}
 
 
 def _find_finished(output: Path, key: Any) -> FineTuned | None:
@@ -316,7 +329,8 @@ def _find_result(output: Path, key: Any) -> FineTuned | None:
     with suppress(LookupError):
         values = read_result(output / RESULT_FILE, key, _list_files(output))
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return FineTuned(output, **{**values, **lists})
+        metrics = {name: tuple(value) for name, value in values["metrics"].items()}
+        return FineTuned(output, **{**values, **lists, "metrics": metrics})
     return None
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.finetuning.split import split_dataset
-from swag_models.formatting import escape_unprintable, list_names
+from swag_models.formatting import escape_unprintable, list_names, printable
 from swag_models.hub.hf_format import check_printable
 from swag_models.paths import expand_path
+from swag_models.recipe.data.annotation_formats import ANNOTATION_SUFFIXES
+from swag_models.recipe.data.annotations import open_annotations
 from swag_models.recipe.data.datasets import ImageDataset, find_folders
 from swag_models.recipe.data.sources import find_image_folder, is_hf_dataset, open_image_dataset
 
@@ -29,11 +31,13 @@ class FolderData:
         train: images to train on.
         held_out: images to measure the accuracy on; None if there are none.
         origin: where the held-out images come from, in words.
+        multi_label: whether some image has several classes, or none.
     """
 
     train: ImageDataset
     held_out: ImageDataset | None
     origin: str
+    multi_label: bool
 
 
 def open_folder(
@@ -41,32 +45,37 @@ def open_folder(
     val: str | os.PathLike[str] | None,
     holdout: float,
     seed: int,
+    labels: str | os.PathLike[str] | None = None,
 ) -> FolderData:
     """Open a folder of images, and split it unless it has held-out images of its own.
 
     Args:
         folder: has a sub-folder of images for each class, or the sub-folders `train` and `val`
-            (or `test`) with those; or a Hugging Face dataset on disk.
+            (or `test`) with those; or a list of images and labels, a folder with such a list, or a
+            Hugging Face dataset on disk.
         val: folder of held-out images of the same classes; None to use those of `folder`.
         holdout: fraction of each class to hold out if there is no folder of held-out images.
         seed: of the choice of these images.
+        labels: file with the labels of the images in `folder`.
 
     Raises:
         ConfigError: a folder is missing or of another kind, there is one class, or no held-out
             image can be read.
     """
     root = _check_folder(folder, "folder")
-    train_root, val_root = find_split_folders(root)
+    train_root, val_root = (root, None) if labels is not None else find_split_folders(root)
     if val is not None:
         val_root = _check_folder(val, "val")
-        _check_apart(train_root, val_root)
-    train = _open_dataset(train_root)
-    _check_classes(train, train_root)
+    train = _open_dataset(train_root, labels)
+    multi_label = any(len(classes) != 1 for classes in train.labels)
+    if not multi_label:
+        _check_classes(train, train_root)
     origin = "none"
     held_out: ImageDataset | None
     if val_root is not None:
         names = train.class_names
-        held_out = open_image_dataset(val_root, names, VAL_NAMES, f"the folder {train_root}")
+        held_out = open_image_dataset(val_root, names, VAL_NAMES, f"the data {train_root}")
+        _check_apart(train, held_out)
         origin = str(val_root)
     else:
         train, held_out = split_dataset(train, holdout, seed)
@@ -75,13 +84,13 @@ def open_folder(
     if held_out is None:
         _notify("no images are held out, so no accuracy is measured")
     else:
-        _check_readable(held_out)
+        _check_measurable(held_out)
     count = 0 if held_out is None else len(held_out)
     _notify(
         f"{len(train):,} images of {train.num_classes:,} classes to train on, {count:,} held out "
         f"({origin})"
     )
-    return FolderData(train, held_out, origin)
+    return FolderData(train, held_out, origin, multi_label)
 
 
 def find_split_folders(root: Path) -> tuple[Path, Path | None]:
@@ -90,7 +99,7 @@ def find_split_folders(root: Path) -> tuple[Path, Path | None]:
     A folder is split if it has `train` with `val` or `test`, or nothing but `train`; otherwise its
     sub-folders are classes, also if one of them has such a name.
     """
-    if is_hf_dataset(root):
+    if root.is_file() or is_hf_dataset(root):
         return root, None
     names = {name.lower(): name for name in find_folders(root)}
     train = next((names[name] for name in TRAIN_NAMES if name in names), None)
@@ -104,10 +113,13 @@ def find_split_folders(root: Path) -> tuple[Path, Path | None]:
 
 def _check_folder(folder: str | os.PathLike[str], option: str) -> Path:
     root = expand_path(folder, option)
+    if root.suffix in ANNOTATION_SUFFIXES and root.is_file():
+        return root
     if not root.is_dir():
         kind = "is a file" if root.exists() else "does not exist"
         raise ConfigError(
-            f"{option} {root} {kind}; give a folder with a sub-folder of images for each class"
+            f"{option} {root} {kind}; give a folder with a sub-folder of images for each class, or "
+            f"a list of images and labels ({' '.join(ANNOTATION_SUFFIXES)})"
         )
     if find_image_folder(root) is None:
         raise ConfigError(
@@ -117,24 +129,31 @@ def _check_folder(folder: str | os.PathLike[str], option: str) -> Path:
     return root
 
 
-def _check_apart(train: Path, val: Path) -> None:
-    """Raise ConfigError if one of two folders is inside the other, or both are the same."""
-    outer, inner = sorted((Path(os.path.realpath(train)), Path(os.path.realpath(val))))
-    if inner.is_relative_to(outer):
+def _check_apart(train: ImageDataset, held_out: ImageDataset) -> None:
+    """Raise ConfigError if a held-out image, or the file it is in, is used for training too."""
+    used = {os.path.realpath(train.root / file) for file in train.files}
+    files = held_out.files
+    shared = [file for file in files if os.path.realpath(held_out.root / file) in used]
+    if shared:
         raise ConfigError(
-            f"val {val} and the training images {train} are "
-            f"{'the same folder' if inner == outer else 'inside of each other'}; accuracy on "
-            "images of the training means nothing: give separate folders"
+            f"{len(shared)} of the held-out images are training images too, for example "
+            f"{printable(shared[0])}; accuracy on these means nothing: give others as val"
         )
 
 
-def _open_dataset(root: Path) -> ImageDataset:
-    dataset = open_image_dataset(root)
+def _open_dataset(root: Path, labels: str | os.PathLike[str] | None) -> ImageDataset:
+    if labels is None:
+        dataset = open_image_dataset(root)
+    else:
+        path = expand_path(labels, "labels")
+        inside = root / path
+        if not path.exists() and inside.exists():
+            path = inside
+        dataset = open_annotations(path, folder=root)
     check_printable(root, *(dataset.class_names or ()))
     if dataset.class_names is None:  # a Hugging Face dataset may have numbers only
-        labels = dict(enumerate(dataset.labels))
         names = [str(number) for number in range(dataset.num_classes)]
-        return dataset.relabel(labels, names, dataset.num_classes)
+        return dataset.relabel(dict(enumerate(dataset.labels)), names, dataset.num_classes)
     return dataset
 
 
@@ -150,8 +169,10 @@ def _check_classes(dataset: ImageDataset, root: Path) -> None:
     raise ConfigError(f"{root} has one class, {names[0]}, and a classifier needs two; {hint}")
 
 
-def _check_readable(dataset: ImageDataset) -> None:
-    """Raise ConfigError if no image can be read, before the time is spent on training."""
+def _check_measurable(dataset: ImageDataset) -> None:
+    """Raise ConfigError if no image has a label or can be read, before the time for training."""
+    if not any(dataset.labels):
+        raise ConfigError(f"none of the {len(dataset)} held-out images has a label; add some")
     error: ImageError | None = None
     for index in range(len(dataset)):
         try:

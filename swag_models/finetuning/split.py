@@ -14,6 +14,7 @@ from swag_models.paths import open_regular
 from swag_models.recipe.data.datasets import ImageDataset
 
 CHUNK = 2**20  # bytes that are read at once
+NO_CLASS = -1
 
 logger = logging.getLogger("swag_models")
 
@@ -51,7 +52,7 @@ def split_dataset(
         count = _count_held_out([contents[index] for index in order], share)
         held_out.update(order[:count])
         if not count:
-            single.append(dataset.class_names[number] if dataset.class_names else str(number))
+            single.append(_name_group(dataset, number))
     if single:
         line = (
             f"{len(single)} of {dataset.num_classes} classes have one image, or copies of one, "
@@ -77,7 +78,7 @@ def identify_contents(dataset: ImageDataset) -> list[str]:
     Only files of equal size are read. The number of copies is logged.
     """
     names = [dataset.name(index) for index in range(len(dataset))]
-    if dataset.kind != "folder" or len(dataset.files) != len(dataset):  # images in other files
+    if len(dataset.files) != len(dataset) or dataset.kind == "dataset":  # images in other files
         return names
     paths = [dataset.root / file for file in dataset.files]
     sizes = [_measure(path) for path in paths]
@@ -100,13 +101,22 @@ def identify_contents(dataset: ImageDataset) -> list[str]:
 
 
 def _group_by_class(dataset: ImageDataset) -> dict[int, list[int]]:
-    """Class number -> indices of its images; an image of several classes is in the rarest."""
+    """Class number -> indices of its images; an image of several classes is in the rarest.
+
+    Images without a class are in the group NO_CLASS.
+    """
     counts = Counter(label for labels in dataset.labels for label in labels)
     groups = defaultdict[int, list[int]](list)
     for index, labels in enumerate(dataset.labels):
-        if labels:
-            groups[min(labels, key=lambda label: (counts[label], label))].append(index)
+        rarest = min(labels, key=lambda label: (counts[label], label), default=NO_CLASS)
+        groups[rarest].append(index)
     return groups
+
+
+def _name_group(dataset: ImageDataset, number: int) -> str:
+    if number == NO_CLASS:
+        return "images without a label"
+    return dataset.class_names[number] if dataset.class_names else str(number)
 
 
 def _count_held_out(contents: list[str], share: float) -> int:

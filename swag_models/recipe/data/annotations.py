@@ -26,7 +26,10 @@ ADDED_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
 
 def open_annotations(
-    path: Path, classes: Sequence[str] | None = None, owner: str = "the model"
+    path: Path,
+    classes: Sequence[str] | None = None,
+    owner: str = "the model",
+    folder: Path | None = None,
 ) -> ImageDataset:
     """Open the images that an annotation file lists, with their labels.
 
@@ -38,6 +41,7 @@ def open_annotations(
             its folder, or to one of those of `list_image_folders`.
         classes: as for `open_image_dataset`.
         owner: as for `open_image_dataset`.
+        folder: the folder that file names are relative to, if it is known.
 
     Raises:
         ConfigError: the file cannot be read, has invalid entries or labels that are not in
@@ -45,7 +49,7 @@ def open_annotations(
     """
     annotations = read_annotations(path)
     _check_names(path, annotations.entries)
-    root = _find_root(path, annotations.entries)
+    root = _find_root(path, annotations.entries, folder)
     labels: dict[str, dict[str, None]] = {}
     for entry in annotations.entries:
         labels.setdefault(_add_suffix(root, entry.name), {}).update(dict.fromkeys(entry.labels))
@@ -120,17 +124,18 @@ def _is_plain(name: str) -> bool:
     )
 
 
-def _find_root(path: Path, entries: Sequence[Entry]) -> Path:
+def _find_root(path: Path, entries: Sequence[Entry], folder: Path | None) -> Path:
     """The first folder that has one of the first images; ConfigError if there is none."""
     if not entries:
         raise ConfigError(f"{path} lists no image; give a file with at least one")
     tried = [entry.name for entry in entries[:TRIED_NAMES]]
-    for folder in list_image_folders(path):
-        if any(os.path.isfile(folder / _add_suffix(folder, name)) for name in tried):
-            return folder
+    for root in list_image_folders(path) if folder is None else [folder]:
+        if any(os.path.isfile(root / _add_suffix(root, name)) for name in tried):
+            return root
     raise ConfigError(
-        f"{path} lists {describe(tried[0])}, but neither this nor the next images are in its "
-        "folder or in a folder named after it; put the file, or a link to it, beside the images"
+        f"{path} lists {describe(tried[0])}, but neither this nor the next images are in "
+        f"{folder or 'its folder or in a folder named after it'}; put the file, or a link to it, "
+        "beside the images"
     )
 
 

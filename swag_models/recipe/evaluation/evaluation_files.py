@@ -7,6 +7,7 @@ from typing import Any
 
 from swag_models.atomic import atomic_write, disk_errors, write_json, write_text
 from swag_models.formatting import markdown_table
+from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import (
     BENCHMARKS,
@@ -45,7 +46,7 @@ TABLE_HEADER = (
 
 
 def evaluate_any(
-    model: EvaluatedModel, data: Shards, benchmark: str = FOLDER, **options: Any
+    model: EvaluatedModel, data: Shards | ImageDataset, benchmark: str = FOLDER, **options: Any
 ) -> AnyEvaluation:
     """Measure a model on a benchmark of any kind.
 

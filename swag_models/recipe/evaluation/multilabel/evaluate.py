@@ -12,6 +12,7 @@ import torch
 from swag_models.errors import ConfigError, check_types
 from swag_models.inference.thresholds import Thresholds, read_thresholds
 from swag_models.recipe.average_precision import make_indicators
+from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.evaluation.accuracy.benchmarks import MULTILABEL, open_benchmark
 from swag_models.recipe.evaluation.model_pass import ModelPass
@@ -25,7 +26,7 @@ from swag_models.recipe.training.validation import MAX_SCORES
 
 def evaluate_multilabel(
     model: EvaluatedModel,
-    data: Shards,
+    data: Shards | ImageDataset,
     *,
     dist: DistContext,
     threshold: Thresholds = 0.5,
