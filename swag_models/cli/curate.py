@@ -255,7 +255,8 @@ def _add_pack_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--labels",
         required=True,
-        help="labels.parquet, written by curate: id, classes and repeat of each image",
+        help="labels.parquet, written by curate: id, classes and repeat of each image; or a list "
+        "of images and labels (.csv .jsonl .json, COCO annotations)",
     )
     command.add_argument(
         "--images",

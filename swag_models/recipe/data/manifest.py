@@ -13,6 +13,7 @@ labels, and manifest.json with these entries:
     unlabelled        number of images without a label
     rejects           reason -> number of lines in rejects.jsonl
     shards            name, count, bytes and SHA-256 of each shard
+    class_names       names of the classes, if the labels were named and not in a vocabulary
 """
 
 import os
@@ -72,12 +73,18 @@ class _Manifest:
     unlabelled: int
     rejects: dict[str, Any]
     shards: tuple[_ShardEntry, ...]
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_ranges(
             count=self.count, bytes=self.bytes, samples=self.samples, unlabelled=self.unlabelled
         )
         _check_ranges(MAX_CLASSES, num_classes=self.num_classes)
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ConfigError(
+                f"class_names has {len(self.class_names):,} names for {self.num_classes:,} "
+                "classes; pack again"
+            )
         if self.shards and not self.samples:
             raise ConfigError("samples is 0, but shards are listed; pack again")
         counts = Counter(shard.name for shard in self.shards)

@@ -74,7 +74,9 @@ def pack(
 
     Args:
         labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`. A
-            vocabulary.parquet beside it is copied into the output, for the class names.
+            vocabulary.parquet beside it is copied into the output, for the class names. Or an
+            annotation file (.csv .json .jsonl, see `annotation_formats`) with the names of labels;
+            an image is then in every epoch once.
         images: one or more sources; see `find_locations`. If the output has finished shards of the
             same labels, they are kept, even if the images have changed or were removed; a change is
             logged.
@@ -257,6 +259,8 @@ def _finish_output(
             for record in records
         ],
     }
+    if plan["class_names"]:
+        manifest["class_names"] = plan["class_names"]
     write_json(output / MANIFEST_FILE, manifest, indent=1)
     return manifest
 

@@ -11,17 +11,21 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from swag_models.atomic import atomic_write, write_text
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe, printable
+from swag_models.image_formats import is_image_name
+from swag_models.recipe.data.annotation_formats import read_annotations
 from swag_models.recipe.data.image_index import ImageLocation, check_columns, find_locations
 from swag_models.recipe.data.manifest import MAX_CLASSES, MAX_REPEAT
 from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
 
 PLAN_FILE = "plan.parquet"
+ANNOTATION_FILES = (".csv", ".json", ".jsonl")  # of labels by name; a Parquet file is a table
 LOCATIONS_FILE = "locations.parquet"
 REJECTS_FILE = "rejects.jsonl"
 # Types of DuckDB; one that is empty in all rows has the type NULL or INTEGER.
@@ -37,18 +41,21 @@ def make_plan(labels: Path, work: Path, parameters: dict[str, Any]) -> dict[str,
     """Write the plan, and the list of labels and images that it leaves out, into the work folder.
 
     Args:
-        labels: a Parquet file, or a folder of them, with columns `id`, `classes` and `repeat`.
+        labels: as for `pack`.
         work: the work folder, with the result of `write_locations`.
         parameters: the parameters of packing.
 
     Returns:
-        Numbers: `count` of samples, `num_classes`, and `unlabelled` images; and `digests`: of each
-        shard, a hash that changes with its samples, and with the states of their files.
+        Numbers: `count` of samples, `num_classes`, and `unlabelled` images; `class_names`, None for
+        a table; and `digests`: of each shard, a hash that changes with its samples, and with the
+        states of their files.
 
     Raises:
         ConfigError: the labels cannot be read, or no image has one.
     """
-    duckdb = import_extra("duckdb")
+    duckdb, class_names = import_extra("duckdb"), None
+    if labels.suffix in ANNOTATION_FILES and labels.is_file():
+        labels, class_names = _convert_labels(labels, work / "labels.parquet")
     with (
         duckdb_errors(f"the images of {labels} cannot be planned"),
         closing(duckdb.connect()) as database,
@@ -65,9 +72,44 @@ def make_plan(labels: Path, work: Path, parameters: dict[str, Any]) -> dict[str,
     return {
         "count": count,
         "digests": digests,
-        "num_classes": num_classes,
+        "num_classes": len(class_names) if class_names else num_classes,
+        "class_names": class_names,
         "unlabelled": unlabelled,
     }
+
+
+def _convert_labels(labels: Path, path: Path) -> tuple[Path, list[str]]:
+    """Write the table of labels of an annotation file.
+
+    Returns:
+        The path of the table, and the names of the classes.
+
+    Raises:
+        ConfigError: the file is invalid, or two images have the same id.
+    """
+    annotations = read_annotations(labels)
+    numbers = {name: number for number, name in enumerate(annotations.classes)}
+    names, classes = dict[str, str](), dict[str, dict[int, None]]()
+    for name, image_labels in annotations.entries:
+        identifier = printable(PurePosixPath(name).stem if is_image_name(name) else name)
+        if (other := names.setdefault(identifier, name)) != name:
+            raise ConfigError(
+                f"{labels} has {describe(other)} and {describe(name)}, which have the same id "
+                f"{identifier!r}; rename one of the images"
+            )
+        found = classes.setdefault(identifier, {})
+        found.update(dict.fromkeys(numbers[label] for label in image_labels))
+    pa, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
+    table = pa.table(
+        {
+            "id": pa.array(list(classes), pa.string()),
+            "classes": pa.array([list(row) for row in classes.values()], pa.list_(pa.int64())),
+            "repeat": pa.array([1.0] * len(classes), pa.float64()),
+        }
+    )
+    with atomic_write(path) as temporary:
+        parquet.write_table(table, temporary)
+    return path, list(annotations.classes)
 
 
 def to_json_lines(rows: Iterable[dict[str, str]]) -> str:

@@ -167,8 +167,15 @@ def open_source(
         return open_image_dataset(root, classes, splits)
     check_vocabulary(data, synsets)
     urls, manifest = find_shards(data)
-    # The classes of shards are numbers, so they cannot be matched by name.
+    # The classes of shards are numbers, so they must be in the order of the model.
     num_classes = manifest["num_classes"] if manifest else None
+    names = manifest.get("class_names") if manifest else None
+    for name, expected in zip(names or (), classes or ()):
+        if name != expected:
+            raise ConfigError(
+                f"{name_shards(data)} has class {name!r} where the model has {expected!r}; give "
+                "images with the classes of the model in their order, or not packed"
+            )
     if classes and num_classes and num_classes > len(classes):
         raise ConfigError(
             f"{name_shards(data)} has {num_classes} classes; "
@@ -179,7 +186,7 @@ def open_source(
         urls=urls,
         num_classes=len(classes) if classes else num_classes,
         label_classes=len(classes) if classes and num_classes is None else num_classes,
-        class_names=tuple(classes) if classes else None,
+        class_names=tuple(classes or names or ()) or None,
         sha256=hash_shards(data),
         # Repeat factors may be fractions, so their sum is rounded.
         samples=round(manifest["samples"]) if manifest else None,
