@@ -47,6 +47,7 @@ def test_it_equals_scikit_learns_with_weights() -> None:
     assert np.abs(ours[1:] - theirs).max() < TOLERANCE
 
 
+@pytest.mark.slow  # importing torchmetrics takes seconds
 def test_it_agrees_with_torchmetrics() -> None:
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("torchmetrics.functional.classification")

@@ -45,15 +45,15 @@ def write_pairs(root: Path, count: int, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("pairs") / "train", 80, 0)
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "train", 48, 0)
 
 
 def test_a_multi_label_run_is_validated_by_map_and_published_as_one(
     pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)
-    test = write_pairs(tmp_path / "test", 40, 1)
-    run = override(get_preset("vit_nano_multilabel").run, [*SETTINGS, "steps=10", "eval_every=5"])
+    test = write_pairs(tmp_path / "test", 24, 1)
+    run = override(get_preset("vit_nano_multilabel").run, [*SETTINGS, "steps=4", "eval_every=2"])
     folder = train(run, pairs, tmp_path / "run", val=test, progress=False)
     spec = get_spec(folder)
     assert (spec.multi_label, spec.metrics, spec.num_classes) == (True, None, 10)

@@ -82,6 +82,7 @@ def test_predictions_of_classes_without_positives_count_in_the_overall_precision
     assert (measures["CP"].value, measures["OP"].value) == (100, 50)
 
 
+@pytest.mark.slow
 def test_intervals_contain_the_value_of_all_images_about_as_often_as_they_say() -> None:
     population = make(20_000, 5)
     truth, _ = compute_measures(*(part[:20_000] for part in population))
