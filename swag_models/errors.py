@@ -179,9 +179,11 @@ def _convert(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind in _SCALARS:
         return value
-    base = next((base for base in _CONVERSIONS if issubclass(kind, base)), None)
-    if base is None or issubclass(kind, Enum) or hasattr(kind, "_fields"):
+    # Not next(): torch.compile, which follows this function, cannot call it in torch 2.6.
+    bases = [base for base in _CONVERSIONS if issubclass(kind, base)]
+    if not bases or issubclass(kind, Enum) or hasattr(kind, "_fields"):
         return value
+    base = bases[0]
     if kind is not base:
         with argument_errors("argument", value):
             value = _CONVERSIONS[base](value)
@@ -253,7 +255,8 @@ def check_choice(name: str, value: object, *allowed: str, subject: str = "") -> 
         ConfigError: it has another value.
     """
     # As an exact str: a subclass could compare or hash itself in any way.
-    if not isinstance(value, str) or str.__str__(value) not in allowed:
+    text = value if type(value) is str else plain(value)
+    if not isinstance(text, str) or text not in allowed:
         choices = ", ".join(choice or "''" for choice in allowed)
         raise ConfigError(f"{name} is {describe(value)}; allowed{subject}: {choices}")
 

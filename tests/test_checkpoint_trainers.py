@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-import transformers
 from tiny import TINY_SPECS, VIT_SPEC, tiny, torchvision_twin
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
@@ -336,6 +335,7 @@ def test_averaged_weights_of_lightning_are_taken_and_said(
 
 
 def test_a_vit_of_transformers_is_refused_by_its_layout(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
     )

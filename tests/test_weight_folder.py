@@ -15,10 +15,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
-from peft import LoraConfig, get_peft_model
 from ranks import run_ranks
 from safetensors.torch import save_file
-from tiny import TINY_SPECS, VIT_SPEC, tiny
+from tiny import TINY_SPECS, VIT_SPEC, add_lora, tiny
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -78,7 +77,7 @@ def test_class_names_in_a_config_beside_the_weights_are_kept(tmp_path: Path) -> 
 
 
 def test_a_folder_of_peft_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    model = get_peft_model(tiny("vit"), LoraConfig(target_modules=["qkv"]))
+    model = add_lora(tiny("vit"))
     model.save_pretrained(tmp_path / "adapter")
     torch.save({"model": model.state_dict()}, tmp_path / "whole.pt")
     torch.save(model.base_model.model.state_dict(), tmp_path / "inner.pt")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.regnet import BlockParams
@@ -110,3 +111,9 @@ def torchvision_twin(
         return TorchvisionRegNet(
             shape, num_classes, norm_layer=partial(nn.BatchNorm2d, eps=1e-5)
         ).eval()
+
+
+def add_lora(model: Any, target: str = "qkv") -> Any:
+    """The model with adapters of PEFT; skips the test where PEFT is not installed."""
+    peft = pytest.importorskip("peft")  # it does not support the lowest versions
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=[target]))

@@ -28,6 +28,8 @@ class ViTMapOptions(MapOptions, total=False):
     attn_mask: Tensor | None
 
 
+POOLS: tuple[str, ...] = get_args(Pool)  # torch.compile of torch 2.6 cannot call get_args
+
 # Code in `if not is_scripting()` is not part of a scripted model.
 is_scripting: Any = torch.jit.is_scripting  # type: ignore[attr-defined]
 
@@ -148,7 +150,7 @@ def choose_pool(family: str, num_classes: int | None, global_pool: str | None) -
     global_pool = plain(global_pool)
     if family == "vit":
         pool = "token" if global_pool is None else global_pool
-        check_choice("global_pool", pool, *get_args(Pool), subject=" for a ViT")
+        check_choice("global_pool", pool, *POOLS, subject=" for a ViT")
         return cast("Pool", pool)
     default = "" if num_classes is None else "avg"
     pool = default if global_pool is None else global_pool

@@ -5,7 +5,7 @@ Axes: N batch, S tokens, D width, C channels, H W pixels, h w grid of patches.
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Optional, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Optional, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from swag_models.errors import ConfigError, check_choice, check_types, plain
 from swag_models.formatting import describe
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.arguments import (
+    POOLS,
     Levels,
     ViTMapOptions,
     check_grid,
@@ -25,7 +26,7 @@ from swag_models.models.arguments import (
 )
 from swag_models.models.backbone import Backbone
 from swag_models.models.timm_interface import FeatureInfo
-from swag_models.spec import ImageSize, Pool
+from swag_models.spec import ImageSize
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -66,7 +67,7 @@ class ViTInterface(Backbone):
         pool_type = self.global_pool if pool_type is None else pool_type
         if not is_scripting():
             pool_type = plain(pool_type)
-            check_choice("pool_type", pool_type, *get_args(Pool))
+            check_choice("pool_type", pool_type, *POOLS)
             self._check_features(x, "tokens (N, S, D)", 3)
         if pool_type == "token":
             # Not x[:, 0], from which the exporter of torch 2.6 derives an upper bound of the batch.

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from tiny import images, load_tiny
+from tiny import add_lora, images, load_tiny
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
@@ -60,11 +60,6 @@ def checkpoint_blocks(model: Any) -> nn.Module:
 def compile_in_place(model: nn.Module) -> nn.Module:
     model.compile(backend="eager")
     return model
-
-
-def add_lora(model: Any) -> Any:
-    peft = pytest.importorskip("peft")  # which the lowest supported versions do not include
-    return peft.get_peft_model(model, peft.LoraConfig(target_modules=["qkv"]))
 
 
 def prepare_by_accelerate(model: nn.Module) -> nn.Module:

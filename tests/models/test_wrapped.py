@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from timm.utils import ModelEmaV3
-from tiny import images, tiny
+from tiny import add_lora, images, tiny
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -125,7 +124,7 @@ class TestGroups:
         model = tiny(family)
         target, layer = {"vit": ("fc1", "blocks.0"), "regnet": ("conv3.conv", "s1.b1")}[family]
         expected = list_rates(model)[f"{layer}.{'mlp.' if family == 'vit' else ''}{target}.weight"]
-        adapted = get_peft_model(model, LoraConfig(target_modules=[target]))
+        adapted = add_lora(model, target)
         rates = list_rates(adapted)
         assert all("lora" in name for name in rates)
         assert {rate for name, rate in rates.items() if f"model.{layer}." in name} == {expected}
@@ -143,7 +142,7 @@ class TestFreezing:
     @pytest.mark.parametrize("kind", [*WRAPPERS, "adapter", "pyramid"])
     def test_frozen_layers_are_those_of_the_bare_model(self, family: str, kind: str) -> None:
         kinds = WRAPPERS | {
-            "adapter": lambda model: get_peft_model(model, LoraConfig(target_modules=["fc1"])),
+            "adapter": lambda model: add_lora(model, "fc1"),
             "pyramid": FeaturePyramid,
         }
         up_to = {"vit": "blocks.0", "regnet": "s2"}[family]
