@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import onnxruntime
 import pytest
 import torch
 from tiny import VIT_SPEC, deviation, images, tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 import swag_models
 from swag_models.cli import main
 from swag_models.errors import ConfigError, ExportError
 from swag_models.export import export_model, external_data, read_metadata
 from swag_models.export.external_data import move_into_place
+from swag_models.models import build
+from swag_models.spec import ViTConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -300,6 +303,21 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path: Path) -> None:
 
     assert in_child(work) == 0
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_an_onnx_of_more_than_2_gib_returns_what_the_model_returns(tmp_path: Path) -> None:
+    config = ViTConfig(patch_size=8, depth=1, width=2048, num_heads=8, mlp_width=2048)
+    model = build(config, num_classes=280_000, image_size=32).eval()
+    nn.init.normal_(model.head.weight, std=0.02)
+    spec = replace(VIT_SPEC, config=config, num_classes=280_000, classes=None)
+    path = tmp_path / "x.onnx"
+    report = export_model(model, path, spec=spec, dynamic_size=True)
+    assert report.size > 2**31
+    assert list_names(tmp_path) == ["x.onnx", "x.onnx.data"]
+    batch = images(2, (48, 40))
+    with torch.inference_mode():
+        assert deviation(run(path, batch), model(batch)) < 1e-4
 
 
 @pytest.mark.slow
