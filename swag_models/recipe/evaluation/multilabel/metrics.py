@@ -28,8 +28,11 @@ def compute_measures(
 ) -> tuple[dict[str, Estimate], tuple[ClassResult, ...]]:
     """Compute all measures of at least one image, of which at least one has a class.
 
-    The intervals end at the 2.5th and 97.5th percentiles of resamplings of the images. With few
-    positives, resamplings repeat them, so that the interval of mAP can lie above the value.
+    The intervals of precision, recall and F1 end at the 2.5th and 97.5th percentiles of resamplings
+    of the images. Average precision is too high on few positives, and resamplings, which repeat
+    some positives, increase it once more. The interval of mAP is therefore that of the basic
+    bootstrap (Davison and Hinkley 1997, section 5.2.1), which mirrors these percentiles at the
+    value, extended to contain the value.
 
     Args:
         scores: (N, C), finite; only their order within a class matters.
@@ -58,7 +61,10 @@ def compute_measures(
     for name in MEASURES:
         # a resampling without any class has no measures
         low, high = np.nanpercentile(np.concatenate(resampled[name]), (2.5, 97.5))
-        estimates[name] = Estimate(float(values[name][0]), float(low), float(high))
+        value = values[name][0]
+        if name == "mAP":
+            low, high = max(0, min(value, 2 * value - high)), min(100, max(value, 2 * value - low))
+        estimates[name] = Estimate(float(value), float(low), float(high))
     return estimates, tuple(_list_classes(values))
 
 

@@ -83,12 +83,22 @@ def test_predictions_of_classes_without_positives_count_in_the_overall_precision
 
 
 @pytest.mark.slow
-def test_intervals_contain_the_value_of_all_images_about_as_often_as_they_say() -> None:
-    population = make(20_000, 5)
-    truth, _ = compute_measures(*(part[:20_000] for part in population))
+@pytest.mark.parametrize(("count", "share", "gap"), [(400, 0.08, 0.7), (200, 0.3, 1.5)])
+def test_intervals_contain_the_value_of_many_images_about_as_often_as_they_say(
+    count: int, share: float, gap: float
+) -> None:
+    """Percentiles of resamplings of mAP would do so in 28% of the first case."""
+
+    def draw(count: int, seed: int) -> tuple[Any, ...]:
+        generator = np.random.default_rng(seed)
+        targets = generator.random((count, 10)) < share
+        scores = generator.normal(size=(count, 10)) + gap * targets
+        return scores, scores > 1, targets
+
+    truth, _ = compute_measures(*draw(20_000, 0))
     hits = dict.fromkeys(MEASURES, 0)
-    for start in range(0, 20_000, 400):
-        part, _ = compute_measures(*(rows[start : start + 400] for rows in population))
+    for seed in range(1, 61):
+        part, _ = compute_measures(*draw(count, seed))
         for name in MEASURES:
             hits[name] += part[name].low <= truth[name].value <= part[name].high
-    assert all(count >= 42 for count in hits.values()), hits  # of 50; 42 or fewer: 1 in 1000
+    assert all(rate >= 49 for rate in hits.values()), hits  # of 60; 57 are expected
