@@ -12,7 +12,6 @@ from threading import Lock
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from swag_models.app.service import FileContent, load_folder_embedder
 from swag_models.errors import ConfigError
 from swag_models.inference.image_sources import find_images
 from swag_models.inference.predict import Skipped
+from swag_models.inference.search import compare
 from swag_models.paths import expand_path, open_regular
 from swag_models.preprocess import read_image
 from swag_models.spec import ModelSpec
@@ -132,7 +132,7 @@ class SimilarityIndex:
             return [], skipped
         paths = list(vectors)
         query = load_folder_embedder(spec)(image).vectors  # (1, D)
-        similarity = F.cosine_similarity(torch.stack(list(vectors.values())), query)  # (N,)
+        similarity = compare(torch.stack(list(vectors.values())), query[0])  # (N,)
         top = similarity.topk(min(count, len(paths)))
         neighbours = []
         for index, value in zip(top.indices.tolist(), top.values.tolist()):

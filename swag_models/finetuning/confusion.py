@@ -1,12 +1,11 @@
 """What a fine-tuned model predicts for the held-out images: a table, and a confusion matrix.
 
-Axes: K classes.
+Axes: M classes that are shown.
 """
 
 import csv
 import io
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,21 +45,34 @@ def write_predictions(evaluation: AnyEvaluation, path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def count_confusions(records: Sequence[ImageResult], classes: int) -> NDArray[np.int64]:
-    """Count the images of each class, the first of an image, by predicted class: (K, K)."""
-    counts = np.zeros((classes, classes), np.int64)
-    pairs = [(record.labels[0], record.top[0]) for record in records]
-    np.add.at(counts, tuple(np.array(pairs).T), 1)
-    return counts
+def count_confusions(
+    labels: NDArray[np.intp], predicted: NDArray[np.intp], classes: NDArray[np.intp]
+) -> NDArray[np.intp]:
+    """Count images by class and predicted class.
+
+    Args:
+        labels: class of each image.
+        predicted: predicted class of each image.
+        classes: those to count, (M,), ascending.
+
+    Returns:
+        (M, M); images of other classes, or for which one is predicted, do not count.
+    """
+    inside = np.isin(labels, classes) & np.isin(predicted, classes)
+    rows, columns = (np.searchsorted(classes, part[inside]) for part in (labels, predicted))
+    counts = np.bincount(rows * len(classes) + columns, minlength=len(classes) ** 2)
+    return counts.reshape(len(classes), len(classes))
 
 
 def draw_confusions(evaluation: Evaluation, path: Path) -> None:
     """Draw the confusion matrix as a PNG file; of many classes, those with most errors."""
-    counts = count_confusions(evaluation.records, len(evaluation.classes))
-    shown, title = _choose_classes(counts)
+    labels = np.array([record.labels[0] for record in evaluation.records], np.intp)
+    predicted = np.array([record.top[0] for record in evaluation.records], np.intp)
+    shown, title = _choose_classes(labels, predicted, len(evaluation.classes))
     names = [_shorten(evaluation.classes[index]) for index in shown]
-    part, totals = counts[np.ix_(shown, shown)], counts.sum(1)[shown]
-    shares = part / np.maximum(totals, 1)[:, None]  # of the images of a class
+    counts = count_confusions(labels, predicted, shown)
+    totals = np.bincount(labels, minlength=len(evaluation.classes))[shown]
+    shares = counts / np.maximum(totals, 1)[:, None]  # of the images of a class
     side = 2.4 + 0.3 * max(len(names), 4)  # inches
     matplotlib = import_extra("matplotlib")
     # names may have dollar signs, and letters that the font lacks, which are drawn as boxes
@@ -77,12 +89,12 @@ def draw_confusions(evaluation: Evaluation, path: Path) -> None:
         axes.set(xlabel="predicted", ylabel="class (images)")
         axes.set_title(title, fontsize=9)
         if len(names) <= MAX_NUMBERS:
-            for row, column in zip(*part.nonzero()):
+            for row, column in zip(*counts.nonzero()):
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(
                     column,
                     row,
-                    str(part[row, column]),
+                    str(counts[row, column]),
                     color=colour,
                     ha="center",
                     va="center",
@@ -92,15 +104,18 @@ def draw_confusions(evaluation: Evaluation, path: Path) -> None:
         save_png(figure, path)
 
 
-def _choose_classes(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], str]:
-    """The classes to show, in order, and a title that says if some are left out."""
-    images, right = int(counts.sum()), int(counts.trace())
-    title = f"{right} of {images} held-out images right"
-    if len(counts) <= MAX_CLASSES:
-        return np.arange(len(counts)), title
-    errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    worst = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
-    return worst, f"{title}\nthe {MAX_CLASSES} of {len(counts)} classes with most errors"
+def _choose_classes(
+    labels: NDArray[np.intp], predicted: NDArray[np.intp], count: int
+) -> tuple[NDArray[np.intp], str]:
+    """The classes to show, ascending, and a title that says if some are left out."""
+    wrong = labels != predicted
+    title = f"{len(labels) - wrong.sum()} of {len(labels)} held-out images right"
+    if count <= MAX_CLASSES:
+        return np.arange(count), title
+    # A matrix of all classes could fill the memory.
+    errors = sum(np.bincount(part[wrong], minlength=count) for part in (labels, predicted))
+    worst = np.sort(np.argsort(-np.asarray(errors), kind="stable")[:MAX_CLASSES])
+    return worst, f"{title}\nthe {MAX_CLASSES} of {count} classes with most errors"
 
 
 def _shorten(name: str) -> str:
