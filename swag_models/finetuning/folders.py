@@ -149,6 +149,12 @@ def _open_dataset(root: Path, labels: str | os.PathLike[str] | None) -> ImageDat
         inside = root / path
         if not path.exists() and inside.exists():
             path = inside
+        if path.suffix not in ANNOTATION_SUFFIXES or path.is_dir():
+            raise ConfigError(
+                f"invalid labels {path}: allowed: a file {' '.join(ANNOTATION_SUFFIXES)}"
+            )
+        if not root.is_dir():
+            raise ConfigError(f"labels {path} need the folder of their images, not {root}")
         dataset = open_annotations(path, folder=root)
     check_printable(root, *(dataset.class_names or ()))
     if dataset.class_names is None:  # a Hugging Face dataset may have numbers only

@@ -397,3 +397,26 @@ def test_the_documented_commands_run(images: Path, tmp_path: Path) -> None:
     assert "photo.jpg" in done.stdout
     assert "confusion.png" in done.stdout
     assert "'digit 0'" in done.stdout
+
+
+def test_odd_data_and_outputs_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: Capture
+) -> None:
+    """Without held-out images, with a named pipe, into an empty folder or one that is missing."""
+    photos = make_classes(tmp_path / "photos", cat=1, dog=1)
+    (photos / "dog" / "0000.png").write_bytes((photos / "cat" / "0000.png").read_bytes() + b"1")
+    os.mkfifo(photos / "cat" / "pipe.png")
+    (photos / ".hidden").mkdir()
+    (tmp_path / "empty").mkdir()
+    for output in ("empty", "new/folder/model"):
+        arguments = [str(photos), *SHORT[:-1], "steps=1", "--holdout", "0"]
+        assert main(["finetune", *arguments, "-o", str(tmp_path / output)]) == 0
+        assert "no images are held out, so no accuracy is measured" in caplog.text
+        assert "pipe.png cannot be read: it is a named pipe" in caplog.text
+        assert capsys.readouterr().out == f"{tmp_path / output}\n"
+        assert list(load_classes(tmp_path / output)) == ["cat", "dog"]
+        assert "Unknown for these weights." in (tmp_path / output / "README.md").read_text()
+        assert not (tmp_path / output / "held_out.csv").exists()
+    (tmp_path / "file").write_text("mine")
+    assert main(["finetune", str(photos), *SHORT, "-o", str(tmp_path / "file")]) == 2
+    assert (tmp_path / "file").read_text() == "mine"

@@ -118,6 +118,13 @@ def test_a_list_that_does_not_fit_is_one_line(
     assert not (tmp_path / "model.work").exists()
 
 
+@pytest.mark.parametrize("labels", ["0.png", "photos", "none.csv", "labels"])
+def test_labels_of_another_kind_are_one_line(labels: str, photos: Path, capsys: Capture) -> None:
+    arguments = ["finetune", str(photos), *SHORT, "-o", str(photos.parent / "model")]
+    assert main([*arguments, "--labels", labels]) == 2
+    assert labels in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_held_out_images_need_labels(photos: Path, tmp_path: Path, capsys: Capture) -> None:
     write_images(tmp_path / "val", 2)
     (tmp_path / "val" / "labels.csv").write_text("file_name,labels\n0000.png,\n0001.png,\n")
