@@ -139,7 +139,7 @@ def open_image(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Image.Ima
                 )
             _check_side(*image.size)
             if pixels > MAX_SLOW_PIXELS and any(
-                tile[0] in Image.DECODERS for tile in getattr(image, "tile", ())
+                tile[0] in Image.DECODERS for tile in getattr(image, "tile", None) or ()
             ):
                 raise ImageError(
                     f"it has {pixels} pixels; at most {MAX_SLOW_PIXELS} are read of this kind of "

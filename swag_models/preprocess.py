@@ -75,7 +75,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError("it has no pixels")
     if image.format in PROGRAM_FORMATS:
         raise ImageError(f"{image.format} is not read; convert it to JPEG or PNG")
-    has_16_bits = any(";16" in str(tile[-1]) for tile in getattr(image, "tile", ()))
+    has_16_bits = any(";16" in str(tile[-1]) for tile in getattr(image, "tile", None) or ())
     # Pillow reads 12 bits as the low bits of 16. Other tags do not state a range (TIFF 6.0).
     depths = getattr(image, "tag_v2", {}).get(TIFF_DEPTH, ())
     image.load()  # a PNG may state its orientation after the pixels, and a TIFF is made upright
