@@ -200,9 +200,18 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [NANO, "regnety_nano_hashtags"])
-@pytest.mark.parametrize("linear", [False, True])
-def test_a_model_learns_from_few_images(name: str, linear: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "linear", "top1"),
+    [
+        (NANO, False, 25),
+        (NANO, True, 15),
+        ("regnety_nano_hashtags", False, 70),
+        ("regnety_nano_hashtags", True, 40),
+    ],
+)
+def test_a_model_learns_from_few_images(
+    name: str, linear: bool, top1: float, tmp_path: Path
+) -> None:
     make_digits(tmp_path / "digits", 300)
     result = finetune(
         tmp_path / "digits",
@@ -213,8 +222,8 @@ def test_a_model_learns_from_few_images(name: str, linear: bool, tmp_path: Path)
         epochs=20,
         settings=["augment.flip=0"],
     )
-    assert result.metrics["top1"][0] > (40 if linear else 70), "of guessing 10"
-    assert (result.train_images, result.held_out_images) == (241, 59)
+    assert result.metrics["top1"][0] > top1, "of guessing 10"
+    assert (result.train_images, result.held_out_images) == (240, 60)
     before, after = load_model(name).state_dict(), load_model(result.folder).state_dict()
     frozen = [key for key in before if not key.startswith("head")]
     assert all(torch.equal(before[key], after[key]) for key in frozen) == linear
