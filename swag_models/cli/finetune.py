@@ -88,6 +88,14 @@ def add_commands(add: AddCommand) -> None:
         metavar="SHARE",
         help="fraction of each class to hold out without --val; 0 for none (default: 0.2)",
     )
+    _add_training_options(command)
+    command.add_argument("--name", help="name in the model card (default: that of the output)")
+    command.add_argument("--description", help="description in the model card")
+    command.add_argument("--license", help="license of the weights, for example apache-2.0")
+    add_quiet_option(command)
+
+
+def _add_training_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--epochs", type=float, help="passes over the images (default: 100 of few, 3 of many)"
     )
@@ -111,7 +119,3 @@ def add_commands(add: AddCommand) -> None:
         default=[],
         help="any other setting of a run, as in --set augment.flip=0 (repeatable)",
     )
-    command.add_argument("--name", help="name in the model card (default: that of the output)")
-    command.add_argument("--description", help="description in the model card")
-    command.add_argument("--license", help="license of the weights, for example apache-2.0")
-    add_quiet_option(command)
