@@ -197,6 +197,11 @@ class TestRates:
         assert torch.allclose(scaled.unique(), torch.tensor([0.0, 1 / 0.7]))
         assert abs(float(scaled.mean()) - 1) < 0.03
 
+    def test_a_branch_that_is_never_dropped_draws_no_random_numbers(self) -> None:
+        state, x = torch.get_rng_state(), torch.ones(2, 3)
+        assert torch.equal(DropPath(0.0).train()(x), x)
+        assert torch.equal(torch.get_rng_state(), state)
+
     @pytest.mark.parametrize("family", FAMILIES)
     def test_stochastic_depth_grows_linearly_to_the_last_layer(self, family: str) -> None:
         model = build(CONFIGS[family], num_classes=None, image_size=IMAGE_SIZE, drop_path_rate=0.3)

@@ -1,6 +1,7 @@
 """Mutants that no test can kill: (module, line, changed line, why they are equivalent)."""
 
 REMOVED = "a file that another process has removed cannot be renamed either, and is passed over"
+ABSTRACT = "the method only states a signature, and both model families implement it"
 
 EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
     (
@@ -74,6 +75,24 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "return averaged[0]",
         "return averaged[ -1]",
         "it has one element",
+    ),
+    (
+        "models/backbone.py",
+        "def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:",
+        "def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:",
+        ABSTRACT,
+    ),
+    (
+        "models/backbone.py",
+        "output_dict: bool = False,",
+        "output_dict: bool = True,",
+        ABSTRACT,
+    ),
+    (
+        "models/backbone.py",
+        "indices: int | Sequence[int] = 1,",
+        "indices: int | Sequence[int] = 2,",
+        ABSTRACT,
     ),
     (
         "models/regnet.py",

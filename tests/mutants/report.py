@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from equivalent import EQUIVALENT
 from modules import MODULES
@@ -13,6 +15,7 @@ from modules import MODULES
 from swag_models.formatting import markdown_table
 
 REPORT = Path(__file__).with_name("README.md")
+ROW = re.compile(r"^\| `(.+)`" + r" \| (\d+)" * 5 + r" \|", re.MULTILINE)
 INTRODUCTION = """\
 # Mutation testing
 
@@ -30,35 +33,37 @@ the share that is killed.
 
 
 def write_report(folder: Path) -> None:
-    """Write the report of the modules that have been tested.
+    """Write the report. Modules that were not tested keep what the last report says of them.
 
     Args:
         folder: where `run.py` has written one JSON file per module.
     """
-    paths = {module: folder / f"{module.replace('/', '.')}.json" for module in MODULES}
-    if missing := [module for module, path in paths.items() if not path.exists()]:
-        print(f"not yet tested, left out of {REPORT.name}: {', '.join(missing)}")
-    rows, survivors = [], []
-    for module, path in paths.items():
-        if module in missing:
+    last = REPORT.read_text("utf-8") if REPORT.exists() else ""
+    last_rows = {row[0]: row[1:] for row in ROW.findall(last)}
+    rows: list[tuple[Any, ...]] = []
+    survivors: list[str] = []
+    for module in MODULES:
+        path = folder / f"{module.replace('/', '.')}.json"
+        if path.exists():
+            record = json.loads(path.read_text("utf-8"))
+            results = record["results"]
+            counts = Counter(result["outcome"] for result in results)
+            killed = counts["killed"] + counts["timeout"]
+            numbers = [record["mutants"], len(results), killed]
+            numbers += [counts["equivalent"], counts["survived"]]
+            survivors += [
+                f"- `{module}`, line {result['line']}: `{result['before']}` -> `{result['after']}`"
+                for result in results
+                if result["outcome"] == "survived"
+            ]
+        elif module in last_rows:
+            numbers = list(map(int, last_rows[module]))
+            survivors += re.findall(rf"^- `{re.escape(module)}`, line .*$", last, re.MULTILINE)
+        else:
+            print(f"not yet tested, left out of {REPORT.name}: {module}")
             continue
-        record = json.loads(path.read_text("utf-8"))
-        results = record["results"]
-        counts = Counter(result["outcome"] for result in results)
-        killed = counts["killed"] + counts["timeout"]
-        rows.append(
-            (
-                f"`{module}`",
-                record["mutants"],
-                len(results),
-                killed,
-                counts["equivalent"],
-                counts["survived"],
-                f"{killed / (len(results) - counts['equivalent']):.0%}",
-            )
-        )
-        survivors += [(module, result) for result in results if result["outcome"] == "survived"]
-    total = [sum(row[column] for row in rows) for column in range(1, 6)]  # type: ignore[misc]
+        rows.append((f"`{module}`", *numbers, f"{numbers[2] / (numbers[1] - numbers[3]):.0%}"))
+    total = [sum(row[column] for row in rows) for column in range(1, 6)]
     rows.append(("all", *total, f"{total[2] / (total[1] - total[3]):.1%}"))
     header = ("module", "mutants", "tested", "killed", "equivalent", "survived", "share killed")
     parts = [
@@ -72,11 +77,7 @@ def write_report(folder: Path) -> None:
         ),
     ]
     if survivors:
-        parts.append("\n## Survivors that a test should kill\n")
-        parts += [
-            f"- `{module}`, line {result['line']}: `{result['before']}` -> `{result['after']}`"
-            for module, result in survivors
-        ]
+        parts += ["\n## Survivors that a test should kill\n", *survivors]
     REPORT.write_text("\n".join(parts) + "\n", "utf-8")
     print(REPORT)
 
