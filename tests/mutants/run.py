@@ -5,8 +5,8 @@
     python tests/mutants/run.py --all models/vit.py   # every mutant of one module
 
 cosmic-ray makes the mutants. mutmut calls every function through a wrapper, which torch.compile
-cannot trace. The mutants are tested in a copy of the repository in build/mutants, each in a fork of
-this process, which has imported torch. Outcomes: tests/mutants/README.md.
+cannot trace. The mutants are tested in a copy of the repository in build/mutants, those of a module
+in a fork of this process, which has imported torch. Outcomes: tests/mutants/README.md.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import random
 import shutil
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import parso  # before cosmic_ray, which imports its parts in an order that fails
+import pytest
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 from equivalent import EQUIVALENT
-from forks import Order, run_tests
+from forks import OPTIONS, Session
 from modules import IMPORTS, MODULES
 
 REPOSITORY = Path(__file__).parents[2]
@@ -184,35 +184,25 @@ def copy_repository() -> None:
             shutil.copy2(source, target)
 
 
-def test_module(module: str, options: argparse.Namespace, order: Order) -> None:
-    """Test the mutants of a module, and write their outcomes to build/mutants."""
-    path = TREE / "swag_models" / module
-    source, tests = path.read_text("utf-8"), MODULES[module]
-    mutants = find_mutants(source)
+def test_module(module: str, options: argparse.Namespace) -> None:
+    """Test the mutants of a module, and write their outcomes to build/mutants.
+
+    This process must not have imported the package before; it cannot test another module.
+    """
+    mutants = find_mutants((TREE / "swag_models" / module).read_text("utf-8"))
     chosen = mutants if options.all else choose(mutants, options.count, module, options.seed)
-    record_path = FOLDER / f"{module.replace('/', '.')}.json"
+    path = FOLDER / f"{module.replace('/', '.')}.json"
     outcomes: dict[tuple[str, str], str] = {}
-    if options.again and record_path.exists():
-        results = json.loads(record_path.read_text("utf-8"))["results"]
+    if options.again and path.exists():
+        results = json.loads(path.read_text("utf-8"))["results"]
         outcomes = {(result["before"], result["after"]): result["outcome"] for result in results}
     equivalent = {entry[1:3] for entry in EQUIVALENT if entry[0] == module}
-    print(f"{module}: {len(chosen)} of {len(mutants)} mutants", flush=True)
-    is_prepared = False
-    for mutant in chosen:
+
+    def report(mutant: Mutant, outcome: str) -> None:
         change = (mutant.before, mutant.after)
-        outcome = outcomes.get(change, "unknown")
-        if outcome == "unknown" or (outcome == "survived" and change not in equivalent):
-            if not is_prepared:
-                prepare_tests(module, order)
-                is_prepared = True
-            path.write_text(mutant.code, "utf-8")
-            order.changed, order.complete = (module, mutant.line), outcome == "survived"
-            outcome = run_tests(tests, 60 + 3 * order.estimate(tests), order, FOLDER)
-        if outcome == "survived" and change in equivalent:
-            outcome = "equivalent"
-        outcomes[change] = outcome
+        outcomes[change] = "equivalent" if outcome != "killed" and change in equivalent else outcome
         if outcome != "killed":
-            print(f"  {outcome}, line {mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
+            print(f"  {outcomes[change]}, line {mutant.line}\n  - {change[0]}\n  + {change[1]}")
         sys.stdout.flush()
         results = [
             {"line": m.line, "before": m.before, "after": m.after, "outcome": found}
@@ -220,29 +210,17 @@ def test_module(module: str, options: argparse.Namespace, order: Order) -> None:
             if (found := outcomes.get((m.before, m.after)))
         ]
         record = {"module": module, "mutants": len(mutants), "results": results}
-        record_path.write_text(json.dumps(record, indent=1))
-    path.write_text(source, "utf-8")
+        path.write_text(json.dumps(record, indent=1))
 
-
-def prepare_tests(module: str, order: Order) -> None:
-    """Compile the tests of a module, and run those without a change that were not run before."""
-    # Only this run compiles: two mutants of a module with one size and one time stamp would share
-    # a compiled file. The module itself has an older time stamp.
-    set_bytecode(True)
-    order.changed, order.kills = None, Counter()
-    unknown = order.find_unknown(MODULES[module])
-    for files, flags in ((unknown, ()), (MODULES[module], ("--collect-only",))):
-        if files and run_tests(files, 3000, order, FOLDER, *flags) != "survived":
-            output = (FOLDER / "log.txt").read_text("utf-8", "replace")
-            raise SystemExit(f"The tests of {module} fail without a mutant:\n{output}")
-    order.keep(unknown)
-    set_bytecode(False)
-
-
-def set_bytecode(enable: bool) -> None:
-    """Choose whether this process, its forks and their children write compiled files."""
-    sys.dont_write_bytecode = not enable
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "" if enable else "1"  # only a value has an effect
+    print(f"{module}: {len(chosen)} of {len(mutants)} mutants", flush=True)
+    done = ("killed", "equivalent", "timeout")
+    remaining = [m for m in chosen if outcomes.get((m.before, m.after)) not in done]
+    if remaining:
+        session = Session(TREE, module, MODULES[module], remaining, report, FOLDER)
+        arguments = [*OPTIONS, "--basetemp", str(FOLDER / "temporary")]
+        arguments += [f"tests/{test}" for test in MODULES[module]]
+        if code := pytest.main(arguments, plugins=[session]):
+            raise SystemExit(f"the tests of {module} cannot be collected: {code!r}")
 
 
 def main() -> None:
@@ -253,9 +231,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="test every mutant: hours")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--again",
-        action="store_true",
-        help="test only those that survived the last run, with all tests of the module",
+        "--again", action="store_true", help="do not test those again that the last run killed"
     )
     options = parser.parse_args()
     if unknown := set(options.modules) - set(MODULES):
@@ -266,16 +242,22 @@ def main() -> None:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONPATH": str(TREE),
+        "PYTHONDONTWRITEBYTECODE": "1",  # two mutants can have one size and one time stamp
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # plugins want to be imported by pytest
     }
+    sys.dont_write_bytecode = True
     sys.path.insert(0, str(TREE))
     for name in IMPORTS:
         importlib.import_module(name)
-    assert not any(name.startswith("swag_models") for name in sys.modules)
-    gc.freeze()  # pytest collects garbage at its end; without this that takes most of the time
-    order = Order(TREE, FOLDER / "tests_and_lines.json")
     for module in options.modules or MODULES:
-        test_module(module, options, order)
+        assert not any(name.startswith("swag_models") for name in sys.modules)
+        gc.freeze()  # pytest collects garbage at its end; without this that takes most of the time
+        if (child := os.fork()) == 0:
+            test_module(module, options)
+            sys.stdout.flush()
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            raise SystemExit(f"{module} could not be tested")
     from report import write_report  # imports this package, which must not be in the forks
 
     write_report(FOLDER)
