@@ -77,6 +77,12 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         "it has one element",
     ),
     (
+        "positions.py",
+        "rows, columns = _make_waves(count // width), _make_waves(width)",
+        "rows, columns = _make_waves(count / width), _make_waves(width)",
+        "the width divides the count, and torch.arange takes 6.0 as 6",
+    ),
+    (
         "models/backbone.py",
         "def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:",
         "def forward_head(self, x: Tensor, pre_logits: bool = True) -> Tensor:",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import pytest
     from run import Mutant
 
-OPTIONS = ("-q", "--tb=line", "-p", "no:cacheprovider", "-k", SELECTION)
+OPTIONS = ("-q", "--capture=sys", "--tb=line", "-p", "no:cacheprovider", "-k", SELECTION)
 
 
 class Observations:
