@@ -81,6 +81,11 @@ def test_names_are_listed_by_pattern_and_filters() -> None:
             swag_models.list_models(**{name: [3]})
 
 
+def test_a_spec_whose_parameters_are_not_counted_is_returned_unchanged() -> None:
+    spec = dataclasses.replace(swag_models.get_spec("vit_b16"), num_params=0)
+    assert swag_models.get_spec(spec) is spec
+
+
 def test_an_unknown_filter_is_reported_with_the_allowed_ones() -> None:
     with pytest.raises(ConfigError, match="unknown filter size; allowed: arch, family, variant"):
         swag_models.list_models(size=384)
