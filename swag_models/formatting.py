@@ -113,3 +113,11 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -
 
 def _escape_cell(cell: object) -> str:
     return str(cell).replace("|", r"\|").replace("\n", " ")
+
+
+def spell_license(identifier: str) -> str:
+    """An SPDX identifier in its usual spelling; other texts as they are."""
+    is_upper = identifier.startswith("cc-") or identifier in ("mit", "cc0-1.0")
+    return {"apache-2.0": "Apache-2.0"}.get(
+        identifier, identifier.upper() if is_upper else identifier
+    )

@@ -11,6 +11,7 @@ import jinja2
 from PIL import Image
 
 from swag_models.app.similar import Neighbour
+from swag_models.formatting import spell_license
 from swag_models.hub.cache import is_shipped
 from swag_models.inference.predict import Prediction, Skipped
 from swag_models.spec import ModelSpec
@@ -126,14 +127,6 @@ def make_saliency_label(spec: ModelSpec, predictions: Sequence[Prediction], laye
     if spec.family == "vit":
         return f"Attention of the class token in block {layer}"
     return f"Grad-CAM of {predictions[0].label if predictions else 'the features'} at stage {layer}"
-
-
-def spell_license(identifier: str) -> str:
-    """An SPDX identifier in its usual spelling; other texts as they are."""
-    is_upper = identifier.startswith("cc-") or identifier in ("mit", "cc0-1.0")
-    return {"apache-2.0": "Apache-2.0"}.get(
-        identifier, identifier.upper() if is_upper else identifier
-    )
 
 
 def format_size(spec: ModelSpec) -> str:

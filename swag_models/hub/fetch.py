@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swag_models.errors import MAX_MESSAGE, CacheError, FetchError, HashMismatchError
-from swag_models.formatting import describe_error
+from swag_models.formatting import describe_error, spell_license
 from swag_models.hub.cache import (
     cache_folder,
     expected_hash,
@@ -200,7 +200,8 @@ def verify_weights(spec: ModelSpec) -> list[HashCheck]:
 def log_license(spec: ModelSpec) -> None:
     """Tell the user the licence of weights that were downloaded."""
     see = f", see {spec.license_url}" if spec.license_url else ""
-    logger.warning("%s: the weights are licensed %s%s", spec.name, spec.license.upper(), see)
+    license = spell_license(spec.license)
+    logger.warning("%s: the weights are licensed %s%s", spec.name, license, see)
 
 
 def is_offline() -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe
+from swag_models.formatting import describe, spell_license
 from swag_models.hub.hf_format import check_texts
 from swag_models.model_metadata import check_class_names
 from swag_models.models import Backbone, RegNet, build
@@ -134,7 +134,7 @@ def _choose_license(
             "%s: the weights derive from %s, licensed %s, whose terms still apply",
             name,
             origin.name,
-            f"{origin.license.upper()}{url}",
+            f"{spell_license(origin.license)}{url}",
         )
     return license, license_url or ""
 

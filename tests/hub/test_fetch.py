@@ -347,7 +347,7 @@ def test_the_licence_is_logged_once_per_download(
     caplog.set_level(logging.INFO)
     spec = make_spec(source(server.url + "/gone.pth"), source(server.put("/x.pth", WEIGHTS)))
     fetch_weights(spec)
-    notice = f"vit_nano_hashtags: the weights are licensed APACHE-2.0, see {spec.license_url}"
+    notice = f"vit_nano_hashtags: the weights are licensed Apache-2.0, see {spec.license_url}"
     assert caplog.messages == [notice]
     fetch_weights(spec)
     assert caplog.messages == [notice]

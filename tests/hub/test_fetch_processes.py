@@ -206,7 +206,7 @@ def test_a_pipe_gets_no_progress_bar(server: Server) -> None:
     _, errors = run(spec)
     assert (
         errors
-        == f"vit_nano_hashtags: the weights are licensed APACHE-2.0, see {spec.license_url}\n"
+        == f"vit_nano_hashtags: the weights are licensed Apache-2.0, see {spec.license_url}\n"
     )
     assert run(spec)[1] == ""
 
