@@ -101,6 +101,18 @@ EQUIVALENT: tuple[tuple[str, str, str, str], ...] = (
         ABSTRACT,
     ),
     (
+        "models/backbone.py",
+        "intermediates_only: bool = False,",
+        "intermediates_only: bool = True,",
+        ABSTRACT,
+    ),
+    (
+        "models/backbone.py",
+        "indices: int | Sequence[int] = 1,",
+        "indices: int | Sequence[int] = 0,",
+        ABSTRACT,
+    ),
+    (
         "models/regnet.py",
         "fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels",
         "fan_out = module.kernel_size[ -1] * module.kernel_size[1] * module.out_channels",
