@@ -102,7 +102,7 @@ def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -
         "--shard-size 1000", "--shard-size 25"
     )
     assert small.count("\n") == 3
-    short = training.replace("--license", "--set steps=2 --set epochs=none --license")
+    short = training.replace("--license", "--set steps=2 --license")
     done = subprocess.run(
         ["bash", "-ec", small + (short if trained else "") + presets],
         cwd=tmp_path,

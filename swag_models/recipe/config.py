@@ -243,8 +243,8 @@ class Run:
             drop_path_rate=(lambda rate: 0 <= rate < 1, "from 0 to below 1"),
         )
         if (self.epochs is None) == (self.steps is None):
-            lengths = f"epochs is {self.epochs} and steps {self.steps}"
-            raise ConfigError(f"{lengths}; give one of them, and none for the other")
+            given = f"epochs is {self.epochs} and steps {self.steps}"
+            raise ConfigError(f"{given}; give one of them, and none for the other")
 
     @property
     def lr(self) -> float:
@@ -270,7 +270,7 @@ def override(run: Run, settings: Sequence[str]) -> Run:
         run: is not changed.
         settings: "field=value" or "part.field=value". Values are words, numbers, none, true,
             false, or pairs such as 0.9,0.95. A part that is None gets its other fields' defaults.
-            Ranges are checked after all settings are applied.
+            Steps replace epochs, and vice versa. Ranges are checked after all settings.
 
     Raises:
         ConfigError: a setting is malformed, names no field, or has a value that is not allowed.
@@ -291,6 +291,10 @@ def override(run: Run, settings: Sequence[str]) -> Run:
             values = values[parent]
         hint = _find_hint(cls, path, len(parents))
         values[name] = decode_value(hint, _read_text(text, hint), path, positive=False)
+    lengths = {"epochs", "steps"}
+    given = lengths & {setting.partition("=")[0].strip() for setting in settings}
+    if len(given) == 1 and data[min(given)] is not None:
+        data[min(lengths - given)] = None
     return Run.from_dict(data)
 
 

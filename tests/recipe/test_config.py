@@ -77,6 +77,9 @@ def test_missing_fields_have_their_defaults() -> None:
         (["optimizer.no_decay=norms"], replace(RUN, optimizer=Optimizer(no_decay="norms"))),
         (["epochs=none", "steps=10"], replace(RUN, epochs=None, steps=10)),
         (["steps=10", "epochs=none"], replace(RUN, epochs=None, steps=10)),
+        (["steps=10"], replace(RUN, epochs=None, steps=10)),
+        (["epochs=3", " epochs = 4"], replace(RUN, epochs=4.0)),
+        (["steps=none"], RUN),
         (
             ["engine.compile=true", "engine.sync_bn=False"],
             replace(RUN, engine=Engine(compile=True, sync_bn=False)),
@@ -135,7 +138,6 @@ def test_override_does_not_change_its_argument() -> None:
         ("epochs=x", "epochs is 'x'; allowed: a finite number or none"),
         ("engine.compile=1", "engine.compile is 1; allowed: true, false"),
         ("arch=none", "arch is None; allowed: a text"),
-        ("steps=5", "epochs is 2.0 and steps 5; give one of them, and none for the other"),
         ("epochs=none", "epochs is None and steps None; give one of them, and none for the other"),
     ],
 )
@@ -143,6 +145,14 @@ def test_invalid_settings_are_rejected(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}") as caught:
         override(RUN, [setting])
     assert "\n" not in str(caught.value)
+
+
+def test_epochs_replace_steps_but_both_at_once_are_rejected() -> None:
+    run = replace(RUN, epochs=None, steps=10)
+    assert override(run, ["epochs=2"]) == replace(RUN, epochs=2.0)
+    for base in (RUN, run):
+        with pytest.raises(ConfigError, match=r"epochs is 2\.0 and steps 5; give one of them"):
+            override(base, ["epochs=2", "steps=5"])
 
 
 def test_a_part_set_to_a_word_is_rejected_despite_later_settings() -> None:
@@ -186,9 +196,8 @@ RANGES: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("name", RANGES)
 def test_numbers_out_of_range_are_rejected(name: str) -> None:
     text, allowed = RANGES[name]
-    settings = [f"{name}={text}"] + (["epochs=none"] if name == "steps" else [])
     with pytest.raises(ConfigError) as caught:
-        override(RUN, settings)
+        override(RUN, [f"{name}={text}"])
     assert str(caught.value).startswith(f"{name} is ")
     assert str(caught.value).endswith(f"; allowed: {allowed}")
 
