@@ -2,7 +2,7 @@
 
     swag-models export regnety_nano_hashtags nano.onnx
     python examples/serving/onnx_asgi.py nano.onnx
-    curl --data-binary @examples/scenes/chair.jpg 'http://127.0.0.1:8000/classify?top_k=3'
+    curl --data-binary @swag_models/app/examples/cup.jpg 'http://127.0.0.1:8000/classify?top_k=3'
 
 Images that arrive together are one batch. docs/serving.md has the limits.
 """
