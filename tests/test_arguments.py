@@ -25,6 +25,7 @@ from torchvision.models import ViT_B_16_Weights
 import swag_models
 from swag_models import errors, export, inference, models, publish
 from swag_models.errors import SwagModelsError
+from swag_models.inference.embed import write_embeddings
 
 PACKAGES: tuple[ModuleType, ...] = (swag_models, errors, inference, models, publish, export)
 NANO = "vit_nano_hashtags"
@@ -140,7 +141,10 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
     image = Image.new("RGB", (64, 48), "red")
     batch = torch.rand(1, 3, 64, 64)
     classifier, embedder = inference.Classifier(NANO), inference.Embedder(NANO)
-    exported = folder / "read.onnx"
+    exported, embeddings = folder / "read.onnx", folder / "embeddings.parquet"
+    if not embeddings.exists():
+        image.save(folder / "image.png")
+        write_embeddings(embedder, folder / "image.png", embeddings, progress=False)
     sizes = {"num_classes": 3, "image_size": (64, 64)}
     build = {"in_chans": 3, "drop_rate": 0.1, "attn_drop_rate": 0.0, "drop_path_rate": 0.1}
     transform = swag_models.load_preprocess(NANO)
@@ -188,6 +192,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "datasets": ["a"],
         "base_model": "a/b",
         "training": "c",
+        "multi_label": None,
         "max_shard_size": 10**9,
         "sign": None,
     }
@@ -219,7 +224,10 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         "Transform.normalise": (transform.normalise, {"tensor": batch[0]}),
         "ModelSpec.from_json": (swag_models.ModelSpec.from_json, {"text": VIT_SPEC.to_json()}),
         "ModelSpec.from_dict": (swag_models.ModelSpec.from_dict, {"data": VIT_SPEC.to_dict()}),
-        "Classifier": (inference.Classifier, {**pipeline, "classes": None}),
+        "Classifier": (
+            inference.Classifier,
+            {**pipeline, "classes": None, "threshold": 0.5, "multi_label": None},
+        ),
         "Classifier.call": (classifier, {"images": image, "top_k": 1}),
         "Classifier.stream": (
             lambda **options: list(classifier.stream(**options)),
@@ -227,6 +235,11 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
         ),
         "Embedder": (inference.Embedder, pipeline),
         "Embedder.call": (embedder, {"images": image}),
+        "ImageSearch": (inference.ImageSearch, {"path": embeddings, "model": NANO}),
+        "ImageSearch.call": (
+            lambda **options: list(inference.ImageSearch(embeddings)(**options)),
+            {"images": image, "top_k": 1},
+        ),
         "build": (models.build, {"config": VIT, **sizes, **build, "global_pool": "token"}),
         "ViT": (models.ViT, {"config": VIT, **sizes, **build, "global_pool": "token"}),
         "RegNet": (

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swag_models.api import SPECS, Name, load_preprocess
-from swag_models.errors import ConfigError, UnknownModelError, check_minimum, check_types
+from swag_models.errors import ConfigError, UnknownModelError, check_minimum, check_types, plain
 from swag_models.formatting import describe
 from swag_models.inference.embed_job import describe_job
 from swag_models.inference.embeddings_file import read_embeddings, read_embeddings_metadata
@@ -98,6 +98,7 @@ class ImageSearch:
         Raises:
             ConfigError: `images` is something else, or `top_k` is less than 1.
         """
+        top_k = plain(top_k)
         check_types(int, top_k=top_k)
         check_minimum(1, top_k=top_k)
         with closing(self.embedder.run(images)) as batches:

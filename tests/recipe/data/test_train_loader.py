@@ -304,7 +304,7 @@ def test_invalid_data_and_batch_sizes_are_rejected_in_one_line(
         (
             tmp_path / "flat",
             {},
-            "flat has cat.png; allowed: packed shards, a sub-folder of images for each class, or",
+            "flat has cat.png; allowed: packed shards, a sub-folder of images for each class, ",
         ),
         (tmp_path / "empty", {}, "no image in "),
         (tmp_path / "unfinished", {}, "packing was not finished"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from studies import __main__ as studies
 from studies.scenes import write_scenes
 from swag_models.cli import main
 
@@ -21,20 +22,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("document", ["evaluation.md", "associations.md"])
+def list_blocks() -> list[str]:
+    """The commands of both documents."""
+    text = "".join(
+        (DOCS / name).read_text("utf-8") for name in ("evaluation.md", "associations.md")
+    )
+    return re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=pytest.mark.slow if "python -m studies" in block else ())
+        for block in list_blocks()
+    ],
+    ids=lambda block: " ".join(block.split()[:3]),
+)
 def test_commands_run(
-    document: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    block: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("SWAG_MODELS_CACHE", str(folder / "cache"))
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```", (DOCS / document).read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
-    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    assert commands
-    for program, *arguments in commands:
-        assert program == "swag-models"
-        assert main([*arguments, "--quiet"]) == 0
+    for program, *arguments in (shlex.split(line, comments=True) for line in block.splitlines()):
+        if program == "python":
+            module, *options = arguments[1:]
+            assert module == "studies"
+            assert studies.main([*options, "--quiet"]) == 0
+        else:
+            assert program == "swag-models"
+            assert main([*arguments, "--quiet"]) == 0
         assert capsys.readouterr().out
 
 
