@@ -3,7 +3,8 @@
 python examples/finetune_folder.py photos/ vit_b16 photo-classifier [EPOCHS]
 
 `photos/` has a sub-folder for each class, as torchvision's ImageFolder reads it; a fifth of the
-images is held out. `swag-models finetune` does all of this, and more, in one line.
+images is held out. An image that cannot be read stops it: `swag-models finetune` leaves such images
+out, and does all of this, and more, in one line.
 """
 
 import sys

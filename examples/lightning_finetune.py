@@ -3,7 +3,8 @@
 python examples/lightning_finetune.py photos/ vit_b16 photo-classifier [EPOCHS]
 
 `photos/` has a sub-folder for each class; a fifth of the images is held out. The Trainer moves
-the work to a GPU, to several of them, or to bf16 by its options.
+the work to a GPU, to several of them, or to bf16 by its options. An image that cannot be read stops
+it; `swag-models finetune` leaves such images out.
 """
 
 import sys

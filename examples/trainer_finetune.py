@@ -3,7 +3,8 @@
 python examples/trainer_finetune.py photos/ vit_b16 photo-classifier [EPOCHS]
 
 `photos/` has a sub-folder for each class; a fifth of the images is held out. Options of
-TrainingArguments choose precision, gradient accumulation, logging and so on.
+TrainingArguments choose precision, gradient accumulation, logging and so on. An image that cannot
+be read stops it; `swag-models finetune` leaves such images out.
 """
 
 import sys

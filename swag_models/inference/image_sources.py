@@ -183,8 +183,8 @@ def read_ahead(
 
 
 def _find_files(pattern: str | os.PathLike[str], left_out: Counter[str]) -> list[ImageRef]:
-    """Images of a path or a shell pattern, sorted by path."""
-    path = expand_path(pattern, "images")
+    """Images of a path or a shell pattern, sorted by path; `left_out` is increased."""
+    path, others = expand_path(pattern, "images"), Counter[str]()
     # a missing file is listed as well: reading it reports the reason
     matches: Iterable[Path] = [path]
     if not path.exists():
@@ -194,19 +194,20 @@ def _find_files(pattern: str | os.PathLike[str], left_out: Counter[str]) -> list
                 "the path of the file"
             )
         if glob.has_magic(str(path)):
-            matches = _match_pattern(path, left_out)
+            matches = _match_pattern(path, others)
     files = {
         file
         for match in matches
-        for file in (walk_files(match, is_image_name, left_out) if match.is_dir() else [match])
+        for file in (walk_files(match, is_image_name, others) if match.is_dir() else [match])
     }
-    refs = [ref for file in sorted(files) for ref in _list_file(file, left_out)]
+    refs = [ref for file in sorted(files) for ref in _list_file(file, others)]
     if not refs:
-        other = f" ({describe_left_out(left_out)})" if left_out else ""
+        other = f" ({describe_left_out(others)})" if others else ""
         raise ConfigError(
             f"no image in {pattern}{other}; pass files, folders, tar shards or patterns with "
             f"{' '.join(sorted(suffixes[0] for suffixes in FORMATS.values()))}"
         )
+    left_out.update(others)
     return refs
 
 

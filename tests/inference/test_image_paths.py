@@ -83,6 +83,14 @@ class TestLinksAndOtherFiles:
         with pytest.raises(ConfigError, match=r"no image in .* \(1 \.heic\); pass files"):
             find_images(tmp_path)
 
+    def test_an_error_counts_the_files_of_its_source_only(self, tmp_path: Path) -> None:
+        write_images(tmp_path / "full", 1)
+        (tmp_path / "full" / "notes.txt").touch()
+        (tmp_path / "none").mkdir()
+        (tmp_path / "none" / "a.heic").touch()
+        with pytest.raises(ConfigError, match=r"no image in .*none \(1 \.heic\); pass files"):
+            find_images([tmp_path / "full", tmp_path / "none"])
+
 
 class TestPathsOfUsers:
     def test_home_is_expanded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
