@@ -52,6 +52,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
         else:
             table = _import_pyarrow().parquet.read_table(path, columns=["name", "embedding"])
             names = table["name"].to_pylist()
+            if not all(type(name) is str for name in names):
+                raise ValueError("its names are not texts")
             flat = table["embedding"].combine_chunks().flatten().to_numpy()  # (N * D,)
             values = flat.reshape(-1, metadata["width"]).copy()
         if values.dtype != np.float32 or values.shape != (len(names), metadata["width"]):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from swag_models.api import get_spec, load_classes
-from swag_models.errors import check_minimum, check_types, plain_arguments
+from swag_models.errors import ConfigError, check_minimum, check_types, plain_arguments
 from swag_models.inference.pipeline import InferencePipeline, Skipped
 from swag_models.inference.thresholds import Thresholds, read_thresholds
 from swag_models.model_metadata import NameOrModel, check_class_names
@@ -167,7 +167,17 @@ class Classifier(InferencePipeline):
                     yield image.name, [] if reason else next(rows), reason
 
     def _rank(self, logits: Tensor, top_k: int | None) -> list[list[Prediction]]:
-        """The most probable classes of each row of logits (N, K)."""
+        """The most probable classes of each row of logits (N, K).
+
+        Raises:
+            ConfigError: the head was replaced by one with another number of outputs.
+        """
+        if logits.shape[1:] != (len(self.classes),):
+            raise ConfigError(
+                f"the head of {self.name} gives outputs of shape {tuple(logits.shape[1:])} for "
+                f"{len(self.classes)} classes; make another head with model.reset_classifier, and "
+                "name its classes with Classifier(..., classes=[...])"
+            )
         probabilities = logits.sigmoid() if self.spec.multi_label else logits.softmax(dim=-1)
         count = min(top_k or DEFAULT_TOP_K, logits.shape[1])
         if self.thresholds is not None:

@@ -18,7 +18,10 @@ from swag_models.api import SPECS, Name, load_preprocess
 from swag_models.errors import ConfigError, UnknownModelError, check_minimum, check_types, plain
 from swag_models.formatting import describe
 from swag_models.inference.embed_job import describe_job
-from swag_models.inference.embeddings_file import read_embeddings, read_embeddings_metadata
+from swag_models.inference.embeddings_file import (
+    read_embeddings_metadata,
+    read_intact_embeddings,
+)
 from swag_models.inference.image_sources import ImageRef
 from swag_models.inference.predict import Embedder
 from swag_models.paths import expand_path, open_regular
@@ -72,7 +75,8 @@ class ImageSearch:
         options: `device`, `backend`, `batch_size` and `workers` of `InferencePipeline`.
 
     Raises:
-        ConfigError: the file has no embeddings, or those of another model or preprocessing.
+        ConfigError: the file has no embeddings, or those of another model or preprocessing, or
+            was changed or damaged after it was written.
         UnknownModelError: the file names a model that is not in the catalog.
     """
 
@@ -81,7 +85,7 @@ class ImageSearch:
     ) -> None:
         self.path = expand_path(path, "embeddings")
         metadata = read_embeddings_metadata(self.path)
-        self.vectors, self.names, self.skipped = read_embeddings(self.path)
+        self.vectors, self.names, self.skipped = read_intact_embeddings(self.path)
         if not self.names:
             raise ConfigError(f"{self.path} has no rows; embed some images")
         # a part of a run has the images of one process

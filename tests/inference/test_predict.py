@@ -316,3 +316,13 @@ def test_invalid_models_and_images_are_rejected() -> None:
     with pytest.raises(ConfigError, match="cannot read a dict"):
         classifier([{}])
     assert not issubclass(ImageError, ConfigError), "a broken image is not wrong usage"
+
+
+@pytest.mark.parametrize(
+    "head", [torch.nn.Linear(96, 3), torch.nn.Linear(96, 80), torch.nn.Identity()]
+)
+def test_a_head_of_another_size_gets_no_names(head: torch.nn.Module) -> None:
+    model = swag_models.load_model(NANO)
+    model.head = head
+    with pytest.raises(ConfigError, match=r"head of vit_nano_hashtags gives .* for 65 classes"):
+        Classifier(model)(Image.new("RGB", (48, 48)))

@@ -19,7 +19,12 @@ from swag_models.cli import main
 from swag_models.errors import SwagModelsError
 from swag_models.inference import Embedder, search
 from swag_models.inference.embed import write_embeddings
-from swag_models.inference.embeddings_file import read_embeddings
+from swag_models.inference.embeddings_file import (
+    hash_rows,
+    read_embeddings,
+    read_embeddings_metadata,
+    write_embeddings_file,
+)
 from swag_models.inference.search import ImageSearch
 from swag_models.publish import save
 
@@ -159,13 +164,36 @@ def test_what_the_file_does_not_fit_is_refused_in_one_line(
     assert len(line) < 500
 
 
-def test_rows_that_are_not_finite_are_refused(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [np.nan, 0.25, 3e38])
+def test_rows_that_were_changed_are_refused(value: float, file: Path, tmp_path: Path) -> None:
     shutil.copy(file.with_suffix(".json"), tmp_path / "x.json")
     vectors = np.load(file)
-    vectors[3, 5] = np.nan
+    vectors[3, 5] = value
     np.save(tmp_path / "x.npy", vectors)
+    with pytest.raises(SwagModelsError, match="was changed or damaged after it was written"):
+        ImageSearch(tmp_path / "x.npy")
+
+
+def test_rows_that_are_not_finite_are_refused(file: Path, tmp_path: Path) -> None:
+    metadata, bank = read_embeddings_metadata(file), read_embeddings(file)
+    bank.vectors[3, 5] = np.nan  # as a model in float16 gives
+    metadata["rows_sha256"] = hash_rows(bank.vectors.numpy(), bank.names)
+    write_embeddings_file(tmp_path / "x.npy", bank.vectors.numpy(), bank.names, metadata)
     with pytest.raises(SwagModelsError, match="rows that are not finite"):
         find(tmp_path / "x.npy", SCENES / "cup.jpg")
+
+
+@pytest.mark.parametrize("name", [None, 7, b"x"])
+def test_names_that_are_not_text_are_refused(name: Any, file: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    metadata, bank = read_embeddings_metadata(file), read_embeddings(file)
+    write_embeddings_file(tmp_path / "x.parquet", bank.vectors.numpy(), bank.names, metadata)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    names = pyarrow.array([name] * len(table))
+    parquet.write_table(table.set_column(0, "name", names), tmp_path / "x.parquet")
+    with pytest.raises(SwagModelsError, match=r"cannot be read: its names are not texts"):
+        ImageSearch(tmp_path / "x.parquet")
 
 
 def test_the_command_prints_neighbours_copies_and_what_it_cannot_read(

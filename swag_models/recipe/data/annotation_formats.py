@@ -72,6 +72,8 @@ def read_annotations(path: Path) -> Annotations:
         ConfigError: the file cannot be read, is of another format, or has invalid entries, whose
             number the message states.
     """
+    if path.suffix not in ANNOTATION_SUFFIXES:
+        raise ConfigError(f"invalid annotations {path}: allowed: {' '.join(ANNOTATION_SUFFIXES)}")
     with table_errors(path):
         if path.suffix != ".json":
             return _read_rows(path, list(ROW_READERS[path.suffix](path)))
@@ -127,7 +129,7 @@ def _sort_classes(path: Path, entries: Iterable[Entry]) -> tuple[str, ...]:
 
 def _read_rows(path: Path, rows: Sequence[Row]) -> Annotations:
     """Read rows, whose labels are in one column or in a column for each class."""
-    columns = list(dict.fromkeys(name for row in rows for name in row if name))
+    columns = list(dict.fromkeys(name for row in rows for name in row if name.strip()))
     by_name = {re.sub(r"[ -]", "_", name.strip().lower()): name for name in reversed(columns)}
     file_column = next((by_name[name] for name in FILE_COLUMNS if name in by_name), None)
     if file_column is None:
@@ -145,8 +147,8 @@ def _read_rows(path: Path, rows: Sequence[Row]) -> Annotations:
     if label_column is None:
         entries = _check_entries(path, rows, partial(_read_flags, file_column, others))
         return Annotations(entries, tuple(name.strip() for name in others))
-    separator, remarks = None, list[str]()
-    if path.suffix == ".csv":
+    separator, remarks, is_csv = None, list[str](), path.suffix == ".csv"
+    if is_csv:
         separator = _find_separator(row.get(label_column) for row in rows)
     if separator == " ":
         remarks.append(
@@ -155,7 +157,8 @@ def _read_rows(path: Path, rows: Sequence[Row]) -> Annotations:
         )
     if unused := [name for name in others if name != label_column]:
         remarks.append(f"columns that are not read: {list_names(unused)}")
-    entries = _check_entries(path, rows, partial(_read_cell, file_column, label_column, separator))
+    read = partial(_read_cell, file_column, label_column, separator, is_csv)
+    entries = _check_entries(path, rows, read)
     return Annotations(entries, _sort_classes(path, entries), tuple(remarks))
 
 
@@ -185,9 +188,13 @@ def _read_flags(file_column: str, columns: Sequence[str], row: Row) -> Entry:
     return Entry(name, tuple(labels))
 
 
-def _read_cell(file_column: str, label_column: str, separator: str | None, row: Row) -> Entry:
+def _read_cell(
+    file_column: str, label_column: str, separator: str | None, is_csv: bool, row: Row
+) -> Entry:
     """Read a row with a column of labels, which are text in a CSV file, and otherwise a list."""
     name, cell = _read_name(row, file_column), row.get(label_column)
+    if is_csv and cell is None:
+        raise _InvalidError(f"ends before column {label_column}; leave the cell of no label empty")
     if separator is not None and isinstance(cell, str):
         cell = [part for part in cell.split(separator) if part.strip()]
     return Entry(name, _read_labels(cell))
@@ -222,6 +229,8 @@ def _read_coco(path: Path, data: Mapping[str, Any]) -> Annotations:
         if not (isinstance(values, list) and all(isinstance(item, dict) for item in values)):
             raise ConfigError(f"{path} has no list of objects {key!r}, as COCO annotations have")
     categories = _index_by_id(path, data["categories"], "name", "category")
+    if not categories:
+        raise ConfigError(f"{path} has no category; give at least one")
     images = _index_by_id(path, data["images"], "file_name", "image")
     if repeated := [name for name, count in Counter(categories.values()).items() if count > 1]:
         raise ConfigError(

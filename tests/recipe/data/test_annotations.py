@@ -108,6 +108,28 @@ def test_a_parquet_table_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "kind", "message"),
+    [
+        ("labels", "dog", {}, "has more than one column 'labels'; rename or remove"),
+        ("taken", 2**30, {"type": "date32"}, "cannot be read: days=1073741824"),
+        ("taken", 1, {"tz": "Mars/Olympus"}, "cannot be read: .*Mars/Olympus"),
+    ],
+)
+def test_what_a_row_of_a_parquet_table_cannot_hold_is_one_line(
+    name: str, value: Any, kind: dict[str, str], message: str, folder: Path
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    column = pyarrow.timestamp("us", **kind) if "tz" in kind else kind.get("type")
+    arrays = [pyarrow.array(["a.png"]), pyarrow.array(["cat"]), pyarrow.array([value], column)]
+    table = pyarrow.Table.from_arrays(arrays, names=["file_name", "labels", name])
+    parquet.write_table(table, folder / "x.parquet")
+    with pytest.raises(ConfigError, match=message) as caught:
+        open_annotations(folder / "x.parquet")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
     ("file", "images"),
     [
         ("metadata.jsonl", "."),  # Hugging Face's imagefolder; the folder itself is given
@@ -225,6 +247,14 @@ INVALID = [
     ("x.csv", "file_name,labels\nz.png,cat\n", "lists 'z.png', but neither this nor the next"),
     ("x.csv", f'file_name,labels\na.png,"{"x" * 200_000}"\n', "cannot be read: field larger than"),
     ("x.csv", b"file_name,labels\na.png,\xff\n", "cannot be read: 'utf-8' codec can't decode"),
+    (
+        "x.csv",
+        'file_name,labels\na.png,"cat\nc.png,dog\n',
+        "cannot be read: unexpected end of data",
+    ),
+    ("x.csv", "file_name,labels\na.png,cat\nc.png\n", "row 2 ends before column labels; leave"),
+    ("x.CSV", "file_name,labels\na.png,cat\n", r"invalid annotations .*x\.CSV: allowed: \.csv"),
+    ("x.csv", "file_name, \na.png,1\n", "has no column of labels; name it labels"),
     ("x.json", "{", "cannot be read: Expecting property name"),
     ("x.json", "[" * 100_000, "cannot be read: it is nested too deeply"),
     ("x.json", "[1]", "is not a list of annotations; allowed: a list of objects with file_name"),
@@ -250,6 +280,11 @@ INVALID = [
         '{"file_name": 1.5, "labels": ["cat"]}',
         "row 1 has file name in column .* 1.5; al",
     ),
+    (
+        "x.jsonl",
+        '{"file_name": "a.png", "labels": ["cat"], "labels": ["dog"]}',
+        "cannot be read: labels occurs twice",
+    ),
     ("x.parquet", "no", "cannot be read: "),
     ("x.json", '{"images": [], "annotations": []}', "has no list of objects 'categories'"),
     ("x.json", coco(annotations={}), "has no list of objects 'annotations'"),
@@ -264,6 +299,7 @@ INVALID = [
         coco(categories=[*CATEGORIES, {"id": 2, "name": "cat"}], annotations=[]),
         "has more than one category 'cat'; rename all but one",
     ),
+    ("x.json", coco(categories=[], annotations=[]), "has no category; give at least one"),
     (
         "x.json",
         coco(images=IMAGES, annotations=[{"image_id": 1, "category_id": 5}, {"image_id": 1}]),
