@@ -141,6 +141,7 @@ def test_without_a_password_nothing_is_answered(guarded: PageServer) -> None:
     assert "right" not in guarded.log.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_a_page_for_other_machines_without_a_password_warns(tmp_path: Path) -> None:
     with serve_page(tmp_path, *APP, "--host", "0.0.0.0", "--no-token") as page:
         assert page.address == page.url

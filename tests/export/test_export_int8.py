@@ -118,6 +118,7 @@ def test_a_regnet_is_calibrated_and_checked_on_different_images(
     assert operators >= {"QuantizeLinear", "DequantizeLinear", "Conv"}
 
 
+@pytest.mark.slow
 def test_features_keep_their_direction_and_few_images_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -159,7 +159,7 @@ def make_scene(masks: bool) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     [
         (FasterRCNN, "regnet"),
         (FasterRCNN, "vit, patch 14"),
-        (MaskRCNN, "vit, patch 8"),
+        pytest.param(MaskRCNN, "vit, patch 8", marks=pytest.mark.slow),
         (RetinaNet, "regnet"),
         (RetinaNet, "regnet, two stages"),
     ],

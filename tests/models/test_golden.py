@@ -56,7 +56,9 @@ def save(tmp_path: Path) -> Iterator[Callable[[dict[str, Tensor]], Path]]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name.startswith("vit_l16") else name
+        pytest.param(name, marks=pytest.mark.slow)
+        if name.startswith("vit_l16") or "run512" in name
+        else name
         for name in CASES
     ],
 )

@@ -184,6 +184,7 @@ def list_images(folder: Path) -> dict[Path, int]:
     return {path.relative_to(work): path.stat().st_mtime_ns for path in work.glob("images/*/*.jpg")}
 
 
+@pytest.mark.slow
 def test_work_that_is_killed_goes_on_and_leaves_no_process_behind(
     scenes: Path, tmp_path: Path
 ) -> None:

@@ -181,7 +181,7 @@ def test_other_columns_convert_the_input_again(tmp_path: Path) -> None:
         assert pq.read_table(done.parts[0])["id"].to_pylist() == [identifier]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_conversion_resumes_to_the_same_bytes(processes: int, tmp_path: Path) -> None:
     inputs = [
         write_posts(tmp_path / "a.jsonl", 10),
@@ -214,6 +214,7 @@ def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
     wait_until(lambda: not count_members(process.pid))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_reported(tmp_path: Path) -> None:
     inputs = [write_many(tmp_path / f"{i}.jsonl") for i in range(2)]
     process = start(tmp_path / "out", *inputs, processes=2)
