@@ -160,11 +160,16 @@ def set_card_address(text: str, name: str, address: str) -> str:
 
     Args:
         text: text of the card.
-        name: name of the model; as the title it is replaced by that of the repository.
+        name: name of the model; as the title, and as that of its accuracy on the Hub, it is
+            replaced by that of the repository.
         address: org/repo or org/repo@revision.
     """
     repo, _, revision = address.partition("@")
-    text = text.replace(f"\n# {name}\n", f"\n# {repo.split('/')[1]}\n", 1)
+    title = repo.split("/")[1]
+    text = text.replace(f"\n# {name}\n", f"\n# {title}\n", 1)
+    # YAML quotes names such as 007, which would be numbers.
+    index = rf"(\nmodel-index:\n- name: )(['\"]?){re.escape(name)}\2\n"
+    text = re.sub(index, rf'\g<1>"{title}"\n', text, count=1)
     # transformers has no prefix for names on the Hub.
     name_there = f'"{repo}", revision="{revision}"' if revision else f'"{repo}"'
     text = text.replace(f'"./path/to/{name}"', name_there)

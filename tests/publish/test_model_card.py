@@ -200,6 +200,15 @@ def test_examples_of_a_pushed_card_load_from_the_hub() -> None:
     assert "\n# repo\n" in text
 
 
+@pytest.mark.parametrize("name", ["mine", "007", "true", "a.b"])
+def test_the_accuracy_of_a_pushed_card_has_the_name_of_the_repository(name: str) -> None:
+    spec = replace(SPEC, name=name, metrics=Metrics("photos", 70.0, 90.0))
+    text = set_card_address(make_card(spec, DETAILS), name, "org/42")
+    (result,) = yaml.safe_load(text.split("---\n")[1])["model-index"]
+    assert result["name"] == "42"
+    assert text.count("\n# 42\n") == 1
+
+
 def test_the_examples_run(tmp_path: Path, caches: Path) -> None:
     model = load_tiny()
     folder = save(model, tmp_path / "path" / "to" / "mine", license="mit")
