@@ -46,8 +46,10 @@ def test_a_page_behind_a_proxy_needs_a_token_and_lets_nobody_choose_a_folder(
 @pytest.mark.parametrize(
     ("strips", "keeps_host"),
     [
-        *((True, True), (False, False)),
-        *(pytest.param(*kind, marks=pytest.mark.slow) for kind in ((True, False), (False, True))),
+        (True, True),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
     ],
 )
 def test_uploads_examples_and_streams_work_below_a_path(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,7 @@ def save(tmp_path: Path) -> Iterator[Callable[[dict[str, Tensor]], Path]]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name.startswith("vit_l16") or "run512" in name
-        else name
+        pytest.param(name, marks=pytest.mark.slow if re.search("vit_l16|run512", name) else ())
         for name in CASES
     ],
 )
