@@ -31,20 +31,23 @@ def expand_path(path: str | os.PathLike[str], option: str = "path") -> Path:
     Raises:
         ConfigError: it is of another type, or no file can have this name.
     """
+    shown: object = path
     try:
         with argument_errors(option, path):
             text = os.fspath(path) if hasattr(type(path), "__fspath__") else path
         if not isinstance(text, str):
             raise TypeError
-        text = str.__str__(text)  # not a subclass
+        shown = text = str.__str__(text)  # not a subclass
         # Raises for characters that no file name has, for example half of a surrogate pair.
         encoded = os.fsencode(text)
     except (TypeError, UnicodeEncodeError):
         text, encoded = "", b""
     parts = encoded.split(os.fsencode(os.sep))
-    if not text or b"\0" in encoded or max(map(len, parts)) > MAX_NAME:
+    is_long = max(map(len, parts)) > MAX_NAME
+    if not text or b"\0" in encoded or is_long:
+        limit = f", with names of at most {MAX_NAME} bytes" if is_long else ""
         raise ConfigError(
-            f"invalid {option} {describe(path)}: allowed: the path of a file or folder"
+            f"invalid {option} {describe(shown)}: allowed: the path of a file or folder{limit}"
         )
     return Path(os.path.expanduser(text))
 

@@ -98,3 +98,19 @@ def test_every_command_and_function_expands_the_home_folder(tmp_path, monkeypatc
     load_model(nano, weights="~/timm.pth")
     assert read_embeddings("~/x.npy").vectors.shape == (10, 96)
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            Path("folder", "x" * 256),
+            r"invalid output 'folder/xxx.* with names of at most 255 bytes",
+        ),
+        (Path("a\0b"), r"invalid output 'a\\x00b': allowed: the path of a file or folder$"),
+        (b"bytes", r"invalid output b'bytes': allowed: the path"),
+    ],
+)
+def test_an_invalid_path_is_named(path, message):
+    with pytest.raises(ConfigError, match=message):
+        expand_path(path, "output")
