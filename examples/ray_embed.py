@@ -2,8 +2,8 @@
 
     python examples/ray_embed.py examples/scenes embeddings/ [model]
 
-On a cluster, all machines must share the folder. Each actor has a model and uses one CPU; with
-`num_gpus=1` in `map_batches` and `device="cuda"` in the Embedder it uses a GPU.
+On a cluster, all machines share the folder. Each actor uses one CPU, or a GPU with `num_gpus=1` in
+`map_batches` and `device="cuda"` in the Embedder.
 """
 
 import logging
@@ -16,6 +16,8 @@ import ray
 from swag_models.inference import Embedder
 from swag_models.inference.image_sources import find_images
 
+if len(sys.argv) < 3:
+    sys.exit("usage: python examples/ray_embed.py FOLDER OUTPUT [MODEL]")
 folder, output, *model = sys.argv[1:]
 
 
@@ -24,9 +26,8 @@ class Embed:
         self.embedder = Embedder(*model or ["regnety_nano_hashtags"], fast=True, workers=1)
 
     def __call__(self, batch):
-        # Unreadable images are logged, and have no row.
-        embeddings = self.embedder(list(batch["name"]))
-        return {"name": np.array(embeddings.names), "embedding": embeddings.vectors.numpy()}
+        vectors, names, _ = self.embedder(list(batch["name"]))  # unreadable images have no row
+        return {"name": np.array(names), "embedding": vectors.numpy()}
 
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use

@@ -14,6 +14,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+if len(sys.argv) < 3:
+    sys.exit("usage: python examples/serve_onnx.py MODEL.onnx IMAGE...")
 session = onnxruntime.InferenceSession(sys.argv[1])
 metadata = session.get_modelmeta().custom_metadata_map
 preprocess, classes = json.loads(metadata["preprocess"]), json.loads(metadata["classes"])

@@ -19,6 +19,7 @@ from swag_models.cli import main
 from swag_models.inference.predict import Embedder
 
 NANO = "regnety_nano_hashtags"
+SLOW = ("nearest", "ray_embed")  # to import
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,6 +44,15 @@ def write_scenes(folder: Path, per_class: int) -> list[Path]:
 @pytest.mark.parametrize("name", ["sklearn_probe.py", "nearest.py", "ray_embed.py"])
 def test_an_example_is_short(name: str) -> None:
     assert len((ROOT / "examples" / name).read_text().splitlines()) <= 40
+
+
+@pytest.mark.parametrize(
+    "name", ["serve_onnx.py", *(pytest.param(f"{x}.py", marks=pytest.mark.slow) for x in SLOW)]
+)
+def test_without_arguments_an_example_says_how_it_is_used(name: str) -> None:
+    process = run_example(name)
+    assert (process.returncode, process.stdout) == (1, "")
+    assert process.stderr.splitlines()[-1].startswith(f"usage: python examples/{name} ")
 
 
 @pytest.mark.slow
