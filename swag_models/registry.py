@@ -54,9 +54,9 @@ def list_models(
     unwanted = [exclude] if isinstance(exclude, str) else list(exclude or ())
     for item in (*wanted, *unwanted):
         check_types(str, pattern=item)
-    check_types(str | int | tuple | None, **filters)
     if unknown := sorted(set(filters) - set(FILTERS)):
         raise ConfigError(f"unknown filter {', '.join(unknown)}; allowed: {', '.join(FILTERS)}")
+    check_types(str | int | tuple | None, **filters)
     return [
         spec.name
         for spec in MODELS

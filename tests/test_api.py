@@ -89,6 +89,8 @@ def test_a_spec_whose_parameters_are_not_counted_is_returned_unchanged() -> None
 def test_an_unknown_filter_is_reported_with_the_allowed_ones() -> None:
     with pytest.raises(ConfigError, match="unknown filter size; allowed: arch, family, variant"):
         swag_models.list_models(size=384)
+    with pytest.raises(ConfigError, match="unknown filter module; allowed: arch, family"):
+        swag_models.list_models(module=swag_models)
 
 
 def test_an_unknown_name_is_reported_with_the_nearest_ones() -> None:

@@ -81,6 +81,7 @@ json.dump(errors, open("errors.json", "w"))
 def snippet_errors(tmp_path_factory: pytest.TempPathFactory) -> list[str | None]:
     """What each snippet raised. They run in one process, since importing torch takes seconds."""
     root = make_folder(tmp_path_factory.mktemp("snippets"))
+    (root / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")  # is left out with a message
     done = subprocess.run(
         [sys.executable, "-c", RUN_SNIPPETS],
         input=json.dumps([stand_in(code) for code in blocks("python")]),

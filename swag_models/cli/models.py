@@ -22,7 +22,7 @@ from swag_models.spec import ModelSpec
 
 
 def list_(options: argparse.Namespace) -> int:
-    """List the models in the catalog, one per line."""
+    """List the models in the catalog, one per line; top-1 is that on ImageNet-1k."""
     filters = {
         name: getattr(options, name) for name in FILTERS if getattr(options, name) is not None
     }
@@ -39,7 +39,7 @@ def list_(options: argparse.Namespace) -> int:
             _format_size(spec),
             f"{spec.gmacs:.2f}",
             str(spec.num_classes or "-"),
-            f"{spec.metrics.top1:.2f}" if spec.metrics else "-",
+            _format_top1(spec),
             spec.license,
         )
         for spec in specs
@@ -187,6 +187,12 @@ def add_commands(add: AddCommand) -> None:
         "--key", help="which state dict to take if the checkpoint has several, for example teacher"
     )
     add_backend_option(command)
+
+
+def _format_top1(spec: ModelSpec) -> str:
+    """The accuracy on ImageNet-1k: that on other data is not comparable, and is in `info`."""
+    metrics = spec.metrics
+    return f"{metrics.top1:.2f}" if metrics and metrics.dataset == "imagenet-1k" else "-"
 
 
 def _format_size(spec: ModelSpec) -> str:

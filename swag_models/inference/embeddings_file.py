@@ -166,6 +166,10 @@ def _read_record(path: Path) -> dict[str, Any]:
             record = parse_json(read_regular(get_metadata_path(path)))
         _check_record(record)
         return {METADATA_KEY: record[METADATA_KEY], "names": record["names"]}
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{get_metadata_path(path)} does not exist; swag-models embed writes it"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow raises ValueErrors
         raise ConfigError(
             f"{get_metadata_path(path)} was not written by swag-models embed: {error}"

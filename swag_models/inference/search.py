@@ -16,7 +16,7 @@ from torch import Tensor
 
 from swag_models.api import SPECS, Name, load_preprocess
 from swag_models.errors import ConfigError, UnknownModelError, check_minimum, check_types, plain
-from swag_models.formatting import describe
+from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
 from swag_models.inference.embed_job import describe_job
 from swag_models.inference.embeddings_file import (
     read_embeddings_metadata,
@@ -91,6 +91,10 @@ class ImageSearch:
         # a part of a run has the images of one process
         self.part = (metadata["rank"], metadata["world_size"])
         self.embedder = _open_embedder(self.path, metadata, model, options)
+
+    def __repr__(self) -> str:
+        path = escape_unprintable(str(self.path), MAX_VALUE)
+        return f"{type(self).__name__}({path}, {len(self.names)} vectors, {self.embedder!r})"
 
     def __call__(self, images: Any, top_k: int = 10) -> Iterator[SearchResult]:
         """Yield the nearest images of each query, in order.

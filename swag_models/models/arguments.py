@@ -69,7 +69,7 @@ def check_dense(x: object, example: str) -> None:
         return
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
         kind = f"a {x.layout} tensor of {x.dtype}" if isinstance(x, Tensor) else describe(x)
-        kind = kind.replace("torch.strided ", "").replace("of type ", "a ")
+        kind = kind.replace("torch.strided ", "")
         raise ConfigError(f"input is {kind}; give {example}")
 
 

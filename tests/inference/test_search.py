@@ -103,6 +103,9 @@ def test_the_settings_of_the_file_are_used(photos: Path, tmp_path: Path) -> None
         search = ImageSearch(path)
         assert repr(search.embedder.preprocess) == repr(embedder.preprocess)
         assert search.embedder.dtype == embedder.dtype
+        assert repr(search).endswith(
+            f"{number}.parquet, {len(search.names)} vectors, {embedder!r})"
+        )
         best = find(path, photos / "fish.jpg")
         assert best.copies == [str(photos / "fish.jpg")]
 
@@ -238,8 +241,8 @@ def test_a_part_of_a_run_is_said(photos: Path, tmp_path: Path, capsys: Capture) 
     [
         ("{file} cup.jpg --top-k 0", "top_k"),
         ("{file} nothing-here/", "skipped"),
-        ("missing.npy {cup}", "missing.json was not written by swag-models embed"),
-        ("missing.parquet {cup}", "missing.parquet was not written by swag-models embed"),
+        ("missing.npy {cup}", "missing.json does not exist; swag-models embed writes it"),
+        ("missing.parquet {cup}", "missing.parquet does not exist; swag-models embed writes it"),
         ("{cup} {cup}", "cup.jpg"),
         ("{file} {cup} --model vit_b17", "vit_b16"),
         ("{file} {cup} --device tpu", "device 'tpu' cannot be used here"),

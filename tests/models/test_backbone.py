@@ -165,7 +165,7 @@ class TestStem:
             ConfigError, match=r"input is a tensor of torch\.uint8; give load_preprocess"
         ):
             model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-        with pytest.raises(ConfigError, match="input is a Image; give load_preprocess"):
+        with pytest.raises(ConfigError, match="input is of type Image; give load_preprocess"):
             model(Image.new("RGB", (64, 64)))
 
 
