@@ -78,14 +78,14 @@ class LoadOptions(ModelOptions, total=False):
     progress: Progress
 
 
-class ReadOptions(WeightOptions, total=False):
+class LoadingOptions(WeightOptions, total=False):
     """Options of `load_model` that `InferencePipeline` passes on."""
 
     pretrained: bool
     progress: Progress
 
 
-class PipelineOptions(ReadOptions, total=False):
+class PipelineOptions(LoadingOptions, total=False):
     """Options of `InferencePipeline`."""
 
     fast: bool

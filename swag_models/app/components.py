@@ -10,7 +10,7 @@ from urllib.parse import quote
 import jinja2
 from PIL import Image
 
-from swag_models.app.similar import Neighbour
+from swag_models.app.similar import SimilarImage
 from swag_models.formatting import spell_license
 from swag_models.hub.cache import is_shipped
 from swag_models.inference.predict import Prediction, Skipped
@@ -66,7 +66,7 @@ def render_predictions(predictions: Sequence[Prediction]) -> str:
     return _render("predictions", predictions)
 
 
-def render_neighbours(neighbours: Sequence[Neighbour]) -> str:
+def render_neighbours(neighbours: Sequence[SimilarImage]) -> str:
     """Thumbnails of similar images, each with its similarity and name.
 
     The thumbnails are part of the HTML, so no file of the user's folder has to be served.

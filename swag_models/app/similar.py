@@ -27,7 +27,7 @@ from swag_models.spec import ModelSpec
 THUMBNAIL_SIDE = 320  # pixels
 
 
-class Neighbour(NamedTuple):
+class SimilarImage(NamedTuple):
     """A similar image.
 
     Attributes:
@@ -102,7 +102,7 @@ class SimilarityIndex:
         image: Image.Image | Tensor,
         count: int = 8,
         exclude: Collection[str] = (),
-    ) -> tuple[list[Neighbour], list[Skipped]]:
+    ) -> tuple[list[SimilarImage], list[Skipped]]:
         """Find the images of an embedded folder that are most similar to an image.
 
         Args:
@@ -139,11 +139,11 @@ class SimilarityIndex:
             thumbnail = read_image(paths[index])
             thumbnail.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             name = str(Path(paths[index]).relative_to(root))
-            neighbours.append(Neighbour(name, value, thumbnail))
+            neighbours.append(SimilarImage(name, value, thumbnail))
         return neighbours, skipped
 
 
-def find_copies(spec: ModelSpec, folder: str, content: FileContent) -> list[str]:
+def find_indexed_copies(spec: ModelSpec, folder: str, content: FileContent) -> list[str]:
     """Find the files in a folder that have the content of another file.
 
     Returns:

@@ -11,7 +11,7 @@ from swag_models.app import components, service
 from swag_models.app.guard import OWNER
 from swag_models.app.layout import MEAN_HEAD, OPACITY, SALIENCY_LABEL, WELCOME, Layout
 from swag_models.app.saliency import count_layers, overlay_saliency
-from swag_models.app.similar import find_copies
+from swag_models.app.similar import find_indexed_copies
 from swag_models.errors import SwagModelsError
 from swag_models.hub.fetch import find_weights
 from swag_models.spec import ViTConfig
@@ -238,7 +238,7 @@ class Page(Layout):
             bar = components.render_progress(text, done, total)
             return {self.similar: bar, self.embed_timer: gr.Timer(active=True)}
         assert analysis.content
-        copies = find_copies(analysis.spec, folder, analysis.content)
+        copies = find_indexed_copies(analysis.spec, folder, analysis.content)
         pixels, _ = analysis.get_input()
         neighbours, skipped = self.index.rank(analysis.spec, folder, pixels, exclude=copies)
         html = components.render_neighbours(neighbours) + components.render_copies(copies)

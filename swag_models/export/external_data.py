@@ -27,14 +27,14 @@ def list_data_paths(path: Path) -> tuple[Path, Path]:
     return path.with_name(f"{path.name}.data"), path.with_name(f"{path.name}.new.data")
 
 
-def list_files(path: Path) -> list[Path]:
+def list_parts(path: Path) -> list[Path]:
     """Return all files that an export to `path` may write or remove."""
     return [path, *(list_data_paths(path) if path.suffix == ".onnx" else ())]
 
 
 def check_replaceable(path: Path) -> None:
     """Raise ConfigError if something other than a file has a name that the export writes."""
-    for file in list_files(path):
+    for file in list_parts(path):
         if file.exists() and not file.is_file():
             raise ConfigError(f"{file} exists and is not a file; choose another name, or remove it")
 
@@ -83,7 +83,7 @@ def move_into_place(temporary: Path, path: Path) -> int:
             _set_location(temporary, data.name)
             os.replace(temporary_data, data)
         os.replace(temporary, path)
-        for unused in set(list_files(path)) - {path, data}:
+        for unused in set(list_parts(path)) - {path, data}:
             with contextlib.suppress(OSError):  # it may stay: nothing refers to it
                 unused.unlink()
     return size

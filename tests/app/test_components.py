@@ -16,7 +16,7 @@ from swag_models.app.components import (
     render_predictions,
     render_skipped,
 )
-from swag_models.app.similar import Neighbour
+from swag_models.app.similar import SimilarImage
 from swag_models.inference.predict import Prediction, Skipped
 
 SCRIPT = "<script>alert('x')</script>"
@@ -29,7 +29,7 @@ def test_no_text_from_outside_becomes_markup() -> None:
     fragments = [
         render_facts(spec, is_local=False),
         render_predictions([Prediction(SCRIPT, 0, 1.0)]),
-        render_neighbours([Neighbour(SCRIPT, 1.0, Image.new("RGB", (2, 2)))]),
+        render_neighbours([SimilarImage(SCRIPT, 1.0, Image.new("RGB", (2, 2)))]),
         render_skipped([Skipped(SCRIPT, SCRIPT)]),
         render_error(f"{SCRIPT}\n{SCRIPT}\n{SCRIPT}"),
     ]

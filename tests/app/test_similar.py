@@ -7,7 +7,7 @@ import pytest
 
 from swag_models.api import get_spec
 from swag_models.app.service import FileContent
-from swag_models.app.similar import Neighbour, SimilarityIndex, find_copies
+from swag_models.app.similar import SimilarImage, SimilarityIndex, find_indexed_copies
 from swag_models.errors import ConfigError
 from swag_models.inference.predict import Skipped
 from swag_models.preprocess import read_image
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def find(
     index: SimilarityIndex, image: Path, folder: Path
-) -> tuple[list[Neighbour], list[Skipped]]:
+) -> tuple[list[SimilarImage], list[Skipped]]:
     done, total = index.embed(SPEC, str(folder), seconds=60)
     assert done == total
     return index.rank(SPEC, str(folder), read_image(image))
@@ -49,7 +49,7 @@ def test_the_file_itself_can_be_left_out(folder: Path) -> None:
     with chair.open("rb") as file:
         content = FileContent.read(file)
         assert file.tell() == 0
-    copies = find_copies(SPEC, str(folder), content)
+    copies = find_indexed_copies(SPEC, str(folder), content)
     assert copies == ["same.jpg", "scenes/chair.jpg"]
     index = SimilarityIndex()
     index.embed(SPEC, str(folder), seconds=60)

@@ -83,7 +83,7 @@ class Classes:
         return self.count
 
 
-def read_classes(loader: TrainLoader, data: Shards | ImageDataset) -> Classes:
+def read_class_names(loader: TrainLoader, data: Shards | ImageDataset) -> Classes:
     """Read the classes of training data: the hashtags of a vocabulary, or the loader's classes.
 
     Raises:
@@ -124,7 +124,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         ConfigError: `run.init` has another architecture.
     """
     if run.init is None:
-        spec, keep_head = find_spec(run), False
+        spec, keep_head = find_start_spec(run), False
         model = build(
             spec.config,
             num_classes=len(classes),
@@ -133,7 +133,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         )
     else:
         spec = get_spec(run.init)
-        if spec.config != find_spec(run).config:
+        if spec.config != find_start_spec(run).config:
             raise ConfigError(
                 f"init {run.init!r} has architecture {spec.arch}, but the run has arch={run.arch}; "
                 "change one of them"
@@ -167,7 +167,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
     )
 
 
-def find_spec(run: Run) -> ModelSpec:
+def find_start_spec(run: Run) -> ModelSpec:
     """The spec of a run's architecture with random weights, which have no licence and no source."""
     spec = find_arch(run.arch)
     return replace(

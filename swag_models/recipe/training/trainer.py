@@ -44,7 +44,7 @@ from swag_models.recipe.training.model import (
     PublishInfo,
     is_published,
     publish_model,
-    read_classes,
+    read_class_names,
 )
 from swag_models.recipe.training.optimizer import schedule_lr, set_lr
 from swag_models.recipe.training.run_dir import (
@@ -110,7 +110,7 @@ def train(
             engine=run.engine,
         )
         stack.enter_context(closing(loader))
-        classes = read_classes(loader, data)
+        classes = read_class_names(loader, data)
         # the loader counts the classes that occur in shards; a vocabulary may have more
         data_info = {**loader.facts, "classes": len(classes)}
         state = make_train_state(run, classes, dist)

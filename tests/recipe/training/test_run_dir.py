@@ -27,7 +27,7 @@ from swag_models.publish import save
 from swag_models.recipe.config import override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.distributed import DistContext
-from swag_models.recipe.training.model import Classes, find_spec, make_model
+from swag_models.recipe.training.model import Classes, find_start_spec, make_model
 from swag_models.recipe.training.run_dir import open_run_dir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -144,7 +144,7 @@ def test_class_names_do_not_come_from_the_initial_model(tmp_path: Path) -> None:
     init = save(model, tmp_path / "named", license="mit")
     _, other = make_model(override(run, [f"init={init}"]), Classes(3))
     assert (other.classes, other.synsets, other.num_classes) == (None, None, 3)
-    assert find_spec(run).license == "unknown"
+    assert find_start_spec(run).license == "unknown"
 
 
 def test_invalid_runs_are_rejected_with_one_line(

@@ -6,6 +6,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from swag_models.recipe.evaluation.multilabel.results import AnyEvaluation, MultilabelEvaluation
+from swag_models.recipe.evaluation.report.confusions import (
+    Confusion,
+    Miss,
+    find_confusions,
+    find_misses,
+    pick_misses,
+)
 from swag_models.recipe.evaluation.report.multilabel_tables import (
     build_multilabel_table,
     describe_classes,
@@ -18,16 +25,11 @@ from swag_models.recipe.evaluation.report.plots import (
 )
 from swag_models.recipe.evaluation.report.tables import (
     BenchmarkKey,
-    Confusion,
-    Miss,
     Table,
     build_accuracy_table,
     build_few_shot_table,
     build_neighbours_table,
-    find_confusions,
-    find_misses,
     group_benchmarks,
-    pick_misses,
 )
 from swag_models.recipe.evaluation.results import PUBLISHED_TOLERANCE, Evaluation, Probe
 

@@ -24,13 +24,15 @@ from swag_models.recipe.evaluation.report.collect import (
     collect_report,
     write_report,
 )
+from swag_models.recipe.evaluation.report.confusions import (
+    find_confusions,
+    find_misses,
+    pick_misses,
+)
 from swag_models.recipe.evaluation.report.plots import plot_few_shot, plot_neighbours
 from swag_models.recipe.evaluation.report.tables import (
     build_accuracy_table,
-    find_confusions,
-    find_misses,
     group_benchmarks,
-    pick_misses,
 )
 from swag_models.recipe.evaluation.results import Evaluation, Probe
 
