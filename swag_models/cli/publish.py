@@ -94,7 +94,7 @@ def push(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     """Export a model to ONNX (.onnx) or torch.export (.pt2), and compare it with the original."""
     from swag_models.export import export_model
-    from swag_models.export.external_data import list_files
+    from swag_models.export.external_data import list_parts
     from swag_models.reruns import run_unless_done
 
     path, spec = expand_path(options.path), get_spec(options.name)
@@ -111,7 +111,7 @@ def export(options: argparse.Namespace) -> int:
     report = run_unless_done(
         path,
         lambda: _identify_export(options, spec, settings),
-        list_files(path),
+        list_parts(path),
         lambda: {**vars(export_model(spec, path, **settings)), "path": None},
     )
     print_line(path)
