@@ -119,7 +119,7 @@ def test_info_shows_sources_hashes_and_licence(capsys: Capture) -> None:
             ["embed", str(SCENES), "--model", "vit_b61", "-o", "x.npy"],
             "unknown model 'vit_b61'; did you mean: vit_b16, ",
         ),
-        (["merge", "gone.npy", "-o", "x.npy"], "gone.json does not exist; swag-models embed writes it"),
+        (["merge", "gone.npy", "-o", "x.npy"], "gone.json does not exist; swag-models embed "),
     ],
 )
 def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(
