@@ -301,11 +301,13 @@ class Throughput:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def _read_memory(self) -> int:
-        """Bytes."""
+        """Bytes; 0 where they are not known."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        import resource  # not on Windows
-
+        try:
+            import resource
+        except ImportError:  # Windows
+            return 0
         unit = 1 if sys.platform == "darwin" else 1024  # macOS reports bytes, Linux KiB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

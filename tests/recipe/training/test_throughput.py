@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 import time
 
 import pytest
@@ -57,6 +58,11 @@ def test_memory_is_the_peak_of_the_process() -> None:
     assert throughput.read()["memory_gib"] >= before + 0.15
     del block
     assert throughput.read()["memory_gib"] >= before + 0.15
+
+
+def test_memory_is_unknown_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert Throughput(1, CPU, "fp32").read()["memory_gib"] == 0
 
 
 def test_a_peak_is_found_by_whole_words() -> None:
