@@ -46,3 +46,12 @@ def test_class_names_are_found_below_two_keys_at_most(depth: int, found: bool) -
     for _ in range(depth):
         content = {"settings": content}
     assert find_class_names(content) == [("cat", "dog")] * found
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_the_average_of_lightning_is_beside_the_last_weights(depth: int) -> None:
+    last: Any = {"model.cls_token": torch.tensor([1])}
+    for _ in range(depth):
+        last = {"model": last}
+    content = {"state_dict": {"model.cls_token": torch.tensor([2])}, "current_model_state": last}
+    assert find_state_dict(content, PATH)["cls_token"] == 2
