@@ -12,9 +12,8 @@ from swag_models.catalog import MODELS
 from swag_models.errors import UnknownModelError, check_types, plain_arguments, suggest_names
 from swag_models.signatures import (
     LoadOptions,
-    RegNetBuilder,
+    ModelBuilder,
     RegNetName,
-    ViTBuilder,
     ViTName,
 )
 from swag_models.spec import ModelSpec, Progress
@@ -80,13 +79,13 @@ def hub_entries() -> Mapping[str, Callable[..., ViT | RegNet]]:
     return {spec.name: _make_entry(spec) for spec in MODELS}
 
 
-def make_vit_builder(name: ViTName) -> ViTBuilder:
+def make_vit_builder(name: ViTName) -> ModelBuilder[ViT]:
     """Return the function that makes a ViT of the catalog."""
     builder: Any = _make_entry(SPECS[name])
     return builder
 
 
-def make_regnet_builder(name: RegNetName) -> RegNetBuilder:
+def make_regnet_builder(name: RegNetName) -> ModelBuilder[RegNet]:
     """Return the function that makes a RegNet of the catalog."""
     builder: Any = _make_entry(SPECS[name])
     return builder

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from enum import Enum
 from types import EllipsisType
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict, TypeVar, overload
 
 from swag_models.spec import Backend, ImageSize, Pool, Progress
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-    from swag_models.models import FeatureNet, RegNet, ViT
+    from swag_models.models import FeatureNet
 
+M = TypeVar("M", covariant=True)
 Weights = str | os.PathLike[str] | Enum | EllipsisType | None
 ViTName = Literal[
     "vit_b16",
@@ -71,21 +72,18 @@ class ModelOptions(WeightOptions, total=False):
     dtype: str | torch.dtype | None
 
 
-class LoadOptions(ModelOptions, total=False):
-    """Options of `load_model`, except for those of feature maps."""
-
-    pretrained: bool
-    progress: Progress
-
-
-class LoadingOptions(WeightOptions, total=False):
+class ForwardedOptions(WeightOptions, total=False):
     """Options of `load_model` that `InferencePipeline` passes on."""
 
     pretrained: bool
     progress: Progress
 
 
-class PipelineOptions(LoadingOptions, total=False):
+class LoadOptions(ModelOptions, ForwardedOptions, total=False):
+    """Options of `load_model`, except for those of feature maps."""
+
+
+class PipelineOptions(ForwardedOptions, total=False):
     """Options of `InferencePipeline`."""
 
     fast: bool
@@ -97,8 +95,8 @@ class PipelineOptions(LoadingOptions, total=False):
     workers: int | None
 
 
-class ViTBuilder(Protocol):
-    """A function with the name of a ViT, as in torch.hub."""
+class ModelBuilder(Protocol[M]):
+    """A function with the name of a model, as in torch.hub; M is the class of the model."""
 
     __name__: str
 
@@ -119,29 +117,4 @@ class ViTBuilder(Protocol):
         pretrained: bool = True,
         progress: Progress = True,
         **options: Unpack[ModelOptions],
-    ) -> ViT: ...
-
-
-class RegNetBuilder(Protocol):
-    """A function with the name of a RegNet, as in torch.hub."""
-
-    __name__: str
-
-    @overload
-    def __call__(
-        self,
-        pretrained: bool = True,
-        progress: Progress = True,
-        *,
-        features_only: Literal[True],
-        out_indices: int | Sequence[int] | None = None,
-        **options: Unpack[ModelOptions],
-    ) -> FeatureNet: ...
-
-    @overload
-    def __call__(
-        self,
-        pretrained: bool = True,
-        progress: Progress = True,
-        **options: Unpack[ModelOptions],
-    ) -> RegNet: ...
+    ) -> M: ...

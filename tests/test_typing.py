@@ -102,7 +102,7 @@ def test_options_of_load_model_are_declared() -> None:
 
 def test_options_of_pipelines_are_declared() -> None:
     own = set(collect_options(InferencePipeline))
-    passed = set(list_annotations(signatures.LoadingOptions))
+    passed = set(list_annotations(signatures.ForwardedOptions))
     assert set(list_annotations(signatures.PipelineOptions)) == own | passed
     fixed = {"num_classes", "in_chans"}
     assert own | passed >= set(list_annotations(signatures.LoadOptions)) - fixed

@@ -19,7 +19,7 @@ from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 from swag_models.recipe.plotting import make_figure, save_png
 from swag_models.runtime import import_extra
 
-MAX_CLASSES = 40  # rows of the picture; of more classes, those with most errors
+MAX_CLASSES = 40  # rows of the figure; if there are more classes, those with the most errors
 MAX_NUMBERS = 20  # rows up to which the cells have numbers
 MAX_LABEL = 24  # characters
 COLUMNS = ("image", "class", "predicted", "probability")

@@ -107,8 +107,8 @@ def finetune(
         labels: file with the labels of the images in `folder`, any number for each; see
             `annotations.open_annotations`.
         val: held-out images of the same classes, in any of the forms of `folder`.
-        holdout: fraction of each class to hold out if there is no such folder; 0 trains on all
-            images and measures nothing.
+        holdout: fraction of each class to hold out if `val` is None; 0 trains on all images and
+            measures nothing.
         linear: train only a linear classifier, and keep the rest of the model as it is.
         epochs: passes over the training images; by default 100 for few images, 3 for many.
         lr: peak learning rate of the head; by default from the width of the model.

@@ -34,7 +34,7 @@ def split_dataset(
         seed: of the choice.
 
     Returns:
-        The training images, and the held-out ones, None if there are none. Both have all classes.
+        The training images, and the held-out images or None. Both have all classes.
 
     Raises:
         ConfigError: the share is not allowed.

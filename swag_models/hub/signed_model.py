@@ -147,7 +147,7 @@ def _fetch_signature(repo: str, revision: str) -> tuple[Path, set[str] | None]:
     """The signature of a repository, in a folder named after the commit, and all names of files.
 
     Sends no request for a commit whose signature is on this machine. If the Hub cannot be reached,
-    uses the commit in the client's cache. Without an answer from the Hub the names are None, and
+    uses the commit in the client's cache. If the Hub does not answer, the names are None, and
     the files on this machine are verified.
 
     Raises:

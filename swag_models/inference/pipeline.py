@@ -36,7 +36,7 @@ from swag_models.spec import ImageSize
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from swag_models.signatures import LoadingOptions
+    from swag_models.signatures import ForwardedOptions
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
 MAX_BATCH_SIZE, MAX_THREADS = 2**20, 1024  # larger values are mistakes
@@ -122,7 +122,7 @@ class InferencePipeline:
         image_size: ImageSize | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
-        **options: "Unpack[LoadingOptions]",
+        **options: "Unpack[ForwardedOptions]",
     ) -> None:
         if fixed := sorted({"num_classes", "in_chans"} & set(options)):
             raise ConfigError(

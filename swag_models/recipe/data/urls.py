@@ -1,7 +1,7 @@
 """Byte streams of paths, URLs and shell commands.
 
 HTTP goes through hub/transport.py, as downloads of weights do: the same redirects, certificate
-authorities and time limits. There is no limit on the whole time, because a shard is read only as
+authorities and time limits. The total time is not limited, because a shard is read only as
 fast as training consumes it. All other protocols (s3, gs, hf, file, ...) go through fsspec.
 """
 

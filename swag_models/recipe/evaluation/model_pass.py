@@ -93,7 +93,7 @@ class ModelPass:
             workers; and the counts.
 
         Raises:
-            ConfigError: there is no record.
+            ConfigError: no image could be read.
         """
         gathered = self._dist.gather((records, self._loader.skipped))
         skipped = sum((counts for _, counts in gathered), Counter[str]())

@@ -52,16 +52,35 @@ class ImageResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The accuracy of one model on one benchmark.
+class BaseEvaluation:
+    """What the results of any benchmark state beside the measures.
 
     Attributes:
         model: name of the model.
         benchmark: name of the benchmark.
         facts: description of the data, as `EvalLoader.facts`.
-        settings: preprocessing and dtype of the model, and `only_present`.
+        settings: preprocessing and dtype of the model, and options of the benchmark.
         skipped: number of images that could not be read, by error message.
         classes: name of each class.
+    """
+
+    model: str
+    benchmark: str
+    facts: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    skipped: Mapping[str, int]
+    classes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values of all fields, from which `from_dict` restores the results."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Evaluation(BaseEvaluation):
+    """The accuracy of one model on one benchmark.
+
+    Attributes:
         top1: share of images whose first class is correct.
         top5: share of images with a correct class among the first five.
         mean_per_class: mean over classes of the top-1 accuracy within the class.
@@ -71,12 +90,6 @@ class Evaluation:
         records: the prediction for every image, sorted by name.
     """
 
-    model: str
-    benchmark: str
-    facts: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    skipped: Mapping[str, int]
-    classes: tuple[str, ...]
     top1: Estimate
     top5: Estimate
     mean_per_class: Estimate
@@ -101,10 +114,6 @@ class Evaluation:
             if isinstance(value, Estimate):
                 summary[name] = value._asdict()
         return {**summary, "bins": [bin._asdict() for bin in self.bins]}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values of all fields, from which `from_dict` restores the evaluation."""
-        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Evaluation":

@@ -1,6 +1,6 @@
 """Event files for TensorBoard, written by this thread.
 
-The thread of torch's `SummaryWriter` opens the file anew for every write, and prints a traceback
+The thread of torch's `SummaryWriter` reopens the file for every write, and prints a traceback
 when the folder is gone.
 """
 

@@ -29,7 +29,7 @@ def validate(state: TrainState, loader: EvalLoader) -> dict[str, float]:
     Returns:
         In percent, "mAP", the mean of the classes' average precision, for a multi-label model;
         otherwise "top1": the best class of a sample must be one of its own. A multi-label model
-        with so many samples and classes that their logits do not fit into memory has "top1".
+        whose logits of all samples and classes would not fit into memory has "top1" too.
     """
     model, transform, dist = state.final_model.eval(), state.transform, state.dist
     num_classes = state.spec.num_classes

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from swag_models.formatting import list_names, markdown_table
-from swag_models.recipe.evaluation.results import Estimate, Evaluation
+from swag_models.recipe.evaluation.results import BaseEvaluation, Estimate, Evaluation
 
 MEASURES = ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")
 
@@ -45,22 +45,15 @@ class LabelledImage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class MultilabelEvaluation:
+class MultilabelEvaluation(BaseEvaluation):
     """The results of one model on images with any number of labels each.
 
     Attributes:
-        model, benchmark, facts, settings, skipped, classes: as in `Evaluation`.
         measures: the estimate of each of MEASURES, in percent.
         class_results: results of each class.
         records: the predictions for every image, sorted by name.
     """
 
-    model: str
-    benchmark: str
-    facts: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    skipped: Mapping[str, int]
-    classes: tuple[str, ...]
     measures: Mapping[str, Estimate]
     class_results: tuple[ClassResult, ...]
     records: tuple[LabelledImage, ...] = field(repr=False)
@@ -91,10 +84,6 @@ class MultilabelEvaluation:
                 for name, result in zip(self.classes, self.class_results, strict=True)
             ],
         }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values of all fields, from which `from_dict` restores the evaluation."""
-        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "MultilabelEvaluation":
