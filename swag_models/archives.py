@@ -65,17 +65,31 @@ class _Header(tarfile.TarInfo):
     """A header that is checked: intact, and with an extension small enough to read into memory."""
 
     @classmethod
-    def frombuf(cls, buf: Any, encoding: Any, errors: Any) -> "_Header":
+    def fromtarfile(cls, tarfile_: Any) -> Any:
         try:
-            header = super().frombuf(buf, encoding, errors)
+            return super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise  # the block of zeros that ends an archive
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("unexpected end of data") from None
         except tarfile.HeaderError as error:
             # tarfile would accept the members so far as the whole archive.
-            raise tarfile.ReadError(str(error) if buf else "unexpected end of data") from None
-        if header.type in EXTENSIONS and not 0 <= header.size <= MAX_HEADER:
-            raise tarfile.ReadError(f"a header of {header.size} bytes")
-        return header
+            raise tarfile.ReadError(str(error)) from None
+
+    @classmethod
+    def frombuf(cls, *arguments: Any) -> Any:
+        return _bound_extension(super().frombuf(*arguments))
+
+    @classmethod
+    def _frombuf(cls, *arguments: Any, **options: Any) -> Any:
+        # The releases of Python from 2026 on call this method instead of frombuf.
+        return _bound_extension(super()._frombuf(*arguments, **options))  # type: ignore[misc]
+
+
+def _bound_extension(header: tarfile.TarInfo) -> tarfile.TarInfo:
+    if header.type in EXTENSIONS and not 0 <= header.size <= MAX_HEADER:
+        raise tarfile.ReadError(f"a header of {header.size} bytes")
+    return header
 
 
 def open_tar(file: Any, mode: str) -> Any:

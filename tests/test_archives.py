@@ -11,6 +11,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from image_support import write_tar
@@ -112,6 +113,38 @@ def test_bombs_are_refused_before_they_fill_the_memory(
         path.write_bytes(compress(start.tobuf(tarfile.GNU_FORMAT)) + piece * 4)
         with pytest.raises(ShardError, match="cannot be read: "):
             list(read_shard(str(path)))
+
+
+def test_a_python_that_parses_headers_elsewhere_is_bounded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Releases from 2026 on parse headers in `_frombuf`, and check extensions after it."""
+    if not hasattr(tarfile.TarInfo, "_frombuf"):
+        parse: Any = tarfile.TarInfo.frombuf.__func__  # type: ignore[attr-defined]
+
+        def read(cls: Any, archive: Any) -> Any:
+            buf = archive.fileobj.read(BLOCK)
+            header = cls._frombuf(buf, archive.encoding, archive.errors, dircheck=True)
+            if header.size < 0:
+                raise tarfile.InvalidHeaderError("invalid header")  # type: ignore[attr-defined]
+            return header._proc_member(archive)
+
+        monkeypatch.setattr(
+            tarfile.TarInfo,
+            "_frombuf",
+            classmethod(lambda cls, buf, encoding, errors, **_: parse(cls, buf, encoding, errors)),
+            raising=False,
+        )
+        monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", classmethod(read))
+    first = make_member("0.json", b'{"id": "0", "tags": []}')
+    negative, long_name = tarfile.TarInfo("x"), tarfile.TarInfo("x")
+    negative.size = -1
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, MAX_HEADER + 1
+    path = tmp_path / "x.tar"
+    for end in (b"", *(info.tobuf(tarfile.GNU_FORMAT) for info in (negative, long_name)), b"0" * 9):
+        path.write_bytes(first + end)
+        with pytest.raises(ConfigError, match="cannot be read as an uncompressed tar file: "):
+            find_members(path, Counter())
 
 
 def test_an_intact_file_is_read_by_every_reader(tmp_path: Path) -> None:

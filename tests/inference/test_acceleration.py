@@ -273,7 +273,7 @@ def test_compile_without_a_compiler_is_an_error_of_one_line(tmp_path: Path) -> N
     environment = {name: value for name, value in os.environ.items() if name != "CXX"} | {
         "PATH": str(tmp_path)
     }
-    command = make_command("classify", SCENES, "--model", NANO, "--compile")
+    command = make_command("classify", SCENES, "--model", NANO, "--compile", "--device", "cpu")
     process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
     assert process.stderr.startswith(
