@@ -39,8 +39,8 @@ from swag_models.preprocess import Transform
 from swag_models.recipe.config import EMA, Augment, Engine, Optimizer, Run
 from swag_models.recipe.data.train_loader import open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
+from swag_models.recipe.training.estimate import find_arch
 from swag_models.recipe.training.logging import LOG_FILE, read_log
-from swag_models.recipe.training.model import find_spec
 
 NUM_CLASSES = 10
 TIMM = {  # architecture -> timm's name, what makes it the same, image size
@@ -111,9 +111,7 @@ def check_models(arch: str) -> None:
     """Check that both have the same number of parameters."""
     name, changes, size = TIMM[arch]
     with torch.device("meta"):
-        ours = build(
-            find_spec(Run(arch, size, 1, steps=1)).config, num_classes=NUM_CLASSES, image_size=size
-        )
+        ours = build(find_arch(arch).config, num_classes=NUM_CLASSES, image_size=size)
         theirs = timm.create_model(name, num_classes=NUM_CLASSES, **changes)
     counts = [
         sum(parameter.numel() for parameter in model.parameters()) for model in (ours, theirs)
@@ -204,7 +202,7 @@ def compare_training(arch: str, data: Path, scratch: Path, options: argparse.Nam
 
 
 def feed_ours(data: Path, workers: int, options: argparse.Namespace) -> Iterator[torch.Tensor]:
-    normalise = Transform(find_spec(make_run("vit_b16", options)).preprocess).normalise
+    normalise = Transform(find_arch("vit_b16").preprocess).normalise
     loader = open_train_loader(
         data,
         Augmentation(Augment(), options.size),
