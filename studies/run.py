@@ -197,7 +197,8 @@ def prepare_data(folder: Path, study: Study, progress: bool) -> None:
     write_scenes(scenes, study.posts, len(NAMES) * (study.pool + study.test), progress=progress)
     for sampling in SAMPLINGS:
         curated, shards = folder / f"curated-{sampling}", folder / f"shards-{sampling}"
-        choices = Curation(sampling=Sampling(kind=sampling))
+        # the senses with which the published results were made
+        choices = Curation("first", sampling=Sampling(kind=sampling))
         curate(
             [scenes / "posts.jsonl"],
             curated,

@@ -183,9 +183,11 @@ def _add_vocabulary_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--senses",
-        choices=("first", "all", "drop"),
-        default="first",
-        help="which senses of ambiguous hashtags to use (default: first, the most frequent one)",
+        choices=("context", "first", "all", "drop"),
+        default="context",
+        help="which senses of ambiguous hashtags to use: the one that people mean on images, "
+        "given the other hashtags of the post (context, the default), the first in WordNet's "
+        "order, all, or none (drop)",
     )
     command.add_argument(
         "--min-images", type=int, default=1, help="minimum images per class (default: 1)"

@@ -193,9 +193,10 @@ def _add_zeroshot_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--senses",
-        choices=("first", "all"),
-        default="first",
-        help="which senses of words to use as targets (default: first, the most frequent one)",
+        choices=("context", "first", "all"),
+        default="context",
+        help="which senses of words to use as targets: the one that people mean on images "
+        "(context, the default), the first in WordNet's order, or all",
     )
     command.add_argument(
         "--wordnet",

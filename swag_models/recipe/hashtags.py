@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +15,17 @@ from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, read_regular
+from swag_models.recipe.inflections import Inflections
+from swag_models.recipe.senses import (
+    Alternative,
+    Sense,
+    SenseRanker,
+    check_senses,
+    keep_senses,
+    load_senses,
+)
+from swag_models.recipe.spelling import canonicalise as canonicalise
+from swag_models.recipe.spelling import strip_accents
 from swag_models.recipe.wordnet import WordNet
 
 # Characters follow Unicode's default hashtags (UAX 31): letters, marks, digits, "_", emoji, and
@@ -31,21 +42,7 @@ START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?[\\p{{L}}{EMOJI}]"
 # Uses only syntax that RE2 (DuckDB) and Java (Spark) both support.
 PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*)"
 
-SENSES = ("first", "all", "drop")
-# Plural endings and the endings of the lemmas, in the order in which they are tried. Source:
-# morphy(7WN), https://wordnet.princeton.edu/documentation/morphy7wn
-DETACHMENTS = {
-    "s": "",
-    "ses": "s",
-    "xes": "x",
-    "zes": "z",
-    "ches": "ch",
-    "shes": "sh",
-    "men": "man",
-    "ies": "y",
-}
-# In compounds whose second word is one of these, the first word takes the plural: birds of prey.
-PREPOSITIONS = {"at", "de", "for", "in", "of", "on", "the", "with"}
+SENSES = ("context", "first", "all", "drop")
 
 
 class Match(NamedTuple):
@@ -54,15 +51,21 @@ class Match(NamedTuple):
     Attributes:
         synsets: ids of its synsets; empty if it has none.
         how: "lemma", "inflection", "ambiguous" (a lemma or inflection with several senses),
-            "stopped" or "unknown".
+            "dropped" (no noun), "stopped" or "unknown".
         lemma: the canonical lemma that the hashtag equals or is an inflection of.
-        senses: ids of all synsets of the lemma, the most frequent sense first.
+        senses: ids of all synsets of the lemma, in WordNet's order.
+        reason: why these synsets: "override", "table", "only sense", "counted", "ImageNet",
+            "visual", "first sense", "all senses", "dropped: ambiguous" or
+            "dropped: mainly an adjective"; empty if `how` says it.
+        alternatives: other senses, which other hashtags of the same post can point to.
     """
 
     synsets: tuple[str, ...]
     how: str
     lemma: str = ""
     senses: tuple[str, ...] = ()
+    reason: str = ""
+    alternatives: tuple[Alternative, ...] = ()
 
 
 class Coverage(NamedTuple):
@@ -111,34 +114,28 @@ def extract_hashtags_ibis(captions: Any) -> Any:
     return find_all(captions, PATTERN, 1).filter(lambda tag: tag != "")
 
 
-def canonicalise(tag: str) -> str:
-    """Normalise a hashtag to the spelling that all its variants share.
-
-    It is NFKC-normalised, case-folded, and without separators, punctuation and invisible
-    characters: `brown_bear`, `BrownBear` and `#brownbear` all become `brownbear`.
-    """
-    if tag.isascii() and tag.isalnum():  # fast path for most hashtags
-        return tag.lower()
-    # normalised again, because folding and removing characters can leave text that is not
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", tag).casefold())
-    return unicodedata.normalize("NFKC", folded.translate(_WORD_CHARACTERS))
-
-
 class Matcher:
     """Finds the synsets of hashtags.
 
     Args:
         wordnet: the nouns of WordNet.
-        senses: which senses of an ambiguous hashtag to use: the "first" (most frequent) one,
-            "all" of them, or none ("drop").
+        senses: which senses of an ambiguous hashtag to use: the one that people mean on images
+            ("context": the table senses.tsv with the other hashtags of the post, otherwise
+            `senses.SenseRanker`), the "first" one in WordNet's order, "all" of them, or none
+            ("drop").
         stop: canonical hashtags to ignore, together with their inflections.
+        overrides: senses of hashtags, in place of those of the table and of WordNet.
 
     Raises:
-        ConfigError: `senses` is invalid.
+        ConfigError: `senses` is invalid, or WordNet lacks a synset of `overrides`.
     """
 
     def __init__(
-        self, wordnet: WordNet, senses: str = "first", stop: Collection[str] = frozenset()
+        self,
+        wordnet: WordNet,
+        senses: str = "context",
+        stop: Collection[str] = frozenset(),
+        overrides: Mapping[str, Sense] = {},
     ) -> None:
         if senses not in SENSES:
             raise ConfigError(f"invalid senses {senses!r}: allowed: {', '.join(SENSES)}")
@@ -151,7 +148,11 @@ class Matcher:
             self.lemmas[key] = tuple(
                 dict.fromkeys((*self.lemmas.get(key, ()), *wordnet.senses[lemma]))
             )
-        self.irregular = _list_irregular(wordnet)
+        self.inflections = Inflections(wordnet, self.lemmas)
+        self.ranker = SenseRanker(wordnet, self.lemmas, load_imagenet())
+        self.overrides = check_senses(overrides, wordnet)
+        table = load_senses() if senses == "context" else {}
+        self.table = keep_senses(table, wordnet)
 
     def match(self, tag: str) -> Match:
         """Find the lemma that a hashtag is or is an inflection of, and the synsets of this lemma.
@@ -159,35 +160,64 @@ class Matcher:
         If the hashtag is not found, it is looked up again without accents and emoji.
         """
         key = canonicalise(tag)
+        match = self._match_key(key)
+        if match.how == "unknown" and not key.isascii():
+            match = self._match_key(strip_accents(key))
+        return match
+
+    def _match_key(self, key: str) -> Match:
         if key in self.stop:
             return Match((), "stopped")
         lemma = self._find_lemma(key)
-        if not lemma and not key.isascii():
-            key = unicodedata.normalize("NFKD", key).translate(_LETTERS)
-            lemma = self._find_lemma(key)
+        if lemma and lemma in self.stop:
+            return Match((), "stopped", lemma)
+        for table, reason in ((self.overrides, "override"), (self.table, "table")):
+            if sense := table.get(key) or table.get(lemma or key):
+                return self._apply(sense, key, lemma, reason)
         if not lemma:
             return Match((), "unknown")
-        if lemma in self.stop:
-            return Match((), "stopped", lemma)
         senses = self.lemmas[lemma]
+        how = "lemma" if lemma == key else "inflection"
+        if self.policy == "context":
+            if self.ranker.is_adjective(lemma):
+                return Match((), "dropped", lemma, senses, "dropped: mainly an adjective")
+            ranked = self.ranker.rank(lemma)
+            how = how if len(senses) == 1 else "ambiguous"
+            return Match(ranked.synsets[:1], how, lemma, senses, ranked.reason)
         if len(senses) == 1:
-            return Match(senses, "lemma" if lemma == key else "inflection", lemma, senses)
-        synsets = {"first": senses[:1], "all": senses, "drop": ()}[self.policy]
-        return Match(synsets, "ambiguous", lemma, senses)
+            return Match(senses, how, lemma, senses, "only sense")
+        synsets, reason = {
+            "first": (senses[:1], "first sense"),
+            "all": (senses, "all senses"),
+            "drop": ((), "dropped: ambiguous"),
+        }[self.policy]
+        return Match(synsets, "ambiguous", lemma, senses, reason)
+
+    def _apply(self, sense: Sense, key: str, lemma: str | None, reason: str) -> Match:
+        """The match of a hashtag whose sense is listed in a table."""
+        if sense.synset in self.lemmas.get(key, ()):
+            lemma = key  # the plural's own sense
+        senses = self.lemmas.get(lemma or "", ())
+        synsets = tuple(filter(None, (sense.synset,)))
+        if len(senses) > 1 or sense.alternatives:
+            how = "ambiguous"
+        else:
+            how = "lemma" if lemma in (key, None) else "inflection"
+        if not synsets and not sense.alternatives:
+            how, reason = "dropped", f"dropped: {reason}"
+        return Match(synsets, how, lemma or key, senses, reason, sense.alternatives)
 
     def _find_lemma(self, key: str) -> str | None:
-        """The key of `self.lemmas` that `key` equals or is an inflection of."""
-        if key in self.lemmas:
-            return key
-        for base in self.irregular.get(key, ()):
-            if base in self.lemmas:
-                return base
-        # words in -ss and words of two letters are not plurals, by morphy's rules
-        if key.endswith(("s", "men")) and len(key) > 2 and not key.endswith("ss"):
-            for suffix, ending in DETACHMENTS.items():
-                if key.endswith(suffix) and (base := key[: -len(suffix)] + ending) in self.lemmas:
-                    return base
-        return None
+        """The lemma that `key` equals or is an inflection of.
+
+        A plural that is a lemma joins its singular, unless it has a meaning of its own.
+        """
+        singular = self.inflections.find_singular(key)
+        if key not in self.lemmas:
+            return singular
+        if singular and not self.ranker.prefers_plural(key, singular):
+            return singular
+        return key
 
 
 def name_class(wordnet: WordNet, synset: str) -> str:
@@ -259,35 +289,6 @@ def _read_lines(path: str | os.PathLike[str]) -> list[str]:
     return [word for line in lines if (word := line.partition("# ")[0].strip())]
 
 
-def _list_irregular(wordnet: WordNet) -> dict[str, list[str]]:
-    """Canonical irregular inflections with their lemmas, including those of compounds."""
-    plurals: dict[str, list[str]] = {}
-    inflections = [(word, base) for word, bases in wordnet.exceptions.items() for base in bases]
-    for word, base in inflections:
-        plurals.setdefault(base, []).append(word)
-    for lemma in wordnet.senses:
-        first, _, rest = lemma.partition("_")
-        start, _, last = lemma.rpartition("_")
-        if rest.partition("_")[0] in PREPOSITIONS:  # birds of prey
-            firsts = plurals.get(first, [_pluralise(first)])
-            inflections += [(f"{word}{rest}", lemma) for word in firsts]
-        elif start:  # Canada geese
-            inflections += [(f"{start}{word}", lemma) for word in plurals.get(last, ())]
-    irregular: dict[str, list[str]] = {}
-    for word, base in inflections:
-        irregular.setdefault(canonicalise(word), []).append(canonicalise(base))
-    return irregular
-
-
-def _pluralise(noun: str) -> str:
-    """The regular plural of a noun: `DETACHMENTS` in reverse."""
-    if noun.endswith(("s", "x", "z", "ch", "sh")):
-        return f"{noun}es"
-    if noun.endswith("man"):
-        return f"{noun[:-3]}men"
-    return f"{noun[:-1]}ies" if noun[-1:] == "y" and noun[-2:-1] not in "aeiou" else f"{noun}s"
-
-
 @cache
 def _compile_pattern() -> re.Pattern[str]:
     r"""PATTERN for Python's `re`, which has no \p{L}: each becomes the ranges of its characters."""
@@ -301,26 +302,3 @@ def _compile_pattern() -> re.Pattern[str]:
     # \w is \p{L}\p{N}_, four times as fast as their ranges
     pattern = PATTERN.replace(r"[\p{L}\p{M}\p{N}_", r"[\w\p{M}")
     return re.compile(re.sub(r"\\p\{(.)\}", lambda name: ranges[name[1]], pattern))
-
-
-class _CharacterFilter(dict[int, int | None]):
-    """A table for `str.translate` that keeps characters of some Unicode categories; filled lazily.
-
-    Args:
-        categories: the first letters of the categories to keep.
-    """
-
-    def __init__(self, *categories: str) -> None:
-        self.categories = categories
-
-    def __missing__(self, point: int) -> int | None:
-        category = unicodedata.category(chr(point))
-        # variation selectors are marks but invisible; skin tones are symbols but change an emoji
-        visible = category.startswith(self.categories) and not 0xFE00 <= point <= 0xFE0F
-        skin_tone = 0x1F3FB <= point <= 0x1F3FF
-        return self.setdefault(point, point if visible or skin_tone else None)
-
-
-# "So" includes emoji; "Cn" includes characters newer than Python's Unicode tables.
-_WORD_CHARACTERS = _CharacterFilter("L", "M", "N", "So", "Cn")
-_LETTERS = _CharacterFilter("L", "N")

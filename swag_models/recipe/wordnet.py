@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,6 +20,9 @@ from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, open_regular
 
 FILES = ("index.noun", "data.noun", "noun.exc")
+COUNTS_FILE = "cntlist.rev"  # optional
+# ss_type in sense keys, senseidx(5WN)
+NOUN, VERB = 1, 2
 VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version
 HYPERNYM_SYMBOLS = ("@", "@i")  # hypernym, instance hypernym
 INSTALL_HINT = (
@@ -41,12 +44,14 @@ class Synset(NamedTuple):
         lemmas: lemmas in WordNet's spelling, for example "Ursus_arctos".
         parents: ids of the hypernyms.
         gloss: the definition, with examples.
+        lexfile: number of its lexicographer file in lexnames(5WN): 5 for animals, 6 for artifacts.
     """
 
     id: str
     lemmas: tuple[str, ...]
     parents: tuple[str, ...]
     gloss: str
+    lexfile: int = 3  # noun.Tops, the file of the most general nouns
 
 
 class WordNet:
@@ -58,6 +63,10 @@ class WordNet:
             sense first.
         exceptions: for each irregular inflection, its base forms.
         digest: SHA-256 of the lines of the files.
+        counts: for each lemma, how often each of its synsets was meant in WordNet's sense-tagged
+            texts. Without cntlist.rev, 1 for each synset that was meant at all (tagsense_cnt).
+        adjective_uses: for each word, how often it was an adjective or adverb in these texts; empty
+            without cntlist.rev.
     """
 
     def __init__(
@@ -66,11 +75,15 @@ class WordNet:
         senses: dict[str, list[str]],
         exceptions: dict[str, list[str]],
         digest: str = "",
+        counts: Mapping[str, Mapping[str, int]] = {},
+        adjective_uses: Mapping[str, int] = {},
     ) -> None:
         self.synsets = synsets
         self.senses = senses
         self.exceptions = exceptions
         self.digest = digest
+        self.counts = counts
+        self.adjective_uses = adjective_uses
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str] | None = None) -> "WordNet":
@@ -86,8 +99,8 @@ class WordNet:
         index, data, exceptions = texts = [_read_lines(source / name) for name in FILES]
         parsed = _parse_lines(source / "data.noun", data, _parse_synset)
         synsets = {synset.id: synset for synset in parsed}
-        senses = {}
-        for lemma, ids in _parse_lines(source / "index.noun", index, _parse_senses):
+        senses, counts = {}, {}
+        for lemma, ids, num_tagged in _parse_lines(source / "index.noun", index, _parse_senses):
             present = [synset for synset in ids if synset in synsets]
             # in an excerpt some synsets may be missing, but not in the original files
             if len(present) < len(ids) and _is_original(data):
@@ -97,12 +110,21 @@ class WordNet:
                 )
             if present:
                 senses[lemma] = present
+            if num_tagged:
+                counts[lemma] = dict.fromkeys(ids[:num_tagged], 1)
         if not senses:
             raise ConfigError(f"{source / 'index.noun'} contains no nouns; {INSTALL_HINT}")
+        adjective_uses: dict[str, int] = {}
+        if (path := source / COUNTS_FILE).is_file():
+            texts.append(tagged := _read_lines(path))
+            counts, adjective_uses = _collect_counts(
+                _parse_lines(path, tagged, _parse_count), senses
+            )
         # joined lines, so that line endings do not change the digest
         text = "\n".join(line for lines in texts for line in lines)
         irregular = dict(_parse_lines(source / "noun.exc", exceptions, _parse_exception))
-        return cls(synsets, senses, irregular, hashlib.sha256(text.encode()).hexdigest())
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return cls(synsets, senses, irregular, digest, counts, adjective_uses)
 
     def ancestors(self, synset: str) -> dict[str, int]:
         """All synsets above this one with their distance in steps, the nearest first."""
@@ -208,14 +230,15 @@ def _parse_lines(path: Folder, lines: Sequence[str], parse: Callable[[str], T]) 
                 ) from None
 
 
-def _parse_senses(line: str) -> tuple[str, list[str]]:
+def _parse_senses(line: str) -> tuple[str, list[str], int]:
     """Parse "lemma pos synset_cnt p_cnt [ptr_symbol...] sense_cnt tagsense_cnt offset..."."""
     fields = line.split()
     lemma, count = fields[0], int(fields[2])
     offsets = fields[6 + int(fields[3]) :]  # fields[3] is p_cnt
     if len(offsets) != count:
         raise ValueError
-    return lemma, [_make_id(offset) for offset in offsets]
+    num_tagged = int(fields[5 + int(fields[3])])  # tagsense_cnt
+    return lemma, [_make_id(offset) for offset in offsets], num_tagged
 
 
 def _parse_synset(line: str) -> Synset:
@@ -232,7 +255,8 @@ def _parse_synset(line: str) -> Synset:
     # each pointer has 4 fields, of which the first two are symbol and offset
     pointers = zip(fields[end + 1 :: 4], fields[end + 2 :: 4])
     parents = tuple([_make_id(offset) for symbol, offset in pointers if symbol in HYPERNYM_SYMBOLS])
-    return Synset(_make_id(fields[0]), tuple(fields[4:end:2]), parents, gloss.strip())
+    lemmas = tuple(fields[4:end:2])
+    return Synset(_make_id(fields[0]), lemmas, parents, gloss.strip(), int(fields[1]))
 
 
 def _parse_exception(line: str) -> tuple[str, list[str]]:
@@ -241,6 +265,30 @@ def _parse_exception(line: str) -> tuple[str, list[str]]:
     if not bases:
         raise ValueError
     return inflected, bases
+
+
+def _parse_count(line: str) -> tuple[str, int, int, int]:
+    """Parse "lemma%ss_type:lex_filenum:lex_id:head:head_id sense_number tag_cnt", cntlist(5WN)."""
+    key, sense, count = line.split()
+    lemma, _, fields = key.rpartition("%")
+    return lemma, int(fields[0]), int(sense), int(count)
+
+
+def _collect_counts(
+    lines: Iterable[tuple[str, int, int, int]], senses: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
+    """The counts of nouns by lemma and synset, and those of adjectives and adverbs by lemma."""
+    counts: dict[str, dict[str, int]] = {}
+    adjective_uses: dict[str, int] = {}
+    for lemma, part_of_speech, sense, count in lines:
+        if part_of_speech == VERB:
+            continue
+        if part_of_speech != NOUN:
+            adjective_uses[lemma] = adjective_uses.get(lemma, 0) + count
+        # a few numbers are beyond the last sense; in an excerpt, senses are missing
+        elif sense <= len(synsets := senses.get(lemma, ())):
+            counts.setdefault(lemma, {})[synsets[sense - 1]] = count
+    return counts, adjective_uses
 
 
 def _make_id(offset: str) -> str:

@@ -9,7 +9,6 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -242,36 +241,33 @@ def test_other_words_are_unknown(tag: str, matcher: Matcher) -> None:
     ],
 )
 def test_plurals_follow_the_rules(lemma: str, plural: str, other: str) -> None:
-    wordnet = SimpleNamespace(senses={lemma: ("n1",)}, exceptions={"geese": ["goose"]})
-    matcher = Matcher(wordnet)  # type: ignore[arg-type]
-    assert matcher.match(plural) == Match(("n1",), "inflection", lemma.replace("_", ""), ("n1",))
+    matcher = Matcher(WordNet({}, {lemma: ["n1"]}, {"geese": ["goose"]}))
+    key = lemma.replace("_", "")
+    assert matcher.match(plural) == Match(("n1",), "inflection", key, ("n1",), "only sense")
     assert matcher.match(other) == Match((), "unknown")
 
 
 def test_words_of_two_letters_are_not_plurals() -> None:
-    wordnet = SimpleNamespace(senses={"a": ("n1",)}, exceptions={})
-    assert Matcher(wordnet).match("as") == Match((), "unknown")  # type: ignore[arg-type]
+    assert Matcher(WordNet({}, {"a": ["n1"]}, {})).match("as") == Match((), "unknown")
 
 
 @pytest.mark.parametrize("policy", SENSES)
 def test_a_hashtag_of_several_senses_follows_the_policy(policy: str, wordnet: WordNet) -> None:
     matcher = Matcher(wordnet, policy)
-    for tag, lemma, senses in [
-        ("banks", "bank", ("n09213565", "n08420278")),
-        ("crane", "crane", ("n03126707", "n02012849")),
-        (
-            "Hot_Dog",
-            "hotdog",
-            ("n07697537", "n10187710"),
-        ),  # the lemma with the spelling of the hashtag comes first
+    for tag, lemma, senses, meant in [
+        ("banks", "bank", ("n09213565", "n08420278"), "n09213565"),
+        ("crane", "crane", ("n03126707", "n02012849"), "n02012849"),  # a class of ImageNet
+        # the lemma with the spelling of the hashtag comes first
+        ("Hot_Dog", "hotdog", ("n07697537", "n10187710"), "n07697537"),
     ]:
-        synsets = {"first": senses[:1], "all": senses, "drop": ()}[policy]
-        assert matcher.match(tag) == Match(synsets, "ambiguous", lemma, senses)
+        chosen = {"first": senses[:1], "all": senses, "drop": (), "context": (meant,)}[policy]
+        assert matcher.match(tag)[:4] == (chosen, "ambiguous", lemma, senses)
     assert matcher.match("bruin").synsets == (BROWN_BEAR,), "synonyms share one sense"
 
 
 def test_an_invalid_policy_is_rejected(wordnet: WordNet) -> None:
-    with pytest.raises(ConfigError, match="invalid senses 'best': allowed: first, all, drop"):
+    allowed = "context, first, all, drop"
+    with pytest.raises(ConfigError, match=f"invalid senses 'best': allowed: {allowed}"):
         Matcher(wordnet, "best")
 
 

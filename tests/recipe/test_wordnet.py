@@ -42,6 +42,7 @@ def test_synsets_have_lemmas_parents_and_a_gloss(tmp_path: Path) -> None:
         ("brown_bear", "bruin", "Ursus_arctos"),
         ("n02131653",),
         "large bear of Eurasia",
+        5,
     )
     assert wordnet.synsets["n02131653"].gloss == 'massive plantigrade mammals; "a bear | a cub"'
     assert wordnet.synsets["n09041785"].parents == ("n00001740",), "an instance"

@@ -47,8 +47,9 @@ class Curation:
     """How the vocabulary is chosen and the images are resampled.
 
     Args:
-        senses: which senses of an ambiguous hashtag to use: the "first" (most frequent) one,
-            "all" of them, or none ("drop").
+        senses: which senses of an ambiguous hashtag to use: the one that people mean on images
+            ("context"), the "first" one in WordNet's order, "all" of them, or none ("drop"), see
+            `hashtags.Matcher`.
         min_images: minimum number of images of a class.
         max_classes: maximum number of classes; the most frequent ones are used. Singh et al. 2022
             (arXiv 2201.08371) use about 27,000.
@@ -58,7 +59,7 @@ class Curation:
         ConfigError: a value is out of range.
     """
 
-    senses: str = "first"
+    senses: str = "context"
     min_images: int = 1
     max_classes: int = 27_000
     sampling: Sampling = field(default_factory=Sampling)

@@ -28,7 +28,7 @@ from swag_models.recipe.wordnet import WordNet
 IMAGENET = "imagenet-1k"
 WORDNET_ID = re.compile(r"n\d{8}")  # "n" and the offset of a noun in WordNet 3.0's data file
 IMAGENET_INDEX = re.compile(r"\d{1,3}")
-Senses = Literal["first", "all"]
+Senses = Literal["context", "first", "all"]
 Array = NDArray[np.float64]
 
 
@@ -45,7 +45,7 @@ class Target(NamedTuple):
 
 
 def parse_targets(
-    targets: str | os.PathLike[str] | Sequence[str], wordnet: WordNet, *, senses: Senses = "first"
+    targets: str | os.PathLike[str] | Sequence[str], wordnet: WordNet, *, senses: Senses = "context"
 ) -> tuple[Target, ...]:
     """Parse a list of targets.
 
@@ -57,7 +57,8 @@ def parse_targets(
         targets: "imagenet-1k" for its 1000 classes, a text file with one target per line, where
             `# ` begins a comment, words separated by commas, or a list.
         wordnet: defines the ids and nouns.
-        senses: whether a noun means its most frequent sense ("first"), or "all" of them.
+        senses: whether a noun means what people mean by it on images ("context"), its "first" sense
+            in WordNet's order, or "all" of them, see `hashtags.Matcher`.
 
     Raises:
         ConfigError: a target is unknown or listed twice, or the list is empty.

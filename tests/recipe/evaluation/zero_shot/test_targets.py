@@ -25,7 +25,7 @@ def wordnet() -> WordNet:
 
 
 def test_noun_stands_for_its_first_sense_or_all(wordnet: WordNet) -> None:
-    table, owls = parse_targets("table, Owls", wordnet)
+    table, owls = parse_targets("table, Owls", wordnet, senses="first")
     assert (table, owls) == (Target("table", (GATHERING,)), Target("Owls", ("n01621127",)))
     (every,) = parse_targets(["table"], wordnet, senses="all")
     assert every.synsets[0] == GATHERING

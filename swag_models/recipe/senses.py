@@ -1,0 +1,295 @@
+"""Which sense of a noun a hashtag has: a table judged by hand, and a choice by evidence.
+
+The table, senses.tsv, has the tags that are used most. `SenseRanker` orders the senses of all other
+nouns by WordNet's counts, by what can be seen on an image, and by the classes of ImageNet-1k.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from swag_models.errors import ConfigError
+from swag_models.paths import expand_path, read_regular
+from swag_models.recipe.spelling import canonicalise
+from swag_models.recipe.wordnet import WordNet
+
+DROPPED = ("-", "drop")  # in place of a synset
+SYNSET = re.compile(r"n\d{8}")
+# Weights of the evidence for a sense, in addition to log(1 + its count in WordNet's tagged texts).
+# Fitted to the judgements of senses.tsv by a conditional logit, which `benchmarks/senses.py --fit`
+# repeats, and rounded; keys are lexicographer files of lexnames(5WN).
+LEXFILE_WEIGHTS = {
+    5: 1.2,  # animal, above food: octopus
+    6: 0.6,  # artifact
+    7: -0.3,  # attribute
+    8: 0.2,  # body
+    9: -0.5,  # cognition
+    13: 0.8,  # food
+    14: -0.5,  # group
+    15: 0.2,  # location
+    17: 0.4,  # object
+    20: -0.3,  # plant
+    21: -0.3,  # possession
+    23: -0.3,  # quantity
+    24: -0.3,  # relation
+    26: -0.3,  # state
+    27: 0.3,  # substance
+}
+IMAGENET_WEIGHT = 0.8  # a class of ImageNet-1k
+NAME_WEIGHT = 0.8  # the synset's first lemma
+COMMON_WEIGHT = 0.4  # a common noun, not a name
+RANK_WEIGHT = 0.6  # times -log(1 + rank in WordNet's order); this order means something only ...
+UNCOUNTED_RANK_WEIGHT = 0.1  # ... for lemmas that were counted
+# A word that is an adjective more often than this, per use as a noun, is taken as an adjective
+# (simple, cute, wild), except colours and numbers.
+ADJECTIVE_RATIO = 3
+COLOUR, NUMBER = "n04956594", "n13582013"
+ANIMAL, ARTIFACT = 5, 6
+
+
+class Alternative(NamedTuple):
+    """Another sense of a hashtag, and the hashtags beside which it is meant.
+
+    Attributes:
+        synset: id of the synset, or "" if the hashtag then means no noun.
+        cues: canonical hashtags or lemmas.
+    """
+
+    synset: str
+    cues: tuple[str, ...]
+
+
+class Sense(NamedTuple):
+    """What a hashtag means.
+
+    Attributes:
+        synset: id of the synset, or "" if it means no noun.
+        alternatives: other senses, which other hashtags of the same post can point to.
+    """
+
+    synset: str
+    alternatives: tuple[Alternative, ...] = ()
+
+
+class RankedSenses(NamedTuple):
+    """The senses of a lemma, the likeliest first, and the evidence for the first of them."""
+
+    synsets: tuple[str, ...]
+    reason: str
+
+
+class SenseRanker:
+    """Orders the senses of lemmas by evidence.
+
+    Args:
+        wordnet: the nouns, with their counts.
+        senses: for each canonical lemma, the ids of its synsets in WordNet's order.
+        imagenet: ids of the classes of ImageNet-1k.
+    """
+
+    def __init__(
+        self, wordnet: WordNet, senses: Mapping[str, tuple[str, ...]], imagenet: Iterable[str]
+    ) -> None:
+        self.wordnet, self.senses, self.imagenet = wordnet, senses, frozenset(imagenet)
+        self.counts: dict[str, dict[str, int]] = {}
+        for lemma, counts in wordnet.counts.items():
+            merged = self.counts.setdefault(canonicalise(lemma), {})
+            for synset, count in counts.items():
+                merged[synset] = merged.get(synset, 0) + count
+        self.adjective_uses: dict[str, int] = {}
+        for word, count in wordnet.adjective_uses.items():
+            key = canonicalise(word)
+            self.adjective_uses[key] = self.adjective_uses.get(key, 0) + count
+
+    def rank(self, lemma: str) -> RankedSenses:
+        """Order the senses of a canonical lemma, the likeliest first; ties in WordNet's order."""
+        senses = self.senses[lemma]
+        if len(senses) == 1:
+            return RankedSenses(senses, "only sense")
+        scores = {sense: self._score(lemma, sense, rank) for rank, sense in enumerate(senses)}
+        best, *others = sorted(senses, key=lambda sense: -scores[sense])
+        if self.counts.get(lemma, {}).get(best):
+            reason = "counted"
+        elif best in self.imagenet:
+            reason = "ImageNet"
+        else:
+            reason = "first sense" if best == senses[0] else "visual"
+        return RankedSenses((best, *others), reason)
+
+    def prefers_plural(self, plural: str, singular: str) -> bool:
+        """Whether a plural that is a lemma has a meaning of its own, unlike `men` and `eyes`.
+
+        It has if WordNet counted it at least as often as its singular (physics, Mars, pants), or
+        if it is a thing all of whose names are plurals (glasses, spectacles). Where neither was
+        counted, the likelier sense decides. Plurals of animals have none: oxen are no "cattle".
+        """
+        # singulars of two letters are abbreviations: gas is no plural of Ga
+        if len(singular) < 3:
+            return True
+        synsets = [self.rank(lemma).synsets[0] for lemma in (plural, singular)]
+        own, other = (self.wordnet.synsets.get(synset) for synset in synsets)
+        if own is None or other is None:  # an excerpt of WordNet
+            return True
+        if own.lexfile == other.lexfile == ANIMAL:
+            return False
+        thing = own.lexfile == ARTIFACT and all(word.endswith("s") for word in own.lemmas)
+        counts = [sum(self.counts.get(lemma, {}).values()) for lemma in (plural, singular)]
+        if counts[0] != counts[1]:
+            return counts[0] > counts[1] or (thing and counts[0] > 0)
+        if counts[0]:
+            return True
+        scores = [
+            self._score(lemma, synset, 0)
+            for lemma, synset in zip((plural, singular), synsets, strict=True)
+        ]
+        return scores[0] > scores[1] or thing
+
+    def is_adjective(self, lemma: str) -> bool:
+        """Whether a canonical lemma is mainly an adjective or adverb, and no colour or number."""
+        nouns = sum(self.counts.get(lemma, {}).values())
+        if self.adjective_uses.get(lemma, 0) <= max(1, ADJECTIVE_RATIO * nouns):
+            return False
+        return not any(
+            {COLOUR, NUMBER} & self.wordnet.ancestors(synset).keys()
+            for synset in self.senses[lemma]
+        )
+
+    def _score(self, lemma: str, synset: str, rank: int) -> float:
+        counts = self.counts.get(lemma, {})
+        entry = self.wordnet.synsets.get(synset)
+        score = math.log1p(counts.get(synset, 0))
+        score -= math.log1p(rank) * (RANK_WEIGHT if counts else UNCOUNTED_RANK_WEIGHT)
+        score += IMAGENET_WEIGHT * (synset in self.imagenet)
+        if entry:
+            score += LEXFILE_WEIGHTS.get(entry.lexfile, 0)
+            score += NAME_WEIGHT * (canonicalise(entry.lemmas[0]) == lemma)
+            score += COMMON_WEIGHT * any(
+                word.islower() and canonicalise(word) == lemma for word in entry.lemmas
+            )
+        return score
+
+
+def parse_senses(lines: Iterable[str], source: str) -> dict[str, Sense]:
+    """Parse lines of hashtags with the senses that they have.
+
+    A line has the hashtag, the id of a synset or "-" (or "drop") for none, and optionally further
+    synsets, each with the hashtags beside which it is meant, separated by tabs:
+    `mouse n02330245 n03793489:computer keyboard usb`. Without cues, spaces or a comma are allowed
+    in place of the tab. `# ` starts a comment.
+
+    Args:
+        lines: the lines.
+        source: name of the file, for messages.
+
+    Returns:
+        The sense of each canonical hashtag.
+
+    Raises:
+        ConfigError: a line is not in this format, or a hashtag is listed twice.
+    """
+    senses: dict[str, Sense] = {}
+    for number, line in enumerate(lines, 1):
+        text = "" if line.startswith("# ") else line.partition(" # ")[0].strip()
+        if not text:
+            continue
+        tag, sense = _parse_sense(text, f"{source}, line {number}")
+        if tag in senses:
+            raise ConfigError(
+                f"{source}, line {number}: {tag!r} is listed more than once; keep one of the lines"
+            )
+        senses[tag] = sense
+    return senses
+
+
+def read_senses(path: str | os.PathLike[str]) -> dict[str, Sense]:
+    """Read a file of senses, see `parse_senses`.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed.
+    """
+    try:
+        text = read_regular(expand_path(path)).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        is_text = not isinstance(error, UnicodeDecodeError)
+        reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
+        raise ConfigError(
+            f"{path} cannot be read: {reason}; pass a text file with a hashtag and a synset in "
+            "each line"
+        ) from None
+    return parse_senses(text.splitlines(), str(path))
+
+
+@cache
+def load_senses() -> Mapping[str, Sense]:
+    """The table of senses that comes with the library."""
+    return read_senses(Path(__file__).with_name("senses.tsv"))
+
+
+def check_senses(senses: Mapping[str, Sense], wordnet: WordNet) -> Mapping[str, Sense]:
+    """Check that WordNet has the synsets of a user's senses.
+
+    Raises:
+        ConfigError: it lacks one.
+    """
+    for tag, sense in senses.items():
+        for synset in (sense.synset, *(other.synset for other in sense.alternatives)):
+            if synset and synset not in wordnet.synsets:
+                raise ConfigError(
+                    f"invalid synset {synset!r} of the hashtag {tag!r}: no noun of this WordNet "
+                    "has this id; ids are those of WordNet 3.0, and an excerpt has only some of "
+                    "them (--wordnet)"
+                )
+    return senses
+
+
+def keep_senses(senses: Mapping[str, Sense], wordnet: WordNet) -> dict[str, Sense]:
+    """The senses whose synsets are in WordNet, of which an excerpt may lack some."""
+    kept = {}
+    for tag, sense in senses.items():
+        if not sense.synset or sense.synset in wordnet.synsets:
+            known = [
+                other
+                for other in sense.alternatives
+                if not other.synset or other.synset in wordnet.synsets
+            ]
+            kept[tag] = Sense(sense.synset, tuple(known))
+    return kept
+
+
+def _parse_sense(text: str, place: str) -> tuple[str, Sense]:
+    fields = [field.strip() for field in text.split("\t")]
+    if len(fields) == 1:
+        fields = [field.strip() for field in re.split(r"[,\s]+(?=\S+$)", text)]
+    tag, *choices = fields
+    key = canonicalise(tag)
+    if not key or not choices:
+        raise ConfigError(
+            f"{place}: invalid line {text[:60]!r}: write a hashtag, a tab and the id of a synset "
+            'such as n02330245, or "drop"'
+        )
+    alternatives = []
+    for choice in choices[1:]:
+        synset, colon, cues = choice.partition(":")
+        words = tuple(dict.fromkeys(filter(None, map(canonicalise, cues.split()))))
+        if not colon or not words:
+            raise ConfigError(
+                f"{place}: invalid alternative {choice[:60]!r} of {tag!r}: write the id of a "
+                "synset, a colon, and hashtags beside which it is meant"
+            )
+        alternatives.append(Alternative(_parse_synset(synset, tag, place), words))
+    return key, Sense(_parse_synset(choices[0], tag, place), tuple(alternatives))
+
+
+def _parse_synset(text: str, tag: str, place: str) -> str:
+    if text in DROPPED:
+        return ""
+    if not SYNSET.fullmatch(text):
+        raise ConfigError(
+            f"{place}: invalid synset {text[:40]!r} of {tag!r}: write the id of a noun of WordNet "
+            '3.0 such as n02330245, or "drop"'
+        )
+    return text
