@@ -5,6 +5,7 @@ finished. A step returns facts for the manifest: counts and lists, JSON values. 
 expressions.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.hashtags import Matcher, name_class
 from swag_models.recipe.wordnet import WordNet
+
+logger = logging.getLogger("swag_models")
 
 CLASSES = pa.schema(
     {"number": pa.int32(), "class": pa.int32(), "synset": pa.string(), "images": pa.int64()}
@@ -114,10 +117,12 @@ def clean_posts(
     repeated = _store(backend, queries.find_repeated_ids(selected), work / "repeated.parquet")
     chosen = _store(backend, queries.choose_posts(selected, repeated), work / "chosen.parquet")
     unique = selected.anti_join(repeated, "id").union(chosen)
-    urls = _store(backend, queries.find_repeated_urls(unique), work / "urls.parquet")
-    copies = _store(backend, queries.find_copies(unique, urls), work / "copies.parquet")
+    unique, repeated_urls = _unite_copies(backend, unique, "url", work)
+    with_hash, repeated_hashes = backend.count(queries.keep_valued(united, "hash")), 0
+    if with_hash:
+        unique, repeated_hashes = _unite_copies(backend, unique, "hash", work)
     # in parts, for the steps that collect lists: see `Backend.map_parts`
-    backend.write_parts(unique.anti_join(copies, "id").select("id", "hashtags", "url"), posts)
+    backend.write_parts(unique.select("id", "hashtags", "url"), posts)
 
     num_read = backend.count(united)
     with_license = backend.count(licensed) if selection.licenses else num_read
@@ -125,7 +130,6 @@ def clean_posts(
     # one of the posts with the same id is kept
     repeated_posts = sum(_read_table(work / "repeated.parquet")["posts"].to_pylist())
     repeated_ids = repeated_posts - len(_read_table(work / "chosen.parquet"))
-    repeated_urls = len(_read_table(work / "copies.parquet"))
     check_posts_left(num_kept, num_read, rejected, rejects)
     return {
         "read": num_read + sum(rejected.values()),
@@ -133,10 +137,27 @@ def clean_posts(
         "other_licenses": num_read - with_license,
         "repeated_ids": repeated_ids,
         "repeated_urls": repeated_urls,
+        "repeated_hashes": repeated_hashes,
+        "with_hash": with_hash,
         "kept": num_kept,
         # computed from the other counts, which is cheaper than counting the selected posts
-        "excluded": with_license - num_kept - repeated_ids - repeated_urls,
+        "excluded": with_license - num_kept - repeated_ids - repeated_urls - repeated_hashes,
     }
+
+
+def _unite_copies(backend: Backend, posts: Any, key: str, work: Path) -> tuple[Any, int]:
+    """Make one post of all that have the same URL or hash; return how many fewer that are."""
+    copies = _store(backend, queries.find_copies(posts, key), work / f"{key}_copies.parquet")
+    united = _store(backend, queries.unite_copies(posts, copies), work / f"{key}_images.parquet")
+    crowds = copies.filter(copies.posts > queries.MAX_UNITED)
+    if num_crowds := backend.count(crowds.filter(crowds.id == crowds["first"])):
+        logger.warning(
+            "%s is the same in more than %d posts, %d times: each of these is one image with the "
+            "hashtags of its first post only; check that the column is not a placeholder",
+            *(key, queries.MAX_UNITED, num_crowds),
+        )
+    others = posts.anti_join(copies, "id")
+    return others.union(united), backend.count(copies) - backend.count(united)
 
 
 def match_posts(

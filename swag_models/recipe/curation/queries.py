@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # A JSON list of text without escapes.
 PLAIN_LIST = r'^\[\s*("[^"\\]*"(\s*,\s*"[^"\\]*")*\s*)?\]\s*$'
+# A URL or hash of more posts than this is that of a placeholder or of an advertisement, for example
+# "this photo is no longer available": the hashtags of its posts have nothing to do with each other.
+MAX_UNITED = 100
 WHITESPACE = r"[\s\x0b\x1c-\x1f\x85\p{Z}]+"  # where Python's str.split splits
 
 
@@ -122,17 +125,39 @@ def choose_posts(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
     return ranked.filter(ranked.rank == 0).drop("rank")
 
 
-def find_repeated_urls(posts: ibis.Table) -> ibis.Table:
-    """URLs that several posts share, with the smallest id of these posts: url, first."""
-    with_url = posts.filter(posts.url.notnull())
-    counts = with_url.group_by("url").agg(first=with_url.id.min(), posts=with_url.count())
-    return counts.filter(counts.posts > 1).drop("posts")
+def keep_valued(posts: ibis.Table, key: str) -> ibis.Table:
+    """Posts whose url or hash is neither null nor empty."""
+    return posts.filter(posts[key].notnull() & (posts[key] != ""))
 
 
-def find_copies(posts: ibis.Table, repeated: ibis.Table) -> ibis.Table:
-    """Posts that have the URL of a post with a smaller id: id."""
-    joined = posts.join(repeated, "url")  # posts without a URL match nothing
-    return joined.filter(joined.id != joined.first).select("id")
+def find_copies(posts: ibis.Table, key: str) -> ibis.Table:
+    """Posts that share their image with others: id, first (the smallest of their ids), posts.
+
+    Args:
+        posts: posts with distinct ids.
+        key: the column that posts of one image share, "url" or "hash".
+    """
+    valued = keep_valued(posts, key)
+    counts = valued.group_by(key).agg(first=valued.id.min(), posts=valued.count())
+    return valued.join(counts.filter(counts.posts > 1), key).select("id", "first", "posts")
+
+
+def unite_copies(posts: ibis.Table, copies: ibis.Table) -> ibis.Table:
+    """The first post of each image in `copies`, with the distinct hashtags of all its posts.
+
+    An image with more than `MAX_UNITED` posts keeps the hashtags of the first.
+    """
+    import ibis
+
+    firsts = posts.semi_join(copies.filter(copies.id == copies["first"]), "id")
+    few = copies.filter(copies.posts <= MAX_UNITED).select("id", "first")
+    joined = posts.join(few, "id")
+    # distinct before they are collected, because lists do not spill to disk
+    tags = joined.select(id=joined["first"], tag=joined.hashtags.unnest()).distinct()
+    lists = tags.group_by("id").agg(united=tags.tag.collect())
+    rows = firsts.left_join(lists, "id")
+    hashtags = ibis.coalesce(rows.united.sort(), rows.hashtags)
+    return rows.mutate(hashtags=hashtags).select(*posts.columns)
 
 
 def count_hashtags(posts: ibis.Table) -> ibis.Table:

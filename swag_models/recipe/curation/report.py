@@ -54,6 +54,10 @@ def _list_blocks(
         ("excluded by id or hash", posts["excluded"]),
         ("repeated id", posts["repeated_ids"]),
         ("repeated url", posts["repeated_urls"]),
+        (
+            "repeated hash",
+            posts["repeated_hashes"] if posts["with_hash"] else "unknown: no post has a hash",
+        ),
         ("posts kept", posts["kept"]),
         ("hashtags of these posts", hashtags["uses"]["all"]),
         ("distinct hashtags", hashtags["distinct"]["all"]),

@@ -40,14 +40,17 @@ def curate_plainly(
     by_id: dict[str, dict[str, Any]] = {}
     for post in sorted(wanted, key=lambda post: (post["url"] or "", " ".join(post["hashtags"]))):
         by_id.setdefault(post["id"], post)
-    urls: set[str] = set()
-    images = {}
-    for identifier, post in sorted(by_id.items()):
-        if post["url"] is None or post["url"] not in urls:
-            images[identifier] = {
-                synset for tag in post["hashtags"] for synset in matcher.match(tag).synsets
-            }
-        urls |= {post["url"]} - {None}
+    kept = sorted(by_id.values(), key=lambda post: post["id"])
+    for key in ("url", "hash"):
+        firsts: dict[Any, dict[str, Any]] = {}
+        for post in kept:
+            first = firsts.setdefault(post[key] or post["id"], {**post, "hashtags": []})
+            first["hashtags"] = first["hashtags"] + post["hashtags"]
+        kept = list(firsts.values())
+    images = {
+        post["id"]: {synset for tag in post["hashtags"] for synset in matcher.match(tag).synsets}
+        for post in kept
+    }
     counts = Counter(synset for synsets in images.values() for synset in synsets)
     by_frequency = sorted(counts, key=lambda synset: (-counts[synset], synset))
     classes = [synset for synset in by_frequency if counts[synset] >= curation.min_images]
@@ -114,9 +117,11 @@ def test_labels_equal_those_of_a_plain_python_curation(
     assert manifest["urls"] == len(urls)
     counts = manifest["posts"]
     assert counts["read"] == len(posts)
-    kept = counts["read"] - counts["excluded"] - counts["repeated_ids"] - counts["repeated_urls"]
-    assert counts["kept"] == kept
-    assert min(counts[name] for name in ("excluded", "repeated_ids", "repeated_urls")) > 0
+    left_out = [
+        counts[name] for name in ("excluded", "repeated_ids", "repeated_urls", "repeated_hashes")
+    ]
+    assert counts["kept"] == counts["read"] - sum(left_out)
+    assert min(left_out) > 0
     assert manifest["labels"]["samples"] == math.fsum(label["repeat"] for label in labels)
 
 
@@ -261,6 +266,39 @@ def test_posts_with_other_licenses_are_left_out(wordnet: Path, tmp_path: Path) -
     assert [row["id"] for row in labels] == ["0", "1", "4"]
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["posts"]
     assert (counts["other_licenses"], counts["excluded"], counts["kept"]) == (2, 0, 3)
+
+
+@pytest.mark.parametrize("key", ["hash", "url"])
+def test_posts_of_one_image_become_one_with_all_their_hashtags(
+    key: str, wordnet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": "b", "tags": ["bear", "crane"], key: "same"},
+        {"id": "a", "tags": ["bear"], key: "same"},
+        {"id": "c", "tags": ["bank"], key: "same"},
+        {"id": "d", "tags": ["bear"], key: None},
+        {"id": "e", "tags": ["bear"]},
+        {"id": "f", "tags": ["bear"], key: ""},
+        {"id": "g", "tags": ["bear"], key: ""},
+        {"id": "h", "tags": ["bear"], key: "Same"},
+        *({"id": f"z{n:03}", "tags": [tag], key: "gone"} for n, tag in enumerate(TAGS * 5)),
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = curate([tmp_path / "p.jsonl"], tmp_path / "out", wordnet=wordnet, progress=False)
+    labels = pq.read_table(tmp_path / "out" / "labels.parquet").to_pylist()
+    # 110 posts are more than those of one image: their hashtags are not united
+    assert {row["id"]: len(row["classes"]) for row in labels} == {
+        **dict.fromkeys("defgh", 1),
+        "a": 3,
+        "z000": 1,
+    }
+    assert f"{key} is the same in more than 100 posts, 1 times" in caplog.text
+    counts = manifest["posts"]
+    assert counts["repeated_urls" if key == "url" else "repeated_hashes"] == 2 + 109
+    assert (counts["kept"], counts["excluded"]) == (7, 0)
+    report = (tmp_path / "out" / "report.md").read_text()
+    unknown = "unknown: no post has a hash"
+    assert f"| repeated hash | {unknown if key == 'url' else 111} |" in report
 
 
 def test_columns_can_have_other_names_and_types(wordnet: Path, tmp_path: Path) -> None:
