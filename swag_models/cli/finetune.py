@@ -3,7 +3,7 @@
 import argparse
 
 from swag_models.cli.common import OK, AddCommand, add_device_option, add_quiet_option, read_device
-from swag_models.cli.evaluate import check_single_process
+from swag_models.cli.measuring import check_single_process
 from swag_models.cli.output import print_line, print_message
 from swag_models.cli.train import PREEMPTED
 from swag_models.errors import PreemptedError

@@ -4,9 +4,10 @@ import argparse
 import json
 
 from swag_models.cli.common import FAILED, OK, AddCommand, add_json_option
-from swag_models.cli.evaluate import (
+from swag_models.cli.measuring import (
     MODEL_HELP,
     add_measuring_options,
+    add_skip_option,
     check_single_process,
     open_model,
     parse_shots,
@@ -68,7 +69,9 @@ def zeroshot(options: argparse.Namespace) -> int:
             f"--ablation compares accuracies, but {options.data} has no labels; omit it"
         )
     # all arguments are checked before the model is loaded
-    targets = parse_targets(classes, wordnet, senses=options.senses)
+    targets = parse_targets(
+        classes, wordnet, senses=options.senses, skip_unmatched=options.skip_unmatched
+    )
     mapping = HashtagMapping(options.mapping, options.decay, options.threshold, options.best)
     if options.ablation:
         configs = classifier.list_zero_shot_configs(mapping)
@@ -82,6 +85,7 @@ def zeroshot(options: argparse.Namespace) -> int:
         wordnet,
         configs,
         unlabelled=options.unlabelled,
+        skip_unmatched=options.skip_unmatched,
         **loading,
     )
     first = results[0]  # all results are for the same images, so the skipped ones are the same
@@ -208,6 +212,7 @@ def _add_zeroshot_options(command: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="images for Platt scaling (default: those of --data)",
     )
+    add_skip_option(command, "leave out images of classes that are no target or no noun")
     command.add_argument(
         "--ablation",
         action="store_true",

@@ -125,8 +125,8 @@ def _remove_parts(spec: ModelSpec) -> None:
             remove_parts(cache_folder() / "parts", _make_key(source))
 
 
-def fetch_config(repo: str, revision: str) -> Path:
-    """config.json of a Hub repository, in a folder named after the commit.
+def fetch_config(repo: str, revision: str, file: str = CONFIG_FILE) -> Path:
+    """A small file of a Hub repository, in a folder named after the commit.
 
     Sends one request for a branch or tag, and none for a commit that is on this machine. If the
     Hub cannot be reached, uses the commit in the client's cache and logs it.
@@ -134,11 +134,12 @@ def fetch_config(repo: str, revision: str) -> Path:
     Args:
         repo: org/repo.
         revision: branch, tag or commit.
+        file: its name.
 
     Raises:
         FetchError: the file does not exist, or is not cached and cannot be downloaded.
     """
-    cached = find_cached(repo, revision, CONFIG_FILE)
+    cached = find_cached(repo, revision, file)
     # A commit never changes; a branch or tag has to be looked up.
     if cached and (COMMIT.fullmatch(revision) or is_offline()):
         return cached
@@ -148,9 +149,9 @@ def fetch_config(repo: str, revision: str) -> Path:
             "unset SWAG_MODELS_OFFLINE and HF_HUB_OFFLINE to download it"
         )
     try:
-        if cached and find_commit(repo, revision, CONFIG_FILE) == cached.parent.name:
+        if cached and find_commit(repo, revision, file) == cached.parent.name:
             return cached
-        path = download_file(repo, revision, CONFIG_FILE, progress=False)
+        path = download_file(repo, revision, file, progress=False)
         check_content(path, hash_file(path))
         return path
     except UnreachableError as error:

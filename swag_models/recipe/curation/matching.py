@@ -79,8 +79,8 @@ def match_hashtags(
     return facts, pa.Table.from_pylist(rows, schema=MATCHES)
 
 
-def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, list[str]]:
-    """The hashtags, as written, of each synset, the most used first.
+def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, list[tuple[str, int]]]:
+    """The hashtags, as written, of each synset with their uses, the most used first.
 
     Args:
         matches: the table `MATCHES`.
@@ -90,7 +90,9 @@ def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, lis
     for row in matches.to_pylist():
         if row["number"] in numbers:
             spellings[row["number"]].append((-row["uses"], row["tag"]))
-    return {number: [tag for _, tag in sorted(tags)] for number, tags in spellings.items()}
+    return {
+        number: [(tag, -uses) for uses, tag in sorted(tags)] for number, tags in spellings.items()
+    }
 
 
 def cover_imagenet(wordnet: WordNet, classes: Path) -> dict[str, Any]:

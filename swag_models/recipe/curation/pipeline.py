@@ -24,12 +24,13 @@ from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
+from swag_models.recipe.curation.class_names import name_classes
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import list_spellings, match_hashtags
 from swag_models.recipe.curation.posts import check_posts_left
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.curation.steps import Facts
-from swag_models.recipe.hashtags import Matcher, name_class
+from swag_models.recipe.hashtags import Matcher
 from swag_models.recipe.wordnet import WordNet
 
 logger = logging.getLogger("swag_models")
@@ -305,7 +306,7 @@ def write_vocabulary(
 
     Args:
         backend: computes the tables.
-        wordnet: names the classes.
+        wordnet: distinguishes classes of the same spelling.
         matches: file written by `match_posts`.
         classes: file written by `choose_classes`.
         factors: file written by `resample_labels`.
@@ -316,17 +317,20 @@ def write_vocabulary(
     samples_of = {row["class"]: row["samples"] for row in samples}
     rows = _read_table(classes).to_pylist()
     spellings = list_spellings(_read_table(matches), {row["number"] for row in rows})
+    names = name_classes(wordnet, ((row["synset"], spellings[row["number"]]) for row in rows))
     table = [
         {
             "class": row["class"],
             "synset": row["synset"],
-            "hashtag": name_class(wordnet, row["synset"]),
-            "hashtags": spellings[row["number"]],
+            "hashtag": name,
+            "hashtags": [tag for tag, _ in spellings[row["number"]]],
             "images": row["images"],
             "samples": samples_of[row["class"]],
             "repeat": factor,
         }
-        for row, factor in zip(rows, _read_table(factors)["repeat"].to_pylist(), strict=True)
+        for row, name, factor in zip(
+            rows, names, _read_table(factors)["repeat"].to_pylist(), strict=True
+        )
     ]
     # written by pyarrow, so that it is a single file with any backend
     with atomic_write(output) as temporary:

@@ -83,19 +83,28 @@ def find_vocabulary(shards: Shards) -> Path | None:
     return Path(path) if os.path.isfile(path) else None
 
 
-def read_vocabulary(path: Path) -> list[dict[str, Any]]:
-    """Return the number, synset and hashtag of each class, sorted by number."""
+def read_vocabulary(path: Path, spellings: bool = False) -> list[dict[str, Any]]:
+    """Return the number, synset and hashtag of each class, sorted by number.
+
+    Args:
+        path: vocabulary.parquet.
+        spellings: also return `hashtags`, all spellings of the class.
+    """
     parquet = import_extra("pyarrow.parquet")
     types = {"class": int, "synset": str, "hashtag": str}
+    if spellings:
+        types["hashtags"] = list
     try:
         rows: list[dict[str, Any]] = parquet.read_table(path, columns=list(types)).to_pylist()
     except (OSError, ValueError, LookupError, NotImplementedError) as error:  # pyarrow's errors
         raise ConfigError(f"{path} cannot be read: {describe_error(error)}; pack again") from None
     for row in rows:
-        if row.keys() != types.keys() or any(type(row[name]) is not types[name] for name in types):
+        values = [*row.values(), *(row.get("hashtags") or ())]
+        kinds = [types.get(name) for name in row] + [str] * (len(values) - len(row))
+        if row.keys() != types.keys() or list(map(type, values)) != kinds:
             raise ConfigError(
                 f"{path} has the row {row}; allowed: class (a whole number), synset and hashtag "
-                "(text); pack again"
+                "(text), hashtags (a list of text); pack again"
             )
     return sorted(rows, key=lambda row: int(row["class"]))
 

@@ -13,6 +13,7 @@ from swag_models.recipe.evaluation.accuracy.benchmarks import (
     BENCHMARKS,
     FOLDER,
     MULTILABEL,
+    UNNAMED,
     open_benchmark,
 )
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
@@ -85,7 +86,10 @@ def evaluate_into(
     Raises:
         ConfigError, OutputError: as for `evaluate` and `write_evaluation`.
     """
-    opened = open_benchmark(benchmark, data, model, options.get("only_present", False))
+    choices = {
+        name: options[name] for name in ("only_present", "skip_unmatched") if name in options
+    }
+    opened = open_benchmark(benchmark, data, model, **choices)
     path = folder / make_stem(model.name, benchmark)
     files = [path.with_name(path.name + suffix) for suffix in (".json", ".md", ".parquet")]
     # The number of workers and the progress bar do not change results.
@@ -103,7 +107,9 @@ def evaluate_into(
     if finished:
         return restore_evaluation(finished)
     with output_folder(folder):
-        evaluation = evaluate_any(model, data, benchmark, dist=dist, output=folder, **options)
+        # opened once, so that what is left out is logged once
+        content = opened.data if benchmark in UNNAMED else data
+        evaluation = evaluate_any(model, content, benchmark, dist=dist, output=folder, **options)
 
         def write() -> None:
             write_evaluation(evaluation, folder)

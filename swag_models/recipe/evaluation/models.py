@@ -23,6 +23,10 @@ from swag_models.api import (
 )
 from swag_models.devices import check_device, check_dtype
 from swag_models.errors import ConfigError, FetchError, UnknownModelError, suggest_names
+from swag_models.hub.hf_format import VOCABULARY_FILE
+from swag_models.hub.published_files import find_beside
+from swag_models.recipe.data.shards import read_vocabulary
+from swag_models.recipe.evaluation.class_matching import NamedClasses, find_installed_wordnet
 from swag_models.recipe.hashtags import load_imagenet
 from swag_models.reruns import identify_packages
 from swag_models.runtime import import_extra
@@ -103,6 +107,18 @@ class EvaluatedModel(ABC):
             digest.update(np.ascontiguousarray(content).data)
         return digest.hexdigest()
 
+    def read_spellings(self) -> list[list[str]] | None:
+        """Return the hashtags that were counted to each class, if they are published."""
+        return None
+
+    def name_classes(self) -> NamedClasses:
+        """Return the classes with all their spellings; they need names."""
+        assert self.classes is not None
+        synsets = self.synsets and [(synset,) for synset in self.synsets]
+        return NamedClasses(
+            "the model", self.classes, synsets, self.read_spellings, find_installed_wordnet
+        )
+
     def identify(self) -> list[Any]:
         """Return JSON values that differ for models that may give other results."""
         return [
@@ -122,7 +138,7 @@ class SwagModel(EvaluatedModel):
     def __init__(
         self, name: Name, device: torch.device, dtype: torch.dtype, image_size: ImageSize | None
     ) -> None:
-        spec = get_spec(name)
+        self._spec = spec = get_spec(name)
         self.name, self.arch = spec.name, spec.arch
         self.num_classes, self.published = spec.num_classes, spec.metrics
         self.multi_label = spec.multi_label
@@ -135,6 +151,14 @@ class SwagModel(EvaluatedModel):
         self._transform = load_preprocess(spec, image_size=image_size)
         self.preprocess, self.fit = repr(self._transform), self._transform.fit
         self.device, self.dtype = device, dtype
+
+    def read_spellings(self) -> list[list[str]] | None:
+        if self.synsets is None or (path := find_beside(self._spec, VOCABULARY_FILE)) is None:
+            return None
+        rows = read_vocabulary(path, spellings=True)
+        if [row["synset"] for row in rows] != list(self.synsets):
+            raise ConfigError(f"{path} does not belong to the model beside it; publish it again")
+        return [row["hashtags"] for row in rows]
 
     def normalise(self, images: Tensor) -> Tensor:
         return self._transform.normalise(images)

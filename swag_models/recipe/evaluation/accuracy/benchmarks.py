@@ -136,7 +136,11 @@ PUBLISHED = {  # (model, benchmark) -> top-1 accuracy in percent
 
 
 def open_benchmark(
-    name: str, data: Shards | ImageDataset, model: EvaluatedModel, only_present: bool = False
+    name: str,
+    data: Shards | ImageDataset,
+    model: EvaluatedModel,
+    only_present: bool = False,
+    skip_unmatched: bool = False,
 ) -> BenchmarkData:
     """Open a benchmark for a model.
 
@@ -146,6 +150,8 @@ def open_benchmark(
             open data set with the classes of the model.
         model: the model; labels are numbered by its classes.
         only_present: allow only predictions of classes that have an image.
+        skip_unmatched: leave out images of classes that the model does not have; for "folder" and
+            "multilabel".
 
     Raises:
         ConfigError: the model has other classes, or a file is missing; the message says where to
@@ -164,11 +170,18 @@ def open_benchmark(
             f"invalid model {model.name}: {benchmark.title} needs the classes of ImageNet-1k; "
             "choose a model that has them"
         )
+    if skip_unmatched and name not in UNNAMED:
+        raise ConfigError(
+            f"skip_unmatched is for {' and '.join(UNNAMED)}, not for {name}; leave it out"
+        )
     if isinstance(data, ImageDataset):
         opened = BenchmarkData(data)
+    elif name not in UNNAMED:
+        opened = benchmark.open(_find_release(benchmark, data), model)
+    elif root := find_image_folder(data):
+        opened = folder_layouts.open_named_folders(root, model, skip_unmatched)
     else:
-        root = find_image_folder(data) if name in UNNAMED else _find_release(benchmark, data)
-        opened = benchmark.open(root, model) if root else folder_layouts.open_shards(data, model)
+        opened = folder_layouts.open_shards(data, model)
     if not only_present:
         return opened
     if not isinstance(dataset := opened.data, ImageDataset):

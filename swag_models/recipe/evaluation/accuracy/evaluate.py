@@ -40,6 +40,7 @@ def evaluate(
     *,
     dist: DistContext,
     only_present: bool = False,
+    skip_unmatched: bool = False,
     output: Path | None = None,
     **options: Any,
 ) -> Evaluation:
@@ -52,6 +53,7 @@ def evaluate(
         dist: the ranks that share the work.
         only_present: allow only predictions of classes that have an image. Published results allow
             all classes.
+        skip_unmatched: leave out images of classes that the model does not have.
         output: folder for which `check_output` is called before any image is read.
         **options: batch_size, workers and progress of `ModelPass`.
 
@@ -59,7 +61,7 @@ def evaluate(
         ConfigError: invalid arguments or data, logits that are not finite, or no readable image.
         OutputError: the output folder cannot be created.
     """
-    opened = open_benchmark(benchmark, data, model, only_present)
+    opened = open_benchmark(benchmark, data, model, only_present, skip_unmatched)
     images = ModelPass(model, opened.data, dist, title=benchmark, **options)
     settings = {
         "preprocess": model.preprocess,

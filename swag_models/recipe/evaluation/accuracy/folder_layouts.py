@@ -3,22 +3,19 @@
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.paths import read_regular
-from swag_models.recipe.data.datasets import (
-    ImageDataset,
-    find_folders,
-    match_names,
-    open_image_folder,
-)
+from swag_models.recipe.data.datasets import ImageDataset, find_folders, open_image_folder
 from swag_models.recipe.data.shards import Shards, check_vocabulary
 from swag_models.recipe.data.sources import EVAL_SPLITS, open_image_dataset
+from swag_models.recipe.evaluation.class_matching import NamedClasses, relabel_images
 from swag_models.recipe.evaluation.models import EvaluatedModel
-from swag_models.recipe.hashtags import canonicalise, load_imagenet
+from swag_models.recipe.hashtags import load_imagenet
 
 ImageLabels = Mapping[int, tuple[int, ...]]  # index of an image -> its classes
 
@@ -41,30 +38,27 @@ class BenchmarkData(NamedTuple):
     competing: tuple[int, ...] | None = None
 
 
-def open_named_folders(root: Path, model: EvaluatedModel) -> BenchmarkData:
+def open_named_folders(
+    root: Path, model: EvaluatedModel, skip_unmatched: bool = False
+) -> BenchmarkData:
     """Open a folder with a sub-folder for each class, or a Hugging Face dataset on disk.
 
-    Sub-folders or labels are named by the model's class names, in any spelling with the same
-    hashtag; by WordNet ids; or by class numbers.
+    Sub-folders or labels are named by the classes of the model in any spelling, see
+    `class_matching`; or by class numbers, if either side has no names.
+
+    Args:
+        root: the folder.
+        model: has the classes.
+        skip_unmatched: leave out images of classes that the model does not have.
     """
     dataset = open_image_dataset(root, splits=EVAL_SPLITS)
     assert model.num_classes is not None
-    names, classes = dataset.class_names, model.classes
-    if names is None or classes is None:  # without names on one side, both use numbers
-        names = names or _number_names(dataset.num_classes)
-        classes = classes or _number_names(model.num_classes)
-    if model.synsets and set(names) <= set(model.synsets):
-        classes = model.synsets
-    elif not set(names) <= set(classes):
-        hashtags = tuple(map(canonicalise, names)), tuple(map(canonicalise, classes))
-        if set(hashtags[0]) <= set(hashtags[1]):  # otherwise the message shows the original names
-            names, classes = hashtags
-    numbers = match_names(names, classes, root)
-    labels = {
-        index: tuple(numbers[label] for label in image_labels)
-        for index, image_labels in enumerate(dataset.labels)
-    }
-    return BenchmarkData(_relabel(dataset, labels, model))
+    if dataset.class_names is None or model.classes is None:
+        names = dataset.class_names or _number_names(dataset.num_classes)
+        numbered = NamedClasses("the model", _number_names(model.num_classes))
+        relabelled = relabel_images(replace(dataset, class_names=names), numbered, skip_unmatched)
+        return BenchmarkData(replace(relabelled, class_names=model.classes))
+    return BenchmarkData(relabel_images(dataset, model.name_classes(), skip_unmatched))
 
 
 def open_shards(shards: Shards, model: EvaluatedModel) -> BenchmarkData:

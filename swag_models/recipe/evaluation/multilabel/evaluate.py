@@ -31,6 +31,7 @@ def evaluate_multilabel(
     dist: DistContext,
     threshold: Thresholds = 0.5,
     only_present: bool = False,
+    skip_unmatched: bool = False,
     output: Path | None = None,
     **options: Any,
 ) -> MultilabelEvaluation:
@@ -45,6 +46,7 @@ def evaluate_multilabel(
         dist: the ranks that share the work.
         threshold: smallest probability of a predicted class, as for `Classifier`.
         only_present: not possible; classes without positives are left out of the means anyway.
+        skip_unmatched: leave out images of classes that the model does not have.
         output: folder for which `check_output` is called before any image is read.
         **options: batch_size, workers and progress of `ModelPass`.
 
@@ -59,7 +61,8 @@ def evaluate_multilabel(
             f"only_present is not possible with the benchmark {MULTILABEL}, which leaves classes "
             "without images out of its means; leave it out"
         )
-    images = ModelPass(model, open_benchmark(MULTILABEL, data, model).data, dist, **options)
+    opened = open_benchmark(MULTILABEL, data, model, skip_unmatched=skip_unmatched)
+    images = ModelPass(model, opened.data, dist, **options)
     limits = read_thresholds(threshold, images.classes)
     if (images.samples or 0) * len(images.classes) > MAX_SCORES:
         raise ConfigError(

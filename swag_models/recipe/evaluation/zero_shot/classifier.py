@@ -18,6 +18,7 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.data.eval_loader import log_skipped
+from swag_models.recipe.evaluation.class_matching import NamedClasses
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.evaluation.zero_shot.calibration import (
     PlattScaling,
@@ -192,18 +193,20 @@ def run_ablation(
     configs: Sequence[ZeroShotConfig],
     *,
     unlabelled: DataSource | None = None,
+    skip_unmatched: bool = False,
     **options: Any,
 ) -> list[ZeroShotResult]:
     """Classify images with several configurations, in one pass of the model.
 
     Args:
         model: a model whose classes are hashtags with WordNet ids.
-        data: labelled images as for `open_eval_loader`, whose classes have the names of the
-            targets (in shards: their order); or images as for `find_images`.
+        data: labelled images as for `open_eval_loader`, whose classes are the
+            targets in any spelling (in shards: in their order); or images as for `find_images`.
         targets: the classes to predict.
         wordnet: contains the synsets of hashtags and targets.
         configs: the configurations.
         unlabelled: images to fit Platt scaling on; by default those of `data`, without labels.
+        skip_unmatched: leave out images of classes that are no target.
         **options: options of `read_logits`.
 
     Returns:
@@ -219,10 +222,13 @@ def run_ablation(
             "unlabelled images are for Platt scaling, which is off; omit them, or switch it on"
         )
     hashtags = _get_hashtag_synsets(model, wordnet)
-    names = tuple(target.name for target in targets)
+    names, synsets = [tuple(column) for column in zip(*targets, strict=True)]
+    classes = NamedClasses("the list of targets", names, synsets, load_wordnet=lambda: wordnet)
     # opened before the model runs, so that a wrong path fails early
     platt_data = None if unlabelled is None else open_unlabelled(unlabelled)
-    logits = platt_logits = read_logits(model, data, names, **options)
+    logits = platt_logits = read_logits(
+        model, data, classes, skip_unmatched=skip_unmatched, **options
+    )
     no_platt = platt = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
     if needs_platt:  # fitted without labels, even if the images have them
         if platt_data is not None:

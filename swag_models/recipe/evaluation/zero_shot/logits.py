@@ -27,6 +27,7 @@ from swag_models.recipe.data.sources import (
     is_hf_dataset,
     open_image_dataset,
 )
+from swag_models.recipe.evaluation.class_matching import NamedClasses, relabel_images
 from swag_models.recipe.evaluation.models import EvaluatedModel
 
 DataSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -126,8 +127,9 @@ def _names_classes(root: Path) -> bool:
 def read_logits(
     model: EvaluatedModel,
     data: DataSource | ImageDataset,
-    classes: Sequence[str] | None,
+    classes: NamedClasses | None,
     *,
+    skip_unmatched: bool = False,
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = True,
@@ -139,21 +141,26 @@ def read_logits(
     Args:
         model: a model with classes.
         data: labelled data as for `open_eval_loader`, or images.
-        classes: names of the classes that labels are indices of; None to ignore labels.
+        classes: the classes that labels are indices of; names in the data match them in any
+            spelling. None to ignore labels.
+        skip_unmatched: leave out images of other classes.
         batch_size: images per forward pass.
         workers: number of processes that read images.
         progress: whether to show a progress bar.
 
     Raises:
-        ConfigError: an image does not have exactly one label, a folder does not have the name of a
-            class, no image can be read, or logits overflow.
+        ConfigError: an image does not have exactly one label, a class of the data is not among
+            `classes`, no image can be read, or logits overflow.
     """
-    source: DataSource | ImageDataset
+    source: DataSource | ImageDataset = data
     if isinstance(data, ImageDataset):  # opened by `open_unlabelled`, so without labels
-        source, classes, title = data, None, str(data.root)
+        classes, title = None, str(data.root)
     elif classes and is_labelled(data):
-        _check_classes(data, classes)
-        source, title = data, str(data)
+        title = str(data)
+        if root := find_image_folder(data):
+            images = open_image_dataset(root, splits=EVAL_SPLITS)
+            if images.class_names is not None:
+                source = relabel_images(images, classes, skip_unmatched)
     else:
         source, classes, title = open_unlabelled(data), None, str(data)
     # one process: Platt scaling needs the logits of all images at once
@@ -164,7 +171,7 @@ def read_logits(
         rank=0,
         world_size=1,
         workers=workers,
-        classes=classes,
+        classes=classes.names if classes else None,
     )
     logits, names, labels = list[Tensor](), list[str](), list[int]()
     with make_bar(progress, total=loader.samples, unit=" images") as bar:
@@ -187,16 +194,6 @@ def read_logits(
     return Logits(
         torch.cat(logits), names, labels if classes else None, loader.facts, loader.skipped
     )
-
-
-def _check_classes(data: DataSource, classes: Sequence[str]) -> None:
-    """Raise ConfigError if a class of the data is not among `classes`."""
-    if unknown := sorted(set(find_classes(data) or ()).difference(classes)):
-        raise ConfigError(
-            f"{data} has {len(unknown)} classes that are not targets, such as {unknown[0]!r}; the "
-            f"targets begin with {', '.join(classes[:3])}; rename either, or add a WordNet id to "
-            f"a name, as in: {unknown[0]} n02084071"
-        )
 
 
 def _read_image(images: Sequence[ImageRef], index: int) -> Image.Image:

@@ -7,6 +7,7 @@ Axes: K hashtags, T targets, P hashtags below one synset.
 """
 
 import difflib
+import logging
 import os
 import re
 from collections import Counter
@@ -21,9 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from swag_models.errors import ConfigError, check_minimum
+from swag_models.formatting import list_names
 from swag_models.paths import read_regular
 from swag_models.recipe.hashtags import Matcher, load_imagenet
 from swag_models.recipe.wordnet import WordNet
+
+logger = logging.getLogger("swag_models")
 
 IMAGENET = "imagenet-1k"
 WORDNET_ID = re.compile(r"n\d{8}")  # "n" and the offset of a noun in WordNet 3.0's data file
@@ -45,7 +49,11 @@ class Target(NamedTuple):
 
 
 def parse_targets(
-    targets: str | os.PathLike[str] | Sequence[str], wordnet: WordNet, *, senses: Senses = "context"
+    targets: str | os.PathLike[str] | Sequence[str],
+    wordnet: WordNet,
+    *,
+    senses: Senses = "context",
+    skip_unmatched: bool = False,
 ) -> tuple[Target, ...]:
     """Parse a list of targets.
 
@@ -59,12 +67,24 @@ def parse_targets(
         wordnet: defines the ids and nouns.
         senses: whether a noun means what people mean by it on images ("context"), its "first" sense
             in WordNet's order, or "all" of them, see `hashtags.Matcher`.
+        skip_unmatched: leave out words that are no noun; they are logged.
 
     Raises:
         ConfigError: a target is unknown or listed twice, or the list is empty.
     """
     matcher = Matcher(wordnet, senses)
-    parsed = tuple(_parse_target(text, matcher, wordnet) for text in _list_texts(targets))
+    parsed, unmatched = list[Target](), list[str]()
+    for text in _list_texts(targets):
+        if target := _parse_target(text, matcher, wordnet):
+            parsed.append(target)
+        else:
+            unmatched.append(text)
+    if unmatched and not skip_unmatched:
+        raise ConfigError(_explain_unmatched(unmatched, matcher))
+    if unmatched:
+        logger.warning(
+            "left out %d targets that are no nouns: %s", len(unmatched), list_names(unmatched)
+        )
     if not parsed:
         raise ConfigError(f"no targets in {targets!s}; pass words, WordNet ids, or {IMAGENET}")
     counts = Counter(target.name for target in parsed)
@@ -72,7 +92,7 @@ def parse_targets(
         raise ConfigError(
             f"targets listed more than once: {', '.join(repeated[:5])}; list each target once"
         )
-    return parsed
+    return tuple(parsed)
 
 
 def format_target(target: Target, wordnet: WordNet) -> str:
@@ -108,7 +128,8 @@ def _list_texts(targets: str | os.PathLike[str] | Sequence[str]) -> Sequence[str
     return [text.strip() for text in targets if text.strip()]
 
 
-def _parse_target(text: str, matcher: Matcher, wordnet: WordNet) -> Target:
+def _parse_target(text: str, matcher: Matcher, wordnet: WordNet) -> Target | None:
+    """Parse one target; None if it is a word that is no noun."""
     words = text.split()
     if IMAGENET_INDEX.fullmatch(text):  # before nouns, because WordNet's nouns include numerals
         return Target(text, (load_imagenet()[int(text)],))
@@ -126,15 +147,21 @@ def _parse_target(text: str, matcher: Matcher, wordnet: WordNet) -> Target:
                 "are those of WordNet 3.0, and an excerpt has only some of them (--wordnet)"
             )
         return Target(name, tuple(dict.fromkeys(ids)))  # without duplicates, in order
-    if synsets := matcher.match(text).synsets:
-        return Target(text, synsets)
+    synsets = matcher.match(text).synsets
+    return Target(text, synsets) if synsets else None
+
+
+def _explain_unmatched(unmatched: Sequence[str], matcher: Matcher) -> str:
+    """The message for words that are no nouns."""
+    text, count = unmatched[0], len(unmatched) - 1
     similar = difflib.get_close_matches(text.lower(), matcher.lemmas, n=3, cutoff=0.6)
-    advice = (
-        f"did you mean {', '.join(similar)}?"
-        if similar
-        else "use a noun, or a name followed by a WordNet id: NAME n04379243"
+    more = f"; {count} more are not, such as {list_names(unmatched[1:], 2)}" if count else ""
+    hint = f"did you mean {', '.join(similar)}?" if similar else "use a noun"
+    return (
+        f"invalid target {text!r}: not a noun of this WordNet{more}; {hint}, or say what it means "
+        f"in a file for --targets, with a line of a name and a WordNet id: {text} n04379243; or "
+        "leave it out with --skip-unmatched (skip_unmatched=True)"
     )
-    raise ConfigError(f"invalid target {text!r}: not a noun of this WordNet; {advice}")
 
 
 class CommonAncestor(NamedTuple):

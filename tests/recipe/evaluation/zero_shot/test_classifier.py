@@ -23,6 +23,7 @@ from swag_models.cli.common import make_adder
 from swag_models.cli.transfer import add_commands
 from swag_models.errors import ConfigError
 from swag_models.publish import save
+from swag_models.recipe.evaluation.class_matching import NamedClasses
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.zero_shot.classifier import (
     AGGREGATIONS,
@@ -134,7 +135,7 @@ def test_accuracies_equal_a_plain_computation(
         for cell in cells
         if cell.config == ZeroShotConfig(False, HashtagMapping("hyponyms"), aggregation)
     )  # type: ignore[arg-type]
-    read = read_logits(model, scenes, sorted(NAMES), progress=False)
+    read = read_logits(model, scenes, NamedClasses("the targets", sorted(NAMES)), progress=False)
     assert model.synsets is not None
     below = {
         name: wordnet.descendants(BY_NAME[name].synset) | {BY_NAME[name].synset: 0}
@@ -387,7 +388,7 @@ def test_invalid_requests_are_rejected(
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"has 31 classes that are not targets, such as 'airplane'; .* begin with owl",
+        match=r"classes that the list of targets does not have: airplane, .* and 26 more; its 1 ",
     ):
         evaluate_zero_shot(model, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False)
     excerpt = WordNet({synset: wordnet.synsets[synset] for synset in targets[0].synsets}, {}, {})

@@ -69,7 +69,7 @@ def test_imagenet_classes_by_name_and_index() -> None:
         ("owl, tabel", "invalid target 'tabel': not a noun of this WordNet; did you mean table"),
         (
             "xqzw",
-            "invalid target 'xqzw': not a noun of this WordNet; use a noun, or a name followed by",
+            "invalid target 'xqzw': not a noun of this WordNet; use a noun, or say what it means",
         ),
         ("n99999999", "no noun of this WordNet has the id n99999999"),
         ("imagenet-1k", "no noun of this WordNet has the id n.*an excerpt has only some of them"),

@@ -1,0 +1,81 @@
+"""Classes are named by what people wrote most, and no two names of a vocabulary are equal."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from curation_support import write_posts
+
+from swag_models.recipe.curation.class_names import name_classes
+from swag_models.recipe.curation.curate import Curation, curate
+from swag_models.recipe.hashtags import canonicalise
+from swag_models.recipe.wordnet import WordNet
+
+
+def write_tags(path: Path, posts: list[list[str]]) -> Path:
+    rows = [
+        {"id": f"{number:04}", "url": None, "hashtags": tags, "hash": None}
+        for number, tags in enumerate(posts)
+    ]
+    return write_posts(path, rows)
+
+
+def read_names(folder: Path) -> dict[str, str]:
+    rows = pq.read_table(folder / "vocabulary.parquet").to_pylist()
+    return {row["synset"]: row["hashtag"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("posts", "synset", "name"),
+    [
+        ([["bruin"], ["bruin"], ["brownbear"]], "n02132136", "bruin"),
+        ([["Brown_Bear"], ["brownbear"], ["bruin"]], "n02132136", "brownbear"),
+        ([["mice"], ["mice"], ["mouse"]], "n02330245", "mice"),
+        ([["Beast"], ["beast"], ["animal"], ["animals"]], "n00015388", "beast"),
+        ([["raptor"], ["birdofprey"]], "n01604330", "birdofprey"),  # equal uses: the alphabet
+    ],
+)
+def test_the_most_used_spelling_is_the_name(
+    posts: list[list[str]], synset: str, name: str, wordnet: Path, tmp_path: Path
+) -> None:
+    posts_file = write_tags(tmp_path / "p.parquet", posts)
+    curate([posts_file], tmp_path / "out", wordnet=wordnet, progress=False)
+    assert read_names(tmp_path / "out") == {synset: name}
+
+
+def test_senses_of_one_word_have_different_names(wordnet: Path, tmp_path: Path) -> None:
+    tags = [["bear"]] * 3 + [["bank"]] * 2 + [["brown_bear", "crane"], ["beast"]]
+    posts = write_tags(tmp_path / "p.parquet", tags)
+    curate([posts], tmp_path / "out", Curation("all"), wordnet=wordnet, progress=False)
+    assert read_names(tmp_path / "out") == {
+        "n02131653": "bear",
+        "n09845191": "bear (entity)",
+        "n08420278": "bank",
+        "n09213565": "bank (entity)",
+        "n02132136": "brownbear",
+        "n02012849": "crane",
+        "n03126707": "crane (entity)",
+        "n00015388": "beast",
+    }
+
+
+@pytest.fixture(scope="module")
+def small_wordnet(wordnet: Path) -> WordNet:
+    return WordNet.load(wordnet)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_names_are_unique_without_separators_too(seed: int, small_wordnet: WordNet) -> None:
+    make = random.Random(seed)
+    tags = ["bear", "Bear", "bears", "crane", "crane (entity)", "craneentity", "!", ""]
+    synsets = make.sample(sorted(small_wordnet.synsets), make.randrange(1, 12))
+    classes = [
+        (synset, [(tag, make.randrange(1, 4)) for tag in make.sample(tags, make.randrange(1, 4))])
+        for synset in synsets
+    ]
+    names = name_classes(small_wordnet, classes)
+    assert len(set(map(canonicalise, names))) == len(classes)
+    assert all(names)
