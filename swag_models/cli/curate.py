@@ -75,11 +75,16 @@ def pack(options: argparse.Namespace) -> int:
         max_bytes=options.max_bytes,
         image_short_side=options.resize,
         seed=options.seed,
+        key_column=options.key_column,
         processes=options.processes,
         progress=not options.quiet,
     )
     for reason, count in manifest["rejects"].items():
         print_message(f"{count:,} rejected: {reason}; see rejects.jsonl")
+    joined = manifest.get("joined", {})  # shards of an earlier version do not say
+    if joined.keys() - {"id", "file name"}:
+        counts = ", ".join(f"{count:,} by {kind}" for kind, count in joined.items())
+        print_message(f"labels found: {counts}")
     print_message(
         f"{manifest['count']:,} images in {len(manifest['shards']):,} shards; "
         f"{manifest['unlabelled']:,} images without a label"
@@ -265,6 +270,13 @@ def _add_pack_options(command: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         help="folders, tar shards, or tables (.parquet, .csv, .jsonl) with columns id and path",
+    )
+    command.add_argument(
+        "--key-column",
+        metavar="FIELD",
+        help="field in the .json or .parquet file beside an image that is the id of its label; url "
+        "finds the id in urls.parquet beside the labels, __key__ is the file name (default: the "
+        "first of id, url, key, __key__ that matches any label)",
     )
     command.add_argument("-o", "--output", required=True, help="output folder for the shards")
     command.add_argument(

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.archives import find_members
-from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import printable
+from swag_models.formatting import describe, printable
 from swag_models.image_formats import check_file_size, image_errors, is_image_name
 from swag_models.inference.image_sources import LABEL_SUFFIXES, log_left_out
 from swag_models.paths import expand_path, open_regular, require_regular, walk_files
+from swag_models.recipe.data.image_keys import (
+    STEM,
+    Key,
+    Record,
+    find_key,
+    read_json_record,
+    read_loose_record,
+    read_table_records,
+)
 from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
 
@@ -31,18 +39,22 @@ class ImageLocation(NamedTuple):
     """Where an image is stored.
 
     Attributes:
-        id: id of the image.
+        id: id of the image; None if it has a URL only.
         path: path of the file as bytes, which need not be UTF-8.
         offset: start of the image within a tar file, in bytes; None if `path` is the image file.
         size: size of the image in bytes; 0 for a missing file.
         time: modification time of the file in nanoseconds; 0 for a missing file.
+        kind: where the id comes from; see `Key`.
+        url: where the image was downloaded; None if unknown.
     """
 
-    id: str
+    id: str | None
     path: bytes
     offset: int | None
     size: int
     time: int
+    kind: str = "id"
+    url: str | None = None
 
     @property
     def name(self) -> str:
@@ -58,77 +70,117 @@ class ImageLocation(NamedTuple):
             return file.read(size)
 
 
-def find_locations(sources: Sequence[str | os.PathLike[str]]) -> Iterator[ImageLocation]:
+def find_locations(
+    sources: Sequence[str | os.PathLike[str]], key_column: str | None = None
+) -> Iterator[ImageLocation]:
     """Find every image of the sources, in their order; images of a folder are sorted by name.
 
     Args:
         sources: each is one of these:
 
-            - a folder, searched to any depth for tar shards and for image files, whose id is their
-              stem;
-            - a tar shard, in which the id of an image is the `id` or `key` of the .json member
-              beside it, or otherwise its stem;
+            - a folder, searched to any depth for tar shards and for image files;
+            - a tar shard;
             - a table (.parquet, .csv, .jsonl) with columns `id` and `path`, relative to the
               table's folder. Rows without a path, such as failed downloads, are left out and
               counted.
+        key_column: field of the record of an image that is its id, or column of a table; see
+            `find_key`. The record is the .json beside the image, in a folder or a tar, or its row
+            in the Parquet file beside the tar or the folder.
 
     Raises:
-        ConfigError: a source is of another kind, or cannot be read.
+        ConfigError: a source is of another kind, or cannot be read, or no image of it has the key.
     """
-    left_out = Counter[str]()
+    left_out, count = Counter[str](), 0
     for source in (expand_path(source, "images") for source in sources):
-        if source.is_dir():
-            for path in walk_files(source, _is_image_or_tar, left_out):
-                if path.suffix == ".tar":
-                    yield from _read_tar(path, left_out)
-                else:
-                    yield _locate_file(path.stem, path)
-        elif source.suffix == ".tar":
-            yield from _read_tar(source, left_out)
-        elif source.suffix in TABLE_READERS:
-            require_regular(source)
-            yield from _read_table(source, left_out)
-        else:
-            raise ConfigError(
-                f"no images in {source}; give folders, .tar shards, or tables "
-                f"({' '.join(TABLE_READERS)}) of ids and paths"
-            )
+        for location in _read_source(source, left_out, key_column):
+            count += 1
+            yield location
+    missing = left_out[f"image without {key_column}"]
+    if missing and not count:
+        raise ConfigError(
+            f"none of {missing:,} images has {describe(key_column)} in the .json or .parquet file "
+            f"beside it; give another --key-column, or {STEM} for the file name"
+        )
     log_left_out(left_out)
+
+
+def _read_source(
+    source: Path, left_out: Counter[str], key_column: str | None
+) -> Iterator[ImageLocation]:
+    if source.is_dir():
+        tables = dict[Path, dict[str, Record]]()  # of the folder that is being read
+        for path in walk_files(source, _is_image_or_tar, left_out):
+            if path.suffix == ".tar":
+                yield from _read_tar(path, left_out, key_column)
+                continue
+            record = None if key_column == STEM else read_loose_record(path, left_out)
+            if record is None and key_column != STEM:
+                if path.parent not in tables:
+                    table = path.parent.with_name(f"{path.parent.name}.parquet")
+                    tables = {path.parent: read_table_records(table, None, key_column)}
+                record = tables[path.parent].get(path.stem)
+            if key := _find_key(path.stem, record, left_out, key_column):
+                yield _locate_file(key, path)
+    elif source.suffix == ".tar":
+        yield from _read_tar(source, left_out, key_column)
+    elif source.suffix in TABLE_READERS:
+        require_regular(source)
+        yield from _read_table(source, left_out)
+    else:
+        raise ConfigError(
+            f"no images in {source}; give folders, .tar shards, or tables "
+            f"({' '.join(TABLE_READERS)}) of ids and paths"
+        )
 
 
 def _is_image_or_tar(name: str) -> bool:
     return is_image_name(name) or name.endswith(".tar")
 
 
-def _locate_file(identifier: str, path: Path) -> ImageLocation:
+def _find_key(
+    stem: str, record: Record | None, left_out: Counter[str], key_column: str | None
+) -> Key | None:
+    key = find_key(stem, record, key_column)
+    if key is None:
+        left_out[f"image without {key_column}"] += 1
+    return key
+
+
+def _locate_file(key: Key, path: Path) -> ImageLocation:
     try:
         status = path.stat()
         size, time = status.st_size, status.st_mtime_ns
     except (OSError, ValueError):  # reported when the image is read
         size, time = 0, 0
-    return ImageLocation(printable(identifier), os.fsencode(path), None, size, time)
+    return ImageLocation(key.id, os.fsencode(path), None, size, time, key.kind, key.url)
 
 
-def _read_tar(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
-    members, ids = find_members(path, left_out), dict[str, str]()  # stem -> id
-    # All ids first, because a .json may follow its image.
+def _read_tar(
+    path: Path, left_out: Counter[str], key_column: str | None
+) -> Iterator[ImageLocation]:
+    members, records = find_members(path, left_out), dict[str, Record | None]()
+    images = {os.path.splitext(name)[0] for name, _ in members if is_image_name(name)}
+    # All records first, because a .json may follow its image.
     with path.open("rb") as file:
         time = os.fstat(file.fileno()).st_mtime_ns
         for name, (offset, size) in members:
             stem, suffix = os.path.splitext(name)
-            if suffix == ".json":
+            if suffix == ".json" and key_column != STEM:
                 file.seek(offset)
-                try:
-                    record = parse_json(file.read(size))
-                except ValueError as error:
-                    raise ConfigError(f"{path}/{name} is not JSON: {error}") from None
-                if isinstance(record, dict) and ("id" in record or "key" in record):
-                    ids[stem] = str(record.get("id", record.get("key")))
+                records[stem] = read_json_record(file.read(size), f"{path}/{name}")
+    if key_column != STEM and not images <= records.keys():
+        stems = {os.path.basename(stem): stem for stem in images}
+        table = read_table_records(path.with_suffix(".parquet"), stems, key_column)
+        for stem, record in table.items():
+            records.setdefault(stems[stem], record)
     for name, (offset, size) in members:
         stem, suffix = os.path.splitext(name)
         if is_image_name(name):
-            identifier = printable(ids.get(stem, os.path.basename(stem)))
-            yield ImageLocation(identifier, os.fsencode(path), offset, size, time)
+            base = os.path.basename(stem)
+            if key := _find_key(base, records.get(stem), left_out, key_column):
+                yield ImageLocation(
+                    key.id, os.fsencode(path), offset, size, time, key.kind, key.url
+                )
         elif suffix not in LABEL_SUFFIXES:
             left_out[suffix.lower() or "without a suffix"] += 1
 
@@ -151,7 +203,7 @@ def _read_table(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
                 if identifier is None or name is None:
                     left_out["row without id or path"] += 1
                 else:
-                    yield _locate_file(identifier, path.parent / name)
+                    yield _locate_file(Key(printable(identifier), "id"), path.parent / name)
 
 
 def check_columns(

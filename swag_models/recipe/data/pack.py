@@ -33,6 +33,7 @@ from swag_models.formatting import list_names
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.paths import expand_path
+from swag_models.recipe.data.image_keys import URLS_FILE
 from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
 from swag_models.recipe.data.pack_plan import (
     PLAN_FILE,
@@ -63,6 +64,7 @@ def pack(
     max_bytes: int = MAX_BYTES,
     image_short_side: int | None = None,
     seed: int = 0,
+    key_column: str | None = None,
     processes: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -86,6 +88,9 @@ def pack(
             needed.
         image_short_side: pixels; an image whose shorter side is longer is resized to it.
         seed: seed of the order of the samples.
+        key_column: field of the record beside an image that has the id of its label; "url" looks
+            it up in the urls.parquet beside the labels. By default the first of id, URL, key and
+            file name that matches any label.
         processes: number of processes; by default one per CPU.
         progress: show a progress bar on stderr.
 
@@ -108,19 +113,21 @@ def pack(
     check_limits(shard_size=shard_size, max_bytes=max_bytes)
     check_workers(processes=processes)
     # The bytes of the shards depend on these, and not on the number of processes.
-    parameters = {
+    parameters: dict[str, Any] = {
         "seed": seed,
         "shard_size": shard_size,
         "max_bytes": max_bytes,
         "image_short_side": image_short_side,
     }
+    if key_column is not None:
+        parameters["key_column"] = key_column
     identity = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     # A work folder means that an earlier run was interrupted.
     given: Any = images if isinstance(images, (list, tuple)) else [images]
     sources = [os.path.abspath(expand_path(source, "images")) for source in given]
     if not work.exists() and (manifest := _find_finished(output, labels, identity)):
-        _report_finished(output, sources)
+        _report_finished(output, sources, key_column)
         return manifest
     job = {**identity, "images": sources}
     with disk_errors(output, resumable=True):
@@ -143,7 +150,7 @@ def pack(
     return manifest
 
 
-def _report_finished(output: Path, images: Sequence[str]) -> None:
+def _report_finished(output: Path, images: Sequence[str], key_column: str | None) -> None:
     """Tell the user that the shards are finished, and whether the images have changed since."""
     try:
         packed = find_finished(output, images, [output / MANIFEST_FILE])
@@ -151,7 +158,7 @@ def _report_finished(output: Path, images: Sequence[str]) -> None:
         report_done(output)
         return
     with suppress(ConfigError):  # the images may have been moved
-        if hash_locations(images) != packed:
+        if hash_locations(images, key_column) != packed:
             logger.warning(
                 "images were added, changed or removed since %s was packed; "
                 "delete it to pack them again",
@@ -220,9 +227,11 @@ def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, Any]:
     record, files = work / "plan.json", [work / PLAN_FILE, work / REJECTS_FILE]
     resumes = record.exists()
     try:
-        images = write_locations(job["images"], work)
+        parameters = job["parameters"]
+        images = write_locations(job["images"], work, parameters.get("key_column"))
+        inputs = [job, images, read_state(labels.with_name(URLS_FILE))]
         plan: dict[str, Any] = run_once(
-            record, [job, images], files, lambda: make_plan(labels, work, job["parameters"])
+            record, inputs, files, lambda: make_plan(labels, work, parameters)
         )
     except SwagModelsError:
         if not resumes:
@@ -253,6 +262,7 @@ def _finish_output(
         "bytes": sum(record["bytes"] for record in records),
         "samples": math.fsum(record["samples"] for record in records),
         "unlabelled": plan["unlabelled"],
+        "joined": plan["joined"],
         "rejects": dict(sorted(reasons.items())),
         "shards": [
             {name: record[name] for name in ("name", "count", "bytes", "sha256")}

@@ -20,6 +20,7 @@ from swag_models.formatting import describe, printable
 from swag_models.image_formats import is_image_name
 from swag_models.recipe.data.annotation_formats import read_annotations
 from swag_models.recipe.data.image_index import ImageLocation, check_columns, find_locations
+from swag_models.recipe.data.image_keys import URLS_FILE, describe_keys, join_labels
 from swag_models.recipe.data.manifest import MAX_CLASSES, MAX_REPEAT
 from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
@@ -46,14 +47,14 @@ def make_plan(labels: Path, work: Path, parameters: dict[str, Any]) -> dict[str,
         parameters: the parameters of packing.
 
     Returns:
-        Numbers: `count` of samples, `num_classes`, and `unlabelled` images; `class_names`, None for
-        a table; and `digests`: of each shard, a hash that changes with its samples, and with the
-        states of their files.
+        Numbers: `count` of samples, `num_classes`, and `unlabelled` images; `joined`: the number
+        of samples by where their id was found; `class_names`, None for a table; and `digests`: of
+        each shard, a hash that changes with its samples, and with the states of their files.
 
     Raises:
         ConfigError: the labels cannot be read, or no image has one.
     """
-    duckdb, class_names = import_extra("duckdb"), None
+    duckdb, class_names, urls = import_extra("duckdb"), None, labels.with_name(URLS_FILE)
     if labels.suffix in ANNOTATION_FILES and labels.is_file():
         labels, class_names = _convert_labels(labels, work / "labels.parquet")
     with (
@@ -63,11 +64,17 @@ def make_plan(labels: Path, work: Path, parameters: dict[str, Any]) -> dict[str,
         # DuckDB spills data that are larger than memory to the disk of the output.
         database.execute(f"SET temp_directory = {_quote(work / 'duckdb')}")
         num_classes = _open_labels(database, labels)
+        found = f"read_parquet({_quote(glob.escape(str(work / LOCATIONS_FILE)))})"
+        join_labels(database, urls, found, parameters.get("key_column"))
         count, digests = _plan_shards(database, labels, work, parameters)
         rejects = _list_rejects(database)
         unlabelled = database.execute(
             "SELECT count(*) FROM locations ANTI JOIN labels USING (id)"
         ).fetchone()[0]
+        joined = database.execute(
+            "SELECT kind, count(*) FROM locations SEMI JOIN labels USING (id) "
+            "WHERE rank = 1 GROUP BY kind ORDER BY kind"
+        ).fetchall()
     write_text(work / REJECTS_FILE, to_json_lines(rejects))
     return {
         "count": count,
@@ -75,6 +82,7 @@ def make_plan(labels: Path, work: Path, parameters: dict[str, Any]) -> dict[str,
         "num_classes": len(class_names) if class_names else num_classes,
         "class_names": class_names,
         "unlabelled": unlabelled,
+        "joined": dict(joined),
     }
 
 
@@ -117,12 +125,13 @@ def to_json_lines(rows: Iterable[dict[str, str]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def write_locations(images: Sequence[str], work: Path) -> str:
+def write_locations(images: Sequence[str], work: Path, key_column: str | None = None) -> str:
     """Write the locations of all images into the work folder; return their hash.
 
     Args:
         images: as for `find_locations`.
         work: the work folder.
+        key_column: as for `find_locations`.
 
     Raises:
         ConfigError: the images cannot be read.
@@ -137,6 +146,8 @@ def write_locations(images: Sequence[str], work: Path) -> str:
             ("offset", pa.int64()),
             ("size", pa.int64()),
             ("time", pa.int64()),
+            ("kind", pa.dictionary(pa.int32(), pa.string())),
+            ("url", pa.string()),
         ]
     )
     rows, digest = list[dict[str, Any]](), hashlib.sha256()
@@ -144,7 +155,7 @@ def write_locations(images: Sequence[str], work: Path) -> str:
         atomic_write(work / LOCATIONS_FILE) as temporary,
         parquet.ParquetWriter(temporary, schema) as writer,
     ):
-        for number, location in enumerate(find_locations(images)):
+        for number, location in enumerate(find_locations(images, key_column)):
             rows.append({"number": number, **location._asdict()})
             _add_location(digest, location)
             if len(rows) == WRITTEN_ROWS:
@@ -154,10 +165,10 @@ def write_locations(images: Sequence[str], work: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_locations(images: Sequence[str]) -> str:
+def hash_locations(images: Sequence[str], key_column: str | None = None) -> str:
     """Return the hash that `write_locations` returns."""
     digest = hashlib.sha256()
-    for location in find_locations(images):
+    for location in find_locations(images, key_column):
         _add_location(digest, location)
     return digest.hexdigest()
 
@@ -215,8 +226,7 @@ def _plan_shards(
     # Rank 1 is the first image with an id; other images with the same id are rejected.
     database.execute(f"""
         CREATE VIEW locations AS
-        SELECT *, row_number() OVER (PARTITION BY id ORDER BY number) AS rank
-        FROM read_parquet({_quote(glob.escape(str(work / LOCATIONS_FILE)))});
+        SELECT *, row_number() OVER (PARTITION BY id ORDER BY number) AS rank FROM keyed;
         CREATE VIEW packed AS
         SELECT labels.*, path, "offset", size, time, md5('{parameters["seed"]}/' || id) AS key
         FROM labels JOIN locations USING (id) WHERE rank = 1
@@ -226,8 +236,8 @@ def _plan_shards(
     ).fetchone()
     if not count:
         raise ConfigError(
-            f"no image has a label in {labels}; use the same ids in both: the id of an image is "
-            "its file stem, or is given in a table or .json member"
+            f"no image has a label in {labels}; {describe_keys(database)}: use the same ids in "
+            "both, or name the field beside the images that has them with --key-column"
         )
     shards = max(-(-count // parameters["shard_size"]), -(-size // parameters["max_bytes"]))
     shards = min(shards, count)  # so that no shard is empty

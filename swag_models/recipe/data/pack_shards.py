@@ -142,13 +142,13 @@ def _write_samples(
     rows = parquet.read_table(work / PLAN_FILE, filters=[("shard", "=", number)]).to_pylist()
     repeats, rejects = list[float](), list[dict[str, str]]()
     for row in rows:
-        location = ImageLocation(*(row[name] for name in ImageLocation._fields))
+        location = ImageLocation(*(row[name] for name in ImageLocation._fields if name in row))
         try:
             content, suffix = strip_metadata(location.read(), location.name, short_side)
         except ImageError as error:
             rejects.append(
                 {
-                    "id": location.id,
+                    "id": row["id"],
                     "path": location.name,
                     "reason": "unreadable",
                     "error": str(error),

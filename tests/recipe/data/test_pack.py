@@ -154,7 +154,14 @@ def test_images_in_tar_shards_have_the_ids_of_their_json(source: str, tmp_path: 
 
 def test_packed_shards_can_be_packed_again(packed: Path, tmp_path: Path) -> None:
     pack_images(tmp_path, [packed], shard_size=16)
-    assert read_bytes(tmp_path / "shards") == read_bytes(packed)
+    again, before = read_bytes(tmp_path / "shards"), read_bytes(packed)
+    manifests = [json.loads(files.pop("manifest.json")) for files in (again, before)]
+    assert [manifest.pop("joined") for manifest in manifests] == [
+        {"id": COUNT},  # of the .json in the shards
+        {"file name": COUNT},
+    ]
+    assert again == before
+    assert manifests[0] == manifests[1]
 
 
 TABLES = {
