@@ -13,7 +13,8 @@ from swag_models.cli.common import (
     add_quiet_option,
     make_adder,
 )
-from swag_models.cli.output import print_line, print_message
+from swag_models.cli.output import print_data, print_line, print_message
+from swag_models.formatting import list_names
 
 
 def curate(options: argparse.Namespace) -> int:
@@ -44,6 +45,8 @@ def curate(options: argparse.Namespace) -> int:
         format=options.format,
         wordnet=options.wordnet,
         stoplist=options.stoplist,
+        add_stopwords=options.add_stopwords,
+        overrides=options.overrides,
         exclude=options.exclude,
         licenses=options.keep_license,
         engine=options.engine,
@@ -53,6 +56,8 @@ def curate(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     posts, labels = manifest["posts"], manifest["labels"]
+    if unused := manifest["hashtags"]["unused_overrides"]:
+        print_message(f"overrides of hashtags that no post has: {list_names(unused)}")
     num_rejected = sum(posts["rejected"].values())
     print_message(f"{posts['read']:,} posts, {num_rejected:,} rejected, {posts['kept']:,} kept")
     print_message(
@@ -60,6 +65,14 @@ def curate(options: argparse.Namespace) -> int:
         f"{labels['samples']:,.0f} samples in an epoch"
     )
     print_line(f"{options.output}/report.md")
+    return OK
+
+
+def stoplist(options: argparse.Namespace) -> int:
+    """Print the built-in list of hashtags that curate ignores, to edit for --stoplist."""
+    from swag_models.recipe.hashtags import STOPLIST_FILE
+
+    print_data(STOPLIST_FILE.read_text("utf-8").removesuffix("\n"))
     return OK
 
 
@@ -120,6 +133,7 @@ def add_commands(add: AddCommand) -> None:
     _add_vocabulary_options(command)
     _add_sampling_options(command)
     _add_engine_options(command)
+    add("stoplist", stoplist, "swag-models recipe stoplist > stoplist.txt")
     _add_pack_options(
         add(
             "pack",
@@ -184,7 +198,20 @@ def _add_vocabulary_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--stoplist",
         metavar="FILE",
-        help="text file of hashtags to ignore, one per line (default: the built-in list)",
+        help="text file of hashtags to ignore, one per line (default: the built-in list, which "
+        "recipe stoplist prints)",
+    )
+    command.add_argument(
+        "--add-stopwords",
+        metavar="FILE|WORDS",
+        default=(),
+        help="hashtags to ignore besides those of the list: words,with,commas, or a file of them",
+    )
+    command.add_argument(
+        "--overrides",
+        metavar="FILE",
+        help="text file of what hashtags mean, one per line: hashtag, then synset ids (n02084071), "
+        "numbered senses (dog#1) or drop; stronger than all lists and --senses",
     )
     command.add_argument(
         "--senses",

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.inflections import Inflections
+from swag_models.recipe.overrides import NO_OVERRIDES, Overrides
 from swag_models.recipe.senses import (
     Alternative,
     Sense,
     SenseRanker,
-    check_senses,
     keep_senses,
     load_senses,
 )
@@ -42,6 +42,7 @@ START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?[\\p{{L}}{EMOJI}]"
 # Uses only syntax that RE2 (DuckDB) and Java (Spark) both support.
 PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*)"
 
+STOPLIST_FILE = Path(__file__).with_name("stoplist.txt")
 SENSES = ("context", "first", "all", "drop")
 
 
@@ -51,7 +52,7 @@ class Match(NamedTuple):
     Attributes:
         synsets: ids of its synsets; empty if it has none.
         how: "lemma", "inflection", "ambiguous" (a lemma or inflection with several senses),
-            "dropped" (no noun), "stopped" or "unknown".
+            "override", "dropped" (no noun), "stopped" or "unknown".
         lemma: the canonical lemma that the hashtag equals or is an inflection of.
         senses: ids of all synsets of the lemma, in WordNet's order.
         reason: why these synsets: "override", "table", "only sense", "counted", "ImageNet",
@@ -124,10 +125,11 @@ class Matcher:
             `senses.SenseRanker`), the "first" one in WordNet's order, "all" of them, or none
             ("drop").
         stop: canonical hashtags to ignore, together with their inflections.
-        overrides: senses of hashtags, in place of those of the table and of WordNet.
+        overrides: synsets of canonical hashtags and their inflections, whatever the stop list, the
+            table and WordNet say; see `overrides`.
 
     Raises:
-        ConfigError: `senses` is invalid, or WordNet lacks a synset of `overrides`.
+        ConfigError: `senses` is invalid.
     """
 
     def __init__(
@@ -135,7 +137,7 @@ class Matcher:
         wordnet: WordNet,
         senses: str = "context",
         stop: Collection[str] = frozenset(),
-        overrides: Mapping[str, Sense] = {},
+        overrides: Overrides = NO_OVERRIDES,
     ) -> None:
         if senses not in SENSES:
             raise ConfigError(f"invalid senses {senses!r}: allowed: {', '.join(SENSES)}")
@@ -150,7 +152,7 @@ class Matcher:
             )
         self.inflections = Inflections(wordnet, self.lemmas)
         self.ranker = SenseRanker(wordnet, self.lemmas, load_imagenet())
-        self.overrides = check_senses(overrides, wordnet)
+        self.overrides = overrides
         table = load_senses() if senses == "context" else {}
         self.table = keep_senses(table, wordnet)
 
@@ -166,14 +168,17 @@ class Matcher:
         return match
 
     def _match_key(self, key: str) -> Match:
+        lemma = self._find_lemma(key)
+        for word in (key, lemma):
+            if (synsets := self.overrides.get(word or "")) is not None:
+                how = "override" if synsets else "dropped"
+                return Match(synsets, how, word or "", synsets, "override")
         if key in self.stop:
             return Match((), "stopped")
-        lemma = self._find_lemma(key)
         if lemma and lemma in self.stop:
             return Match((), "stopped", lemma)
-        for table, reason in ((self.overrides, "override"), (self.table, "table")):
-            if sense := table.get(key) or table.get(lemma or key):
-                return self._apply(sense, key, lemma, reason)
+        if sense := self.table.get(key) or self.table.get(lemma or key):
+            return self._apply(sense, key, lemma, "table")
         if not lemma:
             return Match((), "unknown")
         senses = self.lemmas[lemma]
@@ -254,8 +259,34 @@ def load_stoplist(path: str | os.PathLike[str] | None = None) -> frozenset[str]:
     Raises:
         ConfigError: the file cannot be read.
     """
-    words = _read_lines(path or Path(__file__).with_name("stoplist.txt"))
-    return frozenset(filter(None, map(canonicalise, words)))
+    return frozenset(filter(None, map(canonicalise, _read_lines(path or STOPLIST_FILE))))
+
+
+def load_stopwords(stopwords: str | os.PathLike[str] | Sequence[str]) -> frozenset[str]:
+    """Read hashtags to ignore besides those of a stop list.
+
+    Args:
+        stopwords: hashtags, also as text with commas between them; or a file as for
+            `load_stoplist`.
+
+    Returns:
+        Canonical hashtags.
+
+    Raises:
+        ConfigError: the file cannot be read, or a word is no hashtag.
+    """
+    if isinstance(stopwords, (str, os.PathLike)):
+        path = expand_path(stopwords, "add_stopwords")
+        if path.exists() or isinstance(stopwords, os.PathLike) or os.sep in stopwords:
+            return load_stoplist(path)
+        stopwords = stopwords.split(",")
+    words = [word.strip() for word in stopwords]
+    if wrong := [word for word in words if not canonicalise(word)]:
+        raise ConfigError(
+            f"invalid add_stopwords {wrong[0]!r}: it has no letter, digit or emoji; give hashtags, "
+            "separated by commas, or a file with one per line"
+        )
+    return frozenset(map(canonicalise, words))
 
 
 def load_imagenet() -> list[str]:

@@ -229,23 +229,6 @@ def load_senses() -> Mapping[str, Sense]:
     return read_senses(Path(__file__).with_name("senses.tsv"))
 
 
-def check_senses(senses: Mapping[str, Sense], wordnet: WordNet) -> Mapping[str, Sense]:
-    """Check that WordNet has the synsets of a user's senses.
-
-    Raises:
-        ConfigError: it lacks one.
-    """
-    for tag, sense in senses.items():
-        for synset in (sense.synset, *(other.synset for other in sense.alternatives)):
-            if synset and synset not in wordnet.synsets:
-                raise ConfigError(
-                    f"invalid synset {synset!r} of the hashtag {tag!r}: no noun of this WordNet "
-                    "has this id; ids are those of WordNet 3.0, and an excerpt has only some of "
-                    "them (--wordnet)"
-                )
-    return senses
-
-
 def keep_senses(senses: Mapping[str, Sense], wordnet: WordNet) -> dict[str, Sense]:
     """The senses whose synsets are in WordNet, of which an excerpt may lack some."""
     kept = {}

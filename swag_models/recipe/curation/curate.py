@@ -34,7 +34,8 @@ from swag_models.recipe.curation.readers import find_files
 from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
-from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist
+from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist, load_stopwords
+from swag_models.recipe.overrides import Source, read_overrides
 from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
@@ -79,6 +80,8 @@ def curate(
     format: str | None = None,
     wordnet: str | os.PathLike[str] | None = None,
     stoplist: str | os.PathLike[str] | None = None,
+    add_stopwords: str | os.PathLike[str] | Sequence[str] = (),
+    overrides: Source | None = None,
     exclude: str | os.PathLike[str] | None = None,
     licenses: Sequence[str] = (),
     engine: str = "duckdb",
@@ -101,6 +104,9 @@ def curate(
         format: format of the inputs; by default recognised from each file's name.
         wordnet: folder of WordNet's database files, see `wordnet.find_wordnet`.
         stoplist: text file with one hashtag to ignore per line, in place of the built-in list.
+        add_stopwords: hashtags to ignore besides those of the list, or a file of them.
+        overrides: synsets of hashtags, whatever the lists and WordNet say: a text file, see
+            `overrides`, or hashtag -> a synset, several, or "drop".
         exclude: text file with one id or hash of a post to leave out per line.
         licenses: licenses of the posts to keep, as named in the posts; empty for all.
         engine: "duckdb" or "spark".
@@ -120,7 +126,9 @@ def curate(
     versions = check_backend(engine, master)
     folder, net = expand_path(output, "output"), WordNet.load(wordnet)
     files = find_files(inputs, format)
-    stop, excluded = load_stoplist(stoplist), _read_values(exclude)
+    stop = load_stoplist(stoplist) | load_stopwords(add_stopwords)
+    meant, excluded = read_overrides(overrides, net), _read_values(exclude)
+    matcher = Matcher(net, curation.senses, stop, meant)
     options = ReadOptions(columns, format, progress)
     selection = PostSelection(
         files, options, excluded, sorted(licenses)
@@ -143,13 +151,14 @@ def curate(
                 "columns": columns._asdict(),
                 "format": format,
                 "stoplist": _hash_lines(stop),
+                "overrides": {tag: list(synsets) for tag, synsets in sorted(meant.items())},
                 "exclude": _hash_lines(excluded),
                 "licenses": selection.licenses,
             },
             "versions": {"swag_models": __version__, **versions},
             "wordnet_sha256": net.digest,
             **_run_steps(
-                steps, open_once, selection, [engine, hashes], net, stop, curation, folder
+                steps, open_once, selection, [engine, hashes], net, matcher, curation, folder
             ),
         }
         # The manifest is the key, so that any change in it rewrites both files.
@@ -166,7 +175,7 @@ def _run_steps(
     selection: PostSelection,
     source_key: list[Any],
     net: WordNet,
-    stop: frozenset[str],
+    matcher: Matcher,
     curation: Curation,
     output: Path,
 ) -> Facts:
@@ -178,7 +187,7 @@ def _run_steps(
         selection: the posts.
         source_key: kind of the backend and hashes of the files; a change reruns all steps.
         net: the nouns of WordNet.
-        stop: canonical hashtags to ignore.
+        matcher: finds the synsets of hashtags.
         curation: how the vocabulary is chosen and the images are resampled.
         output: folder of the results.
     """
@@ -197,11 +206,9 @@ def _run_steps(
     matches = work / "matches.parquet"
     hashtag_facts = steps.run(
         "hashtags",
-        [net.digest, curation.senses, sorted(stop)],
+        [net.digest, curation.senses, sorted(matcher.stop), sorted(matcher.overrides.items())],
         [matches],
-        lambda: pipeline.match_posts(
-            backend(), posts, Matcher(net, curation.senses, stop), net, matches
-        ),
+        lambda: pipeline.match_posts(backend(), posts, matcher, net, matches),
     )
     images = work / "images"
     steps.run(

@@ -14,7 +14,7 @@ from swag_models.recipe.hashtags import Match, Matcher, find_coverage, load_imag
 from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
-KINDS = ("lemma", "inflection", "ambiguous", "stopped", "unknown")
+KINDS = ("lemma", "inflection", "ambiguous", "override", "dropped", "stopped", "unknown")
 # Synsets are numbered, since joining and grouping by integers takes less time and memory.
 MATCHES = pa.schema(
     {
@@ -47,12 +47,15 @@ def match_hashtags(
     distinct, uses, ambiguous = Counter[str](), Counter[str](), Counter[str]()
     listed: dict[str, list[tuple[int, str]]] = {"stopped": [], "unknown": []}
     pairs: list[tuple[str, str, str, int]] = []
+    unused = set(matcher.overrides)
     for batch in pyarrow.dataset.dataset(path).to_batches(columns=["tag", "uses"]):
         for tag, count in zip(batch["tag"].to_pylist(), batch["uses"].to_pylist(), strict=True):
             match = matcher.match(tag)
             distinct[match.how] += 1
             uses[match.how] += count
             pairs += [(synset, tag, match.how, count) for synset in match.synsets]
+            if match.reason == "override":
+                unused.discard(match.lemma)
             if match.how in listed:
                 listed[match.how].append((-count, tag))
             elif match.how == "ambiguous":
@@ -74,6 +77,7 @@ def match_hashtags(
         [lemma, count, *_describe_senses(wordnet, matcher.match(lemma))]
         for lemma, count in most_used[:MAX_LISTED_HASHTAGS]
     ]
+    facts["unused_overrides"] = sorted(unused)
     facts["distinct"] = {"all": distinct.total(), **{how: distinct[how] for how in KINDS}}
     facts["uses"] = {"all": uses.total(), **{how: uses[how] for how in KINDS}}
     return facts, pa.Table.from_pylist(rows, schema=MATCHES)

@@ -1,0 +1,148 @@
+"""Overrides: what hashtags mean, as the user says, whatever WordNet and the stop list say.
+
+A line of the file is a hashtag, and its synsets or `drop`, after a tab, a comma or spaces:
+
+    jigsaw      n03606251          # the puzzle
+    crane       crane#2            # a sense by its number in WordNet; crane.n.02 is the same
+    rome,italy  n08806897 Italy#1  # several synsets
+    hash        drop
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from swag_models.errors import ConfigError
+from swag_models.formatting import list_names
+from swag_models.paths import expand_path, read_regular
+from swag_models.recipe.spelling import canonicalise
+from swag_models.recipe.wordnet import WordNet
+
+Overrides = Mapping[str, tuple[str, ...]]  # canonical hashtag -> synsets, none of them to drop it
+Source = str | os.PathLike[str] | Mapping[str, str | Sequence[str]]
+
+NO_OVERRIDES: Overrides = MappingProxyType({})
+DROP = "drop"
+SYNSET = re.compile(r"[nN]\d{8}")
+NUMBERED = re.compile(r"(?P<lemma>[^\s,#]+)(?:#|\.n\.)(?P<number>\d+)")
+LINE = re.compile(r"(?P<tag>.+?)(?P<senses>(?:[\s,]+(?:drop|[nN]\d{8}|[^\s,#]+(?:#|\.n\.)\d+))+)")
+FORM = 'a hashtag, then a synset id (n02084071), a numbered sense (dog#1) or "drop"'
+MAX_SUGGESTIONS = 3
+
+
+def read_overrides(source: Source | None, wordnet: WordNet) -> dict[str, tuple[str, ...]]:
+    """Read overrides.
+
+    Args:
+        source: text file, see above; or hashtags with a synset, several, or "drop".
+        wordnet: has the synsets.
+
+    Returns:
+        The synsets of each canonical hashtag; an empty tuple if it is dropped.
+
+    Raises:
+        ConfigError: the file cannot be read, or lines are invalid: the message explains the first
+            of them.
+    """
+    if source is None:
+        return {}
+    overrides: dict[str, tuple[str, ...]] = {}
+    places: dict[str, str] = {}
+    problems: list[tuple[str, str]] = []
+    for place, tag, senses in _list_entries(source):
+        try:
+            key, synsets = _parse_entry(tag, senses, wordnet)
+            if overrides.setdefault(key, synsets) != synsets:
+                raise ConfigError(f"{tag!r} has another sense in {places[key]}; keep one of them")
+            places.setdefault(key, place)
+        except ConfigError as error:
+            problems.append((place, error.args[0]))
+    if problems:
+        place, problem = problems[0]
+        others = list_names([place for place, _ in problems[1:]])
+        where = source if isinstance(source, (str, os.PathLike)) else "overrides"
+        more = f"; {others} cannot be used either" if others else ""
+        raise ConfigError(f"{where}, {place}: {problem}{more}")
+    return overrides
+
+
+def _list_entries(source: Source) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield the place, the hashtag and the senses of each entry."""
+    if isinstance(source, Mapping):
+        for tag, senses in source.items():
+            yield f"entry {tag!r}", tag, [senses] if isinstance(senses, str) else list(senses)
+        return
+    try:
+        lines = read_regular(expand_path(source, "overrides")).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        is_text = not isinstance(error, UnicodeDecodeError)
+        reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
+        raise ConfigError(
+            f"{source} cannot be read: {reason}; pass a text file with one hashtag per line: {FORM}"
+        ) from None
+    for number, line in enumerate(lines, 1):
+        # "# " starts a comment; "#" alone may start a hashtag
+        if text := re.split(r"(?:^|\s)#(?:\s|$)", line, maxsplit=1)[0].strip():
+            yield f"line {number}", *_split_line(text)
+
+
+def _split_line(text: str) -> tuple[str, list[str]]:
+    """The hashtag and the senses of a line: the last words that have the form of a sense."""
+    tag, tab, rest = text.partition("\t")
+    if not tab:  # after a tab, the hashtag may have words like senses
+        match = LINE.fullmatch(text)
+        tag, rest = (match["tag"], match["senses"]) if match else (text, "")
+    return tag.strip(), re.findall(r"[^\s,]+", rest)
+
+
+def _parse_entry(tag: str, senses: Sequence[str], wordnet: WordNet) -> tuple[str, tuple[str, ...]]:
+    key = canonicalise(tag)
+    if not key:
+        raise ConfigError(f"{tag!r} is no hashtag: it has no letter, digit or emoji; write {FORM}")
+    if not senses or not all(isinstance(sense, str) for sense in senses):
+        raise ConfigError(f"{tag!r} has no synset; write {FORM}")
+    if DROP in senses:
+        if len(senses) > 1:
+            raise ConfigError(f"{tag!r} has synsets and drop; write either of them")
+        return key, ()
+    synsets = [_find_synset(key, sense, wordnet) for sense in senses]
+    return key, tuple(dict.fromkeys(synsets))
+
+
+def _find_synset(key: str, sense: str, wordnet: WordNet) -> str:
+    """The id of a synset or of a numbered sense, or a ConfigError with suggestions."""
+    if SYNSET.fullmatch(sense):
+        if (synset := sense.lower()) in wordnet.synsets:
+            return synset
+        raise ConfigError(
+            f"no noun of this WordNet has the id {sense}; {_suggest_senses(key, wordnet)}"
+        )
+    numbered = NUMBERED.fullmatch(sense)
+    if numbered is None:
+        raise ConfigError(f"{sense!r} is no sense; write {FORM}")
+    lemma = numbered["lemma"].lower()
+    senses = wordnet.senses.get(lemma) or wordnet.senses.get(lemma.replace("-", "_"), [])
+    number = int(numbered["number"])
+    if 1 <= number <= len(senses):
+        return senses[number - 1]
+    if senses:
+        raise ConfigError(
+            f"{lemma!r} has {len(senses)} senses, not {number}; {_suggest_senses(lemma, wordnet)}"
+        )
+    raise ConfigError(f"{lemma!r} is no noun of this WordNet; {_suggest_senses(lemma, wordnet)}")
+
+
+def _suggest_senses(word: str, wordnet: WordNet) -> str:
+    """The senses of a word, or similar words, as text for a message."""
+    if senses := wordnet.senses.get(word):
+        numbered = [
+            f"{word}#{number} {synset} ({wordnet.synsets[synset].gloss.split(';')[0][:40]})"
+            for number, synset in enumerate(senses[:MAX_SUGGESTIONS], 1)
+        ]
+        return f"its senses: {list_names(numbered)}"
+    similar = difflib.get_close_matches(word, wordnet.senses, n=MAX_SUGGESTIONS)
+    if similar:
+        return f"did you mean {', '.join(similar)}?"
+    return "ids are those of WordNet 3.0, and an excerpt has only some of them (--wordnet)"
