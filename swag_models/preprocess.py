@@ -20,6 +20,7 @@ from swag_models.image_formats import PROGRAM_FORMATS, image_errors, open_image,
 from swag_models.spec import Preprocess
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 logger = logging.getLogger("swag_models")
@@ -133,6 +134,14 @@ def _log_dark(num_bits: int) -> None:
     )
 
 
+@cache
+def _copy_constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Values of the channels on a device, (3, 1, 1)."""
+    import torch
+
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
 class Transform:
     """Preprocessing of a model: PIL image or tensor (..., 3, H, W) -> float32 (..., 3, h, w).
 
@@ -218,6 +227,10 @@ class Transform:
             return F.normalize(tensor, list(self.preprocess.mean), list(self.preprocess.std))
         # In place, because allocating memory for a batch takes longer than the arithmetic.
         tensor = tensor.to(torch.float32).div_(255)
+        if tensor.device.type == "cuda":  # F.normalize would wait for the GPU, to copy mean and std
+            constants = (self.preprocess.mean, self.preprocess.std)
+            mean, std = (_copy_constants(values, tensor.device) for values in constants)
+            return tensor.sub_(mean).div_(std)
         return F.normalize(
             tensor, list(self.preprocess.mean), list(self.preprocess.std), inplace=True
         )

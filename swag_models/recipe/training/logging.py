@@ -262,12 +262,14 @@ class Throughput:
 
     @contextmanager
     def wait(self) -> Iterator[None]:
-        """Count the time of the `with` block as waiting for data."""
+        """Count the time of the `with` block as waiting for data, unless a GPU is busy after it."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._waited += time.perf_counter() - start
+            is_gpu = self.device.type == "cuda"
+            if not is_gpu or torch.cuda.current_stream(self.device).query():
+                self._waited += time.perf_counter() - start
 
     def count(self, images: int) -> None:
         """Add a number of images that were processed."""

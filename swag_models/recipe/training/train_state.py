@@ -145,8 +145,10 @@ class TrainState:
         loss = torch.zeros((), device=device)
         for start in range(0, count, size):
             part = slice(start, start + size)
-            images = self.transform.normalise(batch.images[part].to(device))  # (N, 3, S, S)
-            targets = make_targets(batch.classes[part], run.objective.kind, num_classes).to(device)
+            pixels = batch.images[part].to(device, non_blocking=True)  # (N, 3, S, S)
+            images = self.transform.normalise(pixels)
+            targets = make_targets(batch.classes[part], run.objective.kind, num_classes)
+            targets = targets.to(device, non_blocking=True)
             images, targets = mix(images, targets, run.objective.mixup, torch.default_generator)
             if run.engine.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)

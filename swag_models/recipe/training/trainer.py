@@ -36,6 +36,7 @@ from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.stream import hash_seed
 from swag_models.recipe.data.train_loader import TrainLoader, merge_states, open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
+from swag_models.recipe.training.batch_queue import BatchQueue
 from swag_models.recipe.training.checkpointer import Checkpointer
 from swag_models.recipe.training.distributed import DistContext, collect_weights, init_distributed
 from swag_models.recipe.training.estimate import count_steps
@@ -176,6 +177,7 @@ class Trainer:
     # opened by `resume`, which knows the step
     checkpointer: Checkpointer = field(init=False)
     logger: MetricLogger = field(init=False)
+    batches: BatchQueue = field(init=False)  # opened by `fit`
 
     @property
     def steps(self) -> int:
@@ -217,13 +219,11 @@ class Trainer:
         passes = 1 if run.trainable == "head" else 3
         flops = count_flops(self.state.spec) * passes // self.dist.world_size  # of each rank
         throughput = Throughput(flops, self.dist.device, run.engine.precision)
-        batches = iter(self.loader)
+        self.batches = BatchQueue(self.loader, self.dist.device, throughput)
         if self.done == steps and self.eval_loader:  # the model is published again
             self.scores = validate(self.state, self.eval_loader)
         while self.done < steps:
-            with throughput.wait():
-                batch = next(batches)
-            result, stop = self.step(batch, stop_requested)
+            result, stop = self.step(self.batches.take(), stop_requested)
             self.done += 1
             last = self.done == steps
             throughput.count(run.batch_size)
@@ -270,6 +270,8 @@ class Trainer:
         can_skip = run.on_nonfinite_loss == "skip"
         buffers = [buffer.clone() for buffer in state.model.buffers()] if can_skip else []
         local_loss, norm = state.compute_gradients(batch)
+        if self.done + 1 < self.steps:
+            self.batches.fetch()  # while the GPU computes the gradients
 
         # The loss is read in every step, so that all ranks decide alike before weights change. It
         # costs a GPU one wait per step, but no bad loss ever reaches the weights.
@@ -311,14 +313,14 @@ class Trainer:
 
     def count_broken_images(self) -> int:
         """Images that could not be read since the run began, on all ranks."""
-        (count,) = self.dist.all_reduce_sum(sum(self.loader.skipped.values()))
+        (count,) = self.dist.all_reduce_sum(self.batches.count_broken())
         return self.broken_images + int(count)
 
     def save_checkpoint(self, score: float | None, wait: bool) -> None:
         """Save a checkpoint, in the background unless `wait`; `score` is that of its weights."""
         facts = {
             "step": self.done,
-            "loader": merge_states(self.dist.gather(self.loader.state_dict())),
+            "loader": merge_states(self.dist.gather(self.batches.state_dict())),
             "scaler": self.state.scaler.state_dict(),
             "mean_loss": self.mean_loss,
             "consecutive_skips": self.consecutive_skips,
