@@ -47,6 +47,9 @@ OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".tgz": gzip.open,
     ".bz2": bz2.open,
 }
+# Tables of the data set without user tags; each has its photos' ids in the first column.
+YFCC_COMPANIONS = ("autotags", "exif", "hash", "lines", "places")
+YFCC_HASH_CHARS = 32  # an MD5
 JSON_DECODER = json.JSONDecoder()
 MAX_ROW_BYTES = 2**20  # limits the memory used for a file without line breaks
 MAX_REJECT_CHARS = 200  # of a rejected row, stored in the list of rejects
@@ -67,6 +70,11 @@ def find_format(path: Path) -> str:
     if format := SUFFIXES.get(Path(stem).suffix):
         return format
     if stem.startswith("yfcc100m"):
+        if stem.startswith(tuple(f"yfcc100m_{name}" for name in YFCC_COMPANIONS)):
+            raise ConfigError(
+                f"{path} is a table of YFCC100M without user tags; give yfcc100m_dataset, whose "
+                "edition of 25 columns has the hashes"
+            )
         return "yfcc"
     raise ConfigError(
         f"unknown format of {path}: allowed: {' '.join(SUFFIXES)}, or those with .gz or .bz2; "
@@ -114,7 +122,7 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
 
 def _has_suffix(name: str) -> bool:
     stem = name.lower().removesuffix(".gz").removesuffix(".bz2")
-    return Path(stem).suffix in SUFFIXES
+    return Path(stem).suffix in SUFFIXES or stem.startswith("yfcc100m_dataset")
 
 
 def read_posts(
@@ -262,9 +270,10 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
 def _parse_yfcc(content: bytes) -> Post | None:
     """Parse a row of YFCC100M.
 
-    The first column is the photo's id, in some editions after the line number. Counted from the
-    end: 15 user tags, 9 download URL, 8 license, 1 marker (0 for photos, 1 for videos). Source: the
-    data set's README, and its editions with 23 columns (2014) and 25 (with line number and hash).
+    The first column is the photo's id, in some editions after the line number, and in some before
+    the photo's hash. Counted from the end: 15 user tags, 9 download URL, 8 license, 1 marker (0 for
+    photos, 1 for videos). Source: the data set's README, and its editions with 23 columns (2014)
+    and 25 (with line number and hash).
     """
     fields = _decode(content).rstrip("\r\n").split("\t")
     if fields == [""]:
@@ -281,13 +290,16 @@ def _parse_yfcc(content: bytes) -> Post | None:
             tags = [unquote(tag, errors="strict") for tag in tags]
         except UnicodeDecodeError:
             raise RejectedRowError(reasons.BAD_UTF8) from None
+    # the id is the second field if the first is a line number; a hash may consist of digits
+    number = len(fields) == 25 or (
+        len(fields) == 24 and fields[1].isdecimal() and len(fields[1]) < YFCC_HASH_CHARS
+    )
     return make_post(
-        # the id is the second field if the first is a line number
-        fields[len(fields) > 23 and fields[1].isdecimal()],
+        fields[number],
         fields[-9] or None,
         tags,
         None,
-        None,
+        fields[number + 1] or None if len(fields) - number == 24 else None,
         unquote(fields[-8].replace("+", " ")) or None,
     )
 

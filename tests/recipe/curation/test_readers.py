@@ -194,6 +194,7 @@ def test_the_table_of_yfcc100m_is_decoded(name: str, tmp_path: Path) -> None:
         make_row("7", "bear") + "\t\t\t",
         "photoid" + make_row("", "usertags", marker="marker"),
         make_row("", "bear"),
+        make_row("8", "bear", digest="3" * 32),
     ]
     text = "\n".join(rows).encode() + b"\n"
     packed = {".bz2": bz2.compress, ".gz": gzip.compress}.get(Path(name).suffix, bytes)(text)
@@ -207,8 +208,13 @@ def test_the_table_of_yfcc100m_is_decoded(name: str, tmp_path: Path) -> None:
             BY,
         ),
         *(
-            Post(name, f"http://farm8/{name}.jpg", tags, None, BY)
-            for name, tags in (("2", []), ("3", ["bear"]), ("4", ["bear"]))
+            Post(name, f"http://farm8/{name}.jpg", tags, digest, BY)
+            for name, tags, digest in (
+                ("2", [], None),
+                ("3", ["bear"], "d41d8cd98f00b204e9800998ecf8427e"),
+                ("4", ["bear"], "d41d8cd98f00b204e9800998ecf8427e"),
+                ("8", ["bear"], "3" * 32),
+            )
         ),
     ]
     assert [(reject.row, reject.reason) for reject in rejects] == [
@@ -349,6 +355,9 @@ def test_the_name_of_a_file_determines_its_format(tmp_path: Path) -> None:
     }
     for name, format in names.items():
         assert find_format(Path(name)) == format
+    for name in ("yfcc100m_hash.bz2", "yfcc100m_autotags-v1", "yfcc100m_places"):
+        with pytest.raises(ConfigError, match=f"{name} is a table of YFCC100M without user tags"):
+            find_format(Path(name))
     for name in ("posts.txt", "posts.jsonl.zst", "posts"):
         with pytest.raises(
             ConfigError,
@@ -414,3 +423,10 @@ def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.csv")
     with pytest.raises(ConfigError, match=r"x\.csv is a named pipe, not a regular file"):
         split(tmp_path / "x.csv")
+
+
+def test_a_folder_of_yfcc100m_is_searched_for_its_table(tmp_path: Path) -> None:
+    names = ["yfcc100m_dataset", "yfcc100m_dataset-1.bz2", "yfcc100m_hash.bz2", "readme.txt"]
+    for name in names:
+        write(tmp_path / name, "")
+    assert [path.name for path in find_files([tmp_path], None)] == names[:2]
