@@ -22,7 +22,12 @@ from swag_models.recipe.curation.posts import (
     Reject,
     find_parquet_columns,
 )
-from swag_models.recipe.curation.readers import MAX_ROW_BYTES, find_format, read_posts
+from swag_models.recipe.curation.readers import (
+    MAX_ROW_BYTES,
+    find_files,
+    find_format,
+    read_posts,
+)
 
 GOOD: list[tuple[Any, Post]] = [
     (
