@@ -4,25 +4,61 @@ Images are drawn by a hash of their names instead of by a random number generato
 """
 
 import hashlib
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import list_names
+
+logger = logging.getLogger("swag_models")
 
 Indices = NDArray[np.int64]
 VALIDATION_SHARE = 0.2  # of the training images of each class, to choose hyperparameters
+MIN_HELD_BACK = 3  # images of a class of which one is held back
 
 
-def choose_shots(
-    names: Sequence[str],
-    labels: Indices,
-    shots: float,
-    split: int,
-    classes: Sequence[str] | None = None,
-) -> Indices:
-    """Draw the same number, or share, of images of each class.
+def check_shots(
+    shots: Sequence[float | None], labels: Indices, classes: Sequence[str] | None
+) -> None:
+    """Check numbers of shots before the features of the images are computed.
+
+    Classes with fewer images than shots are logged; `choose_shots` takes all their images.
+
+    Args:
+        shots: numbers of shots, see `choose_shots`; None for all images.
+        labels: class of each training image (N,).
+        classes: class names for messages.
+
+    Raises:
+        ConfigError: a number is invalid, or there are too few images to choose C with all of them.
+    """
+    for count in shots:
+        if count is not None and not (0 < count < 1 or (count >= 1 and count == int(count))):
+            raise ConfigError(
+                f"invalid shots {count}: allowed whole numbers of at least 1, "
+                "and shares between 0 and 1"
+            )
+    sizes = np.bincount(labels)
+    if None in shots and (sizes < MIN_HELD_BACK).all():
+        raise ConfigError(
+            f"no class has {MIN_HELD_BACK} training images, which the choice of C needs; give "
+            "more, or leave out the shots 'all'"
+        )
+    for count in sorted(filter(None, shots)):
+        small = np.flatnonzero((sizes > 0) & (sizes < count))
+        if len(small):
+            titles = [f"{classes[i] if classes else i} ({sizes[i]})" for i in small.tolist()]
+            logger.warning(
+                "%g shots: %d classes have fewer training images, and all of these are used: %s",
+                *(count, len(small), list_names(titles, 5)),
+            )
+
+
+def choose_shots(names: Sequence[str], labels: Indices, shots: float, split: int) -> Indices:
+    """Draw the same number, or share, of images of each class; all of a class that has fewer.
 
     Subsets are nested: within a split, the images of fewer shots are among those of more.
 
@@ -31,32 +67,15 @@ def choose_shots(
         labels: class of each image (N,).
         shots: images per class; below 1, the share of the class, but at least one image.
         split: number of the random choice.
-        classes: class names for messages.
 
     Returns:
         Sorted indices of the drawn images.
-
-    Raises:
-        ConfigError: `shots` is invalid, or a class has too few images.
     """
-    if not (0 < shots < 1 or (shots >= 1 and shots == int(shots))):
-        raise ConfigError(
-            f"invalid shots {shots}: allowed whole numbers of at least 1, "
-            "and shares between 0 and 1"
-        )
     class_sizes = np.bincount(labels)
     if shots < 1:
         num_drawn = np.maximum(1, np.rint(shots * class_sizes))
     else:
         num_drawn = np.full(len(class_sizes), int(shots))
-    # Classes without any image are allowed: the test set may have classes that training lacks.
-    too_small = np.flatnonzero((class_sizes > 0) & (class_sizes < num_drawn))
-    if len(too_small):
-        number = too_small[0]
-        raise ConfigError(
-            f"class {classes[number] if classes else number} has {class_sizes[number]} images, "
-            f"too few for {shots} shots; choose fewer shots"
-        )
     return np.flatnonzero(_rank_in_class(names, labels, f"shots {split}") < num_drawn[labels])
 
 

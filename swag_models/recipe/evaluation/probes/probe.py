@@ -38,7 +38,7 @@ from swag_models.recipe.evaluation.probes.features import (
     Features,
     extract_features,
 )
-from swag_models.recipe.evaluation.probes.few_shot import choose_shots, hold_back
+from swag_models.recipe.evaluation.probes.few_shot import check_shots, choose_shots, hold_back
 from swag_models.recipe.evaluation.probes.knn import classify_neighbours, find_neighbours
 from swag_models.recipe.evaluation.probes.logistic_regression import (
     LogisticClassifier,
@@ -85,7 +85,8 @@ def probe(
         train: training data, as for `open_train_and_test`.
         test: test data with the same classes.
         methods: which of `METHODS` to use.
-        shots: for "logistic", images per class; below 1, their share; None for all images.
+        shots: for "logistic", images per class; below 1, their share; None for all images. Of a
+            class with fewer images, all are used; this is logged before features are computed.
         splits: number of random choices of training images for every entry of `shots` but None.
         cache: folder of the feature cache, as for `extract_features`.
         features: dtype of the cached features.
@@ -104,23 +105,23 @@ def probe(
     """
     _check_options(methods, splits, output, settings)
     train_data, test_data = open_train_and_test(train, test)
+    if (is_logistic := "logistic" in methods) and isinstance(train_data, ImageDataset):
+        labels = np.array([label for row in train_data.labels for label in row], np.int64)
+        check_shots(shots, labels, train_data.class_names)
     reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     probes: list[Probe] = []
     if "knn" in methods or "logistic" in methods:
         train_features = extract_features(model, train_data, cache, dtype=features, **reading)
         test_features = extract_features(
-            model,
-            test_data,
-            cache,
-            dtype=features,
-            classes=train_features.class_names,
-            **reading,
+            model, test_data, cache, dtype=features, classes=train_features.class_names, **reading
         )
-        # Drawn before any long computation, so that invalid shots are reported immediately.
+        if is_logistic and not isinstance(train_data, ImageDataset):  # shards: known only now
+            check_shots(shots, train_features.labels, train_features.class_names)
+        names = train_features.names
         subsets = [
-            (count, _choose_subsets(train_features, count, splits))
+            (count, [choose_shots(names, train_features.labels, count, i) for i in range(splits)])
             for count in shots
-            if count is not None and "logistic" in methods
+            if count is not None and is_logistic
         ]
         if "knn" in methods:
             probes += _probe_knn(model.name, train_features, test_features, progress)
@@ -128,7 +129,7 @@ def probe(
             probes.append(
                 _probe_few_shot(model.name, count, indices, train_features, test_features)
             )
-        if "logistic" in methods and None in shots:
+        if is_logistic and None in shots:
             probes.append(_sweep_c(model.name, train_features, test_features, progress))
         skipped = train_features.num_skipped + test_features.num_skipped
         probes = [replace(result, skipped=skipped) for result in probes]
@@ -199,14 +200,6 @@ def _check_options(
         )
     if "sgd" in methods and output is None:
         raise ConfigError("the method sgd needs a folder for its training run; give output")
-
-
-def _choose_subsets(features: Features, count: float, splits: int) -> list[NDArray[np.int64]]:
-    """Return the indices of the training images of each split."""
-    return [
-        choose_shots(features.names, features.labels, count, split, features.class_names)
-        for split in range(splits)
-    ]
 
 
 def _probe_knn(model: str, train: Features, test: Features, progress: bool) -> list[Probe]:

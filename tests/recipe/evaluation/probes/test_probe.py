@@ -16,7 +16,7 @@ from swag_models.errors import ConfigError
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.probes.features import extract_features
-from swag_models.recipe.evaluation.probes.few_shot import choose_shots, hold_back
+from swag_models.recipe.evaluation.probes.few_shot import check_shots, choose_shots, hold_back
 from swag_models.recipe.evaluation.probes.logistic_regression import fit_logistic, scale_features
 from swag_models.recipe.evaluation.probes.probe import FEW_SHOT_C, probe, write_probes
 from swag_models.recipe.evaluation.results import Probe
@@ -67,12 +67,37 @@ def test_a_fifth_of_each_class_is_held_back() -> None:
 
 
 def test_invalid_shots_are_rejected() -> None:
-    names, labels = list("abcde"), np.array([0, 0, 0, 1, 1])
-    with pytest.raises(ConfigError, match="class dog has 2 images, too few for 3 shots; choose"):
-        choose_shots(names, labels, 3, 0, ["cat", "dog"])
-    for shots in (0, -1, 1.5):
+    labels = np.array([0, 0, 1, 1])
+    for shots in (0, -1, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="allowed whole numbers of at least 1, and shares"):
-            choose_shots(names, labels, shots, 0)
+            check_shots([1, shots], labels, None)
+    with pytest.raises(ConfigError, match="no class has 3 training images, which the choice of C"):
+        check_shots([1, None], labels, None)
+    check_shots([1, 0.5], labels, None)
+
+
+def test_classes_with_fewer_images_than_shots_are_known_before_features(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for digit in range(10):
+        images = sorted((folder / "train" / f"digit {digit}").iterdir())
+        (tmp_path / f"digit {digit}").mkdir()
+        for image in images[: 2 if digit in (3, 4) else 5]:
+            (tmp_path / f"digit {digit}" / image.name).symlink_to(image)
+    model = open_evaluated_model(MODEL)
+    options = {"test": folder / "test", "methods": ["logistic"], "splits": 2}
+    (result,) = probe(model, tmp_path, shots=[5], cache=folder / "cache", **options)  # type: ignore[arg-type]
+    message = "5 shots: 2 classes have fewer training images, and all of these are used: "
+    assert message + "digit 3 (2), digit 4 (2)" in caplog.text
+    assert result.shots == 5
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("features are computed")
+
+    monkeypatch.setattr("swag_models.recipe.evaluation.probes.probe.extract_features", fail)
+    for shots in ([1.5], [0.0]):
+        with pytest.raises(ConfigError, match="invalid shots"):
+            probe(model, tmp_path, shots=shots, **options)  # type: ignore[arg-type]
 
 
 def test_more_labels_give_higher_accuracy(folder: Path, model: EvaluatedModel) -> None:
