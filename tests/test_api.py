@@ -1,12 +1,15 @@
 """The public functions: names, filters, options, errors and imports."""
 
+import ast
 import copy
 import dataclasses
+import importlib.util
 import inspect
 import pickle
 import pydoc
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from swag_models.errors import ConfigError, UnknownModelError
 from swag_models.spec import Preprocess
 
 NANO = "vit_nano_hashtags"
+BENCHMARKS = sorted(Path(__file__).parents[1].glob("benchmarks/*.py"))
 
 
 def test_listing_and_specs_import_neither_torch_nor_a_network_client() -> None:
@@ -195,3 +199,14 @@ def test_an_error_for_a_trunk_without_class_names_lists_models_with_class_names(
         match=r"vit_b16 gives features and has no classes; .*vit_b16_in1k, vit_b16_in1k_linear",
     ):
         swag_models.load_classes("vit_b16")
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_imports_what_exists(path: Path) -> None:
+    """Benchmarks run rarely, and some need packages that are not installed here."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("swag_models"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or importlib.util.find_spec(name), name
