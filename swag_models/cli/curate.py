@@ -155,7 +155,7 @@ def _add_input_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "posts",
         nargs="+",
-        help="files, or folders of them: .parquet, .jsonl, .csv, YFCC100M's .tsv, .tar shards",
+        help="files, or folders of them: .parquet .jsonl .json .csv .tsv, .tar shards",
     )
     command.add_argument(
         "-o",
@@ -165,7 +165,7 @@ def _add_input_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--format",
-        choices=("json", "csv", "yfcc", "tar", "parquet"),
+        choices=("json", "csv", "tsv", "yfcc", "tar", "parquet"),
         help="format of the posts (default: recognised from the file names)",
     )
     # `curation.posts` lists the usual names of each column

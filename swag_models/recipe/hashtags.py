@@ -104,6 +104,17 @@ def extract_hashtags_ibis(captions: Any) -> Any:
     Returns:
         A column of arrays of strings; null stays null.
     """
+    return find_all_ibis(captions, PATTERN, 1).filter(lambda tag: tag != "")
+
+
+def find_all_ibis(texts: Any, pattern: str, group: int) -> Any:
+    """A group of all matches of a regular expression, as an Ibis expression.
+
+    Args:
+        texts: a column of strings.
+        pattern: in the syntax that RE2 (DuckDB) and Java (Spark) share.
+        group: number of the group.
+    """
     import ibis
 
     @ibis.udf.scalar.builtin(
@@ -112,7 +123,7 @@ def extract_hashtags_ibis(captions: Any) -> Any:
     def find_all(text, pattern, group):  # type: ignore[no-untyped-def]
         ...
 
-    return find_all(captions, PATTERN, 1).filter(lambda tag: tag != "")
+    return find_all(texts, pattern, group)
 
 
 class Matcher:

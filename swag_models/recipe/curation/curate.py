@@ -29,8 +29,8 @@ from swag_models.recipe.curation.backends import Backend, check_backend, open_ba
 from swag_models.recipe.curation.ingest import ReadOptions
 from swag_models.recipe.curation.matching import cover_imagenet
 from swag_models.recipe.curation.pipeline import PostSelection, hash_files
+from swag_models.recipe.curation.post_files import find_files
 from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
-from swag_models.recipe.curation.readers import find_files
 from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
@@ -40,7 +40,7 @@ from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
 NUM_STEPS = 8
-STEPS_VERSION = 5  # increase when the output of the steps changes; all of them then run again
+STEPS_VERSION = 6  # increase when the output of the steps changes; all of them then run again
 
 
 @dataclass(frozen=True)

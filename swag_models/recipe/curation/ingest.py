@@ -29,6 +29,7 @@ from swag_models.errors import ConfigError, check_minimum
 from swag_models.hub.progress import make_bar
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
+from swag_models.recipe.curation.post_files import find_format
 from swag_models.recipe.curation.posts import (
     DEFAULT_COLUMNS,
     TRUNCATED,
@@ -38,7 +39,7 @@ from swag_models.recipe.curation.posts import (
     find_parquet_columns,
     warn_of_truncated,
 )
-from swag_models.recipe.curation.readers import MAX_REJECT_CHARS, find_format, read_posts
+from swag_models.recipe.curation.readers import MAX_REJECT_CHARS, read_posts
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import WorkFolder, read_result, run_once
 from swag_models.runtime import count_cpus
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     import ibis
 
 ROW_GROUP_ROWS = 2**14  # rows of a Parquet row group; also the number of posts in memory at a time
-CONVERSION_VERSION = 3  # increase when parts change; parts of another version are converted again
+CONVERSION_VERSION = 4  # increase when parts change; parts of another version are converted again
 POSTS = pa.schema(
     {
         "id": pa.string(),

@@ -7,13 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.recipe.hashtags import HASH, extract_hashtags
+from swag_models.recipe.curation.hashtag_text import split_text, strip_hashtags
+from swag_models.recipe.hashtags import extract_hashtags
 
 logger = logging.getLogger("swag_models")
-
-HASHTAG_EDGES = f"{HASH} \t\r\n"  # characters stripped from both ends of a hashtag in a list
 
 # Reasons for rejecting a row, as they are written to rejects.jsonl and counted in the manifest.
 NOT_JSON, NOT_AN_OBJECT = "not JSON", "not a JSON object"
@@ -21,9 +19,9 @@ NO_ID, BAD_ID = "no id", "id is not text or a whole number"
 NO_HASHTAGS, BAD_HASHTAGS = "no hashtags and no caption", "hashtags are not a list of text"
 BAD_CAPTION, BAD_URL, BAD_HASH = "caption is not text", "url is not text", "hash is not text"
 BAD_LICENSE = "license is not text"
-ESCAPED_HASHTAGS = "JSON escapes in hashtags; Parquet needs a list or plain text"
 BAD_UTF8, BAD_ROW_LENGTH, BAD_CSV = "bad UTF-8", "wrong number of columns", "not CSV"
 NOT_DOWNLOADED = "not downloaded"
+FAILED_STATUS = "failed_to_"  # start of img2dataset's column `status` for such images
 BAD_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
 ROW_TOO_LARGE, TRUNCATED = "row too large", "unreadable from here on"
 
@@ -146,7 +144,7 @@ def find_parquet_columns(
 ) -> Columns:
     """Find the columns of a post in a Parquet file, and check their types.
 
-    An id must be text or an integer, hashtags text or a list of text, all other columns text.
+    An id must be text or a number, hashtags text or a list of text, all other columns text.
 
     Args:
         schema: the file's pyarrow schema.
@@ -159,9 +157,11 @@ def find_parquet_columns(
     import pyarrow.types as kinds
 
     def is_text(kind: Any) -> bool:
-        return bool(
-            kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_string_view(kind)
-        )
+        if kinds.is_dictionary(kind):  # a category of pandas
+            kind = kind.value_type
+        # pandas writes columns without any value without a type
+        tests = kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null
+        return any(test(kind) for test in tests)
 
     resolved = find_columns(schema.names, columns, path)
     # DuckDB ignores the case of names and would read the first of them.
@@ -177,7 +177,7 @@ def find_parquet_columns(
         is_list = kinds.is_list(kind) or kinds.is_large_list(kind)
         if not (
             is_text(kind)
-            or (role == "id" and kinds.is_integer(kind))
+            or (role == "id" and (kinds.is_integer(kind) or kinds.is_floating(kind)))
             or (role == "hashtags" and is_list and is_text(kind.value_type))
         ):
             raise ConfigError(
@@ -195,15 +195,16 @@ def make_post(
     Args:
         identifier: text or a whole number.
         url: text or None.
-        hashtags: a list of text, text that contains hashtags, or None.
-        caption: text or None; searched for hashtags if `hashtags` is None.
+        hashtags: a list of text, text to split (see `hashtag_text`), or None.
+        caption: text or None; searched for hashtags if `hashtags` are missing.
         digest: hash of the image, text or None.
         license: text or None.
 
     Raises:
         RejectedRowError: a value is missing or has another type.
     """
-    if identifier is None or identifier == "":
+    # pandas has NaN, which equals nothing, for a missing number
+    if identifier is None or identifier == "" or identifier != identifier:
         raise RejectedRowError(NO_ID)
     if type(identifier) is not str:  # `type`, since True would be an int for isinstance
         # pandas writes the integers of a column with missing values as floats
@@ -217,11 +218,18 @@ def make_post(
         raise RejectedRowError(BAD_HASH)
     if not (license is None or type(license) is str):
         raise RejectedRowError(BAD_LICENSE)
-    if hashtags is not None:
-        return Post(identifier, url, _split_hashtags(hashtags), digest, license)
-    if not (caption is None or type(caption) is str):
-        raise RejectedRowError(BAD_CAPTION)
-    return Post(identifier, url, extract_hashtags(caption) if caption else [], digest, license)
+    hashtags = _split_hashtags(hashtags)
+    if hashtags is None:
+        if not (caption is None or type(caption) is str):
+            raise RejectedRowError(BAD_CAPTION)
+        hashtags = extract_hashtags(caption) if caption else []
+    return Post(identifier, url, hashtags, digest, license)
+
+
+def check_status(status: Any) -> None:
+    """Raise RejectedRowError if this is img2dataset's status of an image without a file."""
+    if type(status) is str and status.startswith(FAILED_STATUS):
+        raise RejectedRowError(NOT_DOWNLOADED)
 
 
 def warn_of_truncated(source: Path, rejects: Path) -> None:
@@ -267,21 +275,15 @@ def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects:
     raise ConfigError(f"none of {read + sum(rejected.values()):,} posts is left; {why}")
 
 
-def _split_hashtags(cell: Any) -> list[str]:
-    """Hashtags of a list, a JSON list, or text separated by "#", otherwise commas or spaces."""
-    if type(cell) is str:
-        if cell.startswith("["):
-            try:
-                cell = parse_json(cell)
-            except ValueError:
-                raise RejectedRowError(BAD_HASHTAGS) from None
-        elif any(sign in cell for sign in HASH):
-            return extract_hashtags(cell)
-        else:
-            cell = cell.split("," if "," in cell else None)
-    if type(cell) is not list:
-        raise RejectedRowError(BAD_HASHTAGS)
+def _split_hashtags(cell: Any) -> list[str] | None:
+    """Hashtags of a list or of text; None if they are missing."""
     try:
-        return [bare for tag in cell if (bare := tag.strip(HASHTAG_EDGES))]
-    except AttributeError:
+        if type(cell) is str:
+            cell = split_text(cell)
+        elif type(cell) is list:  # pandas writes missing items as null
+            cell = [tag for tag in cell if tag is not None]
+        elif cell is not None:
+            raise ValueError
+        return None if cell is None else strip_hashtags(cell)
+    except (ValueError, AttributeError):  # an item is no text
         raise RejectedRowError(BAD_HASHTAGS) from None

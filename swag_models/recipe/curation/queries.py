@@ -12,35 +12,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from swag_models.recipe.curation.hashtag_text import (
+    is_malformed_ibis,
+    split_text_ibis,
+    strip_hashtags_ibis,
+)
 from swag_models.recipe.curation.posts import (
     BAD_HASHTAGS,
-    ESCAPED_HASHTAGS,
-    HASHTAG_EDGES,
+    BAD_ID,
+    FAILED_STATUS,
     NO_ID,
     NOT_DOWNLOADED,
 )
-from swag_models.recipe.hashtags import HASH, extract_hashtags_ibis
+from swag_models.recipe.hashtags import extract_hashtags_ibis
 
 if TYPE_CHECKING:
     import ibis
 
-# A JSON list of text without escapes.
-PLAIN_LIST = r'^\[\s*("[^"\\]*"(\s*,\s*"[^"\\]*")*\s*)?\]\s*$'
 # A URL or hash of more posts than this is that of a placeholder or of an advertisement, for example
 # "this photo is no longer available": the hashtags of its posts have nothing to do with each other.
 MAX_UNITED = 100
-WHITESPACE = r"[\s\x0b\x1c-\x1f\x85\p{Z}]+"  # where Python's str.split splits
 
 
 def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Table:
     """Select the columns of posts from a Parquet table, with the reason for each rejected row.
 
-    Hashtags may be a list or text; where they are null, they are extracted from the caption, as in
-    `posts.make_post`.
+    The rules are those of `posts.make_post`.
 
     Args:
-        table: any table. If it has a column `status`, written by img2dataset, rows with another
-            status than "success" are rejected.
+        table: any table. If it has a column `status`, rows whose images img2dataset could not
+            download are rejected.
         names: name of the column for each field of `Columns`, or None.
 
     Returns:
@@ -52,15 +53,28 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
         name = names.get(role)
         return table[name].cast("string") if name else ibis.null("string")
 
+    identifier, failed = select_text("id"), ibis.literal(False)
+    if "status" in table.columns:
+        failed = table.status.cast("string").startswith(FAILED_STATUS)
+    reasons = [(failed, NOT_DOWNLOADED)]
+    if (name := names["id"]) and (number := table[name]).type().is_floating():
+        finite = ibis.cases((number.abs() < 2.0**63, number))
+        whole = finite.cast("int64")
+        identifier = ibis.cases((whole == finite, whole.cast("string")))
+        # pandas has NaN for a missing number
+        is_bad = number.notnull() & ~number.isnan() & identifier.isnull()
+        reasons += [(is_bad, BAD_ID)]
+    reasons += [(identifier.isnull() | (identifier == ""), NO_ID)]
     hashtags = extract_hashtags_ibis(select_text("caption"))
-    if name := names.get("hashtags"):
-        hashtags = ibis.coalesce(_list_hashtags(table[name]), hashtags)
-    identifier = select_text("id")
-    failed = table.status != "success" if "status" in table.columns else ibis.literal(False)
-    reasons = [(identifier.isnull() | (identifier == ""), NO_ID), (failed, NOT_DOWNLOADED)]
-    if name and not (cell := table[name]).type().is_array():
-        is_odd = cell.startswith("[") & ~cell.re_search(PLAIN_LIST)
-        reasons += [(is_odd & cell.contains("\\"), ESCAPED_HASHTAGS), (is_odd, BAD_HASHTAGS)]
+    if name := names["hashtags"]:
+        cell = table[name]
+        if cell.type().is_array():
+            items = cell.cast("array<string>")
+        else:
+            text = cell.cast("string")
+            items = split_text_ibis(text)
+            reasons += [(is_malformed_ibis(text), BAD_HASHTAGS)]
+        hashtags = ibis.coalesce(strip_hashtags_ibis(items), hashtags)
     reason = ibis.cases(*reasons)
     return table.select(
         id=identifier,
@@ -70,30 +84,6 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
         hash=select_text("hash"),
         license=select_text("license"),
     )
-
-
-def _list_hashtags(cell: ibis.Value) -> ibis.Value:
-    """Hashtags of a list, a JSON list, or text separated by "#", otherwise commas or spaces.
-
-    The same rule as `posts.make_post`, except that `select_posts` rejects a JSON list with escapes.
-    Null stays null.
-    """
-    import ibis
-
-    # the branches and their order are those of `posts.make_post`
-    if not cell.type().is_array():
-        cell = ibis.cases(
-            (
-                cell.startswith("["),
-                cell.re_replace(r'^\[\s*"?|"?\s*\]\s*$', "").re_split(r'"\s*,\s*"'),
-            ),
-            (cell.re_search(f"[{HASH}]"), extract_hashtags_ibis(cell)),
-            (cell.contains(","), cell.split(",")),
-            else_=cell.re_split(WHITESPACE),
-        )
-    return cell.map(
-        lambda tag: tag.re_replace(f"^[{HASHTAG_EDGES}]+|[{HASHTAG_EDGES}]+$", "")
-    ).filter(lambda tag: tag != "")
 
 
 def drop_excluded(posts: ibis.Table, excluded: ibis.Table) -> ibis.Table:

@@ -1,10 +1,10 @@
 """Readers of posts: rows of text files become posts, and malformed rows become rejects.
 
 Formats, each also compressed as .gz or .bz2:
-  json   JSON Lines: .jsonl .ndjson .json
-  csv    with a header line: .csv
-  yfcc   YFCC100M's table, tab-separated and percent-encoded, 23 to 25 columns: .tsv,
-         yfcc100m_dataset
+  json   JSON Lines, or one array of objects: .jsonl .ndjson .json
+  csv    with a header line, separated by commas, semicolons, tabs or vertical bars: .csv .tab
+  tsv    yfcc if a row looks like it, otherwise csv: .tsv
+  yfcc   YFCC100M's table, tab-separated and percent-encoded, 23 to 25 columns: yfcc100m_dataset
   tar    .json members of WebDataset shards, as img2dataset writes them: .tar
 Parquet is read by the backend; `posts.find_parquet_columns` finds its columns.
 """
@@ -14,10 +14,8 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import json
-import logging
-import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,103 +24,34 @@ from urllib.parse import unquote
 
 from swag_models.archives import TAR_ERRORS, open_tar, walk_members
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe_error, escape_unprintable, printable
-from swag_models.paths import describe_left_out, expand_path, open_regular, walk_files
+from swag_models.formatting import describe_error, printable
+from swag_models.paths import open_regular
 from swag_models.recipe.curation import posts as reasons
+from swag_models.recipe.curation.json_array import is_array, list_elements
+from swag_models.recipe.curation.post_files import find_format
 from swag_models.recipe.curation.posts import (
     DEFAULT_COLUMNS,
     Columns,
     Post,
     Reject,
     RejectedRowError,
+    check_status,
     find_columns,
     make_post,
     resolve_columns,
 )
 
-SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
-SUFFIXES |= {".csv": "csv", ".tsv": "yfcc", ".tar": "tar", ".tgz": "tar", ".parquet": "parquet"}
 OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": gzip.open,
     ".tgz": gzip.open,
     ".bz2": bz2.open,
 }
-# Tables of the data set without user tags; each has its photos' ids in the first column.
-YFCC_COMPANIONS = ("autotags", "exif", "hash", "lines", "places")
 YFCC_HASH_CHARS = 32  # an MD5
 JSON_DECODER = json.JSONDecoder()
 MAX_ROW_BYTES = 2**20  # limits the memory used for a file without line breaks
+DELIMITERS = ",;\t|"  # of CSV files
+SNIFFED_ROWS = 100  # of a .tsv, to recognise YFCC100M's
 MAX_REJECT_CHARS = 200  # of a rejected row, stored in the list of rejects
-
-logger = logging.getLogger("swag_models")
-
-
-def find_format(path: Path) -> str:
-    """Recognise the format of a file from its name.
-
-    Returns:
-        A key of `READERS`, or "parquet".
-
-    Raises:
-        ConfigError: the name has no known suffix.
-    """
-    stem = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
-    if format := SUFFIXES.get(Path(stem).suffix):
-        return format
-    if stem.startswith("yfcc100m"):
-        if stem.startswith(tuple(f"yfcc100m_{name}" for name in YFCC_COMPANIONS)):
-            raise ConfigError(
-                f"{path} is a table of YFCC100M without user tags; give yfcc100m_dataset, whose "
-                "edition of 25 columns has the hashes"
-            )
-        return "yfcc"
-    raise ConfigError(
-        f"unknown format of {path}: allowed: {' '.join(SUFFIXES)}, or those with .gz or .bz2; "
-        f"rename it, or choose a --format: {', '.join(dict.fromkeys(SUFFIXES.values()))}"
-    )
-
-
-def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> list[Path]:
-    """List the files of posts.
-
-    Args:
-        inputs: files, and folders that are searched for files with a known suffix, also through
-            links. The number of other files is logged.
-        format: the format of all files; by default recognised from each file's name.
-
-    Returns:
-        Files in the order of `inputs`, those of a folder sorted by name.
-
-    Raises:
-        ConfigError: an input is missing, a folder has no file of posts, or a format is unknown.
-    """
-    files, left_out = list[Path](), Counter[str]()
-    for path in (expand_path(path, "posts") for path in inputs):
-        if not path.exists():
-            raise ConfigError(f"{path} does not exist; pass files of posts, or folders of them")
-        is_folder = path.is_dir()
-        found = sorted(walk_files(path, _has_suffix, left_out)) if is_folder else [path]
-        matches = [file for file in found if file.is_file()]
-        # named pipes, sockets, devices, and links that lead nowhere
-        left_out["not a regular file"] += len(found) - len(matches)
-        if not matches:
-            raise ConfigError(
-                f"{path} has no file of posts; allowed: {' '.join(SUFFIXES)}, "
-                "or those with .gz or .bz2"
-            )
-        files += matches
-    if +left_out:  # a count above 0
-        line = f"left out beside the posts: {describe_left_out(left_out)}"
-        logger.warning("%s", escape_unprintable(line, 499))
-    if not format:
-        for path in files:
-            find_format(path)  # raises for an unknown format before any work is done
-    return files
-
-
-def _has_suffix(name: str) -> bool:
-    stem = name.lower().removesuffix(".gz").removesuffix(".bz2")
-    return Path(stem).suffix in SUFFIXES or stem.startswith("yfcc100m_dataset")
 
 
 def read_posts(
@@ -154,12 +83,15 @@ def read_posts(
     try:
         with file as raw:
             opener = OPENERS.get(path.suffix.lower())
-            rows, parse = READERS[format](opener(raw) if opener else raw, columns, path)
-            for row, content in enumerate(rows, 1):
+            content: Any = opener(raw) if opener else raw
+            if content.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise ConfigError(f"{path} is UTF-16; save it as UTF-8")
+            rows, parse = READERS[format](content, columns, path)
+            for row, values in enumerate(rows, 1):
                 try:
-                    post = parse(content)
+                    post = parse(values)
                 except RejectedRowError as error:
-                    yield Reject(printable(path), row, str(error), _shorten(content))
+                    yield Reject(printable(path), row, str(error), _shorten(values))
                 else:
                     if post:
                         yield post
@@ -179,7 +111,8 @@ Rows = tuple[Iterable[Any], Callable[[Any], Post | None]]
 
 
 def _read_json(file: IO[bytes], columns: Columns, path: Path) -> Rows:
-    return _list_lines(file), partial(_parse_json, columns)
+    rows = list_elements(file) if is_array(file) else _list_lines(file)
+    return rows, partial(_parse_json, columns)
 
 
 def _read_tar(file: IO[bytes], columns: Columns, path: Path) -> Rows:
@@ -190,23 +123,61 @@ def _read_yfcc(file: IO[bytes], columns: Columns, path: Path) -> Rows:
     return _list_lines(file), _parse_yfcc
 
 
+def _read_tsv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
+    lines = _list_lines(file)
+    first = list(itertools.islice(lines, SNIFFED_ROWS))
+    rest = itertools.chain(first, lines)
+    if any(_is_yfcc(line.rstrip(b"\r\n").split(b"\t")) for line in first):
+        return rest, _parse_yfcc
+    return _read_table(rest, columns, path)
+
+
 def _read_csv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
-    reader = csv.reader(line.decode("utf-8", "surrogateescape") for line in _list_lines(file))
+    return _read_table(_list_lines(file), columns, path)
+
+
+def _read_table(lines: Iterator[bytes], columns: Columns, path: Path) -> Rows:
+    text = (line.decode("utf-8", "surrogateescape") for line in lines)
+    first = next(text, None)
+    if first is None:
+        return (), _parse_yfcc  # an empty file: the parser is never called
+    if first.startswith("sep="):  # of Excel
+        first = next(text, "")
+    delimiter = _find_delimiter(first, columns)
+    reader = csv.reader(itertools.chain([first], text), delimiter=delimiter)
     try:
-        header = next(reader, None)
+        header = next(reader, [])
     except csv.Error as error:
         raise ConfigError(
             f"the first line of {path} does not contain the names of columns: {error}; lines "
             "must end with a line feed, and a name has at most 131,072 characters"
         ) from None
-    if header is None:
-        return (), _parse_yfcc  # an empty file: the parser is never called
     names = find_columns(header, columns, path)
     indices = [None if name is None else header.index(name) for name in names]
-    return _list_records(reader), partial(_parse_record, len(header), indices)
+    status = header.index("status") if "status" in header else None
+    return _list_records(reader), partial(_parse_record, len(header), indices, status)
 
 
-READERS = {"json": _read_json, "csv": _read_csv, "yfcc": _read_yfcc, "tar": _read_tar}
+def _find_delimiter(header: str, columns: Columns) -> str:
+    """The delimiter with which a header names most of the columns of a post, or most columns."""
+
+    def count_columns(delimiter: str) -> tuple[int, int]:
+        try:
+            names = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:
+            return 0, 0
+        return sum(map(bool, resolve_columns(columns, tuple(names)))), len(names)
+
+    return max(DELIMITERS, key=count_columns)
+
+
+READERS = {
+    "json": _read_json,
+    "csv": _read_csv,
+    "tsv": _read_tsv,
+    "yfcc": _read_yfcc,
+    "tar": _read_tar,
+}
 
 
 def _list_lines(file: IO[bytes]) -> Iterator[bytes]:
@@ -259,12 +230,18 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
     names = resolve_columns(columns, tuple(row))
     if names.hashtags is None and names.caption is None:
         raise RejectedRowError(reasons.NO_HASHTAGS)
+    if "status" in row:
+        check_status(row["status"])
     identifier, *values = map(row.get, names)
     post = make_post(key if names.id is None and columns.id is None else identifier, *values)
     # only escapes can produce lone surrogates, since the text itself is valid UTF-8
     if "\\u" in text:
         _check_text([post.id, post.url or "", post.hash or "", post.license or "", *post.hashtags])
     return post
+
+
+def _is_yfcc(fields: Sequence[str | bytes]) -> bool:
+    return 23 <= len(fields) <= 25 and fields[-1] in ("0", "1", b"0", b"1")
 
 
 def _parse_yfcc(content: bytes) -> Post | None:
@@ -280,7 +257,7 @@ def _parse_yfcc(content: bytes) -> Post | None:
         return None
     if not 23 <= len(fields) <= 25:
         raise RejectedRowError(reasons.BAD_ROW_LENGTH)
-    if fields[-1] not in ("0", "1"):
+    if not _is_yfcc(fields):
         raise RejectedRowError(reasons.BAD_MARKER)
     if fields[-1] == "1":
         raise RejectedRowError(reasons.VIDEO)
@@ -305,7 +282,7 @@ def _parse_yfcc(content: bytes) -> Post | None:
 
 
 def _parse_record(
-    width: int, indices: list[int | None], record: list[str] | csv.Error
+    width: int, indices: list[int | None], status: int | None, record: list[str] | csv.Error
 ) -> Post | None:
     if isinstance(record, csv.Error):
         raise RejectedRowError(reasons.BAD_CSV)
@@ -314,6 +291,8 @@ def _parse_record(
     if len(record) != width:
         raise RejectedRowError(reasons.BAD_ROW_LENGTH)
     _check_text(record)
+    if status is not None:
+        check_status(record[status])
     return make_post(*[None if index is None else record[index] or None for index in indices])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,68 @@ import pytest
 from swag_models.errors import ConfigError
 from swag_models.recipe.curation.backends import Backend, open_backend
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
-from swag_models.recipe.curation.posts import BAD_HASHTAGS, ESCAPED_HASHTAGS
+from swag_models.recipe.curation.posts import BAD_HASHTAGS, BAD_ID, NO_ID, NOT_DOWNLOADED
 
-POSTS = [  # hashtags, a caption, and the resulting hashtags
+BEARS = ["brown bear", "mouse"]
+# a cell of hashtags, a caption, and the resulting hashtags; None if the row is rejected
+CELLS: list[tuple[str | None, str | None, list[str] | None]] = [
+    # separators
     ("brown bear, hot dog ,crane", None, ["brown bear", "hot dog", "crane"]),
-    ("bear\u3000mouse\tcrane \x85bank", "#raptor", ["bear", "mouse", "crane", "bank"]),
+    ("brown bear;mouse", "#raptor", BEARS),
+    ("brown bear | mouse", None, BEARS),
+    ("brown bear,mouse;crane|", None, [*BEARS, "crane"]),
+    ("brown bear\nmouse\r\n", None, BEARS),
+    ("brown bear\u3001mouse\uff0c\u718a\uff1b", None, [*BEARS, "\u718a"]),
+    ("bear\u3000mouse\tcrane \x85bank\xa0", None, ["bear", "mouse", "crane", "bank"]),
+    ("bear", None, ["bear"]),
     ("#bear#mouse and #café", None, ["bear", "mouse", "café"]),
     ("\uff03bear,crane", "#raptor", ["bear"]),
-    ('["brown bear"]', "#raptor", ["brown bear"]),
-    ('[ "hot dog", "#bear " , "mouse"]', None, ["hot dog", "bear", "mouse"]),
-    (None, "a #bear, a #mouse", ["bear", "mouse"]),
-    (None, None, []),
+    ("C#, bear", None, ["C", "bear"]),
+    ("R&B; bear", None, ["R&B", "bear"]),
+    # entities contain ";" and "#"
+    ("&Aacute;rbol rojo", None, ["&Aacute;rbol", "rojo"]),
+    ("caf&#233;, bear&amp;eacute; x;mouse", None, ["caf&#233;", "bear&amp;eacute; x", "mouse"]),
+    ("a&b;mouse&", None, ["a&b", "mouse&"]),
+    # lists, as JSON, Python, NumPy, PostgreSQL and Spark write them
+    ('["brown bear", "mouse"]', "#raptor", BEARS),
+    (' [ "hot dog", \'#bear \' , "it\'s"\n]\n', None, ["hot dog", "bear", "it's"]),
+    ('["caf\\u00e9", "a\\"b"]', None, ["caf\\u00e9", 'a\\"b']),
+    ("['brown bear', 'mouse', None, nan]", None, BEARS),
+    ("['brown bear' 'mouse']", None, BEARS),
+    ("['brown bear'\n 'mouse' \"it's\"]", None, [*BEARS, "it's"]),
+    ("('brown bear',)", None, ["brown bear"]),
+    ("{'brown bear', 'mouse'}", None, BEARS),
+    ("[np.str_('brown bear'), np.str_('mouse')]", None, BEARS),
+    ("[b'bear' b'mouse']", None, ["bear", "mouse"]),
+    ("array(['brown bear', 'mouse'], dtype='<U10')", None, BEARS),
+    ("frozenset({'mouse'})", None, ["mouse"]),
+    ('{bear,"brown bear",NULL,90s}', None, ["bear", "brown bear", "90s"]),
+    ("[brown bear, mouse]", None, BEARS),
+    ('"brown bear", "mouse"', None, BEARS),
     ("[]", "#raptor", []),
+    ("{ }", "#raptor", []),
+    # not lists
+    ("[bear", "#raptor", None),
+    ('["bear"] x', None, None),
+    ("['bear' ... 'mouse']", None, None),
+    ("[1, 2]", None, None),
+    ('{"bear": 1}', None, None),
+    ("[['bear'], ['mouse']]", None, None),
+    ("(see) bear", None, ["(see)", "bear"]),
+    # missing
+    (None, "a #bear, a #mouse", ["bear", "mouse"]),
+    ("", "a #bear", ["bear"]),
+    ("  ", "a #bear", ["bear"]),
+    ("nan", "a #bear", ["bear"]),
+    ("\\N", "a #bear", ["bear"]),
+    (None, None, []),
+    ("# , ;", "#raptor", []),
+]
+LISTS: list[tuple[list[str | None] | None, list[str]]] = [
+    ([" #hot dog", "bear; mouse", "#", ""], ["hot dog", "bear; mouse"]),
+    (["bear", None], ["bear"]),
+    ([], []),
+    (None, ["raptor"]),
 ]
 
 
@@ -44,7 +96,10 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
         yield opened
 
 
-def read(backend: Backend, folder: Path, files: Sequence[str]) -> list[dict[str, Any]]:
+def read(
+    backend: Backend, folder: Path, files: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The posts of files, in the order of their ids, and the number of rejects by reason."""
     work = folder / "steps"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -55,63 +110,94 @@ def read(backend: Backend, folder: Path, files: Sequence[str]) -> list[dict[str,
         work,
         folder / "rejects.jsonl",
     )
-    assert not rejected
-    rows: list[dict[str, Any]] = backend.fetch(posts.order_by("id")).to_pylist()
-    return rows
+    return backend.fetch(posts.order_by("id")).to_pylist(), rejected
 
 
-def test_hashtags_are_the_same_in_every_format(backend: Backend, tmp_path: Path) -> None:
+def write_posts(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write posts in the format of a file's suffixes."""
+    kinds = path.name.split(".")[1:]
+    lines = [json.dumps(row) for row in rows]
+    if kinds == ["parquet"]:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif kinds == ["jsonl"]:
+        path.write_text("\n".join(lines))
+    elif kinds == ["json"]:
+        path.write_text("[" + ",\n".join(lines) + "]\n")
+    elif kinds == ["indented", "json"]:
+        path.write_text(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif kinds == ["tar"]:
+        with tarfile.open(path, "w") as archive:
+            for row in rows:
+                member = tarfile.TarInfo(f"{row['id']}.json")
+                member.size = len(json.dumps(row))
+                archive.addfile(member, io.BytesIO(json.dumps(row).encode()))
+    else:
+        delimiter = {"semicolon": ";", "bar": "|", "tsv": "\t", "csv": ","}[kinds[0]]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+TEXT_NAMES = ("p.parquet", "p.jsonl", "p.json", "p.indented.json", "p.tar")
+TABLE_NAMES = ("p.csv", "p.semicolon.csv", "p.bar.csv", "p.tsv")
+
+
+def test_text_becomes_the_same_hashtags_in_every_format(backend: Backend, tmp_path: Path) -> None:
     rows = [
-        {"id": f"{n}", "hashtags": hashtags, "caption": caption}
-        for n, (hashtags, caption, _) in enumerate(POSTS)
+        {"id": f"{n:03}", "hashtags": hashtags, "caption": caption}
+        for n, (hashtags, caption, _) in enumerate(CELLS)
     ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with (tmp_path / "p.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["id", "hashtags", "caption"])
-        writer.writeheader()
-        writer.writerows(rows)
-    for name in ("p.parquet", "p.jsonl", "p.csv"):
-        assert [row["hashtags"] or [] for row in read(backend, tmp_path, [name])] == [
-            tags for *_, tags in POSTS
-        ], name
+    rows.append({"id": None, "hashtags": "bear", "caption": None})
+    accepted = {row["id"]: tags for row, (*_, tags) in zip(rows, CELLS) if tags is not None}
+    for name in TEXT_NAMES + TABLE_NAMES:
+        write_posts(tmp_path / name, rows)
+        posts, rejects = read(backend, tmp_path, [name])
+        found = {row["id"]: row["hashtags"] or [] for row in posts}
+        assert found == accepted, name
+        assert rejects == {BAD_HASHTAGS: len(rows) - 1 - len(accepted), NO_ID: 1}, name
 
 
-def test_lists_of_hashtags_are_the_same_in_every_format(backend: Backend, tmp_path: Path) -> None:
-    rows = [{"id": "0", "hashtags": [" #hot dog", "bear, mouse", "#"], "caption": "#raptor"}]
-    rows += [{"id": "1", "hashtags": None, "caption": "#raptor"}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_lists_become_the_same_hashtags_in_every_format(backend: Backend, tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{n}", "hashtags": hashtags, "caption": "#raptor"}
+        for n, (hashtags, _) in enumerate(LISTS)
+    ]
+    for name in TEXT_NAMES + TABLE_NAMES:
+        write_posts(tmp_path / name, rows)
+        posts, rejects = read(backend, tmp_path, [name])
+        assert [row["hashtags"] or [] for row in posts] == [tags for _, tags in LISTS], name
+        assert not rejects
+
+
+def test_numbers_and_missing_columns_of_pandas_are_read(backend: Backend, tmp_path: Path) -> None:
+    schema = pa.schema(
+        {
+            "id": pa.float64(),
+            "url": pa.null(),
+            "tags": pa.list_(pa.null()),
+            "caption": pa.dictionary(pa.int8(), pa.string()),
+            "status": pa.string(),
+        }
+    )
+    rows = [
+        {"id": 12345678901.0, "caption": "#bear", "status": "success"},
+        {"id": 2.5, "caption": "#bear"},
+        {"id": float("inf"), "caption": "#bear"},
+        {"id": float("nan"), "caption": "#bear"},
+        {"id": None, "caption": "#bear"},
+        {"id": 4, "caption": "#mouse", "tags": [None], "status": "public"},
+        {"id": 5, "caption": "#mouse", "status": "failed_to_download"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name in ("p.parquet", "p.jsonl"):
-        assert [row["hashtags"] for row in read(backend, tmp_path, [name])] == [
-            ["hot dog", "bear, mouse"],
-            ["raptor"],
-        ], name
-
-
-def test_a_list_in_text_that_parquet_cannot_give_back_is_rejected(
-    backend: Backend, tmp_path: Path
-) -> None:
-    cells = (
-        "['bear' 'mouse']",
-        "['bear', 'mouse']",
-        '["bear"',
-        "[1, 2]",
-        '["bear"] x',
-        '["a\\u00e9"]',
-    )
-    rows = [{"id": f"{n}", "hashtags": cell} for n, cell in enumerate((*cells, '["bear"]', "[ ]"))]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
-    posts, rejected = unite_posts(
-        backend,
-        [tmp_path / "p.parquet"],
-        ReadOptions(progress=False),
-        tmp_path,
-        tmp_path / "rejects.jsonl",
-    )
-    assert rejected == {BAD_HASHTAGS: 5, ESCAPED_HASHTAGS: 1}
-    kept = backend.fetch(posts.order_by("id")).to_pylist()
-    assert [row["hashtags"] for row in kept] == [["bear"], []]
+        posts, rejects = read(backend, tmp_path, [name])
+        assert [(row["id"], row["hashtags"]) for row in posts] == [
+            ("12345678901", ["bear"]),
+            ("4", []),
+        ]
+        assert rejects == {BAD_ID: 2, NO_ID: 2, NOT_DOWNLOADED: 1}
 
 
 def test_columns_can_have_other_types_in_each_file(backend: Backend, tmp_path: Path) -> None:
@@ -124,7 +210,7 @@ def test_columns_can_have_other_types_in_each_file(backend: Backend, tmp_path: P
             pa.Table.from_pylist([{"id": identifier, "hashtags": hashtags}]),
             tmp_path / f"{name}.parquet",
         )
-    rows = read(backend, tmp_path, ["a.parquet", "b.parquet", "c.parquet"])
+    rows, _ = read(backend, tmp_path, ["a.parquet", "b.parquet", "c.parquet"])
     assert [(row["id"], row["hashtags"]) for row in rows] == [
         ("1", ["bear"]),
         ("three", ["bear"]),

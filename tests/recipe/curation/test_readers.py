@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from swag_models.errors import ConfigError
+from swag_models.recipe.curation.post_files import find_files, find_format
 from swag_models.recipe.curation.posts import (
     DEFAULT_COLUMNS,
     Columns,
@@ -22,12 +23,7 @@ from swag_models.recipe.curation.posts import (
     Reject,
     find_parquet_columns,
 )
-from swag_models.recipe.curation.readers import (
-    MAX_ROW_BYTES,
-    find_files,
-    find_format,
-    read_posts,
-)
+from swag_models.recipe.curation.readers import MAX_ROW_BYTES, read_posts
 
 GOOD: list[tuple[Any, Post]] = [
     (
@@ -65,13 +61,14 @@ BAD: list[tuple[bytes, str]] = [
     (b'{"id": "", "hashtags": ["x"]}', "no id"),
     (b'{"id": true, "hashtags": ["x"]}', "id is not text or a whole number"),
     (b'{"id": 1.5, "hashtags": ["x"]}', "id is not text or a whole number"),
-    (b'{"id": NaN, "hashtags": ["x"]}', "id is not text or a whole number"),
+    (b'{"id": NaN, "hashtags": ["x"]}', "no id"),
+    (b'{"id": Infinity, "hashtags": ["x"]}', "id is not text or a whole number"),
     (b'{"id": ["a"], "hashtags": ["x"]}', "id is not text or a whole number"),
     (b'{"id": "a"}', "no hashtags and no caption"),
     (b'{"id": "a", "hashtags": 5}', "hashtags are not a list of text"),
     (b'{"id": "a", "hashtags": {"x": 1}}', "hashtags are not a list of text"),
     (b'{"id": "a", "hashtags": ["x", 5]}', "hashtags are not a list of text"),
-    (b'{"id": "a", "hashtags": "[\'x\']"}', "hashtags are not a list of text"),
+    (b'{"id": "a", "hashtags": "[\'x\', 1]"}', "hashtags are not a list of text"),
     (b'{"id": "a", "caption": 5}', "caption is not text"),
     (b'{"id": "a", "url": 5, "hashtags": []}', "url is not text"),
     (b'{"id": "a", "hash": 5, "hashtags": []}', "hash is not text"),
@@ -178,6 +175,40 @@ def test_a_csv_file_has_a_header_and_quoted_fields(tmp_path: Path) -> None:
         (6, "bad UTF-8", "5,caf\\xe9,,"),
         (7, "not CSV", "field larger than field limit (131072)"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "id;hashtags\n1;brown bear, mouse\n"),
+        ("a.csv", "sep=;\r\nid;hashtags\r\n1;brown bear, mouse\r\n"),
+        ("a.csv", '"id"\t"title, or name"\t"tags"\n1\tx\t"brown bear, mouse"\n'),
+        ("a.csv", "id|tags|a,b,c,d,e\n1|brown bear, mouse|\n"),
+        ("a.csv", 'id,tags\n1,"brown bear, mouse"\n'),
+        ("a.tsv", "\ufeffid\ttags\n1\tbrown bear, mouse\n"),
+        (
+            "a.tsv",
+            "\t".join(["id", "tags", *"abcdefghijklmnopqrstu"])
+            + "\n1\tbrown bear, mouse"
+            + "\t" * 21,
+        ),
+        ("a.tsv", "id,tags\n1,brown bear;mouse\n"),
+        ("a.tab", "key\tcaption\thashtags\n1\t#x\tbrown bear|mouse\n"),
+    ],
+)
+def test_the_separator_of_a_table_is_found(name: str, text: str, tmp_path: Path) -> None:
+    assert split(write(tmp_path / name, text)) == (
+        [Post("1", None, ["brown bear", "mouse"], None)],
+        [],
+    )
+
+
+def test_a_tab_table_without_the_columns_names_those_it_has(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "file\twords\nx\ty\n")
+    with pytest.raises(ConfigError, match=r"a\.tsv has no column of ids; its columns: file, words"):
+        split(path)
+    with pytest.raises(ConfigError, match=r"a\.tsv is UTF-16; save it as UTF-8"):
+        split(write(path, "id\ttags\n".encode("utf-16")))
 
 
 def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
@@ -357,6 +388,8 @@ def test_the_name_of_a_file_determines_its_format(tmp_path: Path) -> None:
         "a.csv.bz2": "csv",
         "yfcc100m_dataset.bz2": "yfcc",
         "b.parquet": "parquet",
+        "photos.tsv.gz": "tsv",
+        "x.tab": "csv",
     }
     for name, format in names.items():
         assert find_format(Path(name)) == format
@@ -373,7 +406,7 @@ def test_the_name_of_a_file_determines_its_format(tmp_path: Path) -> None:
     for format in ("parquet", "xml"):
         with pytest.raises(
             ConfigError,
-            match=f"invalid format '{format}' for .*: allowed: json, csv, yfcc, tar",
+            match=f"invalid format '{format}' for .*: allowed: json, csv, tsv, yfcc, tar",
         ):
             split(tmp_path / "posts.txt", format=format)
 

@@ -1,0 +1,134 @@
+r"""Split a cell of text into hashtags: in Python for text files, and in Ibis for Parquet.
+
+Both use the same regular expressions and the same order of rules:
+  1. a list in brackets, as JSON, Python, NumPy, PostgreSQL or Spark write it: ['dog', "red car"]
+  2. text with hashtags: #dog #car
+  3. text with separators: dog; red car
+  4. text without: dog car
+The characters of a hashtag are not changed, except at its ends: `text_repair` decodes escapes and
+entities once per distinct hashtag. Entities are only recognised here because ";" and "#" in them
+are neither separator nor hashtag.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from html.entities import name2codepoint
+from typing import TYPE_CHECKING
+
+from swag_models.recipe.hashtags import (
+    HASH,
+    extract_hashtags,
+    extract_hashtags_ibis,
+    find_all_ibis,
+)
+
+if TYPE_CHECKING:
+    import ibis
+
+# The patterns use only syntax that Python, RE2 (DuckDB) and Java (Spark) share. They have no
+# alternatives within repetitions, for which Java needs a stack as deep as the text is long.
+SPACE = " \t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+SEPARATORS = ",;|\r\n\u060c\u061b\u3001\uff0c\uff1b\uff5c"  # ASCII, Arabic and full-width
+HASHTAG_EDGES = f"{HASH} \t\r\n"  # characters stripped from both ends of a hashtag
+MISSING = ("", "None", "null", "NULL", "NaN", "nan", "<NA>", "\\N")  # of pandas, SQL and Hive
+
+_NAMES = "|".join(sorted({*name2codepoint, "apos", "AMP", "LT", "GT", "QUOT"}))
+# HTML 4's; "&amp;eacute;" was encoded twice
+ENTITY = f"&(?:amp;)*(?:#[0-9]{{1,7}}|#[Xx][0-9A-Fa-f]{{1,6}}|{_NAMES});"
+PIECE = (  # between two separators
+    f"(?:{ENTITY}|[^{SEPARATORS}])[^{SEPARATORS}&]*(?:(?:{ENTITY}|&)[^{SEPARATORS}&]*)*"
+)
+QUOTED = (  # NumPy 2 writes np.str_('dog')
+    r"(?:np\.str_\()?[bu]?"
+    r"""(?:"[^"\\]*(?:\\[\s\S][^"\\]*)*"|'[^'\\]*(?:\\[\s\S][^'\\]*)*')\)?"""
+)
+# Numbers and NumPy's "..." for omitted items are not hashtags.
+BARE = rf"""[0-9.+-]*[^{SPACE},"'\[\]()\{{\}}0-9.+-][^,"'\[\]()\{{\}}]*"""
+QUOTES = r"""^(?:np\.str_\()?[bu]?["']|["']\)?$"""  # around an item
+# NumPy separates items by spaces alone.
+_ITEMS = f"(?:{QUOTED}(?:[{SPACE}]+{QUOTED})*[{SPACE}]*|{BARE})"
+LIST = (
+    rf"^(?:(?:np\.)?array\(|frozenset\()?[\[(\{{][{SPACE}]*"
+    rf"((?:{_ITEMS}(?:,[{SPACE}]*{_ITEMS})*)?),?[{SPACE}]*[\])\}}]"
+    rf"(?:,[{SPACE}]*dtype=[^()]*)?\)?$"
+)
+QUOTED_LIST = f"^({QUOTED}(?:[{SPACE}{SEPARATORS}]+{QUOTED})*)$"  # without brackets
+_START = r"^[\[{]"  # what starts like this and is no list is malformed
+_OUTER_SPACE = f"^[{SPACE}]+|[{SPACE}]+$"
+_OUTER_EDGES = f"^[{HASHTAG_EDGES}]+|[{HASHTAG_EDGES}]+$"
+_ITEM = f"({QUOTED}|{BARE})"
+
+
+def split_text(text: str) -> list[str] | None:
+    """Split a cell into hashtags.
+
+    Returns:
+        Hashtags, without "#"; None if the cell is empty, or says that its value is missing.
+
+    Raises:
+        ValueError: the cell starts like a list and is none.
+    """
+    text = text.strip()  # SPACE
+    if text in MISSING:
+        return None
+    if text[0] in "[{(\"'anfbu":  # where a list may start; saves time
+        for pattern in (LIST, QUOTED_LIST):
+            if found := _compile(pattern).match(text):
+                items = _compile(_ITEM).findall(found[1])
+                return [_compile(QUOTES).sub("", item) for item in items if item not in MISSING]
+        if text[0] in "[{":
+            raise ValueError
+    if hashtags := extract_hashtags(text):
+        return hashtags
+    without_entities = _compile(ENTITY).sub("", text) if "&" in text else text
+    if _compile(f"[{SEPARATORS}]").search(without_entities):
+        return _compile(PIECE).findall(text)
+    return text.split()
+
+
+def strip_hashtags(hashtags: list[str]) -> list[str]:
+    """Hashtags without "#" and spaces at both ends; empty ones are dropped."""
+    return [bare for tag in hashtags if (bare := tag.strip(HASHTAG_EDGES))]
+
+
+def split_text_ibis(text: ibis.Value) -> ibis.Value:
+    """`split_text` as an Ibis expression; null for a missing value and for a malformed list."""
+    import ibis
+
+    text = text.re_replace(_OUTER_SPACE, "")
+    hashtags = extract_hashtags_ibis(text)
+
+    def split_list(pattern: str) -> tuple[ibis.Value, ibis.Value]:
+        items = find_all_ibis(text.re_extract(pattern, 1), _ITEM, 1)
+        kept = items.filter(lambda item: item.notin(MISSING))
+        return text.re_search(pattern), kept.map(lambda item: item.re_replace(QUOTES, ""))
+
+    return ibis.cases(
+        (text.isin(MISSING), ibis.null("array<string>")),
+        split_list(LIST),
+        split_list(QUOTED_LIST),
+        (text.re_search(_START), ibis.null("array<string>")),
+        (text.re_search(f"[{HASH}]") & (hashtags.length() > 0), hashtags),
+        (
+            text.re_replace(ENTITY, "").re_search(f"[{SEPARATORS}]"),
+            find_all_ibis(text, f"({PIECE})", 1),
+        ),
+        else_=find_all_ibis(text, f"([^{SPACE}]+)", 1),
+    )
+
+
+def strip_hashtags_ibis(hashtags: ibis.Value) -> ibis.Value:
+    """`strip_hashtags` as an Ibis expression; null items are dropped too."""
+    bare = hashtags.map(lambda tag: tag.re_replace(_OUTER_EDGES, ""))
+    return bare.filter(lambda tag: tag != "")
+
+
+def is_malformed_ibis(text: ibis.Value) -> ibis.Value:
+    """Whether `split_text` raises ValueError, as an Ibis expression."""
+    text = text.re_replace(_OUTER_SPACE, "")
+    return text.re_search(_START) & ~text.re_search(LIST)
+
+
+_compile = cache(re.compile)
