@@ -3,7 +3,7 @@
 Text formats are first converted to Parquet, in parallel. For each input, in order, the folder of
 the conversion then contains
   00000.parquet         id, url, hashtags, hash, license
-  00000.rejects.jsonl   the malformed rows: input, row, reason, text
+  00000.rejects.jsonl   the malformed rows: input, row, reason, text, value
   00000.json            the record of `run_once`; a part without it is converted again
 The first two depend only on the content and name of the input, byte for byte.
 """
@@ -300,7 +300,9 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
                 rows += len(posts)
             for row in chunk:
                 if isinstance(row, Reject):
-                    rejects_file.write(json.dumps(row._asdict()) + "\n")
+                    fields = row._asdict().items()
+                    known = {name: field for name, field in fields if field is not None}
+                    rejects_file.write(json.dumps(known) + "\n")
                     rejects[row.reason] += 1
     report_position(job.key["size"])  # read_posts reports every 1000 rows
     return {"rows": rows, "rejects": rejects}

@@ -1,5 +1,6 @@
 """Posts: their fields, the columns of a table with these fields, and reasons to reject a row."""
 
+import itertools
 import json
 import logging
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import describe, list_names
 from swag_models.recipe.curation.hashtag_text import split_text, strip_hashtags
 from swag_models.recipe.hashtags import extract_hashtags
 
@@ -24,6 +26,9 @@ NOT_DOWNLOADED = "not downloaded"
 FAILED_STATUS = "failed_to_"  # start of img2dataset's column `status` for such images
 BAD_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
 ROW_TOO_LARGE, TRUNCATED = "row too large", "unreadable from here on"
+
+MAX_EXAMPLES = 3  # reasons in a message
+MAX_EXAMPLE_ROWS = 1000  # rejected rows that are searched for an example of each
 
 # Usual names of the columns, including those of img2dataset and YFCC100M; the first one that a
 # table has is used.
@@ -63,16 +68,27 @@ class Reject(NamedTuple):
         row: number of its line, CSV record or archive member, from 1.
         reason: one of the constants above.
         text: beginning of the row.
+        value: the value that is the reason, or the fields of a row that lacks one; may be None.
     """
 
     input: str
     row: int
     reason: str
     text: str
+    value: str | None = None
 
 
 class RejectedRowError(Exception):
-    """A row is malformed; the message is one of the reasons."""
+    """A row is malformed.
+
+    Args:
+        reason: one of the reasons above; the message.
+        value: see `Reject`.
+    """
+
+    def __init__(self, reason: str, value: str | None = None) -> None:
+        super().__init__(reason)
+        self.value = value
 
 
 class Columns(NamedTuple):
@@ -119,7 +135,7 @@ def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
         ConfigError: a named column is missing, or the id, or both hashtags and caption.
     """
     resolved = resolve_columns(columns, tuple(names))
-    hint = f"its columns: {', '.join(names)}"
+    hint = f"its columns: {list_names(names)}"
     for role, chosen_name, name in zip(Columns._fields, columns, resolved):
         if chosen_name and not name:
             raise ConfigError(
@@ -210,18 +226,18 @@ def make_post(
         # pandas writes the integers of a column with missing values as floats
         is_whole = type(identifier) is float and identifier.is_integer()
         if type(identifier) is not int and not is_whole:
-            raise RejectedRowError(BAD_ID)
+            raise RejectedRowError(BAD_ID, describe(identifier))
         identifier = str(int(identifier))
     if not (url is None or type(url) is str):
-        raise RejectedRowError(BAD_URL)
+        raise RejectedRowError(BAD_URL, describe(url))
     if not (digest is None or type(digest) is str):
-        raise RejectedRowError(BAD_HASH)
+        raise RejectedRowError(BAD_HASH, describe(digest))
     if not (license is None or type(license) is str):
-        raise RejectedRowError(BAD_LICENSE)
+        raise RejectedRowError(BAD_LICENSE, describe(license))
     hashtags = _split_hashtags(hashtags)
     if hashtags is None:
         if not (caption is None or type(caption) is str):
-            raise RejectedRowError(BAD_CAPTION)
+            raise RejectedRowError(BAD_CAPTION, describe(caption))
         hashtags = extract_hashtags(caption) if caption else []
     return Post(identifier, url, hashtags, digest, license)
 
@@ -251,39 +267,49 @@ def warn_of_truncated(source: Path, rejects: Path) -> None:
     )
 
 
-def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects: object) -> None:
+def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects: Path) -> None:
     """Check that a selection has any posts.
 
     Args:
         kept: number of posts that are left.
         read: number of posts that were read.
         rejected: number of malformed rows for each reason.
-        rejects: the file that lists them, for error messages.
+        rejects: the file that lists them.
 
     Raises:
         ConfigError: no post is left; says why.
     """
     if kept:
         return
-    if rejected:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in rejected.items())
-        why = f"rejected: {counts}; see {rejects}, and check the files and their --format"
-    elif read:
-        why = "check --keep-license and --exclude"
-    else:
-        why = "the files are empty"
-    raise ConfigError(f"none of {read + sum(rejected.values()):,} posts is left; {why}")
+    start = f"none of {read + sum(rejected.values()):,} posts is left"
+    if not rejected:
+        why = "check --keep-license and --exclude" if read else "the files are empty"
+        raise ConfigError(f"{start}; {why}")
+    share = "" if read else " all"
+    examples = dict[str, str]()  # the first of each reason
+    with rejects.open() as file:
+        for reject in map(json.loads, itertools.islice(file, MAX_EXAMPLE_ROWS)):
+            examples.setdefault(reject["reason"], reject.get("value") or describe(reject["text"]))
+    most = sorted(rejected, key=lambda reason: -rejected[reason])[:MAX_EXAMPLES]
+    counts = [f"{rejected[reason]:,} {reason} ({examples.get(reason, '...')})" for reason in most]
+    if len(rejected) > len(most):
+        counts.append("...")
+    raise ConfigError(
+        f"{start}; rejected{share}: {', '.join(counts)}; listed in {rejects}; check --format, and "
+        "name columns with --id, --hashtags or --caption"
+    )
 
 
 def _split_hashtags(cell: Any) -> list[str] | None:
     """Hashtags of a list or of text; None if they are missing."""
+    hashtags = cell
     try:
         if type(cell) is str:
-            cell = split_text(cell)
+            hashtags = split_text(cell)
         elif type(cell) is list:  # pandas writes missing items as null
-            cell = [tag for tag in cell if tag is not None]
+            hashtags = [tag for tag in cell if tag is not None]
         elif cell is not None:
             raise ValueError
-        return None if cell is None else strip_hashtags(cell)
+        return None if hashtags is None else strip_hashtags(hashtags)
     except (ValueError, AttributeError):  # an item is no text
-        raise RejectedRowError(BAD_HASHTAGS) from None
+        raise RejectedRowError(BAD_HASHTAGS, describe(cell)) from None

@@ -73,7 +73,9 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
         else:
             text = cell.cast("string")
             items = split_text_ibis(text)
-            reasons += [(is_malformed_ibis(text), BAD_HASHTAGS)]
+            is_malformed = is_malformed_ibis(text)
+            reasons += [(is_malformed, BAD_HASHTAGS)]
+            items = ibis.cases((is_malformed, ibis.array([text])), else_=items)  # to show it
         hashtags = ibis.coalesce(strip_hashtags_ibis(items), hashtags)
     reason = ibis.cases(*reasons)
     return table.select(

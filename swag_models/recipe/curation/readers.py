@@ -24,7 +24,7 @@ from urllib.parse import unquote
 
 from swag_models.archives import TAR_ERRORS, open_tar, walk_members
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe_error, printable
+from swag_models.formatting import describe_error, list_names, printable
 from swag_models.paths import open_regular
 from swag_models.recipe.curation import posts as reasons
 from swag_models.recipe.curation.json_array import is_array, list_elements
@@ -91,7 +91,7 @@ def read_posts(
                 try:
                     post = parse(values)
                 except RejectedRowError as error:
-                    yield Reject(printable(path), row, str(error), _shorten(values))
+                    yield Reject(printable(path), row, str(error), _shorten(values), error.value)
                 else:
                     if post:
                         yield post
@@ -229,11 +229,13 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
         raise RejectedRowError(reasons.NOT_AN_OBJECT)
     names = resolve_columns(columns, tuple(row))
     if names.hashtags is None and names.caption is None:
-        raise RejectedRowError(reasons.NO_HASHTAGS)
+        raise RejectedRowError(reasons.NO_HASHTAGS, f"its fields: {list_names(tuple(row))}")
     if "status" in row:
         check_status(row["status"])
     identifier, *values = map(row.get, names)
-    post = make_post(key if names.id is None and columns.id is None else identifier, *values)
+    if names.id is None and (columns.id or key is None):
+        raise RejectedRowError(reasons.NO_ID, f"its fields: {list_names(tuple(row))}")
+    post = make_post(identifier if names.id else key, *values)
     # only escapes can produce lone surrogates, since the text itself is valid UTF-8
     if "\\u" in text:
         _check_text([post.id, post.url or "", post.hash or "", post.license or "", *post.hashtags])

@@ -361,8 +361,11 @@ def test_the_command_and_its_report(
         (["p.parquet", "--memory", "1MB"], "the memory limit is too low for DuckDB"),
         (["cut.parquet"], "cut.parquet is not a Parquet file or is truncated"),
         (["empty"], "empty has no file of posts"),
-        (["old.jsonl", "--quiet"], "none of 1 posts is left; rejected: 1 not JSON; see"),
-        (["utf16.jsonl", "--quiet"], "rejected: 1 bad UTF-8, 2 not JSON; see"),
+        (
+            ["old.jsonl", "--quiet"],
+            """none of 1 posts is left; rejected all: 1 not JSON ('{"id": 1""",
+        ),
+        (["utf16.jsonl", "--quiet"], "utf16.jsonl is UTF-16; save it as UTF-8"),
         (["nothing.jsonl", "--quiet"], "none of 0 posts is left; the files are empty"),
         (["p.parquet", "--keep-license", "mine"], "left; check --keep-license and --exclude"),
         (["unknown.jsonl", "--quiet"], "no hashtag of the posts is a noun of WordNet"),
