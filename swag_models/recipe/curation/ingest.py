@@ -300,9 +300,7 @@ def _convert(job: _Job, advance: Callable[[int], object]) -> dict[str, Any]:
                 rows += len(posts)
             for row in chunk:
                 if isinstance(row, Reject):
-                    fields = row._asdict().items()
-                    known = {name: field for name, field in fields if field is not None}
-                    rejects_file.write(json.dumps(known) + "\n")
+                    rejects_file.write(json.dumps(row._asdict()) + "\n")
                     rejects[row.reason] += 1
     report_position(job.key["size"])  # read_posts reports every 1000 rows
     return {"rows": rows, "rejects": rejects}

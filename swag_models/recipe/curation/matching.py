@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
+from swag_models.errors import ConfigError
+from swag_models.formatting import describe
 from swag_models.recipe.hashtags import Match, Matcher, find_coverage, load_imagenet, name_class
 from swag_models.recipe.wordnet import WordNet
 
@@ -43,6 +45,9 @@ def match_hashtags(
         (facts for the manifest, table `MATCHES`). The facts are the numbers of distinct hashtags
         and uses of each kind, and the most used hashtags that were stopped, unknown or ambiguous.
         The table has a row for each pair of hashtag and synset.
+
+    Raises:
+        ConfigError: no hashtag has a synset.
     """
     distinct, uses, ambiguous = Counter[str](), Counter[str](), Counter[str]()
     listed: dict[str, list[tuple[int, str]]] = {"stopped": [], "unknown": []}
@@ -80,6 +85,13 @@ def match_hashtags(
     facts["unused_overrides"] = sorted(unused)
     facts["distinct"] = {"all": distinct.total(), **{how: distinct[how] for how in KINDS}}
     facts["uses"] = {"all": uses.total(), **{how: uses[how] for how in KINDS}}
+    if not rows:
+        kinds = ("unknown", "stopped", "ambiguous")
+        examples = [describe(tag) for kind in kinds for tag, *_ in facts[kind]][:5]
+        raise ConfigError(
+            "no hashtag of the posts is a noun of WordNet; the most used: "
+            f"{', '.join(examples) or 'none'}; check --hashtags, --caption and --senses"
+        )
     return facts, pa.Table.from_pylist(rows, schema=MATCHES)
 
 

@@ -21,7 +21,6 @@ import pyarrow.parquet
 from swag_models.atomic import atomic_write, write_json
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe
 from swag_models.hub.download import hash_file
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
@@ -177,13 +176,6 @@ def match_posts(
     counts = matches.with_name("tags.parquet")
     backend.write(queries.count_hashtags(backend.read(posts)), counts)
     facts, rows = match_hashtags(counts, matcher, wordnet)
-    if not rows.num_rows:
-        kinds = ("unknown", "stopped", "ambiguous")
-        most_used = [describe(tag) for kind in kinds for tag, *_ in facts[kind]][:5]
-        raise ConfigError(
-            "no hashtag of the posts is a noun of WordNet; the most used: "
-            f"{', '.join(most_used) or 'none'}; check --hashtags, --caption and --senses"
-        )
     backend.store(rows, matches)
     remove_table(counts)
     return facts

@@ -128,7 +128,8 @@ def test_inputs_become_parts_and_rejects(inputs: list[Path], tmp_path: Path) -> 
         json.loads(line) for path in done.reject_files for line in path.read_text().splitlines()
     ]
     assert len(rejects) == 15
-    assert rejects[0] == {"input": str(inputs[0]), "row": 1, "reason": "not JSON", "text": "{"}
+    reject = {"input": str(inputs[0]), "row": 1, "reason": "not JSON", "text": "{", "value": None}
+    assert rejects[0] == reject
 
 
 def test_an_input_without_posts_is_an_empty_part(tmp_path: Path) -> None:

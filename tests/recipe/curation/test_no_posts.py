@@ -65,9 +65,7 @@ NESTED = "[['bear'], ['mouse']]"
             "p.jsonl",
             '{"id": 1, "tags": ["dog;qwxz", "qwxz\\u001b[31m"]}\n',
             {},
-            [
-                "no hashtag of the posts is a noun of WordNet; the most used: 'dog;qwxz', 'qwxz\\x1b[31m'"
-            ],
+            ["no hashtag of the posts is a noun of WordNet; the most used: 'dog;qwxz', 'qwx"],
         ),
         ("p.jsonl", '{"id": 1, "tags": []}\n', {}, ["the most used: none; check --hashtags"]),
     ],
