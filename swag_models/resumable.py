@@ -146,13 +146,12 @@ class WorkFolder:
                     f"{self.record} is damaged; delete {self.path} or choose another output"
                 ) from None
             requested = comparable(job)
-            for name in sorted(recorded.keys() | requested.keys()):
-                if recorded.get(name) != requested.get(name):
-                    raise ConfigError(
-                        f"{self.output} holds other work, with {name} "
-                        f"{_shorten(recorded.get(name))}, not {_shorten(requested.get(name))}; "
-                        f"delete {self.path} or choose another output"
-                    )
+            if difference := _find_difference(recorded, requested):
+                name, earlier, now = difference
+                raise ConfigError(
+                    f"{self.output} holds other work, with {name} {_shorten(earlier)}, "
+                    f"not {_shorten(now)}; delete {self.path} or choose another output"
+                )
             check(description)
         write_json(self.record, job)
 
@@ -244,6 +243,20 @@ def report_done(output: Path) -> None:
 
 def _hash_key(key: Any) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+
+
+def _find_difference(recorded: Any, requested: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first entry that differs in two descriptions, by its dotted name: its two values."""
+    if recorded == requested:
+        return None
+    if not all(part is None or isinstance(part, Mapping) for part in (recorded, requested)):
+        return name, recorded, requested
+    recorded, requested = recorded or {}, requested or {}  # None: all entries are missing
+    for key in sorted(recorded.keys() | requested.keys()):
+        dotted = f"{name}.{key}" if name else key
+        if found := _find_difference(recorded.get(key), requested.get(key), dotted):
+            return found
+    return name, recorded, requested  # one of them has an entry that is None, the other lacks it
 
 
 def _shorten(value: Any) -> str:

@@ -26,13 +26,11 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards, find_vocabulary, read_vocabulary
 from swag_models.recipe.data.train_loader import TrainLoader
 from swag_models.recipe.training.estimate import find_arch
-from swag_models.recipe.training.run_dir import PACKAGES
+from swag_models.recipe.training.run_dir import PACKAGES, PUBLISHED_FILE
 from swag_models.runtime import find_versions
 from swag_models.spec import UNKNOWN, Metrics, ModelSpec
 
 logger = logging.getLogger("swag_models")
-
-PUBLISHED_FILE = "published.json"  # settings of a published model, and SHA-256 of its files
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The folder of a training run: locked by one process, used for one run, shared by all ranks."""
 
+import logging
 import math
 import shutil
 import uuid
@@ -14,11 +15,15 @@ from swag_models.hub.hf_format import CURVES_FILE
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.file_times import check_times, read_times
 from swag_models.recipe.training.distributed import DistContext
+from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.logging import BOARD_FOLDER, LOG_FILE
 from swag_models.resumable import WorkFolder
 from swag_models.runtime import find_versions
 
+logger = logging.getLogger("swag_models")
+
 RECORD_FILE = "run.json"
+PUBLISHED_FILE = "published.json"  # settings of a published model, and SHA-256 of its files
 PACKAGES = ("swag_models", "torch", "python")  # their versions are recorded: they decide numbers
 # Fields that may change on resume: how the work is laid out, and what is reported and kept of it.
 RESUME_FREE = {
@@ -29,6 +34,7 @@ RESUME_FREE = {
     "on_nonfinite_loss",
     "loss_spike_factor",
 }
+LENGTH_FIELDS = {"steps", "epochs"}  # a run can be made longer
 
 
 @contextmanager
@@ -66,7 +72,8 @@ def claim_run_dir(
 
     Args:
         work: from `open_run_dir`.
-        run: the run that the folder is for. Its fields in RESUME_FREE may change on resume.
+        run: the run that the folder is for. Its fields in RESUME_FREE may change on resume, and it
+            may become longer: it then continues on the schedule of the new length.
         data: description of the training data; only its name may change.
         files: name and path of each file of the training data; see `file_times`.
         dist: this process; all ranks call this alike.
@@ -83,6 +90,7 @@ def claim_run_dir(
         def check(recorded: Mapping[str, Any]) -> None:
             if earlier := recorded.get("times"):
                 check_times(earlier, times, data["name"])
+            _check_length(work.output, Run.from_dict(recorded["run"]), run, data["samples"])
 
         work.claim({**record, "times": times}, _select_fixed, check)
 
@@ -118,8 +126,39 @@ def discard_unstarted(
 def _select_fixed(record: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of run.json that must not change on resume."""
     data = {f"data.{name}": value for name, value in record["data"].items() if name != "name"}
-    run = {name: value for name, value in record["run"].items() if name not in RESUME_FREE}
+    free = RESUME_FREE | LENGTH_FIELDS
+    run = {name: value for name, value in record["run"].items() if name not in free}
     return {**data, **run}
+
+
+def _check_length(output: Path, recorded: Run, run: Run, samples: int) -> None:
+    """Let a run become longer, but not shorter than it was.
+
+    A longer run is not published yet, so the record of a shorter one is removed.
+
+    Raises:
+        ConfigError: the run is shorter, or no checkpoint is left from which it could continue.
+    """
+    earlier, steps = count_steps(recorded, samples), count_steps(run, samples)
+    if steps == earlier:
+        return
+    name = "epochs" if run.steps is None else "steps"
+    if steps < earlier:
+        raise ConfigError(
+            f"{output} holds a run of {earlier} steps, and {name} {getattr(run, name):g} are "
+            f"{steps}; a run can be made longer but not shorter: choose another output"
+        )
+    if (output / PUBLISHED_FILE).exists() and not any((output / "checkpoints").glob("step-*")):
+        raise ConfigError(
+            f"{output} holds a finished run of {earlier} steps, and no checkpoint is left to "
+            f"continue to {steps}; choose another output, with init={output / 'model'}"
+        )
+    (output / PUBLISHED_FILE).unlink(missing_ok=True)
+    logger.warning(
+        "%s: the run of %d steps becomes one of %d; from now on, the learning rate follows the "
+        "longer schedule, so the weights differ from those of a run that began with it",
+        *(output, earlier, steps),
+    )
 
 
 def check_shared_folder(output: Path, dist: DistContext) -> None:

@@ -1,0 +1,85 @@
+"""A run can be made longer, finished or not, and a message names only the setting that differs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from runs import SETTINGS, list_steps, make_digits, read_lines, read_weights
+
+from swag_models.errors import ConfigError
+from swag_models.recipe.config import override
+from swag_models.recipe.presets import get_preset
+from swag_models.recipe.training.optimizer import schedule_lr
+from swag_models.recipe.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_digits(tmp_path_factory.mktemp("digits") / "train", 30)
+
+
+def train_digits(images: Path, output: Path, *settings: str) -> Path:
+    run = override(get_preset("vit_nano_hashtags").run, [*SETTINGS, *settings])
+    return train(run, images, output, progress=False)
+
+
+def test_a_finished_run_continues_on_the_longer_schedule(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    train_digits(images, output, "steps=3")
+    short = read_weights(output)
+    train_digits(images, output, "steps=5")
+    assert f"{output}: the run of 3 steps becomes one of 5; from now on," in caplog.text
+    lines = read_lines(output)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    run = override(get_preset("vit_nano_hashtags").run, [*SETTINGS, "steps=5"])
+    rates = [schedule_lr(step, 5, run.lr, run.warmup) for step in (3, 4)]
+    assert [line["lr"] for line in lines[3:]] == rates
+    assert read_weights(output) != short
+    assert list_steps(output)[-1] == 5
+    long = read_weights(output)
+    train_digits(images, output, "steps=5")  # done
+    assert read_weights(output) == long
+    # 30 images in batches of 12: 2.4 epochs are 6 steps
+    train_digits(images, output, "steps=none", "epochs=2.4")
+    assert [line["step"] for line in read_lines(output)] == [1, 2, 3, 4, 5, 6]
+    for settings in (("steps=5",), ("steps=none", "epochs=1")):
+        message = r"holds a run of 6 steps, and (steps|epochs) \d are \d; a run can be made longer"
+        with pytest.raises(ConfigError, match=message):
+            train_digits(images, output, *settings)
+    weights = read_weights(output)
+    shutil.rmtree(output / "checkpoints")
+    with pytest.raises(ConfigError, match="no checkpoint is left to continue to 9; choose another"):
+        train_digits(images, output, "steps=9")
+    train_digits(images, output, "steps=6")
+    assert read_weights(output) == weights
+
+
+@pytest.mark.parametrize(
+    ("setting", "difference"),
+    [
+        ("optimizer.weight_decay=0.3", r"optimizer\.weight_decay [\d.]+, not 0\.3"),
+        ("augment.flip=0.25", r"augment\.flip [\d.]+, not 0\.25"),
+        ("ema.decay=0.5", r"ema\.decay (None|[\d.]+), not 0\.5"),
+        ("seed=7", "seed 0, not 7"),
+    ],
+)
+def test_another_run_is_refused_by_the_setting_that_differs(
+    setting: str, difference: str, images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    output = tmp_path_factory.getbasetemp() / "another"
+    if not output.exists():
+        train_digits(images, output, "steps=1")
+    with pytest.raises(ConfigError) as info:
+        train_digits(images, output, "steps=2", setting)
+    path = re.escape(str(output))
+    assert re.fullmatch(
+        rf"{path} holds other work, with {difference}; delete {path} or choose another output",
+        str(info.value),
+    )
