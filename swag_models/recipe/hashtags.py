@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ from swag_models.recipe.senses import (
     Sense,
     SenseRanker,
     keep_senses,
+    list_cues,
     load_senses,
 )
 from swag_models.recipe.spelling import canonicalise as canonicalise
@@ -67,22 +68,6 @@ class Match(NamedTuple):
     senses: tuple[str, ...] = ()
     reason: str = ""
     alternatives: tuple[Alternative, ...] = ()
-
-
-class Coverage(NamedTuple):
-    """The class that covers a synset.
-
-    Attributes:
-        target: id of the synset.
-        how: "same"; "hyponym" if the class is below the target; "hypernym" if it is above; or None.
-        synset: id of the class.
-        distance: number of steps between them.
-    """
-
-    target: str
-    how: str | None
-    synset: str | None = None
-    distance: int | None = None
 
 
 def extract_hashtags(caption: str) -> list[str]:
@@ -166,6 +151,7 @@ class Matcher:
         self.overrides = overrides
         table = load_senses() if senses == "context" else {}
         self.table = keep_senses(table, wordnet)
+        self.cues = list_cues(self.table)
 
     def match(self, tag: str) -> Match:
         """Find the lemma that a hashtag is or is an inflection of, and the synsets of this lemma.
@@ -177,6 +163,21 @@ class Matcher:
         if match.how == "unknown" and not key.isascii():
             match = self._match_key(strip_accents(key))
         return match
+
+    def match_post(self, tags: Sequence[str]) -> list[Match]:
+        """Match the hashtags of a post, choosing among their senses by the other hashtags.
+
+        An alternative is chosen if more of its cues are among the hashtags of the post than of any
+        other alternative; ties go to the hashtag's default sense, then to the first alternative.
+        `curation.context` does the same in SQL.
+        """
+        matches = [self.match(tag) for tag in tags]
+        cues = {cue for tag, match in zip(tags, matches) for cue in self.find_cues(tag, match)}
+        return [choose_alternative(match, cues) for match in matches]
+
+    def find_cues(self, tag: str, match: Match) -> set[str]:
+        """The words that a hashtag is as a cue for the senses of other hashtags."""
+        return {canonicalise(tag), match.lemma} & self.cues
 
     def _match_key(self, key: str) -> Match:
         lemma = self._find_lemma(key)
@@ -236,25 +237,24 @@ class Matcher:
         return key
 
 
+def choose_alternative(match: Match, cues: Collection[str]) -> Match:
+    """The match with the sense to which most of the cues point, see `Matcher.match_post`."""
+    ranked = list_alternatives(match)
+    overlaps = [len(set(other.cues).intersection(cues)) for other in ranked]
+    if not ranked or not max(overlaps):
+        return match
+    synset = ranked[overlaps.index(max(overlaps))].synset
+    return match._replace(synsets=(synset,) if synset else (), reason="context")
+
+
+def list_alternatives(match: Match) -> list[Alternative]:
+    """The alternatives of a hashtag; the first of those with most cues is chosen."""
+    return sorted(match.alternatives, key=lambda other: (other.synset,) != match.synsets)
+
+
 def name_class(wordnet: WordNet, synset: str) -> str:
     """The canonical hashtag of a synset's first lemma."""
     return canonicalise(wordnet.synsets[synset].lemmas[0])
-
-
-def find_coverage(
-    wordnet: WordNet, classes: Iterable[str], targets: Iterable[str]
-) -> list[Coverage]:
-    """Find the class that covers each target synset.
-
-    This is the same synset, otherwise the nearest class below it, otherwise the nearest above it.
-
-    Args:
-        wordnet: the nouns of WordNet.
-        classes: ids of the synsets that are classes.
-        targets: ids of the synsets to cover.
-    """
-    chosen = set(classes)
-    return [_cover_synset(wordnet, chosen, target) for target in targets]
 
 
 def load_stoplist(path: str | os.PathLike[str] | None = None) -> frozenset[str]:
@@ -303,19 +303,6 @@ def load_stopwords(stopwords: str | os.PathLike[str] | Sequence[str]) -> frozens
 def load_imagenet() -> list[str]:
     """The WordNet ids of the 1000 classes of ImageNet-1k, in the order of the classes."""
     return _read_lines(Path(__file__).with_name("imagenet.txt"))
-
-
-def _cover_synset(wordnet: WordNet, classes: set[str], target: str) -> Coverage:
-    if target in classes:
-        return Coverage(target, "same", target, 0)
-    for how, walk in (("hyponym", wordnet.descendants), ("hypernym", wordnet.ancestors)):
-        candidates = [
-            (distance, synset) for synset, distance in walk(target).items() if synset in classes
-        ]
-        if candidates:
-            distance, synset = min(candidates)
-            return Coverage(target, how, synset, distance)
-    return Coverage(target, None)
 
 
 def _read_lines(path: str | os.PathLike[str]) -> list[str]:

@@ -4,21 +4,17 @@ The table, senses.tsv, has the tags that are used most. `SenseRanker` orders the
 nouns by WordNet's counts, by what can be seen on an image, and by the classes of ImageNet-1k.
 """
 
+import hashlib
 import math
-import os
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from swag_models.errors import ConfigError
-from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.spelling import canonicalise
 from swag_models.recipe.wordnet import WordNet
 
-DROPPED = ("-", "drop")  # in place of a synset
-SYNSET = re.compile(r"n\d{8}")
+NO_NOUN = "-"  # in place of a synset
 # Weights of the evidence for a sense, in addition to log(1 + its count in WordNet's tagged texts).
 # Fitted to the judgements of senses.tsv by a conditional logit, which `benchmarks/senses.py --fit`
 # repeats, and rounded; keys are lexicographer files of lexnames(5WN).
@@ -173,60 +169,28 @@ class SenseRanker:
         return score
 
 
-def parse_senses(lines: Iterable[str], source: str) -> dict[str, Sense]:
-    """Parse lines of hashtags with the senses that they have.
-
-    A line has the hashtag, the id of a synset or "-" (or "drop") for none, and optionally further
-    synsets, each with the hashtags beside which it is meant, separated by tabs:
-    `mouse n02330245 n03793489:computer keyboard usb`. Without cues, spaces or a comma are allowed
-    in place of the tab. `# ` starts a comment.
-
-    Args:
-        lines: the lines.
-        source: name of the file, for messages.
+def parse_senses(lines: Iterable[str]) -> dict[str, Sense]:
+    """Parse lines of the table, whose format is described in senses.tsv.
 
     Returns:
         The sense of each canonical hashtag.
-
-    Raises:
-        ConfigError: a line is not in this format, or a hashtag is listed twice.
     """
-    senses: dict[str, Sense] = {}
-    for number, line in enumerate(lines, 1):
-        text = "" if line.startswith("# ") else line.partition(" # ")[0].strip()
-        if not text:
-            continue
-        tag, sense = _parse_sense(text, f"{source}, line {number}")
-        if tag in senses:
-            raise ConfigError(
-                f"{source}, line {number}: {tag!r} is listed more than once; keep one of the lines"
-            )
-        senses[tag] = sense
+    senses = {}
+    for line in lines:
+        if not line.startswith("#"):
+            key, synset, *choices = line.split("\t")
+            pairs = [choice.split(":") for choice in choices]
+            alternatives = [
+                Alternative(_parse_synset(other), tuple(cues.split())) for other, cues in pairs
+            ]
+            senses[key] = Sense(_parse_synset(synset), tuple(alternatives))
     return senses
-
-
-def read_senses(path: str | os.PathLike[str]) -> dict[str, Sense]:
-    """Read a file of senses, see `parse_senses`.
-
-    Raises:
-        ConfigError: the file cannot be read or parsed.
-    """
-    try:
-        text = read_regular(expand_path(path)).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        is_text = not isinstance(error, UnicodeDecodeError)
-        reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
-        raise ConfigError(
-            f"{path} cannot be read: {reason}; pass a text file with a hashtag and a synset in "
-            "each line"
-        ) from None
-    return parse_senses(text.splitlines(), str(path))
 
 
 @cache
 def load_senses() -> Mapping[str, Sense]:
-    """The table of senses that comes with the library."""
-    return read_senses(Path(__file__).with_name("senses.tsv"))
+    """The table of senses that comes with the library: senses.tsv."""
+    return parse_senses(Path(__file__).with_name("senses.tsv").read_text("utf-8").splitlines())
 
 
 def keep_senses(senses: Mapping[str, Sense], wordnet: WordNet) -> dict[str, Sense]:
@@ -243,36 +207,20 @@ def keep_senses(senses: Mapping[str, Sense], wordnet: WordNet) -> dict[str, Sens
     return kept
 
 
-def _parse_sense(text: str, place: str) -> tuple[str, Sense]:
-    fields = [field.strip() for field in text.split("\t")]
-    if len(fields) == 1:
-        fields = [field.strip() for field in re.split(r"[,\s]+(?=\S+$)", text)]
-    tag, *choices = fields
-    key = canonicalise(tag)
-    if not key or not choices:
-        raise ConfigError(
-            f"{place}: invalid line {text[:60]!r}: write a hashtag, a tab and the id of a synset "
-            'such as n02330245, or "drop"'
-        )
-    alternatives = []
-    for choice in choices[1:]:
-        synset, colon, cues = choice.partition(":")
-        words = tuple(dict.fromkeys(filter(None, map(canonicalise, cues.split()))))
-        if not colon or not words:
-            raise ConfigError(
-                f"{place}: invalid alternative {choice[:60]!r} of {tag!r}: write the id of a "
-                "synset, a colon, and hashtags beside which it is meant"
-            )
-        alternatives.append(Alternative(_parse_synset(synset, tag, place), words))
-    return key, Sense(_parse_synset(choices[0], tag, place), tuple(alternatives))
+def list_cues(senses: Mapping[str, Sense]) -> frozenset[str]:
+    """All words that point to one of the alternatives."""
+    return frozenset(
+        cue
+        for sense in senses.values()
+        for alternative in sense.alternatives
+        for cue in alternative.cues
+    )
 
 
-def _parse_synset(text: str, tag: str, place: str) -> str:
-    if text in DROPPED:
-        return ""
-    if not SYNSET.fullmatch(text):
-        raise ConfigError(
-            f"{place}: invalid synset {text[:40]!r} of {tag!r}: write the id of a noun of WordNet "
-            '3.0 such as n02330245, or "drop"'
-        )
-    return text
+def hash_senses() -> str:
+    """SHA-256 of the table, which tells whether results were made with the same one."""
+    return hashlib.sha256(repr(sorted(load_senses().items())).encode()).hexdigest()
+
+
+def _parse_synset(text: str) -> str:
+    return "" if text == NO_NOUN else text

@@ -26,8 +26,8 @@ from swag_models.hub.progress import make_bar
 from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
+from swag_models.recipe.curation.coverage import cover_imagenet
 from swag_models.recipe.curation.ingest import ReadOptions
-from swag_models.recipe.curation.matching import cover_imagenet
 from swag_models.recipe.curation.pipeline import PostSelection, hash_files
 from swag_models.recipe.curation.post_files import find_files
 from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
@@ -36,6 +36,7 @@ from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
 from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist, load_stopwords
 from swag_models.recipe.overrides import Source, read_overrides
+from swag_models.recipe.senses import hash_senses
 from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
@@ -203,19 +204,25 @@ def _run_steps(
         [posts, rejects],
         lambda: pipeline.clean_posts(backend(), selection, work, posts, rejects),
     )
-    matches = work / "matches.parquet"
+    matches, codes, rules = (work / f"{name}.parquet" for name in ("matches", "codes", "rules"))
     hashtag_facts = steps.run(
         "hashtags",
-        [net.digest, curation.senses, sorted(matcher.stop), sorted(matcher.overrides.items())],
-        [matches],
-        lambda: pipeline.match_posts(backend(), posts, matcher, net, matches),
+        [
+            net.digest,
+            curation.senses,
+            hash_senses(),
+            sorted(matcher.stop),
+            sorted(matcher.overrides.items()),
+        ],
+        [matches, codes, rules],
+        lambda: pipeline.match_posts(backend(), posts, matcher, net, matches, codes, rules),
     )
     images = work / "images"
     steps.run(
         "images",  # separate from "classes", so that other limits do not rerun it
         [],
         [images],
-        lambda: pipeline.gather_synsets(backend(), posts, matches, images),
+        lambda: pipeline.gather_synsets(backend(), posts, codes, rules, images),
     )
     classes, unsampled = work / "classes.parquet", work / "labels"
     class_facts = steps.run(

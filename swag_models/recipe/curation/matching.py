@@ -12,7 +12,8 @@ import pyarrow.parquet
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe
-from swag_models.recipe.hashtags import Match, Matcher, find_coverage, load_imagenet, name_class
+from swag_models.recipe.curation.context import ContextRules
+from swag_models.recipe.hashtags import Match, Matcher, name_class
 from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
@@ -31,7 +32,7 @@ MATCHES = pa.schema(
 
 def match_hashtags(
     path: Path, matcher: Matcher, wordnet: WordNet
-) -> tuple[dict[str, Any], pa.Table]:
+) -> tuple[dict[str, Any], pa.Table, pa.Table, pa.Table]:
     """Match every hashtag of a table with WordNet.
 
     This runs in Python, once for each distinct hashtag. Work for each post is done in SQL.
@@ -42,9 +43,11 @@ def match_hashtags(
         wordnet: describes ambiguous hashtags.
 
     Returns:
-        (facts for the manifest, table `MATCHES`). The facts are the numbers of distinct hashtags
+        (facts for the manifest, table `MATCHES`, tables `context.CODES` and `context.RULES`). The
+        facts are the numbers of distinct hashtags
         and uses of each kind, and the most used hashtags that were stopped, unknown or ambiguous.
-        The table has a row for each pair of hashtag and synset.
+        `MATCHES` has a row for each pair of hashtag and synset, with 0 uses for senses that other
+        hashtags of the post can point to.
 
     Raises:
         ConfigError: no hashtag has a synset.
@@ -53,6 +56,7 @@ def match_hashtags(
     listed: dict[str, list[tuple[int, str]]] = {"stopped": [], "unknown": []}
     pairs: list[tuple[str, str, str, int]] = []
     unused = set(matcher.overrides)
+    context = ContextRules(matcher)
     for batch in pyarrow.dataset.dataset(path).to_batches(columns=["tag", "uses"]):
         for tag, count in zip(batch["tag"].to_pylist(), batch["uses"].to_pylist(), strict=True):
             match = matcher.match(tag)
@@ -61,6 +65,9 @@ def match_hashtags(
             pairs += [(synset, tag, match.how, count) for synset in match.synsets]
             if match.reason == "override":
                 unused.discard(match.lemma)
+            others = {other.synset for other in match.alternatives} - {"", *match.synsets}
+            pairs += [(synset, tag, match.how, 0) for synset in others]
+            context.add(tag, match)
             if match.how in listed:
                 listed[match.how].append((-count, tag))
             elif match.how == "ambiguous":
@@ -92,7 +99,8 @@ def match_hashtags(
             "no hashtag of the posts is a noun of WordNet; the most used: "
             f"{', '.join(examples) or 'none'}; check --hashtags, --caption and --senses"
         )
-    return facts, pa.Table.from_pylist(rows, schema=MATCHES)
+    matches = pa.Table.from_pylist(rows, schema=MATCHES)
+    return facts, matches, *context.make_tables(matches, numbers)
 
 
 def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, list[tuple[str, int]]]:
@@ -108,31 +116,6 @@ def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, lis
             spellings[row["number"]].append((-row["uses"], row["tag"]))
     return {
         number: [(tag, -uses) for uses, tag in sorted(tags)] for number, tags in spellings.items()
-    }
-
-
-def cover_imagenet(wordnet: WordNet, classes: Path) -> dict[str, Any]:
-    """Find how the classes of ImageNet-1k are covered by the classes of a curation.
-
-    Args:
-        wordnet: the nouns of WordNet.
-        classes: Parquet file with the column synset.
-
-    Returns:
-        Facts for the manifest: numbers of classes of ImageNet by kind of coverage, and those that
-        are not covered.
-    """
-    synsets = pyarrow.parquet.read_table(classes)["synset"].to_pylist()
-    coverages = find_coverage(wordnet, synsets, load_imagenet())
-    counts = Counter(coverage.how or "none" for coverage in coverages)
-    missing = [coverage.target for coverage in coverages if not coverage.how]
-    return {
-        "counts": {how: counts[how] for how in ("same", "hyponym", "hypernym", "none")},
-        # an excerpt of WordNet may lack the synset and thus its name
-        "missing": [
-            f"{synset} {name_class(wordnet, synset)}" if synset in wordnet.synsets else synset
-            for synset in missing
-        ],
     }
 
 

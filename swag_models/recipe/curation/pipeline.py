@@ -25,6 +25,7 @@ from swag_models.hub.download import hash_file
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
 from swag_models.recipe.curation.class_names import name_classes
+from swag_models.recipe.curation.context import resolve_rules
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import list_spellings, match_hashtags
 from swag_models.recipe.curation.posts import check_posts_left
@@ -162,7 +163,13 @@ def _unite_copies(backend: Backend, posts: Any, key: str, work: Path) -> tuple[A
 
 
 def match_posts(
-    backend: Backend, posts: Path, matcher: Matcher, wordnet: WordNet, matches: Path
+    backend: Backend,
+    posts: Path,
+    matcher: Matcher,
+    wordnet: WordNet,
+    matches: Path,
+    codes: Path,
+    rules: Path,
 ) -> Facts:
     """Match each distinct hashtag of the posts with synsets.
 
@@ -172,19 +179,29 @@ def match_posts(
         matcher: finds the synsets of a hashtag.
         wordnet: describes ambiguous hashtags.
         matches: Parquet file to write, see `matching.MATCHES`.
+        codes: Parquet file to write, see `context.CODES`.
+        rules: Parquet file to write, see `context.RULES`.
     """
     counts = matches.with_name("tags.parquet")
     backend.write(queries.count_hashtags(backend.read(posts)), counts)
-    facts, rows = match_hashtags(counts, matcher, wordnet)
-    backend.store(rows, matches)
+    facts, *tables = match_hashtags(counts, matcher, wordnet)
+    for rows, path in zip(tables, (matches, codes, rules), strict=True):
+        backend.store(rows, path)
     remove_table(counts)
     return facts
 
 
-def gather_synsets(backend: Backend, posts: Path, matches: Path, images: Path) -> Facts:
+def gather_synsets(backend: Backend, posts: Path, codes: Path, rules: Path, images: Path) -> Facts:
     """Gather the synsets of each image; writes the folder `images` in parts: id, numbers."""
-    pairs = backend.read(matches).select("tag", "number")
-    backend.map_parts(posts, images, lambda part: queries.gather_images(part, pairs))
+    pairs = backend.read(codes)
+    if not len(_read_table(rules)):
+        backend.map_parts(posts, images, lambda part: queries.gather_images(part, pairs))
+        return {}
+    gathered = images.with_name("gathered")
+    backend.map_parts(posts, gathered, lambda part: queries.gather_images(part, pairs))
+    table = backend.read(rules)
+    backend.map_parts(gathered, images, lambda part: resolve_rules(part, table))
+    remove_table(gathered)
     return {}
 
 

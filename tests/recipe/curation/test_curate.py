@@ -48,7 +48,9 @@ def curate_plainly(
             first["hashtags"] = first["hashtags"] + post["hashtags"]
         kept = list(firsts.values())
     images = {
-        post["id"]: {synset for tag in post["hashtags"] for synset in matcher.match(tag).synsets}
+        post["id"]: {
+            synset for match in matcher.match_post(post["hashtags"]) for synset in match.synsets
+        }
         for post in kept
     }
     counts = Counter(synset for synsets in images.values() for synset in synsets)
