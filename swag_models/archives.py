@@ -16,7 +16,7 @@ from typing import Any
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
-from swag_models.paths import open_regular
+from swag_models.paths import is_system_path, open_regular
 
 try:
     from lzma import LZMAError
@@ -106,8 +106,12 @@ def open_tar(file: Any, mode: str) -> Any:
     return opener(fileobj=file, mode=mode, tarinfo=_Header)
 
 
-def walk_members(archive: Any) -> Iterator[tarfile.TarInfo]:
-    """Yield every member of an archive from `open_tar`, in order.
+def walk_members(archive: Any, left_out: Counter[str] | None = None) -> Iterator[tarfile.TarInfo]:
+    """Yield every member of an archive from `open_tar`, in order, except those of systems.
+
+    Args:
+        archive: the open archive.
+        left_out: increased for each member that `paths.is_system_path`, such as "._dog.jpg".
 
     Raises:
         tarfile.ReadError: a header is damaged, or the archive does not end with a block of zeros.
@@ -122,7 +126,10 @@ def walk_members(archive: Any) -> Iterator[tarfile.TarInfo]:
         if member.issparse():  # its content is not stored in one piece
             raise tarfile.ReadError(f"{member.name!r} is a sparse file")
         end = archive.offset
-        yield member
+        if not is_system_path(member.name):
+            yield member
+        elif left_out is not None:
+            left_out["system file in a tar file"] += 1
 
 
 def describe_member(member: tarfile.TarInfo) -> str:
@@ -137,8 +144,8 @@ def find_members(path: Path, left_out: Counter[str]) -> list[tuple[str, tuple[in
 
     Args:
         path: the tar file.
-        left_out: increased for each member without content of its own, such as a link; the keys are
-            their kinds.
+        left_out: increased for each member without content of its own, such as a link, and for
+            those of systems, see `paths.is_system_path`; the keys are their kinds.
 
     Returns:
         (name, (offset, size)) of each file, in bytes, in the order of the archive.
@@ -149,7 +156,7 @@ def find_members(path: Path, left_out: Counter[str]) -> list[tuple[str, tuple[in
     try:
         with open_regular(path) as file, open_tar(file, "r:") as archive:
             members = []
-            for member in walk_members(archive):
+            for member in walk_members(archive, left_out):
                 if member.isfile():
                     members.append((member.name, (member.offset_data, member.size)))
                 elif not member.isdir():

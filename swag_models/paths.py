@@ -12,6 +12,26 @@ from swag_models.formatting import describe
 
 MAX_NAME = 255  # bytes of a file name on common file systems
 
+# Files and folders that systems and tools write beside those of the user, case-folded; they contain
+# thumbnails, copies and metadata. macOS also writes a file "._name" for each file "name".
+SYSTEM_NAMES = frozenset(
+    {
+        # macOS
+        *("__macosx", ".ds_store", ".appledouble", ".appledb", ".appledesktop", ".localized"),
+        *(".spotlight-v100", ".fseventsd", ".trashes", ".temporaryitems"),
+        *(".documentrevisions-v100", ".lsoverride", "network trash folder", "icon\r"),
+        # Windows
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),
+        *("$recycle.bin", "system volume information"),
+        # network storage: Synology, QNAP, NetApp, and Linux
+        *("@eadir", "#recycle", "#snapshot", "@tmp", ".@__thumb", "@recycle", ".@upload_cache"),
+        *(".snapshot", ".snapshots", "~snapshot", ".trash", "lost+found", ".directory"),
+        # tools
+        *(".ipynb_checkpoints", "__pycache__", ".git", ".svn", ".hg", ".cache", ".thumbnails"),
+        *(".picasa.ini", ".picasaoriginals", ".dropbox", ".dropbox.cache", ".stfolder", ".sync"),
+    }
+)
+
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -52,13 +72,24 @@ def expand_path(path: str | os.PathLike[str], option: str = "path") -> Path:
     return Path(os.path.expanduser(text))
 
 
+def is_system_name(name: str) -> bool:
+    """Whether a file or folder is one of `SYSTEM_NAMES`, or a companion file of macOS."""
+    return name.casefold() in SYSTEM_NAMES or name.startswith(("._", ".Trash-", ".nfs"))
+
+
+def is_system_path(path: str) -> bool:
+    """Whether a name in an archive is that of a system file, or is in a system folder."""
+    return any(map(is_system_name, path.split("/")))
+
+
 def walk_files(
     folder: Path, is_wanted: Callable[[str], bool], left_out: Counter[str]
 ) -> Iterator[Path]:
     """Find files in a folder, at any depth, and in the folders that links in it lead to.
 
     A folder is searched once, under its own name if that is in `folder`. A link to a folder above
-    is not followed, because it would lead back.
+    is not followed, because it would lead back. Files and folders of systems are left out; see
+    `is_system_name`.
 
     Args:
         folder: the folder.
@@ -83,7 +114,11 @@ def walk_files(
             except OSError as error:  # it was deleted after it was listed
                 reject(error)
             identity = (status.st_dev, status.st_ino)
-            folders.sort()  # in place: os.walk continues in this order
+            # in place: os.walk continues with these
+            own = sorted(name for name in folders if not is_system_name(name))
+            if others := len(folders) - len(own):
+                left_out["system folder"] += others
+            folders[:] = own
             if identity in searched:
                 left_out["link to a searched folder"] += 1
                 folders.clear()
@@ -97,7 +132,9 @@ def walk_files(
                 else:
                     tops.append(Path(root, link))
             for name in sorted(names):
-                if is_wanted(name):
+                if is_system_name(name):
+                    left_out["system file"] += 1
+                elif is_wanted(name):
                     yield Path(root, name)
                 else:
                     left_out[os.path.splitext(name)[1].lower() or "without a suffix"] += 1

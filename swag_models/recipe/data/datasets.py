@@ -18,6 +18,7 @@ from PIL import Image
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import list_names, printable
 from swag_models.inference.image_sources import find_images, log_left_out
+from swag_models.paths import is_system_name
 from swag_models.preprocess import read_image
 
 Labels = tuple[int, ...]  # class numbers of one image
@@ -163,7 +164,9 @@ def open_image_folder(
 
 
 def find_folders(root: Path) -> list[str]:
-    """Return the sorted names of the sub-folders, and of links to folders, that are not hidden.
+    """Return the sorted names of the sub-folders, and of links to folders.
+
+    Hidden folders and those of systems, such as __MACOSX, are left out.
 
     Raises:
         ConfigError: the folder cannot be searched.
@@ -175,6 +178,7 @@ def find_folders(root: Path) -> list[str]:
             path.name
             for path in root.iterdir()
             if not path.name.startswith(".")
+            and not is_system_name(path.name)
             and path.is_dir()
             # A link to a folder above contains the images of all classes.
             and not (path.is_symlink() and above.is_relative_to(os.path.realpath(path)))
@@ -186,12 +190,15 @@ def find_folders(root: Path) -> list[str]:
 def _count_others(root: Path, folders: Sequence[str]) -> Counter[str]:
     """Count what is in a folder beside its sub-folders."""
     others = [path for path in root.iterdir() if path.name not in set(folders)]
-    return Counter(
-        ("hidden folder" if path.name.startswith(".") else "link to a folder above")
-        if path.is_dir()
-        else path.suffix.lower() or "without a suffix"
-        for path in others
-    )
+
+    def find_kind(path: Path) -> str:
+        if is_system_name(path.name):
+            return "system folder" if path.is_dir() else "system file"
+        if path.is_dir():
+            return "hidden folder" if path.name.startswith(".") else "link to a folder above"
+        return path.suffix.lower() or "without a suffix"
+
+    return Counter(map(find_kind, others))
 
 
 def match_names(

@@ -27,7 +27,7 @@ from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
 from swag_models.hub.download import hash_file
-from swag_models.paths import expand_location, expand_path
+from swag_models.paths import expand_location, expand_path, is_system_name
 from swag_models.recipe.data.urls import read_all
 from swag_models.runtime import count_cpus
 
@@ -171,7 +171,8 @@ def verify_shards(folder: str | os.PathLike[str]) -> list[Flaw]:
             return Flaw(name, f"was changed: its SHA-256 is {digest} instead of {expected}")
         return None
 
-    names = sorted({*listed, *(path.name for path in folder.glob("*.tar"))})
+    shards = {path.name for path in folder.glob("*.tar") if not is_system_name(path.name)}
+    names = sorted({*listed, *shards})
     # Threads suffice, because hashing releases the global interpreter lock.
     with ThreadPoolExecutor(count_cpus()) as pool:
         return [flaw for flaw in pool.map(find_flaw, names) if flaw]

@@ -16,7 +16,7 @@ from PIL import Image
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError
 from swag_models.inference.image_sources import TAR_SUFFIXES
-from swag_models.paths import expand_location, require_regular
+from swag_models.paths import expand_location, is_system_name, require_regular
 from swag_models.preprocess import read_image
 from swag_models.recipe.data.annotation_formats import ANNOTATION_SUFFIXES
 from swag_models.recipe.data.annotations import find_annotations, open_annotations
@@ -76,7 +76,8 @@ def find_image_folder(data: Shards) -> Path | None:
         return None
     # A .tar beside class folders is the archive that they were unpacked from, not a shard.
     has_images = is_hf_dataset(root) or bool(find_folders(root) or find_annotations(root))
-    return root if has_images or not any(root.glob("*.tar")) else None
+    has_shards = any(not is_system_name(path.name) for path in root.glob("*.tar"))
+    return root if has_images or not has_shards else None
 
 
 def open_image_dataset(
