@@ -89,6 +89,7 @@ def pack(options: argparse.Namespace) -> int:
         image_short_side=options.resize,
         seed=options.seed,
         key_column=options.key_column,
+        path_column=options.path_column,
         processes=options.processes,
         progress=not options.quiet,
     )
@@ -296,14 +297,17 @@ def _add_pack_options(command: argparse.ArgumentParser) -> None:
         "--images",
         required=True,
         nargs="+",
-        help="folders, tar shards, or tables (.parquet, .csv, .jsonl) with columns id and path",
+        help="folders, tar shards, or tables (.parquet .csv .tsv .jsonl) of ids and paths",
+    )
+    command.add_argument(
+        "--path-column", metavar="COLUMN", help="column of a table with the paths (default: path)"
     )
     command.add_argument(
         "--key-column",
         metavar="FIELD",
         help="field in the .json or .parquet file beside an image that is the id of its label; url "
         "finds the id in urls.parquet beside the labels, __key__ is the file name (default: the "
-        "first of id, url, key, __key__ that matches any label)",
+        "first of id, url, key, __key__ that matches any label; in a table: id)",
     )
     command.add_argument("-o", "--output", required=True, help="output folder for the shards")
     command.add_argument(

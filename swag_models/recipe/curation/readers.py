@@ -40,6 +40,7 @@ from swag_models.recipe.curation.posts import (
     make_post,
     resolve_columns,
 )
+from swag_models.recipe.delimiters import find_delimiter
 
 OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": gzip.open,
@@ -49,7 +50,6 @@ OPENERS: dict[str, Callable[[IO[bytes]], Any]] = {
 YFCC_HASH_CHARS = 32  # an MD5
 JSON_DECODER = json.JSONDecoder()
 MAX_ROW_BYTES = 2**20  # limits the memory used for a file without line breaks
-DELIMITERS = ",;\t|"  # of CSV files
 SNIFFED_ROWS = 100  # of a .tsv, to recognise YFCC100M's
 MAX_REJECT_CHARS = 200  # of a rejected row, stored in the list of rejects
 
@@ -143,7 +143,9 @@ def _read_table(lines: Iterator[bytes], columns: Columns, path: Path) -> Rows:
         return (), _parse_yfcc  # an empty file: the parser is never called
     if first.startswith("sep="):  # of Excel
         first = next(text, "")
-    delimiter = _find_delimiter(first, columns)
+    delimiter = find_delimiter(
+        first, lambda names: sum(map(bool, resolve_columns(columns, tuple(names))))
+    )
     reader = csv.reader(itertools.chain([first], text), delimiter=delimiter)
     try:
         header = next(reader, [])
@@ -156,19 +158,6 @@ def _read_table(lines: Iterator[bytes], columns: Columns, path: Path) -> Rows:
     indices = [None if name is None else header.index(name) for name in names]
     status = header.index("status") if "status" in header else None
     return _list_records(reader), partial(_parse_record, len(header), indices, status)
-
-
-def _find_delimiter(header: str, columns: Columns) -> str:
-    """The delimiter with which a header names most of the columns of a post, or most columns."""
-
-    def count_columns(delimiter: str) -> tuple[int, int]:
-        try:
-            names = next(csv.reader([header], delimiter=delimiter), [])
-        except csv.Error:
-            return 0, 0
-        return sum(map(bool, resolve_columns(columns, tuple(names)))), len(names)
-
-    return max(DELIMITERS, key=count_columns)
 
 
 READERS = {

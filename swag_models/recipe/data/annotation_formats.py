@@ -19,7 +19,7 @@ from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe, list_names
 from swag_models.paths import read_regular
-from swag_models.recipe.data.tables import BEYOND_HEADER, ROW_READERS, Row, table_errors
+from swag_models.recipe.data.tables import BEYOND_HEADER, ROW_READERS, Row, read_rows, table_errors
 
 ANNOTATION_SUFFIXES = (*ROW_READERS, ".json")
 # Names of columns in order of preference, in lower case and with underscores
@@ -76,7 +76,7 @@ def read_annotations(path: Path) -> Annotations:
         raise ConfigError(f"invalid annotations {path}: allowed: {' '.join(ANNOTATION_SUFFIXES)}")
     with table_errors(path):
         if path.suffix != ".json":
-            return _read_rows(path, list(ROW_READERS[path.suffix](path)))
+            return _read_rows(path, list(read_rows(path)))
         content = read_regular(path, MAX_JSON_SIZE + 1)
         if len(content) > MAX_JSON_SIZE:
             raise ConfigError(f"{path} has more than {MAX_JSON_SIZE:,} bytes; split it")

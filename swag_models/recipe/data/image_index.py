@@ -1,19 +1,17 @@
 """Find images by id: loose files, members of tar shards, or rows of tables."""
 
-import glob
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swag_models.archives import find_members
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe, printable
+from swag_models.formatting import describe, list_names, printable
 from swag_models.image_formats import check_file_size, image_errors, is_image_name
 from swag_models.inference.image_sources import LABEL_SUFFIXES, log_left_out
-from swag_models.paths import expand_path, open_regular, require_regular, walk_files
+from swag_models.paths import expand_path, open_regular, walk_files
 from swag_models.recipe.data.image_keys import (
     STEM,
     Key,
@@ -23,16 +21,13 @@ from swag_models.recipe.data.image_keys import (
     read_loose_record,
     read_table_records,
 )
-from swag_models.recipe.database import duckdb_errors
-from swag_models.runtime import import_extra
-
-TABLE_READERS = {
-    ".parquet": "read_parquet(?)",
-    # Text keeps ids such as 007. DuckDB takes minutes for lines of 100,000 columns.
-    ".csv": "read_csv(?, all_varchar=true, max_line_size=65536)",
-    ".jsonl": "read_json(?, format='newline_delimited', columns={id: 'VARCHAR', path: 'VARCHAR'})",
-}
-FETCHED_ROWS = 10_000  # rows of a table read at a time
+from swag_models.recipe.data.tables import (
+    BEYOND_HEADER,
+    ROW_READERS,
+    find_table_suffix,
+    read_rows,
+    table_errors,
+)
 
 
 class ImageLocation(NamedTuple):
@@ -71,7 +66,9 @@ class ImageLocation(NamedTuple):
 
 
 def find_locations(
-    sources: Sequence[str | os.PathLike[str]], key_column: str | None = None
+    sources: Sequence[str | os.PathLike[str]],
+    key_column: str | None = None,
+    path_column: str = "path",
 ) -> Iterator[ImageLocation]:
     """Find every image of the sources, in their order; images of a folder are sorted by name.
 
@@ -80,19 +77,20 @@ def find_locations(
 
             - a folder, searched to any depth for tar shards and for image files;
             - a tar shard;
-            - a table (.parquet, .csv, .jsonl) with columns `id` and `path`, relative to the
-              table's folder. Rows without a path, such as failed downloads, are left out and
+            - a table with columns of ids and paths, relative to the table's folder; see
+              `tables.read_rows`. Rows without a path, such as failed downloads, are left out and
               counted.
         key_column: field of the record of an image that is its id, or column of a table; see
             `find_key`. The record is the .json beside the image, in a folder or a tar, or its row
-            in the Parquet file beside the tar or the folder.
+            in the Parquet file beside the tar or the folder. In a table, "id" by default.
+        path_column: column of a table that has the paths.
 
     Raises:
         ConfigError: a source is of another kind, or cannot be read, or no image of it has the key.
     """
     left_out, count = Counter[str](), 0
     for source in (expand_path(source, "images") for source in sources):
-        for location in _read_source(source, left_out, key_column):
+        for location in _read_source(source, left_out, key_column, path_column):
             count += 1
             yield location
     missing = left_out[f"image without {key_column}"]
@@ -105,7 +103,7 @@ def find_locations(
 
 
 def _read_source(
-    source: Path, left_out: Counter[str], key_column: str | None
+    source: Path, left_out: Counter[str], key_column: str | None, path_column: str
 ) -> Iterator[ImageLocation]:
     if source.is_dir():
         tables = dict[Path, dict[str, Record]]()  # of the folder that is being read
@@ -123,13 +121,12 @@ def _read_source(
                 yield _locate_file(key, path)
     elif source.suffix == ".tar":
         yield from _read_tar(source, left_out, key_column)
-    elif source.suffix in TABLE_READERS:
-        require_regular(source)
-        yield from _read_table(source, left_out)
+    elif find_table_suffix(source):
+        yield from _read_table(source, left_out, key_column or "id", path_column)
     else:
         raise ConfigError(
             f"no images in {source}; give folders, .tar shards, or tables "
-            f"({' '.join(TABLE_READERS)}) of ids and paths"
+            f"({' '.join(ROW_READERS)}) of ids and paths"
         )
 
 
@@ -185,44 +182,23 @@ def _read_tar(
             left_out[suffix.lower() or "without a suffix"] += 1
 
 
-def _read_table(path: Path, left_out: Counter[str]) -> Iterator[ImageLocation]:
-    duckdb = import_extra("duckdb")
-    query = (
-        # The reader is a constant, and the path is bound.
-        f"SELECT id::VARCHAR, path::VARCHAR FROM {TABLE_READERS[path.suffix]}"  # nosec B608
-    )
-    with (
-        duckdb_errors(f"{path} is not a table with columns id and path"),
-        closing(duckdb.connect()) as database,
-    ):
-        pattern = glob.escape(str(path))
-        check_columns(database, TABLE_READERS[path.suffix], pattern, ("id", "path"), path)
-        cursor = database.execute(query, [pattern])
-        while rows := cursor.fetchmany(FETCHED_ROWS):
-            for identifier, name in rows:
-                if identifier is None or name is None:
-                    left_out["row without id or path"] += 1
-                else:
-                    yield _locate_file(Key(printable(identifier), "id"), path.parent / name)
-
-
-def check_columns(
-    database: Any, reader: str, pattern: str, names: Sequence[str], path: Path
-) -> dict[str, str]:
-    """Return the type of each column of a table; ConfigError if several have one name, in any case.
-
-    Args:
-        database: a connection to DuckDB, which would read the first of them.
-        reader: function of DuckDB that reads the table, with ? for the pattern.
-        pattern: the files.
-        names: columns that are read.
-        path: what the message calls the table.
-    """
-    query = f"DESCRIBE SELECT * FROM {reader}"  # nosec B608
-    rows = database.execute(query, [pattern]).fetchall()
-    columns = {row[0].lower(): row[1] for row in rows}
-    if repeated := [name for name in names if {name, f"{name}_1"} <= columns.keys()]:
-        raise ConfigError(
-            f"{path} has more than one column {repeated[0]!r}; rename or remove all but one"
-        )
-    return columns
+def _read_table(
+    path: Path, left_out: Counter[str], key_column: str, path_column: str
+) -> Iterator[ImageLocation]:
+    columns = dict[str, None]()
+    with table_errors(path):
+        for row in read_rows(path, {key_column, path_column, "url"}):
+            columns |= dict.fromkeys(row)
+            name = row.get(path_column)
+            key = find_key(Path(str(name)).stem, row, key_column) if name else None
+            if key:
+                yield _locate_file(key, path.parent / str(name))
+            else:
+                left_out["row without id or path"] += 1
+    names = [name for name in columns if name != BEYOND_HEADER]
+    for name, option in ((key_column, "key"), (path_column, "path")):
+        if names and name not in (*names, STEM):
+            raise ConfigError(
+                f"{path} has no column {name!r}; its columns: {list_names(names)}; name one with "
+                f"--{option}-column"
+            )

@@ -19,7 +19,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ from swag_models.runtime import count_cpus
 SHARD_SIZE = 10_000  # samples
 MAX_BYTES = 1 << 30  # of image files in a shard
 
+COLUMNS = ("key_column", "path_column")  # parameters that say how images are listed
+
 logger = logging.getLogger("swag_models")
 
 
@@ -65,6 +67,7 @@ def pack(
     image_short_side: int | None = None,
     seed: int = 0,
     key_column: str | None = None,
+    path_column: str | None = None,
     processes: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -90,7 +93,8 @@ def pack(
         seed: seed of the order of the samples.
         key_column: field of the record beside an image that has the id of its label; "url" looks
             it up in the urls.parquet beside the labels. By default the first of id, URL, key and
-            file name that matches any label.
+            file name that matches any label; in a table, the column "id".
+        path_column: column of a table that has the paths; by default "path".
         processes: number of processes; by default one per CPU.
         progress: show a progress bar on stderr.
 
@@ -119,15 +123,19 @@ def pack(
         "max_bytes": max_bytes,
         "image_short_side": image_short_side,
     }
-    if key_column is not None:
-        parameters["key_column"] = key_column
+    columns = {
+        name: column
+        for name, column in (("key_column", key_column), ("path_column", path_column))
+        if column is not None
+    }
+    parameters |= columns
     identity = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     # A work folder means that an earlier run was interrupted.
     given: Any = images if isinstance(images, (list, tuple)) else [images]
     sources = [os.path.abspath(expand_path(source, "images")) for source in given]
     if not work.exists() and (manifest := _find_finished(output, labels, identity)):
-        _report_finished(output, sources, key_column)
+        _report_finished(output, sources, columns)
         return manifest
     job = {**identity, "images": sources}
     with disk_errors(output, resumable=True):
@@ -150,7 +158,7 @@ def pack(
     return manifest
 
 
-def _report_finished(output: Path, images: Sequence[str], key_column: str | None) -> None:
+def _report_finished(output: Path, images: Sequence[str], columns: Mapping[str, str]) -> None:
     """Tell the user that the shards are finished, and whether the images have changed since."""
     try:
         packed = find_finished(output, images, [output / MANIFEST_FILE])
@@ -158,7 +166,7 @@ def _report_finished(output: Path, images: Sequence[str], key_column: str | None
         report_done(output)
         return
     with suppress(ConfigError):  # the images may have been moved
-        if hash_locations(images, key_column) != packed:
+        if hash_locations(images, **columns) != packed:
             logger.warning(
                 "images were added, changed or removed since %s was packed; "
                 "delete it to pack them again",
@@ -228,7 +236,8 @@ def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, Any]:
     resumes = record.exists()
     try:
         parameters = job["parameters"]
-        images = write_locations(job["images"], work, parameters.get("key_column"))
+        columns = {name: parameters[name] for name in COLUMNS if name in parameters}
+        images = write_locations(job["images"], work, **columns)
         inputs = [job, images, read_state(labels.with_name(URLS_FILE))]
         plan: dict[str, Any] = run_once(
             record, inputs, files, lambda: make_plan(labels, work, parameters)

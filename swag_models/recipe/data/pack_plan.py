@@ -9,17 +9,17 @@ import glob
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from swag_models.atomic import atomic_write, write_text
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe, printable
+from swag_models.formatting import describe, list_names, printable
 from swag_models.image_formats import is_image_name
 from swag_models.recipe.data.annotation_formats import read_annotations
-from swag_models.recipe.data.image_index import ImageLocation, check_columns, find_locations
+from swag_models.recipe.data.image_index import ImageLocation, find_locations
 from swag_models.recipe.data.image_keys import URLS_FILE, describe_keys, join_labels
 from swag_models.recipe.data.manifest import MAX_CLASSES, MAX_REPEAT
 from swag_models.recipe.database import duckdb_errors
@@ -125,13 +125,13 @@ def to_json_lines(rows: Iterable[dict[str, str]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def write_locations(images: Sequence[str], work: Path, key_column: str | None = None) -> str:
+def write_locations(images: Sequence[str], work: Path, **columns: Any) -> str:
     """Write the locations of all images into the work folder; return their hash.
 
     Args:
         images: as for `find_locations`.
         work: the work folder.
-        key_column: as for `find_locations`.
+        columns: as for `find_locations`.
 
     Raises:
         ConfigError: the images cannot be read.
@@ -155,7 +155,7 @@ def write_locations(images: Sequence[str], work: Path, key_column: str | None = 
         atomic_write(work / LOCATIONS_FILE) as temporary,
         parquet.ParquetWriter(temporary, schema) as writer,
     ):
-        for number, location in enumerate(find_locations(images, key_column)):
+        for number, location in enumerate(find_locations(images, **columns)):
             rows.append({"number": number, **location._asdict()})
             _add_location(digest, location)
             if len(rows) == WRITTEN_ROWS:
@@ -165,10 +165,10 @@ def write_locations(images: Sequence[str], work: Path, key_column: str | None = 
     return digest.hexdigest()
 
 
-def hash_locations(images: Sequence[str], key_column: str | None = None) -> str:
+def hash_locations(images: Sequence[str], **columns: Any) -> str:
     """Return the hash that `write_locations` returns."""
     digest = hashlib.sha256()
-    for location in find_locations(images, key_column):
+    for location in find_locations(images, **columns):
         _add_location(digest, location)
     return digest.hexdigest()
 
@@ -181,9 +181,8 @@ def _open_labels(database: Any, labels: Path) -> int:
     """Create the view `labels`; return the number of classes."""
     # Spark writes a folder of files.
     pattern = glob.escape(str(labels)) + ("/*.parquet" if labels.is_dir() else "")
-    columns = ("id", "classes", "repeat")
     with duckdb_errors(f"{labels} is not a table with columns id, classes and repeat"):
-        _check_types(check_columns(database, "read_parquet(?)", pattern, columns, labels), labels)
+        _check_columns(database, pattern, labels)
         # A view cannot have bound values, so the paths in this module are quoted.
         database.execute(
             "CREATE VIEW labels AS SELECT id::VARCHAR AS id, classes AS classes, "
@@ -212,10 +211,22 @@ def _open_labels(database: Any, labels: Path) -> int:
     return num_classes
 
 
-def _check_types(types: Mapping[str, str], labels: Path) -> None:
-    """Raise ConfigError for a column of a type that DuckDB would convert or cannot compare."""
-    for name, (pattern, allowed) in COLUMN_TYPES.items():
-        if name in types and not re.fullmatch(pattern, types[name]):
+def _check_columns(database: Any, pattern: str, labels: Path) -> None:
+    """Raise ConfigError for a column that is missing, of another type, or occurs twice."""
+    rows = database.execute("DESCRIBE SELECT * FROM read_parquet(?)", [pattern]).fetchall()
+    types = {row[0].lower(): row[1] for row in rows}
+    for name, (kind, allowed) in COLUMN_TYPES.items():
+        if name not in types:
+            raise ConfigError(
+                f"{labels} has no column {name!r}; its columns: {list_names(list(types))}; give "
+                "labels.parquet, as curate wrote it"
+            )
+        if f"{name}_1" in types:  # DuckDB would read the first of two; it ignores case
+            raise ConfigError(
+                f"{labels} has more than one column {name!r}; rename or remove all but one"
+            )
+        # DuckDB would convert or could not compare other types
+        if not re.fullmatch(kind, types[name]):
             raise ConfigError(f"column {name} of {labels} is {types[name]}; give {allowed}")
 
 

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
 from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.data.tables import BEYOND_HEADER, ROW_READERS, table_errors
+from swag_models.recipe.data.tables import (
+    BEYOND_HEADER,
+    ROW_READERS,
+    find_table_suffix,
+    read_rows,
+    table_errors,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +49,12 @@ def open_grouped_images(
         ConfigError: the table cannot be read, or lacks a column.
     """
     path = expand_path(table, "table")
-    if path.suffix not in ROW_READERS:
+    if not find_table_suffix(path):
         raise ConfigError(f"invalid table {path}: allowed: {' '.join(ROW_READERS)}")
     rows, column_names = list[tuple[str, str]](), dict[str, None]()
     without_group = without_path = 0
     with table_errors(path):
-        for number, row in enumerate(ROW_READERS[path.suffix](path), 1):
+        for number, row in enumerate(read_rows(path), 1):
             row.pop(BEYOND_HEADER, None)
             column_names |= dict.fromkeys(row)
             group, image_path = row.get(group_column), row.get(path_column)

@@ -68,9 +68,9 @@ def test_missing_column_is_named(suffix: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("x.txt", b"", r"invalid table .*x\.txt: allowed: \.csv \.jsonl \.parquet"),
+        ("x.txt", b"", r"invalid table .*x\.txt: allowed: \.csv \.tsv"),
         ("x.jsonl", b'{"path": "a", "group": "b"}\n{"pa', r"x\.jsonl cannot be read: "),
-        ("x.jsonl", b"[1]\n", r"line 1 of .*x\.jsonl is not a JSON object"),
+        ("x.jsonl", b"[1]\n", r"element 1 of .*x\.jsonl is not a JSON object"),
         (
             "x.jsonl",
             b'{"path": "a", "group": ["b"]}\n',
