@@ -39,8 +39,8 @@ from swag_models.preprocess import Transform
 from swag_models.recipe.config import EMA, Augment, Engine, Optimizer, Run
 from swag_models.recipe.data.train_loader import open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
-from swag_models.recipe.training.estimate import find_arch
 from swag_models.recipe.training.logging import LOG_FILE, read_log
+from swag_models.recipe.training.memory import find_arch
 
 NUM_CLASSES = 10
 TIMM = {  # architecture -> timm's name, what makes it the same, image size

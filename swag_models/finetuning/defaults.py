@@ -21,7 +21,8 @@ from swag_models.recipe.config import (
     Run,
     override,
 )
-from swag_models.recipe.training.estimate import count_steps, estimate_memory
+from swag_models.recipe.training.estimate import count_steps
+from swag_models.recipe.training.memory import estimate_memory
 from swag_models.runtime import count_cpus
 from swag_models.spec import ModelSpec, ViTConfig
 

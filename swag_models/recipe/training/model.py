@@ -25,7 +25,7 @@ from swag_models.recipe.config import Run
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards, find_vocabulary, read_vocabulary
 from swag_models.recipe.data.train_loader import TrainLoader
-from swag_models.recipe.training.estimate import find_arch
+from swag_models.recipe.training.memory import find_arch
 from swag_models.recipe.training.run_dir import PACKAGES, PUBLISHED_FILE
 from swag_models.runtime import find_versions
 from swag_models.spec import UNKNOWN, Metrics, ModelSpec

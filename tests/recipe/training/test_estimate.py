@@ -21,8 +21,12 @@ from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.estimate import (
     check_batch_memory,
     count_steps,
-    estimate_activations,
     plan,
+)
+from swag_models.recipe.training.memory import (
+    estimate_activations,
+    estimate_memory,
+    list_fitting_settings,
 )
 
 RUN = Run(arch="vit_nano", image_size=32, batch_size=64, epochs=2)
@@ -176,6 +180,37 @@ def test_activations_are_about_those_of_a_real_model(arch: str, precision: str) 
     assert estimate_activations(run) == pytest.approx(measured, rel=0.5)
 
 
+@pytest.mark.parametrize(
+    ("preset", "gpus", "gigabytes"),
+    [
+        ("regnety_128gf_hashtags", 8, 80),
+        ("vit_b16_hashtags", 8, 40),
+        ("vit_b16_in1k", 1, 80),
+        ("vit_l16_hashtags", 8, 7),
+        ("vit_h14_in1k", 16, 8),
+    ],
+)
+def test_the_settings_that_are_named_fit(preset: str, gpus: int, gigabytes: int) -> None:
+    run, parameters = get_preset(preset).run, 100_000_000
+
+    def fits(*settings: str) -> bool:
+        changed = override(run, settings)
+        return estimate_memory(changed, parameters, parameters, gpus).total <= gigabytes * 1e9
+
+    assert not fits()
+    alternatives = list_fitting_settings(run, parameters, parameters, gpus, gigabytes * 1e9)
+    assert alternatives
+    for settings in alternatives:
+        assert fits(*settings)
+        for index in range(len(settings)):
+            assert not fits(*settings[:index], *settings[index + 1 :]), "no setting is superfluous"
+        if (name := settings[-1]).startswith("engine.micro_batch="):
+            samples, size = -(-run.batch_size // gpus), int(name.partition("=")[2])
+            parts = -(-samples // size)
+            assert -(-samples // parts) == size, "equal parts"
+            assert not fits(*settings, f"engine.micro_batch={-(-samples // (parts - 1))}")
+
+
 def test_memory_follows_the_layout() -> None:
     ddp = plan(RUN, 100, num_classes=10, gpus=4).memory
     assert ddp == plan(override(RUN, ["batch_size=16"]), 100, num_classes=10).memory
@@ -217,6 +252,8 @@ def test_time_follows_the_throughput() -> None:
         ([], {"samples_per_epoch": 0}, "samples_per_epoch is 0; give a positive number"),
         ([], {"throughput": -1.0}, "throughput is -1.0; give a positive number"),
         ([], {"flops": float("nan")}, "flops is nan; give a positive number"),
+        ([], {"gpu": "RTX"}, "unknown GPU 'RTX'; known: GB200"),
+        (["engine.precision=fp32"], {"gpu": "H200"}, "the peak of H200 in fp32 is not known here"),
         ([], {"num_classes": 0}, "num_classes is 0; give a whole number from 1"),
         (["arch=vit_b61"], {}, "unknown arch 'vit_b61'; did you mean: vit_b16"),
         (["image_size=30"], {}, "image size 30x30 is not a multiple of the patch size 8"),

@@ -1,0 +1,208 @@
+"""Memory of each GPU at the peak of a step, by formula, and settings with which it suffices."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from swag_models.catalog import MODELS
+from swag_models.errors import ConfigError, suggest_names
+from swag_models.recipe.config import Run, override
+from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
+
+FLOAT_BYTES, HALF_BYTES = 4, 2
+OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # numbers that the optimizer stores for each weight
+MAX_ALTERNATIVES = 3
+# Changes that save memory, the cheapest first: FSDP2 adds communication, gradient checkpointing a
+# third of the operations.
+CHANGES: tuple[tuple[str, ...], ...] = (
+    (),
+    ("engine.parallel=fsdp",),
+    ("engine.grad_checkpointing=true",),
+    ("engine.parallel=fsdp", "engine.grad_checkpointing=true"),
+)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated bytes on each GPU at the peak of a step, by formula.
+
+    Not counted: work space of kernels, communication buffers, blocks that FSDP2 gathers, logits,
+    fragmentation.
+
+    Attributes:
+        weights: float32; divided by the number of GPUs under "fsdp", as the next three.
+        gradients: float32, of trained parameters.
+        optimizer: float32, `OPTIMIZER_STATES` numbers for each trained parameter.
+        ema: float32, a copy of the weights.
+        casts: trained weights in half precision, which autocast caches until the end of a step.
+        activations: stored for the backward pass, of all samples that a GPU processes at once.
+        sample: the activations of one sample; not part of the total.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    ema: int
+    casts: int
+    activations: int
+    sample: int
+
+    @property
+    def total(self) -> int:
+        """Sum in bytes."""
+        return sum(asdict(self).values()) - self.sample
+
+
+class BlockSize(NamedTuple):
+    """Bytes that a block stores for the backward pass of one sample: its input, and everything."""
+
+    input: int
+    total: int
+
+
+def estimate_memory(run: Run, parameters: int, trained: int, gpus: int) -> Memory:
+    """Estimate the memory of each GPU by formula; see `Memory` and `estimate_activations`.
+
+    Args:
+        run: the settings.
+        parameters: number of parameters of the model.
+        trained: number of those that are trained.
+        gpus: number of GPUs.
+    """
+    shards = gpus if run.engine.parallel == "fsdp" else 1
+    local_batch = -(-run.batch_size // gpus)  # rounded up: the GPU with most samples
+    # gradients of micro batches are added up in place, so one micro batch is alive at a time
+    micro_batch = min(run.engine.micro_batch or local_batch, local_batch)
+    sample = estimate_activations(run)
+    return Memory(
+        weights=FLOAT_BYTES * parameters // shards,
+        gradients=FLOAT_BYTES * trained // shards,
+        optimizer=FLOAT_BYTES * OPTIMIZER_STATES[run.optimizer.kind] * trained // shards,
+        ema=FLOAT_BYTES * parameters // shards if run.ema else 0,
+        casts=0 if run.engine.precision == "fp32" else HALF_BYTES * trained,
+        activations=micro_batch * sample,
+        sample=sample,
+    )
+
+
+def estimate_activations(run: Run) -> int:
+    """Estimate the bytes of activations of one sample by formula.
+
+    Every block stores the inputs of its matrix products, convolutions, norms and activation
+    functions; see `_size_vit_blocks` and `_size_regnet_blocks`. With gradient checkpointing a block
+    stores its input, and one block at a time is computed again. With a frozen trunk nothing is
+    stored, and the tensors of one block at a time are alive.
+    """
+    config = find_arch(run.arch).config
+    product = FLOAT_BYTES if run.engine.precision == "fp32" else HALF_BYTES
+    if isinstance(config, ViTConfig):
+        blocks = list(_size_vit_blocks(config, run.image_size, product))
+    else:
+        blocks = list(_size_regnet_blocks(config, run.image_size, product))
+    largest = max(block.total for block in blocks)
+    if run.trainable == "head":
+        return largest
+    if run.engine.grad_checkpointing:
+        return sum(block.input for block in blocks) + largest
+    return sum(block.total for block in blocks)
+
+
+def list_fitting_settings(
+    run: Run, parameters: int, trained: int, gpus: int, gpu_memory: float
+) -> list[list[str]]:
+    """List changes with which a run fits into the memory of its GPUs, by formula.
+
+    Args:
+        run: the settings, with which it does not fit.
+        parameters: number of parameters of the model.
+        trained: number of those that are trained.
+        gpus: number of GPUs.
+        gpu_memory: bytes of memory of a GPU.
+
+    Returns:
+        Up to MAX_ALTERNATIVES lists of settings for `override`, those with the fewest settings
+        first. `engine.micro_batch` divides the samples of a GPU into as few parts as fit, which
+        are equal up to one sample.
+    """
+
+    def fits(settings: Sequence[str]) -> bool:
+        changed = override(run, settings)
+        return estimate_memory(changed, parameters, trained, gpus).total <= gpu_memory
+
+    alternatives = list[list[str]]()
+    for change in CHANGES:
+        settings, changed = list(change), override(run, change)
+        if change and changed == run:
+            continue
+        if not fits(settings):
+            size = _fit_micro_batch(changed, parameters, trained, gpus, gpu_memory)
+            settings.append(f"engine.micro_batch={size}")
+        # none of the settings is superfluous
+        rests = [settings[:index] + settings[index + 1 :] for index in range(len(settings))]
+        if fits(settings) and not any(map(fits, rests)):
+            alternatives.append(settings)
+    return sorted(alternatives, key=len)[:MAX_ALTERNATIVES]  # the order of CHANGES otherwise
+
+
+def _fit_micro_batch(run: Run, parameters: int, trained: int, gpus: int, gpu_memory: float) -> int:
+    """The `engine.micro_batch` of the fewest equal parts that fit; 1 if none does."""
+    memory = estimate_memory(run, parameters, trained, gpus)
+    largest = int((gpu_memory - (memory.total - memory.activations)) // memory.sample)
+    local_batch = -(-run.batch_size // gpus)
+    parts = -(-local_batch // max(1, largest))
+    return -(-local_batch // parts)
+
+
+def find_arch(arch: str) -> ModelSpec:
+    """Find a spec of the catalog by its architecture.
+
+    Raises:
+        ConfigError: there is none; the message suggests similar names.
+    """
+    specs = {spec.arch: spec for spec in MODELS}
+    if arch not in specs:
+        raise ConfigError(suggest_names("arch", arch, specs))
+    return specs[arch]
+
+
+def _size_vit_blocks(config: ViTConfig, image_size: int, product: int) -> Iterator[BlockSize]:
+    """Sizes of a ViT's blocks for T tokens, width D, MLP width M.
+
+    After Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, without dropout and with fused
+    attention, which does not store the scores: inputs of the two norms (2 TD, float32), then in the
+    dtype of products the outputs of the norms (2 TD), queries, keys and values (3 TD), the output
+    of attention (TD), and input and output of GELU (2 TM).
+
+    Args:
+        config: the architecture.
+        image_size: pixels.
+        product: bytes of a number in matrix products.
+    """
+    tokens = (image_size // config.patch_size) ** 2 + 1  # and the class token
+    residual = FLOAT_BYTES * tokens * config.width
+    products = product * tokens * (6 * config.width + 2 * config.mlp_width)
+    for _ in range(config.depth):
+        yield BlockSize(residual, 2 * residual + products)
+
+
+def _size_regnet_blocks(config: RegNetConfig, image_size: int, product: int) -> Iterator[BlockSize]:
+    """Sizes of a RegNet's blocks of width W that map pixels P to P' (P / 4 in a stage's first).
+
+    Our count for conv - norm - ReLU, which stores the outputs of convolution and ReLU, since a
+    norm stores its input and ReLU its output: first 1x1 (2 WP), 3x3 (2 WP'), output of
+    squeeze-and-excitation (WP'), last 1x1 and the sum's ReLU (2 WP'), and a stage's first block the
+    convolution of the shortcut (WP'). The input is the ReLU output of the block before.
+
+    Args:
+        config: the architecture.
+        image_size: pixels.
+        product: bytes of a number in convolutions.
+    """
+    side, width_before = image_size // 2, config.stem_width  # behind the stem of stride 2
+    for width, depth in config.stages:
+        for block in range(depth):
+            side_before, side = side, -(-side // 2) if block == 0 else side
+            inputs = product * side_before**2 * (width_before if block == 0 else width)
+            maps = 2 * side_before**2 + (6 if block == 0 else 5) * side**2
+            yield BlockSize(inputs, product * width * maps)
+        width_before = width
