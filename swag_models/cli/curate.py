@@ -33,7 +33,9 @@ def curate(options: argparse.Namespace) -> int:
     manifest = curate(
         options.posts,
         options.output,
-        Curation(options.senses, options.min_images, options.max_classes, sampling),
+        Curation(
+            options.senses, options.min_images, options.max_classes, sampling, options.own_classes
+        ),
         columns=Columns(
             options.id,
             options.url,
@@ -230,6 +232,14 @@ def _add_vocabulary_options(command: argparse.ArgumentParser) -> None:
         type=int,
         default=27_000,  # the number used by Singh et al. (arXiv 2201.08371)
         help="maximum number of classes; the most frequent ones are used (default: 27000)",
+    )
+    command.add_argument(
+        "--own-classes",
+        type=int,
+        default=0,
+        metavar="COUNT",
+        help="make classes of this many of the most frequent hashtags that are no noun of WordNet "
+        "(default: 0)",
     )
 
 

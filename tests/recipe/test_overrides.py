@@ -105,7 +105,7 @@ def test_overrides_are_stronger_than_all_lists(wordnet: WordNet) -> None:
 def test_the_command_records_overrides_and_names_unused_ones(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tags = [["bear", "love"], ["bank", "crane"], ["mouse", "animals"], ["hotdog"]]
+    tags = [["bear", "love"], ["bank", "brownbear"], ["mouse", "animals"], ["hotdog"]]
     rows = [
         {"id": str(n), "url": None, "hashtags": row, "hash": None} for n, row in enumerate(tags)
     ]
@@ -128,7 +128,7 @@ def test_the_command_records_overrides_and_names_unused_ones(
     assert {row["synset"]: row["images"] for row in vocabulary} == {
         BEAR: 1,
         BANK: 1,
-        "n02012849": 1,
+        "n02132136": 1,
         "n00015388": 1,
     }
     (tmp_path / "o.txt").write_text("bank n1\n")

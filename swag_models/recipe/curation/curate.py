@@ -25,6 +25,7 @@ from swag_models.errors import ConfigError, check_minimum
 from swag_models.hub.progress import make_bar
 from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.curation import pipeline
+from swag_models.recipe.curation.accounting import account_for_images
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.coverage import cover_imagenet
 from swag_models.recipe.curation.ingest import ReadOptions
@@ -34,14 +35,15 @@ from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
+from swag_models.recipe.curation.tag_table import write_tag_table
 from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist, load_stopwords
 from swag_models.recipe.overrides import Source, read_overrides
 from swag_models.recipe.senses import hash_senses
 from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
-NUM_STEPS = 8
-STEPS_VERSION = 6  # increase when the output of the steps changes; all of them then run again
+NUM_STEPS = 10
+STEPS_VERSION = 7  # increase when the output of the steps changes; all of them then run again
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Curation:
         max_classes: maximum number of classes; the most frequent ones are used. Singh et al. 2022
             (arXiv 2201.08371) use about 27,000.
         sampling: how images are resampled.
+        own_classes: number of the most frequent hashtags without a noun that become classes of
+            their own, with ids such as "tag:roadsign".
 
     Raises:
         ConfigError: a value is out of range.
@@ -65,11 +69,13 @@ class Curation:
     min_images: int = 1
     max_classes: int = 27_000
     sampling: Sampling = field(default_factory=Sampling)
+    own_classes: int = 0
 
     def __post_init__(self) -> None:
         if self.senses not in SENSES:
             raise ConfigError(f"invalid senses {self.senses!r}: allowed: {', '.join(SENSES)}")
         check_minimum(1, min_images=self.min_images, max_classes=self.max_classes)
+        check_minimum(0, own_classes=self.own_classes)
 
 
 def curate(
@@ -93,9 +99,9 @@ def curate(
 ) -> Facts:
     """Choose a vocabulary from posts, and label and resample their images.
 
-    Writes vocabulary.parquet, labels.parquet, urls.parquet (if posts have URLs), rejects.jsonl,
-    manifest.json and report.md. A rerun with the same inputs and options skips the steps that are
-    finished.
+    Writes vocabulary.parquet, hashtags.parquet, labels.parquet, urls.parquet (if posts have URLs),
+    rejects.jsonl, manifest.json and report.md. A rerun with the same inputs and options skips the
+    steps that are finished.
 
     Args:
         inputs: files of posts, or folders of them.
@@ -204,25 +210,22 @@ def _run_steps(
         [posts, rejects],
         lambda: pipeline.clean_posts(backend(), selection, work, posts, rejects),
     )
-    matches, codes, rules = (work / f"{name}.parquet" for name in ("matches", "codes", "rules"))
+    tables = {name: work / f"{name}.parquet" for name in ("tags", "matches", "codes", "rules")}
+    tags, matches = tables["tags"], tables["matches"]
+    own_limits = curation.own_classes, curation.min_images if curation.own_classes else 1
+    lists = sorted(matcher.stop), sorted(matcher.overrides.items())
     hashtag_facts = steps.run(
         "hashtags",
-        [
-            net.digest,
-            curation.senses,
-            hash_senses(),
-            sorted(matcher.stop),
-            sorted(matcher.overrides.items()),
-        ],
-        [matches, codes, rules],
-        lambda: pipeline.match_posts(backend(), posts, matcher, net, matches, codes, rules),
+        [net.digest, curation.senses, hash_senses(), lists, own_limits],
+        [*tables.values()],
+        lambda: pipeline.match_posts(backend(), posts, matcher, net, own_limits, tables),
     )
     images = work / "images"
     steps.run(
         "images",  # separate from "classes", so that other limits do not rerun it
         [],
         [images],
-        lambda: pipeline.gather_synsets(backend(), posts, codes, rules, images),
+        lambda: pipeline.gather_synsets(backend(), posts, tables["codes"], tables["rules"], images),
     )
     classes, unsampled = work / "classes.parquet", work / "labels"
     class_facts = steps.run(
@@ -230,6 +233,19 @@ def _run_steps(
         limits,
         [classes, unsampled],
         lambda: pipeline.choose_classes(backend(), images, matches, limits, classes, unsampled),
+    )
+    accounting = steps.run(
+        "accounting",
+        [],
+        [],
+        lambda: account_for_images(backend(), posts, tags, images, unsampled, post_facts["kept"]),
+    )
+    table = output / "hashtags.parquet"
+    steps.run(
+        "tag table",
+        [],
+        [table],
+        lambda: write_tag_table(tags, matches, classes, table),
     )
     factors, labels = work / "factors.parquet", output / "labels.parquet"
     label_facts = steps.run(
@@ -258,6 +274,7 @@ def _run_steps(
         "urls": url_facts["urls"],
         "hashtags": hashtag_facts,
         "classes": class_facts,
+        "images": accounting,
         "labels": label_facts,
         "imagenet": cover_imagenet(net, classes),
     }

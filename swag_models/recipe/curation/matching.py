@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,17 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet
 
+from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe
 from swag_models.recipe.curation.context import ContextRules
-from swag_models.recipe.hashtags import Match, Matcher, name_class
+from swag_models.recipe.curation.own_classes import OWN, PREFIX
+from swag_models.recipe.curation.tag_table import TAGS
+from swag_models.recipe.hashtags import Match, Matcher, canonicalise, name_class
 from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
-KINDS = ("lemma", "inflection", "ambiguous", "override", "dropped", "stopped", "unknown")
+KINDS = ("lemma", "inflection", "ambiguous", "override", OWN, "dropped", "stopped", "unknown")
 # Synsets are numbered, since joining and grouping by integers takes less time and memory.
 MATCHES = pa.schema(
     {
@@ -30,77 +33,129 @@ MATCHES = pa.schema(
 )
 
 
-def match_hashtags(
-    path: Path, matcher: Matcher, wordnet: WordNet
-) -> tuple[dict[str, Any], pa.Table, pa.Table, pa.Table]:
-    """Match every hashtag of a table with WordNet.
+class TagMatcher:
+    """Matches every hashtag of a table with WordNet.
 
     This runs in Python, once for each distinct hashtag. Work for each post is done in SQL.
 
     Args:
-        path: Parquet file or folder with the columns tag, uses.
         matcher: finds the synsets of a hashtag.
-        wordnet: describes ambiguous hashtags.
-
-    Returns:
-        (facts for the manifest, table `MATCHES`, tables `context.CODES` and `context.RULES`). The
-        facts are the numbers of distinct hashtags
-        and uses of each kind, and the most used hashtags that were stopped, unknown or ambiguous.
-        `MATCHES` has a row for each pair of hashtag and synset, with 0 uses for senses that other
-        hashtags of the post can point to.
-
-    Raises:
-        ConfigError: no hashtag has a synset.
+        max_own: number of hashtags that may become classes of their own.
     """
-    distinct, uses, ambiguous = Counter[str](), Counter[str](), Counter[str]()
-    listed: dict[str, list[tuple[int, str]]] = {"stopped": [], "unknown": []}
-    pairs: list[tuple[str, str, str, int]] = []
-    unused = set(matcher.overrides)
-    context = ContextRules(matcher)
-    for batch in pyarrow.dataset.dataset(path).to_batches(columns=["tag", "uses"]):
-        for tag, count in zip(batch["tag"].to_pylist(), batch["uses"].to_pylist(), strict=True):
-            match = matcher.match(tag)
-            distinct[match.how] += 1
-            uses[match.how] += count
-            pairs += [(synset, tag, match.how, count) for synset in match.synsets]
-            if match.reason == "override":
-                unused.discard(match.lemma)
-            others = {other.synset for other in match.alternatives} - {"", *match.synsets}
-            pairs += [(synset, tag, match.how, 0) for synset in others]
-            context.add(tag, match)
-            if match.how in listed:
-                listed[match.how].append((-count, tag))
-            elif match.how == "ambiguous":
-                ambiguous[match.lemma] += count
-        # shortened after each batch, since there can be hundreds of millions of unknown hashtags
-        listed = {how: heapq.nsmallest(MAX_LISTED_HASHTAGS, tags) for how, tags in listed.items()}
-    pairs.sort()  # so that numbers do not depend on the order in which the backend returns hashtags
-    synsets = sorted({synset for synset, *_ in pairs})
-    numbers = {synset: number for number, synset in enumerate(synsets)}
-    rows = [
-        {"tag": tag, "number": numbers[synset], "synset": synset, "how": how, "uses": count}
-        for synset, tag, how, count in pairs
-    ]
-    facts: dict[str, Any] = {
-        how: [[tag, -count] for count, tag in tags] for how, tags in listed.items()
-    }
-    most_used = sorted(ambiguous.items(), key=lambda item: (-item[1], item[0]))
-    facts["ambiguous"] = [
-        [lemma, count, *_describe_senses(wordnet, matcher.match(lemma))]
-        for lemma, count in most_used[:MAX_LISTED_HASHTAGS]
-    ]
-    facts["unused_overrides"] = sorted(unused)
-    facts["distinct"] = {"all": distinct.total(), **{how: distinct[how] for how in KINDS}}
-    facts["uses"] = {"all": uses.total(), **{how: uses[how] for how in KINDS}}
-    if not rows:
-        kinds = ("unknown", "stopped", "ambiguous")
-        examples = [describe(tag) for kind in kinds for tag, *_ in facts[kind]][:5]
-        raise ConfigError(
-            "no hashtag of the posts is a noun of WordNet; the most used: "
-            f"{', '.join(examples) or 'none'}; check --hashtags, --caption and --senses"
-        )
-    matches = pa.Table.from_pylist(rows, schema=MATCHES)
-    return facts, matches, *context.make_tables(matches, numbers)
+
+    def __init__(self, matcher: Matcher, max_own: int = 0) -> None:
+        self.matcher = matcher
+        self._distinct, self._uses, self._ambiguous = Counter[str](), Counter[str](), Counter[str]()
+        self._listed: dict[str, list[tuple[int, str]]] = {"stopped": [], "unknown": []}
+        # several of the most used unknown hashtags can be spellings of one class of their own
+        self._max_listed = MAX_LISTED_HASHTAGS + 10 * max_own
+        self._pairs: list[tuple[str, str, str, int]] = []
+        self._unused = set(matcher.overrides)
+        self._context = ContextRules(matcher)
+
+    def match_table(self, counts: Path, output: Path) -> None:
+        """Match hashtags, and write what became of each.
+
+        Args:
+            counts: Parquet file or folder with the columns tag, uses.
+            output: Parquet file to write, with the columns of `TAGS`.
+        """
+        with (
+            atomic_write(output) as temporary,
+            pyarrow.parquet.ParquetWriter(temporary, TAGS, compression="zstd") as writer,
+        ):
+            for batch in pyarrow.dataset.dataset(counts).to_batches(columns=["tag", "uses"]):
+                tags, uses = batch["tag"].to_pylist(), batch["uses"].to_pylist()
+                rows = [self._match(tag, count) for tag, count in zip(tags, uses, strict=True)]
+                columns = zip(*rows, strict=True) if rows else [()] * len(TAGS)
+                writer.write_batch(pa.record_batch(list(map(list, columns)), schema=TAGS))
+                # shortened, since there can be hundreds of millions of unknown hashtags
+                for how, listed in self._listed.items():
+                    self._listed[how] = heapq.nsmallest(self._max_listed, listed)
+
+    def _match(self, tag: str, count: int) -> tuple[Any, ...]:
+        """Match a hashtag; returns its row of `TAGS`."""
+        match = self.matcher.match(tag)
+        self._distinct[match.how] += 1
+        self._uses[match.how] += count
+        others = {other.synset for other in match.alternatives} - {"", *match.synsets}
+        self._pairs += [(synset, tag, match.how, count) for synset in match.synsets]
+        self._pairs += [(synset, tag, match.how, 0) for synset in others]
+        if match.reason == "override":
+            self._unused.discard(match.lemma)
+        self._context.add(tag, match)
+        if match.how in self._listed:
+            self._listed[match.how].append((-count, tag))
+        elif match.how == "ambiguous":
+            self._ambiguous[match.lemma] += count
+        synsets = [*match.synsets, *sorted(others)]
+        return tag, count, canonicalise(tag), match.how, match.reason or match.how, synsets
+
+    def make_tables(
+        self, wordnet: WordNet, own: Sequence[Mapping[str, Any]]
+    ) -> tuple[dict[str, Any], pa.Table, pa.Table, pa.Table]:
+        """Number the synsets, and count how hashtags were matched.
+
+        Args:
+            wordnet: describes ambiguous hashtags.
+            own: rows of `own_classes.choose_own_classes`.
+
+        Returns:
+            (facts for the manifest, table `MATCHES`, tables `context.CODES` and `context.RULES`).
+            The facts are the numbers of distinct hashtags and uses of each kind, and the most used
+            hashtags that were stopped, unknown or ambiguous. `MATCHES` has a row for each pair of
+            hashtag and synset, with 0 uses for senses that other hashtags of the post can point to.
+
+        Raises:
+            ConfigError: no hashtag has a synset.
+        """
+        pairs = self._pairs + [(PREFIX + row["word"], row["tag"], OWN, row["uses"]) for row in own]
+        pairs.sort()  # so that numbers do not depend on the order in which hashtags were read
+        synsets = sorted({synset for synset, *_ in pairs})
+        numbers = {synset: number for number, synset in enumerate(synsets)}
+        rows = [
+            {"tag": tag, "number": numbers[synset], "synset": synset, "how": how, "uses": count}
+            for synset, tag, how, count in pairs
+        ]
+        facts = self._count(wordnet, own)
+        if not rows:
+            kinds = ("unknown", "stopped", "ambiguous")
+            examples = [describe(tag) for kind in kinds for tag, *_ in facts[kind]][:5]
+            raise ConfigError(
+                "no hashtag of the posts is a noun of WordNet; the most used: "
+                f"{', '.join(examples) or 'none'}; check --hashtags, --caption and --senses"
+            )
+        matches = pa.Table.from_pylist(rows, schema=MATCHES)
+        return facts, matches, *self._context.make_tables(matches, numbers)
+
+    def _count(self, wordnet: WordNet, own: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The facts for the manifest."""
+        owned = {row["tag"] for row in own}
+        facts: dict[str, Any] = {}
+        for how, listed in self._listed.items():
+            others = [[tag, -count] for count, tag in listed if tag not in owned]
+            facts[how] = others[:MAX_LISTED_HASHTAGS]
+        most_used = sorted(self._ambiguous.items(), key=lambda item: (-item[1], item[0]))
+        facts["ambiguous"] = [
+            [lemma, count, *_describe_senses(wordnet, self.matcher.match(lemma))]
+            for lemma, count in most_used[:MAX_LISTED_HASHTAGS]
+        ]
+        facts["own"] = _list_own(own)
+        facts["unused_overrides"] = sorted(self._unused)
+        own_counts = {"distinct": len(owned), "uses": sum(row["uses"] for row in own)}
+        for name, counts in (("distinct", self._distinct), ("uses", self._uses)):
+            counts = counts + Counter({OWN: own_counts[name]})
+            counts.subtract({"unknown": own_counts[name]})
+            facts[name] = {"all": counts.total(), **{how: counts[how] for how in KINDS}}
+        return facts
+
+
+def _list_own(own: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """The hashtags that are classes of their own, with their uses, the most used first."""
+    uses = Counter[str]()
+    for row in own:
+        uses[row["word"]] += row["uses"]
+    return [[word, count] for word, count in sorted(uses.items(), key=lambda x: (-x[1], x[0]))]
 
 
 def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, list[tuple[str, int]]]:

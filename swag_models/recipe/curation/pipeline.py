@@ -27,7 +27,8 @@ from swag_models.recipe.curation.backends import Backend, remove_table
 from swag_models.recipe.curation.class_names import name_classes
 from swag_models.recipe.curation.context import resolve_rules
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
-from swag_models.recipe.curation.matching import list_spellings, match_hashtags
+from swag_models.recipe.curation.matching import TagMatcher, list_spellings
+from swag_models.recipe.curation.own_classes import choose_own_classes
 from swag_models.recipe.curation.posts import check_posts_left
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.curation.steps import Facts
@@ -167,9 +168,8 @@ def match_posts(
     posts: Path,
     matcher: Matcher,
     wordnet: WordNet,
-    matches: Path,
-    codes: Path,
-    rules: Path,
+    own_limits: tuple[int, int],
+    outputs: Mapping[str, Path],
 ) -> Facts:
     """Match each distinct hashtag of the posts with synsets.
 
@@ -178,16 +178,23 @@ def match_posts(
         posts: folder written by `clean_posts`.
         matcher: finds the synsets of a hashtag.
         wordnet: describes ambiguous hashtags.
-        matches: Parquet file to write, see `matching.MATCHES`.
-        codes: Parquet file to write, see `context.CODES`.
-        rules: Parquet file to write, see `context.RULES`.
+        own_limits: number of unknown hashtags that become classes, and their minimum uses.
+        outputs: Parquet files to write: tags (see `tag_table.TAGS`), matches (`matching.MATCHES`),
+            codes and rules (`context`).
     """
-    counts = matches.with_name("tags.parquet")
+    counts = outputs["tags"].with_name("counts.parquet")
     backend.write(queries.count_hashtags(backend.read(posts)), counts)
-    facts, *tables = match_hashtags(counts, matcher, wordnet)
-    for rows, path in zip(tables, (matches, codes, rules), strict=True):
-        backend.store(rows, path)
+    matching = TagMatcher(matcher, own_limits[0])
+    matching.match_table(counts, outputs["tags"])
     remove_table(counts)
+    own: list[Any] = []
+    if own_limits[0]:
+        own = backend.fetch(
+            choose_own_classes(backend.read(outputs["tags"]), *own_limits)
+        ).to_pylist()
+    facts, *tables = matching.make_tables(wordnet, own)
+    for name, rows in zip(("matches", "codes", "rules"), tables, strict=True):
+        backend.store(rows, outputs[name])
     return facts
 
 
@@ -234,9 +241,10 @@ def choose_classes(
     counts.sort(key=lambda row: (-row["images"], synsets[row["number"]]))
     frequent = [row for row in counts if row["images"] >= min_images]
     if not frequent:
+        most = max((row["images"] for row in counts), default=0)
         raise ConfigError(
             f"no class has {min_images} images or more: {len(counts)} classes were found, the most "
-            f"frequent with {counts[0]['images']} images; lower --min-images"
+            f"frequent with {most} images; lower --min-images"
         )
     rows = [
         {"number": row["number"], "class": index}

@@ -153,9 +153,11 @@ def unite_copies(posts: ibis.Table, copies: ibis.Table) -> ibis.Table:
 
 
 def count_hashtags(posts: ibis.Table) -> ibis.Table:
-    """Number of uses of each hashtag as written: tag, uses."""
+    """Number of uses of each hashtag as written, the most used first: tag, uses."""
+    import ibis
+
     tags = posts.select(tag=posts.hashtags.unnest())
-    return tags.group_by("tag").agg(uses=tags.count())
+    return tags.group_by("tag").agg(uses=tags.count()).order_by([ibis.desc("uses"), "tag"])
 
 
 def gather_images(posts: ibis.Table, matches: ibis.Table) -> ibis.Table:

@@ -6,13 +6,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import write_text
-from swag_models.formatting import markdown_table
+from swag_models.formatting import list_names, markdown_table
 from swag_models.recipe.plotting import make_figure, save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_ROWS = 50  # rows of a table
+IMAGE_KINDS = {  # names in the manifest, see `accounting.account_for_images`
+    "no_hashtags": "without a hashtag",
+    "only_unknown": "with unknown hashtags only",
+    "only_stopped": "with stopped hashtags only",
+    "only_dropped": "with dropped hashtags only",
+    "mixed": "with unknown, stopped or dropped hashtags only",
+    "classes_left_out": "only with classes of too few images, or above the maximum number",
+    "labelled": "with a class",
+}
 
 
 def write_curation_report(
@@ -70,8 +79,17 @@ def _list_blocks(
         ("samples in an epoch, expected", round(labels["samples"])),
     ]
     yield _format_table(("step", "count"), counts)
+    yield "\n## Images\n"
+    yield "What became of the images of the posts kept.\n"
+    yield _format_table(
+        ("images", "count"),
+        [(title, facts["images"][name]) for name, title in IMAGE_KINDS.items()],
+    )
     yield "\n## Hashtags\n"
-    yield "How hashtags, as spelled in the posts, were matched with WordNet's nouns.\n"
+    yield (
+        "How hashtags, as spelled in the posts, were matched with WordNet's nouns. "
+        "[hashtags.parquet](hashtags.parquet) has what became of each.\n"
+    )
     kinds = [kind for kind in hashtags["distinct"] if kind != "all"]
     yield _format_table(
         ("hashtags", "distinct", "uses"),
@@ -100,7 +118,10 @@ def _list_blocks(
     yield "![share of labels by number of classes](report/coverage.png)\n"
     yield from _list_imagenet(facts["imagenet"])
     senses = facts["parameters"]["senses"]
+    if unused := hashtags["unused_overrides"]:
+        yield f"\nOverrides of hashtags that no post has: {list_names(unused, MAX_ROWS)}"
     for title, kind in (
+        *([("Classes of their own", "own")] if hashtags["own"] else []),
         (f"Ambiguous hashtags, by the policy {senses!r}", "ambiguous"),
         ("Stopped hashtags", "stopped"),
         ("Unknown hashtags", "unknown"),

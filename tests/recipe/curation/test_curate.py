@@ -28,7 +28,7 @@ spark.sql.shuffle.partitions 2
 spark.sql.codegen.wholeStage false
 spark.sql.codegen.factoryMode NO_CODEGEN
 """
-TABLES = ("labels.parquet", "urls.parquet", "vocabulary.parquet")
+TABLES = ("labels.parquet", "urls.parquet", "vocabulary.parquet", "hashtags.parquet")
 
 
 def curate_plainly(
@@ -180,8 +180,11 @@ def test_spark_gives_the_same_rows(
         tmp_path / "i.parquet",
     ]
     options = {"wordnet": wordnet, "exclude": tmp_path / "exclude.txt", "progress": False}
-    theirs = curate(inputs, tmp_path / "spark", engine="spark", master="local[2]", **options)  # type: ignore[arg-type]
-    ours = curate(inputs, tmp_path / "duckdb", engine="duckdb", **options)  # type: ignore[arg-type]
+    rules = Curation(max_classes=8, own_classes=2)
+    theirs = curate(inputs, tmp_path / "spark", rules, engine="spark", master="local[2]", **options)  # type: ignore[arg-type]
+    ours = curate(inputs, tmp_path / "duckdb", rules, engine="duckdb", **options)  # type: ignore[arg-type]
+    assert len(ours["hashtags"]["own"]) == 2
+    assert sum(ours["images"].values()) == ours["posts"]["kept"]
     for name in TABLES:
         a, b = (pq.read_table(tmp_path / engine / name) for engine in ("spark", "duckdb"))
         assert a.to_pylist() == b.to_pylist(), name

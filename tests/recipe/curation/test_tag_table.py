@@ -1,0 +1,132 @@
+"""Every hashtag and every image is accounted for, and unknown hashtags can become classes."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from curation_support import TAGS, write_posts
+
+from swag_models.cli import main
+from swag_models.recipe.curation.curate import Curation, curate
+from swag_models.recipe.hashtags import Matcher, canonicalise, load_stoplist
+from swag_models.recipe.wordnet import WordNet
+
+UNKNOWN = ["RoadSign", "roadsigns", "road_sign", "kanji", "Kanji", "2013", "stickmen", "qwertz"]
+
+
+def write_tags(path: Path, posts: list[list[str]]) -> Path:
+    rows = [{"id": f"{number:05}", "hashtags": tags} for number, tags in enumerate(posts)]
+    return write_posts(path, rows)
+
+
+def make_tags(count: int, seed: int, weight: float = 0.5) -> list[list[str]]:
+    make = random.Random(seed)
+    words = [*TAGS, *UNKNOWN]
+    weights = [1 + weight * make.random() * len(words)] * len(words)
+    return [make.choices(words, weights, k=make.choice([0, 1, 1, 2, 3])) for _ in range(count)]
+
+
+def account_plainly(posts: list[list[str]], matcher: Matcher, classes: set[str]) -> dict[str, int]:
+    counts = Counter[str]()
+    for tags in posts:
+        matches = matcher.match_post(tags)
+        synsets = {synset for match in matches for synset in match.synsets}
+        kinds = {
+            match.how if match.how in ("unknown", "stopped") else "dropped" for match in matches
+        }
+        if not tags:
+            counts["no_hashtags"] += 1
+        elif synsets & classes:
+            counts["labelled"] += 1
+        elif synsets:
+            counts["classes_left_out"] += 1
+        else:
+            counts[f"only_{kinds.pop()}" if len(kinds) == 1 else "mixed"] += 1
+    return counts
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+def test_every_image_is_accounted_for(seed: int, wordnet: Path, tmp_path: Path) -> None:
+    posts = [*make_tags([300, 1, 30, 300][seed], seed), ["bear"]]
+    overrides = {"mouse": "drop", "crane": "drop"} if seed % 2 else {}
+    curation = Curation(min_images=1 + seed % 3 * (len(posts) > 200), max_classes=3 + seed)
+    files = [write_tags(tmp_path / "p.parquet", posts)]
+    manifest = curate(
+        files, tmp_path / "out", curation, wordnet=wordnet, overrides=overrides, progress=False
+    )
+    net = WordNet.load(wordnet)
+    matcher = Matcher(net, "context", load_stoplist(), dict.fromkeys(overrides, ()))
+    vocabulary = pq.read_table(tmp_path / "out" / "vocabulary.parquet").to_pylist()
+    expected = account_plainly(posts, matcher, {row["synset"] for row in vocabulary})
+    images = manifest["images"]
+    assert {name: count for name, count in images.items() if count} == dict(expected)
+    assert sum(images.values()) == manifest["posts"]["kept"] == len(posts)
+
+
+def test_every_hashtag_is_in_the_table(wordnet: Path, tmp_path: Path) -> None:
+    posts = make_tags(300, 1)
+    curate(
+        [write_tags(tmp_path / "p.parquet", posts)],
+        tmp_path / "out",
+        Curation(max_classes=4, own_classes=2),
+        wordnet=wordnet,
+        progress=False,
+    )
+    rows = pq.read_table(tmp_path / "out" / "hashtags.parquet").to_pylist()
+    uses = Counter(tag for tags in posts for tag in tags)
+    assert [(row["tag"], row["uses"]) for row in rows] == sorted(
+        uses.items(), key=lambda item: (-item[1], item[0])
+    )
+    vocabulary = pq.read_table(tmp_path / "out" / "vocabulary.parquet").to_pylist()
+    numbers = {row["synset"]: row["class"] for row in vocabulary}
+    matcher = Matcher(WordNet.load(wordnet), "context", load_stoplist())
+    for row in rows:
+        match = matcher.match(row["tag"])
+        assert row["key"] == canonicalise(row["tag"])
+        if row["how"] == "own":
+            assert match.how == "unknown"
+            assert row["synsets"] in (["tag:roadsign"], ["tag:kanji"])
+        else:
+            assert (row["how"], tuple(row["synsets"][: len(match.synsets)])) == (
+                match.how,
+                match.synsets,
+            )
+        assert row["reason"]
+        assert row["classes"] == [numbers[s] for s in row["synsets"] if s in numbers]
+    assert {row["tag"] for row in rows if row["how"] == "own"} >= {"RoadSign", "roadsigns"}
+    table = tmp_path / "out" / "hashtags.parquet"
+    query = f"select sum(uses) from '{table}' where how = 'unknown' and len(classes) = 0"
+    ((count,),) = duckdb.sql(query).fetchall()
+    assert count == sum(row["uses"] for row in rows if row["how"] == "unknown")
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "[hashtags.parquet](hashtags.parquet)" in report
+
+
+def test_frequent_unknown_hashtags_become_classes(wordnet: Path, tmp_path: Path) -> None:
+    posts: list[list[str]] = [["RoadSign"], ["road_sign", "roadsigns"], ["Roadsigns", "bear"]]
+    posts += [["kanji"]] * 2 + [["qwertz"], ["2013"], ["2013"], ["2013"], ["instagood"], []]
+    files = [write_tags(tmp_path / "p.parquet", posts)]
+    arguments = ["recipe", "curate", str(files[0]), "-o", str(tmp_path / "out"), "--quiet"]
+    arguments += ["--wordnet", str(wordnet), "--own-classes", "9", "--min-images", "2"]
+    assert main(arguments) == 0
+    rows = pq.read_table(tmp_path / "out" / "vocabulary.parquet").to_pylist()
+    assert [(row["synset"], row["hashtag"], row["images"]) for row in rows] == [
+        ("tag:roadsign", "roadsign", 3),
+        ("tag:kanji", "kanji", 2),
+    ]
+    assert sorted(rows[0]["hashtags"]) == ["RoadSign", "Roadsigns", "road_sign", "roadsigns"]
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "## Classes of their own" in report
+    manifest = curate(files, tmp_path / "stop", Curation(own_classes=1), wordnet=wordnet,
+                      add_stopwords=["roadsigns"], progress=False)  # fmt: skip
+    kinds: dict[str, Any] = manifest["hashtags"]
+    assert kinds["own"] == [["kanji", 2]]
+    assert (kinds["uses"]["own"], kinds["uses"]["stopped"]) == (2, 3)
+    assert sum(n for how, n in kinds["uses"].items() if how != "all") == kinds["uses"]["all"]
+    assert ["kanji", 2] not in kinds["unknown"]
