@@ -4,6 +4,7 @@ They and the other subcommands under `swag-models recipe` need the extra [recipe
 """
 
 import argparse
+from typing import Any
 
 from swag_models.cli import evaluate, train, transfer
 from swag_models.cli.common import (
@@ -13,14 +14,15 @@ from swag_models.cli.common import (
     add_quiet_option,
     make_adder,
 )
-from swag_models.cli.output import print_data, print_line, print_message
-from swag_models.formatting import list_names
+from swag_models.cli.output import print_data, print_line, print_message, print_text
+from swag_models.formatting import list_names, markdown_table
 
 
 def curate(options: argparse.Namespace) -> int:
     """Choose a vocabulary from posts with hashtags, and label and resample their images."""
     from swag_models.recipe.curation.curate import Curation, curate
     from swag_models.recipe.curation.posts import Columns
+    from swag_models.recipe.curation.preview import MeaningOfTag, preview
     from swag_models.recipe.curation.sampling import Sampling
 
     sampling = Sampling(
@@ -30,33 +32,29 @@ def curate(options: argparse.Namespace) -> int:
         options.tail_share,
         options.tail_below,
     )
-    manifest = curate(
-        options.posts,
-        options.output,
-        Curation(
-            options.senses, options.min_images, options.max_classes, sampling, options.own_classes
-        ),
-        columns=Columns(
-            options.id,
-            options.url,
-            options.hashtags,
-            options.caption,
-            options.hash,
-            options.license,
-        ),
-        format=options.format,
-        wordnet=options.wordnet,
-        stoplist=options.stoplist,
-        add_stopwords=options.add_stopwords,
-        overrides=options.overrides,
-        exclude=options.exclude,
-        licenses=options.keep_license,
-        engine=options.engine,
-        master=options.master,
-        memory=options.memory,
-        threads=options.threads,
-        progress=not options.quiet,
-    )
+    reading: dict[str, Any] = {
+        "columns": Columns(**{name: getattr(options, name) for name in Columns._fields}),
+        "format": options.format,
+        "wordnet": options.wordnet,
+        "stoplist": options.stoplist,
+        "add_stopwords": options.add_stopwords,
+        "overrides": options.overrides,
+        "exclude": options.exclude,
+        "licenses": options.keep_license,
+        "engine": options.engine,
+        "master": options.master,
+        "memory": options.memory,
+        "threads": options.threads,
+        "progress": not options.quiet,
+    }
+    limits = options.min_images, options.max_classes
+    curation = Curation(options.senses, *limits, sampling, options.own_classes)
+    if options.dry_run is not None:
+        rows = preview(options.posts, options.senses, options.dry_run, **reading)
+        print_text(markdown_table(MeaningOfTag._fields, rows))
+        print_message(f"nothing was written to {options.output}")
+        return OK
+    manifest = curate(options.posts, options.output, curation, **reading)
     posts, labels = manifest["posts"], manifest["labels"]
     if unused := manifest["hashtags"]["unused_overrides"]:
         print_message(f"overrides of hashtags that no post has: {list_names(unused)}")
@@ -165,6 +163,15 @@ def _add_input_options(command: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         help="output folder; a rerun skips finished steps",
+    )
+    command.add_argument(
+        "--dry-run",
+        type=int,
+        nargs="?",
+        const=50,
+        metavar="COUNT",
+        help="print what the most used hashtags mean and why (default: 50 of them), and write "
+        "nothing to the output folder",
     )
     command.add_argument(
         "--format",

@@ -36,6 +36,7 @@ from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
 from swag_models.recipe.curation.tag_table import write_tag_table
+from swag_models.recipe.curation.vocabulary import write_vocabulary
 from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist, load_stopwords
 from swag_models.recipe.overrides import Source, read_overrides
 from swag_models.recipe.senses import hash_senses
@@ -130,16 +131,20 @@ def curate(
         OutputError: the folder cannot be written.
     """
     # check all arguments first, before hours of work
-    versions = check_backend(engine, master)
-    folder, net = expand_path(output, "output"), WordNet.load(wordnet)
-    files = find_files(inputs, format)
-    stop = load_stoplist(stoplist) | load_stopwords(add_stopwords)
-    meant, excluded = read_overrides(overrides, net), _read_values(exclude)
-    matcher = Matcher(net, curation.senses, stop, meant)
-    options = ReadOptions(columns, format, progress)
-    selection = PostSelection(
-        files, options, excluded, sorted(licenses)
-    )  # their order does not matter
+    versions, folder = check_backend(engine, master), expand_path(output, "output")
+    net, matcher, selection = read_rules(
+        inputs,
+        curation.senses,
+        columns=columns,
+        format=format,
+        wordnet=wordnet,
+        stoplist=stoplist,
+        add_stopwords=add_stopwords,
+        overrides=overrides,
+        exclude=exclude,
+        licenses=licenses,
+        progress=progress,
+    )
     with disk_errors(folder, resumable=True), ExitStack() as stack:
         work = stack.enter_context(WorkFolder(folder / "steps", output=folder)).path
         # Removed at the end, so that an error message stays on one line.
@@ -150,16 +155,16 @@ def curate(
         )
         # Opened by the first step that runs: a rerun of finished work needs no backend.
         open_once = functools.cache(lambda: stack.enter_context(opening))
-        hashes = hash_files(files, work / "hashes.json")
+        hashes = hash_files(selection.files, work / "hashes.json")
         manifest = {
             "inputs": hashes,
             "parameters": {
                 **asdict(curation),
                 "columns": columns._asdict(),
                 "format": format,
-                "stoplist": _hash_lines(stop),
-                "overrides": {tag: list(synsets) for tag, synsets in sorted(meant.items())},
-                "exclude": _hash_lines(excluded),
+                "stoplist": _hash_lines(matcher.stop),
+                "overrides": dict(sorted(matcher.overrides.items())),
+                "exclude": _hash_lines(selection.excluded),
                 "licenses": selection.licenses,
             },
             "versions": {"swag_models": __version__, **versions},
@@ -174,6 +179,32 @@ def curate(
     if not steps.done:
         report_done(folder)
     return manifest
+
+
+def read_rules(
+    inputs: Sequence[str | os.PathLike[str]],
+    senses: str,
+    *,
+    columns: Columns = DEFAULT_COLUMNS,
+    format: str | None = None,
+    wordnet: str | os.PathLike[str] | None = None,
+    stoplist: str | os.PathLike[str] | None = None,
+    add_stopwords: str | os.PathLike[str] | Sequence[str] = (),
+    overrides: Source | None = None,
+    exclude: str | os.PathLike[str] | None = None,
+    licenses: Sequence[str] = (),
+    progress: bool = True,
+) -> tuple[WordNet, Matcher, PostSelection]:
+    """Read what decides the meaning of hashtags and the posts to use; options of `curate`."""
+    net = WordNet.load(wordnet)
+    stop = load_stoplist(stoplist) | load_stopwords(add_stopwords)
+    matcher = Matcher(net, senses, stop, read_overrides(overrides, net))
+    options = ReadOptions(columns, format, progress)
+    # the order of licenses does not matter
+    selection = PostSelection(
+        find_files(inputs, format), options, _read_values(exclude), sorted(licenses)
+    )
+    return net, matcher, selection
 
 
 def _run_steps(
@@ -261,9 +292,7 @@ def _run_steps(
         "vocabulary",
         [],
         [vocabulary],
-        lambda: pipeline.write_vocabulary(
-            backend(), net, matches, classes, factors, labels, vocabulary
-        ),
+        lambda: write_vocabulary(backend(), net, matches, classes, factors, labels, vocabulary),
     )
     urls = output / "urls.parquet"
     url_facts = steps.run(

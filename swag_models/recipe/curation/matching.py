@@ -1,8 +1,8 @@
 """Match hashtags with WordNet, and count how they and the classes of ImageNet are matched."""
 
 import heapq
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,22 +156,6 @@ def _list_own(own: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     for row in own:
         uses[row["word"]] += row["uses"]
     return [[word, count] for word, count in sorted(uses.items(), key=lambda x: (-x[1], x[0]))]
-
-
-def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, list[tuple[str, int]]]:
-    """The hashtags, as written, of each synset with their uses, the most used first.
-
-    Args:
-        matches: the table `MATCHES`.
-        numbers: numbers of the synsets.
-    """
-    spellings = defaultdict(list)
-    for row in matches.to_pylist():
-        if row["number"] in numbers:
-            spellings[row["number"]].append((-row["uses"], row["tag"]))
-    return {
-        number: [(tag, -uses) for uses, tag in sorted(tags)] for number, tags in spellings.items()
-    }
 
 
 def _describe_senses(wordnet: WordNet, match: Match) -> tuple[str, str]:

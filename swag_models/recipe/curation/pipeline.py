@@ -18,16 +18,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from swag_models.atomic import atomic_write, write_json
+from swag_models.atomic import write_json
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
-from swag_models.recipe.curation.class_names import name_classes
 from swag_models.recipe.curation.context import resolve_rules
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
-from swag_models.recipe.curation.matching import TagMatcher, list_spellings
+from swag_models.recipe.curation.matching import TagMatcher
 from swag_models.recipe.curation.own_classes import choose_own_classes
 from swag_models.recipe.curation.posts import check_posts_left
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
@@ -41,17 +40,6 @@ CLASSES = pa.schema(
     {"number": pa.int32(), "class": pa.int32(), "synset": pa.string(), "images": pa.int64()}
 )
 FACTORS = pa.schema({"class": pa.int32(), "repeat": pa.float64()})
-VOCABULARY = pa.schema(
-    {
-        "class": pa.int32(),
-        "synset": pa.string(),
-        "hashtag": pa.string(),
-        "hashtags": pa.list_(pa.string()),
-        "images": pa.int64(),
-        "samples": pa.float64(),
-        "repeat": pa.float64(),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -314,53 +302,6 @@ def write_urls(backend: Backend, labels: Path, posts: Path, output: Path) -> Fac
     if not count:
         remove_table(output)
     return {"urls": count}
-
-
-def write_vocabulary(
-    backend: Backend,
-    wordnet: WordNet,
-    matches: Path,
-    classes: Path,
-    factors: Path,
-    labels: Path,
-    output: Path,
-) -> Facts:
-    """Write the table of all classes.
-
-    Args:
-        backend: computes the tables.
-        wordnet: distinguishes classes of the same spelling.
-        matches: file written by `match_posts`.
-        classes: file written by `choose_classes`.
-        factors: file written by `resample_labels`.
-        labels: labels written by `resample_labels`.
-        output: Parquet file to write, see `VOCABULARY`.
-    """
-    samples = backend.fetch(queries.sum_samples(backend.read(labels))).to_pylist()
-    samples_of = {row["class"]: row["samples"] for row in samples}
-    rows = _read_table(classes).to_pylist()
-    spellings = list_spellings(_read_table(matches), {row["number"] for row in rows})
-    names = name_classes(wordnet, ((row["synset"], spellings[row["number"]]) for row in rows))
-    table = [
-        {
-            "class": row["class"],
-            "synset": row["synset"],
-            "hashtag": name,
-            "hashtags": [tag for tag, _ in spellings[row["number"]]],
-            "images": row["images"],
-            "samples": samples_of[row["class"]],
-            "repeat": factor,
-        }
-        for row, name, factor in zip(
-            rows, names, _read_table(factors)["repeat"].to_pylist(), strict=True
-        )
-    ]
-    # written by pyarrow, so that it is a single file with any backend
-    with atomic_write(output) as temporary:
-        pyarrow.parquet.write_table(
-            pa.Table.from_pylist(table, VOCABULARY), temporary, compression="zstd"
-        )
-    return {}
 
 
 def _store(backend: Backend, table: Any, path: Path) -> Any:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from curation_support import write_posts
 
-from swag_models.recipe.curation.class_names import name_classes
 from swag_models.recipe.curation.curate import Curation, curate
+from swag_models.recipe.curation.vocabulary import name_classes
 from swag_models.recipe.hashtags import canonicalise
 from swag_models.recipe.wordnet import WordNet
 

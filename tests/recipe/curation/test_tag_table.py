@@ -130,3 +130,32 @@ def test_frequent_unknown_hashtags_become_classes(wordnet: Path, tmp_path: Path)
     assert (kinds["uses"]["own"], kinds["uses"]["stopped"]) == (2, 3)
     assert sum(n for how, n in kinds["uses"].items() if how != "all") == kinds["uses"]["all"]
     assert ["kanji", 2] not in kinds["unknown"]
+
+
+def test_a_dry_run_explains_the_most_used_hashtags_and_writes_nothing(
+    wordnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    posts = [["bear"]] * 4 + [["Bears"]] * 3 + [["instagood", "qwertz"]] * 2 + [["mouse"], ["bank"]]
+    files = [write_tags(tmp_path / "p.parquet", posts)]
+    arguments = ["recipe", "curate", str(files[0]), "-o", str(tmp_path / "out"), "--quiet"]
+    arguments += ["--wordnet", str(wordnet), "--senses", "first", "--dry-run"]
+    assert main([*arguments, "4"]) == 0
+    captured = capsys.readouterr()
+    gloss = "massive plantigrade mammals"
+    assert captured.out.splitlines() == [
+        "| tag | uses | synset | name | gloss | reason |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| bear | 4 | n02131653 | bear | {gloss} | first sense |",
+        f"| Bears | 3 | n02131653 | bear | {gloss} | first sense |",
+        "| instagood | 2 |  |  |  | stopped |",
+        "| qwertz | 2 |  |  |  | unknown |",
+    ]
+    assert f"nothing was written to {tmp_path / 'out'}" in captured.err
+    assert main(arguments) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "tmp").iterdir())
+    assert main([*arguments, "0"]) == 2
+    assert "invalid dry_run 0: allowed: 1 or more" in capsys.readouterr().err

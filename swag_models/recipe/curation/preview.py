@@ -1,0 +1,104 @@
+"""A dry run of a curation: what the most used hashtags mean, and why."""
+
+import tempfile
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swag_models.atomic import disk_errors
+from swag_models.errors import check_minimum
+from swag_models.recipe.curation import pipeline, queries
+from swag_models.recipe.curation.backends import check_backend, open_backend
+from swag_models.recipe.curation.curate import read_rules
+from swag_models.recipe.hashtags import Match, Matcher
+from swag_models.recipe.wordnet import WordNet
+
+MAX_LEMMAS = 3  # of a synset, in its name
+MAX_GLOSS = 70  # characters
+
+
+class MeaningOfTag(NamedTuple):
+    """What a hashtag means.
+
+    Attributes:
+        tag: the hashtag as written.
+        uses: number of its uses.
+        synset: ids of its synsets; empty if it has none.
+        name: the first lemmas of these synsets.
+        gloss: their definitions, shortened.
+        reason: why it has these synsets, or none.
+    """
+
+    tag: str
+    uses: int
+    synset: str
+    name: str
+    gloss: str
+    reason: str
+
+
+def preview(
+    inputs: Sequence[str | PathLike[str]],
+    senses: str = "context",
+    count: int = 50,
+    *,
+    engine: str = "duckdb",
+    master: str | None = None,
+    memory: str | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> list[MeaningOfTag]:
+    """Match the most used hashtags of posts, without a curation.
+
+    Only temporary files are written, which need as much space as the posts.
+
+    Args:
+        inputs: files of posts, or folders of them.
+        senses: as for `Curation`.
+        count: number of hashtags.
+        engine, master, memory, threads: as for `curate`.
+        **options: further options of `curate`: columns, format, wordnet, stoplist, add_stopwords,
+            overrides, exclude, licenses, progress.
+
+    Raises:
+        ConfigError: an input or option is invalid.
+        OutputError: the temporary files cannot be written.
+    """
+    check_minimum(1, dry_run=count)
+    check_backend(engine, master)
+    net, matcher, selection = read_rules(inputs, senses, **options)
+    with tempfile.TemporaryDirectory(prefix="swag-models-") as name, disk_errors(Path(name)):
+        work = Path(name)
+        opening = open_backend(
+            engine, scratch=work / "scratch", memory=memory, threads=threads, master=master
+        )
+        with opening as backend:
+            posts = work / "kept"
+            pipeline.clean_posts(backend, selection, work, posts, work / "rejects.jsonl")
+            most_used = queries.count_hashtags(backend.read(posts)).limit(count)
+            rows = backend.fetch(most_used).to_pylist()
+    return [_explain(row["tag"], row["uses"], matcher, net) for row in rows]
+
+
+def _explain(tag: str, uses: int, matcher: Matcher, net: WordNet) -> MeaningOfTag:
+    match = matcher.match(tag)
+    known = [net.synsets[synset] for synset in match.synsets if synset in net.synsets]
+    names = [", ".join(synset.lemmas[:MAX_LEMMAS]).replace("_", " ") for synset in known]
+    glosses = [synset.gloss.split(";")[0][:MAX_GLOSS] for synset in known]
+    return MeaningOfTag(
+        tag,
+        uses,
+        "; ".join(match.synsets),
+        "; ".join(names),
+        "; ".join(glosses),
+        _describe_reason(match),
+    )
+
+
+def _describe_reason(match: Match) -> str:
+    reason = match.reason or match.how
+    if match.alternatives:
+        others = {other.synset or "no noun" for other in match.alternatives}
+        return f"{reason}; beside other hashtags: {', '.join(sorted(others))}"
+    return reason
