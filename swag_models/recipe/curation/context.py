@@ -21,19 +21,17 @@ if TYPE_CHECKING:
 
 # A row for each pair of hashtag as written and number.
 CODES = pa.schema({"tag": pa.string(), "number": pa.int32()})
-# A row for each sense of each rule: its rank, the number of its synset (or `NO_NOUN`), its cues.
+# The senses of each rule, the default first: numbers of their synsets (or `NO_NOUN`) and cues.
 RULES = pa.schema(
     {
         "rule": pa.int32(),
-        "rank": pa.int32(),
-        "synset": pa.int32(),
-        "cues": pa.list_(pa.int32()),
+        "synsets": pa.list_(pa.int32()),
+        "cues": pa.list_(pa.list_(pa.int32())),
     }
 )
 # Numbers below are synsets; WordNet has 82,115.
 FIRST_CUE, FIRST_RULE = 1 << 24, 1 << 25
 NO_NOUN = -1
-MAX_RANK = 1 << 20  # more than the number of senses of a rule
 
 
 class ContextRules:
@@ -79,18 +77,16 @@ class ContextRules:
         codes += [
             (tag, FIRST_RULE + n) for n, rule in enumerate(rules) for tag in self._rules[rule]
         ]
-        rows = [
-            {
-                "rule": FIRST_RULE + number,
-                "rank": rank,
-                "synset": numbers[synset] if synset else NO_NOUN,
-                "cues": sorted(cues[cue] for cue in words if cue in cues),
-            }
-            for number, rule in enumerate(rules)
-            for rank, (synset, words) in enumerate(
-                [("".join(rule.synsets), ()), *list_alternatives(rule)]
+        rows = []
+        for number, rule in enumerate(rules, FIRST_RULE):
+            senses = [("".join(rule.synsets), ()), *list_alternatives(rule)]
+            rows.append(
+                {
+                    "rule": number,
+                    "synsets": [numbers[id] if id else NO_NOUN for id, _ in senses],
+                    "cues": [[cues[word] for word in words if word in cues] for _, words in senses],
+                }
             )
-        ]
         tags, values = zip(*codes, strict=True) if codes else ((), ())
         table = pa.table([pa.array(tags, pa.string()), pa.array(values, pa.int32())], schema=CODES)
         return pa.concat_tables([plain.cast(CODES), table]), pa.Table.from_pylist(rows, RULES)
@@ -109,20 +105,23 @@ def resolve_rules(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
     depends = images.numbers.maxs() >= FIRST_RULE
     plain = images.filter(~depends)
     plain = plain.select("id", numbers=plain.numbers.filter(lambda number: number < FIRST_CUE))
-    plain = plain.filter(plain.numbers.length() > 0)
 
     others = images.filter(depends)
-    codes = others.select("id", "numbers", code=others.numbers.unnest())
-    codes = codes.filter((codes.code < FIRST_CUE) | (codes.code >= FIRST_RULE))
-    joined = codes.left_join(rules, codes.code == rules.rule)
-    # the most cues, then the smallest rank
-    score = joined.numbers.intersect(joined.cues).length() * MAX_RANK - joined["rank"]
-    chosen = joined.group_by("id", "code").agg(
-        number=joined.synset.coalesce(joined.code).argmax(score.coalesce(0))
+    rows = others.select(
+        "id",
+        "numbers",
+        rule=others.numbers.filter(lambda number: number >= FIRST_RULE).unnest(),
+    ).join(rules, "rule")
+    overlaps = rows.cues.map(lambda cues: rows.numbers.intersect(cues).length())
+    # the first of the senses with most cues, which is the default if there are none
+    chosen = rows.select(
+        "id", "numbers", synset=rows.synsets[overlaps.index(overlaps.maxs()).cast("int32")]
     )
-    gathered = (
-        chosen.filter(chosen.number != NO_NOUN)
-        .group_by("id")
-        .agg(numbers=lambda table: table.number.collect())
+    gathered = chosen.group_by("id").agg(
+        numbers=chosen.numbers.arbitrary(), synsets=chosen.synset.collect()
     )
-    return plain.union(gathered.mutate(numbers=gathered.numbers.unique().sort()))
+    synsets = gathered.numbers.filter(lambda number: number < FIRST_CUE).concat(
+        gathered.synsets.filter(lambda number: number != NO_NOUN)
+    )
+    resolved = gathered.select("id", numbers=synsets.unique().sort())
+    return plain.union(resolved).filter(lambda table: table.numbers.length() > 0)
