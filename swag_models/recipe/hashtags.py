@@ -35,13 +35,20 @@ HASH = "#\uff03"
 EMOJI = "\u2300-\u23ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
 # Those from \u200c on are invisible and join the characters beside them.
 JOINERS = "_\u00b7\u05be\u05f3\u05f4\u0f0b\u30a0\u30fb\u200c\u200d\U000e0020-\U000e007f"
-# URLs and HTML entities are matched in order to skip them: "#" in them starts no hashtag.
+# URLs and HTML entities are matched in order to skip them: "#" in them starts no hashtag. Those
+# within hashtags are decoded when hashtags are matched.
 URL = "(?:[Hh]ttps?://|[Ww]ww[.][0-9A-Za-z])[!-~]*"
 ENTITY = "&(?:#[0-9]+|#[Xx][0-9A-Fa-f]+|[A-Za-z]+);"
 # A hashtag contains a letter or emoji, not digits alone.
-START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?[\\p{{L}}{EMOJI}]"
+# Entities of letters, of which a hashtag may consist: caf&eacute; caf&#233; caf&#xE9;
+LETTER_ENTITY = (
+    "&(?:[A-Za-z](?:acute|grave|circ|uml|tilde|ring|cedil|slash|caron)|(?:AE|ae|OE|oe|sz)lig|"
+    "#(?:19[2-9]|[2-5][0-9][0-9])|#[Xx](?:[C-Fc-f]|[12][0-9A-Fa-f])[0-9A-Fa-f]);"
+)
+START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?(?:[\\p{{L}}{EMOJI}]|{LETTER_ENTITY})"
+REST = f"[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*"
 # Uses only syntax that RE2 (DuckDB) and Java (Spark) both support.
-PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*)"
+PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}{REST}(?:{LETTER_ENTITY}{REST})*)"
 
 STOPLIST_FILE = Path(__file__).with_name("stoplist.txt")
 SENSES = ("context", "first", "all", "drop")

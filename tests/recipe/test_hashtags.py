@@ -51,6 +51,9 @@ CAPTIONS = {
     ],
     "https://x.org/#no Http://y#no www.z.org/#no awww.#yes": ["yes"],
     "it&#39;s &#x27; &amp;#q &lt;#r": ["q", "r"],
+    "#caf&eacute;s, #&Aacute;rbol; #gr&#246;&#xDF;e; #a&amp;b #dog&#39;s #&eacute": [
+        *("caf&eacute;s", "&Aacute;rbol", "gr&#246;&#xDF;e", "a", "dog"),
+    ],
     "#dog's #rock'n'roll #a.b #c-d #e/f #g\\h #i&j": ["dog", "rock", "a", "c", "e", "g", "i"],
     "#\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645 #\u0939\u093f\u0928\u094d\u0926\u0940": [
         "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",

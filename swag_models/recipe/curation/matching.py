@@ -16,11 +16,15 @@ from swag_models.formatting import describe
 from swag_models.recipe.curation.context import ContextRules
 from swag_models.recipe.curation.own_classes import OWN, PREFIX
 from swag_models.recipe.curation.tag_table import TAGS
+from swag_models.recipe.curation.text_repair import REPAIRS, is_machine_tag, repair_hashtag
 from swag_models.recipe.hashtags import Match, Matcher, canonicalise, name_class
 from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
-KINDS = ("lemma", "inflection", "ambiguous", "override", OWN, "dropped", "stopped", "unknown")
+KINDS = (
+    *("lemma", "inflection", "ambiguous", "override", OWN, "dropped", "stopped", "machine tag"),
+    "unknown",
+)
 # Synsets are numbered, since joining and grouping by integers takes less time and memory.
 MATCHES = pa.schema(
     {
@@ -50,6 +54,7 @@ class TagMatcher:
         # several of the most used unknown hashtags can be spellings of one class of their own
         self._max_listed = MAX_LISTED_HASHTAGS + 10 * max_own
         self._pairs: list[tuple[str, str, str, int]] = []
+        self._repaired = {kind: [0, 0] for kind in REPAIRS}  # distinct hashtags, uses
         self._unused = set(matcher.overrides)
         self._context = ContextRules(matcher)
 
@@ -75,7 +80,13 @@ class TagMatcher:
 
     def _match(self, tag: str, count: int) -> tuple[Any, ...]:
         """Match a hashtag; returns its row of `TAGS`."""
-        match = self.matcher.match(tag)
+        text, repair = repair_hashtag(tag)
+        match = self.matcher.match(text)
+        if not match.synsets and is_machine_tag(text):
+            match = match._replace(how="machine tag")
+        if repair:
+            self._repaired[repair][0] += 1
+            self._repaired[repair][1] += count
         self._distinct[match.how] += 1
         self._uses[match.how] += count
         others = {other.synset for other in match.alternatives} - {"", *match.synsets}
@@ -89,7 +100,7 @@ class TagMatcher:
         elif match.how == "ambiguous":
             self._ambiguous[match.lemma] += count
         synsets = [*match.synsets, *sorted(others)]
-        return tag, count, canonicalise(tag), match.how, match.reason or match.how, synsets
+        return tag, count, canonicalise(text), match.how, match.reason or match.how, synsets
 
     def make_tables(
         self, wordnet: WordNet, own: Sequence[Mapping[str, Any]]
@@ -102,9 +113,10 @@ class TagMatcher:
 
         Returns:
             (facts for the manifest, table `MATCHES`, tables `context.CODES` and `context.RULES`).
-            The facts are the numbers of distinct hashtags and uses of each kind, and the most used
-            hashtags that were stopped, unknown or ambiguous. `MATCHES` has a row for each pair of
-            hashtag and synset, with 0 uses for senses that other hashtags of the post can point to.
+            The facts are the numbers of distinct hashtags and uses of each kind, the same of those
+            whose text was repaired, and the most used hashtags that were stopped, unknown or
+            ambiguous. `MATCHES` has a row for each pair of hashtag and synset, with 0 uses for
+            senses that other hashtags of the post can point to.
 
         Raises:
             ConfigError: no hashtag has a synset.
@@ -140,6 +152,7 @@ class TagMatcher:
             [lemma, count, *_describe_senses(wordnet, self.matcher.match(lemma))]
             for lemma, count in most_used[:MAX_LISTED_HASHTAGS]
         ]
+        facts["repaired"] = self._repaired
         facts["own"] = _list_own(own)
         facts["unused_overrides"] = sorted(self._unused)
         own_counts = {"distinct": len(owned), "uses": sum(row["uses"] for row in own)}

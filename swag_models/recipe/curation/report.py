@@ -95,6 +95,11 @@ def _list_blocks(
         ("hashtags", "distinct", "uses"),
         [(kind, hashtags["distinct"][kind], hashtags["uses"][kind]) for kind in kinds],
     )
+    repaired = [
+        f"{distinct:,} with {kind} ({uses:,} uses)"
+        for kind, (distinct, uses) in hashtags["repaired"].items()
+    ]
+    yield f"\nHashtags whose text was repaired first: {', '.join(repaired)}."
     yield "\n## Frequency\n"
     yield (
         "Number of images of each class, and of its samples in an epoch after resampling. "
