@@ -1,54 +1,23 @@
-"""`recipe plan --slurm` prints a script that trains, is requeued with a checkpoint, and resumes.
-
-`sbatch`, `srun` and `scontrol` are stand-ins: two nodes on this machine. As SLURM with cgroups
-does, signals reach only the first process of each node.
-"""
+"""`recipe plan --slurm` prints a script that trains, is requeued with a checkpoint, and resumes."""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from slurm_support import install_slurm
 
 from swag_models.cli import main
 
-PROGRAMS = {
-    # options of the script are those of the job
-    "sbatch": """#!/usr/bin/env bash
-nodes=$(sed -n 's/^#SBATCH --nodes=//p' "$1")
-export SLURM_NNODES=$nodes SLURM_JOB_NODELIST="node[1-$nodes]"
-exec bash "$1"
-""",
-    "srun": """#!/usr/bin/env bash
-while [[ $1 == --* ]]; do shift; done
-for ((node = 0; node < SLURM_NNODES; node++)); do
-  SLURM_NODEID=$node "$@" &
-  nodes+=($!)
-done
-echo "${nodes[@]}" > "$CALLS.nodes"
-code=0
-for node in "${nodes[@]}"; do
-  wait "$node"
-  status=$?
-  if [ $status -gt $code ]; then code=$status; fi
-done
-exit $code
-""",
-    "scontrol": """#!/usr/bin/env bash
-if [ "$1" = requeue ]; then echo "$2" >> "$CALLS"; else echo localhost; echo localhost; fi
-""",
-}
 SETTINGS = ["steps=100000", "init=none", "batch_size=4", "log_every=1", "engine.workers=0"]
 Capture = pytest.CaptureFixture[str]
 
@@ -153,17 +122,7 @@ def test_mistakes_are_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", ["USR1", "TERM"])
 def test_a_preempted_job_is_requeued_and_resumes(sent: str, data: Path, tmp_path: Path) -> None:
-    for name, text in PROGRAMS.items():
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    folders = [tmp_path, Path(sys.executable).parent, os.environ["PATH"]]
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join(map(str, folders)),
-        "CALLS": str(tmp_path / "calls"),
-        "OMP_NUM_THREADS": "1",
-        "SLURM_JOB_ID": str(random.randrange(20_000)),
-    }
+    environment = install_slurm(tmp_path)
     options = ["--gpus", "2", "--gpus-per-node", "1", "-o", "a run", "--license", "mit"]
     options += [f"--set={setting}" for setting in SETTINGS]
     command = f"swag-models recipe plan vit_nano_finetune --slurm --data {shlex.quote(data.name)} "
