@@ -16,30 +16,33 @@ from swag_models.recipe.wordnet import WordNet
 
 NO_NOUN = "-"  # in place of a synset
 # Weights of the evidence for a sense, in addition to log(1 + its count in WordNet's tagged texts).
-# Fitted to the judgements of senses.tsv by a conditional logit, which `benchmarks/senses.py --fit`
-# repeats, and rounded; keys are lexicographer files of lexnames(5WN).
+# Fitted to the lines of senses.tsv by a conditional logit (3-fold cross-validated), and rounded;
+# keys are lexicographer files of lexnames(5WN), those left out have 0.
 LEXFILE_WEIGHTS = {
-    5: 1.2,  # animal, above food: octopus
-    6: 0.6,  # artifact
-    7: -0.3,  # attribute
-    8: 0.2,  # body
-    9: -0.5,  # cognition
-    13: 0.8,  # food
-    14: -0.5,  # group
-    15: 0.2,  # location
-    17: 0.4,  # object
-    20: -0.3,  # plant
-    21: -0.3,  # possession
-    23: -0.3,  # quantity
-    24: -0.3,  # relation
+    4: -0.2,  # act
+    5: 1.6,  # animal; above food, as for octopus
+    6: 1.1,  # artifact
+    7: -0.9,  # attribute
+    8: 0.3,  # body
+    9: -0.7,  # cognition
+    10: -0.4,  # communication
+    13: 1.5,  # food
+    14: -0.4,  # group
+    15: 1.0,  # location
+    17: 0.5,  # object
+    22: -0.8,  # process
+    23: -0.8,  # quantity
+    24: -1.1,  # relation
     26: -0.3,  # state
     27: 0.3,  # substance
+    28: -0.8,  # time
 }
-IMAGENET_WEIGHT = 0.8  # a class of ImageNet-1k
-NAME_WEIGHT = 0.8  # the synset's first lemma
-COMMON_WEIGHT = 0.4  # a common noun, not a name
-RANK_WEIGHT = 0.6  # times -log(1 + rank in WordNet's order); this order means something only ...
-UNCOUNTED_RANK_WEIGHT = 0.1  # ... for lemmas that were counted
+IMAGENET_WEIGHT = 1.6  # a class of ImageNet-1k
+NAME_WEIGHT = 1.0  # the synset's first lemma
+COMMON_WEIGHT = 0.8  # a common noun, not a name
+# Times -log(1 + rank in WordNet's order), for lemmas that were counted: this order is that of the
+# counts, and means nothing for the others.
+RANK_WEIGHT = 0.3
 # A word that is an adjective more often than this, per use as a noun, is taken as an adjective
 # (simple, cute, wild), except colours and numbers.
 ADJECTIVE_RATIO = 3
@@ -124,7 +127,7 @@ class SenseRanker:
         counted, the likelier sense decides. Plurals of animals have none: oxen are no "cattle".
         """
         # singulars of two letters are abbreviations: gas is no plural of Ga
-        if len(singular) < 3:
+        if len(singular) < 3 and plural == f"{singular}s":
             return True
         synsets = [self.rank(lemma).synsets[0] for lemma in (plural, singular)]
         own, other = (self.wordnet.synsets.get(synset) for synset in synsets)
@@ -158,7 +161,7 @@ class SenseRanker:
         counts = self.counts.get(lemma, {})
         entry = self.wordnet.synsets.get(synset)
         score = math.log1p(counts.get(synset, 0))
-        score -= math.log1p(rank) * (RANK_WEIGHT if counts else UNCOUNTED_RANK_WEIGHT)
+        score -= RANK_WEIGHT * math.log1p(rank) * bool(counts)
         score += IMAGENET_WEIGHT * (synset in self.imagenet)
         if entry:
             score += LEXFILE_WEIGHTS.get(entry.lexfile, 0)

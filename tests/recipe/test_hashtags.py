@@ -243,7 +243,7 @@ def test_other_words_are_unknown(tag: str, matcher: Matcher) -> None:
     ],
 )
 def test_plurals_follow_the_rules(lemma: str, plural: str, other: str) -> None:
-    matcher = Matcher(WordNet({}, {lemma: ["n1"]}, {"geese": ["goose"]}))
+    matcher = Matcher(WordNet({}, {lemma: ["n1"]}, {"geese": ["goose"]}), "first")
     key = lemma.replace("_", "")
     assert matcher.match(plural) == Match(("n1",), "inflection", key, ("n1",), "only sense")
     assert matcher.match(other) == Match((), "unknown")

@@ -33,15 +33,16 @@ def gather(engine: str, posts: Path, matcher: Matcher, work: Path) -> dict[str, 
     """The synsets of each post, computed by a backend."""
     work.mkdir()
     parts, images = work / "parts", work / "images"
-    matches, codes, rules = (work / f"{name}.parquet" for name in ("matches", "codes", "rules"))
+    names = ("tags", "matches", "codes", "rules")
+    tables = {name: work / f"{name}.parquet" for name in names}
     master = "local[1]" if engine == "spark" else None
     with open_backend(
         engine, scratch=work / "scratch", memory=None, threads=None, master=master
     ) as backend:
         backend.write_parts(backend.read(posts).select("id", "hashtags"), parts)
-        match_posts(backend, parts, matcher, matcher.ranker.wordnet, matches, codes, rules)
-        gather_synsets(backend, parts, codes, rules, images)
-    rows = pq.read_table(matches).to_pylist()
+        match_posts(backend, parts, matcher, matcher.ranker.wordnet, (0, 1), tables)
+        gather_synsets(backend, parts, tables["codes"], tables["rules"], images)
+    rows = pq.read_table(tables["matches"]).to_pylist()
     synsets = {row["number"]: row["synset"] for row in rows}
     return {
         row["id"]: {synsets[number] for number in row["numbers"]}
