@@ -169,6 +169,7 @@ def curate(
             },
             "versions": {"swag_models": __version__, **versions},
             "wordnet_sha256": net.digest,
+            "wordnet_counts": bool(net.adjective_uses),  # whether it has cntlist.rev
             **_run_steps(
                 steps, open_once, selection, [engine, hashes], net, matcher, curation, folder
             ),

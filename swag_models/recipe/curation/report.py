@@ -95,6 +95,11 @@ def _list_blocks(
         ("hashtags", "distinct", "uses"),
         [(kind, hashtags["distinct"][kind], hashtags["uses"][kind]) for kind in kinds],
     )
+    if not facts["wordnet_counts"]:
+        yield (
+            "\nThis WordNet has no cntlist.rev, the counts of senses: adjectives are not recognised, "
+            "and senses that were counted are taken as equally frequent.\n"
+        )
     repaired = [
         f"{distinct:,} with {kind} ({uses:,} uses)"
         for kind, (distinct, uses) in hashtags["repaired"].items()
