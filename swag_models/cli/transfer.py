@@ -49,6 +49,7 @@ def probe(options: argparse.Namespace) -> int:
 
 def zeroshot(options: argparse.Namespace) -> int:
     """Classify images by means of hashtags and WordNet, without training or labels."""
+    from swag_models.recipe.evaluation.models import find_named_classes
     from swag_models.recipe.evaluation.zero_shot import classifier, report
     from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
     from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
@@ -70,7 +71,11 @@ def zeroshot(options: argparse.Namespace) -> int:
         )
     # all arguments are checked before the model is loaded
     targets = parse_targets(
-        classes, wordnet, senses=options.senses, skip_unmatched=options.skip_unmatched
+        classes,
+        wordnet,
+        senses=options.senses,
+        skip_unmatched=options.skip_unmatched,
+        model_classes=find_named_classes(options.model),
     )
     mapping = HashtagMapping(options.mapping, options.decay, options.threshold, options.best)
     if options.ablation:

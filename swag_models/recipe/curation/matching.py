@@ -14,7 +14,7 @@ from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe
 from swag_models.recipe.curation.context import ContextRules
-from swag_models.recipe.curation.own_classes import OWN, PREFIX
+from swag_models.recipe.curation.own_classes import OWN, OWN_PREFIX
 from swag_models.recipe.curation.tag_table import TAGS
 from swag_models.recipe.curation.text_repair import REPAIRS, is_machine_tag, repair_hashtag
 from swag_models.recipe.hashtags import Match, Matcher, canonicalise, name_class
@@ -121,7 +121,9 @@ class TagMatcher:
         Raises:
             ConfigError: no hashtag has a synset.
         """
-        pairs = self._pairs + [(PREFIX + row["word"], row["tag"], OWN, row["uses"]) for row in own]
+        pairs = self._pairs + [
+            (OWN_PREFIX + row["word"], row["tag"], OWN, row["uses"]) for row in own
+        ]
         pairs.sort()  # so that numbers do not depend on the order in which hashtags were read
         synsets = sorted({synset for synset, *_ in pairs})
         numbers = {synset: number for number, synset in enumerate(synsets)}

@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     import ibis
 
 OWN = "own"
-PREFIX = "tag:"  # of ids
+OWN_PREFIX = "tag:"  # of ids
 ONLY_DIGITS = r"^\p{N}+$"  # years and dates, which do not describe an image
 MIN_PLURAL = 4  # letters of a word that may be a plural
+
+
+def is_own(synset: str) -> bool:
+    """Whether an id is that of a hashtag that is a class of its own, without a synset."""
+    return synset.startswith(OWN_PREFIX)
 
 
 def choose_own_classes(tags: ibis.Table, count: int, min_uses: int) -> ibis.Table:

@@ -30,7 +30,7 @@ from swag_models.recipe.evaluation.class_matching import NamedClasses, find_inst
 from swag_models.recipe.hashtags import load_imagenet
 from swag_models.reruns import identify_packages
 from swag_models.runtime import import_extra
-from swag_models.spec import ImageSize, Metrics
+from swag_models.spec import ImageSize, Metrics, ModelSpec
 
 EXTERNAL_PREFIXES = ("timm:", "torchvision:")
 IMAGENET = "imagenet-1k"
@@ -107,17 +107,11 @@ class EvaluatedModel(ABC):
             digest.update(np.ascontiguousarray(content).data)
         return digest.hexdigest()
 
-    def read_spellings(self) -> list[list[str]] | None:
-        """Return the hashtags that were counted to each class, if they are published."""
-        return None
-
     def name_classes(self) -> NamedClasses:
         """Return the classes with all their spellings; they need names."""
         assert self.classes is not None
         synsets = self.synsets and [(synset,) for synset in self.synsets]
-        return NamedClasses(
-            "the model", self.classes, synsets, self.read_spellings, find_installed_wordnet
-        )
+        return NamedClasses("the model", self.classes, synsets, load_wordnet=find_installed_wordnet)
 
     def identify(self) -> list[Any]:
         """Return JSON values that differ for models that may give other results."""
@@ -143,7 +137,7 @@ class SwagModel(EvaluatedModel):
         self.num_classes, self.published = spec.num_classes, spec.metrics
         self.multi_label = spec.multi_label
         self.classes = load_classes(spec) if spec.classes is not None else None
-        self.synsets = tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
+        self.synsets = find_synsets(spec)
         # Two names, because `network` is declared as nn.Module, without our methods.
         self.network = self._model = load_model(
             spec, device=device, dtype=dtype, image_size=image_size
@@ -152,13 +146,8 @@ class SwagModel(EvaluatedModel):
         self.preprocess, self.fit = repr(self._transform), self._transform.fit
         self.device, self.dtype = device, dtype
 
-    def read_spellings(self) -> list[list[str]] | None:
-        if self.synsets is None or (path := find_beside(self._spec, VOCABULARY_FILE)) is None:
-            return None
-        rows = read_vocabulary(path, spellings=True)
-        if [row["synset"] for row in rows] != list(self.synsets):
-            raise ConfigError(f"{path} does not belong to the model beside it; publish it again")
-        return [row["hashtags"] for row in rows]
+    def name_classes(self) -> NamedClasses:
+        return name_spec_classes(self._spec)
 
     def normalise(self, images: Tensor) -> Tensor:
         return self._transform.normalise(images)
@@ -245,6 +234,35 @@ def open_evaluated_model(
     library, _, external_name = name.partition(":")
     open_external = _open_timm if library == "timm" else _open_torchvision
     return ExternalModel(name, *open_external(external_name), torch_device, torch_dtype)
+
+
+def find_synsets(spec: ModelSpec) -> tuple[str, ...] | None:
+    """Return the WordNet id of each class of a model of this library, if known."""
+    return tuple(load_imagenet()) if spec.classes == IMAGENET else spec.synsets
+
+
+def name_spec_classes(spec: ModelSpec) -> NamedClasses:
+    """Return the classes of a model of this library with all their spellings; they need names."""
+
+    def read_spellings() -> list[list[str]] | None:
+        if spec.synsets is None or (path := find_beside(spec, VOCABULARY_FILE)) is None:
+            return None
+        rows = read_vocabulary(path, spellings=True)
+        if [row["synset"] for row in rows] != list(spec.synsets):
+            raise ConfigError(f"{path} does not belong to the model beside it; publish it again")
+        return [row["hashtags"] for row in rows]
+
+    synsets = [(synset,) for synset in find_synsets(spec) or ()] or None
+    names = load_classes(spec)
+    return NamedClasses("the model", names, synsets, read_spellings, find_installed_wordnet)
+
+
+def find_named_classes(name: Name) -> NamedClasses | None:
+    """Return the classes of a model without loading it; None if it has no names of classes."""
+    if isinstance(name, str) and name.startswith(EXTERNAL_PREFIXES):
+        return None
+    spec = get_spec(name)
+    return None if spec.classes is None else name_spec_classes(spec)
 
 
 def _open_timm(name: str) -> tuple[nn.Module, Any, Sequence[str] | None]:

@@ -243,7 +243,7 @@ def _plot_disparities(associations: Associations, path: Path) -> None:
     # the first row on top
     axes.set(
         xlabel="disparity, percentage points; hollow: not beyond chance",
-        ylim=(len(cells) - 0.5, -0.5),
+        ylim=(max(1, len(cells)) - 0.5, -0.5),  # there may be no row
     )
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.grid(alpha=0.3, axis="x")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from swag_models.errors import ConfigError
+from swag_models.recipe.curation.own_classes import is_own
 from swag_models.recipe.data.eval_loader import log_skipped
 from swag_models.recipe.evaluation.class_matching import NamedClasses
 from swag_models.recipe.evaluation.models import EvaluatedModel
@@ -31,8 +32,8 @@ from swag_models.recipe.evaluation.zero_shot.logits import (
     open_unlabelled,
     read_logits,
 )
+from swag_models.recipe.evaluation.zero_shot.mapping_kinds import MAPPINGS
 from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
-    MAPPINGS,
     HashtagMapping,
     Target,
     format_target,
@@ -329,7 +330,8 @@ def _get_hashtag_synsets(model: EvaluatedModel, wordnet: WordNet) -> tuple[str, 
             f"{model.name} has no hashtags with WordNet ids; choose a model with them, such as "
             "vit_nano_hashtags"
         )
-    if missing := [synset for synset in model.synsets if synset not in wordnet.synsets]:
+    synsets = [synset for synset in model.synsets if not is_own(synset)]
+    if missing := [synset for synset in synsets if synset not in wordnet.synsets]:
         raise ConfigError(
             f"this WordNet lacks {len(missing):,} of the {len(model.synsets):,} synsets of "
             f"{model.name}, such as {missing[0]}; use the complete WordNet 3.0 (--wordnet)"

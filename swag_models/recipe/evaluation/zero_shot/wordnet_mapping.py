@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -24,16 +24,24 @@ from torch import Tensor
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import list_names
 from swag_models.paths import read_regular
+from swag_models.recipe.curation.own_classes import OWN_PREFIX, is_own
+from swag_models.recipe.evaluation.class_matching import NamedClasses
+from swag_models.recipe.evaluation.zero_shot.mapping_kinds import (
+    DEFAULT_THRESHOLDS,
+    MAPPINGS,
+    Array,
+    CommonAncestor,
+)
 from swag_models.recipe.hashtags import Matcher, load_imagenet
 from swag_models.recipe.wordnet import WordNet
 
 logger = logging.getLogger("swag_models")
 
 IMAGENET = "imagenet-1k"
-WORDNET_ID = re.compile(r"n\d{8}")  # "n" and the offset of a noun in WordNet 3.0's data file
+# "n" and the offset of a noun in WordNet 3.0's data file, or a hashtag that is a class of its own
+SYNSET_ID = re.compile(rf"n\d{{8}}|{OWN_PREFIX}\S+")
 IMAGENET_INDEX = re.compile(r"\d{1,3}")
 Senses = Literal["context", "first", "all"]
-Array = NDArray[np.float64]
 
 
 class Target(NamedTuple):
@@ -54,6 +62,7 @@ def parse_targets(
     *,
     senses: Senses = "context",
     skip_unmatched: bool = False,
+    model_classes: NamedClasses | None = None,
 ) -> tuple[Target, ...]:
     """Parse a list of targets.
 
@@ -68,6 +77,7 @@ def parse_targets(
         senses: whether a noun means what people mean by it on images ("context"), its "first" sense
             in WordNet's order, or "all" of them, see `hashtags.Matcher`.
         skip_unmatched: leave out words that are no noun; they are logged.
+        model_classes: classes of the model; a word that is no noun may be a spelling of one.
 
     Raises:
         ConfigError: a target is unknown or listed twice, or the list is empty.
@@ -75,7 +85,7 @@ def parse_targets(
     matcher = Matcher(wordnet, senses)
     parsed, unmatched = list[Target](), list[str]()
     for text in _list_texts(targets):
-        if target := _parse_target(text, matcher, wordnet):
+        if target := _parse_target(text, matcher, wordnet, model_classes):
             parsed.append(target)
         else:
             unmatched.append(text)
@@ -102,7 +112,7 @@ def format_target(target: Target, wordnet: WordNet) -> str:
         target: the target.
         wordnet: contains the words of the target's first synset.
     """
-    is_number = WORDNET_ID.fullmatch(target.name) or IMAGENET_INDEX.fullmatch(target.name)
+    is_number = SYNSET_ID.fullmatch(target.name) or IMAGENET_INDEX.fullmatch(target.name)
     synset = wordnet.synsets.get(target.synsets[0])
     if not is_number or synset is None:
         return target.name
@@ -128,12 +138,14 @@ def _list_texts(targets: str | os.PathLike[str] | Sequence[str]) -> Sequence[str
     return [text.strip() for text in targets if text.strip()]
 
 
-def _parse_target(text: str, matcher: Matcher, wordnet: WordNet) -> Target | None:
-    """Parse one target; None if it is a word that is no noun."""
+def _parse_target(
+    text: str, matcher: Matcher, wordnet: WordNet, model_classes: NamedClasses | None
+) -> Target | None:
+    """Parse one target; None if it is a word that is no noun and no class of the model."""
     words = text.split()
     if IMAGENET_INDEX.fullmatch(text):  # before nouns, because WordNet's nouns include numerals
         return Target(text, (load_imagenet()[int(text)],))
-    ids = [word for word in words if WORDNET_ID.fullmatch(word)]
+    ids = [word for word in words if SYNSET_ID.fullmatch(word)]
     if ids:
         name = " ".join(words[: -len(ids)]) or ids[0]
         if words[-len(ids) :] != ids:
@@ -141,13 +153,16 @@ def _parse_target(text: str, matcher: Matcher, wordnet: WordNet) -> Target | Non
                 f"invalid target {text!r}: words follow an id; write the name first, as in: "
                 "table n04379243"
             )
-        if unknown := [synset for synset in ids if synset not in wordnet.synsets]:
+        if unknown := [name for name in ids if not (is_own(name) or name in wordnet.synsets)]:
             raise ConfigError(
                 f"invalid target {text!r}: no noun of this WordNet has the id {unknown[0]}; ids "
                 "are those of WordNet 3.0, and an excerpt has only some of them (--wordnet)"
             )
         return Target(name, tuple(dict.fromkeys(ids)))  # without duplicates, in order
     synsets = matcher.match(text).synsets
+    if not synsets and model_classes and model_classes.synsets:
+        (number,) = model_classes.match([text], "the targets")
+        synsets = () if number is None else tuple(model_classes.synsets[number])
     return Target(text, synsets) if synsets else None
 
 
@@ -162,22 +177,6 @@ def _explain_unmatched(unmatched: Sequence[str], matcher: Matcher) -> str:
         f"in a file for --targets, with a line of a name and a WordNet id: {text} n04379243; or "
         "leave it out with --skip-unmatched (skip_unmatched=True)"
     )
-
-
-class CommonAncestor(NamedTuple):
-    """A synset that is at or above both a target and some hashtags.
-
-    Attributes:
-        hashtag_steps: (P,), steps up to it from each of the hashtags.
-        target_steps: steps up to it from the target.
-        depth: depth of the synset; 1 for a root.
-        targets_below: (P,), number of targets below each of the hashtags.
-    """
-
-    hashtag_steps: Array
-    target_steps: int
-    depth: int
-    targets_below: Array
 
 
 @dataclass(frozen=True)
@@ -267,43 +266,6 @@ class HashtagMapping:
         ]
 
 
-def _same(common: CommonAncestor, decay: float) -> Array:
-    return ((common.hashtag_steps == 0) & (common.target_steps == 0)).astype(float)
-
-
-def _hyponyms(common: CommonAncestor, decay: float) -> Array:
-    return decay**common.hashtag_steps * (common.target_steps == 0)
-
-
-def _hypernyms(common: CommonAncestor, decay: float) -> Array:
-    divisors = np.maximum(common.targets_below, 1) if common.target_steps else 1
-    return decay**common.target_steps * (common.hashtag_steps == 0) / divisors
-
-
-def _related(common: CommonAncestor, decay: float) -> Array:
-    return np.maximum(_hyponyms(common, decay), _hypernyms(common, decay))
-
-
-def _path(common: CommonAncestor, decay: float) -> Array:
-    return 1 / (1 + common.hashtag_steps + common.target_steps)
-
-
-def _wup(common: CommonAncestor, decay: float) -> Array:
-    return 2 * common.depth / (2 * common.depth + common.hashtag_steps + common.target_steps)
-
-
-MAPPINGS: dict[str, Callable[[CommonAncestor, float], Array]] = {
-    "same": _same,
-    "hyponyms": _hyponyms,
-    "hypernyms": _hypernyms,
-    "related": _related,
-    "path": _path,
-    "wup": _wup,
-}
-# Without a threshold, each of thousands of hashtags would have a small weight for every target.
-DEFAULT_THRESHOLDS = {"path": 1 / 3, "wup": 0.8}
-
-
 def _climb(wordnet: WordNet, synset: str) -> Iterable[tuple[str, int]]:
     """A synset and all its ancestors, with the steps up to each."""
     return [(synset, 0), *wordnet.ancestors(synset).items()]
@@ -341,7 +303,8 @@ def _measure_depth(wordnet: WordNet, synset: str, depths: dict[str, int]) -> int
     """Depth of a synset: 1 for a root, 1 + that of the deepest parent; `depths` caches results."""
     if synset not in depths:
         # an excerpt of WordNet may lack a parent
-        parents = [name for name in wordnet.synsets[synset].parents if name in wordnet.synsets]
+        own = wordnet.synsets.get(synset)  # None for a hashtag that is a class of its own
+        parents = [name for name in own.parents if name in wordnet.synsets] if own else []
         parent_depths = (_measure_depth(wordnet, parent, depths) for parent in parents)
         depths[synset] = 1 + max(parent_depths, default=0)
     return depths[synset]

@@ -40,9 +40,9 @@ from swag_models.recipe.evaluation.zero_shot.logits import (
     open_unlabelled,
     read_logits,
 )
+from swag_models.recipe.evaluation.zero_shot.mapping_kinds import MAPPINGS
 from swag_models.recipe.evaluation.zero_shot.report import format_zero_shot
 from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
-    MAPPINGS,
     HashtagMapping,
     Target,
     parse_targets,
