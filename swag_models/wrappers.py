@@ -179,7 +179,7 @@ def _choose(candidates: list[Candidate], path: Path, key: str | None) -> Candida
     if len(averaged) != 1:
         raise CheckpointError(
             f"{path} has {len(candidates)} state dicts: {list_names(names)}; "
-            f'choose one, for example load_model(..., weights_key="{names[0]}")'
+            f'choose one, for example weights_key="{names[0]}"'
         )
     logger.warning(
         '%s contains %s: using %s; for another one pass weights_key="..."',

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from swag_models import __version__
 from swag_models.cli import curate, finetune, models, predict, publish
 from swag_models.cli.common import FAILED, INTERRUPTED, OK, USAGE, Parser, make_adder
+from swag_models.cli.flags import Flags, list_flags, spell_flags, spelled_logs
 from swag_models.cli.interrupts import deliver_interrupts, ignore_interrupts
 from swag_models.cli.output import discard_data, flush_data, prepare_streams, print_message
 from swag_models.errors import ConfigError, SwagModelsError, UnknownModelError
@@ -51,20 +52,23 @@ def run_command(parse: Callable[[], argparse.Namespace], ends: bool) -> int:
 
 
 def _run(parse: Callable[[], argparse.Namespace]) -> int:
+    flags: Flags = {}
     try:
         try:
             options = parse()
         except SystemExit:  # after --help, --version or wrong usage
             flush_data()
             raise
+        flags = list_flags(options)
         run: Callable[[argparse.Namespace], int] = options.run
-        code = run(options)
+        with spelled_logs(flags):
+            code = run(options)
         flush_data()
         return code
     except (UnknownModelError, ConfigError) as error:
-        return _fail(error, USAGE)
+        return _fail(spell_flags(str(error), flags), USAGE)
     except SwagModelsError as error:
-        return _fail(error, FAILED)
+        return _fail(spell_flags(str(error), flags), FAILED)
     except BrokenPipeError:  # the program that reads stdout, for example `head`, has ended
         discard_data()
         return OK

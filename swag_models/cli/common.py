@@ -50,7 +50,7 @@ def make_adder(parser: argparse.ArgumentParser) -> AddCommand:
         command = commands.add_parser(
             name, help=summary, description=summary, epilog=f"example: {example}"
         )
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, command=command)
         return command
 
     return add

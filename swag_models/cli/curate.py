@@ -153,6 +153,7 @@ def add_commands(add: AddCommand) -> None:
 
 
 def _add_input_options(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(python_names={"licenses": "--keep-license"})
     command.add_argument(
         "posts",
         nargs="+",
@@ -304,6 +305,7 @@ def _add_engine_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_pack_options(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(python_names={"image_short_side": "--resize"})
     command.add_argument(
         "--labels",
         required=True,

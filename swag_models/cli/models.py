@@ -186,6 +186,7 @@ def add_commands(add: AddCommand) -> None:
     command.add_argument(
         "--key", help="which state dict to take if the checkpoint has several, for example teacher"
     )
+    command.set_defaults(python_names={"weights_key": "--key"})
     add_backend_option(command)
 
 

@@ -228,9 +228,7 @@ def _check_arguments(
     if external_data is not None and path.suffix != ".onnx":
         raise ConfigError(f"external_data is for .onnx; a {path.suffix} is always one file")
     if dtype == "int8" and images is None:
-        raise ConfigError(
-            "int8 needs a folder of images to calibrate on: pass images=, or --calibrate FOLDER"
-        )
+        raise ConfigError("int8 needs a folder of images to calibrate on: pass images=")
     if images is not None and not os.path.isdir(images):
         raise ConfigError(
             f"{images} is not a folder; pass a folder of images of the kind the model is for"

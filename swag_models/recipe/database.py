@@ -27,7 +27,7 @@ def duckdb_errors(damage: str, fix: str = "") -> Iterator[None]:
     except duckdb.OutOfMemoryException as error:
         raise ConfigError(
             f"the memory limit is too low for DuckDB ({describe_error(error)}); "
-            "raise --memory or lower --threads"
+            "raise memory= or lower threads="
         ) from None
     except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
         raise OutputError(

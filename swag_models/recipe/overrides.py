@@ -145,4 +145,4 @@ def _suggest_senses(word: str, wordnet: WordNet) -> str:
     similar = difflib.get_close_matches(word, wordnet.senses, n=MAX_SUGGESTIONS)
     if similar:
         return f"did you mean {', '.join(similar)}?"
-    return "ids are those of WordNet 3.0, and an excerpt has only some of them (--wordnet)"
+    return "ids are those of WordNet 3.0, and an excerpt has only some of them (wordnet=)"

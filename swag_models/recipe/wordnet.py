@@ -27,7 +27,7 @@ VERSION = "3.0"  # ImageNet's class ids are offsets in the files of this version
 HYPERNYM_SYMBOLS = ("@", "@i")  # hypernym, instance hypernym
 INSTALL_HINT = (
     "install it: apt install wordnet-base, or python -m nltk.downloader wordnet; "
-    f"or pass the folder of {', '.join(FILES)} (--wordnet, WNHOME)"
+    f"or pass the folder of {', '.join(FILES)} (wordnet=, WNHOME)"
 )
 
 MAX_FILE_SIZE = 1 << 26  # bytes; data.noun has 15 million

@@ -123,7 +123,7 @@ def test_a_folder_or_archive_may_be_given(kind: str, tmp_path: Path) -> None:
 
 def test_the_error_for_a_missing_database_says_how_to_install_it(home: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"has no WordNet database; .*apt install wordnet-base.*nltk.*--wordnet"
+        ConfigError, match=r"has no WordNet database; .*apt install wordnet-base.*nltk.*wordnet="
     ) as caught:
         WordNet.load(home)
     assert "\n" not in str(caught.value)

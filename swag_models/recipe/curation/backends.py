@@ -172,7 +172,7 @@ def check_backend(kind: str, master: str | None = None) -> dict[str, str]:
     if kind not in BACKEND_PACKAGES:
         raise ConfigError(f"invalid engine {kind!r}: allowed: {', '.join(BACKEND_PACKAGES)}")
     if kind == "duckdb" and master:
-        raise ConfigError(f"master {master!r} is for Spark only; add --engine spark, or omit it")
+        raise ConfigError(f'master {master!r} is for Spark only; add engine="spark", or omit it')
     return find_versions(*BACKEND_PACKAGES[kind], install=BACKEND_EXTRAS[kind])
 
 
@@ -238,7 +238,7 @@ def _open_duckdb(scratch: Path, memory: str | None, threads: int | None) -> Duck
     except (duckdb.ParserException, duckdb.InvalidInputException) as error:
         raise ConfigError(
             f"invalid memory {memory!r} or threads {threads!r}: {describe_error(error)}; "
-            "use for example --memory 4GB --threads 2"
+            'use for example memory="4GB", threads=2'
         ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it would be printed on stdout
     return DuckDBBackend(connection, scratch)

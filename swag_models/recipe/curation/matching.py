@@ -137,7 +137,7 @@ class TagMatcher:
             examples = [describe(tag) for kind in kinds for tag, *_ in facts[kind]][:5]
             raise ConfigError(
                 "no hashtag of the posts is a noun of WordNet; the most used: "
-                f"{', '.join(examples) or 'none'}; check --hashtags, --caption and --senses"
+                f"{', '.join(examples) or 'none'}; check hashtags=, caption= and senses="
             )
         matches = pa.Table.from_pylist(rows, schema=MATCHES)
         return facts, matches, *self._context.make_tables(matches, numbers)

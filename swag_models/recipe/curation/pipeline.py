@@ -232,7 +232,7 @@ def choose_classes(
         most = max((row["images"] for row in counts), default=0)
         raise ConfigError(
             f"no class has {min_images} images or more: {len(counts)} classes were found, the most "
-            f"frequent with {most} images; lower --min-images"
+            f"frequent with {most} images; lower min_images="
         )
     rows = [
         {"number": row["number"], "class": index}

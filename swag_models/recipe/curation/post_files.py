@@ -38,9 +38,10 @@ def find_format(path: Path) -> str:
                 "edition of 25 columns has the hashes"
             )
         return "yfcc"
+    formats = ", ".join(dict.fromkeys(SUFFIXES.values()))
     raise ConfigError(
         f"unknown format of {path}: allowed: {' '.join(SUFFIXES)}, or those with .gz or .bz2; "
-        f"rename it, or choose a --format: {', '.join(dict.fromkeys(SUFFIXES.values()))}"
+        f"rename it, or choose a format=, one of {formats}, yfcc"
     )
 
 

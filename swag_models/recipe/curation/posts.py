@@ -146,11 +146,11 @@ def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
             f"{path} has more than one column {repeated[0]!r}; {hint}; rename all but one"
         )
     if not resolved.id:
-        raise ConfigError(f"{path} has no column of ids; {hint}; name one with --id")
+        raise ConfigError(f"{path} has no column of ids; {hint}; name one with id=")
     if not resolved.hashtags and not resolved.caption:
         raise ConfigError(
             f"{path} has no column of hashtags or captions; {hint}; "
-            "name one with --hashtags or --caption"
+            "name one with hashtags= or caption="
         )
     return resolved
 
@@ -198,7 +198,7 @@ def find_parquet_columns(
         ):
             raise ConfigError(
                 f"{path} has type {kind} in column {name!r}, which is not allowed for {role}; "
-                f"name another column with --{role}"
+                f"name another column with {role}="
             )
     return resolved
 
@@ -283,7 +283,7 @@ def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects:
         return
     start = f"none of {read + sum(rejected.values()):,} posts is left"
     if not rejected:
-        why = "check --keep-license and --exclude" if read else "the files are empty"
+        why = "check licenses= and exclude=" if read else "the files are empty"
         raise ConfigError(f"{start}; {why}")
     share = "" if read else " all"
     examples = dict[str, str]()  # the first of each reason
@@ -295,8 +295,8 @@ def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects:
     if len(rejected) > len(most):
         counts.append("...")
     raise ConfigError(
-        f"{start}; rejected{share}: {', '.join(counts)}; listed in {rejects}; check --format, and "
-        "name columns with --id, --hashtags or --caption"
+        f"{start}; rejected{share}: {', '.join(counts)}; listed in {rejects}; check format=, and "
+        "name columns with id=, hashtags= or caption="
     )
 
 

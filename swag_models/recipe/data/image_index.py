@@ -97,7 +97,7 @@ def find_locations(
     if missing and not count:
         raise ConfigError(
             f"none of {missing:,} images has {describe(key_column)} in the .json or .parquet file "
-            f"beside it; give another --key-column, or {STEM} for the file name"
+            f"beside it; give another key_column=, or {STEM} for the file name"
         )
     log_left_out(left_out)
 
@@ -200,5 +200,5 @@ def _read_table(
         if names and name not in (*names, STEM):
             raise ConfigError(
                 f"{path} has no column {name!r}; its columns: {list_names(names)}; name one with "
-                f"--{option}-column"
+                f"{option}_column="
             )

@@ -248,7 +248,7 @@ def _plan_shards(
     if not count:
         raise ConfigError(
             f"no image has a label in {labels}; {describe_keys(database)}: use the same ids in "
-            "both, or name the field beside the images that has them with --key-column"
+            "both, or name the field beside the images that has them with key_column="
         )
     shards = max(-(-count // parameters["shard_size"]), -(-size // parameters["max_bytes"]))
     shards = min(shards, count)  # so that no shard is empty

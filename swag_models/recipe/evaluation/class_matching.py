@@ -133,7 +133,7 @@ def relabel_images(
         raise ConfigError(
             f"{dataset.root} has classes that {classes.owner} does not have: "
             f"{list_names(unmatched, MAX_NAMES)}; {classes.suggest(unmatched)}; rename them, or "
-            "leave them out with --skip-unmatched (skip_unmatched=True)"
+            "leave them out with skip_unmatched=True"
         )
     labels = {}
     for index, image_labels in enumerate(dataset.labels):

@@ -158,7 +158,7 @@ def _explain_errors(rank: int, device: torch.device) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             raise TrainingError(
                 f"out of memory on {device} (rank {rank}); process fewer images at once "
-                "(engine.micro_batch in training, --batch-size in an evaluation), "
+                "(engine.micro_batch in training, batch_size= in an evaluation), "
                 "or train with engine.grad_checkpointing=true"
             ) from None
         # torch raises this one wherever the main thread is when the signal of a dead worker comes

@@ -110,7 +110,7 @@ def write_script(plan: Plan, job: SlurmJob) -> str:
     if plan.gpus % per_node:
         raise ConfigError(
             f"gpus is {plan.gpus}, which does not fill nodes of {per_node} GPUs; give a multiple, "
-            "or another --gpus-per-node"
+            "or another gpus_per_node="
         )
     name, needed = max(plan.cores_per_rank.items(), key=lambda item: item[1])
     settings = list(job.settings)

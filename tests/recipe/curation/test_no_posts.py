@@ -45,7 +45,7 @@ NESTED = "[['bear'], ['mouse']]"
             "p.json",
             '[{"file": "a.jpg", "words": ["bear"]}]',
             {},
-            ["1 no hashtags and no caption (its fields: file, words)", "with --id, --hashtags or"],
+            ["1 no hashtags and no caption (its fields: file, words)", "with id=, hashtags= or"],
         ),
         ("p.json", '[{"file": "a", "tags": []}]', {}, ["1 no id (its fields: file, tags)"]),
         (
@@ -67,7 +67,7 @@ NESTED = "[['bear'], ['mouse']]"
             {},
             ["no hashtag of the posts is a noun of WordNet; the most used: 'dog;qwxz', 'qwx"],
         ),
-        ("p.jsonl", '{"id": 1, "tags": []}\n', {}, ["the most used: none; check --hashtags"]),
+        ("p.jsonl", '{"id": 1, "tags": []}\n', {}, ["the most used: none; check hashtags="]),
     ],
 )
 def test_the_reason_is_shown(

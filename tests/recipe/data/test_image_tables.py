@@ -70,9 +70,9 @@ def test_a_missing_column_is_named_in_the_same_words(name: str, tmp_path: Path) 
     make_images(tmp_path, ["7"])
     table = write_table(tmp_path / name, [{"id": 7, "file": "7.jpg"}])
     end = "its columns: id, file; name one with"
-    with pytest.raises(ConfigError, match=f"{name} has no column 'path'; {end} --path-column"):
+    with pytest.raises(ConfigError, match=f"{name} has no column 'path'; {end} path_column="):
         list(find_locations([table]))
-    with pytest.raises(ConfigError, match=f"{name} has no column 'photo'; {end} --key-column"):
+    with pytest.raises(ConfigError, match=f"{name} has no column 'photo'; {end} key_column="):
         list(find_locations([table], "photo", "file"))
     (image,) = find_locations([table], path_column="file")
     assert (image.id, image.name) == ("7", f"{tmp_path}/7.jpg")

@@ -139,7 +139,7 @@ def test_json_files_beside_loose_images_need_not_belong_to_them(
 def test_mistakes_are_named(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", make_rows("url", "other"), "tar")
     cases = {
-        None: r"ids of images: '000000000' \(key\); of labels: '900': use the same ids .*--key-col",
+        None: r"ids of images: '000000000' \(key\); of labels: '900': use the same .*key_column=",
         "other": r"ids of images: 'x0' \(other\); of labels: '900'",
         "url": r"urls\.parquet does not exist; give the labels beside it",
         "photo": r"none of 4 images has 'photo' in the \.json or \.parquet file beside it; give",

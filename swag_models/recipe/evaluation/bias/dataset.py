@@ -73,7 +73,7 @@ def open_grouped_images(
         if name not in column_names:
             raise ConfigError(
                 f"{path} has no column {name!r}; its columns: {', '.join(column_names) or 'none'}; "
-                f"name one of them as --{option}-column"
+                f"name one of them as {option}_column="
             )
     # sorted, so that codes do not depend on the order of the rows
     groups = sorted({group for _, group in rows})

@@ -300,12 +300,9 @@ def _check_request(
     test: str | None,
 ) -> None:
     if not models or not (benchmarks or train or test):
-        raise ConfigError(
-            "nothing to report; pass a model, and --benchmarks NAME=FOLDER, or --train FOLDER and "
-            "--test FOLDER"
-        )
+        raise ConfigError("nothing to report; pass a model, and benchmarks=, or train= and test=")
     if (train is None) != (test is None):
-        option, missing = ("--train", "--test") if train else ("--test", "--train")
+        option, missing = ("train=", "test=") if train else ("test=", "train=")
         raise ConfigError(f"{option} without {missing}: pass both or neither")
     # torchrun sets the variable; several processes would measure the same results
     if (count := read_environment("WORLD_SIZE", 1)) > 1:

@@ -334,6 +334,6 @@ def _get_hashtag_synsets(model: EvaluatedModel, wordnet: WordNet) -> tuple[str, 
     if missing := [synset for synset in synsets if synset not in wordnet.synsets]:
         raise ConfigError(
             f"this WordNet lacks {len(missing):,} of the {len(model.synsets):,} synsets of "
-            f"{model.name}, such as {missing[0]}; use the complete WordNet 3.0 (--wordnet)"
+            f"{model.name}, such as {missing[0]}; use the complete WordNet 3.0 (wordnet=)"
         )
     return model.synsets

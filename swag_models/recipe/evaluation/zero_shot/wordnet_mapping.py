@@ -156,7 +156,7 @@ def _parse_target(
         if unknown := [name for name in ids if not (is_own(name) or name in wordnet.synsets)]:
             raise ConfigError(
                 f"invalid target {text!r}: no noun of this WordNet has the id {unknown[0]}; ids "
-                "are those of WordNet 3.0, and an excerpt has only some of them (--wordnet)"
+                "are those of WordNet 3.0, and an excerpt has only some of them (wordnet=)"
             )
         return Target(name, tuple(dict.fromkeys(ids)))  # without duplicates, in order
     synsets = matcher.match(text).synsets
@@ -174,8 +174,8 @@ def _explain_unmatched(unmatched: Sequence[str], matcher: Matcher) -> str:
     hint = f"did you mean {', '.join(similar)}?" if similar else "use a noun"
     return (
         f"invalid target {text!r}: not a noun of this WordNet{more}; {hint}, or say what it means "
-        f"in a file for --targets, with a line of a name and a WordNet id: {text} n04379243; or "
-        "leave it out with --skip-unmatched (skip_unmatched=True)"
+        f"in a file for targets=, with a line of a name and a WordNet id: {text} n04379243; or "
+        "leave it out with skip_unmatched=True"
     )
 
 

@@ -55,12 +55,12 @@ def test_missing_column_is_named(suffix: str, folder: Path) -> None:
     table = folder / f"table.{suffix}"
     with pytest.raises(
         ConfigError,
-        match="has no column 'land'; its columns: file, country, year; name one of them as --group",
+        match="has no column 'land'; its columns: file, country, year; name one of them as group",
     ):
         open_grouped_images(table, "land", "file")
     with pytest.raises(
         ConfigError,
-        match="has no column 'path'; its columns: file, country, year; name one of them as --path",
+        match="has no column 'path'; its columns: file, country, year; name one of them as path",
     ):
         open_grouped_images(table, "country")
 

@@ -363,7 +363,7 @@ def test_command_prints_the_path_of_the_page(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "nothing to report; pass a model, and --benchmarks NAME=FOLDER"),
+        ([], "nothing to report; pass a model, and --benchmarks"),
         (
             ["--benchmarks", "images"],
             "invalid --benchmarks 'images': allowed: NAME=FOLDER, for example folder=images",
