@@ -17,6 +17,7 @@ from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.inflections import Inflections
 from swag_models.recipe.overrides import NO_OVERRIDES, Overrides
+from swag_models.recipe.phrases import PhraseSplitter, spell_symbols
 from swag_models.recipe.senses import (
     Alternative,
     Sense,
@@ -60,8 +61,8 @@ class Match(NamedTuple):
     Attributes:
         synsets: ids of its synsets; empty if it has none.
         how: "lemma", "inflection", "ambiguous" (a lemma or inflection with several senses),
-            "override", "dropped" (no noun), "stopped" or "unknown".
-        lemma: the canonical lemma that the hashtag equals or is an inflection of.
+            "override", "phrase" (of several lemmas), "dropped" (no noun), "stopped" or "unknown".
+        lemma: the canonical lemma that the hashtag equals or inflects, or those of a phrase.
         senses: ids of all synsets of the lemma, in WordNet's order.
         reason: why these synsets: "override", "table", "only sense", "counted", "ImageNet",
             "visual", "first sense", "all senses", "dropped: ambiguous" or
@@ -157,18 +158,25 @@ class Matcher:
         self.ranker = SenseRanker(wordnet, self.lemmas, load_imagenet())
         self.overrides = overrides
         table = load_senses() if senses == "context" else {}
-        self.table = keep_senses(table, wordnet, lambda cue: self._find_lemma(cue) or cue)
+        self.table = keep_senses(table, wordnet)
         self.cues = list_cues(self.table)
+        self.splitter = PhraseSplitter(self._match_key, (*self.lemmas, *self.stop), self.ranker)
 
     def match(self, tag: str) -> Match:
         """Find the lemma that a hashtag is or is an inflection of, and the synsets of this lemma.
 
-        If the hashtag is not found, it is looked up again without accents and emoji.
+        If the hashtag is not found, it is looked up again without accents and emoji, then split.
         """
-        key = canonicalise(tag)
+        spelled = spell_symbols(tag)
+        key = canonicalise(tag if spelled is None else spelled)
         match = self._match_key(key)
         if match.how == "unknown" and not key.isascii():
             match = self._match_key(strip_accents(key))
+        if match.how == "unknown" and spelled is None:
+            parts = [self._match_key(part) for part in self.splitter.split(tag)]
+            if synsets := tuple(dict.fromkeys(id for part in parts for id in part.synsets)):
+                lemmas = " ".join(part.lemma for part in parts if part.synsets)
+                return Match(synsets, "phrase", lemmas, synsets, "several lemmas")
         return match
 
     def match_post(self, tags: Sequence[str]) -> list[Match]:

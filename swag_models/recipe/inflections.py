@@ -56,7 +56,7 @@ def _list_irregular(wordnet: WordNet) -> dict[str, list[str]]:
         first, _, rest = lemma.partition("_")
         start, _, last = lemma.rpartition("_")
         if rest.partition("_")[0] in PREPOSITIONS:  # birds of prey
-            firsts = plurals.get(first, [_pluralise(first)])
+            firsts = plurals.get(first, [pluralise(first)])
             inflections += [(f"{word}{rest}", lemma) for word in firsts]
         elif start:  # Canada geese
             inflections += [(f"{start}{word}", lemma) for word in plurals.get(last, ())]
@@ -66,7 +66,7 @@ def _list_irregular(wordnet: WordNet) -> dict[str, list[str]]:
     return irregular
 
 
-def _pluralise(noun: str) -> str:
+def pluralise(noun: str) -> str:
     """The regular plural of a noun: `DETACHMENTS` in reverse."""
     if noun.endswith(("s", "x", "z", "ch", "sh")):
         return f"{noun}es"

@@ -27,6 +27,7 @@ from swag_models.paths import expand_path, read_regular
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.accounting import account_for_images
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
+from swag_models.recipe.curation.captions import check_source, tag_captions
 from swag_models.recipe.curation.coverage import cover_imagenet
 from swag_models.recipe.curation.ingest import ReadOptions
 from swag_models.recipe.curation.pipeline import PostSelection, hash_files
@@ -44,7 +45,7 @@ from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
 NUM_STEPS = 10
-STEPS_VERSION = 8  # increase when the output of the steps changes; all of them then run again
+STEPS_VERSION = 9  # increase when the output of the steps changes; all of them then run again
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def curate(
         inputs: files of posts, or folders of them.
         output: output folder.
         curation: how the vocabulary is chosen and the images are resampled.
-        columns: names of the columns of the inputs; by default the usual names are tried.
+        columns: names of the columns of the inputs; by default the usual names are tried. Its
+            field `source` says whether hashtags, captions or both are used.
         format: format of the inputs; by default recognised from each file's name.
         wordnet: folder of WordNet's database files, see `wordnet.find_wordnet`.
         stoplist: text file with one hashtag to ignore per line, in place of the built-in list.
@@ -198,6 +200,7 @@ def read_rules(
 ) -> tuple[WordNet, Matcher, PostSelection]:
     """Read what decides the meaning of hashtags and the posts to use; options of `curate`."""
     net = WordNet.load(wordnet)
+    check_source(columns)
     stop = load_stoplist(stoplist) | load_stopwords(add_stopwords)
     matcher = Matcher(net, senses, stop, read_overrides(overrides, net))
     options = ReadOptions(columns, format, progress)
@@ -242,6 +245,15 @@ def _run_steps(
         [posts, rejects],
         lambda: pipeline.clean_posts(backend(), selection, work, posts, rejects),
     )
+    tagged, source = posts, selection.options.columns.source
+    if source != "hashtags":
+        tagged = work / "tagged"
+        post_facts |= steps.run(
+            "captions",
+            [net.digest],
+            [tagged],
+            lambda: tag_captions(backend(), net, posts, source, tagged),
+        )
     tables = {name: work / f"{name}.parquet" for name in ("tags", "matches", "codes", "rules")}
     tags, matches = tables["tags"], tables["matches"]
     own_limits = curation.own_classes, curation.min_images if curation.own_classes else 1
@@ -250,14 +262,16 @@ def _run_steps(
         "hashtags",
         [net.digest, curation.senses, hash_senses(), lists, own_limits],
         [*tables.values()],
-        lambda: pipeline.match_posts(backend(), posts, matcher, net, own_limits, tables),
+        lambda: pipeline.match_posts(backend(), tagged, matcher, net, own_limits, tables),
     )
     images = work / "images"
     steps.run(
         "images",  # separate from "classes", so that other limits do not rerun it
         [],
         [images],
-        lambda: pipeline.gather_synsets(backend(), posts, tables["codes"], tables["rules"], images),
+        lambda: pipeline.gather_synsets(
+            backend(), tagged, tables["codes"], tables["rules"], images
+        ),
     )
     classes, unsampled = work / "classes.parquet", work / "labels"
     class_facts = steps.run(
@@ -270,7 +284,7 @@ def _run_steps(
         "accounting",
         [],
         [],
-        lambda: account_for_images(backend(), posts, tags, images, unsampled, post_facts["kept"]),
+        lambda: account_for_images(backend(), tagged, tags, images, unsampled, post_facts["kept"]),
     )
     table = output / "hashtags.parquet"
     steps.run(

@@ -22,8 +22,8 @@ from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
 KINDS = (
-    *("lemma", "inflection", "ambiguous", "override", OWN, "dropped", "stopped", "machine tag"),
-    "unknown",
+    *("lemma", "inflection", "ambiguous", "override", "phrase", OWN, "dropped", "stopped"),
+    *("machine tag", "unknown"),
 )
 # Synsets are numbered, since joining and grouping by integers takes less time and memory.
 MATCHES = pa.schema(

@@ -30,11 +30,18 @@ ROW_TOO_LARGE, TRUNCATED = "row too large", "unreadable from here on"
 MAX_EXAMPLES = 3  # reasons in a message
 MAX_EXAMPLE_ROWS = 1000  # rejected rows that are searched for an example of each
 
+# What becomes the hashtags of a post.
+SOURCES = ("hashtags", "captions", "both")
+# Before a caption, which is stored among the hashtags of its post; no hashtag begins with this.
+CAPTION_MARK = " "
+
 # Usual names of the columns, including those of img2dataset and YFCC100M; the first one that a
 # table has is used.
+URLS = ("url", "URL", "image_url", "download_url", "downloadurl")
 COLUMN_NAMES = {
-    "id": ("id", "key", "photo_id", "photoid", "image_id"),
-    "url": ("url", "URL", "image_url", "download_url", "downloadurl"),
+    # uid is DataComp's; URLs are ids of tables without any, such as LAION's
+    "id": ("id", "key", "photo_id", "photoid", "image_id", "uid", "sample_id", "SAMPLE_ID", *URLS),
+    "url": URLS,
     "hashtags": ("hashtags", "tags", "user_tags", "usertags"),
     "caption": ("caption", "text", "TEXT", "description"),
     "hash": ("hash", "sha256", "md5", "phash"),
@@ -92,7 +99,10 @@ class RejectedRowError(Exception):
 
 
 class Columns(NamedTuple):
-    """Names of the columns or fields of a post; None tries the names in `COLUMN_NAMES`."""
+    """Names of the columns or fields of a post; None tries the names in `COLUMN_NAMES`.
+
+    The last field is no column: it says what becomes the hashtags of a post, one of `SOURCES`.
+    """
 
     id: str | None = None
     url: str | None = None
@@ -100,8 +110,10 @@ class Columns(NamedTuple):
     caption: str | None = None
     hash: str | None = None
     license: str | None = None
+    source: str = SOURCES[0]
 
 
+ROLES = Columns._fields[:-1]
 DEFAULT_COLUMNS = Columns()
 
 
@@ -116,11 +128,13 @@ def resolve_columns(columns: Columns, names: tuple[str, ...]) -> Columns:
     Returns:
         One of `names` for each column, or None if the table has no such column.
     """
-    resolved = []
-    for role, chosen_name in columns._asdict().items():
+    resolved: list[Any] = []
+    for role, chosen_name in zip(ROLES, columns):
         candidates = (chosen_name,) if chosen_name else COLUMN_NAMES[role]
+        if role == "hashtags" and columns.source == "captions":
+            candidates = ()
         resolved.append(next((name for name in candidates if name in names), None))
-    return Columns(*resolved)
+    return Columns(**dict(zip(ROLES, resolved)), source=columns.source)
 
 
 def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
@@ -136,22 +150,22 @@ def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
     """
     resolved = resolve_columns(columns, tuple(names))
     hint = f"its columns: {list_names(names)}"
-    for role, chosen_name, name in zip(Columns._fields, columns, resolved):
+    for role, chosen_name, name in zip(ROLES, columns, resolved):
         if chosen_name and not name:
             raise ConfigError(
                 f"{path} has no column {chosen_name!r} for {role}; {hint}; name one of them"
             )
-    if repeated := [name for name in resolved if name and names.count(name) > 1]:
+    if repeated := [name for name in resolved[:-1] if name and names.count(name) > 1]:
         raise ConfigError(
             f"{path} has more than one column {repeated[0]!r}; {hint}; rename all but one"
         )
     if not resolved.id:
         raise ConfigError(f"{path} has no column of ids; {hint}; name one with id=")
     if not resolved.hashtags and not resolved.caption:
-        raise ConfigError(
-            f"{path} has no column of hashtags or captions; {hint}; "
-            "name one with hashtags= or caption="
-        )
+        kind, option = ("hashtags or captions", "hashtags= or caption=")
+        if columns.source == "captions":
+            kind, option = ("captions", "caption=")
+        raise ConfigError(f"{path} has no column of {kind}; {hint}; name one with {option}")
     return resolved
 
 
@@ -182,18 +196,19 @@ def find_parquet_columns(
     resolved = find_columns(schema.names, columns, path)
     # DuckDB ignores the case of names and would read the first of them.
     lower = [name.lower() for name in schema.names]
-    if repeated := [name for name in resolved if name and lower.count(name.lower()) > 1]:
+    if repeated := [name for name in resolved[:-1] if name and lower.count(name.lower()) > 1]:
         raise ConfigError(
             f"{path} has columns that differ from {repeated[0]!r} only in case; rename all but one"
         )
-    for role, name in zip(Columns._fields, resolved):
+    for role, name in zip(ROLES, resolved):
         if name is None:
             continue
         kind = schema.field(name).type
         is_list = kinds.is_list(kind) or kinds.is_large_list(kind)
         if not (
             is_text(kind)
-            or (role == "id" and (kinds.is_integer(kind) or kinds.is_floating(kind)))
+            or (role in ("id", "hash") and kinds.is_integer(kind))
+            or (role == "id" and kinds.is_floating(kind))
             or (role == "hashtags" and is_list and is_text(kind.value_type))
         ):
             raise ConfigError(
@@ -204,7 +219,13 @@ def find_parquet_columns(
 
 
 def make_post(
-    identifier: Any, url: Any, hashtags: Any, caption: Any, digest: Any, license: Any
+    identifier: Any,
+    url: Any,
+    hashtags: Any,
+    caption: Any,
+    digest: Any,
+    license: Any,
+    source: str = SOURCES[0],
 ) -> Post:
     """Make a post from the values of a row, and check their types.
 
@@ -213,8 +234,9 @@ def make_post(
         url: text or None.
         hashtags: a list of text, text to split (see `hashtag_text`), or None.
         caption: text or None; searched for hashtags if `hashtags` are missing.
-        digest: hash of the image, text or None.
+        digest: hash of the image, text, a whole number or None.
         license: text or None.
+        source: what becomes the hashtags of the post, one of `SOURCES`.
 
     Raises:
         RejectedRowError: a value is missing or has another type.
@@ -230,15 +252,19 @@ def make_post(
         identifier = str(int(identifier))
     if not (url is None or type(url) is str):
         raise RejectedRowError(BAD_URL, describe(url))
+    digest = str(digest) if type(digest) is int else digest  # LAION's
     if not (digest is None or type(digest) is str):
         raise RejectedRowError(BAD_HASH, describe(digest))
     if not (license is None or type(license) is str):
         raise RejectedRowError(BAD_LICENSE, describe(license))
-    hashtags = _split_hashtags(hashtags)
+    hashtags = [] if source == "captions" else _split_hashtags(hashtags)
+    is_read = hashtags is None or source != "hashtags"
+    if is_read and not (caption is None or type(caption) is str):
+        raise RejectedRowError(BAD_CAPTION, describe(caption))
     if hashtags is None:
-        if not (caption is None or type(caption) is str):
-            raise RejectedRowError(BAD_CAPTION, describe(caption))
         hashtags = extract_hashtags(caption) if caption else []
+    if caption and source != "hashtags":
+        hashtags.append(CAPTION_MARK + caption)
     return Post(identifier, url, hashtags, digest, license)
 
 

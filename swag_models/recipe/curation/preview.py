@@ -10,6 +10,7 @@ from swag_models.atomic import disk_errors
 from swag_models.errors import check_minimum
 from swag_models.recipe.curation import pipeline, queries
 from swag_models.recipe.curation.backends import check_backend, open_backend
+from swag_models.recipe.curation.captions import tag_captions
 from swag_models.recipe.curation.curate import read_rules
 from swag_models.recipe.hashtags import Match, Matcher
 from swag_models.recipe.wordnet import WordNet
@@ -76,6 +77,9 @@ def preview(
         with opening as backend:
             posts = work / "kept"
             pipeline.clean_posts(backend, selection, work, posts, work / "rejects.jsonl")
+            if (source := selection.options.columns.source) != "hashtags":
+                posts = work / "tagged"
+                tag_captions(backend, net, work / "kept", source, posts)
             most_used = queries.count_hashtags(backend.read(posts)).limit(count)
             rows = backend.fetch(most_used).to_pylist()
     return [_explain(row["tag"], row["uses"], matcher, net) for row in rows]

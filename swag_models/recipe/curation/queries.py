@@ -20,6 +20,7 @@ from swag_models.recipe.curation.hashtag_text import (
 from swag_models.recipe.curation.posts import (
     BAD_HASHTAGS,
     BAD_ID,
+    CAPTION_MARK,
     FAILED_STATUS,
     NO_ID,
     NOT_DOWNLOADED,
@@ -42,7 +43,7 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
     Args:
         table: any table. If it has a column `status`, rows whose images img2dataset could not
             download are rejected.
-        names: name of the column for each field of `Columns`, or None.
+        names: the fields of `Columns`: name of the column or None, and the source of hashtags.
 
     Returns:
         id, reason (null if the row is a post), url, hashtags, hash, license.
@@ -77,6 +78,13 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
             reasons += [(is_malformed, BAD_HASHTAGS)]
             items = ibis.cases((is_malformed, ibis.array([text])), else_=items)  # to show it
         hashtags = ibis.coalesce(strip_hashtags_ibis(items), hashtags)
+    if names.get("source") in ("captions", "both"):
+        nothing = ibis.literal([], type="array<string>")
+        text = select_text("caption")
+        marked = ibis.cases((text != "", ibis.array([CAPTION_MARK + text])), else_=nothing)
+        hashtags = (
+            hashtags.coalesce(nothing).concat(marked) if names["source"] == "both" else marked
+        )
     reason = ibis.cases(*reasons)
     return table.select(
         id=identifier,

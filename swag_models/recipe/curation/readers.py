@@ -120,7 +120,7 @@ def _read_tar(file: IO[bytes], columns: Columns, path: Path) -> Rows:
 
 
 def _read_yfcc(file: IO[bytes], columns: Columns, path: Path) -> Rows:
-    return _list_lines(file), _parse_yfcc
+    return _list_lines(file), partial(_parse_yfcc, columns.source)
 
 
 def _read_tsv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
@@ -128,7 +128,7 @@ def _read_tsv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
     first = list(itertools.islice(lines, SNIFFED_ROWS))
     rest = itertools.chain(first, lines)
     if any(_is_yfcc(line.rstrip(b"\r\n").split(b"\t")) for line in first):
-        return rest, _parse_yfcc
+        return rest, partial(_parse_yfcc, columns.source)
     return _read_table(rest, columns, path)
 
 
@@ -140,9 +140,14 @@ def _read_table(lines: Iterator[bytes], columns: Columns, path: Path) -> Rows:
     text = (line.decode("utf-8", "surrogateescape") for line in lines)
     first = next(text, None)
     if first is None:
-        return (), _parse_yfcc  # an empty file: the parser is never called
+        return (), partial(_parse_yfcc, "")  # an empty file: the parser is never called
     if first.startswith("sep="):  # of Excel
         first = next(text, "")
+    if header := _name_conceptual_captions(first):
+        reader = csv.reader(itertools.chain([first], text), delimiter="\t", quoting=csv.QUOTE_NONE)
+        names = find_columns(header, columns, path)
+        indices = [None if name is None else header.index(name) for name in names[:-1]]
+        return _list_records(reader), partial(_parse_record, names.source, 2, indices, None)
     delimiter = find_delimiter(
         first, lambda names: sum(map(bool, resolve_columns(columns, tuple(names))))
     )
@@ -155,9 +160,18 @@ def _read_table(lines: Iterator[bytes], columns: Columns, path: Path) -> Rows:
             "must end with a line feed, and a name has at most 131,072 characters"
         ) from None
     names = find_columns(header, columns, path)
-    indices = [None if name is None else header.index(name) for name in names]
+    indices = [None if name is None else header.index(name) for name in names[:-1]]
     status = header.index("status") if "status" in header else None
-    return _list_records(reader), partial(_parse_record, len(header), indices, status)
+    return _list_records(reader), partial(_parse_record, names.source, len(header), indices, status)
+
+
+def _name_conceptual_captions(line: str) -> list[str] | None:
+    """Names of the two columns of CC3M (caption, url) and CC12M (url, caption), without header."""
+    cells = line.rstrip("\r\n").split("\t")
+    are_urls = [cell.startswith(("http://", "https://")) for cell in cells]
+    if len(cells) == 2 and sum(are_urls) == 1:
+        return ["url" if is_url else "caption" for is_url in are_urls]
+    return None
 
 
 READERS = {
@@ -221,7 +235,8 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
         raise RejectedRowError(reasons.NO_HASHTAGS, f"its fields: {list_names(tuple(row))}")
     if "status" in row:
         check_status(row["status"])
-    identifier, *values = map(row.get, names)
+    identifier, *fields = map(row.get, names[:-1])
+    values: list[Any] = [*fields, names.source]
     if names.id is None and (columns.id or key is None):
         raise RejectedRowError(reasons.NO_ID, f"its fields: {list_names(tuple(row))}")
     post = make_post(identifier if names.id else key, *values)
@@ -235,13 +250,13 @@ def _is_yfcc(fields: Sequence[str | bytes]) -> bool:
     return 23 <= len(fields) <= 25 and fields[-1] in ("0", "1", b"0", b"1")
 
 
-def _parse_yfcc(content: bytes) -> Post | None:
+def _parse_yfcc(source: str, content: bytes) -> Post | None:
     """Parse a row of YFCC100M.
 
     The first column is the photo's id, in some editions after the line number, and in some before
-    the photo's hash. Counted from the end: 15 user tags, 9 download URL, 8 license, 1 marker (0 for
-    photos, 1 for videos). Source: the data set's README, and its editions with 23 columns (2014)
-    and 25 (with line number and hash).
+    the photo's hash. Counted from the end: 17 title, 16 description, 15 user tags, 9 download URL,
+    8 license, 1 marker (0 for photos, 1 for videos). Source: the data set's README, and its
+    editions with 23 columns (2014) and 25 (with line number and hash).
     """
     fields = _decode(content).rstrip("\r\n").split("\t")
     if fields == [""]:
@@ -258,6 +273,9 @@ def _parse_yfcc(content: bytes) -> Post | None:
             tags = [unquote(tag, errors="strict") for tag in tags]
         except UnicodeDecodeError:
             raise RejectedRowError(reasons.BAD_UTF8) from None
+    caption = None
+    if source in ("captions", "both"):
+        caption = unquote(". ".join(filter(None, fields[-17:-15])).replace("+", " ")) or None
     # the id is the second field if the first is a line number; a hash may consist of digits
     number = len(fields) == 25 or (
         len(fields) == 24 and fields[1].isdecimal() and len(fields[1]) < YFCC_HASH_CHARS
@@ -266,14 +284,19 @@ def _parse_yfcc(content: bytes) -> Post | None:
         fields[number],
         fields[-9] or None,
         tags,
-        None,
+        caption,
         fields[number + 1] or None if len(fields) - number == 24 else None,
         unquote(fields[-8].replace("+", " ")) or None,
+        source,
     )
 
 
 def _parse_record(
-    width: int, indices: list[int | None], status: int | None, record: list[str] | csv.Error
+    source: str,
+    width: int,
+    indices: list[int | None],
+    status: int | None,
+    record: list[str] | csv.Error,
 ) -> Post | None:
     if isinstance(record, csv.Error):
         raise RejectedRowError(reasons.BAD_CSV)
@@ -284,7 +307,8 @@ def _parse_record(
     _check_text(record)
     if status is not None:
         check_status(record[status])
-    return make_post(*[None if index is None else record[index] or None for index in indices])
+    values: list[Any] = [None if index is None else record[index] or None for index in indices]
+    return make_post(*[*values, source])
 
 
 def _decode(content: bytes) -> str:

@@ -57,7 +57,7 @@ NESTED = "[['bear'], ['mouse']]"
         (
             "p.jsonl",
             "".join(f'{{"id": {value}, "tags": []}}\n' for value in ("true", "[]", "1.5"))
-            + '{"id": 1, "tags": [], "url": 5}\n{"id": 1, "tags": [], "hash": 5}\n{\nx\n[]\n',
+            + '{"id": 1, "tags": [], "url": 5}\n{"id": 1, "tags": [], "hash": 1.5}\n{\nx\n[]\n',
             {},
             ["3 id is not text or a whole number (True), 2 not JSON ('{'), ", ", ...; listed in"],
         ),

@@ -71,7 +71,7 @@ BAD: list[tuple[bytes, str]] = [
     (b'{"id": "a", "hashtags": "[\'x\', 1]"}', "hashtags are not a list of text"),
     (b'{"id": "a", "caption": 5}', "caption is not text"),
     (b'{"id": "a", "url": 5, "hashtags": []}', "url is not text"),
-    (b'{"id": "a", "hash": 5, "hashtags": []}', "hash is not text"),
+    (b'{"id": "a", "hash": 1.5, "hashtags": []}', "hash is not text"),
     (b'{"id": "a", "hashtags": ["caf\xe9"]}', "bad UTF-8"),
     (b'{"id": "\\ud83d", "hashtags": ["x"]}', "bad UTF-8"),
     (b'{"id": "a", "hashtags": ["' + b"x" * MAX_ROW_BYTES + b'"]}', "row too large"),

@@ -1,0 +1,99 @@
+"""Words and phrases inside hashtags, and the words of lemmas."""
+
+import pytest
+from wordnet_support import needs_wordnet
+
+from swag_models.recipe.hashtags import Matcher, load_stoplist
+from swag_models.recipe.phrases import is_noun, load_not_nouns, spell_symbols, split_lemma
+from swag_models.recipe.wordnet import WordNet
+
+
+@pytest.fixture(scope="module")
+def matcher() -> Matcher:
+    return Matcher(WordNet.load(), stop=load_stoplist())
+
+
+@needs_wordnet
+@pytest.mark.parametrize(
+    ("tag", "lemmas"),
+    [
+        ("rome,italy", "rome italy"),
+        ("signs_and_symbols", "sign symbol"),
+        ("ukraine map", "ukraine map"),
+        ("space astronomy planet earth", "space astronomy planet earth"),
+        ("lemon_theme_icon", "lemon theme icon"),
+        ("united-nations-member", "unitednations member"),
+        ("BlackForestCake", "blackforest cake"),
+        ("HTMLPage", "page"),
+        ("cats&dogs", "cat dog"),
+        ("paris/louvre/museum", "paris louvre museum"),
+        ("goldenretrieverpuppy", "goldenretriever puppy"),
+        ("moonface", "moon face"),
+        ("flamingosofinstagram", "flamingo"),
+        ("streetart", "street art"),
+    ],
+)
+def test_phrases_and_compounds_have_the_synsets_of_their_nouns(
+    matcher: Matcher, tag: str, lemmas: str
+) -> None:
+    match = matcher.match(tag)
+    assert (match.how, match.lemma) == ("phrase", lemmas)
+    parts = [synset for lemma in lemmas.split() for synset in matcher.match(lemma).synsets]
+    assert match.synsets == tuple(dict.fromkeys(parts))
+
+
+@needs_wordnet
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "c++",
+        "C#",
+        "f#",
+        ".net",
+        "at&t",
+        "q&a",
+        "hash(0x85a0c44)",
+        "wikipedia",
+        "engrenagem",
+        "ballon",
+        "forbici",
+        "sonne",
+        "minecraft",
+        "massaging",
+        "overwards",
+        "jan_kowalczyk",
+        "2014",
+        "IMG_2034",
+        "xyzzyxyzzyx",
+    ],
+)
+def test_other_hashtags_stay_unknown(matcher: Matcher, tag: str) -> None:
+    assert matcher.match(tag).how == "unknown"
+
+
+@needs_wordnet
+def test_symbols_are_part_of_names(matcher: Matcher) -> None:
+    assert matcher.match("r&b") == matcher.match("R and B")
+    assert matcher.match("r&b").lemma == "randb"
+    assert matcher.match("rock'n'roll").synsets == matcher.match("rock_and_roll").synsets
+    assert matcher.match("Rock & Roll").synsets == matcher.match("rock_and_roll").synsets
+    assert spell_symbols("rock & roll") is None
+    assert spell_symbols("u.s.") is None
+
+
+def test_words_of_lemmas_are_those_of_captions() -> None:
+    assert split_lemma("golden_retriever") == [("golden", "retriever")]
+    assert split_lemma("T-shirt") == [("t", "shirt")]
+    assert split_lemma("St._Bernard") == [("st", "", "bernard"), ("st", "bernard")]
+    assert split_lemma("bishop's_cap") == [("bishop", "", "cap"), ("bishop", "cap")]
+    assert split_lemma("café_au_lait") == [("cafe", "au", "lait")]
+
+
+def test_function_words_verbs_and_adjectives_are_no_nouns() -> None:
+    words = (
+        "a in it no at be can will may have do show stands sits riding red small two 12 front as"
+    )
+    assert [word for word in words.split() if is_noun(word)] == []
+    nouns = "bear dress train ring building painting tv surfing leaves dog"
+    assert [word for word in nouns.split() if not is_noun(word)] == []
+    assert all(word == word.strip().lower() for word in load_not_nouns())
