@@ -1,4 +1,4 @@
-"""Subcommands that turn posts with hashtags into training shards: curate, pack, shards verify.
+"""Subcommands that turn posts with hashtags into a vocabulary and labels.
 
 They and the other subcommands under `swag-models recipe` need the extra [recipe].
 """
@@ -6,9 +6,8 @@ They and the other subcommands under `swag-models recipe` need the extra [recipe
 import argparse
 from typing import Any
 
-from swag_models.cli import evaluate, train, transfer
+from swag_models.cli import evaluate, pack, train, transfer
 from swag_models.cli.common import (
-    FAILED,
     OK,
     AddCommand,
     add_quiet_option,
@@ -76,49 +75,6 @@ def stoplist(options: argparse.Namespace) -> int:
     return OK
 
 
-def pack(options: argparse.Namespace) -> int:
-    """Write labelled images into WebDataset shards; resumable."""
-    from swag_models.recipe.data.pack import pack
-
-    manifest = pack(
-        options.labels,
-        options.images,
-        options.output,
-        shard_size=options.shard_size,
-        max_bytes=options.max_bytes,
-        image_short_side=options.resize,
-        seed=options.seed,
-        key_column=options.key_column,
-        path_column=options.path_column,
-        processes=options.processes,
-        progress=not options.quiet,
-    )
-    for reason, count in manifest["rejects"].items():
-        print_message(f"{count:,} rejected: {reason}; see rejects.jsonl")
-    joined = manifest.get("joined", {})  # shards of an earlier version do not say
-    if joined.keys() - {"id", "file name"}:
-        counts = ", ".join(f"{count:,} by {kind}" for kind, count in joined.items())
-        print_message(f"labels found: {counts}")
-    print_message(
-        f"{manifest['count']:,} images in {len(manifest['shards']):,} shards; "
-        f"{manifest['unlabelled']:,} images without a label"
-    )
-    print_line(options.output)
-    return OK
-
-
-def verify(options: argparse.Namespace) -> int:
-    """Check packed shards against the hashes in their manifest."""
-    from swag_models.recipe.data.manifest import verify_shards
-
-    flaws = verify_shards(options.folder)  # reports all flaws, not only the first
-    for flaw in flaws:
-        print_line(f"{flaw.name} {flaw.problem}")
-    if not flaws:
-        print_line("ok")
-    return FAILED if flaws else OK
-
-
 def add_commands(add: AddCommand) -> None:
     """Declare the subcommands under `swag-models recipe`, and the options of this module's."""
     recipe = add(
@@ -135,20 +91,7 @@ def add_commands(add: AddCommand) -> None:
     _add_sampling_options(command)
     _add_engine_options(command)
     add("stoplist", stoplist, "swag-models recipe stoplist > stoplist.txt")
-    _add_pack_options(
-        add(
-            "pack",
-            pack,
-            "swag-models recipe pack --labels labels.parquet --images photos/ -o shards/ "
-            "--resize 256",
-        )
-    )
-    shards = add(
-        "shards", "Commands for packed shards.", "swag-models recipe shards verify shards/"
-    )
-    command = make_adder(shards)("verify", verify, "swag-models recipe shards verify shards/")
-    command.add_argument("folder", help="folder with manifest.json")
-    for module in (train, evaluate, transfer):
+    for module in (pack, train, evaluate, transfer):
         module.add_commands(add)
 
 
@@ -309,51 +252,4 @@ def _add_engine_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--threads", type=int, help="number of threads of the engine (default: one per CPU)"
     )
-    add_quiet_option(command)
-
-
-def _add_pack_options(command: argparse.ArgumentParser) -> None:
-    command.set_defaults(python_names={"image_short_side": "--resize"})
-    command.add_argument(
-        "--labels",
-        required=True,
-        help="labels.parquet, written by curate: id, classes and repeat of each image; or a list "
-        "of images and labels (.csv .jsonl .json, COCO annotations)",
-    )
-    command.add_argument(
-        "--images",
-        required=True,
-        nargs="+",
-        help="folders, tar shards, or tables (.parquet .csv .tsv .jsonl) of ids and paths",
-    )
-    command.add_argument(
-        "--path-column", metavar="COLUMN", help="column of a table with the paths (default: path)"
-    )
-    command.add_argument(
-        "--key-column",
-        metavar="FIELD",
-        help="field in the .json or .parquet file beside an image that is the id of its label; url "
-        "finds the id in urls.parquet beside the labels, __key__ is the file name (default: the "
-        "first of id, url, key, __key__ that matches any label; in a table: id)",
-    )
-    command.add_argument("-o", "--output", required=True, help="output folder for the shards")
-    command.add_argument(
-        "--resize",
-        type=int,
-        metavar="PIXELS",
-        help="shrink images to a shorter side of at most this",
-    )
-    command.add_argument(
-        "--shard-size", type=int, default=10_000, help="samples per shard (default: 10000)"
-    )
-    command.add_argument(
-        "--max-bytes",
-        type=int,
-        default=1 << 30,  # shards of resized images are smaller
-        help="approximate maximum size of a shard, before resizing (default: 1 GiB)",
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, help="seed for shuffling the samples (default: 0)"
-    )
-    command.add_argument("--processes", type=int, help="number of processes (default: one per CPU)")
     add_quiet_option(command)

@@ -158,7 +158,7 @@ class Matcher:
         self.ranker = SenseRanker(wordnet, self.lemmas, load_imagenet())
         self.overrides = overrides
         table = load_senses() if senses == "context" else {}
-        self.table = keep_senses(table, wordnet)
+        self.table = keep_senses(table, wordnet, lambda cue: self._find_lemma(cue) or cue)
         self.cues = list_cues(self.table)
         self.splitter = PhraseSplitter(self._match_key, (*self.lemmas, *self.stop), self.ranker)
 

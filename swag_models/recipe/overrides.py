@@ -2,7 +2,7 @@
 
 A line of the file is a hashtag, and its synsets or `drop`, after a tab, a comma or spaces:
 
-    jigsaw      n03606251          # the puzzle
+    jigsaw      n03598930          # the puzzle
     crane       crane#2            # a sense by its number in WordNet; crane.n.02 is the same
     rome,italy  n08806897 Italy#1  # several synsets
     hash        drop

@@ -6,7 +6,7 @@ nouns by WordNet's counts, by what can be seen on an image, and by the classes o
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -196,13 +196,21 @@ def load_senses() -> Mapping[str, Sense]:
     return parse_senses(Path(__file__).with_name("senses.tsv").read_text("utf-8").splitlines())
 
 
-def keep_senses(senses: Mapping[str, Sense], wordnet: WordNet) -> dict[str, Sense]:
-    """The senses whose synsets are in WordNet, of which an excerpt may lack some."""
+def keep_senses(
+    senses: Mapping[str, Sense], wordnet: WordNet, singularise: Callable[[str], str]
+) -> dict[str, Sense]:
+    """The senses whose synsets are in WordNet, of which an excerpt may lack some.
+
+    Args:
+        senses: the senses of hashtags.
+        wordnet: the nouns.
+        singularise: gives the lemma of a plural; cues are matched as lemmas.
+    """
     kept = {}
     for tag, sense in senses.items():
         if not sense.synset or sense.synset in wordnet.synsets:
             known = [
-                other
+                Alternative(other.synset, tuple(dict.fromkeys(map(singularise, other.cues))))
                 for other in sense.alternatives
                 if not other.synset or other.synset in wordnet.synsets
             ]

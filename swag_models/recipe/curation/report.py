@@ -97,8 +97,8 @@ def _list_blocks(
     )
     if not facts["wordnet_counts"]:
         yield (
-            "\nThis WordNet has no cntlist.rev, the counts of senses: adjectives are not recognised, "
-            "and senses that were counted are taken as equally frequent.\n"
+            "\nThis WordNet has no cntlist.rev, the counts of senses: adjectives are not "
+            "recognised, and senses that were counted are taken as equally frequent.\n"
         )
     repaired = [
         f"{distinct:,} with {kind} ({uses:,} uses)"

@@ -11,6 +11,8 @@ labels, and manifest.json with these entries:
     count, bytes      number of samples and size in bytes of all shards
     samples           expected number of samples in an epoch: the sum of all repeat factors
     unlabelled        number of images without a label
+    copies            number of images with the pixels of others, see copies.jsonl, and of these
+    exclude_like      with images to exclude: their number, and those of images left out for them
     rejects           reason -> number of lines in rejects.jsonl
     shards            name, count, bytes and SHA-256 of each shard
     class_names       names of the classes, if the labels were named and not in a vocabulary

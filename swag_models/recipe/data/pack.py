@@ -35,6 +35,15 @@ from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.paths import expand_path
 from swag_models.recipe.data.image_keys import URLS_FILE
 from swag_models.recipe.data.manifest import MANIFEST_FILE, MANIFEST_FORMAT, read_manifest
+from swag_models.recipe.data.pack_copies import (
+    Exclusion,
+    describe_exclusion,
+    explain_rejects,
+    find_damaged_lists,
+    list_copies,
+    open_exclusion,
+    write_excluded,
+)
 from swag_models.recipe.data.pack_plan import (
     PLAN_FILE,
     REJECTS_FILE,
@@ -68,6 +77,8 @@ def pack(
     seed: int = 0,
     key_column: str | None = None,
     path_column: str | None = None,
+    exclude_like: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    like_threshold: float | None = None,
     processes: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -95,6 +106,11 @@ def pack(
             it up in the urls.parquet beside the labels. By default the first of id, URL, key and
             file name that matches any label; in a table, the column "id".
         path_column: column of a table that has the paths; by default "path".
+        exclude_like: one or more sources of images that are kept out with their near copies, such
+            as those of evaluations; see `find_locations`. excluded.txt lists the ids of what was
+            left out, and excluded.png shows it.
+        like_threshold: largest distance of a near copy, from 0 (equal pixels only) to 1, by default
+            0.3; see `thumbnails.measure_distance`.
         processes: number of processes; by default one per CPU.
         progress: show a progress bar on stderr.
 
@@ -129,33 +145,37 @@ def pack(
         if column is not None
     }
     parameters |= columns
+    unwanted = _list_sources(exclude_like, "exclude_like")
+    parameters |= describe_exclusion(unwanted, like_threshold)
     identity = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     # A work folder means that an earlier run was interrupted.
-    given: Any = images if isinstance(images, (list, tuple)) else [images]
-    sources = [os.path.abspath(expand_path(source, "images")) for source in given]
+    sources = _list_sources(images, "images")
     if not work.exists() and (manifest := _find_finished(output, labels, identity)):
         _report_finished(output, sources, columns)
         return manifest
     job = {**identity, "images": sources}
     with disk_errors(output, resumable=True):
         with WorkFolder(work, job, output=output):
-            plan = _load_plan(labels, work, job)
+            plan, exclusion = _load_plan(labels, work, job, unwanted, progress)
             output.mkdir(exist_ok=True)
             records = write_shards(
-                output, work, plan, image_short_side, processes or count_cpus(), progress
+                output, work, plan, image_short_side, processes or count_cpus(), progress, exclusion
             )
             if not any(record["count"] for record in records):
                 _remove_all(output, work, records)
-                reason = records[0]["rejects"][0]["error"]
-                raise ConfigError(
-                    f"none of {plan['count']} images can be read; the first: {reason}"
-                )
-            manifest = _finish_output(labels, output, work, {**job, **plan}, records)
+                raise ConfigError(f"none of {plan['count']} images {explain_rejects(records)}")
+            manifest = _finish_output(labels, output, work, {**job, **plan}, records, exclusion)
         # The manifest is complete, so a work folder that cannot be removed does no harm.
         shutil.rmtree(work, ignore_errors=True)
     store_finished(output, sources, [output / MANIFEST_FILE], plan["images"])
     return manifest
+
+
+def _list_sources(given: Any, option: str) -> list[str]:
+    """Absolute paths of one or more sources."""
+    several = given if isinstance(given, (list, tuple)) else [given]
+    return [os.path.abspath(expand_path(source, option)) for source in several]
 
 
 def _report_finished(output: Path, images: Sequence[str], columns: Mapping[str, str]) -> None:
@@ -214,6 +234,7 @@ def _find_damaged(output: Path, labels: Path, manifest: dict[str, Any]) -> list[
         changed = size == shard["bytes"] and time >= packed_at
         if size != shard["bytes"] or (changed and hash_file(path) != shard["sha256"]):
             damaged.append(path.name)
+    damaged += find_damaged_lists(output, manifest)
     rejects, copy = output / REJECTS_FILE, output / VOCABULARY_FILE
     count = rejects.read_bytes().count(b"\n") if rejects.is_file() else None
     if count != sum(manifest["rejects"].values()):
@@ -226,16 +247,21 @@ def _find_damaged(output: Path, labels: Path, manifest: dict[str, Any]) -> list[
     return damaged
 
 
-def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, Any]:
+def _load_plan(
+    labels: Path, work: Path, job: dict[str, Any], unwanted: Sequence[str], progress: bool
+) -> tuple[dict[str, Any], Exclusion | None]:
     """Make the plan, or read that of an earlier run if no image has changed since.
 
     Returns:
-        See `make_plan`; and `images`, the hash of all their locations.
+        See `make_plan`; and `images`, the hash of all their locations. And the images to exclude.
     """
     record, files = work / "plan.json", [work / PLAN_FILE, work / REJECTS_FILE]
     resumes = record.exists()
     try:
-        parameters = job["parameters"]
+        parameters, exclusion = job["parameters"], None
+        if unwanted:
+            threshold = parameters["exclude_like"]["threshold"]
+            exclusion = open_exclusion(unwanted, threshold, work, progress=progress)
         columns = {name: parameters[name] for name in COLUMNS if name in parameters}
         images = write_locations(job["images"], work, **columns)
         inputs = [job, images, read_state(labels.with_name(URLS_FILE))]
@@ -246,19 +272,23 @@ def _load_plan(labels: Path, work: Path, job: dict[str, Any]) -> dict[str, Any]:
         if not resumes:
             shutil.rmtree(work)  # invalid input leaves no work folder behind
         raise
-    return {**plan, "images": images}
+    return {**plan, "images": images}, exclusion
 
 
 def _finish_output(
-    labels: Path, output: Path, work: Path, plan: dict[str, Any], records: list[dict[str, Any]]
+    labels: Path,
+    output: Path,
+    work: Path,
+    plan: dict[str, Any],
+    records: list[dict[str, Any]],
+    exclusion: Exclusion | None,
 ) -> dict[str, Any]:
     """Write the vocabulary, the rejects, and last the manifest, which marks completion."""
     if (vocabulary := labels.with_name(VOCABULARY_FILE)).is_file():
         with atomic_write(output / VOCABULARY_FILE) as temporary:
             shutil.copyfile(vocabulary, temporary)
-    rejects = (work / REJECTS_FILE).read_text() + to_json_lines(
-        reject for record in records for reject in record["rejects"]
-    )
+    rejected = [reject for record in records for reject in record["rejects"]]
+    rejects = (work / REJECTS_FILE).read_text() + to_json_lines(rejected)
     write_text(output / REJECTS_FILE, rejects)
     reasons = Counter(json.loads(line)["reason"] for line in rejects.splitlines())
     manifest = {
@@ -272,12 +302,15 @@ def _finish_output(
         "samples": math.fsum(record["samples"] for record in records),
         "unlabelled": plan["unlabelled"],
         "joined": plan["joined"],
+        "copies": list_copies(output, work, len(records)),
         "rejects": dict(sorted(reasons.items())),
         "shards": [
             {name: record[name] for name in ("name", "count", "bytes", "sha256")}
             for record in records
         ],
     }
+    if exclusion:
+        manifest["exclude_like"] = write_excluded(output, work, exclusion, rejected)
     if plan["class_names"]:
         manifest["class_names"] = plan["class_names"]
     write_json(output / MANIFEST_FILE, manifest, indent=1)

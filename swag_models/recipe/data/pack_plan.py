@@ -120,7 +120,7 @@ def _convert_labels(labels: Path, path: Path) -> tuple[Path, list[str]]:
     return path, list(annotations.classes)
 
 
-def to_json_lines(rows: Iterable[dict[str, str]]) -> str:
+def to_json_lines(rows: Iterable[dict[str, Any]]) -> str:
     """Format each row as one line of JSON."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 

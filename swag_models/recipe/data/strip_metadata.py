@@ -23,7 +23,12 @@ PIXEL_SEGMENTS = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
 MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
-def strip_metadata(content: bytes, name: str, short_side: int | None = None) -> tuple[bytes, str]:
+def strip_metadata(
+    content: bytes,
+    name: str,
+    short_side: int | None = None,
+    upright: Image.Image | None = None,
+) -> tuple[bytes, str]:
     """Remove the metadata of an image file.
 
     A JPEG keeps its compressed pixels bit for bit, its colour profile and its orientation. A WebP
@@ -35,6 +40,7 @@ def strip_metadata(content: bytes, name: str, short_side: int | None = None) -> 
         name: name of the image for messages.
         short_side: pixels; an image whose shorter side is longer is resized to it. None for no
             limit.
+        upright: the image as `read_image` returns it, if it was read already.
 
     Returns:
         The new file and the suffix of its format, without a dot.
@@ -42,7 +48,8 @@ def strip_metadata(content: bytes, name: str, short_side: int | None = None) -> 
     Raises:
         ImageError: the image cannot be decoded to the end; the message names it.
     """
-    upright = read_image(io.BytesIO(content), name)  # decodes all pixels, to find truncated files
+    # decodes all pixels, to find truncated files
+    upright = upright or read_image(io.BytesIO(content), name)
     with image_errors(name):  # an encoder has limits too
         if short_side and min(upright.size) > short_side:
             scale = short_side / min(upright.size)

@@ -159,7 +159,9 @@ def _parse_target(
                 "are those of WordNet 3.0, and an excerpt has only some of them (wordnet=)"
             )
         return Target(name, tuple(dict.fromkeys(ids)))  # without duplicates, in order
-    synsets = matcher.match(text).synsets
+    match = matcher.match(text)
+    # a word that is rarely a noun on images is one as a target
+    synsets = match.synsets or match.senses[:1]
     if not synsets and model_classes and model_classes.synsets:
         (number,) = model_classes.match([text], "the targets")
         synsets = () if number is None else tuple(model_classes.synsets[number])

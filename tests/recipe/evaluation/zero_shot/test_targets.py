@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from wordnet_support import needs_wordnet
 
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
@@ -30,6 +31,17 @@ def test_noun_stands_for_its_first_sense_or_all(wordnet: WordNet) -> None:
     (every,) = parse_targets(["table"], wordnet, senses="all")
     assert every.synsets[0] == GATHERING
     assert DINING in every.synsets
+
+
+@needs_wordnet
+def test_a_noun_means_what_people_mean_by_it_on_images() -> None:
+    wordnet = WordNet.load()
+    targets = parse_targets("table, men, toaster, glasses, simple, wild", wordnet)
+    glosses = [wordnet.synsets[target.synsets[0]].gloss for target in targets]
+    starts = ["a piece of furniture", "an adult person who is male", "a kitchen appliance"]
+    starts += ["optical instrument", "any herbaceous plant", "a wild primitive state"]
+    for gloss, start in zip(glosses, starts, strict=True):
+        assert gloss.startswith(start), gloss
 
 
 def test_ids_after_a_name_define_it(wordnet: WordNet) -> None:
