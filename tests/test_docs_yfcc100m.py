@@ -145,11 +145,12 @@ def test_the_stand_in_writes_what_img2dataset_writes(address: str, tmp_path: Pat
         rows = pq.read_table(tmp_path / folder / "00000.parquet").to_pylist()
         names = ("id", "url", "key", "status")
         loose = json.loads((tmp_path / folder / "00000" / "000000000.json").read_text())
-        size = Image.open(tmp_path / folder / "00000" / "000000000.jpg").size
+        with Image.open(tmp_path / folder / "00000" / "000000000.jpg") as image:
+            size = image.size
         records.append(
             (
                 files,
-                [[row[name] for name in names] for row in rows],
+                sorted([row[name] for name in names] for row in rows),
                 [loose[name] for name in names],
                 size,
             )

@@ -4,6 +4,7 @@ They and the other subcommands under `swag-models recipe` need the extra [recipe
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from swag_models.cli import evaluate, pack, train, transfer
@@ -14,7 +15,9 @@ from swag_models.cli.common import (
     make_adder,
 )
 from swag_models.cli.output import print_data, print_line, print_message, print_text
+from swag_models.errors import ConfigError
 from swag_models.formatting import list_names, markdown_table
+from swag_models.recipe.languages import SUFFIXES, is_lexicon
 
 
 def curate(options: argparse.Namespace) -> int:
@@ -34,7 +37,8 @@ def curate(options: argparse.Namespace) -> int:
     reading: dict[str, Any] = {
         "columns": Columns(**{name: getattr(options, name) for name in Columns._fields}),
         "format": options.format,
-        "wordnet": options.wordnet,
+        "wordnet": _choose_database(options.wordnet),
+        "languages": [path for path in options.wordnet if is_lexicon(path)],
         "stoplist": options.stoplist,
         "add_stopwords": options.add_stopwords,
         "overrides": options.overrides,
@@ -65,6 +69,17 @@ def curate(options: argparse.Namespace) -> int:
     )
     print_line(f"{options.output}/report.md")
     return OK
+
+
+def _choose_database(paths: Sequence[str]) -> str | None:
+    """The folder of WordNet's database among the paths of --wordnet; None if there is none."""
+    databases = [path for path in paths if not is_lexicon(path)]
+    if len(databases) > 1:
+        raise ConfigError(
+            f"--wordnet is given {len(databases)} times: {list_names(databases)}; give one folder "
+            f"of a database, and files of other languages ({' '.join(SUFFIXES)})"
+        )
+    return databases[0] if databases else None
 
 
 def stoplist(options: argparse.Namespace) -> int:
@@ -154,8 +169,11 @@ def _add_input_options(command: argparse.ArgumentParser) -> None:
 def _add_vocabulary_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--wordnet",
-        metavar="FOLDER",
-        help="folder of the WordNet 3.0 database (default: searches the usual folders)",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="folder of the WordNet 3.0 database (default: searches the usual folders); or a file "
+        "of words of other languages: WN-LMF (.xml), Open Multilingual Wordnet (.tab) (repeatable)",
     )
     command.add_argument(
         "--stoplist",

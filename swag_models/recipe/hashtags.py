@@ -11,15 +11,19 @@ from collections.abc import Collection, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, read_regular
+from swag_models.recipe.false_friends import add_languages, find_language_cues
 from swag_models.recipe.inflections import Inflections
+from swag_models.recipe.languages import NO_LANGUAGES, Languages
+from swag_models.recipe.matches import Match as Match
+from swag_models.recipe.matches import choose_alternative as choose_alternative
+from swag_models.recipe.matches import list_alternatives as list_alternatives
 from swag_models.recipe.overrides import NO_OVERRIDES, Overrides
 from swag_models.recipe.phrases import PhraseSplitter, spell_symbols
 from swag_models.recipe.senses import (
-    Alternative,
     Sense,
     SenseRanker,
     keep_senses,
@@ -53,29 +57,6 @@ PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}{REST}(?:{LETTER_ENTITY}{REST})*)"
 
 STOPLIST_FILE = Path(__file__).with_name("stoplist.txt")
 SENSES = ("context", "first", "all", "drop")
-
-
-class Match(NamedTuple):
-    """The synsets that a hashtag is matched with.
-
-    Attributes:
-        synsets: ids of its synsets; empty if it has none.
-        how: "lemma", "inflection", "ambiguous" (a lemma or inflection with several senses),
-            "override", "phrase" (of several lemmas), "dropped" (no noun), "stopped" or "unknown".
-        lemma: the canonical lemma that the hashtag equals or inflects, or those of a phrase.
-        senses: ids of all synsets of the lemma, in WordNet's order.
-        reason: why these synsets: "override", "table", "only sense", "counted", "ImageNet",
-            "visual", "first sense", "all senses", "dropped: ambiguous" or
-            "dropped: mainly an adjective"; empty if `how` says it.
-        alternatives: other senses, which other hashtags of the same post can point to.
-    """
-
-    synsets: tuple[str, ...]
-    how: str
-    lemma: str = ""
-    senses: tuple[str, ...] = ()
-    reason: str = ""
-    alternatives: tuple[Alternative, ...] = ()
 
 
 def extract_hashtags(caption: str) -> list[str]:
@@ -131,6 +112,8 @@ class Matcher:
         stop: canonical hashtags to ignore, together with their inflections.
         overrides: synsets of canonical hashtags and their inflections, whatever the stop list, the
             table and WordNet say; see `overrides`.
+        languages: words of other languages; see `languages`. A word of English too is English,
+            unless the post has more words of the other language alone than of English alone.
 
     Raises:
         ConfigError: `senses` is invalid.
@@ -142,6 +125,7 @@ class Matcher:
         senses: str = "context",
         stop: Collection[str] = frozenset(),
         overrides: Overrides = NO_OVERRIDES,
+        languages: Languages = NO_LANGUAGES,
     ) -> None:
         if senses not in SENSES:
             raise ConfigError(f"invalid senses {senses!r}: allowed: {', '.join(SENSES)}")
@@ -156,7 +140,7 @@ class Matcher:
             )
         self.inflections = Inflections(wordnet, self.lemmas)
         self.ranker = SenseRanker(wordnet, self.lemmas, load_imagenet())
-        self.overrides = overrides
+        self.overrides, self.languages = overrides, languages
         table = load_senses() if senses == "context" else {}
         self.table = keep_senses(table, wordnet, lambda cue: self._find_lemma(cue) or cue)
         self.cues = list_cues(self.table)
@@ -165,19 +149,24 @@ class Matcher:
     def match(self, tag: str) -> Match:
         """Find the lemma that a hashtag is or is an inflection of, and the synsets of this lemma.
 
-        If the hashtag is not found, it is looked up again without accents and emoji, then split.
+        If the hashtag is no word of any language, it is looked up again without accents and emoji,
+        then split.
         """
         spelled = spell_symbols(tag)
         key = canonicalise(tag if spelled is None else spelled)
-        match = self._match_key(key)
+        match = self._match_all(key)
         if match.how == "unknown" and not key.isascii():
-            match = self._match_key(strip_accents(key))
+            match = self._match_all(strip_accents(key))
         if match.how == "unknown" and spelled is None:
             parts = [self._match_key(part) for part in self.splitter.split(tag)]
             if synsets := tuple(dict.fromkeys(id for part in parts for id in part.synsets)):
                 lemmas = " ".join(part.lemma for part in parts if part.synsets)
                 return Match(synsets, "phrase", lemmas, synsets, "several lemmas")
         return match
+
+    def _match_all(self, key: str) -> Match:
+        """The match of a canonical hashtag as a word of English and of other languages."""
+        return add_languages(self._match_key(key), key, self.languages, self.ranker, self.policy)
 
     def match_post(self, tags: Sequence[str]) -> list[Match]:
         """Match the hashtags of a post, choosing among their senses by the other hashtags.
@@ -192,7 +181,8 @@ class Matcher:
 
     def find_cues(self, tag: str, match: Match) -> set[str]:
         """The words that a hashtag is as a cue for the senses of other hashtags."""
-        return {canonicalise(tag), match.lemma} & self.cues
+        key = canonicalise(tag)
+        return {key, match.lemma} & self.cues | find_language_cues(key, match, self.languages)
 
     def _match_key(self, key: str) -> Match:
         lemma = self._find_lemma(key)
@@ -250,21 +240,6 @@ class Matcher:
         if singular and not self.ranker.prefers_plural(key, singular):
             return singular
         return key
-
-
-def choose_alternative(match: Match, cues: Collection[str]) -> Match:
-    """The match with the sense to which most of the cues point, see `Matcher.match_post`."""
-    ranked = list_alternatives(match)
-    overlaps = [len(set(other.cues).intersection(cues)) for other in ranked]
-    if not ranked or not max(overlaps):
-        return match
-    synset = ranked[overlaps.index(max(overlaps))].synset
-    return match._replace(synsets=(synset,) if synset else (), reason="context")
-
-
-def list_alternatives(match: Match) -> list[Alternative]:
-    """The alternatives of a hashtag; the first of those with most cues is chosen."""
-    return sorted(match.alternatives, key=lambda other: (other.synset,) != match.synsets)
 
 
 def name_class(wordnet: WordNet, synset: str) -> str:

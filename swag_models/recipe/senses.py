@@ -6,6 +6,7 @@ nouns by WordNet's counts, by what can be seen on an image, and by the classes o
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -99,6 +100,9 @@ class SenseRanker:
             merged = self.counts.setdefault(canonicalise(lemma), {})
             for synset, count in counts.items():
                 merged[synset] = merged.get(synset, 0) + count
+        self._totals = Counter[str]()
+        for counts in wordnet.counts.values():
+            self._totals.update(counts)
         self.adjective_uses: dict[str, int] = {}
         for word, count in wordnet.adjective_uses.items():
             key = canonicalise(word)
@@ -118,6 +122,18 @@ class SenseRanker:
         else:
             reason = "first sense" if best == senses[0] else "visual"
         return RankedSenses((best, *others), reason)
+
+    def rank_synsets(self, synsets: Iterable[str]) -> tuple[str, ...]:
+        """Order synsets that are senses of a word of another language, the likeliest first.
+
+        Lexicons of other languages have no counts, so those of all English lemmas stand for them.
+        """
+        return tuple(
+            sorted(
+                synsets,
+                key=lambda synset: -math.log1p(self._totals[synset]) - self._score("", synset, 0),
+            )
+        )
 
     def prefers_plural(self, plural: str, singular: str) -> bool:
         """Whether a plural that is a lemma has a meaning of its own, unlike `men` and `eyes`.

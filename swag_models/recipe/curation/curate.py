@@ -39,6 +39,7 @@ from swag_models.recipe.curation.steps import Facts, StepRunner
 from swag_models.recipe.curation.tag_table import write_tag_table
 from swag_models.recipe.curation.vocabulary import write_vocabulary
 from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist, load_stopwords
+from swag_models.recipe.languages import read_languages
 from swag_models.recipe.overrides import Source, read_overrides
 from swag_models.recipe.senses import hash_senses
 from swag_models.recipe.wordnet import WordNet
@@ -88,6 +89,7 @@ def curate(
     columns: Columns = DEFAULT_COLUMNS,
     format: str | None = None,
     wordnet: str | os.PathLike[str] | None = None,
+    languages: Sequence[str | os.PathLike[str]] = (),
     stoplist: str | os.PathLike[str] | None = None,
     add_stopwords: str | os.PathLike[str] | Sequence[str] = (),
     overrides: Source | None = None,
@@ -113,6 +115,7 @@ def curate(
             field `source` says whether hashtags, captions or both are used.
         format: format of the inputs; by default recognised from each file's name.
         wordnet: folder of WordNet's database files, see `wordnet.find_wordnet`.
+        languages: files of words of other languages, see `languages`.
         stoplist: text file with one hashtag to ignore per line, in place of the built-in list.
         add_stopwords: hashtags to ignore besides those of the list, or a file of them.
         overrides: synsets of hashtags, whatever the lists and WordNet say: a text file, see
@@ -140,6 +143,7 @@ def curate(
         columns=columns,
         format=format,
         wordnet=wordnet,
+        languages=languages,
         stoplist=stoplist,
         add_stopwords=add_stopwords,
         overrides=overrides,
@@ -166,6 +170,7 @@ def curate(
                 "format": format,
                 "stoplist": _hash_lines(matcher.stop),
                 "overrides": dict(sorted(matcher.overrides.items())),
+                "languages": matcher.languages.facts,
                 "exclude": _hash_lines(selection.excluded),
                 "licenses": selection.licenses,
             },
@@ -191,6 +196,7 @@ def read_rules(
     columns: Columns = DEFAULT_COLUMNS,
     format: str | None = None,
     wordnet: str | os.PathLike[str] | None = None,
+    languages: Sequence[str | os.PathLike[str]] = (),
     stoplist: str | os.PathLike[str] | None = None,
     add_stopwords: str | os.PathLike[str] | Sequence[str] = (),
     overrides: Source | None = None,
@@ -202,7 +208,8 @@ def read_rules(
     net = WordNet.load(wordnet)
     check_source(columns)
     stop = load_stoplist(stoplist) | load_stopwords(add_stopwords)
-    matcher = Matcher(net, senses, stop, read_overrides(overrides, net))
+    words = read_languages(languages, net)
+    matcher = Matcher(net, senses, stop, read_overrides(overrides, net), words)
     options = ReadOptions(columns, format, progress)
     # the order of licenses does not matter
     selection = PostSelection(
@@ -257,7 +264,7 @@ def _run_steps(
     tables = {name: work / f"{name}.parquet" for name in ("tags", "matches", "codes", "rules")}
     tags, matches = tables["tags"], tables["matches"]
     own_limits = curation.own_classes, curation.min_images if curation.own_classes else 1
-    lists = sorted(matcher.stop), sorted(matcher.overrides.items())
+    lists = [sorted(matcher.stop), sorted(matcher.overrides.items()), matcher.languages.facts]
     hashtag_facts = steps.run(
         "hashtags",
         [net.digest, curation.senses, hash_senses(), lists, own_limits],

@@ -17,13 +17,14 @@ from swag_models.recipe.curation.context import ContextRules
 from swag_models.recipe.curation.own_classes import OWN, OWN_PREFIX
 from swag_models.recipe.curation.tag_table import TAGS
 from swag_models.recipe.curation.text_repair import REPAIRS, is_machine_tag, repair_hashtag
+from swag_models.recipe.false_friends import is_false_friend
 from swag_models.recipe.hashtags import Match, Matcher, canonicalise, name_class
 from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
 KINDS = (
-    *("lemma", "inflection", "ambiguous", "override", "phrase", OWN, "dropped", "stopped"),
-    *("machine tag", "unknown"),
+    *("lemma", "inflection", "ambiguous", "foreign", "override", "phrase", OWN),
+    *("dropped", "stopped", "machine tag", "unknown"),
 )
 # Synsets are numbered, since joining and grouping by integers takes less time and memory.
 MATCHES = pa.schema(
@@ -53,6 +54,7 @@ class TagMatcher:
         self._listed: dict[str, list[tuple[int, str]]] = {"stopped": [], "unknown": []}
         # several of the most used unknown hashtags can be spellings of one class of their own
         self._max_listed = MAX_LISTED_HASHTAGS + 10 * max_own
+        self._friends: list[tuple[int, str]] = []  # words of several languages
         self._pairs: list[tuple[str, str, str, int]] = []
         self._repaired = {kind: [0, 0] for kind in REPAIRS}  # distinct hashtags, uses
         self._unused = set(matcher.overrides)
@@ -95,6 +97,8 @@ class TagMatcher:
         if match.reason == "override":
             self._unused.discard(match.lemma)
         self._context.add(tag, match)
+        if is_false_friend(match):
+            self._friends.append((-count, tag))
         if match.how in self._listed:
             self._listed[match.how].append((-count, tag))
         elif match.how == "ambiguous":
@@ -155,6 +159,10 @@ class TagMatcher:
             for lemma, count in most_used[:MAX_LISTED_HASHTAGS]
         ]
         facts["repaired"] = self._repaired
+        facts["false_friends"] = [
+            [tag, -count, *_describe_senses(wordnet, _list_meanings(self.matcher.match(tag)))]
+            for count, tag in heapq.nsmallest(MAX_LISTED_HASHTAGS, self._friends)
+        ]
         facts["own"] = _list_own(own)
         facts["unused_overrides"] = sorted(self._unused)
         own_counts = {"distinct": len(owned), "uses": sum(row["uses"] for row in own)}
@@ -171,6 +179,12 @@ def _list_own(own: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     for row in own:
         uses[row["word"]] += row["uses"]
     return [[word, count] for word, count in sorted(uses.items(), key=lambda x: (-x[1], x[0]))]
+
+
+def _list_meanings(match: Match) -> Match:
+    """A match whose senses are those in other languages too."""
+    others = (other.synset for other in match.alternatives if other.synset)
+    return match._replace(senses=tuple(dict.fromkeys(others)))
 
 
 def _describe_senses(wordnet: WordNet, match: Match) -> tuple[str, str]:

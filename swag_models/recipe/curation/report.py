@@ -130,13 +130,33 @@ def _list_blocks(
     senses = facts["parameters"]["senses"]
     if unused := hashtags["unused_overrides"]:
         yield f"\nOverrides of hashtags that no post has: {list_names(unused, MAX_ROWS)}"
+    if parameters := facts["parameters"]["languages"]:
+        yield from _list_languages(parameters)
     for title, kind in (
+        *(
+            [("Words of several languages, by the other hashtags of the post", "false_friends")]
+            if hashtags["false_friends"]
+            else []
+        ),
         *([("Classes of their own", "own")] if hashtags["own"] else []),
         (f"Ambiguous hashtags, by the policy {senses!r}", "ambiguous"),
         ("Stopped hashtags", "stopped"),
         ("Unknown hashtags", "unknown"),
     ):
         yield from _list_hashtags(title, hashtags[kind])
+
+
+def _list_languages(files: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    yield "\n## Languages\n"
+    yield "Words of other languages that can be matched.\n"
+    yield _format_table(
+        ("file", "language", "words", "without a synset of WordNet 3.0"),
+        [
+            (file["file"], language, counts["words"], counts["without_synset"])
+            for file in files
+            for language, counts in file["languages"].items()
+        ],
+    )
 
 
 def _list_imagenet(coverage: Mapping[str, Any]) -> Iterable[str]:

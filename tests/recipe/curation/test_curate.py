@@ -179,11 +179,18 @@ def test_spark_gives_the_same_rows(
         tmp_path / "captions.jsonl",
         tmp_path / "i.parquet",
     ]
+    # a bank is a mouse in a language that has words of its own as well
+    words = {"bank": "02330245", "nothingofthekind": "03126707", "\u718a": "02131653"}
+    lines = [f"{offset}-n\tlemma\t{word}\n" for word, offset in words.items()]
+    (tmp_path / "words.tab").write_text("# words\txxx\n" + "".join(lines))
     options = {"wordnet": wordnet, "exclude": tmp_path / "exclude.txt", "progress": False}
+    options["languages"] = [tmp_path / "words.tab"]
     rules = Curation(max_classes=8, own_classes=2)
     theirs = curate(inputs, tmp_path / "spark", rules, engine="spark", master="local[2]", **options)  # type: ignore[arg-type]
     ours = curate(inputs, tmp_path / "duckdb", rules, engine="duckdb", **options)  # type: ignore[arg-type]
     assert len(ours["hashtags"]["own"]) == 2
+    assert [row[0] for row in ours["hashtags"]["false_friends"]] == ["bank"]
+    assert ours["hashtags"]["distinct"]["foreign"] == 2
     assert sum(ours["images"].values()) == ours["posts"]["kept"]
     for name in TABLES:
         a, b = (pq.read_table(tmp_path / engine / name) for engine in ("spark", "duckdb"))
