@@ -60,7 +60,7 @@ WORD_SEPARATORS = re.compile(r"[\W_]+|(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-
 SYMBOLIC = re.compile(r"\w{1,2}[+#]{1,2}|\.[a-z]+|\w{1,2}(?:[&+]\w{1,2})+")
 # Short words are found in any text by chance. A word is split only if its parts cost less than this
 # for each of its letters; a cost is the negative logarithm of a relative frequency.
-COST_PER_LETTER = 2.3
+COST_PER_LETTER = 2.0
 MIN_PART, MIN_UNCOUNTED_PART = 3, 5  # letters of a part; of one that WordNet never counted
 MAX_PARTS = 3
 MAX_COMPOUND = 40  # letters
