@@ -14,6 +14,7 @@ from studies.several_labels import SeveralStudy, run_several
 from swag_models.cli import run_command
 from swag_models.cli.common import OK, make_adder
 from swag_models.cli.output import print_message
+from swag_models.formatting import count_noun
 
 
 def scenes(options: argparse.Namespace) -> int:
@@ -28,7 +29,8 @@ def scenes(options: argparse.Namespace) -> int:
         progress=not options.quiet,
     )
     state = " (already complete)" if summary.existed else ""
-    print_message(f"{summary.posts} posts and {summary.held_out} held-out images{state}")
+    held_out = count_noun(summary.held_out, "held-out image")
+    print_message(f"{count_noun(summary.posts, 'post')} and {held_out}{state}")
     print(summary.path)
     return OK
 

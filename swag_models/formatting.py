@@ -99,6 +99,19 @@ def list_names(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more
 
 
+def count_noun(number: float | None, singular: str, plural: str = "") -> str:
+    """Return a number and its noun: "1 image", "2 images", "no images".
+
+    Args:
+        number: at least 0; None for none.
+        singular: the noun for 1; words after it ("image is") need their own plural.
+        plural: for all other numbers; by default the singular with s, or es after an s.
+    """
+    regular = f"{singular}es" if singular.endswith("s") else f"{singular}s"
+    count = "no" if number is None else f"{number:,.15g}"
+    return f"{count} {singular if number == 1 else plural or regular}"
+
+
 def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     """Format a Markdown table, without a final newline.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, overload
 
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, check_types, plain_arguments
+from swag_models.formatting import count_noun
 from swag_models.hub.timm_reader import read_classes, read_loaded_preprocess
 from swag_models.registry import Name, get_spec
 from swag_models.spec import ImageSize, ModelSpec
@@ -105,8 +106,8 @@ def load_classes(name: NameOrModel) -> tuple[str, ...]:
         case None if count is not None:
             subject = f"the {type(name).__name__} from " if is_loaded(name) else ""
             raise ConfigError(
-                f"{subject}{model_name} has {count} classes without names; name them with "
-                "publish.save(..., classes=[...]) or Classifier(..., classes=[...])"
+                f"{subject}{model_name} has {count_noun(count, 'class')} without names; name them "
+                "with publish.save(..., classes=[...]) or Classifier(..., classes=[...])"
             )
         case None:
             classifiers = [model.name for model in MODELS if model.arch == arch and model.classes]
@@ -131,7 +132,8 @@ def check_class_names(classes: Sequence[str], count: int | None) -> tuple[str, .
     check_types(list | tuple, classes=classes)
     if len(classes) != count or not all(isinstance(label, str) for label in classes):
         raise ConfigError(
-            f"{len(classes)} class names for {count or 'no'} classes; pass one string each"
+            f"{count_noun(len(classes), 'class name')} for "
+            f"{count_noun(count or None, 'class')}; pass one string each"
         )
     return tuple(classes)
 

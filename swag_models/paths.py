@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from swag_models.errors import ConfigError, argument_errors
-from swag_models.formatting import describe
+from swag_models.formatting import count_noun, describe
 
 MAX_NAME = 255  # bytes of a file name on common file systems
 
@@ -145,7 +145,7 @@ def describe_left_out(left_out: Counter[str]) -> str:
     kinds = (+left_out).most_common(8)  # counts above 0
     rest = left_out.total() - sum(count for _, count in kinds)
     text = ", ".join(f"{count} {kind}" for kind, count in kinds)
-    return text + (f", {rest} others" if rest else "")
+    return text + (f", {count_noun(rest, 'other')}" if rest else "")
 
 
 def expand_location(source: str | os.PathLike[str], option: str = "data") -> str:

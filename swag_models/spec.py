@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union
 
 from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError, check_types, plain
-from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
+from swag_models.formatting import MAX_VALUE, count_noun, describe, escape_unprintable
 from swag_models.model_limits import LIMITS, check_numbers, check_params
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class ModelSpec:
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.preprocess.size))
-        output = f"{self.num_classes} classes" if self.num_classes else "features"
+        output = count_noun(self.num_classes, "class") if self.num_classes else "features"
         facts = (
             escape_unprintable(f"{self.name}: {self.description}", 2 * MAX_VALUE),
             f"{self.num_params / 1e6:.1f}M parameters",
@@ -301,7 +301,7 @@ class ModelSpec:
 
     def check_classes(self) -> None:
         """Raise ConfigError unless there are as many class names and synsets as classes."""
-        counts = {"class names": self.classes, "synsets": self.synsets}
+        counts = {"class name": self.classes, "synset": self.synsets}
         for kind, names in counts.items():
             if isinstance(names, str) and names not in LABEL_SETS:
                 raise ConfigError(
@@ -310,7 +310,8 @@ class ModelSpec:
             count = LABEL_SETS[names] if isinstance(names, str) else len(names or ())
             if names is not None and count != self.num_classes:
                 raise ConfigError(
-                    f"the model has {count} {kind} for {self.num_classes or 'no'} classes; "
+                    f"the model has {count_noun(count, kind)} for "
+                    f"{count_noun(self.num_classes or None, 'class')}; "
                     "allowed: one for each class"
                 )
 

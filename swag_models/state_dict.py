@@ -17,7 +17,7 @@ from torch import Tensor
 
 from swag_models.checkpoint import read_weights
 from swag_models.errors import CheckpointError
-from swag_models.formatting import list_names
+from swag_models.formatting import count_noun, list_names
 from swag_models.hub.fetch import fetch_weights
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.positions import Grid, choose_grid, move_position
@@ -125,9 +125,9 @@ def _take_head(
     classes = next((found for found in names if len(found) == num_classes), None)
     if num_classes != spec.num_classes:
         logger.warning(
-            "%s has a head of %d classes, which is kept (%s: %s); for another pass num_classes=",
+            "%s has a head of %s, which is kept (%s: %s); for another pass num_classes=",
             origin,
-            num_classes,
+            count_noun(num_classes, "class"),
             spec.name,
             spec.num_classes or "no head",
         )
@@ -282,7 +282,7 @@ def _fit_head(
             if key.startswith("head.") and not drop_head
         }
     )
-    has = f"a head of {sizes[-1][0]} classes" if sizes and sizes[-1] else "no head"
+    has = f"a head of {count_noun(sizes[-1][0], 'class')}" if sizes and sizes[-1] else "no head"
     keep = f"; to keep it, pass num_classes={sizes[-1][0]}" if sizes and sizes[-1] else ""
     if not model.num_classes:
         return trunk
@@ -290,10 +290,10 @@ def _fit_head(
     if sizes == [(model.num_classes,)] or (not sizes and not fresh_head and not drop_head):
         return state
     logger.warning(
-        "%s has %s: the head of %d classes is freshly initialised%s",
+        "%s has %s: the head of %s is freshly initialised%s",
         origin,
         has,
-        model.num_classes,
+        count_noun(model.num_classes, "class"),
         keep,
     )
     model.reset_classifier(model.num_classes)

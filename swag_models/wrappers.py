@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from swag_models.errors import CheckpointError, UnsafeCheckpointError
-from swag_models.formatting import list_names
+from swag_models.formatting import count_noun, list_names
 from swag_models.layouts import LAYOUT_KEYS
 from swag_models.stored_tensor import OddTensor, StoredTensor
 
@@ -131,9 +131,9 @@ def find_state_dict(
         and not (name.startswith(chosen.prefix) and name[len(chosen.prefix) :] in state)
     ]:
         logger.warning(
-            "%s: %d tensors outside %s are left out: %s",
+            "%s: left out %s outside %s: %s",
             path,
-            len(left_out),
+            count_noun(len(left_out), "tensor"),
             chosen.prefix.rstrip(".") or "the model",
             list_names(left_out, 3),
         )

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from swag_models.app.addresses import RefusedError
+from swag_models.formatting import count_noun
 
 MAX_SESSION = 128  # characters
 MAX_TEXT = 4096  # characters: the longest path on Linux
@@ -40,7 +41,7 @@ def parse_call(content: bytes, handlers: Mapping[int, Sequence[Any]]) -> dict[st
         raise RefusedError(404, "fn_index is not the number of an event handler")
     components = handlers[number]
     if not isinstance(data, list) or len(data) != len(components):
-        raise RefusedError(422, f"data is not a list of {len(components)} values")
+        raise RefusedError(422, f"data is not a list of {count_noun(len(components), 'value')}")
     values = [_check_input(component, value) for component, value in zip(components, data)]
     checked = {"data": values, "fn_index": number, "session_hash": session}
     try:

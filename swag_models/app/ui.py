@@ -13,6 +13,7 @@ from swag_models.app.layout import MEAN_HEAD, OPACITY, SALIENCY_LABEL, WELCOME, 
 from swag_models.app.saliency import count_layers, overlay_saliency
 from swag_models.app.similar import find_indexed_copies
 from swag_models.errors import SwagModelsError
+from swag_models.formatting import count_noun
 from swag_models.hub.fetch import find_weights
 from swag_models.spec import ViTConfig
 
@@ -234,7 +235,7 @@ class Page(Layout):
             return {self.similar: None, self.embed_timer: gr.Timer(active=False)}
         done, total = self.index.embed(analysis.spec, folder)
         if done < total:
-            text = f"{done} of {total} images embedded"
+            text = f"{done} of {count_noun(total, 'image')} embedded"
             bar = components.render_progress(text, done, total)
             return {self.similar: bar, self.embed_timer: gr.Timer(active=True)}
         assert analysis.content

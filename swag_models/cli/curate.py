@@ -62,10 +62,13 @@ def curate(options: argparse.Namespace) -> int:
     if unused := manifest["hashtags"]["unused_overrides"]:
         print_message(f"overrides of hashtags that no post has: {list_names(unused)}")
     num_rejected = sum(posts["rejected"].values())
-    print_message(f"{posts['read']:,} posts, {num_rejected:,} rejected, {posts['kept']:,} kept")
     print_message(
-        f"{manifest['classes']['kept']:,} classes, {labels['images']:,} images, "
-        f"{labels['samples']:,.0f} samples in an epoch"
+        f"{count_noun(posts['read'], 'post')}, {num_rejected:,} rejected, {posts['kept']:,} kept"
+    )
+    print_message(
+        f"{count_noun(manifest['classes']['kept'], 'class')}, "
+        f"{count_noun(labels['images'], 'image')}, "
+        f"{count_noun(round(labels['samples']), 'sample')} in an epoch"
     )
     print_line(f"{options.output}/report.md")
     return OK

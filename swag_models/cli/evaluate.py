@@ -19,6 +19,7 @@ from swag_models.cli.measuring import (
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.cli.thresholds import add_threshold_option, read_threshold
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.paths import expand_path
 from swag_models.resumable import output_folder
 
@@ -86,7 +87,7 @@ def associations(options: argparse.Namespace) -> int:
         result = measure_associations(model, images, config, **loading)
         write_associations(result, output)
     if result.unreadable:
-        print_message(f"{result.unreadable:,} images could not be read")
+        print_message(f"{count_noun(result.unreadable, 'image')} could not be read")
     if options.json:
         print_data(json.dumps(result.to_dict(), indent=2))
     else:

@@ -7,6 +7,7 @@ from swag_models.cli.measuring import check_single_process
 from swag_models.cli.output import print_line, print_message
 from swag_models.cli.train import PREEMPTED
 from swag_models.errors import PreemptedError
+from swag_models.formatting import count_noun
 
 TITLES = {"top1": "top-1", "mean_per_class": "mean over classes"}
 
@@ -45,7 +46,7 @@ def finetune(options: argparse.Namespace) -> int:
             f"{TITLES.get(name, name)} {value:.1f}% ({low:.1f} to {high:.1f})"
             for name, (value, low, high) in result.metrics.items()
         )
-        print_message(f"{result.held_out_images:,} held-out images: {measures}")
+        print_message(f"{count_noun(result.held_out_images, 'held-out image')}: {measures}")
     for reason in result.unreadable:
         print_message(f"skipped: {reason}")
     print_line(result.folder)

@@ -19,6 +19,7 @@ from swag_models.cli.common import (
 )
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.cli.thresholds import add_threshold_option, read_threshold
+from swag_models.formatting import count_noun
 from swag_models.runtime import read_environment
 
 
@@ -45,7 +46,7 @@ def classify(options: argparse.Namespace) -> int:
             if not predictions:
                 print_line("  no class reaches the threshold")
     if num_skipped:
-        print_message(f"{num_skipped} of {len(images)} images could not be read")
+        print_message(f"{num_skipped} of {count_noun(len(images), 'image')} could not be read")
     return FAILED if num_skipped else OK
 
 
@@ -72,8 +73,8 @@ def embed(options: argparse.Namespace) -> int:
         print_message(f"skipped: {image.reason}")
     num_skipped = len(summary.skipped)
     print_message(
-        f"{summary.rows} rows"
-        + (f", {num_skipped} images could not be read" if num_skipped else "")
+        count_noun(summary.rows, "row")
+        + (f", {count_noun(num_skipped, 'image')} could not be read" if num_skipped else "")
     )
     print_line(summary.path)
     return FAILED if num_skipped else OK
@@ -84,7 +85,7 @@ def merge(options: argparse.Namespace) -> int:
     from swag_models.inference.embed import merge_embeddings
 
     summary = merge_embeddings(options.part, options.output)
-    print_message(f"{summary.rows} rows")
+    print_message(count_noun(summary.rows, "row"))
     print_line(summary.path)
     return OK
 
@@ -105,7 +106,9 @@ def nearest(options: argparse.Namespace) -> int:
     if parts > 1:
         print_message(f"{options.embeddings} has part {part + 1} of {parts} of the images")
     if search.skipped:
-        print_message(f"{len(search.skipped)} images could not be read when it was written")
+        print_message(
+            f"{count_noun(len(search.skipped), 'image')} could not be read when it was written"
+        )
     num_skipped = 0
     for name, neighbours, copies, reason in search(images, options.top_k):
         if reason:

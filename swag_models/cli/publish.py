@@ -10,6 +10,7 @@ from swag_models.api import SPECS, get_spec
 from swag_models.cli.common import OK, AddCommand
 from swag_models.cli.output import print_line, print_message, print_text
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.paths import expand_path
 from swag_models.spec import ModelSpec
 
@@ -122,7 +123,8 @@ def export(options: argparse.Namespace) -> int:
     )
     if report["agreement"] is not None:
         print_message(
-            f"{report['agreement']:.2%} of {report['num_images']} images agree with the original"
+            f"agrees with the original on {report['agreement']:.2%} of "
+            f"{count_noun(report['num_images'], 'image')}"
         )
     return OK
 

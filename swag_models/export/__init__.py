@@ -45,7 +45,7 @@ from swag_models.export.verification import (
     read_batches,
     split_images,
 )
-from swag_models.formatting import describe, escape_unprintable
+from swag_models.formatting import count_noun, describe, escape_unprintable
 from swag_models.models import Backbone
 from swag_models.models.unwrap import unwrap
 from swag_models.paths import expand_path
@@ -300,8 +300,8 @@ def _list_classes(
         check_types(list | tuple, classes=classes)
         if len(classes) != num_classes or not all(isinstance(name, str) for name in classes):
             raise ConfigError(
-                f"{len(classes)} class names for {num_classes or 'no'} classes; pass one string "
-                "each"
+                f"{count_noun(len(classes), 'class name')} for "
+                f"{count_noun(num_classes or None, 'class')}; pass one string each"
             )
         return tuple(classes)
     if spec.classes is None or not num_classes:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError, ExportError, ImageError
 from swag_models.export.formats import ModelFunction, find_sides
+from swag_models.formatting import count_noun
 from swag_models.image_formats import named_errors
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.models import Backbone
@@ -51,9 +52,9 @@ def split_images(
     image_refs = find_images(folder)
     if needs_ranges and len(image_refs) < MIN_IMAGES_TO_SPLIT:
         logger.warning(
-            "%s has only %d images: ranges are calibrated on the images that are checked",
+            "%s has only %s: ranges are calibrated on the images that are checked",
             folder,
-            len(image_refs),
+            count_noun(len(image_refs), "image"),
         )
         return image_refs, image_refs
     calibration: list[ImageRef] = []
@@ -89,7 +90,7 @@ def read_batches(
             yield images.mean(dim=1, keepdim=True) if in_chans == 1 else images
     if num_skipped == len(image_refs):
         raise ConfigError(
-            f"none of {num_skipped} images can be read; "
+            f"none of {count_noun(num_skipped, 'image')} can be read; "
             "pass a folder of images of the kind the model is for"
         )
 
@@ -166,12 +167,12 @@ def _measure_deviation(
         output = exported(images[:count])
         if output.shape != expected[:count].shape:
             raise ExportError(
-                f"the exported model returns shape {tuple(output.shape)} for {count} images; "
-                "try another dtype or format"
+                f"the exported model returns shape {tuple(output.shape)} for "
+                f"{count_noun(count, 'image')}; try another dtype or format"
             )
         if not output.isfinite().all():
             raise ExportError(
-                f"the exported model returns non-finite values for {count} images; "
+                f"the exported model returns non-finite values for {count_noun(count, 'image')}; "
                 "try another dtype or format"
             )
         deviations = (output - expected[:count]).abs() / std
@@ -207,7 +208,8 @@ def check_agreement(
     agreement = float(agrees.float().mean())
     if agreement < MIN_AGREEMENT:
         raise ExportError(
-            f"it agrees with the original on {agreement:.2%} of {len(agrees)} images, allowed: at "
-            f"least {MIN_AGREEMENT:.0%}; try another dtype, or images of the kind the model is for"
+            f"it agrees with the original on {agreement:.2%} of "
+            f"{count_noun(len(agrees), 'image')}, allowed: at least {MIN_AGREEMENT:.0%}; try "
+            "another dtype, or images of the kind the model is for"
         )
     return agreement, len(agrees)

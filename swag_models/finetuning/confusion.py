@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swag_models.atomic import write_text
-from swag_models.formatting import printable
+from swag_models.formatting import count_noun, printable
 from swag_models.recipe.evaluation.multilabel.results import AnyEvaluation
 from swag_models.recipe.evaluation.results import Evaluation, ImageResult
 from swag_models.recipe.plotting import make_figure, save_png
@@ -109,13 +109,13 @@ def _choose_classes(
 ) -> tuple[NDArray[np.intp], str]:
     """The classes to show, ascending, and a title that says if some are left out."""
     wrong = labels != predicted
-    title = f"{len(labels) - wrong.sum()} of {len(labels)} held-out images right"
+    title = f"{len(labels) - wrong.sum()} of {count_noun(len(labels), 'held-out image')} right"
     if count <= MAX_CLASSES:
         return np.arange(count), title
     # A matrix of all classes could fill the memory.
     errors = sum(np.bincount(part[wrong], minlength=count) for part in (labels, predicted))
     worst = np.sort(np.argsort(-np.asarray(errors), kind="stable")[:MAX_CLASSES])
-    return worst, f"{title}\nthe {MAX_CLASSES} of {count} classes with most errors"
+    return worst, f"{title}\nthe {MAX_CLASSES} of {count_noun(count, 'class')} with most errors"
 
 
 def _shorten(name: str) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.inference.acceleration import pick_dtype
 from swag_models.recipe.config import (
     Augment,
@@ -72,7 +73,8 @@ def choose_run(
     """
     if spec.in_chans != 3:
         raise ConfigError(
-            f"{spec.name} takes {spec.in_chans} channels; fine-tune a model of RGB images"
+            f"{spec.name} takes {count_noun(spec.in_chans, 'channel')}; fine-tune a model of RGB "
+            "images"
         )
     height, width = spec.preprocess.size
     if image_size is None and height != width:

@@ -28,7 +28,7 @@ from swag_models.errors import ConfigError, check_types
 from swag_models.finetuning.confusion import draw_confusions, write_predictions
 from swag_models.finetuning.defaults import choose_run
 from swag_models.finetuning.folders import FolderData, open_folder
-from swag_models.formatting import printable
+from swag_models.formatting import count_noun, printable
 from swag_models.hub.hf_format import CONFUSION_FILE, CURVES_FILE, RECIPE_FILE
 from swag_models.paths import expand_path
 from swag_models.publish.save import choose_name, save
@@ -261,7 +261,7 @@ def _publish(
     measures = {} if evaluation is None else _list_measures(evaluation)
     recipe["metrics"] = {name: estimate.value for name, estimate in measures.items()}
     if isinstance(evaluation, Evaluation):
-        images = f"{len(evaluation.records)} held-out images of {data.train.title}"
+        images = f"{count_noun(len(evaluation.records), 'held-out image')} of {data.train.title}"
         metrics = Metrics(images, round(evaluation.top1.value, 2))
         figures.append(("Confusion matrix of the held-out images", CONFUSION_FILE))
     with temporary_folder(output) as folder:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.finetuning.split import split_dataset
-from swag_models.formatting import escape_unprintable, list_names, printable
+from swag_models.formatting import count_noun, escape_unprintable, list_names, printable
 from swag_models.hub.hf_format import check_printable
 from swag_models.paths import expand_path
 from swag_models.recipe.data.annotation_formats import ANNOTATION_SUFFIXES
@@ -87,8 +87,8 @@ def open_folder(
         _check_measurable(held_out)
     count = 0 if held_out is None else len(held_out)
     _notify(
-        f"{len(train):,} images of {train.num_classes:,} classes to train on, {count:,} held out "
-        f"({origin})"
+        f"{count_noun(len(train), 'image')} of {count_noun(train.num_classes, 'class')} to train "
+        f"on, {count:,} held out ({origin})"
     )
     return FolderData(train, held_out, origin, multi_label)
 
@@ -178,7 +178,9 @@ def _check_classes(dataset: ImageDataset, root: Path) -> None:
 def _check_measurable(dataset: ImageDataset) -> None:
     """Raise ConfigError if no image has a label or can be read, before the time for training."""
     if not any(dataset.labels):
-        raise ConfigError(f"none of the {len(dataset)} held-out images has a label; add some")
+        raise ConfigError(
+            f"none of the {count_noun(len(dataset), 'held-out image')} has a label; add some"
+        )
     error: ImageError | None = None
     for index in range(len(dataset)):
         try:
@@ -186,7 +188,9 @@ def _check_measurable(dataset: ImageDataset) -> None:
             return
         except ImageError as reason:
             error = error or reason
-    raise ConfigError(f"none of the {len(dataset)} held-out images can be read: {error}")
+    raise ConfigError(
+        f"none of the {count_noun(len(dataset), 'held-out image')} can be read: {error}"
+    )
 
 
 def _notify(text: str, log: Callable[..., None] = logger.warning) -> None:

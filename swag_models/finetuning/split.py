@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe, escape_unprintable, list_names
+from swag_models.formatting import count_noun, describe, escape_unprintable, list_names
 from swag_models.paths import open_regular
 from swag_models.recipe.data.datasets import ImageDataset
 
@@ -55,8 +55,8 @@ def split_dataset(
             single.append(_name_group(dataset, number))
     if single:
         line = (
-            f"{len(single)} of {dataset.num_classes} classes have one image, or copies of one, "
-            f"which is trained on and not measured: {list_names(single, 5)}"
+            f"{len(single)} of {count_noun(dataset.num_classes, 'class')} with one image, or "
+            f"copies of one, which is trained on and not measured: {list_names(single, 5)}"
         )
         logger.warning("%s", escape_unprintable(line, 499))
     if not held_out:
@@ -92,10 +92,11 @@ def identify_contents(dataset: ImageDataset) -> list[str]:
         labels = defaultdict[str, set[object]](set)
         for content, label in zip(contents, dataset.labels):
             labels[content].add(label)
-        line = f"{copies} images are copies of others, and stay on their side of the split"
+        subject = count_noun(copies, "image is a copy of another", "images are copies of others")
+        line = f"{subject}; copies stay on one side of the split"
         wrong = [name for name, content in zip(names, contents) if len(labels[content]) > 1]
         if wrong:
-            line += f"; {len(wrong)} have copies in another class: {list_names(wrong, 4)}"
+            line += f"; with copies in another class: {list_names(wrong, 4)}"
         logger.warning("%s", escape_unprintable(line, 499))
     return contents
 

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 
 from swag_models.decoding import parse_json
 from swag_models.errors import CheckpointError, ConfigError
-from swag_models.formatting import describe, describe_error
+from swag_models.formatting import count_noun, describe, describe_error
 from swag_models.hub.timm_format import describe_for_timm
 from swag_models.hub.timm_reader import is_timm_config, read_timm_config
 from swag_models.paths import read_regular
@@ -214,7 +214,9 @@ def read_index(path: Path) -> Index:
         reason = describe_error(error)
         raise CheckpointError(f"{path} is not an index of a sharded model: {reason}") from None
     if len(shards) > MAX_SHARDS:
-        raise CheckpointError(f"{path} names {len(shards):,} files; allowed: {MAX_SHARDS:,}")
+        raise CheckpointError(
+            f"{path} names {count_noun(len(shards), 'file')}; allowed: {MAX_SHARDS:,}"
+        )
     if not shards or not all(digest is None or type(digest) is str for digest in shards.values()):
         example = f" {invalid[0]}" if invalid else ""
         raise CheckpointError(

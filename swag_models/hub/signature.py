@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, SignatureError
-from swag_models.formatting import describe_error
+from swag_models.formatting import count_noun, describe_error
 from swag_models.paths import expand_path, read_regular
 from swag_models.runtime import import_extra
 
@@ -295,7 +295,7 @@ def _get_list(value: Any, name: str, length: int | None = None) -> list[Any]:
     """Return a field that must be a list, with `length` items if that is not None."""
     items = _get(value, name, list)
     if length is not None and len(items) != length:
-        raise ValueError(f"{name} has {len(items)} items, not {length}")
+        raise ValueError(f"{name} has {count_noun(len(items), 'item')}, not {length}")
     return items
 
 

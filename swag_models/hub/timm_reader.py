@@ -12,7 +12,7 @@ from typing import Any
 from swag_models.catalog import MODELS, REGNETY_NANO
 from swag_models.decoding import decode_fields, decode_value
 from swag_models.errors import ConfigError, check_choice
-from swag_models.formatting import describe, list_names
+from swag_models.formatting import count_noun, describe, list_names
 from swag_models.hub.model_size import count_size
 from swag_models.hub.timm_format import (
     MULTI_LABEL,
@@ -254,7 +254,9 @@ def read_preprocess(source: Mapping[str, Any], size: tuple[int, int]) -> Preproc
         # One for all channels; timm repeats it for models of other than three channels.
         statistics[key] = values[:1] * 3 if len(set(values)) == 1 else values
         if len(statistics[key]) != 3:
-            raise ConfigError(f"{key} has {len(values)} values; allowed: 3, for R, G and B")
+            raise ConfigError(
+                f"{key} has {count_noun(len(values), 'value')}; allowed: 3, for R, G and B"
+            )
     height, width = size
     return Preprocess(height if height == width else size, interpolation, **statistics)
 
@@ -295,10 +297,10 @@ def read_classes(
         if len(labels) != num_classes:
             # transformers keeps those of the model that was fine-tuned, if they are so named.
             logger.warning(
-                "label_names of %s has %d names for %d classes, and is ignored",
+                "label_names of %s has %s for %s, and is ignored",
                 name,
-                len(labels),
-                num_classes,
+                count_noun(len(labels), "name"),
+                count_noun(num_classes, "class"),
             )
             return None
         if labels != tuple(map(make_label, range(num_classes))):

@@ -24,6 +24,7 @@ import numpy as np
 from swag_models.atomic import disk_errors
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.hub.progress import make_bar
 from swag_models.inference.embed_job import add_hashes, describe_job, hash_images
 from swag_models.inference.embeddings_file import (
@@ -283,9 +284,13 @@ def _sort_parts(
     if missing := sorted(set(range(world_size)) - {part["rank"] for part in metadata.values()}):
         template = Path("part" + paths[0].suffix)
         names = ", ".join(_get_part_path(template, rank, world_size).name for rank in missing)
-        raise ConfigError(f"{len(paths)} of {world_size} parts passed; missing: {names}")
+        raise ConfigError(
+            f"{len(paths)} of {count_noun(world_size, 'part')} passed; missing: {names}"
+        )
     if len(paths) > world_size:
-        raise ConfigError(f"{len(paths)} of {world_size} parts passed; pass each part once")
+        raise ConfigError(
+            f"{len(paths)} of {count_noun(world_size, 'part')} passed; pass each part once"
+        )
     # The merged file equals that of a single process.
     job = {name: value for name, value in first.items() if name not in ROWS_KEYS}
     hashes = [part["files_hash"] for part in metadata.values()]

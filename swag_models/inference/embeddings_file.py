@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from swag_models.atomic import atomic_write, write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe_error
+from swag_models.formatting import count_noun, describe_error
 from swag_models.inference.predict import Embeddings, Skipped
 from swag_models.paths import expand_path, read_regular, require_regular
 from swag_models.runtime import import_extra
@@ -58,8 +58,8 @@ def read_embeddings(path: str | os.PathLike[str]) -> Embeddings:
             values = flat.reshape(-1, metadata["width"]).copy()
         if values.dtype != np.float32 or values.shape != (len(names), metadata["width"]):
             raise ValueError(
-                f"it has {values.dtype} {values.shape} for {len(names)} names of width "
-                f"{metadata['width']}"
+                f"it has {values.dtype} {values.shape} for {count_noun(len(names), 'name')} of "
+                f"width {metadata['width']}"
             )
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = describe_error(error)

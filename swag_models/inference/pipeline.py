@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from swag_models.api import load_model, load_preprocess
 from swag_models.devices import check_dtype
 from swag_models.errors import ConfigError, ImageError, check_maximum, check_types, plain_arguments
-from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
+from swag_models.formatting import MAX_VALUE, count_noun, describe, escape_unprintable
 from swag_models.hub.model_size import count_activations
 from swag_models.image_formats import named_errors
 from swag_models.inference.acceleration import (
@@ -164,8 +164,8 @@ class InferencePipeline:
         self.spec = spec
         if self.model.in_chans not in (1, 3):
             raise ConfigError(
-                f"{spec.name} takes {self.model.in_chans} channels, but images have 3, or 1 in "
-                f"greyscale; call the model directly"
+                f"{spec.name} takes {count_noun(self.model.in_chans, 'channel')}, but images have "
+                "3, or 1 in greyscale; call the model directly"
             )
         self.name = spec.name
         default_batch_size = BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
@@ -268,9 +268,9 @@ class InferencePipeline:
         needed = count * values * self.dtype.itemsize
         if free is not None and needed > free:
             raise ConfigError(
-                f"{count} images of {height}x{width} pixels need more than {needed / 1e9:,.0f} GB "
-                f"of memory at once, and {free / 1e9:,.0f} GB are free; lower image_size or "
-                "batch_size"
+                f"{count_noun(count, 'image')} of {height}x{width} pixels need more than "
+                f"{needed / 1e9:,.0f} GB of memory at once, and {free / 1e9:,.0f} GB are free; "
+                "lower image_size or batch_size"
             )
 
     def _read(self, image: ImageRef) -> Tensor | str:
@@ -307,8 +307,8 @@ class InferencePipeline:
             if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):
                 raise
             raise ConfigError(
-                f"{self.device} has too little memory for {len(pixels)} images at once; "
-                f"lower batch_size"
+                f"{self.device} has too little memory for {count_noun(len(pixels), 'image')} at "
+                "once; lower batch_size"
             ) from None
         # The first batch is not timed, because it is slower than the others.
         if self._may_compile and self._is_warm:

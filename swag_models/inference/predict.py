@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from swag_models.api import get_spec, load_classes
 from swag_models.errors import ConfigError, check_minimum, check_types, plain_arguments
+from swag_models.formatting import count_noun
 from swag_models.inference.pipeline import InferencePipeline, Skipped
 from swag_models.inference.thresholds import Thresholds, read_thresholds
 from swag_models.model_metadata import NameOrModel, check_class_names
@@ -60,7 +61,8 @@ class Embeddings(NamedTuple):
 
     def __repr__(self) -> str:
         rows, width = self.vectors.shape
-        return f"Embeddings({rows} vectors of {width} features, {len(self.skipped)} skipped)"
+        size = f"{count_noun(rows, 'vector')} of {count_noun(width, 'feature')}"
+        return f"Embeddings({size}, {len(self.skipped)} skipped)"
 
 
 class Classifier(InferencePipeline):
@@ -110,7 +112,7 @@ class Classifier(InferencePipeline):
         self.thresholds = None if threshold is None else read_thresholds(threshold, self.classes)
 
     def _describe_output(self) -> str:
-        return f"{len(self.classes)} classes"
+        return count_noun(len(self.classes), "class")
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of normalised images (N, 3, H, W)."""
@@ -175,8 +177,8 @@ class Classifier(InferencePipeline):
         if logits.shape[1:] != (len(self.classes),):
             raise ConfigError(
                 f"the head of {self.name} gives outputs of shape {tuple(logits.shape[1:])} for "
-                f"{len(self.classes)} classes; make another head with model.reset_classifier, and "
-                "name its classes with Classifier(..., classes=[...])"
+                f"{count_noun(len(self.classes), 'class')}; make another head with "
+                "model.reset_classifier, and name its classes with Classifier(..., classes=[...])"
             )
         probabilities = logits.sigmoid() if self.spec.multi_label else logits.softmax(dim=-1)
         count = min(top_k or DEFAULT_TOP_K, logits.shape[1])
@@ -213,7 +215,7 @@ class Embedder(InferencePipeline):
     purpose = "embed images with"
 
     def _describe_output(self) -> str:
-        return f"{self.model.num_features} features"
+        return count_noun(self.model.num_features, "feature")
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, D) of normalised images (N, 3, H, W)."""

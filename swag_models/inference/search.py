@@ -16,7 +16,7 @@ from torch import Tensor
 
 from swag_models.api import SPECS, Name, load_preprocess
 from swag_models.errors import ConfigError, UnknownModelError, check_minimum, check_types, plain
-from swag_models.formatting import MAX_VALUE, describe, escape_unprintable
+from swag_models.formatting import MAX_VALUE, count_noun, describe, escape_unprintable
 from swag_models.inference.embed_job import describe_job
 from swag_models.inference.embeddings_file import (
     read_embeddings_metadata,
@@ -94,7 +94,8 @@ class ImageSearch:
 
     def __repr__(self) -> str:
         path = escape_unprintable(str(self.path), MAX_VALUE)
-        return f"{type(self).__name__}({path}, {len(self.names)} vectors, {self.embedder!r})"
+        size = count_noun(len(self.names), "vector")
+        return f"{type(self).__name__}({path}, {size}, {self.embedder!r})"
 
     def __call__(self, images: Any, top_k: int = 10) -> Iterator[SearchResult]:
         """Yield the nearest images of each query, in order.

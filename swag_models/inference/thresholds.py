@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swag_models.errors import ConfigError, argument_errors, suggest_names
-from swag_models.formatting import describe
+from swag_models.formatting import count_noun, describe
 
 DEFAULT_THRESHOLD = 0.5  # of classes that a mapping does not name
 Thresholds = float | Sequence[float] | Mapping[str, float]
@@ -43,8 +43,8 @@ def read_thresholds(threshold: Thresholds, classes: Sequence[str]) -> tuple[floa
         values = [values.get(name, DEFAULT_THRESHOLD) for name in classes]
     if len(values) != len(classes):
         raise ConfigError(
-            f"threshold has {len(values):,} values; allowed: one number, or one for each of the "
-            f"{len(classes):,} classes"
+            f"threshold has {count_noun(len(values), 'value')}; allowed: one number, or one for "
+            f"each of the {count_noun(len(classes), 'class')}"
         )
     return tuple(
         _check_threshold(value, f" of class {name}") for value, name in zip(values, classes)

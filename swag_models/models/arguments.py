@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from swag_models.errors import ConfigError, check_choice, check_maximum, plain
-from swag_models.formatting import describe
+from swag_models.formatting import count_noun, describe
 from swag_models.model_limits import LIMITS, MAX_POSITIONS
 from swag_models.spec import ImageSize, Pool
 
@@ -157,8 +157,8 @@ def choose_pool(family: str, num_classes: int | None, global_pool: str | None) -
     check_choice("global_pool", pool, "avg", "", subject=" for a RegNet")
     if num_classes and not pool:
         raise ConfigError(
-            f"invalid global_pool '' for a RegNet with {num_classes} classes, which needs pooled "
-            "features; pass num_classes=0 for the feature map"
+            f"invalid global_pool '' for a RegNet with {count_noun(num_classes, 'class')}, which "
+            "needs pooled features; pass num_classes=0 for the feature map"
         )
     return cast("Pool", pool)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from swag_models.formatting import markdown_table
+from swag_models.formatting import count_noun, markdown_table
 from swag_models.hub.huggingface import PREFIX
 from swag_models.hub.timm_format import is_known_to_timm
 from swag_models.spec import UNKNOWN, ModelSpec
@@ -132,7 +132,7 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
         ("architecture", f"{spec.arch}, `{spec.config}`"),
         ("parameters", f"{spec.num_params / 1e6:.1f}M, {details.dtype}"),
         ("input", f"{spec.in_chans} x {height} x {width}"),
-        ("output", f"{spec.num_classes} classes" if spec.num_classes else "features"),
+        ("output", count_noun(spec.num_classes, "class") if spec.num_classes else "features"),
         ("compute", f"{spec.gmacs:.2f} GMACs per image"),
     ]
     return TEMPLATES.get_template("model_card.md.jinja").render(
@@ -181,7 +181,7 @@ def set_card_address(text: str, name: str, address: str) -> str:
 def _describe_kind(spec: ModelSpec) -> str:
     if spec.num_classes is None:
         return "An image encoder without a classifier"
-    kind = f"An image classifier of {spec.num_classes} classes"
+    kind = f"An image classifier of {count_noun(spec.num_classes, 'class')}"
     return f"{kind}, any number of which an image can have" if spec.multi_label else kind
 
 

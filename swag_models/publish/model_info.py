@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe, spell_license
+from swag_models.formatting import count_noun, describe, spell_license
 from swag_models.hub.hf_format import check_texts
 from swag_models.model_metadata import check_class_names
 from swag_models.models import Backbone, RegNet, build
@@ -149,13 +149,16 @@ def _choose_classes(
             return origin.classes
         if num_classes is not None:
             logger.warning(
-                "%s: its %d classes have no names; pass them as classes=[...]", name, num_classes
+                "%s: no names for its %s; pass them as classes=[...]",
+                name,
+                count_noun(num_classes, "class"),
             )
         return None
     if isinstance(classes, str):  # the only label set that `load_classes` knows by name
         if classes != "imagenet-1k" or num_classes != 1000:
             raise ConfigError(
-                f"invalid classes {describe(classes)}: pass {num_classes or 'no'} names, "
+                f"invalid classes {describe(classes)}: pass "
+                f"{count_noun(num_classes or None, 'name')}, "
                 'or "imagenet-1k" for a model of 1000 classes'
             )
         return classes
@@ -170,7 +173,8 @@ def _choose_synsets(
         return origin.synsets if origin and num_classes == origin.num_classes else None
     if len(synsets) != num_classes:
         raise ConfigError(
-            f"{len(synsets)} synsets for {num_classes or 'no'} classes; pass one WordNet id each"
+            f"{count_noun(len(synsets), 'synset')} for {count_noun(num_classes or None, 'class')}; "
+            "pass one WordNet id each"
         )
     return tuple(synsets)
 

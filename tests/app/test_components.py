@@ -66,7 +66,7 @@ def test_facts_of_a_model_are_complete_and_missing_ones_are_left_out() -> None:
     facts = render_facts(spec, is_local=True)
     assert f"<dt>Training</dt><dd>{spec.description}</dd>" in facts
     assert f"83.6M parameters, {spec.gmacs:g} GMACs at 384x384 px" in facts
-    assert "<dt>Output</dt><dd>1000 classes</dd>" in facts
+    assert "<dt>Output</dt><dd>1,000 classes</dd>" in facts
     assert spec.metrics is not None
     assert f"{spec.metrics.top1}% top-1 on {spec.metrics.dataset}" in facts
     assert "<dt>Weights</dt><dd>on this machine</dd>" in facts

@@ -121,7 +121,7 @@ def test_an_operator_that_onnx_lacks_is_an_error_and_pt2_works(tmp_path: Path) -
         ("model.pt2", {"external_data": False}, r"external_data is for \.onnx; a \.pt2 is always"),
         ("model.onnx", {"external_data": 1}, "invalid external_data 1: allowed: bool or None"),
         ("model.onnx", {"dynamic_size": "yes"}, "invalid dynamic_size 'yes': allowed: bool"),
-        ("model.onnx", {"classes": ["a"]}, "1 class names for 65 classes; pass one string each"),
+        ("model.onnx", {"classes": ["a"]}, "1 class name for 65 classes; pass one string each"),
         ("model.onnx", {"classes": "ab"}, "invalid classes 'ab': allowed: list or tuple"),
         ("nowhere/model.onnx", {}, "nowhere is not a folder; create it first"),
         (
@@ -252,7 +252,7 @@ def test_unreadable_images_are_skipped_unless_none_can_be_read(
     folder, path = tmp_path / "images", tmp_path / "model.pt2"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"not an image")
-    with pytest.raises(ConfigError, match="none of 1 images can be read; pass a folder of images"):
+    with pytest.raises(ConfigError, match="none of 1 image can be read; pass a folder of images"):
         export_model(tiny("vit"), path, spec=VIT_SPEC, images=folder)
     assert [file.name for file in tmp_path.iterdir()] == ["images"]
     Image.new("RGB", (9, 9)).save(folder / "good.png")

@@ -190,7 +190,7 @@ def test_class_names_can_be_given_with_a_model(tmp_path: Path) -> None:
     assert not Metadata.from_strings(strings).multi_label
     with pytest.raises(ConfigError, match="2 class names for 3 classes; pass one string each"):
         export_model(model, path, classes=NAMES[:2])
-    with pytest.raises(ConfigError, match="1 class names for no classes"):
+    with pytest.raises(ConfigError, match="1 class name for no classes"):
         export_model(remove_head(model), path, classes=["cat"])
 
 

@@ -133,7 +133,7 @@ def test_what_is_left_out_is_counted_and_said(
     _, printed = finished
     lines = printed.stderr.splitlines()
     assert any("left out beside the images: 1 .txt" in line for line in lines)
-    assert any("1 of 11 classes have one image" in line for line in lines)
+    assert any("1 of 11 classes with one image" in line for line in lines)
     assert any("images of 11 classes to train on" in line for line in lines)
     broken = [line for line in lines if "broken" in line and "could not be read" in line]
     assert broken, lines

@@ -53,7 +53,7 @@ def test_a_share_of_each_class_is_held_out_and_one_image_is_trained_on(
     assert count_classes(train) + count_classes(held_out) == Counter(SIZES)
     assert set(train.names).isdisjoint(held_out.names)
     assert train.class_names == held_out.class_names == tuple(SIZES)
-    assert "1 of 5 classes have one image, or copies of one" in caplog.text
+    assert "1 of 5 classes with one image, or copies of one" in caplog.text
     assert "art" in caplog.text
     for part in (train, held_out):
         assert part.read(0).size == (4, 4)

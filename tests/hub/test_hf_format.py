@@ -70,7 +70,7 @@ def test_config_json_round_trip_completes_the_source_url(tmp_path: Path) -> None
             "invalid SHA-256 '0' of .*; expected 64",
         ),
         ({"classes": ["cat", "dog"]}, "has 2 class names for 10 classes"),
-        ({"classes": ["cat"], "num_classes": None}, "has 1 class names for no classes"),
+        ({"classes": ["cat"], "num_classes": None}, "has 1 class name for no classes"),
         ({"name": "\x1b[2Jmine"}, r"config.json: '\\x1b\[2Jmine' has control characters"),
         ({"license_url": "https://x\n"}, "has control characters; use one line of printable text"),
         ({"colour": "red"}, "ModelSpec has no field colour.*a newer version of this library"),

@@ -48,9 +48,7 @@ def test_memory_that_cannot_be_allocated(monkeypatch: pytest.MonkeyPatch) -> Non
         return torch.empty(1 << 60)
 
     monkeypatch.setattr(model, "forward", fail)
-    with pytest.raises(
-        ConfigError, match=r"^cpu has too little memory for 1 images at once; lower"
-    ):
+    with pytest.raises(ConfigError, match=r"^cpu has too little memory for 1 image at once; lower"):
         model(Image.new("RGB", (64, 64)))
 
 

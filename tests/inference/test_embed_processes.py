@@ -102,7 +102,7 @@ def test_work_that_is_killed_repeatedly_loses_and_repeats_nothing(
     assert int(re.findall(r"(\d+)/320 \[", stderr)[0]) == done
     assert "100%" in stderr
     assert f"skipped: {paths[7]}" in stderr
-    assert "319 rows, 1 images could not be read" in stderr
+    assert "319 rows, 1 image could not be read" in stderr
     assert output.read_bytes() == whole.read_bytes()
     assert list_names(tmp_path) == ["images", "whole.parquet", "x.parquet"]
 

@@ -211,7 +211,7 @@ def test_the_command_prints_neighbours_copies_and_what_it_cannot_read(
     assert lines[0] == str(SCENES / "cup.jpg")
     assert [len(line.split("  ")) > 1 for line in lines[1:]] == [True] * 4
     assert [line.split()[0] for line in lines[3:]] == ["copy", "copy"]
-    assert "1 images could not be read when it was written" in output.err
+    assert "1 image could not be read when it was written" in output.err
     assert f"skipped: {broken}" in output.err
     assert main([*arguments[:3], "--json", "--top-k", "1"]) == 0
     row = json.loads(capsys.readouterr().out)

@@ -106,7 +106,7 @@ class TestPublishedSpec:
         assert load_classes(folder)[:2] == ("flower", "car")
         model.reset_classifier(2)
         assert self.spec_of(model, folder).classes is None
-        assert "my_model: its 2 classes have no names; pass them as classes=[...]" in caplog.text
+        assert "my_model: no names for its 2 classes; pass them as classes=[...]" in caplog.text
         with pytest.raises(
             ConfigError, match="my_model has 2 classes without names; name them with publish"
         ):
@@ -124,9 +124,9 @@ class TestPublishedSpec:
     @pytest.mark.parametrize(
         ("num_classes", "classes", "message"),
         [
-            (2, ["cat"], "1 class names for 2 classes"),
+            (2, ["cat"], "1 class name for 2 classes"),
             (2, [1, 2], "pass one string each"),
-            (None, ["cat"], "1 class names for no classes"),
+            (None, ["cat"], "1 class name for no classes"),
             (2, ["cat", "d\no\x1bg"], r"my_model: 'd\\no\\x1bg' has control characters"),
             (2, "imagenet-1k", "invalid classes 'imagenet-1k': pass 2 names"),
             (1000, "imagenet-21k", "invalid classes 'imagenet-21k': pass 1000 names"),

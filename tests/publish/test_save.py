@@ -363,7 +363,7 @@ def test_synsets_are_kept_with_their_classes(tmp_path: Path) -> None:
     )
     assert swag_models.get_spec(tmp_path / "named").synsets == ("n02121620", "n02084071")
     assert "\nFor an hour.\n" in (tmp_path / "named" / "README.md").read_text()
-    with pytest.raises(ConfigError, match="1 synsets for 2 classes; pass one WordNet id each"):
+    with pytest.raises(ConfigError, match="1 synset for 2 classes; pass one WordNet id each"):
         save(model, tmp_path / "wrong", classes=["cat", "dog"], synsets=["n02121620"])
 
 

@@ -184,7 +184,7 @@ def test_probe(
         command = ["recipe", "probe", NANO, "--train", str(data), "--test", str(data), *options]
         assert main(command) == 1
         assert [probe["skipped"] for probe in json.loads(capsys.readouterr().out)] == [16]
-        expected = "8 images or shards of data could not be read and are left out: "
+        expected = "left out 8 images or shards of data that could not be read: "
         assert [record.message[: len(expected)] for record in caplog.records] == [expected] * 2
         caplog.clear()
     shutil.rmtree(data / "a")

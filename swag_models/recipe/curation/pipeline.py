@@ -143,8 +143,8 @@ def _unite_copies(backend: Backend, posts: Any, key: str, work: Path) -> tuple[A
     crowds = copies.filter(copies.posts > queries.MAX_UNITED)
     if num_crowds := backend.count(crowds.filter(crowds.id == crowds["first"])):
         logger.warning(
-            "%s is the same in more than %d posts, %d times: each of these is one image with the "
-            "hashtags of its first post only; check that the column is not a placeholder",
+            "%s is the same in more than %d posts, for %d of its values: each is one image with "
+            "the hashtags of its first post only; check that the column is not a placeholder",
             *(key, queries.MAX_UNITED, num_crowds),
         )
     others = posts.anti_join(copies, "id")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe, list_names
+from swag_models.formatting import count_noun, describe, list_names
 from swag_models.paths import read_regular
 from swag_models.recipe.data.tables import BEYOND_HEADER, ROW_READERS, Row, read_rows, table_errors
 
@@ -112,7 +112,7 @@ def _check_entries(
         except _InvalidError as error:
             first, count = first or f"{noun} {number} {error}", count + 1
     if count:
-        more = f"; {count - 1:,} more are invalid" if count > 1 else ""
+        more = f"; {count - 1:,} more invalid" if count > 1 else ""
         raise ConfigError(f"{path}: {first}{more}")
     return entries
 
@@ -256,7 +256,9 @@ def _read_coco(path: Path, data: Mapping[str, Any]) -> Annotations:
 
     _check_entries(path, data["annotations"], read, "annotation")
     entries = [Entry(name, tuple(labels[identifier])) for identifier, name in images.items()]
-    remarks = (f"{strays:,} annotations of images that are not listed",) if strays else ()
+    remarks = (
+        (f"{count_noun(strays, 'annotation')} of images that are not listed",) if strays else ()
+    )
     return Annotations(entries, tuple(categories.values()), remarks)
 
 

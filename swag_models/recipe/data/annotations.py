@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe
+from swag_models.formatting import count_noun, describe
 from swag_models.image_formats import is_image_name
 from swag_models.paths import MAX_NAME
 from swag_models.recipe.data.annotation_formats import Annotations, Entry, read_annotations
@@ -105,7 +105,7 @@ def _check_names(path: Path, entries: Sequence[Entry]) -> None:
     """Raise ConfigError unless every file name is a plain path below its folder."""
     invalid = [entry.name for entry in entries if not _is_plain(entry.name)]
     if invalid:
-        more = f"; {len(invalid) - 1:,} more are invalid" if len(invalid) > 1 else ""
+        more = f"; {len(invalid) - 1:,} more invalid" if len(invalid) > 1 else ""
         raise ConfigError(
             f"{path} has the file name {describe(invalid[0])}; allowed: relative paths below the "
             f"folder of the images, with / between folders{more}"
@@ -152,9 +152,10 @@ def _report(path: Path, annotations: Annotations, names: Sequence[str], present:
     """Log what was assumed, merged and is missing."""
     remarks = list(annotations.remarks)
     if merged := len(annotations.entries) - len(names):
-        remarks.append(f"{merged:,} repeated file names, whose labels are merged")
+        remarks.append(f"{count_noun(merged, 'repeated file name')}, with merged labels")
     if missing := [name for name in names if name not in present]:
-        remarks.append(f"{len(missing):,} of {len(names):,} images are missing, as {missing[0]}")
+        total = count_noun(len(names), "image")
+        remarks.append(f"missing: {len(missing):,} of {total}, such as {missing[0]}")
     if remarks:
         _warn_once(path, "; ".join(remarks))
 

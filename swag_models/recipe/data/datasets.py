@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
-from swag_models.formatting import list_names, printable
+from swag_models.formatting import count_noun, list_names, printable
 from swag_models.inference.image_sources import find_images, log_left_out
 from swag_models.paths import is_system_name
 from swag_models.preprocess import read_image
@@ -223,8 +223,9 @@ def match_names(
     ):
         if wrong_names:
             raise ConfigError(
-                f"{source} has classes {problem}: {list_names(wrong_names, 5)}; its {len(classes)} "
-                f"classes begin with {', '.join(classes[:3])}: rename or remove them"
+                f"{source} has classes {problem}: {list_names(wrong_names, 5)}; it has "
+                f"{count_noun(len(classes), 'class')}, first {', '.join(classes[:3])}: rename or "
+                "remove them"
             )
     return [numbers[name] for name in names]
 

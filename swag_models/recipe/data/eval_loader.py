@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from swag_models.errors import ConfigError, ImageError, check_minimum
-from swag_models.formatting import list_names
+from swag_models.formatting import count_noun, list_names
 from swag_models.recipe.data.collate import (
     Batch,
     Transform,
@@ -85,8 +85,10 @@ def log_skipped(title: str, skipped: Mapping[str, int]) -> None:
     """Log how many images of the data called `title` could not be read, and two of the reasons."""
     if skipped:
         logger.warning(
-            "%d images or shards of %s could not be read and are left out: %s",
-            *(sum(skipped.values()), title, list_names([*skipped], 2)),
+            "left out %s of %s that could not be read: %s",
+            count_noun(sum(skipped.values()), "image or shard", "images or shards"),
+            title,
+            list_names([*skipped], 2),
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from swag_models.errors import ConfigError, ImageError, check_minimum
-from swag_models.formatting import printable
+from swag_models.formatting import count_noun, printable
 from swag_models.image_formats import named_errors
 from swag_models.preprocess import read_image
 from swag_models.recipe.data.collate import LoadedSample, Transform, WorkerResult, make_data_loader
@@ -155,8 +155,8 @@ class Loader:
         self.steps = _count_steps(steps, self.samples, batch_size * world_size)
         if self.steps is not None and len(urls) < world_size * self.streams:
             raise ConfigError(
-                f"{len(urls)} shards are too few for {world_size} ranks x {self.streams} workers; "
-                "use fewer or pack smaller shards"
+                f"too few shards, {len(urls)}, for {count_noun(world_size, 'rank')} x "
+                f"{count_noun(self.streams, 'worker')}; use fewer or pack smaller shards"
             )
         self._stream = ShardStream(
             urls=urls,

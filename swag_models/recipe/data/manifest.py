@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from swag_models.decoding import decode_fields, parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe_error
+from swag_models.formatting import count_noun, describe_error
 from swag_models.hub.download import hash_file
 from swag_models.paths import expand_location, expand_path, is_system_name
 from swag_models.recipe.data.urls import read_all
@@ -84,8 +84,8 @@ class _Manifest:
         _check_ranges(MAX_CLASSES, num_classes=self.num_classes)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ConfigError(
-                f"class_names has {len(self.class_names):,} names for {self.num_classes:,} "
-                "classes; pack again"
+                f"class_names has {count_noun(len(self.class_names), 'name')} for "
+                f"{count_noun(self.num_classes, 'class')}; pack again"
             )
         if self.shards and not self.samples:
             raise ConfigError("samples is 0, but shards are listed; pack again")

@@ -29,7 +29,7 @@ import PIL
 from swag_models import __version__
 from swag_models.atomic import atomic_write, disk_errors, write_json, write_text
 from swag_models.errors import ConfigError, SwagModelsError, check_minimum
-from swag_models.formatting import list_names
+from swag_models.formatting import count_noun, list_names
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.paths import expand_path

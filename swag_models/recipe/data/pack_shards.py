@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import ImageError
+from swag_models.formatting import count_noun
 from swag_models.hub.download import hash_file
 from swag_models.hub.progress import make_bar
 from swag_models.preprocess import read_image
@@ -74,9 +75,9 @@ def write_shards(
             changed += path.exists()
     if changed:
         logger.warning(
-            "%d finished shards of %s are packed again: they, or names, sizes or modification "
-            "times of their images, have changed",
-            *(changed, output),
+            "packing %s of %s again: names, sizes or modification times of images, or shards "
+            "themselves, have changed",
+            *(count_noun(changed, "finished shard"), output),
         )
     # The progress bar starts at the samples that earlier runs finished.
     missing = {number: digest for number, digest in enumerate(digests) if number not in records}

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.recipe.config import Engine
 from swag_models.recipe.data.collate import Batch, Transform, collate_samples, concatenate_batches
 from swag_models.recipe.data.loader import DecodeLabelled, Loader, check_state
@@ -54,14 +55,14 @@ class ShardLanes:
         check_multiple("batch_size", self._batch_size, count, "lanes")
         if len(self._urls) < count:
             raise ConfigError(
-                f"{len(self._urls)} shards are too few for {count} lanes; use fewer lanes or pack "
-                "smaller shards"
+                f"too few shards, {len(self._urls)}, for {count_noun(count, 'lane')}; use fewer "
+                "lanes or pack smaller shards"
             )
         workers = min(self._engine.workers, len(self._urls) // count)  # more would get no shard
         if streams not in (None, max(1, workers)):
             logger.warning(
-                "shards are read by %d workers instead of %d, as in the state",
-                *(streams, workers),
+                "shards are read by %s instead of %d, as in the state",
+                *(count_noun(streams, "worker"), workers),
             )
             workers = streams  # the state has one position per stream
         self._count, rank_lanes = count, count // self._world_size
@@ -141,8 +142,8 @@ class ShardLanes:
     def _start_next_epoch(self, count: int, states: dict[str, Any]) -> None:
         if len(states) < count:
             raise ConfigError(
-                f"the state has {len(states)} of {count} lanes; merge the states of all ranks with "
-                "merge_states"
+                f"the state has {len(states)} of {count_noun(count, 'lane')}; merge the states of "
+                "all ranks with merge_states"
             )
         self._open_lanes(self._engine.lanes or self._world_size)
         # Start after every epoch that any stream has begun, so that no epoch repeats a sample.
@@ -159,10 +160,13 @@ class ShardLanes:
                 }
             )
         logger.warning(
-            "the state has %d lanes, this loader has %d for %d ranks: it starts with epoch %d of "
+            "the state has %s, this loader has %d for %s: it starts with epoch %d of "
             "the shards, and the rest of the last epoch is skipped; set engine.lanes to a common "
             "multiple of all numbers of ranks",
-            *(count, self._count, self._world_size, epoch),
+            count_noun(count, "lane"),
+            self._count,
+            count_noun(self._world_size, "rank"),
+            epoch,
         )
 
     def close(self) -> None:

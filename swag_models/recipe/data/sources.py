@@ -15,6 +15,7 @@ from PIL import Image
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError
+from swag_models.formatting import count_noun
 from swag_models.inference.image_sources import TAR_SUFFIXES
 from swag_models.paths import expand_location, is_system_name, require_regular
 from swag_models.preprocess import read_image
@@ -179,7 +180,7 @@ def open_source(
             )
     if classes and num_classes and num_classes > len(classes):
         raise ConfigError(
-            f"{name_shards(data)} has {num_classes} classes; "
+            f"{name_shards(data)} has {count_noun(num_classes, 'class')}; "
             f"allowed: at most {len(classes)}, as the model has"
         )
     return ShardSource(
@@ -301,8 +302,8 @@ def _read_labels(
         labels = [tuple(numbers[label] for label in row) for row in labels]
     elif classes and count > len(classes):
         raise ConfigError(
-            f"{folder} has {count} classes without names; {owner} has {len(classes)}: give the "
-            "column label the type ClassLabel"
+            f"{folder} has {count_noun(count, 'class')} without names; {owner} has {len(classes)}: "
+            "give the column label the type ClassLabel"
         )
     names = tuple(classes or names or ()) or None
     return labels, names, len(names or ()) or count

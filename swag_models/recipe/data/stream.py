@@ -30,6 +30,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError, ImageError, ShardError, SwagModelsError
+from swag_models.formatting import count_noun
 from swag_models.image_formats import IMAGE_SUFFIXES
 from swag_models.recipe.data.collate import WorkerResult
 from swag_models.recipe.data.manifest import MAX_CLASSES, MAX_REPEAT
@@ -142,10 +143,13 @@ class ShardStream(IterableDataset[WorkerResult]):
                 taken = 0
             if empty_epochs == MAX_EMPTY_EPOCHS and stop == UNREACHABLE_EPOCH:
                 if reason := next(iter(skipped), None):
-                    raise ConfigError(f"none of {len(shards)} shards can be read: {reason}")
+                    raise ConfigError(
+                        f"none of {count_noun(len(shards), 'shard')} can be read: {reason}"
+                    )
                 raise ConfigError(
-                    f"no sample in {MAX_EMPTY_EPOCHS} epochs of {len(shards)} shards, "
-                    f"{self.urls[shards[0]]} among them; give repeat factors above 0"
+                    f"no sample in {MAX_EMPTY_EPOCHS} epochs of "
+                    f"{count_noun(len(shards), 'shard')}, {self.urls[shards[0]]} among them; give "
+                    "repeat factors above 0"
                 )
             epoch, first_window = epoch + 1, 0
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import list_names
+from swag_models.formatting import count_noun, list_names
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.hashtags import Matcher, canonicalise
 from swag_models.recipe.wordnet import WordNet
@@ -85,7 +85,7 @@ class NamedClasses:
         ]
         if similar:
             return f"did you mean {', '.join(dict.fromkeys(similar))}?"
-        return f"its {len(self.names)} classes begin with {', '.join(self.names[:3])}"
+        return f"it has {count_noun(len(self.names), 'class')}, first {', '.join(self.names[:3])}"
 
     def _list_lookups(self) -> Iterator[Callable[[str], set[int]]]:
         """Yield functions from a name to classes, in the order in which they are tried."""
@@ -142,12 +142,12 @@ def relabel_images(
             labels[index] = tuple(dict.fromkeys(matched))
     if unmatched:
         logger.warning(
-            "%s: left out %d classes that %s does not have (%s), and %d images",
+            "%s: left out %s that %s does not have (%s), and %s",
             dataset.root,
-            len(unmatched),
+            count_noun(len(unmatched), "class"),
             classes.owner,
             list_names(unmatched, MAX_NAMES),
-            len(dataset) - len(labels),
+            count_noun(len(dataset) - len(labels), "image"),
         )
     if not labels:
         raise ConfigError(

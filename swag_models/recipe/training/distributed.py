@@ -17,7 +17,7 @@ import torch.distributed as torch_dist
 from torch import nn
 
 from swag_models.errors import ConfigError, OutputError, SwagModelsError, TrainingError
-from swag_models.formatting import describe_error
+from swag_models.formatting import count_noun, describe_error
 from swag_models.models import Backbone
 from swag_models.models.layers import Blocks
 from swag_models.recipe.config import Engine
@@ -120,7 +120,8 @@ def init_distributed(device: torch.device | None = None) -> Iterator[DistContext
         local_size = read_environment("LOCAL_WORLD_SIZE", min(world_size, local_rank + 1))
         if local_size > num_gpus:
             raise ConfigError(
-                f"{local_size} processes on {num_gpus} GPU(s), but each needs one; start "
+                f"{count_noun(local_size, 'process')} on {count_noun(num_gpus, 'GPU')}, but each "
+                "needs one; start "
                 f"{num_gpus} on this machine, or set CUDA_VISIBLE_DEVICES= to train on its CPU"
             )
         device = torch.device("cuda", local_rank)

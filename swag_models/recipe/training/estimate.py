@@ -100,8 +100,8 @@ def count_steps(run: Run, samples_per_epoch: int) -> int:
     steps = max(1, round(run.epochs * samples_per_epoch / run.batch_size))
     if steps > MAX_STEPS:
         raise ConfigError(
-            f"epochs is {run.epochs:g}, which is {steps:,} steps; allowed: {MAX_STEPS:,} steps or "
-            "less"
+            f"epochs is {run.epochs:g}, which is {count_noun(steps, 'step')}; allowed: "
+            f"{MAX_STEPS:,} steps or less"
         )
     return steps
 
@@ -114,7 +114,7 @@ def check_batch_memory(run: Run, ranks: int) -> None:
     if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         raise ConfigError(
             f"batch_size is {run.batch_size}: its images of {run.image_size} pixels take "
-            f"{size / 1e9:,.1f} GB on each of {ranks} ranks, more than the memory of "
+            f"{size / 1e9:,.1f} GB on each of {count_noun(ranks, 'rank')}, more than the memory of "
             f"{memory / 1e9:,.1f} GB; set a smaller batch_size or image_size"
         )
 
@@ -162,8 +162,8 @@ def plan(
             raise ConfigError(f"{name} is {value}; give a positive number")
     if gpus > run.batch_size:
         raise ConfigError(
-            f"gpus is {gpus}; a batch of {run.batch_size} samples keeps at most {run.batch_size} "
-            "busy"
+            f"gpus is {gpus}; a batch of {count_noun(run.batch_size, 'sample')} keeps at most "
+            f"{run.batch_size} busy"
         )
     spec, parameters, trained = _count_parameters(run, num_classes)
     # The backward pass costs two forward passes, gradient checkpointing another one; a frozen trunk

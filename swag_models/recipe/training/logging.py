@@ -23,7 +23,7 @@ import torch
 from swag_models.atomic import write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import escape_unprintable, list_names
+from swag_models.formatting import count_noun, escape_unprintable, list_names
 from swag_models.hub.hf_format import CURVES_FILE
 from swag_models.hub.progress import make_bar
 from swag_models.recipe.plotting import make_figure, save_png
@@ -144,7 +144,8 @@ class MetricLogger:
             data: what messages begin with.
         """
         if count and not self.silent:
-            line = f"{data}{count} times an image or shard could not be read and was left out"
+            times = f"{data}{count_noun(count, 'time')}"
+            line = f"{times} an image or shard could not be read and was left out"
             examples = list_names([*reasons], 2)
             log.warning(
                 "%s", escape_unprintable(f"{line}: {examples or 'before the restart'}", 499)

@@ -16,7 +16,7 @@ from swag_models.api import get_spec, load_model
 from swag_models.atomic import atomic_write, write_json
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe_error, list_names, markdown_table
+from swag_models.formatting import count_noun, describe_error, list_names, markdown_table
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE, check_printable
 from swag_models.models import Backbone, build
@@ -308,15 +308,18 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
         recipe: the content of recipe.json.
     """
     run, data = recipe["run"], recipe["data"]
-    length = f"{run['epochs']:g} epochs" if run["epochs"] else f"{run['steps']} steps"
+    length = (
+        count_noun(run["epochs"], "epoch") if run["epochs"] else count_noun(run["steps"], "step")
+    )
+    batch = count_noun(run["batch_size"], "image")
     optimizer = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW"}[run["optimizer"]["kind"]]
     facts = {
         "preset": recipe["preset"],
         "initial weights": run["init"] or "random",
         "trained": "all parameters" if run["trainable"] == "all" else "only the linear head",
-        "data": f"{data['name']}: {data['samples']} samples per epoch, {data['classes']} classes, "
-        f"SHA-256 `{data['sha256']}`",
-        "length": f"{length}, {run['batch_size']} images of {run['image_size']} px per step",
+        "data": f"{data['name']}: {count_noun(data['samples'], 'sample')} per epoch, "
+        f"{count_noun(data['classes'], 'class')}, SHA-256 `{data['sha256']}`",
+        "length": f"{length}, {batch} of {run['image_size']} px per step",
         "optimizer": f"{optimizer}, peak learning rate {Run.from_dict(run).lr:g}",
         "objective": run["objective"]["kind"],
         "validation": f"mAP {recipe['metrics']['mAP']:.2f}%" if "mAP" in recipe["metrics"] else "",

@@ -304,7 +304,7 @@ def test_posts_of_one_image_become_one_with_all_their_hashtags(
         "a": 3,
         "z000": 1,
     }
-    assert f"{key} is the same in more than 100 posts, 1 times" in caplog.text
+    assert f"{key} is the same in more than 100 posts, for 1 of its values:" in caplog.text
     counts = manifest["posts"]
     assert counts["repeated_urls" if key == "url" else "repeated_hashes"] == 2 + 109
     assert (counts["kept"], counts["excluded"]) == (7, 0)
@@ -362,7 +362,7 @@ def test_the_command_and_its_report(
     [
         (["missing.jsonl"], "missing.jsonl does not exist"),
         (["p.parquet", "--max-classes", "0"], "invalid max_classes 0: allowed: 1 or more"),
-        (["p.parquet", "--min-images", "1000"], "no class has 1000 images or more"),
+        (["p.parquet", "--min-images", "1000"], "no class has 1000 images or more: of the"),
         (["p.parquet", "--memory", "much"], "invalid memory 'much'"),
         (["p.parquet", "--master", "local"], "master 'local' is for Spark"),
         (

@@ -190,8 +190,8 @@ def test_names_without_a_suffix_repeated_rows_and_spaces(
     for part in (
         "labels in column Target are separated by spaces",
         "columns that are not read: fold",
-        "1 repeated file names, whose labels are merged",
-        "1 of 3 images are missing, as gone",
+        "1 repeated file name, with merged labels",
+        "missing: 1 of 3 images, such as gone",
     ):
         assert part in message
     with pytest.raises(ImageError, match="gone"):
@@ -231,13 +231,13 @@ INVALID = [
     ("x.csv", "file_name,labels\na.png,\n", "has no label; give at least one image a label"),
     ("x.csv", "file_name,labels\na.png,cat,dog\n", "row 1 has more cells than the header; quote"),
     ("x.csv", "file_name,cat,cat\na.png,1,0\n", "has more than one column 'cat'; rename"),
-    ("x.csv", "file_name,cat\na.png,nan\nb,-1\n", "row 1 has 'nan' in column cat; .*; 1 more are"),
+    ("x.csv", "file_name,cat\na.png,nan\nb,-1\n", "row 1 has 'nan' in column cat; .*; 1 more inv"),
     ("x.csv", "file_name,cat,dog\na.png,1\n", "row 1 has None in column dog; allowed: 0 or 1"),
     ("x.csv", "file_name,labels\na.png,nan\n", "row 1 has label 'nan'; allowed: text, whole"),
     ("x.csv", "file_name,labels\n,cat\n", "row 1 has file name in column file_name ''; allowed"),
     ("x.csv", "file_name,labels\n../a.png,cat\n", r"has the file name '\.\./a\.png'; allowed: rel"),
     ("x.csv", "file_name,labels\n/etc/a.png,cat\n", "has the file name '/etc/a.png'; allowed: rel"),
-    ("x.csv", "file_name,labels\nb/../../a,cat\nC:\\a,cat\n", "allowed: relative.*; 1 more are"),
+    ("x.csv", "file_name,labels\nb/../../a,cat\nC:\\a,cat\n", "allowed: relative.*; 1 more inv"),
     ("x.csv", "file_name,labels\nhttp://a/b.png,cat\n", "has the file name 'http://a/b.png'"),
     (
         "x.csv",
@@ -262,7 +262,7 @@ INVALID = [
     ("x.json", "[]", "has no column of file names"),
     ("x.json", "{}", "has no label"),
     ("x.json", '{"a.png": ["cat"], "a.png": []}', "cannot be read: a.png occurs twice"),
-    ("x.json", '{"a.png": [NaN], "b": 1.5}', "row 1 has label nan; .*; 1 more are invalid"),
+    ("x.json", '{"a.png": [NaN], "b": 1.5}', "row 1 has label nan; .*; 1 more invalid"),
     ("x.json", '{"a.png": [["cat"]]}', r"row 1 has label \['cat'\]; allowed: text"),
     ("x.json", '{"a.png": {"cat": 1}}', "row 1 has label of type dict; allowed: text"),
     ("x.json", '{"a.png": [true]}', "row 1 has label True; allowed"),
@@ -303,7 +303,7 @@ INVALID = [
     (
         "x.json",
         coco(images=IMAGES, annotations=[{"image_id": 1, "category_id": 5}, {"image_id": 1}]),
-        "annotation 1 has category_id 5, which is not the id of a category; 1 more are invalid",
+        "annotation 1 has category_id 5, which is not the id of a category; 1 more invalid",
     ),
     (
         "x.json",
@@ -339,7 +339,7 @@ def test_annotations_of_images_that_are_not_listed_are_counted(
     path = folder / "x.json"
     path.write_text(coco(images=IMAGES, categories=CATEGORIES, annotations=annotations))
     assert open_annotations(path).labels == [(0,)]
-    assert caplog.messages == ["x.json: 1 annotations of images that are not listed"]
+    assert caplog.messages == ["x.json: 1 annotation of images that are not listed"]
 
 
 def test_missing_files_and_pipes_are_rejected(folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_images_that_change_while_packing_is_interrupted(
     after = list_times(tmp_path / "shards")
     changed = {name for name in before if after.get(name) != before[name]}
     assert len(changed) == count or (count is None and 0 < len(changed) < len(before))
-    assert bool(changed) == ("finished shards of" in caplog.text)
+    assert bool(changed) == ("finished shard" in caplog.text)
     assert {path.name for path in (tmp_path / "shards").glob("*.tar")} == {
         shard["name"] for shard in manifest["shards"]
     }

@@ -114,7 +114,7 @@ def test_classes_are_numbered_as_those_of_the_model(folder: Path, dataset: Path)
         assert Counter(batch.classes) == {(2,): 9, (3,): 7, (0,): 5}
         with pytest.raises(
             ConfigError,
-            match="that the model does not have: cat, emu; its 2 classes begin with dog, yak",
+            match="that the model does not have: cat, emu; it has 2 classes, first dog, yak",
         ):
             open_loader(data, classes=["dog", "yak"])
         with pytest.raises(

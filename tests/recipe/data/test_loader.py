@@ -389,7 +389,7 @@ def test_invalid_arguments_are_rejected_in_one_line(bare: list[str]) -> None:
         ({"steps": "expected"}, "steps 'expected' needs the manifest"),
         (
             {"steps": 3, "rank": 0, "world_size": 6, "workers": 2},
-            "10 shards are too few for 6 ranks x 2 workers",
+            "too few shards, 10, for 6 ranks x 2 workers",
         ),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):

@@ -36,7 +36,7 @@ def test_shards_have_all_labels_and_the_names_of_classes(
     assert main(command) == 0
     err = capsys.readouterr().err
     assert "1 rejected: no image" in err
-    assert "3 images in 1 shards; 1 images without a label" in err
+    assert "3 images in 1 shard; 1 image without a label" in err
     manifest = read_manifest(str(folder / "shards" / "manifest.json"))
     assert (manifest["class_names"], manifest["num_classes"]) == (["cat", "dog", "emu"], 3)
     loader = open_loader(folder / "shards", batch_size=3, transform=to_bytes)

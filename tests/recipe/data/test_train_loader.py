@@ -328,7 +328,7 @@ def test_invalid_data_and_batch_sizes_are_rejected_in_one_line(
         (
             packed,
             {"lanes": 16, "batch_size": 16},
-            "12 shards are too few for 16 lanes; use fewer lanes or pack smaller shards",
+            "too few shards, 12, for 16 lanes; use fewer lanes or pack smaller shards",
         ),
         (packed, {"classes": ["a"]}, "classes; allowed: at most 1"),
     ):

@@ -124,7 +124,7 @@ def test_unmatched_folders_are_named_and_can_be_left_out(
     arguments = ["recipe", "evaluate", str(folder), "--data", str(tmp_path / "data"), "--quiet"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert "the model does not have: !, signs_and_symbols; its 5 classes begin with" in error
+    assert "the model does not have: !, signs_and_symbols; it has 5 classes, first" in error
     assert error.count("\n") == 1
     assert main([*arguments, "--skip-unmatched", "-o", str(tmp_path / "out")]) == 0
     left_out = (
@@ -174,4 +174,4 @@ def test_images_of_a_multi_label_list_keep_their_other_labels(
             "multilabel", tmp_path / "labels.csv", model, skip_unmatched=True
         ).data
     assert dict(zip(dataset.names, dataset.labels, strict=True)) == {"a.png": (1, 2), "b.png": (2,)}
-    assert "left out 1 classes that the model does not have (spoon), and 1 images" in caplog.text
+    assert "left out 1 class that the model does not have (spoon), and 1 image" in caplog.text

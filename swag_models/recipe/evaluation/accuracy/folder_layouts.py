@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.paths import read_regular
 from swag_models.recipe.data.datasets import ImageDataset, find_folders, open_image_folder
 from swag_models.recipe.data.shards import Shards, check_vocabulary
@@ -81,8 +82,9 @@ def open_200_wnids(root: Path, _: EvaluatedModel) -> BenchmarkData:
     folders, wnids = find_folders(root), load_imagenet()
     if len(folders) != 200 or set(folders) - set(wnids):
         raise ConfigError(
-            f"{root} has {len(folders)} folders, {len(set(folders) & set(wnids))} of them WordNet "
-            "ids of ImageNet-1k; the release has exactly 200 such folders: unpack it again"
+            f"{root} has {count_noun(len(folders), 'folder')}, {len(set(folders) & set(wnids))} of "
+            "them WordNet ids of ImageNet-1k; the release has exactly 200 such folders: unpack it "
+            "again"
         )
     competing = tuple(map(wnids.index, folders))
     return BenchmarkData(open_image_folder(root, wnids), competing)
@@ -123,8 +125,9 @@ def open_real(root: Path, model: EvaluatedModel) -> BenchmarkData:
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(real_labels):
             raise ConfigError(
-                f"{dataset.name(index)} in {root} is not one of the {len(real_labels):,} images "
-                f"labelled by {path}; give the validation images with their names"
+                f"{dataset.name(index)} in {root} is not one of the "
+                f"{count_noun(len(real_labels), 'image')} labelled by {path}; give the validation "
+                "images with their names"
             )
         if real_labels[number - 1]:
             labels[index] = tuple(real_labels[number - 1])

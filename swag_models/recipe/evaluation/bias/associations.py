@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from swag_models.errors import ConfigError, check_minimum
+from swag_models.formatting import count_noun
 from swag_models.hub.progress import make_bar
 from swag_models.recipe.data.eval_loader import open_eval_loader
 from swag_models.recipe.evaluation.bias.dataset import GroupedImages
@@ -203,9 +204,9 @@ def measure_associations(
         mask, groups, small = _select_groups(codes, images, config)
     except ConfigError:  # the table has enough images, so too many are unreadable
         raise ConfigError(
-            f"{unreadable:,} of {len(images):,} images cannot be read, and too few are left to "
-            f"compare: {next(iter(loader.skipped))}; paths are relative to {images.root}, the "
-            "table's folder"
+            f"{unreadable:,} of {count_noun(len(images), 'image')} cannot be read, and too few are "
+            f"left to compare: {next(iter(loader.skipped))}; paths are relative to {images.root}, "
+            "the table's folder"
         ) from None
     test_options: dict[str, Any] = {
         "permutations": config.permutations,
@@ -265,6 +266,6 @@ def _select_groups(
     if config.neighbours >= len(groups.codes):
         raise ConfigError(
             f"invalid neighbours {config.neighbours}: allowed: 0 to {len(groups.codes) - 1}, "
-            f"fewer than the {len(groups.codes)} images"
+            f"fewer than the {count_noun(len(groups.codes), 'image')}"
         )
     return mask, groups, small

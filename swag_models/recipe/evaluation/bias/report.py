@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from swag_models.atomic import disk_errors, write_texts
-from swag_models.formatting import markdown_table
+from swag_models.formatting import count_noun, markdown_table
 from swag_models.recipe.evaluation.bias.associations import REPORTED_RATES, Associations
 from swag_models.recipe.evaluation.bias.disparity import SIGNIFICANCE_LEVEL
 from swag_models.recipe.evaluation.bias.neighbours import NeighbourShares
@@ -116,8 +116,9 @@ def _list_paragraphs(associations: Associations) -> Iterator[str]:
     yield f"# Labels of {associations.model}, by group"
     yield (
         "Does the model assign some labels more often to the images of one group? "
-        f"{len(groups.codes):,} images of `{associations.facts['name']}`, grouped by the column "
-        f"`{associations.column}`. Written by `swag-models recipe associations` with {versions}."
+        f"{count_noun(len(groups.codes), 'image')} of `{associations.facts['name']}`, grouped by "
+        f"the column `{associations.column}`. Written by `swag-models recipe associations` with "
+        f"{versions}."
     )
     sizes = [(name, f"{size:,}") for name, size in zip(groups.names, groups.sizes)]
     yield markdown_table(["group", "images"], sizes)
@@ -144,10 +145,11 @@ def _list_label_paragraphs(associations: Associations) -> Iterator[str]:
         "other groups, in percentage points."
     )
     yield (
-        f"**{_count(num_significant, 'disparity', 'disparities')} beyond chance**, of "
-        f"{_count(len(disparities.labels), 'label')} tested in {len(group_names)} groups. The "
-        f"model has {_count(len(associations.names), 'label')}; {disparities.rare} of them occur "
-        f"on fewer than {config.min_images} images, too few to be tested, and the others on none."
+        f"**{count_noun(num_significant, 'disparity', 'disparities')} beyond chance**, of "
+        f"{count_noun(len(disparities.labels), 'label')} tested in "
+        f"{count_noun(len(group_names), 'group')}. The model has "
+        f"{count_noun(len(associations.names), 'label')}; {disparities.rare} of them occur on "
+        f"fewer than {config.min_images} images, too few to be tested, and the others on none."
     )
     if not len(disparities.labels):
         return
@@ -202,20 +204,16 @@ def _describe_left_out(associations: Associations) -> str:
     min_group = associations.config.min_group
     parts = [f"groups of fewer than {min_group} images: {small}"] if small else []
     if associations.without_group:
-        parts.append(f"{_count(associations.without_group, 'row')} without a group")
+        parts.append(f"{count_noun(associations.without_group, 'row')} without a group")
     if associations.without_path:
-        parts.append(f"{_count(associations.without_path, 'row')} without a path")
+        parts.append(f"{count_noun(associations.without_path, 'row')} without a path")
     if associations.unreadable:
-        parts.append(f"{_count(associations.unreadable, 'image')} that could not be read")
+        parts.append(f"{count_noun(associations.unreadable, 'image')} that could not be read")
     return "; ".join(parts) or "nothing"
 
 
 def _format_points(share: float) -> str:
     return f"{100 * share:+.1f}"
-
-
-def _count(number: int, singular: str, plural: str = "") -> str:
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def _plot_disparities(associations: Associations, path: Path) -> None:

@@ -66,8 +66,8 @@ def evaluate_multilabel(
     limits = read_thresholds(threshold, images.classes)
     if (images.samples or 0) * len(images.classes) > MAX_SCORES:
         raise ConfigError(
-            f"{images.samples:,} images and {len(images.classes):,} classes have too many scores; "
-            f"allowed: {MAX_SCORES:,} in all; give fewer images"
+            f"too many scores, of {images.samples:,} images for each of {len(images.classes):,} "
+            f"classes; allowed: {MAX_SCORES:,} in all; give fewer images"
         )
     settings = {
         "preprocess": model.preprocess,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from swag_models.formatting import count_noun
 from swag_models.recipe.evaluation.multilabel.results import AnyEvaluation, MultilabelEvaluation
 from swag_models.recipe.evaluation.report.confusions import (
     Confusion,
@@ -285,14 +286,16 @@ class ReportContent:
 
 def _summarise_misses(num_misses: int, num_images: int) -> str:
     if not num_misses:
-        return f"none of {num_images:,} images"
-    return f"{num_misses:,} of {num_images:,} images, {100 * num_misses / num_images:.1f}%"
+        return f"none of {count_noun(num_images, 'image')}"
+    return (
+        f"{num_misses:,} of {count_noun(num_images, 'image')}, {100 * num_misses / num_images:.1f}%"
+    )
 
 
 def _describe_data(facts: Mapping[str, Any], num_classes: int | None) -> str:
     counts = [
-        f"{count:,} {noun}"
-        for count, noun in ((facts["samples"], "images"), (num_classes, "classes"))
+        count_noun(count, noun)
+        for count, noun in ((facts["samples"], "image"), (num_classes, "class"))
         if count  # the size of a stream is unknown
     ]
     return ", ".join([facts["kind"], *counts, f"SHA-256 {facts['sha256']}"])

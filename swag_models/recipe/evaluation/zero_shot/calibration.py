@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 
 VALUES_PER_BLOCK = 2**22  # in float64: 32 MiB
 MAX_STEPS = 1000
@@ -69,10 +70,10 @@ def fit_platt(
     if num_images < num_hashtags:
         # The biases exist, but are unreliable: there is less than one image per hashtag.
         logger.warning(
-            "Platt scaling was fitted on %d images for %d hashtags; use at least as many images "
+            "Platt scaling was fitted on %s for %s; use at least as many images "
             "as hashtags, or switch it off",
-            num_images,
-            num_hashtags,
+            count_noun(num_images, "image"),
+            count_noun(num_hashtags, "hashtag"),
         )
     platt = PlattScaling(scale, torch.zeros(num_hashtags, dtype=torch.float64))
     for _ in range(max_steps):
@@ -85,9 +86,9 @@ def fit_platt(
         platt = PlattScaling(scale, bias - bias.mean())
     raise ConfigError(
         f"Platt scaling did not converge in {max_steps} steps: the softmax is so confident that "
-        f"the mean probability of a hashtag over {num_images} images still differs by {error:.1%} "
-        f"from 1/{num_hashtags}; use more images, a scale below {scale:g} or a tolerance above "
-        f"{tolerance:g}, or switch it off"
+        f"the mean probability of a hashtag over {count_noun(num_images, 'image')} still differs "
+        f"by {error:.1%} from 1/{num_hashtags}; use more images, a scale below {scale:g} or a "
+        f"tolerance above {tolerance:g}, or switch it off"
     )
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.hub.progress import make_bar
 from swag_models.inference.image_sources import ImageRef, find_images
 from swag_models.recipe.data.annotations import find_annotations
@@ -181,7 +182,8 @@ def read_logits(
             for name, image_labels in zip(batch.ids if classes else (), batch.classes):
                 if len(image_labels) != 1:
                     raise ConfigError(
-                        f"{name} has {len(image_labels)} labels; use images with one label each"
+                        f"{name} has {count_noun(len(image_labels), 'label')}; use images with one "
+                        "label each"
                     )
                 labels += image_labels
             bar.update(len(batch.ids))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from swag_models.atomic import write_texts
-from swag_models.formatting import markdown_table
+from swag_models.formatting import count_noun, markdown_table
 from swag_models.recipe.evaluation.zero_shot.classifier import ZeroShotResult
 
 
@@ -38,8 +38,8 @@ def format_zero_shot(results: Sequence[ZeroShotResult]) -> str:
     first = results[0]
     chance = 100 / len(first.targets)
     summary = (
-        f"{first.model} on {first.facts['name']}: {len(first.predictions):,} images, "
-        f"{len(first.targets):,} targets, no training labels. In percent; chance is "
+        f"{first.model} on {first.facts['name']}: {count_noun(len(first.predictions), 'image')}, "
+        f"{count_noun(len(first.targets), 'target')}, no training labels. In percent; chance is "
         f"{chance:.1f}."
     )
     rows = [

@@ -92,9 +92,7 @@ def parse_targets(
     if unmatched and not skip_unmatched:
         raise ConfigError(_explain_unmatched(unmatched, matcher))
     if unmatched:
-        logger.warning(
-            "left out %d targets that are no nouns: %s", len(unmatched), list_names(unmatched)
-        )
+        logger.warning("left out the targets that are no nouns: %s", list_names(unmatched))
     if not parsed:
         raise ConfigError(f"no targets in {targets!s}; pass words, WordNet ids, or {IMAGENET}")
     counts = Counter(target.name for target in parsed)
@@ -170,9 +168,9 @@ def _parse_target(
 
 def _explain_unmatched(unmatched: Sequence[str], matcher: Matcher) -> str:
     """The message for words that are no nouns."""
-    text, count = unmatched[0], len(unmatched) - 1
+    text, others = unmatched[0], unmatched[1:]
     similar = difflib.get_close_matches(text.lower(), matcher.lemmas, n=3, cutoff=0.6)
-    more = f"; {count} more are not, such as {list_names(unmatched[1:], 2)}" if count else ""
+    more = f", nor is {list_names(others, 2)}" if others else ""
     hint = f"did you mean {', '.join(similar)}?" if similar else "use a noun"
     return (
         f"invalid target {text!r}: not a noun of this WordNet{more}; {hint}, or say what it means "

@@ -257,7 +257,7 @@ def test_broken_images_are_skipped_and_reported(
     platt = [argument for argument in arguments if argument != "--no-platt"]
     options = ["--data", str(scenes / "owl"), "--targets", "owl"]
     assert main([*platt, *options, "--unlabelled", str(tmp_path / "data")]) == 0
-    expected = rf"^1 images or shards of data could not be read .*{broken.name}"
+    expected = rf"^left out 1 image or shard of data that could not be read: .*{broken.name}"
     assert [text for text in caplog.messages if re.search(expected, text)]
     capsys.readouterr()
     assert main([*arguments, "--data", str(broken), "--targets", "owl"]) == 2
