@@ -1,5 +1,6 @@
 """Devices and dtypes by name, checked on this machine."""
 
+import difflib
 import os
 
 import torch
@@ -8,22 +9,26 @@ from swag_models.errors import ConfigError, check_types
 from swag_models.formatting import describe
 from swag_models.runtime import read_environment
 
+NAMES = ("auto", "cpu", "cuda", "mps")
+SYNONYMS = {"gpu": "cuda", "nvidia": "cuda", "metal": "mps"}  # that are no names of torch
+
 
 def check_device(device: str | torch.device) -> torch.device:
     """Convert a device name to a torch device, and check that it can be used.
 
     Args:
-        device: a torch device, its name, or "auto": a CUDA GPU (under torchrun that of this
-            process), else MPS, else the CPU.
+        device: a torch device, its name in any case, or "auto": a CUDA GPU (under torchrun that of
+            this process), else MPS, else the CPU.
 
     Raises:
         ConfigError: the name is invalid, or this machine has no such device.
     """
-    if isinstance(device, str) and device == "auto":
-        device = pick_device()
+    wanted = device.lower() if isinstance(device, str) else device
+    if wanted == "auto":
+        wanted = pick_device()
     try:
         check_types(str | int | torch.device, device=device)
-        chosen = torch.device(device)
+        chosen = torch.device(wanted)
         torch.empty(0, device=chosen)  # a valid name may denote a device that is missing
     # What torch raises depends on the device; its messages are paragraphs for developers of torch.
     except (RuntimeError, AssertionError, TypeError, ValueError, OverflowError, ImportError):
@@ -31,10 +36,20 @@ def check_device(device: str | torch.device) -> torch.device:
         mps = ["mps"] if torch.backends.mps.is_available() else []
         shown = str(device) if isinstance(device, torch.device) else describe(device)
         raise ConfigError(
-            f"device {shown} cannot be used here (no such device); allowed for example: "
-            f"{', '.join(['cpu', *gpus, *mps, 'auto'])}"
+            f"device {shown} cannot be used here (no such device); {_suggest(wanted)}allowed for "
+            f"example: {', '.join(['cpu', *gpus, *mps, 'auto'])}"
         ) from None
     return chosen
+
+
+def _suggest(device: object) -> str:
+    """Return a question that names the device which a user may have meant."""
+    if not isinstance(device, str):
+        return ""
+    kind = device.partition(":")[0].strip()
+    similar = difflib.get_close_matches(kind, NAMES, n=1, cutoff=0.7)
+    name = SYNONYMS.get(kind) or next(iter(similar), kind)
+    return "" if name == kind else f"did you mean {name}? "
 
 
 def pick_device() -> str:

@@ -46,7 +46,7 @@ def list_models(
             arch, family, variant, image_size, num_classes and license.
 
     Raises:
-        ConfigError: a filter is unknown.
+        ConfigError: a filter is unknown, or no model has its value; the message suggests others.
     """
     check_types(str, pattern=pattern)
     check_types(str | list | tuple | set | None, include=include, exclude=exclude)
@@ -57,6 +57,8 @@ def list_models(
     if unknown := sorted(set(filters) - set(FILTERS)):
         raise ConfigError(f"unknown filter {', '.join(unknown)}; allowed: {', '.join(FILTERS)}")
     check_types(str | int | tuple | None, **filters)
+    for name, value in filters.items():
+        _check_filter(name, value)
     return [
         spec.name
         for spec in MODELS
@@ -65,6 +67,17 @@ def list_models(
         and not any(fnmatch.fnmatchcase(spec.name, item) for item in unwanted)
         and all(getattr(spec, name) == value for name, value in filters.items())
     ]
+
+
+def _check_filter(name: str, value: object) -> None:
+    """Raise ConfigError if no model of the catalog has this value of a field."""
+    values = dict.fromkeys(getattr(spec, name) for spec in MODELS)
+    if value in values:
+        return
+    names = [value for value in values if isinstance(value, str)]
+    if names and isinstance(value, str):
+        raise ConfigError(suggest_names(name, value, names))
+    raise ConfigError(f"unknown {name} {describe(value)}; allowed: {', '.join(map(str, values))}")
 
 
 @plain_arguments

@@ -100,6 +100,23 @@ def test_a_device_that_is_missing_is_named_in_our_words(device: Any) -> None:
     assert len(str(error.value)) < 200
 
 
+@pytest.mark.parametrize("device", ["CPU", "Auto", "cPu:0"])
+def test_the_name_of_a_device_may_be_in_any_case(device: str) -> None:
+    assert swag_models.load_model(NANO, device=device).head.weight.device.type in ("cpu", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "meant"),
+    [("gpu", "cuda"), ("GPU:0", "cuda"), ("cuda0", "cuda"), ("cdua", "cuda"), ("Metal", "mps")],
+)
+def test_a_device_by_another_name_is_answered_with_torchs(device: str, meant: str) -> None:
+    with pytest.raises(errors.ConfigError, match=rf"device '{device}' .*did you mean {meant}\?"):
+        inference.Classifier(NANO, device=device)
+    with pytest.raises(errors.ConfigError) as error:
+        swag_models.load_model(NANO, device="tpu")
+    assert "did you mean" not in str(error.value)
+
+
 def test_a_loaded_model_where_a_name_is_expected_is_refused_with_the_fix() -> None:
     for call in (swag_models.load_model, swag_models.get_spec):
         with pytest.raises(errors.ConfigError, match=r"the folder that publish\.save writes"):

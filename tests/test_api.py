@@ -10,6 +10,7 @@ import pydoc
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +84,30 @@ def test_names_are_listed_by_pattern_and_filters() -> None:
     for name in ("include", "exclude"):
         with pytest.raises(ConfigError, match="3"):
             swag_models.list_models(**{name: [3]})
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"variant": "in2k"}, "unknown variant 'in2k'; did you mean: in1k"),
+        ({"variant": ""}, "unknown variant ''; allowed: .*in1k_linear, hashtags"),
+        ({"arch": "vit_b_16"}, "unknown arch 'vit_b_16'; did you mean: vit_b16"),
+        ({"family": "ViT"}, "unknown family 'ViT'; did you mean: vit"),
+        ({"family": 3}, "unknown family 3; allowed: regnet, vit"),
+        ({"image_size": 385}, "unknown image_size 385; allowed: 224, 384"),
+        ({"num_classes": "1000"}, "unknown num_classes '1000'; allowed: None, 1000, 65"),
+        ({"license": "mit"}, "unknown license 'mit'; allowed: cc-by-nc-4.0, apache-2.0"),
+        ({"family": "vit", "license": None}, "unknown license None; allowed"),
+    ],
+)
+def test_a_value_that_no_model_has_is_an_error(filters: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        swag_models.list_models(**filters)
+
+
+def test_values_that_only_different_models_have_match_none() -> None:
+    assert swag_models.list_models(variant="hashtags", num_classes=1000) == []
+    assert swag_models.list_models("regnet*", family="vit") == []
 
 
 def test_a_spec_whose_parameters_are_not_counted_is_returned_unchanged() -> None:

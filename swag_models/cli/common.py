@@ -84,7 +84,7 @@ def add_device_option(command: argparse.ArgumentParser) -> None:
 def read_device(options: argparse.Namespace) -> str:
     """Return the value of --device; "cuda" means the GPU that torchrun assigns to this process."""
     device: str = options.device
-    if device == "cuda" and "LOCAL_RANK" in os.environ:
+    if device.lower() == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{read_environment('LOCAL_RANK', 0)}"
     return device
 

@@ -31,6 +31,9 @@ def list_(options: argparse.Namespace) -> int:
     if options.json:
         print_data(json.dumps([spec.to_dict() for spec in specs], indent=2))
         return OK
+    if not specs:
+        print_message("no model has all of these values")
+        return OK
     rows = [("name", "params", "size", "GMACs", "classes", "top-1", "license")]
     rows += [
         (
@@ -146,13 +149,12 @@ def add_commands(add: AddCommand) -> None:
     command.add_argument("pattern", nargs="*", help="names or shell patterns (default: all)")
     for name in FILTERS:
         kind: Any = int if name in ("image_size", "num_classes") else str
-        choices = sorted({getattr(spec, name) for spec in SPECS.values()} - {None})
+        values = sorted({getattr(spec, name) for spec in SPECS.values()} - {None})
         command.add_argument(
             f"--{name.replace('_', '-')}",
             type=kind,
-            choices=choices,
             metavar=name.upper(),
-            help=", ".join(map(str, choices)),
+            help=", ".join(map(str, values)),
         )
     add_json_option(command, "print the full specs as JSON")
 

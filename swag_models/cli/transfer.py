@@ -83,6 +83,8 @@ def zeroshot(options: argparse.Namespace) -> int:
     else:
         configs = [classifier.ZeroShotConfig(options.platt, mapping, options.aggregation)]
     model, loading = open_model(options)
+    if options.ablation and model.multi_label:  # Platt scaling is for a softmax
+        configs = [config for config in configs if not config.platt]
     results = classifier.run_ablation(
         model,
         options.data,

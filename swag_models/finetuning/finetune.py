@@ -204,7 +204,7 @@ def _choose_device(device: str | torch.device) -> torch.device:
     chosen = check_device(device)
     if chosen.type == "cuda":
         return torch.device("cuda", chosen.index or 0)
-    if chosen.type != "cpu" and device != "auto":  # the trainer does not run on others
+    if chosen.type != "cpu" and str(device).lower() != "auto":  # the trainer does not run on others
         raise ConfigError(f"invalid device {chosen}: allowed for training: auto, cpu, cuda")
     return torch.device("cpu")
 

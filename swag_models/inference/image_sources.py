@@ -38,6 +38,13 @@ URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 
 logger = logging.getLogger("swag_models")
 
+
+class NoImageError(ConfigError):
+    """A folder, pattern or shard has no image; `content` says what else it has, as " (1 .txt)"."""
+
+    content = ""
+
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -202,11 +209,13 @@ def _find_files(pattern: str | os.PathLike[str], left_out: Counter[str]) -> list
     }
     refs = [ref for file in sorted(files) for ref in _list_file(file, others)]
     if not refs:
-        other = f" ({describe_left_out(others)})" if others else ""
-        raise ConfigError(
-            f"no image in {pattern}{other}; pass files, folders, tar shards or patterns with "
+        content = f" ({describe_left_out(others)})" if others else ""
+        error = NoImageError(
+            f"no image in {pattern}{content}; pass files, folders, tar shards or patterns with "
             f"{' '.join(sorted(suffixes[0] for suffixes in FORMATS.values()))}"
         )
+        error.content = content
+        raise error
     left_out.update(others)
     return refs
 

@@ -26,6 +26,7 @@ from swag_models.inference.acceleration import (
     has_fast_resize,
     pick_dtype,
 )
+from swag_models.inference.finite import check_finite
 from swag_models.inference.image_sources import ImageRef, find_images, read_ahead
 from swag_models.inference.loaded_model import eval_mode, take_model
 from swag_models.model_metadata import NameOrModel
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE, GPU_BATCH_SIZE = 32, 256
 MAX_BATCH_SIZE, MAX_THREADS = 2**20, 1024  # larger values are mistakes
+MAX_FLOAT = torch.finfo(torch.float32).max
 MAX_WORKERS = 16  # more threads would wait for the interpreter lock
 # Images that each thread reads before the model runs. With fewer, most threads would be
 # idle until the slowest image of the chunk is read.
@@ -302,6 +304,9 @@ class InferencePipeline:
                 inputs = inputs.mean(1, keepdim=True)  # (N, 1, H, W)
             with eval_mode(self.model):
                 values = run(inputs)[:count].float().cpu()
+                # Classes may be switched off by a bias of -inf.
+                numbers = values.clamp(min=-MAX_FLOAT) if self.keeps_head else values
+                check_finite(numbers, self.model, self.name)
         except RuntimeError as error:
             # The allocator of the CPU raises no error of its own class.
             if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in str(error):

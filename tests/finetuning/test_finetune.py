@@ -264,6 +264,8 @@ def make_nested(root: Path) -> Path:
 def make_empty_class(root: Path) -> Path:
     make_classes(root, cat=2)
     (root / "dog").mkdir()
+    (root / "cow" / "deep").mkdir(parents=True)
+    (root / "cow" / "deep" / "x.heic").touch()
     return root
 
 
@@ -310,7 +312,7 @@ def make_part_with_other_classes(root: Path) -> Path:
         (make_flat, "has 0000.png, 0001.png, 0002.png; allowed: .*a sub-folder of images"),
         (lambda root: make_classes(root, cat=3), "has one class, cat, .*add a sub-folder"),
         (make_nested, "has one class, data, .*if cat, dog are the classes, give .*data"),
-        (make_empty_class, "no image in .*dog"),
+        (make_empty_class, r"without images: cow \(1 \.heic\), dog; add images .* or remove"),
         (make_broken, "none of the 2 held-out images can be read: .*jpg"),
         (make_line_break, "control characters"),
         (make_part_with_other_classes, "val has classes that .*train does not have: cow"),

@@ -129,7 +129,7 @@ class TestPublishedSpec:
             (None, ["cat"], "1 class name for no classes"),
             (2, ["cat", "d\no\x1bg"], r"my_model: 'd\\no\\x1bg' has control characters"),
             (2, "imagenet-1k", "invalid classes 'imagenet-1k': pass 2 names"),
-            (1000, "imagenet-21k", "invalid classes 'imagenet-21k': pass 1000 names"),
+            (1000, "imagenet-21k", "invalid classes 'imagenet-21k': pass 1,000 names"),
         ],
     )
     def test_class_names_that_do_not_fit_are_rejected(

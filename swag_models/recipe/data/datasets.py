@@ -17,7 +17,7 @@ from PIL import Image
 
 from swag_models.errors import ConfigError, ImageError
 from swag_models.formatting import count_noun, list_names, printable
-from swag_models.inference.image_sources import find_images, log_left_out
+from swag_models.inference.image_sources import NoImageError, find_images, log_left_out
 from swag_models.paths import is_system_name
 from swag_models.preprocess import read_image
 
@@ -152,13 +152,22 @@ def open_image_folder(
     Raises:
         ConfigError: a sub-folder has no image, or is not among `classes`.
     """
-    folders = find_folders(root)
+    folders, empty = find_folders(root), list[str]()
     class_names = classes or folders
     paths, labels, left_out = list[str](), list[Labels](), _count_others(root, folders)
     for folder, number in zip(folders, match_names(folders, class_names, root, owner)):
-        images = find_images(root / folder, left_out)
+        try:
+            images = find_images(root / folder, left_out)
+        except NoImageError as error:
+            empty.append(printable(folder) + error.content)
+            continue
         paths += [os.path.relpath(str(image.source), root) for image in images]
         labels += [(number,)] * len(images)
+    if empty:
+        raise ConfigError(
+            f"{root} has class folders without images: {list_names(empty, 5)}; add images to "
+            "them, or remove or rename them: names that begin with a dot are left out"
+        )
     log_left_out(left_out)
     return ImageDataset.from_files(root, paths, labels, class_names)
 

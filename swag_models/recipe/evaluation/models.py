@@ -25,6 +25,7 @@ from swag_models.devices import check_device, check_dtype
 from swag_models.errors import ConfigError, FetchError, UnknownModelError, suggest_names
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.hub.published_files import find_beside
+from swag_models.inference.finite import check_finite
 from swag_models.recipe.data.shards import read_vocabulary
 from swag_models.recipe.evaluation.class_matching import NamedClasses, find_installed_wordnet
 from swag_models.recipe.hashtags import load_imagenet
@@ -83,11 +84,17 @@ class EvaluatedModel(ABC):
 
         Returns:
             Logits (N, K) and the features before the head (N, D), both float32 on the CPU.
+
+        Raises:
+            CheckpointError, ConfigError: they are not finite, see `check_finite`.
         """
         inputs = self.normalise(images.to(self.device, non_blocking=True)).to(self.dtype)
         logits, features = self._run_network(inputs)
         # float32, because numpy has no bfloat16.
-        return logits.float().cpu(), features.float().cpu()
+        logits, features = logits.float().cpu(), features.float().cpu()
+        for outputs in (features, logits) if self.num_classes else (features,):
+            check_finite(outputs, self.network, self.name)
+        return logits, features
 
     def classify(self, images: Tensor) -> Tensor:
         """Return the logits of `forward`."""

@@ -118,7 +118,7 @@ def test_classes_are_numbered_as_those_of_the_model(folder: Path, dataset: Path)
         ):
             open_loader(data, classes=["dog", "yak"])
         with pytest.raises(
-            ConfigError, match="has classes that the model has more than once: cat; its 4"
+            ConfigError, match="has classes that the model has more than once: cat; it has 4"
         ):
             open_loader(data, classes=["cat", "dog", "emu", "cat"])
 

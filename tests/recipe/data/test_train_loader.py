@@ -306,7 +306,7 @@ def test_invalid_data_and_batch_sizes_are_rejected_in_one_line(
             {},
             "flat has cat.png; allowed: packed shards, a sub-folder of images for each class, ",
         ),
-        (tmp_path / "empty", {}, "no image in "),
+        (tmp_path / "empty", {}, "empty has class folders without images: "),
         (tmp_path / "unfinished", {}, "packing was not finished"),
         (tmp_path / "odd", {}, "odd has no split train; its splits are dev: give "),
         (

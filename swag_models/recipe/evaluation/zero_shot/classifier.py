@@ -1,15 +1,16 @@
 """Zero-shot classification: hashtag probabilities become scores of targets, by means of WordNet.
 
-A softmax, with the biases of `calibration`, turns logits into probabilities of hashtags. The
-weights of `wordnet_mapping` turn these into scores of targets. The target with the largest score is
-predicted; if scores are equal, the first.
+A softmax, with the biases of `calibration`, turns logits into probabilities of hashtags; for a
+multi-label model, the sigmoid of each logit is the probability. The weights of `wordnet_mapping`
+turn these into scores of targets. The target with the largest score is predicted; if scores are
+equal, the first.
 
 Axes: N images, K hashtags, T targets, P pairs of a hashtag and a target with a weight.
 """
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -214,10 +215,15 @@ def run_ablation(
         A result for each configuration.
 
     Raises:
-        ConfigError: the model has no hashtags with WordNet ids, this WordNet lacks one of them, or
-            the data cannot be read.
+        ConfigError: the model has no hashtags with WordNet ids, this WordNet lacks one of them,
+            Platt scaling does not suit the model, or the data cannot be read.
     """
     needs_platt = any(config.platt for config in configs)
+    if needs_platt and model.multi_label:
+        raise ConfigError(
+            f"{model.name} is multi-label: its probabilities are sigmoids, and Platt scaling is "
+            "for a softmax; switch it off with --no-platt or ZeroShotConfig(platt=False)"
+        )
     if unlabelled is not None and not needs_platt:
         raise ConfigError(
             "unlabelled images are for Platt scaling, which is off; omit them, or switch it on"
@@ -230,7 +236,8 @@ def run_ablation(
     logits = platt_logits = read_logits(
         model, data, classes, skip_unmatched=skip_unmatched, **options
     )
-    no_platt = platt = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
+    platt = PlattScaling(1.0, torch.zeros(len(hashtags), dtype=torch.float64))
+    uncalibrated = torch.sigmoid if model.multi_label else platt.apply
     if needs_platt:  # fitted without labels, even if the images have them
         if platt_data is not None:
             platt_logits = read_logits(model, platt_data, None, **options)
@@ -247,7 +254,7 @@ def run_ablation(
         # targets with at least one weight
         reached = set(weights.indices()[1].tolist())
         predictions = _predict(
-            logits, platt if config.platt else no_platt, weights, config.aggregation
+            logits, platt.apply if config.platt else uncalibrated, weights, config.aggregation
         )
         results.append(
             ZeroShotResult(
@@ -304,12 +311,15 @@ def score_targets(
 
 
 def _predict(
-    logits: Logits, platt: PlattScaling, weights: Tensor, aggregation: Aggregation
+    logits: Logits,
+    compute_probabilities: Callable[[Tensor], Tensor],
+    weights: Tensor,
+    aggregation: Aggregation,
 ) -> Iterable[ZeroShotPrediction]:
     names, labels = iter(logits.names), iter(logits.labels or ())
     width = max(*weights.shape, weights.values().numel())  # width of the widest intermediate value
     for block in split_blocks(logits.values, width):
-        scores = score_targets(platt.apply(block), weights, aggregation)
+        scores = score_targets(compute_probabilities(block.double()), weights, aggregation)
         shares = scores / scores.sum(1, keepdim=True).clamp(min=1e-300)  # all can be 0
         # stable, so that the first of equal scores wins on every platform
         ordered = shares.sort(dim=1, descending=True, stable=True)

@@ -188,11 +188,6 @@ def read_logits(
                 labels += image_labels
             bar.update(len(batch.ids))
     loader.require_images(title)
-    # otherwise the softmax would be NaN, which is sorted as the best target
-    if not all(torch.isfinite(block).all() for block in logits):
-        raise ConfigError(
-            f"logits of {model.name} in {model.dtype} are not all finite; use dtype float32"
-        )
     return Logits(
         torch.cat(logits), names, labels if classes else None, loader.facts, loader.skipped
     )

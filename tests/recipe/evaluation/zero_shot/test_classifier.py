@@ -388,7 +388,7 @@ def test_invalid_requests_are_rejected(
 ) -> None:
     with pytest.raises(
         ConfigError,
-        match=r"classes that the list of targets does not have: airplane, .* and 26 more; its 1 ",
+        match=r"the list of targets does not have: airplane, .* and 26 more; it has 1 class, first",
     ):
         evaluate_zero_shot(model, scenes, [Target("owl", ("n01621127",))], wordnet, progress=False)
     excerpt = WordNet({synset: wordnet.synsets[synset] for synset in targets[0].synsets}, {}, {})
@@ -427,12 +427,31 @@ def test_invalid_requests_are_rejected(
 
 def test_overflowing_logits_are_rejected(scenes: Path) -> None:
     model = open_evaluated_model(MODELS[0], dtype="float16")
-    model.network.head.bias.data.fill_(torch.inf)
+    model.network.head.bias.data.fill_(6e4)
+    model.network.norm.bias.data.fill_(6e4)
     with pytest.raises(
         ConfigError,
-        match=r"logits of vit_nano_hashtags in torch.float16 are not all finite; use dtype float32",
+        match=r"vit_nano_hashtags returns NaN or infinity in torch.float16, .*; use dtype float32",
     ):
         read_logits(model, scenes / "owl", None, progress=False)
+
+
+def test_a_multi_label_model_is_measured_by_its_sigmoids(
+    scenes: Path, targets: list[Target], wordnet: WordNet
+) -> None:
+    model = open_evaluated_model(MODELS[0])
+    model.multi_label = True
+    with pytest.raises(ConfigError, match=r"vit_nano_hashtags is multi-label: .* --no-platt"):
+        evaluate_zero_shot(model, scenes, targets, wordnet, progress=False)
+    mapping = HashtagMapping("same")
+    config = ZeroShotConfig(platt=False, mapping=mapping)
+    result = evaluate_zero_shot(model, scenes, targets, wordnet, config, progress=False)
+    assert model.synsets is not None
+    logits = read_logits(model, scenes, None, progress=False).values.double()
+    scores = logits.sigmoid() @ mapping.weigh(wordnet, model.synsets, targets).to_dense()
+    assert [prediction.top[0] for prediction in result.predictions] == scores.argmax(1).tolist()
+    share = (scores / scores.sum(1, keepdim=True)).max(1).values
+    assert [p.shares[0] for p in result.predictions] == pytest.approx(share.tolist())
 
 
 def test_command_accepts_every_mapping() -> None:
