@@ -14,6 +14,7 @@ from swag_models.formatting import describe
 from swag_models.layouts import recognise_layout, translate_layout
 from swag_models.model_limits import LIMITS
 from swag_models.models.arguments import (
+    check_area,
     check_dense,
     check_image_size,
     check_num_classes,
@@ -331,14 +332,12 @@ class Backbone(TimmMetadata):
             return x.shape[2], x.shape[3]
         # A model that is offloaded has meta parameters, which a hook replaces.
         if x.is_meta and not next(self.parameters()).is_meta:
-            raise ConfigError(
-                "input is on the meta device and has no values; give it on the model's"
-            )
+            raise ConfigError("input is on the meta device; give one with values")
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise ConfigError(
                 f"input has shape {tuple(x.shape)}; expected (N, {self.in_chans}, H, W)"
             )
-        return x.shape[2], x.shape[3]
+        return check_area(x.shape[2], x.shape[3])
 
     def _check_features(self, x: Tensor, form: str, ndim: int) -> None:
         """Raise ConfigError unless `x` is a tensor as `forward_features` returns, of `form`."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from swag_models.errors import ConfigError, check_types
 from swag_models.layouts import resize_position_embedding
 from swag_models.models.arguments import (
-    check_grid,
     check_num_classes,
     check_rate,
     choose_pool,
@@ -77,7 +76,7 @@ class ViT(ViTInterface):
             )
         self.embed_dim, self.num_heads = config.width, config.num_heads
         self.patch_size = config.patch_size
-        self.grid_size = check_grid(self._grid(*self.image_size), self.patch_size)
+        self.grid_size = self._grid(*self.image_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
         self.patch_embed = PatchEmbed(config.patch_size, in_chans, config.width)

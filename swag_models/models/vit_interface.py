@@ -283,7 +283,7 @@ class ViTInterface(Backbone):
         if img_size is None:
             return
         size = check_image_size(img_size)
-        grid = check_grid(self._grid(*size), self.patch_size)
+        grid = self._grid(*size)
         if grid != self.grid_size:
             position = self.pos_embed
             with torch.no_grad():
@@ -339,4 +339,4 @@ class ViTInterface(Backbone):
             # Rounded up: an exported graph checks no size, and in one that is not a multiple the
             # positions must not fit the patches, which would otherwise be those of a cropped image.
             return (height + patch - 1) // patch, (width + patch - 1) // patch
-        return height // patch, width // patch
+        return check_grid((height // patch, width // patch), patch)

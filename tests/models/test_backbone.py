@@ -17,7 +17,7 @@ from torch import nn
 
 from swag_models import load_model
 from swag_models.catalog import MODELS
-from swag_models.errors import ConfigError
+from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.models import build
 from swag_models.models.drop_path import DropPath
 from swag_models.spec import ModelSpec
@@ -158,6 +158,24 @@ class TestStem:
         ) as error:
             tiny(family)(torch.zeros(shape))
         assert str(shape) in str(error.value)
+
+    @pytest.mark.parametrize("side", [1_000_000, 16_416])
+    def test_input_that_no_memory_holds_is_rejected(self, family: str, side: int) -> None:
+        model = tiny(family)
+        images = torch.zeros(1).expand(1, 3, side, side)
+        with pytest.raises(ConfigError, match=rf"image size {side}x{side} is too large; allowed"):
+            model(images)
+        with pytest.raises(ConfigError, match="is too large"):
+            model.forward_intermediates(images)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+    def test_input_of_another_precision_is_torchs_error(
+        self, family: str, dtype: torch.dtype
+    ) -> None:
+        images = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=dtype)
+        with pytest.raises(RuntimeError) as error:
+            tiny(family)(images)
+        assert not isinstance(error.value, SwagModelsError)
 
     def test_input_that_was_not_preprocessed_is_rejected(self, family: str) -> None:
         model = tiny(family)

@@ -16,6 +16,7 @@ from PIL import Image
 from tiny import REGNET_SPEC, VIT_SPEC, load_tiny
 
 import swag_models
+from swag_models.inference import Classifier
 from swag_models.publish import save
 from swag_models.publish.model_card import CardDetails, make_card, set_card_address
 from swag_models.spec import Metrics, ModelSpec
@@ -188,6 +189,26 @@ def test_a_section_about_training_needs_something_to_say() -> None:
 def test_classes_are_listed(classes: Any, num_classes: int | None, sentence: str) -> None:
     text = read_card(replace(SPEC, classes=classes, num_classes=num_classes)).text
     assert text.split("## Classes\n\n")[1].split("\n")[0].endswith(sentence)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_the_first_example_prints_classes_and_probabilities(
+    multi_label: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    model = swag_models.load_model("vit_nano_hashtags")
+    folder = save(model, tmp_path / "mine", multi_label=multi_label)
+    Image.open("swag_models/app/examples/cup.jpg").save(tmp_path / "photo.jpg")
+    text = (folder / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    expected = Classifier(folder)(tmp_path / "photo.jpg")[0]
+    assert [name for name, _ in printed] == [p.label for p in expected]
+    assert [float(value) for _, value in printed] == pytest.approx(
+        [p.probability for p in expected], rel=1e-5
+    )
+    assert "print" not in make_card(replace(SPEC, classes=None, num_classes=None), DETAILS)
 
 
 def test_examples_of_a_pushed_card_load_from_the_hub() -> None:

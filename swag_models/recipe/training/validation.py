@@ -3,6 +3,7 @@
 Axes: N samples of one forward pass on one rank, C classes, S pixels.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swag_models.formatting import count_noun
 from swag_models.recipe.average_precision import average_precisions, make_indicators
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
@@ -21,6 +23,8 @@ from swag_models.recipe.training.train_state import TrainState
 
 MAX_SCORES = 1 << 30  # logits of all samples in memory, 4 GB
 
+logger = logging.getLogger("swag_models")
+
 
 @torch.no_grad()
 def validate(state: TrainState, loader: EvalLoader) -> dict[str, float]:
@@ -29,12 +33,13 @@ def validate(state: TrainState, loader: EvalLoader) -> dict[str, float]:
     Returns:
         In percent, "mAP", the mean of the classes' average precision, for a multi-label model;
         otherwise "top1": the best class of a sample must be one of its own. A multi-label model
-        whose logits of all samples and classes would not fit into memory has "top1" too.
+        whose logits of all samples and classes would not fit into memory has "top1" too, which
+        `open_validation` logs.
     """
     model, transform, dist = state.final_model.eval(), state.transform, state.dist
     num_classes = state.spec.num_classes
     assert num_classes is not None
-    ranks_images = state.spec.multi_label and (loader.samples or 0) * num_classes <= MAX_SCORES
+    ranks_images = state.spec.multi_label and _count_scores(loader, num_classes) <= MAX_SCORES
     empty = torch.zeros(1, 3, *transform.preprocess.size, dtype=torch.uint8)
     hits, count = 0, 0
     scores, labels = list[Tensor](), list[Sequence[int]]()
@@ -75,9 +80,13 @@ def _average_precision(gathered: Sequence[tuple[Any, Sequence[Sequence[int]]]]) 
     return 100 * float(average_precisions(scores[:, present], targets[:, present]).mean())
 
 
+def _count_scores(loader: EvalLoader, num_classes: int) -> int:
+    return (loader.samples or 0) * num_classes
+
+
 def open_validation(val: Shards | ImageDataset, state: TrainState, classes: Classes) -> EvalLoader:
     """Open the validation data, whose classes must be among those of the model."""
-    return open_eval_loader(
+    loader = open_eval_loader(
         val,
         state.transform.fit,
         batch_size=state.micro_batch_size,
@@ -87,3 +96,17 @@ def open_validation(val: Shards | ImageDataset, state: TrainState, classes: Clas
         classes=classes.names,
         synsets=classes.synsets,
     )
+    num_classes = state.spec.num_classes or 0
+    if (
+        state.spec.multi_label
+        and state.dist.is_main
+        and _count_scores(loader, num_classes) > MAX_SCORES
+    ):
+        logger.warning(
+            "validation measures top-1 and not mAP: %s of %s have more than %s scores; give fewer "
+            "samples for mAP",
+            count_noun(loader.samples, "sample"),
+            count_noun(num_classes, "class"),
+            f"{MAX_SCORES:,}",
+        )
+    return loader
