@@ -11,7 +11,7 @@ import jinja2
 from PIL import Image
 
 from swag_models.app.similar import SimilarImage
-from swag_models.formatting import spell_license
+from swag_models.formatting import count_noun, spell_license
 from swag_models.hub.cache import is_shipped
 from swag_models.inference.predict import Prediction, Skipped
 from swag_models.spec import ModelSpec
@@ -42,7 +42,7 @@ _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
-).get_template("components.html.jinja")
+).get_template("components.html.jinja", globals={"count_noun": count_noun})
 
 
 def render_header() -> str:

@@ -3,9 +3,11 @@
 import argparse
 import json
 import signal
+import sys
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swag_models.cli.common import (
     FAILED,
@@ -19,16 +21,21 @@ from swag_models.cli.common import (
 )
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.cli.thresholds import add_threshold_option, read_threshold
+from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.runtime import read_environment
+
+if TYPE_CHECKING:
+    from swag_models.inference.image_sources import ImageRef
+
+IMAGE_HELP = "files, folders, tar shards or shell patterns; - for one image on stdin"
 
 
 def classify(options: argparse.Namespace) -> int:
     """Print the most probable classes of each image."""
-    from swag_models.inference.image_sources import find_images
     from swag_models.inference.predict import Classifier
 
-    images = find_images(options.image)
+    images = _find_images(options.image)
     threshold = read_threshold(options)
     classifier = Classifier(options.model, threshold=threshold, **_get_pipeline_options(options))
     num_skipped = 0
@@ -54,12 +61,11 @@ def embed(options: argparse.Namespace) -> int:
     """Write the features of images to a file; resumable, and runs in parallel with torchrun."""
     from swag_models.inference.embed import write_embeddings
     from swag_models.inference.embeddings_file import check_embeddings_path
-    from swag_models.inference.image_sources import find_images
     from swag_models.inference.predict import Embedder
 
     # cheap checks, before the model is loaded
     output = check_embeddings_path(options.output)
-    images = find_images(options.image)
+    images = _find_images(options.image)
     rank, world_size = read_environment("RANK", 0), read_environment("WORLD_SIZE", 1)
     summary = write_embeddings(
         Embedder(options.model, **_get_pipeline_options(options)),
@@ -92,10 +98,9 @@ def merge(options: argparse.Namespace) -> int:
 
 def nearest(options: argparse.Namespace) -> int:
     """Find the images nearest to an image, in a file that embed wrote."""
-    from swag_models.inference.image_sources import find_images
     from swag_models.inference.search import ImageSearch
 
-    images = find_images(options.image)
+    images = _find_images(options.image)
     search = ImageSearch(
         options.embeddings,
         model=options.model,
@@ -152,6 +157,24 @@ def app(options: argparse.Namespace) -> int:
     return OK
 
 
+def _find_images(paths: Sequence[str]) -> list["ImageRef"]:
+    """The images of the arguments of a command, among which - stands for an image on stdin."""
+    from swag_models.image_formats import MAX_FILE_BYTES
+    from swag_models.inference.image_sources import ImageRef, find_images
+
+    if "-" not in paths:
+        return find_images(paths)
+    if paths.count("-") > 1:
+        raise ConfigError("- is given more than once, and stdin has one image")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError("- reads an image from stdin, which is a terminal or closed; pipe one")
+    # one byte more than is allowed, for the error that says so
+    if not (content := sys.stdin.buffer.read(MAX_FILE_BYTES + 1)):
+        raise ConfigError("- reads an image from stdin, which is empty; pipe one")
+    stdin = ImageRef("stdin", content)
+    return find_images([stdin if path == "-" else path for path in paths])
+
+
 def add_commands(add: AddCommand) -> None:
     """Declare the subcommands of this module and their options."""
     command = add(
@@ -177,7 +200,7 @@ def add_commands(add: AddCommand) -> None:
 
     command = add("nearest", nearest, "swag-models nearest photos.parquet photo.jpg --top-k 5")
     command.add_argument("embeddings", help="file that embed wrote: .parquet or .npy")
-    command.add_argument("image", nargs="+", help="files, folders, tar shards or shell patterns")
+    command.add_argument("image", nargs="+", help=IMAGE_HELP)
     command.add_argument(
         "--model",
         help="folder or hf-hub:org/repo of the model that wrote the file, if the catalog lacks it",
@@ -194,7 +217,7 @@ def add_commands(add: AddCommand) -> None:
 
 def _add_pipeline_options(command: argparse.ArgumentParser) -> None:
     """Declare the images, the model, and the options that `_get_pipeline_options` reads."""
-    command.add_argument("image", nargs="+", help="files, folders, tar shards or shell patterns")
+    command.add_argument("image", nargs="+", help=IMAGE_HELP)
     command.add_argument(
         "--model", required=True, help="name, folder or hf-hub:org/repo of the model"
     )

@@ -6,6 +6,7 @@ Axes: N images, D features.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from swag_models.atomic import atomic_write, write_text
 from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
-from swag_models.formatting import count_noun, describe_error
+from swag_models.formatting import count_noun, describe_error, list_names
 from swag_models.inference.predict import Embeddings, Skipped
 from swag_models.paths import expand_path, read_regular, require_regular
 from swag_models.runtime import import_extra
@@ -25,6 +26,7 @@ from swag_models.runtime import import_extra
 EMBEDDING_SUFFIXES = (".parquet", ".npy")
 ROW_GROUP_SIZE = 8192  # rows of a Parquet file that are written or read at once
 METADATA_KEY = "swag_models"
+FLOATS = re.compile(r"(fixed_size_|large_)?list<\w+: float>")
 
 Vectors = NDArray[np.float32]
 
@@ -160,7 +162,9 @@ def _read_record(path: Path) -> dict[str, Any]:
     require_regular(path)
     try:
         if pyarrow:
-            text = pyarrow.parquet.read_schema(path).metadata[METADATA_KEY.encode()]
+            schema = pyarrow.parquet.read_schema(path)
+            _check_columns(schema)
+            text = (schema.metadata or {})[METADATA_KEY.encode()]
             record = {METADATA_KEY: parse_json(text), "names": []}
         else:
             record = parse_json(read_regular(get_metadata_path(path)))
@@ -170,10 +174,20 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{get_metadata_path(path)} does not exist; swag-models embed writes it"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow raises ValueErrors
-        raise ConfigError(
-            f"{get_metadata_path(path)} was not written by swag-models embed: {error}"
-        ) from None
+    except KeyError:
+        reason = "it does not say how its rows were computed"
+    except (OSError, ValueError, TypeError) as error:  # pyarrow raises ValueErrors
+        reason = str(error)
+    raise ConfigError(f"{get_metadata_path(path)} was not written by swag-models embed: {reason}")
+
+
+def _check_columns(schema: Any) -> None:
+    """Raise ValueError unless a Parquet file has the columns that `_write_parquet` writes."""
+    types = [str(column.type) for column in schema]
+    expected = "name (string) and embedding (fixed_size_list<element: float>)"
+    if schema.names != ["name", "embedding"] or types[0] != "string" or not FLOATS.match(types[1]):
+        columns = [f"{name} ({kind})" for name, kind in zip(schema.names, types)]
+        raise ValueError(f"its columns are {list_names(columns, 4) or 'none'}, not {expected}")
 
 
 def _check_record(record: Any) -> None:

@@ -54,12 +54,12 @@ class ImageRef(NamedTuple):
 
     Attributes:
         name: its name in messages and results.
-        source: path of a file, or an image in memory.
+        source: path of a file, the content of one, or an image in memory.
         span: (offset, size) in bytes of a member of a tar file; None for a separate file.
     """
 
     name: str
-    source: "Path | Image.Image | Tensor"
+    source: "Path | bytes | Image.Image | Tensor"
     span: tuple[int, int] | None = None
 
     def read(self) -> "Image.Image | Tensor":
@@ -77,6 +77,8 @@ class ImageRef(NamedTuple):
             # twice; setdefault is atomic.
             with vars(self.source).setdefault("_swag_models_lock", Lock()):
                 return read_image(self.source, self.name)
+        if isinstance(self.source, bytes):
+            return read_image(io.BytesIO(self.source), self.name)
         if not isinstance(self.source, Path):
             if 0 in self.source.shape:
                 raise ImageError(f"{self.name} has no pixels")

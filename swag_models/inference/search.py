@@ -6,7 +6,7 @@ Axes: N images, D features.
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,6 +151,9 @@ def compare(vectors: Tensor, query: Tensor) -> Tensor:
 def is_copy(image: ImageRef, name: str) -> bool:
     """Whether a query is a file with the same content as the file of a name."""
     path = image.source
+    if isinstance(path, bytes):
+        with suppress(OSError, ValueError), open_regular(name) as file:
+            return bool(file.read(len(path) + 1) == path)
     if not isinstance(path, Path) or image.span is not None:
         return False
     if name == image.name:

@@ -96,6 +96,7 @@ TEMPLATES = Environment(  # nosec B701 # Markdown
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+TEMPLATES.globals["count_noun"] = count_noun
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,7 @@ def test_a_section_about_training_needs_something_to_say() -> None:
     [
         (("cat", "dog"), 2, "2: cat, dog."),
         (tuple(f"c{i}" for i in range(102)), 102, "c98, c99 and 2 more, in `config.json`."),
-        ("imagenet-1k", 1000, "The 1000 classes of imagenet-1k, in torchvision's order."),
+        ("imagenet-1k", 1000, "The 1,000 classes of imagenet-1k, in torchvision's order."),
         (None, 2, "2, without names."),
         (None, None, "None: the model outputs features."),
     ],

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from swag_models.formatting import markdown_table
+from swag_models.formatting import count_noun, markdown_table
 from swag_models.recipe.evaluation.report.content import MAX_CONFUSION_IMAGES, ReportContent
 from swag_models.recipe.evaluation.report.plots import render_svg
 from swag_models.recipe.evaluation.report.tables import Cell, Table
@@ -65,7 +65,7 @@ def render_markdown(content: ReportContent, curves: str, calibration: str) -> st
 
 
 def _make_environment(**options: Any) -> Environment:
-    return Environment(  # nosec B701 # HTML templates pass autoescape=True in `options`
+    environment = Environment(  # nosec B701 # HTML templates pass autoescape=True in `options`
         loader=PackageLoader(__package__),
         undefined=StrictUndefined,  # a wrong name in a template is an error, not empty text
         trim_blocks=True,
@@ -73,6 +73,8 @@ def _make_environment(**options: Any) -> Environment:
         keep_trailing_newline=True,
         **options,
     )
+    environment.globals["count_noun"] = count_noun
+    return environment
 
 
 def _allow_breaks(name: str) -> Markup:

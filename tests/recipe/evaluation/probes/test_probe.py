@@ -168,7 +168,7 @@ def test_test_classes_missing_in_training_are_reported(
         (tmp_path / "train" / f"digit {number}").symlink_to(folder / "train" / f"digit {number}")
     with pytest.raises(
         ConfigError,
-        match=r"test has classes that the training set does not have: digit 3, .*; its 3 classes",
+        match=r"classes that the training set does not have: digit 3, .*; it has 3 classes",
     ):
         probe(model, tmp_path / "train", folder / "test", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
