@@ -31,7 +31,7 @@ boxes = torch.tensor([[left, top, left + 32, top + 32] for left, top in corners]
 truth = {"boxes": boxes, "labels": torch.arange(1, 4)}  # label 0 is the background
 
 backbone = FeaturePyramid(swag_models.load_model(NAME), out_channels=64)
-backbone.trunk.freeze()  # only the pyramid and the detector are trained
+backbone.freeze()  # only the pyramid and the detector are trained
 detector = FasterRCNN(
     backbone, num_classes=4, min_size=SIDE, max_size=SIDE, box_score_thresh=0.5
 ).train()

@@ -21,9 +21,9 @@ REGNETY_32GF = RegNetConfig(depth=20, w_0=232, w_a=115.89, w_m=2.53, group_width
 REGNETY_128GF = RegNetConfig(depth=27, w_0=456, w_a=160.83, w_m=2.52, group_width=264)
 
 NC, NC_URL = "cc-by-nc-4.0", "https://github.com/facebookresearch/SWAG/blob/main/LICENSE"
-TRUNK = "pre-trained on the hashtags of 3.6 billion public images; features only"
+BACKBONE = "pre-trained on the hashtags of 3.6 billion public images; features only"
 FINE_TUNED = "pre-trained on hashtags, then fine-tuned end to end on ImageNet-1k"
-LINEAR = "pre-trained on hashtags, trunk frozen, linear classifier on ImageNet-1k"
+LINEAR = "pre-trained on hashtags, backbone frozen, linear classifier on ImageNet-1k"
 SCENES = (
     "pre-trained on the hashtags of generated scenes by `python -m studies run`; "
     "ships with the library"
@@ -54,7 +54,7 @@ HASHTAGS, SYNSETS = tuple(_HASHTAGS.split()), tuple(_SYNSETS.split())
 
 def _make_swag_spec(
     name: str,
-    variant: Literal["trunk", "in1k", "in1k_linear"],
+    variant: Literal["backbone", "in1k", "in1k_linear"],
     *,
     config: ViTConfig | RegNetConfig,
     image_size: int,
@@ -64,12 +64,12 @@ def _make_swag_spec(
     sources: tuple[Source, ...],
 ) -> ModelSpec:
     """Return the spec of a published model, with the fields that its variant determines."""
-    has_head = variant != "trunk"
+    has_head = variant != "backbone"
     return ModelSpec(
         name=name,
         arch=name.removesuffix(f"_{variant}"),
         variant=variant,
-        description={"trunk": TRUNK, "in1k": FINE_TUNED, "in1k_linear": LINEAR}[variant],
+        description={"backbone": BACKBONE, "in1k": FINE_TUNED, "in1k_linear": LINEAR}[variant],
         config=config,
         preprocess=Preprocess(image_size),
         num_classes=1000 if has_head else None,
@@ -83,12 +83,12 @@ def _make_swag_spec(
     )
 
 
-# A trunk's first source is the file of its linear classifier, which contains the same frozen trunk
-# and, unlike the trunk's own file, has a published hash.
+# A backbone's first source is the file of its linear classifier, which contains the same weights
+# and, unlike the backbone's own file, has a published hash.
 MODELS = (
     _make_swag_spec(
         "regnety_16gf",
-        "trunk",
+        "backbone",
         config=REGNETY_16GF,
         image_size=224,
         num_params=80_565_140,
@@ -140,7 +140,7 @@ MODELS = (
     ),
     _make_swag_spec(
         "regnety_32gf",
-        "trunk",
+        "backbone",
         config=REGNETY_32GF,
         image_size=224,
         num_params=141_333_770,
@@ -192,7 +192,7 @@ MODELS = (
     ),
     _make_swag_spec(
         "regnety_128gf",
-        "trunk",
+        "backbone",
         config=REGNETY_128GF,
         image_size=224,
         num_params=637_419_894,
@@ -244,7 +244,7 @@ MODELS = (
     ),
     _make_swag_spec(
         "vit_b16",
-        "trunk",
+        "backbone",
         config=VIT_B16,
         image_size=224,
         num_params=85_798_656,
@@ -293,7 +293,7 @@ MODELS = (
     ),
     _make_swag_spec(
         "vit_l16",
-        "trunk",
+        "backbone",
         config=VIT_L16,
         image_size=224,
         num_params=303_301_632,
@@ -342,7 +342,7 @@ MODELS = (
     ),
     _make_swag_spec(
         "vit_h14",
-        "trunk",
+        "backbone",
         config=VIT_H14,
         image_size=224,
         num_params=630_764_800,

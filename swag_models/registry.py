@@ -130,7 +130,7 @@ def _find_on_hub(name: str) -> ModelSpec:
     from swag_models.hub.fetch import fetch_config
 
     repo, revision = parse_name(name)
-    # A trunk and its linear classifier share a file; the classifier comes first, so that asking for
+    # A backbone and its linear classifier share a file; the classifier is first, so that asking for
     # the repository returns all that the file contains.
     for spec in sorted(MODELS, key=lambda spec: spec.num_classes is None):
         for source in spec.sources:

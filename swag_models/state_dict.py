@@ -100,7 +100,7 @@ def load_weights(
             state,
             model,
             origin=origin,
-            # A trunk's source may be the file of its linear classifier.
+            # A backbone's source may be the file of its linear classifier.
             drop_head=published and spec.num_classes is None,
             fresh_head=fresh_head,
             fixed_size=fixed_size,
@@ -273,7 +273,7 @@ def _fit_head(
     state: dict[str, Tensor], model: Any, origin: str, drop_head: bool, fresh_head: bool
 ) -> dict[str, Tensor]:
     """Keep, drop or replace the head of a state dict with native names."""
-    trunk = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
+    backbone = {key: tensor for key, tensor in state.items() if not key.startswith("head.")}
     # First dimension of the weight and the bias; both equal the number of classes.
     sizes = sorted(
         {
@@ -285,7 +285,7 @@ def _fit_head(
     has = f"a head of {count_noun(sizes[-1][0], 'class')}" if sizes and sizes[-1] else "no head"
     keep = f"; to keep it, pass num_classes={sizes[-1][0]}" if sizes and sizes[-1] else ""
     if not model.num_classes:
-        return trunk
+        return backbone
     # A missing head that the user did not ask for is left to `_check_match`, which reports it.
     if sizes == [(model.num_classes,)] or (not sizes and not fresh_head and not drop_head):
         return state
@@ -298,7 +298,7 @@ def _fit_head(
     )
     model.reset_classifier(model.num_classes)
     fresh = {key: tensor for key, tensor in model.state_dict().items() if key.startswith("head.")}
-    return {**trunk, **fresh}
+    return {**backbone, **fresh}
 
 
 def _fit_channels(weight: Tensor, in_chans: int) -> Tensor:

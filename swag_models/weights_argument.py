@@ -51,7 +51,7 @@ def resolve_weights(weights: object, spec: ModelSpec) -> Path | None:
         name, model = weights, find_model(weights if match[1] else f"{spec.arch}_Weights.{weights}")
     else:
         return expand_path(weights, "weights")
-    # By source, because a trunk is in the same file as its linear classifier, and a folder can have
+    # By source: a backbone is in the same file as its linear classifier, and a folder can have
     # the name of a model of the catalog.
     if not {source.url for source in model.sources} & {source.url for source in spec.sources}:
         raise ConfigError(

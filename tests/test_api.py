@@ -218,7 +218,7 @@ def test_class_names_are_the_specs_or_torchvisions() -> None:
     assert list(swag_models.load_classes("regnety_16gf_in1k")) == categories
 
 
-def test_an_error_for_a_trunk_without_class_names_lists_models_with_class_names() -> None:
+def test_an_error_for_a_backbone_without_class_names_lists_models_with_class_names() -> None:
     with pytest.raises(
         ConfigError,
         match=r"vit_b16 gives features and has no classes; .*vit_b16_in1k, vit_b16_in1k_linear",

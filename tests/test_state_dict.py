@@ -39,10 +39,10 @@ def without_head(state: State) -> State:
     return {key: tensor for key, tensor in state.items() if not key.startswith("head")}
 
 
-def assert_same_trunk(model: nn.Module, state: State) -> None:
-    trunk = without_head(model.state_dict())
-    assert trunk.keys() == without_head(state).keys()
-    assert all(torch.equal(tensor, state[key]) for key, tensor in trunk.items())
+def assert_same_backbone(model: nn.Module, state: State) -> None:
+    backbone = without_head(model.state_dict())
+    assert backbone.keys() == without_head(state).keys()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in backbone.items())
 
 
 def assert_fresh_head(model: Any, num_classes: int) -> None:
@@ -81,7 +81,7 @@ class TestHead:
         model = load(family, state, **requested)
         num_classes = requested["num_classes"]
         assert_fresh_head(model, num_classes)
-        assert_same_trunk(model, state)
+        assert_same_backbone(model, state)
         (message,) = caplog.messages
         assert f"a head of {in_file} classes" in message
         assert f"the head of {num_classes} classes is freshly initialised" in message
@@ -100,7 +100,7 @@ class TestHead:
         state = tiny(family, num_classes=None).state_dict()
         model = load(family, state, num_classes=10)
         assert_fresh_head(model, 10)
-        assert_same_trunk(model, state)
+        assert_same_backbone(model, state)
         assert model(images()).shape == (2, 10)
         (message,) = caplog.messages
         assert "has no head" in message
@@ -113,13 +113,13 @@ class TestHead:
         state = tiny(family).state_dict()
         model = load(family, state, num_classes=None)
         assert model.num_classes == 0
-        assert_same_trunk(model, state)
+        assert_same_backbone(model, state)
 
     def test_head_is_left_out_of_a_model_without_classes(self, family: str, tmp_path: Path) -> None:
         state = tiny(family).state_dict()
         torch.save(state, tmp_path / "file.pth")
         spec = replace(TINY_SPECS[family], num_classes=None, classes=None)
-        assert_same_trunk(load_model(spec, weights=tmp_path / "file.pth"), state)
+        assert_same_backbone(load_model(spec, weights=tmp_path / "file.pth"), state)
         assert load_model(spec, weights=tmp_path / "file.pth", num_classes=10).num_classes == 10
 
     @pytest.mark.parametrize("of_spec", [None, 10])
@@ -183,7 +183,7 @@ class TestHead:
         model = build(CONFIGS[family], num_classes=10, image_size=64)
         model.load_state_dict(fit_state_dict(state, model, origin="here", drop_head=True))
         assert_fresh_head(model, 10)
-        assert_same_trunk(model, state)
+        assert_same_backbone(model, state)
 
 
 class TestPositions:
@@ -235,7 +235,7 @@ class TestPositions:
     def test_a_regnet_has_no_positions_at_any_size(self, load: Any) -> None:
         state = tiny("regnet").state_dict()
         model = load("regnet", state, image_size=(96, 33))
-        assert_same_trunk(model, state)
+        assert_same_backbone(model, state)
 
 
 class TestMismatch:
@@ -335,12 +335,12 @@ class TestDescription:
             fit_state_dict(state, model, origin="here", published=spec)
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_the_same_sizes_are_accepted_and_a_trunk_says_nothing_of_classes(
+    def test_the_same_sizes_are_accepted_and_a_backbone_says_nothing_of_classes(
         self, family: str
     ) -> None:
         state, spec = tiny(family).state_dict(), TINY_SPECS[family]
-        trunk = replace(spec, num_classes=None, classes=None)
-        for published, num_classes in ((spec, 10), (trunk, None)):
+        backbone = replace(spec, num_classes=None, classes=None)
+        for published, num_classes in ((spec, 10), (backbone, None)):
             model = tiny(family, num_classes=num_classes)
             fitted = fit_state_dict(state, model, origin="here", published=published)
             assert fitted.keys() == model.state_dict().keys()

@@ -103,7 +103,7 @@ class TestTorchvisionsWeights:
             member.meta["_metrics"]["ImageNet-1K"]["acc@1"], abs=0.05
         )
 
-    def test_a_trunk_shares_the_file_of_its_linear_classifier(self) -> None:
+    def test_a_backbone_shares_the_file_of_its_linear_classifier(self) -> None:
         spec = swag_models.get_spec("vit_b16")
         assert resolve_weights(ViT_B_16_Weights.IMAGENET1K_SWAG_LINEAR_V1, spec) is None
 

@@ -32,10 +32,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Backbone(TimmMetadata):
-    """A trunk with an optional linear head.
+    """A backbone with an optional linear head.
 
     Attributes:
-        layers: names of the trunk's parameters and modules, one tuple per layer, in forward order.
+        layers: names of the parameters and modules, one tuple per layer, in forward order.
         feature_info: one entry per map of `forward_intermediates`: its channels (`num_chs`), the
             pixels per cell (`reduction`) and the module that computes it (`module`).
         output_formats: values of `output_fmt` in `forward_intermediates`.
@@ -96,7 +96,7 @@ class Backbone(TimmMetadata):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the trunk's features, before pooling and head: tokens or a feature map."""
+        """Return the backbone's features, before pooling and head: tokens or a feature map."""
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -172,7 +172,7 @@ class Backbone(TimmMetadata):
         self._init_published(head=needs_reset)
 
     def _init_published(self, *, head: bool) -> None:
-        """Initialise the trunk as published, and the head if `head` is True."""
+        """Initialise the backbone as published, and the head if `head` is True."""
         raise NotImplementedError
 
     def get_classifier(self) -> nn.Module:
@@ -247,7 +247,7 @@ class Backbone(TimmMetadata):
                 module.grad_checkpointing = enable
 
     def freeze(self, up_to: str | None = None) -> None:
-        """Exclude the trunk, or its first layers, from training.
+        """Exclude the backbone, or its first layers, from training.
 
         Their parameters get no gradients, and their batch norms, dropout and stochastic depth stay
         in evaluation mode even after `train()`. The head is never frozen. A second call cannot
@@ -255,7 +255,7 @@ class Backbone(TimmMetadata):
 
         Args:
             up_to: the last part to freeze: "blocks.5", "s3" or any other name in `layers`; by
-                default the whole trunk.
+                default the whole backbone.
 
         Raises:
             ConfigError: `up_to` is unknown; lists the names.
@@ -267,7 +267,7 @@ class Backbone(TimmMetadata):
         if up_to is not None and not (isinstance(up_to, str) and up_to in ends):
             raise ConfigError(
                 f"up_to is {describe(up_to)}; allowed: {', '.join(ends)}, "
-                "or None for the whole trunk"
+                "or None for the whole backbone"
             )
         last_end = max(ends.values()) if up_to is None else ends[up_to]
         parts = tuple(part for part, end in ends.items() if end <= last_end)
@@ -317,10 +317,10 @@ class Backbone(TimmMetadata):
             state_dict = translate_layout(state_dict, "timm")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def _join_trunk(self, head: M, weight: Tensor) -> M:
-        """Move a new head to the trunk's device and dtype.
+    def _join_backbone(self, head: M, weight: Tensor) -> M:
+        """Move a new head to the backbone's device and dtype.
 
-        If the trunk is still on the meta device, the head is not moved: it would lose its values.
+        If that is still the meta device, the head is not moved: it would lose its values.
         """
         head.train(self.training)
         return head if weight.is_meta else head.to(weight)

@@ -1,6 +1,6 @@
 """Feature pyramids on top of any model, in the form that torchvision's detectors expect.
 
-Axes: N batch, C channels, H W pixels, h w grid, D feature channels of the trunk.
+Axes: N batch, C channels, H W pixels, h w grid, D feature channels of the backbone.
 """
 
 import math
@@ -29,7 +29,7 @@ class FeaturePyramid(nn.Module):
     attention in all blocks.
 
     Args:
-        model: the trunk. It is used in place, not copied: its head is removed, and its frozen
+        model: the backbone. It is used in place, not copied: its head is removed, and its frozen
             layers stay frozen.
         out_channels: channels of each level.
     """
@@ -88,7 +88,7 @@ class FeaturePyramid(nn.Module):
         return levels
 
     def freeze(self, up_to: str | None = None) -> None:
-        """Exclude the trunk, or its first layers, from training; see `Backbone.freeze`."""
+        """Exclude the backbone, or its first layers, from training; see `Backbone.freeze`."""
         self.trunk.freeze(up_to)
 
     def unfreeze(self) -> None:

@@ -238,7 +238,7 @@ class RegNet(Backbone):
     def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
         count = check_num_classes(num_classes)
         pool = choose_pool("regnet", num_classes, global_pool)
-        self.head = self._join_trunk(Head(self.num_features, count), self.stem.conv.weight)
+        self.head = self._join_backbone(Head(self.num_features, count), self.stem.conv.weight)
         self.num_classes, self.global_pool = count, pool
 
     def prune_intermediate_layers(

@@ -165,7 +165,7 @@ class ViT(ViTInterface):
     def reset_classifier(self, num_classes: int | None, global_pool: Pool | None = None) -> None:
         count = check_num_classes(num_classes)
         pool = choose_pool("vit", count, self.global_pool if global_pool is None else global_pool)
-        self.head = self._join_trunk(_make_head(self.num_features, count), self.cls_token)
+        self.head = self._join_backbone(_make_head(self.num_features, count), self.cls_token)
         self.num_classes, self.global_pool = count, pool
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

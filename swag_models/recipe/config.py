@@ -192,7 +192,7 @@ class Run:
         epochs: length of the run.
         steps: length of the run.
         init: initial weights: a catalog name, a folder or hf-hub:org/repo; None for random ones.
-        trainable: all parameters, or only the head on a frozen trunk.
+        trainable: all parameters, or only the head on a frozen backbone.
         warmup: fraction of steps in which the learning rate rises linearly; then half a cosine.
         drop_path_rate: probability of skipping the last block; falls linearly to 0 at the first.
         seed: of initial weights, data order and augmentation.

@@ -103,7 +103,7 @@ AMP = choose("mixed precision is confirmed, its type is not; bf16 needs no loss 
 LARGE = choose("to fit the memory of one GPU; does not change what is learnt")
 IN1K = confirm("the training images of ImageNet-1k", WEIGHTS)
 IN1K_CLASSES = confirm("the classes of ImageNet-1k", WEIGHTS)
-TRUNK = confirm("the published trunk of hashtag pre-training", WEIGHTS)
+BACKBONE = confirm("the published backbone of hashtag pre-training", WEIGHTS)
 LARGE_ENGINE = {"engine.parallel": LARGE, "engine.grad_checkpointing": LARGE}
 # FSDP2 over the GPUs of a run
 SHARDED = Engine(parallel="fsdp", grad_checkpointing=True)
@@ -196,7 +196,7 @@ IN1K_SOURCES = {
     "arch": ARCH,
     "image_size": confirm("the image size of the published model", MODEL_TABLE),
     "steps": choose("the length is given in epochs, which suit other data too"),
-    "init": TRUNK,
+    "init": BACKBONE,
     "trainable": confirm("fine-tuned end to end", WEIGHTS),
     "drop_path_rate": NO_DROP_PATH,
     "optimizer.kind": REGNET_SGD,
@@ -271,7 +271,7 @@ LINEAR_SOURCES = {
     "image_size": confirm("224 pixels", LINEAR_RECIPE),
     "batch_size": confirm("256 for RegNets, 1024 for ViTs", LINEAR_RECIPE),
     "epochs": confirm("28 epochs", LINEAR_RECIPE),
-    "trainable": confirm("a linear classifier on the frozen trunk", WEIGHTS),
+    "trainable": confirm("a linear classifier on the frozen backbone", WEIGHTS),
     "warmup": interpret("a cosine is confirmed; no warm-up is stated"),
     "optimizer.kind": LINEAR_SGD,
     "optimizer.momentum": LINEAR_SGD,
@@ -379,7 +379,7 @@ NANO_SOURCES = {
 IG, IN, POSTS, HELD_OUT = (5_000_000_000, 27_000), (1_281_167, 1000), (24_000, 61), (2_000, 32)
 COCO = (82_783, 80)
 TUNED = "fine-tuning on ImageNet-1k, end to end"
-LINEAR = "a linear classifier for ImageNet-1k on a frozen trunk"
+LINEAR = "a linear classifier for ImageNet-1k on a frozen backbone"
 SEVERAL = "multi-label fine-tuning, end to end"
 NANO_SEVERAL = "miniature multi-label fine-tuning on scenes with several things"
 NANO_PRETRAINING = "miniature pre-training on the generated scenes' hashtags"
@@ -396,7 +396,7 @@ def _make_presets(
         arch: of the catalog.
         in1k_size: pixels in fine-tuning.
         epochs: of pre-training.
-        large: shard the model and recompute activations when the trunk is trained.
+        large: shard the model and recompute activations when the backbone is trained.
     """
     runs = (REGNET_HASHTAGS, REGNET_IN1K, REGNET_LINEAR)
     sources = (REGNET_HASHTAG_SOURCES, REGNET_IN1K_SOURCES, LINEAR_SOURCES)

@@ -70,10 +70,10 @@ def test_facts_of_a_model_are_complete_and_missing_ones_are_left_out() -> None:
     assert spec.metrics is not None
     assert f"{spec.metrics.top1}% top-1 on {spec.metrics.dataset}" in facts
     assert "<dt>Weights</dt><dd>on this machine</dd>" in facts
-    trunk = render_facts(replace(SPECS["vit_b16"], description=""), is_local=True)
-    assert "<dt>Output</dt><dd>features</dd>" in trunk
-    assert "<dt>Accuracy</dt>" not in trunk
-    assert "<dt>Training</dt>" not in trunk
+    backbone = render_facts(replace(SPECS["vit_b16"], description=""), is_local=True)
+    assert "<dt>Output</dt><dd>features</dd>" in backbone
+    assert "<dt>Accuracy</dt>" not in backbone
+    assert "<dt>Training</dt>" not in backbone
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_regnet_configs_equal_those_of_timm() -> None:
         (SMALL, {}),
         (SMALL, {"in_chans": 4, "image_size": 96}),
     ],
-    ids=["vit", "trunk", "avg", "one-channel", "odd-mlp", "regnet", "four-channels"],
+    ids=["vit", "backbone", "avg", "one-channel", "odd-mlp", "regnet", "four-channels"],
 )
 def test_timm_loads_the_folder_and_gives_the_same_output(
     config: ViTConfig | RegNetConfig, options: Any, tmp_path: Path

@@ -85,7 +85,7 @@ class TestHead:
 
     def test_reset_classifier_initialises_a_new_head(self, family: str) -> None:
         model = tiny(family).to(torch.bfloat16)
-        trunk = {
+        backbone = {
             key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head")
         }
         model.reset_classifier(3)
@@ -95,7 +95,7 @@ class TestHead:
         assert head.weight.requires_grad
         assert float(head.weight.detach().abs().max()) < 0.1
         assert not head.bias.any()
-        assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in trunk.items())
+        assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in backbone.items())
 
     @pytest.mark.parametrize("none", [None, 0])
     def test_reset_classifier_can_remove_the_head(self, family: str, none: int | None) -> None:

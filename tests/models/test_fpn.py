@@ -82,19 +82,19 @@ class TestLevels:
             name for name, p in pyramid.named_parameters() if p.grad is None or not p.grad.any()
         ]
 
-    def test_trunk_is_the_passed_model_without_its_head(self, shape: str) -> None:
+    def test_backbone_is_the_passed_model_without_its_head(self, shape: str) -> None:
         model = build(SHAPES[shape], num_classes=3, image_size=224)
-        trunk = dict(model.named_parameters())
+        backbone = dict(model.named_parameters())
         pyramid = FeaturePyramid(model)
         assert pyramid.trunk is model
         assert pyramid.out_channels == 256
         assert model.num_classes == 0
         for name, parameter in model.named_parameters():
-            assert parameter is trunk[name]
+            assert parameter is backbone[name]
 
 
 @pytest.mark.parametrize("family", ["vit", "regnet"])
-class TestTrunk:
+class TestBackbone:
     def test_frozen_layers_stay_frozen(self, family: str) -> None:
         pyramid = FeaturePyramid(tiny(family, num_classes=None, drop_path_rate=0.5), 8)
         pyramid.trunk.freeze()
@@ -109,7 +109,7 @@ class TestTrunk:
         assert all(parameter.grad is None for parameter in pyramid.trunk.parameters())
         assert all(parameter.grad is not None for parameter in pyramid.neck.parameters())
 
-    def test_precision_and_device_are_the_trunks(self, family: str) -> None:
+    def test_precision_and_device_are_the_backbones(self, family: str) -> None:
         pyramid = FeaturePyramid(tiny(family).bfloat16(), 8)
         assert {level.dtype for level in pyramid(images().bfloat16()).values()} == {torch.bfloat16}
         with torch.device("meta"):

@@ -65,7 +65,7 @@ def test_training_changes_all_but_frozen_layers(
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestFrozen:
-    def test_only_the_trunk_stays_in_eval_mode(self, family: str) -> None:
+    def test_only_the_backbone_stays_in_eval_mode(self, family: str) -> None:
         model = tiny(family, drop_rate=0.3, **RATES[family])
         model.freeze()
         for _ in range(2):
@@ -133,7 +133,7 @@ class TestFrozen:
             name for name, parameter in model.named_parameters() if not parameter.requires_grad
         ] == [{"vit": "head.bias", "regnet": "head.fc.bias"}[family]]
 
-    def test_a_new_head_learns_on_a_trunk_that_stays_frozen(self, family: str) -> None:
+    def test_a_new_head_learns_on_a_backbone_that_stays_frozen(self, family: str) -> None:
         model = tiny(family)
         model.freeze()
         model.reset_classifier(3)
@@ -200,7 +200,7 @@ class TestFrozen:
         model = tiny(family)
         with pytest.raises(
             ConfigError,
-            match=rf"up_to is {up_to!r}; allowed: {allowed}.*, or None for the whole trunk$",
+            match=rf"up_to is {up_to!r}; allowed: {allowed}.*, or None for the whole backbone$",
         ):
             model.freeze(up_to)
         assert all(parameter.requires_grad for parameter in model.parameters())

@@ -183,11 +183,11 @@ class TestGroups:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_around_the_trunk_is_its_highest_layer(family: str) -> None:
-    trunk = tiny(family, num_classes=None)
-    model = nn.Sequential(trunk, nn.Linear(4, 2))
+def test_a_model_around_the_backbone_is_its_highest_layer(family: str) -> None:
+    backbone = tiny(family, num_classes=None)
+    model = nn.Sequential(backbone, nn.Linear(4, 2))
     groups = group_parameters(model, lr=1.0, weight_decay=0.05, layer_decay=0.5)
     scales = {id(each): group["scale"] for group in groups for each in group["params"]}
     assert set(scales) == {id(parameter) for parameter in model.parameters()}
     assert [scales[id(parameter)] for parameter in model[1].parameters()] == [1, 1]
-    assert max(scales[id(parameter)] for parameter in trunk.parameters()) == 0.5
+    assert max(scales[id(parameter)] for parameter in backbone.parameters()) == 0.5

@@ -196,16 +196,17 @@ class TestHeads:
         model, batch = load_tiny(family, num_classes=None), images()
         assert model.num_classes == 0
         assert model(batch).ndim == (2 if family == "vit" else 4)
-        publish.save(model, tmp_path / "trunk", license="mit")
-        assert equal(load_model(tmp_path / "trunk")(batch), model(batch))
-        assert load_model(tmp_path / "trunk", num_classes=0)(batch).shape == (2, model.num_features)
+        publish.save(model, tmp_path / "backbone", license="mit")
+        assert equal(load_model(tmp_path / "backbone")(batch), model(batch))
+        pooled = load_model(tmp_path / "backbone", num_classes=0)(batch)
+        assert pooled.shape == (2, model.num_features)
         pooled = load_tiny(family, num_classes=0)
         publish.save(pooled, tmp_path / "pooled", license="mit")
         unpooled = load_model(tmp_path / "pooled", num_classes=None)
         assert unpooled(batch).ndim == (2 if family == "vit" else 4)
 
-    def test_old_config_of_a_trunk_means_the_same(self, family: str, tmp_path: Path) -> None:
-        """Before `global_pool=""`, a trunk of a RegNet was written without it."""
+    def test_old_config_of_a_backbone_means_the_same(self, family: str, tmp_path: Path) -> None:
+        """Before `global_pool=""`, a backbone of a RegNet was written without it."""
         folder = publish.save(load_tiny(family, num_classes=None), tmp_path / "old", license="mit")
         config = json.loads((folder / "config.json").read_text())
         assert config["swag_models"]["global_pool"] == ("token" if family == "vit" else None)

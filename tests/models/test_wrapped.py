@@ -113,11 +113,11 @@ class TestGroups:
         model = tiny(family)
         expected = list_rates(model)
         rates = list_rates(pyramid := FeaturePyramid(model, 8))
-        trunk = {name: rate for name, rate in rates.items() if name.startswith("trunk.")}
+        backbone = {name: rate for name, rate in rates.items() if name.startswith("trunk.")}
         assert {f"trunk.{name}": rate for name, rate in expected.items() if "head" not in name} == (
-            trunk
+            backbone
         )
-        assert {rate for name, rate in rates.items() if name not in trunk} <= {(1, 0.05), (1, 0)}
+        assert {rate for name, rate in rates.items() if name not in backbone} <= {(1, 0.05), (1, 0)}
         assert len(rates) == len(list(pyramid.parameters()))
 
     def test_adapters_learn_as_their_layer(self, family: str) -> None:

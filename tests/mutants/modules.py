@@ -19,7 +19,7 @@ IMPORTS = (
 # Without tests that take seconds to repeat faster ones: compiled, at full size, for large models.
 SLOW = ("compiled", "full_size", "on_meta", "h14", "l16", "128gf", "32gf")
 SELECTION = " and ".join(f"not {name}" for name in SLOW)
-TRUNK = [
+BACKBONE = [
     "models/test_intermediates.py",
     "models/test_param_groups.py",
     "models/test_backbone.py",
@@ -73,32 +73,32 @@ MODULES = {
     "models/layers.py": ["models/test_linear.py", "models/test_checkpointing.py"],
     "models/vit.py": [
         "models/test_vit.py",
-        *TRUNK,
+        *BACKBONE,
     ],
-    "models/vit_block.py": ["models/test_vit.py", *TRUNK],
+    "models/vit_block.py": ["models/test_vit.py", *BACKBONE],
     "models/vit_interface.py": [
         "models/test_vit.py",
-        *TRUNK,
+        *BACKBONE,
     ],
     "models/arguments.py": [
         "models/test_vit.py",
         "models/test_regnet.py",
-        *TRUNK,
+        *BACKBONE,
     ],
     "models/drop_path.py": ["models/test_backbone.py"],
     "models/fpn.py": ["models/test_fpn.py"],
     "models/unwrap.py": ["models/test_unwrap.py", "models/test_wrapped.py"],
     "models/regnet.py": [
         "models/test_regnet.py",
-        *TRUNK,
+        *BACKBONE,
     ],
     "models/regnet_block.py": [
         "models/test_regnet.py",
-        *TRUNK,
+        *BACKBONE,
     ],
     "models/backbone.py": [
         "models/test_freezing.py",
-        *TRUNK,
+        *BACKBONE,
         "test_arguments.py",
         "models/test_checkpointing.py",
         "test_layouts.py",

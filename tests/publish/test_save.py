@@ -60,7 +60,7 @@ class TestRoundTrip:
             {"image_size": (96, 64)},
             {"in_chans": 1},
         ],
-        ids=["plain", "trunk", "small", "oblong", "grey"],
+        ids=["plain", "backbone", "small", "oblong", "grey"],
     )
     def test_a_folder_loads_as_the_model_that_was_saved(
         self, family: str, options: dict[str, Any], folder: Path

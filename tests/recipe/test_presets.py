@@ -97,7 +97,7 @@ def test_fine_tuning_matches_the_catalog(preset: Preset) -> None:
     )
     assert spec.preprocess.interpolation == preset.run.augment.interpolation
     assert preset.run.init is not None
-    assert SPECS[preset.run.init].variant == "trunk"
+    assert SPECS[preset.run.init].variant == "backbone"
     assert SPECS[preset.run.init].arch == preset.run.arch
     assert preset.run.trainable == ("head" if spec.variant == "in1k_linear" else "all")
 
@@ -159,9 +159,9 @@ def test_known_numbers(name: str, field: str, value: object, mark: str) -> None:
 @in_presets([preset for preset in PRESETS if preset.name.endswith("_multilabel")])
 def test_multi_label_presets_differ_in_their_objective(preset: Preset) -> None:
     assert preset.run.objective.kind == "sigmoid"
-    trunk = SPECS[preset.run.arch] if preset.run.arch in ARCHS else None
-    if trunk is not None and trunk.family == "vit":
-        assert preset.run.image_size % trunk.config.patch_size == 0  # type: ignore[union-attr]
+    backbone = SPECS[preset.run.arch] if preset.run.arch in ARCHS else None
+    if backbone is not None and backbone.family == "vit":
+        assert preset.run.image_size % backbone.config.patch_size == 0  # type: ignore[union-attr]
 
 
 def test_rates_at_the_batch_of_pre_training() -> None:

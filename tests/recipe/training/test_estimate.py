@@ -98,7 +98,7 @@ def test_training_takes_three_forward_passes() -> None:
     assert counter.get_total_flops() == estimated.flops - 2 * 16 * 192 * 96
 
 
-def test_a_frozen_trunk_takes_one_pass_and_checkpointing_four() -> None:
+def test_a_frozen_backbone_takes_one_pass_and_checkpointing_four() -> None:
     full = plan(RUN, 100, num_classes=10)
     head = plan(replace(RUN, trainable="head"), 100, num_classes=10)
     checkpointed = plan(replace(RUN, engine=Engine(grad_checkpointing=True)), 100, num_classes=10)

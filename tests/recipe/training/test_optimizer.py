@@ -104,7 +104,7 @@ class TestGroups:
         assert group["weight_decay"] == 0.1
 
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_a_frozen_trunk_leaves_the_head_at_full_rate(self, family: str) -> None:
+    def test_a_frozen_backbone_leaves_the_head_at_full_rate(self, family: str) -> None:
         model = tiny(family)
         model.freeze()
         groups = make_optimizer(model, Optimizer("sgd", layer_decay=0.5), 1).param_groups

@@ -186,11 +186,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "settings", [(), pytest.param(REGNET, marks=pytest.mark.slow), ("engine.parallel=fsdp",)]
 )
-def test_a_linear_classifier_does_not_change_the_trunk(
+def test_a_linear_classifier_does_not_change_the_backbone(
     settings: tuple[str, ...], images: Path, tmp_path: Path
 ) -> None:
-    train_digits(images, tmp_path / "trunk", *settings, "steps=2")
-    model = tmp_path / "trunk" / "model"
+    train_digits(images, tmp_path / "backbone", *settings, "steps=2")
+    model = tmp_path / "backbone" / "model"
     train_digits(
         images,
         tmp_path / "run",
@@ -200,7 +200,7 @@ def test_a_linear_classifier_does_not_change_the_trunk(
         "optimizer.lr=0.01",
         *STATEFUL[:2],
     )
-    before, after = load_weights(tmp_path / "trunk"), load_weights(tmp_path / "run")
+    before, after = load_weights(tmp_path / "backbone"), load_weights(tmp_path / "run")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"} or changed == {"head.fc.weight", "head.fc.bias"}
 

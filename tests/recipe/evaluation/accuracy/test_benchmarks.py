@@ -312,7 +312,7 @@ def test_unknown_benchmark_is_rejected(tmp_path: Path, model: EvaluatedModel) ->
 
 
 def test_model_without_classes_is_rejected(tmp_path: Path) -> None:
-    model = open_evaluated_model(save_tiny(tmp_path / "trunk", None, None))
+    model = open_evaluated_model(save_tiny(tmp_path / "backbone", None, None))
     check_error("it has features but no classes; choose one with a head", "folder", tmp_path, model)
 
 
