@@ -192,7 +192,9 @@ def test_the_model_table_is_the_catalog() -> None:
         output = "features" if spec.num_classes is None else f"{spec.num_classes} classes"
         parameters = f"{spec.num_params / 1e6:.1f}M"
         included = (Path(swag_models.__file__).parent / "weights" / f"{name}.safetensors").exists()
-        download = "included" if included else f"{spec.num_params * 4 / 1e6:,.0f} MB"
+        size = f"{spec.num_params * 4 / 1e6:,.0f} MB"
+        download = "included" if included else f"[{size}]({spec.sources[0].url})"
+        assert spec.license == ("apache-2.0" if "_nano_" in name else "cc-by-nc-4.0")
         expected.append(
             [
                 f"`{name}`",
@@ -202,7 +204,6 @@ def test_the_model_table_is_the_catalog() -> None:
                 f"{spec.gmacs:.2f}",
                 output,
                 accuracy,
-                spec.license,
             ]
         )
     assert rows == expected

@@ -67,6 +67,7 @@ def test_other_columns_are_named(
         assert "was not written by swag-models embed" in line
 
 
+@pytest.mark.slow
 def test_the_example_prints_one_line(tmp_path: Path) -> None:
     path = write_table(tmp_path / "vocabulary.parquet", {"synset": ["n1"]})
     command = [sys.executable, "examples/nearest.py", path, IMAGE]
