@@ -101,7 +101,7 @@ def _tabulate_samplings(rows: Sequence[Row], shots: Sequence[int]) -> str:
 def _judge_claims(rows: Sequence[Row], archs: Sequence[str], shots: Sequence[int]) -> str:
     """A table with a row for each claim and way to measure it, and a column for each network."""
     pre_training = "pre-training beats random weights"
-    claims = [
+    claims: list[tuple[Any, ...]] = [
         (pre_training, f"{count} labels each", "finetune", count, (None, "softmax"), "all")
         for count in shots
     ]
@@ -109,22 +109,22 @@ def _judge_claims(rows: Sequence[Row], archs: Sequence[str], shots: Sequence[int
         ("by hashtags", "hashtags", 0),
         (f"linear, {shots[-1]} labels", "linear", shots[-1]),
     )
-    for text, *what in (
+    for text, baseline, part in (
         ("square-root sampling beats natural sampling in the tail", ("natural", "softmax"), "tail"),
         ("square-root sampling beats uniform sampling in the tail", ("uniform", "softmax"), "tail"),
         ("a softmax with 1/K beats a sigmoid per hashtag", ("sqrt", "sigmoid"), "all"),
     ):
-        claims += [(text, *measure, *what) for measure in measures]
+        claims += [(text, *measure, baseline, part) for measure in measures]
     table = [
         [text, how]
         + [
             _judge(
                 _collect(rows, arch, "sqrt", "softmax", measure, count, part),
-                _collect(rows, arch, *baseline, measure, count, part),
+                _collect(rows, arch, sampling, objective, measure, count, part),
             )
             for arch in archs
         ]
-        for text, how, measure, count, baseline, part in claims
+        for text, how, measure, count, (sampling, objective), part in claims
     ]
     return markdown_table(["claim", "measured", *archs], table)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from swag_models.api import get_spec
 from swag_models.cli.common import (
     FAILED,
     OK,
@@ -33,11 +34,12 @@ IMAGE_HELP = "files, folders, tar shards or shell patterns; - for one image on s
 
 def classify(options: argparse.Namespace) -> int:
     """Print the most probable classes of each image."""
+    spec = get_spec(options.model)  # before torch is imported, since the Hub may be unreachable
     from swag_models.inference.predict import Classifier
 
     images = _find_images(options.image)
     threshold = read_threshold(options)
-    classifier = Classifier(options.model, threshold=threshold, **_get_pipeline_options(options))
+    classifier = Classifier(spec, threshold=threshold, **_get_pipeline_options(options))
     num_skipped = 0
     for name, predictions, reason in classifier.stream(images, options.top_k):
         if reason:
@@ -59,6 +61,7 @@ def classify(options: argparse.Namespace) -> int:
 
 def embed(options: argparse.Namespace) -> int:
     """Write the features of images to a file; resumable, and runs in parallel with torchrun."""
+    spec = get_spec(options.model)  # see `classify`
     from swag_models.inference.embed import write_embeddings
     from swag_models.inference.embeddings_file import check_embeddings_path
     from swag_models.inference.predict import Embedder
@@ -68,7 +71,7 @@ def embed(options: argparse.Namespace) -> int:
     images = _find_images(options.image)
     rank, world_size = read_environment("RANK", 0), read_environment("WORLD_SIZE", 1)
     summary = write_embeddings(
-        Embedder(options.model, **_get_pipeline_options(options)),
+        Embedder(spec, **_get_pipeline_options(options)),
         images,
         output,
         rank=rank,
@@ -98,12 +101,13 @@ def merge(options: argparse.Namespace) -> int:
 
 def nearest(options: argparse.Namespace) -> int:
     """Find the images nearest to an image, in a file that embed wrote."""
+    model = None if options.model is None else get_spec(options.model)  # see `classify`
     from swag_models.inference.search import ImageSearch
 
     images = _find_images(options.image)
     search = ImageSearch(
         options.embeddings,
-        model=options.model,
+        model=model,
         device=read_device(options),
         backend=options.backend,
     )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 def save(options: argparse.Namespace) -> int:
     """Write a model as a folder: weights, config.json and a model card."""
+    # before torch is imported, since the Hub may be unreachable
+    folder, spec = expand_path(options.folder, "folder"), get_spec(options.model)
     from swag_models import publish
     from swag_models.reruns import (
         identify_files,
@@ -29,8 +31,6 @@ def save(options: argparse.Namespace) -> int:
         identify_packages,
         run_unless_done,
     )
-
-    folder, spec = expand_path(options.folder, "folder"), get_spec(options.model)
 
     def make_key() -> Any:
         if (model := identify_model(spec)) is None:
@@ -94,11 +94,11 @@ def push(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> int:
     """Export a model to ONNX (.onnx) or torch.export (.pt2), and compare it with the original."""
+    path, spec = expand_path(options.path), get_spec(options.name)  # see `save`
     from swag_models.export import export_model
     from swag_models.export.external_data import list_parts
     from swag_models.reruns import run_unless_done
 
-    path, spec = expand_path(options.path), get_spec(options.name)
     settings = {
         "image_size": options.image_size,
         "dynamic_size": options.dynamic_size,

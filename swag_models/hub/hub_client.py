@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # Seconds in which the Hub must answer, in the first and the second try. HF_HUB_ETAG_TIMEOUT, a
 # variable of the client, sets both.
-TRY_SECONDS = (0.8, 1.6)
+TRY_SECONDS = (0.6, 1.5)
 CLEANUP_SECONDS = 0.5  # for an abandoned thread to remove its temporary file
 MAX_SURPLUS = 2**24  # bytes; the client compares sizes only at the end of a file
 
