@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from swag_models.cli.common import OK, AddCommand, add_json_option
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.recipe.config import Run, override
 from swag_models.recipe.presets import get_preset
 
@@ -105,7 +106,6 @@ def _describe(estimate: "Plan", origin: str) -> dict[str, str]:
     """The rows of the table; `origin` says where the decode rates come from."""
     # `trained` is smaller for a preset that trains only the head
     frozen = "; the rest is frozen" if estimate.trained < estimate.parameters else ""
-    plural = "s" * (estimate.gpus > 1)
     memory, total = asdict(estimate.memory), estimate.memory.total
     sample = memory.pop("sample")
     rows = {
@@ -115,7 +115,7 @@ def _describe(estimate: "Plan", origin: str) -> dict[str, str]:
         "operations": f"{estimate.flops:.3g} per sample ({estimate.passes}x the forward pass), "
         f"{estimate.flops * estimate.samples:.3g} in all",
         "throughput": f"{estimate.throughput:,.1f} images/s per GPU; {estimate.basis}",
-        "time": f"{_format_time(estimate.days)} on {estimate.gpus:,} GPU{plural}",
+        "time": f"{_format_time(estimate.days)} on {count_noun(estimate.gpus, 'GPU')}",
         "data": f"{estimate.throughput * estimate.gpus:,.0f} images/s must be read, "
         f"{estimate.throughput:,.1f} by each rank",
     }

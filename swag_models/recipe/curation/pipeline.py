@@ -231,8 +231,8 @@ def choose_classes(
     if not frequent:
         most = max((row["images"] for row in counts), default=0)
         raise ConfigError(
-            f"no class has {min_images} images or more: {len(counts)} classes were found, the most "
-            f"frequent with {most} images; lower min_images="
+            f"no class has {min_images} images or more: of the {len(counts)} found, the most "
+            f"frequent has {most}; lower min_images="
         )
     rows = [
         {"number": row["number"], "class": index}

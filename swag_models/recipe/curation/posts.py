@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe, list_names
+from swag_models.formatting import count_noun, describe, list_names
 from swag_models.recipe.curation.hashtag_text import split_text, strip_hashtags
 from swag_models.recipe.hashtags import extract_hashtags
 
@@ -307,7 +307,7 @@ def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects:
     """
     if kept:
         return
-    start = f"none of {read + sum(rejected.values()):,} posts is left"
+    start = f"none of {count_noun(read + sum(rejected.values()), 'post')} is left"
     if not rejected:
         why = "check licenses= and exclude=" if read else "the files are empty"
         raise ConfigError(f"{start}; {why}")

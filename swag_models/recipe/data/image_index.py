@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from swag_models.archives import find_members
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe, list_names, printable
+from swag_models.formatting import count_noun, describe, list_names, printable
 from swag_models.image_formats import check_file_size, image_errors, is_image_name
 from swag_models.inference.image_sources import LABEL_SUFFIXES, log_left_out
 from swag_models.paths import expand_path, open_regular, walk_files
@@ -96,8 +96,8 @@ def find_locations(
     missing = left_out[f"image without {key_column}"]
     if missing and not count:
         raise ConfigError(
-            f"none of {missing:,} images has {describe(key_column)} in the .json or .parquet file "
-            f"beside it; give another key_column=, or {STEM} for the file name"
+            f"none of {count_noun(missing, 'image')} has {describe(key_column)} in the .json or "
+            f".parquet file beside it; give another key_column=, or {STEM} for the file name"
         )
     log_left_out(left_out)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import describe
+from swag_models.formatting import count_noun, describe
 from swag_models.models import Backbone, build
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
@@ -166,7 +166,7 @@ def plan(
             f"{run.batch_size} busy"
         )
     spec, parameters, trained = _count_parameters(run, num_classes)
-    # The backward pass costs two forward passes, gradient checkpointing another one; a frozen trunk
+    # The backward pass costs two forward passes, gradient checkpointing another; a frozen backbone
     # has no backward pass.
     passes = 1 if run.trainable == "head" else 4 if run.engine.grad_checkpointing else 3
     operations = passes * count_flops(spec)

@@ -90,7 +90,7 @@ def estimate_activations(run: Run) -> int:
 
     Every block stores the inputs of its matrix products, convolutions, norms and activation
     functions; see `_size_vit_blocks` and `_size_regnet_blocks`. With gradient checkpointing a block
-    stores its input, and one block at a time is computed again. With a frozen trunk nothing is
+    stores its input, and one block at a time is computed again. With a frozen backbone nothing is
     stored, and the tensors of one block at a time are alive.
     """
     config = find_arch(run.arch).config

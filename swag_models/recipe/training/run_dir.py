@@ -11,6 +11,7 @@ from typing import Any
 
 from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.hub.hf_format import CURVES_FILE
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.file_times import check_times, read_times
@@ -145,19 +146,20 @@ def _check_length(output: Path, recorded: Run, run: Run, samples: int) -> None:
     name = "epochs" if run.steps is None else "steps"
     if steps < earlier:
         raise ConfigError(
-            f"{output} holds a run of {earlier} steps, and {name} {getattr(run, name):g} are "
-            f"{steps}; a run can be made longer but not shorter: choose another output"
+            f"{output} holds a run of {count_noun(earlier, 'step')}, and {name} "
+            f"{getattr(run, name):g} are {steps}; a run can be made longer but not shorter: choose "
+            "another output"
         )
     if (output / PUBLISHED_FILE).exists() and not any((output / "checkpoints").glob("step-*")):
         raise ConfigError(
-            f"{output} holds a finished run of {earlier} steps, and no checkpoint is left to "
-            f"continue to {steps}; choose another output, with init={output / 'model'}"
+            f"{output} holds a finished run of {count_noun(earlier, 'step')}, and no checkpoint is "
+            f"left to continue to {steps}; choose another output, with init={output / 'model'}"
         )
     (output / PUBLISHED_FILE).unlink(missing_ok=True)
     logger.warning(
-        "%s: the run of %d steps becomes one of %d; from now on, the learning rate follows the "
+        "%s: the run of %s becomes one of %d; from now on, the learning rate follows the "
         "longer schedule, so the weights differ from those of a run that began with it",
-        *(output, earlier, steps),
+        *(output, count_noun(earlier, "step"), steps),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swag_models.errors import ConfigError, check_minimum
-from swag_models.formatting import describe, escape_unprintable
+from swag_models.formatting import count_noun, describe, escape_unprintable
 from swag_models.recipe.training.estimate import Plan
 
 MAIN_CORES = 2  # per rank, for the training process and for its thread that collects batches
@@ -109,8 +109,8 @@ def write_script(plan: Plan, job: SlurmJob) -> str:
     check_minimum(1, gpus_per_node=per_node)
     if plan.gpus % per_node:
         raise ConfigError(
-            f"gpus is {plan.gpus}, which does not fill nodes of {per_node} GPUs; give a multiple, "
-            "or another gpus_per_node="
+            f"gpus is {plan.gpus}, which does not fill nodes of {count_noun(per_node, 'GPU')}; "
+            "give a multiple, or another gpus_per_node="
         )
     name, needed = max(plan.cores_per_rank.items(), key=lambda item: item[1])
     settings = list(job.settings)
@@ -119,7 +119,8 @@ def write_script(plan: Plan, job: SlurmJob) -> str:
         workers = max(workers, min(needed, MAX_CORES - MAIN_CORES))
         settings.append(f"engine.workers={workers}")
     comment = (
-        f"{workers} processes per GPU read images; it needs {needed} for {escape_unprintable(name)}"
+        f"{count_noun(workers, 'process')} per GPU to read images; it needs {needed} for "
+        f"{escape_unprintable(name)}"
     )
     if workers < needed:
         comment += ": training will wait for data, unless --throughput is less than assumed"

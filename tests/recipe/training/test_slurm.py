@@ -75,7 +75,7 @@ def test_cores_follow_from_what_the_data_must_deliver(data: Path, capsys: Captur
 
     given, text = read("--throughput", 4200, "--gpus", 32)  # 9 cores, and 2 for training
     assert (given["nodes"], given["gpus-per-node"], given["cpus-per-task"]) == ("4", "8", "88")
-    assert "9 processes per GPU read images; it needs 9 for images\n" in text
+    assert "9 processes per GPU to read images; it needs 9 for images\n" in text
     assert "--set=engine.workers=9" in text
     given, text = read("--throughput", 420, "--gpus", 2)  # the preset has 1 worker
     assert (given["nodes"], given["gpus-per-node"], given["cpus-per-task"]) == ("1", "2", "6")

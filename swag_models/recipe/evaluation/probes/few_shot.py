@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import list_names
+from swag_models.formatting import count_noun, list_names
 
 logger = logging.getLogger("swag_models")
 
@@ -52,8 +52,8 @@ def check_shots(
         if len(small):
             titles = [f"{classes[i] if classes else i} ({sizes[i]})" for i in small.tolist()]
             logger.warning(
-                "%g shots: %d classes have fewer training images, and all of these are used: %s",
-                *(count, len(small), list_names(titles, 5)),
+                "%g shots: %s with fewer training images, of which all are used: %s",
+                *(count, count_noun(len(small), "class"), list_names(titles, 5)),
             )
 
 

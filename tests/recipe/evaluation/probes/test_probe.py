@@ -87,7 +87,7 @@ def test_classes_with_fewer_images_than_shots_are_known_before_features(
     model = open_evaluated_model(MODEL)
     options = {"test": folder / "test", "methods": ["logistic"], "splits": 2}
     (result,) = probe(model, tmp_path, shots=[5], cache=folder / "cache", **options)  # type: ignore[arg-type]
-    message = "5 shots: 2 classes have fewer training images, and all of these are used: "
+    message = "5 shots: 2 classes with fewer training images, of which all are used: "
     assert message + "digit 3 (2), digit 4 (2)" in caplog.text
     assert result.shots == 5
 
