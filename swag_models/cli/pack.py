@@ -10,6 +10,7 @@ from swag_models.cli.common import (
     make_adder,
 )
 from swag_models.cli.output import print_line, print_message
+from swag_models.formatting import count_noun
 
 
 def pack(options: argparse.Namespace) -> int:
@@ -43,8 +44,9 @@ def pack(options: argparse.Namespace) -> int:
     if excluded and excluded["equal"] + excluded["near"]:
         print_message(f"excluded images: see {options.output}/excluded.png and excluded.txt")
     print_message(
-        f"{manifest['count']:,} images in {len(manifest['shards']):,} shards; "
-        f"{manifest['unlabelled']:,} images without a label"
+        f"{count_noun(manifest['count'], 'image')} in "
+        f"{count_noun(len(manifest['shards']), 'shard')}; "
+        f"{count_noun(manifest['unlabelled'], 'image')} without a label"
     )
     print_line(options.output)
     return OK

@@ -26,7 +26,7 @@ from PIL import Image
 
 from swag_models.atomic import atomic_write
 from swag_models.errors import ConfigError, ImageError
-from swag_models.formatting import list_names
+from swag_models.formatting import count_noun, list_names
 from swag_models.hub.progress import make_bar
 from swag_models.inference.image_sources import read_ahead
 from swag_models.preprocess import read_image
@@ -120,13 +120,16 @@ def index_images(sources: Sequence[str], folder: Path, *, progress: bool) -> dic
         raise ConfigError(f"no images in {names}; give folders, .tar shards or tables of images")
     if facts["unreadable"] == facts["images"]:
         raise ConfigError(
-            f"none of {facts['images']} images in {names} can be read; the first: "
+            f"none of {count_noun(facts['images'], 'image')} in {names} can be read; the first: "
             f"{facts['first_error']}"
         )
     if facts["unreadable"]:
         logger.warning(
-            "%d of %d images in %s cannot be read and are not compared; the first: %s",
-            *(facts["unreadable"], facts["images"], names, facts["first_error"]),
+            "not compared, because they cannot be read: %d of %s in %s; the first: %s",
+            facts["unreadable"],
+            count_noun(facts["images"], "image"),
+            names,
+            facts["first_error"],
         )
     return facts
 

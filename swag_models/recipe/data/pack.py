@@ -164,7 +164,9 @@ def pack(
             )
             if not any(record["count"] for record in records):
                 _remove_all(output, work, records)
-                raise ConfigError(f"none of {plan['count']} images {explain_rejects(records)}")
+                raise ConfigError(
+                    f"none of {count_noun(plan['count'], 'image')} {explain_rejects(records)}"
+                )
             manifest = _finish_output(labels, output, work, {**job, **plan}, records, exclusion)
         # The manifest is complete, so a work folder that cannot be removed does no harm.
         shutil.rmtree(work, ignore_errors=True)
