@@ -65,11 +65,13 @@ NOUNS = (
     "feature worker value folder rank lane term annotation item tensor key GPU target group member "
     "epoch channel model checkpoint prediction"
 )
-FOLLOWED = re.compile(rf" (held-out |repeated |finished |more )?({'|'.join(NOUNS.split())})(e?s)\b")
+FOLLOWED = re.compile(
+    rf" (held-out |repeated |finished |more )?({'|'.join(NOUNS.split())})(e?s)\b(?!/)"
+)
 # Numbers that are at least 2, or limits: a message says "1 images or more" for a limit of 1.
 NEVER_ONE = re.compile(
     r"[A-Z_.]+|count_noun\(.*|path|name|suffix|.*(min_|max_|tail_below).*"
-    r"|(labels|images)\['?samples'?\]|len\(found\)|estimate\..*|images.samples|len\(images.classes\)"
+    r"|(labels|images)\['?samples'?\]|len\(found\)|images.samples|len\(images.classes\)"
 )
 
 
