@@ -16,7 +16,7 @@ from swag_models.cli.common import (
 )
 from swag_models.cli.output import print_data, print_line, print_message, print_text
 from swag_models.errors import ConfigError
-from swag_models.formatting import list_names, markdown_table
+from swag_models.formatting import count_noun, list_names, markdown_table
 from swag_models.recipe.languages import SUFFIXES, is_lexicon
 
 
