@@ -275,6 +275,7 @@ def test_linked_files_exist() -> None:
         "docs/recipe.md",
         "docs/evaluation.md",
         "docs/multilabel.md",
+        "docs/duplicates.md",
         "docs/usage.md",
         "docs/serving.md",
         "docs/sharing.md",

@@ -6,8 +6,10 @@ from swag_models.cli.common import (
     FAILED,
     OK,
     AddCommand,
+    add_device_option,
     add_quiet_option,
     make_adder,
+    read_device,
 )
 from swag_models.cli.output import print_line, print_message
 from swag_models.formatting import count_noun
@@ -52,6 +54,33 @@ def pack(options: argparse.Namespace) -> int:
     return OK
 
 
+def duplicates(options: argparse.Namespace) -> int:
+    """Find copies among images, or images that are copies of others; by thumbnails or a model."""
+    from swag_models.recipe.data.duplicates import find_duplicates
+
+    embedder = None
+    if options.model:
+        from swag_models.inference.predict import Embedder
+
+        embedder = Embedder(options.model, device=read_device(options))
+    manifest = find_duplicates(
+        options.images,
+        options.output,
+        like=options.like,
+        threshold=options.threshold,
+        embedder=embedder,
+        progress=not options.quiet,
+    )
+    if manifest["unreadable"]:
+        print_message(f"{manifest['unreadable']:,} images could not be read")
+    print_message(
+        f"{manifest['copies']:,} of {manifest['images']:,} images are copies, "
+        f"{manifest['equal']:,} of them with equal pixels"
+    )
+    print_line(options.output)
+    return OK
+
+
 def verify(options: argparse.Namespace) -> int:
     """Check packed shards against the hashes in their manifest."""
     from swag_models.recipe.data.manifest import verify_shards
@@ -72,6 +101,13 @@ def add_commands(add: AddCommand) -> None:
             pack,
             "swag-models recipe pack --labels labels.parquet --images photos/ -o shards/ "
             "--resize 256",
+        )
+    )
+    _add_duplicates_options(
+        add(
+            "duplicates",
+            duplicates,
+            "swag-models recipe duplicates photos/ --like evaluation/ -o copies/",
         )
     )
     shards = add(
@@ -139,4 +175,29 @@ def _add_pack_options(command: argparse.ArgumentParser) -> None:
         help="largest distance of a near copy, from 0 (equal pixels only) to 1 (default: 0.3)",
     )
     command.add_argument("--processes", type=int, help="number of processes (default: one per CPU)")
+    add_quiet_option(command)
+
+
+def _add_duplicates_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "images", nargs="+", help="folders, tar shards, or tables of ids and paths"
+    )
+    command.add_argument("-o", "--output", required=True, help="output folder")
+    command.add_argument(
+        "--like",
+        nargs="+",
+        default=[],
+        metavar="IMAGES",
+        help="find copies of these images instead of copies among the images",
+    )
+    command.add_argument(
+        "--threshold",
+        type=float,
+        metavar="DISTANCE",
+        help="largest distance of a near copy, from 0 to 1 (default: 0.3; none with --model)",
+    )
+    command.add_argument(
+        "--model", help="compare the features of a model: 1 - cosine (default: thumbnails)"
+    )
+    add_device_option(command)
     add_quiet_option(command)

@@ -30,7 +30,9 @@ SATURATED = 250.0  # of 255; brighter pixels may have been cut off when an image
 MAX_GAIN = 1.7  # of a change of brightness
 BLOCKS = 8  # per axis, whose mean colours are compared
 # Pixels per side at which thumbnails are aligned, one after another, and the steps at each
-ALIGNMENT = ((16, 4), (32, 4), (64, 2))
+START_SIDE = 16
+MIN_CORRELATION = 0.5  # of brightness at the start; copies have 0.8 or more, and most others less
+ALIGNMENT = ((START_SIDE, 4), (32, 4), (64, 2))
 # Where an alignment starts, as (scale, shift) of y and of x: the shifts of a crop, both ways
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
 STARTS = (
@@ -131,7 +133,9 @@ def measure_distance(one: Thumbnails, other: Thumbnails, limit: float) -> float:
     # In both directions, because each finds some crops that the other one misses.
     for moved, fixed in ((a, b), (b, a)):
         if distance > limit / 2:
-            distance = min(distance, _compare_aligned(moved, fixed, _align(moved, fixed)))
+            shift = _align(moved, fixed)
+            if shift is not None:
+                distance = min(distance, _compare_aligned(moved, fixed, shift))
     return distance
 
 
@@ -164,17 +168,20 @@ def _compare(one: Array, other: Array, rows: Mask, columns: Mask) -> float:
     return max(float(np.abs(blocks).max()), max(0.0, 1 - correlation) ** 0.5)
 
 
-def _align(one: Array, other: Array) -> tuple[float, ...]:
-    """Find the (scale, shift) of y and x at which `one` is sampled to resemble `other` most."""
+def _align(one: Array, other: Array) -> tuple[float, ...] | None:
+    """Find the (scale, shift) of y and x at which `one` is sampled to resemble `other` most.
+
+    Returns:
+        None if they have too little in common.
+    """
     pyramid = {SIDE: (one.mean(axis=2, keepdims=True), other.mean(axis=2, keepdims=True))}
-    for side in (32, 16):
+    for side in (2 * START_SIDE, START_SIDE):
         pyramid[side] = tuple(map(_halve, pyramid[2 * side]))  # type: ignore[assignment]
 
-    def correlate(shift: tuple[float, ...]) -> float:
-        sampled, kept, *_ = _sample(*pyramid[16], shift)
-        return float((_standardise(sampled) * _standardise(kept)).mean())
-
-    shift = np.array(max(STARTS, key=correlate))
+    start, correlation = _choose_start(*(values[..., 0] for values in pyramid[START_SIDE]))
+    if correlation < MIN_CORRELATION:
+        return None
+    shift = np.array(start)
     for side, steps in ALIGNMENT:
         for _ in range(steps):
             sampled, kept, rows, columns = _sample(*pyramid[side], shift)
@@ -185,6 +192,40 @@ def _align(one: Array, other: Array) -> tuple[float, ...]:
             if np.abs(step).max() < 0.01 / side:  # a hundredth of a pixel
                 break
     return tuple(shift)
+
+
+def _choose_start(one: Array, other: Array) -> tuple[tuple[float, ...], float]:
+    """The best of STARTS for two small grey images (16, 16), and the correlation there."""
+    matrices_y, matrices_x, inside = _stack_starts()
+    sampled = matrices_y @ one @ matrices_x.transpose(0, 2, 1)
+    counts = inside.sum(axis=(1, 2))
+
+    def centre(values: NDArray[Any]) -> NDArray[Any]:
+        means = (values * inside).sum(axis=(1, 2)) / counts
+        return (values - means[:, None, None]) * inside
+
+    a, b = centre(sampled), centre(np.broadcast_to(other, sampled.shape))
+    norms = (a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2))
+    correlations = (a * b).sum(axis=(1, 2)) / np.sqrt(np.maximum(norms, 1e-6))
+    best = int(correlations.argmax())
+    return STARTS[best], float(correlations[best])
+
+
+@lru_cache(maxsize=1)
+def _stack_starts() -> tuple[Array, Array, Array]:
+    """The matrices of all STARTS for y and for x, and 1 for each pixel that is inside."""
+    side, stacks = START_SIDE, ([], [], [])  # type: ignore[var-annotated]
+    for start in STARTS:
+        masks = []
+        for axis in (0, 1):
+            matrix = np.zeros((side, side), np.float32)
+            sampling, mask = _make_sampling(side, *start[2 * axis : 2 * axis + 2])
+            matrix[mask] = sampling
+            stacks[axis].append(matrix)
+            masks.append(mask)
+        stacks[2].append(np.outer(*masks).astype(np.float32))
+    matrices_y, matrices_x, inside = map(np.stack, stacks)
+    return matrices_y, matrices_x, inside
 
 
 def _improve(one: Array, other: Array, rows: Mask, columns: Mask) -> NDArray[Any]:

@@ -109,7 +109,14 @@ def test_copies_of_images_to_exclude_are_left_out_and_shown(packed: Path) -> Non
     assert not packed.with_name("shards.work").exists()
 
 
-@pytest.mark.parametrize("kind", ["tar", "table", "several"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "tar",
+        pytest.param("table", marks=pytest.mark.slow),
+        pytest.param("several", marks=pytest.mark.slow),
+    ],
+)
 def test_images_to_exclude_can_be_of_any_kind(
     kind: str, folder: Path, packed: Path, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def list_kinds() -> dict[str, list[Image.Image]]:
         draw_flag("green", "white", "orange", upright=True),
     ]
     return {
-        "scenes": [render(plan_held_out(0, number), 192) for number in range(8)],
+        "scenes": [render(plan_held_out(0, number), 192) for number in range(5)],
         "flags": flags,
         "signs": [draw_sign(number) for number in range(3)],
     }
