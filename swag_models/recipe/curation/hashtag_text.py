@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from swag_models.recipe.hashtags import (
     HASH,
+    START,
+    URL,
     extract_hashtags,
     extract_hashtags_ibis,
     find_all_ibis,
@@ -55,9 +57,13 @@ LIST = (
     rf"(?:,[{SPACE}]*dtype=[^()]*)?\)?$"
 )
 QUOTED_LIST = f"^({QUOTED}(?:[{SPACE}{SEPARATORS}]+{QUOTED})*)$"  # without brackets
+LIST_START = r"""^[\[({"'anfbu]"""  # where a list may start; saves time
+OPAQUE = f"{URL}|{ENTITY}"  # in which "#" starts no hashtag, and ";" is no separator
+OPAQUE_START = "&|://|[Ww]ww[.]"  # saves time
 _START = r"^[\[{]"  # what starts like this and is no list is malformed
-_OUTER_SPACE = f"^[{SPACE}]+|[{SPACE}]+$"
-_OUTER_EDGES = f"^[{HASHTAG_EDGES}]+|[{HASHTAG_EDGES}]+$"
+# "$" also matches before the last line break: in Java, before any of Unicode's.
+_OUTER_SPACE = rf"^[{SPACE}]+|[{SPACE}]+\z"
+_OUTER_EDGES = rf"^[{HASHTAG_EDGES}]+|[{HASHTAG_EDGES}]+\z"
 _ITEM = f"({QUOTED}|{BARE})"
 
 
@@ -73,19 +79,19 @@ def split_text(text: str) -> list[str] | None:
     text = text.strip()  # SPACE
     if text in MISSING:
         return None
-    if text[0] in "[{(\"'anfbu":  # where a list may start; saves time
+    if _compile(LIST_START).match(text):
         for pattern in (LIST, QUOTED_LIST):
             if found := _compile(pattern).match(text):
                 items = _compile(_ITEM).findall(found[1])
                 return [_compile(QUOTES).sub("", item) for item in items if item not in MISSING]
         if text[0] in "[{":
             raise ValueError
-    if hashtags := extract_hashtags(text):
-        return hashtags
-    without_entities = _compile(ENTITY).sub("", text) if "&" in text else text
-    if _compile(f"[{SEPARATORS}]").search(without_entities):
-        return _compile(PIECE).findall(text)
-    return text.split()
+    plain = _compile(OPAQUE).sub("", text) if _compile(OPAQUE_START).search(text) else text
+    if extract_hashtags(plain):
+        return extract_hashtags(text)
+    if not _compile(f"[{SEPARATORS}]").search(plain):
+        return text.split()
+    return _compile(PIECE if "&" in text else f"[^{SEPARATORS}]+").findall(text)
 
 
 def strip_hashtags(hashtags: list[str]) -> list[str]:
@@ -98,24 +104,29 @@ def split_text_ibis(text: ibis.Value) -> ibis.Value:
     import ibis
 
     text = text.re_replace(_OUTER_SPACE, "")
-    hashtags = extract_hashtags_ibis(text)
+    plain = ibis.cases(
+        (text.re_search(OPAQUE_START), text.re_replace(OPAQUE, "")),
+        else_=text,
+    )
 
     def split_list(pattern: str) -> tuple[ibis.Value, ibis.Value]:
         items = find_all_ibis(text.re_extract(pattern, 1), _ITEM, 1)
         kept = items.filter(lambda item: item.notin(MISSING))
-        return text.re_search(pattern), kept.map(lambda item: item.re_replace(QUOTES, ""))
+        is_list = text.re_search(LIST_START) & text.re_search(pattern)
+        return is_list, kept.map(lambda item: item.re_replace(QUOTES, ""))
 
     return ibis.cases(
         (text.isin(MISSING), ibis.null("array<string>")),
         split_list(LIST),
         split_list(QUOTED_LIST),
         (text.re_search(_START), ibis.null("array<string>")),
-        (text.re_search(f"[{HASH}]") & (hashtags.length() > 0), hashtags),
         (
-            text.re_replace(ENTITY, "").re_search(f"[{SEPARATORS}]"),
-            find_all_ibis(text, f"({PIECE})", 1),
+            plain.re_search(f"[{HASH}]") & plain.re_search(f"[{HASH}]{START}"),
+            extract_hashtags_ibis(text),
         ),
-        else_=find_all_ibis(text, f"([^{SPACE}]+)", 1),
+        (~plain.re_search(f"[{SEPARATORS}]"), text.re_split(f"[{SPACE}]+")),
+        (text.contains("&"), find_all_ibis(text, f"({PIECE})", 1)),
+        else_=text.re_split(f"[{SEPARATORS}]+"),
     )
 
 

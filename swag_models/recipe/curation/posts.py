@@ -311,7 +311,7 @@ def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects:
     if not rejected:
         why = "check licenses= and exclude=" if read else "the files are empty"
         raise ConfigError(f"{start}; {why}")
-    share = "" if read else " all"
+    share = "" if read else "all "
     examples = dict[str, str]()  # the first of each reason
     with rejects.open() as file:
         for reject in map(json.loads, itertools.islice(file, MAX_EXAMPLE_ROWS)):
@@ -321,7 +321,7 @@ def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects:
     if len(rejected) > len(most):
         counts.append("...")
     raise ConfigError(
-        f"{start}; rejected{share}: {', '.join(counts)}; listed in {rejects}; check format=, and "
+        f"{start}; {share}rejected: {', '.join(counts)}; listed in {rejects}; check format=, and "
         "name columns with id=, hashtags= or caption="
     )
 

@@ -127,9 +127,18 @@ def _read_tsv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
     lines = _list_lines(file)
     first = list(itertools.islice(lines, SNIFFED_ROWS))
     rest = itertools.chain(first, lines)
-    if any(_is_yfcc(line.rstrip(b"\r\n").split(b"\t")) for line in first):
+    rows = [line.decode("utf-8", "replace").rstrip("\r\n").split("\t") for line in first]
+    # Some editions of YFCC100M's table have a header; their text is percent-encoded too.
+    if any(map(_is_yfcc, rows)) and not (
+        _has_columns(rows[0], columns) and rows[0][-1] != "marker"
+    ):
         return rest, partial(_parse_yfcc, columns.source)
     return _read_table(rest, columns, path)
+
+
+def _has_columns(names: Sequence[str], columns: Columns) -> bool:
+    resolved = resolve_columns(columns, tuple(names))
+    return bool(resolved.id and (resolved.hashtags or resolved.caption))
 
 
 def _read_csv(file: IO[bytes], columns: Columns, path: Path) -> Rows:
@@ -246,8 +255,8 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
     return post
 
 
-def _is_yfcc(fields: Sequence[str | bytes]) -> bool:
-    return 23 <= len(fields) <= 25 and fields[-1] in ("0", "1", b"0", b"1")
+def _is_yfcc(fields: Sequence[str]) -> bool:
+    return 23 <= len(fields) <= 25 and fields[-1] in ("0", "1")
 
 
 def _parse_yfcc(source: str, content: bytes) -> Post | None:

@@ -375,7 +375,7 @@ def test_the_command_and_its_report(
         (["empty"], "empty has no file of posts"),
         (
             ["old.jsonl", "--quiet"],
-            """none of 1 post is left; rejected all: 1 not JSON ('{"id": 1""",
+            """none of 1 post is left; all rejected: 1 not JSON ('{"id": 1""",
         ),
         (["utf16.jsonl", "--quiet"], "utf16.jsonl is UTF-16; save it as UTF-8"),
         (["nothing.jsonl", "--quiet"], "none of 0 posts is left; the files are empty"),

@@ -25,7 +25,7 @@ NESTED = "[['bear'], ['mouse']]"
             f'id,tags\n1,"{NESTED}"\n2,"{NESTED}"\n,bear\n',
             {},
             [
-                'none of 3 posts is left; rejected all: 2 hashtags are not a list of text ("[[',
+                'none of 3 posts is left; all rejected: 2 hashtags are not a list of text ("[[',
                 "1 no id",
             ],
         ),
@@ -33,13 +33,13 @@ NESTED = "[['bear'], ['mouse']]"
             "p.parquet",
             [{"id": "1", "tags": NESTED}],
             {},
-            ["rejected all: 1 hashtags are not a list of text (\"1 [['bear'], ['mouse']]\")"],
+            ["all rejected: 1 hashtags are not a list of text (\"1 [['bear'], ['mouse']]\")"],
         ),
         (
             "p.jsonl",
             '{"id": 1, "tags": {"bear": 1}}\n{"id": 2, "tags": 5}\n',
             {},
-            ["rejected all: 2 hashtags are not a list of text (of type dict)"],
+            ["all rejected: 2 hashtags are not a list of text (of type dict)"],
         ),
         (
             "p.json",

@@ -195,6 +195,13 @@ def test_a_csv_file_has_a_header_and_quoted_fields(tmp_path: Path) -> None:
             + "\t" * 21,
         ),
         ("a.tsv", "id,tags\n1,brown bear;mouse\n"),
+        (  # as many columns as YFCC100M, and its last values
+            "a.tsv",
+            "\t".join(["id", "tags", *"abcdefghijklmnopqrstu"])
+            + "\n1\tbrown bear, mouse"
+            + "\t1" * 21
+            + "\n",
+        ),
         ("a.tab", "key\tcaption\thashtags\n1\t#x\tbrown bear|mouse\n"),
     ],
 )
