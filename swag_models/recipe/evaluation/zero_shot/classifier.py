@@ -344,7 +344,8 @@ def _get_hashtag_synsets(model: EvaluatedModel, wordnet: WordNet) -> tuple[str, 
     synsets = [synset for synset in model.synsets if not is_own(synset)]
     if missing := [synset for synset in synsets if synset not in wordnet.synsets]:
         raise ConfigError(
-            f"this WordNet lacks {len(missing):,} of the {count_noun(len(model.synsets), 'synset')} of "
-            f"{model.name}, such as {missing[0]}; use the complete WordNet 3.0 (wordnet=)"
+            f"this WordNet lacks {len(missing):,} of the "
+            f"{count_noun(len(model.synsets), 'synset')} of {model.name}, such as {missing[0]}; "
+            "use the complete WordNet 3.0 (wordnet=)"
         )
     return model.synsets
