@@ -20,6 +20,9 @@ from itertools import accumulate
 from pathlib import Path
 from urllib.parse import quote_plus
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.decode_rate import make_jpeg, measure_decode_rates
 from swag_models.recipe.wordnet import WordNet
@@ -120,9 +123,13 @@ def main() -> None:
             print(
                 f"{rows:,} rows: {table.stat().st_size / rows:.0f} bytes per row", file=sys.stderr
             )
-            return count_cpu(
-                *command, "curate", str(table), "-o", str(root / f"curated-{rows}"), "--quiet"
-            )
+            curated = root / f"curated-{rows}"
+            seconds = count_cpu(*command, "curate", str(table), "-o", str(curated), "--quiet")
+            labels = pq.read_metadata(curated / "labels.parquet").num_rows
+            names = ("labels.parquet", "urls.parquet")
+            size = sum((curated / name).stat().st_size for name in names) / labels
+            print(f"labels and URLs: {size:.0f} bytes per labelled image", file=sys.stderr)
+            return seconds
 
         print("| step | per core and second |\n|---|---|")
         print(
@@ -134,8 +141,6 @@ def main() -> None:
         for number in range(DIFFERENT_IMAGES):
             (root / "served" / f"{number}.jpg").write_bytes(make_jpeg(500, 375))
         server = serve(root / "served")
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         def download(images: int) -> float:
             urls = [
@@ -154,7 +159,11 @@ def main() -> None:
                 "--output_folder",
                 str(root / f"images-{images}"),
             )
-            return count_cpu("img2dataset", *names, *options.split())
+            seconds = count_cpu("img2dataset", *names, *options.split())
+            tars = (root / f"images-{images}").glob("*.tar")
+            size = sum(path.stat().st_size for path in tars) / images
+            print(f"downloaded: {size:,.0f} bytes per image, with its record", file=sys.stderr)
+            return seconds
 
         if shutil.which("img2dataset"):
             print(

