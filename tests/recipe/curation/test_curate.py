@@ -280,7 +280,7 @@ def test_posts_with_other_licenses_are_left_out(wordnet: Path, tmp_path: Path) -
     assert (counts["other_licenses"], counts["excluded"], counts["kept"]) == (2, 0, 3)
 
 
-@pytest.mark.parametrize("key", ["hash", "url"])
+@pytest.mark.parametrize("key", ["hash", pytest.param("url", marks=pytest.mark.slow)])
 def test_posts_of_one_image_become_one_with_all_their_hashtags(
     key: str, wordnet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
