@@ -27,7 +27,8 @@ NO_OVERRIDES: Overrides = MappingProxyType({})
 DROP = "drop"
 SYNSET = re.compile(r"[nN]\d{8}")
 NUMBERED = re.compile(r"(?P<lemma>[^\s,#]+)(?:#|\.n\.)(?P<number>\d+)")
-LINE = re.compile(r"(?P<tag>.+?)(?P<senses>(?:[\s,]+(?:drop|[nN]\d{8}|[^\s,#]+(?:#|\.n\.)\d+))+)")
+SENSE = r"drop|n\d{8}|[^\s,#]+(?:#|\.n\.)\d+"
+LINE = re.compile(rf"(?P<tag>.+?)(?P<senses>(?:[\s,]+(?:{SENSE}))+)", re.IGNORECASE)
 FORM = 'a hashtag, then a synset id (n02084071), a numbered sense (dog#1) or "drop"'
 MAX_SUGGESTIONS = 3
 
@@ -103,7 +104,7 @@ def _parse_entry(tag: str, senses: Sequence[str], wordnet: WordNet) -> tuple[str
         raise ConfigError(f"{tag!r} is no hashtag: it has no letter, digit or emoji; write {FORM}")
     if not senses or not all(isinstance(sense, str) for sense in senses):
         raise ConfigError(f"{tag!r} has no synset; write {FORM}")
-    if DROP in senses:
+    if DROP in map(str.lower, senses):
         if len(senses) > 1:
             raise ConfigError(f"{tag!r} has synsets and drop; write either of them")
         return key, ()

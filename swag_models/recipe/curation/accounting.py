@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from swag_models.recipe.curation.backends import Backend
+from swag_models.recipe.curation.backends import Backend, remove_table
 
 if TYPE_CHECKING:
     import ibis
@@ -15,7 +15,7 @@ LOST_KINDS = ("unknown", "stopped", "dropped", "mixed")
 
 
 def account_for_images(
-    backend: Backend, posts: Path, tags: Path, images: Path, labels: Path, num_kept: int
+    backend: Backend, posts: Path, tags: Path, images: Path, labels: Path
 ) -> dict[str, int]:
     """Count the images by what became of them; the sum is the number of posts kept.
 
@@ -25,23 +25,26 @@ def account_for_images(
         tags: Parquet file with the columns of `tag_table.TAGS`.
         images: folder written by `pipeline.gather_synsets`.
         labels: folder written by `pipeline.choose_classes`.
-        num_kept: number of posts.
 
     Returns:
         Numbers of images: `no_hashtags`; `only_unknown`, `only_stopped`, `only_dropped` and
         `mixed`, by the hashtags of an image without a synset; `classes_left_out`, whose classes
         have too few images or are above the maximum number; `labelled`.
     """
-    table, gathered = backend.read(posts), backend.read(images)
+    gathered = backend.read(images)
+    path = images.with_name("lost.parquet")
+    backend.write(backend.read(posts).select("id", "hashtags").anti_join(gathered, "id"), path)
+    table = backend.read(path)
     tagged = table.filter(table.hashtags.length() > 0)
-    num_tagged, num_gathered = backend.count(tagged), backend.count(gathered)
-    num_labelled = backend.count(backend.read(labels))
+    num_tagged, num_labelled = backend.count(tagged), backend.count(backend.read(labels))
     lost = dict.fromkeys(LOST_KINDS, 0)
-    if num_tagged > num_gathered:
-        kinds = backend.fetch(_count_lost(tagged.anti_join(gathered, "id"), backend.read(tags)))
+    if num_tagged:
+        kinds = backend.fetch(_count_lost(tagged, backend.read(tags)))
         lost |= {row["kind"]: row["images"] for row in kinds.to_pylist()}
+    num_gathered, num_lost = backend.count(gathered), backend.count(table)
+    remove_table(path)
     return {
-        "no_hashtags": num_kept - num_tagged,
+        "no_hashtags": num_lost - num_tagged,
         **{name if name == "mixed" else f"only_{name}": lost[name] for name in LOST_KINDS},
         "classes_left_out": num_gathered - num_labelled,
         "labelled": num_labelled,

@@ -291,7 +291,7 @@ def _run_steps(
         "accounting",
         [],
         [],
-        lambda: account_for_images(backend(), tagged, tags, images, unsampled, post_facts["kept"]),
+        lambda: account_for_images(backend(), tagged, tags, images, unsampled),
     )
     table = output / "hashtags.parquet"
     steps.run(

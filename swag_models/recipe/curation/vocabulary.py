@@ -14,6 +14,7 @@ from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.hashtags import canonicalise
 from swag_models.recipe.wordnet import WordNet
 
+MAX_NAME = 100  # characters of a hashtag that can be a name
 VOCABULARY = pa.schema(
     {
         "class": pa.int32(),
@@ -107,7 +108,9 @@ def _propose_names(
     """Yield names for a class, the best first; the last one contains its id, so it is unique."""
     uses = Counter[str]()
     for tag, count in spellings:
-        uses[canonicalise(tag) or synset] += count
+        key = canonicalise(tag)
+        # a name is shown everywhere: in terminals, tables, file names
+        uses[key if key.isprintable() and 0 < len(key) <= MAX_NAME else synset] += count
     # of equally used spellings, the first in the alphabet, whatever order the backend returns
     name = min(uses, key=lambda spelling: (-uses[spelling], spelling))
     yield name

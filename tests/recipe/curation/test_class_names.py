@@ -67,7 +67,18 @@ def small_wordnet(wordnet: Path) -> WordNet:
 @pytest.mark.parametrize("seed", range(50))
 def test_names_are_unique_without_separators_too(seed: int, small_wordnet: WordNet) -> None:
     make = random.Random(seed)
-    tags = ["bear", "Bear", "bears", "crane", "crane (entity)", "craneentity", "!", ""]
+    tags = [
+        "bear",
+        "Bear",
+        "bears",
+        "crane",
+        "crane (entity)",
+        "craneentity",
+        "!",
+        "",
+        "\U0003fffd",
+        "x" * 2000,
+    ]
     synsets = make.sample(sorted(small_wordnet.synsets), make.randrange(1, 12))
     classes = [
         (synset, [(tag, make.randrange(1, 4)) for tag in make.sample(tags, make.randrange(1, 4))])
@@ -75,4 +86,4 @@ def test_names_are_unique_without_separators_too(seed: int, small_wordnet: WordN
     ]
     names = name_classes(small_wordnet, classes)
     assert len(set(map(canonicalise, names))) == len(classes)
-    assert all(names)
+    assert all(name.isprintable() and 0 < len(name) < 200 for name in names)
