@@ -15,7 +15,7 @@ LOST_KINDS = ("unknown", "stopped", "dropped", "mixed")
 
 
 def account_for_images(
-    backend: Backend, posts: Path, tags: Path, images: Path, labels: Path
+    backend: Backend, posts: Path, tags: Path, images: Path, labels: Path, num_kept: int
 ) -> dict[str, int]:
     """Count the images by what became of them; the sum is the number of posts kept.
 
@@ -25,6 +25,7 @@ def account_for_images(
         tags: Parquet file with the columns of `tag_table.TAGS`.
         images: folder written by `pipeline.gather_synsets`.
         labels: folder written by `pipeline.choose_classes`.
+        num_kept: number of posts; those without a hashtag may be missing in the folder.
 
     Returns:
         Numbers of images: `no_hashtags`; `only_unknown`, `only_stopped`, `only_dropped` and
@@ -41,10 +42,10 @@ def account_for_images(
     if num_tagged:
         kinds = backend.fetch(_count_lost(tagged, backend.read(tags)))
         lost |= {row["kind"]: row["images"] for row in kinds.to_pylist()}
-    num_gathered, num_lost = backend.count(gathered), backend.count(table)
+    num_gathered = backend.count(gathered)
     remove_table(path)
     return {
-        "no_hashtags": num_lost - num_tagged,
+        "no_hashtags": num_kept - num_gathered - num_tagged,
         **{name if name == "mixed" else f"only_{name}": lost[name] for name in LOST_KINDS},
         "classes_left_out": num_gathered - num_labelled,
         "labelled": num_labelled,

@@ -291,7 +291,7 @@ def _run_steps(
         "accounting",
         [],
         [],
-        lambda: account_for_images(backend(), tagged, tags, images, unsampled),
+        lambda: account_for_images(backend(), tagged, tags, images, unsampled, post_facts["kept"]),
     )
     table = output / "hashtags.parquet"
     steps.run(

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet
 
 from swag_models.atomic import atomic_write
@@ -51,9 +52,11 @@ def write_vocabulary(
     samples = backend.fetch(queries.sum_samples(backend.read(labels))).to_pylist()
     samples_of = {row["class"]: row["samples"] for row in samples}
     rows = pyarrow.parquet.read_table(classes).to_pylist()
-    spellings = list_spellings(pyarrow.parquet.read_table(matches), {row["number"] for row in rows})
-    names = name_classes(wordnet, ((row["synset"], spellings[row["number"]]) for row in rows))
-    table = [
+    numbers = {row["number"] for row in rows}
+    table = pyarrow.parquet.read_table(matches)
+    spellings, nouns = list_spellings(table, numbers), list_spellings(_keep_nouns(table), numbers)
+    names = name_classes(wordnet, ((row["synset"], nouns.get(row["number"], ())) for row in rows))
+    vocabulary = [
         {
             "class": row["class"],
             "synset": row["synset"],
@@ -70,7 +73,7 @@ def write_vocabulary(
     # written by pyarrow, so that it is a single file with any backend
     with atomic_write(output) as temporary:
         pyarrow.parquet.write_table(
-            pa.Table.from_pylist(table, VOCABULARY), temporary, compression="zstd"
+            pa.Table.from_pylist(vocabulary, VOCABULARY), temporary, compression="zstd"
         )
     return {}
 
@@ -87,7 +90,8 @@ def name_classes(
     Args:
         wordnet: contains the synsets.
         classes: synset of each class, and its spellings with their numbers of uses; the classes
-            that come first have the first choice of a name.
+            that come first have the first choice of a name. Without a spelling, a class is named by
+            its first lemma.
 
     Returns:
         The names, which are different even without their separators and brackets.
@@ -111,12 +115,24 @@ def _propose_names(
         key = canonicalise(tag)
         # a name is shown everywhere: in terminals, tables, file names
         uses[key if key.isprintable() and 0 < len(key) <= MAX_NAME else synset] += count
+    if not uses:
+        uses[canonicalise(wordnet.synsets[synset].lemmas[0])] = 0
     # of equally used spellings, the first in the alphabet, whatever order the backend returns
     name = min(uses, key=lambda spelling: (-uses[spelling], spelling))
     yield name
     for ancestor in wordnet.ancestors(synset):
         yield f"{name} ({wordnet.synsets[ancestor].lemmas[0].replace('_', ' ')})"
     yield f"{name} ({synset})"
+
+
+def _keep_nouns(matches: pa.Table) -> pa.Table:
+    """Rows of `MATCHES` without hashtags of several words or synsets, which name none of them."""
+    overrides = matches.filter(pa.compute.equal(matches["how"], "override"))
+    counts = Counter(overrides["tag"].to_pylist())
+    several = pa.array([tag for tag, count in counts.items() if count > 1], pa.string())
+    is_several = pa.compute.is_in(matches["tag"], several)
+    is_phrase = pa.compute.equal(matches["how"], "phrase")
+    return matches.filter(pa.compute.invert(pa.compute.or_(is_several, is_phrase)))
 
 
 def list_spellings(matches: pa.Table, numbers: Collection[int]) -> dict[int, list[tuple[str, int]]]:

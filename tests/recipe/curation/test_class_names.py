@@ -43,6 +43,21 @@ def test_the_most_used_spelling_is_the_name(wordnet: Path, tmp_path: Path) -> No
     }
 
 
+def test_a_hashtag_of_several_words_or_synsets_names_no_class(
+    wordnet: Path, tmp_path: Path
+) -> None:
+    posts = [["house mouse, brown bear"]] * 3 + [["romeitaly"]] * 3 + [["bruin"], ["beast"]]
+    posts_file = write_tags(tmp_path / "p.parquet", posts)
+    overrides = {"romeitaly": ["animal#1", "bird_of_prey#1"]}
+    curate([posts_file], tmp_path / "out", wordnet=wordnet, overrides=overrides, progress=False)
+    assert read_names(tmp_path / "out") == {
+        "n02332156": "housemouse",
+        "n02132136": "bruin",
+        "n00015388": "beast",
+        "n01604330": "birdofprey",
+    }
+
+
 def test_senses_of_one_word_have_different_names(wordnet: Path, tmp_path: Path) -> None:
     tags = [["bear"]] * 3 + [["bank"]] * 2 + [["brown_bear", "crane"], ["beast"]]
     posts = write_tags(tmp_path / "p.parquet", tags)
