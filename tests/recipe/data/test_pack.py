@@ -313,7 +313,7 @@ def test_invalid_input_is_rejected_in_one_line(packed: Path, tmp_path: Path) -> 
         ("no image has a label in ", labels, [unlabelled], {}),
         ("no images in ", labels, [unlabelled / "x.png"], {}),
         (
-            "posts.csv has no column 'path'; its columns: id, url; name one with --path-column",
+            "posts.csv has no column 'path'; its columns: id, url; name one with path_column=",
             labels,
             [tmp_path / "posts.csv"],
             {},
