@@ -107,7 +107,7 @@ def wilson(right: int, total: int) -> str:
 
 def is_in_wordnet(use: Mapping[str, Any], matcher: Matcher) -> bool:
     """Whether the hashtag of a use or its singular is a lemma."""
-    return matcher.match(use["tag"]).how != "unknown"
+    return matcher.match(use["tag"]).how in ("lemma", "inflection", "ambiguous", "stopped")
 
 
 def count_imagenet(matcher: Matcher, wordnet: WordNet) -> tuple[int, int]:
