@@ -2,8 +2,9 @@
 
 A word of English alone is evidence for English, and one of another language alone for that. A
 hashtag that means something else in both (a Gift is poison in German) is English, unless its post
-has more evidence for the other language. Every language has a few cues, among which its words are
-distributed, so that the number of words counts; see `curation.context` for the choice itself.
+has more evidence for the other language; a name of a person is English only with evidence. Every
+language has a few cues, among which its words are distributed, so that the number of words counts;
+see `curation.context` for the choice itself.
 """
 
 import zlib
@@ -12,8 +13,10 @@ from collections.abc import Iterable
 from swag_models.recipe.languages import ENGLISH, Languages
 from swag_models.recipe.matches import Match
 from swag_models.recipe.senses import Alternative, SenseRanker
+from swag_models.recipe.spelling import canonicalise
 
 CUE_BUCKETS = 8  # cues of a language
+PERSON = 18  # lexicographer file
 
 
 def add_languages(
@@ -32,8 +35,8 @@ def add_languages(
     if not words or match.how == "stopped" or match.reason == "override":
         return match
     found = {code: _choose_sense(synsets, ranker, policy) for code, synsets in words.items()}
-    language = ENGLISH[0]
-    if match.how == "unknown":
+    language, english = ENGLISH[0], match
+    if match.how == "unknown" or _is_person(match, key, ranker):
         language, synsets = next(iter(found.items()))
         if not synsets:
             return Match((), "dropped", key, words[language], "dropped: ambiguous")
@@ -43,6 +46,10 @@ def add_languages(
     default = "".join(match.synsets)
     # a word that can mean the same in both languages is no false friend
     others = [
+        Alternative(synset, _list_cues(ENGLISH[0]))
+        for synset in english.synsets
+        if language != ENGLISH[0] and synset not in words[language]
+    ] + [
         Alternative(synsets[0], _list_cues(code))
         for code, synsets in found.items()
         if len(synsets) == 1 and code != language and default not in words[code]
@@ -56,6 +63,16 @@ def add_languages(
     return match._replace(how=how, alternatives=(first, *rest, *others))
 
 
+def _is_person(match: Match, key: str, ranker: SenseRanker) -> bool:
+    """Whether a hashtag is a person's name in English: Baum, which is a tree in German."""
+    entries = [ranker.wordnet.synsets[synset] for synset in match.synsets]
+    return bool(entries) and all(
+        entry.lexfile == PERSON
+        and all(not word.islower() for word in entry.lemmas if canonicalise(word) == key)
+        for entry in entries
+    )
+
+
 def find_language_cues(key: str, match: Match, languages: Languages) -> set[str]:
     """The cues that a hashtag is: those of the language, if it is a word of one language alone.
 
@@ -64,7 +81,7 @@ def find_language_cues(key: str, match: Match, languages: Languages) -> set[str]
         match: what it means.
         languages: the words of other languages.
     """
-    if not languages.words or not match.synsets:
+    if not languages.words or not match.synsets or is_false_friend(match):
         return set()
     codes: Iterable[str] = languages.words.get(key, ())
     if match.how != "foreign":

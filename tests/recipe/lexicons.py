@@ -29,6 +29,7 @@ SYNSETS = {
     "07850329": ("13", "cheese", 1),
     "02777100": ("06", "bra", 0),
     "05563770": ("08", "arm", 1),
+    "10838314": ("18", "Baum Lyman_Frank_Baum", 0),
 }
 FRENCH = {
     "chien": ("07676602", "02084071"),  # a dog, or a sausage
@@ -71,7 +72,7 @@ def write_database(folder: Path) -> Path:
         words = " ".join(f"{lemma} 0" for lemma in lemmas)
         data.append(f"{offset} {file} n {len(lemmas):02x} {words} 000 | a {lemmas[0]}\n")
         for lemma in lemmas:
-            senses.setdefault(lemma, []).append(offset)
+            senses.setdefault(lemma.lower(), []).append(offset)
     index = [
         f"{lemma} n {len(ids)} 0 {len(ids)} {SYNSETS[ids[0]][2]} {' '.join(ids)}\n"
         for lemma, ids in sorted(senses.items())

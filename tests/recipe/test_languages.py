@@ -87,6 +87,8 @@ def test_words_of_all_languages_have_one_class(
         ("chat chien", "cat"),
         ("pain fleur soleil", "bread"),
         ("pain fleur soleil tree house flower cheese", "pain"),
+        ("baum", "tree"),  # in English the name of a person only
+        ("baum tree house flower cheese", "Baum"),
         ("bras", "bra"),
         ("bras maison", "arm"),
     ],
@@ -225,7 +227,11 @@ def test_curate_says_what_became_of_the_words(
     }
     facts = json.loads((out / "manifest.json").read_text())
     assert facts["hashtags"]["distinct"]["foreign"] == 6
-    assert [row[:2] for row in facts["hashtags"]["false_friends"]] == [["gift", 2], ["Gift", 1]]
+    assert [row[:2] for row in facts["hashtags"]["false_friends"]] == [
+        ["gift", 2],
+        ["Baum", 1],
+        ["Gift", 1],
+    ]
     report = (out / "report.md").read_text()
     assert "| fr.xml | fr | 20 | 0 |" in report
     assert "## Words of several languages, by the other hashtags of the post" in report
