@@ -23,7 +23,7 @@ from swag_models import __version__
 from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.hub.progress import make_bar
-from swag_models.paths import expand_path, read_regular
+from swag_models.paths import expand_path
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.accounting import account_for_images
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
@@ -31,7 +31,7 @@ from swag_models.recipe.curation.captions import check_source, tag_captions
 from swag_models.recipe.curation.coverage import cover_imagenet
 from swag_models.recipe.curation.ingest import ReadOptions
 from swag_models.recipe.curation.pipeline import PostSelection, hash_files
-from swag_models.recipe.curation.post_files import find_files
+from swag_models.recipe.curation.post_files import find_files, read_values
 from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
@@ -213,7 +213,7 @@ def read_rules(
     options = ReadOptions(columns, format, progress)
     # the order of licenses does not matter
     selection = PostSelection(
-        find_files(inputs, format), options, _read_values(exclude), sorted(licenses)
+        find_files(inputs, format), options, read_values(exclude), sorted(licenses)
     )
     return net, matcher, selection
 
@@ -337,19 +337,6 @@ def _write_reports(folder: Path, manifest: Facts) -> Facts:
     # last, so that a folder with a manifest is complete
     write_json(folder / "manifest.json", manifest)
     return {}
-
-
-def _read_values(path: str | os.PathLike[str] | None) -> list[str]:
-    """The distinct lines of a text file, sorted."""
-    if path is None:
-        return []
-    try:
-        lines = read_regular(expand_path(path)).decode().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}); pass a text file with one id or hash per line"
-        ) from None
-    return sorted({line.strip() for line in lines} - {""})
 
 
 def _hash_lines(lines: Collection[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Find files of posts, and recognise their formats by their names."""
+"""Find files of posts, and recognise their formats by their names; read lists of posts."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable
-from swag_models.paths import describe_left_out, expand_path, walk_files
+from swag_models.paths import describe_left_out, expand_path, read_regular, walk_files
 
 SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
 SUFFIXES |= {".csv": "csv", ".tab": "csv", ".tsv": "tsv"}
@@ -86,3 +86,20 @@ def find_files(inputs: Sequence[str | os.PathLike[str]], format: str | None) -> 
 def _has_suffix(name: str) -> bool:
     stem = name.lower().removesuffix(".gz").removesuffix(".bz2")
     return Path(stem).suffix in SUFFIXES or stem.startswith("yfcc100m_dataset")
+
+
+def read_values(path: str | os.PathLike[str] | None) -> list[str]:
+    """The distinct lines of a text file of ids and hashes of posts, sorted; empty without a file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if path is None:
+        return []
+    try:
+        lines = read_regular(expand_path(path)).decode().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}); pass a text file with one id or hash per line"
+        ) from None
+    return sorted({line.strip() for line in lines} - {""})

@@ -341,8 +341,7 @@ def _get_hashtag_synsets(model: EvaluatedModel, wordnet: WordNet) -> tuple[str, 
             f"{model.name} has no hashtags with WordNet ids; choose a model with them, such as "
             "vit_nano_hashtags"
         )
-    synsets = [synset for synset in model.synsets if not is_own(synset)]
-    if missing := [synset for synset in synsets if synset not in wordnet.synsets]:
+    if missing := [x for x in model.synsets if not is_own(x) and x not in wordnet.synsets]:
         raise ConfigError(
             f"this WordNet lacks {len(missing):,} of the "
             f"{count_noun(len(model.synsets), 'synset')} of {model.name}, such as {missing[0]}; "
