@@ -193,6 +193,19 @@ def read_regular(path: str | os.PathLike[str], size: int = -1) -> bytes:
         return file.read(size)
 
 
+def split_lines(content: bytes) -> list[str]:
+    """Return the lines of a text in UTF-8, with or without a byte order mark.
+
+    Lines end with a line feed, a carriage return or both. Unlike with `str.splitlines`, Unicode's
+    other separators are part of a line.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def require_regular(path: Path) -> None:
     """Raise ConfigError if a path exists and is not a regular file, for libraries that open it."""
     try:

@@ -3,6 +3,7 @@
 Hashtags in captions are found by one regular expression, which works in Python, DuckDB and Spark.
 """
 
+import hashlib
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swag_models.errors import ConfigError
-from swag_models.paths import expand_path, read_regular
+from swag_models.paths import expand_path, read_regular, split_lines
 from swag_models.recipe.false_friends import add_languages, find_language_cues
 from swag_models.recipe.inflections import Inflections
 from swag_models.recipe.languages import NO_LANGUAGES, Languages
@@ -22,10 +23,11 @@ from swag_models.recipe.matches import Match as Match
 from swag_models.recipe.matches import choose_alternative as choose_alternative
 from swag_models.recipe.matches import list_alternatives as list_alternatives
 from swag_models.recipe.overrides import NO_OVERRIDES, Overrides
-from swag_models.recipe.phrases import PhraseSplitter, spell_symbols
+from swag_models.recipe.phrases import PhraseSplitter, hash_not_nouns, spell_symbols
 from swag_models.recipe.senses import (
     Sense,
     SenseRanker,
+    hash_senses,
     keep_senses,
     list_cues,
     load_senses,
@@ -141,6 +143,7 @@ class Matcher:
         self.inflections = Inflections(wordnet, self.lemmas)
         self.ranker = SenseRanker(wordnet, self.lemmas, load_imagenet())
         self.overrides, self.languages = overrides, languages
+        self.listed = self.stop | overrides.keys()
         table = load_senses() if senses == "context" else {}
         self.table = keep_senses(table, wordnet, lambda cue: self._find_lemma(cue) or cue)
         self.cues = list_cues(self.table)
@@ -186,14 +189,16 @@ class Matcher:
 
     def _match_key(self, key: str) -> Match:
         lemma = self._find_lemma(key)
-        for word in (key, lemma):
+        # also plurals of listed words that are no noun of WordNet
+        listed = lemma or self.inflections.find_singular(key, self.listed)
+        for word in (key, listed):
             if (synsets := self.overrides.get(word or "")) is not None:
                 how = "override" if synsets else "dropped"
                 return Match(synsets, how, word or "", synsets, "override")
         if key in self.stop:
             return Match((), "stopped")
-        if lemma and lemma in self.stop:
-            return Match((), "stopped", lemma)
+        if listed and listed in self.stop:
+            return Match((), "stopped", listed)
         if sense := self.table.get(key) or self.table.get(lemma or key):
             return self._apply(sense, key, lemma, "table")
         if not lemma:
@@ -290,6 +295,12 @@ def load_stopwords(stopwords: str | os.PathLike[str] | Sequence[str]) -> frozens
     return frozenset(map(canonicalise, words))
 
 
+def hash_lists() -> list[str]:
+    """Hashes of the lists of the library that say what hashtags mean, apart from the stop list."""
+    classes = "\n".join(load_imagenet())
+    return [hash_senses(), hash_not_nouns(), hashlib.sha256(classes.encode()).hexdigest()]
+
+
 def load_imagenet() -> list[str]:
     """The WordNet ids of the 1000 classes of ImageNet-1k, in the order of the classes."""
     return _read_lines(Path(__file__).with_name("imagenet.txt"))
@@ -297,7 +308,7 @@ def load_imagenet() -> list[str]:
 
 def _read_lines(path: str | os.PathLike[str]) -> list[str]:
     try:
-        lines = read_regular(expand_path(path)).decode().splitlines()
+        lines = split_lines(read_regular(expand_path(path)))
     except (OSError, UnicodeDecodeError) as error:
         is_text = not isinstance(error, UnicodeDecodeError)
         reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")

@@ -33,15 +33,21 @@ class Inflections:
         self.lemmas = lemmas
         self.irregular = _list_irregular(wordnet)
 
-    def find_singular(self, key: str) -> str | None:
-        """The canonical lemma that a canonical hashtag is an inflection of."""
+    def find_singular(self, key: str, words: Container[str] | None = None) -> str | None:
+        """The canonical lemma, or one of other words, that a hashtag is an inflection of.
+
+        Args:
+            key: the canonical hashtag.
+            words: canonical words; by default the lemmas.
+        """
+        words = self.lemmas if words is None else words
         for base in self.irregular.get(key, ()):
-            if base in self.lemmas and base != key:
+            if base in words and base != key:
                 return base
         # words in -ss and words of two letters are not plurals, by morphy's rules
         if key.endswith(("s", "men")) and len(key) > 2 and not key.endswith("ss"):
             for suffix, ending in DETACHMENTS.items():
-                if key.endswith(suffix) and (base := key[: -len(suffix)] + ending) in self.lemmas:
+                if key.endswith(suffix) and (base := key[: -len(suffix)] + ending) in words:
                     return base
         return None
 

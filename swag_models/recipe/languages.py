@@ -19,16 +19,20 @@ from xml.parsers import expat  # nosec B407
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe, describe_error
-from swag_models.paths import expand_path, open_regular
+from swag_models.paths import expand_path, open_regular, split_lines
 from swag_models.recipe.spelling import canonicalise
 from swag_models.recipe.wordnet import WordNet
 
 SUFFIXES = (".xml", ".xml.gz", ".tab", ".tab.gz", ".tsv", ".tsv.gz")
 ENGLISH = ("en", "eng")
+MAX_BYTES = 1 << 30  # of a file once it is decompressed; the largest lexicons have 0.1 GB
 PWN30 = re.compile(
     r"(?:[a-z]{2,3}-30-|(?:pwn-?|wn-?)3\.?0-|omw-(?!en\d)[a-z]{2,3}(?:-[A-Za-z]+)*-)(\d{8})-n"
 )
 TAB_SYNSET = re.compile(r"(\d{8})-([a-z])")
+ENTITY = re.compile(
+    rb"""writtenForm\s*=\s*(?:"[^"<]*?|'[^'<]*?)(&(?!(?:amp|lt|gt|quot|apos);|#)[\w.-]+;)"""
+)
 ILI = re.compile(r"i\d+")
 MIN_KNOWN = 0.5  # share of the synsets of a file that this WordNet must have
 
@@ -83,6 +87,11 @@ class Languages:
 NO_LANGUAGES = Languages({})
 
 
+def is_english(language: str) -> bool:
+    """Whether a code is that of English, also of a country: en-GB, en_US."""
+    return re.split("[-_]", language.lower())[0] in ENGLISH
+
+
 def is_lexicon(path: str | PathLike[str]) -> bool:
     """Whether the name of a file is that of a lexicon, and not of a WordNet database."""
     return str(path).lower().endswith(SUFFIXES)
@@ -115,7 +124,7 @@ def read_languages(paths: Sequence[str | PathLike[str]], wordnet: WordNet) -> La
         for lemma, ids, language in lexicon.words:
             key = canonicalise(lemma)
             synsets = [offsets[id] for id in ids if offsets.get(id) in wordnet.synsets]
-            if language in ENGLISH or not key or (len(key) == 1 and key.isascii()):
+            if is_english(language) or not key or (len(key) == 1 and key.isascii()):
                 continue
             count = counts.setdefault(language, [0, 0])
             count[0] += 1
@@ -162,12 +171,13 @@ def read_lexicon(path: str | PathLike[str]) -> Lexicon:
         raise ConfigError(f"{path} is no lexicon; allowed: {' '.join(SUFFIXES)}")
     try:
         with open_regular(path) as file:
-            content = file.read()
-        if name.endswith(".gz"):
-            content = gzip.decompress(content)
+            opened = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
+            content = opened.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
         parse = _parse_lmf if ".xml" in name[-7:] else _parse_tab
         words, offsets, ilis = parse(content)
-    except (OSError, EOFError, ValueError, zlib.error, expat.ExpatError) as error:
+    except (OSError, EOFError, ValueError, LookupError, zlib.error, expat.ExpatError) as error:
         kind = "WN-LMF" if ".xml" in name[-7:] else "Open Multilingual Wordnet tab"
         raise ConfigError(
             f"{path} cannot be read as a {kind} file: {describe_error(error)}"
@@ -181,7 +191,7 @@ Content = tuple[list[Word], dict[str, str], dict[str, str]]
 def _parse_tab(content: bytes) -> Content:
     """Parse a tab file: `offset-pos`, `lemma` or `fra:lemma`, word; or ILI, `offset-pos`."""
     words, offsets, ilis, language = list[Word](), dict[str, str](), dict[str, str](), ""
-    for number, line in enumerate(content.decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(split_lines(content), 1):
         fields = line.split("\t")
         if line.startswith("#"):  # name, language, URL, license
             language = fields[1].strip() if len(fields) > 1 and not language else language
@@ -237,6 +247,9 @@ def _parse_lmf(content: bytes) -> Content:
     parse_xml(content, start, end)
     if not language:
         raise ValueError("it has no Lexicon with a language")
+    if entity := ENTITY.search(content):
+        # the parser would leave it out, and the word would lack a letter
+        raise ValueError(f"a word has the unknown entity {describe(entity[1].decode())}")
     for word in words:  # synsets that another file describes
         for id in word.synsets:
             if id not in offsets and (match := PWN30.fullmatch(id)):

@@ -11,12 +11,13 @@ A line of the file is a hashtag, and its synsets or `drop`, after a tab, a comma
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import list_names
-from swag_models.paths import expand_path, read_regular
+from swag_models.formatting import describe, list_names
+from swag_models.paths import expand_path, read_regular, split_lines
 from swag_models.recipe.spelling import canonicalise
 from swag_models.recipe.wordnet import WordNet
 
@@ -26,11 +27,11 @@ Source = str | os.PathLike[str] | Mapping[str, str | Sequence[str]]
 NO_OVERRIDES: Overrides = MappingProxyType({})
 DROP = "drop"
 SYNSET = re.compile(r"[nN]\d{8}")
-NUMBERED = re.compile(r"(?P<lemma>[^\s,#]+)(?:#|\.n\.)(?P<number>\d+)")
-SENSE = r"drop|n\d{8}|[^\s,#]+(?:#|\.n\.)\d+"
-LINE = re.compile(rf"(?P<tag>.+?)(?P<senses>(?:[\s,]+(?:{SENSE}))+)", re.IGNORECASE)
+NUMBERED = re.compile(r"(?P<lemma>[^\s,#]+)(?:#|\.n\.)(?P<number>\d{1,9})", re.IGNORECASE)
+WORD = re.compile(r"[^\s,]+")
 FORM = 'a hashtag, then a synset id (n02084071), a numbered sense (dog#1) or "drop"'
 MAX_SUGGESTIONS = 3
+Suggest = Callable[[str], str]  # word -> text for a message
 
 
 def read_overrides(source: Source | None, wordnet: WordNet) -> dict[str, tuple[str, ...]]:
@@ -54,7 +55,9 @@ def read_overrides(source: Source | None, wordnet: WordNet) -> dict[str, tuple[s
     problems: list[tuple[str, str]] = []
     for place, tag, senses in _list_entries(source):
         try:
-            key, synsets = _parse_entry(tag, senses, wordnet)
+            # for the message, which explains the first: a suggestion takes half a second
+            suggest = partial(_suggest_senses, wordnet) if not problems else str
+            key, synsets = _parse_entry(tag, senses, wordnet, suggest)
             if overrides.setdefault(key, synsets) != synsets:
                 raise ConfigError(f"{tag!r} has another sense in {places[key]}; keep one of them")
             places.setdefault(key, place)
@@ -73,10 +76,15 @@ def _list_entries(source: Source) -> Iterator[tuple[str, str, list[str]]]:
     """Yield the place, the hashtag and the senses of each entry."""
     if isinstance(source, Mapping):
         for tag, senses in source.items():
+            if not (isinstance(tag, str) and isinstance(senses, Sequence)):
+                raise ConfigError(
+                    f"invalid overrides {describe(tag)}: {describe(senses)}: allowed: a hashtag, "
+                    'and a synset, a list of several or "drop"'
+                )
             yield f"entry {tag!r}", tag, [senses] if isinstance(senses, str) else list(senses)
         return
     try:
-        lines = read_regular(expand_path(source, "overrides")).decode("utf-8-sig").splitlines()
+        lines = split_lines(read_regular(expand_path(source, "overrides")))
     except (OSError, UnicodeDecodeError) as error:
         is_text = not isinstance(error, UnicodeDecodeError)
         reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
@@ -92,13 +100,22 @@ def _list_entries(source: Source) -> Iterator[tuple[str, str, list[str]]]:
 def _split_line(text: str) -> tuple[str, list[str]]:
     """The hashtag and the senses of a line: the last words that have the form of a sense."""
     tag, tab, rest = text.partition("\t")
-    if not tab:  # after a tab, the hashtag may have words like senses
-        match = LINE.fullmatch(text)
-        tag, rest = (match["tag"], match["senses"]) if match else (text, "")
-    return tag.strip(), re.findall(r"[^\s,]+", rest)
+    if tab:  # after a tab, the hashtag may have words like senses
+        return tag.strip(), WORD.findall(rest)
+    words = list(WORD.finditer(text))
+    stop = len(words)
+    while stop > 1 and _is_sense(words[stop - 1][0]):
+        stop -= 1
+    return text[: words[stop - 1].end() if words else None], [word[0] for word in words[stop:]]
 
 
-def _parse_entry(tag: str, senses: Sequence[str], wordnet: WordNet) -> tuple[str, tuple[str, ...]]:
+def _is_sense(word: str) -> bool:
+    return bool(word.lower() == DROP or SYNSET.fullmatch(word) or NUMBERED.fullmatch(word))
+
+
+def _parse_entry(
+    tag: str, senses: Sequence[str], wordnet: WordNet, suggest: Suggest
+) -> tuple[str, tuple[str, ...]]:
     key = canonicalise(tag)
     if not key:
         raise ConfigError(f"{tag!r} is no hashtag: it has no letter, digit or emoji; write {FORM}")
@@ -108,18 +125,16 @@ def _parse_entry(tag: str, senses: Sequence[str], wordnet: WordNet) -> tuple[str
         if len(senses) > 1:
             raise ConfigError(f"{tag!r} has synsets and drop; write either of them")
         return key, ()
-    synsets = [_find_synset(key, sense, wordnet) for sense in senses]
+    synsets = [_find_synset(key, sense, wordnet, suggest) for sense in senses]
     return key, tuple(dict.fromkeys(synsets))
 
 
-def _find_synset(key: str, sense: str, wordnet: WordNet) -> str:
+def _find_synset(key: str, sense: str, wordnet: WordNet, suggest: Suggest) -> str:
     """The id of a synset or of a numbered sense, or a ConfigError with suggestions."""
     if SYNSET.fullmatch(sense):
         if (synset := sense.lower()) in wordnet.synsets:
             return synset
-        raise ConfigError(
-            f"no noun of this WordNet has the id {sense}; {_suggest_senses(key, wordnet)}"
-        )
+        raise ConfigError(f"no noun of this WordNet has the id {sense}; {suggest(key)}")
     numbered = NUMBERED.fullmatch(sense)
     if numbered is None:
         raise ConfigError(f"{sense!r} is no sense; write {FORM}")
@@ -129,13 +144,11 @@ def _find_synset(key: str, sense: str, wordnet: WordNet) -> str:
     if 1 <= number <= len(senses):
         return senses[number - 1]
     if senses:
-        raise ConfigError(
-            f"{lemma!r} has {len(senses)} senses, not {number}; {_suggest_senses(lemma, wordnet)}"
-        )
-    raise ConfigError(f"{lemma!r} is no noun of this WordNet; {_suggest_senses(lemma, wordnet)}")
+        raise ConfigError(f"{lemma!r} has {len(senses)} senses, not {number}; {suggest(lemma)}")
+    raise ConfigError(f"{lemma!r} is no noun of this WordNet; {suggest(lemma)}")
 
 
-def _suggest_senses(word: str, wordnet: WordNet) -> str:
+def _suggest_senses(wordnet: WordNet, word: str) -> str:
     """The senses of a word, or similar words, as text for a message."""
     if senses := wordnet.senses.get(word):
         numbered = [

@@ -4,6 +4,7 @@ A caption is split by `JUNK` in SQL, a lemma by `split_lemma` in the same way. A
 lemma is split by `PhraseSplitter`: at separators, at capital letters, or between known words.
 """
 
+import hashlib
 import math
 import re
 import unicodedata
@@ -201,6 +202,11 @@ def split_lemma(lemma: str) -> list[tuple[str, ...]]:
     text = re.sub(r"'s?(?!\w)|(?<!\w)'", " ", text)
     words = re.sub(r"[^\w' ]", " ", text).strip().split(" ")
     return list(dict.fromkeys((tuple(words), tuple(filter(None, words)))))
+
+
+def hash_not_nouns() -> str:
+    """SHA-256 of the list of `load_not_nouns`."""
+    return hashlib.sha256("\n".join(sorted(load_not_nouns())).encode()).hexdigest()
 
 
 @cache

@@ -14,6 +14,7 @@ from lexicons import HEAD, SYNSETS, make_lmf, write_database, write_lexicons
 
 from swag_models.cli import main
 from swag_models.errors import ConfigError
+from swag_models.recipe import languages
 from swag_models.recipe.hashtags import Matcher
 from swag_models.recipe.languages import read_languages
 from swag_models.recipe.wordnet import WordNet
@@ -159,6 +160,11 @@ MISTAKES = {
         HEAD + '<Lexicon language="fr"><LexicalEntry><Lemma partOfSpeech="n"/>',
         "an element in line 4 has no attribute 'writtenForm'",
     ),
+    "entity.xml": (
+        make_lmf({"p&acirc;t": ("02084071",)}, "fr", "omw-fr-"),
+        "a word has the unknown entity '&acirc;'",
+    ),
+    "encoding.xml": (HEAD.replace("UTF-8", "x-8"), "as a WN-LMF file: unknown encoding: x-8"),
     "bomb.xml": (BOMB, "declares the entity 'a'; remove it"),
     "words.tab": (
         "# x\tdeu\nHund\tdog\n",
@@ -185,6 +191,25 @@ def test_what_is_no_lexicon_is_refused_in_a_line(
         read_languages([tmp_path / file], wordnet)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_english_words_and_unicode_line_separators(wordnet: WordNet, tmp_path: Path) -> None:
+    for language in ("en", "EN", "en-GB", "en_US", "eng"):
+        text = make_lmf({"chien": ("02084071",)}, language, "omw-fr-")
+        (tmp_path / "x.xml").write_text(text)
+        assert not read_languages([tmp_path / "x.xml"], wordnet).words
+    (tmp_path / "x.tab").write_text("# x\tfra\r\n02084071-n\tlemma\tchi\u2028en\r\n")
+    assert "chien" in read_languages([tmp_path / "x.tab"], wordnet).words
+
+
+def test_a_compressed_lexicon_has_a_size_limit(
+    wordnet: WordNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(languages, "MAX_BYTES", 1000)
+    path = tmp_path / "x.tab.gz"
+    path.write_bytes(gzip.compress(b"# x\tfra\n" * 1000))
+    with pytest.raises(ConfigError, match="it has more than 1000 bytes"):
+        read_languages([path], wordnet)
 
 
 def test_the_command_of_the_documentation_runs(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -62,6 +64,30 @@ def test_overrides_from_python(wordnet: WordNet) -> None:
     assert read_overrides(None, wordnet) == {}
     with pytest.raises(ConfigError, match=r"overrides, entry 'x': 'x' has no synset"):
         read_overrides({"x": []}, wordnet)
+    with pytest.raises(ConfigError, match="is no sense"):
+        read_overrides({"x": "bear#" + "1" * 5000}, wordnet)
+    other_types: list[Any] = [{5: "bear#1"}, {"x": None}, {"x": 5}, {"x": [5]}]
+    for source in other_types:
+        with pytest.raises(ConfigError, match="a synset"):
+            read_overrides(source, wordnet)
+
+
+def test_a_file_that_is_no_list_of_overrides_is_refused_at_once(
+    wordnet: WordNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = list[str]()
+
+    def search(word: str, *_: object, **__: object) -> list[str]:
+        searched.append(word)
+        return ["bear"]
+
+    monkeypatch.setattr(difflib, "get_close_matches", search)
+    path = tmp_path / "overrides.txt"
+    spaces, senses = f"x{' ' * 100_000}y", f"x {'bear#1 ' * 50_000}y"
+    path.write_text("x baer#1\n" * 1000 + f"{spaces}\n{senses}\n")
+    with pytest.raises(ConfigError, match="and 993 more cannot be used either"):
+        read_overrides(path, wordnet)
+    assert len(searched) == 1
 
 
 @pytest.mark.parametrize(
@@ -101,6 +127,15 @@ def test_overrides_are_stronger_than_all_lists(wordnet: WordNet) -> None:
     for tag in ("mouse", "mice"):
         assert matcher.match(tag)[:2] == ((), "dropped")
     assert matcher.match("bear").how == "ambiguous"
+
+
+def test_words_that_wordnet_lacks_are_listed_with_their_plurals(wordnet: WordNet) -> None:
+    overrides = read_overrides({"bearbank": "bear#1", "bank man": "drop"}, wordnet)
+    matcher = Matcher(wordnet, stop={"instabear"}, overrides=overrides)
+    for tag in ("bearbank", "BearBanks", "#bear_banks"):
+        assert matcher.match(tag)[:3] == ((BEAR,), "override", "bearbank")
+    assert matcher.match("bankmen")[:2] == ((), "dropped")
+    assert matcher.match("instabears")[:2] == ((), "stopped")
 
 
 def test_the_command_records_overrides_and_names_unused_ones(

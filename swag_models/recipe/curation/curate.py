@@ -38,10 +38,10 @@ from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
 from swag_models.recipe.curation.tag_table import write_tag_table
 from swag_models.recipe.curation.vocabulary import write_vocabulary
-from swag_models.recipe.hashtags import SENSES, Matcher, load_stoplist, load_stopwords
+from swag_models.recipe.hashtags import SENSES, Matcher, hash_lists, load_stoplist, load_stopwords
 from swag_models.recipe.languages import read_languages
 from swag_models.recipe.overrides import Source, read_overrides
-from swag_models.recipe.senses import hash_senses
+from swag_models.recipe.phrases import hash_not_nouns
 from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
@@ -257,7 +257,7 @@ def _run_steps(
         tagged = work / "tagged"
         post_facts |= steps.run(
             "captions",
-            [net.digest],
+            [net.digest, hash_not_nouns()],
             [tagged],
             lambda: tag_captions(backend(), net, posts, source, tagged),
         )
@@ -267,7 +267,7 @@ def _run_steps(
     lists = [sorted(matcher.stop), sorted(matcher.overrides.items()), matcher.languages.facts]
     hashtag_facts = steps.run(
         "hashtags",
-        [net.digest, curation.senses, hash_senses(), lists, own_limits],
+        [net.digest, curation.senses, hash_lists(), lists, own_limits],
         [*tables.values()],
         lambda: pipeline.match_posts(backend(), tagged, matcher, net, own_limits, tables),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable
-from swag_models.paths import describe_left_out, expand_path, read_regular, walk_files
+from swag_models.paths import describe_left_out, expand_path, read_regular, split_lines, walk_files
 
 SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
 SUFFIXES |= {".csv": "csv", ".tab": "csv", ".tsv": "tsv"}
@@ -97,7 +97,7 @@ def read_values(path: str | os.PathLike[str] | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = read_regular(expand_path(path)).decode().splitlines()
+        lines = split_lines(read_regular(expand_path(path)))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); pass a text file with one id or hash per line"

@@ -167,7 +167,7 @@ def test_spark_gives_the_same_rows(
     (tmp_path / "captions.jsonl").write_text(
         "".join(json.dumps(row) + "\n" for row in captions) + "{broken\n"
     )
-    (tmp_path / "exclude.txt").write_text("p00003\n")
+    (tmp_path / "exclude.txt").write_text("\ufeffp00003\r\n")
     pq.write_table(
         pa.Table.from_pylist(
             [{"key": 10**6 + n, "caption": row["caption"]} for n, row in enumerate(captions)]

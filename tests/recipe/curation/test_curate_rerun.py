@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from curation_support import make_posts, write_posts
 
 from swag_models.errors import ConfigError, OutputError
 from swag_models.hub.download import hash_file
+from swag_models.recipe import hashtags, phrases
 from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.curate import Curation, curate
 from swag_models.recipe.curation.posts import Columns
@@ -67,6 +69,42 @@ def test_a_rerun_skips_finished_steps_and_repeats_those_with_changed_options(
     }
     assert first["classes"] == second["classes"]
     assert first["labels"]["samples"] == pytest.approx(second["labels"]["samples"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("source", "changed", "first"),
+    [
+        ("captions", "load_not_nouns", "captions"),
+        ("captions", "load_imagenet", "hashtags"),
+        ("hashtags", "hash_senses", "hashtags"),
+    ],
+)
+def test_a_changed_list_of_the_library_repeats_the_steps_that_use_it(
+    wordnet: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    changed: str,
+    first: str,
+) -> None:
+    posts, out = tmp_path / "p.jsonl", tmp_path / "out"
+    posts.write_text('{"id": 1, "caption": "a bear", "tags": ["bear"]}\n')
+    columns = Columns(source=source)
+    curate([posts], out, columns=columns, wordnet=wordnet, progress=False)
+    times = {path.stem: path.stat().st_mtime_ns for path in (out / "steps").glob("*.json")}
+    value: Any = "0" if changed.endswith("senses") else ["zebra"]
+    for module in (hashtags, phrases):
+        if hasattr(module, changed):
+            monkeypatch.setattr(module, changed, lambda: value)
+    curate([posts], out, columns=columns, wordnet=wordnet, progress=False)
+    repeated = {
+        record.stem
+        for record in (out / "steps").glob("*.json")
+        if record.stat().st_mtime_ns != times[record.stem]
+    }
+    assert first in repeated
+    assert ("captions" in repeated) == (first == "captions")
+    assert "posts" not in repeated
 
 
 def test_an_unwritable_folder_is_reported_in_one_line(wordnet: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import list_names
-from swag_models.paths import read_regular
+from swag_models.paths import read_regular, split_lines
 from swag_models.recipe.curation.own_classes import OWN_PREFIX, is_own
 from swag_models.recipe.evaluation.class_matching import NamedClasses
 from swag_models.recipe.evaluation.zero_shot.mapping_kinds import (
@@ -122,7 +122,7 @@ def _list_texts(targets: str | os.PathLike[str] | Sequence[str]) -> Sequence[str
         return load_imagenet()
     if isinstance(targets, os.PathLike) or (isinstance(targets, str) and Path(targets).is_file()):
         try:
-            lines = read_regular(targets).decode().splitlines()
+            lines = split_lines(read_regular(targets))
         except (OSError, UnicodeDecodeError) as error:
             is_text = not isinstance(error, UnicodeDecodeError)
             reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
