@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from html.entities import name2codepoint
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swag_models.recipe.hashtags import (
     HASH,
@@ -94,6 +94,11 @@ def split_text(text: str) -> list[str] | None:
     return _compile(PIECE if "&" in text else f"[^{SEPARATORS}]+").findall(text)
 
 
+def drop_missing(value: Any) -> Any:
+    """A value of a row; None for text that says that it is missing."""
+    return None if type(value) is str and value.strip() in MISSING else value
+
+
 def strip_hashtags(hashtags: list[str]) -> list[str]:
     """Hashtags without "#" and spaces at both ends; empty ones are dropped."""
     return [bare for tag in hashtags if (bare := tag.strip(HASHTAG_EDGES))]
@@ -140,6 +145,11 @@ def is_malformed_ibis(text: ibis.Value) -> ibis.Value:
     """Whether `split_text` raises ValueError, as an Ibis expression."""
     text = text.re_replace(_OUTER_SPACE, "")
     return text.re_search(_START) & ~text.re_search(LIST)
+
+
+def is_missing_ibis(text: ibis.Value) -> ibis.Value:
+    """Whether text says that its value is missing, as an Ibis expression."""
+    return text.re_replace(_OUTER_SPACE, "").isin(MISSING)
 
 
 _compile = cache(re.compile)

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     import ibis
 
 ROW_GROUP_ROWS = 2**14  # rows of a Parquet row group; also the number of posts in memory at a time
-CONVERSION_VERSION = 4  # increase when parts change; parts of another version are converted again
+CONVERSION_VERSION = 5  # increase when parts change; parts of another version are converted again
 POSTS = pa.schema(
     {
         "id": pa.string(),

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, describe, list_names
-from swag_models.recipe.curation.hashtag_text import split_text, strip_hashtags
+from swag_models.recipe.curation.hashtag_text import drop_missing, split_text, strip_hashtags
 from swag_models.recipe.hashtags import extract_hashtags
 
 logger = logging.getLogger("swag_models")
@@ -32,6 +33,8 @@ MAX_EXAMPLE_ROWS = 1000  # rejected rows that are searched for an example of eac
 
 # What becomes the hashtags of a post.
 SOURCES = ("hashtags", "captions", "both")
+MAX_EXACT = 2.0**53  # from here on, floats are too coarse for integers: ids would be others
+HEX_HASH = "[0-9A-Fa-f]+"  # may be in the other case, unlike base64
 # Before a caption, which is stored among the hashtags of its post; no hashtag begins with this.
 CAPTION_MARK = " "
 
@@ -241,12 +244,17 @@ def make_post(
     Raises:
         RejectedRowError: a value is missing or has another type.
     """
+    identifier, url, caption, digest, license = map(
+        drop_missing, (identifier, url, caption, digest, license)
+    )
     # pandas has NaN, which equals nothing, for a missing number
-    if identifier is None or identifier == "" or identifier != identifier:
+    if identifier is None or identifier != identifier:
         raise RejectedRowError(NO_ID)
     if type(identifier) is not str:  # `type`, since True would be an int for isinstance
         # pandas writes the integers of a column with missing values as floats
-        is_whole = type(identifier) is float and identifier.is_integer()
+        is_whole = (
+            type(identifier) is float and identifier.is_integer() and abs(identifier) < MAX_EXACT
+        )
         if type(identifier) is not int and not is_whole:
             raise RejectedRowError(BAD_ID, describe(identifier))
         identifier = str(int(identifier))
@@ -255,6 +263,7 @@ def make_post(
     digest = str(digest) if type(digest) is int else digest  # LAION's
     if not (digest is None or type(digest) is str):
         raise RejectedRowError(BAD_HASH, describe(digest))
+    digest = digest.lower() if digest and re.fullmatch(HEX_HASH, digest) else digest
     if not (license is None or type(license) is str):
         raise RejectedRowError(BAD_LICENSE, describe(license))
     hashtags = [] if source == "captions" else _split_hashtags(hashtags)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from swag_models.recipe.curation.hashtag_text import (
     is_malformed_ibis,
+    is_missing_ibis,
     split_text_ibis,
     strip_hashtags_ibis,
 )
@@ -22,6 +23,8 @@ from swag_models.recipe.curation.posts import (
     BAD_ID,
     CAPTION_MARK,
     FAILED_STATUS,
+    HEX_HASH,
+    MAX_EXACT,
     NO_ID,
     NOT_DOWNLOADED,
 )
@@ -51,21 +54,23 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
     import ibis
 
     def select_text(role: str) -> ibis.Value:
-        name = names.get(role)
-        return table[name].cast("string") if name else ibis.null("string")
+        if not (name := names.get(role)):
+            return ibis.null("string")
+        text = table[name].cast("string")
+        return ibis.cases((~is_missing_ibis(text), text))
 
     identifier, failed = select_text("id"), ibis.literal(False)
     if "status" in table.columns:
         failed = table.status.cast("string").startswith(FAILED_STATUS)
     reasons = [(failed, NOT_DOWNLOADED)]
     if (name := names["id"]) and (number := table[name]).type().is_floating():
-        finite = ibis.cases((number.abs() < 2.0**63, number))
+        finite = ibis.cases((number.abs() < MAX_EXACT, number))
         whole = finite.cast("int64")
         identifier = ibis.cases((whole == finite, whole.cast("string")))
         # pandas has NaN for a missing number
         is_bad = number.notnull() & ~number.isnan() & identifier.isnull()
         reasons += [(is_bad, BAD_ID)]
-    reasons += [(identifier.isnull() | (identifier == ""), NO_ID)]
+    reasons += [(identifier.isnull(), NO_ID)]
     hashtags = extract_hashtags_ibis(select_text("caption"))
     if name := names["hashtags"]:
         cell = table[name]
@@ -81,7 +86,7 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
     if names.get("source") in ("captions", "both"):
         nothing = ibis.literal([], type="array<string>")
         text = select_text("caption")
-        marked = ibis.cases((text != "", ibis.array([CAPTION_MARK + text])), else_=nothing)
+        marked = ibis.cases((text.notnull(), ibis.array([CAPTION_MARK + text])), else_=nothing)
         hashtags = (
             hashtags.coalesce(nothing).concat(marked) if names["source"] == "both" else marked
         )
@@ -91,15 +96,22 @@ def select_posts(table: ibis.Table, names: Mapping[str, str | None]) -> ibis.Tab
         reason=reason,
         url=select_text("url"),
         hashtags=hashtags,
-        hash=select_text("hash"),
+        hash=_fold_hash(select_text("hash")),
         license=select_text("license"),
     )
+
+
+def _fold_hash(digest: ibis.Value) -> ibis.Value:
+    """A hash in the spelling that posts are compared by: hexadecimal digits in lower case."""
+    import ibis
+
+    return ibis.cases((digest.re_search(rf"^{HEX_HASH}\z"), digest.lower()), else_=digest)
 
 
 def drop_excluded(posts: ibis.Table, excluded: ibis.Table) -> ibis.Table:
     """Posts whose id and hash are not among the values of `excluded`, one per row: value."""
     return posts.anti_join(excluded.select(id="value"), "id").anti_join(
-        excluded.select(hash="value"), "hash"
+        excluded.select(hash=_fold_hash(excluded.value)), "hash"
     )
 
 

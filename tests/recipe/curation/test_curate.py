@@ -280,6 +280,51 @@ def test_posts_with_other_licenses_are_left_out(wordnet: Path, tmp_path: Path) -
     assert (counts["other_licenses"], counts["excluded"], counts["kept"]) == (2, 0, 3)
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_missing_values_unite_no_posts_and_hashes_ignore_the_case(
+    suffix: str, wordnet: Path, tmp_path: Path
+) -> None:
+    values = [
+        *(("1", "nan", "NULL"), ("2", "nan", "NULL"), ("3", "<NA>", " "), ("4", "\\N", " None")),
+        *(("nan", "x", "y"), (" ", "x", "y"), ("5", "0aF9", "https://a/5"), ("6", "0Af9", "")),
+        *(("7", "aF9_", ""), ("8", "Af9_", ""), ("9", "ABC1", "")),
+    ]
+    rows = [{"id": key, "hash": digest, "url": url, "tags": "bear"} for key, digest, url in values]
+    posts = tmp_path / f"p.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), posts)
+    elif suffix == "jsonl":
+        posts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        lines = [",".join(row.values()) for row in rows]
+        posts.write_text("\n".join(["id,hash,url,tags", *lines]))
+    (tmp_path / "exclude.txt").write_text("abC1\n")
+    options = {"wordnet": wordnet, "exclude": tmp_path / "exclude.txt", "progress": False}
+    counts = curate([posts], tmp_path / "out", **options)["posts"]
+    assert counts["rejected"] == {"no id": 2}
+    assert (counts["repeated_hashes"], counts["repeated_urls"], counts["excluded"]) == (1, 0, 1)
+    labels = pq.read_table(tmp_path / "out" / "labels.parquet")["id"].to_pylist()
+    assert labels == ["1", "2", "3", "4", "5", "7", "8"]
+    urls = pq.read_table(tmp_path / "out" / "urls.parquet").to_pylist()
+    assert urls == [{"id": "5", "url": "https://a/5"}]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_floats_that_have_lost_digits_are_no_ids(
+    suffix: str, wordnet: Path, tmp_path: Path
+) -> None:
+    ids = [1.0, -0.0, 2.0**53 - 1, 2.0**53, 1e300, 0.5]
+    posts = tmp_path / f"p.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table({"id": ids, "tags": ["bear"] * len(ids)}), posts)
+    else:
+        posts.write_text("".join(json.dumps({"id": key, "tags": ["bear"]}) + "\n" for key in ids))
+    counts = curate([posts], tmp_path / "out", wordnet=wordnet, progress=False)["posts"]
+    assert counts["rejected"] == {"id is not text or a whole number": 3}
+    labels = pq.read_table(tmp_path / "out" / "labels.parquet")["id"].to_pylist()
+    assert labels == ["0", "1", str(2**53 - 1)]
+
+
 @pytest.mark.parametrize("key", ["hash", pytest.param("url", marks=pytest.mark.slow)])
 def test_posts_of_one_image_become_one_with_all_their_hashtags(
     key: str, wordnet: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
