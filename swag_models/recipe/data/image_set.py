@@ -138,37 +138,42 @@ def _write_index(folder: Path, files: Sequence[Path], progress: bool) -> dict[st
     count = import_extra("pyarrow.parquet").read_metadata(folder / LOCATIONS_FILE).num_rows
     if not count:
         return {"images": 0}
-    layouts = (("u1", (count, SIDE, SIDE, 3)), ("f4", (count, 2, WIDTH)), ("S64", (count,)))
-    first_error, start = None, 0
+    # written one after another: a mapped file would end the process when the disk is full
+    layouts = {"u1": (SIDE, SIDE, 3), "f4": (2, WIDTH), "S64": ()}
+    first_error, unreadable, digest = None, 0, hashlib.sha256()
     with ExitStack() as stack:
-        thumbnails, descriptors, pixels = (
-            np.lib.format.open_memmap(stack.enter_context(atomic_write(path)), "w+", *layout)
-            for path, layout in zip(files, layouts)
-        )
+        outputs = [
+            stack.enter_context(stack.enter_context(atomic_write(path)).open("wb"))
+            for path in files
+        ]
+        for output, (kind, shape) in zip(outputs, layouts.items()):
+            header = {"descr": np.dtype(kind).str, "fortran_order": False}
+            np.lib.format.write_array_header_1_0(output, {**header, "shape": (count, *shape)})
         bar = stack.enter_context(make_bar(progress, total=count, unit=" images", leave=False))
         for batch in read_locations(folder):
+            thumbnails, descriptors, pixels = arrays = [
+                np.zeros((len(batch), *shape), kind) for kind, shape in layouts.items()
+            ]
             with closing(
                 read_ahead(_read_fingerprint, batch, count_cpus(), READ_AHEAD, overlap=True)
             ) as fingerprints:
-                for number, item in enumerate(fingerprints, start):
+                for number, item in enumerate(fingerprints):
                     bar.update()
                     if isinstance(item, str):
                         first_error = first_error or item
                     else:
                         pixels[number], thumbnails[number] = item
-            block = slice(start, start + len(batch))
-            start = block.stop
             for variant, zoom in enumerate((0, ZOOM)):
-                descriptors[block, variant] = np.hstack(describe(thumbnails[block], zoom))
-        unreadable = int((pixels == b"").sum())
-        digest = hashlib.sha256(pixels.tobytes()).hexdigest()
-        for array in (thumbnails, descriptors, pixels):
-            array.flush()
+                descriptors[:, variant] = np.hstack(describe(thumbnails, zoom))
+            unreadable += int((pixels == b"").sum())
+            digest.update(pixels.tobytes())
+            for output, array in zip(outputs, arrays):
+                output.write(array.tobytes())
     return {
         "images": count,
         "unreadable": unreadable,
         "first_error": first_error,
-        "sha256": digest,
+        "sha256": digest.hexdigest(),
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,28 @@ def test_an_interrupted_search_is_resumed(
     find_duplicates(images, tmp_path / "out", progress=False)
     assert read_copies(tmp_path / "out") == {"b0": "a0", "c0": "a0", "b1": "a1"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=100k none "$1" || exit 77
+exec "$2" -m swag_models recipe duplicates "$3" -o "$1/copies" --quiet
+"""
+
+
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
+    """The index must not be written through mapped memory, which ends the process (SIGBUS)."""
+    for folder in ("images", "disk"):
+        (tmp_path / folder).mkdir()
+    for number in range(12):  # 148 KB of thumbnails
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / f"{number}.png")
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK, "sh"]
+    arguments = [str(tmp_path / "disk"), sys.executable, str(tmp_path / "images")]
+    try:
+        result = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if result.returncode == 77 or "unshare" in result.stderr:
+        pytest.skip("no file system can be mounted")
+    assert result.returncode == 1
+    assert "cannot be written: No space left on device" in result.stderr
+    assert result.stderr.count("\n") == 1
