@@ -127,7 +127,7 @@ def export_model(
         path: file to write.
         spec: spec of a loaded model, if it differs from the one that it was loaded with.
         image_size: pixels, int or (height, width); by default the model's.
-        dynamic_size: accept any height and width: of a RegNet from 32 pixels, of a ViT multiples of
+        dynamic_size: accept any height and width: of a RegNet from 33 pixels, of a ViT multiples of
             the patch size from two patches, for which the graph resizes the position embedding. The
             metadata state `image_size`.
         dtype: float32, float16 or bfloat16 (also as fp32, fp16, bf16); int8 for .onnx. Inputs and

@@ -55,7 +55,8 @@ def trace_model(
     size = model.image_size
     if dynamic_size:
         step, minimum = find_sides(model)
-        size = (minimum + step, minimum)
+        # not the minimum: an inner axis of length 1 would become a constant
+        size = (2 * minimum + step, 2 * minimum)
         for axis in (2, 3):
             side = torch.export.Dim(AXES[axis], min=minimum // step, max=MAX_SIDE // step)
             axes[axis] = side if step == 1 else step * side
@@ -76,7 +77,8 @@ def find_sides(model: Backbone) -> tuple[int, int]:
     """Return of which number a side of an image must be a multiple, and its minimum, in pixels."""
     if isinstance(model, ViT):
         return model.patch_size, 2 * model.patch_size  # torch.export treats a length of 1 apart
-    return 1, MIN_SIZE
+    # torch.export also treats a last feature map of one row or column apart
+    return 1, max(MIN_SIZE, model.feature_info.reduction()[-1] + 1)
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: Metadata) -> None:

@@ -20,7 +20,9 @@ from swag_models.cli import main
 from swag_models.errors import ExportError
 from swag_models.export import export_model
 from swag_models.export.bfloat16 import write_emulation
+from swag_models.export.formats import trace_model
 from swag_models.models import RegNet, ViT, build
+from swag_models.spec import RegNetConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = {
@@ -121,6 +123,19 @@ def test_a_model_of_full_size_runs_in_openvino(name: str, dtype: str, tmp_path: 
             expected = model(batch)
         tolerance = 1e-4 if dtype == "float32" else 0.2
         assert deviation(run_openvino(tmp_path / "model.onnx", batch), expected) < tolerance
+
+
+@pytest.mark.slow
+def test_four_stages_are_traced_for_any_size() -> None:
+    """At 32 pixels the last of four stages has one cell, which the trace would take as constant."""
+    config = RegNetConfig(depth=5, w_0=8, w_a=24.0, w_m=2.0, group_width=8)
+    model = build(config, num_classes=3, image_size=64).eval()
+    assert model.feature_info.reduction()[-1] == 32
+    trace = trace_model(model, torch.float32, dynamic_size=True).module()
+    with torch.inference_mode():
+        for size in ((33, 64), (97, 33), (256, 160)):
+            batch = images(2, size)
+            assert deviation(trace(batch), model(batch)) < 1e-5, size
 
 
 def write_graph(path: Path, weight_type: int) -> None:
