@@ -3,26 +3,32 @@
 Folders, annotations and datasets name a class as they like: `T-shirt`, `tshirts`, `jersey` or
 `n03595614`. The first kind of name that matches counts:
 
-  1. the name of a class, or its WordNet id
+  1. the name of a class, or its WordNet id, also followed by words as in n02085620-Chihuahua;
+     such a name is not matched by its words
   2. the name of a class without case, separators and punctuation
   3. a hashtag that was counted to a class, as vocabulary.parquet lists them
-  4. a lemma of its synset, or an inflection of one, if WordNet is installed
+  4. the plural or singular of a class of its own, which WordNet lacks
+  5. a lemma of its synset, or an inflection of one, if WordNet is installed
 """
 
 import difflib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, list_names
+from swag_models.recipe.curation.own_classes import is_own
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.hashtags import Matcher, canonicalise
+from swag_models.recipe.inflections import pluralise
 from swag_models.recipe.wordnet import WordNet
 
 logger = logging.getLogger("swag_models")
 
 MAX_NAMES = 5  # named in a message
+SYNSET_ID = re.compile(r"[nN]\d{8}(?![^\W_])")  # followed by no letter or digit
 Index = Mapping[str, set[int]]  # spelling -> classes
 
 
@@ -92,19 +98,43 @@ class NamedClasses:
         exact = _index([(name,) for name in self.names])
         if self.synsets:
             ids = _index(self.synsets)
-            yield lambda name: {*exact.get(name, ()), *ids.get(name, ())}
+            yield lambda name: {*exact.get(name, ()), *ids.get(_find_id(name) or name, ())}
         else:
             yield lambda name: {*exact.get(name, ())}
-        yield _look_up(_index([map(canonicalise, (name,)) for name in self.names]))
-        if spellings := self.read_spellings():
-            yield _look_up(_index([map(canonicalise, tags) for tags in spellings]))
+        yield self._look_up(_index([map(canonicalise, (name,)) for name in self.names]))
+        spellings = self.read_spellings()
+        if spellings:
+            yield self._look_up(_index([map(canonicalise, tags) for tags in spellings]))
+        if own := [
+            number for number, ids in enumerate(self.synsets or ()) if any(map(is_own, ids))
+        ]:
+            singulars, plurals = dict[str, set[int]](), dict[str, set[int]]()
+            for number in own:
+                for tag in (self.names[number], *(spellings[number] if spellings else ())):
+                    singulars.setdefault(canonicalise(tag), set()).add(number)
+                    plurals.setdefault(pluralise(canonicalise(tag)), set()).add(number)
+            yield self._look_up(plurals)
+            yield self._look_up(singulars, pluralise)
         if self.synsets and (wordnet := self.load_wordnet()):
             matcher, by_synset = Matcher(wordnet, "all"), _index(self.synsets)
             yield lambda name: {
                 number
-                for synset in matcher.match(name).senses
+                for synset in (() if _find_id(name) else matcher.match(name).senses)
                 for number in by_synset.get(synset, ())
             }
+
+    def _look_up(
+        self, index: Index, inflect: Callable[[str], str] = lambda key: key
+    ) -> Callable[[str], set[int]]:
+        """A function from a name to the classes of its canonical spelling."""
+
+        def find(name: str) -> set[int]:
+            key = canonicalise(name)
+            if not key or (self.synsets and _find_id(name)):
+                return set()
+            return {*index.get(inflect(key), ())}
+
+        return find
 
     def _describe_class(self, number: int) -> str:
         ids = ", ".join(self.synsets[number]) if self.synsets else f"number {number}"
@@ -174,11 +204,7 @@ def _index(spellings: Iterable[Iterable[str]]) -> Index:
     return index
 
 
-def _look_up(index: Index) -> Callable[[str], set[int]]:
-    """A function from a name to the classes of its canonical spelling."""
-
-    def find(name: str) -> set[int]:
-        key = canonicalise(name)
-        return {*index.get(key, ())} if key else set()
-
-    return find
+def _find_id(name: str) -> str | None:
+    """The WordNet id that a name is or begins with."""
+    match = SYNSET_ID.match(name)
+    return match[0].lower() if match else None

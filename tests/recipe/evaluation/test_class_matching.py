@@ -175,3 +175,28 @@ def test_images_of_a_multi_label_list_keep_their_other_labels(
         ).data
     assert dict(zip(dataset.names, dataset.labels, strict=True)) == {"a.png": (1, 2), "b.png": (2,)}
     assert "left out 1 class that the model does not have (spoon), and 1 image" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("n02012849-crane", 1),  # as in Stanford Dogs; the word alone would be the machine
+        ("N02012849 any words", 1),
+        ("n02330245-crane", None),  # no such class, whatever the word says
+        ("n020128490", None),
+        ("crane", 0),
+        ("roadsigns", 2),
+        ("Road_Sign", 2),
+        ("kanji", 3),
+        ("stickman", 4),
+        ("stickmen", 4),
+    ],
+)
+def test_ids_before_words_and_plurals_of_classes_without_a_noun(
+    name: str, number: int | None
+) -> None:
+    names = ["crane", "crane (bird)", "roadsign", "kanjis", "stickman"]
+    ids = ["n03126707", "n02012849", "tag:roadsign", "tag:kanjis", "tag:stickman"]
+    spellings = [["crane"], ["crane"], ["Road_Sign"], ["kanjis"], ["stickman"]]
+    classes = NamedClasses("it", names, [[id] for id in ids], lambda: spellings)
+    assert classes.match([name], "folder") == [number]
