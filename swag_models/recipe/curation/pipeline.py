@@ -104,10 +104,7 @@ def clean_posts(
     if selection.excluded:
         values = pa.table({"value": pa.array(selection.excluded, pa.string())})
         selected = queries.drop_excluded(licensed, backend.store(values, work / "excluded.parquet"))
-    # Each table is used several times below, so it is stored to be computed only once.
-    repeated = _store(backend, queries.find_repeated_ids(selected), work / "repeated.parquet")
-    chosen = _store(backend, queries.choose_posts(selected, repeated), work / "chosen.parquet")
-    unique = selected.anti_join(repeated, "id").union(chosen)
+    unique, repeated_ids = _choose_posts(backend, selected, work)
     unique, repeated_urls = _unite_copies(backend, unique, "url", work)
     with_hash, repeated_hashes = backend.count(queries.keep_valued(united, "hash")), 0
     if with_hash:
@@ -118,9 +115,6 @@ def clean_posts(
     num_read = backend.count(united)
     with_license = backend.count(licensed) if selection.licenses else num_read
     num_kept = backend.count(backend.read(posts))
-    # one of the posts with the same id is kept
-    repeated_posts = sum(_read_table(work / "repeated.parquet")["posts"].to_pylist())
-    repeated_ids = repeated_posts - len(_read_table(work / "chosen.parquet"))
     check_posts_left(num_kept, num_read, rejected, rejects)
     return {
         "read": num_read + sum(rejected.values()),
@@ -136,9 +130,25 @@ def clean_posts(
     }
 
 
+# Tables that are used several times are stored, to be computed only once. Most data have no copies
+# at all, and are not joined with the empty tables of them.
+
+
+def _choose_posts(backend: Backend, posts: Any, work: Path) -> tuple[Any, int]:
+    """Keep one of the posts with the same id; return how many fewer that are."""
+    repeated = _store(backend, queries.find_repeated_ids(posts), work / "repeated.parquet")
+    counts = _read_table(work / "repeated.parquet")["posts"].to_pylist()
+    if not counts:
+        return posts, 0
+    chosen = _store(backend, queries.choose_posts(posts, repeated), work / "chosen.parquet")
+    return posts.anti_join(repeated, "id").union(chosen), sum(counts) - len(counts)
+
+
 def _unite_copies(backend: Backend, posts: Any, key: str, work: Path) -> tuple[Any, int]:
     """Make one post of all that have the same URL or hash; return how many fewer that are."""
     copies = _store(backend, queries.find_copies(posts, key), work / f"{key}_copies.parquet")
+    if not (num_copies := backend.count(copies)):
+        return posts, 0
     united = _store(backend, queries.unite_copies(posts, copies), work / f"{key}_images.parquet")
     crowds = copies.filter(copies.posts > queries.MAX_UNITED)
     if num_crowds := backend.count(crowds.filter(crowds.id == crowds["first"])):
@@ -148,7 +158,7 @@ def _unite_copies(backend: Backend, posts: Any, key: str, work: Path) -> tuple[A
             *(key, queries.MAX_UNITED, num_crowds),
         )
     others = posts.anti_join(copies, "id")
-    return others.union(united), backend.count(copies) - backend.count(united)
+    return others.union(united), num_copies - backend.count(united)
 
 
 def match_posts(
