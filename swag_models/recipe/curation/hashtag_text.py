@@ -63,6 +63,7 @@ OPAQUE_START = "&|://|[Ww]ww[.]"  # saves time
 _START = r"^[\[{]"  # what starts like this and is no list is malformed
 # "$" also matches before the last line break: in Java, before any of Unicode's.
 _OUTER_SPACE = rf"^[{SPACE}]+|[{SPACE}]+\z"
+_MISSING = rf"^[{SPACE}]*(?:{'|'.join(map(re.escape, MISSING))})[{SPACE}]*\z"
 _OUTER_EDGES = rf"^[{HASHTAG_EDGES}]+|[{HASHTAG_EDGES}]+\z"
 _ITEM = f"({QUOTED}|{BARE})"
 
@@ -155,7 +156,8 @@ def is_malformed_ibis(text: ibis.Value) -> ibis.Value:
 
 def is_missing_ibis(text: ibis.Value) -> ibis.Value:
     """Whether text says that its value is missing, as an Ibis expression."""
-    return text.re_replace(_OUTER_SPACE, "").isin(MISSING)
+    # one search, which ends at the first character of nearly all: replacing takes ten times as long
+    return text.re_search(_MISSING)
 
 
 _compile = cache(re.compile)
