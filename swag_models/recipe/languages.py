@@ -33,6 +33,9 @@ TAB_SYNSET = re.compile(r"(\d{8})-([a-z])")
 ENTITY = re.compile(
     rb"""writtenForm\s*=\s*(?:"[^"<]*?|'[^'<]*?)(&(?!(?:amp|lt|gt|quot|apos);|#)[\w.-]+;)"""
 )
+TAB_HINT = (
+    "lines are '# name, TAB, language' (the first) and '02084071-n, TAB, fra:lemma, TAB, chien'"
+)
 ILI = re.compile(r"i\d+")
 MIN_KNOWN = 0.5  # share of the synsets of a file that this WordNet must have
 
@@ -169,6 +172,8 @@ def read_lexicon(path: str | PathLike[str]) -> Lexicon:
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise ConfigError(f"{path} is no lexicon; allowed: {' '.join(SUFFIXES)}")
+    if not path.exists():
+        raise ConfigError(f"wordnet {path} does not exist")
     try:
         with open_regular(path) as file:
             opened = gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file
@@ -177,10 +182,12 @@ def read_lexicon(path: str | PathLike[str]) -> Lexicon:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
         parse = _parse_lmf if ".xml" in name[-7:] else _parse_tab
         words, offsets, ilis = parse(content)
+        if not (words or ilis):
+            raise ValueError("it has no nouns" if content.strip() else "it is empty")
     except (OSError, EOFError, ValueError, LookupError, zlib.error, expat.ExpatError) as error:
-        kind = "WN-LMF" if ".xml" in name[-7:] else "Open Multilingual Wordnet tab"
+        kind = "a WN-LMF" if ".xml" in name[-7:] else "an Open Multilingual Wordnet tab"
         raise ConfigError(
-            f"{path} cannot be read as a {kind} file: {describe_error(error)}"
+            f"{path} cannot be read as {kind} file: {describe_error(error)}"
         ) from None
     return Lexicon(path, words, offsets, ilis, hashlib.sha256(content).hexdigest())
 
@@ -205,11 +212,11 @@ def _parse_tab(content: bytes) -> Content:
             continue
         match = TAB_SYNSET.fullmatch(fields[0])
         if len(fields) < 3 or not match:
-            raise ValueError(f"line {number} is {describe(line)}, not: 02084071-n, lemma, a word")
+            raise ValueError(f"line {number} is {describe(line)}; {TAB_HINT}")
         prefix, _, kind = fields[1].rpartition(":")
         if kind == "lemma" and match[2] == "n":
             if not (prefix or language):
-                raise ValueError("it has no line with a name and a language before the words")
+                raise ValueError(f"its words have no language; {TAB_HINT}")
             offsets[match[0]] = f"n{match[1]}"
             words.append(Word(fields[2], (match[0],), prefix or language))
     return words, {id: synset for id, synset in offsets.items() if synset}, ilis

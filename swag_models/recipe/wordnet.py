@@ -159,6 +159,8 @@ def find_wordnet(folder: str | os.PathLike[str] | None = None) -> Folder:
     Raises:
         ConfigError: no database was found; the message says how to install it.
     """
+    if folder is not None and not expand_path(folder).exists():
+        raise ConfigError(f"wordnet {expand_path(folder)} does not exist")
     folders: Iterable[Path]
     folders = (
         _list_folders() if folder is None else (expand_path(folder), expand_path(folder) / "dict")

@@ -168,14 +168,20 @@ MISTAKES = {
     "bomb.xml": (BOMB, "declares the entity 'a'; remove it"),
     "words.tab": (
         "# x\tdeu\nHund\tdog\n",
-        "line 2 is 'Hund\\tdog', not: 02084071-n, lemma",
+        "as an Open Multilingual Wordnet tab file: line 2 is 'Hund\\tdog'; lines are '# name, TAB, "
+        "language' (the first) and '02084071-n, TAB, fra:lemma, TAB, chien'",
     ),
-    "head.tab": ("02084071-n\tlemma\tHund\n", "it has no line with a name and a language"),
+    "head.tab": ("02084071-n\tlemma\tHund\n", "its words have no language; lines are '# name, TAB"),
     "bytes.tab": (b"# x\tdeu\n02084071-n\tlemma\t\xff\n", "'utf-8' codec can't decode byte"),
     "gz.xml.gz": (b"\x1f\x8b\x08", "cannot be read as a WN-LMF file: Compressed file ended"),
     "not.xml.gz": (b"<a/>", "cannot be read as a WN-LMF file: Not a gzipped file"),
     "words.txt": ("Hund", "is no lexicon; allowed: .xml .xml.gz .tab"),
-    "none.xml": (None, "none.xml cannot be read as a WN-LMF file: No such file or directory"),
+    "empty.tab": (" \n", "an Open Multilingual Wordnet tab file: it is empty"),
+    "header.tab": ("# x\tdeu\n", "tab file: it has no nouns"),
+    "verbs.tab.gz": (gzip.compress(b"# x\tdeu\n02084071-v\tlemma\tgehen\n"), "it has no nouns"),
+    "empty.xml": ("", "as a WN-LMF file: no element found"),
+    "words.xml": (make_lmf({}, "fr", "omw-fr-"), "as a WN-LMF file: it has no nouns"),
+    "none.xml": (None, "none.xml does not exist"),
 }
 
 
