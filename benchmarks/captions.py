@@ -151,7 +151,7 @@ def measure_speed(wordnet: WordNet, millions: float) -> None:
         for path, table in zip(paths[1:], make_lexicon(wordnet), strict=False):
             pq.write_table(table, path)
         schema = pa.schema({"id": pa.string(), "hashtags": pa.list_(pa.string())})
-        count = round(millions * 1e6)
+        count, words = round(millions * 1e6), 0
         with pq.ParquetWriter(paths[0], schema) as writer:
             for start in range(0, count, 100_000):
                 texts = [
@@ -167,6 +167,7 @@ def measure_speed(wordnet: WordNet, millions: float) -> None:
                     )
                     for _ in range(min(100_000, count - start))
                 ]
+                words += sum(len(text.split()) for text in texts)
                 ids = [f"p{start + number:09}" for number in range(len(texts))]
                 columns = [ids, [[CAPTION_MARK + text + "."] for text in texts]]
                 writer.write_table(pa.table(columns, schema=schema))
@@ -176,7 +177,10 @@ def measure_speed(wordnet: WordNet, millions: float) -> None:
         begin = time.process_time()
         connection.to_parquet(find_nouns(*tables), paths[3])
         seconds = time.process_time() - begin
-    print(f"| {millions:g} | {seconds:.1f} | {count / seconds:,.0f} |", flush=True)
+    print(
+        f"| {millions:g} | {words / count:.1f} | {seconds:.1f} | {count / seconds:,.0f} |",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -191,7 +195,8 @@ def main() -> None:
     wordnet = WordNet.load(options.wordnet)
     measure_quality(wordnet, options.half, options.errors)
     if options.millions:
-        print("| captions, millions | CPU, s | captions per core-second |\n|---|---|---|")
+        print("| captions, millions | words each | CPU, s | captions per core-second |")
+        print("|---|---|---|---|")
     for millions in options.millions:
         measure_speed(wordnet, millions)
 

@@ -147,7 +147,8 @@ class Matcher:
         table = load_senses() if senses == "context" else {}
         self.table = keep_senses(table, wordnet, lambda cue: self._find_lemma(cue) or cue)
         self.cues = list_cues(self.table)
-        self.splitter = PhraseSplitter(self._match_key, (*self.lemmas, *self.stop), self.ranker)
+        words = (*self.lemmas, *self.stop)
+        self.splitter = PhraseSplitter(self._match_key, words, self.ranker, wordnet.senses)
 
     def match(self, tag: str) -> Match:
         """Find the lemma that a hashtag is or is an inflection of, and the synsets of this lemma.

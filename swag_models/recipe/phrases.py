@@ -76,6 +76,9 @@ class Match(Protocol):
     @property
     def how(self) -> str: ...
 
+    @property
+    def lemma(self) -> str: ...
+
 
 class PhraseSplitter:
     """Splits hashtags that are no lemma into known words and phrases.
@@ -84,12 +87,23 @@ class PhraseSplitter:
         match: finds the synsets of a canonical key.
         lemmas: canonical lemmas.
         uses: how often they and adjectives occur in WordNet's sense-tagged texts.
+        spellings: the lemmas with their word boundaries: `ice_cream`.
     """
 
     def __init__(
-        self, match: Callable[[str], Match], lemmas: Iterable[str], uses: SenseRanker
+        self,
+        match: Callable[[str], Match],
+        lemmas: Iterable[str],
+        uses: SenseRanker,
+        spellings: Iterable[str],
     ) -> None:
-        self.match, self.lemmas, self.uses = match, lemmas, uses
+        self.match, self.lemmas, self.uses, self.spellings = match, lemmas, uses, spellings
+
+    @cached_property
+    def word_counts(self) -> set[tuple[str, int]]:
+        """The canonical lemmas with the number of their words."""
+        words = ((lemma, WORD_SEPARATORS.split(lemma)) for lemma in self.spellings)
+        return {(canonicalise(lemma), len([*filter(None, parts)])) for lemma, parts in words}
 
     @cached_property
     def costs(self) -> dict[str, float]:
@@ -144,7 +158,19 @@ class PhraseSplitter:
         return self.match(key).how != "unknown"
 
     def _is_phrase(self, words: list[str]) -> bool:
-        return words[0] not in WEAK_STARTS and self._is_known("".join(words))
+        """Whether words form a lemma: `ice cream`, `tooth brush`, but not `man go` (mango)."""
+        match = self.match("".join(words))
+        if words[0] in WEAK_STARTS or match.how == "unknown":
+            return False
+        return (match.lemma, len(words)) in self.word_counts or self._is_compound(words)
+
+    def _is_compound(self, words: list[str]) -> bool:
+        """Whether words may be those of a lemma that is written as fewer words."""
+        *modifiers, head = [is_noun(word) and self._is_known(word) for word in words]
+        adjectives = self.uses.adjective_uses
+        return head and all(
+            known or word in adjectives for known, word in zip(modifiers, words, strict=False)
+        )
 
     def _split_compound(self, word: str) -> list[str]:
         """The nouns of a compound such as `goldenretrieverpuppy`; empty if it is none.

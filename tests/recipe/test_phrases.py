@@ -44,6 +44,26 @@ def test_phrases_and_compounds_have_the_synsets_of_their_nouns(
 
 @needs_wordnet
 @pytest.mark.parametrize(
+    ("tag", "lemmas"),
+    [
+        ("traffic signal girl man go stop", "trafficsignal girl man"),  # no mango
+        ("soup be an", "soup"),  # no bean
+        ("sky to day", "sky"),
+        ("art is an icon", "art icon"),  # no artisan
+        ("tooth brush icon", "toothbrush icon"),
+        ("ice cream icon", "icecream icon"),
+        ("black board chalk", "blackboard chalk"),
+        ("golden retrievers puppy", "goldenretriever puppy"),
+    ],
+)
+def test_words_are_joined_only_if_they_are_those_of_the_lemma(
+    matcher: Matcher, tag: str, lemmas: str
+) -> None:
+    assert matcher.match(tag).lemma == lemmas
+
+
+@needs_wordnet
+@pytest.mark.parametrize(
     "tag",
     [
         "c++",

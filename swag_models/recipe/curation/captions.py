@@ -33,7 +33,6 @@ from swag_models.recipe.wordnet import WordNet
 if TYPE_CHECKING:
     import ibis
 
-NOT_ASCII = r"[^\x00-\x7f]"
 EDGES = pa.schema({"node": pa.int32(), "word": pa.string(), "next": pa.int32(), "tag": pa.string()})
 # Overlaps among phrases are resolved in this many rounds; chains of more overlaps do not occur.
 ROUNDS = 2
@@ -119,10 +118,7 @@ def find_nouns(posts: ibis.Table, roots: ibis.Table, branches: ibis.Table) -> ib
     """
     import ibis
 
-    words = split_words(
-        posts.hashtags.filter(lambda text: text.startswith(CAPTION_MARK)).join(". ")
-    )
-    found = _list_starts(posts.select("id", words=words))
+    found = _list_starts(split_words(posts))
     for step in range(MAX_WORDS):
         edges = (branches if step else roots).select(
             **{f"key{step}": "word", f"next{step}": "next", f"tag{step}": "tag"},
@@ -141,19 +137,32 @@ def find_nouns(posts: ibis.Table, roots: ibis.Table, branches: ibis.Table) -> ib
     )
     phrases = phrases.filter(phrases.tag.notnull())
     spans = ibis.struct({name: phrases[name] for name in ("first", "last", "tag")})
-    gathered = phrases.group_by("id").agg(spans=spans.collect())
-    kept = _drop_overlapped(gathered)
-    return kept.select("id", hashtags=kept.spans.map(lambda span: span["tag"]))
+    gathered = phrases.group_by("id").agg(
+        spans=spans.collect(), longest=(phrases["last"] - phrases["first"]).max()
+    )
+    return _drop_overlapped(gathered)
 
 
-def split_words(text: ibis.Value) -> ibis.Value:
-    """The words of captions, in lower case without accents; empty ones are boundaries."""
+def split_words(posts: ibis.Table) -> ibis.Table:
+    """The words of captions, in lower case without accents: id, words; empty ones are boundaries.
+
+    Args:
+        posts: as for `find_nouns`.
+    """
     import ibis
 
-    text = text.lower()
+    @ibis.udf.scalar.builtin(signature=(("string",), "int64"))
+    def bit_length(text):  # type: ignore[no-untyped-def]
+        ...
+
+    captions = posts.hashtags.filter(lambda text: text.startswith(CAPTION_MARK))
+    # A column for each step, since DuckDB computes an expression within `cases` several times.
+    lower = posts.select("id", text=captions.join(". ").lower())
     # only where necessary, because `translate` takes longer than all the rest
-    plain = ibis.cases((text.re_search(NOT_ASCII), text.translate(*ACCENTS)), else_=text)
-    return plain.re_replace(JUNK, " ").strip().split(" ")
+    is_ascii = bit_length(lower.text) == 8 * lower.text.length()
+    plain = ibis.cases((is_ascii, lower.text), else_=lower.text.translate(*ACCENTS))
+    bare = lower.select("id", text=plain)
+    return bare.select("id", words=bare.text.re_replace(JUNK, " ").split(" "))
 
 
 def add_nouns(posts: ibis.Table, nouns: ibis.Table) -> ibis.Table:
@@ -171,7 +180,8 @@ def _list_starts(split: ibis.Table) -> ibis.Table:
     import ibis
 
     if split.get_backend().name == "duckdb":  # takes 15% less time; Spark unnests one list only
-        words = {f"word{step}": split.words[step:].unnest() for step in range(MAX_WORDS)}
+        words = {"word0": split.words.unnest()}
+        words |= {f"word{step}": split.words[step:].unnest() for step in range(1, MAX_WORDS)}
         return split.select("id", position=ibis.range(split.words.length()).unnest(), **words)
 
     def take(index: ibis.Value, step: int) -> ibis.Value:
@@ -187,7 +197,14 @@ def _list_starts(split: ibis.Table) -> ibis.Table:
 
 
 def _drop_overlapped(found: ibis.Table) -> ibis.Table:
-    """Drop the spans that begin within a span of several words, if that one is kept: id, spans."""
+    """The tags of spans, without those that begin within a kept span of several words.
+
+    Args:
+        found: id, spans, longest: the words of the longest span beyond the first.
+
+    Returns:
+        id, hashtags.
+    """
     import ibis
 
     def is_free(span: ibis.Value, others: ibis.Value) -> ibis.Value:
@@ -196,17 +213,20 @@ def _drop_overlapped(found: ibis.Table) -> ibis.Table:
         )
         return covering.length() == 0
 
-    found = found.mutate(long=found.spans.filter(lambda span: span["last"] > span["first"]))
+    # Most captions have no span of several words: `cases` saves the work for them.
+    long = found.spans.filter(lambda span: span["last"] > span["first"])
+    found = found.mutate(long=ibis.cases((found.longest > 0, long)))
     # A column for each step, since an expression within a lambda is computed for each element.
     found = found.mutate(kept=found.long)
     for _ in range(ROUNDS):  # what overlaps only with spans that are dropped is kept
-        few = found.long.length() <= 1
+        several = found.long.length() > 1
         certain = found.kept.filter(lambda span: is_free(span, found.kept))  # noqa: B023
-        found = found.mutate(certain=ibis.cases((few, found.long), else_=certain))
+        found = found.mutate(certain=ibis.cases((several, certain), else_=found.long))
         kept = found.long.filter(lambda span: is_free(span, found.certain))  # noqa: B023
-        found = found.mutate(kept=ibis.cases((few, found.long), else_=kept))
+        found = found.mutate(kept=ibis.cases((several, kept), else_=found.long))
     kept = found.spans.filter(lambda span: is_free(span, found.kept))
-    return found.select("id", spans=ibis.cases((found.long.length() == 0, found.spans), else_=kept))
+    found = found.mutate(spans=ibis.cases((found.longest > 0, kept), else_=found.spans))
+    return found.select("id", hashtags=found.spans.map(lambda span: span["tag"]))
 
 
 def _list_forms(wordnet: WordNet) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 # alternatives within repetitions, for which Java needs a stack as deep as the text is long.
 SPACE = " \t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 SEPARATORS = ",;|\r\n\u060c\u061b\u3001\uff0c\uff1b\uff5c"  # ASCII, Arabic and full-width
-HASHTAG_EDGES = f"{HASH} \t\r\n"  # characters stripped from both ends of a hashtag
+HASHTAG_SPACE = " \t\r\n"  # stripped from both ends of a hashtag
+HASHTAG_START = f"{HASH}{HASHTAG_SPACE}"  # stripped from its start only: C#
 MISSING = ("", "None", "null", "NULL", "NaN", "nan", "<NA>", "\\N")  # of pandas, SQL and Hive
 
 _NAMES = "|".join(sorted({*name2codepoint, "apos", "AMP", "LT", "GT", "QUOT"}))
@@ -64,7 +65,7 @@ _START = r"^[\[{]"  # what starts like this and is no list is malformed
 # "$" also matches before the last line break: in Java, before any of Unicode's.
 _OUTER_SPACE = rf"^[{SPACE}]+|[{SPACE}]+\z"
 _MISSING = rf"^[{SPACE}]*(?:{'|'.join(map(re.escape, MISSING))})[{SPACE}]*\z"
-_OUTER_EDGES = rf"^[{HASHTAG_EDGES}]+|[{HASHTAG_EDGES}]+\z"
+_OUTER_EDGES = rf"^[{HASHTAG_START}]+|[{HASHTAG_SPACE}]+\z"
 _ITEM = f"({QUOTED}|{BARE})"
 
 
@@ -101,8 +102,9 @@ def drop_missing(value: Any) -> Any:
 
 
 def strip_hashtags(hashtags: list[str]) -> list[str]:
-    """Hashtags without "#" and spaces at both ends; empty ones are dropped."""
-    return [bare for tag in hashtags if (bare := tag.strip(HASHTAG_EDGES))]
+    """Hashtags without "#" at the start and spaces at both ends; empty ones are dropped."""
+    stripped = (tag.lstrip(HASHTAG_START).rstrip(HASHTAG_SPACE) for tag in hashtags)
+    return [tag for tag in stripped if tag]
 
 
 def split_text_ibis(text: ibis.Value) -> ibis.Value:
