@@ -124,6 +124,11 @@ def find_nouns(posts: ibis.Table, roots: ibis.Table, branches: ibis.Table) -> ib
             **{f"key{step}": "word", f"next{step}": "next", f"tag{step}": "tag"},
             **({f"node{step}": "node"} if step else {}),
         )
+        if step > 1:  # few phrases are that long
+            next_word = _take(
+                found.words, found.position + step, found[f"next{step - 1}"].notnull()
+            )
+            found = found.mutate(**{f"word{step}": next_word})
         keys = [(f"word{step}", f"key{step}")]
         keys += [(f"next{step - 1}", f"node{step}")] if step else []
         found = found.join(edges, keys, how="left" if step else "inner")
@@ -176,24 +181,33 @@ def add_nouns(posts: ibis.Table, nouns: ibis.Table) -> ibis.Table:
 
 
 def _list_starts(split: ibis.Table) -> ibis.Table:
-    """Each word with those after it: id, position, word0, word1, ... (null beyond the last)."""
+    """Each word with the next one (null after the last): id, words, position, word0, word1."""
     import ibis
 
     if split.get_backend().name == "duckdb":  # takes 15% less time; Spark unnests one list only
-        words = {"word0": split.words.unnest()}
-        words |= {f"word{step}": split.words[step:].unnest() for step in range(1, MAX_WORDS)}
-        return split.select("id", position=ibis.range(split.words.length()).unnest(), **words)
-
-    def take(index: ibis.Value, step: int) -> ibis.Value:
-        # an index beyond the end is an error in Spark
-        return ibis.cases((index + step < split.words.length(), split.words[index + step]))
+        return split.select(
+            "id",
+            "words",
+            position=ibis.range(split.words.length()).unnest(),
+            word0=split.words.unnest(),
+            word1=split.words[1:].unnest(),
+        )
 
     def make_start(word: ibis.Value, index: ibis.Value) -> ibis.Value:
-        following = {f"word{step}": take(index, step) for step in range(1, MAX_WORDS)}
-        return ibis.struct({"position": index, "word0": word, **following})
+        return ibis.struct(
+            {"position": index, "word0": word, "word1": _take(split.words, index + 1)}
+        )
 
-    starts = split.select("id", start=split.words.map(make_start).unnest())
-    return starts.select("id", **{name: starts.start[name] for name in starts.start.names})
+    starts = split.select("id", "words", start=split.words.map(make_start).unnest())
+    fields = {name: starts.start[name] for name in starts.start.names}
+    return starts.select("id", "words", **fields)
+
+
+def _take(words: ibis.Value, index: ibis.Value, condition: Any = True) -> ibis.Value:
+    """A word, if there is one; an index beyond the end is an error in Spark."""
+    import ibis
+
+    return ibis.cases(((index < words.length()) & condition, words[index]))
 
 
 def _drop_overlapped(found: ibis.Table) -> ibis.Table:

@@ -98,7 +98,9 @@ def write_tables(folder: Path, wordnet: WordNet) -> list[Path]:
 
 def collect(connection: Any, paths: list[Path]) -> dict[str, list[str]]:
     found = find_nouns(*[connection.read_parquet(str(path)) for path in paths])
-    rows = connection.to_pyarrow(found).to_pylist()
+    path = paths[0].with_name(f"{connection.name}.parquet")
+    connection.to_parquet(found, path)
+    rows = pq.read_table(path).to_pylist()
     return {row["id"]: sorted(row["hashtags"]) for row in rows}
 
 
@@ -110,6 +112,7 @@ def test_the_longest_phrase_wins_and_uses_up_its_words(nouns: WordNet, tmp_path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas")
 def test_spark_finds_the_same_nouns(nouns: WordNet, tmp_path: Path) -> None:
     pytest.importorskip("pyspark")
     if not shutil.which("java"):
