@@ -144,7 +144,7 @@ def strip_hashtags_ibis(hashtags: ibis.Value) -> ibis.Value:
 
     def strip(tag: ibis.Value) -> ibis.Value:
         # searched first, because replacing takes much longer and few hashtags need it
-        has_edge = tag.re_search(f"[{HASHTAG_EDGES}]")
+        has_edge = tag.re_search(f"[{HASHTAG_START}]")
         return ibis.cases((has_edge, tag.re_replace(_OUTER_EDGES, "")), else_=tag)
 
     return hashtags.map(strip).filter(lambda tag: tag != "")
