@@ -23,11 +23,13 @@ def check_device(device: str | torch.device) -> torch.device:
     Raises:
         ConfigError: the name is invalid, or this machine has no such device.
     """
-    wanted = device.lower() if isinstance(device, str) else device
-    if wanted == "auto":
-        wanted = pick_device()
+    wanted = device
     try:
         check_types(str | int | torch.device, device=device)
+        if isinstance(device, str):
+            wanted = device.lower()
+            if wanted == "auto":
+                device = wanted = pick_device()
         chosen = torch.device(wanted)
         torch.empty(0, device=chosen)  # a valid name may denote a device that is missing
     # What torch raises depends on the device; its messages are paragraphs for developers of torch.

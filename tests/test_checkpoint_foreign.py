@@ -364,7 +364,7 @@ def test_published_limits_leave_room_for_the_catalog() -> None:
             r"head\.weight .* 1,000,000",
         ),
         ({"num_classes": 3}, "class names for 3 classes"),
-        ({"classes": "imagenet-1k"}, "1000 class names for"),
+        ({"classes": "imagenet-1k"}, "1,000 class names for"),
         ({"classes": "coco"}, "classes is 'coco'; allowed: imagenet-1k"),
     ],
     ids=range(7),

@@ -21,7 +21,10 @@ def list_flags(options: argparse.Namespace) -> Flags:
     if command is None:
         return {}
     flags = {
-        action.dest: action.option_strings[-1]
+        # the last spelling is the long one, but that of --[no-]option is the negation
+        action.dest: action.option_strings[
+            0 if isinstance(action, argparse.BooleanOptionalAction) else -1
+        ]
         for action in command._actions
         if action.option_strings
     }
