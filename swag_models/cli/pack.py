@@ -69,13 +69,15 @@ def duplicates(options: argparse.Namespace) -> int:
         like=options.like,
         threshold=options.threshold,
         embedder=embedder,
+        key_column=options.key_column,
+        path_column=options.path_column,
         progress=not options.quiet,
     )
-    if manifest["unreadable"]:
-        print_message(f"{manifest['unreadable']:,} images could not be read")
+    unreadable, compared = manifest["unreadable"], manifest["images"] - manifest["unreadable"]
+    left_out = f"; {unreadable:,} of {manifest['images']:,} could not be read" if unreadable else ""
     print_message(
-        f"{manifest['copies']:,} of {manifest['images']:,} images are copies, "
-        f"{manifest['equal']:,} of them with equal pixels"
+        f"{manifest['copies']:,} of {count_noun(compared, 'image')} are copies, "
+        f"{manifest['equal']:,} of them with equal pixels{left_out}"
     )
     print_line(options.output)
     return OK
@@ -189,6 +191,17 @@ def _add_duplicates_options(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="IMAGES",
         help="find copies of these images instead of copies among the images",
+    )
+    command.add_argument(
+        "--path-column",
+        metavar="COLUMN",
+        help="column of tables with the paths, also of --like (default: path)",
+    )
+    command.add_argument(
+        "--key-column",
+        metavar="FIELD",
+        help="field of an image, or column of a table, that is its id, also of --like; __key__ is "
+        "the file name (default: as for recipe pack)",
     )
     command.add_argument(
         "--threshold",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PRESET_HELP = "name of a preset; list them with: swag-models recipe show"
 TRAIN_OPTIONS = ("val", "init", "name", "description", "license")
+SCRIPT_OPTIONS = ("output", "gpus_per_node", *TRAIN_OPTIONS)
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -66,6 +67,12 @@ def _check_options(options: argparse.Namespace) -> None:
     """Raise ConfigError for options that do not go together."""
     if options.slurm and options.json:
         raise ConfigError("--slurm writes a script, not JSON; leave out --slurm or --json")
+    unused = [name for name in SCRIPT_OPTIONS if getattr(options, name) is not None]
+    if unused and not options.slurm:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise ConfigError(
+            f"{flags} is for the script that --slurm prints; add --slurm or leave it out"
+        )
     missing = [f"--{name}" for name in ("data", "output") if not getattr(options, name)]
     if options.slurm and missing:
         raise ConfigError(f"--slurm needs {' and '.join(missing)}, as recipe train does")
@@ -230,4 +237,9 @@ def _format_bytes(size: int) -> str:
 
 
 def _format_time(days: float) -> str:
+    minutes = days * 24 * 60
+    if minutes < 1:
+        return "less than a minute"
+    if minutes < 60:
+        return count_noun(round(minutes), "minute")
     return f"{days:,.1f} days" if days >= 2 else f"{days * 24:,.2f} hours"

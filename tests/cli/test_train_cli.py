@@ -145,8 +145,8 @@ def test_plan_prints_a_table(capsys: Capture) -> None:
     assert rows["samples"].strip() == f"{1000 * get_preset('vit_nano_linear').run.batch_size:,}"
     assert rows["parameters"].endswith("of them trained; the rest is frozen")
     assert "per sample (1x the forward pass)" in rows["operations"]
-    assert "assumed: 40% of 67 TFLOP/s (an H100's in fp32)" in rows["throughput"]
-    assert rows["time"].endswith(" hours on 1 GPU")
+    assert "assumed: 40% of 67 TFLOP/s (H100 in fp32)" in rows["throughput"]
+    assert rows["time"].strip() == "less than a minute on 1 GPU"
     assert rows["memory"].endswith("per GPU, estimated by formula: fits on H100 80 GB")
     assert {
         "weights",
@@ -233,6 +233,12 @@ def test_plan_says_if_no_setting_fits(capsys: Capture) -> None:
             "num_classes is 0; give a whole number from 1",
         ),
         ([*PLAN, "vit_nano_linear", "--gpus", "0"], "gpus is 0; give a positive number"),
+        (
+            [*PLAN, "vit_nano_linear", "-o", "run", "--gpus-per-node", "2"],
+            "--output, --gpus-per-node is for the script that --slurm prints; add --slurm",
+        ),
+        ([*PLAN, "vit_nano_linear", "--val", ""], "--val is for the script that --slurm prints"),
+        ([*PLAN, "vit_nano_linear", "--gpu", "V100"], "unknown GPU 'V100'; known: GB200, B200"),
     ],
 )
 def test_wrong_usage_is_one_line_on_stderr_and_exit_code_2(

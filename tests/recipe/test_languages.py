@@ -168,8 +168,11 @@ MISTAKES = {
     "bomb.xml": (BOMB, "declares the entity 'a'; remove it"),
     "words.tab": (
         "# x\tdeu\nHund\tdog\n",
-        "as an Open Multilingual Wordnet tab file: line 2 is 'Hund\\tdog'; lines are '# name, TAB, "
-        "language' (the first) and '02084071-n, TAB, fra:lemma, TAB, chien'",
+        (
+            "an Open Multilingual Wordnet tab file: "
+            "line 2 is 'Hund\\tdog'; lines are '# name, TAB, "
+            "language' (the first) and '02084071-n, TAB, fra:lemma, TAB, chien'"
+        ),
     ),
     "head.tab": ("02084071-n\tlemma\tHund\n", "its words have no language; lines are '# name, TAB"),
     "bytes.tab": (b"# x\tdeu\n02084071-n\tlemma\t\xff\n", "'utf-8' codec can't decode byte"),

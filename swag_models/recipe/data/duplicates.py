@@ -57,6 +57,8 @@ def find_duplicates(
     like: Sources = (),
     threshold: float | None = None,
     embedder: "Embedder | None" = None,
+    key_column: str | None = None,
+    path_column: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Find images that are copies of an earlier one, or of any image of another set.
@@ -69,11 +71,13 @@ def find_duplicates(
             `thumbnails.measure_distance`. With a model, 1 - the cosine similarity of the features,
             which has no default, because it depends on the model.
         embedder: compares images by features of a model; by default by thumbnails.
+        key_column: field of an image that is its id, in both sets; see `find_locations`.
+        path_column: column of tables that has the paths, in both sets; by default "path".
         progress: show a progress bar on stderr.
 
     Returns:
         The manifest: numbers of `images`, of `copies` and of the `equal` ones among them, and
-        `unreadable` images.
+        `unreadable` ones among the images.
 
     Raises:
         ConfigError: an argument is invalid, or no image can be read.
@@ -90,6 +94,8 @@ def find_duplicates(
     limit = LIKE_THRESHOLD if threshold is None else threshold
     sources = [_list_paths(images, "images"), _list_paths(like, "like")]
     settings = {"threshold": limit, "model": embedder and repr(embedder)}
+    given = {"key_column": key_column, "path_column": path_column}
+    columns = {name: column for name, column in given.items() if column is not None}
     files = [output / name for name in (COPIES_FILE, EXCLUDE_FILE, SHEET_FILE, MANIFEST_FILE)]
     work = output.with_name(f"{output.name}.work")  # exists if an earlier run was interrupted
     is_own = not output.exists() or files[-1].exists() or work.exists()
@@ -97,18 +103,21 @@ def find_duplicates(
         raise ConfigError(f"{output} is not an empty folder; choose another name")
 
     def make() -> dict[str, Any]:
-        job = {"sources": sources, **settings}
+        job = {"sources": sources, **settings, **columns}
         with (
             disk_errors(output, resumable=True),
             output_folder(output),
             WorkFolder(work, job, output=output),
         ):
-            result = _Search(sources, work, limit, embedder, progress).write(output, settings)
+            result = _Search(sources, work, limit, embedder, progress, columns).write(
+                output, settings
+            )
         shutil.rmtree(work, ignore_errors=True)
         return result
 
     def make_key() -> Any:
-        return [__version__, settings, sources, *map(hash_locations, sources)]
+        hashes = [hash_locations(paths, **columns) for paths in sources if paths]
+        return [__version__, settings, columns, sources, hashes]
 
     manifest: dict[str, Any] = run_unless_done(output, make_key, files, make)
     return manifest
@@ -123,6 +132,7 @@ class _Search:
         threshold: largest distance of a near copy.
         embedder: None to compare thumbnails.
         progress: show a progress bar on stderr.
+        columns: as for `find_locations`.
     """
 
     def __init__(
@@ -132,13 +142,16 @@ class _Search:
         threshold: float,
         embedder: "Embedder | None",
         progress: bool,
+        columns: dict[str, str],
     ) -> None:
+        self.columns = columns
         folders = [work / name for name, paths in zip(("images", "like"), sources) if paths]
         self.threshold, self.embedder, self.alone = threshold, embedder, len(folders) == 1
         index = self._index if embedder is None else self._embed
-        self.unreadable = sum(
+        # of the images, not of the other set
+        self.unreadable, *_ = [
             index(paths, folder, progress) for paths, folder in zip(sources, folders)
-        )
+        ]
         self.locations, self.others = (
             [location for batch in read_locations(folder) for location in batch]
             for folder in (folders[0], folders[-1])
@@ -146,14 +159,14 @@ class _Search:
         self.folders = folders[0], folders[-1]
 
     def _index(self, paths: list[str], folder: Path, progress: bool) -> int:
-        return int(index_images(paths, folder, progress=progress)["unreadable"])
+        return int(index_images(paths, folder, progress=progress, **self.columns)["unreadable"])
 
     def _embed(self, paths: list[str], folder: Path, progress: bool) -> int:
         from swag_models.inference.embed import write_embeddings
 
         assert self.embedder is not None
         folder.mkdir(exist_ok=True)
-        write_locations(paths, folder)
+        write_locations(paths, folder, **self.columns)
         locations = [location for batch in read_locations(folder) for location in batch]
         if not locations:
             raise ConfigError(f"no images in {', '.join(paths)}; give folders or .tar shards")

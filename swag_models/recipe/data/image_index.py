@@ -21,6 +21,7 @@ from swag_models.recipe.data.image_keys import (
     read_loose_record,
     read_table_records,
 )
+from swag_models.recipe.data.step_folders import explain_folder
 from swag_models.recipe.data.tables import (
     BEYOND_HEADER,
     ROW_READERS,
@@ -88,8 +89,9 @@ def find_locations(
     Raises:
         ConfigError: a source is of another kind, or cannot be read, or no image of it has the key.
     """
-    left_out, count = Counter[str](), 0
+    left_out, count, paths = Counter[str](), 0, list[Path]()
     for source in (expand_path(source, "images") for source in sources):
+        paths.append(source)
         for location in _read_source(source, left_out, key_column, path_column):
             count += 1
             yield location
@@ -99,12 +101,24 @@ def find_locations(
             f"none of {count_noun(missing, 'image')} has {describe(key_column)} in the .json or "
             f".parquet file beside it; give another key_column=, or {STEM} for the file name"
         )
+    if not count:
+        explained = [text for path in paths if path.is_dir() and (text := explain_folder(path))]
+        found = ", ".join(f"{number:,} {kind}" for kind, number in left_out.items())
+        raise ConfigError(
+            explained[0]
+            if explained
+            else f"{list_names(list(map(str, paths)))} {'have' if paths[1:] else 'has'} no images"
+            + (f"; left out: {found}" if found else "")
+            + "; give folders, .tar shards or tables of images"
+        )
     log_left_out(left_out)
 
 
 def _read_source(
     source: Path, left_out: Counter[str], key_column: str | None, path_column: str
 ) -> Iterator[ImageLocation]:
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist; give folders, .tar shards or tables of images")
     if source.is_dir():
         tables = dict[Path, dict[str, Record]]()  # of the folder that is being read
         for path in walk_files(source, _is_image_or_tar, left_out):

@@ -94,13 +94,16 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     return Fingerprint(digest.hexdigest(), make_thumbnail(image))
 
 
-def index_images(sources: Sequence[str], folder: Path, *, progress: bool) -> dict[str, Any]:
+def index_images(
+    sources: Sequence[str], folder: Path, *, progress: bool, **columns: str
+) -> dict[str, Any]:
     """Write the index of a set of images, or keep that of an earlier run with the same files.
 
     Args:
         sources: as for `find_locations`.
         folder: folder of the index, in the folder of a resumable work; created if missing.
         progress: show a progress bar on stderr.
+        columns: as for `find_locations`.
 
     Returns:
         `images`, their number; `unreadable`, the number of those that cannot be read;
@@ -110,7 +113,7 @@ def index_images(sources: Sequence[str], folder: Path, *, progress: bool) -> dic
         ConfigError: there are no images, or none can be read.
     """
     folder.mkdir(exist_ok=True)
-    key = [INDEX_VERSION, write_locations(sources, folder)]
+    key = [INDEX_VERSION, write_locations(sources, folder, **columns)]
     files = [folder / name for name in ARRAYS]
     facts: dict[str, Any] = run_once(
         folder / "index.json", key, files, lambda: _write_index(folder, files, progress)
@@ -123,7 +126,9 @@ def index_images(sources: Sequence[str], folder: Path, *, progress: bool) -> dic
             f"none of {count_noun(facts['images'], 'image')} in {names} can be read; the first: "
             f"{facts['first_error']}"
         )
-    if facts["unreadable"]:
+    if facts[
+        "unreadable"
+    ]:  # the number and the first reason; the command counts them in its summary
         logger.warning(
             "not compared, because they cannot be read: %d of %s in %s; the first: %s",
             facts["unreadable"],

@@ -23,6 +23,7 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.decoding import decode_fields, parse_json
@@ -30,7 +31,8 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, describe_error
 from swag_models.hub.download import hash_file
 from swag_models.paths import expand_location, expand_path, is_system_name
-from swag_models.recipe.data.urls import read_all
+from swag_models.recipe.data.step_folders import explain_folder
+from swag_models.recipe.data.urls import is_url, read_all
 from swag_models.runtime import count_cpus
 
 MANIFEST_FORMAT = 1
@@ -137,6 +139,8 @@ def read_manifest(source: str | os.PathLike[str]) -> dict[str, Any]:
         entries = {name: value for name, value in manifest.items() if name in names}
         decode_fields(_Manifest, entries, name="the manifest", positive=False)
     except ValueError as error:  # a ConfigError too
+        if not is_url(source) and (text := explain_folder(Path(source).parent, ("pack",))):
+            raise ConfigError(text) from None
         raise ConfigError(f"{source} is not the manifest of packed shards: {error}") from None
     return manifest
 

@@ -53,6 +53,7 @@ from swag_models.recipe.data.pack_plan import (
     write_locations,
 )
 from swag_models.recipe.data.pack_shards import write_shards
+from swag_models.recipe.data.step_folders import explain_folder, find_step
 from swag_models.recipe.limits import check_limits, check_workers
 from swag_models.reruns import find_finished, store_finished
 from swag_models.resumable import WorkFolder, read_state, report_done, run_once
@@ -213,7 +214,7 @@ def _find_finished(output: Path, labels: Path, identity: dict[str, Any]) -> dict
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
-    if (output / MANIFEST_FILE).is_file():
+    if (output / MANIFEST_FILE).is_file() and find_step(output) in (None, "pack"):
         manifest = read_manifest(output / MANIFEST_FILE)
         if manifest | identity == manifest:
             if not (damaged := _find_damaged(output, labels, manifest)):
@@ -324,6 +325,9 @@ def _hash_labels(labels: Path) -> str:
     try:
         if not labels.is_dir():
             return hash_file(labels)
+        if text := explain_folder(labels):
+            table = labels / "labels.parquet"
+            raise ConfigError(f"{labels} is a folder; give {table}" if table.exists() else text)
         # Contents only, because Spark gives the files new names in each run.
         hashes = [hash_file(path) for path in sorted(labels.glob("*.parquet"))]
         if not hashes:

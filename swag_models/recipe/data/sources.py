@@ -37,6 +37,7 @@ from swag_models.recipe.data.shards import (
     hash_shards,
     name_shards,
 )
+from swag_models.recipe.data.step_folders import explain_folder
 from swag_models.recipe.data.urls import is_url
 from swag_models.runtime import import_extra
 
@@ -75,6 +76,8 @@ def find_image_folder(data: Shards) -> Path | None:
         )
     if (root / MANIFEST_FILE).is_file():
         return None
+    if not is_hf_dataset(root) and (explained := explain_folder(root)):
+        raise ConfigError(explained)
     # A .tar beside class folders is the archive that they were unpacked from, not a shard.
     has_images = is_hf_dataset(root) or bool(find_folders(root) or find_annotations(root))
     has_shards = any(not is_system_name(path.name) for path in root.glob("*.tar"))

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -36,6 +37,8 @@ GPU_MEMORY = {  # bytes, of the same data sheets as GPU_PEAKS; of an A100 the la
     "H100 PCIe": 80e9,
     "H100": 80e9,
     "A100": 80e9,
+    "L40S": 48e9,
+    "RTX 4090": 24e9,
 }
 
 
@@ -139,7 +142,7 @@ def plan(
         num_classes: of the data.
         gpus: number of GPUs.
         throughput: images per second on each GPU; by default PEAK_FRACTION of the peak.
-        gpu: name of the GPU, one of GPU_PEAKS.
+        gpu: name of the GPU, one of GPU_PEAKS, in upper or lower case.
         flops: peak FLOP/s of a GPU; by default those of `gpu`.
         gpu_memory: bytes of memory of a GPU; by default those of `gpu`.
         decode_rates: images per second that a CPU core decodes, by a name of the images.
@@ -147,11 +150,8 @@ def plan(
     Raises:
         ConfigError: a value is out of range, or the GPU is unknown.
     """
-    if gpu not in GPU_MEMORY:
-        raise ConfigError(
-            f"unknown GPU {describe(gpu)}; known: {', '.join(GPU_MEMORY)}; of another give the "
-            "flops and the gpu_memory"
-        )
+    if gpu_memory is None or (flops is None and throughput is None):
+        gpu = _find_gpu(gpu)
     gpu_title = gpu if gpu_memory is None else "a GPU of"
     gpu_memory = GPU_MEMORY[gpu] if gpu_memory is None else gpu_memory
     values = {"samples_per_epoch": samples_per_epoch, "gpus": gpus, "flops": flops}
@@ -229,6 +229,18 @@ def _build_meta(spec: ModelSpec, run: Run) -> Backbone:
     return model
 
 
+def _find_gpu(given: str) -> str:
+    """The name of a GPU in GPU_MEMORY; case, spaces and punctuation do not matter."""
+    names = {re.sub(r"[\W_]", "", name).lower(): name for name in GPU_MEMORY}
+    name = names.get(re.sub(r"[\W_]", "", given).lower())
+    if name is None:
+        raise ConfigError(
+            f"unknown GPU {describe(given)}; known: {', '.join(GPU_MEMORY)}; for another GPU, "
+            "give flops= and gpu_memory= as well"
+        )
+    return name
+
+
 def _assume_throughput(
     run: Run, operations: int, gpu: str, flops: float | None
 ) -> tuple[float, str]:
@@ -238,8 +250,8 @@ def _assume_throughput(
         flops = find_peak(gpu, run.engine.precision)
         if flops is None:
             raise ConfigError(
-                f"the peak of {gpu} in {run.engine.precision} is not known here; give the flops"
+                f"the peak of {gpu} in {run.engine.precision} is not known here; give flops="
             )
-        origin = f"an {gpu}'s in {run.engine.precision}"
+        origin = f"{gpu} in {run.engine.precision}"
     basis = f"assumed: {PEAK_FRACTION:.0%} of {flops / 1e12:g} TFLOP/s ({origin})"
     return PEAK_FRACTION * flops / operations, basis

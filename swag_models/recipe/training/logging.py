@@ -33,7 +33,8 @@ LOG_FILE, BOARD_FOLDER = "log.jsonl", "tensorboard"
 BAR_SECONDS = 0.5  # between two updates of the bar
 # Peak of dense matrix products, FLOP/s, in bf16 or fp16 and, where we looked it up, in float32
 # without tensor cores; by words of the device's name, special models before the general one.
-# Source: NVIDIA's data sheets of B200 and GB200 NVL72, H200, GH200, H100 and A100. Where they give
+# Source: NVIDIA's data sheets of B200 and GB200 NVL72, H200, GH200, H100, A100 and L40S, and the
+# white paper of the Ada architecture (fp16 with fp32 accumulation). Where they give
 # figures with sparsity, half of them.
 GPU_PEAKS: dict[str, tuple[float, float | None]] = {
     "GB200": (2500e12, None),
@@ -45,6 +46,8 @@ GPU_PEAKS: dict[str, tuple[float, float | None]] = {
     "H100 PCIe": (756e12, None),
     "H100": (989e12, 67e12),
     "A100": (312e12, None),
+    "L40S": (362e12, 91.6e12),
+    "RTX 4090": (165.2e12, 82.6e12),
 }
 log = logging.getLogger("swag_models")
 
@@ -316,9 +319,12 @@ class Throughput:
 
 
 def find_peak(name: str, precision: str) -> float | None:
-    """Peak FLOP/s of a GPU by its name; None if unknown. Whole words count: A1000 is not A100."""
+    """Peak FLOP/s of a GPU by its name; None if unknown. Whole words count: A1000 is not A100.
+
+    Slower editions of the same name are unknown: RTX 4090 D, RTX 4090 Laptop GPU.
+    """
     for words, (half, single) in GPU_PEAKS.items():
-        if re.search(rf"\b{words}\b", name):
+        if re.search(rf"\b{words}\b(?! (?:D|Laptop)\b)", name):
             return single if precision == "fp32" else half
     return None
 

@@ -119,11 +119,13 @@ def write_script(plan: Plan, job: SlurmJob) -> str:
         workers = max(workers, min(needed, MAX_CORES - MAIN_CORES))
         settings.append(f"engine.workers={workers}")
     comment = (
-        f"{count_noun(workers, 'process')} per GPU to read images; it needs {needed} for "
-        f"{escape_unprintable(name)}"
+        f"{count_noun(workers, 'process')} per GPU {'reads' if workers == 1 else 'read'} images; "
+        f"{needed} would keep it busy, at the rate measured with {escape_unprintable(name)}"
     )
     if workers < needed:
-        comment += ": training will wait for data, unless --throughput is less than assumed"
+        comment += (
+            ": training will wait for data, unless a GPU is slower than assumed (--throughput)"
+        )
     options = ["--data", job.data, "-o", job.output, *job.options, "--quiet"]
     options += [f"--set={setting}" for setting in settings]
     for option in options:

@@ -58,7 +58,10 @@ def test_copies_among_images_are_found(
     assert counts == [10, 1, 3, 1]
     with Image.open(tmp_path / "out" / "copies.png") as sheet:
         assert sheet.size[0] > 900
-    assert "3 of 10 images are copies, 1 of them with equal pixels" in capsys.readouterr().err
+    assert (
+        "3 of 9 images are copies, 1 of them with equal pixels; 1 of 10 could not be read"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     before = (tmp_path / "out" / "copies.png").stat().st_mtime_ns
     assert main(command) == 0
@@ -66,6 +69,18 @@ def test_copies_among_images_are_found(
     assert (tmp_path / "out" / "copies.png").stat().st_mtime_ns == before
     assert main([*command, "--threshold", "0"]) == 0
     assert read_copies(tmp_path / "out") == {"b0": "a0"}
+
+
+def test_tables_have_columns_of_any_name(images: Path, tmp_path: Path) -> None:
+    rows = "".join(f"{n},{images}/{name}.png\n" for n, name in enumerate(("a0", "b0", "a2")))
+    for name in ("t.csv", "like.csv"):
+        (tmp_path / name).write_text(f"photo,file\n{rows}")
+    command = ["recipe", "duplicates", str(tmp_path / "t.csv"), "--quiet", "--path-column", "file"]
+    command += ["--key-column", "photo", "-o"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    assert read_copies(tmp_path / "out") == {"1": "0"}
+    assert main([*command, str(tmp_path / "x"), "--like", str(tmp_path / "like.csv")]) == 0
+    assert read_copies(tmp_path / "x") == {"0": "0", "1": "0", "2": "2"}
 
 
 def test_copies_of_other_images_are_found(images: Path, tmp_path: Path) -> None:
@@ -89,7 +104,12 @@ def test_a_model_compares_images_by_its_features(images: Path, tmp_path: Path) -
     ("options", "message"),
     [
         (["--threshold", "1.5"], "threshold 1.5: allowed: 1 or less"),
-        (["--like", "missing"], "no images in"),
+        (["--like", "missing"], "missing does not exist"),
+        (["--like", "full"], "full has no images; left out: "),
+        (
+            ["--like", "t.csv"],
+            "no column 'path'; its columns: id, file; name one with --path-column",
+        ),
         (["--model", "vit_nano_hashtags"], "threshold is not set"),
         (["-o", "full"], "full is not an empty folder"),
         (["-o", "full/file"], "file is not an empty folder"),
@@ -105,11 +125,13 @@ def test_errors_are_one_line_and_leave_nothing_behind(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
+    if "t.csv" in options:
+        (tmp_path / "t.csv").write_text("id,file\n1,a.png\n")
     (tmp_path / "full" / "file").write_text("")
     assert main(["recipe", "duplicates", str(images), "-o", "out", "--quiet", *options]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
-    assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
+    assert {path.name for path in tmp_path.rglob("*")} - {"t.csv"} == {"full", "file"}
 
 
 def test_an_interrupted_search_is_resumed(

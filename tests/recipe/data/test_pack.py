@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import re
+import shutil
 import sys
 import tarfile
 from pathlib import Path
@@ -312,6 +313,10 @@ def test_invalid_input_is_rejected_in_one_line(packed: Path, tmp_path: Path) -> 
         ),
         ("no image has a label in ", labels, [unlabelled], {}),
         ("no images in ", labels, [unlabelled / "x.png"], {}),
+        ("nodir does not exist; give folders", labels, [tmp_path / "nodir"], {}),
+        ("emptydir has no images; give folders", labels, [tmp_path / "emptydir"], {}),
+        ("is a folder; give ", tmp_path / "curated", [images], {}),
+        ("curated was written by curate; pack it first", labels, [tmp_path / "curated"], {}),
         (
             "posts.csv has no column 'path'; its columns: id, url; name one with path_column=",
             labels,
@@ -320,6 +325,12 @@ def test_invalid_input_is_rejected_in_one_line(packed: Path, tmp_path: Path) -> 
         ),
         ("cut.tar cannot be read as an uncompressed tar file", labels, [tmp_path / "cut.tar"], {}),
     ]
+    (tmp_path / "emptydir").mkdir()
+    (tmp_path / "curated").mkdir()
+    shutil.copy(tmp_path / "bare.parquet", tmp_path / "curated" / "labels.parquet")
+    (tmp_path / "curated" / "manifest.json").write_text(
+        '{"posts": {}, "hashtags": {}, "labels": {}}'
+    )
     for number, (message, rows, sources, options) in enumerate(cases):
         with pytest.raises(ConfigError, match=re.escape(message)) as caught:
             pack(rows, sources, tmp_path / f"shards {number}", progress=False, **options)

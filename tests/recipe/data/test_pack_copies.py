@@ -196,8 +196,8 @@ def test_images_to_exclude_that_cannot_be_read_are_counted(
     [
         (["--like-threshold", "2"], "invalid like_threshold 2.0: allowed: 1 or less"),
         (["--like-threshold", "-1"], "invalid like_threshold -1.0: allowed: 0 or more"),
-        (["--exclude-like", "missing"], "no images in"),
-        (["--exclude-like", "empty"], "no images in"),
+        (["--exclude-like", "missing"], "missing does not exist"),
+        (["--exclude-like", "empty"], "empty has no images"),
         (["--exclude-like", "broken"], "none of 1 image in"),
         (["--exclude-like", "images"], "none of 13 images is left: 13 are like images of"),
     ],

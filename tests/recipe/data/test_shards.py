@@ -228,7 +228,16 @@ def test_invalid_shards_are_rejected_in_one_line(packed: Path, tmp_path: Path) -
     (tmp_path / "manifest.json").write_text("{}")
     newer = {**json.loads((packed / "manifest.json").read_text()), "format": 2}
     (tmp_path / "newer-manifest.json").write_text(json.dumps(newer))
+    for name, entries in (
+        ("curated", ("posts", "hashtags", "labels")),
+        ("copies", ("copies", "threshold")),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(json.dumps(dict.fromkeys(entries)))
     for shards, message in {
+        tmp_path
+        / "curated": "curated was written by curate; pack it first: swag-models recipe pack",
+        tmp_path / "copies": "copies was written by duplicates; give its exclude.txt",
         tmp_path / "unfinished": "unfinished has no manifest.json: packing was not finished",
         tmp_path / "gone": "gone does not exist; give a packed folder",
         tmp_path / "x-{0..1}.tar": "x-0.tar does not exist; give a packed folder",

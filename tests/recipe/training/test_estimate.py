@@ -234,12 +234,16 @@ def test_time_follows_the_throughput() -> None:
     assert given.days == pytest.approx(12_800 / 20 / 86400)
     assumed = plan(RUN, 6400, num_classes=10)
     assert assumed.throughput == pytest.approx(0.4 * 989e12 / assumed.flops)
-    assert assumed.basis == "assumed: 40% of 989 TFLOP/s (an H100's in bf16)"
+    assert assumed.basis == "assumed: 40% of 989 TFLOP/s (H100 in bf16)"
+    for name, title in (("a100", "A100"), ("h100-pcie", "H100 PCIe"), ("RTX4090", "RTX 4090")):
+        assert f"({title} in bf16)" in plan(RUN, 6400, num_classes=10, gpu=name).basis
+    other = plan(RUN, 6400, num_classes=10, gpu="V100", flops=125e12, gpu_memory=32e9)
+    assert other.gpu_memory == 32e9
     slow = plan(RUN, 6400, num_classes=10, flops=100e12)
     assert slow.throughput == pytest.approx(0.4 * 100e12 / slow.flops)
     assert slow.basis == "assumed: 40% of 100 TFLOP/s (given)"
     assert (
-        "67 TFLOP/s (an H100's in fp32)"
+        "67 TFLOP/s (H100 in fp32)"
         in plan(override(RUN, ["engine.precision=fp32"]), 6400, num_classes=10).basis
     )
 
@@ -253,6 +257,7 @@ def test_time_follows_the_throughput() -> None:
         ([], {"throughput": -1.0}, "throughput is -1.0; give a positive number"),
         ([], {"flops": float("nan")}, "flops is nan; give a positive number"),
         ([], {"gpu": "RTX"}, "unknown GPU 'RTX'; known: GB200"),
+        ([], {"gpu": "\u0130"}, "unknown GPU .* for another GPU, give flops= and gpu_memory="),
         (["engine.precision=fp32"], {"gpu": "H200"}, "the peak of H200 in fp32 is not known here"),
         ([], {"num_classes": 0}, "num_classes is 0; give a whole number from 1"),
         (["arch=vit_b61"], {}, "unknown arch 'vit_b61'; did you mean: vit_b16"),

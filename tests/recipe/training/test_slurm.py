@@ -75,13 +75,19 @@ def test_cores_follow_from_what_the_data_must_deliver(data: Path, capsys: Captur
 
     given, text = read("--throughput", 4200, "--gpus", 32)  # 9 cores, and 2 for training
     assert (given["nodes"], given["gpus-per-node"], given["cpus-per-task"]) == ("4", "8", "88")
-    assert "9 processes per GPU to read images; it needs 9 for images\n" in text
+    assert (
+        "9 processes per GPU read images; 9 would keep it busy, at the rate measured with images\n"
+        in text
+    )
     assert "--set=engine.workers=9" in text
     given, text = read("--throughput", 420, "--gpus", 2)  # the preset has 1 worker
     assert (given["nodes"], given["gpus-per-node"], given["cpus-per-task"]) == ("1", "2", "6")
     given, text = read("--throughput", 1e6, "--gpus", 4, "--gpus-per-node", 2)
     assert (given["nodes"], given["cpus-per-task"]) == ("2", "28")
-    assert "needs 2000 for images: training will wait for data" in text
+    assert (
+        "2000 would keep it busy, at the rate measured with images: training will wait for data"
+        in text
+    )
     given, text = read("--set", "engine.workers=3")
     assert given["cpus-per-task"] == str(8 * 5)
     assert text.count("engine.workers") == 1

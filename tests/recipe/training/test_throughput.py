@@ -73,6 +73,9 @@ def test_a_peak_is_found_by_whole_words() -> None:
         ("NVIDIA GB200", 2500e12, None),
         ("NVIDIA GH200 480GB", 989e12, None),
         ("NVIDIA RTX A1000 6GB Laptop GPU", None, None),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA GeForce RTX 4090 D", None, None),
     ):
         assert find_peak(name, "bf16") == find_peak(name, "fp16") == half, name
         assert find_peak(name, "fp32") == single, name
