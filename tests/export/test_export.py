@@ -90,7 +90,7 @@ def test_a_file_returns_what_the_model_returns(
     ("family", "suffix", "dtype", "tolerance"),
     [
         ("vit", ".pt2", "float16", 0.02),
-        ("regnet", ".onnx", "float16", 0.02),
+        pytest.param("regnet", ".onnx", "float16", 0.02, marks=pytest.mark.slow),
         ("regnet", ".pt2", torch.bfloat16, 0.1),
     ],
 )
@@ -235,6 +235,7 @@ def test_a_loaded_model_is_not_changed(tmp_path: Path) -> None:
     assert deviation(output, model.float().eval()(batch)) < 1e-4
 
 
+@pytest.mark.slow
 def test_other_heads_and_channels_are_exported(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     model = tiny("vit", num_classes=1, in_chans=1, global_pool="avg")

@@ -47,7 +47,7 @@ def make_changed_on_export(change: float) -> ViT:
     return model
 
 
-@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("suffix", [".onnx", pytest.param(".pt2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -165,6 +165,7 @@ def test_timm_preprocesses_images_in_the_same_way(tmp_path: Path) -> None:
     torch.testing.assert_close(transform(image), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_regnet_unknown_to_timm_has_an_architecture_that_timm_rejects(tmp_path: Path) -> None:
     assert not is_known_to_timm(REGNET_SPEC)
     write(tmp_path, replace(REGNET_SPEC, classes=None, sources=SPEC.sources))

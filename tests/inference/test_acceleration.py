@@ -120,7 +120,7 @@ def test_full_models_are_within_two_percent_too(name: str) -> None:
     assert drift(accelerate(model, torch.bfloat16)(x.bfloat16()), exact) <= 0.02
 
 
-@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param(None, marks=pytest.mark.slow), "bfloat16"])
 @pytest.mark.parametrize("name", [NANO, "regnety_nano_hashtags"])
 def test_fast_predicts_what_float32_predicts_on_held_out_scenes(
     name: str, dtype: str | None

@@ -129,7 +129,13 @@ def test_a_wrapped_model_is_saved_as_the_bare_one(kind: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "kind",
-    ["compile of DDP", "accelerate", pytest.param("compiled blocks", marks=pytest.mark.slow)],
+    [
+        "accelerate",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("compile of DDP", "compiled blocks")
+        ),
+    ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_wrapped_model_is_exported_as_the_bare_one(kind: str, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ class TestEquality:
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-3)
 
+    @pytest.mark.slow
     def test_equals_timm_at_full_size(self) -> None:
         with torch.device("meta"):
             reference = timm.create_model("vit_base_patch16_224", pretrained=False)

@@ -344,6 +344,7 @@ def test_imagenet_has_a_thousand_classes_in_order() -> None:
 
 
 @needs_wordnet
+@pytest.mark.slow
 def test_wordnet_contains_imagenet_and_matching_is_fast() -> None:
     wordnet = WordNet.load()
     matcher = Matcher(wordnet, stop=load_stoplist())

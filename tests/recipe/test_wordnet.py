@@ -164,6 +164,7 @@ def test_a_file_that_is_not_text_is_reported(tmp_path: Path) -> None:
 
 
 @needs_wordnet
+@pytest.mark.slow
 def test_the_complete_wordnet_is_read_fast() -> None:
     start = time.process_time()
     wordnet = WordNet.load()
