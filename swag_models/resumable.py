@@ -40,9 +40,12 @@ def output_folder(folder: Path, name: Path | None = None) -> Iterator[None]:
         name: what messages call it; by default its path.
 
     Raises:
+        ConfigError: it is a file.
         OutputError: it cannot be created.
     """
     with disk_errors(name or folder):
+        if (output := name or folder).is_file():
+            raise ConfigError(f"output= must be a folder; {output} is a file")
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     try:

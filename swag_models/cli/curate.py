@@ -4,7 +4,7 @@ They and the other subcommands under `swag-models recipe` need the extra [recipe
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swag_models.cli import evaluate, pack, train, transfer
@@ -53,18 +53,16 @@ def curate(options: argparse.Namespace) -> int:
     limits = options.min_images, options.max_classes
     curation = Curation(options.senses, *limits, sampling, options.own_classes)
     if options.dry_run is not None:
-        rows = preview(options.posts, options.senses, options.dry_run, **reading)
+        rows, posts = preview(options.posts, options.senses, options.dry_run, **reading)
         print_text(markdown_table(MeaningOfTag._fields, rows))
+        _print_posts(posts)
         print_message(f"nothing was written to {options.output}")
         return OK
     manifest = curate(options.posts, options.output, curation, **reading)
     posts, labels = manifest["posts"], manifest["labels"]
     if unused := manifest["hashtags"]["unused_overrides"]:
         print_message(f"overrides of hashtags that no post has: {list_names(unused)}")
-    num_rejected = sum(posts["rejected"].values())
-    print_message(
-        f"{count_noun(posts['read'], 'post')}, {num_rejected:,} rejected, {posts['kept']:,} kept"
-    )
+    _print_posts(posts)
     print_message(
         f"{count_noun(manifest['classes']['kept'], 'class')}, "
         f"{count_noun(labels['images'], 'image')}, "
@@ -72,6 +70,13 @@ def curate(options: argparse.Namespace) -> int:
     )
     print_line(f"{options.output}/report.md")
     return OK
+
+
+def _print_posts(posts: Mapping[str, Any]) -> None:
+    num_rejected = sum(posts["rejected"].values())
+    print_message(
+        f"{count_noun(posts['read'], 'post')}, {num_rejected:,} rejected, {posts['kept']:,} kept"
+    )
 
 
 def _choose_database(paths: Sequence[str]) -> str | None:

@@ -284,7 +284,9 @@ def load_stopwords(stopwords: str | os.PathLike[str] | Sequence[str]) -> frozens
     """
     if isinstance(stopwords, (str, os.PathLike)):
         path = expand_path(stopwords, "add_stopwords")
-        if path.exists() or isinstance(stopwords, os.PathLike) or os.sep in stopwords:
+        # a suffix such as .txt means a file too: hashtags have no dots
+        has_suffix = bool(re.fullmatch(r"[^,]*\.\w{1,8}", path.name))
+        if path.exists() or isinstance(stopwords, os.PathLike) or os.sep in stopwords or has_suffix:
             return load_stoplist(path)
         stopwords = stopwords.split(",")
     words = [word.strip() for word in stopwords]

@@ -182,9 +182,11 @@ def test_stop_words_are_added_and_the_list_can_be_printed(
     expected = frozenset({"hash", "stars"})
     for source in ("words.txt", tmp_path / "words.txt", "hash, Stars", ["#hash", "stars"]):
         assert load_stopwords(source) == expected
-    for source, message in (("a,,b", "invalid add_stopwords ''"), ("no/file", "cannot be read")):
-        with pytest.raises(ConfigError, match=message):
+    for source in ("no/file", "stop.txt", "s.list", ".txt"):
+        with pytest.raises(ConfigError, match=f"{source} cannot be read: No such file"):
             load_stopwords(source)
+    with pytest.raises(ConfigError, match="invalid add_stopwords ''"):
+        load_stopwords("a,,b")
     assert load_stopwords(()) == frozenset()
     assert main(["recipe", "stoplist"]) == 0
     (tmp_path / "copy.txt").write_text(capsys.readouterr().out)

@@ -28,7 +28,7 @@ from swag_models.recipe.curation.context import resolve_rules
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import TagMatcher
 from swag_models.recipe.curation.own_classes import choose_own_classes
-from swag_models.recipe.curation.posts import check_posts_left
+from swag_models.recipe.curation.posts_left import check_posts_left
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.hashtags import Matcher
@@ -85,7 +85,13 @@ def hash_files(files: Sequence[Path], record: Path) -> list[dict[str, Any]]:
 
 
 def clean_posts(
-    backend: Backend, selection: PostSelection, work: Path, posts: Path, rejects: Path
+    backend: Backend,
+    selection: PostSelection,
+    work: Path,
+    posts: Path,
+    rejects: Path,
+    *,
+    rejects_stay: bool = True,
 ) -> Facts:
     """Unite the posts of all files, without unwanted and repeated ones; at least one must be left.
 
@@ -95,6 +101,7 @@ def clean_posts(
         work: folder for temporary tables.
         posts: folder to write, in parts: id, hashtags, url.
         rejects: JSON Lines file of malformed rows to write.
+        rejects_stay: whether messages name this file.
     """
     united, rejected = unite_posts(backend, selection.files, selection.options, work, rejects)
     licensed = united
@@ -115,7 +122,7 @@ def clean_posts(
     num_read = backend.count(united)
     with_license = backend.count(licensed) if selection.licenses else num_read
     num_kept = backend.count(backend.read(posts))
-    check_posts_left(num_kept, num_read, rejected, rejects)
+    check_posts_left(num_kept, num_read, rejected, rejects, selection.files, rejects_stay)
     return {
         "read": num_read + sum(rejected.values()),
         "rejected": rejected,

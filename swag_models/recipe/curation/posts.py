@@ -1,16 +1,15 @@
 """Posts: their fields, the columns of a table with these fields, and reasons to reject a row."""
 
-import itertools
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import count_noun, describe, list_names
+from swag_models.formatting import describe, list_names
 from swag_models.recipe.curation.hashtag_text import drop_missing, split_text, strip_hashtags
 from swag_models.recipe.hashtags import extract_hashtags
 
@@ -28,9 +27,6 @@ FAILED_STATUS = "failed_to_"  # start of img2dataset's column `status` for such 
 BAD_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
 ROW_TOO_LARGE, TRUNCATED = "row too large", "unreadable from here on"
 
-MAX_EXAMPLES = 3  # reasons in a message
-MAX_EXAMPLE_ROWS = 1000  # rejected rows that are searched for an example of each
-
 # What becomes the hashtags of a post.
 SOURCES = ("hashtags", "captions", "both")
 MAX_EXACT = 2.0**53  # from here on, floats are too coarse for integers: ids would be others
@@ -39,14 +35,17 @@ HEX_HASH = "[0-9A-Fa-f]+"  # may be in the other case, unlike base64
 CAPTION_MARK = " "
 
 # Usual names of the columns, including those of img2dataset and YFCC100M; the first one that a
-# table has is used.
-URLS = ("url", "URL", "image_url", "download_url", "downloadurl")
+# table has is used, whatever the case of its letters and the spaces around it.
+URLS = ("url", "image_url", "download_url", "downloadurl")
 COLUMN_NAMES = {
-    # uid is DataComp's; URLs are ids of tables without any, such as LAION's
-    "id": ("id", "key", "photo_id", "photoid", "image_id", "uid", "sample_id", "SAMPLE_ID", *URLS),
+    # uid is DataComp's; URLs are ids of tables without any, such as LAION's, then file names
+    "id": (
+        *("id", "key", "photo_id", "photoid", "image_id", "imageid", "uid", "sample_id", *URLS),
+        *("file_name", "filename", "file", "image_path", "path", "image", "image_name", "img"),
+    ),
     "url": URLS,
-    "hashtags": ("hashtags", "tags", "user_tags", "usertags"),
-    "caption": ("caption", "text", "TEXT", "description"),
+    "hashtags": ("hashtags", "tags", "user_tags", "usertags", "keywords", "labels"),
+    "caption": ("caption", "text", "description"),
     "hash": ("hash", "sha256", "md5", "phash"),
     "license": ("license", "licence", "license_name", "licensename"),
 }
@@ -136,8 +135,17 @@ def resolve_columns(columns: Columns, names: tuple[str, ...]) -> Columns:
         candidates = (chosen_name,) if chosen_name else COLUMN_NAMES[role]
         if role == "hashtags" and columns.source == "captions":
             candidates = ()
-        resolved.append(next((name for name in candidates if name in names), None))
+        resolved.append(_find_name(candidates, names))
     return Columns(**dict(zip(ROLES, resolved)), source=columns.source)
+
+
+def _find_name(candidates: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first candidate among the names, as written there; the same spelling comes first."""
+    if not names:
+        return None
+    folded = {name.strip().lower(): name for name in reversed(names)}
+    found = (name if name in names else folded.get(name.strip().lower()) for name in candidates)
+    return next((name for name in found if name is not None), None)
 
 
 def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
@@ -152,7 +160,7 @@ def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
         ConfigError: a named column is missing, or the id, or both hashtags and caption.
     """
     resolved = resolve_columns(columns, tuple(names))
-    hint = f"its columns: {list_names(names)}"
+    hint = f"its columns: {list_names(names)}" if names else "the file is empty"
     for role, chosen_name, name in zip(ROLES, columns, resolved):
         if chosen_name and not name:
             raise ConfigError(
@@ -162,13 +170,16 @@ def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
         raise ConfigError(
             f"{path} has more than one column {repeated[0]!r}; {hint}; rename all but one"
         )
-    if not resolved.id:
-        raise ConfigError(f"{path} has no column of ids; {hint}; name one with id=")
+    missing = [] if resolved.id else [("ids", "id=")]
     if not resolved.hashtags and not resolved.caption:
-        kind, option = ("hashtags or captions", "hashtags= or caption=")
-        if columns.source == "captions":
-            kind, option = ("captions", "caption=")
-        raise ConfigError(f"{path} has no column of {kind}; {hint}; name one with {option}")
+        is_captions = columns.source == "captions"
+        hashtags = ("hashtags or captions", "hashtags= or caption=")
+        missing.append(("captions", "caption=") if is_captions else hashtags)
+    if missing:
+        kinds, options = (" and none of ".join(words) for words in zip(*missing))
+        options = options.replace(" and none of ", " and ")
+        each = "each" if len(missing) > 1 else "one"
+        raise ConfigError(f"{path} has no column of {kinds}; {hint}; name {each} with {options}")
     return resolved
 
 
@@ -299,39 +310,6 @@ def warn_of_truncated(source: Path, rejects: Path) -> None:
         source,
         reject["row"] - 1,
         reject["text"],
-    )
-
-
-def check_posts_left(kept: int, read: int, rejected: Mapping[str, int], rejects: Path) -> None:
-    """Check that a selection has any posts.
-
-    Args:
-        kept: number of posts that are left.
-        read: number of posts that were read.
-        rejected: number of malformed rows for each reason.
-        rejects: the file that lists them.
-
-    Raises:
-        ConfigError: no post is left; says why.
-    """
-    if kept:
-        return
-    start = f"none of {count_noun(read + sum(rejected.values()), 'post')} is left"
-    if not rejected:
-        why = "check licenses= and exclude=" if read else "the files are empty"
-        raise ConfigError(f"{start}; {why}")
-    share = "" if read else "all "
-    examples = dict[str, str]()  # the first of each reason
-    with rejects.open() as file:
-        for reject in map(json.loads, itertools.islice(file, MAX_EXAMPLE_ROWS)):
-            examples.setdefault(reject["reason"], reject.get("value") or describe(reject["text"]))
-    most = sorted(rejected, key=lambda reason: -rejected[reason])[:MAX_EXAMPLES]
-    counts = [f"{rejected[reason]:,} {reason} ({examples.get(reason, '...')})" for reason in most]
-    if len(rejected) > len(most):
-        counts.append("...")
-    raise ConfigError(
-        f"{start}; {share}rejected: {', '.join(counts)}; listed in {rejects}; check format=, and "
-        "name columns with id=, hashtags= or caption="
     )
 
 

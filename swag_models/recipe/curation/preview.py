@@ -12,6 +12,7 @@ from swag_models.recipe.curation import pipeline, queries
 from swag_models.recipe.curation.backends import check_backend, open_backend
 from swag_models.recipe.curation.captions import tag_captions
 from swag_models.recipe.curation.curate import read_rules
+from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.hashtags import Match, Matcher
 from swag_models.recipe.wordnet import WordNet
 
@@ -49,7 +50,7 @@ def preview(
     memory: str | None = None,
     threads: int | None = None,
     **options: Any,
-) -> list[MeaningOfTag]:
+) -> tuple[list[MeaningOfTag], Facts]:
     """Match the most used hashtags of posts, without a curation.
 
     Only temporary files are written, which need as much space as the posts.
@@ -61,6 +62,9 @@ def preview(
         engine, master, memory, threads: as for `curate`.
         **options: further options of `curate`: columns, format, wordnet, stoplist, add_stopwords,
             overrides, exclude, licenses, progress.
+
+    Returns:
+        (the meanings, the facts of `pipeline.clean_posts`: how many posts were read and kept).
 
     Raises:
         ConfigError: an input or option is invalid.
@@ -76,13 +80,15 @@ def preview(
         )
         with opening as backend:
             posts = work / "kept"
-            pipeline.clean_posts(backend, selection, work, posts, work / "rejects.jsonl")
+            facts = pipeline.clean_posts(
+                backend, selection, work, posts, work / "rejects.jsonl", rejects_stay=False
+            )
             if (source := selection.options.columns.source) != "hashtags":
                 posts = work / "tagged"
                 tag_captions(backend, net, work / "kept", source, posts)
             most_used = queries.count_hashtags(backend.read(posts)).limit(count)
             rows = backend.fetch(most_used).to_pylist()
-    return [_explain(row["tag"], row["uses"], matcher, net) for row in rows]
+    return [_explain(row["tag"], row["uses"], matcher, net) for row in rows], facts
 
 
 def _explain(tag: str, uses: int, matcher: Matcher, net: WordNet) -> MeaningOfTag:

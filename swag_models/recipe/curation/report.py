@@ -103,8 +103,10 @@ def _list_blocks(
     repaired = [
         f"{distinct:,} with {kind} ({uses:,} uses)"
         for kind, (distinct, uses) in hashtags["repaired"].items()
+        if distinct
     ]
-    yield f"\nHashtags whose text was repaired first: {', '.join(repaired)}."
+    if repaired:
+        yield f"\nHashtags whose text was repaired first: {', '.join(repaired)}."
     yield "\n## Frequency\n"
     yield (
         "Number of images of each class, and of its samples in an epoch after resampling. "

@@ -423,7 +423,7 @@ def test_the_command_and_its_report(
             """none of 1 post is left; all rejected: 1 not JSON ('{"id": 1""",
         ),
         (["utf16.jsonl", "--quiet"], "utf16.jsonl is UTF-16; save it as UTF-8"),
-        (["nothing.jsonl", "--quiet"], "none of 0 posts is left; the files are empty"),
+        (["nothing.jsonl", "--quiet"], "no post is in nothing.jsonl"),
         (["p.parquet", "--keep-license", "mine"], "left; check --keep-license and --exclude"),
         (["unknown.jsonl", "--quiet"], "no hashtag of the posts is a noun of WordNet"),
         (["p.parquet", "--exclude", "pipe"], "pipe is a named pipe, not a regular file"),

@@ -252,7 +252,7 @@ def test_an_unreadable_input_is_reported_in_one_line(
     with pytest.raises(ConfigError, match=r"none\.jsonl cannot be read: No such file"):
         convert([*inputs, tmp_path / "none.jsonl"], tmp_path / "out", processes=processes)
     (tmp_path / "bad.csv").write_text("a,b\n")
-    with pytest.raises(ConfigError, match=r"bad\.csv has no column of ids; its columns: a, b"):
+    with pytest.raises(ConfigError, match=r"bad\.csv has no column of ids and none .*: a, b"):
         convert([*inputs, tmp_path / "bad.csv"], tmp_path / "out", processes=processes)
     with pytest.raises(ConfigError, match=r"unknown format of .*posts\.xyz"):
         convert([tmp_path / "posts.xyz"], tmp_path / "out")

@@ -13,6 +13,7 @@ import pytest
 from swag_models.errors import ConfigError
 from swag_models.recipe.curation.curate import curate
 from swag_models.recipe.curation.posts import Columns
+from swag_models.recipe.curation.preview import preview
 
 NESTED = "[['bear'], ['mouse']]"
 
@@ -47,7 +48,19 @@ NESTED = "[['bear'], ['mouse']]"
             {},
             ["1 no hashtags and no caption (its fields: file, words)", "with id=, hashtags= or"],
         ),
-        ("p.json", '[{"file": "a", "tags": []}]', {}, ["1 no id (its fields: file, tags)"]),
+        ("p.json", '[{"photo": "a", "tags": []}]', {}, ["1 no id (its fields: photo, tags)"]),
+        ("p.csv", "", {}, ["no post is in ", "p.csv; pass other files"]),
+        ("p.csv", "id,tags\n", {}, ["no post is in ", "p.csv; pass other files"]),
+        ("p.jsonl", "", {}, ["no post is in ", "p.jsonl; pass other files"]),
+        ("p.csv", "\n", {}, ["no column of ids and none of hashtags or captions; the file is e"]),
+        (
+            "p.csv",
+            "a,b\n1,2\n",
+            {},
+            ["its columns: a, b; name each with id= and hashtags= or caption="],
+        ),
+        ("p.csv", b"id,tags\n1,caf\xe9\n", {}, ["1 bad UTF-8", "; save the files as UTF-8"]),
+        ("p.jsonl", b'{"id": 1, "tags": "\xe9"}', {}, ["1 bad UTF-8", "; save the files as UTF-8"]),
         (
             "p.jsonl",
             '{"id": "a", "tags": []}',
@@ -72,7 +85,7 @@ NESTED = "[['bear'], ['mouse']]"
 )
 def test_the_reason_is_shown(
     name: str,
-    content: str | list[Any],
+    content: str | bytes | list[Any],
     columns: dict[str, str],
     messages: list[str],
     wordnet: Path,
@@ -80,6 +93,8 @@ def test_the_reason_is_shown(
 ) -> None:
     if isinstance(content, str):
         (tmp_path / name).write_text(content)
+    elif isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
     else:
         pq.write_table(pa.Table.from_pylist(content), tmp_path / name)
     with pytest.raises(ConfigError) as caught:
@@ -93,9 +108,24 @@ def test_the_reason_is_shown(
     message = str(caught.value)
     assert len(message) < 500
     assert message.isprintable()
+    assert ("check format=" in message) == ("rejected" in message and "UTF-8" not in message)
     for part in messages:
         assert part in message
     rejects = tmp_path / "out" / "rejects.jsonl"
     if "rejected" in message:
         assert f"listed in {rejects}" in message
         assert json.loads(rejects.read_text().splitlines()[0])["reason"]
+
+
+def test_a_dry_run_names_no_temporary_file(wordnet: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text("{\n")
+    with pytest.raises(ConfigError, match="1 not JSON") as caught:
+        preview([tmp_path / "p.jsonl"], wordnet=wordnet, progress=False)
+    assert "rejects.jsonl" not in str(caught.value)
+
+
+def test_the_output_must_be_a_folder(wordnet: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "tags": "bear"}\n')
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ConfigError, match=r"output= must be a folder; .*/out is a file"):
+        curate([tmp_path / "p.jsonl"], tmp_path / "out", wordnet=wordnet, progress=False)

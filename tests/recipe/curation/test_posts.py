@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.curation.posts import Columns, find_parquet_columns
+from swag_models.recipe.curation.posts import Columns, find_columns, find_parquet_columns
 
 TAGS = pa.list_(pa.string())
 
@@ -71,3 +71,22 @@ def test_parquet_files_without_the_columns_are_rejected(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         find_parquet_columns(pa.schema(schema), columns, "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("names", "identifier", "hashtags"),
+    [
+        ([" ID ", "Tags"], " ID ", "Tags"),
+        (["FileName", "KEYWORDS "], "FileName", "KEYWORDS "),
+        (["file_name", "image_id", "labels"], "image_id", "labels"),
+        (["image", "url", "tags"], "url", "tags"),
+        (["Id", "id", "HashTags"], "id", "HashTags"),
+    ],
+)
+def test_the_usual_names_are_found_in_any_case(
+    names: list[str], identifier: str, hashtags: str
+) -> None:
+    columns = find_columns(names, Columns(), "x")
+    assert (columns.id, columns.hashtags) == (identifier, hashtags)
+    chosen = Columns(hashtags=hashtags.swapcase().strip())
+    assert find_columns(names, chosen, "x").hashtags == hashtags

@@ -152,6 +152,7 @@ def test_a_dry_run_explains_the_most_used_hashtags_and_writes_nothing(
         "| instagood | 2 |  |  |  | stopped |",
         "| qwertz | 2 |  |  |  | unknown |",
     ]
+    assert "11 posts, 0 rejected, 11 kept" in captured.err
     assert f"nothing was written to {tmp_path / 'out'}" in captured.err
     assert main(arguments) == 0
     assert len(capsys.readouterr().out.splitlines()) == 8
