@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import matrix
@@ -15,7 +16,7 @@ from PIL import Image
 
 import swag_models
 from swag_models import publish
-from swag_models.cli import main
+from swag_models.cli import main, make_parser
 from swag_models.layouts import TABLES
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +123,7 @@ def test_commands_run(
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    commands, _, training, presets, _ = blocks("sh", RECIPE)
+    commands, _, _, training, presets, _ = blocks("sh", RECIPE)
     small = commands.replace("20000", "200 --held-out 32").replace(
         "--shard-size 1000", "--shard-size 25"
     )
@@ -146,6 +147,31 @@ def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "short" / "model" / "config.json").exists() == trained
+
+
+def list_commands(parser: ArgumentParser) -> dict[str, list[str]]:
+    """Subcommands, and those below each."""
+    found = {}
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            found |= {name: [*list_commands(child)] for name, child in action.choices.items()}
+    return found
+
+
+def test_commands_that_the_documents_name_exist() -> None:
+    commands = list_commands(make_parser())
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    named = 0
+    for path in documents:
+        text = path.read_text()
+        for program in re.findall(r"(?:`|^\$? ?)swag-models ([a-z][a-z-]*)", text, re.MULTILINE):
+            assert program in commands, f"{path.name}: swag-models {program}"
+        for name in re.findall(r"(?:`|swag-models )recipe ([a-z][a-z-]*)", text):
+            assert name in commands["recipe"], f"{path.name}: recipe {name}"
+            named += 1
+    assert named > 20
+    bare = {*re.findall(r"`([a-z]+)`", README)} & ({*commands["recipe"]} - {*commands})
+    assert not bare, f"README.md: write recipe {bare}"
 
 
 def test_snippets_and_commands_are_found() -> None:
