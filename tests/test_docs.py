@@ -123,7 +123,7 @@ def test_commands_run(
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_recipe_runs_from_scenes_to_a_model(trained: bool, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    commands, _, _, training, presets, _ = blocks("sh", RECIPE)
+    commands, *_, training, presets, _ = blocks("sh", RECIPE)
     small = commands.replace("20000", "200 --held-out 32").replace(
         "--shard-size 1000", "--shard-size 25"
     )
