@@ -25,10 +25,13 @@ CODES = pa.schema({"tag": pa.string(), "number": pa.int32()})
 RULES = pa.schema(
     {
         "rule": pa.int32(),
+        "tag": pa.string(),
         "synsets": pa.list_(pa.int32()),
         "cues": pa.list_(pa.list_(pa.int32())),
     }
 )
+# The images of each sense (the number of a synset or `NO_NOUN`) of a rule's hashtag.
+SENSES_USED = pa.schema({"tag": pa.string(), "number": pa.int32(), "images": pa.int64()})
 # Numbers below are synsets; WordNet has 82,115.
 FIRST_CUE, FIRST_RULE = 1 << 24, 1 << 25
 NO_NOUN = -1
@@ -43,15 +46,14 @@ class ContextRules:
 
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
-        self._rules: dict[Match, list[str]] = {}  # rule -> hashtags as written
+        self._rules: dict[str, Match] = {}  # hashtag as written -> rule
         self._cues: dict[str, list[str]] = {}  # cue -> hashtags as written
 
     def add(self, tag: str, match: Match) -> None:
         """Add a distinct hashtag and its match."""
         if match.alternatives:
-            # hashtags with the same senses and cues share a rule
-            rule = Match(match.synsets, "", alternatives=match.alternatives)
-            self._rules.setdefault(rule, []).append(tag)
+            # a rule for each spelling, so that the uses of its senses can be counted
+            self._rules[tag] = match
         for cue in self.matcher.find_cues(tag, match):
             self._cues.setdefault(cue, []).append(tag)
 
@@ -68,21 +70,26 @@ class ContextRules:
             (table `CODES`, table `RULES`).
         """
         rules = sorted(self._rules)
-        used = {cue for rule in rules for other in rule.alternatives for cue in other.cues}
+        used = {
+            cue
+            for rule in self._rules.values()
+            for other in rule.alternatives
+            for cue in other.cues
+        }
         cues = {cue: FIRST_CUE + n for n, cue in enumerate(sorted(used & self._cues.keys()))}
-        depends = pa.array([tag for tags in self._rules.values() for tag in tags], pa.string())
+        depends = pa.array(rules, pa.string())
         plain = matches.select(["tag", "number"])
         plain = plain.filter(pa.compute.invert(pa.compute.is_in(plain["tag"], depends)))
         codes = [(tag, number) for cue, number in cues.items() for tag in self._cues[cue]]
-        codes += [
-            (tag, FIRST_RULE + n) for n, rule in enumerate(rules) for tag in self._rules[rule]
-        ]
+        codes += [(tag, FIRST_RULE + n) for n, tag in enumerate(rules)]
         rows = []
-        for number, rule in enumerate(rules, FIRST_RULE):
+        for number, tag in enumerate(rules, FIRST_RULE):
+            rule = self._rules[tag]
             senses = [("".join(rule.synsets), ()), *list_alternatives(rule)]
             rows.append(
                 {
                     "rule": number,
+                    "tag": tag,
                     "synsets": [numbers[id] if id else NO_NOUN for id, _ in senses],
                     "cues": [[cues[word] for word in words if word in cues] for _, words in senses],
                 }
@@ -106,17 +113,7 @@ def resolve_rules(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
     plain = images.filter(~depends)
     plain = plain.select("id", numbers=plain.numbers.filter(lambda number: number < FIRST_CUE))
 
-    others = images.filter(depends)
-    rows = others.select(
-        "id",
-        "numbers",
-        rule=others.numbers.filter(lambda number: number >= FIRST_RULE).unnest(),
-    ).join(rules, "rule")
-    overlaps = rows.cues.map(lambda cues: rows.numbers.intersect(cues).length())
-    # the first of the senses with most cues, which is the default if there are none
-    chosen = rows.select(
-        "id", "numbers", synset=rows.synsets[overlaps.index(overlaps.maxs()).cast("int32")]
-    )
+    chosen = _choose_senses(images.filter(depends), rules)
     gathered = chosen.group_by("id").agg(
         numbers=chosen.numbers.arbitrary(), synsets=chosen.synset.collect()
     )
@@ -125,3 +122,27 @@ def resolve_rules(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
     )
     resolved = gathered.select("id", numbers=synsets.unique().sort())
     return plain.union(resolved).filter(lambda table: table.numbers.length() > 0)
+
+
+def count_senses(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
+    """Number of images for which each sense of a rule's hashtag is chosen: tag, number, images.
+
+    Args:
+        images: as for `resolve_rules`.
+        rules: the table `RULES`.
+    """
+    chosen = _choose_senses(images.filter(images.numbers.maxs() >= FIRST_RULE), rules)
+    return chosen.group_by("tag", number=chosen.synset).agg(images=chosen.count())
+
+
+def _choose_senses(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
+    """The sense of each rule of an image: id, numbers, tag, synset."""
+    rows = images.select(
+        "id",
+        "numbers",
+        rule=images.numbers.filter(lambda number: number >= FIRST_RULE).unnest(),
+    ).join(rules, "rule")
+    overlaps = rows.cues.map(lambda cues: rows.numbers.intersect(cues).length())
+    # the first of the senses with most cues, which is the default if there are none
+    synset = rows.synsets[overlaps.index(overlaps.maxs()).cast("int32")]
+    return rows.select("id", "numbers", "tag", synset=synset)

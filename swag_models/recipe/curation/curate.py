@@ -46,7 +46,7 @@ from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
 NUM_STEPS = 10
-STEPS_VERSION = 10  # increase when the output of the steps changes; all of them then run again
+STEPS_VERSION = 11  # increase when the output of the steps changes; all of them then run again
 
 
 @dataclass(frozen=True)
@@ -271,13 +271,13 @@ def _run_steps(
         [*tables.values()],
         lambda: pipeline.match_posts(backend(), tagged, matcher, net, own_limits, tables),
     )
-    images = work / "images"
+    images, senses = work / "images", work / "senses.parquet"
     steps.run(
         "images",  # separate from "classes", so that other limits do not rerun it
         [],
-        [images],
+        [images, senses],
         lambda: pipeline.gather_synsets(
-            backend(), tagged, tables["codes"], tables["rules"], images
+            backend(), tagged, tables["codes"], tables["rules"], images, senses
         ),
     )
     classes, unsampled = work / "classes.parquet", work / "labels"
@@ -298,7 +298,7 @@ def _run_steps(
         "tag table",
         [],
         [table],
-        lambda: write_tag_table(tags, matches, classes, table),
+        lambda: write_tag_table(tags, matches, senses, classes, table),
     )
     factors, labels = work / "factors.parquet", output / "labels.parquet"
     label_facts = steps.run(

@@ -24,7 +24,7 @@ from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
-from swag_models.recipe.curation.context import resolve_rules
+from swag_models.recipe.curation.context import SENSES_USED, count_senses, resolve_rules
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import TagMatcher
 from swag_models.recipe.curation.own_classes import choose_own_classes
@@ -203,17 +203,34 @@ def match_posts(
     return facts
 
 
-def gather_synsets(backend: Backend, posts: Path, codes: Path, rules: Path, images: Path) -> Facts:
-    """Gather the synsets of each image; writes the folder `images` in parts: id, numbers."""
+def gather_synsets(
+    backend: Backend, posts: Path, codes: Path, rules: Path, images: Path, senses: Path
+) -> Facts:
+    """Gather the synsets of each image; writes the folder `images` in parts: id, numbers.
+
+    The file `senses` has the images of each sense of the hashtags that depend on their posts, see
+    `context.SENSES_USED`.
+    """
     pairs = backend.read(codes)
     if not len(_read_table(rules)):
         backend.map_parts(posts, images, lambda part: queries.gather_images(part, pairs))
+        backend.store(SENSES_USED.empty_table(), senses)
         return {}
     gathered = images.with_name("gathered")
     backend.map_parts(posts, gathered, lambda part: queries.gather_images(part, pairs))
     table = backend.read(rules)
     backend.map_parts(gathered, images, lambda part: resolve_rules(part, table))
+    counted = images.with_name("counted")
+    backend.map_parts(gathered, counted, lambda part: count_senses(part, table))
+    parts = backend.read(counted)
+    counts = parts.group_by("tag", "number").agg(images=parts.images.sum().cast("int64"))
+    rows = sorted(
+        backend.fetch(counts).to_pylist(),
+        key=lambda row: (row["tag"], -row["images"], row["number"]),
+    )
+    backend.store(pa.Table.from_pylist(rows, SENSES_USED), senses)
     remove_table(gathered)
+    remove_table(counted)
     return {}
 
 

@@ -1,7 +1,7 @@
 """A dry run of a curation: what the most used hashtags mean, and why."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 from swag_models.atomic import disk_errors
 from swag_models.errors import check_minimum
 from swag_models.recipe.curation import pipeline, queries
-from swag_models.recipe.curation.backends import check_backend, open_backend
+from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.captions import tag_captions
 from swag_models.recipe.curation.curate import read_rules
 from swag_models.recipe.curation.steps import Facts
+from swag_models.recipe.curation.tag_table import read_senses
 from swag_models.recipe.hashtags import Match, Matcher
 from swag_models.recipe.wordnet import WordNet
 
@@ -26,7 +27,8 @@ class MeaningOfTag(NamedTuple):
     Attributes:
         tag: the hashtag as written.
         uses: number of its uses.
-        synset: ids of its synsets; empty if it has none.
+        synset: ids of its synsets; empty if it has none. If they depend on the post, with the
+            images of each.
         name: the first lemmas of these synsets.
         gloss: their definitions, shortened.
         reason: why it has these synsets, or none.
@@ -88,18 +90,40 @@ def preview(
                 tag_captions(backend, net, work / "kept", source, posts)
             most_used = queries.count_hashtags(backend.read(posts)).limit(count)
             rows = backend.fetch(most_used).to_pylist()
-    return [_explain(row["tag"], row["uses"], matcher, net) for row in rows], facts
+            used: dict[str, dict[str, int]] = {}
+            if any(matcher.match(row["tag"]).alternatives for row in rows):
+                used = _count_senses(backend, posts, matcher, net, work)
+    meanings = [
+        _explain(row["tag"], row["uses"], matcher, net, used.get(row["tag"], {})) for row in rows
+    ]
+    return meanings, facts
 
 
-def _explain(tag: str, uses: int, matcher: Matcher, net: WordNet) -> MeaningOfTag:
+def _count_senses(
+    backend: Backend, posts: Path, matcher: Matcher, net: WordNet, work: Path
+) -> dict[str, dict[str, int]]:
+    """The images of each sense of the hashtags that depend on their posts."""
+    names = ("tags", "matches", "codes", "rules", "senses")
+    tables = {name: work / f"{name}.parquet" for name in names}
+    pipeline.match_posts(backend, posts, matcher, net, (0, 1), tables)
+    codes, rules, senses = tables["codes"], tables["rules"], tables["senses"]
+    pipeline.gather_synsets(backend, posts, codes, rules, work / "images", senses)
+    return read_senses(senses, tables["matches"])
+
+
+def _explain(
+    tag: str, uses: int, matcher: Matcher, net: WordNet, used: Mapping[str, int]
+) -> MeaningOfTag:
     match = matcher.match(tag)
-    known = [net.synsets[synset] for synset in match.synsets if synset in net.synsets]
+    synsets = [synset for synset in used if synset] if used else match.synsets
+    known = [net.synsets[synset] for synset in synsets if synset in net.synsets]
+    counted = [f"{synset or 'no noun'} ({count:,})" for synset, count in used.items()]
     names = [", ".join(synset.lemmas[:MAX_LEMMAS]).replace("_", " ") for synset in known]
     glosses = [synset.gloss.split(";")[0][:MAX_GLOSS] for synset in known]
     return MeaningOfTag(
         tag,
         uses,
-        "; ".join(match.synsets),
+        "; ".join(counted or match.synsets),
         "; ".join(names),
         "; ".join(glosses),
         _describe_reason(match),

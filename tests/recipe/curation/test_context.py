@@ -41,7 +41,9 @@ def gather(engine: str, posts: Path, matcher: Matcher, work: Path) -> dict[str, 
     ) as backend:
         backend.write_parts(backend.read(posts).select("id", "hashtags"), parts)
         match_posts(backend, parts, matcher, matcher.ranker.wordnet, (0, 1), tables)
-        gather_synsets(backend, parts, tables["codes"], tables["rules"], images)
+        gather_synsets(
+            backend, parts, tables["codes"], tables["rules"], images, work / "senses.parquet"
+        )
     rows = pq.read_table(tables["matches"]).to_pylist()
     synsets = {row["number"]: row["synset"] for row in rows}
     return {
