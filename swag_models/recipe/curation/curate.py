@@ -30,13 +30,14 @@ from swag_models.recipe.curation.backends import Backend, check_backend, open_ba
 from swag_models.recipe.curation.captions import check_source, tag_captions
 from swag_models.recipe.curation.coverage import cover_imagenet
 from swag_models.recipe.curation.ingest import ReadOptions
+from swag_models.recipe.curation.matching import describe_used_senses
 from swag_models.recipe.curation.pipeline import PostSelection, hash_files
 from swag_models.recipe.curation.post_files import find_files, read_values
 from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
-from swag_models.recipe.curation.tag_table import write_tag_table
+from swag_models.recipe.curation.tag_table import read_senses, write_tag_table
 from swag_models.recipe.curation.vocabulary import write_vocabulary
 from swag_models.recipe.hashtags import SENSES, Matcher, hash_lists, load_stoplist, load_stopwords
 from swag_models.recipe.languages import read_languages
@@ -280,6 +281,8 @@ def _run_steps(
             backend(), tagged, tables["codes"], tables["rules"], images, senses
         ),
     )
+    used = read_senses(senses, matches)
+    hashtag_facts = hashtag_facts | describe_used_senses(hashtag_facts, used, matcher, net)
     classes, unsampled = work / "classes.parquet", work / "labels"
     class_facts = steps.run(
         "classes",

@@ -187,6 +187,45 @@ def _list_meanings(match: Match) -> Match:
     return match._replace(senses=tuple(dict.fromkeys(others)))
 
 
+def describe_used_senses(
+    facts: Mapping[str, Any],
+    used: Mapping[str, Mapping[str, int]],
+    matcher: Matcher,
+    wordnet: WordNet,
+) -> dict[str, Any]:
+    """The ambiguous hashtags of the facts, with the images of each sense that posts chose.
+
+    Args:
+        facts: those of `TagMatcher.make_tables`.
+        used: see `tag_table.read_senses`.
+        matcher: finds the lemma of a hashtag.
+        wordnet: describes the senses.
+    """
+    totals: dict[str, Counter[str]] = {}
+    for tag, senses in used.items():
+        match = matcher.match(repair_hashtag(tag)[0])
+        totals.setdefault(match.lemma, Counter()).update(senses)
+
+    def describe_row(row: list[Any], counts: Mapping[str, int] | None) -> list[Any]:
+        if not counts:
+            return row
+        match = matcher.match(row[0])
+        senses = (*match.senses, *(other.synset for other in match.alternatives if other.synset))
+        match = match._replace(senses=tuple(dict.fromkeys(senses)))
+        chosen = [
+            f"{_describe_senses(wordnet, match._replace(synsets=(synset,) if synset else ()))[0]} "
+            f"({count:,})"
+            for synset, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        others = _describe_senses(wordnet, match._replace(synsets=tuple(filter(None, counts))))
+        return [*row[:2], "; ".join(chosen), others[1]]
+
+    return {
+        "ambiguous": [describe_row(row, totals.get(row[0])) for row in facts["ambiguous"]],
+        "false_friends": [describe_row(row, used.get(row[0])) for row in facts["false_friends"]],
+    }
+
+
 def _describe_senses(wordnet: WordNet, match: Match) -> tuple[str, str]:
     """The senses of an ambiguous hashtag that are used, and its other senses, as text."""
     chosen = [

@@ -15,6 +15,7 @@ from curation_support import TAGS, write_posts
 from swag_models.cli import main
 from swag_models.recipe.curation.curate import Curation, curate
 from swag_models.recipe.hashtags import Matcher, canonicalise, load_stoplist
+from swag_models.recipe.senses import parse_senses
 from swag_models.recipe.wordnet import WordNet
 
 UNKNOWN = ["RoadSign", "roadsigns", "road_sign", "kanji", "Kanji", "2013", "stickmen", "qwertz"]
@@ -160,3 +161,40 @@ def test_a_dry_run_explains_the_most_used_hashtags_and_writes_nothing(
     assert not list((tmp_path / "tmp").iterdir())
     assert main([*arguments, "0"]) == 2
     assert "invalid dry_run 0: allowed: 1 or more" in capsys.readouterr().err
+
+
+def test_each_sense_is_shown_with_its_own_uses(
+    wordnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    bird, machine, shore, firm = "n02012849", "n03126707", "n09213565", "n08420278"
+    lines = [f"crane\t{machine}\t{bird}:truck", f"bank\t-\t{firm}:usb\t{shore}:river"]
+    monkeypatch.setattr("swag_models.recipe.hashtags.load_senses", lambda: parse_senses(lines))
+    posts = [["crane", "truck"]] * 3 + [["Crane", "truck"], ["Crane"], ["bank"], ["bank"], ["bear"]]
+    posts += [["Bank", "river"], ["Bank"]]
+    file, out = write_tags(tmp_path / "p.parquet", posts), tmp_path / "out"
+    options = [str(file), "-o", str(out), "--wordnet", str(wordnet), "--quiet"]
+    assert main(["recipe", "curate", *options, "--dry-run"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert {row[0].strip("| "): row[2] for row in rows[2:] if "truck" not in row[0]} == {
+        "crane": f"{bird} (3)",
+        "Crane": f"{bird} (1); {machine} (1)",
+        "bank": "no noun (2)",
+        "Bank": f"no noun (1); {shore} (1)",
+        "bear": "n02131653",
+        "river": "",
+    }
+    assert main(["recipe", "curate", *options]) == 0
+    table = {row["tag"]: row for row in pq.read_table(out / "hashtags.parquet").to_pylist()}
+    assert table["crane"]["synsets"] == [bird]
+    assert set(table["Crane"]["synsets"]) == {bird, machine}
+    assert (table["bank"]["how"], table["bank"]["synsets"]) == ("dropped", [])
+    assert (table["Bank"]["how"], table["Bank"]["synsets"]) == ("ambiguous", [shore])
+    report = (out / "report.md").read_text()
+    (line,) = [line for line in report.splitlines() if line.startswith("| crane | 5 | ")]
+    assert f"{bird} crane: large long-necked wading bird (4); {machine} crane:" in line
+    (line,) = [line for line in report.splitlines() if line.startswith("| bank | 4 | ")]
+    assert {"nothing (3);", "land (1)"} <= {
+        " ".join(p) for p in zip(line.split(), line.split()[1:])
+    }
+    assert f"| {firm} " in line
+    assert "repaired first" not in report
