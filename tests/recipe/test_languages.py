@@ -269,7 +269,7 @@ def test_curate_says_what_became_of_the_words(
     report = (out / "report.md").read_text()
     assert "| fr.xml | fr | 20 | 0 |" in report
     assert "## Words of several languages, by the other hashtags of the post" in report
-    assert "| gift | 2 | n13265011 gift: a gift | n15032376 poison |" in report
+    assert "| gift | 2 | n13265011 gift: a gift (" in report
     assert main([*command, *paths[:-2]]) == 0, "without Spanish"
     classes = pq.read_table(out / "vocabulary.parquet").to_pylist()
     assert {row["synset"]: row["images"] for row in classes}["n02084071"] == 5
