@@ -60,7 +60,7 @@ def test_python_and_the_command_name_options_in_their_own_way(
     assert capsys.readouterr().err.endswith("check --keep-license and --exclude\n")
     (tmp_path / "p.csv").write_text("file,words\na,b\n")
     assert main(["recipe", "curate", str(tmp_path / "p.csv"), *options]) == 2
-    assert "its columns: file, words; name one with --id\n" in capsys.readouterr().err
+    assert "words; name one with --hashtags or --caption\n" in capsys.readouterr().err
     write_labels(labels, {"a": ((0,), 1.0)})
     with pytest.raises(ConfigError, match="invalid image_short_side 0"):
         pack(labels, tmp_path, tmp_path / "shards", image_short_side=0)

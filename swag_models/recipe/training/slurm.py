@@ -119,7 +119,7 @@ def write_script(plan: Plan, job: SlurmJob) -> str:
         workers = max(workers, min(needed, MAX_CORES - MAIN_CORES))
         settings.append(f"engine.workers={workers}")
     comment = (
-        f"{count_noun(workers, 'process')} per GPU {'reads' if workers == 1 else 'read'} images; "
+        f"{count_noun(workers, 'process')} per GPU to read images; "
         f"{needed} would keep it busy, at the rate measured with {escape_unprintable(name)}"
     )
     if workers < needed:

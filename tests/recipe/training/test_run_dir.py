@@ -160,7 +160,7 @@ def test_invalid_runs_are_rejected_with_one_line(
         (make_arguments(tmp_path / "none", bare), 2, "none does not exist; allowed: packed shards"),
         (make_arguments(images, bare, "batch_size=0"), 2, "batch_size is 0; allowed: 1 or more"),
         (make_arguments(images, bare, preset="vit_nan"), 2, "unknown preset 'vit_nan'"),
-        (make_arguments(images, tmp_path / "file"), 1, "file cannot be written: File exists"),
+        (make_arguments(images, tmp_path / "file"), 2, "--output must be a folder; "),
         (
             make_arguments(images, bare, options=["--init", tiny_model]),
             2,
