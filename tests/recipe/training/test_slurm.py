@@ -76,7 +76,7 @@ def test_cores_follow_from_what_the_data_must_deliver(data: Path, capsys: Captur
     given, text = read("--throughput", 4200, "--gpus", 32)  # 9 cores, and 2 for training
     assert (given["nodes"], given["gpus-per-node"], given["cpus-per-task"]) == ("4", "8", "88")
     assert (
-        "9 processes per GPU to read images; 9 would keep it busy, at the rate measured with images\n"
+        "9 processes per GPU to read images; 9 would keep it busy, at the rate measured with "
         in text
     )
     assert "--set=engine.workers=9" in text
