@@ -44,7 +44,9 @@ def output_folder(folder: Path, name: Path | None = None) -> Iterator[None]:
         OutputError: it cannot be created.
     """
     with disk_errors(name or folder):
-        if (output := name or folder).is_file():
+        output = name or folder
+        # the output of `embed` is a file beside its work folder
+        if output in (folder, *folder.parents) and output.is_file():
             raise ConfigError(f"output= must be a folder; {output} is a file")
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)

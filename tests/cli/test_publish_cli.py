@@ -156,6 +156,7 @@ def test_a_catalog_name_takes_precedence_over_a_folder(
     assert "\nmodel.safetensors\t" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_push_of_a_catalog_model_keeps_its_licence_and_accuracy() -> None:
     with Hub({"hf_writer": ("org",)}) as hub:
         result = run(

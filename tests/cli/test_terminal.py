@@ -151,6 +151,7 @@ def test_a_full_disk_under_stdout_is_one_line(command: str, unbuffered: str) -> 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+@pytest.mark.slow
 def test_messages_that_cannot_be_written_do_not_stop_the_work(tmp_path: Path, image: Path) -> None:
     command = f"swag-models embed {image} --model vit_nano_hashtags -o x.npy 2> /dev/full"
     process = run_shell(f"cd {tmp_path}; {command}")  # it draws a progress bar

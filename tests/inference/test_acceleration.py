@@ -220,6 +220,7 @@ def test_compile_savings_are_known_for_every_family_and_hardware() -> None:
         assert all(0 <= share < 1 for share in savings.values())
 
 
+@pytest.mark.slow
 def test_few_images_do_not_cause_compilation() -> None:
     code = f"""
 import sys
@@ -277,7 +278,7 @@ def test_compile_without_a_compiler_is_an_error_of_one_line(tmp_path: Path) -> N
     process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (process.returncode, process.stdout, process.stderr.count("\n")) == (2, "", 1)
     assert process.stderr.startswith(
-        "swag-models: error: compile=True is not possible on cpu, since torch.compile lacks a "
+        "swag-models: error: --compile is not possible on cpu, since torch.compile lacks a "
         "requirement; install g++ and"
     )
 

@@ -178,6 +178,7 @@ def test_something_that_is_no_module_is_refused() -> None:
             unwrap(value, "train", inside=True)
 
 
+@pytest.mark.slow
 def test_a_model_with_adapters_inside_is_exported_with_them(tmp_path: Path) -> None:
     peft = add_lora(load_tiny("vit"))
     with torch.no_grad():

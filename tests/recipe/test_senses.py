@@ -45,6 +45,7 @@ def benchmark() -> ModuleType:
 
 
 @needs_wordnet
+@pytest.mark.slow
 def test_hand_judged_uses_are_matched(benchmark: ModuleType, wordnet: WordNet) -> None:
     every = Matcher(wordnet, "all")
     uses = [

@@ -136,6 +136,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_of_two_workers_see_the_epoch_of_one_process(
     bare: list[str], tmp_path: Path
 ) -> None:

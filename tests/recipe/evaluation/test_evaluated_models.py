@@ -155,6 +155,7 @@ def test_failed_downloads_are_reported_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_timm_model_is_evaluated_as_without_this_library(hub: Hub, tmp_path: Path) -> None:
     network = randomise(timm.create_model("test_resnet")).eval()
     config = {
