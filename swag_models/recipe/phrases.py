@@ -70,7 +70,7 @@ CONNECTOR_COST = 5.0  # nats
 AFFIXES = frozenset({"anti", "inter", "less", "multi", "over", "trans", "under", "ward", "wards"})
 
 
-class Match(Protocol):
+class _Match(Protocol):
     """Part of `hashtags.Match`."""
 
     @property
@@ -92,7 +92,7 @@ class PhraseSplitter:
 
     def __init__(
         self,
-        match: Callable[[str], Match],
+        match: Callable[[str], _Match],
         lemmas: Iterable[str],
         uses: SenseRanker,
         spellings: Iterable[str],

@@ -288,7 +288,7 @@ def make_post(
     return Post(identifier, url, hashtags, digest, license)
 
 
-def check_status(status: Any) -> None:
+def check_downloaded(status: Any) -> None:
     """Raise RejectedRowError if this is img2dataset's status of an image without a file."""
     if type(status) is str and status.startswith(FAILED_STATUS):
         raise RejectedRowError(NOT_DOWNLOADED)

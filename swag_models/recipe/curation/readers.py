@@ -35,7 +35,7 @@ from swag_models.recipe.curation.posts import (
     Post,
     Reject,
     RejectedRowError,
-    check_status,
+    check_downloaded,
     find_columns,
     make_post,
     resolve_columns,
@@ -243,7 +243,7 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
     if names.hashtags is None and names.caption is None:
         raise RejectedRowError(reasons.NO_HASHTAGS, f"its fields: {list_names(tuple(row))}")
     if "status" in row:
-        check_status(row["status"])
+        check_downloaded(row["status"])
     identifier, *fields = map(row.get, names[:-1])
     values: list[Any] = [*fields, names.source]
     if names.id is None and (columns.id or key is None):
@@ -315,7 +315,7 @@ def _parse_record(
         raise RejectedRowError(reasons.BAD_ROW_LENGTH)
     _check_text(record)
     if status is not None:
-        check_status(record[status])
+        check_downloaded(record[status])
     values: list[Any] = [None if index is None else record[index] or None for index in indices]
     return make_post(*[*values, source])
 

@@ -29,8 +29,8 @@ from swag_models.recipe.data.image_set import (
     ARRAYS,
     CHUNK,
     Fingerprint,
+    ImageMatch,
     ImageSet,
-    Match,
     index_images,
     read_locations,
 )
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 EXCLUDE_FILE, SHEET_FILE, MANIFEST_FILE = "exclude.txt", "copies.png", "manifest.json"
 BLOCK = 64  # images that are compared with a set at once
 
-Found = Iterator[tuple[int, Match]]  # number of an image, and what it is a copy of
+Found = Iterator[tuple[int, ImageMatch]]  # number of an image, and what it is a copy of
 Vectors = NDArray[np.float32]
 Sources = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -237,7 +237,7 @@ class _Search:
                 best[better], nearest[better] = values[better], first + top[better]
             for row in np.flatnonzero(best >= 1 - self.threshold):
                 distance = max(0.0, 1 - float(best[row]))
-                yield numbers[start + row], Match(other_numbers[nearest[row]], distance)
+                yield numbers[start + row], ImageMatch(other_numbers[nearest[row]], distance)
 
     def _read_features(self, which: int) -> tuple[list[int], Vectors]:
         """The numbers of the images that could be read, and their features of length 1."""

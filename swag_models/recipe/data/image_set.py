@@ -40,7 +40,7 @@ from swag_models.recipe.data.thumbnails import (
     Descriptors,
     Thumbnails,
     compare_descriptors,
-    describe,
+    compute_descriptors,
     list_orientations,
     make_thumbnail,
     measure_distance,
@@ -71,7 +71,7 @@ class Fingerprint(NamedTuple):
     thumbnail: Thumbnails
 
 
-class Match(NamedTuple):
+class ImageMatch(NamedTuple):
     """The image of a set that another image is a copy of.
 
     Attributes:
@@ -169,7 +169,7 @@ def _write_index(folder: Path, files: Sequence[Path], progress: bool) -> dict[st
                     else:
                         pixels[number], thumbnails[number] = item
             for variant, zoom in enumerate((0, ZOOM)):
-                descriptors[:, variant] = np.hstack(describe(thumbnails, zoom))
+                descriptors[:, variant] = np.hstack(compute_descriptors(thumbnails, zoom))
             unreadable += int((pixels == b"").sum())
             digest.update(pixels.tobytes())
             for output, array in zip(outputs, arrays):
@@ -229,7 +229,7 @@ class ImageSet:
 
     def find(
         self, images: Sequence[Fingerprint], threshold: float, before: int | None = None
-    ) -> list[Match | None]:
+    ) -> list[ImageMatch | None]:
         """Find the image of the set that each of these is a copy of.
 
         Args:
@@ -242,14 +242,14 @@ class ImageSet:
             The closest match of each image; None if there is none.
         """
         stops = [len(self) if before is None else before + row for row in range(len(images))]
-        matches: list[Match | None] = []
+        matches: list[ImageMatch | None] = []
         for image, stop in zip(images, stops):
             number = self._numbers.get(image.digest.encode(), stop)
-            matches.append(Match(number, 0.0, equal=True) if number < stop else None)
+            matches.append(ImageMatch(number, 0.0, equal=True) if number < stop else None)
         rows = [row for row, match in enumerate(matches) if match is None]
         if rows and threshold > 0:
-            whole = describe(np.stack([images[row].thumbnail for row in rows]))
-            centre = describe(np.stack([images[row].thumbnail for row in rows]), ZOOM)
+            whole = compute_descriptors(np.stack([images[row].thumbnail for row in rows]))
+            centre = compute_descriptors(np.stack([images[row].thumbnail for row in rows]), ZOOM)
             candidates = self._find_candidates(whole, centre, [stops[row] for row in rows])
             for number, (row, numbers) in enumerate(zip(rows, candidates)):
                 descriptor = Descriptors(whole.even[number], whole.odd[number])
@@ -278,7 +278,7 @@ class ImageSet:
 
     def _compare(
         self, image: Fingerprint, descriptor: Descriptors, numbers: Sequence[int], threshold: float
-    ) -> Match | None:
+    ) -> ImageMatch | None:
         """The closest of some images, or the first that is very close; None if all are distant."""
         best = None
         for number in numbers:
@@ -287,7 +287,7 @@ class ImageSet:
                 thumbnail = image.thumbnail[:, ::-1] if mirrored else image.thumbnail
                 distance = measure_distance(thumbnail, self.thumbnails[number], threshold)
                 if distance <= (best.distance if best else threshold):
-                    best = Match(number, distance, mirrored)
+                    best = ImageMatch(number, distance, mirrored)
                 if distance <= threshold / 2:
                     return best
         return best

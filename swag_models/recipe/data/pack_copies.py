@@ -18,7 +18,7 @@ from swag_models.atomic import atomic_write, write_text
 from swag_models.errors import ConfigError, check_maximum, check_minimum, check_types
 from swag_models.recipe.data.contact_sheet import MAX_PAIRS, Pair, write_contact_sheet
 from swag_models.recipe.data.image_index import ImageLocation, find_locations
-from swag_models.recipe.data.image_set import Fingerprint, ImageSet, Match, index_images
+from swag_models.recipe.data.image_set import Fingerprint, ImageMatch, ImageSet, index_images
 from swag_models.recipe.data.pack_plan import PLAN_FILE
 from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
@@ -45,11 +45,11 @@ class Exclusion(NamedTuple):
     threshold: float
     facts: dict[str, Any]
 
-    def find(self, images: Sequence[Fingerprint]) -> list[Match | None]:
+    def find(self, images: Sequence[Fingerprint]) -> list[ImageMatch | None]:
         """Find the image to exclude that each image is a copy of."""
         return _open_set(self.folder, self.facts["sha256"]).find(images, self.threshold)
 
-    def describe(self, matches: Sequence[Match]) -> list[Reject]:
+    def describe(self, matches: Sequence[ImageMatch]) -> list[Reject]:
         """Describe matches for rejects.jsonl."""
         found = _open_set(self.folder, self.facts["sha256"])
         return [

@@ -68,7 +68,7 @@ def make_thumbnail(image: Image.Image) -> Thumbnails:
     return np.asarray(small, np.uint8)
 
 
-def describe(thumbnails: Thumbnails, zoom: float = 0.0) -> Descriptors:
+def compute_descriptors(thumbnails: Thumbnails, zoom: float = 0.0) -> Descriptors:
     """Return the descriptors of thumbnails (N, 64, 64, 3).
 
     Args:

@@ -485,7 +485,11 @@ def test_ids_that_are_numbers_match_the_same_text_only(tmp_path: Path) -> None:
             "utf16.csv cannot be read: .* can't decode",
         ),
         ("bad.jsonl", b'{"id": "1", "path": "x"}\n{\n', "bad.jsonl cannot be read: Expecting"),
-        ("cut.csv.gz", gzip.compress(b"id,path\n" * 9, mtime=0)[:-9], "cut.csv.gz cannot be read: "),
+        (
+            "cut.csv.gz",
+            gzip.compress(b"id,path\n" * 9, mtime=0)[:-9],
+            "cut.csv.gz cannot be read: ",
+        ),
         ("rows.ndjson", b"[[1]]", "element 1 of .* is not a JSON object"),
     ],
 )

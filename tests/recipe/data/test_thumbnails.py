@@ -15,7 +15,7 @@ from swag_models.recipe.data.thumbnails import (
     ZOOM,
     Descriptors,
     compare_descriptors,
-    describe,
+    compute_descriptors,
     list_orientations,
     make_thumbnail,
     measure_distance,
@@ -107,7 +107,7 @@ def test_descriptors_find_crops_and_mirror_images(kinds: dict[str, list[Image.Im
             for scene in scenes
         ]
     )
-    one, other = describe(copies), describe(whole, ZOOM)
+    one, other = compute_descriptors(copies), compute_descriptors(whole, ZOOM)
     similarities = compare_descriptors(one, other)
     assert similarities.argmax(axis=1).tolist() == list(range(len(scenes)))
     assert similarities.diagonal().min() > 0.9
@@ -119,7 +119,7 @@ def test_descriptors_find_crops_and_mirror_images(kinds: dict[str, list[Image.Im
 def test_equal_descriptors_have_similarity_1_and_one_colour_resembles_nothing() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     pixels[2] = (200, 200, 200)
-    rows = describe(pixels)
+    rows = compute_descriptors(pixels)
     expected = np.eye(3)
     expected[2, 2] = 0
     similarities = compare_descriptors(rows, rows)
