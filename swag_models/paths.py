@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from swag_models.errors import ConfigError, argument_errors
-from swag_models.formatting import count_noun, describe
+from swag_models.formatting import count_noun, describe, describe_error
 
 MAX_NAME = 255  # bytes of a file name on common file systems
 
@@ -204,6 +204,25 @@ def split_lines(content: bytes) -> list[str]:
     """
     text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     return text.removesuffix("\n").split("\n") if text else []
+
+
+def read_lines(path: str | os.PathLike[str], fix: str, title: object = None) -> list[str]:
+    """Return the lines of a text file that a user gives, see `split_lines`.
+
+    Args:
+        path: the file.
+        fix: what to pass instead, for the message.
+        title: what the message calls the file; by default its path.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return split_lines(read_regular(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = describe_error(error) if isinstance(error, OSError) else "it is not UTF-8"
+        name = path if title is None else title
+        raise ConfigError(f"{name} cannot be read: {reason}; pass {fix}") from None
 
 
 def require_regular(path: Path) -> None:

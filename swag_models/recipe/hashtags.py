@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swag_models.errors import ConfigError
-from swag_models.paths import expand_path, read_regular, split_lines
+from swag_models.paths import expand_path, read_lines
 from swag_models.recipe.false_friends import add_languages, find_language_cues
 from swag_models.recipe.inflections import Inflections
 from swag_models.recipe.languages import NO_LANGUAGES, Languages
@@ -46,12 +46,12 @@ JOINERS = "_\u00b7\u05be\u05f3\u05f4\u0f0b\u30a0\u30fb\u200c\u200d\U000e0020-\U0
 # within hashtags are decoded when hashtags are matched.
 URL = "(?:[Hh]ttps?://|[Ww]ww[.][0-9A-Za-z])[!-~]*"
 ENTITY = "&(?:#[0-9]+|#[Xx][0-9A-Fa-f]+|[A-Za-z]+);"
-# A hashtag contains a letter or emoji, not digits alone.
 # Entities of letters, of which a hashtag may consist: caf&eacute; caf&#233; caf&#xE9;
 LETTER_ENTITY = (
     "&(?:[A-Za-z](?:acute|grave|circ|uml|tilde|ring|cedil|slash|caron)|(?:AE|ae|OE|oe|sz)lig|"
     "#(?:19[2-9]|[2-5][0-9][0-9])|#[Xx](?:[C-Fc-f]|[12][0-9A-Fa-f])[0-9A-Fa-f]);"
 )
+# A hashtag contains a letter or emoji, not digits alone.
 START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?(?:[\\p{{L}}{EMOJI}]|{LETTER_ENTITY})"
 REST = f"[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*"
 # Uses only syntax that RE2 (DuckDB) and Java (Spark) both support.
@@ -310,14 +310,7 @@ def load_imagenet() -> list[str]:
 
 
 def _read_lines(path: str | os.PathLike[str]) -> list[str]:
-    try:
-        lines = split_lines(read_regular(expand_path(path)))
-    except (OSError, UnicodeDecodeError) as error:
-        is_text = not isinstance(error, UnicodeDecodeError)
-        reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
-        raise ConfigError(
-            f"{path} cannot be read: {reason}; pass a text file with one hashtag per line"
-        ) from None
+    lines = read_lines(expand_path(path), "a text file with one hashtag per line", path)
     # "# " starts a comment; "#" alone may start a hashtag
     return [word for line in lines if (word := line.partition("# ")[0].strip())]
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe, list_names
-from swag_models.paths import expand_path, read_regular, split_lines
+from swag_models.paths import expand_path, read_lines
 from swag_models.recipe.spelling import canonicalise
 from swag_models.recipe.wordnet import WordNet
 
@@ -83,15 +83,8 @@ def _list_entries(source: Source) -> Iterator[tuple[str, str, list[str]]]:
                 )
             yield f"entry {tag!r}", tag, [senses] if isinstance(senses, str) else list(senses)
         return
-    try:
-        lines = split_lines(read_regular(expand_path(source, "overrides")))
-    except (OSError, UnicodeDecodeError) as error:
-        is_text = not isinstance(error, UnicodeDecodeError)
-        reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
-        raise ConfigError(
-            f"{source} cannot be read: {reason}; pass a text file with one hashtag per line: {FORM}"
-        ) from None
-    for number, line in enumerate(lines, 1):
+    fix = f"a text file with one hashtag per line: {FORM}"
+    for number, line in enumerate(read_lines(expand_path(source, "overrides"), fix, source), 1):
         # "# " starts a comment; "#" alone may start a hashtag
         if text := re.split(r"(?:^|\s)#(?:\s|$)", line, maxsplit=1)[0].strip():
             yield f"line {number}", *_split_line(text)

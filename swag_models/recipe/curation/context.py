@@ -143,6 +143,6 @@ def _choose_senses(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
         rule=images.numbers.filter(lambda number: number >= FIRST_RULE).unnest(),
     ).join(rules, "rule")
     overlaps = rows.cues.map(lambda cues: rows.numbers.intersect(cues).length())
-    # the first of the senses with most cues, which is the default if there are none
+    # the first of the senses with the most cues; the default sense if no sense has a cue
     synset = rows.synsets[overlaps.index(overlaps.maxs()).cast("int32")]
     return rows.select("id", "numbers", "tag", synset=synset)

@@ -37,7 +37,7 @@ from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
-from swag_models.recipe.curation.tag_table import read_senses, write_tag_table
+from swag_models.recipe.curation.tag_table import write_tag_table
 from swag_models.recipe.curation.vocabulary import write_vocabulary
 from swag_models.recipe.hashtags import SENSES, Matcher, hash_lists, load_stoplist, load_stopwords
 from swag_models.recipe.languages import read_languages
@@ -46,7 +46,7 @@ from swag_models.recipe.phrases import hash_not_nouns
 from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
-NUM_STEPS = 10
+NUM_STEPS = 11
 STEPS_VERSION = 11  # increase when the output of the steps changes; all of them then run again
 
 
@@ -281,8 +281,12 @@ def _run_steps(
             backend(), tagged, tables["codes"], tables["rules"], images, senses
         ),
     )
-    used = read_senses(senses, matches)
-    hashtag_facts = hashtag_facts | describe_used_senses(hashtag_facts, used, matcher, net)
+    hashtag_facts |= steps.run(
+        "senses",
+        [],
+        [],
+        lambda: describe_used_senses(hashtag_facts, senses, matches, matcher, net),
+    )
     classes, unsampled = work / "classes.parquet", work / "labels"
     class_facts = steps.run(
         "classes",
@@ -298,10 +302,7 @@ def _run_steps(
     )
     table = output / "hashtags.parquet"
     steps.run(
-        "tag table",
-        [],
-        [table],
-        lambda: write_tag_table(tags, matches, senses, classes, table),
+        "tag table", [], [table], lambda: write_tag_table(tags, matches, senses, classes, table)
     )
     factors, labels = work / "factors.parquet", output / "labels.parquet"
     label_facts = steps.run(

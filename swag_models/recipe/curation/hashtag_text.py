@@ -59,9 +59,9 @@ LIST = (
 )
 QUOTED_LIST = f"^({QUOTED}(?:[{SPACE}{SEPARATORS}]+{QUOTED})*)$"  # without brackets
 LIST_START = r"""^[\[({"'anfbu]"""  # where a list may start; saves time
-OPAQUE = f"{URL}|{ENTITY}"  # in which "#" starts no hashtag, and ";" is no separator
+OPAQUE = f"{URL}|{ENTITY}"  # here "#" starts no hashtag, and ";" separates nothing
 OPAQUE_START = "&|://|[Ww]ww[.]"  # saves time
-_START = r"^[\[{]"  # what starts like this and is no list is malformed
+_START = r"^[\[{]"  # text that starts like this must be a list
 # "$" also matches before the last line break: in Java, before any of Unicode's.
 _OUTER_SPACE = rf"^[{SPACE}]+|[{SPACE}]+\z"
 _MISSING = rf"^[{SPACE}]*(?:{'|'.join(map(re.escape, MISSING))})[{SPACE}]*\z"

@@ -15,7 +15,7 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import describe
 from swag_models.recipe.curation.context import ContextRules
 from swag_models.recipe.curation.own_classes import OWN, OWN_PREFIX
-from swag_models.recipe.curation.tag_table import TAGS
+from swag_models.recipe.curation.tag_table import TAGS, read_senses
 from swag_models.recipe.curation.text_repair import REPAIRS, is_machine_tag, repair_hashtag
 from swag_models.recipe.false_friends import is_false_friend
 from swag_models.recipe.hashtags import Match, Matcher, canonicalise, name_class
@@ -188,23 +188,22 @@ def _list_meanings(match: Match) -> Match:
 
 
 def describe_used_senses(
-    facts: Mapping[str, Any],
-    used: Mapping[str, Mapping[str, int]],
-    matcher: Matcher,
-    wordnet: WordNet,
+    facts: Mapping[str, Any], senses: Path, matches: Path, matcher: Matcher, wordnet: WordNet
 ) -> dict[str, Any]:
     """The ambiguous hashtags of the facts, with the images of each sense that posts chose.
 
     Args:
         facts: those of `TagMatcher.make_tables`.
-        used: see `tag_table.read_senses`.
+        senses: Parquet file with the columns of `context.SENSES_USED`.
+        matches: Parquet file with the columns of `MATCHES`.
         matcher: finds the lemma of a hashtag.
         wordnet: describes the senses.
     """
+    used = read_senses(senses, matches)
     totals: dict[str, Counter[str]] = {}
-    for tag, senses in used.items():
+    for tag, images in used.items():
         match = matcher.match(repair_hashtag(tag)[0])
-        totals.setdefault(match.lemma, Counter()).update(senses)
+        totals.setdefault(match.lemma, Counter()).update(images)
 
     def describe_row(row: list[Any], counts: Mapping[str, int] | None) -> list[Any]:
         if not counts:

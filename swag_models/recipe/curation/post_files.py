@@ -8,7 +8,7 @@ from pathlib import Path
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import escape_unprintable
-from swag_models.paths import describe_left_out, expand_path, read_regular, split_lines, walk_files
+from swag_models.paths import describe_left_out, expand_path, read_lines, walk_files
 
 SUFFIXES = dict.fromkeys((".jsonl", ".ndjson", ".json"), "json")
 SUFFIXES |= {".csv": "csv", ".tab": "csv", ".tsv": "tsv"}
@@ -96,10 +96,5 @@ def read_values(path: str | os.PathLike[str] | None) -> list[str]:
     """
     if path is None:
         return []
-    try:
-        lines = split_lines(read_regular(expand_path(path)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}); pass a text file with one id or hash per line"
-        ) from None
+    lines = read_lines(expand_path(path), "a text file with one id or hash per line", path)
     return sorted({line.strip() for line in lines} - {""})

@@ -103,7 +103,7 @@ class RejectedRowError(Exception):
 class Columns(NamedTuple):
     """Names of the columns or fields of a post; None tries the names in `COLUMN_NAMES`.
 
-    The last field is no column: it says what becomes the hashtags of a post, one of `SOURCES`.
+    The last field is not a column: it names the source of the hashtags, one of `SOURCES`.
     """
 
     id: str | None = None
@@ -324,5 +324,5 @@ def _split_hashtags(cell: Any) -> list[str] | None:
         elif cell is not None:
             raise ValueError
         return None if hashtags is None else strip_hashtags(hashtags)
-    except (ValueError, AttributeError):  # an item is no text
+    except (ValueError, AttributeError):  # an item is not text
         raise RejectedRowError(BAD_HASHTAGS, describe(cell)) from None

@@ -9,16 +9,13 @@ from swag_models.paths import open_regular
 MAX_BYTES = 1 << 26  # of a manifest.json that is looked at
 PACK = "swag-models recipe pack --labels {folder}/labels.parquet --images ... -o shards"
 # what a step writes -> what to do with it
-STEPS = (
-    (
-        "curate",
-        "pack it first: " + PACK,
-    ),
-    ("duplicates", "give its exclude.txt to curate --exclude, and the images here"),
-    ("pack", "it is data for recipe train --data"),
-    ("train", "its model is {folder}/model; give the data it was trained on, or other data"),
-    ("finetune or save", "it is a model, for --model or --init; give data"),
-)
+STEPS = {
+    "curate": f"pack it first: {PACK}",
+    "duplicates": "give its exclude.txt to curate --exclude, and the images here",
+    "pack": "it is data for recipe train --data",
+    "train": "its model is {folder}/model; give the data it was trained on, or other data",
+    "finetune or save": "it is a model, for --model or --init; give data",
+}
 
 
 def explain_folder(folder: Path, allowed: Sequence[str] = ()) -> str | None:
@@ -32,10 +29,10 @@ def explain_folder(folder: Path, allowed: Sequence[str] = ()) -> str | None:
         A text such as "curated was written by curate; pack it first: ..."; None if the folder is
         none of a step's, or of an allowed one.
     """
-    step, texts = find_step(folder), dict(STEPS)
+    step = find_step(folder)
     if step is None or step in allowed:
         return None
-    return f"{folder} was written by {step}; {texts[step].format(folder=folder)}"
+    return f"{folder} was written by {step}; {STEPS[step].format(folder=folder)}"
 
 
 def find_step(folder: Path) -> str | None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import list_names
-from swag_models.paths import read_regular, split_lines
+from swag_models.paths import read_lines
 from swag_models.recipe.curation.own_classes import OWN_PREFIX, is_own
 from swag_models.recipe.evaluation.class_matching import NamedClasses
 from swag_models.recipe.evaluation.zero_shot.mapping_kinds import (
@@ -77,7 +77,7 @@ def parse_targets(
         senses: whether a noun means what people mean by it on images ("context"), its "first" sense
             in WordNet's order, or "all" of them, see `hashtags.Matcher`.
         skip_unmatched: leave out words that are no noun; they are logged.
-        model_classes: classes of the model; a word that is no noun may be a spelling of one.
+        model_classes: classes of the model; a word that is not a noun may be a spelling of one.
 
     Raises:
         ConfigError: a target is unknown or listed twice, or the list is empty.
@@ -121,14 +121,7 @@ def _list_texts(targets: str | os.PathLike[str] | Sequence[str]) -> Sequence[str
     if targets == IMAGENET:
         return load_imagenet()
     if isinstance(targets, os.PathLike) or (isinstance(targets, str) and Path(targets).is_file()):
-        try:
-            lines = split_lines(read_regular(targets))
-        except (OSError, UnicodeDecodeError) as error:
-            is_text = not isinstance(error, UnicodeDecodeError)
-            reason = getattr(error, "strerror", None) or (error if is_text else "it is not UTF-8")
-            raise ConfigError(
-                f"targets {targets} cannot be read: {reason}; pass a text file with one per line"
-            ) from None
+        lines = read_lines(targets, "a text file with one per line", f"targets {targets}")
         # with a space, because a word may contain #
         targets = [line.partition("# ")[0] for line in lines if not line.startswith("#")]
     elif isinstance(targets, str):
