@@ -11,7 +11,8 @@ from swag_models.cli.common import OK, AddCommand, add_json_option
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
-from swag_models.recipe.config import Run, override
+from swag_models.recipe.config import Run
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.presets import get_preset
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from swag_models.cli.common import (
 from swag_models.cli.output import print_data, print_line, print_message
 from swag_models.cli.plan import PRESET_HELP, add_set_option, print_columns
 from swag_models.errors import PreemptedError
-from swag_models.recipe.config import Run, iterate_fields, override
+from swag_models.recipe.config import Run
+from swag_models.recipe.config_overrides import iterate_fields, override
 from swag_models.recipe.presets import DATA_FIELDS, PRESETS, Preset, find_value_source, get_preset
 from swag_models.runtime import read_environment
 

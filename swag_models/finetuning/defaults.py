@@ -13,15 +13,8 @@ import torch
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.inference.acceleration import pick_dtype
-from swag_models.recipe.config import (
-    Augment,
-    Checkpointing,
-    Engine,
-    Objective,
-    Optimizer,
-    Run,
-    override,
-)
+from swag_models.recipe.config import Augment, Checkpointing, Engine, Objective, Optimizer, Run
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.memory import estimate_memory
 from swag_models.runtime import count_cpus
@@ -66,7 +59,7 @@ def choose_run(
         multi_label: learn a sigmoid for each class, instead of a softmax over all.
         epochs, lr, batch_size, image_size: replace the choice.
         seed: of new weights, data order and augmentation.
-        settings: as for `config.override`; they replace everything else.
+        settings: as for `config_overrides.override`; they replace everything else.
 
     Raises:
         ConfigError: the model takes images that the trainer cannot make, or a setting is wrong.

@@ -32,7 +32,8 @@ from swag_models.formatting import count_noun, printable
 from swag_models.hub.hf_format import CONFUSION_FILE, CURVES_FILE, RECIPE_FILE
 from swag_models.paths import expand_path
 from swag_models.publish.save import choose_name, save
-from swag_models.recipe.config import Run, iterate_fields
+from swag_models.recipe.config import Run
+from swag_models.recipe.config_overrides import iterate_fields
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.evaluation.accuracy.benchmarks import FOLDER, MULTILABEL
 from swag_models.recipe.evaluation.evaluation_files import evaluate_any
@@ -116,7 +117,8 @@ def finetune(
         image_size: in pixels; by default the model's.
         seed: of the held-out images, new weights, data order and augmentation.
         device: "cpu", "cuda" or "auto", which is a CUDA GPU if there is one.
-        settings: further settings of the run, as in ["augment.flip=0"]; see `config.override`.
+        settings: further settings of the run, as in ["augment.flip=0"];
+            see `config_overrides.override`.
         name: of the model, for its card; by default the name of `output`.
         description: of the model, for its card.
         license: of the weights; by default that of the model it is made from.

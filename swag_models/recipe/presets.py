@@ -8,15 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from swag_models.errors import ConfigError, suggest_names
-from swag_models.recipe.config import (
-    EMA,
-    Augment,
-    Engine,
-    Objective,
-    Optimizer,
-    Run,
-    iterate_fields,
-)
+from swag_models.recipe.config import EMA, Augment, Engine, Objective, Optimizer, Run
+from swag_models.recipe.config_overrides import iterate_fields
 from swag_models.recipe.value_sources import ValueSource, choose, confirm, interpret, quote
 
 DATA_FIELDS = ("samples_per_epoch", "num_classes")  # of a preset, beside those of its run

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from swag_models.cli import main
-from swag_models.recipe.config import Run, iterate_fields, override
+from swag_models.recipe.config import Run
+from swag_models.recipe.config_overrides import iterate_fields, override
 from swag_models.recipe.presets import PRESETS, find_value_source, get_preset
 from swag_models.recipe.training.estimate import plan
 

@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import (
-    EMA,
-    Augment,
-    Checkpointing,
-    Engine,
-    Objective,
-    Optimizer,
-    Run,
-    iterate_fields,
-    override,
-)
+from swag_models.recipe.config import EMA, Augment, Checkpointing, Engine, Objective, Optimizer, Run
+from swag_models.recipe.config_overrides import iterate_fields, override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.estimate import count_steps
 

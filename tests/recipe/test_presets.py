@@ -9,7 +9,8 @@ import pytest
 
 from swag_models.api import SPECS
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import EMA, Run, iterate_fields
+from swag_models.recipe.config import EMA, Run
+from swag_models.recipe.config_overrides import iterate_fields
 from swag_models.recipe.presets import (
     DATA_FIELDS,
     DEFAULT,

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, suggest_names
-from swag_models.recipe.config import Run, override
+from swag_models.recipe.config import Run
+from swag_models.recipe.config_overrides import override
 from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 
 FLOAT_BYTES, HALF_BYTES = 4, 2

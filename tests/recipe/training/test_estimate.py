@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from swag_models.api import SPECS, load_model
 from swag_models.errors import ConfigError
 from swag_models.models import Backbone
-from swag_models.recipe.config import EMA, Engine, Run, override
+from swag_models.recipe.config import EMA, Engine, Run
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.estimate import (
     check_batch_memory,

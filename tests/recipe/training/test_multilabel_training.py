@@ -17,7 +17,7 @@ from sklearn.metrics import average_precision_score
 
 from swag_models import get_spec, load_model, load_preprocess
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import override
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.trainer import train
 

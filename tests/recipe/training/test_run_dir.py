@@ -24,7 +24,7 @@ from swag_models.catalog import NC, NC_URL
 from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.publish import save
-from swag_models.recipe.config import override
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.distributed import DistContext
 from swag_models.recipe.training.model import Classes, find_start_spec, make_model

@@ -10,7 +10,7 @@ import pytest
 from runs import SETTINGS, list_steps, make_digits, read_lines, read_weights
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import override
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.optimizer import schedule_lr
 from swag_models.recipe.training.trainer import train

@@ -29,7 +29,8 @@ from safetensors.torch import load_file
 from swag_models import load_model
 from swag_models.errors import ConfigError, TrainingError
 from swag_models.publish import save
-from swag_models.recipe.config import Run, override
+from swag_models.recipe.config import Run
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.trainer import train
 

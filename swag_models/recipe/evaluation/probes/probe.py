@@ -27,7 +27,7 @@ from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import markdown_table
 from swag_models.hub.progress import make_bar
 from swag_models.paths import expand_path
-from swag_models.recipe.config import override
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import log_skipped, open_eval_loader
 from swag_models.recipe.data.shards import Shards
