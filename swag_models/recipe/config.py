@@ -79,26 +79,33 @@ class Objective:
 
 @dataclass(frozen=True)
 class Augment:
-    """RandomResizedCrop and horizontal flip.
+    """RandomResizedCrop, horizontal flip and changes of colour.
 
     Args:
         scale: smallest and largest fraction of the image's area in a crop.
         ratio: smallest and largest ratio of a crop's width to its height.
         interpolation: of resizing.
         flip: probability.
+        color_jitter: brightness, contrast and saturation are multiplied by random factors between
+            1 minus and 1 plus this; 0 for none. An image is changed with a probability of 0.8.
+        grayscale: probability of removing the colours.
     """
 
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     flip: float = 0.5
+    color_jitter: float = 0.0
+    grayscale: float = 0.0
 
     def __post_init__(self) -> None:
         _check_fields(
             self,
             scale=(lambda s: 0 < s[0] <= s[1] <= 1, "two fractions, the smaller first"),
             ratio=(lambda r: 1e-3 <= r[0] <= r[1] <= 1e3, "0.001 to 1000, the smaller first"),
-            flip=(lambda flip: 0 <= flip <= 1, "a probability"),
+            flip=(_is_probability, "a probability"),
+            color_jitter=(lambda strength: 0 <= strength <= 1, "from 0 to 1"),
+            grayscale=(_is_probability, "a probability"),
         )
 
 
@@ -276,6 +283,10 @@ def _check_fields(part: Any, **rules: tuple[Any, str]) -> None:
         value = getattr(part, name)
         if not is_allowed(value):
             raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _is_probability(value: float) -> bool:
+    return 0 <= value <= 1
 
 
 def _is_positive(value: float | None) -> bool:

@@ -79,6 +79,7 @@ ML_DECODER = "train.py of Alibaba-MIIL/ML_Decoder, arXiv 2111.12933"
 OBJECTIVE_FIELDS = ("objective.kind", "objective.label_smoothing", "objective.mixup")
 EMA_FIELDS = ("ema.decay", "ema.warmup_ratio")
 CROP_FIELDS = ("augment.scale", "augment.ratio")
+COLOUR_FIELDS = ("augment.color_jitter", "augment.grayscale")
 
 # Sources that several presets share
 DEFAULT = choose("the default; not part of the published recipe")
@@ -138,6 +139,7 @@ HASHTAG_SOURCES = {
     **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
     "augment.interpolation": interpret("as in the published preprocessing"),
     "augment.flip": FLIP,
+    **dict.fromkeys(COLOUR_FIELDS, NOT_STATED),
     "ema": NO_EMA,
     "engine.precision": BF16,
     "samples_per_epoch": confirm("about 5 billion samples of 3.6 billion images", PAPER),
@@ -202,6 +204,7 @@ IN1K_SOURCES = {
     "objective.mixup": NOT_STATED,
     **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
     "augment.flip": FLIP,
+    **dict.fromkeys(COLOUR_FIELDS, NOT_STATED),
     "engine.precision": AMP,
     "samples_per_epoch": IN1K,
     "num_classes": IN1K_CLASSES,

@@ -170,6 +170,8 @@ RANGES: dict[str, tuple[str, str]] = {
     "augment.scale": ("0.5,0.1", "two fractions, the smaller first"),
     "augment.ratio": ("2,1", "0.001 to 1000, the smaller first"),
     "augment.flip": ("2", "a probability"),
+    "augment.color_jitter": ("1.5", "from 0 to 1"),
+    "augment.grayscale": ("-0.1", "a probability"),
     "ema.decay": ("1", "from 0 to below 1"),
     "ema.warmup_ratio": ("2", "a fraction from 0 to 1"),
     "engine.micro_batch": ("0", "a number of samples, or none"),

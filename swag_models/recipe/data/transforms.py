@@ -1,4 +1,4 @@
-"""Augmentation of training images: random crop, resize, and random horizontal flip.
+"""Augmentation of training images: random crop, resize, horizontal flip, and changes of colour.
 
 Axes: S side in pixels.
 """
@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Augmentation:
-    """PIL image -> uint8 (3, S, S), as torchvision's RandomResizedCrop and RandomHorizontalFlip.
+# of SimCLR (arXiv 2002.05709, appendix A) and of SuperClass (arXiv 2411.03313), which has a
+# strength of 0.32 and a grayscale probability of 0.2
+JITTER_PROBABILITY = 0.8
 
-    It can be pickled, for worker processes, and uses torch's global random generator. Pixels are
-    normalised later, for whole batches, by `Transform.normalise`.
+
+class Augmentation:
+    """PIL image -> uint8 (3, S, S).
+
+    As torchvision's RandomResizedCrop and RandomHorizontalFlip, then ColorJitter and
+    RandomGrayscale if the parameters ask for them. It can be pickled, for worker processes, and
+    uses torch's global random generator. Pixels are normalised later, for whole batches, by
+    `Transform.normalise`.
 
     Args:
         augment: the parameters.
@@ -46,7 +53,20 @@ class Augmentation:
         )
         if torch.rand(1).item() < self.augment.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return F.pil_to_tensor(image)
+        return F.pil_to_tensor(self.change_colours(image))
+
+    def change_colours(self, image: Image.Image) -> Image.Image:
+        """Apply colour jitter and grayscale to an RGB image, at random."""
+        # no random number is drawn for what is off: other settings give the same images as before
+        import torch
+        from torchvision.transforms import ColorJitter
+
+        jitter, grayscale = self.augment.color_jitter, self.augment.grayscale
+        if jitter and torch.rand(1).item() < JITTER_PROBABILITY:
+            image = ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter)(image)
+        if grayscale and torch.rand(1).item() < grayscale:
+            image = image.convert("L").convert("RGB")
+        return image
 
     def __repr__(self) -> str:
         return f"Augmentation({self.augment}, {self.image_size})"

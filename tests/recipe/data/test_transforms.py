@@ -1,4 +1,4 @@
-"""Random crops and flips: compared with torchvision, and their statistics."""
+"""Random crops, flips and colours: compared with torchvision, and their statistics."""
 
 from __future__ import annotations
 
@@ -98,3 +98,31 @@ def test_areas_and_ratios_have_the_configured_distribution() -> None:
 def test_flips_have_the_configured_probability(flip: float, minimum: int, maximum: int) -> None:
     _, _, mirrored = draw_crops(replace(Augment(scale=(0.5, 1.0)), flip=flip), 100, 600)
     assert minimum <= int(mirrored.sum()) <= maximum
+
+
+@pytest.mark.parametrize(
+    ("grayscale", "minimum", "maximum"), [(0.0, 0, 0), (0.25, 45, 105), (1.0, 300, 300)]
+)
+def test_colours_are_removed_with_the_configured_probability(
+    grayscale: float, minimum: int, maximum: int
+) -> None:
+    augmentation, image = Augmentation(Augment(grayscale=grayscale), 8), make_image(12, 12)
+    grey = [bool((crop == crop[:1]).all()) for crop in (augmentation(image) for _ in range(300))]
+    assert minimum <= sum(grey) <= maximum
+
+
+def test_color_jitter_multiplies_by_factors_of_the_configured_range() -> None:
+    augmentation = Augmentation(Augment(color_jitter=0.4), 4)
+    image = Image.new("RGB", (8, 8), (100, 100, 100))  # contrast and saturation do not change it
+    values = torch.stack([augmentation(image) for _ in range(400)])
+    assert (values == values[:, :1, :1, :1]).all()
+    factors = values[:, 0, 0, 0] / 100
+    assert 0.59 <= factors.min() < 0.65
+    assert 1.35 < factors.max() <= 1.41
+    assert 50 <= int((factors == 1).sum()) <= 115  # a fifth, and a few that round to 1
+    coloured = Image.new("RGB", (8, 8), (200, 100, 50))
+    ratios = {
+        tuple((crop[:, 0, 0] / crop[0, 0, 0]).tolist())
+        for crop in map(augmentation, [coloured] * 20)
+    }
+    assert len(ratios) > 10  # the saturation changes too
