@@ -33,6 +33,10 @@ class Batch(NamedTuple):
     classes: list[Labels]
     ids: list[str]
 
+    def select(self, part: slice) -> "Batch":
+        """Return a part of the batch."""
+        return Batch(self.images[part], self.classes[part], self.ids[part])
+
 
 class WorkerResult(NamedTuple):
     """What a worker process sends.

@@ -18,7 +18,6 @@ from torch import nn
 
 from swag_models.errors import ConfigError, OutputError, SwagModelsError, TrainingError
 from swag_models.formatting import count_noun, describe_error
-from swag_models.models import Backbone
 from swag_models.models.layers import Blocks
 from swag_models.recipe.config import Engine
 from swag_models.runtime import read_environment
@@ -210,7 +209,7 @@ def distribute_model(
     )
 
 
-def sync_batch_norm(model: Backbone, dist: DistContext) -> Backbone:
+def sync_batch_norm(model: nn.Module, dist: DistContext) -> nn.Module:
     """Make batch norms use the statistics of all ranks' batches; on GPUs only, as torch requires.
 
     On CPUs a warning says that each rank uses its own batch.
@@ -225,7 +224,7 @@ def sync_batch_norm(model: Backbone, dist: DistContext) -> Backbone:
             )
         return model
     convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-    return cast(Backbone, convert(model))
+    return cast(nn.Module, convert(model))
 
 
 @torch.no_grad()

@@ -8,13 +8,13 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from swag_models.errors import ConfigError
-from swag_models.models import Backbone, group_parameters
+from swag_models.models import group_parameters
 from swag_models.recipe.config import EMA, Optimizer
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def make_optimizer(model: Backbone, optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
     """Make an SGD or AdamW for the trainable parameters of a model.
 
     Args:
@@ -71,7 +71,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
-def make_average(model: Backbone, ema: EMA) -> AveragedModel:
+def make_average(model: nn.Module, ema: EMA) -> AveragedModel:
     """Copy a model for the exponential moving average of its weights and batch statistics.
 
     FSDP2 cannot copy a model that it has sharded: make the average first, then shard both.

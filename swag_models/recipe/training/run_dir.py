@@ -128,7 +128,9 @@ def _select_fixed(record: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of run.json that must not change on resume."""
     data = {f"data.{name}": value for name, value in record["data"].items() if name != "name"}
     free = RESUME_FREE | LENGTH_FIELDS
-    run = {name: value for name, value in record["run"].items() if name not in free}
+    # decoded, so that a field which an earlier version did not have gets its default
+    run = Run.from_dict(record["run"]).to_dict()
+    run = {name: value for name, value in run.items() if name not in free}
     return {**data, **run}
 
 

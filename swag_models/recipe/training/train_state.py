@@ -5,7 +5,7 @@ Axes: N samples of one forward pass on one rank, C classes, S pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from swag_models.models import Backbone
 from swag_models.preprocess import Transform
+from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.training.distributed import (
@@ -36,6 +36,8 @@ from swag_models.recipe.training.model import Classes, make_model
 from swag_models.recipe.training.optimizer import make_average, make_optimizer, update_average
 from swag_models.spec import ModelSpec
 
+StateT = TypeVar("StateT", bound="TrainState")
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -48,19 +50,46 @@ def make_train_state(run: Run, classes: Classes, dist: DistContext) -> "TrainSta
     check_batch_memory(run, dist.world_size)
     torch.manual_seed(run.seed)  # the same initial weights on all ranks
     model, spec = make_model(run, classes)
+    model.set_grad_checkpointing(run.engine.grad_checkpointing)
+    return assemble_state(TrainState, run, dist, model, spec)
+
+
+def assemble_state(
+    kind: type[StateT],
+    run: Run,
+    dist: DistContext,
+    model: nn.Module,
+    spec: ModelSpec,
+    *,
+    select_trained: Callable[[nn.Module], nn.Module] = lambda model: model,
+    **fields: Any,
+) -> StateT:
+    """Move a model to this rank, distribute it, and make its average and its optimizer.
+
+    Args:
+        kind: class of the state.
+        run: the settings.
+        dist: this process.
+        model: what a checkpoint stores.
+        spec: of the model that is published.
+        select_trained: returns the part of `model` that a training step calls.
+        **fields: further fields of `kind`.
+    """
     if run.engine.sync_bn:
         model = sync_batch_norm(model, dist)
     if run.engine.channels_last and run.engine.parallel != "fsdp":
         # FSDP2 shards contiguous weights only
         model.to(memory_format=torch.channels_last)
     model.to(dist.device)
-    model.set_grad_checkpointing(run.engine.grad_checkpointing)
     average = make_average(model, run.ema) if run.ema else None
     distributed = distribute_model(
-        model, run.engine, dist, average=average.module if average else None
+        select_trained(model),
+        run.engine,
+        dist,
+        average=select_trained(average.module) if average else None,
     )
-    precision, kind = run.engine.precision, dist.device.type
-    return TrainState(
+    precision, device = run.engine.precision, dist.device.type
+    return kind(
         run=run,
         dist=dist,
         spec=spec,
@@ -70,16 +99,19 @@ def make_train_state(run: Run, classes: Classes, dist: DistContext) -> "TrainSta
         distributed=distributed,
         forward=torch.compile(distributed) if run.engine.compile else distributed,
         optimizer=make_optimizer(model, run.optimizer, run.lr),
-        scaler=torch.amp.GradScaler(kind, enabled=precision == "fp16"),
+        scaler=torch.amp.GradScaler(device, enabled=precision == "fp16"),
         # Weights, gradients and norms stay float32 and autocast casts the products, under FSDP2
         # too: one rule for all engines.
-        autocast=torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32"),
+        autocast=torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"),
+        **fields,
     )
 
 
 @dataclass(frozen=True)
 class TrainState:
     """The tensors that a run trains, and what changes them.
+
+    What a step feeds to the model and what its loss is are methods, which subclasses replace.
 
     Attributes:
         run: the settings.
@@ -99,10 +131,10 @@ class TrainState:
     dist: DistContext
     spec: ModelSpec
     transform: Transform
-    model: Backbone
+    model: nn.Module
     average: AveragedModel | None
     distributed: nn.Module
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Any]
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     autocast: torch.autocast
@@ -111,6 +143,11 @@ class TrainState:
     def final_model(self) -> nn.Module:
         """The model that is evaluated and published."""
         return self.average.module if self.average else self.model
+
+    def count_flops(self) -> int:
+        """Operations of a training step for one image, without recomputation."""
+        # a backward pass costs two forward passes
+        return count_flops(self.spec) * (1 if self.run.trainable == "head" else 3)
 
     @property
     def local_batch_size(self) -> int:
@@ -138,24 +175,12 @@ class TrainState:
         Returns:
             The mean loss of this rank's samples, and the norm of the gradients of all ranks.
         """
-        run, device = self.run, self.dist.device
         count, size = self.local_batch_size, self.micro_batch_size
-        num_classes = self.spec.num_classes
-        assert num_classes is not None  # `make_model` sets it
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), device=self.dist.device)
         for start in range(0, count, size):
-            part = slice(start, start + size)
-            pixels = batch.images[part].to(device, non_blocking=True)  # (N, 3, S, S)
-            images = self.transform.normalise(pixels)
-            targets = make_targets(batch.classes[part], run.objective.kind, num_classes)
-            targets = targets.to(device, non_blocking=True)
-            images, targets = mix(images, targets, run.objective.mixup, torch.default_generator)
-            if run.engine.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            part = batch.select(slice(start, start + size))
             with accumulate_gradients(self.distributed, start + size < count):
-                with self.autocast:
-                    logits = self.forward(images)  # (N, C)
-                mean = compute_losses(run.objective, logits, targets).sum() / count
+                mean = self.compute_losses(part).sum() / count
                 self.scaler.scale(mean).backward()  # type: ignore[no-untyped-call]
             loss += mean.detach()
         self.scaler.unscale_(self.optimizer)
@@ -163,6 +188,29 @@ class TrainState:
             [weight.grad for weight in self.model.parameters() if weight.grad is not None]
         )
         return loss, norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP2's DTensor
+
+    def compute_losses(self, batch: Batch) -> Tensor:
+        """Run the forward pass over a micro batch; returns the loss of each sample (N,)."""
+        run, device = self.run, self.dist.device
+        num_classes = self.spec.num_classes
+        assert num_classes is not None  # `make_model` sets it
+        inputs = self.prepare_inputs(batch.images.to(device, non_blocking=True))
+        targets = make_targets(batch.classes, run.objective.kind, num_classes)
+        targets = targets.to(device, non_blocking=True)
+        inputs, targets = mix(inputs, targets, run.objective.mixup, torch.default_generator)
+        with self.autocast:
+            logits = self.forward(self.order_channels(inputs))  # (N, C)
+        return compute_losses(run.objective, logits, targets)
+
+    def prepare_inputs(self, pixels: Tensor) -> Tensor:
+        """Make the input of `forward` from what the loader sends: uint8 pixels (N, 3, S, S)."""
+        return self.transform.normalise(pixels)
+
+    def order_channels(self, images: Tensor) -> Tensor:
+        """Give images (N, 3, S, S) the memory format of the run."""
+        if self.run.engine.channels_last:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
 
     def update_weights(self, norm: Tensor, *, copy_average: bool) -> None:
         """Update weights, batch statistics and moving average from the gradients.

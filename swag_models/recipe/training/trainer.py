@@ -27,7 +27,6 @@ import torch
 
 from swag_models.errors import PreemptedError, TrainingError
 from swag_models.paths import expand_path
-from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.data.datasets import ImageDataset
@@ -215,9 +214,7 @@ class Trainer:
             TrainingError: see `step`.
         """
         run, steps = self.run, self.steps
-        # a backward pass costs two forward passes; MFU does not count recomputation
-        passes = 1 if run.trainable == "head" else 3
-        flops = count_flops(self.state.spec) * passes // self.dist.world_size  # of each rank
+        flops = self.state.count_flops() // self.dist.world_size  # of each rank
         throughput = Throughput(flops, self.dist.device, run.engine.precision)
         self.batches = BatchQueue(self.loader, self.dist.device, throughput)
         if self.done == steps and self.eval_loader:  # the model is published again
