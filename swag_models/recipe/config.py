@@ -175,7 +175,8 @@ class Checkpointing:
 
     Args:
         every: steps between two checkpoints.
-        keep: number of most recent checkpoints to keep, besides the one with the best accuracy.
+        keep: number of most recent checkpoints to keep, besides the one with the best accuracy and,
+            with the schedule "wsd", the one before the learning rate falls.
     """
 
     every: int = 1000
@@ -197,7 +198,11 @@ class Run:
         steps: length of the run.
         init: initial weights: a catalog name, a folder or hf-hub:org/repo; None for random ones.
         trainable: all parameters, or only the head on a frozen backbone.
-        warmup: fraction of steps in which the learning rate rises linearly; then half a cosine.
+        warmup: fraction of steps in which the learning rate rises linearly to its peak.
+        schedule: how it then falls to 0: "cosine", half a cosine; "wsd" (warm-up, stable, decay)
+            stays at the peak and falls in the last steps only, as 1 - square root (Hägele et al.
+            2024, arXiv 2405.18392).
+        cooldown: fraction of steps, at the end, in which the learning rate of "wsd" falls.
         drop_path_rate: probability of skipping the last block; falls linearly to 0 at the first.
         seed: of initial weights, data order and augmentation.
         optimizer: how gradients become updates.
@@ -220,6 +225,8 @@ class Run:
     init: str | None = None
     trainable: Literal["all", "head"] = "all"
     warmup: float = 0.0
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    cooldown: float = 0.2
     drop_path_rate: float = 0.0
     seed: int = 0
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -241,6 +248,7 @@ class Run:
             epochs=(_is_positive, "a positive number, or none"),
             steps=(_is_positive, "1 or more, or none"),
             warmup=(lambda warmup: 0 <= warmup < 1, "a fraction from 0 to below 1"),
+            cooldown=(lambda cooldown: 0 <= cooldown <= 1, "a fraction from 0 to 1"),
             log_every=(_is_positive, "1 or more"),
             eval_every=(_is_positive, "1 or more, or none"),
             loss_spike_factor=(lambda factor: factor is None or factor > 1, "above 1, or none"),
@@ -249,6 +257,11 @@ class Run:
         if (self.epochs is None) == (self.steps is None):
             given = f"epochs is {self.epochs} and steps {self.steps}"
             raise ConfigError(f"{given}; give one of them, and none for the other")
+        if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
+            raise ConfigError(
+                f"warmup is {self.warmup:g} and cooldown {self.cooldown:g}; allowed: fractions "
+                "whose sum is at most 1"
+            )
 
     @property
     def lr(self) -> float:

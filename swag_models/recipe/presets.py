@@ -91,6 +91,7 @@ NOT_STATED = interpret("none is stated")
 NO_EMA = interpret("stated for fine-tuning only")
 NO_BETAS = choose("for AdamW; SGD has none")
 NO_MOMENTUM = choose("for SGD; AdamW has betas instead")
+NO_COOLDOWN = choose("for wsd; a cosine has none")
 NO_SCALING = interpret("the rate is meant for this batch size")
 BF16 = confirm("bf16 with norms in float32 is stable; ViT-H in fp16 is not", PRECISION_ADVICE)
 AMP = choose("mixed precision is confirmed, its type is not; bf16 needs no loss scaling")
@@ -128,6 +129,8 @@ HASHTAG_SOURCES = {
     "epochs": interpret("1 epoch of 5 billion; 2 are confirmed for the two largest models only"),
     "steps": choose("the length is given in epochs"),
     "warmup": interpret("5% of all steps, then half a cosine to 0"),
+    "schedule": interpret("half a cosine to 0"),
+    "cooldown": NO_COOLDOWN,
     "drop_path_rate": NO_DROP_PATH,
     "optimizer.clip_norm": NOT_STATED,
     "optimizer.layer_decay": NOT_STATED,
@@ -191,6 +194,7 @@ IN1K_SOURCES = {
     "arch": ARCH,
     "image_size": confirm("the image size of the published model", MODEL_TABLE),
     "steps": choose("the length is given in epochs, which suit other data too"),
+    "cooldown": NO_COOLDOWN,
     "init": BACKBONE,
     "trainable": confirm("fine-tuned end to end", WEIGHTS),
     "drop_path_rate": NO_DROP_PATH,
@@ -216,6 +220,7 @@ REGNET_IN1K_SOURCES = {
         "8 epochs, stated as 20,000 steps; for 1,281,167 images they are 20,018", FINETUNE_ANSWER
     ),
     "warmup": confirm("a cosine from 6e-3 without warm-up", FINETUNE_ANSWER),
+    "schedule": confirm("a cosine from 6e-3", FINETUNE_ANSWER),
     "optimizer.lr": confirm("a cosine from 6e-3", FINETUNE_ANSWER),
     "optimizer.weight_decay": confirm("none", FINETUNE_ANSWER),
     "optimizer.clip_norm": NOT_STATED,
@@ -238,6 +243,7 @@ VIT_IN1K_SOURCES = {
     "batch_size": LIKE_REGNET,
     "epochs": LIKE_REGNET,
     "warmup": LIKE_REGNET,
+    "schedule": LIKE_REGNET,
     "optimizer.lr": interpret("0.01"),
     "optimizer.weight_decay": LIKE_REGNET,
     "optimizer.clip_norm": interpret("norm 1"),
@@ -269,6 +275,7 @@ LINEAR_SOURCES = {
     "epochs": confirm("28 epochs", LINEAR_RECIPE),
     "trainable": confirm("a linear classifier on the frozen backbone", WEIGHTS),
     "warmup": interpret("a cosine is confirmed; no warm-up is stated"),
+    "schedule": confirm("a cosine", LINEAR_RECIPE),
     "optimizer.kind": LINEAR_SGD,
     "optimizer.momentum": LINEAR_SGD,
     "optimizer.lr": confirm("1e-3 for RegNets", LINEAR_RECIPE),
@@ -304,6 +311,7 @@ MULTILABEL_SOURCES = {
     "epochs": quote("40 epochs", ML_DECODER),
     "trainable": quote("the whole model", ML_DECODER),
     "warmup": quote("the rate rises in 20% of the steps, then falls as a cosine", ML_DECODER),
+    "schedule": quote("the rate falls as a cosine", ML_DECODER),
     "optimizer": ADAM,
     "optimizer.kind": ADAM,
     "optimizer.lr": quote("a peak of 1e-4", ML_DECODER),

@@ -151,12 +151,21 @@ def test_a_part_set_to_a_word_is_rejected_despite_later_settings() -> None:
         override(RUN, ["ema=5", "ema.decay=0.5"])
 
 
+def test_warmup_and_cooldown_may_not_overlap() -> None:
+    settings = ["warmup=0.4", "cooldown=0.7"]
+    assert override(RUN, settings).schedule == "cosine"  # which has no cooldown
+    assert override(RUN, ["warmup=0.25", "cooldown=0.75", "schedule=wsd"]).cooldown == 0.75
+    with pytest.raises(ConfigError, match=r"^warmup is 0.4 and cooldown 0.7; allowed: fractions "):
+        override(RUN, [*settings, "schedule=wsd"])
+
+
 RANGES: dict[str, tuple[str, str]] = {
     "image_size": ("0", "a number of pixels"),
     "batch_size": ("0", "1 or more"),
     "epochs": ("0", "a positive number, or none"),
     "steps": ("0", "1 or more, or none"),
     "warmup": ("1", "a fraction from 0 to below 1"),
+    "cooldown": ("1.1", "a fraction from 0 to 1"),
     "drop_path_rate": ("1", "from 0 to below 1"),
     "optimizer.lr": ("0", "a positive number"),
     "optimizer.lr_batch": ("0", "a number of samples, or none"),

@@ -27,7 +27,8 @@ NAMES = [preset.name for preset in PRESETS]
 PUBLISHED = [preset for preset in PRESETS if preset.run.arch in ARCHS]
 NANO = [preset for preset in PRESETS if preset.run.arch not in ARCHS]
 LEARNT = re.compile(
-    r"(optimizer|objective|augment)\..*|ema(\..*)?|epochs|steps|batch_size|image_size|warmup"
+    r"(optimizer|objective|augment)\..*|ema(\..*)?|epochs|steps|batch_size|image_size|warmup|"
+    r"schedule|cooldown"
 )
 
 

@@ -82,7 +82,7 @@ class DiskErrorWriter(FileSystemWriter):
 
 
 class Checkpointer:
-    """The checkpoints in a folder: the last `keep` of them, and the best.
+    """The checkpoints in a folder: the last `keep` of them, the best, and that of one step.
 
     Every method but `poll` is called by all ranks alike. Requires torch.distributed.
 
@@ -90,6 +90,7 @@ class Checkpointer:
         folder: used by one run at a time, which the caller ensures; created if missing. What a
             killed run left is removed.
         keep: number of most recent checkpoints to keep.
+        always: step whose checkpoint is kept, if there is one.
 
     Attributes:
         failed: number of saves that failed, the same on every rank.
@@ -98,9 +99,12 @@ class Checkpointer:
         OutputError: the folder cannot be created.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], keep: int) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], keep: int, *, always: int | None = None
+    ) -> None:
         assert keep > 0
         self.folder, self.keep, self.failed = Path(os.path.abspath(folder)), keep, 0
+        self.always = always
         self._is_main = torch_dist.get_rank() == 0
         # The saving thread must not share a group with training, whose collectives it would mix up.
         self._group: Any = torch_dist.new_group(backend="gloo")
@@ -136,12 +140,13 @@ class Checkpointer:
         # through JSON, because the facts may change as soon as this returns
         state = json.loads(json.dumps({"step": step, "score": score, "facts": facts}))
         # async_save copies the tensors before it returns; training may then change them
-        writer = DiskErrorWriter(_hide(self._name(step), "tmp"))
+        writer = DiskErrorWriter(_hide(locate_checkpoint(self.folder, step), "tmp"))
         future = async_save(tensors, storage_writer=writer, process_group=self._group)
         assert isinstance(future, Future)
         self._pending = PendingSave(step, state, future)
         if wait and (cause := self.finish()):
-            raise OutputError(f"{self._name(step)} cannot be written: {cause}; is the disk full?")
+            path = locate_checkpoint(self.folder, step)
+            raise OutputError(f"{path} cannot be written: {cause}; is the disk full?")
 
     def poll(self) -> None:
         """Complete a finished save and delete old checkpoints, without waiting; on rank 0 only."""
@@ -169,7 +174,7 @@ class Checkpointer:
     def find_latest(self) -> Path | None:
         """Find the complete checkpoint of the last step."""
         self.finish()
-        return self._run_on_main(lambda: max(self._list(), default=None))
+        return self._run_on_main(lambda: max(list_checkpoints(self.folder), default=None))
 
     def find_best(self) -> Path | None:
         """Find the checkpoint with the highest score, the later of equals."""
@@ -201,15 +206,8 @@ class Checkpointer:
             raise CheckpointError(_describe_damage(path, _name_cause(error))) from None
         return state["facts"]
 
-    def _name(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
-
-    def _list(self) -> list[Path]:
-        """Complete checkpoints, by step."""
-        return sorted(path.parent for path in self.folder.glob(f"step-*/{STATE_FILE}"))
-
     def _find_best(self) -> Path | None:
-        scores = {path: _read_score(path) for path in self._list()}
+        scores = {path: _read_score(path) for path in list_checkpoints(self.folder)}
         if not set(scores.values()) - {-math.inf}:
             return None
         return max(scores, key=lambda path: (scores[path], path))
@@ -229,7 +227,7 @@ class Checkpointer:
 
     def _settle(self, pending: PendingSave) -> None:
         """Complete or remove a save, on rank 0, when all ranks have written."""
-        path = self._name(pending.step)
+        path = locate_checkpoint(self.folder, pending.step)
         pending.cause = _find_cause(pending.future.exception())
         if pending.cause is None:
             try:
@@ -267,12 +265,32 @@ class Checkpointer:
         temporary.rename(path)
 
     def _delete_old(self, path: Path) -> None:
-        """Delete what `path` replaced, and checkpoints that are neither recent nor the best."""
+        """Delete what `path` replaced, and checkpoints that need not be kept."""
         if (old := _hide(path, "old")).exists():
             shutil.rmtree(old)
-        for outdated in set(self._list()[: -self.keep]) - {self._find_best()}:
-            # Renamed first: a partly deleted folder must not look like a complete checkpoint.
-            shutil.rmtree(outdated.rename(_hide(outdated, "tmp")))
+        kept = {self._find_best()}
+        if self.always is not None:
+            kept.add(locate_checkpoint(self.folder, self.always))
+        for outdated in set(list_checkpoints(self.folder)[: -self.keep]) - kept:
+            delete_checkpoint(outdated)
+
+
+def locate_checkpoint(folder: Path, step: int) -> Path:
+    """The path of the checkpoint of a step."""
+    return folder / f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the complete checkpoints in a folder, by step."""
+    return sorted(path.parent for path in folder.glob(f"step-*/{STATE_FILE}"))
+
+
+def delete_checkpoint(path: Path) -> None:
+    """Delete a checkpoint."""
+    hidden = _hide(path, "tmp")
+    shutil.rmtree(hidden, ignore_errors=True)  # a killed run may have left one
+    # Renamed first: a partly deleted folder must not look like a complete checkpoint.
+    shutil.rmtree(path.rename(hidden))
 
 
 def _hide(path: Path, suffix: str) -> Path:

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from swag_models.errors import ConfigError
 from swag_models.models import group_parameters
-from swag_models.recipe.config import EMA, Optimizer
+from swag_models.recipe.config import EMA, Optimizer, Run
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -43,26 +43,45 @@ def make_optimizer(model: nn.Module, optimizer: Optimizer, lr: float) -> torch.o
     return torch.optim.AdamW(groups, lr=lr, betas=optimizer.betas, fused=is_fused or None)
 
 
-def schedule_lr(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The learning rate of a step: linear warm-up, then half a cosine to 0.
+def schedule_lr(
+    step: int, steps: int, peak: float, warmup: float, cooldown: float | None = None
+) -> float:
+    """The learning rate of a step: linear warm-up, then half a cosine to 0, or stable and decay.
 
-    With W = warmup * steps:
+    With W = warmup * steps and D = cooldown * steps:
         step s < W: peak * min(1, (s + 1) / W), so that the first step moves and step W - 1 is at
         the peak;
-        step s >= W: peak * (1 + cos(pi (s - W) / (steps - W))) / 2, which is the peak at W and 0
-        at `steps`, the step after the last.
+        step s >= W without a cooldown: peak * (1 + cos(pi (s - W) / (steps - W))) / 2, which is the
+        peak at W and 0 at `steps`, the step after the last;
+        step s >= W with one: peak * (1 - sqrt(max(0, s - steps + D) / D)), which is the peak until
+        `steps` - D and 0 at `steps` (Hägele et al. 2024, arXiv 2405.18392).
 
     Args:
         step: from 0 to `steps`.
         steps: number of steps of the run.
         peak: highest learning rate.
         warmup: fraction of the steps in which the rate rises.
+        cooldown: fraction of the steps in which the rate of the schedule "wsd" falls; None for half
+            a cosine.
     """
     assert 0 <= step <= steps
     rise = warmup * steps
     if step < rise:
         return peak * min(1.0, (step + 1) / rise)
-    return peak * (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+    if cooldown is None:
+        return peak * (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+    fall = cooldown * steps
+    return peak * (1 - math.sqrt((step - steps + fall) / fall)) if step > steps - fall else peak
+
+
+def count_stable_steps(run: Run, steps: int) -> int | None:
+    """Number of steps before the learning rate falls; None for a schedule that falls at once.
+
+    Args:
+        run: the settings.
+        steps: number of steps of the run.
+    """
+    return math.floor(steps - run.cooldown * steps) if run.schedule == "wsd" else None
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -15,9 +15,15 @@ from swag_models.formatting import count_noun
 from swag_models.hub.hf_format import CURVES_FILE
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.file_times import check_times, read_times
+from swag_models.recipe.training.checkpointer import (
+    delete_checkpoint,
+    list_checkpoints,
+    locate_checkpoint,
+)
 from swag_models.recipe.training.distributed import DistContext
 from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.logging import BOARD_FOLDER, LOG_FILE
+from swag_models.recipe.training.optimizer import count_stable_steps
 from swag_models.resumable import WorkFolder
 from swag_models.runtime import find_versions
 
@@ -74,7 +80,8 @@ def claim_run_dir(
     Args:
         work: from `open_run_dir`.
         run: the run that the folder is for. Its fields in RESUME_FREE may change on resume, and it
-            may become longer: it then continues on the schedule of the new length.
+            may become longer: it then continues on the schedule of the new length, and with the
+            schedule "wsd" from the end of its stable phase.
         data: description of the training data; only its name may change.
         files: name and path of each file of the training data; see `file_times`.
         dist: this process; all ranks call this alike.
@@ -137,7 +144,8 @@ def _select_fixed(record: Mapping[str, Any]) -> dict[str, Any]:
 def _check_length(output: Path, recorded: Run, run: Run, samples: int) -> None:
     """Let a run become longer, but not shorter than it was.
 
-    A longer run is not published yet, so the record of a shorter one is removed.
+    A longer run is not published yet, so the record of a shorter one is removed. So are checkpoints
+    in which the learning rate of the schedule "wsd" was falling, if one from before is left.
 
     Raises:
         ConfigError: the run is shorter, or no checkpoint is left from which it could continue.
@@ -158,11 +166,18 @@ def _check_length(output: Path, recorded: Run, run: Run, samples: int) -> None:
             f"left to continue to {steps}; choose another output, with init={output / 'model'}"
         )
     (output / PUBLISHED_FILE).unlink(missing_ok=True)
-    logger.warning(
-        "%s: the run of %s becomes one of %d; from now on, the learning rate follows the "
-        "longer schedule, so the weights differ from those of a run that began with it",
-        *(output, count_noun(earlier, "step"), steps),
+    effect = (
+        "from now on, the learning rate follows the longer schedule, so the weights differ from "
+        "those of a run that began with it"
     )
+    folder, stable = output / "checkpoints", count_stable_steps(recorded, earlier)
+    checkpoints = list_checkpoints(folder)
+    if stable and (start := locate_checkpoint(folder, stable)) in checkpoints:
+        for path in checkpoints[checkpoints.index(start) + 1 :]:
+            delete_checkpoint(path)
+        effect = f"it continues from step {stable}, before its learning rate fell"
+    names = (output, count_noun(earlier, "step"), steps, effect)
+    logger.warning("%s: the run of %s becomes one of %d; %s", *names)
 
 
 def check_shared_folder(output: Path, dist: DistContext) -> None:

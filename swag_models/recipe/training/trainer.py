@@ -46,7 +46,7 @@ from swag_models.recipe.training.model import (
     publish_model,
     read_class_names,
 )
-from swag_models.recipe.training.optimizer import schedule_lr, set_lr
+from swag_models.recipe.training.optimizer import count_stable_steps, schedule_lr, set_lr
 from swag_models.recipe.training.run_dir import (
     claim_run_dir,
     discard_unstarted,
@@ -186,7 +186,11 @@ class Trainer:
 
     def resume(self, progress: bool, tensorboard: bool) -> None:
         """Load the last checkpoint, if there is one, and open the log after its step."""
-        self.checkpointer = Checkpointer(self.output / "checkpoints", self.run.checkpoint.keep)
+        self.checkpointer = Checkpointer(
+            self.output / "checkpoints",
+            self.run.checkpoint.keep,
+            always=count_stable_steps(self.run, self.steps),
+        )
         if path := self.checkpointer.find_latest():
             tensors = self.state.collect_tensors()
             facts = self.checkpointer.load(path, tensors)
@@ -241,7 +245,8 @@ class Trainer:
                 self.scores = validate(self.state, self.eval_loader)
                 (score,) = self.scores.values()
                 self.logger.record(self.done, "eval", **self.scores)
-            if last or score is not None or self.done % run.checkpoint.every == 0:
+            due = self.done % run.checkpoint.every == 0 or self.done == self.checkpointer.always
+            if last or score is not None or due:
                 self.save_checkpoint(score, wait=last)
         self.logger.warn_of_broken(self.count_broken_images(), self.loader.skipped)
         if self.eval_loader:  # of the last evaluation
@@ -260,7 +265,8 @@ class Trainer:
         """
         run, state = self.run, self.state
         torch.manual_seed(hash_seed(run.seed, "step", self.done, self.dist.rank))
-        lr = schedule_lr(self.done, self.steps, run.lr, run.warmup)
+        cooldown = run.cooldown if run.schedule == "wsd" else None
+        lr = schedule_lr(self.done, self.steps, run.lr, run.warmup, cooldown)
         set_lr(state.optimizer, lr)
         state.model.train()
         # batch statistics change in the forward pass, and a skipped step must not change them

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from timm.optim import param_groups_layer_decay
@@ -18,9 +19,10 @@ from torch.optim.swa_utils import AveragedModel
 from twins import timm_twin
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import EMA, Objective, Optimizer
+from swag_models.recipe.config import EMA, Objective, Optimizer, Run
 from swag_models.recipe.training.losses import compute_losses, make_targets
 from swag_models.recipe.training.optimizer import (
+    count_stable_steps,
     make_average,
     make_optimizer,
     schedule_lr,
@@ -187,6 +189,30 @@ class TestSchedule:
         ]
         assert found == pytest.approx(up + down, rel=1e-12, abs=1e-12)
         assert found[-1] == 0 < found[-2]
+
+    @pytest.mark.parametrize(
+        ("steps", "rise", "fall"), [(20, 5, 4), (7, 1, 6), (1000, 50, 200), (8, 0, 0), (5, 0, 5)]
+    )
+    def test_every_step_with_a_cooldown(self, steps: int, rise: int, fall: int) -> None:
+        found = [schedule_lr(step, steps, 0.4, rise / steps, fall / steps) for step in range(steps)]
+        up = [0.4 * (step + 1) / rise for step in range(rise)]
+        down = 0.4 * (1 - np.sqrt(np.linspace(0, 1, fall + 1)))
+        stable = [0.4] * (steps - rise - fall)
+        assert found == pytest.approx([*up, *stable, *down[:-1]], rel=1e-12, abs=1e-12)
+        if fall:
+            assert schedule_lr(steps, steps, 0.4, rise / steps, fall / steps) == 0
+
+    @pytest.mark.parametrize("cooldown", [0.0, 0.1, 0.2, 0.3, 0.7, 1.0])
+    @pytest.mark.parametrize("steps", [1, 3, 10, 333])
+    def test_is_stable_for_the_steps_that_are_counted(self, steps: int, cooldown: float) -> None:
+        run = Run(
+            "vit_nano", 32, 8, steps=steps, schedule="wsd", cooldown=cooldown, optimizer=Optimizer()
+        )
+        count = count_stable_steps(run, steps)
+        assert count is not None
+        rates = [schedule_lr(step, steps, 0.3, 0.0, cooldown) for step in range(steps)]
+        assert rates[:count] == [0.3] * count
+        assert all(rate < 0.3 for rate in rates[count + 1 :])
 
     def test_starts_at_the_peak_without_warmup(self) -> None:
         assert schedule_lr(0, 10, 0.3, 0.0) == 0.3

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-from runs import SETTINGS, list_steps, make_digits, read_lines, read_weights
+from runs import SETTINGS, list_steps, make_digits, read_lines, read_losses, read_weights
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.config_overrides import override
@@ -59,6 +60,54 @@ def test_a_finished_run_continues_on_the_longer_schedule(
         train_digits(images, output, "steps=9")
     train_digits(images, output, "steps=6")
     assert read_weights(output) == weights
+
+
+WSD = ("schedule=wsd", "cooldown=0.5", "warmup=0", "checkpoint.every=1", "checkpoint.keep=1")
+
+
+@pytest.mark.slow
+def test_a_longer_run_with_a_stable_phase_ends_as_one_that_began_with_its_length(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for settings in (WSD, (*WSD, "optimizer.kind=sgd", "objective.mixup=0.4")):
+        whole, output = tmp_path / f"whole {len(settings)}", tmp_path / f"run {len(settings)}"
+        train_digits(images, whole, "steps=8", *settings)
+        train_digits(images, output, "steps=4", *settings)
+        assert list_steps(output) == [2, 4]
+        assert read_losses(output)[2:] != read_losses(whole)[2:4]  # the rate of step 3 was lower
+        train_digits(images, output, "steps=8", *settings)
+        message = f"{output}: the run of 4 steps becomes one of 8; it continues from step 2, before"
+        assert message in caplog.text
+        assert list_steps(output) == [4, 8]
+        assert read_losses(output) == read_losses(whole)
+        assert read_weights(output) == read_weights(whole)
+
+
+@pytest.mark.slow
+def test_a_longer_run_without_the_stable_checkpoint_continues_from_the_last(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "run"
+    train_digits(images, output, "steps=4", *WSD)
+    shutil.rmtree(output / "checkpoints" / "step-00000002")
+    losses = read_losses(output)
+    train_digits(images, output, "steps=6", *WSD)
+    assert "the learning rate follows the longer schedule" in caplog.text
+    assert read_losses(output)[:4] == losses
+
+
+def test_a_run_recorded_before_a_field_existed_resumes(images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train_digits(images, output, "steps=1")
+    record = json.loads((output / "run.json").read_text())
+    for part, field in ((record["run"], "schedule"), (record["run"]["optimizer"], "clip_norm")):
+        assert part.pop(field)
+    (output / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"holds other work, with optimizer.clip_norm None, not"):
+        train_digits(images, output, "steps=1")
+    train_digits(images, output, "steps=1", "optimizer.clip_norm=none")
+    with pytest.raises(ConfigError, match=r"holds other work, with schedule cosine, not wsd"):
+        train_digits(images, output, "steps=1", "schedule=wsd", "optimizer.clip_norm=none")
 
 
 @pytest.mark.parametrize(
