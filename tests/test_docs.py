@@ -252,7 +252,7 @@ def test_the_tree_names_every_file_of_the_package() -> None:
     parts = {
         path.stem for path in (ROOT / "swag_models" / "recipe").iterdir() if path.suffix == ".py"
     }
-    assert names <= parts | {"curation", "data", "training", "evaluation"}
+    assert names <= parts | {"classes", "curation", "data", "training", "evaluation"}
 
 
 def test_every_path_of_the_table_exists() -> None:

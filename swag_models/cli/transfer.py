@@ -49,13 +49,13 @@ def probe(options: argparse.Namespace) -> int:
 
 def zeroshot(options: argparse.Namespace) -> int:
     """Classify images by means of hashtags and WordNet, without training or labels."""
-    from swag_models.recipe.evaluation.models import find_named_classes
-    from swag_models.recipe.evaluation.zero_shot import classifier, report
-    from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
-    from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
+    from swag_models.recipe.classes.wordnet_mapping import (
         HashtagMapping,
         parse_targets,
     )
+    from swag_models.recipe.evaluation.models import find_named_classes
+    from swag_models.recipe.evaluation.zero_shot import classifier, report
+    from swag_models.recipe.evaluation.zero_shot.logits import find_classes, is_labelled
     from swag_models.recipe.wordnet import WordNet
 
     check_single_process()

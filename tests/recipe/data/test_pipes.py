@@ -14,12 +14,12 @@ from shards_support import make_shards
 from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
 from swag_models.inference.embeddings_file import read_embeddings
+from swag_models.recipe.classes.wordnet_mapping import _list_texts
 from swag_models.recipe.data.image_index import find_locations
 from swag_models.recipe.data.manifest import read_manifest, verify_shards
 from swag_models.recipe.data.pack import pack
 from swag_models.recipe.data.urls import open_stream
 from swag_models.recipe.evaluation.bias.dataset import open_grouped_images
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import _list_texts
 
 READERS: list[tuple[str, Callable[[Path], object]]] = [
     ("labels.parquet", lambda path: pack(path, path.parent, path.parent / "out", progress=False)),

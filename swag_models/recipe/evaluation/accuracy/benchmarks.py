@@ -7,12 +7,13 @@ from pathlib import Path
 
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path
+from swag_models.recipe.classes.spec_classes import IMAGENET
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.sources import find_image_folder
 from swag_models.recipe.evaluation.accuracy import folder_layouts
 from swag_models.recipe.evaluation.accuracy.folder_layouts import REAL_URL, BenchmarkData
-from swag_models.recipe.evaluation.models import IMAGENET, EvaluatedModel
+from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.hashtags import load_imagenet
 
 FOLDER = "folder"

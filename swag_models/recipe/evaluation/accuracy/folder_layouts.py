@@ -11,10 +11,10 @@ from swag_models.decoding import parse_json
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.paths import read_regular
+from swag_models.recipe.classes.class_matching import NamedClasses, relabel_images
 from swag_models.recipe.data.datasets import ImageDataset, find_folders, open_image_folder
 from swag_models.recipe.data.shards import Shards, check_vocabulary
 from swag_models.recipe.data.sources import EVAL_SPLITS, open_image_dataset
-from swag_models.recipe.evaluation.class_matching import NamedClasses, relabel_images
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.hashtags import load_imagenet
 

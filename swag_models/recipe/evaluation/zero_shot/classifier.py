@@ -19,9 +19,15 @@ from torch import Tensor
 
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
+from swag_models.recipe.classes.class_matching import NamedClasses
+from swag_models.recipe.classes.mapping_kinds import MAPPINGS
+from swag_models.recipe.classes.wordnet_mapping import (
+    HashtagMapping,
+    Target,
+    format_target,
+)
 from swag_models.recipe.curation.own_classes import is_own
 from swag_models.recipe.data.eval_loader import log_skipped
-from swag_models.recipe.evaluation.class_matching import NamedClasses
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.evaluation.zero_shot.calibration import (
     PlattScaling,
@@ -33,12 +39,6 @@ from swag_models.recipe.evaluation.zero_shot.logits import (
     Logits,
     open_unlabelled,
     read_logits,
-)
-from swag_models.recipe.evaluation.zero_shot.mapping_kinds import MAPPINGS
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
-    HashtagMapping,
-    Target,
-    format_target,
 )
 from swag_models.recipe.wordnet import WordNet
 

@@ -19,6 +19,7 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.hub.progress import make_bar
 from swag_models.inference.image_sources import ImageRef, find_images
+from swag_models.recipe.classes.class_matching import NamedClasses, relabel_images
 from swag_models.recipe.data.annotations import find_annotations
 from swag_models.recipe.data.datasets import ImageDataset, find_folders
 from swag_models.recipe.data.eval_loader import open_eval_loader
@@ -28,7 +29,6 @@ from swag_models.recipe.data.sources import (
     is_hf_dataset,
     open_image_dataset,
 )
-from swag_models.recipe.evaluation.class_matching import NamedClasses, relabel_images
 from swag_models.recipe.evaluation.models import EvaluatedModel
 
 DataSource = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

@@ -23,7 +23,13 @@ from swag_models.cli.common import make_adder
 from swag_models.cli.transfer import add_commands
 from swag_models.errors import ConfigError
 from swag_models.publish import save
-from swag_models.recipe.evaluation.class_matching import NamedClasses
+from swag_models.recipe.classes.class_matching import NamedClasses
+from swag_models.recipe.classes.mapping_kinds import MAPPINGS
+from swag_models.recipe.classes.wordnet_mapping import (
+    HashtagMapping,
+    Target,
+    parse_targets,
+)
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 from swag_models.recipe.evaluation.zero_shot.classifier import (
     AGGREGATIONS,
@@ -40,13 +46,7 @@ from swag_models.recipe.evaluation.zero_shot.logits import (
     open_unlabelled,
     read_logits,
 )
-from swag_models.recipe.evaluation.zero_shot.mapping_kinds import MAPPINGS
 from swag_models.recipe.evaluation.zero_shot.report import format_zero_shot
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
-    HashtagMapping,
-    Target,
-    parse_targets,
-)
 from swag_models.recipe.wordnet import WordNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")

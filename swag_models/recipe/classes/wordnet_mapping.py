@@ -24,20 +24,20 @@ from torch import Tensor
 from swag_models.errors import ConfigError, check_minimum
 from swag_models.formatting import list_names
 from swag_models.paths import read_lines
-from swag_models.recipe.curation.own_classes import OWN_PREFIX, is_own
-from swag_models.recipe.evaluation.class_matching import NamedClasses
-from swag_models.recipe.evaluation.zero_shot.mapping_kinds import (
+from swag_models.recipe.classes.class_matching import NamedClasses
+from swag_models.recipe.classes.mapping_kinds import (
     DEFAULT_THRESHOLDS,
     MAPPINGS,
     Array,
     CommonAncestor,
 )
+from swag_models.recipe.classes.spec_classes import IMAGENET
+from swag_models.recipe.curation.own_classes import OWN_PREFIX, is_own
 from swag_models.recipe.hashtags import Matcher, load_imagenet
 from swag_models.recipe.wordnet import WordNet
 
 logger = logging.getLogger("swag_models")
 
-IMAGENET = "imagenet-1k"
 # "n" and the offset of a noun in WordNet 3.0's data file, or a hashtag that is a class of its own
 SYNSET_ID = re.compile(rf"n\d{{8}}|{OWN_PREFIX}\S+")
 IMAGENET_INDEX = re.compile(r"\d{1,3}")

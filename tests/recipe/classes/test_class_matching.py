@@ -19,8 +19,8 @@ from swag_models.api import load_model
 from swag_models.cli import main
 from swag_models.errors import ConfigError
 from swag_models.publish import save
+from swag_models.recipe.classes.class_matching import NamedClasses
 from swag_models.recipe.evaluation.accuracy.benchmarks import open_benchmark
-from swag_models.recipe.evaluation.class_matching import NamedClasses
 from swag_models.recipe.evaluation.models import EvaluatedModel, open_evaluated_model
 
 # name, synset, hashtags as written

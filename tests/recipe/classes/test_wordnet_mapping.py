@@ -10,8 +10,8 @@ import pytest
 
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
-from swag_models.recipe.evaluation.zero_shot.mapping_kinds import MAPPINGS
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import HashtagMapping, Target
+from swag_models.recipe.classes.mapping_kinds import MAPPINGS
+from swag_models.recipe.classes.wordnet_mapping import HashtagMapping, Target
 from swag_models.recipe.wordnet import Synset, WordNet
 
 DECAY = 0.5

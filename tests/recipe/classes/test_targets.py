@@ -9,7 +9,7 @@ from wordnet_support import needs_wordnet
 
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
-from swag_models.recipe.evaluation.zero_shot.wordnet_mapping import (
+from swag_models.recipe.classes.wordnet_mapping import (
     Target,
     format_target,
     parse_targets,
