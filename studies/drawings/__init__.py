@@ -1,0 +1,1 @@
+"""Real images with the keywords of real people: clip art, and the emoji of several artists."""
