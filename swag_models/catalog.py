@@ -7,6 +7,7 @@ with the library was measured on 960 generated images, 30 for each of 32 classes
 limited to the hashtags of these classes.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from swag_models.spec import Metrics, ModelSpec, Preprocess, RegNetConfig, Source, ViTConfig
@@ -29,27 +30,19 @@ SCENES = (
     "ships with the library"
 )
 
-# The classes of the scenes' models in the order of their logits, most frequent first: the hashtags,
-# and the WordNet 3.0 ids of their meanings.
-_HASHTAGS = """
-flower car art fish nature summer apple travel house morning star sky cup home music butterfly
-garden chair plant sailboat airplane tree banana mushroom guitar umbrella duck vehicle table owl
-moon bottle cactus truck bicycle bed teapot strawberry animal snail spider rocket scissors pear
-fruit celestialbody furniture motorcycle motorvehicle ediblefruit dwelling insect container
-tableware aircraft bird fungus building musicalinstrument tool pot arachnid wheeledvehicle
-succulent berry
-"""
-_SYNSETS = """
-n11669921 n02958343 n02743547 n02512053 n04726724 n15237250 n07739125 n00295701 n03544360
-n15165289 n09444100 n09436708 n03147509 n08559508 n07020895 n02274259 n03417345 n03001627
-n00017222 n04128499 n02691156 n13104059 n12352287 n13001041 n03467517 n04507155 n01846331
-n04524313 n08266235 n01621127 n09358358 n02876657 n11842204 n04490091 n02834778 n02818832
-n04398044 n07745940 n00015388 n01944390 n01772222 n04099429 n04148054 n07767847 n13134947
-n09239740 n03405725 n03790512 n03791235 n07705931 n03259505 n02159955 n03094503 n04381994
-n02686568 n01503061 n12992868 n02913152 n03800933 n04451818 n03990474 n01769347 n04576211
-n13084184 n07742704
-"""
-HASHTAGS, SYNSETS = tuple(_HASHTAGS.split()), tuple(_SYNSETS.split())
+
+def _read_vocabulary(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the classes of models that ship with the library, in the order of their logits.
+
+    Returns:
+        The hashtags, most frequent first, and the WordNet 3.0 ids of their meanings.
+    """
+    path = Path(__file__).parent / "weights" / f"{name}.tsv"
+    rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+    return tuple(hashtag for hashtag, _ in rows), tuple(synset for _, synset in rows)
+
+
+SCENE_CLASSES, SCENE_SYNSETS = _read_vocabulary("scenes")
 
 
 def _make_swag_spec(
@@ -397,8 +390,8 @@ MODELS = (
         config=VIT_NANO,
         preprocess=Preprocess(48),
         num_classes=65,
-        classes=HASHTAGS,
-        synsets=SYNSETS,
+        classes=SCENE_CLASSES,
+        synsets=SCENE_SYNSETS,
         num_params=327_809,
         gmacs=0.013,
         metrics=Metrics("960 held-out scenes", top1=24.06),
@@ -420,8 +413,8 @@ MODELS = (
         config=REGNETY_NANO,
         preprocess=Preprocess(48),
         num_classes=65,
-        classes=HASHTAGS,
-        synsets=SYNSETS,
+        classes=SCENE_CLASSES,
+        synsets=SCENE_SYNSETS,
         num_params=446_819,
         gmacs=0.011,
         metrics=Metrics("960 held-out scenes", top1=32.6),
