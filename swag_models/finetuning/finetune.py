@@ -240,7 +240,7 @@ def _evaluate(
         return evaluate_any(
             open_evaluated_model(trained, device=device),
             data,
-            MULTILABEL if run.objective.kind == "sigmoid" else FOLDER,
+            MULTILABEL if run.objective.is_multi_label else FOLDER,
             dist=dist,
             batch_size=run.engine.micro_batch or run.batch_size,
             workers=run.engine.workers,

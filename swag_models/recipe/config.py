@@ -11,7 +11,8 @@ from swag_models.decoding import decode_fields, decode_value
 from swag_models.errors import ConfigError
 from swag_models.recipe.limits import check_limits
 
-LossKind = Literal["softmax", "sigmoid"]
+MAX_GAMMA = 64  # focusing exponents; published ones are at most 5
+LossKind = Literal["softmax", "sigmoid", "asymmetric"]
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,62 @@ class Objective:
     """What is minimised.
 
     Args:
-        kind: "softmax" is cross-entropy with target 1/K on each of an image's K classes; "sigmoid"
-            is a binary cross-entropy for every class (a new head starts at the class frequencies).
+        kind: "softmax" is cross-entropy with targets that sum to 1 over an image's K classes;
+            "sigmoid" is a binary cross-entropy for every class; "asymmetric" is the asymmetric
+            loss, a binary cross-entropy that gives little weight to classes which the image does
+            not have and which already have a low probability. The heads of the last two start at
+            the class frequencies.
         label_smoothing: fraction of the target that is spread over all classes.
         mixup: alpha of the Beta distribution that weights two mixed images; 0 for no mixup.
+        weighting: of an image's classes in the target of "softmax": "none" gives 1/K to each;
+            "idf" gives more to rare classes, in proportion to their inverse document frequency.
+        gamma_pos: of "asymmetric": exponent of 1 - p in the loss of a class that the image has.
+        gamma_neg: of "asymmetric": exponent of p in the loss of a class that it does not have.
+        clip: of "asymmetric": probability that is subtracted from p in the loss of a class that
+            the image does not have, which is 0 below it.
     """
 
     kind: LossKind = "softmax"
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    weighting: Literal["none", "idf"] = "none"
+    gamma_pos: float = 0.0
+    gamma_neg: float = 4.0
+    clip: float = 0.05
 
     def __post_init__(self) -> None:
         _check_fields(
             self,
             label_smoothing=(lambda share: 0 <= share < 1, "from 0 to below 1"),
             mixup=(lambda alpha: alpha >= 0, "0 or more"),
+            gamma_pos=(lambda gamma: 0 <= gamma <= MAX_GAMMA, f"0 to {MAX_GAMMA}"),
+            gamma_neg=(lambda gamma: 0 <= gamma <= MAX_GAMMA, f"0 to {MAX_GAMMA}"),
+            clip=(lambda margin: 0 <= margin < 1, "from 0 to below 1"),
         )
+        if self.weighting != "none" and self.kind != "softmax":
+            raise ConfigError(
+                f"weighting is {self.weighting!r} with kind={self.kind}; allowed: none, because "
+                "only the targets of kind=softmax are shared among the classes of an image"
+            )
+        if self.kind != "asymmetric":
+            for name in ("gamma_pos", "gamma_neg", "clip"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(
+                        f"{name} is {getattr(self, name):g} with kind={self.kind}, which does not "
+                        "use it; set kind=asymmetric, or leave it out"
+                    )
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each class has a probability of its own, instead of a share of one."""
+        return self.kind != "softmax"
+
+    def describe(self) -> str:
+        """The kind, and the parameters that only this kind has, for reports."""
+        if self.kind == "asymmetric":
+            exponents = f"gamma_pos {self.gamma_pos:g}, gamma_neg {self.gamma_neg:g}"
+            return f"asymmetric ({exponents}, clip {self.clip:g})"
+        return self.kind if self.weighting == "none" else f"{self.kind}, {self.weighting}-weighted"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Imports no torch.
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from swag_models.decoding import decode_value, list_options
 from swag_models.errors import ConfigError
@@ -72,7 +72,10 @@ def _find_hint(cls: Any, path: str, depth: int) -> Any:
 
 def _read_text(text: str, hint: Any) -> Any:
     """The value of a text, which stays a text where the annotation allows it: a folder "2024"."""
-    if str in list_options(hint):
+    options = list_options(hint)
+    if any(get_origin(option) is Literal and text in get_args(option) for option in options):
+        return text  # none can be one of the words
+    if str in options:
         return None if text.lower() == "none" else text
     if "," in text:
         return [_read_text(part.strip(), float) for part in text.split(",")]

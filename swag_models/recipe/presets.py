@@ -10,7 +10,14 @@ from dataclasses import dataclass, replace
 from swag_models.errors import ConfigError, suggest_names
 from swag_models.recipe.config import EMA, Augment, Engine, Objective, Optimizer, Run
 from swag_models.recipe.config_overrides import iterate_fields
-from swag_models.recipe.value_sources import ValueSource, choose, confirm, interpret, quote
+from swag_models.recipe.value_sources import (
+    UNUSED_OBJECTIVE,
+    ValueSource,
+    choose,
+    confirm,
+    interpret,
+    quote,
+)
 
 DATA_FIELDS = ("samples_per_epoch", "num_classes")  # of a preset, beside those of its run
 
@@ -98,6 +105,9 @@ AMP = choose("mixed precision is confirmed, its type is not; bf16 needs no loss 
 LARGE = choose("to fit the memory of one GPU; does not change what is learnt")
 IN1K = confirm("the training images of ImageNet-1k", WEIGHTS)
 IN1K_CLASSES = confirm("the classes of ImageNet-1k", WEIGHTS)
+SHARED_TARGET = confirm(
+    "cross-entropy with 1/K on each of K hashtags; losses per hashtag were worse", LOSS_ANSWER
+)
 BACKBONE = confirm("the published backbone of hashtag pre-training", WEIGHTS)
 LARGE_ENGINE = {"engine.parallel": LARGE, "engine.grad_checkpointing": LARGE}
 # FSDP2 over the GPUs of a run
@@ -123,6 +133,7 @@ VIT_HASHTAGS = replace(
     ),
 )
 HASHTAG_SOURCES = {
+    **UNUSED_OBJECTIVE,
     "arch": ARCH,
     "image_size": confirm("pre-trained at 224 pixels", MODEL_TABLE),
     "batch_size": interpret("8192 over all GPUs"),
@@ -134,9 +145,7 @@ HASHTAG_SOURCES = {
     "drop_path_rate": NO_DROP_PATH,
     "optimizer.clip_norm": NOT_STATED,
     "optimizer.layer_decay": NOT_STATED,
-    "objective.kind": confirm(
-        "cross-entropy with 1/K on each of K hashtags; losses per hashtag were worse", LOSS_ANSWER
-    ),
+    **dict.fromkeys(("objective.kind", "objective.weighting"), SHARED_TARGET),
     "objective.label_smoothing": NOT_STATED,
     "objective.mixup": NOT_STATED,
     **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
@@ -191,6 +200,7 @@ VIT_IN1K = replace(
     optimizer=Optimizer("sgd", lr=0.01, momentum=0.9, clip_norm=1.0),
 )
 IN1K_SOURCES = {
+    **UNUSED_OBJECTIVE,
     "arch": ARCH,
     "image_size": confirm("the image size of the published model", MODEL_TABLE),
     "steps": choose("the length is given in epochs, which suit other data too"),
@@ -319,7 +329,7 @@ MULTILABEL_SOURCES = {
     "optimizer.momentum": NO_MOMENTUM,
     "optimizer.no_decay": ADAM,
     "optimizer.clip_norm": LIKE_IN1K,
-    "objective.kind": choose("plain binary cross-entropy of each class; the source weights it"),
+    "objective.kind": choose("plain binary cross-entropy; the source has kind=asymmetric"),
     **dict.fromkeys((*CROP_FIELDS, "augment.flip"), choose("the source uses RandAugment, Cutout")),
     "augment.interpolation": LIKE_IN1K,
     "ema.decay": quote("0.9997", ML_DECODER),

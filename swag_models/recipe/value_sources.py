@@ -46,3 +46,16 @@ def interpret(text: str) -> ValueSource:
 def choose(text: str) -> ValueSource:
     """A value that we chose."""
     return ValueSource("our choice", text)
+
+
+# Fields of the objective that no published recipe of these presets uses
+UNUSED_OBJECTIVE = {
+    "objective.weighting": choose("equal shares; with one class per image they cannot differ"),
+    **dict.fromkeys(
+        ("objective.gamma_pos", "objective.gamma_neg", "objective.clip"),
+        quote(
+            "of kind=asymmetric: 0, 4 and 0.05, as for MS-COCO",
+            "Ridnik et al. 2020, arXiv 2009.14119; train.py of Alibaba-MIIL/ML_Decoder",
+        ),
+    ),
+}

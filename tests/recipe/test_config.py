@@ -79,6 +79,12 @@ def test_missing_fields_have_their_defaults() -> None:
         (["ema.decay=0.5", "ema=none"], RUN),
         (["ema=None", "ema.warmup_ratio=0"], replace(RUN, ema=EMA(warmup_ratio=0.0))),
         (["init=none"], RUN),
+        (["objective.weighting=idf"], replace(RUN, objective=Objective(weighting="idf"))),
+        (["objective.weighting=idf", "objective.weighting=none"], RUN),
+        (
+            ["objective.gamma_neg=2", "objective.clip=0", "objective.kind=asymmetric"],
+            replace(RUN, objective=Objective("asymmetric", gamma_neg=2.0, clip=0.0)),
+        ),
         (["init=2024"], replace(RUN, init="2024")),
         (["init=true"], replace(RUN, init="true")),
         (["init=runs/a,b"], replace(RUN, init="runs/a,b")),
@@ -176,6 +182,9 @@ RANGES: dict[str, tuple[str, str]] = {
     "optimizer.clip_norm": ("0", "a positive number, or none"),
     "objective.label_smoothing": ("1", "from 0 to below 1"),
     "objective.mixup": ("-0.1", "0 or more"),
+    "objective.gamma_pos": ("-1", "0 to 64"),
+    "objective.gamma_neg": ("65", "0 to 64"),
+    "objective.clip": ("1", "from 0 to below 1"),
     "augment.scale": ("0.5,0.1", "two fractions, the smaller first"),
     "augment.ratio": ("2,1", "0.001 to 1000, the smaller first"),
     "augment.flip": ("2", "a probability"),
@@ -218,7 +227,7 @@ def test_every_number_has_a_range() -> None:
     ("part", "values", "message"),
     [
         (Optimizer, {"kind": "adam"}, "kind is 'adam'; allowed: sgd, adamw"),
-        (Objective, {"kind": "hinge"}, "kind is 'hinge'; allowed: softmax, sigmoid"),
+        (Objective, {"kind": "hinge"}, "kind is 'hinge'; allowed: softmax, sigmoid, asymmetric"),
         (
             Augment,
             {"interpolation": "nearest"},
@@ -235,6 +244,35 @@ def test_parts_made_in_python_are_checked_too(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         part(**values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["objective.kind=sigmoid", "objective.weighting=idf"],
+            r"^objective.weighting is 'idf' with kind=sigmoid; allowed: none, because only the",
+        ),
+        (
+            ["objective.weighting=idf", "objective.kind=asymmetric"],
+            r"^objective.weighting is 'idf' with kind=asymmetric; allowed: none, because only",
+        ),
+        (["objective.weighting=tfidf"], r"^objective.weighting is 'tfidf'; allowed: none, idf"),
+        (
+            ["objective.gamma_neg=2"],
+            r"^objective.gamma_neg is 2 with kind=softmax, which does not use it; set kind=asymm",
+        ),
+        (
+            ["objective.clip=0", "objective.kind=sigmoid"],
+            r"^objective.clip is 0 with kind=sigmoid, which does not use it; set kind=asymmetric",
+        ),
+    ],
+)
+def test_settings_that_the_objective_would_not_use_are_refused(
+    settings: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        override(RUN, settings)
 
 
 def test_runs_made_in_python_are_checked_too() -> None:

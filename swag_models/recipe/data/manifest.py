@@ -16,6 +16,7 @@ labels, and manifest.json with these entries:
     rejects           reason -> number of lines in rejects.jsonl
     shards            name, count, bytes and SHA-256 of each shard
     class_names       names of the classes, if the labels were named and not in a vocabulary
+    class_samples     expected number of samples in an epoch that have each class, to 1/65536
 """
 
 import os
@@ -78,16 +79,31 @@ class _Manifest:
     rejects: dict[str, Any]
     shards: tuple[_ShardEntry, ...]
     class_names: tuple[str, ...] | None = None
+    class_samples: tuple[float, ...] | None = None  # earlier versions did not count them
 
     def __post_init__(self) -> None:
         _check_ranges(
             count=self.count, bytes=self.bytes, samples=self.samples, unlabelled=self.unlabelled
         )
         _check_ranges(MAX_CLASSES, num_classes=self.num_classes)
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
+        for name, unit in (("class_names", "name"), ("class_samples", "number")):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != self.num_classes:
+                raise ConfigError(
+                    f"{name} has {count_noun(len(entries), unit)} for "
+                    f"{count_noun(self.num_classes, 'class')}; pack again"
+                )
+        # each was rounded, and so was their sum
+        if (
+            self.class_samples
+            and not 0
+            <= min(self.class_samples)
+            <= max(self.class_samples)
+            <= 1.001 * self.samples + 1
+        ):
             raise ConfigError(
-                f"class_names has {count_noun(len(self.class_names), 'name')} for "
-                f"{count_noun(self.num_classes, 'class')}; pack again"
+                f"class_samples has {min(self.class_samples):g} to {max(self.class_samples):g}; "
+                f"allowed: 0 to samples, {self.samples:g}; pack again"
             )
         if self.shards and not self.samples:
             raise ConfigError("samples is 0, but shards are listed; pack again")

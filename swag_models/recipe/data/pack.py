@@ -47,6 +47,7 @@ from swag_models.recipe.data.pack_copies import (
 from swag_models.recipe.data.pack_plan import (
     PLAN_FILE,
     REJECTS_FILE,
+    count_class_samples,
     hash_locations,
     make_plan,
     to_json_lines,
@@ -316,6 +317,8 @@ def _finish_output(
         manifest["exclude_like"] = write_excluded(output, work, exclusion, rejected)
     if plan["class_names"]:
         manifest["class_names"] = plan["class_names"]
+    left_out = [reject["id"] for reject in rejected]
+    manifest["class_samples"] = count_class_samples(work, left_out, plan["num_classes"])
     write_json(output / MANIFEST_FILE, manifest, indent=1)
     return manifest
 

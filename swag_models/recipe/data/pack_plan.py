@@ -26,6 +26,7 @@ from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
 
 PLAN_FILE = "plan.parquet"
+COUNT_STEPS = 2**16  # repeat factors are counted in steps of 1 / COUNT_STEPS
 ANNOTATION_FILES = (".csv", ".json", ".jsonl")  # of labels by name; a Parquet file is a table
 LOCATIONS_FILE = "locations.parquet"
 REJECTS_FILE = "rejects.jsonl"
@@ -270,6 +271,41 @@ def _plan_shards(
         GROUP BY shard ORDER BY shard
     """)  # nosec B608
     return count, [row[0] for row in rows.fetchall()]
+
+
+def count_class_samples(work: Path, left_out: Sequence[str], num_classes: int) -> list[float]:
+    """Count the samples of an epoch that have each class, in the plan of `make_plan`.
+
+    Args:
+        work: the work folder.
+        left_out: ids in the plan whose images were not packed.
+        num_classes: number of classes.
+
+    Returns:
+        Expected numbers of samples: sums of repeat factors, each rounded to 1 / COUNT_STEPS.
+    """
+    duckdb, pa = import_extra("duckdb"), import_extra("pyarrow")
+    counts = [0.0] * num_classes
+    with (
+        duckdb_errors(f"the samples of each class in {work} cannot be counted"),
+        closing(duckdb.connect()) as database,
+    ):
+        database.execute(f"SET temp_directory = {_quote(work / 'duckdb')}")
+        database.register("left_out", pa.table({"id": pa.array(left_out, pa.string())}))
+        # whole numbers, whose sum does not depend on the order
+        rows = database.execute(
+            f"""
+            SELECT class, sum(steps) FROM (
+                SELECT unnest(list_distinct(classes)) AS class, round(repeat * ?)::BIGINT AS steps
+                FROM read_parquet({_quote(glob.escape(str(work / PLAN_FILE)))})
+                ANTI JOIN left_out USING (id)
+            ) GROUP BY class
+            """,  # nosec B608
+            [COUNT_STEPS],
+        )
+        for index, steps in rows.fetchall():
+            counts[index] = int(steps) / COUNT_STEPS
+    return counts
 
 
 def _list_rejects(database: Any) -> list[dict[str, str]]:

@@ -138,6 +138,8 @@ class ShardSource:
         sha256: see `hash_shards`.
         samples: expected number of samples in an epoch; None without a manifest.
         count: number of different samples; None without a manifest.
+        class_samples: expected number of samples in an epoch that have each class of the manifest;
+            None without a manifest, or with one of an earlier version.
     """
 
     title: str
@@ -148,6 +150,7 @@ class ShardSource:
     sha256: str
     samples: int | None
     count: int | None
+    class_samples: tuple[float, ...] | None = None
     kind = "shards"
 
 
@@ -196,6 +199,7 @@ def open_source(
         # Repeat factors may be fractions, so their sum is rounded.
         samples=round(manifest["samples"]) if manifest else None,
         count=manifest["count"] if manifest else None,
+        class_samples=tuple(manifest.get("class_samples") or ()) or None if manifest else None,
     )
 
 

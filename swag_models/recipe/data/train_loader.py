@@ -200,10 +200,13 @@ class TrainLoader:
         """Message -> number of broken images that this rank replaced by the next sample."""
         return self._batches.skipped
 
-    def count_classes(self) -> list[int] | None:
-        """Return the number of images that have each class; None for shards, which do not say."""
+    def count_classes(self) -> Sequence[float] | None:
+        """Return the number of samples of an epoch that have each class; None if not known.
+
+        Shards know it if a manifest counts them, and then for the classes of the manifest.
+        """
         if isinstance(self._source, ShardSource):
-            return None
+            return self._source.class_samples
         counts = Counter(label for labels in self._source.labels for label in set(labels))
         return [counts[label] for label in range(self._source.num_classes)]
 

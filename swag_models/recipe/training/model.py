@@ -1,4 +1,4 @@
-"""The model of a training run: classes, construction, publication with `recipe.json`."""
+"""The model of a training run: construction, publication with `recipe.json`."""
 
 import json
 import logging
@@ -22,9 +22,8 @@ from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE, check_printa
 from swag_models.models import Backbone, build
 from swag_models.publish import save
 from swag_models.recipe.config import Run
-from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.data.shards import Shards, find_vocabulary, read_vocabulary
-from swag_models.recipe.data.train_loader import TrainLoader
+from swag_models.recipe.training.asymmetric import balance_logits
+from swag_models.recipe.training.classes import Classes
 from swag_models.recipe.training.memory import find_arch
 from swag_models.recipe.training.run_dir import PACKAGES, PUBLISHED_FILE
 from swag_models.runtime import find_versions
@@ -59,61 +58,12 @@ class PublishInfo:
         check_printable("publish_info", *texts)
 
 
-@dataclass(frozen=True)
-class Classes:
-    """The classes that a run learns.
-
-    Attributes:
-        count: number of classes.
-        names: of the classes; None if the data have none.
-        synsets: WordNet id of each class, if the classes are hashtags.
-        vocabulary: the file that hashtags and synsets come from.
-        shares: share of the images that have each class; None if not known.
-    """
-
-    count: int
-    names: tuple[str, ...] | None = None
-    synsets: tuple[str, ...] | None = None
-    vocabulary: Path | None = None
-    shares: tuple[float, ...] | None = None
-
-    def __len__(self) -> int:
-        return self.count
-
-
-def read_class_names(loader: TrainLoader, data: Shards | ImageDataset) -> Classes:
-    """Read the classes of training data: the hashtags of a vocabulary, or the loader's classes.
-
-    Raises:
-        ConfigError: the number of classes is unknown, or a class has control characters.
-    """
-    counts, shares = loader.count_classes(), None
-    if counts is not None and loader.samples:
-        # as if there were one more image with each class and one without: not 0 or 1
-        shares = tuple((count + 1) / (loader.samples + 2) for count in counts)
-    if isinstance(data, ImageDataset):
-        check_printable(data.root, *(data.class_names or ()))
-        return Classes(data.num_classes, data.class_names, shares=shares)
-    if path := find_vocabulary(data):
-        rows = read_vocabulary(path)
-        hashtags = tuple(row["hashtag"] for row in rows)
-        check_printable(path, *hashtags)
-        return Classes(len(rows), hashtags, tuple(row["synset"] for row in rows), path)
-    if loader.num_classes is None:
-        raise ConfigError(
-            f"{data} does not say how many classes it has; "
-            "use a folder of packed shards with its manifest.json"
-        )
-    check_printable(data, *(loader.class_names or ()))
-    return Classes(loader.num_classes, loader.class_names, shares=shares)
-
-
 def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
     """Build the model that a run trains, at the run's image size, with one logit per class.
 
     A head of the initial weights is kept if its class names are those of the data; otherwise a
-    new one is initialised. With the sigmoid objective, it starts with the probability of each class
-    in the data, where that is known.
+    new one is initialised. With a sigmoid for each class, its biases are those of `balance_logits`
+    where the data say how frequent each class is.
 
     Returns:
         The model, and its spec: that of the initial weights with classes and image size replaced.
@@ -147,12 +97,12 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         )
         if not keep_head:
             model.reset_classifier(len(classes))
-    if run.objective.kind == "sigmoid" and classes.shares and not keep_head:
+    if run.objective.is_multi_label and classes.shares and not keep_head:
         # With 0, every class would have probability 1/2, and most of the training would go into
         # lowering it (Lin et al. 2017, arXiv 1708.02002, section 3.3).
         with torch.no_grad():
             head = cast("nn.Linear", model.get_classifier())
-            head.bias.copy_(torch.tensor(classes.shares).logit())
+            head.bias.copy_(balance_logits(torch.tensor(classes.shares), run.objective))
     if run.trainable == "head":
         model.freeze()
     return model, replace(
@@ -160,7 +110,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         num_classes=len(classes),
         classes=classes.names,
         synsets=classes.synsets,
-        multi_label=run.objective.kind == "sigmoid",
+        multi_label=run.objective.is_multi_label,
         preprocess=replace(spec.preprocess, image_size=run.image_size),
     )
 
@@ -321,7 +271,7 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
         f"{count_noun(data['classes'], 'class')}, SHA-256 `{data['sha256']}`",
         "length": f"{length}, {batch} of {run['image_size']} px per step",
         "optimizer": f"{optimizer}, peak learning rate {Run.from_dict(run).lr:g}",
-        "objective": run["objective"]["kind"],
+        "objective": Run.from_dict(run).objective.describe(),
         "validation": f"mAP {recipe['metrics']['mAP']:.2f}%" if "mAP" in recipe["metrics"] else "",
         "versions": ", ".join(f"{name} {version}" for name, version in recipe["versions"].items()),
     }

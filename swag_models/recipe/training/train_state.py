@@ -3,8 +3,8 @@
 Axes: N samples of one forward pass on one rank, C classes, S pixels.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -23,6 +23,7 @@ from swag_models.preprocess import Transform
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
+from swag_models.recipe.training.classes import Classes, weigh_classes
 from swag_models.recipe.training.distributed import (
     DistContext,
     accumulate_gradients,
@@ -32,7 +33,7 @@ from swag_models.recipe.training.distributed import (
 )
 from swag_models.recipe.training.estimate import check_batch_memory
 from swag_models.recipe.training.losses import compute_losses, make_targets, mix
-from swag_models.recipe.training.model import Classes, make_model
+from swag_models.recipe.training.model import make_model
 from swag_models.recipe.training.optimizer import make_average, make_optimizer, update_average
 from swag_models.spec import ModelSpec
 
@@ -45,13 +46,14 @@ def make_train_state(run: Run, classes: Classes, dist: DistContext) -> "TrainSta
     """Build the model of a run, its average and its optimizer, distributed over all ranks.
 
     Raises:
-        ConfigError: the settings do not fit the architecture or the initial weights.
+        ConfigError: the settings do not fit the architecture, the initial weights or the data.
     """
     check_batch_memory(run, dist.world_size)
     torch.manual_seed(run.seed)  # the same initial weights on all ranks
+    class_weights = weigh_classes(run.objective, classes)
     model, spec = make_model(run, classes)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
-    return assemble_state(TrainState, run, dist, model, spec)
+    return assemble_state(TrainState, run, dist, model, spec, class_weights=class_weights)
 
 
 def assemble_state(
@@ -125,6 +127,7 @@ class TrainState:
         optimizer: of the trainable parameters of `model`.
         scaler: of the loss; does nothing unless the precision is "fp16".
         autocast: context of a forward pass.
+        class_weights: as for `make_targets`.
     """
 
     run: Run
@@ -138,6 +141,7 @@ class TrainState:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     autocast: torch.autocast
+    class_weights: Sequence[float] | None = field(default=None, kw_only=True)
 
     @property
     def final_model(self) -> nn.Module:
@@ -195,8 +199,9 @@ class TrainState:
         num_classes = self.spec.num_classes
         assert num_classes is not None  # `make_model` sets it
         inputs = self.prepare_inputs(batch.images.to(device, non_blocking=True))
-        targets = make_targets(batch.classes, run.objective.kind, num_classes)
-        targets = targets.to(device, non_blocking=True)
+        targets = make_targets(
+            batch.classes, run.objective.kind, num_classes, self.class_weights
+        ).to(device, non_blocking=True)
         inputs, targets = mix(inputs, targets, run.objective.mixup, torch.default_generator)
         with self.autocast:
             logits = self.forward(self.order_channels(inputs))  # (N, C)

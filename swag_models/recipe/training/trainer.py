@@ -37,6 +37,7 @@ from swag_models.recipe.data.train_loader import TrainLoader, merge_states, open
 from swag_models.recipe.data.transforms import Augmentation
 from swag_models.recipe.training.batch_queue import BatchQueue
 from swag_models.recipe.training.checkpointer import Checkpointer
+from swag_models.recipe.training.classes import read_class_names
 from swag_models.recipe.training.distributed import DistContext, collect_weights, init_distributed
 from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.logging import MetricLogger, Throughput
@@ -44,7 +45,6 @@ from swag_models.recipe.training.model import (
     PublishInfo,
     is_published,
     publish_model,
-    read_class_names,
 )
 from swag_models.recipe.training.optimizer import count_stable_steps, schedule_lr, set_lr
 from swag_models.recipe.training.run_dir import (

@@ -17,8 +17,8 @@ from swag_models.recipe.average_precision import average_precisions, make_indica
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader, open_eval_loader
 from swag_models.recipe.data.shards import Shards
+from swag_models.recipe.training.classes import Classes
 from swag_models.recipe.training.losses import count_hits
-from swag_models.recipe.training.model import Classes
 from swag_models.recipe.training.train_state import TrainState
 
 MAX_SCORES = 1 << 30  # logits of all samples in memory, 4 GB

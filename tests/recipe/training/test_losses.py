@@ -1,7 +1,9 @@
-"""Sparse targets and losses, against torch's dense ones and timm's mixup."""
+"""Sparse targets and losses, against torch's dense ones, timm's and the papers' formulas."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from typing import Any
 
@@ -10,12 +12,16 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from timm.data.mixup import mixup_target
+from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.config import Objective
+from swag_models.recipe.training.asymmetric import balance_logits
+from swag_models.recipe.training.classes import Classes, weigh_classes
 from swag_models.recipe.training.losses import (
     LossKind,
     Targets,
@@ -27,7 +33,7 @@ from swag_models.recipe.training.losses import (
 )
 
 CLASSES = [[3], [0, 5], [4, 1, 6], [2, 3, 4, 5, 6], [0]]
-KINDS: tuple[LossKind, ...] = ("softmax", "sigmoid")
+KINDS: tuple[LossKind, ...] = ("softmax", "sigmoid", "asymmetric")
 DEVICES = [
     "cpu",
     pytest.param(
@@ -45,13 +51,18 @@ def make_dense(targets: Targets, num_classes: int, dtype: torch.dtype = torch.fl
 
 
 def compute_dense_losses(objective: Objective, logits: Tensor, dense: Tensor) -> Tensor:
-    """torch's own."""
+    """torch's own; for "asymmetric" the formula of the paper."""
     e = objective.label_smoothing
     if objective.kind == "softmax":
         return F.cross_entropy(logits, dense, label_smoothing=e, reduction="none")
-    return F.binary_cross_entropy_with_logits(
-        logits, (1 - e) * dense + e / 2, reduction="none"
-    ).sum(1)
+    dense = (1 - e) * dense + e / 2
+    if objective.kind == "sigmoid":
+        return F.binary_cross_entropy_with_logits(logits, dense, reduction="none").sum(1)
+    p = logits.sigmoid()
+    shifted = (p - objective.clip).clamp(min=1e-300)  # 0**0.5 has no derivative
+    positive = (1 - p) ** objective.gamma_pos * -F.logsigmoid(logits)
+    negative = shifted**objective.gamma_neg * -torch.log1p(-shifted)
+    return (dense * positive + (1 - dense) * negative).sum(1)
 
 
 def draw_targets(kind: LossKind, samples: int, num_classes: int, mixup: float = 0.0) -> Targets:
@@ -170,7 +181,7 @@ class TestMix:
 class TestLosses:
     @pytest.mark.parametrize("mixup", [0.0, 0.5])
     @pytest.mark.parametrize("device", DEVICES)
-    def test_values_and_gradients_are_torchs_dense_ones(
+    def test_values_and_gradients_are_the_dense_ones(
         self, kind: LossKind, smoothing: float, mixup: float, device: str
     ) -> None:
         objective = Objective(kind, smoothing)
@@ -265,6 +276,105 @@ class TestLosses:
         with Buffers(2000) as buffers:
             (gradient,) = torch.autograd.grad(losses.sum(), logits)
         assert buffers.found == {gradient.data_ptr()}
+
+
+@pytest.mark.parametrize("gamma_pos", [0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("gamma_neg", [0.0, 0.5, 1.0, 4.0])
+@pytest.mark.parametrize("clip", [0.0, 1e-4, 0.05, 0.6])
+def test_the_asymmetric_loss_and_its_gradients_are_the_papers(
+    gamma_pos: float, gamma_neg: float, clip: float
+) -> None:
+    parameters = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "clip": clip}
+    objective = Objective("asymmetric", **parameters)
+    targets = draw_targets("asymmetric", 70, 40)  # in blocks of 3 samples, and one of 1
+    logits = (5 * torch.randn(70, 40, dtype=torch.float64)).clamp(-12, 12)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    losses = compute_losses(objective, ours, targets)
+    expected = compute_dense_losses(objective, theirs, make_dense(targets, 40))
+    torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-10)
+    losses.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-10)
+    loss = AsymmetricLossMultiLabel(**parameters)(logits, make_dense(targets, 40))
+    assert losses.mean().item() == pytest.approx(loss.item(), rel=1e-4)  # timm's is float32
+
+
+def test_the_asymmetric_loss_without_parameters_is_the_sigmoids() -> None:
+    logits, targets = 8 * torch.randn(9, 30), draw_targets("sigmoid", 9, 30)
+    plain = Objective("asymmetric", gamma_pos=0, gamma_neg=0, clip=0)
+    values, gradients = [], []
+    for objective in (plain, Objective("sigmoid")):
+        each = logits.clone().requires_grad_()
+        values.append(compute_losses(objective, each, targets))
+        values[-1].sum().backward()
+        gradients.append(each.grad)
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("objective", [Objective("sigmoid"), Objective("asymmetric")])
+def test_a_balanced_head_has_no_gradient_for_a_constant_feature(objective: Objective) -> None:
+    counts = torch.tensor([1, 30, 500, 990])
+    has_class = torch.arange(1000)[:, None] < counts
+    logits = balance_logits(counts / 1000, objective).double().repeat(1000, 1).requires_grad_()
+    compute_dense_losses(objective, logits, has_class.double()).sum().backward()
+    assert logits.grad.abs().max() > 0.01
+    assert logits.grad.sum(0).abs().max() < 2e-3  # of logits in float32
+
+
+def test_the_asymmetric_loss_takes_little_more_memory_than_the_sigmoid() -> None:
+    logits, peaks = torch.randn(64, 5000, requires_grad=True), {}
+    for kind in ("sigmoid", "asymmetric"):
+        targets = draw_targets(kind, 64, 5000)
+        logits.grad = None
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            compute_losses(Objective(kind), logits, targets).sum().backward()
+        events = record.profiler.kineto_results.events()  # by time
+        sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+        peaks[kind] = max(itertools.accumulate(sizes))
+    assert peaks["sigmoid"] >= logits.nbytes
+    assert peaks["asymmetric"] <= 1.2 * peaks["sigmoid"]
+
+
+def test_rare_classes_get_more_of_the_target() -> None:
+    samples = 1000
+    counts = [500.0, 9.0, 99.5, 0.0, 999.0, 1000.0]
+    classes = Classes(len(counts), sample_counts=tuple(counts), samples=samples)
+    weights = weigh_classes(Objective(weighting="idf"), classes)
+    assert weights is not None
+    assert weights[:4] == pytest.approx([math.log(1000 / (1 + count)) for count in counts[:4]])
+    dense = make_dense(make_targets([[0, 1], [2], [0, 1, 2, 3], [4, 5]], "softmax", 6, weights), 6)
+    w = [math.log(samples / (1 + count)) for count in counts[:4]]
+    expected = [
+        [w[0] / (w[0] + w[1]), w[1] / (w[0] + w[1]), 0, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [each / sum(w) for each in w] + [0, 0],
+        [0, 0, 0, 0, 0.5, 0.5],  # both of (almost) all images
+    ]
+    torch.testing.assert_close(dense, torch.tensor(expected, dtype=torch.float64))
+    assert make_dense(make_targets([[3, 5]], "softmax", 6, weights), 6)[0, 5] < 1e-6
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_targets_are_mixed_and_smoothed(smoothing: float) -> None:
+    weights = [1.0, 0.25, 3.0, 0.5, 2.0]
+    samples = [[0, 1], [2], [1, 3, 4], [4, 0]]
+    targets = make_targets(samples, "softmax", 5, weights)
+    dense = torch.zeros(4, 5, dtype=torch.float64)
+    for row, classes in zip(dense, samples, strict=True):
+        row[classes] = torch.tensor([weights[index] for index in classes], dtype=torch.float64)
+    dense /= dense.sum(1, keepdim=True)
+    torch.testing.assert_close(make_dense(targets, 5), dense, rtol=1e-6, atol=1e-7)
+    mixed = mix(torch.zeros(4), targets, 0.5, torch.Generator().manual_seed(1))[1]
+    share = draw_beta(0.5, torch.Generator().manual_seed(1))
+    dense = share * dense + (1 - share) * dense.flip(0)
+    logits = torch.randn(4, 5, dtype=torch.float64)
+    torch.testing.assert_close(
+        compute_losses(Objective(label_smoothing=smoothing, weighting="idf"), logits, mixed),
+        F.cross_entropy(logits, dense, label_smoothing=smoothing, reduction="none"),
+        rtol=1e-6,
+        atol=1e-6,
+    )
 
 
 class Buffers(TorchDispatchMode):

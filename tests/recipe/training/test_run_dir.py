@@ -26,8 +26,9 @@ from swag_models.errors import ConfigError
 from swag_models.publish import save
 from swag_models.recipe.config_overrides import override
 from swag_models.recipe.presets import get_preset
+from swag_models.recipe.training.classes import Classes
 from swag_models.recipe.training.distributed import DistContext
-from swag_models.recipe.training.model import Classes, find_start_spec, make_model
+from swag_models.recipe.training.model import find_start_spec, make_model
 from swag_models.recipe.training.run_dir import open_run_dir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
