@@ -40,11 +40,14 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.mark.parametrize("kind", ["sigmoid", pytest.param("asymmetric", marks=pytest.mark.slow)])
 def test_images_with_several_labels_give_a_multi_label_model(
-    photos: Path, tmp_path: Path, capsys: Capture
+    kind: str, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     output = tmp_path / "model"
     arguments = [*SHORT, "--set", "steps=20", "-o", str(output)]
+    if kind != "sigmoid":  # the default for such data
+        arguments += ["--set", f"objective.kind={kind}"]
     assert main(["finetune", str(photos), "--labels", "labels.csv", *arguments]) == 0
     printed = capsys.readouterr()
     assert "held-out images: mAP" in printed.err
@@ -53,6 +56,7 @@ def test_images_with_several_labels_give_a_multi_label_model(
     assert (spec.multi_label, spec.metrics) == (True, None)
     recipe = json.loads((output / "recipe.json").read_text())
     assert recipe["metrics"]["mAP"] > 60, "of guessing about 50"
+    assert recipe["run"]["objective"]["kind"] == kind
     assert f"mAP {recipe['metrics']['mAP']:.2f}%" in (output / "README.md").read_text()
     assert not (output / "confusion.png").exists()
     with open(output / "held_out.csv", newline="", encoding="utf-8") as file:

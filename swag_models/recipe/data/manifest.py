@@ -93,6 +93,11 @@ class _Manifest:
                     f"{name} has {count_noun(len(entries), unit)} for "
                     f"{count_noun(self.num_classes, 'class')}; pack again"
                 )
+        if self.shards and not self.samples:
+            raise ConfigError("samples is 0, but shards are listed; pack again")
+        counts = Counter(shard.name for shard in self.shards)
+        if repeated := [name for name, count in counts.items() if count > 1]:
+            raise ConfigError(f"shards lists {repeated[0]!r} more than once; pack again")
         # each was rounded, and so was their sum
         if (
             self.class_samples
@@ -105,11 +110,6 @@ class _Manifest:
                 f"class_samples has {min(self.class_samples):g} to {max(self.class_samples):g}; "
                 f"allowed: 0 to samples, {self.samples:g}; pack again"
             )
-        if self.shards and not self.samples:
-            raise ConfigError("samples is 0, but shards are listed; pack again")
-        counts = Counter(shard.name for shard in self.shards)
-        if repeated := [name for name, count in counts.items() if count > 1]:
-            raise ConfigError(f"shards lists {repeated[0]!r} more than once; pack again")
 
 
 def _check_ranges(maximum: int = 2**63 - 1, **values: float) -> None:

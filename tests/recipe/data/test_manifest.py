@@ -76,6 +76,16 @@ def test_a_shard_that_is_listed_twice_and_too_many_classes_are_refused(
     for change, message in (
         ({"shards": [first, first]}, "shards lists 'shard-000000.tar' more than once"),
         ({"samples": 0}, "samples is 0, but shards are listed"),
+        ({"class_samples": [1.0]}, r"class_samples has 1 number for \d+ classes; pack again"),
+        (
+            {"class_samples": [-1.0] * 10, "num_classes": 10},
+            "class_samples has -1 to -1; allowed: 0 to",
+        ),
+        (
+            {"class_samples": [99.0] * 10, "num_classes": 10},
+            "class_samples has 99 to 99; allowed: 0 to",
+        ),
+        ({"class_samples": ["a"]}, r"class_samples\[0\] is 'a'; allowed: a finite number"),
         ({"num_classes": MAX_CLASSES + 1}, "num_classes is 1000001; allowed: 0 to 1,000,000"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps({**manifest, **change}))

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from image_support import encode_image, write_images, write_tar
 from PIL import Image
 from shards_support import (
     COUNT,
+    Label,
     encode_jpeg,
     make_images,
     make_labels,
@@ -55,6 +57,17 @@ def read_all(folder: Path) -> dict[str, tuple[list[int], float, bytes]]:
     return samples
 
 
+def count_samples(labels: Iterable[Label]) -> list[float]:
+    """The samples of an epoch that have each class."""
+    counts = [0.0] * 10
+    for classes, repeat in labels:
+        for number in classes:
+            counts[number] += repeat
+    while not counts[-1]:
+        counts.pop()
+    return counts
+
+
 def read_rejects(folder: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in (folder / "rejects.jsonl").read_text().splitlines()]
 
@@ -74,6 +87,7 @@ def test_every_image_is_packed_once_with_its_label(packed: Path) -> None:
     assert manifest["num_classes"] == 1 + max(
         max(classes) for classes, _ in make_labels(COUNT).values()
     )
+    assert manifest["class_samples"] == count_samples(make_labels(COUNT).values())
     assert manifest["bytes"] == sum(path.stat().st_size for path in packed.glob("*.tar"))
     assert manifest["rejects"] == {}
     assert not packed.with_name("shards.work").exists()
@@ -125,9 +139,11 @@ def test_images_that_cannot_be_packed_are_listed_with_the_reason(tmp_path: Path)
     manifest = pack_images(tmp_path, [images], labels)
     assert manifest["rejects"] == {"another image has its id": 1, "no image": 1, "unreadable": 2}
     assert (manifest["count"], manifest["unlabelled"]) == (5, 2)
-    assert manifest["samples"] == sum(
-        labels[name][1] for name in ("0000", "0004", "0005", "0006", "0007")
-    )
+    kept = [labels[name] for name in ("0000", "0004", "0005", "0006", "0007")]
+    assert manifest["samples"] == sum(repeat for _, repeat in kept)
+    samples = count_samples(kept)
+    missing = manifest["num_classes"] - len(samples)
+    assert manifest["class_samples"] == samples + [0.0] * missing
     rejects = {row["id"]: row for row in read_rejects(tmp_path / "shards")}
     assert rejects["0001"] == {"id": "0001", "reason": "no image"}
     assert rejects["0004"]["path"] == str(images / "deep" / "0004.png")

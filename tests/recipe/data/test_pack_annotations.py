@@ -39,8 +39,10 @@ def test_shards_have_all_labels_and_the_names_of_classes(
     assert "3 images in 1 shard; 1 image without a label" in err
     manifest = read_manifest(str(folder / "shards" / "manifest.json"))
     assert (manifest["class_names"], manifest["num_classes"]) == (["cat", "dog", "emu"], 3)
+    assert manifest["class_samples"] == [1, 1, 1], "the cat of a missing image does not count"
     loader = open_loader(folder / "shards", batch_size=3, transform=to_bytes)
     assert loader.class_names == ("cat", "dog", "emu")
+    assert list(loader.count_classes()) == [1, 1, 1]
     (batch,) = take(loader, 1)
     found = {name: set(labels) for name, labels in zip(batch.ids, batch.classes)}
     assert found == {"0": {0, 1}, "1": set(), "2": {2}}

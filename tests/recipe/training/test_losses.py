@@ -278,9 +278,9 @@ class TestLosses:
         assert buffers.found == {gradient.data_ptr()}
 
 
-@pytest.mark.parametrize("gamma_pos", [0.0, 0.5, 1.0, 3.0])
-@pytest.mark.parametrize("gamma_neg", [0.0, 0.5, 1.0, 4.0])
-@pytest.mark.parametrize("clip", [0.0, 1e-4, 0.05, 0.6])
+@pytest.mark.parametrize("gamma_pos", [0.0, 1.5])
+@pytest.mark.parametrize("gamma_neg", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize("clip", [0.0, 0.05, 0.6])
 def test_the_asymmetric_loss_and_its_gradients_are_the_papers(
     gamma_pos: float, gamma_neg: float, clip: float
 ) -> None:
@@ -353,6 +353,12 @@ def test_rare_classes_get_more_of_the_target() -> None:
     ]
     torch.testing.assert_close(dense, torch.tensor(expected, dtype=torch.float64))
     assert make_dense(make_targets([[3, 5]], "softmax", 6, weights), 6)[0, 5] < 1e-6
+
+
+def test_idf_needs_the_frequencies_of_the_classes() -> None:
+    assert weigh_classes(Objective(), Classes(3)) is None
+    with pytest.raises(ConfigError, match=r"^objective.weighting is 'idf', and the training data"):
+        weigh_classes(Objective(weighting="idf"), Classes(3))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -47,6 +47,8 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "images", ("engine.precision=bf16", "engine.micro_batch=4"), 5, marks=pytest.mark.slow
         ),
         pytest.param("packed", ("engine.workers=1", "engine.buffer=20"), 5, marks=pytest.mark.slow),
+        pytest.param("packed", ("objective.weighting=idf",), 2, marks=pytest.mark.slow),
+        pytest.param("images", ("objective.kind=asymmetric",), 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_in_the_same_weights(
