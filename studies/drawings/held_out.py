@@ -14,6 +14,7 @@ from swag_models.recipe.data.pack import pack
 from swag_models.runtime import import_extra
 
 LABELS_FILE = "labels.parquet"
+NAMES_FILE = "names.csv"  # of things, written when zero-shot is measured
 
 
 def label_held_out(
@@ -51,14 +52,10 @@ def label_held_out(
         [posts], own, Curation(curation.senses), columns=columns, wordnet=wordnet, progress=progress
     )
     number_of = _number_synsets(vocabulary)
-    synset_of = {
-        number: synset for synset, number in _number_synsets(own / VOCABULARY_FILE).items()
-    }
     labels = []
-    for row in parquet.read_table(own / LABELS_FILE).to_pylist():
-        synsets = map(synset_of.__getitem__, row["classes"])
+    for identifier, synsets in read_synsets(folder).items():
         if classes := sorted(number_of[synset] for synset in synsets if synset in number_of):
-            labels.append({"id": row["id"], "classes": classes, "repeat": 1.0})
+            labels.append({"id": identifier, "classes": classes, "repeat": 1.0})
     schema = pa.schema(
         [("id", pa.string()), ("classes", pa.list_(pa.int64())), ("repeat", pa.float64())]
     )
@@ -75,6 +72,22 @@ def label_held_out(
         progress=progress,
     )
     return len(labels)
+
+
+def read_synsets(folder: Path) -> dict[str, list[str]]:
+    """The synsets of the keywords of each image of a held-out set, whatever the vocabulary.
+
+    Args:
+        folder: the folder that `label_held_out` labelled.
+    """
+    own = folder / "own"
+    synset_of = {
+        number: synset for synset, number in _number_synsets(own / VOCABULARY_FILE).items()
+    }
+    table: Any = import_extra("pyarrow.parquet").read_table(own / LABELS_FILE)
+    return {
+        row["id"]: [synset_of[number] for number in row["classes"]] for row in table.to_pylist()
+    }
 
 
 def _number_synsets(vocabulary: Path) -> dict[str, int]:

@@ -1,0 +1,82 @@
+"""Measures of held-out drawings, against what is counted by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from studies.drawings.measure import (
+    Outputs,
+    format_measures,
+    main,
+    measure_keywords,
+    measure_neighbours,
+)
+from studies.drawings.names import list_things, write_names
+from studies.scenes.gallery import WORDNET
+from swag_models.errors import ConfigError
+from swag_models.recipe.classes.wordnet_mapping import Target
+from swag_models.recipe.wordnet import WordNet
+
+SYNSETS = [f"n0000000{number}" for number in range(7)]
+
+
+def test_keywords_are_found_by_synset() -> None:
+    logits = torch.eye(7)[[0, 1, 2]] + torch.arange(7, 0, -1) / 10
+    outputs = Outputs(["a", "b", "c", "d"], torch.cat([logits, logits[:1]]), np.ones((4, 2)))
+    keywords = {"a": [SYNSETS[0]], "b": [SYNSETS[0]], "c": [SYNSETS[6]], "d": ["n99999999"]}
+    result = measure_keywords(SYNSETS, outputs, keywords)
+    assert result["keyword_top1"]["value"] == pytest.approx(100 / 3)
+    assert result["keyword_top5"]["value"] == pytest.approx(200 / 3)
+    assert result["keyword_top1"]["count"] == 3
+    assert result["without_keywords"] == 1
+    with pytest.raises(ConfigError, match="no image has a keyword"):
+        measure_keywords(SYNSETS, outputs, {})
+    assert "most probable class is a keyword: 33.3% (" in format_measures(result)
+
+
+def test_neighbours_are_of_the_same_emoji() -> None:
+    angles = np.linspace(0, 1.5, 12)
+    features = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    gallery = Outputs([f"g{n}" for n in range(12)], torch.zeros(12, 1), features)
+    shown = {"g0": "A", "g1": "B", "g11": "A", "g10": "C"}  # the others are clip art
+    queries = Outputs(["q0", "q1", "q2", "q3"], torch.zeros(4, 1), features[[0, 0, 11, 5]])
+    emoji = {"q0": "A", "q1": "C", "q2": "C", "q3": "D"}
+    result = measure_neighbours(queries, emoji, gallery, shown)
+    assert result["neighbours_top5"]["value"] == pytest.approx(200 / 3)  # q1 is far from C
+    assert (result["neighbours_top5"]["count"], result["without_other_artist"]) == (3, 1)
+
+
+def test_things_are_emoji_whose_name_is_a_noun(tmp_path: Path) -> None:
+    posts = [
+        {"emoji": "1", "caption": "owl", "path": "images/1.png"},
+        {"emoji": "2", "caption": "owls", "path": "images/2.png"},
+        {"emoji": "3", "caption": "red owl", "path": "images/3.png"},
+        {"emoji": "4", "caption": "nonsense", "path": "images/4.png"},
+        {"emoji": None, "caption": "owl", "path": "images/5.png"},
+    ]
+    things = list_things(posts, WordNet.load(WORDNET))
+    assert things.keys() == {"1", "2"}
+    assert things["1"] == things["2"] == Target("owl", things["1"].synsets)
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in posts))
+    path = write_names(tmp_path, things)
+    assert path.read_text().splitlines() == [
+        "file_name,labels",
+        'images/1.png,"owl"',
+        'images/2.png,"owl"',
+    ]
+    with pytest.raises(ConfigError, match="no emoji of"):
+        write_names(tmp_path, {"9": things["1"]})
+
+
+def test_a_folder_without_drawings_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["regnety_nano_hashtags", str(tmp_path)]) == 2
+    assert (
+        "has no twemoji/labels.parquet; run python -m studies.drawings" in capsys.readouterr().err
+    )
