@@ -91,7 +91,15 @@ def build_drawings(
             [*written, output / "rejects.jsonl"],
             lambda: _write_images(output, packages, size, processes, progress),
         )
-        summary |= _curate(output, min_images, wordnet, processes, progress)
+        summary |= curate_drawings(
+            output,
+            output,
+            [output / "posts.jsonl"],
+            min_images=min_images,
+            wordnet=wordnet,
+            processes=processes,
+            progress=progress,
+        )
         write_json(output / "summary.json", summary)
     return summary
 
@@ -146,37 +154,53 @@ def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def _curate(
+def curate_drawings(
+    drawings: Path,
     output: Path,
+    posts: Sequence[Path],
+    *,
     min_images: int,
-    wordnet: str | os.PathLike[str] | None,
-    processes: int,
-    progress: bool,
+    wordnet: str | os.PathLike[str] | None = None,
+    processes: int | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Choose the classes, label and pack the images; near copies of held-out ones are left out."""
-    curation = Curation(min_images=min_images)
-    posts, curated = output / "posts.jsonl", output / "curated"
-    curate([posts], curated, curation, wordnet=wordnet, progress=progress)
-    held_out = [_folder(output, split) for split in SPLITS if split != "train"]
+    """Choose the classes, label and pack the images; near copies of held-out ones are left out.
+
+    Args:
+        drawings: folder of `build_drawings`, with the held-out images.
+        output: gets curated/, shards/, and labels and shards of each held-out set.
+        posts: files of training posts: those of the drawings, and others.
+        min_images: minimum number of images of a class.
+        wordnet: folder of WordNet's database files, as for `curate`.
+        processes: as for `pack`.
+        progress: whether to show progress bars.
+
+    Returns:
+        "labelled": number of labelled images of each set.
+    """
+    curation, curated = Curation(min_images=min_images), output / "curated"
+    curate(posts, curated, curation, wordnet=wordnet, progress=progress)
+    held_out = [split for split in SPLITS if split != "train"]
     manifest = pack(
         curated / LABELS_FILE,
         posts,
         output / "shards",
         shard_size=SHARD_SIZE,
-        exclude_like=[folder / "images" for folder in held_out],
+        exclude_like=[drawings / split / "images" for split in held_out],
         like_threshold=LIKE_THRESHOLD,
         processes=processes,
         progress=progress,
     )
     labelled = {
-        folder.name: label_held_out(
-            folder,
+        split: label_held_out(
+            drawings / split / "posts.jsonl",
+            output / split,
             curated / VOCABULARY_FILE,
             curation,
             wordnet=wordnet,
             processes=processes,
             progress=progress,
         )
-        for folder in held_out
+        for split in held_out
     }
     return {"labelled": {"train": manifest["count"], **labelled}}

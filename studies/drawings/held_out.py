@@ -18,6 +18,7 @@ NAMES_FILE = "names.csv"  # of things, written when zero-shot is measured
 
 
 def label_held_out(
+    posts: Path,
     folder: Path,
     vocabulary: Path,
     curation: Curation,
@@ -27,15 +28,15 @@ def label_held_out(
     processes: int | None = None,
     progress: bool = True,
 ) -> int:
-    """Label the posts of a folder by the classes of a vocabulary, and pack them into shards.
+    """Label held-out posts by the classes of a vocabulary, and pack them into shards.
 
     Which synset a keyword means does not depend on other posts, so the posts are curated by
     themselves, without a minimum number of images. Synsets that are not in the vocabulary are left
     out, and so are images without any other.
 
     Args:
-        folder: contains posts.jsonl; gets own/, the curated posts, labels.parquet,
-            vocabulary.parquet and shards/.
+        posts: file of the posts.
+        folder: gets own/, the curated posts, labels.parquet, vocabulary.parquet and shards/.
         vocabulary: file of the training set's vocabulary.
         curation: as for the training set.
         columns: as for the training set.
@@ -47,7 +48,8 @@ def label_held_out(
         The number of labelled images.
     """
     pa, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
-    posts, own = folder / "posts.jsonl", folder / "own"
+    folder.mkdir(parents=True, exist_ok=True)
+    own = folder / "own"
     curate(
         [posts], own, Curation(curation.senses), columns=columns, wordnet=wordnet, progress=progress
     )
