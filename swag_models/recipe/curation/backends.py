@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 # The packages that each backend needs, and the extra that installs them.
 BACKEND_PACKAGES = {"duckdb": ("duckdb", "ibis-framework"), "spark": ("pyspark", "ibis-framework")}
 BACKEND_EXTRAS = {"duckdb": "swag-models[recipe]", "spark": "swag-models[spark]"}
-ROW_GROUPS_PER_PART = 16  # row groups of 122,880 rows each, DuckDB's default
+# Rows of a Parquet row group. Each thread of DuckDB keeps one in memory, uncompressed, until it is
+# written; with the default of 122,880 rows, that alone can exceed the memory limit.
+ROW_GROUP_ROWS = 30_720
+ROW_GROUPS_PER_PART = 64
 
 
 class Backend(ABC):
@@ -128,7 +131,7 @@ class DuckDBBackend(Backend):
 
     def _compute(self, table: ibis.Table, path: Path, **options: Any) -> None:
         with duckdb_errors("DuckDB cannot read the posts", "replace or remove damaged files"):
-            self.connection.to_parquet(table, path, **options)
+            self.connection.to_parquet(table, path, row_group_size=ROW_GROUP_ROWS, **options)
 
 
 class SparkBackend(Backend):
