@@ -75,6 +75,8 @@ def duplicates(options: argparse.Namespace) -> int:
     )
     unreadable, compared = manifest["unreadable"], manifest["images"] - manifest["unreadable"]
     left_out = f"; {unreadable:,} of {manifest['images']:,} could not be read" if unreadable else ""
+    if reason := manifest.get("first_unreadable"):
+        left_out += f", the first: {reason}"
     print_message(
         f"{manifest['copies']:,} of {count_noun(compared, 'image')} are copies, "
         f"{manifest['equal']:,} of them with equal pixels{left_out}"
@@ -134,7 +136,9 @@ def _add_pack_options(command: argparse.ArgumentParser) -> None:
         help="folders, tar shards, or tables (.parquet .csv .tsv .jsonl) of ids and paths",
     )
     command.add_argument(
-        "--path-column", metavar="COLUMN", help="column of a table with the paths (default: path)"
+        "--path-column",
+        metavar="COLUMN",
+        help="column of tables with the paths, also of --exclude-like (default: path)",
     )
     command.add_argument(
         "--key-column",

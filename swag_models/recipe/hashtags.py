@@ -16,6 +16,7 @@ from typing import Any
 
 from swag_models.errors import ConfigError
 from swag_models.paths import expand_path, read_lines
+from swag_models.recipe.compounds import hash_compounds
 from swag_models.recipe.false_friends import add_languages, find_language_cues
 from swag_models.recipe.inflections import Inflections
 from swag_models.recipe.languages import NO_LANGUAGES, Languages
@@ -161,6 +162,8 @@ class Matcher:
         match = self._match_all(key)
         if match.how == "unknown" and not key.isascii():
             match = self._match_all(strip_accents(key))
+        if not self.splitter.are_joined(tag, match):
+            match = Match((), "unknown")
         if match.how == "unknown" and spelled is None:
             parts = [self._match_key(part) for part in self.splitter.split(tag)]
             if synsets := tuple(dict.fromkeys(id for part in parts for id in part.synsets)):
@@ -301,7 +304,7 @@ def load_stopwords(stopwords: str | os.PathLike[str] | Sequence[str]) -> frozens
 def hash_lists() -> list[str]:
     """Hashes of the lists of the library that say what hashtags mean, apart from the stop list."""
     classes = "\n".join(load_imagenet())
-    return [hash_senses(), hash_not_nouns(), hashlib.sha256(classes.encode()).hexdigest()]
+    return [hash_senses(), hash_not_nouns(), hash_compounds(), hashlib.sha256(classes.encode()).hexdigest()]
 
 
 def load_imagenet() -> list[str]:

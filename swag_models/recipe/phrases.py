@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
+from swag_models.recipe.compounds import Compounds
 from swag_models.recipe.inflections import pluralise
 from swag_models.recipe.senses import SenseRanker
 from swag_models.recipe.spelling import canonicalise
@@ -79,6 +80,9 @@ class _Match(Protocol):
     @property
     def lemma(self) -> str: ...
 
+    @property
+    def reason(self) -> str: ...
+
 
 class PhraseSplitter:
     """Splits hashtags that are no lemma into known words and phrases.
@@ -98,6 +102,7 @@ class PhraseSplitter:
         spellings: Iterable[str],
     ) -> None:
         self.match, self.lemmas, self.uses, self.spellings = match, lemmas, uses, spellings
+        self.compounds = Compounds(uses, lambda word: match(word).lemma or word, is_noun)
 
     @cached_property
     def word_counts(self) -> set[tuple[str, int]]:
@@ -162,15 +167,43 @@ class PhraseSplitter:
         match = self.match("".join(words))
         if words[0] in WEAK_STARTS or match.how == "unknown":
             return False
-        return (match.lemma, len(words)) in self.word_counts or self._is_compound(words)
-
-    def _is_compound(self, words: list[str]) -> bool:
-        """Whether words may be those of a lemma that is written as fewer words."""
+        if (match.lemma, len(words)) in self.word_counts:
+            return True
         *modifiers, head = [is_noun(word) and self._is_known(word) for word in words]
         adjectives = self.uses.adjective_uses
-        return head and all(
+        are_nouns = all(
             known or word in adjectives for known, word in zip(modifiers, words, strict=False)
         )
+        return head and are_nouns and self._is_compound(words, match.lemma)
+
+    def are_joined(self, tag: str, match: _Match) -> bool:
+        """Whether a hashtag means what it matches without separators, which `car pet` does not.
+
+        Args:
+            tag: the hashtag as written.
+            match: of the hashtag without its separators.
+        """
+        words = [key for word in WORD_SEPARATORS.split(tag) if (key := canonicalise(word))]
+        if len(words) < 2 or match.how == "stopped" or match.reason == "override":
+            return True
+        lemma = match.lemma
+        if (lemma, len(words)) in self.word_counts or lemma not in self.uses.senses:
+            return True
+        if LIST_SEPARATORS.search(tag):
+            return False
+        return self._is_compound(words, lemma)
+
+    def _is_compound(self, words: list[str], lemma: str) -> bool:
+        """Whether separate words may be those of a lemma that WordNet writes as one."""
+        return not all(map(self._is_word, words)) or self.compounds.are_parts(words, lemma)
+
+    def _is_word(self, word: str) -> bool:
+        """Whether people use a word by itself: not `morrow`, which WordNet never counted."""
+        if word in load_not_nouns() or word in self.uses.adjective_uses:
+            return True
+        match = self.match(word)
+        is_counted = any(self.uses.counts.get(match.lemma, {}).values())
+        return is_noun(word) and (is_counted or match.reason.endswith(("table", "override")))
 
     def _split_compound(self, word: str) -> list[str]:
         """The nouns of a compound such as `goldenretrieverpuppy`; empty if it is none.

@@ -3,6 +3,7 @@
 import pytest
 from wordnet_support import needs_wordnet
 
+from swag_models.recipe.compounds import load_compounds
 from swag_models.recipe.hashtags import Matcher, load_stoplist
 from swag_models.recipe.phrases import is_noun, load_not_nouns, spell_symbols, split_lemma
 from swag_models.recipe.wordnet import WordNet
@@ -54,12 +55,43 @@ def test_phrases_and_compounds_have_the_synsets_of_their_nouns(
         ("ice cream icon", "icecream icon"),
         ("black board chalk", "blackboard chalk"),
         ("golden retrievers puppy", "goldenretriever puppy"),
+        ("car pet icon", "car pet icon"),
+        # as whole hashtags
+        ("man go", "man"),
+        ("car pet", "car pet"),
+        ("car_pet", "car pet"),
+        ("CarPet", "car pet"),
+        ("car,pet", "car pet"),
+        ("son net", "son net"),
+        ("leg end", "leg"),
+        ("car nation", "car nation"),
+        ("tooth brushes", "toothbrush"),
+        ("flower pot", "flowerpot"),  # a synonym of pot
+        ("butter flies", "butterfly"),  # listed
+        ("straw berry", "strawberry"),  # a berry
+        ("land scape", "landscape"),  # nobody writes of scapes
+        ("ice cream", "icecream"),
+        ("ice,cream", "icecream"),
+        ("sun,glasses", "sun glasses"),  # items of a list
+        ("smart phone", "smartphone"),  # of the table
     ],
 )
 def test_words_are_joined_only_if_they_are_those_of_the_lemma(
     matcher: Matcher, tag: str, lemmas: str
 ) -> None:
     assert matcher.match(tag).lemma == lemmas
+
+
+@needs_wordnet
+def test_listed_compounds_are_not_recognised_otherwise(
+    matcher: Matcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = load_compounds()
+    monkeypatch.setattr("swag_models.recipe.compounds.load_compounds", frozenset)
+    for compound in words:
+        whole = matcher.match(compound.replace(" ", ""))
+        assert whole.how != "unknown", compound
+        assert not matcher.splitter.are_joined(compound, whole), compound
 
 
 @needs_wordnet

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from swag_models import __version__
 from swag_models.atomic import disk_errors, write_json, write_text
-from swag_models.errors import ConfigError, check_maximum, check_minimum, check_types
+from swag_models.errors import ConfigError
 from swag_models.inference.embeddings_file import read_embeddings
 from swag_models.inference.image_sources import ImageRef
 from swag_models.paths import expand_path
@@ -33,9 +33,11 @@ from swag_models.recipe.data.image_set import (
     ImageSet,
     index_images,
     read_locations,
+    warn_of_unreadable,
 )
 from swag_models.recipe.data.pack_copies import COPIES_FILE, LIKE_THRESHOLD
 from swag_models.recipe.data.pack_plan import hash_locations, write_locations
+from swag_models.recipe.data.thumbnails import check_distance
 from swag_models.reruns import run_unless_done
 from swag_models.resumable import WorkFolder, output_folder
 
@@ -76,17 +78,15 @@ def find_duplicates(
         progress: show a progress bar on stderr.
 
     Returns:
-        The manifest: numbers of `images`, of `copies` and of the `equal` ones among them, and
-        `unreadable` ones among the images.
+        The manifest: numbers of `images`, of `copies` and of the `equal` ones among them, and of
+        the `unreadable` images, with the reason of the first. Those of `like` are logged.
 
     Raises:
         ConfigError: an argument is invalid, or no image can be read.
         OutputError: the output cannot be written.
     """
     output = expand_path(output, "output").absolute()
-    check_types(int | float | None, threshold=threshold)
-    check_minimum(0, threshold=threshold)
-    check_maximum(1, threshold=threshold)
+    check_distance(threshold=threshold)
     if threshold is None and embedder is not None:
         raise ConfigError(
             "threshold is not set; distances depend on the model: try 0.05, and look at copies.png"
@@ -148,20 +148,22 @@ class _Search:
         folders = [work / name for name, paths in zip(("images", "like"), sources) if paths]
         self.threshold, self.embedder, self.alone = threshold, embedder, len(folders) == 1
         index = self._index if embedder is None else self._embed
-        # of the images, not of the other set
-        self.unreadable, *_ = [
+        self.facts, *others = [
             index(paths, folder, progress) for paths, folder in zip(sources, folders)
         ]
+        for facts in others:
+            warn_of_unreadable(sources[1], **facts)
         self.locations, self.others = (
             [location for batch in read_locations(folder) for location in batch]
             for folder in (folders[0], folders[-1])
         )
         self.folders = folders[0], folders[-1]
 
-    def _index(self, paths: list[str], folder: Path, progress: bool) -> int:
-        return int(index_images(paths, folder, progress=progress, **self.columns)["unreadable"])
+    def _index(self, paths: list[str], folder: Path, progress: bool) -> dict[str, Any]:
+        return index_images(paths, folder, progress=progress, **self.columns)
 
-    def _embed(self, paths: list[str], folder: Path, progress: bool) -> int:
+    def _embed(self, paths: list[str], folder: Path, progress: bool) -> dict[str, Any]:
+        """Write the features of images; returns the facts of `index_images`."""
         from swag_models.inference.embed import write_embeddings
 
         assert self.embedder is not None
@@ -173,7 +175,12 @@ class _Search:
         summary = write_embeddings(
             self.embedder, list(map(_refer, locations)), folder / "features.npy", progress=progress
         )
-        return len(summary.skipped)
+        errors = [item.reason for item in summary.skipped]
+        return {
+            "images": len(locations),
+            "unreadable": len(errors),
+            "first_error": errors[0] if errors else None,
+        }
 
     def write(self, output: Path, settings: dict[str, Any]) -> dict[str, Any]:
         """Compare the images, and write the files of the output; return the manifest."""
@@ -198,7 +205,8 @@ class _Search:
             "versions": {"swag_models": __version__},
             **settings,
             "images": len(self.locations),
-            "unreadable": self.unreadable,
+            "unreadable": self.facts["unreadable"],
+            "first_unreadable": self.facts["first_error"],
             "copies": len(rows),
             "equal": equal,
         }

@@ -126,17 +126,28 @@ def index_images(
             f"none of {count_noun(facts['images'], 'image')} in {names} can be read; the first: "
             f"{facts['first_error']}"
         )
-    if facts[
-        "unreadable"
-    ]:  # the number and the first reason; the command counts them in its summary
+    return facts
+
+
+def warn_of_unreadable(
+    sources: Sequence[str], images: int, unreadable: int, first_error: str | None, **_: object
+) -> None:
+    """Log how many of the images are not compared, and the first reason.
+
+    Args:
+        sources: of the images.
+        images: their number.
+        unreadable: number of those that cannot be read.
+        first_error: why the first of them cannot be read.
+    """
+    if unreadable:
         logger.warning(
             "not compared, because they cannot be read: %d of %s in %s; the first: %s",
-            facts["unreadable"],
-            count_noun(facts["images"], "image"),
-            names,
-            facts["first_error"],
+            unreadable,
+            count_noun(images, "image"),
+            list_names(list(sources)),
+            first_error,
         )
-    return facts
 
 
 def _write_index(folder: Path, files: Sequence[Path], progress: bool) -> dict[str, Any]:

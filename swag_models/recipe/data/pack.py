@@ -107,7 +107,8 @@ def pack(
         key_column: field of the record beside an image that has the id of its label; "url" looks
             it up in the urls.parquet beside the labels. By default the first of id, URL, key and
             file name that matches any label; in a table, the column "id".
-        path_column: column of a table that has the paths; by default "path".
+        path_column: column of a table that has the paths, also of `exclude_like`; by default
+            "path".
         exclude_like: one or more sources of images that are kept out with their near copies, such
             as those of evaluations; see `find_locations`. excluded.txt lists the ids of what was
             left out, and excluded.png shows it.
@@ -148,7 +149,7 @@ def pack(
     }
     parameters |= columns
     unwanted = _list_sources(exclude_like, "exclude_like")
-    parameters |= describe_exclusion(unwanted, like_threshold)
+    parameters |= describe_exclusion(unwanted, like_threshold, path_column)
     identity = {"parameters": parameters, "labels_sha256": _hash_labels(labels)}
     work = output.with_name(f"{output.name}.work")
     # A work folder means that an earlier run was interrupted.
@@ -265,7 +266,8 @@ def _load_plan(
         parameters, exclusion = job["parameters"], None
         if unwanted:
             threshold = parameters["exclude_like"]["threshold"]
-            exclusion = open_exclusion(unwanted, threshold, work, progress=progress)
+            column = parameters.get("path_column")
+            exclusion = open_exclusion(unwanted, threshold, column, work, progress=progress)
         columns = {name: parameters[name] for name in COLUMNS if name in parameters}
         images = write_locations(job["images"], work, **columns)
         inputs = [job, images, read_state(labels.with_name(URLS_FILE))]

@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.atomic import atomic_write, write_text
-from swag_models.errors import ConfigError, check_maximum, check_minimum, check_types
+from swag_models.errors import ConfigError
 from swag_models.recipe.data.contact_sheet import MAX_PAIRS, Pair, write_contact_sheet
 from swag_models.recipe.data.image_index import ImageLocation, find_locations
-from swag_models.recipe.data.image_set import Fingerprint, ImageMatch, ImageSet, index_images
+from swag_models.recipe.data.image_keys import STEM
+from swag_models.recipe.data.image_set import (
+    Fingerprint,
+    ImageMatch,
+    ImageSet,
+    index_images,
+    warn_of_unreadable,
+)
 from swag_models.recipe.data.pack_plan import PLAN_FILE
+from swag_models.recipe.data.thumbnails import check_distance
 from swag_models.recipe.database import duckdb_errors
 from swag_models.runtime import import_extra
 
@@ -69,12 +77,15 @@ def _open_set(folder: Path, digest: str) -> ImageSet:
     return ImageSet(folder)
 
 
-def describe_exclusion(sources: Sequence[str], threshold: float | None) -> dict[str, Any]:
-    """Return JSON values that the shards depend on: the threshold, and ids and sizes of the images.
+def describe_exclusion(
+    sources: Sequence[str], threshold: float | None, path_column: str | None
+) -> dict[str, Any]:
+    """Return JSON values that the shards depend on: the threshold, and names and sizes of the images.
 
     Args:
         sources: images to exclude, as for `find_locations`.
         threshold: largest distance of a near copy; None for the default.
+        path_column: column of tables with the paths; None for the default.
 
     Returns:
         One entry, `exclude_like`; none without sources.
@@ -82,15 +93,13 @@ def describe_exclusion(sources: Sequence[str], threshold: float | None) -> dict[
     Raises:
         ConfigError: the images cannot be found, or the threshold is not from 0 to 1.
     """
-    check_types(int | float | None, like_threshold=threshold)
-    check_minimum(0, like_threshold=threshold)
-    check_maximum(1, like_threshold=threshold)
+    check_distance(like_threshold=threshold)
     if not sources:
         if threshold is not None:
             raise ConfigError("like_threshold is set without exclude_like; set both or none")
         return {}
     digest, count = hashlib.sha256(), 0
-    for location in find_locations(sources):
+    for location in find_locations(sources, **_list_columns(path_column)):
         digest.update(f"{location.id} {location.size}\n".encode())
         count += 1
     threshold = LIKE_THRESHOLD if threshold is None else threshold
@@ -98,14 +107,25 @@ def describe_exclusion(sources: Sequence[str], threshold: float | None) -> dict[
     return {"exclude_like": images}
 
 
+def _list_columns(path_column: str | None) -> dict[str, str]:
+    """Arguments of `find_locations`: images to exclude need no ids, which their tables may lack."""
+    return {"key_column": STEM, **({"path_column": path_column} if path_column else {})}
+
+
 def open_exclusion(
-    sources: Sequence[str], threshold: float, work: Path, *, progress: bool
+    sources: Sequence[str],
+    threshold: float,
+    path_column: str | None,
+    work: Path,
+    *,
+    progress: bool,
 ) -> Exclusion:
     """Read the images to exclude, unless an earlier run has done so.
 
     Args:
         sources: as for `find_locations`.
         threshold: largest distance of a near copy.
+        path_column: column of tables with the paths; None for the default.
         work: the work folder.
         progress: show a progress bar on stderr.
 
@@ -113,7 +133,9 @@ def open_exclusion(
         ConfigError: there are no images, or none can be read.
     """
     folder = work / "like"
-    return Exclusion(folder, threshold, index_images(sources, folder, progress=progress))
+    facts = index_images(sources, folder, progress=progress, **_list_columns(path_column))
+    warn_of_unreadable(sources, **facts)
+    return Exclusion(folder, threshold, facts)
 
 
 def write_pixels(path: Path, rows: Sequence[tuple[str, str]]) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from swag_models.errors import check_maximum, check_minimum, check_types
+
 SIDE = 64  # pixels of a thumbnail
 LUMA_FREQUENCIES, CHROMA_FREQUENCIES = 8, 4  # per axis; brightness shows more than colour
 EVEN = LUMA_FREQUENCIES**2 // 2 - 1 + CHROMA_FREQUENCIES**2  # coefficients; half of all
@@ -48,6 +50,17 @@ STARTS = (
 Thumbnails = NDArray[np.uint8]
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+
+
+def check_distance(**distances: float | None) -> None:
+    """Check options that are distances of near copies: from 0 to 1, or None.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    check_types(int | float | None, **distances)
+    check_minimum(0, **distances)
+    check_maximum(1, **distances)
 
 
 class Descriptors(NamedTuple):

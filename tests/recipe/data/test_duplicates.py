@@ -58,9 +58,10 @@ def test_copies_among_images_are_found(
     assert counts == [10, 1, 3, 1]
     with Image.open(tmp_path / "out" / "copies.png") as sheet:
         assert sheet.size[0] > 900
+    (line,) = [*capsys.readouterr().err.splitlines(), *caplog.messages]
     assert (
-        "3 of 9 images are copies, 1 of them with equal pixels; 1 of 10 could not be read"
-        in capsys.readouterr().err
+        "3 of 9 images are copies, 1 of them with equal pixels; 1 of 10 could not be read, the "
+        f"first: {images}/broken.png is not an image" in line
     )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     before = (tmp_path / "out" / "copies.png").stat().st_mtime_ns
@@ -89,15 +90,22 @@ def test_copies_of_other_images_are_found(images: Path, tmp_path: Path) -> None:
     assert read_copies(tmp_path / "out") == {"a1": "x", "b1": "x"}
 
 
-def test_a_model_compares_images_by_its_features(images: Path, tmp_path: Path) -> None:
+def test_a_model_compares_images_by_its_features(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     embedder = Embedder("vit_nano_hashtags", device="cpu")
     options: dict[str, Any] = {"embedder": embedder, "threshold": 0.05, "progress": False}
     manifest = find_duplicates(images, tmp_path / "out", **options)
     assert read_copies(tmp_path / "out") == {"b0": "a0", "c0": "a0", "b1": "a1"}
     assert (manifest["images"], manifest["unreadable"]) == (10, 1)
-    other = write_tar(tmp_path / "other.tar", {"x.png": (images / "a1.png").read_bytes()})
+    assert "broken.png is not an image" in manifest["first_unreadable"]
+    assert not caplog.messages
+    content = {"x.png": (images / "a1.png").read_bytes(), "y.png": b"<html>"}
+    other = write_tar(tmp_path / "other.tar", content)
     find_duplicates(images, tmp_path / "like", like=other, **options)
     assert read_copies(tmp_path / "like") == {"a1": "x", "b1": "x"}
+    (message,) = caplog.messages
+    assert "1 of 2 images in" in message
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from image_support import write_tar
 from PIL import Image, PngImagePlugin
 from shards_support import pack_images, read_bytes
+from test_image_tables import write_table
 
 from benchmarks.duplicates import EDITS
 from studies.scenes.scene import plan_held_out, render
@@ -189,6 +190,23 @@ def test_images_to_exclude_that_cannot_be_read_are_counted(
     assert manifest["exclude_like"] == {"images": 6, "unreadable": 1, "equal": 1, "near": 4}
     assert "1 of 6 images in" in caplog.text
     assert "0.png is not an image" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet"])
+def test_images_to_exclude_can_be_in_a_table_with_any_columns(
+    name: str, folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    """They need no ids; the column of the paths is that of the images, which may be in a folder."""
+    rows = [{"file": str(path), "who": "x"} for path in sorted((folder / "wanted").iterdir())]
+    table = write_table(tmp_path / name, rows)
+    manifest = pack_without(folder, tmp_path, exclude_like=table, path_column="file")
+    assert (tmp_path / "shards" / "excluded.txt").read_bytes() == (
+        packed / "excluded.txt"
+    ).read_bytes()
+    assert pack_without(folder, tmp_path, exclude_like=table, path_column="file") == manifest
+    with pytest.raises(ConfigError, match="no column 'path'; its columns: file, who"):
+        pack_without(folder, tmp_path / "other", exclude_like=table)
 
 
 @pytest.mark.parametrize(
