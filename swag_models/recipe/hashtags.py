@@ -55,8 +55,15 @@ LETTER_ENTITY = (
 # A hashtag contains a letter or emoji, not digits alone.
 START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?(?:[\\p{{L}}{EMOJI}]|{LETTER_ENTITY})"
 REST = f"[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*"
+# "#C#" and "#C++" are not the letter C, and begin no hashtag, as "#C#" on X; "#dog#" is one, as on
+# Weibo, and "#dog#cat" are two, as on Instagram.
+SYMBOLS = "[A-Za-z]{1,2}[+#\uff03]{1,2}"
+SYMBOLS_END = f"[^\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}{HASH}]|$"
 # Uses only syntax that RE2 (DuckDB) and Java (Spark) both support.
-PATTERN = f"{URL}|{ENTITY}|[{HASH}]({START}{REST}(?:{LETTER_ENTITY}{REST})*)"
+PATTERN = (
+    f"{URL}|{ENTITY}|[{HASH}]{SYMBOLS}(?:{SYMBOLS_END})"
+    f"|[{HASH}]({START}{REST}(?:{LETTER_ENTITY}{REST})*)"
+)
 
 STOPLIST_FILE = Path(__file__).with_name("stoplist.txt")
 SENSES = ("context", "first", "all", "drop")
@@ -66,7 +73,7 @@ def extract_hashtags(caption: str) -> list[str]:
     """The hashtags of a caption, in order, as written, without "#"."""
     if HASH[0] not in caption and HASH[1] not in caption:
         return []
-    return [tag for tag in _compile_pattern().findall(caption) if tag]
+    return [tag for tag in compile_pattern(PATTERN).findall(caption) if tag]
 
 
 def extract_hashtags_ibis(captions: Any) -> Any:
@@ -319,8 +326,8 @@ def _read_lines(path: str | os.PathLike[str]) -> list[str]:
 
 
 @cache
-def _compile_pattern() -> re.Pattern[str]:
-    r"""PATTERN for Python's `re`, which has no \p{L}: each becomes the ranges of its characters."""
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    r"""A pattern for Python's `re`, which has no \p{L}: each becomes the ranges of its characters."""
     ranges: dict[str, str] = dict.fromkeys("LMN", "")
     for kind, points in groupby(
         range(sys.maxunicode + 1), lambda point: unicodedata.category(chr(point))[0]
@@ -329,5 +336,5 @@ def _compile_pattern() -> re.Pattern[str]:
             span = list(points)
             ranges[kind] += f"{chr(span[0])}-{chr(span[-1])}"
     # \w is \p{L}\p{N}_, four times as fast as their ranges
-    pattern = PATTERN.replace(r"[\p{L}\p{M}\p{N}_", r"[\w\p{M}")
+    pattern = re.sub(r"\[(\^?)\\p\{L\}\\p\{M\}\\p\{N\}_", r"[\1\\w\\p{M}", pattern)
     return re.compile(re.sub(r"\\p\{(.)\}", lambda name: ranges[name[1]], pattern))

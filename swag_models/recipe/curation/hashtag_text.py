@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any
 from swag_models.recipe.hashtags import (
     HASH,
     START,
+    SYMBOLS,
+    SYMBOLS_END,
     URL,
+    compile_pattern,
     extract_hashtags,
     extract_hashtags_ibis,
     find_all_ibis,
@@ -61,6 +64,8 @@ QUOTED_LIST = f"^({QUOTED}(?:[{SPACE}{SEPARATORS}]+{QUOTED})*)$"  # without brac
 LIST_START = r"""^[\[({"'anfbu]"""  # where a list may start; saves time
 OPAQUE = f"{URL}|{ENTITY}"  # here "#" starts no hashtag, and ";" separates nothing
 OPAQUE_START = "&|://|[Ww]ww[.]"  # saves time
+SYMBOLIC = f"[{HASH}]({SYMBOLS})({SYMBOLS_END})"  # "#C#", which becomes "C#"
+SYMBOLIC_START = f"[{HASH}]{SYMBOLS}"  # saves time
 _START = r"^[\[{]"  # text that starts like this must be a list
 # "$" also matches before the last line break: in Java, before any of Unicode's.
 _OUTER_SPACE = rf"^[{SPACE}]+|[{SPACE}]+\z"
@@ -88,6 +93,8 @@ def split_text(text: str) -> list[str] | None:
                 return [_compile(QUOTES).sub("", item) for item in items if item not in MISSING]
         if text[0] in "[{":
             raise ValueError
+    if _compile(SYMBOLIC_START).search(text):
+        text = compile_pattern(SYMBOLIC).sub(r" \1\2", text)
     plain = _compile(OPAQUE).sub("", text) if _compile(OPAQUE_START).search(text) else text
     if extract_hashtags(plain):
         return extract_hashtags(text)
@@ -111,23 +118,31 @@ def split_text_ibis(text: ibis.Value) -> ibis.Value:
     """`split_text` as an Ibis expression; null for a missing value and for a malformed list."""
     import ibis
 
-    text = text.re_replace(_OUTER_SPACE, "")
+    cell = text.re_replace(_OUTER_SPACE, "")
+    # searched first, because replacing takes much longer and few texts need it
+    text = ibis.cases(
+        (
+            (cell.contains(HASH[0]) | cell.contains(HASH[1])) & cell.re_search(SYMBOLIC_START),
+            cell.re_replace(SYMBOLIC, r" \1\2"),
+        ),
+        else_=cell,
+    )
     plain = ibis.cases(
         (text.re_search(OPAQUE_START), text.re_replace(OPAQUE, "")),
         else_=text,
     )
 
     def split_list(pattern: str) -> tuple[ibis.Value, ibis.Value]:
-        items = find_all_ibis(text.re_extract(pattern, 1), _ITEM, 1)
+        items = find_all_ibis(cell.re_extract(pattern, 1), _ITEM, 1)
         kept = items.filter(lambda item: item.notin(MISSING))
-        is_list = text.re_search(LIST_START) & text.re_search(pattern)
+        is_list = cell.re_search(LIST_START) & cell.re_search(pattern)
         return is_list, kept.map(lambda item: item.re_replace(QUOTES, ""))
 
     return ibis.cases(
-        (text.isin(MISSING), ibis.null("array<string>")),
+        (cell.isin(MISSING), ibis.null("array<string>")),
         split_list(LIST),
         split_list(QUOTED_LIST),
-        (text.re_search(_START), ibis.null("array<string>")),
+        (cell.re_search(_START), ibis.null("array<string>")),
         (
             plain.re_search(f"[{HASH}]") & plain.re_search(f"[{HASH}]{START}"),
             extract_hashtags_ibis(text),

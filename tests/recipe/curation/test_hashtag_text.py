@@ -20,6 +20,13 @@ from swag_models.recipe.curation.hashtag_text import (
         ("#dog #cat", ["dog", "cat"]),
         ("##cat;\uff03bear", ["cat", "bear"]),
         ("##", []),
+        ("#C#", ["C#"]),
+        ("#C#, #F#;#C++", ["C#", "F#", "C++"]),
+        ("#C# #A+", ["C#", "A+"]),
+        ("#C#\n#dog#cat x", ["dog", "cat"]),
+        ("#dog#", ["dog"]),
+        ("http://a.b/#C# #C#", ["http://a.b/", "C#", "C#"]),
+        ("#&eacute; #C#", ["&eacute;", "C#"]),
     ],
 )
 def test_hash_signs_are_removed_from_the_start_only(text: str, hashtags: list[str]) -> None:
