@@ -22,8 +22,8 @@ from swag_models.recipe.languages import SUFFIXES, is_lexicon
 
 def curate(options: argparse.Namespace) -> int:
     """Choose a vocabulary from posts with hashtags, and label and resample their images."""
+    from swag_models.recipe.curation.columns import Columns
     from swag_models.recipe.curation.curate import Curation, curate
-    from swag_models.recipe.curation.posts import Columns
     from swag_models.recipe.curation.preview import MeaningOfTag, preview
     from swag_models.recipe.curation.sampling import Sampling
 

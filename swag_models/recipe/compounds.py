@@ -51,7 +51,7 @@ class Compounds:
         return False
 
     def _list_words(self, synset: str, head: str) -> Iterator[str]:
-        """Words of the definition and of the synonyms of a synset; the head, if a hypernym has it."""
+        """Words of a synset's definition and lemmas; the head, if a lemma of a hypernym has it."""
         net = self.uses.wordnet
         if known := net.synsets.get(synset):
             yield from WORDS.findall(QUOTED.sub("", known.gloss.lower()))

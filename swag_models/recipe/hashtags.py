@@ -311,7 +311,12 @@ def load_stopwords(stopwords: str | os.PathLike[str] | Sequence[str]) -> frozens
 def hash_lists() -> list[str]:
     """Hashes of the lists of the library that say what hashtags mean, apart from the stop list."""
     classes = "\n".join(load_imagenet())
-    return [hash_senses(), hash_not_nouns(), hash_compounds(), hashlib.sha256(classes.encode()).hexdigest()]
+    return [
+        hash_senses(),
+        hash_not_nouns(),
+        hash_compounds(),
+        hashlib.sha256(classes.encode()).hexdigest(),
+    ]
 
 
 def load_imagenet() -> list[str]:
@@ -327,7 +332,7 @@ def _read_lines(path: str | os.PathLike[str]) -> list[str]:
 
 @cache
 def compile_pattern(pattern: str) -> re.Pattern[str]:
-    r"""A pattern for Python's `re`, which has no \p{L}: each becomes the ranges of its characters."""
+    r"""A pattern for Python's `re`, which lacks \p{L}: it becomes the ranges of its characters."""
     ranges: dict[str, str] = dict.fromkeys("LMN", "")
     for kind, points in groupby(
         range(sys.maxunicode + 1), lambda point: unicodedata.category(chr(point))[0]

@@ -25,8 +25,8 @@ from wordnet_support import FILES, write_wordnet
 from swag_models.archives import find_members
 from swag_models.errors import ImageError, ShardError
 from swag_models.recipe.config_overrides import override
+from swag_models.recipe.curation.columns import find_parquet_columns
 from swag_models.recipe.curation.ingest import convert_posts
-from swag_models.recipe.curation.posts import find_parquet_columns
 from swag_models.recipe.curation.readers import read_posts
 from swag_models.recipe.data.loader import Loader
 from swag_models.recipe.data.manifest import verify_shards

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.curation.backends import Backend, remove_table
-from swag_models.recipe.curation.posts import CAPTION_MARK, SOURCES, Columns
+from swag_models.recipe.curation.columns import SOURCES, Columns
+from swag_models.recipe.curation.posts import CAPTION_MARK
 from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.inflections import PREPOSITIONS, pluralise
 from swag_models.recipe.phrases import (

@@ -28,12 +28,12 @@ from swag_models.recipe.curation import pipeline
 from swag_models.recipe.curation.accounting import account_for_images
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.captions import check_source, tag_captions
+from swag_models.recipe.curation.columns import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.coverage import cover_imagenet
 from swag_models.recipe.curation.ingest import ReadOptions
 from swag_models.recipe.curation.matching import describe_used_senses
 from swag_models.recipe.curation.pipeline import PostSelection, hash_files
 from swag_models.recipe.curation.post_files import find_files, read_values
-from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.report import write_curation_report
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner

@@ -11,7 +11,7 @@ The first two depend only on the content and name of the input, byte for byte.
 import gc
 import json
 import multiprocessing
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager
@@ -29,16 +29,9 @@ from swag_models.errors import ConfigError, check_minimum
 from swag_models.hub.progress import make_bar
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
+from swag_models.recipe.curation.columns import DEFAULT_COLUMNS, Columns, find_parquet_columns
 from swag_models.recipe.curation.post_files import find_format
-from swag_models.recipe.curation.posts import (
-    DEFAULT_COLUMNS,
-    TRUNCATED,
-    Columns,
-    Post,
-    Reject,
-    find_parquet_columns,
-    warn_of_truncated,
-)
+from swag_models.recipe.curation.posts import TRUNCATED, Post, Reject, warn_of_truncated
 from swag_models.recipe.curation.readers import MAX_REJECT_CHARS, read_posts
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import WorkFolder, read_result, run_once
@@ -156,11 +149,9 @@ def unite_posts(
     return table, dict(sorted((+counts).items()))  # "+" drops zeros
 
 
-def _group_by_schema(
-    files: Sequence[Path], columns: Columns
-) -> list[tuple[Columns, Sequence[Path]]]:
+def _group_by_schema(files: Sequence[Path], columns: Columns) -> list[tuple[Columns, list[Path]]]:
     """Group Parquet files that can be read as one table, with the columns of their posts."""
-    groups: dict[tuple[Any, ...], list[Path]] = defaultdict(list)
+    groups: dict[Any, tuple[Columns, list[Path]]] = {}
     for file in files:
         try:
             schema = pyarrow.parquet.read_schema(file)
@@ -170,8 +161,10 @@ def _group_by_schema(
             ) from None
         # Files of one dataset may have different types, for example ids as numbers and as text.
         types = tuple(zip(schema.names, map(str, schema.types), strict=True))
-        groups[find_parquet_columns(schema, columns, file), types].append(file)
-    return [(resolved, group) for (resolved, _), group in groups.items()]
+        if types not in groups:
+            groups[types] = find_parquet_columns(schema, columns, file), []
+        groups[types][1].append(file)
+    return list(groups.values())
 
 
 def _list_malformed(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,15 +1,18 @@
-"""Posts: their fields, the columns of a table with these fields, and reasons to reject a row."""
+"""Posts: their fields, and reasons to reject a row."""
 
 import json
 import logging
 import re
-from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swag_models.errors import ConfigError
-from swag_models.formatting import describe, list_names
+from swag_models.formatting import describe
+from swag_models.recipe.curation.columns import DEFAULT_COLUMNS as DEFAULT_COLUMNS
+from swag_models.recipe.curation.columns import SOURCES as SOURCES
+from swag_models.recipe.curation.columns import Columns as Columns
+from swag_models.recipe.curation.columns import find_columns as find_columns
+from swag_models.recipe.curation.columns import find_parquet_columns as find_parquet_columns
+from swag_models.recipe.curation.columns import resolve_columns as resolve_columns
 from swag_models.recipe.curation.hashtag_text import drop_missing, split_text, strip_hashtags
 from swag_models.recipe.hashtags import extract_hashtags
 
@@ -27,28 +30,10 @@ FAILED_STATUS = "failed_to_"  # start of img2dataset's column `status` for such 
 BAD_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
 ROW_TOO_LARGE, TRUNCATED = "row too large", "unreadable from here on"
 
-# What becomes the hashtags of a post.
-SOURCES = ("hashtags", "captions", "both")
 MAX_EXACT = 2.0**53  # from here on, floats are too coarse for integers: ids would be others
 HEX_HASH = "[0-9A-Fa-f]+"  # may be in the other case, unlike base64
 # Before a caption, which is stored among the hashtags of its post; no hashtag begins with this.
 CAPTION_MARK = " "
-
-# Usual names of the columns, including those of img2dataset and YFCC100M; the first one that a
-# table has is used, whatever the case of its letters and the spaces around it.
-URLS = ("url", "image_url", "download_url", "downloadurl")
-COLUMN_NAMES = {
-    # uid is DataComp's; URLs are ids of tables without any, such as LAION's, then file names
-    "id": (
-        *("id", "key", "photo_id", "photoid", "image_id", "imageid", "uid", "sample_id", *URLS),
-        *("file_name", "filename", "file", "image_path", "path", "image", "image_name", "img"),
-    ),
-    "url": URLS,
-    "hashtags": ("hashtags", "tags", "user_tags", "usertags", "keywords", "labels"),
-    "caption": ("caption", "text", "description"),
-    "hash": ("hash", "sha256", "md5", "phash"),
-    "license": ("license", "licence", "license_name", "licensename"),
-}
 
 
 class Post(NamedTuple):
@@ -98,138 +83,6 @@ class RejectedRowError(Exception):
     def __init__(self, reason: str, value: str | None = None) -> None:
         super().__init__(reason)
         self.value = value
-
-
-class Columns(NamedTuple):
-    """Names of the columns or fields of a post; None tries the names in `COLUMN_NAMES`.
-
-    The last field is not a column: it names the source of the hashtags, one of `SOURCES`.
-    """
-
-    id: str | None = None
-    url: str | None = None
-    hashtags: str | None = None
-    caption: str | None = None
-    hash: str | None = None
-    license: str | None = None
-    source: str = SOURCES[0]
-
-
-ROLES = Columns._fields[:-1]
-DEFAULT_COLUMNS = Columns()
-
-
-@lru_cache(maxsize=1024)  # rows of JSON are resolved one by one, but most have the same fields
-def resolve_columns(columns: Columns, names: tuple[str, ...]) -> Columns:
-    """Find the columns of a post among the names of a table.
-
-    Args:
-        columns: names chosen by the user.
-        names: names that the table has.
-
-    Returns:
-        One of `names` for each column, or None if the table has no such column.
-    """
-    resolved: list[Any] = []
-    for role, chosen_name in zip(ROLES, columns):
-        candidates = (chosen_name,) if chosen_name else COLUMN_NAMES[role]
-        if role == "hashtags" and columns.source == "captions":
-            candidates = ()
-        resolved.append(_find_name(candidates, names))
-    return Columns(**dict(zip(ROLES, resolved)), source=columns.source)
-
-
-def _find_name(candidates: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first candidate among the names, as written there; the same spelling comes first."""
-    if not names:
-        return None
-    folded = {name.strip().lower(): name for name in reversed(names)}
-    found = (name if name in names else folded.get(name.strip().lower()) for name in candidates)
-    return next((name for name in found if name is not None), None)
-
-
-def find_columns(names: list[str], columns: Columns, path: object) -> Columns:
-    """Find the columns of a post among the names of a table, and check that they suffice.
-
-    Args:
-        names: names that the table has.
-        columns: names chosen by the user.
-        path: the file, for error messages.
-
-    Raises:
-        ConfigError: a named column is missing, or the id, or both hashtags and caption.
-    """
-    resolved = resolve_columns(columns, tuple(names))
-    hint = f"its columns: {list_names(names)}" if names else "the file is empty"
-    for role, chosen_name, name in zip(ROLES, columns, resolved):
-        if chosen_name and not name:
-            raise ConfigError(
-                f"{path} has no column {chosen_name!r} for {role}; {hint}; name one of them"
-            )
-    if repeated := [name for name in resolved[:-1] if name and names.count(name) > 1]:
-        raise ConfigError(
-            f"{path} has more than one column {repeated[0]!r}; {hint}; rename all but one"
-        )
-    missing = [] if resolved.id else [("ids", "id=")]
-    if not resolved.hashtags and not resolved.caption:
-        is_captions = columns.source == "captions"
-        hashtags = ("hashtags or captions", "hashtags= or caption=")
-        missing.append(("captions", "caption=") if is_captions else hashtags)
-    if missing:
-        kinds, options = (" and none of ".join(words) for words in zip(*missing))
-        options = options.replace(" and none of ", " and ")
-        each = "each" if len(missing) > 1 else "one"
-        raise ConfigError(f"{path} has no column of {kinds}; {hint}; name {each} with {options}")
-    return resolved
-
-
-def find_parquet_columns(
-    schema: Any, columns: Columns = DEFAULT_COLUMNS, path: object = "the Parquet file"
-) -> Columns:
-    """Find the columns of a post in a Parquet file, and check their types.
-
-    An id must be text or a number, hashtags text or a list of text, all other columns text.
-
-    Args:
-        schema: the file's pyarrow schema.
-        columns: names chosen by the user.
-        path: the file, for error messages.
-
-    Raises:
-        ConfigError: a column is missing or has another type.
-    """
-    import pyarrow.types as kinds
-
-    def is_text(kind: Any) -> bool:
-        if kinds.is_dictionary(kind):  # a category of pandas
-            kind = kind.value_type
-        # pandas writes columns without any value without a type
-        tests = kinds.is_string, kinds.is_large_string, kinds.is_string_view, kinds.is_null
-        return any(test(kind) for test in tests)
-
-    resolved = find_columns(schema.names, columns, path)
-    # DuckDB ignores the case of names and would read the first of them.
-    lower = [name.lower() for name in schema.names]
-    if repeated := [name for name in resolved[:-1] if name and lower.count(name.lower()) > 1]:
-        raise ConfigError(
-            f"{path} has columns that differ from {repeated[0]!r} only in case; rename all but one"
-        )
-    for role, name in zip(ROLES, resolved):
-        if name is None:
-            continue
-        kind = schema.field(name).type
-        is_list = kinds.is_list(kind) or kinds.is_large_list(kind)
-        if not (
-            is_text(kind)
-            or (role in ("id", "hash") and kinds.is_integer(kind))
-            or (role == "id" and kinds.is_floating(kind))
-            or (role == "hashtags" and is_list and is_text(kind.value_type))
-        ):
-            raise ConfigError(
-                f"{path} has type {kind} in column {name!r}, which is not allowed for {role}; "
-                f"name another column with {role}="
-            )
-    return resolved
 
 
 def make_post(

@@ -27,18 +27,21 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error, list_names, printable
 from swag_models.paths import open_regular
 from swag_models.recipe.curation import posts as reasons
+from swag_models.recipe.curation.columns import (
+    DEFAULT_COLUMNS,
+    Columns,
+    find_columns,
+    resolve_columns,
+    resolve_fields,
+)
 from swag_models.recipe.curation.json_array import is_array, list_elements
 from swag_models.recipe.curation.post_files import find_format
 from swag_models.recipe.curation.posts import (
-    DEFAULT_COLUMNS,
-    Columns,
     Post,
     Reject,
     RejectedRowError,
     check_downloaded,
-    find_columns,
     make_post,
-    resolve_columns,
 )
 from swag_models.recipe.delimiters import find_delimiter
 
@@ -239,7 +242,7 @@ def _parse_json(columns: Columns, content: bytes, key: str | None = None) -> Pos
         raise RejectedRowError(reasons.NOT_JSON)
     if type(row) is not dict:
         raise RejectedRowError(reasons.NOT_AN_OBJECT)
-    names = resolve_columns(columns, tuple(row))
+    names = resolve_fields(columns, row)
     if names.hashtags is None and names.caption is None:
         raise RejectedRowError(reasons.NO_HASHTAGS, f"its fields: {list_names(tuple(row))}")
     if "status" in row:

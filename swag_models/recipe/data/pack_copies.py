@@ -80,7 +80,7 @@ def _open_set(folder: Path, digest: str) -> ImageSet:
 def describe_exclusion(
     sources: Sequence[str], threshold: float | None, path_column: str | None
 ) -> dict[str, Any]:
-    """Return JSON values that the shards depend on: the threshold, and names and sizes of the images.
+    """Return JSON values that the shards depend on: threshold, names and sizes of the images.
 
     Args:
         sources: images to exclude, as for `find_locations`.
