@@ -20,23 +20,29 @@ class Optimizer:
     """How gradients become updates.
 
     Args:
-        kind: SGD with Nesterov momentum, or AdamW.
+        kind: SGD with Nesterov momentum, AdamW, or Muon for the matrices of hidden layers (linear
+            layers and 1x1 convolutions) and AdamW for all other parameters.
         lr: peak learning rate.
         lr_batch: batch size that `lr` is meant for and scaled linearly from; None for no scaling.
-        momentum: of SGD.
+        momentum: of SGD and of Muon, where 0.95 is usual.
         betas: of AdamW.
-        weight_decay: L2 penalty of SGD; decoupled weight decay of AdamW.
+        adjust_lr_fn: how Muon scales the update of a matrix of A rows and B columns, as in torch:
+            "match_rms_adamw" by 0.2 sqrt(max(A, B)), so that learning rate and weight decay of
+            AdamW suit both (Liu et al. 2025, arXiv 2502.16982); "original" by
+            sqrt(max(1, A / B)) (Jordan 2024, kellerjordan.github.io/posts/muon).
+        weight_decay: L2 penalty of SGD; decoupled weight decay of AdamW and Muon.
         no_decay: parameters without weight decay; "norms and biases" includes class token and
             position embedding.
         layer_decay: ratio of the learning rate of a layer to that of the layer above.
         clip_norm: largest norm of all gradients together; None for no limit.
     """
 
-    kind: Literal["sgd", "adamw"] = "adamw"
+    kind: Literal["sgd", "adamw", "muon"] = "adamw"
     lr: float = 1e-3
     lr_batch: int | None = None
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.95)
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
     weight_decay: float = 0.0
     no_decay: Literal["nothing", "norms", "norms and biases"] = "norms and biases"
     layer_decay: float = 1.0
@@ -298,6 +304,11 @@ class Run:
         if (self.epochs is None) == (self.steps is None):
             given = f"epochs is {self.epochs} and steps {self.steps}"
             raise ConfigError(f"{given}; give one of them, and none for the other")
+        if self.optimizer.kind == "muon" and self.trainable == "head":
+            raise ConfigError(
+                "optimizer.kind is 'muon' and trainable is 'head', which is no hidden layer; use "
+                "sgd or adamw"
+            )
         if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
             raise ConfigError(
                 f"warmup is {self.warmup:g} and cooldown {self.cooldown:g}; allowed: fractions "

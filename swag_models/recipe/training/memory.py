@@ -11,7 +11,8 @@ from swag_models.recipe.config_overrides import override
 from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
 
 FLOAT_BYTES, HALF_BYTES = 4, 2
-OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # numbers that the optimizer stores for each weight
+# numbers that the optimizer stores for each weight; Muon one for a matrix of a hidden layer
+OPTIMIZER_STATES = {"sgd": 1, "adamw": 2, "muon": 2}
 MAX_ALTERNATIVES = 3
 # Changes that save memory, the cheapest first: FSDP2 adds communication, gradient checkpointing a
 # third of the operations.
@@ -33,7 +34,8 @@ class Memory:
     Attributes:
         weights: float32; divided by the number of GPUs under "fsdp", as the next three.
         gradients: float32, of trained parameters.
-        optimizer: float32, `OPTIMIZER_STATES` numbers for each trained parameter.
+        optimizer: float32, `OPTIMIZER_STATES` numbers for each trained parameter; Muon's one less
+            for each of `count_matrix_weights`.
         ema: float32, a copy of the weights.
         casts: trained weights in half precision, which autocast caches until the end of a step.
         activations: stored for the backward pass, of all samples that a GPU processes at once.
@@ -75,10 +77,13 @@ def estimate_memory(run: Run, parameters: int, trained: int, gpus: int) -> Memor
     # gradients of micro batches are added up in place, so one micro batch is alive at a time
     micro_batch = min(run.engine.micro_batch or local_batch, local_batch)
     sample = estimate_activations(run)
+    states = OPTIMIZER_STATES[run.optimizer.kind] * trained
+    if run.optimizer.kind == "muon":
+        states -= count_matrix_weights(find_arch(run.arch).config)
     return Memory(
         weights=FLOAT_BYTES * parameters // shards,
         gradients=FLOAT_BYTES * trained // shards,
-        optimizer=FLOAT_BYTES * OPTIMIZER_STATES[run.optimizer.kind] * trained // shards,
+        optimizer=FLOAT_BYTES * states // shards,
         ema=FLOAT_BYTES * parameters // shards if run.ema else 0,
         casts=0 if run.engine.precision == "fp32" else HALF_BYTES * trained,
         activations=micro_batch * sample,
@@ -106,6 +111,20 @@ def estimate_activations(run: Run) -> int:
     if run.engine.grad_checkpointing:
         return sum(block.input for block in blocks) + largest
     return sum(block.total for block in blocks)
+
+
+def count_matrix_weights(config: ViTConfig | RegNetConfig) -> int:
+    """Weights in the matrices that Muon takes; see `find_matrices`."""
+    if isinstance(config, ViTConfig):  # query, key, value, projection; two layers of the MLP
+        return config.depth * config.width * (4 * config.width + 2 * config.mlp_width)
+    count, width_before = 0, config.stem_width
+    for width, depth in config.stages:
+        count += width_before * width  # the convolution of the shortcut
+        for _ in range(depth):
+            squeezed = round(config.se_ratio * width_before)
+            count += width_before * width + width * width + 2 * width * squeezed
+            width_before = width
+    return count
 
 
 def list_fitting_settings(

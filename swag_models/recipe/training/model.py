@@ -262,7 +262,8 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
         count_noun(run["epochs"], "epoch") if run["epochs"] else count_noun(run["steps"], "step")
     )
     batch = count_noun(run["batch_size"], "image")
-    optimizer = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW"}[run["optimizer"]["kind"]]
+    names = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW", "muon": "Muon and AdamW"}
+    optimizer = names[run["optimizer"]["kind"]]
     facts = {
         "preset": recipe["preset"],
         "initial weights": run["init"] or "random",

@@ -10,12 +10,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from swag_models.errors import ConfigError
 from swag_models.models import group_parameters
 from swag_models.recipe.config import EMA, Optimizer, Run
+from swag_models.recipe.training.muon import MuonAdamW, find_matrices
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def make_optimizer(model: nn.Module, optimizer: Optimizer, lr: float) -> torch.optim.Optimizer:
-    """Make an SGD or AdamW for the trainable parameters of a model.
+    """Make the optimizer of the trainable parameters of a model.
 
     Args:
         model: its frozen parameters are left out.
@@ -23,7 +24,7 @@ def make_optimizer(model: nn.Module, optimizer: Optimizer, lr: float) -> torch.o
         lr: peak learning rate; each group has `lr` times its `scale` (layer decay).
 
     Raises:
-        ConfigError: all parameters are frozen.
+        ConfigError: all parameters are frozen; or Muon has none, or is not part of this torch.
     """
     groups = group_parameters(
         model,
@@ -40,6 +41,8 @@ def make_optimizer(model: nn.Module, optimizer: Optimizer, lr: float) -> torch.o
         )
     # one kernel per group instead of a dozen
     is_fused = all(weight.device.type == "cuda" for weight in model.parameters())
+    if optimizer.kind == "muon":
+        return MuonAdamW(groups, find_matrices(model), optimizer, lr=lr, fused=is_fused or None)
     return torch.optim.AdamW(groups, lr=lr, betas=optimizer.betas, fused=is_fused or None)
 
 

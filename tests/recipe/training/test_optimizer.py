@@ -338,7 +338,7 @@ class TestAverage:
         torch.testing.assert_close(average.module.head.weight, model.head.weight - 0.5)
 
 
-def run_rank(rank: int, family: str, folder: str) -> None:
+def run_rank(rank: int, family: str, kind: Any, folder: str) -> None:
     """Train and average a sharded model on this rank's image.
 
     Rank 0 writes all weights of both, and the average's logits after each step.
@@ -355,7 +355,7 @@ def run_rank(rank: int, family: str, folder: str) -> None:
         for layer in each.layers[1:]:
             fully_shard(each.get_submodule(layer[0]))
         fully_shard(each)
-    optimizer = make_optimizer(model, Optimizer(weight_decay=0.1, layer_decay=0.7), 0.01)
+    optimizer = make_optimizer(model, Optimizer(kind, weight_decay=0.1, layer_decay=0.7), 0.01)
     logits = []
     for step in range(3):
         set_lr(optimizer, schedule_lr(step, 4, 0.01, 0.25))
@@ -393,11 +393,14 @@ def prepare(family: str) -> tuple[Any, AveragedModel, Tensor, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-def test_training_sharded_over_two_processes_equals_one(family: str, tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_rank, (family, str(tmp_path)), nprocs=2)
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_training_sharded_over_two_processes_equals_one(
+    family: str, kind: Any, tmp_path: Path
+) -> None:
+    torch.multiprocessing.spawn(run_rank, (family, kind, str(tmp_path)), nprocs=2)
     theirs, their_average, their_logits = torch.load(tmp_path / "states.pt")
     model, average, x, targets = prepare(family)
-    optimizer = make_optimizer(model, Optimizer(weight_decay=0.1, layer_decay=0.7), 0.01)
+    optimizer = make_optimizer(model, Optimizer(kind, weight_decay=0.1, layer_decay=0.7), 0.01)
     for step in range(3):
         set_lr(optimizer, schedule_lr(step, 4, 0.01, 0.25))
         optimizer.zero_grad()
