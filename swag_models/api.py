@@ -88,6 +88,7 @@ def load_model(
     drop_rate: float = 0.0,
     attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    patch_drop_rate: float = 0.0,
     global_pool: Pool | None = None,
     backend: Backend = "mmap",
     weights_key: str | None = None,
@@ -127,6 +128,7 @@ def load_model(
         drop_rate: dropout before the head.
         attn_drop_rate: dropout of attention weights (ViT only).
         drop_path_rate: stochastic depth of the last block; lower in earlier ones.
+        patch_drop_rate: share of the patch tokens that is dropped in training (ViT only).
         global_pool: "token", "avg" or "", as in `models.build`; by default the spec's.
         backend: "mmap" maps the file. It must then not be overwritten in place, as torch.save does,
             while the model is in use. "pread" reads it into memory, for network disks and for
@@ -178,6 +180,7 @@ def load_model(
         drop_rate=drop_rate,
         attn_drop_rate=attn_drop_rate,
         drop_path_rate=drop_path_rate,
+        patch_drop_rate=patch_drop_rate,
         global_pool=_keep_pool(spec, num_classes) if global_pool is None else global_pool,
     )
     if features_only:

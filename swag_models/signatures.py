@@ -55,6 +55,7 @@ class WeightOptions(TypedDict, total=False):
     drop_rate: float
     attn_drop_rate: float
     drop_path_rate: float
+    patch_drop_rate: float
     global_pool: Pool | None
     backend: Backend
     weights_key: str | None

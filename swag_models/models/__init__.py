@@ -36,6 +36,7 @@ def build(
     drop_rate: float = 0.0,
     attn_drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    patch_drop_rate: float = 0.0,
     global_pool: Pool | None = None,
 ) -> ViT | RegNet:
     """Build a freshly initialised model in training mode, on torch's current default device.
@@ -52,6 +53,7 @@ def build(
         drop_rate: dropout before the head.
         attn_drop_rate: dropout of attention weights (ViT only).
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0 at the first.
+        patch_drop_rate: share of the patch tokens that is dropped in training (ViT only).
         global_pool: pooling before the head: "token" (class token, default) or "avg" for a ViT,
             "avg" for a RegNet; "" for none, which returns all tokens or the feature map.
 
@@ -69,9 +71,14 @@ def build(
                 drop_rate=drop_rate,
                 attn_drop_rate=attn_drop_rate,
                 drop_path_rate=drop_path_rate,
+                patch_drop_rate=patch_drop_rate,
                 global_pool=global_pool,
             )
         case RegNetConfig():
+            if check_rate("patch_drop_rate", patch_drop_rate):
+                raise ConfigError(
+                    f"patch_drop_rate is {patch_drop_rate}; a RegNet has no patches, leave it at 0"
+                )
             if check_rate("attn_drop_rate", attn_drop_rate):
                 raise ConfigError(
                     f"attn_drop_rate is {attn_drop_rate}; a RegNet has no attention, leave it at 0"

@@ -23,7 +23,14 @@ from swag_models.models.arguments import (
 from swag_models.models.drop_path import spread_rates
 from swag_models.models.layers import Blocks
 from swag_models.models.timm_interface import FeatureInfo
-from swag_models.models.vit_block import LAYER_NORM_EPS, MLP, Attention, PatchEmbed, ViTBlock
+from swag_models.models.vit_block import (
+    LAYER_NORM_EPS,
+    MLP,
+    Attention,
+    PatchDropout,
+    PatchEmbed,
+    ViTBlock,
+)
 from swag_models.models.vit_interface import ViTInterface
 from swag_models.spec import Pool, ViTConfig
 
@@ -49,6 +56,8 @@ class ViT(ViTInterface):
         drop_rate: dropout before the head.
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: stochastic depth of the last block.
+        patch_drop_rate: share of the patch tokens that is dropped in training, by
+            `forward_features`.
         global_pool: "token" (the class token, as published), "avg" (mean of the patch tokens) or ""
             (all tokens); None for "token".
     """
@@ -63,6 +72,7 @@ class ViT(ViTInterface):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
         global_pool: Pool | None = None,
     ) -> None:
         check_types(ViTConfig, config=config)
@@ -81,6 +91,7 @@ class ViT(ViTInterface):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size), config.width))
         self.patch_embed = PatchEmbed(config.patch_size, in_chans, config.width)
         self._describe_patches()
+        self.patch_drop = PatchDropout(check_rate("patch_drop_rate", patch_drop_rate))
         rates = spread_rates(drop_path_rate, config.depth)
         self.blocks = Blocks(*(ViTBlock(config, attn_drop_rate, rate) for rate in rates))
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
@@ -89,7 +100,7 @@ class ViT(ViTInterface):
         self._resized: ResizedPosition | None = None
         blocks = [f"blocks.{index}" for index in range(config.depth)]
         self.layers = (
-            ("patch_embed", "cls_token", "pos_embed"),
+            ("patch_embed", "cls_token", "pos_embed", "patch_drop"),
             *((block,) for block in blocks[:-1]),
             (blocks[-1], "norm"),
         )
@@ -130,6 +141,8 @@ class ViT(ViTInterface):
     ) -> Tensor:
         """Return all tokens after the last norm (N, 1 + h w, D), the class token first.
 
+        In training with `patch_drop_rate`, they are fewer.
+
         Args:
             x: images (N, C, H, W).
             attn_mask: which tokens see which, broadcast to (N, heads, S, S): True where they do, or
@@ -137,8 +150,13 @@ class ViT(ViTInterface):
         """
         x = self._embed(x)
         if attn_mask is None:
-            return self.norm(self.blocks(x))
+            return self.norm(self.blocks(self.patch_drop(x)))
         assert not is_scripting(), "a scripted model takes no attention mask"
+        if self.training and self.patch_drop.rate:
+            raise ConfigError(
+                f"attn_mask needs all patches, but patch_drop_rate is {self.patch_drop.rate:g} in "
+                "training; leave one of them out"
+            )
         self._check_mask(attn_mask, x)
         for block in self.blocks:
             x = self.blocks.step(block, x, attn_mask)

@@ -29,6 +29,42 @@ class PatchEmbed(nn.Module):
         return self.proj(x).flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, h w, D)
 
 
+class PatchDropout(nn.Module):
+    """In training, keep a random part of the patch tokens of each image, and the class token.
+
+    As in FLIP (arXiv 2212.00794) and PatchDropout (arXiv 2208.07220).
+
+    Args:
+        rate: share of the patch tokens that is dropped.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, S, D) -> (N, S', D)
+        return drop_patches(x, self.rate) if self.training and self.rate > 0 else x
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:g}"
+
+
+torch.fx.wrap("drop_patches")  # one node of a traced graph, because it depends on sizes
+
+
+def drop_patches(x: Tensor, rate: float) -> Tensor:
+    """Keep the first token and `count_kept_patches` random others of (N, S, D), in random order."""
+    scores = torch.rand(x.shape[0], x.shape[1] - 1, device=x.device)
+    kept = scores.argsort(dim=1)[:, : count_kept_patches(x.shape[1] - 1, rate)]
+    patches = x[:, 1:].gather(1, kept.unsqueeze(2).expand(-1, -1, x.shape[2]))
+    return torch.cat([x[:, :1], patches], dim=1)
+
+
+def count_kept_patches(patches: int, rate: float) -> int:
+    """Number of patch tokens that dropping leaves, as in timm: rounded down, at least one."""
+    return max(1, int(patches * (1 - rate)))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with dropout of attention weights.
 

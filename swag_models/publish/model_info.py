@@ -184,21 +184,28 @@ def count_gmacs(spec: ModelSpec) -> float:
     return round(count_flops(spec) / 2e9, 3)
 
 
-def count_flops(spec: ModelSpec) -> int:
-    """Additions and multiplications for one image of the spec's size; a multiply-add is two."""
+def count_flops(spec: ModelSpec, *, patch_drop_rate: float = 0.0) -> int:
+    """Additions and multiplications for one image of the spec's size; a multiply-add is two.
+
+    Args:
+        spec: of the model.
+        patch_drop_rate: share of the patches that a ViT leaves out.
+    """
     # The meta device computes only shapes, which takes no memory and little time.
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _build_model(spec)(torch.empty(1, spec.in_chans, *spec.preprocess.size))
+        model = _build_model(spec, patch_drop_rate).train(patch_drop_rate > 0)
+        model(torch.empty(1, spec.in_chans, *spec.preprocess.size))
     return counter.get_total_flops()
 
 
-def _build_model(spec: ModelSpec) -> nn.Module:
+def _build_model(spec: ModelSpec, patch_drop_rate: float = 0.0) -> nn.Module:
     """An untrained model of the spec, on the current default device."""
     model = build(
         spec.config,
         num_classes=spec.num_classes,
         image_size=spec.image_size,
         in_chans=spec.in_chans,
+        patch_drop_rate=patch_drop_rate,
         global_pool=spec.global_pool,
     )
     return model.eval()

@@ -132,6 +132,8 @@ class Augment:
         scale: smallest and largest fraction of the image's area in a crop.
         ratio: smallest and largest ratio of a crop's width to its height.
         interpolation: of resizing.
+        sizes: pixels; each step draws one of these sizes for its images, the same on all ranks.
+            None for the run's `image_size`.
         flip: probability.
         color_jitter: brightness, contrast and saturation are multiplied by random factors between
             1 minus and 1 plus this; 0 for none. An image is changed with a probability of 0.8.
@@ -141,6 +143,7 @@ class Augment:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    sizes: tuple[int, ...] | None = None
     flip: float = 0.5
     color_jitter: float = 0.0
     grayscale: float = 0.0
@@ -150,6 +153,7 @@ class Augment:
             self,
             scale=(lambda s: 0 < s[0] <= s[1] <= 1, "two fractions, the smaller first"),
             ratio=(lambda r: 1e-3 <= r[0] <= r[1] <= 1e3, "0.001 to 1000, the smaller first"),
+            sizes=(lambda sizes: sizes is None or min(sizes, default=0) > 0, "pixels, or none"),
             flip=(_is_probability, "a probability"),
             color_jitter=(lambda strength: 0 <= strength <= 1, "from 0 to 1"),
             grayscale=(_is_probability, "a probability"),
@@ -239,7 +243,7 @@ class Run:
 
     Args:
         arch: an architecture of the catalog.
-        image_size: pixels.
+        image_size: pixels, in training (see `augment.sizes`), validation and the published model.
         batch_size: samples in a step, over all ranks.
         epochs: length of the run.
         steps: length of the run.
@@ -251,6 +255,8 @@ class Run:
             2024, arXiv 2405.18392).
         cooldown: fraction of steps, at the end, in which the learning rate of "wsd" falls.
         drop_path_rate: probability of skipping the last block; falls linearly to 0 at the first.
+        patch_drop_rate: share of the patches of a ViT, drawn for each image, that a training step
+            leaves out; the class token is kept (FLIP, arXiv 2212.00794; arXiv 2208.07220).
         seed: of initial weights, data order and augmentation.
         optimizer: how gradients become updates.
         objective: what is minimised.
@@ -275,6 +281,7 @@ class Run:
     schedule: Literal["cosine", "wsd"] = "cosine"
     cooldown: float = 0.2
     drop_path_rate: float = 0.0
+    patch_drop_rate: float = 0.0
     seed: int = 0
     optimizer: Optimizer = field(default_factory=Optimizer)
     objective: Objective = field(default_factory=Objective)
@@ -300,20 +307,31 @@ class Run:
             eval_every=(_is_positive, "1 or more, or none"),
             loss_spike_factor=(lambda factor: factor is None or factor > 1, "above 1, or none"),
             drop_path_rate=(lambda rate: 0 <= rate < 1, "from 0 to below 1"),
+            patch_drop_rate=(lambda rate: 0 <= rate < 1, "from 0 to below 1"),
         )
         if (self.epochs is None) == (self.steps is None):
             given = f"epochs is {self.epochs} and steps {self.steps}"
             raise ConfigError(f"{given}; give one of them, and none for the other")
-        if self.optimizer.kind == "muon" and self.trainable == "head":
+        if self.trainable == "head" and self.optimizer.kind == "muon":
             raise ConfigError(
                 "optimizer.kind is 'muon' and trainable is 'head', which is no hidden layer; use "
                 "sgd or adamw"
+            )
+        if self.trainable == "head" and self.patch_drop_rate:
+            raise ConfigError(
+                f"patch_drop_rate is {self.patch_drop_rate:g} and trainable is 'head'; a frozen "
+                "backbone sees all patches, leave it at 0"
             )
         if self.schedule == "wsd" and self.warmup + self.cooldown > 1:
             raise ConfigError(
                 f"warmup is {self.warmup:g} and cooldown {self.cooldown:g}; allowed: fractions "
                 "whose sum is at most 1"
             )
+
+    @property
+    def train_sizes(self) -> tuple[int, ...]:
+        """The sizes in pixels that training images have, each once and the smallest first."""
+        return tuple(sorted(set(self.augment.sizes or (self.image_size,))))
 
     @property
     def lr(self) -> float:

@@ -42,7 +42,12 @@ def override(run: Run, settings: Sequence[str]) -> Run:
                 values[parent] = asdict(cls())  # type: ignore[operator]
             values = values[parent]
         hint = _find_hint(cls, path, len(parents))
-        values[name] = decode_value(hint, _read_text(text, hint), path, positive=False)
+        value = _read_text(text, hint)
+        if isinstance(value, (int, float)) and any(
+            get_origin(option) is tuple for option in list_options(hint)
+        ):
+            value = [value]  # a list of one number
+        values[name] = decode_value(hint, value, path, positive=False)
     lengths = {"epochs", "steps"}
     given = lengths & {setting.partition("=")[0].strip() for setting in settings}
     if len(given) == 1 and data[min(given)] is not None:

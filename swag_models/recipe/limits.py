@@ -13,6 +13,7 @@ MAX_STEPS = 10**8
 LARGEST = 10**15  # of every other number: products of two, such as epochs and samples, are floats
 RUN_LIMITS: dict[str, float] = {
     "image_size": LIMITS["image_size"][1],
+    "sizes": LIMITS["image_size"][1],
     "batch_size": 2**20,
     "micro_batch": 2**20,
     "epochs": 10**6,
@@ -41,7 +42,7 @@ def check_workers(**counts: int | None) -> None:
 
 
 def check_limits(**values: object) -> None:
-    """Check settings that are numbers; others are ignored.
+    """Check settings that are numbers, or tuples of them; others are ignored.
 
     Args:
         **values: value of each setting.
@@ -51,5 +52,6 @@ def check_limits(**values: object) -> None:
     """
     for name, value in values.items():
         limit = RUN_LIMITS.get(name, LARGEST)
-        if isinstance(value, (int, float)) and value > limit:
-            raise ConfigError(f"{name} is {describe(value)}; allowed: {limit} or less")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and number > limit:
+                raise ConfigError(f"{name} is {describe(value)}; allowed: {limit} or less")

@@ -57,6 +57,12 @@ class WorkerResult(NamedTuple):
     position: tuple[int, int, int] | None = None
 
 
+def choose_transform(transform: Transform, step: int) -> Transform:
+    """The transform of all images of a step: that of its method `at_step`, if it has one."""
+    at_step: Callable[[int], Transform] | None = getattr(transform, "at_step", None)
+    return transform if at_step is None else at_step(step)
+
+
 def load_sample(dataset: ImageDataset, index: int, transform: Transform) -> LoadedSample:
     """Read an image with its classes and its name; raise ImageError if it is broken."""
     image, name = dataset.read(index), dataset.name(index)

@@ -13,7 +13,13 @@ from swag_models.errors import ConfigError, ImageError, check_minimum
 from swag_models.formatting import count_noun, printable
 from swag_models.image_formats import named_errors
 from swag_models.preprocess import read_image
-from swag_models.recipe.data.collate import LoadedSample, Transform, WorkerResult, make_data_loader
+from swag_models.recipe.data.collate import (
+    LoadedSample,
+    Transform,
+    WorkerResult,
+    choose_transform,
+    make_data_loader,
+)
 from swag_models.recipe.data.shards import Sample, Shards, find_shards
 from swag_models.recipe.data.stream import UNREACHABLE_EPOCH, Position, ShardStream
 from swag_models.recipe.limits import check_workers
@@ -43,15 +49,16 @@ class DecodeLabelled:
     """A decoder for `collate_samples`: sample -> (image, classes, id).
 
     Args:
-        transform: an upright RGB image -> uint8 (3, S, S).
+        transform: as for `open_train_loader`.
         num_classes: number of classes that the labels may have; None if not known.
     """
 
     def __init__(self, transform: Transform, num_classes: int | None) -> None:
-        self.decode, self.num_classes = Decode(transform), num_classes
+        self.transform, self.num_classes = transform, num_classes
 
     def __call__(self, sample: Sample) -> LoadedSample:
-        image, classes = self.decode(sample)
+        transform = choose_transform(self.transform, sample["step"])
+        image, classes = Decode(transform)(sample)
         largest = max(classes, default=-1)
         if self.num_classes is not None and largest >= self.num_classes:
             allowed = f"0 to {self.num_classes - 1}" if self.num_classes else "none"
@@ -88,7 +95,8 @@ class Loader:
         shards: packed folder, manifest, paths, URLs or patterns; see `find_shards`.
         decode: sample -> decoded sample, of any type; by default `Decode()`. It raises ImageError
             if the sample is broken. A sample has `__key__`, `__url__`, the content of each of its
-            files by suffix, and `id`, `classes`, `repeat`, `image` (content), `epoch` and `seed`.
+            files by suffix, and `id`, `classes`, `repeat`, `image` (content), `epoch` and `seed`,
+            and unless `steps` is "exact" `step`, the number of its batch, over all passes.
             Torch's generator is seeded with `seed`, which differs for every sample, epoch and
             copy.
         batch_size: samples per batch.
@@ -219,7 +227,8 @@ class Loader:
     def _receive(self) -> WorkerResult | None:
         if self._results is None:
             stop = self.epoch + 1 if self.steps is None else UNREACHABLE_EPOCH
-            self._stream.set_start(self._turn, self._positions, stop)
+            step = self.epoch * (self.steps or 0) + self.step
+            self._stream.set_start(self._turn, self._positions, stop, step)
             self._results = iter(self._loader)
         try:
             result = next(self._results, None)

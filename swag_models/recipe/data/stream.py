@@ -76,30 +76,33 @@ class ShardStream(IterableDataset[WorkerResult]):
 
     def __post_init__(self) -> None:
         # In shared memory, because persistent workers keep their first copy of this object.
-        self._start = torch.zeros(2 + 3 * self.streams, dtype=torch.int64)
+        self._start = torch.zeros(3 + 3 * self.streams, dtype=torch.int64)
         self._start.share_memory_()  # type: ignore[no-untyped-call]
 
-    def set_start(self, turn: int, positions: Sequence[tuple[int, int, int]], stop: int) -> None:
+    def set_start(
+        self, turn: int, positions: Sequence[tuple[int, int, int]], stop: int, step: int
+    ) -> None:
         """Set where the next pass starts.
 
         Args:
             turn: number of the stream that the first worker reads.
             positions: start position of each stream.
             stop: epoch at which all streams end.
+            step: number of the first batch.
         """
         numbers = [number for position in positions for number in position]
-        self._start.copy_(torch.tensor([turn, stop, *numbers]))
+        self._start.copy_(torch.tensor([turn, stop, step, *numbers]))
 
     def __iter__(self) -> Iterator[WorkerResult]:
-        turn, stop, *numbers = self._start.tolist()
-        worker = get_worker_info()
+        turn, stop, step, *numbers = self._start.tolist()
         # DataLoader takes results from its workers in turn, beginning with the first.
-        stream = ((worker.id if worker else 0) + turn) % self.streams
+        first = worker.id if (worker := get_worker_info()) else 0
+        stream, step = (first + turn) % self.streams, step + first
         position = Position(*numbers[3 * stream : 3 * stream + 3])
         batch, skipped = list[Any](), Counter[str]()
         try:
             for sample, next_position in self._draw_samples(stream, position, stop, skipped):
-                position = next_position
+                position, sample["step"] = next_position, step
                 try:
                     batch.append(self._decode_sample(sample))
                 except ImageError as error:
@@ -108,7 +111,7 @@ class ShardStream(IterableDataset[WorkerResult]):
                     skipped[str(error)] += 1
                 if len(batch) == self.batch_size:
                     yield WorkerResult(self.collate(batch), dict(skipped), None, stream, position)
-                    batch = []
+                    batch, step = [], step + self.streams
                     skipped.clear()  # in place, because `_draw_samples` adds to the same object
             if batch or skipped:
                 last_batch = self.collate(batch) if batch else None

@@ -19,6 +19,7 @@ from swag_models.recipe.data.collate import (
     LoadedSample,
     Transform,
     WorkerResult,
+    choose_transform,
     collate_samples,
     load_sample,
     make_data_loader,
@@ -62,7 +63,8 @@ class IndexedBatches:
         world_size: int,
         workers: int,
     ) -> None:
-        self._reader, self._workers = _BatchReader(dataset, transform, seed), workers
+        self._reader = _BatchReader(dataset, transform, seed, batch_size)
+        self._workers = workers
         self._batch_size, self._rank = batch_size, rank
         self._rank_batch_size = batch_size // world_size
         self._batches = 0  # number received, equal on every rank
@@ -128,25 +130,31 @@ class _BatchReader(Dataset[WorkerResult]):
     ranks nor a resumed run need to know which images are broken.
     """
 
-    def __init__(self, dataset: ImageDataset, transform: Transform, seed: int) -> None:
+    def __init__(
+        self, dataset: ImageDataset, transform: Transform, seed: int, batch_size: int
+    ) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.batch_size = batch_size
         self._orders: dict[int, NDArray[np.intp]] = {}  # orders (samples,) of the last two epochs
 
     def __getitem__(self, positions: range) -> WorkerResult:
         skipped = Counter[str]()
+        transform = choose_transform(self.transform, positions.start // self.batch_size)
         try:
-            samples = [self._load_sample(position, skipped) for position in positions]
+            samples = [self._load_sample(position, transform, skipped) for position in positions]
         except SwagModelsError as error:
             return WorkerResult(None, skipped, error)
         return WorkerResult(collate_samples(samples), skipped)
 
-    def _load_sample(self, position: int, skipped: Counter[str]) -> LoadedSample:
+    def _load_sample(
+        self, position: int, transform: Transform, skipped: Counter[str]
+    ) -> LoadedSample:
         for shift in range(MAX_CONSECUTIVE_BROKEN):
             epoch, offset = divmod(position + shift, len(self.dataset))
             index = int(self._order_images(epoch)[offset])
             try:
                 with seed_torch(hash_seed(self.seed, epoch, index, shift)):
-                    return load_sample(self.dataset, index, self.transform)
+                    return load_sample(self.dataset, index, transform)
             except ImageError as error:
                 if shift == 0:  # broken images after it are counted at their own positions
                     skipped[str(error)] += 1
@@ -252,7 +260,8 @@ def open_train_loader(
             images for each class, a Hugging Face dataset on disk, or an open data set. If the
             dataset has several splits, "train" is opened.
         transform: an upright RGB image -> uint8 (3, S, S). Torch's generator is seeded for each
-            image by seed, epoch and sample.
+            image by seed, epoch and sample. If it has a method `at_step`, that returns the
+            transform of all images of a step.
         batch_size: samples per batch of all ranks together.
         seed: seed of the order and of `transform`.
         rank: number of this rank.

@@ -3,6 +3,7 @@
 Axes: S side in pixels.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -29,12 +30,24 @@ class Augmentation:
 
     Args:
         augment: the parameters.
-        image_size: side S of the result in pixels.
+        image_size: side S of the result in pixels, unless `at_step` draws one of `augment.sizes`.
+        seed: of the draw of sizes.
     """
 
-    def __init__(self, augment: Augment, image_size: int) -> None:
+    def __init__(self, augment: Augment, image_size: int, seed: int = 0) -> None:
         self.augment = augment
         self.image_size = image_size
+        self.seed = seed
+
+    def at_step(self, step: int) -> "Augmentation":
+        """The augmentation of all images of a training step, which have one size."""
+        from swag_models.recipe.data.stream import hash_seed
+
+        if not (sizes := self.augment.sizes):
+            return self
+        # a function of seed and step: equal in all processes, and after a resume
+        size = sizes[hash_seed(self.seed, "size", step) % len(sizes)]
+        return Augmentation(replace(self.augment, sizes=None), size, self.seed)
 
     def __call__(self, image: Image.Image) -> "Tensor":
         # Imported here, because these imports take seconds and the module must load quickly.

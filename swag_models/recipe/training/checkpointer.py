@@ -82,7 +82,7 @@ class DiskErrorWriter(FileSystemWriter):
 
 
 class Checkpointer:
-    """The checkpoints in a folder: the last `keep` of them, the best, and that of one step.
+    """The checkpoints in a folder: the last `keep`, the best, and that of one step.
 
     Every method but `poll` is called by all ranks alike. Requires torch.distributed.
 
@@ -90,7 +90,7 @@ class Checkpointer:
         folder: used by one run at a time, which the caller ensures; created if missing. What a
             killed run left is removed.
         keep: number of most recent checkpoints to keep.
-        always: step whose checkpoint is kept, if there is one.
+        always: step whose checkpoint is kept as well.
 
     Attributes:
         failed: number of saves that failed, the same on every rank.
@@ -145,8 +145,8 @@ class Checkpointer:
         assert isinstance(future, Future)
         self._pending = PendingSave(step, state, future)
         if wait and (cause := self.finish()):
-            path = locate_checkpoint(self.folder, step)
-            raise OutputError(f"{path} cannot be written: {cause}; is the disk full?")
+            name = locate_checkpoint(self.folder, step)
+            raise OutputError(f"{name} cannot be written: {cause}; is the disk full?")
 
     def poll(self) -> None:
         """Complete a finished save and delete old checkpoints, without waiting; on rank 0 only."""
@@ -247,9 +247,8 @@ class Checkpointer:
         try:
             self._delete_old(path)
         except OSError as error:
-            log.warning(
-                "old checkpoints in %s cannot be deleted: %s", self.folder, error.strerror or error
-            )
+            reason = error.strerror or error
+            log.warning("old checkpoints in %s cannot be deleted: %s", self.folder, reason)
 
     def _rename(self, path: Path, state: Mapping[str, Any]) -> None:
         """Write state.json and give the temporary folder its name."""
@@ -268,9 +267,8 @@ class Checkpointer:
         """Delete what `path` replaced, and checkpoints that need not be kept."""
         if (old := _hide(path, "old")).exists():
             shutil.rmtree(old)
-        kept = {self._find_best()}
-        if self.always is not None:
-            kept.add(locate_checkpoint(self.folder, self.always))
+        always = None if self.always is None else locate_checkpoint(self.folder, self.always)
+        kept = {self._find_best(), always}
         for outdated in set(list_checkpoints(self.folder)[: -self.keep]) - kept:
             delete_checkpoint(outdated)
 
@@ -287,9 +285,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def delete_checkpoint(path: Path) -> None:
     """Delete a checkpoint."""
-    hidden = _hide(path, "tmp")
-    shutil.rmtree(hidden, ignore_errors=True)  # a killed run may have left one
     # Renamed first: a partly deleted folder must not look like a complete checkpoint.
+    shutil.rmtree(hidden := _hide(path, "tmp"), ignore_errors=True)  # a killed run may leave one
     shutil.rmtree(path.rename(hidden))
 
 

@@ -42,7 +42,7 @@ def measure_decode_rates(
         ImageError: an image cannot be read.
         ShardError: a shard cannot be read.
     """
-    augmentation = Augmentation(run.augment, run.image_size)
+    augmentation = Augmentation(run.augment, run.train_sizes[-1])
     if data is None:
         return {
             f"{width} x {height}": _measure([_open_bytes(make_jpeg(width, height))], augmentation)

@@ -111,15 +111,39 @@ def count_steps(run: Run, samples_per_epoch: int) -> int:
 
 def check_batch_memory(run: Run, ranks: int) -> None:
     """Raise ConfigError if the images of a batch do not fit into the memory of a rank's machine."""
-    size = 3 * run.image_size**2 * run.batch_size // ranks  # uint8
+    size = 3 * run.train_sizes[-1] ** 2 * run.batch_size // ranks  # uint8
     if not hasattr(os, "sysconf"):  # Windows
         return
     if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         raise ConfigError(
-            f"batch_size is {run.batch_size}: its images of {run.image_size} pixels take "
+            f"batch_size is {run.batch_size}: its images of {run.train_sizes[-1]} pixels take "
             f"{size / 1e9:,.1f} GB on each of {count_noun(ranks, 'rank')}, more than the memory of "
             f"{memory / 1e9:,.1f} GB; set a smaller batch_size or image_size"
         )
+
+
+def check_train_sizes(run: Run) -> None:
+    """Raise ConfigError if the architecture does not take a size of `augment.sizes`."""
+    config = find_arch(run.arch).config
+    for size in run.train_sizes if run.augment.sizes else ():
+        try:
+            with torch.device("meta"):
+                build(config, num_classes=None, image_size=size)
+        except ConfigError as error:
+            raise ConfigError(f"augment.sizes: {error}") from None
+
+
+def count_step_flops(run: Run, spec: ModelSpec) -> int:
+    """Operations of a forward pass in training for one image, on average over `augment.sizes`.
+
+    Args:
+        run: the settings.
+        spec: of the model that the run trains.
+    """
+    sizes = run.augment.sizes or (run.image_size,)
+    specs = [replace(spec, preprocess=replace(spec.preprocess, image_size=size)) for size in sizes]
+    flops = [count_flops(spec, patch_drop_rate=run.patch_drop_rate) for spec in specs]
+    return round(sum(flops) / len(flops))
 
 
 def plan(
@@ -165,11 +189,12 @@ def plan(
             f"gpus is {gpus}; a batch of {count_noun(run.batch_size, 'sample')} keeps at most "
             f"{run.batch_size} busy"
         )
+    check_train_sizes(run)
     spec, parameters, trained = _count_parameters(run, num_classes)
     # The backward pass costs two forward passes, gradient checkpointing another; a frozen backbone
     # has no backward pass.
     passes = 1 if run.trainable == "head" else 4 if run.engine.grad_checkpointing else 3
-    operations = passes * count_flops(spec)
+    operations = passes * count_step_flops(run, spec)
     if throughput is None:
         throughput, basis = _assume_throughput(run, operations, gpu, flops)
     else:
@@ -223,6 +248,7 @@ def _build_meta(spec: ModelSpec, run: Run) -> Backbone:
             num_classes=spec.num_classes,
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
+            patch_drop_rate=run.patch_drop_rate,
         )
     if run.trainable == "head":
         model.freeze()

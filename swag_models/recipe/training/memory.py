@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError, suggest_names
+from swag_models.models.vit_block import count_kept_patches
 from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import override
 from swag_models.spec import ModelSpec, RegNetConfig, ViTConfig
@@ -92,19 +93,19 @@ def estimate_memory(run: Run, parameters: int, trained: int, gpus: int) -> Memor
 
 
 def estimate_activations(run: Run) -> int:
-    """Estimate the bytes of activations of one sample by formula.
+    """Estimate the bytes of activations of one sample of the largest size by formula.
 
     Every block stores the inputs of its matrix products, convolutions, norms and activation
     functions; see `_size_vit_blocks` and `_size_regnet_blocks`. With gradient checkpointing a block
     stores its input, and one block at a time is computed again. With a frozen backbone nothing is
     stored, and the tensors of one block at a time are alive.
     """
-    config = find_arch(run.arch).config
+    config, size = find_arch(run.arch).config, run.train_sizes[-1]
     product = FLOAT_BYTES if run.engine.precision == "fp32" else HALF_BYTES
     if isinstance(config, ViTConfig):
-        blocks = list(_size_vit_blocks(config, run.image_size, product))
+        blocks = list(_size_vit_blocks(config, size, product, run.patch_drop_rate))
     else:
-        blocks = list(_size_regnet_blocks(config, run.image_size, product))
+        blocks = list(_size_regnet_blocks(config, size, product))
     largest = max(block.total for block in blocks)
     if run.trainable == "head":
         return largest
@@ -185,7 +186,9 @@ def find_arch(arch: str) -> ModelSpec:
     return specs[arch]
 
 
-def _size_vit_blocks(config: ViTConfig, image_size: int, product: int) -> Iterator[BlockSize]:
+def _size_vit_blocks(
+    config: ViTConfig, image_size: int, product: int, patch_drop_rate: float
+) -> Iterator[BlockSize]:
     """Sizes of a ViT's blocks for T tokens, width D, MLP width M.
 
     After Korthikanti et al. 2022 (arXiv 2205.05198), section 4.1, without dropout and with fused
@@ -197,8 +200,10 @@ def _size_vit_blocks(config: ViTConfig, image_size: int, product: int) -> Iterat
         config: the architecture.
         image_size: pixels.
         product: bytes of a number in matrix products.
+        patch_drop_rate: share of the patches that is left out.
     """
-    tokens = (image_size // config.patch_size) ** 2 + 1  # and the class token
+    patches = (image_size // config.patch_size) ** 2
+    tokens = count_kept_patches(patches, patch_drop_rate) + 1  # and the class token
     residual = FLOAT_BYTES * tokens * config.width
     products = product * tokens * (6 * config.width + 2 * config.mlp_width)
     for _ in range(config.depth):

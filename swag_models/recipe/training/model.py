@@ -78,6 +78,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
             num_classes=len(classes),
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
+            patch_drop_rate=run.patch_drop_rate,
         )
     else:
         spec = get_spec(run.init)
@@ -93,6 +94,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
             num_classes=len(classes) if keep_head else None,
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
+            patch_drop_rate=run.patch_drop_rate,
             backend="pread",  # training writes to every page of a mapped file
         )
         if not keep_head:
@@ -264,13 +266,15 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
     batch = count_noun(run["batch_size"], "image")
     names = {"sgd": "SGD with Nesterov momentum", "adamw": "AdamW", "muon": "Muon and AdamW"}
     optimizer = names[run["optimizer"]["kind"]]
+    sizes = Run.from_dict(run).train_sizes
+    pixels = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     facts = {
         "preset": recipe["preset"],
         "initial weights": run["init"] or "random",
         "trained": "all parameters" if run["trainable"] == "all" else "only the linear head",
         "data": f"{data['name']}: {count_noun(data['samples'], 'sample')} per epoch, "
         f"{count_noun(data['classes'], 'class')}, SHA-256 `{data['sha256']}`",
-        "length": f"{length}, {batch} of {run['image_size']} px per step",
+        "length": f"{length}, {batch} of {pixels} px per step",
         "optimizer": f"{optimizer}, peak learning rate {Run.from_dict(run).lr:g}",
         "objective": Run.from_dict(run).objective.describe(),
         "validation": f"mAP {recipe['metrics']['mAP']:.2f}%" if "mAP" in recipe["metrics"] else "",

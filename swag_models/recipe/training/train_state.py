@@ -20,7 +20,6 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from swag_models.preprocess import Transform
-from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.training.classes import Classes, weigh_classes
@@ -31,7 +30,11 @@ from swag_models.recipe.training.distributed import (
     distribute_model,
     sync_batch_norm,
 )
-from swag_models.recipe.training.estimate import check_batch_memory
+from swag_models.recipe.training.estimate import (
+    check_batch_memory,
+    check_train_sizes,
+    count_step_flops,
+)
 from swag_models.recipe.training.losses import compute_losses, make_targets, mix
 from swag_models.recipe.training.model import make_model
 from swag_models.recipe.training.optimizer import make_average, make_optimizer, update_average
@@ -49,6 +52,7 @@ def make_train_state(run: Run, classes: Classes, dist: DistContext) -> "TrainSta
         ConfigError: the settings do not fit the architecture, the initial weights or the data.
     """
     check_batch_memory(run, dist.world_size)
+    check_train_sizes(run)
     torch.manual_seed(run.seed)  # the same initial weights on all ranks
     class_weights = weigh_classes(run.objective, classes)
     model, spec = make_model(run, classes)
@@ -99,7 +103,7 @@ def assemble_state(
         model=model,
         average=average,
         distributed=distributed,
-        forward=torch.compile(distributed) if run.engine.compile else distributed,
+        forward=compile_model(distributed, run) if run.engine.compile else distributed,
         optimizer=make_optimizer(model, run.optimizer, run.lr),
         scaler=torch.amp.GradScaler(device, enabled=precision == "fp16"),
         # Weights, gradients and norms stay float32 and autocast casts the products, under FSDP2
@@ -107,6 +111,17 @@ def assemble_state(
         autocast=torch.autocast(device, DTYPES[precision], enabled=precision != "fp32"),
         **fields,
     )
+
+
+def compile_model(model: nn.Module, run: Run) -> Callable[[Tensor], Any]:
+    """Compile a model for the image sizes of a run."""
+    if (count := len(run.train_sizes)) == 1:
+        return torch.compile(model)
+    # One graph for each size: with free sizes a graph is slower. torch keeps 8 by default.
+    from torch._dynamo import config
+
+    config.cache_size_limit = max(config.cache_size_limit, 2 * count)
+    return torch.compile(model, dynamic=False)
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,8 @@ class TrainState:
     def count_flops(self) -> int:
         """Operations of a training step for one image, without recomputation."""
         # a backward pass costs two forward passes
-        return count_flops(self.spec) * (1 if self.run.trainable == "head" else 3)
+        passes = 1 if self.run.trainable == "head" else 3
+        return passes * count_step_flops(self.run, self.spec)
 
     @property
     def local_batch_size(self) -> int:

@@ -102,7 +102,7 @@ def train(
     ):
         loader = open_train_loader(
             data,
-            Augmentation(run.augment, run.image_size),
+            Augmentation(run.augment, run.image_size, run.seed),
             batch_size=run.batch_size,
             seed=run.seed,
             rank=dist.rank,

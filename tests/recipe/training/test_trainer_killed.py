@@ -25,6 +25,11 @@ from runs import (
 from shards_support import make_shards
 
 LONG = "steps=40"
+NEWER = (
+    ("optimizer.kind=muon",),
+    (*REGNET, "optimizer.kind=muon", "optimizer.lr=0.002"),
+    ("schedule=wsd", "patch_drop_rate=0.5", "augment.sizes=16,32,48", "engine.workers=2"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +54,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param("packed", ("engine.workers=1", "engine.buffer=20"), 5, marks=pytest.mark.slow),
         pytest.param("packed", ("objective.weighting=idf",), 2, marks=pytest.mark.slow),
         pytest.param("images", ("objective.kind=asymmetric",), 2, marks=pytest.mark.slow),
+        *(pytest.param("images", each, 3, marks=pytest.mark.slow) for each in NEWER),
+        pytest.param(
+            "packed",
+            ("augment.sizes=16,32,48", "engine.workers=2", "engine.buffer=20"),
+            4,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_killed_run_ends_in_the_same_weights(

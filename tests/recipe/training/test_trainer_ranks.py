@@ -29,6 +29,10 @@ from shards_support import make_shards
 
 LANES = ("engine.lanes=2", "engine.buffer=20")
 FSDP = "engine.parallel=fsdp"
+NEWER = (
+    *("optimizer.kind=muon", "schedule=wsd", "patch_drop_rate=0.5", "augment.sizes=16,32,48"),
+    "engine.micro_batch=2",
+)
 MOVES = [("fsdp", "ddp"), ("ddp", "fsdp")]
 
 
@@ -93,7 +97,7 @@ def test_a_run_moves_between_numbers_of_ranks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [REGNET, (FSDP, *REGNET)])
+@pytest.mark.parametrize("settings", [REGNET, (FSDP, *REGNET), NEWER, (FSDP, *NEWER)])
 def test_two_ranks_that_were_killed_end_in_the_same_weights(
     settings: tuple[str, ...], images: Path, tmp_path: Path
 ) -> None:
