@@ -78,6 +78,9 @@ def test_missing_fields_have_their_defaults() -> None:
         (["ema.decay=0.5"], replace(RUN, ema=EMA(decay=0.5))),
         (["ema.decay=0.5", "ema=none"], RUN),
         (["ema=None", "ema.warmup_ratio=0"], replace(RUN, ema=EMA(warmup_ratio=0.0))),
+        (["augment.sizes=16,32"], replace(RUN, augment=Augment(sizes=(16, 32)))),
+        (["augment.sizes=16"], replace(RUN, augment=Augment(sizes=(16,)))),
+        (["augment.sizes=16,32", "augment.sizes=none"], RUN),
         (["init=none"], RUN),
         (["objective.weighting=idf"], replace(RUN, objective=Objective(weighting="idf"))),
         (["objective.weighting=idf", "objective.weighting=none"], RUN),
@@ -135,6 +138,11 @@ def test_override_does_not_change_its_argument() -> None:
         ("epochs=x", "epochs is 'x'; allowed: a finite number or none"),
         ("engine.compile=1", "engine.compile is 1; allowed: true, false"),
         ("arch=none", "arch is None; allowed: a text"),
+        ("augment.sizes=1.5", r"augment.sizes\[0\] is 1.5; allowed: a whole number"),
+        ("augment.sizes=16,x", r"augment.sizes\[1\] is 'x'; allowed: a whole number"),
+        ("augment.sizes=16,99999999", r"augment.sizes is \(16, 99999999\); allowed: 65535 or less"),
+        ("optimizer.adjust_lr_fn=x", "optimizer.adjust_lr_fn is 'x'; allowed: match_rms_adamw, "),
+        ("schedule=linear", "schedule is 'linear'; allowed: cosine, wsd"),
         ("epochs=none", "epochs is None and steps None; give one of them, and none for the other"),
     ],
 )
@@ -165,6 +173,15 @@ def test_warmup_and_cooldown_may_not_overlap() -> None:
         override(RUN, [*settings, "schedule=wsd"])
 
 
+def test_a_frozen_backbone_has_neither_muon_nor_patch_dropout() -> None:
+    for setting in ("optimizer.kind=muon", "patch_drop_rate=0.5"):
+        override(RUN, [setting])
+        with pytest.raises(ConfigError, match=r"is .* and trainable is 'head'[,;] "):
+            override(RUN, [setting, "trainable=head"])
+    with pytest.raises(ConfigError, match=r"^sizes is \(\); allowed: pixels, or none$"):
+        Augment(sizes=())
+
+
 RANGES: dict[str, tuple[str, str]] = {
     "image_size": ("0", "a number of pixels"),
     "batch_size": ("0", "1 or more"),
@@ -173,6 +190,8 @@ RANGES: dict[str, tuple[str, str]] = {
     "warmup": ("1", "a fraction from 0 to below 1"),
     "cooldown": ("1.1", "a fraction from 0 to 1"),
     "drop_path_rate": ("1", "from 0 to below 1"),
+    "patch_drop_rate": ("1", "from 0 to below 1"),
+    "augment.sizes": ("32,0", "pixels, or none"),
     "optimizer.lr": ("0", "a positive number"),
     "optimizer.lr_batch": ("0", "a number of samples, or none"),
     "optimizer.momentum": ("1", "from 0 to below 1"),

@@ -1,0 +1,145 @@
+"""Patch dropout and images of several sizes in whole runs and in estimates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import SETTINGS, make_digits, read_losses, read_weights
+from torch import Tensor
+
+from swag_models import get_spec, load_model
+from swag_models.errors import ConfigError
+from swag_models.publish.model_info import count_flops
+from swag_models.recipe.config import Augment, Engine, Run
+from swag_models.recipe.config_overrides import override
+from swag_models.recipe.presets import get_preset
+from swag_models.recipe.training.estimate import plan
+from swag_models.recipe.training.memory import estimate_activations
+from swag_models.recipe.training.train_state import TrainState
+from swag_models.recipe.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+RUN = Run("vit_b16", 224, 64, steps=10, engine=Engine(precision="fp32"))
+
+
+def train_digits(data: Path, output: Path, *settings: str, **options: Any) -> Path:
+    run = override(get_preset("vit_nano_hashtags").run, [*SETTINGS, "steps=8", *settings])
+    return train(run, data, output, progress=False, **options)
+
+
+def test_estimates_know_the_patches_that_are_dropped() -> None:
+    dropped = replace(RUN, patch_drop_rate=0.5)
+    plans = [plan(run, 1000, num_classes=10) for run in (RUN, dropped)]
+    spec = replace(get_spec("vit_b16"), num_classes=10)
+    assert plans[0].flops == 3 * count_flops(spec)
+    assert plans[1].flops == 3 * count_flops(spec, patch_drop_rate=0.5)
+    assert plans[1].flops < 0.55 * plans[0].flops
+    assert estimate_activations(dropped) == 12 * 99 * (2 * 768 + 6 * 768 + 2 * 3072) * 4
+
+
+def test_estimates_know_the_sizes_of_training_images() -> None:
+    mixed = replace(RUN, augment=Augment(sizes=(128, 256, 256)))
+    spec = replace(get_spec("vit_b16"), num_classes=10)
+    small, large = (
+        count_flops(replace(spec, preprocess=replace(spec.preprocess, image_size=size)))
+        for size in (128, 256)
+    )
+    assert plan(mixed, 1000, num_classes=10).flops == 3 * round((small + 2 * large) / 3)
+    assert estimate_activations(mixed) == estimate_activations(replace(RUN, image_size=256))
+    for arch, size, reason in (
+        ("vit_b16", 100, "image size 100x100 is not a multiple of the patch size 16; nearest: 96x"),
+        ("regnety_16gf", 16, "image size 16x16 is too small"),
+    ):
+        run = replace(RUN, arch=arch, augment=Augment(sizes=(128, size)))
+        with pytest.raises(ConfigError, match=rf"^augment.sizes: {reason}"):
+            plan(run, 1000, num_classes=10)
+    run = replace(RUN, arch="regnety_16gf", patch_drop_rate=0.5)
+    with pytest.raises(ConfigError, match=r"^patch_drop_rate is 0.5; a RegNet has no patches"):
+        plan(run, 1000, num_classes=10)
+
+
+@pytest.mark.slow
+def test_runs_with_several_sizes_and_dropped_patches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published model and its validation have `image_size`; each setting changes the losses."""
+    images = make_digits(tmp_path / "train", 60)
+    held_out = make_digits(tmp_path / "val", 20, first=60)
+    shapes: list[tuple[int, ...]] = []
+    tokens: list[tuple[int, ...]] = []
+    prepare = TrainState.prepare_inputs
+
+    def record(state: TrainState, pixels: Tensor) -> Tensor:
+        shapes.append(tuple(pixels.shape))
+        if not tokens:
+            blocks = state.model.get_submodule("blocks.0")
+            blocks.register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0].shape))
+        return prepare(state, pixels)
+
+    monkeypatch.setattr(TrainState, "prepare_inputs", record)
+    losses = {}
+    for settings in (
+        (),
+        ("patch_drop_rate=0.5",),
+        ("augment.sizes=16,32,48",),
+        ("augment.sizes=16,32,48", "patch_drop_rate=0.5"),
+        ("augment.sizes=16,32,48", "patch_drop_rate=0.5", "engine.grad_checkpointing=true"),
+        ("augment.sizes=16,32,48", "patch_drop_rate=0.5", "engine.workers=2"),
+    ):
+        shapes.clear(), tokens.clear()
+        output = tmp_path / f"run {len(losses)}"
+        train_digits(images, output, *settings, val=held_out)
+        losses[settings] = read_losses(output)
+        mixed = "augment.sizes=16,32,48" in settings
+        assert {shape[2] for shape in shapes} == ({16, 32, 48} if mixed else {32})
+        rate = 0.5 if "patch_drop_rate=0.5" in settings else 0
+        patches = [(side // 8) ** 2 for _, _, side, _ in shapes]
+        expected = [1 + max(1, int(count * (1 - rate))) for count in patches]
+        trained = [shape[1] for shape in tokens if len(shape) == 3]
+        assert [count for count in trained if count != 17] == [
+            count for count in expected if count != 17
+        ]  # a validation image has 1 + 16
+        spec = load_model(output / "model").spec
+        assert spec is not None
+        assert spec.image_size == 32
+        card = (output / "model" / "README.md").read_text()
+        assert f"12 images of {'16 to 48' if mixed else '32'} px per step" in card
+    four = list(losses.values())[:4]
+    assert all(one[1:] != other[1:] for one in four for other in four if one is not other)
+    *_, plain, checkpointing, workers = losses.values()
+    assert plain == workers
+    assert plain == pytest.approx(checkpointing, abs=1e-5)
+    assert read_weights(tmp_path / "run 3") == read_weights(tmp_path / "run 5")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_with_several_sizes_learns_the_same(tmp_path: Path) -> None:
+    images = make_digits(tmp_path / "train", 60)
+    settings = ("augment.sizes=16,32", "patch_drop_rate=0.5", "steps=4")
+    train_digits(images, tmp_path / "plain", *settings)
+    train_digits(images, tmp_path / "compiled", *settings, "engine.compile=true")
+    assert read_losses(tmp_path / "compiled") == pytest.approx(
+        read_losses(tmp_path / "plain"), abs=1e-4
+    )
+
+
+def test_the_position_embedding_learns_from_other_sizes() -> None:
+    """Embedding is linear in the positions: the gradient predicts the effect of any change."""
+    from tiny import images, tiny
+
+    for side in (32, 48, 80):
+        model: Any = tiny("vit").train()
+        x, weights = images(2, side), torch.randn(2, 1 + (side // 8) ** 2, 32)
+        before = (model._embed(x) * weights).sum()
+        before.backward()
+        change = torch.randn_like(model.pos_embed)
+        with torch.no_grad():
+            model.pos_embed += change
+        effect = (model._embed(x) * weights).sum() - before
+        torch.testing.assert_close(
+            effect, (model.pos_embed.grad * change).sum(), rtol=1e-3, atol=0.01
+        )
