@@ -5,11 +5,11 @@ option `--set` uses.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from swag_models.decoding import decode_fields, decode_value
+from swag_models.decoding import decode_fields
 from swag_models.errors import ConfigError
-from swag_models.recipe.limits import check_limits
+from swag_models.recipe.limits import check_fields, is_positive, is_probability
 
 MAX_GAMMA = 64  # focusing exponents; published ones are at most 5
 LossKind = Literal["softmax", "sigmoid", "asymmetric"]
@@ -49,15 +49,15 @@ class Optimizer:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _check_fields(
+        check_fields(
             self,
             lr=(lambda lr: lr > 0, "a positive number"),
-            lr_batch=(_is_positive, "a number of samples, or none"),
+            lr_batch=(is_positive, "a number of samples, or none"),
             momentum=(lambda m: 0 <= m < 1, "from 0 to below 1"),
             betas=(lambda b: min(b) >= 0 and max(b) < 1, "two numbers from 0 to below 1"),
             weight_decay=(lambda decay: decay >= 0, "0 or more"),
             layer_decay=(lambda decay: 0 < decay <= 1, "above 0, at most 1"),
-            clip_norm=(_is_positive, "a positive number, or none"),
+            clip_norm=(is_positive, "a positive number, or none"),
         )
 
 
@@ -90,7 +90,7 @@ class Objective:
     clip: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_fields(
+        check_fields(
             self,
             label_smoothing=(lambda share: 0 <= share < 1, "from 0 to below 1"),
             mixup=(lambda alpha: alpha >= 0, "0 or more"),
@@ -149,14 +149,14 @@ class Augment:
     grayscale: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_fields(
+        check_fields(
             self,
             scale=(lambda s: 0 < s[0] <= s[1] <= 1, "two fractions, the smaller first"),
             ratio=(lambda r: 1e-3 <= r[0] <= r[1] <= 1e3, "0.001 to 1000, the smaller first"),
             sizes=(lambda sizes: sizes is None or min(sizes, default=0) > 0, "pixels, or none"),
-            flip=(_is_probability, "a probability"),
+            flip=(is_probability, "a probability"),
             color_jitter=(lambda strength: 0 <= strength <= 1, "from 0 to 1"),
-            grayscale=(_is_probability, "a probability"),
+            grayscale=(is_probability, "a probability"),
         )
 
 
@@ -173,7 +173,7 @@ class EMA:
     warmup_ratio: float = 0.05
 
     def __post_init__(self) -> None:
-        _check_fields(
+        check_fields(
             self,
             decay=(lambda decay: 0 <= decay < 1, "from 0 to below 1"),
             warmup_ratio=(lambda ratio: 0 <= ratio <= 1, "a fraction from 0 to 1"),
@@ -211,12 +211,12 @@ class Engine:
     buffer: int = 2000
 
     def __post_init__(self) -> None:
-        _check_fields(
+        check_fields(
             self,
-            micro_batch=(_is_positive, "a number of samples, or none"),
+            micro_batch=(is_positive, "a number of samples, or none"),
             workers=(lambda workers: workers >= 0, "0 or more"),
-            lanes=(_is_positive, "1 or more, or none"),
-            buffer=(_is_positive, "1 or more"),
+            lanes=(is_positive, "1 or more, or none"),
+            buffer=(is_positive, "1 or more"),
         )
 
 
@@ -234,7 +234,7 @@ class Checkpointing:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _check_fields(self, every=(_is_positive, "1 or more"), keep=(_is_positive, "1 or more"))
+        check_fields(self, every=(is_positive, "1 or more"), keep=(is_positive, "1 or more"))
 
 
 @dataclass(frozen=True)
@@ -295,16 +295,16 @@ class Run:
     loss_spike_factor: float | None = None
 
     def __post_init__(self) -> None:
-        _check_fields(
+        check_fields(
             self,
-            image_size=(_is_positive, "a number of pixels"),
-            batch_size=(_is_positive, "1 or more"),
-            epochs=(_is_positive, "a positive number, or none"),
-            steps=(_is_positive, "1 or more, or none"),
+            image_size=(is_positive, "a number of pixels"),
+            batch_size=(is_positive, "1 or more"),
+            epochs=(is_positive, "a positive number, or none"),
+            steps=(is_positive, "1 or more, or none"),
             warmup=(lambda warmup: 0 <= warmup < 1, "a fraction from 0 to below 1"),
             cooldown=(lambda cooldown: 0 <= cooldown <= 1, "a fraction from 0 to 1"),
-            log_every=(_is_positive, "1 or more"),
-            eval_every=(_is_positive, "1 or more, or none"),
+            log_every=(is_positive, "1 or more"),
+            eval_every=(is_positive, "1 or more, or none"),
             loss_spike_factor=(lambda factor: factor is None or factor > 1, "above 1, or none"),
             drop_path_rate=(lambda rate: 0 <= rate < 1, "from 0 to below 1"),
             patch_drop_rate=(lambda rate: 0 <= rate < 1, "from 0 to below 1"),
@@ -348,29 +348,3 @@ class Run:
         """The inverse of `to_dict`, also after JSON; ConfigError names a field that is wrong."""
         # a seed may be 0 or negative; the other ranges are checked in __post_init__
         return decode_fields(cls, data, name="a run", positive=False)
-
-
-def _check_fields(part: Any, **rules: tuple[Any, str]) -> None:
-    """Convert the fields of a part to their types, and check ranges.
-
-    Args:
-        part: a dataclass, whose fields are replaced.
-        rules: for a field, a function that checks its value, and what is allowed in words.
-    """
-    # 1 becomes 1.0 and a list a tuple, so that a run made in Python equals one read from JSON
-    for name, hint in get_type_hints(type(part)).items():
-        value = decode_value(hint, getattr(part, name), name, positive=False)
-        check_limits(**{name: value})
-        object.__setattr__(part, name, value)  # `part` is frozen for everybody else
-    for name, (is_allowed, allowed) in rules.items():
-        value = getattr(part, name)
-        if not is_allowed(value):
-            raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
-
-
-def _is_probability(value: float) -> bool:
-    return 0 <= value <= 1
-
-
-def _is_positive(value: float | None) -> bool:
-    return value is None or value > 0

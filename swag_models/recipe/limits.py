@@ -1,8 +1,12 @@
-"""Largest values of the settings of the recipe; larger ones are mistakes. Imports no torch.
+"""Checks of the settings of the recipe: types, ranges and largest values. Imports no torch.
 
-They would keep a machine busy for years or fill its memory. Published runs have far smaller ones.
+Values above the largest are mistakes, which would keep a machine busy for years or fill its memory.
+Published runs have far smaller ones.
 """
 
+from typing import Any, get_type_hints
+
+from swag_models.decoding import decode_value
 from swag_models.errors import ConfigError
 from swag_models.formatting import describe
 from swag_models.model_limits import LIMITS
@@ -55,3 +59,31 @@ def check_limits(**values: object) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, (int, float)) and number > limit:
                 raise ConfigError(f"{name} is {describe(value)}; allowed: {limit} or less")
+
+
+def check_fields(part: Any, **rules: tuple[Any, str]) -> None:
+    """Convert the fields of a part to their types, and check ranges.
+
+    Args:
+        part: a dataclass, whose fields are replaced.
+        rules: for a field, a function that checks its value, and what is allowed in words.
+    """
+    # 1 becomes 1.0 and a list a tuple, so that a run made in Python equals one read from JSON
+    for name, hint in get_type_hints(type(part)).items():
+        value = decode_value(hint, getattr(part, name), name, positive=False)
+        check_limits(**{name: value})
+        object.__setattr__(part, name, value)  # `part` is frozen for everybody else
+    for name, (is_allowed, allowed) in rules.items():
+        value = getattr(part, name)
+        if not is_allowed(value):
+            raise ConfigError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def is_probability(value: float) -> bool:
+    """A range for `check_fields`: from 0 to 1."""
+    return 0 <= value <= 1
+
+
+def is_positive(value: float | None) -> bool:
+    """A range for `check_fields`: above 0, or None."""
+    return value is None or value > 0

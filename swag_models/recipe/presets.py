@@ -86,7 +86,11 @@ ML_DECODER = "train.py of Alibaba-MIIL/ML_Decoder, arXiv 2111.12933"
 OBJECTIVE_FIELDS = ("objective.kind", "objective.label_smoothing", "objective.mixup")
 EMA_FIELDS = ("ema.decay", "ema.warmup_ratio")
 CROP_FIELDS = ("augment.scale", "augment.ratio")
-COLOUR_FIELDS = ("augment.color_jitter", "augment.grayscale")
+SCHEDULE_FIELDS = ("warmup", "schedule")
+UNUSED_FIELDS = (
+    *("augment.color_jitter", "augment.grayscale", "augment.sizes"),
+    *("patch_drop_rate", "cooldown", "optimizer.adjust_lr_fn"),
+)
 
 # Sources that several presets share
 DEFAULT = choose("the default; not part of the published recipe")
@@ -98,7 +102,6 @@ NOT_STATED = interpret("none is stated")
 NO_EMA = interpret("stated for fine-tuning only")
 NO_BETAS = choose("for AdamW; SGD has none")
 NO_MOMENTUM = choose("for SGD; AdamW has betas instead")
-NO_COOLDOWN = choose("for wsd; a cosine has none")
 NO_SCALING = interpret("the rate is meant for this batch size")
 BF16 = confirm("bf16 with norms in float32 is stable; ViT-H in fp16 is not", PRECISION_ADVICE)
 AMP = choose("mixed precision is confirmed, its type is not; bf16 needs no loss scaling")
@@ -139,9 +142,7 @@ HASHTAG_SOURCES = {
     "batch_size": interpret("8192 over all GPUs"),
     "epochs": interpret("1 epoch of 5 billion; 2 are confirmed for the two largest models only"),
     "steps": choose("the length is given in epochs"),
-    "warmup": interpret("5% of all steps, then half a cosine to 0"),
-    "schedule": interpret("half a cosine to 0"),
-    "cooldown": NO_COOLDOWN,
+    **dict.fromkeys(SCHEDULE_FIELDS, interpret("5% of all steps, then half a cosine to 0")),
     "drop_path_rate": NO_DROP_PATH,
     "optimizer.clip_norm": NOT_STATED,
     "optimizer.layer_decay": NOT_STATED,
@@ -151,7 +152,7 @@ HASHTAG_SOURCES = {
     **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
     "augment.interpolation": interpret("as in the published preprocessing"),
     "augment.flip": FLIP,
-    **dict.fromkeys(COLOUR_FIELDS, NOT_STATED),
+    **dict.fromkeys(UNUSED_FIELDS, NOT_STATED),
     "ema": NO_EMA,
     "engine.precision": BF16,
     "samples_per_epoch": confirm("about 5 billion samples of 3.6 billion images", PAPER),
@@ -204,7 +205,6 @@ IN1K_SOURCES = {
     "arch": ARCH,
     "image_size": confirm("the image size of the published model", MODEL_TABLE),
     "steps": choose("the length is given in epochs, which suit other data too"),
-    "cooldown": NO_COOLDOWN,
     "init": BACKBONE,
     "trainable": confirm("fine-tuned end to end", WEIGHTS),
     "drop_path_rate": NO_DROP_PATH,
@@ -218,7 +218,7 @@ IN1K_SOURCES = {
     "objective.mixup": NOT_STATED,
     **dict.fromkeys(CROP_FIELDS, CROP_RANGE),
     "augment.flip": FLIP,
-    **dict.fromkeys(COLOUR_FIELDS, NOT_STATED),
+    **dict.fromkeys(UNUSED_FIELDS, NOT_STATED),
     "engine.precision": AMP,
     "samples_per_epoch": IN1K,
     "num_classes": IN1K_CLASSES,
@@ -229,8 +229,7 @@ REGNET_IN1K_SOURCES = {
     "epochs": confirm(
         "8 epochs, stated as 20,000 steps; for 1,281,167 images they are 20,018", FINETUNE_ANSWER
     ),
-    "warmup": confirm("a cosine from 6e-3 without warm-up", FINETUNE_ANSWER),
-    "schedule": confirm("a cosine from 6e-3", FINETUNE_ANSWER),
+    **dict.fromkeys(SCHEDULE_FIELDS, confirm("a cosine without warm-up", FINETUNE_ANSWER)),
     "optimizer.lr": confirm("a cosine from 6e-3", FINETUNE_ANSWER),
     "optimizer.weight_decay": confirm("none", FINETUNE_ANSWER),
     "optimizer.clip_norm": NOT_STATED,
@@ -252,8 +251,7 @@ VIT_IN1K_SOURCES = {
     **IN1K_SOURCES,
     "batch_size": LIKE_REGNET,
     "epochs": LIKE_REGNET,
-    "warmup": LIKE_REGNET,
-    "schedule": LIKE_REGNET,
+    **dict.fromkeys(SCHEDULE_FIELDS, LIKE_REGNET),
     "optimizer.lr": interpret("0.01"),
     "optimizer.weight_decay": LIKE_REGNET,
     "optimizer.clip_norm": interpret("norm 1"),
@@ -320,8 +318,7 @@ MULTILABEL_SOURCES = {
     "batch_size": choose("near the published 56, and a multiple of common numbers of GPUs"),
     "epochs": quote("40 epochs", ML_DECODER),
     "trainable": quote("the whole model", ML_DECODER),
-    "warmup": quote("the rate rises in 20% of the steps, then falls as a cosine", ML_DECODER),
-    "schedule": quote("the rate falls as a cosine", ML_DECODER),
+    **dict.fromkeys(SCHEDULE_FIELDS, quote("rises in 20% of steps, then a cosine", ML_DECODER)),
     "optimizer": ADAM,
     "optimizer.kind": ADAM,
     "optimizer.lr": quote("a peak of 1e-4", ML_DECODER),
