@@ -44,9 +44,9 @@ def override(run: Run, settings: Sequence[str]) -> Run:
         hint = _find_hint(cls, path, len(parents))
         value = _read_text(text, hint)
         if isinstance(value, (int, float)) and any(
-            get_origin(option) is tuple for option in list_options(hint)
+            get_args(option)[-1:] == (...,) for option in list_options(hint)
         ):
-            value = [value]  # a list of one number
+            value = [value]  # a list of any length, of one number
         values[name] = decode_value(hint, value, path, positive=False)
     lengths = {"epochs", "steps"}
     given = lengths & {setting.partition("=")[0].strip() for setting in settings}

@@ -46,7 +46,7 @@ def check_workers(**counts: int | None) -> None:
 
 
 def check_limits(**values: object) -> None:
-    """Check settings that are numbers, or tuples of them; others are ignored.
+    """Check settings that are numbers or, if they have a limit, tuples; others are ignored.
 
     Args:
         **values: value of each setting.
@@ -56,7 +56,7 @@ def check_limits(**values: object) -> None:
     """
     for name, value in values.items():
         limit = RUN_LIMITS.get(name, LARGEST)
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in value if isinstance(value, tuple) and name in RUN_LIMITS else (value,):
             if isinstance(number, (int, float)) and number > limit:
                 raise ConfigError(f"{name} is {describe(value)}; allowed: {limit} or less")
 

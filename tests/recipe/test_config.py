@@ -140,7 +140,7 @@ def test_override_does_not_change_its_argument() -> None:
         ("arch=none", "arch is None; allowed: a text"),
         ("augment.sizes=1.5", r"augment.sizes\[0\] is 1.5; allowed: a whole number"),
         ("augment.sizes=16,x", r"augment.sizes\[1\] is 'x'; allowed: a whole number"),
-        ("augment.sizes=16,99999999", r"augment.sizes is \(16, 99999999\); allowed: 65535 or less"),
+        ("augment.sizes=16,99999999", r"augment.sizes is \(16, 99999999\); allowed: 16384 or less"),
         ("optimizer.adjust_lr_fn=x", "optimizer.adjust_lr_fn is 'x'; allowed: match_rms_adamw, "),
         ("schedule=linear", "schedule is 'linear'; allowed: cosine, wsd"),
         ("epochs=none", "epochs is None and steps None; give one of them, and none for the other"),

@@ -11,19 +11,24 @@ import torch
 from runs import SETTINGS, make_digits, read_losses, read_weights
 from torch import Tensor
 
-from swag_models import get_spec, load_model
+from swag_models import load_model
 from swag_models.errors import ConfigError
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Augment, Engine, Run
 from swag_models.recipe.config_overrides import override
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.estimate import plan
-from swag_models.recipe.training.memory import estimate_activations
+from swag_models.recipe.training.memory import estimate_activations, find_arch
 from swag_models.recipe.training.train_state import TrainState
 from swag_models.recipe.training.trainer import train
+from swag_models.spec import ModelSpec, Preprocess, ViTConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RUN = Run("vit_b16", 224, 64, steps=10, engine=Engine(precision="fp32"))
+RUN = Run("vit_nano", 224, 64, steps=10, engine=Engine(precision="fp32"))
+
+
+def make_spec(size: int) -> ModelSpec:
+    return replace(find_arch("vit_nano"), num_classes=10, preprocess=Preprocess(size))
 
 
 def train_digits(data: Path, output: Path, *settings: str, **options: Any) -> Path:
@@ -34,30 +39,28 @@ def train_digits(data: Path, output: Path, *settings: str, **options: Any) -> Pa
 def test_estimates_know_the_patches_that_are_dropped() -> None:
     dropped = replace(RUN, patch_drop_rate=0.5)
     plans = [plan(run, 1000, num_classes=10) for run in (RUN, dropped)]
-    spec = replace(get_spec("vit_b16"), num_classes=10)
-    assert plans[0].flops == 3 * count_flops(spec)
-    assert plans[1].flops == 3 * count_flops(spec, patch_drop_rate=0.5)
+    assert plans[0].flops == 3 * count_flops(make_spec(224))
+    assert plans[1].flops == 3 * count_flops(make_spec(224), patch_drop_rate=0.5)
     assert plans[1].flops < 0.55 * plans[0].flops
-    assert estimate_activations(dropped) == 12 * 99 * (2 * 768 + 6 * 768 + 2 * 3072) * 4
+    config = make_spec(224).config
+    assert isinstance(config, ViTConfig)
+    tokens, widths = 1 + 28**2 // 2, 8 * config.width + 2 * config.mlp_width
+    assert estimate_activations(dropped) == config.depth * tokens * widths * 4
 
 
 def test_estimates_know_the_sizes_of_training_images() -> None:
     mixed = replace(RUN, augment=Augment(sizes=(128, 256, 256)))
-    spec = replace(get_spec("vit_b16"), num_classes=10)
-    small, large = (
-        count_flops(replace(spec, preprocess=replace(spec.preprocess, image_size=size)))
-        for size in (128, 256)
-    )
+    small, large = (count_flops(make_spec(size)) for size in (128, 256))
     assert plan(mixed, 1000, num_classes=10).flops == 3 * round((small + 2 * large) / 3)
     assert estimate_activations(mixed) == estimate_activations(replace(RUN, image_size=256))
     for arch, size, reason in (
-        ("vit_b16", 100, "image size 100x100 is not a multiple of the patch size 16; nearest: 96x"),
-        ("regnety_16gf", 16, "image size 16x16 is too small"),
+        ("vit_nano", 100, "image size 100x100 is not a multiple of the patch size 8; nearest: 96x"),
+        ("regnety_nano", 16, "image size 16x16 is too small"),
     ):
         run = replace(RUN, arch=arch, augment=Augment(sizes=(128, size)))
         with pytest.raises(ConfigError, match=rf"^augment.sizes: {reason}"):
             plan(run, 1000, num_classes=10)
-    run = replace(RUN, arch="regnety_16gf", patch_drop_rate=0.5)
+    run = replace(RUN, arch="regnety_nano", patch_drop_rate=0.5)
     with pytest.raises(ConfigError, match=r"^patch_drop_rate is 0.5; a RegNet has no patches"):
         plan(run, 1000, num_classes=10)
 
