@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from studies.summary import CLAIMS_NOTE, format_mean, judge, measure_deviation
 from swag_models.atomic import disk_errors, write_json, write_text
 from swag_models.formatting import markdown_table
 from swag_models.recipe.plotting import make_figure, save_png
@@ -21,7 +22,6 @@ LIMITS = """Three seeds are few, and networks, images and runs are a millionth o
 a claim that is not confirmed here may hold at that scale, and vice versa."""
 HASHTAG_NOTE = """By hashtags: no true labels are used; the prediction is the most probable hashtag
 among the names of the things."""
-CLAIMS_NOTE = """Confirmed: with every seed. Unclear: on average, but not with every seed."""
 COLOURS = {"finetune": "tab:blue", "linear": "tab:green", "scratch": "tab:grey"}
 
 
@@ -75,7 +75,8 @@ def _tabulate_pretraining(rows: Sequence[Row], archs: Sequence[str], shots: Sequ
     for arch in archs:
         for measure, sampling in (("finetune", "sqrt"), ("linear", "sqrt"), ("finetune", None)):
             cells = [
-                _write(_collect(rows, arch, sampling, "softmax", measure, count)) for count in shots
+                format_mean(_collect(rows, arch, sampling, "softmax", measure, count))
+                for count in shots
             ]
             initial = "hashtags" if sampling else "random"
             trained = "everything" if measure == "finetune" else "linear classifier"
@@ -90,7 +91,7 @@ def _tabulate_samplings(rows: Sequence[Row], shots: Sequence[int]) -> str:
     table = []
     for arch, sampling, objective in _list_pretrained(rows):
         cells = [
-            _write(_collect(rows, arch, sampling, objective, measure, count, part))
+            format_mean(_collect(rows, arch, sampling, objective, measure, count, part))
             for measure, count in (("hashtags", 0), ("linear", most))
             for part in ("all", "tail")
         ]
@@ -118,7 +119,7 @@ def _judge_claims(rows: Sequence[Row], archs: Sequence[str], shots: Sequence[int
     table = [
         [text, how]
         + [
-            _judge(
+            judge(
                 _collect(rows, arch, "sqrt", "softmax", measure, count, part),
                 _collect(rows, arch, sampling, objective, measure, count, part),
             )
@@ -151,24 +152,6 @@ def _collect(
     return [row[part] for row in sorted(matching, key=lambda row: row["seed"])]
 
 
-def _write(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.1f} ± {_deviation(values):.1f}"
-
-
-def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _judge(values: Sequence[float], baseline: Sequence[float]) -> str:
-    """State whether the values exceed the baseline with every seed, on average, or neither."""
-    gains = [value - base for value, base in zip(values, baseline, strict=True)]
-    if min(gains) > 0:
-        verdict = "confirmed"
-    else:
-        verdict = "unclear" if statistics.mean(gains) > 0 else "not confirmed"
-    return f"**{verdict}**: {_write(values)} against {_write(baseline)}"
-
-
 def _draw(rows: Sequence[Row], path: Path) -> None:
     figure = make_figure(13, 3.6)
     archs = sorted({row["arch"] for row in rows})
@@ -182,7 +165,7 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
         ):
             series = [_collect(rows, arch, start, "softmax", measure, count) for count in shots]
             means = [statistics.mean(values) for values in series]
-            spread = list(map(_deviation, series))
+            spread = list(map(measure_deviation, series))
             axes.errorbar(
                 shots,
                 means,
@@ -210,7 +193,7 @@ def _draw(rows: Sequence[Row], path: Path) -> None:
             [position + shift for position in range(len(kinds))],
             [statistics.mean(values) for values in series],
             0.38,
-            yerr=list(map(_deviation, series)),
+            yerr=list(map(measure_deviation, series)),
             capsize=3,
             label={"all": "all things", "tail": "tail"}[part],
         )

@@ -17,26 +17,25 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from studies.labels import write_labels
 from studies.report import write_study_report
 from studies.scenes.gallery import write_scenes
 from studies.scenes.posts import SceneImage, split_held_out
 from studies.scenes.things import NAMES
+from studies.tasks import find_record, run_tasks, scale_run
 from swag_models import load_model, load_preprocess
 from swag_models.atomic import disk_errors
 from swag_models.errors import ConfigError
-from swag_models.hub.progress import make_bar
-from swag_models.recipe.config import Run
 from swag_models.recipe.curation.curate import Curation, curate
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.data.eval_loader import open_eval_loader
@@ -44,7 +43,6 @@ from swag_models.recipe.data.pack import pack
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.model import PublishInfo
 from swag_models.recipe.training.trainer import train
-from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import WorkFolder, read_result, run_once
 from swag_models.runtime import count_cpus, import_extra
 
@@ -138,7 +136,10 @@ def run_study(
     with disk_errors(folder, resumable=True), open_study_folder(folder, study):
         prepare_data(folder, study, progress)
         tasks = list_tasks(study)
-        _run_tasks(folder, study, tasks, processes or count_cpus(), progress)
+        # the slowest first
+        order = sorted(tasks, key=lambda task: (task.sampling is None, not task.main))
+        do = partial(do_task, folder, study)
+        run_tasks(folder, order, do, processes or count_cpus(), progress)
         return _write_report(folder, study, tasks)
 
 
@@ -148,27 +149,10 @@ def open_study_folder(folder: Path, study: Study) -> WorkFolder:
     return WorkFolder(folder, sizes, record="study.json")
 
 
-def _run_tasks(
-    folder: Path, study: Study, tasks: Sequence[StudyTask], processes: int, progress: bool
-) -> None:
-    waiting = [task for task in tasks if not _record_path(folder, task).exists()]
-    # The slowest tasks come first, so that no CPU is idle at the end.
-    waiting.sort(key=lambda task: (task.sampling is None, not task.main))
-    with make_bar(
-        progress, total=len(tasks), initial=len(tasks) - len(waiting), unit="task"
-    ) as bar:
-        if waiting:
-            with open_pool(min(processes, len(waiting)), _use_one_cpu) as pool:
-                futures = [pool.submit(do_task, folder, study, task) for task in waiting]
-                for future in as_completed(futures):
-                    bar.set_postfix_str(future.result())
-                    bar.update()
-
-
 def _write_report(folder: Path, study: Study, tasks: Sequence[StudyTask]) -> Path:
     """Write the report and copy the best model of each network into it."""
     rows = [
-        row for task in tasks for row in read_result(_record_path(folder, task), task._asdict(), [])
+        row for task in tasks for row in read_result(find_record(folder, task), task._asdict(), [])
     ]
     facts = {"posts": study.posts, "things": len(NAMES), "test": study.test, "seeds": study.seeds}
     write_study_report(folder / "report", rows, facts)
@@ -217,36 +201,12 @@ def prepare_data(folder: Path, study: Study, progress: bool) -> None:
     pool, test = (
         _group_by_thing(scenes, images) for images in split_held_out(study.pool, study.test)
     )
-    sets = {
-        f"{shots}-{seed}": (seed, shots) for shots in study.shots for seed in range(study.seeds)
-    }
-    for name in ("test", *sets):
-        if (target := folder / "labels" / name).exists():
-            continue
-        temporary = target.with_name(f".{name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        for thing in NAMES:
-            (temporary / thing).mkdir(parents=True)
-            for path in test[thing] if name == "test" else draw(pool[thing], *sets[name]):
-                shutil.copyfile(path, temporary / thing / path.name)
-        temporary.rename(target)
-
-
-def draw(paths: list[Path], seed: int, count: int) -> list[Path]:
-    """Draw `count` images, different ones for each seed; a smaller draw is part of a larger one.
-
-    Groups of three seeds share a permutation, and each starts at a different third of it, so that
-    their draws overlap little. A draw does not depend on the number of seeds.
-    """
-    turn, third = divmod(seed, 3)
-    order = random.Random(turn).sample(paths, len(paths)) if turn else paths
-    start = third * len(order) // 3
-    return [order[(start + offset) % len(order)] for offset in range(count)]
+    write_labels(folder / "labels", pool, test, study.shots, study.seeds)
 
 
 def do_task(folder: Path, study: Study, task: StudyTask) -> str:
     """Train and evaluate the networks of a task, once. Returns the task's name."""
-    record, key = _record_path(folder, task), task._asdict()
+    record, key = find_record(folder, task), task._asdict()
     run_once(record, key, [], lambda: _do_task(folder, study, task))
     return task.name
 
@@ -261,7 +221,7 @@ def _do_task(folder: Path, study: Study, task: StudyTask) -> list[dict[str, Any]
     test, runs, init = folder / "labels" / "test", folder / "runs" / task.name, None
     rows: list[dict[str, Any]] = []
     if task.sampling:
-        run = _scale(get_preset(f"{task.arch}_hashtags").run, study, task.seed)
+        run = scale_run(get_preset(f"{task.arch}_hashtags").run, study.length, task.seed)
         run = replace(run, objective=replace(run.objective, kind=task.objective))
         shards = folder / f"shards-{task.sampling}"
         model = train(run, shards, runs / "hashtags", progress=False, publish_info=publish_info)
@@ -270,7 +230,7 @@ def _do_task(folder: Path, study: Study, task: StudyTask) -> list[dict[str, Any]
     for shots in study.shots:
         labelled = folder / "labels" / f"{shots}-{task.seed}"
         for kind in task.choose_transfers(shots == max(study.shots)):
-            run = _scale(get_preset(f"{task.arch}_{kind}").run, study, task.seed)
+            run = scale_run(get_preset(f"{task.arch}_{kind}").run, study.length, task.seed)
             run, output = replace(run, init=init), runs / f"{kind}-{shots}"
             model = train(run, labelled, output, progress=False, publish_info=publish_info)
             rows.append({"measure": kind, "shots": shots, **measure(model, test, None)})
@@ -322,14 +282,6 @@ def find_class_indices(model: Path, things: Sequence[str]) -> list[int]:
     return [classes[thing] for thing in things]
 
 
-def _scale(run: Run, study: Study, seed: int) -> Run:
-    """The run with this seed, and its length multiplied by the study's factor."""
-    if run.steps:
-        return replace(run, seed=seed, steps=max(1, round(run.steps * study.length)))
-    assert run.epochs
-    return replace(run, seed=seed, epochs=run.epochs * study.length)
-
-
 def _group_by_thing(scenes: Path, images: Sequence[SceneImage]) -> dict[str, list[Path]]:
     """The files of held-out images, by thing."""
     paths: dict[str, list[Path]] = defaultdict(list)
@@ -346,13 +298,3 @@ def _hashtag_accuracy(task: StudyTask, rows: Sequence[dict[str, Any]]) -> float:
         for row in rows
         if all(row[name] == value for name, value in fields.items())
     )
-
-
-def _record_path(folder: Path, task: StudyTask) -> Path:
-    path = folder / "results" / f"{task.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def _use_one_cpu() -> None:
-    torch.set_num_threads(1)

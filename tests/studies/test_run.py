@@ -16,8 +16,9 @@ import pytest
 
 import swag_models
 from studies.__main__ import main
+from studies.labels import draw
 from studies.report import write_study_report
-from studies.run import ARCHS, SAMPLINGS, Study, draw, list_tasks, open_study_folder, run_study
+from studies.run import ARCHS, SAMPLINGS, Study, list_tasks, open_study_folder, run_study
 from swag_models.errors import ConfigError
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.model import PublishInfo
