@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from studies.drawings.study import DrawingsStudy, run_drawings_study
 from studies.run import Study, run_study
 from studies.scenes import write_scenes
 from studies.several_labels import SeveralStudy, run_several
@@ -49,6 +50,27 @@ def several(options: argparse.Namespace) -> int:
     """Compare a sigmoid for each class with a softmax on one label per image; resumable."""
     sizes = SeveralStudy(options.train, options.test, options.steps, options.seeds)
     print(run_several(Path(options.folder), sizes, options.arch, progress=not options.quiet))
+    return OK
+
+
+def drawings(options: argparse.Namespace) -> int:
+    """Compare ways to pre-train on real drawings with people's keywords; resumable."""
+    sizes = DrawingsStudy(
+        archs=tuple(options.archs),
+        seeds=options.seeds,
+        length=options.length,
+        min_images=options.min_images,
+    )
+    path = run_drawings_study(
+        options.folder,
+        options.drawings,
+        sizes,
+        cache=options.cache,
+        wordnet=options.wordnet,
+        processes=options.processes,
+        progress=not options.quiet,
+    )
+    print(path)
     return OK
 
 
@@ -94,6 +116,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--processes", type=int, help="number of parallel tasks (default: one per CPU)"
     )
+    command.add_argument("--quiet", action="store_true", help="hide the progress bar")
+
+    command = add("drawings", drawings, "python -m studies drawings study/ drawings/")
+    command.add_argument("folder", help="working folder; a rerun resumes")
+    command.add_argument("drawings", help="folder that python -m studies.drawings wrote")
+    command.add_argument(
+        "--archs",
+        nargs="+",
+        default=DrawingsStudy.archs,
+        help=f"networks (default: {' '.join(DrawingsStudy.archs)})",
+    )
+    for name, kind in (("seeds", int), ("length", float), ("min-images", int)):
+        default = getattr(DrawingsStudy, name.replace("-", "_"))
+        command.add_argument(f"--{name}", type=kind, default=default, help=f"(default: {default})")
+    command.add_argument("--cache", help="folder of packages (default: DRAWINGS/cache)")
+    command.add_argument("--wordnet", help="folder of WordNet's database files")
+    command.add_argument("--processes", type=int, help="parallel tasks (default: one per CPU)")
     command.add_argument("--quiet", action="store_true", help="hide the progress bar")
 
     command = add("several", several, "python -m studies several several/ --seeds 3")

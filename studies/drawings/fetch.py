@@ -53,6 +53,8 @@ def fetch_npm(package: NpmPackage, cache: Path) -> Path:
 def fetch_clip_art(cache: Path, root: Path = ROOT) -> Path:
     """Return the folder of the clip art: of the installed package, or downloaded and unpacked.
 
+    A file of the package in the cache is used instead of a download.
+
     Args:
         cache: folder of downloaded files; created if missing.
         root: where packages are installed.
@@ -64,25 +66,26 @@ def fetch_clip_art(cache: Path, root: Path = ROOT) -> Path:
     for folder in (root / CLIP_ART_FOLDER, cache / CLIP_ART_PACKAGE / CLIP_ART_FOLDER):
         if folder.is_dir():
             return folder
+    target = cache / CLIP_ART_PACKAGE
     with disk_errors(cache, resumable=True):
         cache.mkdir(parents=True, exist_ok=True)
-        target = cache / CLIP_ART_PACKAGE
         with temporary_folder(target) as temporary:
-            _run(["apt-get", "download", CLIP_ART_PACKAGE], temporary, CLIP_ART_PACKAGE, cache)
-            files = sorted(temporary.glob(f"{CLIP_ART_PACKAGE}_*.deb"))
+            files = _find_debs(cache)
+            if not files:
+                _run(["apt-get", "download", CLIP_ART_PACKAGE], temporary, CLIP_ART_PACKAGE, cache)
+                files = _find_debs(temporary)
             if not files:
                 raise FetchError(f"apt-get download {CLIP_ART_PACKAGE} wrote no .deb; try again")
-            unpacked = temporary / "unpacked"
-            _run(
-                ["dpkg-deb", "--extract", files[0].name, "unpacked"],
-                temporary,
-                files[0].name,
-                cache,
-            )
+            unpacked, deb = temporary / "unpacked", files[0].absolute()
+            _run(["dpkg-deb", "--extract", str(deb), "unpacked"], temporary, deb.name, cache)
             if not (unpacked / CLIP_ART_FOLDER).is_dir():
-                raise FetchError(f"{files[0].name} has no folder {CLIP_ART_FOLDER}")
+                raise FetchError(f"{deb} has no folder {CLIP_ART_FOLDER}; delete it")
             unpacked.replace(target)
     return target / CLIP_ART_FOLDER
+
+
+def _find_debs(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{CLIP_ART_PACKAGE}_*.deb"))
 
 
 def read_json(package: Path, name: str) -> Any:
@@ -103,8 +106,8 @@ def _run(command: Sequence[str], folder: Path, what: str, cache: Path) -> None:
     program = shutil.which(command[0])
     if program is None:
         raise ConfigError(
-            f"{command[0]} is not installed; install it to download {what}, or put the file into "
-            f"{cache}"
+            f"{command[0]} is not installed; install it to get {what}, or put the "
+            f"file of the package into {cache}"
         )
     try:
         subprocess.run(  # nosec B603
@@ -118,11 +121,9 @@ def _run(command: Sequence[str], folder: Path, what: str, cache: Path) -> None:
         )
     except subprocess.TimeoutExpired:
         raise FetchError(
-            f"{what} was not downloaded within {TIME_LIMIT} seconds; rerun to try again"
+            f"{command[0]} did not finish {what} in {TIME_LIMIT} seconds; rerun to try again"
         ) from None
     except subprocess.CalledProcessError as error:
         lines = [line for line in (error.stderr or error.stdout).splitlines() if line.strip()]
         reason = lines[-1].strip() if lines else f"exit code {error.returncode}"
-        raise FetchError(
-            f"{what} could not be downloaded by {command[0]}: {reason}; rerun to try again"
-        ) from None
+        raise FetchError(f"{command[0]} failed with {what}: {reason}; rerun to try again") from None

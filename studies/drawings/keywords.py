@@ -13,7 +13,7 @@ DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
 CREATIVE_COMMONS = "{http://web.resource.org/cc/}"
 RESOURCE = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}resource"
 # The tool that once edited the collection wrote the addresses of Perl's hashes as keywords.
-PERL_HASH = re.compile(r"hash|(HASH\()?0x[0-9a-f]{6,}\)?")
+PERL_HASH = re.compile(r"hash|(hash\()?0x[0-9a-f]{6,}\)?", re.IGNORECASE)
 VARIATION = "\ufe0f"  # asks for the colourful form of a character; tables write it or not
 
 

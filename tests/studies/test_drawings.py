@@ -33,7 +33,7 @@ METADATA = """<metadata xmlns:dc="http://purl.org/dc/elements/1.1/"
   xmlns:cc="http://web.resource.org/cc/"
   xmlns:r="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><r:RDF><cc:Work>
   <dc:title>Red  bus</dc:title><dc:description>{0}</dc:description>
-  <dc:subject><r:Bag><r:li>bus</r:li><r:li>hash</r:li><r:li>HASH(0x862bbb8)</r:li>
+  <dc:subject><r:Bag><r:li>bus</r:li><r:li>hash</r:li><r:li>HASH(0x862bbb8)</r:li><r:li>hash(0x862bbb8)</r:li>
   <r:li>red_bus</r:li><r:li/></r:Bag></dc:subject>
   <dc:creator><cc:Agent><dc:title>Ada</dc:title></cc:Agent></dc:creator>
   <cc:license r:resource="{1}"/></cc:Work></r:RDF></metadata>"""
@@ -92,16 +92,30 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     add_program(tmp_path / "bin", "npm", "echo one >&2; echo npm ERR 404 >&2; exit 3", monkeypatch)
     with pytest.raises(FetchError) as error:
         fetch_npm(package, tmp_path / "cache")
-    assert str(error.value) == (
-        "icons@1.0.0 could not be downloaded by npm: npm ERR 404; rerun to try again"
-    )
+    assert str(error.value) == ("npm failed with icons@1.0.0: npm ERR 404; rerun to try again")
     add_program(tmp_path / "bin", "apt-get", "exit 100", monkeypatch)
-    with pytest.raises(FetchError, match=r"^openclipart-svg .* by apt-get: exit code 100; rerun"):
+    with pytest.raises(FetchError, match=r"^apt-get failed with \S+: exit code 100; rerun"):
         fetch_clip_art(tmp_path / "cache", tmp_path / "no_root")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="npm is not installed; install it to download icons@1"):
+    with pytest.raises(ConfigError, match="npm is not installed; install it to get icons@1"):
         fetch_npm(package, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_package_of_clip_art_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_program(tmp_path / "bin", "apt-get", "touch openclipart-svg_1_all.deb", monkeypatch)
+    unpack = f"mkdir -p $3/{CLIP_ART_FOLDER}; echo $2 > $3/name"
+    add_program(tmp_path / "bin", "dpkg-deb", unpack, monkeypatch)
+    folder = fetch_clip_art(tmp_path / "one", tmp_path / "no_root")
+    assert folder == tmp_path / "one" / "openclipart-svg" / CLIP_ART_FOLDER
+    assert folder.is_dir()
+    add_program(tmp_path / "bin", "apt-get", "exit 1", monkeypatch)
+    assert fetch_clip_art(tmp_path / "one", tmp_path / "no_root") == folder
+    (tmp_path / "two").mkdir()
+    own = tmp_path / "two" / "openclipart-svg_2_all.deb"
+    own.touch()
+    fetch_clip_art(tmp_path / "two", tmp_path / "no_root")
+    assert (tmp_path / "two" / "openclipart-svg" / "name").read_text() == f"{own}\n"
 
 
 def test_installed_clip_art_is_not_downloaded(tmp_path: Path) -> None:
