@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from studies.drawings.held_out import LABELS_FILE, read_synsets
-from studies.drawings.names import describe_share, measure_names, read_posts
+from studies.drawings.names import describe_share, measure_names, read_emoji
 from studies.drawings.split import SPLITS
 from swag_models.atomic import write_json
 from swag_models.cli import run_command
@@ -97,13 +97,11 @@ def measure_drawings(
         "classes": len(model.synsets),
         **measure_keywords(model.synsets, outputs, read_synsets(folder)),
     }
-    emoji = {row["id"]: row["emoji"] for row in read_posts(folder) if row["emoji"]}
-    if emoji:
+    if emoji := read_emoji(folder):
         net = WordNet.load(wordnet)
         gallery = run_model(model, root / "images", progress)
-        shown = {row["id"]: row["emoji"] for row in read_posts(root) if row["emoji"]}
         result |= measure_names(model, root, held_out, net, progress)
-        result |= measure_neighbours(outputs, emoji, gallery, shown)
+        result |= measure_neighbours(outputs, emoji, gallery, read_emoji(root))
     return result
 
 

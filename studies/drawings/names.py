@@ -11,7 +11,9 @@ from studies.drawings.held_out import NAMES_FILE
 from studies.drawings.split import SPLITS
 from swag_models.atomic import write_text
 from swag_models.errors import ConfigError
+from swag_models.paths import read_lines
 from swag_models.recipe.classes.wordnet_mapping import HashtagMapping, Target
+from swag_models.recipe.curation.post_files import read_values
 from swag_models.recipe.evaluation.accuracy.metrics import estimate_share
 from swag_models.recipe.evaluation.models import EvaluatedModel
 from swag_models.recipe.evaluation.zero_shot.classifier import (
@@ -125,8 +127,37 @@ def write_names(folder: Path, things: Mapping[str, Target]) -> Path:
 
 
 def read_posts(folder: Path) -> list[dict[str, Any]]:
-    """The rows of posts.jsonl."""
-    return [json.loads(line) for line in (folder / "posts.jsonl").read_text("utf-8").splitlines()]
+    """Return the rows of posts.jsonl.
+
+    Args:
+        folder: of a set of drawings.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    path = folder / "posts.jsonl"
+    lines = read_lines(path, "the posts of drawings", str(path))
+    try:
+        return [dict(json.loads(line)) for line in lines if line.strip()]
+    except (ValueError, TypeError):
+        raise ConfigError(f"{path} is damaged; delete it and rerun studies.drawings") from None
+
+
+def read_emoji(folder: Path) -> dict[str, str]:
+    """Return the emoji of each image that shows one, by its id.
+
+    Near copies of held-out images, which are no training images, are left out.
+
+    Args:
+        folder: of a set of drawings.
+    """
+    excluded = folder / "shards" / "excluded.txt"
+    copies = set(read_values(excluded if excluded.exists() else None))
+    return {
+        row["id"]: row["emoji"]
+        for row in read_posts(folder)
+        if row["emoji"] and row["id"] not in copies
+    }
 
 
 def describe_share(hits: Sequence[bool]) -> dict[str, float]:

@@ -8,6 +8,7 @@ results, docs/drawings.json.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -18,8 +19,11 @@ from typing import Any
 from studies.drawings.study import MAIN, SCRATCH, TRANSFERS, VARIANTS
 from studies.summary import CLAIMS_NOTE, format_mean, judge, measure_deviation
 from swag_models.atomic import disk_errors, write_json, write_text
+from swag_models.cli import run_command
+from swag_models.cli.common import OK
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, markdown_table
+from swag_models.paths import expand_path, read_lines
 from swag_models.recipe.plotting import make_figure, save_png
 
 PAGE, PLOT, RESULTS = "drawings.md", "drawings_study.png", "drawings.json"
@@ -212,5 +216,30 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     save_png(figure, path, unique=True)
 
 
+def run(options: argparse.Namespace) -> int:
+    """Write the page, the plot and the results."""
+    path = expand_path(options.results, "results")
+    text = "\n".join(read_lines(path, "results.json of a study", str(path)))
+    try:
+        write_report(json.loads(text), expand_path(options.folder, "folder"))
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path} is no results.json of this study") from None
+    return OK
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; exit codes are those of `swag-models`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.drawings.report",
+        description="Write docs/drawings.md's tables and plot from the results of the study.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("results", help="results.json of python -m studies drawings")
+    parser.add_argument("folder", help="folder of drawings.md")
+    return run_command(lambda: parser.parse_args(arguments), ends=arguments is None)
+
+
 if __name__ == "__main__":
-    write_report(json.loads(Path(sys.argv[1]).read_text("utf-8")), Path(sys.argv[2]))
+    sys.exit(main())

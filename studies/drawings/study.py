@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from studies.drawings.held_out import LABELS_FILE, read_synsets
 from studies.drawings.measure import measure_keywords, measure_neighbours, run_model
-from studies.drawings.names import read_posts
+from studies.drawings.names import read_emoji, read_posts
 from studies.drawings.sources import HELD_OUT_ARTIST
 from studies.drawings.task import POOL, write_task
 from studies.tasks import find_record, run_tasks, scale_run
@@ -319,13 +319,9 @@ def measure_pretrained(model: Path, drawings: Path) -> dict[str, float]:
     synsets = opened.synsets or ()  # classes are numbered from the most frequent one
     rare, keywords = set(synsets[len(synsets) // 2 :]), read_synsets(folder)
     rare_keywords = {name: [x for x in own if x in rare] for name, own in keywords.items()}
-    emoji, shown = (
-        {row["id"]: row["emoji"] for row in read_posts(place) if row["emoji"]}
-        for place in (folder, drawings)
-    )
     found = measure_keywords(synsets, outputs, keywords)
     found_rare = measure_keywords(synsets, outputs, rare_keywords)
-    neighbours = measure_neighbours(outputs, emoji, gallery, shown)
+    neighbours = measure_neighbours(outputs, read_emoji(folder), gallery, read_emoji(drawings))
     return {
         "keyword, first": found["keyword_top1"]["value"],
         "keyword, first five": found["keyword_top5"]["value"],

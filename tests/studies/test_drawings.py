@@ -295,6 +295,15 @@ def test_the_folder_is_built_curated_and_packed(
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.png")}
     assert main(command) == 0
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.png")}
+    lost = min(before)  # an interrupted run resumes: only what is missing is rendered
+    lost.unlink()
+    (output / "images.json").unlink()
+    assert main(command) == 0
+    assert lost.exists()
+    del before[lost]
+    assert before == {
+        path: path.stat().st_mtime_ns for path in output.rglob("*.png") if path in before
+    }
     vocabulary = pq.read_table(output / "curated" / "vocabulary.parquet").to_pylist()
     numbers = {row["hashtag"]: row["class"] for row in vocabulary}
     posts = read_lines(output / "twemoji" / "posts.jsonl")

@@ -16,7 +16,7 @@ from studies.drawings.measure import (
     measure_keywords,
     measure_neighbours,
 )
-from studies.drawings.names import list_things, write_names
+from studies.drawings.names import list_things, read_emoji, write_names
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
 from swag_models.recipe.classes.wordnet_mapping import Target
@@ -71,6 +71,18 @@ def test_things_are_emoji_whose_name_is_a_noun(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigError, match="no emoji of"):
         write_names(tmp_path, {"9": things["1"]})
+
+
+def test_near_copies_are_no_neighbours(tmp_path: Path) -> None:
+    rows = [{"id": name, "emoji": emoji} for name, emoji in (("a", "A"), ("b", "B"), ("c", None))]
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_emoji(tmp_path) == {"a": "A", "b": "B"}
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "excluded.txt").write_text("b\n")
+    assert read_emoji(tmp_path) == {"a": "A"}
+    (tmp_path / "posts.jsonl").write_text('{"id": "a"')
+    with pytest.raises(ConfigError, match="is damaged; delete it"):
+        read_emoji(tmp_path)
 
 
 def test_a_folder_without_drawings_is_one_line(

@@ -14,7 +14,7 @@ from PIL import Image
 from test_drawings import write_package
 
 from studies.__main__ import main
-from studies.drawings import task
+from studies.drawings import report, task
 from studies.drawings.report import (
     BEGIN,
     CLAIMS,
@@ -129,7 +129,10 @@ def test_claims_are_judged_by_the_numbers() -> None:
             assert behind[claim] == ["not confirmed" if better else "confirmed"] * 2, claim
 
 
-def test_the_page_is_written_from_the_results(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_page_is_written_from_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / PAGE).write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     results = make_results()
     for row in results["rows"]:
@@ -147,8 +150,14 @@ def test_the_page_is_written_from_the_results(tmp_path: Path) -> None:
     assert (tmp_path / PAGE).read_text() == text
     assert (tmp_path / "drawings_study.png").read_bytes() == first
     (tmp_path / PAGE).write_text("nothing")
-    with pytest.raises(ConfigError, match="lacks the lines"):
-        write_report(results, tmp_path)
+    for content, message in (
+        (json.dumps(results), "lacks the lines"),
+        ("{}", "is no results.json of this study"),
+        ("[", "is no results.json of this study"),
+    ):
+        (tmp_path / "results.json").write_text(content)
+        assert report.main([str(tmp_path / "results.json"), str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_docs_have_the_results_that_are_stored_beside_them() -> None:
