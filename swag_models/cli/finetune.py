@@ -26,6 +26,7 @@ def finetune(options: argparse.Namespace) -> int:
             val=options.val,
             holdout=options.holdout,
             linear=options.linear,
+            head_init=options.head_init,
             epochs=options.epochs,
             lr=options.lr,
             batch_size=options.batch_size,
@@ -73,6 +74,13 @@ def add_commands(add: AddCommand) -> None:
         "--linear",
         action="store_true",
         help="train only a linear classifier on the frozen model, which is faster",
+    )
+    command.add_argument(
+        "--head-init",
+        choices=("random", "hashtags"),
+        default="random",
+        help="start the classifier at random, or from the model's hashtags of the same names "
+        "(default: random)",
     )
     command.add_argument(
         "--labels",

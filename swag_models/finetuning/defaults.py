@@ -13,7 +13,15 @@ import torch
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.inference.acceleration import pick_dtype
-from swag_models.recipe.config import Augment, Checkpointing, Engine, Objective, Optimizer, Run
+from swag_models.recipe.config import (
+    Augment,
+    Checkpointing,
+    Engine,
+    HeadStart,
+    Objective,
+    Optimizer,
+    Run,
+)
 from swag_models.recipe.config_overrides import override
 from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.memory import estimate_memory
@@ -26,6 +34,8 @@ EPOCH_SCALE = 700
 # AdamW moves each weight by about the rate, and a sum over a wider layer by more: the rate is
 # divided by the width, so that one number serves models of all sizes.
 RATE, RATE_REGNET, RATE_LINEAR = 0.1, 0.3, 1.0
+# A head that starts from hashtags has less to learn, and would forget at the full rate.
+KNOWN_HEAD = 0.1
 LAYER_DECAY = 0.75
 SMALL_BATCH, LARGE_BATCH, LARGE_DATA = 32, 64, 4000  # images
 EVALUATIONS = 20  # at most, so that small data sets are not evaluated all the time
@@ -41,6 +51,7 @@ def choose_run(
     *,
     linear: bool = False,
     multi_label: bool = False,
+    head_init: HeadStart = "random",
     epochs: float | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
@@ -57,6 +68,7 @@ def choose_run(
         device: where the run trains.
         linear: train only a linear classifier on the frozen model.
         multi_label: learn a sigmoid for each class, instead of a softmax over all.
+        head_init: as for `config.Run`.
         epochs, lr, batch_size, image_size: replace the choice.
         seed: of new weights, data order and augmentation.
         settings: as for `config_overrides.override`; they replace everything else.
@@ -79,12 +91,15 @@ def choose_run(
     is_vit = isinstance(spec.config, ViTConfig)
     usual_batch = SMALL_BATCH if images < LARGE_DATA else LARGE_BATCH
     rate = RATE_LINEAR if linear else RATE if is_vit else RATE_REGNET
+    if head_init == "hashtags":
+        rate *= KNOWN_HEAD
     base = Run(
         arch=spec.arch,
         image_size=height if image_size is None else image_size,
         batch_size=usual_batch if batch_size is None else batch_size,
         epochs=choose_epochs(images) if epochs is None else epochs,
         init=init,
+        head_init=head_init,
         trainable="head" if linear else "all",
         warmup=0.1,
         seed=seed,

@@ -28,12 +28,12 @@ from swag_models.errors import ConfigError, check_types
 from swag_models.finetuning.confusion import draw_confusions, write_predictions
 from swag_models.finetuning.defaults import choose_run
 from swag_models.finetuning.folders import FolderData, open_folder
+from swag_models.finetuning.job import complete_job, describe_job
 from swag_models.formatting import count_noun, printable
 from swag_models.hub.hf_format import CONFUSION_FILE, CURVES_FILE, RECIPE_FILE
 from swag_models.paths import expand_path
 from swag_models.publish.save import choose_name, save
-from swag_models.recipe.config import Run
-from swag_models.recipe.config_overrides import iterate_fields
+from swag_models.recipe.config import HeadStart, Run
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.evaluation.accuracy.benchmarks import FOLDER, MULTILABEL
 from swag_models.recipe.evaluation.evaluation_files import evaluate_any
@@ -43,11 +43,10 @@ from swag_models.recipe.evaluation.results import Estimate, Evaluation
 from swag_models.recipe.training.distributed import init_distributed
 from swag_models.recipe.training.logging import LOG_FILE
 from swag_models.recipe.training.model import PublishInfo, describe_training
-from swag_models.recipe.training.run_dir import RESUME_FREE
 from swag_models.recipe.training.trainer import train
 from swag_models.resumable import WorkFolder, read_result, report_done, write_result
 from swag_models.runtime import import_extra
-from swag_models.spec import Metrics, ModelSpec
+from swag_models.spec import Metrics
 
 RESULT_FILE, PREDICTIONS_FILE = "finetune.json", "held_out.csv"
 EXTRA = "swag-models[finetune]"
@@ -86,6 +85,7 @@ def finetune(
     val: str | os.PathLike[str] | None = None,
     holdout: float = 0.2,
     linear: bool = False,
+    head_init: HeadStart = "random",
     epochs: float | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
@@ -111,6 +111,8 @@ def finetune(
         holdout: fraction of each class to hold out if `val` is None; 0 trains on all images and
             measures nothing.
         linear: train only a linear classifier, and keep the rest of the model as it is.
+        head_init: how the classifier starts: "random", or "hashtags", each class from what the
+            model has learnt about the hashtags of this name; by WordNet, if it is installed.
         epochs: passes over the training images; by default 100 for few images, 3 for many.
         lr: peak learning rate of the head; by default from the width of the model.
         batch_size: images in a step; by default 32, or 64 of many images.
@@ -149,6 +151,7 @@ def finetune(
         target,
         linear=linear,
         multi_label=data.multi_label,
+        head_init=head_init,
         epochs=epochs,
         lr=lr,
         batch_size=batch_size,
@@ -156,7 +159,7 @@ def finetune(
         seed=seed,
         settings=settings,
     )
-    job = _describe_job(spec, run, data)
+    job = describe_job(spec, run, data)
     key = [job, asdict(info)]
     work = output.with_name(f"{output.name}.work")
     if (finished := _find_finished(output, key)) is not None:
@@ -164,8 +167,9 @@ def finetune(
         return finished
     with (
         disk_errors(output, resumable=True),
-        WorkFolder(work, job, output=output) as folder_of_work,
+        WorkFolder(work, output=output) as folder_of_work,
     ):
+        folder_of_work.claim(job, complete_job)
         run_folder = folder_of_work.path / "run"
         trained = train(
             run,
@@ -209,27 +213,6 @@ def _choose_device(device: str | torch.device) -> torch.device:
     if chosen.type != "cpu" and str(device).lower() != "auto":  # the trainer does not run on others
         raise ConfigError(f"invalid device {chosen}: allowed for training: auto, cpu, cuda")
     return torch.device("cpu")
-
-
-def _describe_job(spec: ModelSpec, run: Run, data: FolderData) -> dict[str, Any]:
-    """What must be equal for a run to be resumed, by names that messages show."""
-    held_out = None if data.held_out is None else _describe(data.held_out)
-    settings = {
-        name: value
-        for name, value in iterate_fields(run)
-        if name.partition(".")[0] not in RESUME_FREE
-    }
-    return {
-        "model": spec.name,
-        "weights": [source.sha256 for source in spec.sources],
-        "training images": _describe(data.train),
-        "held-out images": held_out,
-        **settings,
-    }
-
-
-def _describe(dataset: ImageDataset) -> str:
-    return f"{len(dataset)} of {dataset.root} ({dataset.sha256[:16]})"
 
 
 def _evaluate(

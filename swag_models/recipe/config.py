@@ -13,6 +13,7 @@ from swag_models.recipe.limits import check_fields, is_positive, is_probability
 
 MAX_GAMMA = 64  # focusing exponents; published ones are at most 5
 LossKind = Literal["softmax", "sigmoid", "asymmetric"]
+HeadStart = Literal["random", "hashtags"]
 
 
 @dataclass(frozen=True)
@@ -248,6 +249,8 @@ class Run:
         epochs: length of the run.
         steps: length of the run.
         init: initial weights: a catalog name, a folder or hf-hub:org/repo; None for random ones.
+        head_init: how a new head starts: "random", or "hashtags", each class from the rows of
+            the hashtags of `init` that are about the same thing.
         trainable: all parameters, or only the head on a frozen backbone.
         warmup: fraction of steps in which the learning rate rises linearly to its peak.
         schedule: how it then falls to 0: "cosine", half a cosine; "wsd" (warm-up, stable, decay)
@@ -276,6 +279,7 @@ class Run:
     epochs: float | None = None
     steps: int | None = None
     init: str | None = None
+    head_init: HeadStart = "random"
     trainable: Literal["all", "head"] = "all"
     warmup: float = 0.0
     schedule: Literal["cosine", "wsd"] = "cosine"

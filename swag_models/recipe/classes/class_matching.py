@@ -64,22 +64,38 @@ class NamedClasses:
         Raises:
             ConfigError: a name can mean several classes.
         """
-        numbers: dict[str, int] = {}
-        for find in self._list_lookups():
-            for name in names:
-                candidates = set() if name in numbers else find(name)
-                if len(candidates) > 1:
-                    titles = [self._describe_class(number) for number in sorted(candidates)]
-                    raise ConfigError(
-                        f"class {name!r} of {source} can mean several classes of {self.owner}: "
-                        f"{list_names(titles, MAX_NAMES)}; rename it to one of them, or to its "
-                        "WordNet id"
-                    )
-                if candidates:
-                    numbers[name] = candidates.pop()
-            if len(numbers) == len(set(names)):
-                break
+        candidates = self.find_candidates(names)
+        numbers = {name: min(found) for name, found in candidates.items()}
+        for name, found in candidates.items():
+            if len(found) > 1:
+                titles = [self._describe_class(number) for number in sorted(found)]
+                raise ConfigError(
+                    f"class {name!r} of {source} can mean several classes of {self.owner}: "
+                    f"{list_names(titles, MAX_NAMES)}; rename it to one of them, or to its "
+                    "WordNet id"
+                )
         return [numbers.get(name) for name in names]
+
+    def find_candidates(
+        self, names: Sequence[str], *, by_lemma: bool = True
+    ) -> dict[str, set[int]]:
+        """Find the classes that each name can mean: those of the first kind of name that matches.
+
+        Args:
+            names: names of classes, in any spelling.
+            by_lemma: whether lemmas of WordNet match too.
+
+        Returns:
+            One class or more for each name that matches.
+        """
+        candidates: dict[str, set[int]] = {}
+        for find in self._list_lookups(by_lemma):
+            for name in names:
+                if name not in candidates and (found := find(name)):
+                    candidates[name] = found
+            if len(candidates) == len(set(names)):
+                break
+        return candidates
 
     def suggest(self, unmatched: Sequence[str]) -> str:
         """Return similar names of classes for the first unmatched names, as text for a message."""
@@ -93,12 +109,12 @@ class NamedClasses:
             return f"did you mean {', '.join(dict.fromkeys(similar))}?"
         return f"it has {count_noun(len(self.names), 'class')}, first {', '.join(self.names[:3])}"
 
-    def _list_lookups(self) -> Iterator[Callable[[str], set[int]]]:
+    def _list_lookups(self, by_lemma: bool) -> Iterator[Callable[[str], set[int]]]:
         """Yield functions from a name to classes, in the order in which they are tried."""
         exact = _index([(name,) for name in self.names])
         if self.synsets:
             ids = _index(self.synsets)
-            yield lambda name: {*exact.get(name, ()), *ids.get(_find_id(name) or name, ())}
+            yield lambda name: {*exact.get(name, ()), *ids.get(find_id(name) or name, ())}
         else:
             yield lambda name: {*exact.get(name, ())}
         yield self._look_up(_index([map(canonicalise, (name,)) for name in self.names]))
@@ -115,11 +131,11 @@ class NamedClasses:
                     plurals.setdefault(pluralise(canonicalise(tag)), set()).add(number)
             yield self._look_up(plurals)
             yield self._look_up(singulars, pluralise)
-        if self.synsets and (wordnet := self.load_wordnet()):
+        if by_lemma and self.synsets and (wordnet := self.load_wordnet()):
             matcher, by_synset = Matcher(wordnet, "all"), _index(self.synsets)
             yield lambda name: {
                 number
-                for synset in (() if _find_id(name) else matcher.match(name).senses)
+                for synset in (() if find_id(name) else matcher.match(name).senses)
                 for number in by_synset.get(synset, ())
             }
 
@@ -130,7 +146,7 @@ class NamedClasses:
 
         def find(name: str) -> set[int]:
             key = canonicalise(name)
-            if not key or (self.synsets and _find_id(name)):
+            if not key or (self.synsets and find_id(name)):
                 return set()
             return {*index.get(inflect(key), ())}
 
@@ -204,7 +220,7 @@ def _index(spellings: Iterable[Iterable[str]]) -> Index:
     return index
 
 
-def _find_id(name: str) -> str | None:
+def find_id(name: str) -> str | None:
     """The WordNet id that a name is or begins with."""
     match = SYNSET_ID.match(name)
     return match[0].lower() if match else None

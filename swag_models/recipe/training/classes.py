@@ -10,6 +10,7 @@ from swag_models.recipe.config import Objective
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards, find_vocabulary, read_vocabulary
 from swag_models.recipe.data.train_loader import TrainLoader
+from swag_models.recipe.training.head_init import HeadInit
 
 # A class that almost all samples have gets this weight, so that it has no part of the target beside
 # other classes, and all of it alone.
@@ -27,6 +28,7 @@ class Classes:
         vocabulary: the file that hashtags and synsets come from.
         sample_counts: number of samples of an epoch that have each class; None if not known.
         samples: number of samples of an epoch; 0 if not known.
+        head: how their head starts, if not at random.
     """
 
     count: int
@@ -35,6 +37,7 @@ class Classes:
     vocabulary: Path | None = None
     sample_counts: tuple[float, ...] | None = None
     samples: int = 0
+    head: HeadInit | None = None
 
     def __len__(self) -> int:
         return self.count

@@ -24,6 +24,7 @@ from swag_models.publish import save
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.asymmetric import balance_logits
 from swag_models.recipe.training.classes import Classes
+from swag_models.recipe.training.head_init import describe_head, init_head
 from swag_models.recipe.training.memory import find_arch
 from swag_models.recipe.training.run_dir import PACKAGES, PUBLISHED_FILE
 from swag_models.runtime import find_versions
@@ -62,8 +63,8 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
     """Build the model that a run trains, at the run's image size, with one logit per class.
 
     A head of the initial weights is kept if its class names are those of the data; otherwise a
-    new one is initialised. With a sigmoid for each class, its biases are those of `balance_logits`
-    where the data say how frequent each class is.
+    new one is initialised, at random or as `classes.head` says. With a sigmoid for each class, its
+    biases are those of `balance_logits` where the data say how frequent each class is.
 
     Returns:
         The model, and its spec: that of the initial weights with classes and image size replaced.
@@ -89,16 +90,25 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
             )
         # the order of classes counts: a head for the same names in another order is useless
         keep_head = spec.classes is not None and spec.classes == classes.names
+        rows = None if keep_head or classes.head is None else classes.head.rows
         model = load_model(
             spec,
-            num_classes=len(classes) if keep_head else None,
+            num_classes=spec.num_classes if keep_head or rows else None,
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
             patch_drop_rate=run.patch_drop_rate,
             backend="pread",  # training writes to every page of a mapped file
         )
         if not keep_head:
+            old_head = model.get_classifier()
             model.reset_classifier(len(classes))
+            if rows:
+                init_head(
+                    cast("nn.Linear", model.get_classifier()),
+                    cast("nn.Linear", old_head),
+                    rows,
+                    keep_biases=spec.multi_label == run.objective.is_multi_label,
+                )
     if run.objective.is_multi_label and classes.shares and not keep_head:
         # With 0, every class would have probability 1/2, and most of the training would go into
         # lowering it (Lin et al. 2017, arXiv 1708.02002, section 3.3).
@@ -220,6 +230,7 @@ def publish_model(
         "data": data,
         "metrics": scores,
         "versions": find_versions(*PACKAGES),
+        **({"head_init": classes.head.facts} if classes.head else {}),
     }
     subject = f"trained on {data['name']}"
     if classes.synsets:
@@ -271,6 +282,7 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
     facts = {
         "preset": recipe["preset"],
         "initial weights": run["init"] or "random",
+        "initial head": describe_head(recipe.get("head_init")),
         "trained": "all parameters" if run["trainable"] == "all" else "only the linear head",
         "data": f"{data['name']}: {count_noun(data['samples'], 'sample')} per epoch, "
         f"{count_noun(data['classes'], 'class')}, SHA-256 `{data['sha256']}`",
@@ -280,6 +292,6 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
         "validation": f"mAP {recipe['metrics']['mAP']:.2f}%" if "mAP" in recipe["metrics"] else "",
         "versions": ", ".join(f"{name} {version}" for name, version in recipe["versions"].items()),
     }
-    # preset is None for a run that was made in Python
+    # preset is None for a run that was made in Python, and most heads are new
     table = markdown_table(("", ""), [fact for fact in facts.items() if fact[1]])
     return f"`recipe.json` has every setting.\n\n{table}"

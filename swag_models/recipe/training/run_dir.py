@@ -74,6 +74,7 @@ def claim_run_dir(
     data: Mapping[str, Any],
     files: Iterable[tuple[str, str]],
     dist: DistContext,
+    head: Mapping[str, Any] | None = None,
 ) -> None:
     """Write run.json, or compare with the one that is there.
 
@@ -85,6 +86,7 @@ def claim_run_dir(
         data: description of the training data; only its name may change.
         files: name and path of each file of the training data; see `file_times`.
         dist: this process; all ranks call this alike.
+        head: what `head_init` found for the head, which is recorded only.
 
     Raises:
         ConfigError: the folder holds another run, and the message names the first field that
@@ -100,7 +102,8 @@ def claim_run_dir(
                 check_times(earlier, times, data["name"])
             _check_length(work.output, Run.from_dict(recorded["run"]), run, data["samples"])
 
-        work.claim({**record, "times": times}, _select_fixed, check)
+        started = {} if head is None else {"head_init": head}
+        work.claim({**record, **started, "times": times}, _select_fixed, check)
 
     dist.run_on_main(claim)
 

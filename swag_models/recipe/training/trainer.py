@@ -19,7 +19,7 @@ import math
 import os
 import threading
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from swag_models.recipe.training.checkpointer import Checkpointer
 from swag_models.recipe.training.classes import read_class_names
 from swag_models.recipe.training.distributed import DistContext, collect_weights, init_distributed
 from swag_models.recipe.training.estimate import count_steps
+from swag_models.recipe.training.head_init import plan_head
 from swag_models.recipe.training.logging import MetricLogger, Throughput
 from swag_models.recipe.training.model import (
     PublishInfo,
@@ -113,11 +114,14 @@ def train(
         classes = read_class_names(loader, data)
         # the loader counts the classes that occur in shards; a vocabulary may have more
         data_info = {**loader.facts, "classes": len(classes)}
+        head = dist.run_on_main(lambda: plan_head(run, output, classes.names, classes.synsets))
+        classes = replace(classes, head=head)
         state = make_train_state(run, classes, dist)
         eval_loader = None if val is None else open_validation(val, state, classes)
 
         # Everything above can fail on wrong input; the folder is claimed for the run only now.
-        claim_run_dir(work, run, data_info, loader.list_local_files(), dist)
+        head_facts = head and head.facts
+        claim_run_dir(work, run, data_info, loader.list_local_files(), dist, head_facts)
         val_facts = None if eval_loader is None else eval_loader.facts
         settings = {"info": asdict(publish_info), "val": val_facts}
         if dist.run_on_main(lambda: is_published(output, settings)):
