@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -17,7 +18,6 @@ from swag_models.recipe.config import (
     Augment,
     Checkpointing,
     Engine,
-    HeadStart,
     Objective,
     Optimizer,
     Run,
@@ -27,6 +27,8 @@ from swag_models.recipe.training.estimate import count_steps
 from swag_models.recipe.training.memory import estimate_memory
 from swag_models.runtime import count_cpus
 from swag_models.spec import ModelSpec, ViTConfig
+
+HeadStart = Literal["random", "hashtags"]  # of `config.Run`
 
 MIN_EPOCHS, MAX_EPOCHS = 3, 100
 # A run sees EPOCH_SCALE * sqrt(images) images: 50 of them 99 times, 50,000 of them 3 times.

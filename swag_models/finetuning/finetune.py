@@ -26,14 +26,14 @@ from swag_models.decoding import parse_json
 from swag_models.devices import check_device
 from swag_models.errors import ConfigError, check_types
 from swag_models.finetuning.confusion import draw_confusions, write_predictions
-from swag_models.finetuning.defaults import choose_run
+from swag_models.finetuning.defaults import HeadStart, choose_run
 from swag_models.finetuning.folders import FolderData, open_folder
 from swag_models.finetuning.job import complete_job, describe_job
 from swag_models.formatting import count_noun, printable
 from swag_models.hub.hf_format import CONFUSION_FILE, CURVES_FILE, RECIPE_FILE
 from swag_models.paths import expand_path
 from swag_models.publish.save import choose_name, save
-from swag_models.recipe.config import HeadStart, Run
+from swag_models.recipe.config import Run
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.evaluation.accuracy.benchmarks import FOLDER, MULTILABEL
 from swag_models.recipe.evaluation.evaluation_files import evaluate_any

@@ -13,7 +13,6 @@ from swag_models.recipe.limits import check_fields, is_positive, is_probability
 
 MAX_GAMMA = 64  # focusing exponents; published ones are at most 5
 LossKind = Literal["softmax", "sigmoid", "asymmetric"]
-HeadStart = Literal["random", "hashtags"]
 
 
 @dataclass(frozen=True)
@@ -246,16 +245,13 @@ class Run:
         arch: an architecture of the catalog.
         image_size: pixels, in training (see `augment.sizes`), validation and the published model.
         batch_size: samples in a step, over all ranks.
-        epochs: length of the run.
-        steps: length of the run.
+        epochs, steps: length of the run.
         init: initial weights: a catalog name, a folder or hf-hub:org/repo; None for random ones.
-        head_init: how a new head starts: "random", or "hashtags", each class from the rows of
-            the hashtags of `init` that are about the same thing.
+        head_init: start of a new head: "random", or the rows of the "hashtags" of `init`.
         trainable: all parameters, or only the head on a frozen backbone.
         warmup: fraction of steps in which the learning rate rises linearly to its peak.
         schedule: how it then falls to 0: "cosine", half a cosine; "wsd" (warm-up, stable, decay)
-            stays at the peak and falls in the last steps only, as 1 - square root (Hägele et al.
-            2024, arXiv 2405.18392).
+            stays at the peak and falls in the last steps only, as 1 - root (arXiv 2405.18392).
         cooldown: fraction of steps, at the end, in which the learning rate of "wsd" falls.
         drop_path_rate: probability of skipping the last block; falls linearly to 0 at the first.
         patch_drop_rate: share of the patches of a ViT, drawn for each image, that a training step
@@ -279,7 +275,7 @@ class Run:
     epochs: float | None = None
     steps: int | None = None
     init: str | None = None
-    head_init: HeadStart = "random"
+    head_init: Literal["random", "hashtags"] = "random"
     trainable: Literal["all", "head"] = "all"
     warmup: float = 0.0
     schedule: Literal["cosine", "wsd"] = "cosine"
