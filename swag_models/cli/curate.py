@@ -231,21 +231,23 @@ def _add_vocabulary_options(command: argparse.ArgumentParser) -> None:
 def _add_sampling_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--sampling",
-        choices=("natural", "sqrt", "uniform"),
+        choices=("natural", "sqrt", "uniform", "metaclip"),
         default="sqrt",
         help="how images are resampled by class frequency (default: sqrt)",
     )
     command.add_argument(
         "--epoch-ratio",
         type=float,
-        default=5 / 3.6,  # Singh et al.: 5 billion samples of 3.6 billion images
-        help="number of samples in an epoch, per image (default: 5/3.6)",
+        help="number of samples in an epoch, per image (default: 5/3.6; with metaclip as many as "
+        "it keeps)",
     )
     command.add_argument(
         "--threshold",
         type=float,
         metavar="IMAGES",
-        help="with sqrt: repeat factors are max(1, sqrt(threshold / images)), unscaled",
+        help="with sqrt: repeat factors are max(1, sqrt(threshold / images)), unscaled; with "
+        "metaclip: each class keeps min(1, threshold / images) of its images (default: the number "
+        "below which classes have 6%% of all labels)",
     )
     command.add_argument(
         "--tail-share",

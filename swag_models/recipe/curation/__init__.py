@@ -4,6 +4,6 @@ posts     fields, columns and rejects of posts; `readers` read them from text fi
 ingest    files in any format -> one table of posts
 queries   Ibis expressions of each step; `backends` compute them in DuckDB or Spark
 matching  distinct hashtags -> WordNet synsets
-sampling  frequency of classes -> repeat factors of images
+sampling  frequency of classes -> repeat factors; `resampling` writes those of the images
 pipeline  the steps, each done once; `curate` runs them, `report` describes the result
 """

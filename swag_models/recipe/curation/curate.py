@@ -35,6 +35,7 @@ from swag_models.recipe.curation.matching import describe_used_senses
 from swag_models.recipe.curation.pipeline import PostSelection, hash_files
 from swag_models.recipe.curation.post_files import find_files, read_values
 from swag_models.recipe.curation.report import write_curation_report
+from swag_models.recipe.curation.resampling import resample_labels
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.recipe.curation.steps import Facts, StepRunner
 from swag_models.recipe.curation.tag_table import write_tag_table
@@ -309,9 +310,7 @@ def _run_steps(
         "labels",
         asdict(curation.sampling),
         [factors, labels],
-        lambda: pipeline.resample_labels(
-            backend(), unsampled, classes, curation.sampling, factors, labels
-        ),
+        lambda: resample_labels(backend(), unsampled, classes, curation.sampling, factors, labels),
     )
     vocabulary = output / "vocabulary.parquet"
     steps.run(

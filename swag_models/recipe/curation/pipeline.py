@@ -6,8 +6,6 @@ expressions.
 """
 
 import logging
-import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,7 +27,6 @@ from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import TagMatcher
 from swag_models.recipe.curation.own_classes import choose_own_classes
 from swag_models.recipe.curation.posts_left import check_posts_left
-from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.hashtags import Matcher
 from swag_models.recipe.wordnet import WordNet
@@ -39,7 +36,6 @@ logger = logging.getLogger("swag_models")
 CLASSES = pa.schema(
     {"number": pa.int32(), "class": pa.int32(), "synset": pa.string(), "images": pa.int64()}
 )
-FACTORS = pa.schema({"class": pa.int32(), "repeat": pa.float64()})
 
 
 @dataclass(frozen=True)
@@ -280,44 +276,6 @@ def choose_classes(
         "too_few": len(counts) - len(frequent),
         "too_many": len(frequent) - len(rows),
         "kept": len(rows),
-    }
-
-
-def resample_labels(
-    backend: Backend,
-    labels: Path,
-    classes: Path,
-    sampling: Sampling,
-    factors_path: Path,
-    output: Path,
-) -> Facts:
-    """Compute the repeat factor of each class, and write the labels with those of their images.
-
-    Args:
-        backend: computes the tables.
-        labels: folder written by `choose_classes`.
-        classes: file written by `choose_classes`.
-        sampling: how images are resampled.
-        factors_path: Parquet file to write, see `FACTORS`.
-        output: the labels to write, sorted by id: id, classes, repeat.
-    """
-    counts = _read_table(classes)["images"].to_pylist()
-    # images by number of classes, and by rarest class
-    sizes, rarest = Counter[int](), Counter[int]()
-    for row in backend.fetch(queries.count_rarest(backend.read(labels))).to_pylist():
-        sizes[row["size"]] += row["images"]
-        rarest[row["rarest"]] += row["images"]
-    factors = repeat_factors(counts, [rarest[index] for index in range(len(counts))], sampling)
-    table = pa.table({"class": range(len(factors)), "repeat": factors}, schema=FACTORS)
-    backend.write(
-        queries.finish_labels(backend.read(labels), backend.store(table, factors_path)), output
-    )
-    return {
-        "images": sum(rarest.values()),
-        "labels": sum(counts),
-        # exact, and equal to the sum over all labels, since factors are multiples of 1/65536
-        "samples": math.fsum(factor * rarest[index] for index, factor in enumerate(factors)),
-        "per_image": {str(size): sizes[size] for size in sorted(sizes)},
     }
 
 

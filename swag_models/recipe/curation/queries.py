@@ -28,6 +28,7 @@ from swag_models.recipe.curation.posts import (
     NO_ID,
     NOT_DOWNLOADED,
 )
+from swag_models.recipe.curation.sampling import FACTOR_STEPS, LOG_STEPS
 from swag_models.recipe.hashtags import extract_hashtags_ibis
 
 if TYPE_CHECKING:
@@ -203,15 +204,38 @@ def gather_labels(images: ibis.Table, classes: ibis.Table) -> ibis.Table:
     return gathered.mutate(classes=gathered.classes.sort())
 
 
-def count_rarest(labels: ibis.Table) -> ibis.Table:
-    """Number of images by rarest class and number of classes: rarest, size, images."""
-    sized = labels.select("rarest", size=labels.classes.length())
-    return sized.group_by(["rarest", "size"]).agg(images=sized.count())
+def gather_kept(labels: ibis.Table, weights: ibis.Table) -> ibis.Table:
+    """The probability that each image is kept, in steps: id, classes, steps.
+
+    Args:
+        labels: id, classes.
+        weights: of each class, see `sampling.weigh_classes_metaclip`: class, weight.
+    """
+    import ibis
+
+    pairs = labels.select("id", **{"class": labels.classes.unnest()}).join(weights, "class")
+    kept = pairs.group_by("id").agg(classes=pairs["class"].collect(), total=pairs.weight.sum())
+    # as `sampling.count_steps_metaclip`
+    steps = (FACTOR_STEPS * (1 - (kept.total.cast("float64") / -LOG_STEPS).exp())).round()
+    return kept.select(
+        "id", classes=kept.classes.sort(), steps=ibis.greatest(steps.cast("int64"), 1)
+    )
+
+
+def count_groups(labels: ibis.Table, key: str) -> ibis.Table:
+    """Number of images by the column `key` and number of classes: key, size, images."""
+    sized = labels.select(key, size=labels.classes.length())
+    return sized.group_by([key, "size"]).agg(images=sized.count())
 
 
 def finish_labels(labels: ibis.Table, factors: ibis.Table) -> ibis.Table:
-    """Labels with the repeat factor of their rarest class, sorted by id: id, classes, repeat."""
-    joined = labels.join(factors, labels.rarest == factors["class"])
+    """Labels with their repeat factor, sorted by id: id, classes, repeat.
+
+    Args:
+        labels: id, classes, and the first column of `factors`: the rarest class, or the steps.
+        factors: this column and repeat.
+    """
+    joined = labels.join(factors, factors.columns[0])
     return joined.select("id", "classes", "repeat").order_by("id")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swag_models.atomic import write_text
-from swag_models.formatting import list_names, markdown_table
+from swag_models.formatting import count_noun, list_names, markdown_table
 from swag_models.recipe.plotting import make_figure, save_png
 
 if TYPE_CHECKING:
@@ -112,6 +112,13 @@ def _list_blocks(
         "Number of images of each class, and of its samples in an epoch after resampling. "
         "Both axes are logarithmic.\n"
     )
+    if "threshold" in labels:  # of the sampling "metaclip"
+        share = labels["tail_labels"] / labels["labels"]
+        yield (
+            f"Each class keeps {labels['threshold']:,g} of its images on average, and all if it "
+            f"has fewer, as {count_noun(labels['tail_classes'], 'class')} with {share:.1%} of the "
+            "labels. An image is kept if one of its classes keeps it.\n"
+        )
     yield "![frequency of classes before and after resampling](report/frequency.png)\n"
     rows = vocabulary
     if len(vocabulary) > MAX_ROWS:  # the most and the least frequent classes

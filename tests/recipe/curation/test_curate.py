@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ def curate_plainly(
     }
     labels = {identifier: indices for identifier, indices in labels.items() if indices}
     rarest = Counter(indices[-1] for indices in labels.values())
+    if curation.sampling.kind == "metaclip":
+        return draw_plainly(labels, [counts[synset] for synset in classes], curation.sampling)
     factors = repeat_factors(
         [counts[synset] for synset in classes],
         [rarest[index] for index in range(len(classes))],
@@ -74,6 +77,27 @@ def curate_plainly(
     ]
 
 
+def draw_plainly(
+    labels: dict[str, list[int]], counts: list[int], sampling: Sampling
+) -> list[dict[str, Any]]:
+    """Factors of MetaCLIP, in float64 and rounded."""
+    total = sum(counts)
+    tails = {count: sum(c for c in counts if c < count) for count in counts}
+    chosen = max(count for count, tail in tails.items() if tail <= 0.06 * total)
+    threshold = sampling.threshold or chosen
+    kept = {
+        identifier: 1 - math.prod(1 - min(1, threshold / counts[index]) for index in indices)
+        for identifier, indices in labels.items()
+    }
+    scale = 1.0
+    if sampling.epoch_ratio:
+        scale = sampling.epoch_ratio * len(kept) / math.fsum(kept.values())
+    return [
+        {"id": name, "classes": labels[name], "repeat": pytest.approx(scale * share, abs=1e-4)}
+        for name, share in sorted(kept.items())
+    ]
+
+
 @pytest.mark.parametrize(
     "curation",
     [
@@ -81,6 +105,8 @@ def curate_plainly(
         Curation("all", min_images=5, max_classes=8, sampling=Sampling("uniform", epoch_ratio=3)),
         Curation("drop", sampling=Sampling(threshold=40)),
         Curation(sampling=Sampling(tail_share=0.4, tail_below=60)),
+        Curation("drop", sampling=Sampling("metaclip", threshold=12.5)),
+        Curation(sampling=Sampling("metaclip", epoch_ratio=2)),
     ],
     ids=lambda curation: f"{curation.senses}-{curation.sampling.kind}",
 )
@@ -199,6 +225,12 @@ def test_spark_gives_the_same_rows(
         key: value for key, value in ours.items() if key != "versions"
     }
     assert ours["posts"]["rejected"] == {"not JSON": 1}
+    balanced = replace(rules, sampling=Sampling("metaclip", threshold=20))
+    curate(inputs, tmp_path / "spark", balanced, engine="spark", master="local[2]", **options)  # type: ignore[arg-type]
+    curate(inputs, tmp_path / "duckdb", balanced, **options)  # type: ignore[arg-type]
+    for name in ("labels.parquet", "vocabulary.parquet"):
+        a, b = (pq.read_table(tmp_path / engine / name) for engine in ("spark", "duckdb"))
+        assert a.to_pylist() == b.to_pylist(), name
     labels = {
         row["id"]: row["classes"]
         for row in pq.read_table(tmp_path / "duckdb" / "labels.parquet").to_pylist()

@@ -6,10 +6,21 @@ import dataclasses
 import math
 import random
 
+import numpy as np
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.curation.sampling import FACTOR_STEPS, Sampling, repeat_factors
+from swag_models.recipe.curation.sampling import (
+    CERTAIN,
+    FACTOR_STEPS,
+    LOG_STEPS,
+    Sampling,
+    choose_threshold,
+    count_steps_metaclip,
+    repeat_factors,
+    scale_metaclip,
+    weigh_classes_metaclip,
+)
 from swag_models.recipe.data.stream import count_copies
 
 COUNTS = [10_000, 6_000, 900, 50, 3]
@@ -92,7 +103,7 @@ def test_sampling_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "log"}, "invalid sampling 'log': allowed: natural, sqrt, uniform"),
+        ({"kind": "log"}, "invalid sampling 'log': allowed: natural, sqrt, uniform, metaclip"),
         ({"epoch_ratio": 0}, "invalid epoch_ratio 0: allowed: a positive number"),
         ({"epoch_ratio": math.inf}, "invalid epoch_ratio inf: allowed: a positive number"),
         ({"threshold": math.inf}, "invalid threshold inf: allowed: a positive number"),
@@ -101,18 +112,68 @@ def test_sampling_cannot_be_changed() -> None:
         ({"tail_share": -0.1}, "invalid tail_share -0.1: allowed: 0 to 1"),
         (
             {"kind": "natural", "threshold": 5},
-            "threshold is allowed with sampling 'sqrt' only, not 'natural'",
+            "threshold is allowed with sampling 'sqrt' and 'metaclip' only, not 'natural'",
         ),
         (
             {"kind": "uniform", "threshold": 5},
-            "threshold is allowed with sampling 'sqrt' only, not 'uniform'",
+            "threshold is allowed with sampling 'sqrt' and 'metaclip' only, not 'uniform'",
         ),
         ({"threshold": 5, "tail_share": 0.5}, "cannot be combined"),
+        (
+            {"kind": "metaclip", "tail_share": 0.5},
+            "tail_share cannot be combined with sampling 'metaclip'",
+        ),
+        ({"kind": "metaclip", "threshold": 0}, "invalid threshold 0: allowed: a positive number"),
+        ({"kind": "metaclip", "epoch_ratio": 0}, "invalid epoch_ratio 0: allowed: a positive"),
     ],
 )
 def test_invalid_values_are_rejected(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Sampling(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("threshold", [1, 50, 700.5, 10_000, 10**6])
+def test_metaclip_keeps_an_image_if_one_of_its_classes_keeps_it(threshold: float) -> None:
+    draw = random.Random(0)
+    counts = [draw.randrange(1, 100_000) for _ in range(50)]
+    weights = weigh_classes_metaclip(counts, threshold)
+    for _ in range(300):
+        classes = draw.sample(range(50), draw.randint(1, 12))
+        lost = math.prod(1 - min(1, threshold / counts[index]) for index in classes)
+        steps = count_steps_metaclip(sum(weights[index] for index in classes))
+        expected = max(1 / FACTOR_STEPS, 1 - lost)
+        assert steps / FACTOR_STEPS == pytest.approx(expected, abs=1 / FACTOR_STEPS)
+
+
+def test_no_probability_is_so_near_a_tie_that_engines_could_round_it_differently() -> None:
+    """Their exp() differs in the last digit, which is 1.5e-11 of a step."""
+    totals = np.arange(CERTAIN * LOG_STEPS + 1)
+    steps = FACTOR_STEPS * (1 - np.exp(totals / -LOG_STEPS))
+    assert np.abs(steps % 1 - 0.5).min() > 1e-9
+    assert count_steps_metaclip(CERTAIN * LOG_STEPS) == FACTOR_STEPS, "and so are all above"
+
+
+def test_the_default_threshold_leaves_6_percent_of_the_labels_in_the_tail() -> None:
+    draw = random.Random(0)
+    counts = [int(20_000 / rank) + draw.randrange(3) for rank in range(1, 2000)]
+    chosen = choose_threshold(counts)
+
+    def share(threshold: int) -> float:
+        return sum(count for count in counts if count < threshold) / sum(counts)
+
+    assert share(chosen) <= 0.06 < share(min(count for count in counts if count > chosen))
+    assert choose_threshold([7, 7, 7]) == 7
+    assert choose_threshold([94, 6]) == 94
+    assert choose_threshold([93, 7]) == 7
+    assert choose_threshold([]) == 1
+
+
+def test_an_epoch_of_metaclip_is_what_it_keeps_unless_a_length_is_given() -> None:
+    images = {FACTOR_STEPS: 30, FACTOR_STEPS // 4: 80}
+    assert Sampling("metaclip").epoch_ratio is None
+    assert scale_metaclip(images, Sampling("metaclip")) == 1
+    assert scale_metaclip(images, Sampling("metaclip", epoch_ratio=2)) == 2 * 110 / 50
+    assert Sampling().epoch_ratio == 5 / 3.6
 
 
 def test_copies_average_to_the_factor_and_depend_on_id_epoch_and_seed() -> None:
