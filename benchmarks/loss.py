@@ -5,8 +5,8 @@
 
 The logits are given. All losses take turns in each round. Memory is the peak beyond the logits,
 including their gradient: as the profiler counts it on the CPU, as the allocator counts it on a GPU.
-The last two rows are torch's own losses with dense targets, which are made in every step, since a
-loader gives labels as lists.
+The rows "targets" make the targets too. The last rows are losses of torch and timm with dense
+targets, which are made in every step, since a loader gives labels as lists.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from checkpointing import measure_peak
+from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor
 
 from swag_models.recipe.config import Objective
@@ -33,6 +34,8 @@ def make_losses(classes: int, batch: int, device: str) -> dict[str, Loss]:
     soft, binary = (
         make_targets(samples, kind, classes).to(device) for kind in ("softmax", "sigmoid")
     )
+    weights = [generator.uniform(0.5, 10) for _ in range(classes)]
+    asl = AsymmetricLossMultiLabel(gamma_neg=4, gamma_pos=0, clip=0.05)
 
     def densify(targets: Targets, logits: Tensor) -> Tensor:
         return torch.zeros_like(logits).scatter_add_(1, *targets)
@@ -42,15 +45,29 @@ def make_losses(classes: int, batch: int, device: str) -> dict[str, Loss]:
         "softmax, 1 to 5 classes": lambda logits: compute_losses(
             Objective("softmax"), logits, soft
         ).mean(),
+        "softmax, targets": lambda logits: compute_losses(
+            Objective("softmax"), logits, make_targets(samples, "softmax", classes).to(device)
+        ).mean(),
+        "softmax, targets weighted by idf": lambda logits: compute_losses(
+            Objective(weighting="idf"),
+            logits,
+            make_targets(samples, "softmax", classes, weights).to(device),
+        ).mean(),
         "softmax, smoothed": lambda logits: compute_losses(
             Objective("softmax", 0.1), logits, soft
         ).mean(),
         "sigmoid, 1 to 5 classes": lambda logits: compute_losses(
             Objective("sigmoid"), logits, binary
         ).mean(),
+        "asymmetric, 1 to 5 classes": lambda logits: compute_losses(
+            Objective("asymmetric"), logits, binary
+        ).mean(),
         "F.cross_entropy, dense": lambda logits: F.cross_entropy(logits, densify(soft, logits)),
         "F.binary_cross_entropy_with_logits, dense": lambda logits: (
             F.binary_cross_entropy_with_logits(logits, densify(binary, logits))
+        ),
+        "timm's AsymmetricLossMultiLabel, dense": lambda logits: asl(
+            logits, densify(binary, logits)
         ),
     }
 
