@@ -37,7 +37,7 @@ from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import override
 from swag_models.recipe.curation.curate import Curation, curate
 from swag_models.recipe.curation.posts import Columns
-from swag_models.recipe.curation.sampling import Sampling
+from swag_models.recipe.curation.sampling import EPOCH_RATIO, Sampling
 from swag_models.recipe.data.pack import pack
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
 from swag_models.recipe.evaluation.models import open_evaluated_model
@@ -230,10 +230,11 @@ def prepare_data(
     """Curate and pack the data of a variant, without near copies of held-out images."""
     curated, posts = folder / "curated" / data.name, drawings / "posts.jsonl"
     excluded = drawings / "shards" / "excluded.txt"
+    sampling = Sampling(data.sampling, EPOCH_RATIO)  # runs of equal length, for metaclip too
     curate(
         [posts],
         curated,
-        Curation(data.senses, study.min_images, sampling=Sampling(data.sampling)),
+        Curation(data.senses, study.min_images, sampling=sampling),
         columns=Columns(source=data.source),
         wordnet=wordnet,
         exclude=excluded if excluded.exists() else None,
