@@ -17,6 +17,7 @@ from swag_models.publish.model_info import count_flops
 RATES = (0.1, 0.5, 0.75, 0.9, 0.99)
 
 
+@pytest.mark.slow  # imports timm
 @pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("patches", [1, 9, 64, 196])
 def test_as_many_are_kept_as_by_timms(rate: float, patches: int) -> None:
@@ -129,6 +130,7 @@ def test_wrong_rates_and_regnets_are_refused() -> None:
     assert tiny("regnet", patch_drop_rate=0.0)
 
 
+@pytest.mark.slow
 def test_timm_and_load_model_pass_the_rate_on() -> None:
     import timm
 
