@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from swag_models.errors import ConfigError
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Augment, Engine, Run
 from swag_models.recipe.config_overrides import override
+from swag_models.recipe.data.transforms import Augmentation
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.estimate import plan
 from swag_models.recipe.training.memory import estimate_activations, find_arch
@@ -118,14 +120,30 @@ def test_runs_with_several_sizes_and_dropped_patches(
 
 
 @pytest.mark.slow
-def test_a_compiled_run_with_several_sizes_learns_the_same(tmp_path: Path) -> None:
+def test_a_compiled_run_with_several_sizes_learns_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced by torch.compile, one graph for each size, but not translated to C++: minutes."""
+    graphs: list[int] = []
+
+    def trace(module: Any, inputs: list[Any]) -> Any:
+        graphs.append(len(inputs))
+        return module.forward
+
+    compiler = partial(torch.compile, backend=trace)
+    monkeypatch.setattr(torch, "compile", compiler)
     images = make_digits(tmp_path / "train", 60)
-    settings = ("augment.sizes=16,32", "patch_drop_rate=0.5", "steps=4")
+    numbers = tuple(range(16, 104, 8))  # more than torch compiles by default
+    settings = (f"augment.sizes={','.join(map(str, numbers))}", "patch_drop_rate=0.5", "steps=24")
     train_digits(images, tmp_path / "plain", *settings)
     train_digits(images, tmp_path / "compiled", *settings, "engine.compile=true")
     assert read_losses(tmp_path / "compiled") == pytest.approx(
-        read_losses(tmp_path / "plain"), abs=1e-4
+        read_losses(tmp_path / "plain"), abs=1e-3
     )
+    drawn = {
+        Augmentation(Augment(sizes=numbers), 32).at_step(step).image_size for step in range(24)
+    }
+    assert len(graphs) == len(drawn) > 8
 
 
 def test_the_position_embedding_learns_from_other_sizes() -> None:
