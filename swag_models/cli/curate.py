@@ -60,6 +60,9 @@ def curate(options: argparse.Namespace) -> int:
         return OK
     manifest = curate(options.posts, options.output, curation, **reading)
     posts, labels = manifest["posts"], manifest["labels"]
+    if unused := manifest["hashtags"]["unused_stopwords"]:
+        count = count_noun(len(unused), "added stop word", "added stop words")
+        print_message(f"{count} that match no hashtag: {list_names(unused)}")
     if unused := manifest["hashtags"]["unused_overrides"]:
         print_message(f"overrides of hashtags that no post has: {list_names(unused)}")
     _print_posts(posts)

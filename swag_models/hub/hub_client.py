@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds in which the Hub must answer, in the first and the second try. HF_HUB_ETAG_TIMEOUT, a
-# variable of the client, sets both.
-TRY_SECONDS = (0.6, 1.5)
+# Seconds in which the Hub must answer: the first try, which fails if an open connection has died,
+# and both tries. HF_HUB_ETAG_TIMEOUT, a variable of the client, sets those of each try.
+FIRST_TRY_SECONDS, TOTAL_SECONDS = 0.5, 1.7
+PAUSE_SECONDS = 0.1  # after a first try that failed at once
 CLEANUP_SECONDS = 0.5  # for an abandoned thread to remove its temporary file
 MAX_SURPLUS = 2**24  # bytes; the client compares sizes only at the end of a file
 
@@ -196,7 +197,8 @@ def try_twice(request: Callable[..., T]) -> T:
     from huggingface_hub import constants
 
     own_limit = os.environ.get("HF_HUB_ETAG_TIMEOUT")
-    first, second = (constants.HF_HUB_ETAG_TIMEOUT,) * 2 if own_limit else TRY_SECONDS
+    first = constants.HF_HUB_ETAG_TIMEOUT if own_limit else FIRST_TRY_SECONDS
+    start_time = time.monotonic()
     try:
         return call_client(partial(request, timeout=first), first)
     except client_errors() as error:
@@ -204,7 +206,10 @@ def try_twice(request: Callable[..., T]) -> T:
         final = isinstance(error, ValueError) or (status < 500 and status != 429)
         if final or explain_tls(list_causes(error)[-1]):
             raise
-    time.sleep(0.1)
+    if time.monotonic() - start_time < first:
+        time.sleep(PAUSE_SECONDS)
+    elapsed = time.monotonic() - start_time
+    second = first if own_limit else max(TOTAL_SECONDS - elapsed, FIRST_TRY_SECONDS)
     return call_client(partial(request, timeout=second), second)
 
 

@@ -173,9 +173,11 @@ class Matcher:
             match = Match((), "unknown")
         if match.how == "unknown" and spelled is None:
             parts = [self._match_key(part) for part in self.splitter.split(tag)]
+            stopped = tuple(word for part in parts for word in part.stopped)
             if synsets := tuple(dict.fromkeys(id for part in parts for id in part.synsets)):
                 lemmas = " ".join(part.lemma for part in parts if part.synsets)
-                return Match(synsets, "phrase", lemmas, synsets, "several lemmas")
+                return Match(synsets, "phrase", lemmas, synsets, "several lemmas", (), stopped)
+            match = match._replace(stopped=stopped)
         return match
 
     def _match_all(self, key: str) -> Match:
@@ -207,9 +209,9 @@ class Matcher:
                 how = "override" if synsets else "dropped"
                 return Match(synsets, how, word or "", synsets, "override")
         if key in self.stop:
-            return Match((), "stopped")
+            return Match((), "stopped", stopped=(key,))
         if listed and listed in self.stop:
-            return Match((), "stopped", listed)
+            return Match((), "stopped", listed, stopped=(listed,))
         if sense := self.table.get(key) or self.table.get(lemma or key):
             return self._apply(sense, key, lemma, "table")
         if not lemma:

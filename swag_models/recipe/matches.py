@@ -20,6 +20,7 @@ class Match(NamedTuple):
             "visual", "first sense", "all senses", "language fr" (a code), "dropped: ambiguous" or
             "dropped: mainly an adjective"; empty if `how` says it.
         alternatives: other senses, which other hashtags of the same post can point to.
+        stopped: the stop words that the hashtag is or, as a phrase, has.
     """
 
     synsets: tuple[str, ...]
@@ -28,6 +29,7 @@ class Match(NamedTuple):
     senses: tuple[str, ...] = ()
     reason: str = ""
     alternatives: tuple[Alternative, ...] = ()
+    stopped: tuple[str, ...] = ()
 
 
 def choose_alternative(match: Match, cues: Collection[str]) -> Match:

@@ -76,7 +76,7 @@ def test_an_unreachable_hub_is_one_line_within_3_seconds(
         "no TLS": dead.replace("http://", "https://"),
     }[kind]
     seconds, printed = time_failure(endpoint, monkeypatch)
-    assert seconds < 3.5, printed
+    assert seconds < 3, printed
     assert printed.startswith("UnreachableError: the Hub cannot be reached"), printed
     assert len(printed.splitlines()) == 1
     assert "HF_HUB_ETAG_TIMEOUT" in printed or kind != "silent"

@@ -142,6 +142,7 @@ def test_the_command_records_overrides_and_names_unused_ones(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tags = [["bear", "love"], ["bank", "brownbear"], ["mouse", "animals"], ["hotdog"]]
+    tags[1].append("istanbul_animal")
     rows = [
         {"id": str(n), "url": None, "hashtags": row, "hash": None} for n, row in enumerate(tags)
     ]
@@ -149,8 +150,14 @@ def test_the_command_records_overrides_and_names_unused_ones(
     (tmp_path / "o.txt").write_text("love n02131653 bank#2\nbank drop\nspoon bear#1\n")
     arguments = ["recipe", "curate", str(posts), "-o", str(tmp_path / "out"), "--wordnet"]
     arguments += [str(folder), "--quiet", "--overrides", str(tmp_path / "o.txt")]
-    assert main([*arguments, "--add-stopwords", "hot dog,Mouse"]) == 0
-    assert "overrides of hashtags that no post has: spoon" in capsys.readouterr().err
+    words = "hot dog,Mouse,Istanbul,raptors,bank"
+    assert main([*arguments, "--add-stopwords", words]) == 0
+    errors = capsys.readouterr().err
+    assert "overrides of hashtags that no post has: spoon" in errors
+    # bank is overridden; Istanbul is a word of a phrase
+    assert "2 added stop words that match no hashtag: bank, raptors" in errors
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "Added stop words that match no hashtag, 2: bank, raptors" in report
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["parameters"]["overrides"] == {
         "bank": [],

@@ -66,14 +66,16 @@ class Backend(ABC):
 
     @abstractmethod
     def map_parts(
-        self, source: Path, target: Path, transform: Callable[[ibis.Table], ibis.Table]
+        self, sources: Path | Sequence[Path], target: Path, transform: Callable[..., ibis.Table]
     ) -> None:
-        """Transform a folder of Parquet files into another, part by part where memory requires it.
+        """Transform folders of Parquet files into another, part by part where memory requires it.
 
         Args:
-            source: a folder that `write_parts` or `map_parts` wrote.
+            sources: a folder that `write_parts` or `map_parts` wrote, or several that were made
+                from the same one.
             target: the folder to write.
-            transform: a function of a table; each row of its result depends on one row only.
+            transform: a function of a table of each source; each row of its result depends on the
+                rows made from one row only.
         """
 
     def count(self, table: ibis.Table) -> int:
@@ -120,14 +122,16 @@ class DuckDBBackend(Backend):
             self._compute(table, temporary, row_groups_per_file=ROW_GROUPS_PER_PART)
 
     def map_parts(
-        self, source: Path, target: Path, transform: Callable[[ibis.Table], ibis.Table]
+        self, sources: Path | Sequence[Path], target: Path, transform: Callable[..., ibis.Table]
     ) -> None:
+        folders = [sources] if isinstance(sources, Path) else sources
         # DuckDB can spill everything to disk except the lists that a query collects, so it gets
         # only as many rows at a time as fit in memory.
         with _replace_folder(target) as temporary:
             temporary.mkdir()
-            for part in sorted(source.glob("*.parquet")):
-                self._compute(transform(self.read(part)), temporary / part.name)
+            for name in sorted(part.name for part in folders[0].glob("*.parquet")):
+                tables = [self.read(folder / name) for folder in folders]
+                self._compute(transform(*tables), temporary / name)
 
     def _compute(self, table: ibis.Table, path: Path, **options: Any) -> None:
         with duckdb_errors("DuckDB cannot read the posts", "replace or remove damaged files"):
@@ -154,9 +158,10 @@ class SparkBackend(Backend):
         self.write(table, path)
 
     def map_parts(
-        self, source: Path, target: Path, transform: Callable[[ibis.Table], ibis.Table]
+        self, sources: Path | Sequence[Path], target: Path, transform: Callable[..., ibis.Table]
     ) -> None:
-        self.write(transform(self.read(source)), target)
+        folders = [sources] if isinstance(sources, Path) else sources
+        self.write(transform(*map(self.read, folders)), target)
 
 
 def check_backend(kind: str, master: str | None = None) -> dict[str, str]:

@@ -26,6 +26,7 @@ RULES = pa.schema(
     {
         "rule": pa.int32(),
         "tag": pa.string(),
+        "uses": pa.int64(),
         "synsets": pa.list_(pa.int32()),
         "cues": pa.list_(pa.list_(pa.int32())),
     }
@@ -46,14 +47,14 @@ class ContextRules:
 
     def __init__(self, matcher: Matcher) -> None:
         self.matcher = matcher
-        self._rules: dict[str, Match] = {}  # hashtag as written -> rule
+        self._rules: dict[str, tuple[Match, int]] = {}  # hashtag as written -> rule, uses
         self._cues: dict[str, list[str]] = {}  # cue -> hashtags as written
 
-    def add(self, tag: str, match: Match) -> None:
-        """Add a distinct hashtag and its match."""
+    def add(self, tag: str, match: Match, uses: int) -> None:
+        """Add a distinct hashtag, its match, and the number of its uses."""
         if match.alternatives:
             # a rule for each spelling, so that the uses of its senses can be counted
-            self._rules[tag] = match
+            self._rules[tag] = match, uses
         for cue in self.matcher.find_cues(tag, match):
             self._cues.setdefault(cue, []).append(tag)
 
@@ -72,7 +73,7 @@ class ContextRules:
         rules = sorted(self._rules)
         used = {
             cue
-            for rule in self._rules.values()
+            for rule, _ in self._rules.values()
             for other in rule.alternatives
             for cue in other.cues
         }
@@ -84,12 +85,13 @@ class ContextRules:
         codes += [(tag, FIRST_RULE + n) for n, tag in enumerate(rules)]
         rows = []
         for number, tag in enumerate(rules, FIRST_RULE):
-            rule = self._rules[tag]
+            rule, uses = self._rules[tag]
             senses = [("".join(rule.synsets), ()), *list_alternatives(rule)]
             rows.append(
                 {
                     "rule": number,
                     "tag": tag,
+                    "uses": uses,
                     "synsets": [numbers[id] if id else NO_NOUN for id, _ in senses],
                     "cues": [[cues[word] for word in words if word in cues] for _, words in senses],
                 }
@@ -99,50 +101,55 @@ class ContextRules:
         return pa.concat_tables([plain.cast(CODES), table]), pa.Table.from_pylist(rows, RULES)
 
 
-def resolve_rules(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
-    """Choose the senses of the rules, and leave out the cues.
+def choose_senses(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
+    """Choose the sense of each rule of an image.
 
     Args:
         images: id, numbers (codes, distinct and sorted).
         rules: the table `RULES`.
 
     Returns:
-        id, numbers (of synsets, distinct and sorted) of each image with a synset.
+        A row for each image and rule: id, numbers (of its synsets without a rule), tag, synset (the
+        number of the sense, or `NO_NOUN`).
     """
-    depends = images.numbers.maxs() >= FIRST_RULE
-    plain = images.filter(~depends)
-    plain = plain.select("id", numbers=plain.numbers.filter(lambda number: number < FIRST_CUE))
-
-    chosen = _choose_senses(images.filter(depends), rules)
-    gathered = chosen.group_by("id").agg(
-        numbers=chosen.numbers.arbitrary(), synsets=chosen.synset.collect()
-    )
-    synsets = gathered.numbers.filter(lambda number: number < FIRST_CUE).concat(
-        gathered.synsets.filter(lambda number: number != NO_NOUN)
-    )
-    resolved = gathered.select("id", numbers=synsets.unique().sort())
-    return plain.union(resolved).filter(lambda table: table.numbers.length() > 0)
-
-
-def count_senses(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
-    """Number of images for which each sense of a rule's hashtag is chosen: tag, number, images.
-
-    Args:
-        images: as for `resolve_rules`.
-        rules: the table `RULES`.
-    """
-    chosen = _choose_senses(images.filter(images.numbers.maxs() >= FIRST_RULE), rules)
-    return chosen.group_by("tag", number=chosen.synset).agg(images=chosen.count())
-
-
-def _choose_senses(images: ibis.Table, rules: ibis.Table) -> ibis.Table:
-    """The sense of each rule of an image: id, numbers, tag, synset."""
-    rows = images.select(
+    depends = images.filter(images.numbers.maxs() >= FIRST_RULE)
+    rows = depends.select(
         "id",
         "numbers",
-        rule=images.numbers.filter(lambda number: number >= FIRST_RULE).unnest(),
+        rule=depends.numbers.filter(lambda number: number >= FIRST_RULE).unnest(),
     ).join(rules, "rule")
     overlaps = rows.cues.map(lambda cues: rows.numbers.intersect(cues).length())
     # the first of the senses with the most cues; the default sense if no sense has a cue
     synset = rows.synsets[overlaps.index(overlaps.maxs()).cast("int32")]
-    return rows.select("id", "numbers", "tag", synset=synset)
+    numbers = rows.numbers.filter(lambda number: number < FIRST_CUE)
+    return rows.select("id", "tag", numbers=numbers, synset=synset)
+
+
+def resolve_rules(images: ibis.Table, chosen: ibis.Table) -> ibis.Table:
+    """Put the chosen senses in place of the rules, and leave out the cues.
+
+    Args:
+        images: as for `choose_senses`.
+        chosen: the table that it returns.
+
+    Returns:
+        id, numbers (of synsets, distinct and sorted) of each image with a synset.
+    """
+    plain = images.filter(images.numbers.maxs() < FIRST_RULE)
+    plain = plain.select("id", numbers=plain.numbers.filter(lambda number: number < FIRST_CUE))
+    gathered = chosen.group_by("id").agg(
+        numbers=chosen.numbers.arbitrary(), synsets=chosen.synset.collect()
+    )
+    synsets = gathered.numbers.concat(gathered.synsets.filter(lambda number: number != NO_NOUN))
+    resolved = gathered.select("id", numbers=synsets.unique().sort())
+    return plain.union(resolved).filter(lambda table: table.numbers.length() > 0)
+
+
+def count_senses(chosen: ibis.Table) -> ibis.Table:
+    """Number of images for which each sense of a rule's hashtag is chosen: `SENSES_USED`.
+
+    Args:
+        chosen: the table of `choose_senses`.
+    """
+    counts = chosen.group_by("tag", number=chosen.synset).agg(images=chosen.count())
+    return counts.mutate(images=counts.images.cast("int64"))

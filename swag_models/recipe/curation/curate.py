@@ -48,7 +48,7 @@ from swag_models.recipe.wordnet import WordNet
 from swag_models.resumable import WorkFolder, report_done
 
 NUM_STEPS = 11
-STEPS_VERSION = 11  # increase when the output of the steps changes; all of them then run again
+STEPS_VERSION = 12  # increase when the output of the steps changes; all of them then run again
 
 
 @dataclass(frozen=True)
@@ -83,36 +83,11 @@ class Curation:
         check_minimum(0, own_classes=self.own_classes)
 
 
-def curate(
-    inputs: Sequence[str | os.PathLike[str]],
-    output: str | os.PathLike[str],
-    curation: Curation = Curation(),
-    *,
-    columns: Columns = DEFAULT_COLUMNS,
-    format: str | None = None,
-    wordnet: str | os.PathLike[str] | None = None,
-    languages: Sequence[str | os.PathLike[str]] = (),
-    stoplist: str | os.PathLike[str] | None = None,
-    add_stopwords: str | os.PathLike[str] | Sequence[str] = (),
-    overrides: Source | None = None,
-    exclude: str | os.PathLike[str] | None = None,
-    licenses: Sequence[str] = (),
-    engine: str = "duckdb",
-    master: str | None = None,
-    memory: str | None = None,
-    threads: int | None = None,
-    progress: bool = True,
-) -> Facts:
-    """Choose a vocabulary from posts, and label and resample their images.
-
-    Writes vocabulary.parquet, hashtags.parquet, labels.parquet, urls.parquet (if posts have URLs),
-    rejects.jsonl, manifest.json and report.md. A rerun with the same inputs and options skips the
-    steps that are finished.
+@dataclass(frozen=True)
+class Reading:
+    """Which posts are read, and what decides the meaning of their hashtags.
 
     Args:
-        inputs: files of posts, or folders of them.
-        output: output folder.
-        curation: how the vocabulary is chosen and the images are resampled.
         columns: names of the columns of the inputs; by default the usual names are tried. Its
             field `source` says whether hashtags, captions or both are used.
         format: format of the inputs; by default recognised from each file's name.
@@ -124,11 +99,47 @@ def curate(
             `overrides`, or hashtag -> a synset, several, or "drop".
         exclude: text file with one id or hash of a post to leave out per line.
         licenses: licenses of the posts to keep, as named in the posts; empty for all.
+        progress: whether to show progress bars.
+    """
+
+    columns: Columns = DEFAULT_COLUMNS
+    format: str | None = None
+    wordnet: str | os.PathLike[str] | None = None
+    languages: Sequence[str | os.PathLike[str]] = ()
+    stoplist: str | os.PathLike[str] | None = None
+    add_stopwords: str | os.PathLike[str] | Sequence[str] = ()
+    overrides: Source | None = None
+    exclude: str | os.PathLike[str] | None = None
+    licenses: Sequence[str] = ()
+    progress: bool = True
+
+
+def curate(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    curation: Curation = Curation(),
+    *,
+    engine: str = "duckdb",
+    master: str | None = None,
+    memory: str | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> Facts:
+    """Choose a vocabulary from posts, and label and resample their images.
+
+    Writes vocabulary.parquet, hashtags.parquet, labels.parquet, urls.parquet (if posts have URLs),
+    rejects.jsonl, manifest.json and report.md. A rerun with the same inputs and options skips the
+    steps that are finished.
+
+    Args:
+        inputs: files of posts, or folders of them.
+        output: output folder.
+        curation: how the vocabulary is chosen and the images are resampled.
         engine: "duckdb" or "spark".
         master: URL of the Spark master, see `backends.open_backend`.
         memory: memory limit of the engine, for example "4GB".
         threads: number of threads of the engine.
-        progress: whether to show progress bars.
+        **options: which posts are read, and what their hashtags mean: the fields of `Reading`.
 
     Returns:
         The manifest: inputs, parameters, versions, and the facts of each step.
@@ -139,24 +150,12 @@ def curate(
     """
     # check all arguments first, before hours of work
     versions, folder = check_backend(engine, master), expand_path(output, "output")
-    net, matcher, selection = read_rules(
-        inputs,
-        curation.senses,
-        columns=columns,
-        format=format,
-        wordnet=wordnet,
-        languages=languages,
-        stoplist=stoplist,
-        add_stopwords=add_stopwords,
-        overrides=overrides,
-        exclude=exclude,
-        licenses=licenses,
-        progress=progress,
-    )
+    reading = Reading(**options)
+    net, matcher, selection = read_rules(inputs, curation.senses, reading)
     with disk_errors(folder, resumable=True), ExitStack() as stack:
         work = stack.enter_context(WorkFolder(folder / "steps", output=folder)).path
         # Removed at the end, so that an error message stays on one line.
-        bar = make_bar(progress, total=NUM_STEPS, unit="step", leave=False)
+        bar = make_bar(reading.progress, total=NUM_STEPS, unit="step", leave=False)
         steps = StepRunner(work, stack.enter_context(bar))
         opening = open_backend(
             engine, scratch=work / "scratch", memory=memory, threads=threads, master=master
@@ -168,8 +167,8 @@ def curate(
             "inputs": hashes,
             "parameters": {
                 **asdict(curation),
-                "columns": columns._asdict(),
-                "format": format,
+                "columns": reading.columns._asdict(),
+                "format": reading.format,
                 "stoplist": _hash_lines(matcher.stop),
                 "overrides": dict(sorted(matcher.overrides.items())),
                 "languages": matcher.languages.facts,
@@ -183,6 +182,8 @@ def curate(
                 steps, open_once, selection, [engine, hashes], net, matcher, curation, folder
             ),
         }
+        hashtags, added = manifest["hashtags"], load_stopwords(reading.add_stopwords)
+        hashtags["unused_stopwords"] = sorted(added.difference(hashtags.pop("used_stopwords")))
         # The manifest is the key, so that any change in it rewrites both files.
         reports = [folder / "manifest.json", folder / "report.md"]
         steps.run("report", manifest, reports, lambda: _write_reports(folder, manifest))
@@ -192,31 +193,18 @@ def curate(
 
 
 def read_rules(
-    inputs: Sequence[str | os.PathLike[str]],
-    senses: str,
-    *,
-    columns: Columns = DEFAULT_COLUMNS,
-    format: str | None = None,
-    wordnet: str | os.PathLike[str] | None = None,
-    languages: Sequence[str | os.PathLike[str]] = (),
-    stoplist: str | os.PathLike[str] | None = None,
-    add_stopwords: str | os.PathLike[str] | Sequence[str] = (),
-    overrides: Source | None = None,
-    exclude: str | os.PathLike[str] | None = None,
-    licenses: Sequence[str] = (),
-    progress: bool = True,
+    inputs: Sequence[str | os.PathLike[str]], senses: str, reading: Reading
 ) -> tuple[WordNet, Matcher, PostSelection]:
-    """Read what decides the meaning of hashtags and the posts to use; options of `curate`."""
-    net = WordNet.load(wordnet)
-    check_source(columns)
-    stop = load_stoplist(stoplist) | load_stopwords(add_stopwords)
-    words = read_languages(languages, net)
-    matcher = Matcher(net, senses, stop, read_overrides(overrides, net), words)
-    options = ReadOptions(columns, format, progress)
+    """Read what decides the meaning of hashtags and the posts to use; arguments of `curate`."""
+    net = WordNet.load(reading.wordnet)
+    check_source(reading.columns)
+    stop = load_stoplist(reading.stoplist) | load_stopwords(reading.add_stopwords)
+    words = read_languages(reading.languages, net)
+    matcher = Matcher(net, senses, stop, read_overrides(reading.overrides, net), words)
+    options = ReadOptions(reading.columns, reading.format, reading.progress)
     # the order of licenses does not matter
-    selection = PostSelection(
-        find_files(inputs, format), options, read_values(exclude), sorted(licenses)
-    )
+    files, excluded = find_files(inputs, reading.format), read_values(reading.exclude)
+    selection = PostSelection(files, options, excluded, sorted(reading.licenses))
     return net, matcher, selection
 
 
@@ -286,7 +274,7 @@ def _run_steps(
         "senses",
         [],
         [],
-        lambda: describe_used_senses(hashtag_facts, senses, matches, matcher, net),
+        lambda: describe_used_senses(hashtag_facts, tables["rules"], senses, matches, matcher, net),
     )
     classes, unsampled = work / "classes.parquet", work / "labels"
     class_facts = steps.run(

@@ -22,9 +22,10 @@ from swag_models.recipe.hashtags import Match, Matcher, canonicalise, name_class
 from swag_models.recipe.wordnet import WordNet
 
 MAX_LISTED_HASHTAGS = 50  # hashtags of each kind in the manifest
+NO_NOUN_CHOSEN = "dropped by context"
 KINDS = (
     *("lemma", "inflection", "ambiguous", "foreign", "override", "phrase", OWN),
-    *("dropped", "stopped", "machine tag", "unknown"),
+    *("dropped", NO_NOUN_CHOSEN, "stopped", "machine tag", "unknown"),
 )
 # Synsets are numbered, since joining and grouping by integers takes less time and memory.
 MATCHES = pa.schema(
@@ -57,7 +58,7 @@ class TagMatcher:
         self._friends: list[tuple[int, str]] = []  # words of several languages
         self._pairs: list[tuple[str, str, str, int]] = []
         self._repaired = {kind: [0, 0] for kind in REPAIRS}  # distinct hashtags, uses
-        self._unused = set(matcher.overrides)
+        self._unused, self._stopped = set(matcher.overrides), set[str]()
         self._context = ContextRules(matcher)
 
     def match_table(self, counts: Path, output: Path) -> None:
@@ -96,7 +97,8 @@ class TagMatcher:
         self._pairs += [(synset, tag, match.how, 0) for synset in others]
         if match.reason == "override":
             self._unused.discard(match.lemma)
-        self._context.add(tag, match)
+        self._stopped.update(match.stopped)
+        self._context.add(tag, match, count)
         if is_false_friend(match):
             self._friends.append((-count, tag))
         if match.how in self._listed:
@@ -165,6 +167,7 @@ class TagMatcher:
         ]
         facts["own"] = _list_own(own)
         facts["unused_overrides"] = sorted(self._unused)
+        facts["used_stopwords"] = sorted(self._stopped)
         own_counts = {"distinct": len(owned), "uses": sum(row["uses"] for row in own)}
         for name, counts in (("distinct", self._distinct), ("uses", self._uses)):
             counts = counts + Counter({OWN: own_counts[name]})
@@ -188,12 +191,21 @@ def _list_meanings(match: Match) -> Match:
 
 
 def describe_used_senses(
-    facts: Mapping[str, Any], senses: Path, matches: Path, matcher: Matcher, wordnet: WordNet
+    facts: Mapping[str, Any],
+    rules: Path,
+    senses: Path,
+    matches: Path,
+    matcher: Matcher,
+    wordnet: WordNet,
 ) -> dict[str, Any]:
-    """The ambiguous hashtags of the facts, with the images of each sense that posts chose.
+    """The facts that depend on the senses that posts chose.
+
+    These are the ambiguous hashtags, with the images of each sense; and the numbers of hashtags of
+    each kind, where those are counted as dropped by context for which the posts chose no noun.
 
     Args:
         facts: those of `TagMatcher.make_tables`.
+        rules: Parquet file with the columns of `context.RULES`.
         senses: Parquet file with the columns of `context.SENSES_USED`.
         matches: Parquet file with the columns of `MATCHES`.
         matcher: finds the lemma of a hashtag.
@@ -204,6 +216,16 @@ def describe_used_senses(
     for tag, images in used.items():
         match = matcher.match(repair_hashtag(tag)[0])
         totals.setdefault(match.lemma, Counter()).update(images)
+    distinct, uses = dict(facts["distinct"]), dict(facts["uses"])
+    rows = pyarrow.parquet.read_table(rules, columns=["tag", "uses"]).to_pylist()
+    for tag, count in ((row["tag"], row["uses"]) for row in rows):
+        if without_noun := used.get(tag, {}).get("", 0):
+            how = matcher.match(repair_hashtag(tag)[0]).how
+            is_always = len(used[tag]) == 1
+            moved_uses = count if is_always else without_noun
+            for counts, moved in ((distinct, is_always), (uses, moved_uses)):
+                counts[how] -= moved
+                counts[NO_NOUN_CHOSEN] += moved
 
     def describe_row(row: list[Any], counts: Mapping[str, int] | None) -> list[Any]:
         if not counts:
@@ -220,6 +242,8 @@ def describe_used_senses(
         return [*row[:2], "; ".join(chosen), others[1]]
 
     return {
+        "distinct": distinct,
+        "uses": uses,
         "ambiguous": [describe_row(row, totals.get(row[0])) for row in facts["ambiguous"]],
         "false_friends": [describe_row(row, used.get(row[0])) for row in facts["false_friends"]],
     }

@@ -22,7 +22,12 @@ from swag_models.errors import ConfigError
 from swag_models.hub.download import hash_file
 from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
-from swag_models.recipe.curation.context import SENSES_USED, count_senses, resolve_rules
+from swag_models.recipe.curation.context import (
+    SENSES_USED,
+    choose_senses,
+    count_senses,
+    resolve_rules,
+)
 from swag_models.recipe.curation.ingest import ReadOptions, unite_posts
 from swag_models.recipe.curation.matching import TagMatcher
 from swag_models.recipe.curation.own_classes import choose_own_classes
@@ -212,21 +217,18 @@ def gather_synsets(
         backend.map_parts(posts, images, lambda part: queries.gather_images(part, pairs))
         backend.store(SENSES_USED.empty_table(), senses)
         return {}
-    gathered = images.with_name("gathered")
+    gathered, chosen = images.with_name("gathered"), images.with_name("chosen")
     backend.map_parts(posts, gathered, lambda part: queries.gather_images(part, pairs))
     table = backend.read(rules)
-    backend.map_parts(gathered, images, lambda part: resolve_rules(part, table))
-    counted = images.with_name("counted")
-    backend.map_parts(gathered, counted, lambda part: count_senses(part, table))
-    parts = backend.read(counted)
-    counts = parts.group_by("tag", "number").agg(images=parts.images.sum().cast("int64"))
+    backend.map_parts(gathered, chosen, lambda part: choose_senses(part, table))
+    backend.map_parts([gathered, chosen], images, resolve_rules)
     rows = sorted(
-        backend.fetch(counts).to_pylist(),
+        backend.fetch(count_senses(backend.read(chosen))).to_pylist(),
         key=lambda row: (row["tag"], -row["images"], row["number"]),
     )
     backend.store(pa.Table.from_pylist(rows, SENSES_USED), senses)
     remove_table(gathered)
-    remove_table(counted)
+    remove_table(chosen)
     return {}
 
 

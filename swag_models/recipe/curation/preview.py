@@ -11,7 +11,7 @@ from swag_models.errors import check_minimum
 from swag_models.recipe.curation import pipeline, queries
 from swag_models.recipe.curation.backends import Backend, check_backend, open_backend
 from swag_models.recipe.curation.captions import tag_captions
-from swag_models.recipe.curation.curate import read_rules
+from swag_models.recipe.curation.curate import Reading, read_rules
 from swag_models.recipe.curation.steps import Facts
 from swag_models.recipe.curation.tag_table import read_senses
 from swag_models.recipe.hashtags import Match, Matcher
@@ -62,8 +62,7 @@ def preview(
         senses: as for `Curation`.
         count: number of hashtags.
         engine, master, memory, threads: as for `curate`.
-        **options: further options of `curate`: columns, format, wordnet, stoplist, add_stopwords,
-            overrides, exclude, licenses, progress.
+        **options: the fields of `Reading`.
 
     Returns:
         (the meanings, the facts of `pipeline.clean_posts`: how many posts were read and kept).
@@ -74,7 +73,7 @@ def preview(
     """
     check_minimum(1, dry_run=count)
     check_backend(engine, master)
-    net, matcher, selection = read_rules(inputs, senses, **options)
+    net, matcher, selection = read_rules(inputs, senses, Reading(**options))
     with tempfile.TemporaryDirectory(prefix="swag-models-") as name, disk_errors(Path(name)):
         work = Path(name)
         opening = open_backend(

@@ -88,7 +88,8 @@ def _list_blocks(
     yield "\n## Hashtags\n"
     yield (
         "How hashtags, as spelled in the posts, were matched with WordNet's nouns. "
-        "[hashtags.parquet](hashtags.parquet) has what became of each.\n"
+        "[hashtags.parquet](hashtags.parquet) has what became of each. Those dropped by context "
+        "mean no noun beside the other hashtags of their posts.\n"
     )
     kinds = [kind for kind in hashtags["distinct"] if kind != "all"]
     yield _format_table(
@@ -137,6 +138,11 @@ def _list_blocks(
     yield "![share of labels by number of classes](report/coverage.png)\n"
     yield from _list_imagenet(facts["imagenet"])
     senses = facts["parameters"]["senses"]
+    if unused := hashtags["unused_stopwords"]:
+        yield (
+            f"\nAdded stop words that match no hashtag, {len(unused):,}: "
+            f"{list_names(unused, MAX_ROWS)}"
+        )
     if unused := hashtags["unused_overrides"]:
         yield f"\nOverrides of hashtags that no post has: {list_names(unused, MAX_ROWS)}"
     if parameters := facts["parameters"]["languages"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -171,6 +172,7 @@ def test_each_sense_is_shown_with_its_own_uses(
     monkeypatch.setattr("swag_models.recipe.hashtags.load_senses", lambda: parse_senses(lines))
     posts = [["crane", "truck"]] * 3 + [["Crane", "truck"], ["Crane"], ["bank"], ["bank"], ["bear"]]
     posts += [["Bank", "river"], ["Bank"]]
+    posts[5] = ["bank", "bank"]
     file, out = write_tags(tmp_path / "p.parquet", posts), tmp_path / "out"
     options = [str(file), "-o", str(out), "--wordnet", str(wordnet), "--quiet"]
     assert main(["recipe", "curate", *options, "--dry-run"]) == 0
@@ -189,10 +191,19 @@ def test_each_sense_is_shown_with_its_own_uses(
     assert set(table["Crane"]["synsets"]) == {bird, machine}
     assert (table["bank"]["how"], table["bank"]["synsets"]) == ("dropped", [])
     assert (table["Bank"]["how"], table["Bank"]["synsets"]) == ("ambiguous", [shore])
+    kinds = json.loads((out / "manifest.json").read_text())["hashtags"]
+    counts = {how: (kinds["distinct"][how], kinds["uses"][how]) for how in kinds["distinct"]}
+    # bank twice in one post and once in another, Bank without river
+    assert counts["dropped by context"] == (1, 4)
+    assert (counts["ambiguous"], counts["dropped"]) == ((4, 7), (0, 0))
+    for position in (0, 1):
+        total, *rest = (count[position] for count in counts.values())
+        assert total == sum(rest)
     report = (out / "report.md").read_text()
+    assert "| dropped by context | 1 | 4 |" in report
     (line,) = [line for line in report.splitlines() if line.startswith("| crane | 5 | ")]
     assert f"{bird} crane: large long-necked wading bird (4); {machine} crane:" in line
-    (line,) = [line for line in report.splitlines() if line.startswith("| bank | 4 | ")]
+    (line,) = [line for line in report.splitlines() if line.startswith("| bank | 5 | ")]
     assert {"nothing (3);", "land (1)"} <= {
         " ".join(p) for p in zip(line.split(), line.split()[1:])
     }
