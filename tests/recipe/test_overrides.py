@@ -172,7 +172,7 @@ def test_the_command_records_overrides_and_names_unused_ones(
         BEAR: 1,
         BANK: 1,
         "n02132136": 1,
-        "n00015388": 1,
+        "n00015388": 2,
     }
     (tmp_path / "o.txt").write_text("bank n1\n")
     assert main(arguments) == 2
