@@ -1,7 +1,9 @@
-"""Subcommands that train a model on labelled images: show, plan, train."""
+"""Subcommands that train a model: show, plan, train, distill."""
 
 import argparse
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from swag_models.cli import plan
@@ -61,16 +63,45 @@ def train(options: argparse.Namespace) -> int:
     preset = get_preset(options.preset)
     # --init is a field of the run as well; it is applied after --set
     settings = [*options.set, *([f"init={options.init}"] if options.init else [])]
-    publish_info = PublishInfo(preset.name, options.name, options.description, options.license)
-    try:
-        model = train(
+    return run_training(
+        lambda: train(
             override(preset.run, settings),
             options.data,
             options.output,
             val=options.val,
+            embeddings=options.embeddings,
             progress=not options.quiet,
-            publish_info=publish_info,
-        )
+            publish_info=PublishInfo(
+                preset.name, options.name, options.description, options.license
+            ),
+        ),
+    )
+
+
+def distill(options: argparse.Namespace) -> int:
+    """Train a small model to give the features or probabilities of a larger one, without labels."""
+    from swag_models.recipe.training.distill import distill
+
+    return run_training(
+        lambda: distill(
+            options.student,
+            options.teacher,
+            options.data,
+            options.output,
+            settings=options.set,
+            init=options.init,
+            name=options.name,
+            description=options.description,
+            license=options.license,
+            progress=not options.quiet,
+        ),
+    )
+
+
+def run_training(work: Callable[[], Path]) -> int:
+    """Call a function that trains, and print the folder of the model that it returns."""
+    try:
+        model = work()
     except PreemptedError as error:
         print_message(error)
         return PREEMPTED
@@ -93,6 +124,13 @@ def add_commands(add: AddCommand) -> None:
             "swag-models recipe train vit_nano_hashtags --data shards/ -o runs/vit_nano",
         )
     )
+    _add_distill_options(
+        add(
+            "distill",
+            distill,
+            "swag-models recipe distill vit_b16 --teacher vit_h14 --data images/ -o runs/small",
+        )
+    )
 
 
 def _add_train_options(command: argparse.ArgumentParser) -> None:
@@ -104,6 +142,36 @@ def _add_train_options(command: argparse.ArgumentParser) -> None:
         "(.csv .jsonl .json, COCO annotations), or a Hugging Face dataset on disk",
     )
     command.add_argument("--val", help="validation data, in any of these forms")
+    command.add_argument(
+        "--embeddings",
+        metavar="FILE",
+        help="train a head on stored embeddings of the images, which are not read (.parquet .npy, "
+        "from swag-models embed); --data may then also be labels.parquet",
+    )
+    _add_output_options(command)
+
+
+def _add_distill_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "student",
+        help="architecture, for example vit_b16 or regnety_16gf; or timm: and a timm architecture",
+    )
+    command.add_argument(
+        "--teacher",
+        required=True,
+        metavar="MODEL",
+        help="a name, folder or hf-hub:org/repo; or a file that swag-models embed wrote",
+    )
+    command.add_argument(
+        "--data",
+        required=True,
+        help="images in any folders or tar files, packed shards, or labelled data as for train; "
+        "labels are not used",
+    )
+    _add_output_options(command)
+
+
+def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-o", "--output", required=True, help="output folder; an interrupted run is resumed"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from swag_models.errors import ImageError
 from swag_models.inference.image_sources import ImageRef
@@ -25,11 +26,7 @@ def describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]
         embedder: the model.
         refs: all images of the run.
     """
-    weights_hash, images_hash = hashlib.sha256(), hashlib.sha256()
-    for name, tensor in embedder.model.state_dict().items():
-        weights_hash.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        weights_hash.update(content.numpy().data)
+    images_hash = hashlib.sha256()
     for ref in refs:
         images_hash.update(f"{ref.name}\0".encode())
         if not isinstance(ref.source, Path):  # images in memory are named by number only
@@ -39,10 +36,20 @@ def describe_job(embedder: Embedder, refs: Sequence[ImageRef]) -> dict[str, Any]
         "width": embedder.model.num_features,
         "preprocess": repr(embedder.preprocess),
         "dtype": str(embedder.dtype).removeprefix("torch."),
-        "weights_sha256": weights_hash.hexdigest(),
+        "weights_sha256": hash_weights(embedder.model),
         "images_sha256": images_hash.hexdigest(),
         "images": len(refs),
     }
+
+
+def hash_weights(model: nn.Module) -> str:
+    """Return the SHA-256 of the names, shapes, dtypes and values of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(content.numpy().data)
+    return digest.hexdigest()
 
 
 def hash_images(refs: Sequence[ImageRef]) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from swag_models.decoding import decode_fields
 from swag_models.errors import ConfigError
+from swag_models.recipe.distillation import Distillation
 from swag_models.recipe.limits import check_fields, is_positive, is_probability
 
 MAX_GAMMA = 64  # focusing exponents; published ones are at most 5
@@ -242,7 +243,7 @@ class Run:
     """A training run. Exactly one of `epochs` and `steps` is given.
 
     Args:
-        arch: an architecture of the catalog.
+        arch: an architecture of the catalog; in distillation also timm:NAME.
         image_size: pixels, in training (see `augment.sizes`), validation and the published model.
         batch_size: samples in a step, over all ranks.
         epochs, steps: length of the run.
@@ -261,6 +262,7 @@ class Run:
         objective: what is minimised.
         augment: training-time augmentation.
         ema: moving average of the weights; None for none.
+        distill: learn from a teacher instead of labels; None to learn from labels.
         engine: how the work is laid out.
         checkpoint: when checkpoints are written.
         log_every: steps between two log lines.
@@ -287,6 +289,7 @@ class Run:
     objective: Objective = field(default_factory=Objective)
     augment: Augment = field(default_factory=Augment)
     ema: EMA | None = None
+    distill: Distillation | None = None
     engine: Engine = field(default_factory=Engine)
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     log_every: int = 50

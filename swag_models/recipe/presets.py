@@ -8,8 +8,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from swag_models.errors import ConfigError, suggest_names
-from swag_models.recipe.config import EMA, Augment, Engine, Objective, Optimizer, Run
+from swag_models.recipe.config import EMA, Engine, Objective, Optimizer, Run
 from swag_models.recipe.config_overrides import iterate_fields
+from swag_models.recipe.distill_runs import DISTILL, DISTILL_SOURCES
+from swag_models.recipe.nano_runs import (
+    NANO_DISTILL,
+    NANO_FINETUNE,
+    NANO_HASHTAGS,
+    NANO_LINEAR,
+    NANO_MULTILABEL,
+    NANO_SOURCES,
+    REGNETY_NANO_FINETUNE,
+    REGNETY_NANO_HASHTAGS,
+    REGNETY_NANO_LINEAR,
+    REGNETY_NANO_MULTILABEL,
+)
 from swag_models.recipe.value_sources import (
     UNUSED_OBJECTIVE,
     ValueSource,
@@ -335,62 +348,13 @@ MULTILABEL_SOURCES = {
     "num_classes": quote("the categories of MS-COCO", ML_DECODER),
 }
 
-# Miniatures for the generated scenes, trained on a CPU in minutes; every number is our choice
-
-NANO = choose("for the generated scenes, on a CPU")
-NANO_HASHTAGS = Run(
-    arch="vit_nano",
-    image_size=48,
-    batch_size=32,
-    epochs=1.25,
-    warmup=0.05,
-    optimizer=Optimizer("adamw", lr=2e-3, weight_decay=0.05, clip_norm=1.0),
-    augment=Augment(scale=(0.8, 1.0)),
-    engine=Engine(precision="fp32", workers=0),
-)
-NANO_FINETUNE = replace(
-    NANO_HASHTAGS,
-    epochs=None,
-    steps=200,
-    init="vit_nano_hashtags",
-    optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-3),
-)
-NANO_LINEAR = replace(
-    NANO_FINETUNE, trainable="head", optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-2)
-)
-NANO_MULTILABEL = replace(NANO_FINETUNE, objective=Objective("sigmoid"))
-REGNETY_NANO_HASHTAGS = replace(
-    NANO_HASHTAGS,
-    arch="regnety_nano",
-    batch_size=64,
-    epochs=0.85,
-    optimizer=replace(NANO_HASHTAGS.optimizer, lr=4e-3),
-)
-REGNETY_NANO_FINETUNE = replace(
-    REGNETY_NANO_HASHTAGS,
-    batch_size=32,
-    epochs=10,
-    init="regnety_nano_hashtags",
-    optimizer=replace(NANO_HASHTAGS.optimizer, lr=2e-3),
-)
-REGNETY_NANO_LINEAR = replace(
-    REGNETY_NANO_FINETUNE, trainable="head", optimizer=replace(NANO_HASHTAGS.optimizer, lr=1e-2)
-)
-REGNETY_NANO_MULTILABEL = replace(REGNETY_NANO_FINETUNE, objective=Objective("sigmoid"))
-NANO_PARTS = {name.split(".")[0] for name, _ in iterate_fields(NANO_FINETUNE)}
-NANO_SOURCES = {
-    **dict.fromkeys((*NANO_PARTS, *DATA_FIELDS), NANO),
-    "init": choose("the model or folder that the preset of this name writes"),
-    "samples_per_epoch": choose("about what curating 20,000 posts gives, or the test images"),
-    "num_classes": choose("about what curating 20,000 posts gives, or the things in the scenes"),
-}
-
 # Samples per epoch and classes of the hashtag data, ImageNet-1k, the generated posts and their
 # held-out images; of MS-COCO
 IG, IN, POSTS, HELD_OUT = (5_000_000_000, 27_000), (1_281_167, 1000), (24_000, 61), (2_000, 32)
 COCO = (82_783, 80)
 TUNED = "fine-tuning on ImageNet-1k, end to end"
 LINEAR = "a linear classifier for ImageNet-1k on a frozen backbone"
+DISTILLED = "learning from the outputs of another model, without labels"
 SEVERAL = "multi-label fine-tuning, end to end"
 NANO_SEVERAL = "miniature multi-label fine-tuning on scenes with several things"
 NANO_PRETRAINING = "miniature pre-training on the generated scenes' hashtags"
@@ -427,6 +391,10 @@ def _make_presets(
         Preset(f"{arch}_in1k", TUNED, in1k, *IN, {**sources[1], **engine_sources}),
         Preset(f"{arch}_in1k_linear", LINEAR, linear, *IN, sources[2]),
         Preset(f"{arch}_multilabel", SEVERAL, several, *COCO, several_sources),
+        Preset(
+            *(f"{arch}_distill", DISTILLED, replace(DISTILL, arch=arch, engine=engine), *IN),
+            {**DISTILL_SOURCES, **engine_sources},
+        ),
     )
 
 
@@ -446,5 +414,9 @@ PRESETS = (
     Preset("regnety_nano_linear", NANO_LINEAR_PROBE, REGNETY_NANO_LINEAR, *HELD_OUT, NANO_SOURCES),
     Preset(
         "regnety_nano_multilabel", NANO_SEVERAL, REGNETY_NANO_MULTILABEL, *HELD_OUT, NANO_SOURCES
+    ),
+    *(
+        Preset(f"{arch}_distill", DISTILLED, replace(NANO_DISTILL, arch=arch), *POSTS, NANO_SOURCES)
+        for arch in ("vit_nano", "regnety_nano")
     ),
 )

@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import EMA, Augment, Checkpointing, Engine, Objective, Optimizer, Run
+from swag_models.recipe.config import (
+    EMA,
+    Augment,
+    Checkpointing,
+    Engine,
+    Objective,
+    Optimizer,
+    Run,
+)
 from swag_models.recipe.config_overrides import iterate_fields, override
+from swag_models.recipe.distillation import Distillation
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.estimate import count_steps
 
@@ -143,6 +152,10 @@ def test_override_does_not_change_its_argument() -> None:
         ("augment.sizes=16,99999999", r"augment.sizes is \(16, 99999999\); allowed: 16384 or less"),
         ("optimizer.adjust_lr_fn=x", "optimizer.adjust_lr_fn is 'x'; allowed: match_rms_adamw, "),
         ("schedule=linear", "schedule is 'linear'; allowed: cosine, wsd"),
+        (
+            "distill.feature_weight=0",
+            "distill.feature_weight and logit_weight are 0; give one of them a",
+        ),
         ("epochs=none", "epochs is None and steps None; give one of them, and none for the other"),
     ],
 )
@@ -209,6 +222,9 @@ RANGES: dict[str, tuple[str, str]] = {
     "augment.flip": ("2", "a probability"),
     "augment.color_jitter": ("1.5", "from 0 to 1"),
     "augment.grayscale": ("-0.1", "a probability"),
+    "distill.feature_weight": ("-1", "0 or more"),
+    "distill.logit_weight": ("-1", "0 or more"),
+    "distill.temperature": ("0", "a positive number"),
     "ema.decay": ("1", "from 0 to below 1"),
     "ema.warmup_ratio": ("2", "a fraction from 0 to 1"),
     "engine.micro_batch": ("0", "a number of samples, or none"),
@@ -236,10 +252,10 @@ def test_every_number_has_a_range() -> None:
     free = {"seed"}
     values = {
         name: value
-        for name, value in iterate_fields(replace(RUN, ema=EMA()))
+        for name, value in iterate_fields(replace(RUN, ema=EMA(), distill=Distillation()))
         if not isinstance(value, (str, bool))
     }
-    assert values.keys() - free == RANGES.keys() | {"init"}
+    assert values.keys() - free == RANGES.keys() | {"init", "distill.teacher"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +42,7 @@ class ImageDataset:
         sha256: changes when an image or a label is likely to have changed; see `hash_file_sizes`.
         files: paths of all files that the images are read from, relative to `root` or absolute.
         reader: index -> upright RGB image; raises ImageError, which names the image.
+        repeats: how often each image is in an epoch, on average; None for once.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class ImageDataset:
     sha256: str
     files: Sequence[str]
     reader: Callable[[int], Image.Image]
+    repeats: Sequence[float] | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_files(
@@ -77,6 +79,7 @@ class ImageDataset:
             "kind": "folder",
             "title": root.resolve().name,
             "num_classes": len(class_names),
+            "files": paths,
             "sha256": fields.get("sha256") or hash_file_sizes(root, paths),
             # A partial of a module-level function can be pickled, which spawned workers require.
             "reader": partial(_read_file, root, paths),
@@ -86,12 +89,16 @@ class ImageDataset:
             names=paths,
             labels=labels,
             class_names=tuple(class_names),
-            files=paths,
             **{**defaults, **fields},
         )
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def epoch_size(self) -> int:
+        """Number of samples in an epoch, the sum of the repeats."""
+        return len(self) if self.repeats is None else max(1, round(sum(self.repeats)))
 
     def name(self, index: int) -> str:
         """Return the name of an image, with bytes that are not UTF-8 as escapes."""
@@ -132,6 +139,7 @@ class ImageDataset:
             class_names=tuple(class_names) if class_names else None,
             num_classes=num_classes,
             sha256=sha256,
+            repeats=self.repeats and [self.repeats[index] for index in indices],
             reader=partial(_read_cropped, self.reader, indices, names, border),
         )
 

@@ -4,7 +4,7 @@ Axes: N samples of a batch, S pixels.
 """
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -150,7 +150,7 @@ class _BatchReader(Dataset[WorkerResult]):
         self, position: int, transform: Transform, skipped: Counter[str]
     ) -> LoadedSample:
         for shift in range(MAX_CONSECUTIVE_BROKEN):
-            epoch, offset = divmod(position + shift, len(self.dataset))
+            epoch, offset = divmod(position + shift, self.dataset.epoch_size)
             index = int(self._order_images(epoch)[offset])
             try:
                 with seed_torch(hash_seed(self.seed, epoch, index, shift)):
@@ -165,14 +165,28 @@ class _BatchReader(Dataset[WorkerResult]):
         )
 
     def _order_images(self, epoch: int) -> NDArray[np.intp]:
-        """Return the indices of all images in the order of an epoch, (samples,)."""
+        """Return the indices of the images of an epoch in their order, (samples,)."""
         if epoch not in self._orders:
             if len(self._orders) > 1:
                 del self._orders[min(self._orders)]
             # Sort by raw bits, because NumPy may change the results of shuffle() between versions.
             generator = np.random.PCG64(hash_seed(self.seed, epoch, "order"))
-            self._orders[epoch] = np.argsort(generator.random_raw(len(self.dataset)), kind="stable")
+            size = self.dataset.epoch_size
+            order = np.argsort(generator.random_raw(size), kind="stable")
+            if (repeats := self.dataset.repeats) is not None:
+                order = _draw_repeated(repeats, size, hash_seed(self.seed, epoch, "repeats"))[order]
+            self._orders[epoch] = order
         return self._orders[epoch]
+
+
+def _draw_repeated(repeats: Sequence[float], size: int, seed: int) -> NDArray[np.intp]:
+    """Draw the images of an epoch, (size,): each either floor or ceil of its repeats times.
+
+    This is systematic sampling: equal steps along the sum of the repeats, from a random start.
+    """
+    ends = np.cumsum(np.asarray(repeats, np.float64))
+    steps = (np.arange(size) + seed / 2**63) * (ends[-1] / size)
+    return np.searchsorted(ends, steps, side="right").clip(max=len(repeats) - 1)
 
 
 class TrainLoader:
@@ -215,7 +229,11 @@ class TrainLoader:
         """
         if isinstance(self._source, ShardSource):
             return self._source.class_samples
-        counts = Counter(label for labels in self._source.labels for label in set(labels))
+        counts: dict[int, float] = defaultdict(float)
+        repeats = self._source.repeats or itertools.repeat(1)
+        for labels, repeat in zip(self._source.labels, repeats):
+            for label in set(labels):
+                counts[label] += repeat
         return [counts[label] for label in range(self._source.num_classes)]
 
     def list_local_files(self) -> Iterator[tuple[str, str]]:
@@ -285,7 +303,7 @@ def open_train_loader(
         return TrainLoader(source, source.samples, lanes)
     workers = engine.workers
     batches = IndexedBatches(source, transform, batch_size, seed, rank, world_size, workers)
-    return TrainLoader(source, len(source), batches)
+    return TrainLoader(source, source.epoch_size, batches)
 
 
 def merge_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -51,16 +51,26 @@ class Classes:
         return tuple((count + 1) / (self.samples + 2) for count in self.sample_counts)
 
 
-def read_class_names(loader: TrainLoader, data: Shards | ImageDataset) -> Classes:
+def read_class_names(
+    loader: TrainLoader, data: Shards | ImageDataset, vocabulary: Path | None = None
+) -> Classes:
     """Read the classes of training data: the hashtags of a vocabulary, or the loader's classes.
+
+    Args:
+        loader: of the data.
+        data: as it was given.
+        vocabulary: path of vocabulary.parquet; by default that beside packed shards.
 
     Raises:
         ConfigError: the number of classes is unknown, or a class has control characters.
     """
     if isinstance(data, ImageDataset):
-        check_printable(data.root, *(data.class_names or ()))
-        return _count(Classes(data.num_classes, data.class_names), loader)
-    if path := find_vocabulary(data):
+        if vocabulary is None:
+            check_printable(data.root, *(data.class_names or ()))
+            return _count(Classes(data.num_classes, data.class_names), loader)
+    elif vocabulary is None:
+        vocabulary = find_vocabulary(data)
+    if path := vocabulary:
         rows = read_vocabulary(path)
         hashtags = tuple(row["hashtag"] for row in rows)
         check_printable(path, *hashtags)

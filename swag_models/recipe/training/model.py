@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,6 @@ from swag_models.formatting import count_noun, describe_error, list_names, markd
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE, check_printable
 from swag_models.models import Backbone, build
-from swag_models.publish import save
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.asymmetric import balance_logits
 from swag_models.recipe.training.classes import Classes
@@ -76,7 +75,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         spec, keep_head = find_start_spec(run), False
         model = build(
             spec.config,
-            num_classes=len(classes),
+            num_classes=len(classes) or None,  # a student without the teacher's classes has none
             image_size=run.image_size,
             drop_path_rate=run.drop_path_rate,
             patch_drop_rate=run.patch_drop_rate,
@@ -99,7 +98,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
             patch_drop_rate=run.patch_drop_rate,
             backend="pread",  # training writes to every page of a mapped file
         )
-        if not keep_head:
+        if not keep_head and classes:
             old_head = model.get_classifier()
             model.reset_classifier(len(classes))
             if rows:
@@ -119,7 +118,7 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         model.freeze()
     return model, replace(
         spec,
-        num_classes=len(classes),
+        num_classes=len(classes) or None,
         classes=classes.names,
         synsets=classes.synsets,
         multi_label=run.objective.is_multi_label,
@@ -193,7 +192,7 @@ def is_published(output: Path, settings: Mapping[str, Any]) -> bool:
 def publish_model(
     output: Path,
     run: Run,
-    spec: ModelSpec,
+    write: Callable[..., None],
     classes: Classes,
     weights: Mapping[str, Any],
     data: Mapping[str, Any],
@@ -206,7 +205,7 @@ def publish_model(
     Args:
         output: folder of the run.
         run: the run.
-        spec: of the model, from `make_model`.
+        write: writes the folder, see `TrainState.publish`.
         classes: that it has learnt.
         weights: a state dict in timm's layout, on the CPU.
         data: description of the training data: name, kind, samples, classes, sha256.
@@ -214,16 +213,6 @@ def publish_model(
         info: what only the user knows.
         settings: as for `is_published`.
     """
-    # The weights are gathered already: a model on the meta device takes them without a copy.
-    with torch.device("meta"):
-        model = build(
-            spec.config,
-            num_classes=len(classes),
-            image_size=run.image_size,
-            global_pool=spec.global_pool,
-        )
-    model.load_state_dict(weights, assign=True)
-    model.spec = spec
     recipe = {
         "preset": info.preset,
         "run": run.to_dict(),
@@ -235,13 +224,15 @@ def publish_model(
     subject = f"trained on {data['name']}"
     if classes.synsets:
         subject = f"pre-trained on the hashtags of {data['name']}"
+    if run.distill:
+        subject = f"distilled from {data['teacher']['model']} on {data['name']}"
     init = f", from {run.init}" if run.init else ""
     top1 = scores.get("top1", math.nan)
     has_top1 = math.isfinite(top1)
     folder = output / "model"
-    save(
-        model,
+    write(
         folder,
+        weights,
         name=info.name,
         description=info.description or f"{run.arch}, {subject}{init}",
         classes=classes.names,
@@ -288,7 +279,12 @@ def describe_training(recipe: Mapping[str, Any]) -> str:
         f"{count_noun(data['classes'], 'class')}, SHA-256 `{data['sha256']}`",
         "length": f"{length}, {batch} of {pixels} px per step",
         "optimizer": f"{optimizer}, peak learning rate {Run.from_dict(run).lr:g}",
-        "objective": Run.from_dict(run).objective.describe(),
+        "objective": "distillation" if run["distill"] else Run.from_dict(run).objective.describe(),
+        **{
+            name: f"{data[name]['model']}, SHA-256 of its weights `{data[name]['weights_sha256']}`"
+            for name in ("teacher", "embeddings")
+            if name in data
+        },
         "validation": f"mAP {recipe['metrics']['mAP']:.2f}%" if "mAP" in recipe["metrics"] else "",
         "versions": ", ".join(f"{name} {version}" for name, version in recipe["versions"].items()),
     }

@@ -1,6 +1,7 @@
 """Parameter groups and optimizer, learning-rate schedule, and moving average of the weights."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from swag_models.errors import ConfigError
-from swag_models.models import group_parameters
+from swag_models.models import Backbone, group_parameters
+from swag_models.models.param_groups import NORMS
 from swag_models.recipe.config import EMA, Optimizer, Run
 from swag_models.recipe.training.muon import MuonAdamW, find_matrices
 
@@ -26,13 +28,16 @@ def make_optimizer(model: nn.Module, optimizer: Optimizer, lr: float) -> torch.o
     Raises:
         ConfigError: all parameters are frozen; or Muon has none, or is not part of this torch.
     """
-    groups = group_parameters(
-        model,
-        lr=lr,
-        weight_decay=optimizer.weight_decay,
-        layer_decay=optimizer.layer_decay,
-        no_decay=optimizer.no_decay,
-    )
+    if any(isinstance(module, Backbone) for module in model.modules()):
+        groups = group_parameters(
+            model,
+            lr=lr,
+            weight_decay=optimizer.weight_decay,
+            layer_decay=optimizer.layer_decay,
+            no_decay=optimizer.no_decay,
+        )
+    else:
+        groups = group_foreign_parameters(model, optimizer, lr)
     if not groups:
         raise ConfigError("all parameters are frozen; leave at least the head trainable")
     if optimizer.kind == "sgd":
@@ -44,6 +49,38 @@ def make_optimizer(model: nn.Module, optimizer: Optimizer, lr: float) -> torch.o
     if optimizer.kind == "muon":
         return MuonAdamW(groups, find_matrices(model), optimizer, lr=lr, fused=is_fused or None)
     return torch.optim.AdamW(groups, lr=lr, betas=optimizer.betas, fused=is_fused or None)
+
+
+def group_foreign_parameters(
+    model: nn.Module, optimizer: Optimizer, lr: float
+) -> list[dict[str, Any]]:
+    """Sort the parameters of a model of timm into groups, as `group_parameters` does.
+
+    Raises:
+        ConfigError: the settings need the order of the layers.
+    """
+    if optimizer.layer_decay != 1:
+        raise ConfigError(
+            f"optimizer.layer_decay is {optimizer.layer_decay:g}; allowed for a timm student: 1"
+        )
+    exempt = set[int]()  # ids of parameters without weight decay
+    modules: list[Any] = list(model.modules())
+    for module in modules:
+        if optimizer.no_decay != "nothing" and isinstance(module, NORMS):
+            exempt |= set(map(id, module.parameters()))
+        if optimizer.no_decay == "norms and biases" and hasattr(module, "no_weight_decay"):
+            names = module.no_weight_decay()  # timm's method
+            exempt |= {id(weight) for name, weight in module.named_parameters() if name in names}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for weight in model.parameters():
+        is_vector = optimizer.no_decay == "norms and biases" and weight.ndim <= 1
+        if weight.requires_grad:
+            decay = 0.0 if is_vector or id(weight) in exempt else optimizer.weight_decay
+            groups.setdefault(decay, []).append(weight)
+    return [
+        {"params": weights, "lr": lr, "scale": 1.0, "weight_decay": decay}
+        for decay, weights in groups.items()
+    ]
 
 
 def schedule_lr(

@@ -3,8 +3,9 @@
 Axes: N samples of one forward pass on one rank, C classes, S pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from swag_models.models import build
 from swag_models.preprocess import Transform
+from swag_models.publish import save
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.training.classes import Classes, weigh_classes
@@ -178,6 +181,26 @@ class TrainState:
     def micro_batch_size(self) -> int:
         """Samples that go through the model at once."""
         return min(self.run.engine.micro_batch or self.local_batch_size, self.local_batch_size)
+
+    def publish(self, folder: Path, weights: Mapping[str, Any], **details: Any) -> None:
+        """Write the model as a folder.
+
+        Args:
+            folder: created if missing.
+            weights: a state dict of `final_model`, on the CPU.
+            **details: as for `publish.save`.
+        """
+        # The weights are gathered already: a model on the meta device takes them without a copy.
+        with torch.device("meta"):
+            model = build(
+                self.spec.config,
+                num_classes=self.spec.num_classes,
+                image_size=self.run.image_size,
+                global_pool=self.spec.global_pool,
+            )
+        model.load_state_dict(weights, assign=True)
+        model.spec = self.spec
+        save(model, folder, **details)
 
     def collect_tensors(self) -> dict[str, Any]:
         """The tensors of a checkpoint, not copied; see the function of this name."""

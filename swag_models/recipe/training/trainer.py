@@ -19,13 +19,13 @@ import math
 import os
 import threading
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from swag_models.errors import PreemptedError, TrainingError
+from swag_models.errors import ConfigError, PreemptedError, TrainingError
 from swag_models.paths import expand_path
 from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
@@ -33,14 +33,11 @@ from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.eval_loader import EvalLoader
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.stream import hash_seed
-from swag_models.recipe.data.train_loader import TrainLoader, merge_states, open_train_loader
-from swag_models.recipe.data.transforms import Augmentation
+from swag_models.recipe.data.train_loader import TrainLoader, merge_states
 from swag_models.recipe.training.batch_queue import BatchQueue
 from swag_models.recipe.training.checkpointer import Checkpointer
-from swag_models.recipe.training.classes import read_class_names
 from swag_models.recipe.training.distributed import DistContext, collect_weights, init_distributed
 from swag_models.recipe.training.estimate import count_steps
-from swag_models.recipe.training.head_init import plan_head
 from swag_models.recipe.training.logging import MetricLogger, Throughput
 from swag_models.recipe.training.model import (
     PublishInfo,
@@ -54,7 +51,8 @@ from swag_models.recipe.training.run_dir import (
     open_run_dir,
     write_bad_loss,
 )
-from swag_models.recipe.training.train_state import TrainState, make_train_state
+from swag_models.recipe.training.setup import set_up
+from swag_models.recipe.training.train_state import TrainState
 from swag_models.recipe.training.validation import open_validation, validate
 from swag_models.recipe.worker_pool import watch_signals
 from swag_models.resumable import report_done
@@ -69,6 +67,7 @@ def train(
     output: str | os.PathLike[str],
     *,
     val: Shards | ImageDataset | None = None,
+    embeddings: str | os.PathLike[str] | None = None,
     device: torch.device | None = None,
     tensorboard: bool = True,
     progress: bool = True,
@@ -81,6 +80,8 @@ def train(
         data: training data; see `open_train_loader`.
         output: folder of the run; call again with the same arguments to resume.
         val: validation data; see `open_eval_loader`.
+        embeddings: a file that `swag-models embed` wrote, to train a head on the embeddings of the
+            images instead of the images; `data` may also be labels.parquet.
         device: as for `init_distributed`.
         tensorboard: write files for TensorBoard as well, which must be installed.
         progress: draw a progress bar if stderr is a terminal.
@@ -101,26 +102,17 @@ def train(
         watch_signals() as stop_requested,
         ExitStack() as stack,
     ):
-        loader = open_train_loader(
-            data,
-            Augmentation(run.augment, run.image_size, run.seed),
-            batch_size=run.batch_size,
-            seed=run.seed,
-            rank=dist.rank,
-            world_size=dist.world_size,
-            engine=run.engine,
-        )
+        setup = set_up(run, data, embeddings, output, dist)
+        loader, classes, state = setup.loader, setup.classes, setup.state
         stack.enter_context(closing(loader))
-        classes = read_class_names(loader, data)
         # the loader counts the classes that occur in shards; a vocabulary may have more
-        data_info = {**loader.facts, "classes": len(classes)}
-        head = dist.run_on_main(lambda: plan_head(run, output, classes.names, classes.synsets))
-        classes = replace(classes, head=head)
-        state = make_train_state(run, classes, dist)
+        data_info = {**loader.facts, "classes": len(classes), **setup.facts}
+        if val is not None and run.distill:
+            raise ConfigError("in distillation there are no labels to validate with; omit val")
         eval_loader = None if val is None else open_validation(val, state, classes)
 
         # Everything above can fail on wrong input; the folder is claimed for the run only now.
-        head_facts = head and head.facts
+        head_facts = classes.head and classes.head.facts
         claim_run_dir(work, run, data_info, loader.list_local_files(), dist, head_facts)
         val_facts = None if eval_loader is None else eval_loader.facts
         settings = {"info": asdict(publish_info), "val": val_facts}
@@ -132,10 +124,10 @@ def train(
         with discard_unstarted(output, dist, lambda: trainer.done > 0), closing(trainer.logger):
             trainer.fit(stop_requested)
         weights = collect_weights(state.final_model)  # last: a published model ends the run
-        spec, scores = state.spec, trainer.scores
+        write, scores = state.publish, trainer.scores
         dist.run_on_main(
             lambda: publish_model(
-                output, run, spec, classes, weights, data_info, scores, publish_info, settings
+                output, run, write, classes, weights, data_info, scores, publish_info, settings
             )
         )
         return output / "model"
