@@ -1,7 +1,6 @@
 """Settings of a training run as frozen dataclasses. Imports no torch.
 
-`dataclasses.replace` makes a variant of a run; so does `config_overrides.override`, which the
-option `--set` uses.
+`dataclasses.replace` makes a variant; so does `config_overrides.override`, as `--set` does.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -349,5 +348,4 @@ class Run:
     @classmethod
     def from_dict(cls, data: Any) -> "Run":
         """The inverse of `to_dict`, also after JSON; ConfigError names a field that is wrong."""
-        # a seed may be 0 or negative; the other ranges are checked in __post_init__
-        return decode_fields(cls, data, name="a run", positive=False)
+        return decode_fields(cls, data, name="a run", positive=False)  # ranges: __post_init__
