@@ -93,8 +93,6 @@ def choose_run(
     is_vit = isinstance(spec.config, ViTConfig)
     usual_batch = SMALL_BATCH if images < LARGE_DATA else LARGE_BATCH
     rate = RATE_LINEAR if linear else RATE if is_vit else RATE_REGNET
-    if head_init == "hashtags":
-        rate *= KNOWN_HEAD
     base = Run(
         arch=spec.arch,
         image_size=height if image_size is None else image_size,
@@ -118,6 +116,8 @@ def choose_run(
         engine=_choose_engine(device),
     )
     run = override(base, settings)
+    if lr is None and run.head_init == "hashtags":
+        run = replace(run, optimizer=replace(run.optimizer, lr=KNOWN_HEAD * run.optimizer.lr))
     steps = count_steps(run, images)
     # one evaluation an epoch, of which a run over few images has many
     passes = steps * run.batch_size / images

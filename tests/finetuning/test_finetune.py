@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,10 @@ from swag_models.api import get_spec, load_classes, load_model
 from swag_models.cli import main
 from swag_models.finetuning import finetune
 from swag_models.finetuning.defaults import choose_epochs, choose_run
+from swag_models.finetuning.job import complete_job
 from swag_models.inference import Classifier
+from swag_models.recipe.config import Run
+from swag_models.recipe.config_overrides import iterate_fields
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -382,6 +387,26 @@ def test_the_settings_suit_few_and_many_images() -> None:
     assert choose_run(get_spec("vit_h14"), "vit_h14", 50, cpu).lr < 1e-4
     chosen = choose_run(get_spec(NANO), NANO, 50, cpu, settings=["checkpoint.every=7"], epochs=2)
     assert (chosen.checkpoint.every, chosen.epochs) == (7, 2)
+
+
+def test_a_head_of_hashtags_is_trained_at_a_tenth_of_the_rate() -> None:
+    def choose(**options: Any) -> Run:
+        return choose_run(get_spec(NANO), NANO, 50, torch.device("cpu"), **options)
+
+    usual = choose().lr
+    assert choose(head_init="hashtags").lr == pytest.approx(usual / 10)
+    chosen = choose(settings=["head_init=hashtags"])
+    assert (chosen.head_init, chosen.lr) == ("hashtags", pytest.approx(usual / 10))
+    assert choose(head_init="hashtags", lr=0.5).lr == 0.5
+    assert choose(head_init="hashtags", settings=["optimizer.lr=0.5"]).lr == 0.5
+
+
+def test_a_job_of_a_version_without_a_setting_is_the_same_job() -> None:
+    run = choose_run(get_spec(NANO), NANO, 50, torch.device("cpu"))
+    job = json.loads(json.dumps({"model": NANO, **dict(iterate_fields(run))}))
+    earlier = {name: value for name, value in job.items() if name != "head_init"}
+    assert complete_job(earlier) == complete_job(job)
+    assert complete_job(earlier) != complete_job({**job, "head_init": "hashtags"})
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def match_rows(
         what = "has no head" if spec.num_classes is None else "has classes without names"
         raise ConfigError(
             f"{spec.name} {what}, so a new head cannot start from its hashtags; choose a model "
-            "with hashtags, such as vit_nano_hashtags, or head_init=random"
+            'with hashtags, such as vit_nano_hashtags, or head_init="random"'
         )
     classes = name_spec_classes(spec)
     # a hashtag without a synset, which has the id tag:NAME, is known by its name
@@ -103,8 +103,12 @@ def match_rows(
     ]
     reader = None if wordnet is None else NameReader(wordnet, keys)
     candidates = classes.find_candidates(keys, by_lemma=False)
-    # the other classes can say that a name is not used as the hashtag of this name
-    named = [key in candidates and not (reader and reader.depends_on_others(key)) for key in keys]
+    # Two classes can have a name, and the others can say that it is not used as their hashtag.
+    named = [
+        key in candidates
+        and not (reader and (len(candidates[key]) > 1 or reader.depends_on_others(key)))
+        for key in keys
+    ]
     found = [
         ("name", dict.fromkeys(sorted(candidates[key]), 1.0)) if is_named else ("", {})
         for key, is_named in zip(keys, named)

@@ -83,12 +83,12 @@ def match_head(
     if run.init is None:
         raise ConfigError(
             "head_init is 'hashtags' and init is none; give init= a model with hashtags, such as "
-            "vit_nano_hashtags, or use head_init=random"
+            'vit_nano_hashtags, or use head_init="random"'
         )
     if names is None:
         raise ConfigError(
             "head_init is 'hashtags', but the classes of the data have no names; name them, or use "
-            "head_init=random"
+            'head_init="random"'
         )
     spec = get_spec(run.init)
     if spec.classes == names:
@@ -104,7 +104,7 @@ def match_head(
         raise ConfigError(
             f"head_init is 'hashtags', but no class of the data ({list_names(names, 5)}) is or is "
             f"near a class of {spec.name} ({list_names(rows.hashtags, 3)}); use "
-            f"head_init=random{problem}"
+            f'head_init="random"{problem}'
         )
     counts = {kind: count for kind, count in rows.to_dict()["matched"].items() if count}
     line = (

@@ -108,6 +108,13 @@ def test_a_hashtag_finds_its_synset_and_a_class_of_its_own_its_name(
     assert found["roadsign"] == ("name", ["roadsign"])
 
 
+def test_wordnet_decides_between_classes_of_one_name(small_wordnet: WordNet) -> None:
+    spec = make_spec(("crane", "n02012849"), ("crane", "n03126707"), ("mouse", "n02330245"))
+    assert match_rows(spec, ["crane"], None, small_wordnet).weights == ({1: 1.0},)
+    assert match_rows(spec, ["crane, animal"], None, small_wordnet).weights == ({0: 1.0},)
+    assert match_rows(spec, ["crane"]).weights == ({0: 0.5, 1: 0.5},)
+
+
 def test_without_wordnet_names_and_ids_match() -> None:
     rows = match_rows(SCENES, ["Sail Boat", "n02512053", "cars"])
     assert rows.kinds == ("name", "name", "")
