@@ -96,7 +96,8 @@ class Objective:
             mixup=(lambda alpha: alpha >= 0, "0 or more"),
             gamma_pos=(lambda gamma: 0 <= gamma <= MAX_GAMMA, f"0 to {MAX_GAMMA}"),
             gamma_neg=(lambda gamma: 0 <= gamma <= MAX_GAMMA, f"0 to {MAX_GAMMA}"),
-            clip=(lambda margin: 0 <= margin < 1, "from 0 to below 1"),
+            # 1 - p + clip must not vanish in float32
+            clip=(lambda clip: clip == 0 or 1e-6 <= clip < 1, "0, or 1e-6 to below 1"),
         )
         if self.weighting != "none" and self.kind != "softmax":
             raise ConfigError(

@@ -216,7 +216,7 @@ RANGES: dict[str, tuple[str, str]] = {
     "objective.mixup": ("-0.1", "0 or more"),
     "objective.gamma_pos": ("-1", "0 to 64"),
     "objective.gamma_neg": ("65", "0 to 64"),
-    "objective.clip": ("1", "from 0 to below 1"),
+    "objective.clip": ("1e-7", "0, or 1e-6 to below 1"),
     "augment.scale": ("0.5,0.1", "two fractions, the smaller first"),
     "augment.ratio": ("2,1", "0.001 to 1000, the smaller first"),
     "augment.flip": ("2", "a probability"),

@@ -116,7 +116,7 @@ def _list_blocks(
     if "threshold" in labels:  # of the sampling "metaclip"
         share = labels["tail_labels"] / labels["labels"]
         yield (
-            f"Each class keeps {labels['threshold']:,g} of its images on average, and all if it "
+            f"Each class keeps {labels['threshold']:,.12g} of its images on average, and all if it "
             f"has fewer, as {count_noun(labels['tail_classes'], 'class')} with {share:.1%} of the "
             "labels. An image is kept if one of its classes keeps it.\n"
         )

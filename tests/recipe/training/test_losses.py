@@ -299,6 +299,16 @@ def test_the_asymmetric_loss_and_its_gradients_are_the_papers(
     assert losses.mean().item() == pytest.approx(loss.item(), rel=1e-4)  # timm's is float32
 
 
+@pytest.mark.parametrize("clip", [0.0, 1e-6, 0.999])
+def test_the_asymmetric_loss_of_far_out_logits_is_finite(clip: float) -> None:
+    objective = Objective("asymmetric", gamma_pos=0.5, gamma_neg=0.5, clip=clip)
+    logits = torch.tensor([[1e4, -1e4, 100.0], [-100.0, 30.0, -30.0]], requires_grad=True)
+    losses = compute_losses(objective, logits, make_targets([[0], [1, 2]], "asymmetric", 3))
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert logits.grad.isfinite().all()
+
+
 def test_the_asymmetric_loss_without_parameters_is_the_sigmoids() -> None:
     logits, targets = 8 * torch.randn(9, 30), draw_targets("sigmoid", 9, 30)
     plain = Objective("asymmetric", gamma_pos=0, gamma_neg=0, clip=0)
