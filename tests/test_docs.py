@@ -302,6 +302,7 @@ def test_linked_files_exist() -> None:
         "docs/yfcc100m.md",
         "docs/evaluation.md",
         "docs/multilabel.md",
+        "docs/distill.md",
         "docs/duplicates.md",
         "docs/usage.md",
         "docs/serving.md",
