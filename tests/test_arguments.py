@@ -249,7 +249,7 @@ def make_calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, An
             {
                 "config": REGNET,
                 **sizes,
-                **{name: value for name, value in build.items() if name != "attn_drop_rate"},
+                **{name: build[name] for name in ("in_chans", "drop_rate", "drop_path_rate")},
                 "global_pool": "avg",
             },
         ),

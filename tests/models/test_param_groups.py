@@ -98,7 +98,7 @@ class TestAgainstTimm:
                     for name, layer in layers.items()
                     if name == part or name.startswith(f"{part}.")
                 }
-                assert numbers == {number}
+                assert numbers == {number} or part == "patch_drop"  # which has no parameters
 
 
 @pytest.mark.parametrize("family", FAMILIES)
