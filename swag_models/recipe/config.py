@@ -1,7 +1,4 @@
-"""Settings of a training run as frozen dataclasses. Imports no torch.
-
-`dataclasses.replace` makes a variant; so does `config_overrides.override`, as `--set` does.
-"""
+"""Settings of a training run as frozen dataclasses. Imports no torch."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
