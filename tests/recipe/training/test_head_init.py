@@ -271,7 +271,9 @@ def test_ranks_start_from_the_same_head(images: Path, tmp_path: Path) -> None:
     options = ["--init", "vit_nano_hashtags"]
     for ranks, settings in ((1, ()), (2, ()), (2, ("engine.parallel=fsdp",))):
         output = tmp_path / f"{ranks}{len(settings)}"
-        run(make_arguments(images, output, *SMALL, *settings, options=options), ranks)
+        # AdamW would make differences of rounding as large as its rate
+        plain = ("optimizer.kind=sgd", "optimizer.lr=0.01", *settings)
+        run(make_arguments(images, output, *SMALL, *plain, options=options), ranks)
     compare(tmp_path / "10", tmp_path / "20")
     compare(tmp_path / "10", tmp_path / "21")
 
