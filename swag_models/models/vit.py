@@ -152,11 +152,7 @@ class ViT(ViTInterface):
         if attn_mask is None:
             return self.norm(self.blocks(self.patch_drop(x)))
         assert not is_scripting(), "a scripted model takes no attention mask"
-        if self.training and self.patch_drop.rate:
-            raise ConfigError(
-                f"attn_mask needs all patches, but patch_drop_rate is {self.patch_drop.rate:g} in "
-                "training; leave one of them out"
-            )
+        self._check_no_drop()
         self._check_mask(attn_mask, x)
         for block in self.blocks:
             x = self.blocks.step(block, x, attn_mask)
@@ -196,6 +192,14 @@ class ViT(ViTInterface):
 
     def no_weight_decay(self) -> set[str]:
         return {"cls_token", "pos_embed"}
+
+    def _check_no_drop(self) -> None:
+        """Raise ConfigError if patches are dropped, because an attention mask needs all."""
+        if self.patch_drop.training and self.patch_drop.rate:
+            raise ConfigError(
+                f"attn_mask needs all patches, but patch_drop_rate is {self.patch_drop.rate:g} in "
+                "training; leave one of them out"
+            )
 
     def _embed(self, x: Tensor) -> Tensor:
         """Convert images (N, C, H, W) to tokens with positions (N, S, D)."""
