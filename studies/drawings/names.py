@@ -9,7 +9,7 @@ from typing import Any
 
 from studies.drawings.held_out import NAMES_FILE
 from studies.drawings.split import SPLITS
-from swag_models.atomic import write_text
+from swag_models.atomic import write_json
 from swag_models.errors import ConfigError
 from swag_models.paths import read_lines
 from swag_models.recipe.classes.wordnet_mapping import HashtagMapping, Target
@@ -115,14 +115,14 @@ def write_names(folder: Path, things: Mapping[str, Target]) -> Path:
         folder: of a held-out set.
         things: emoji -> the thing.
     """
-    lines = [
-        f'{row["path"]},"{things[row["emoji"]].name}"'
+    labels = {
+        row["path"]: [things[row["emoji"]].name]
         for row in read_posts(folder)
         if row["emoji"] in things
-    ]
-    if not lines:
+    }
+    if not labels:
         raise ConfigError(f"no emoji of {folder} has a name among the classes of the model")
-    write_text(folder / NAMES_FILE, "\n".join(["file_name,labels", *lines]) + "\n")
+    write_json(folder / NAMES_FILE, labels)
     return folder / NAMES_FILE
 
 

@@ -64,11 +64,7 @@ def test_things_are_emoji_whose_name_is_a_noun(tmp_path: Path) -> None:
     assert things["1"] == things["2"] == Target("owl", things["1"].synsets)
     (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in posts))
     path = write_names(tmp_path, things)
-    assert path.read_text().splitlines() == [
-        "file_name,labels",
-        'images/1.png,"owl"',
-        'images/2.png,"owl"',
-    ]
+    assert json.loads(path.read_text()) == {"images/1.png": ["owl"], "images/2.png": ["owl"]}
     with pytest.raises(ConfigError, match="no emoji of"):
         write_names(tmp_path, {"9": things["1"]})
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from swag_models.api import get_spec, load_classes, load_model
 from swag_models.errors import ConfigError
+from swag_models.formatting import count_noun
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.hub.published_files import find_beside
 from swag_models.inference.embed_job import hash_weights
@@ -172,7 +173,9 @@ def open_teacher(distill: Distillation, device: torch.device) -> Teacher:
     options: dict[str, Any] = {} if has_head else {"num_classes": None}
     model = load_model(spec, device=device, **options)
     if model.in_chans != 3:
-        raise ConfigError(f"teacher {name} takes {model.in_chans} channels; allowed: 3")
+        raise ConfigError(
+            f"teacher {name} takes {count_noun(model.in_chans, 'channel')}; allowed: 3"
+        )
     model.eval().requires_grad_(False)
     classes = read_teacher_classes(spec) if has_head else Classes(0)
     facts = {"model": spec.name, "weights_sha256": hash_weights(model)}
