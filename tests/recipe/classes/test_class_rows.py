@@ -120,7 +120,8 @@ def test_without_wordnet_names_and_ids_match() -> None:
     assert rows.kinds == ("name", "name", "")
 
 
-def test_a_vocabulary_of_thousands_of_hashtags_is_matched_in_seconds(
+@pytest.mark.slow
+def test_a_vocabulary_of_thousands_of_hashtags_is_matched(
     scenes_wordnet: WordNet,
 ) -> None:
     spec = make_spec(*((f"tag{n}", synset) for n, synset in enumerate(scenes_wordnet.synsets)))

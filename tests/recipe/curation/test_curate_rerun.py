@@ -132,6 +132,7 @@ def test_the_same_inputs_give_the_same_bytes(wordnet: Path, tmp_path: Path) -> N
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(wordnet: Path, tmp_path: Path) -> None:
     posts = write_posts(tmp_path / "p.parquet", make_posts(3000))
     command = [sys.executable, "-c", CURATE, str(posts)]

@@ -131,6 +131,7 @@ def test_the_gradient_at_a_high_temperature_is_that_of_matching_logits() -> None
     assert torch.allclose(logits.grad, (logits.detach() - goals) / 8, atol=1e-5)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_features_of_its_teacher_and_is_published_without_a_head(
     images: Path, tmp_path: Path
 ) -> None:

@@ -96,7 +96,8 @@ def test_rows_are_weighted_means_of_the_old_rows(keep_biases: bool) -> None:
     assert all(weight.requires_grad for weight in head.parameters())
 
 
-@pytest.mark.parametrize("arch", ["vit_nano", pytest.param("regnety_nano", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["vit_nano", "regnety_nano"])
 def test_a_head_names_things_before_it_is_trained(arch: str, scenes: Path) -> None:
     run = make_run(arch=arch)
     dataset = open_image_dataset(scenes / "held_out")

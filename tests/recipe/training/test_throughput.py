@@ -50,6 +50,7 @@ def test_waiting_that_fails_counts_as_waiting() -> None:
     assert throughput.read()["wait_share"] > 0
 
 
+@pytest.mark.slow
 def test_memory_is_the_peak_of_the_process() -> None:
     throughput = Throughput(1, CPU, "fp32")
     before = throughput.read()["memory_gib"]

@@ -77,9 +77,8 @@ def test_two_ranks_learn_what_one_does(
     assert list_steps(output) == list_steps(alone)
 
 
-@pytest.mark.parametrize(
-    "kinds", [("ddp", "ddp"), *(pytest.param(each, marks=pytest.mark.slow) for each in MOVES)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [("ddp", "ddp"), *MOVES])
 def test_a_run_moves_between_numbers_of_ranks(
     kinds: tuple[str, str], packed: Path, tmp_path: Path
 ) -> None:

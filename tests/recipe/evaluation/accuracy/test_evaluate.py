@@ -98,7 +98,8 @@ def test_classes_with_equal_logits_keep_their_order(model: Path, digits: Path) -
     assert all(labels == [2, 5, 8][: len(labels)] for labels in equal)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("folder", marks=pytest.mark.slow), "shards"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folder", "shards"])
 def test_number_of_ranks_does_not_change_results(
     kind: str, model: Path, digits: Path, shards: Path, tmp_path: Path
 ) -> None:
