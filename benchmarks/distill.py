@@ -40,7 +40,7 @@ METHODS = {
     "distilled, both": ("distill.logit_weight=1",),
 }
 SCRATCH = "from scratch, hashtags"
-HEAD_EPOCHS = 20
+HEAD_EPOCHS = 10
 
 
 def halve(data: ImageDataset) -> tuple[ImageDataset, ImageDataset]:

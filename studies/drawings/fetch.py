@@ -37,7 +37,7 @@ def fetch_npm(package: NpmPackage, cache: Path) -> Path:
     with disk_errors(cache, resumable=True):
         cache.mkdir(parents=True, exist_ok=True)
         with temporary_folder(path) as folder:
-            _run(["npm", "pack", "--silent", spec], folder, spec, cache)
+            _run(["npm", "pack", "--loglevel=error", spec], folder, spec, cache)
             downloaded = folder / package.file_name
             if not downloaded.is_file():
                 raise FetchError(f"npm pack {spec} wrote no file {package.file_name}; try again")
@@ -106,8 +106,8 @@ def _run(command: Sequence[str], folder: Path, what: str, cache: Path) -> None:
     program = shutil.which(command[0])
     if program is None:
         raise ConfigError(
-            f"{command[0]} is not installed; install it to get {what}, or put the "
-            f"file of the package into {cache}"
+            f"{command[0]} is not installed; install it to get {what}"
+            + ("" if command[0] == "dpkg-deb" else f", or put the file of the package into {cache}")
         )
     try:
         subprocess.run(  # nosec B603
@@ -124,6 +124,7 @@ def _run(command: Sequence[str], folder: Path, what: str, cache: Path) -> None:
             f"{command[0]} did not finish {what} in {TIME_LIMIT} seconds; rerun to try again"
         ) from None
     except subprocess.CalledProcessError as error:
-        lines = [line for line in (error.stderr or error.stdout).splitlines() if line.strip()]
+        output = (error.stderr or error.stdout).splitlines()
+        lines = [line for line in output if line.strip() and "complete log" not in line]
         reason = lines[-1].strip() if lines else f"exit code {error.returncode}"
         raise FetchError(f"{command[0]} failed with {what}: {reason}; rerun to try again") from None

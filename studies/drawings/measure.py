@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from studies.drawings.held_out import LABELS_FILE, read_synsets
-from studies.drawings.names import describe_share, measure_names, read_emoji
+from studies.drawings.names import describe_share, measure_names, read_copies, read_emoji
 from studies.drawings.split import SPLITS
 from swag_models.atomic import write_json
 from swag_models.cli import run_command
@@ -99,19 +99,22 @@ def measure_drawings(
     }
     if emoji := read_emoji(folder):
         net = WordNet.load(wordnet)
-        gallery = run_model(model, root / "images", progress)
+        gallery = run_model(model, root / "images", progress, read_copies(root))
         result |= measure_names(model, root, held_out, net, progress)
         result |= measure_neighbours(outputs, emoji, gallery, read_emoji(root))
     return result
 
 
-def run_model(model: EvaluatedModel, images: Path, progress: bool) -> Outputs:
-    """Compute logits and features of all images of a folder.
+def run_model(
+    model: EvaluatedModel, images: Path, progress: bool, left_out: Collection[str] = ()
+) -> Outputs:
+    """Compute logits and features of the images of a folder.
 
     Args:
         model: the model.
         images: the folder; the names of its files are ids.
         progress: whether to show a progress bar.
+        left_out: ids of images that the outputs do not contain.
     """
     loader = open_eval_loader(
         open_unlabelled(images), model.fit, batch_size=64, rank=0, world_size=1, workers=0
@@ -123,7 +126,8 @@ def run_model(model: EvaluatedModel, images: Path, progress: bool) -> Outputs:
             ids += [Path(identifier).stem for identifier in batch.ids]
             bar.update(len(batch.ids))
     logits, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Outputs(ids, logits, features.numpy())
+    kept = [row for row, identifier in enumerate(ids) if identifier not in left_out]
+    return Outputs([ids[row] for row in kept], logits[kept], features[kept].numpy())
 
 
 def measure_keywords(

@@ -68,9 +68,9 @@ def measure_names(
     known = set(model.synsets or ())
     named = {emoji: target for emoji, target in things.items() if known & set(target.synsets)}
     targets = list({target.name: target for target in named.values()}.values())
-    unlabelled = [
-        str(root / row["path"]) for row in read_posts(root)[:: max(1, len(posts) // UNLABELLED)]
-    ]
+    copies = read_copies(root)
+    trained = [str(root / row["path"]) for row in read_posts(root) if row["id"] not in copies]
+    unlabelled = trained[:: max(1, len(trained) // UNLABELLED)]
     configs = [
         ZeroShotConfig(platt, HashtagMapping(mapping), aggregation)
         for platt in ((False,) if model.multi_label else (True, False))
@@ -143,16 +143,23 @@ def read_posts(folder: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path} is damaged; delete it and rerun studies.drawings") from None
 
 
-def read_emoji(folder: Path) -> dict[str, str]:
-    """Return the emoji of each image that shows one, by its id.
-
-    Near copies of held-out images, which are no training images, are left out.
+def read_copies(folder: Path) -> set[str]:
+    """Return the ids of near copies of held-out images, which are no training images.
 
     Args:
         folder: of a set of drawings.
     """
     excluded = folder / "shards" / "excluded.txt"
-    copies = set(read_values(excluded if excluded.exists() else None))
+    return set(read_values(excluded if excluded.exists() else None))
+
+
+def read_emoji(folder: Path) -> dict[str, str]:
+    """Return the emoji of each image that shows one, by its id, without near copies.
+
+    Args:
+        folder: of a set of drawings.
+    """
+    copies = read_copies(folder)
     return {
         row["id"]: row["emoji"]
         for row in read_posts(folder)

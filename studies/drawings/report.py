@@ -30,8 +30,9 @@ PAGE, PLOT, RESULTS = "drawings.md", "drawings_study.png", "drawings.json"
 BEGIN, END = "<!-- results: written by studies/drawings/report.py -->", "<!-- /results -->"
 NOT_RUN = "The complete study has not been run yet."
 INTRODUCTION = """{posts:,} drawings with keywords, {runs}, networks at 64 pixels; classes
-have at least {min_images} images; training lengths x {length:g}. In percent, as mean ± standard
-deviation over seeds. Written by `python -m studies drawings` with {versions}."""
+have at least {min_images} images; all training runs have {length:g} times their full length. In
+percent, as mean ± standard deviation over seeds. Written by
+`python -m studies drawings` with {versions}."""
 MEASURES = ("keyword, first", "keyword, first five", "rare keyword, first five", "neighbours")
 STARTS = {  # title -> variant, kind of transfer
     "random, everything trained": (SCRATCH, "finetune"),

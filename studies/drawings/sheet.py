@@ -1,4 +1,4 @@
-"""The contact sheet: some things by every artist, and clip art, with credits.
+"""The contact sheet: some things from every source, and clip art, with credits.
 
 `python -m studies.drawings.sheet DRAWINGS docs/drawings.png` draws it.
 """
@@ -26,7 +26,7 @@ FOOTER = (
 
 
 def draw_drawings_sheet(drawings: Path) -> Image.Image:
-    """Draw each thing by every artist, and as many pieces of clip art of other things.
+    """Draw each thing from every source, and as many pieces of clip art of other things.
 
     Args:
         drawings: folder of `build_drawings`.

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 from studies.drawings.held_out import LABELS_FILE, read_synsets
 from studies.drawings.measure import measure_keywords, measure_neighbours, run_model
-from studies.drawings.names import read_emoji, read_posts
+from studies.drawings.names import read_copies, read_emoji, read_posts
 from studies.drawings.sources import HELD_OUT_ARTIST
 from studies.drawings.task import POOL, write_task
 from studies.tasks import find_record, run_tasks, scale_run
@@ -316,7 +316,7 @@ def measure_pretrained(model: Path, drawings: Path) -> dict[str, float]:
     """
     opened, folder = open_evaluated_model(str(model)), drawings / HELD_OUT_ARTIST
     outputs = run_model(opened, folder / "images", progress=False)
-    gallery = run_model(opened, drawings / "images", progress=False)
+    gallery = run_model(opened, drawings / "images", False, read_copies(drawings))
     synsets = opened.synsets or ()  # classes are numbered from the most frequent one
     rare, keywords = set(synsets[len(synsets) // 2 :]), read_synsets(folder)
     rare_keywords = {name: [x for x in own if x in rare] for name, own in keywords.items()}

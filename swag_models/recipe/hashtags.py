@@ -57,7 +57,7 @@ START = f"(?:[\\p{{N}}_][\\p{{N}}\\p{{M}}{JOINERS}]*)?(?:[\\p{{L}}{EMOJI}]|{LETT
 REST = f"[\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}]*"
 # "#C#" and "#C++" are not the letter C, and begin no hashtag, as "#C#" on X; "#dog#" is one, as on
 # Weibo, and "#dog#cat" are two, as on Instagram.
-SYMBOLS = "[A-Za-z]{1,2}[+#\uff03]{1,2}"
+SYMBOLS = "(?:[A-Za-z]{1,2}[+]{1,2}|[A-Za-z][#\uff03]{1,2})"
 SYMBOLS_END = f"[^\\p{{L}}\\p{{M}}\\p{{N}}{JOINERS}{EMOJI}{HASH}]|$"
 # Uses only syntax that RE2 (DuckDB) and Java (Spark) both support.
 PATTERN = (

@@ -64,7 +64,7 @@ CAPTIONS = {
         "\u4e2d\u6587",
         "\u65e5",
     ],
-    "#C# #F#, #C++! #A+ #dog# #C#m #ab## #abc# #d\uff03": ["dog", "C", "m", "abc"],
+    "#C# #F#, #C++! #A+ #dog# #C#m #TV# #ab## #d\uff03": ["dog", "C", "m", "TV", "ab"],
     "#x\n#y\r\n#z\t#w\u3000#v\u00a0#u": ["x", "y", "z", "w", "v", "u"],
     "#a\u2022b #c\u2192d #e\u2122 #\u00ae": ["a", "c", "e"],
     "'q' \"#d\" \\#esc %#p": ["d", "esc", "p"],

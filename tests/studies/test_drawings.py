@@ -78,7 +78,7 @@ def test_a_package_is_downloaded_once_and_checked(
     path = fetch_npm(package, cache)
     assert path == cache / "scope-icons-1.0.0.tgz"
     assert fetch_npm(package, cache) == path
-    assert log.read_text() == "pack --silent @scope/icons@1.0.0\n"
+    assert log.read_text() == "pack --loglevel=error @scope/icons@1.0.0\n"
     path.write_bytes(path.read_bytes()[:-1])  # damaged: downloaded again
     fetch_npm(package, cache)
     assert len(log.read_text().splitlines()) == 2

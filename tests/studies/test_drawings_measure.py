@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from studies.drawings.measure import (
     Outputs,
@@ -15,11 +16,13 @@ from studies.drawings.measure import (
     main,
     measure_keywords,
     measure_neighbours,
+    run_model,
 )
-from studies.drawings.names import list_things, read_emoji, write_names
+from studies.drawings.names import list_things, read_copies, read_emoji, write_names
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
 from swag_models.recipe.classes.wordnet_mapping import Target
+from swag_models.recipe.evaluation.models import open_evaluated_model
 from swag_models.recipe.wordnet import WordNet
 
 SYNSETS = [f"n0000000{number}" for number in range(7)]
@@ -76,6 +79,12 @@ def test_near_copies_are_no_neighbours(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "excluded.txt").write_text("b\n")
     assert read_emoji(tmp_path) == {"a": "A"}
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    model = open_evaluated_model("vit_nano_hashtags")
+    outputs = run_model(model, tmp_path, False, read_copies(tmp_path))
+    assert outputs.ids == ["a"]
+    assert (len(outputs.logits), len(outputs.features)) == (1, 1)
     (tmp_path / "posts.jsonl").write_text('{"id": "a"')
     with pytest.raises(ConfigError, match="is damaged; delete it"):
         read_emoji(tmp_path)

@@ -64,7 +64,7 @@ QUOTED_LIST = f"^({QUOTED}(?:[{SPACE}{SEPARATORS}]+{QUOTED})*)$"  # without brac
 LIST_START = r"""^[\[({"'anfbu]"""  # where a list may start; saves time
 OPAQUE = f"{URL}|{ENTITY}"  # here "#" starts no hashtag, and ";" separates nothing
 OPAQUE_START = "&|://|[Ww]ww[.]"  # saves time
-SYMBOLIC = f"[{HASH}]({SYMBOLS})({SYMBOLS_END})"  # "#C#", which becomes "C#"
+SYMBOLIC = f"[{HASH}]{SYMBOLS}(?:{SYMBOLS_END})"  # "#C#", which becomes "C#"
 SYMBOLIC_START = f"[{HASH}]{SYMBOLS}"  # saves time
 _START = r"^[\[{]"  # text that starts like this must be a list
 # "$" also matches before the last line break: in Java, before any of Unicode's.
@@ -94,7 +94,7 @@ def split_text(text: str) -> list[str] | None:
         if text[0] in "[{":
             raise ValueError
     if _compile(SYMBOLIC_START).search(text):
-        text = compile_pattern(SYMBOLIC).sub(r" \1\2", text)
+        text = compile_pattern(SYMBOLIC).sub(lambda match: f" {match[0][1:]}", text)
     plain = _compile(OPAQUE).sub("", text) if _compile(OPAQUE_START).search(text) else text
     if extract_hashtags(plain):
         return extract_hashtags(text)
@@ -119,11 +119,15 @@ def split_text_ibis(text: ibis.Value) -> ibis.Value:
     import ibis
 
     cell = text.re_replace(_OUTER_SPACE, "")
+    # no replacement that refers to groups: engines write these in different ways
+    pieces = find_all_ibis(cell, f"{SYMBOLIC}|(?s:.)", 0)
     # searched first, because replacing takes much longer and few texts need it
     text = ibis.cases(
         (
             (cell.contains(HASH[0]) | cell.contains(HASH[1])) & cell.re_search(SYMBOLIC_START),
-            cell.re_replace(SYMBOLIC, r" \1\2"),
+            pieces.map(
+                lambda piece: ibis.cases((piece.length() > 1, " " + piece.substr(1)), else_=piece)
+            ).join(""),
         ),
         else_=cell,
     )

@@ -35,6 +35,8 @@ CELLS: list[tuple[str | None, str | None, list[str] | None]] = [
     ("#bear#mouse and #café", None, ["bear", "mouse", "café"]),
     ("\uff03bear,crane", "#raptor", ["bear"]),
     ("C#, bear", None, ["C#", "bear"]),
+    ("#C#, bear", None, ["C#", "bear"]),
+    ("#C# #F#", None, ["C#", "F#"]),
     ("a #\x85;bear \x85,", None, ["a #\x85", "bear \x85"]),
     ("R&B; bear", None, ["R&B", "bear"]),
     # entities contain ";" and "#"
