@@ -22,6 +22,7 @@ from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun, escape_unprintable, list_names
 from swag_models.recipe.classes.class_rows import ClassRows, match_rows
 from swag_models.recipe.config import Run
+from swag_models.recipe.training.checkpointer import list_checkpoints
 from swag_models.recipe.training.run_dir import PUBLISHED_FILE, RECORD_FILE
 from swag_models.recipe.wordnet import WordNet
 
@@ -56,8 +57,8 @@ def plan_head(
     """
     if run.head_init != "hashtags":
         return None
-    started = any((output / "checkpoints").glob("step-*")) or (output / PUBLISHED_FILE).exists()
-    if started and (facts := _read_facts(output / RECORD_FILE)) is not None:
+    has_started = list_checkpoints(output / "checkpoints") or (output / PUBLISHED_FILE).exists()
+    if has_started and (facts := _read_facts(output / RECORD_FILE)) is not None:
         return HeadInit(None, facts)
     rows = match_head(run, names, synsets)
     return HeadInit(rows, {"kept": run.init} if rows is None else rows.to_dict())
@@ -159,7 +160,7 @@ def describe_head(facts: Mapping[str, Any] | None) -> str:
 
 
 def _read_facts(record: Path) -> Mapping[str, Any] | None:
-    """What run.json says about the head of a run; None if there is no run yet.
+    """Read how the head of a run started from its run.json; None if there is no run yet.
 
     A file that is damaged is reported when the run is claimed.
     """

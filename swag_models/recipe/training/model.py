@@ -22,6 +22,7 @@ from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE, check_printa
 from swag_models.models import Backbone, build
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.asymmetric import balance_logits
+from swag_models.recipe.training.checkpointer import list_checkpoints
 from swag_models.recipe.training.classes import Classes
 from swag_models.recipe.training.head_init import describe_head, init_head
 from swag_models.recipe.training.memory import find_arch
@@ -180,7 +181,7 @@ def is_published(output: Path, settings: Mapping[str, Any]) -> bool:
     if not missing and published["settings"] == json.loads(json.dumps(settings)):
         return True
     problem = f"lacks {list_names(missing)}" if missing else "was published with other settings"
-    if not any((output / "checkpoints").glob("step-*")):
+    if not list_checkpoints(output / "checkpoints"):
         raise ConfigError(
             f"{folder} {problem}, and no checkpoint is left to publish it again from; choose "
             "another output to train it again"

@@ -163,7 +163,7 @@ def _check_length(output: Path, recorded: Run, run: Run, samples: int) -> None:
             f"{getattr(run, name):g} are {steps}; a run can be made longer but not shorter: choose "
             "another output"
         )
-    if (output / PUBLISHED_FILE).exists() and not any((output / "checkpoints").glob("step-*")):
+    if (output / PUBLISHED_FILE).exists() and not list_checkpoints(output / "checkpoints"):
         raise ConfigError(
             f"{output} holds a finished run of {count_noun(earlier, 'step')}, and no checkpoint is "
             f"left to continue to {steps}; choose another output, with init={output / 'model'}"
