@@ -1,4 +1,4 @@
-"""Labelled images of a study: folders of few images for each class, drawn anew for each seed."""
+"""Labelled images of a study: folders of few images per class, a different draw for each seed."""
 
 from __future__ import annotations
 

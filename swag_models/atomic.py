@@ -12,7 +12,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,19 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2, unique: bool =
     # A file name with bytes that are not UTF-8 survives: `write_text` writes each such byte as
     # \udcXX, which is also JSON's escape for it.
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n", unique=unique)
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write each row as a line of JSON, as UTF-8 and atomically.
+
+    Args:
+        path: the file to write.
+        rows: what `json.dumps` accepts.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with atomic_write(path) as temporary:
+        # bytes, so that lines end alike on every system
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager

@@ -11,7 +11,6 @@ drawings.json             the settings; summary.json: counts
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import Counter
@@ -25,7 +24,7 @@ from studies.drawings.posts import Drawing, list_clip_art, list_emoji
 from studies.drawings.render import Job, render_all
 from studies.drawings.sources import EMOJI, KEYWORDS
 from studies.drawings.split import SPLITS, Split
-from swag_models.atomic import atomic_write, disk_errors, write_json
+from swag_models.atomic import disk_errors, write_json, write_json_lines
 from swag_models.errors import check_maximum, check_minimum
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.paths import expand_path
@@ -124,7 +123,7 @@ def _write_images(
         for drawing in drawings
         if paths[drawing.id] in reasons
     ]
-    _write_lines(output / "rejects.jsonl", rejects)
+    write_json_lines(output / "rejects.jsonl", rejects)
     for reason, count in Counter(reject["reason"] for reject in rejects).items():
         left_out[f"not rendered: {reason}"] += count
     images = {}
@@ -134,7 +133,8 @@ def _write_images(
             for drawing in drawings
             if drawing.split == split and paths[drawing.id] not in reasons
         ]
-        _write_lines(_folder(output, split) / "posts.jsonl", rows)
+        _folder(output, split).mkdir(parents=True, exist_ok=True)
+        write_json_lines(_folder(output, split) / "posts.jsonl", rows)
         images[split] = dict(Counter(row["source"] for row in rows))
     return {"images": images, "left_out": dict(left_out)}
 
@@ -145,13 +145,6 @@ def _list_drawings(cache: Path, left_out: Counter[str]) -> Iterable[Drawing]:
     clip_art = fetch_clip_art(cache)
     yield from list_emoji(packages, keywords, left_out)
     yield from list_clip_art(clip_art, left_out)
-
-
-def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        temporary.write_text(text, "utf-8")
 
 
 def curate_drawings(

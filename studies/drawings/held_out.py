@@ -8,8 +8,8 @@ from typing import Any
 
 from swag_models.atomic import atomic_write
 from swag_models.hub.hf_format import VOCABULARY_FILE
+from swag_models.recipe.curation.columns import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.curation.curate import Curation, curate
-from swag_models.recipe.curation.posts import DEFAULT_COLUMNS, Columns
 from swag_models.recipe.data.pack import pack
 from swag_models.runtime import import_extra
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,22 +99,33 @@ def measure_drawings(
     }
     if emoji := read_emoji(folder):
         net = WordNet.load(wordnet)
-        gallery = run_model(model, root / "images", progress, read_copies(root))
+        gallery = run_gallery(model, root, progress)
         result |= measure_names(model, root, held_out, net, progress)
         result |= measure_neighbours(outputs, emoji, gallery, read_emoji(root))
     return result
 
 
-def run_model(
-    model: EvaluatedModel, images: Path, progress: bool, left_out: Collection[str] = ()
-) -> Outputs:
-    """Compute logits and features of the images of a folder.
+def run_gallery(model: EvaluatedModel, drawings: Path, progress: bool) -> Outputs:
+    """Compute logits and features of the training images, without near copies of held-out ones.
+
+    Args:
+        model: the model.
+        drawings: folder of `build_drawings`.
+        progress: whether to show a progress bar.
+    """
+    outputs, copies = run_model(model, drawings / "images", progress), read_copies(drawings)
+    kept = [row for row, identifier in enumerate(outputs.ids) if identifier not in copies]
+    ids = [outputs.ids[row] for row in kept]
+    return Outputs(ids, outputs.logits[kept], outputs.features[kept])
+
+
+def run_model(model: EvaluatedModel, images: Path, progress: bool) -> Outputs:
+    """Compute logits and features of all images of a folder.
 
     Args:
         model: the model.
         images: the folder; the names of its files are ids.
         progress: whether to show a progress bar.
-        left_out: ids of images that the outputs do not contain.
     """
     loader = open_eval_loader(
         open_unlabelled(images), model.fit, batch_size=64, rank=0, world_size=1, workers=0
@@ -126,8 +137,7 @@ def run_model(
             ids += [Path(identifier).stem for identifier in batch.ids]
             bar.update(len(batch.ids))
     logits, features = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    kept = [row for row, identifier in enumerate(ids) if identifier not in left_out]
-    return Outputs([ids[row] for row in kept], logits[kept], features[kept].numpy())
+    return Outputs(ids, logits, features.numpy())
 
 
 def measure_keywords(

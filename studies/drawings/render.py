@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from swag_models.atomic import atomic_write
 from swag_models.hub.progress import make_bar
-from swag_models.recipe.worker_pool import open_pool
+from swag_models.recipe.worker_pool import map_parallel
 from swag_models.runtime import import_extra
 
 MARGIN = 0.03  # of the side, around what is drawn
@@ -58,7 +58,9 @@ def render_all(
         make_bar(
             progress, total=len(jobs), initial=len(jobs) - len(missing), unit=" images"
         ) as bar,
-        closing(_render_parallel(missing, size, processes)) as results,
+        closing(
+            map_parallel(partial(_render_job, size=size), missing, CHUNK, processes)
+        ) as results,
     ):
         for job, (png, reason) in zip(missing, results, strict=True):
             if reason:
@@ -70,29 +72,12 @@ def render_all(
     return rejects
 
 
-def _render_parallel(
-    jobs: Sequence[Job], size: int, processes: int
-) -> Generator[tuple[bytes, str], None, None]:
-    chunks = [jobs[start : start + CHUNK] for start in range(0, len(jobs), CHUNK)]
-    if processes == 1 or len(chunks) <= 1:
-        for chunk in chunks:
-            yield from _render_chunk(chunk, size)
-        return
-    with open_pool(min(processes, len(chunks))) as pool:
-        futures = deque(pool.submit(_render_chunk, chunk, size) for chunk in chunks)
-        while futures:
-            yield from futures.popleft().result()
-
-
-def _render_chunk(jobs: Sequence[Job], size: int) -> list[tuple[bytes, str]]:
-    """The PNG file of each drawing, or why there is none."""
-    results = []
-    for job in jobs:
-        try:
-            results.append((render(job.svg, size), ""))
-        except ValueError as error:
-            results.append((b"", str(error).strip() or "cannot be rendered"))
-    return results
+def _render_job(job: Job, size: int) -> tuple[bytes, str]:
+    """The PNG file of a drawing, or why there is none."""
+    try:
+        return render(job.svg, size), ""
+    except ValueError as error:
+        return b"", str(error).strip() or "cannot be rendered"
 
 
 def render(svg: str | Path, size: int) -> bytes:

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from studies.drawings.held_out import LABELS_FILE, read_synsets
-from studies.drawings.measure import measure_keywords, measure_neighbours, run_model
-from studies.drawings.names import read_copies, read_emoji, read_posts
+from studies.drawings.measure import measure_keywords, measure_neighbours, run_gallery, run_model
+from studies.drawings.names import read_emoji, read_posts
 from studies.drawings.sources import HELD_OUT_ARTIST
 from studies.drawings.task import POOL, write_task
 from studies.tasks import find_record, run_tasks, scale_run
@@ -35,8 +35,8 @@ from swag_models.atomic import disk_errors, write_json
 from swag_models.errors import ConfigError, check_choice, check_minimum
 from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import override
+from swag_models.recipe.curation.columns import Columns
 from swag_models.recipe.curation.curate import Curation, curate
-from swag_models.recipe.curation.posts import Columns
 from swag_models.recipe.curation.sampling import EPOCH_RATIO, Sampling
 from swag_models.recipe.data.pack import pack
 from swag_models.recipe.evaluation.accuracy.evaluate import evaluate
@@ -316,7 +316,7 @@ def measure_pretrained(model: Path, drawings: Path) -> dict[str, float]:
     """
     opened, folder = open_evaluated_model(str(model)), drawings / HELD_OUT_ARTIST
     outputs = run_model(opened, folder / "images", progress=False)
-    gallery = run_model(opened, drawings / "images", False, read_copies(drawings))
+    gallery = run_gallery(opened, drawings, progress=False)
     synsets = opened.synsets or ()  # classes are numbered from the most frequent one
     rare, keywords = set(synsets[len(synsets) // 2 :]), read_synsets(folder)
     rare_keywords = {name: [x for x in own if x in rare] for name, own in keywords.items()}

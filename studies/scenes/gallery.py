@@ -17,20 +17,19 @@ import json
 import math
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from studies.scenes.posts import SceneImage, make_held_out, make_post
-from studies.scenes.scene import Scene, encode
+from studies.scenes.scene import encode
 from studies.scenes.things import CLUBS, PLANTED, PLANTED_RATIO, THINGS
-from swag_models.atomic import atomic_write, disk_errors
+from swag_models.atomic import atomic_write, disk_errors, write_json_lines
 from swag_models.errors import ConfigError
 from swag_models.hub.progress import make_bar
-from swag_models.recipe.worker_pool import open_pool
+from swag_models.recipe.worker_pool import map_parallel
 from swag_models.resumable import WorkFolder
 from swag_models.runtime import count_cpus
 
@@ -105,9 +104,9 @@ def write_scenes(
         test_images = [make_held_out(seed, number) for number in range(held_out)]
         with make_bar(progress, total=posts + held_out, unit=" images", smoothing=0.1) as bar:
             _write_images(work, [*post_images, *test_images], image_size, processes, bar)
-        _write_lines(work / "posts.jsonl", (image.row for image in post_images))
-        _write_lines(work / "truth.jsonl", (image.truth for image in post_images))
-        _write_lines(work / "held_out.jsonl", (image.row for image in test_images))
+        write_json_lines(work / "posts.jsonl", (image.row for image in post_images))
+        write_json_lines(work / "truth.jsonl", (image.truth for image in post_images))
+        write_json_lines(work / "held_out.jsonl", (image.row for image in test_images))
         shutil.copytree(WORDNET, work / "wordnet", dirs_exist_ok=True)
         (work / ".lock").unlink()
         os.replace(work, folder)
@@ -173,37 +172,11 @@ def _write_images(
     bar.update(len(images) - len(missing))
     for folder in {(work / image.path).parent for image in missing}:
         folder.mkdir(parents=True, exist_ok=True)
-    with closing(_paint([image.scene for image in missing], image_size, processes)) as jpegs:
+    chunk = max(1, PIXELS_PER_TASK // image_size**2)
+    paint = partial(encode, image_size=image_size)
+    scenes = [image.scene for image in missing]
+    with closing(map_parallel(paint, scenes, chunk, processes)) as jpegs:
         for image, jpeg in zip(missing, jpegs, strict=True):
             with atomic_write(work / image.path) as temporary:
                 temporary.write_bytes(jpeg)
             bar.update()
-
-
-def _paint(
-    scenes: Sequence[Scene], image_size: int, processes: int
-) -> Generator[bytes, None, None]:
-    """Yield the scenes as JPEG files, in order. Closing the generator ends its processes."""
-    chunk = max(1, PIXELS_PER_TASK // image_size**2)
-    count = min(processes, -(-len(scenes) // chunk))
-    encode_one = partial(encode, image_size=image_size)
-    if count <= 1:
-        yield from map(encode_one, scenes)
-        return
-    with open_pool(count) as pool:
-        # Executor.map is not used, because closing it would fail after processes are terminated.
-        futures = deque(
-            pool.submit(_encode_all, encode_one, scenes[start : start + chunk])
-            for start in range(0, len(scenes), chunk)
-        )
-        while futures:
-            yield from futures.popleft().result()
-
-
-def _encode_all(encode_one: Callable[[Scene], bytes], scenes: Sequence[Scene]) -> list[bytes]:
-    return [encode_one(scene) for scene in scenes]
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as to:
-        to.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -28,7 +28,7 @@ from swag_models.errors import ConfigError, check_types
 from swag_models.finetuning.confusion import draw_confusions, write_predictions
 from swag_models.finetuning.defaults import HeadStart, choose_run
 from swag_models.finetuning.folders import FolderData, open_folder
-from swag_models.finetuning.job import complete_job, describe_job
+from swag_models.finetuning.job import complete_job, describe_finetuning
 from swag_models.formatting import count_noun, printable
 from swag_models.hub.hf_format import CONFUSION_FILE, CURVES_FILE, RECIPE_FILE
 from swag_models.paths import expand_path
@@ -159,7 +159,7 @@ def finetune(
         seed=seed,
         settings=settings,
     )
-    job = describe_job(spec, run, data)
+    job = describe_finetuning(spec, run, data)
     key = [job, asdict(info)]
     work = output.with_name(f"{output.name}.work")
     if (finished := _find_finished(output, key)) is not None:

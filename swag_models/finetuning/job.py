@@ -12,7 +12,7 @@ from swag_models.recipe.training.run_dir import RESUME_FREE
 from swag_models.spec import ModelSpec
 
 
-def describe_job(spec: ModelSpec, run: Run, data: FolderData) -> dict[str, Any]:
+def describe_finetuning(spec: ModelSpec, run: Run, data: FolderData) -> dict[str, Any]:
     """What a run depends on, by names that messages show."""
     held_out = None if data.held_out is None else _describe(data.held_out)
     settings = {

@@ -1,4 +1,4 @@
-"""Compounds that are written apart: `tooth brush` is a toothbrush, but `car pet` is no carpet.
+"""Compounds that are written apart: `tooth brush` is a toothbrush, but `car pet` is not a carpet.
 
 Separate words that make a lemma by chance are another word. They are those of a lemma if
 

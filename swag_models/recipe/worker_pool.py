@@ -5,12 +5,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from swag_models.errors import OutputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Schedulers send one of these some time before they kill a job. SIGUSR1 is missing on Windows.
 PREEMPTION_SIGNALS = [
@@ -49,6 +53,37 @@ def open_pool(
                     "because a script lacks `if __name__ == '__main__':`; rerun to resume"
                 ) from None
             raise
+
+
+def map_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], chunk: int, processes: int
+) -> Generator[Result, None, None]:
+    """Yield the result of each item, in order; for few items, without other processes.
+
+    Closing the generator ends its processes.
+
+    Args:
+        function: can be pickled, as can items and results.
+        items: what it is called with.
+        chunk: number of items that are sent to a process at once.
+        processes: number of processes, at most.
+    """
+    count = min(processes, -(-len(items) // chunk))
+    if count <= 1:
+        yield from map(function, items)
+        return
+    with open_pool(count) as pool:
+        # Executor.map is not used, because closing it would fail after processes are terminated.
+        futures = deque(
+            pool.submit(_call_all, function, items[start : start + chunk])
+            for start in range(0, len(items), chunk)
+        )
+        while futures:
+            yield from futures.popleft().result()
+
+
+def _call_all(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    return [function(item) for item in items]
 
 
 @contextmanager

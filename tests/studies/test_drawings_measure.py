@@ -16,9 +16,9 @@ from studies.drawings.measure import (
     main,
     measure_keywords,
     measure_neighbours,
-    run_model,
+    run_gallery,
 )
-from studies.drawings.names import list_things, read_copies, read_emoji, write_names
+from studies.drawings.names import list_things, read_emoji, write_names
 from studies.scenes.gallery import WORDNET
 from swag_models.errors import ConfigError
 from swag_models.recipe.classes.wordnet_mapping import Target
@@ -79,10 +79,10 @@ def test_near_copies_are_no_neighbours(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "excluded.txt").write_text("b\n")
     assert read_emoji(tmp_path) == {"a": "A"}
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
-    model = open_evaluated_model("vit_nano_hashtags")
-    outputs = run_model(model, tmp_path, False, read_copies(tmp_path))
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "b.png")
+    outputs = run_gallery(open_evaluated_model("vit_nano_hashtags"), tmp_path, progress=False)
     assert outputs.ids == ["a"]
     assert (len(outputs.logits), len(outputs.features)) == (1, 1)
     (tmp_path / "posts.jsonl").write_text('{"id": "a"')

@@ -31,8 +31,14 @@ from swag_models.recipe.curation import queries
 from swag_models.recipe.curation.backends import Backend, remove_table
 from swag_models.recipe.curation.columns import DEFAULT_COLUMNS, Columns, find_parquet_columns
 from swag_models.recipe.curation.post_files import find_format
-from swag_models.recipe.curation.posts import TRUNCATED, Post, Reject, warn_of_truncated
-from swag_models.recipe.curation.readers import MAX_REJECT_CHARS, read_posts
+from swag_models.recipe.curation.posts import (
+    MAX_REJECT_CHARS,
+    TRUNCATED,
+    Post,
+    Reject,
+    warn_of_truncated,
+)
+from swag_models.recipe.curation.readers import read_posts
 from swag_models.recipe.worker_pool import open_pool
 from swag_models.resumable import WorkFolder, read_result, run_once
 from swag_models.runtime import count_cpus

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swag_models.formatting import describe
-from swag_models.recipe.curation.columns import DEFAULT_COLUMNS as DEFAULT_COLUMNS
-from swag_models.recipe.curation.columns import SOURCES as SOURCES
-from swag_models.recipe.curation.columns import Columns as Columns
-from swag_models.recipe.curation.columns import find_columns as find_columns
-from swag_models.recipe.curation.columns import find_parquet_columns as find_parquet_columns
-from swag_models.recipe.curation.columns import resolve_columns as resolve_columns
+from swag_models.recipe.curation.columns import SOURCES
 from swag_models.recipe.curation.hashtag_text import drop_missing, split_text, strip_hashtags
 from swag_models.recipe.hashtags import extract_hashtags
 
@@ -30,6 +25,7 @@ FAILED_STATUS = "failed_to_"  # start of img2dataset's column `status` for such 
 BAD_MARKER, VIDEO = "last column is neither 0 nor 1", "a video"
 ROW_TOO_LARGE, TRUNCATED = "row too large", "unreadable from here on"
 
+MAX_REJECT_CHARS = 200  # of a rejected row, stored in the list of rejects
 MAX_EXACT = 2.0**53  # from here on, floats are too coarse for integers: ids would be others
 HEX_HASH = "[0-9A-Fa-f]+"  # may be in the other case, unlike base64
 # Before a caption, which is stored among the hashtags of its post; no hashtag begins with this.
@@ -179,3 +175,16 @@ def _split_hashtags(cell: Any) -> list[str] | None:
         return None if hashtags is None else strip_hashtags(hashtags)
     except (ValueError, AttributeError):  # an item is not text
         raise RejectedRowError(BAD_HASHTAGS, describe(cell)) from None
+
+
+def shorten_row(content: Any) -> str:
+    """The beginning of a row: bytes, a CSV record, or key and content of an archive member."""
+    if isinstance(content, tuple):
+        content = content[1]
+    if isinstance(content, list):
+        content = ",".join(content)
+    if not isinstance(content, bytes):
+        content = str(content)[:MAX_REJECT_CHARS].encode("utf-8", "surrogateescape")
+    # a character of UTF-8 has up to 4 bytes
+    text = content[: 4 * MAX_REJECT_CHARS].decode("utf-8", "backslashreplace")
+    return text.rstrip("\r\n")[:MAX_REJECT_CHARS]

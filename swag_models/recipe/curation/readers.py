@@ -42,6 +42,7 @@ from swag_models.recipe.curation.posts import (
     RejectedRowError,
     check_downloaded,
     make_post,
+    shorten_row,
 )
 from swag_models.recipe.delimiters import find_delimiter
 
@@ -54,7 +55,6 @@ YFCC_HASH_CHARS = 32  # an MD5
 JSON_DECODER = json.JSONDecoder()
 MAX_ROW_BYTES = 2**20  # limits the memory used for a file without line breaks
 SNIFFED_ROWS = 100  # of a .tsv, to recognise YFCC100M's
-MAX_REJECT_CHARS = 200  # of a rejected row, stored in the list of rejects
 
 
 def read_posts(
@@ -94,7 +94,7 @@ def read_posts(
                 try:
                     post = parse(values)
                 except RejectedRowError as error:
-                    yield Reject(printable(path), row, str(error), _shorten(values), error.value)
+                    yield Reject(printable(path), row, str(error), shorten_row(values), error.value)
                 else:
                     if post:
                         yield post
@@ -338,16 +338,3 @@ def _check_text(texts: list[str]) -> None:
         "".join(texts).encode()
     except UnicodeEncodeError:
         raise RejectedRowError(reasons.BAD_UTF8) from None
-
-
-def _shorten(content: Any) -> str:
-    """The beginning of a row: bytes, a CSV record, or key and content of an archive member."""
-    if isinstance(content, tuple):
-        content = content[1]
-    if isinstance(content, list):
-        content = ",".join(content)
-    if not isinstance(content, bytes):
-        content = str(content)[:MAX_REJECT_CHARS].encode("utf-8", "surrogateescape")
-    # a character of UTF-8 has up to 4 bytes
-    text = content[: 4 * MAX_REJECT_CHARS].decode("utf-8", "backslashreplace")
-    return text.rstrip("\r\n")[:MAX_REJECT_CHARS]

@@ -20,7 +20,7 @@ from swag_models.recipe.data.sources import ShardSource, is_hf_dataset, open_sou
 from swag_models.recipe.data.urls import is_url
 
 
-def open_unlabelled(data: Shards | ImageDataset) -> Shards | ImageDataset:
+def open_images_only(data: Shards | ImageDataset) -> Shards | ImageDataset:
     """Open images whose labels, if there are any, are not needed.
 
     Args:

@@ -16,7 +16,7 @@ from swag_models.recipe.data.embeddings import StoredEmbeddings, open_embedded
 from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.train_loader import TrainLoader, open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
-from swag_models.recipe.data.unlabelled import open_unlabelled
+from swag_models.recipe.data.unlabelled import open_images_only
 from swag_models.recipe.training.classes import Classes, read_class_names
 from swag_models.recipe.training.distillation import check_distillation, make_distill_state
 from swag_models.recipe.training.distributed import DistContext
@@ -79,7 +79,7 @@ def _set_up_distillation(run: Run, data: Data, dist: DistContext) -> Setup:
     assert run.distill
     teacher = open_teacher(run.distill, dist.device)
     check_distillation(run, teacher)
-    data = open_unlabelled(data)
+    data = open_images_only(data)
     if isinstance(teacher, StoredTeacher):
         data = teacher.select(data)
     state = make_distill_state(run, teacher, dist)

@@ -12,8 +12,9 @@ import pytest
 
 from swag_models.errors import ConfigError
 from swag_models.recipe.curation.captions import find_nouns, make_lexicon
+from swag_models.recipe.curation.columns import Columns
 from swag_models.recipe.curation.curate import curate
-from swag_models.recipe.curation.posts import CAPTION_MARK, Columns
+from swag_models.recipe.curation.posts import CAPTION_MARK
 from swag_models.recipe.wordnet import Synset, WordNet
 
 CAPTIONS = Columns(source="captions")

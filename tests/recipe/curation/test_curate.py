@@ -17,8 +17,8 @@ import pytest
 from curation_support import TAGS, make_posts, write_posts
 
 from swag_models.cli import main
+from swag_models.recipe.curation.columns import Columns
 from swag_models.recipe.curation.curate import Curation, curate
-from swag_models.recipe.curation.posts import Columns
 from swag_models.recipe.curation.sampling import Sampling, repeat_factors
 from swag_models.recipe.hashtags import Matcher, load_stoplist
 from swag_models.recipe.wordnet import WordNet

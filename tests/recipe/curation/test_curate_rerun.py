@@ -21,8 +21,8 @@ from swag_models.errors import ConfigError, OutputError
 from swag_models.hub.download import hash_file
 from swag_models.recipe import hashtags, phrases
 from swag_models.recipe.curation import pipeline
+from swag_models.recipe.curation.columns import Columns
 from swag_models.recipe.curation.curate import Curation, curate
-from swag_models.recipe.curation.posts import Columns
 from swag_models.recipe.curation.sampling import Sampling
 from swag_models.resumable import WorkFolder
 

@@ -19,8 +19,8 @@ import pytest
 from fetch_support import small_disk, wait_until
 
 from swag_models.errors import ConfigError, OutputError
+from swag_models.recipe.curation.columns import Columns
 from swag_models.recipe.curation.ingest import Conversion, convert_posts
-from swag_models.recipe.curation.posts import Columns
 
 ENDINGS = (".parquet", ".rejects.jsonl", ".json")
 CONVERT = """

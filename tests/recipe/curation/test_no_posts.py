@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from swag_models.errors import ConfigError
+from swag_models.recipe.curation.columns import Columns
 from swag_models.recipe.curation.curate import curate
-from swag_models.recipe.curation.posts import Columns
 from swag_models.recipe.curation.preview import preview
 
 NESTED = "[['bear'], ['mouse']]"

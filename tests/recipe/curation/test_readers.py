@@ -15,14 +15,9 @@ import pyarrow as pa
 import pytest
 
 from swag_models.errors import ConfigError
+from swag_models.recipe.curation.columns import DEFAULT_COLUMNS, Columns, find_parquet_columns
 from swag_models.recipe.curation.post_files import find_files, find_format
-from swag_models.recipe.curation.posts import (
-    DEFAULT_COLUMNS,
-    Columns,
-    Post,
-    Reject,
-    find_parquet_columns,
-)
+from swag_models.recipe.curation.posts import Post, Reject
 from swag_models.recipe.curation.readers import MAX_ROW_BYTES, read_posts
 
 GOOD: list[tuple[Any, Post]] = [
