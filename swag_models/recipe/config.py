@@ -124,7 +124,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Augment:
-    """RandomResizedCrop, horizontal flip and changes of colour.
+    """RandomResizedCrop, horizontal flip, changes of shape and colour.
 
     Args:
         scale: smallest and largest fraction of the image's area in a crop.
@@ -133,6 +133,9 @@ class Augment:
         sizes: pixels; each step draws one of these sizes for its images, the same on all ranks.
             None for the run's `image_size`.
         flip: probability.
+        auto: "trivial" changes each image by one operation of TrivialAugment (arXiv 2103.10158),
+            "rand" by two of RandAugment (arXiv 1909.13719), with torchvision's parameters. None
+            for neither.
         color_jitter: brightness, contrast and saturation are multiplied by random factors between
             1 minus and 1 plus this; 0 for none. An image is changed with a probability of 0.8.
         grayscale: probability of removing the colours.
@@ -143,6 +146,7 @@ class Augment:
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     sizes: tuple[int, ...] | None = None
     flip: float = 0.5
+    auto: Literal["trivial", "rand"] | None = None
     color_jitter: float = 0.0
     grayscale: float = 0.0
 

@@ -101,7 +101,7 @@ EMA_FIELDS = ("ema.decay", "ema.warmup_ratio")
 CROP_FIELDS = ("augment.scale", "augment.ratio")
 SCHEDULE_FIELDS = ("warmup", "schedule")
 UNUSED_FIELDS = (
-    *("augment.color_jitter", "augment.grayscale", "augment.sizes"),
+    *("augment.auto", "augment.color_jitter", "augment.grayscale", "augment.sizes"),
     *("patch_drop_rate", "cooldown", "optimizer.adjust_lr_fn"),
 )
 

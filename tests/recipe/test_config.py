@@ -255,7 +255,7 @@ def test_every_number_has_a_range() -> None:
         for name, value in iterate_fields(replace(RUN, ema=EMA(), distill=Distillation()))
         if not isinstance(value, (str, bool))
     }
-    assert values.keys() - free == RANGES.keys() | {"init", "distill.teacher"}
+    assert values.keys() - free == RANGES.keys() | {"init", "distill.teacher", "augment.auto"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Augmentation of training images: random crop, resize, horizontal flip, and changes of colour.
+"""Augmentation of training images: random crop, resize, flip, changes of shape and colour.
 
 Axes: S side in pixels.
 """
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 # of SimCLR (arXiv 2002.05709, appendix A) and of SuperClass (arXiv 2411.03313), which has a
 # strength of 0.32 and a grayscale probability of 0.2
 JITTER_PROBABILITY = 0.8
+AUTO = {"trivial": "TrivialAugmentWide", "rand": "RandAugment"}  # names in torchvision.transforms
+# of pixels that a rotation or shift brings in: the mean of ImageNet, as timm and torchvision do
+FILL = [124, 116, 104]
 
 
 class Augmentation:
     """PIL image -> uint8 (3, S, S).
 
-    As torchvision's RandomResizedCrop and RandomHorizontalFlip, then ColorJitter and
-    RandomGrayscale if the parameters ask for them. It can be pickled, for worker processes, and
-    uses torch's global random generator. Pixels are normalised later, for whole batches, by
-    `Transform.normalise`.
+    As torchvision's RandomResizedCrop and RandomHorizontalFlip, then TrivialAugmentWide or
+    RandAugment, ColorJitter and RandomGrayscale if the parameters ask for them. It can be pickled,
+    for worker processes, and uses torch's global random generator. Pixels are normalised later,
+    for whole batches, by `Transform.normalise`.
 
     Args:
         augment: the parameters.
@@ -66,17 +69,19 @@ class Augmentation:
         )
         if torch.rand(1).item() < self.augment.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return F.pil_to_tensor(self.change_colours(image))
+        return F.pil_to_tensor(self.vary(image))
 
-    def change_colours(self, image: Image.Image) -> Image.Image:
-        """Apply colour jitter and grayscale to an RGB image, at random."""
+    def vary(self, image: Image.Image) -> Image.Image:
+        """Change the shape and colour of an RGB image at random."""
         # no random number is drawn for what is off: other settings give the same images as before
         import torch
-        from torchvision.transforms import ColorJitter
+        from torchvision import transforms as T
 
+        if self.augment.auto:
+            image = getattr(T, AUTO[self.augment.auto])(fill=FILL)(image)
         jitter, grayscale = self.augment.color_jitter, self.augment.grayscale
         if jitter and torch.rand(1).item() < JITTER_PROBABILITY:
-            image = ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter)(image)
+            image = T.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter)(image)
         if grayscale and torch.rand(1).item() < grayscale:
             image = image.convert("L").convert("RGB")
         return image

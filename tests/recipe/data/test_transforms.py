@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import pickle
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision import transforms
 from torchvision.transforms import v2
 
 from swag_models.recipe.config import Augment
@@ -109,6 +111,26 @@ def test_colours_are_removed_with_the_configured_probability(
     augmentation, image = Augmentation(Augment(grayscale=grayscale), 8), make_image(12, 12)
     grey = [bool((crop == crop[:1]).all()) for crop in (augmentation(image) for _ in range(300))]
     assert minimum <= sum(grey) <= maximum
+
+
+@pytest.mark.parametrize(
+    ("auto", "name"), [("trivial", "TrivialAugmentWide"), ("rand", "RandAugment")]
+)
+def test_automatic_augmentation_is_torchvisions(
+    auto: Literal["trivial", "rand"], name: str
+) -> None:
+    whole = Augment(scale=(1, 1), ratio=(1, 1), flip=0, auto=auto)
+    plain, image = Augmentation(replace(whole, auto=None), 16), make_image(16, 16)
+    peer, changed = getattr(transforms, name)(fill=[124, 116, 104]), 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        crop = plain(image)
+        expected = peer(v2.functional.to_pil_image(crop))
+        torch.manual_seed(seed)
+        result = Augmentation(whole, 16)(image)
+        assert v2.functional.to_pil_image(result) == expected
+        changed += not torch.equal(result, crop)
+    assert changed > 20
 
 
 def test_color_jitter_multiplies_by_factors_of_the_configured_range() -> None:
