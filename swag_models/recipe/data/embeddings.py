@@ -5,16 +5,16 @@ Axes: N embeddings, D features.
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from swag_models.errors import ConfigError
-from swag_models.formatting import count_noun, list_names
+from swag_models.formatting import count_noun, escape_unprintable, list_names, printable
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.inference.embeddings_file import (
     EMBEDDING_SUFFIXES,
@@ -28,6 +28,8 @@ from swag_models.recipe.data.shards import Shards, find_vocabulary
 from swag_models.recipe.data.sources import find_image_folder, open_image_dataset
 from swag_models.recipe.data.unlabelled import open_shard_labels
 
+MAX_COMPARED = 1000  # images whose file is compared with the one that was embedded
+
 logger = logging.getLogger("swag_models")
 
 
@@ -39,8 +41,9 @@ def is_embeddings_file(path: str | os.PathLike[str]) -> bool:
 class StoredEmbeddings:
     """Embeddings that `swag-models embed` wrote, by the names of their images.
 
-    The name of an image is its path, or the path of its tar shard and its key. It is found by its
-    whole path, or by the end of it: "owl/1.png", or without the suffix "owl/1".
+    The name of an image is its path, or the path of its tar shard and its key. If no image of the
+    data is found by its whole path, all are found by the end of it: "owl/1.png", or without the
+    suffix "owl/1".
 
     Args:
         path: a .parquet or .npy file.
@@ -57,53 +60,41 @@ class StoredEmbeddings:
         self.path = expand_path(path, "embeddings")
         self.vectors, self.names, _ = read_intact_embeddings(self.path)
         self.metadata = read_embeddings_metadata(self.path)
-        self._rows = dict[int, dict[str, int]]()  # by number of parts of a name; -1 for several
 
     @property
     def facts(self) -> dict[str, Any]:
         """What identifies the embeddings: the model, its weights, and the hash of the rows."""
         return {name: self.metadata[name] for name in ("model", "weights_sha256", "rows_sha256")}
 
-    def find(self, name: str, root: Path | None = None) -> int | None:
-        """Return the row of an image, or None.
-
-        Args:
-            name: of the image in its data set.
-            root: folder that the name is relative to.
-
-        Raises:
-            ConfigError: several images have this name.
-        """
-        if root is not None:
-            row = self._list_rows(0).get(os.path.abspath(root / name))
-            if row is not None and row >= 0:
-                return row
-        row = self._list_rows(name.count("/") + 1).get(name)
-        if row == -1:
-            raise ConfigError(
-                f"{self.path} has several embeddings of images called {name}; embed only the "
-                "images of the data"
-            )
-        return row
-
     def find_all(
         self, names: Sequence[tuple[str, ...]], what: str, root: Path | None = None
     ) -> list[int]:
         """Return the row of each image, -1 for those without; they are counted in a warning.
 
+        All images are found in the same way, because the end of the path of one may be that of
+        another, or its id the key of another: by whole paths if any is found so, otherwise by the
+        ends of paths, with the names of the kind that most images are found by.
+
         Args:
-            names: of each image, one or several, of which the first that has a row counts.
+            names: of each image in its data set, one or several of different kinds.
             what: what messages call the data.
-            root: as for `find`.
+            root: folder that the first names are relative to.
 
         Raises:
-            ConfigError: no image has a row, or several rows.
+            ConfigError: no image has a row, or one has several rows, or that of another file.
         """
-        rows = [
-            next((row for name in each if (row := self.find(name, root)) is not None), -1)
-            for each in names
-        ]
-        missing = [each[0] for each, row in zip(names, rows) if row < 0]
+        rows = [-1] * len(names)
+        if root is not None:
+            resolve = _make_resolver()
+            whole = {resolve(name): row for row, name in enumerate(self.names)}
+            rows = [whole.get(resolve(root / each[0]), -1) for each in names]
+        if not any(row >= 0 for row in rows):
+            found = [self._find_by_ends(kind) for kind in zip(*names, strict=True)]
+            matches = max(found, key=lambda kind: sum(map(bool, kind)), default=[])
+            rows = [self._select_row(row) for row in matches]
+            if root is not None:
+                self._check_files([root / each[0] for each in names], rows, what)
+        missing = [each[0] for each, row in zip(names, rows, strict=True) if row < 0]
         if len(missing) == len(rows):
             raise ConfigError(
                 f"{self.path} has no embedding of any image of {what}, such as "
@@ -120,16 +111,72 @@ class StoredEmbeddings:
             )
         return rows
 
-    def _list_rows(self, depth: int) -> dict[str, int]:
-        """Return name -> row, for the last `depth` parts of each path; 0 for the whole path."""
-        if depth not in self._rows:
-            rows = self._rows[depth] = {}
-            for row, name in enumerate(self.names):
-                path = os.path.abspath(name)
-                end = path if not depth else "/".join(path.split(os.sep)[-depth:])
-                for key in {end, os.path.splitext(end)[0]}:
-                    rows[key] = row if rows.get(key, row) == row else -1
-        return self._rows[depth]
+    def _find_by_ends(self, names: Sequence[str]) -> list[tuple[int, ...]]:
+        """Return the rows, at most two of them, whose paths end in each name.
+
+        A name that is the end of a path is not also taken as the end of one without its suffix.
+        """
+        depths = [name.count("/") + 1 for name in names]
+        ends: dict[int, dict[str, tuple[int, ...]]] = {depth: {} for depth in set(depths)}
+        stems: dict[int, dict[str, tuple[int, ...]]] = {depth: {} for depth in set(depths)}
+        for row, name in enumerate(self.names):
+            parts = os.path.abspath(name).split(os.sep)
+            for depth in ends:
+                end = "/".join(parts[-depth:])
+                for rows, key in ((ends[depth], end), (stems[depth], os.path.splitext(end)[0])):
+                    rows[key] = (*rows.get(key, ())[:1], row)
+        return [
+            ends[depth].get(name) or stems[depth].get(name, ())
+            for name, depth in zip(names, depths, strict=True)
+        ]
+
+    def _select_row(self, rows: tuple[int, ...]) -> int:
+        """Return the only row of an image, -1 if it has none; ConfigError if it has several."""
+        if len(rows) > 1:
+            raise ConfigError(
+                f"{self.path} has several embeddings for an image of the data: those of "
+                f"{list_names([self.names[row] for row in rows], limit=2)} end alike; embed only "
+                "the images of the data"
+            )
+        return rows[0] if rows else -1
+
+    def _check_files(self, paths: Sequence[Path], rows: Sequence[int], what: str) -> None:
+        """Check images that are found by the ends of their paths, and say so.
+
+        Only those at the beginning: an embedded folder is the folder of the data or it is not.
+
+        Raises:
+            ConfigError: the image that was embedded still exists, and has another size.
+        """
+        pairs = [
+            (path, Path(self.names[row]))
+            for path, row in zip(paths[:MAX_COMPARED], rows)
+            if row >= 0 and path.is_file()
+        ]
+        for path, embedded in pairs:
+            if embedded.is_file() and path.stat().st_size != embedded.stat().st_size:
+                raise ConfigError(
+                    f"{self.path} has no embedding of {path}, but one of {embedded}, which ends "
+                    "alike and is another image; embed the images of the data"
+                )
+        if pairs:
+            path, embedded = pairs[0]
+            line = (
+                f"no image of {what} has an embedding in {self.path} under its whole path; they "
+                f"are found by the ends of paths, such as {path} by {embedded}"
+            )
+            logger.warning("%s", escape_unprintable(line, 499))
+
+
+def _make_resolver() -> Callable[[str | os.PathLike[str]], str]:
+    """Return a function that makes paths comparable; each folder is resolved once."""
+    real_path = cache(os.path.realpath)
+
+    def resolve(path: str | os.PathLike[str]) -> str:
+        folder, name = os.path.split(os.path.abspath(path))
+        return printable(os.path.join(real_path(folder), name))
+
+    return resolve
 
 
 def select_embedded(
