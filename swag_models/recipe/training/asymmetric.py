@@ -64,20 +64,24 @@ def balance_logits(shares: Tensor, objective: Objective) -> Tensor:
     sigmoid it is the logit of the class's frequency; the asymmetric loss is least at a higher one.
 
     Args:
-        shares: share of the images that have each class (C,), above 0 and below 1.
+        shares: share of the images that have each class (C,), from 0 to 1.
         objective: of kind "sigmoid" or "asymmetric".
+
+    Returns:
+        The logits (C,), float64, from -MAX_LOGIT to MAX_LOGIT.
     """
+    # In float32, a share above 1 - 3e-8 is 1, whose logit is infinite.
+    weights = shares.double().clamp(0, 1)
     if objective.kind == "sigmoid":
-        return shares.logit()
+        return weights.logit().clamp(-MAX_LOGIT, MAX_LOGIT)
     # Positive gradients outweigh below the root, and negative ones above it.
-    weights = shares.double()
     low, high = torch.full_like(weights, -MAX_LOGIT), torch.full_like(weights, MAX_LOGIT)
     for _ in range(BALANCE_STEPS):
         middle = (low + high) / 2
         slope = weights * positive_slope(middle, objective)
         slope += (1 - weights) * negative_slope(middle, objective)
         low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
-    return high.to(shares.dtype)
+    return high
 
 
 def _shift(logits: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:

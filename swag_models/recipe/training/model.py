@@ -114,7 +114,8 @@ def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:
         # lowering it (Lin et al. 2017, arXiv 1708.02002, section 3.3).
         with torch.no_grad():
             head = cast("nn.Linear", model.get_classifier())
-            head.bias.copy_(balance_logits(torch.tensor(classes.shares), run.objective))
+            shares = torch.tensor(classes.shares, dtype=torch.float64)
+            head.bias.copy_(balance_logits(shares, run.objective))
     if run.trainable == "head":
         model.freeze()
     return model, replace(

@@ -21,7 +21,10 @@ def store(folder: Path, names: list[str]) -> StoredEmbeddings:
     vectors = np.arange(len(names), dtype=np.float32).reshape(-1, 1)
     metadata = {
         **dict.fromkeys(("width", "world_size"), 1),
-        **{"images": len(names), "rank": 0, "files_hash": "0", "skipped": []},
+        "images": len(names),
+        "rank": 0,
+        "files_hash": "0",
+        "skipped": [],
         "rows_sha256": hash_rows(vectors, names),
     }
     write_embeddings_file(folder / "e.npy", vectors, names, metadata)

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import Objective
-from swag_models.recipe.training.asymmetric import balance_logits
+from swag_models.recipe.config import Objective, Run
+from swag_models.recipe.training.asymmetric import MAX_LOGIT, balance_logits
 from swag_models.recipe.training.classes import Classes, weigh_classes
 from swag_models.recipe.training.losses import (
     LossKind,
@@ -31,6 +31,7 @@ from swag_models.recipe.training.losses import (
     make_targets,
     mix,
 )
+from swag_models.recipe.training.model import make_model
 
 CLASSES = [[3], [0, 5], [4, 1, 6], [2, 3, 4, 5, 6], [0]]
 KINDS: tuple[LossKind, ...] = ("softmax", "sigmoid", "asymmetric")
@@ -326,10 +327,30 @@ def test_the_asymmetric_loss_without_parameters_is_the_sigmoids() -> None:
 def test_a_balanced_head_has_no_gradient_for_a_constant_feature(objective: Objective) -> None:
     counts = torch.tensor([1, 30, 500, 990])
     has_class = torch.arange(1000)[:, None] < counts
-    logits = balance_logits(counts / 1000, objective).double().repeat(1000, 1).requires_grad_()
+    logits = balance_logits(counts / 1000, objective).repeat(1000, 1).requires_grad_()
     compute_dense_losses(objective, logits, has_class.double()).sum().backward()
     assert logits.grad.abs().max() > 0.01
     assert logits.grad.sum(0).abs().max() < 2e-3  # of logits in float32
+
+
+@pytest.mark.parametrize("objective", [Objective("sigmoid"), Objective("asymmetric")])
+@pytest.mark.parametrize("samples", [3, 20_000_000, 10**15])
+def test_classes_of_all_images_or_none_start_at_finite_biases(
+    samples: int, objective: Objective
+) -> None:
+    # the last is one too many, as a damaged manifest could have it
+    counts = (0.0, 1.0, samples / 2, samples - 1.0, float(samples), samples + 2.0)
+    classes = Classes(len(counts), sample_counts=counts, samples=samples)
+    run = Run("vit_nano", image_size=32, batch_size=1, steps=1, objective=objective)
+    model, _ = make_model(run, classes)
+    biases = model.get_classifier().get_parameter("bias").double()
+    assert biases.abs().max() <= MAX_LOGIT
+    assert biases.tolist() == sorted(biases.tolist())
+    if objective.kind == "sigmoid":
+        # by the odds, which do not cancel
+        odds = [(count + 1) / (samples + 1 - count) for count in counts[:-1]]
+        expected = torch.tensor(odds, dtype=torch.float64).log()
+        torch.testing.assert_close(biases[:-1], expected, atol=1e-6, rtol=1e-3)
 
 
 def test_the_asymmetric_loss_takes_little_more_memory_than_the_sigmoid() -> None:
