@@ -28,7 +28,7 @@ from swag_models.errors import ConfigError, check_types
 from swag_models.finetuning.confusion import draw_confusions, write_predictions
 from swag_models.finetuning.defaults import HeadStart, choose_run
 from swag_models.finetuning.folders import FolderData, open_folder
-from swag_models.finetuning.job import complete_job, describe_finetuning
+from swag_models.finetuning.job import complete_job, describe_finetuning, restrict_job
 from swag_models.formatting import count_noun, printable
 from swag_models.hub.hf_format import CONFUSION_FILE, CURVES_FILE, RECIPE_FILE
 from swag_models.paths import expand_path
@@ -311,8 +311,11 @@ def _find_finished(output: Path, key: Any) -> FineTuned | None:
 def _find_result(output: Path, key: Any) -> FineTuned | None:
     if not output.is_dir():
         return None
-    with suppress(LookupError):
-        values = read_result(output / RESULT_FILE, key, _list_files(output))
+    with suppress(LookupError, OSError, ValueError, TypeError, AttributeError):
+        job, info = key
+        # as the version that wrote the output described it
+        job = restrict_job(job, parse_json((output / RECIPE_FILE).read_bytes())["run"])
+        values = read_result(output / RESULT_FILE, [job, info], _list_files(output))
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         metrics = {name: tuple(value) for name, value in values["metrics"].items()}
         return FineTuned(output, **{**values, **lists, "metrics": metrics})

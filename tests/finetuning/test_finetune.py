@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from swag_models.api import get_spec, load_classes, load_model
 from swag_models.cli import main
 from swag_models.finetuning import finetune
 from swag_models.finetuning.defaults import choose_epochs, choose_run
-from swag_models.finetuning.job import complete_job
+from swag_models.finetuning.job import complete_job, describe_finetuning
 from swag_models.inference import Classifier
 from swag_models.recipe.config import Run
 from swag_models.recipe.config_overrides import iterate_fields
+from swag_models.recipe.training.model import PublishInfo
+from swag_models.resumable import write_result
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -407,6 +410,43 @@ def test_a_job_of_a_version_without_a_setting_is_the_same_job() -> None:
     earlier = {name: value for name, value in job.items() if name != "head_init"}
     assert complete_job(earlier) == complete_job(job)
     assert complete_job(earlier) != complete_job({**job, "head_init": "hashtags"})
+
+
+def test_an_output_of_a_version_without_some_settings_is_done(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    jobs = list[dict[str, Any]]()
+
+    def describe(*arguments: Any) -> dict[str, Any]:
+        jobs.append(describe_finetuning(*arguments))
+        return jobs[-1]
+
+    module = sys.modules[finetune.__module__]  # the function hides it
+    monkeypatch.setattr(module, "describe_finetuning", describe)
+    output = shutil.copytree(finished[0], tmp_path / finished[0].name)
+    arguments = ["finetune", str(images), *SHORT, "-o", str(output)]
+    assert main(arguments) == 0
+    # as a version wrote it that lacks these settings
+    recipe = json.loads((output / "recipe.json").read_text())
+    for part, name in (("", "patch_drop_rate"), ("augment", "auto"), ("augment", "sizes")):
+        del (recipe["run"][part] if part else recipe["run"])[name]
+    (output / "recipe.json").write_text(json.dumps(recipe))
+    lacking = {"patch_drop_rate", "augment.auto", "augment.sizes"}
+    job = {name: value for name, value in jobs[0].items() if name not in lacking}
+    assert len(job) == len(jobs[0]) - 3
+    record = output / "finetune.json"
+    files = sorted(set(output.iterdir()) - {record})
+    info = asdict(PublishInfo(name=output.name))
+    write_result(record, [job, info], files, json.loads(record.read_text())["result"])
+    caplog.clear()
+    assert main(arguments) == 0
+    assert "is already done" in caplog.text
+    for setting in ("patch_drop_rate=0.5", "augment.auto=rand", "augment.sizes=16,24"):
+        assert main([*arguments, "--set", setting]) == 2
 
 
 @pytest.mark.slow
