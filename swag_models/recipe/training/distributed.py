@@ -14,13 +14,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as torch_dist
-from torch import nn
+from torch import Tensor, nn
 
 from swag_models.errors import ConfigError, OutputError, SwagModelsError, TrainingError
-from swag_models.formatting import count_noun, describe_error
+from swag_models.formatting import count_noun, describe_error, list_names
 from swag_models.models.layers import Blocks
 from swag_models.recipe.config import Engine
-from swag_models.runtime import read_environment
+from swag_models.runtime import import_extra, read_environment
 
 T = TypeVar("T")
 logger = logging.getLogger("swag_models")
@@ -213,9 +213,12 @@ def sync_batch_norm(model: nn.Module, dist: DistContext) -> nn.Module:
     """Make batch norms use the statistics of all ranks' batches; on GPUs only, as torch requires.
 
     On CPUs a warning says that each rank uses its own batch.
+
+    Raises:
+        ConfigError: a norm has statistics of the batch and no synchronised form.
     """
-    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    if dist.world_size == 1 or not has_norms:
+    norms = find_norms(model)
+    if dist.world_size == 1 or not norms:
         return model
     if dist.device.type == "cpu":
         if dist.is_main:
@@ -223,25 +226,55 @@ def sync_batch_norm(model: nn.Module, dist: DistContext) -> nn.Module:
                 "engine.sync_bn has no effect on CPUs: each rank normalises by its own batch"
             )
         return model
+    kinds: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+    if any(type(norm).__module__.startswith("timm.") for norm in norms):
+        layers: Any = import_extra("timm.layers", "timm", "a timm: student")
+        # torch's conversion would drop the activation that this norm contains
+        kinds, convert = (*kinds, layers.BatchNormAct2d), layers.convert_sync_batchnorm
+    # by exact type: a subclass may compute more than the synchronised norm that replaces it
+    if others := sorted({type(norm).__name__ for norm in norms if type(norm) not in kinds}):
+        raise ConfigError(
+            f"engine.sync_bn is true, but the model has norms that cannot be synchronised: "
+            f"{list_names(others)}; set engine.sync_bn=false, and each rank normalises by its batch"
+        )
     return cast(nn.Module, convert(model))
+
+
+def find_norms(model: nn.Module) -> list[nn.Module]:
+    """Find the norms with running statistics that are not synchronised, by their buffers' names.
+
+    These are batch norms of any dimension, and norms of timm that are no batch norms for torch.
+    """
+    return [
+        module
+        for module in model.modules()
+        if not isinstance(module, nn.SyncBatchNorm) and _list_statistics(module)
+    ]
+
+
+def _list_statistics(norm: nn.Module) -> list[Tensor]:
+    """The running statistics of a norm, without its counter of batches."""
+    return [
+        buffer
+        for name, buffer in norm.named_buffers(recurse=False)
+        if name.startswith("running_") and buffer.is_floating_point()
+    ]
 
 
 @torch.no_grad()
 def average_statistics(model: nn.Module, dist: DistContext) -> None:
-    """Average the running statistics of all batch norms in training mode over all ranks.
+    """Average the running statistics of all norms in training mode over all ranks.
 
     Without `sync_batch_norm` each rank has its own. They must be equal on all ranks, because a
     checkpoint takes replicated tensors from any rank and an evaluation needs one model.
     """
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm2d) and module.training
-    ]
-    if dist.world_size == 1 or not norms:
+    if dist.world_size == 1:
         return
-    buffers = [buffer for norm in norms for buffer in norm.buffers() if buffer.is_floating_point()]
+    norms = [norm for norm in find_norms(model) if norm.training]
+    buffers = [buffer for norm in norms for buffer in _list_statistics(norm)]
+    if not buffers:
+        return
     # one message for all norms: a RegNetY has hundreds
     means = torch.cat([buffer.flatten() for buffer in buffers])
     torch_dist.all_reduce(means)
