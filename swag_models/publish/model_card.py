@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -156,6 +157,25 @@ def make_card(spec: ModelSpec, details: CardDetails) -> str:
     )
 
 
+def make_timm_card(spec: ModelSpec, *, training: str, datasets: Sequence[str] = ()) -> str:
+    """The text of README.md of a model that only timm loads.
+
+    Args:
+        spec: of the model; `arch` is a name of timm's.
+        training: how it was trained, as Markdown.
+        datasets: ids on the Hub.
+    """
+    return TEMPLATES.get_template("timm_card.md.jinja").render(
+        spec=spec,
+        metadata=_format_metadata(spec, "timm", ["timm"], datasets=list(datasets) or None),
+        kind=_describe_kind(spec),
+        description=_capitalise(spec.description).rstrip("."),
+        training=training,
+        datasets=datasets,
+        unknown_license=UNKNOWN,
+    )
+
+
 def set_card_address(text: str, name: str, address: str) -> str:
     """Make the examples of a card load the model from the Hub.
 
@@ -193,9 +213,9 @@ def _capitalise(text: str) -> str:
 
 def _make_metadata(spec: ModelSpec, details: CardDetails, for_timm: bool) -> str:
     """The YAML header, in the fields of huggingface.co/docs/hub/model-cards."""
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import EvalResult
 
-    task = "image-feature-extraction" if spec.num_classes is None else "image-classification"
+    task = _name_task(spec)
     results = []
     if spec.metrics:
         dataset_id = re.sub(r"[^\w.-]+", "-", spec.metrics.dataset).strip("-").lower()
@@ -205,19 +225,38 @@ def _make_metadata(spec: ModelSpec, details: CardDetails, for_timm: bool) -> str
             for name, value in accuracies.items()
             if value is not None
         ]
-    # The Hub rejects unknown ids in `license`, and takes a name and a link for "other".
-    on_hub = spec.license in HUB_LICENSES
-    data = ModelCardData(
-        license=spec.license if on_hub else "other",
-        license_name=None if on_hub else spec.license,
-        license_link=None if on_hub else spec.license_url or None,
-        library_name="swag_models",
-        pipeline_tag=task,
-        tags=[task, "swag_models", spec.family, *(["timm"] if for_timm else []), *details.tags],
+    return _format_metadata(
+        spec,
+        "swag_models",
+        ["swag_models", spec.family, *(["timm"] if for_timm else []), *details.tags],
         datasets=list(details.datasets) or None,
         base_model=details.base_model,
         metrics=["accuracy"] if results else None,
         model_name=spec.name if results else None,
         eval_results=results or None,
     )
+
+
+def _format_metadata(spec: ModelSpec, library: str, tags: Sequence[str], **fields: Any) -> str:
+    """The YAML header of a model that `library` loads, with further fields of ModelCardData."""
+    from huggingface_hub import ModelCardData
+
+    task = _name_task(spec)
+    # The Hub rejects unknown ids in `license`, and takes a name, an id as well, and a link for
+    # "other".
+    on_hub = spec.license in HUB_LICENSES
+    data = ModelCardData(
+        license=spec.license if on_hub else "other",
+        license_name=None if on_hub else spec.license.replace(" ", "-"),
+        license_link=None if on_hub else spec.license_url or None,
+        library_name=library,
+        pipeline_tag=task,
+        tags=[task, *tags],
+        **fields,
+    )
     return data.to_yaml()
+
+
+def _name_task(spec: ModelSpec) -> str:
+    """The task of a model in the Hub's terms."""
+    return "image-feature-extraction" if spec.num_classes is None else "image-classification"

@@ -73,7 +73,7 @@ def describe_model(
         if not description.startswith("derived from "):
             # What follows a semicolon holds for the origin only, as "features only".
             description = f"derived from {origin.name}: {description.split(';')[0]}"
-    license, license_url = _choose_license(license, license_url, origin, name)
+    license, license_url = choose_license(license, license_url, origin, name)
     num_classes = model.num_classes or None
     if multi_label is None:
         multi_label = model.describe().multi_label
@@ -118,10 +118,16 @@ def _find_pool(model: Backbone) -> Pool | None:
     return cast("Pool", model.global_pool)
 
 
-def _choose_license(
+def choose_license(
     license: str | None, license_url: str | None, origin: ModelSpec, name: str
 ) -> tuple[str, str]:
-    """(licence, its URL) that the caller passed, or the origin's; logs a warning if in doubt."""
+    """Return the licence of a model that is published, and its URL; logs a warning if in doubt.
+
+    Args:
+        license, license_url: that the caller passed, or None for those of the origin.
+        origin: the model that the weights derive from.
+        name: of the model.
+    """
     if license is None:
         if origin.license == UNKNOWN:
             logger.warning(

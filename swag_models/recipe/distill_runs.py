@@ -1,5 +1,8 @@
 """Settings of distillation for any student, and their sources. Imports no torch."""
 
+from dataclasses import replace
+
+from swag_models.errors import ConfigError
 from swag_models.recipe.config import Objective, Optimizer, Run
 from swag_models.recipe.distillation import Distillation
 from swag_models.recipe.value_sources import ValueSource, choose, interpret, quote
@@ -42,3 +45,24 @@ DISTILL_SOURCES: dict[str, ValueSource] = {
     "samples_per_epoch": quote("the training images of ImageNet-1k", CONSISTENT),
     "num_classes": quote("the classes of ImageNet-1k", CONSISTENT),
 }
+
+
+def check_distill_run(run: Run) -> None:
+    """Raise ConfigError for settings that would have no effect or a wrong one in distillation."""
+    if run.trainable != "all":
+        raise ConfigError(f"trainable is {run.trainable}; allowed in distillation: all")
+    if run.head_init != "random":
+        raise ConfigError(
+            f"head_init is {run.head_init}; allowed in distillation: random, because the student "
+            "has no head or that of its teacher"
+        )
+    if run.augment.sizes:
+        raise ConfigError(
+            f"augment.sizes is {run.augment.sizes}; allowed in distillation: none, because both "
+            "networks have one size"
+        )
+    if replace(run.objective, mixup=0.0) != Objective():
+        raise ConfigError(
+            "in distillation there are no labels: of the objective only mixup applies; leave out "
+            "the other settings of objective"
+        )

@@ -15,7 +15,7 @@ from swag_models.recipe.distill_runs import DISTILL
 from swag_models.recipe.presets import get_preset
 from swag_models.recipe.training.memory import find_arch
 from swag_models.recipe.training.model import PublishInfo
-from swag_models.recipe.training.student import (
+from swag_models.recipe.training.timm_student import (
     TIMM_PREFIX,
     create_timm_model,
     read_timm_preprocess,
@@ -50,7 +50,7 @@ def distill(
         init: initial weights of a student of the catalog; None for random ones.
         name: of the model; as are the next two for `publish.save`.
         description: of the model.
-        license: of the weights; by default that of the teacher.
+        license: of the weights; by default that of the teacher, and of `init` as well.
         device: as for `train`, as is `progress`.
         progress: draw a progress bar.
 
@@ -64,7 +64,8 @@ def distill(
     """
     run = make_distill_run(student, os.fspath(teacher))
     run = override(run, [*settings, *([f"init={init}"] if init else [])])
-    info = PublishInfo(f"{student}_distill", name, description, license)
+    preset = None if student.startswith(TIMM_PREFIX) else f"{student}_distill"
+    info = PublishInfo(preset, name, description, license)
     return train(run, data, output, device=device, progress=progress, publish_info=info)
 
 

@@ -7,7 +7,7 @@ only inputs and losses differ, which `DistillState` replaces.
 Axes: N samples of a micro batch, S pixels of a crop.
 """
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,23 +15,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from swag_models.errors import ConfigError
-from swag_models.recipe.config import Objective, Run
+from swag_models.formatting import spell_license
+from swag_models.publish.model_info import count_flops
+from swag_models.recipe.config import Run
 from swag_models.recipe.data.collate import Batch
 from swag_models.recipe.training.distill_losses import compare_features, compare_logits
 from swag_models.recipe.training.distributed import DistContext
 from swag_models.recipe.training.losses import Targets, mix
 from swag_models.recipe.training.student import (
-    TIMM_PREFIX,
     Student,
     StudentOutputs,
+    count_student_flops,
     make_student,
-    save_timm_student,
 )
 from swag_models.recipe.training.teacher import ModelTeacher, StoredTeacher, Teacher
+from swag_models.recipe.training.timm_student import TIMM_PREFIX, save_timm_student
 from swag_models.recipe.training.train_state import TrainState, assemble_state
+from swag_models.spec import UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,12 @@ class DistillState(TrainState):
     Attributes:
         teacher: frozen.
         flops: operations of a step for one image, of both networks.
+        licenses: of the teacher and of the initial weights, for the card.
     """
 
     teacher: Teacher
     flops: int
+    licenses: str
 
     @property
     def final_model(self) -> nn.Module:
@@ -86,11 +90,14 @@ class DistillState(TrainState):
         return losses * answers.weights
 
     def publish(self, folder: Path, weights: Any, **details: Any) -> None:
+        details["training"] += f"\n\nLicences {self.licenses}."
         if not self.run.arch.startswith(TIMM_PREFIX):
             super().publish(folder, weights, **details)
             return
-        texts = details["description"], details["training"]
-        save_timm_student(self.run, self.teacher.classes, weights, folder, *texts)
+        # classes and synsets are in the spec; without validation there is no accuracy
+        texts = {name: details[name] for name in ("name", "description", "training", "datasets")}
+        terms = {name: details[name] for name in ("license", "license_url")}
+        save_timm_student(self.run, self.spec, weights, folder, **texts, **terms)
 
 
 def resize(images: Tensor, size: int, interpolation: str) -> Tensor:
@@ -102,25 +109,8 @@ def resize(images: Tensor, size: int, interpolation: str) -> Tensor:
     ).clamp_(0, 1)
 
 
-def check_distillation(run: Run, teacher: Teacher) -> None:
-    """Raise ConfigError for settings that would have no effect or a wrong one."""
-    if run.trainable != "all":
-        raise ConfigError(f"trainable is {run.trainable}; allowed in distillation: all")
-    if run.head_init != "random":
-        raise ConfigError(
-            f"head_init is {run.head_init}; allowed in distillation: random, because the student "
-            "has no head or that of its teacher"
-        )
-    if run.augment.sizes:
-        raise ConfigError(
-            f"augment.sizes is {run.augment.sizes}; allowed in distillation: none, because both "
-            "networks have one size"
-        )
-    if replace(run.objective, mixup=0.0) != Objective():
-        raise ConfigError(
-            "in distillation there are no labels: of the objective only mixup applies; leave out "
-            "the other settings of objective"
-        )
+def check_mixup(run: Run, teacher: Teacher) -> None:
+    """Raise ConfigError if a teacher cannot say what it gives for mixed images."""
     if run.objective.mixup and isinstance(teacher, StoredTeacher):
         raise ConfigError(
             f"objective.mixup is {run.objective.mixup:g}, but embeddings are of images that are "
@@ -136,28 +126,43 @@ def make_distill_state(run: Run, teacher: Teacher, dist: DistContext) -> Distill
     """
     assert run.distill
     torch.manual_seed(run.seed)  # the same initial weights on all ranks
-    backbone, spec = make_student(run, teacher.classes)
-    width = teacher.width if run.distill.feature_weight else None
     has_head = run.distill.logit_weight > 0
-    student = Student(backbone, width)
-    if run.engine.grad_checkpointing:
-        student.backbone.set_grad_checkpointing(True)
-    flops = 3 * _count_flops(backbone, run.image_size)  # forward, and twice that backward
+    multi_label = has_head and teacher.spec is not None and teacher.spec.multi_label
+    backbone, spec = make_student(run, teacher.classes, multi_label=multi_label)
+    student = Student(backbone, teacher.width if run.distill.feature_weight else None)
+    flops = 3 * count_student_flops(student, run)  # forward, and twice that backward
     if isinstance(teacher, ModelTeacher):
-        flops += _count_flops(teacher.model, teacher.image_size)
-        # the student learns from these weights, so their licence may apply to it
-        spec = replace(
-            spec,
-            license=teacher.spec.license,
-            license_url=teacher.spec.license_url,
-            multi_label=has_head and teacher.spec.multi_label,
-        )
-    return assemble_state(DistillState, run, dist, student, spec, teacher=teacher, flops=flops)
+        flops += count_flops(replace(teacher.spec, num_classes=teacher.model.num_classes or None))
+    # The student learns from the teacher, so that the teacher's licence may apply to it, as does
+    # that of its initial weights.
+    origins = {"teacher": (teacher.facts["model"], *teacher.license)}
+    if run.init:
+        origins["initial weights"] = (run.init, spec.license, spec.license_url)
+    license, url = combine_licenses([origin[1:] for origin in origins.values()])
+    name = " and ".join(origin[0] for origin in origins.values())
+    spec = replace(spec, name=name, license=license, license_url=url)
+    licenses = "; ".join(
+        f"of the {role}, {origin[0]}: {spell_license(origin[1])}"
+        for role, origin in origins.items()
+    )
+    return assemble_state(
+        *(DistillState, run, dist, student, spec), teacher=teacher, flops=flops, licenses=licenses
+    )
 
 
-def _count_flops(model: nn.Module, size: int) -> int:
-    """Operations of a forward pass for one image, on the meta device."""
-    shapes = copy.deepcopy(model).to("meta").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shapes(torch.empty(1, 3, size, size, device="meta"))
-    return int(counter.get_total_flops())
+def combine_licenses(licenses: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Return the licence of weights that derive from several others, whose terms all apply.
+
+    Args:
+        licenses: the licence of each, and its URL.
+
+    Returns:
+        The licence, and its URL: "unknown" if one of them is, because then nobody has permitted
+        the use; otherwise all, joined by "and", and the URL of the first that forbids commercial
+        use, or else of the first that has one.
+    """
+    strict_first = sorted(dict.fromkeys(licenses), key=lambda pair: "-nc" not in pair[0])
+    names = list(dict.fromkeys(license for license, _ in strict_first))
+    if UNKNOWN in names:
+        return UNKNOWN, ""
+    return " and ".join(names), next((url for _, url in strict_first if url), "")

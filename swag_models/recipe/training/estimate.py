@@ -109,14 +109,21 @@ def count_steps(run: Run, samples_per_epoch: int) -> int:
     return steps
 
 
-def check_batch_memory(run: Run, ranks: int) -> None:
-    """Raise ConfigError if the images of a batch do not fit into the memory of a rank's machine."""
-    size = 3 * run.train_sizes[-1] ** 2 * run.batch_size // ranks  # uint8
+def check_batch_memory(run: Run, ranks: int, image_size: int | None = None) -> None:
+    """Raise ConfigError if the images of a batch do not fit into the memory of a rank's machine.
+
+    Args:
+        run: the settings.
+        ranks: number of processes.
+        image_size: pixels of an image that is loaded; by default the largest that the run trains.
+    """
+    image_size = image_size or run.train_sizes[-1]
+    size = 3 * image_size**2 * run.batch_size // ranks  # uint8
     if not hasattr(os, "sysconf"):  # Windows
         return
     if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         raise ConfigError(
-            f"batch_size is {run.batch_size}: its images of {run.train_sizes[-1]} pixels take "
+            f"batch_size is {run.batch_size}: its images of {image_size} pixels take "
             f"{size / 1e9:,.1f} GB on each of {count_noun(ranks, 'rank')}, more than the memory of "
             f"{memory / 1e9:,.1f} GB; set a smaller batch_size or image_size"
         )

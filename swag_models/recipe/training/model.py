@@ -20,6 +20,7 @@ from swag_models.formatting import count_noun, describe_error, list_names, markd
 from swag_models.hub.download import hash_file
 from swag_models.hub.hf_format import RECIPE_FILE, VOCABULARY_FILE, check_printable
 from swag_models.models import Backbone, build
+from swag_models.publish.save import choose_name
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.asymmetric import balance_logits
 from swag_models.recipe.training.checkpointer import list_checkpoints
@@ -57,6 +58,7 @@ class PublishInfo:
         # before the training, not when its model is published
         texts = (self.name, self.description, self.license, self.license_url)
         check_printable("publish_info", *texts)
+        choose_name(self.name, Path("model"))
 
 
 def make_model(run: Run, classes: Classes) -> tuple[Backbone, ModelSpec]:

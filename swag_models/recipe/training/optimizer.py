@@ -63,6 +63,11 @@ def group_foreign_parameters(
         raise ConfigError(
             f"optimizer.layer_decay is {optimizer.layer_decay:g}; allowed for a timm student: 1"
         )
+    if optimizer.kind == "muon":
+        raise ConfigError(
+            "optimizer.kind is 'muon'; allowed for a timm student: adamw, sgd, because the hidden "
+            "layers of timm's architectures are not known here"
+        )
     exempt = set[int]()  # ids of parameters without weight decay
     modules: list[Any] = list(model.modules())
     for module in modules:

@@ -17,9 +17,11 @@ from swag_models.recipe.data.shards import Shards
 from swag_models.recipe.data.train_loader import TrainLoader, open_train_loader
 from swag_models.recipe.data.transforms import Augmentation
 from swag_models.recipe.data.unlabelled import open_images_only
+from swag_models.recipe.distill_runs import check_distill_run
 from swag_models.recipe.training.classes import Classes, read_class_names
-from swag_models.recipe.training.distillation import check_distillation, make_distill_state
+from swag_models.recipe.training.distillation import check_mixup, make_distill_state
 from swag_models.recipe.training.distributed import DistContext
+from swag_models.recipe.training.estimate import check_batch_memory
 from swag_models.recipe.training.head_init import plan_head
 from swag_models.recipe.training.head_state import check_embeddings, make_head_state
 from swag_models.recipe.training.teacher import StoredTeacher, open_teacher
@@ -77,13 +79,15 @@ def set_up(
 
 def _set_up_distillation(run: Run, data: Data, dist: DistContext) -> Setup:
     assert run.distill
+    check_distill_run(run)
     teacher = open_teacher(run.distill, dist.device)
-    check_distillation(run, teacher)
+    check_mixup(run, teacher)
+    size = max(run.image_size, teacher.image_size)  # one crop for both
+    check_batch_memory(run, dist.world_size, size)
     data = open_images_only(data)
     if isinstance(teacher, StoredTeacher):
         data = teacher.select(data)
     state = make_distill_state(run, teacher, dist)
-    size = max(run.image_size, teacher.image_size)  # one crop for both
     loader = _open_loader(run, data, Augmentation(run.augment, size), dist)
     if loader.samples is None:
         raise ConfigError(f"{data} does not say how many samples it has; give packed shards")

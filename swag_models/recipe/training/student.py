@@ -3,23 +3,26 @@
 Axes: N samples, D features, C classes, S pixels.
 """
 
+import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from swag_models.atomic import atomic_write
-from swag_models.errors import ConfigError, suggest_names
+from swag_models.errors import ConfigError
 from swag_models.formatting import describe_error
 from swag_models.recipe.config import Run
 from swag_models.recipe.training.classes import Classes
-from swag_models.recipe.training.memory import find_arch
 from swag_models.recipe.training.model import make_model
-from swag_models.runtime import import_extra
-from swag_models.spec import UNKNOWN, ModelSpec, Preprocess
-
-TIMM_PREFIX = "timm:"
+from swag_models.recipe.training.timm_student import (
+    FOREIGN_ERRORS,
+    TIMM_PREFIX,
+    make_timm_student,
+    read_timm_preprocess,
+)
+from swag_models.spec import ModelSpec
 
 
 class StudentOutputs(NamedTuple):
@@ -57,118 +60,50 @@ def count_features(backbone: Any) -> int:
     return int(backbone.head_hidden_size or backbone.num_features)
 
 
-def make_student(run: Run, classes: Classes) -> tuple[nn.Module, ModelSpec]:
+def make_student(run: Run, classes: Classes, *, multi_label: bool) -> tuple[nn.Module, ModelSpec]:
     """Build the backbone of a student with random weights, or those of `run.init`.
 
     Args:
         run: the settings.
         classes: of the teacher, if logits are compared.
+        multi_label: whether an image can have any number of them.
 
     Returns:
-        The backbone and its spec; that of a timm model only has a name and preprocessing.
+        The backbone and its spec; see `make_timm_student` for that of a timm model.
 
     Raises:
         ConfigError: the settings do not fit the architecture.
     """
-    if not run.arch.startswith(TIMM_PREFIX):
-        return make_model(run, classes)
-    if run.init is not None:
-        raise ConfigError(f"init is {run.init}; allowed for {run.arch}: none")
-    model: Any = create_timm_model(
-        run.arch,
-        len(classes),
-        drop_path_rate=run.drop_path_rate,
-        patch_drop_rate=run.patch_drop_rate,
-    )
-    preprocess = read_timm_preprocess(model)
-    if run.image_size != preprocess.size[0] and hasattr(model, "set_input_size"):
-        try:
-            model.set_input_size(img_size=run.image_size)
-        except (AssertionError, ValueError) as error:
-            reason = describe_error(error)
-            raise ConfigError(
-                f"image_size is {run.image_size}, which {run.arch} rejects: {reason}"
-            ) from None
-    # only what training and publication need of it; the architecture is timm's
-    spec = replace(
-        find_arch("vit_nano"),
-        name=run.arch,
-        preprocess=replace(preprocess, image_size=run.image_size),
-        num_classes=len(classes) or None,
-        license=UNKNOWN,
-    )
-    return model, spec
+    if run.arch.startswith(TIMM_PREFIX):
+        model, spec = make_timm_student(run, classes)
+    else:
+        model, spec = make_model(run, classes)
+        model.set_grad_checkpointing(run.engine.grad_checkpointing)
+    return model, replace(spec, multi_label=multi_label)
 
 
-def save_timm_student(
-    run: Run, classes: Classes, weights: Any, folder: Path, description: str, training: str
-) -> None:
-    """Write a timm student as a folder for `timm.create_model("local-dir:FOLDER")`.
-
-    Args:
-        run: the settings.
-        classes: of the teacher, if there are any.
-        weights: state dict on the CPU.
-        folder: created if missing.
-        description: of the model, for the card.
-        training: how it was trained, as Markdown, for the card.
-    """
-    model, spec = make_student(run, classes)
-    model.load_state_dict(weights)
-    hub = import_extra("timm.models._hub", "timm", f"the student {run.arch}")
-    preprocess = spec.preprocess
-    cfg: dict[str, Any] = {
-        **model.pretrained_cfg,  # type: ignore[dict-item]
-        "input_size": (3, *preprocess.size),
-        "mean": preprocess.mean,
-        "std": preprocess.std,
-        "interpolation": preprocess.interpolation,
-        "crop_pct": 1.0,  # as students are trained
-        "num_classes": len(classes),
-        "url": "",
-        "hf_hub_id": None,
-        "tag": "",
-    }
-    model.pretrained_cfg = cfg  # type: ignore[assignment]
-    names = {"label_names": list(classes.names)} if classes.names else {}
-    folder.mkdir(parents=True, exist_ok=True)
-    hub.save_for_hf(model, folder, model_config=names, safe_serialization=True)
-    with atomic_write(folder / "README.md") as temporary:
-        temporary.write_text(f"# {description}\n\n{training}\n", "utf-8")
-
-
-def create_timm_model(arch: str, num_classes: int, **rates: float) -> Any:
-    """Make a timm model with random weights.
-
-    Args:
-        arch: "timm:" and its name.
-        num_classes: 0 for no head.
-        **rates: timm's options; those that are 0 are not passed, as not every model has them.
+def count_student_flops(student: Student, run: Run) -> int:
+    """Operations of a student's forward pass in training for one image, on the meta device.
 
     Raises:
-        ConfigError: timm has no such architecture, or it lacks an option.
+        ConfigError: the architecture does not take images of this size, or does not return
+            features and logits as a student must.
     """
-    timm = import_extra("timm", "timm", "a timm: student")
-    name, architectures = arch.removeprefix(TIMM_PREFIX), timm.list_models()
-    if name.partition(".")[0] not in architectures:
-        raise ConfigError(suggest_names("timm architecture", name, architectures))
-    options = {name: rate for name, rate in rates.items() if rate}
+    shapes = copy.deepcopy(student).to("meta").train()
+    images = torch.empty(2, 3, run.image_size, run.image_size, device="meta")
+    reason = "its features and logits are not one row for each image"
     try:
-        model = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"timm cannot make {arch}: {describe_error(error)}") from None
-    if not (hasattr(model, "forward_head") and hasattr(model, "forward_features")):
-        raise ConfigError(f"{arch} has no features before a head; choose another architecture")
-    return model
-
-
-def read_timm_preprocess(model: Any) -> Preprocess:
-    """Return the preprocessing that a timm architecture is made for."""
-    cfg = model.pretrained_cfg
-    bilinear = cfg.get("interpolation") == "bilinear"
-    return Preprocess(
-        image_size=cfg["input_size"][-1],
-        interpolation="bilinear" if bilinear else "bicubic",
-        mean=tuple(cfg["mean"]),
-        std=tuple(cfg["std"]),
-    )
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            outputs = shapes(images)
+        fits = all(rows is None or (rows.ndim, len(rows)) == (2, 2) for rows in outputs)
+    except FOREIGN_ERRORS as error:
+        reason, fits = describe_error(error).removesuffix("."), False
+    if not fits:
+        assert run.arch.startswith(TIMM_PREFIX)
+        (size, _) = read_timm_preprocess(student.backbone).size
+        raise ConfigError(
+            f"{run.arch} cannot be a student with images of {run.image_size} pixels: {reason}; "
+            + ("" if size == run.image_size else f"set image_size to {size}, or ")
+            + "choose another architecture"
+        )
+    return int(counter.get_total_flops()) // len(images)

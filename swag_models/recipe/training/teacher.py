@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from swag_models.api import get_spec, load_classes, load_model
+from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError
 from swag_models.formatting import count_noun
 from swag_models.hub.hf_format import VOCABULARY_FILE
@@ -24,7 +25,7 @@ from swag_models.recipe.data.shard_labels import read_shard_labels
 from swag_models.recipe.data.shards import Shards, name_shards
 from swag_models.recipe.distillation import Distillation
 from swag_models.recipe.training.classes import Classes
-from swag_models.spec import ModelSpec
+from swag_models.spec import UNKNOWN, ModelSpec
 
 
 class Answers(NamedTuple):
@@ -58,6 +59,11 @@ class ModelTeacher:
     transform: Transform
     classes: Classes
     facts: dict[str, Any]
+
+    @property
+    def license(self) -> tuple[str, str]:
+        """The licence of the weights, and its URL."""
+        return self.spec.license, self.spec.license_url
 
     @property
     def width(self) -> int:
@@ -102,6 +108,12 @@ class StoredTeacher:
     image_size = 1  # its images are not read
 
     @property
+    def license(self) -> tuple[str, str]:
+        """The licence of a model of the catalog, and its URL; a file of embeddings has none."""
+        specs = [spec for spec in MODELS if spec.name == self.facts["model"]]
+        return (specs[0].license, specs[0].license_url) if specs else (UNKNOWN, "")
+
+    @property
     def width(self) -> int:
         """D."""
         return int(self.stored.vectors.shape[1])
@@ -141,23 +153,42 @@ def open_teacher(distill: Distillation, device: torch.device) -> Teacher:
         device: of the student.
 
     Raises:
-        ConfigError: there is no teacher, or it has no classes although its logits are needed.
+        ConfigError: as for `find_teacher`, or there is none.
     """
-    name = distill.teacher
-    if name is None:
+    if distill.teacher is None:
         raise ConfigError(
             "distill.teacher is none; give a model by name, folder or hf-hub:org/repo, or a file "
             "that swag-models embed wrote"
         )
+    spec = find_teacher(distill)
+    if spec is None:
+        stored = StoredEmbeddings(distill.teacher)
+        return StoredTeacher(stored, stored.facts)
     has_head = distill.logit_weight > 0
+    options: dict[str, Any] = {} if has_head else {"num_classes": None}
+    model = load_model(spec, device=device, **options)
+    model.eval().requires_grad_(False)
+    classes = read_teacher_classes(spec) if has_head else Classes(0)
+    facts = {"model": spec.name, "weights_sha256": hash_weights(model)}
+    return ModelTeacher(spec, model, Transform(spec.preprocess), classes, facts)
+
+
+def find_teacher(distill: Distillation) -> ModelSpec | None:
+    """Find the spec of a teacher, without its weights; None if it is a file of embeddings.
+
+    Raises:
+        ConfigError: it has no classes although its logits are needed, or takes images that are not
+            square or have other channels than red, green and blue.
+    """
+    name, has_head = distill.teacher, distill.logit_weight > 0
+    assert name is not None
     if is_embeddings_file(name):
         if has_head:
             raise ConfigError(
                 f"distill.logit_weight is {distill.logit_weight:g}, but {name} has embeddings and "
                 "no logits; set it to 0, or give a model as distill.teacher"
             )
-        stored = StoredEmbeddings(name)
-        return StoredTeacher(stored, stored.facts)
+        return None
     spec = get_spec(name)
     if has_head and not spec.num_classes:
         raise ConfigError(
@@ -170,16 +201,11 @@ def open_teacher(distill: Distillation, device: torch.device) -> Teacher:
             f"teacher {name} takes images of {height}x{width} pixels; allowed: a square size, as "
             "crops have"
         )
-    options: dict[str, Any] = {} if has_head else {"num_classes": None}
-    model = load_model(spec, device=device, **options)
-    if model.in_chans != 3:
+    if spec.in_chans != 3:
         raise ConfigError(
-            f"teacher {name} takes {count_noun(model.in_chans, 'channel')}; allowed: 3"
+            f"teacher {name} takes {count_noun(spec.in_chans, 'channel')}; allowed: 3"
         )
-    model.eval().requires_grad_(False)
-    classes = read_teacher_classes(spec) if has_head else Classes(0)
-    facts = {"model": spec.name, "weights_sha256": hash_weights(model)}
-    return ModelTeacher(spec, model, Transform(spec.preprocess), classes, facts)
+    return spec
 
 
 def read_teacher_classes(spec: ModelSpec) -> Classes:

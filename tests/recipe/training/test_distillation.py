@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distill_support import SETTINGS, TEACHER, distill_digits
 from fetch_support import wait_until
 from PIL import Image
 from runs import (
@@ -31,36 +32,15 @@ from swag_models import load_model, load_preprocess
 from swag_models.errors import ConfigError, SwagModelsError
 from swag_models.inference import Classifier, Embedder
 from swag_models.inference.embed import write_embeddings
-from swag_models.recipe.training.distill import distill
+from swag_models.publish import save
 from swag_models.recipe.training.distill_losses import compare_features, compare_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TEACHER = "regnety_nano_hashtags"
-SETTINGS = (
-    "steps=4",
-    "engine.workers=0",
-    "batch_size=12",
-    "image_size=32",
-    "log_every=1",
-    "optimizer.lr=0.003",
-)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_digits(tmp_path_factory.mktemp("digits") / "train", 48)
-
-
-def distill_digits(images: Path, output: Path, *settings: str, **options: object) -> Path:
-    arguments = {"student": "vit_nano", "teacher": TEACHER} | options
-    return distill(
-        str(arguments["student"]),
-        str(arguments["teacher"]),
-        images,
-        output,
-        settings=[*SETTINGS, *settings],
-        progress=False,
-    )
 
 
 def draw(*shape: int) -> torch.Tensor:
@@ -291,8 +271,6 @@ def test_stored_embeddings_of_packed_shards_are_found_by_key(
         (("augment.sizes=32,48",), {}, "augment.sizes is .* allowed in distillation: none"),
         (("objective.label_smoothing=0.1",), {}, "of the objective only mixup applies"),
         (("objective.kind=sigmoid",), {}, "of the objective only mixup applies"),
-        (("optimizer.layer_decay=0.5",), {"student": "timm:resnet10t"}, "layer_decay is 0.5"),
-        (("init=vit_nano_hashtags",), {"student": "timm:resnet10t"}, "init is vit_nano_hashtags"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -309,6 +287,19 @@ def test_what_does_not_fit_is_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("large", ["teacher", "student"])
+@pytest.mark.parametrize("student", ["vit_nano", "timm:test_vit"])
+def test_a_batch_that_no_memory_holds_is_refused(
+    student: str, large: str, images: Path, tmp_path: Path
+) -> None:
+    teacher = save(load_model(TEACHER, image_size=1024), tmp_path / "large")
+    settings = ("batch_size=1048576", f"image_size={1024 if large == 'student' else 32}")
+    options = {"student": student, "teacher": teacher if large == "teacher" else TEACHER}
+    with pytest.raises(ConfigError, match=r"its images of 1024 pixels take .* smaller batch_size"):
+        distill_digits(images, tmp_path / "run", *settings, **options)
+
+
+@pytest.mark.slow
 def test_mixup_and_embeddings_do_not_fit(images: Path, tmp_path: Path) -> None:
     write_embeddings(Embedder(TEACHER), images, tmp_path / "e.npy", progress=False)
     with pytest.raises(ConfigError, match="embeddings are of images that are not mixed"):
@@ -316,25 +307,6 @@ def test_mixup_and_embeddings_do_not_fit(images: Path, tmp_path: Path) -> None:
     other = make_digits(tmp_path / "other", 3, first=100)
     with pytest.raises(ConfigError, match="has no embedding of any image of other, such as"):
         distill_digits(other, tmp_path / "run", teacher=tmp_path / "e.npy")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("student", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])
-def test_a_timm_student_is_loaded_by_timm(student: str, images: Path, tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
-    folder = distill_digits(
-        images, tmp_path / "run", "distill.logit_weight=1", "engine.precision=bf16", student=student
-    )
-    losses = read_losses(tmp_path / "run")
-    assert losses[-1] < losses[0]
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    cfg = timm.data.resolve_model_data_config(model)
-    assert (cfg["input_size"], cfg["crop_pct"], model.num_classes) == ((3, 32, 32), 1.0, 65)
-    stored = load_file(folder / "model.safetensors")
-    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
-    assert json.loads((folder / "config.json").read_text())["label_names"] == list(
-        Classifier(TEACHER).classes
-    )
 
 
 def make_arguments(images: Path, output: Path, *settings: str) -> list[str]:
