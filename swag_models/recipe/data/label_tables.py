@@ -2,12 +2,14 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from swag_models.errors import ConfigError
 from swag_models.hub.hf_format import VOCABULARY_FILE
+from swag_models.paths import expand_location
 from swag_models.recipe.data.datasets import ImageDataset
 from swag_models.recipe.data.shards import Shards, read_vocabulary
 from swag_models.recipe.data.tables import table_errors
@@ -19,8 +21,9 @@ LABELS_FILE = "labels.parquet"
 
 def find_labels(data: Shards | ImageDataset) -> Path | None:
     """Return the path of labels.parquet, given itself or its folder; None for other data."""
-    if isinstance(data, (str, Path)):
-        for path in (Path(data), Path(data) / LABELS_FILE):
+    if isinstance(data, (str, os.PathLike)):
+        given = Path(expand_location(data))
+        for path in (given, given / LABELS_FILE):
             if path.name == LABELS_FILE and path.exists():
                 return path
     return None

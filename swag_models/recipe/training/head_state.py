@@ -14,12 +14,21 @@ from swag_models.inference import Embedder
 from swag_models.inference.embed_job import hash_weights
 from swag_models.models import Backbone
 from swag_models.preprocess import Transform
-from swag_models.recipe.config import Run
+from swag_models.recipe.config import Augment, Run
+from swag_models.recipe.config_overrides import iterate_fields
 from swag_models.recipe.data.embeddings import StoredEmbeddings
+from swag_models.recipe.presets import PRESETS
 from swag_models.recipe.training.classes import Classes, weigh_classes
 from swag_models.recipe.training.distributed import DistContext
 from swag_models.recipe.training.model import make_model
 from swag_models.recipe.training.train_state import TrainState, assemble_state
+
+# Settings that a head on embeddings does not use: of images, of the backbone, of shards
+UNUSED_SETTINGS = (
+    *("augment", "drop_path_rate", "patch_drop_rate", "optimizer.layer_decay"),
+    *("engine.grad_checkpointing", "engine.lanes", "engine.buffer"),
+)
+NO_AUGMENT = Augment(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
 
 logger = logging.getLogger("swag_models")
 
@@ -77,6 +86,7 @@ def check_embeddings(run: Run, stored: StoredEmbeddings) -> None:
             f"objective.mixup is {run.objective.mixup:g}, but embeddings are of images that are "
             "not mixed; set it to 0, or train on images"
         )
+    _check_unused(run)
     metadata = stored.metadata
     if "vectorised" in metadata["preprocess"]:
         raise ConfigError(
@@ -100,3 +110,21 @@ def check_embeddings(run: Run, stored: StoredEmbeddings) -> None:
             f"{allowed[0]}; set image_size, or embed the images again"
         )
     logger.info("the head learns from embeddings of whole images; augment has no effect")
+
+
+def _check_unused(run: Run) -> None:
+    """Raise ConfigError for a setting without effect that someone must have set.
+
+    Defaults, the values of presets, and no augmentation at all are allowed.
+    """
+    plain = Run(run.arch, image_size=1, batch_size=1, steps=1)
+    presets = [preset.run for preset in PRESETS if preset.run.arch == run.arch]
+    presets = [preset for preset in presets if preset.trainable == "head"]
+    runs = plain, replace(plain, augment=NO_AUGMENT), *presets
+    allowed = [dict(iterate_fields(each)) for each in runs]
+    for name, value in iterate_fields(run):
+        if name.startswith(UNUSED_SETTINGS) and all(value != each[name] for each in allowed):
+            raise ConfigError(
+                f"{name} is {value}, and has no effect on a head that is trained on embeddings; "
+                f"leave it at {allowed[0][name]}, or train on images"
+            )

@@ -13,7 +13,11 @@ from shards_support import encode_jpeg, make_images, make_shards
 from swag_models.errors import ConfigError
 from swag_models.inference.embeddings_file import hash_rows, write_embeddings_file
 from swag_models.inference.image_sources import find_images
+from swag_models.recipe.config_overrides import override
 from swag_models.recipe.data.embeddings import StoredEmbeddings, open_embedded
+from swag_models.recipe.data.label_tables import find_labels
+from swag_models.recipe.presets import get_preset
+from swag_models.recipe.training.head_state import check_embeddings
 
 
 def store(folder: Path, names: list[str]) -> StoredEmbeddings:
@@ -119,6 +123,7 @@ def test_ids_are_not_mixed_with_keys(tmp_path: Path) -> None:
     assert by_id.find_all(names, "data") == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_packed_shards_are_found_by_their_images_and_by_their_samples(tmp_path: Path) -> None:
     shards = make_shards(tmp_path, 12, 6)
     for source in (tmp_path / "images", shards / "*.tar"):
@@ -129,3 +134,24 @@ def test_packed_shards_are_found_by_their_images_and_by_their_samples(tmp_path: 
             assert found == {name: f"{source}/{name}.jpg" for name in found}
         else:
             assert len(set(found.values())) == 12
+
+
+@pytest.mark.parametrize("setting", ["augment.color_jitter=0.4", "engine.grad_checkpointing=true"])
+def test_settings_of_images_are_refused_on_embeddings(setting: str, tmp_path: Path) -> None:
+    stored = store(tmp_path, ["a.png"])
+    run = override(get_preset("vit_nano_linear").run, [setting])
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]} is .*, and has no effect"):
+        check_embeddings(run, stored)
+
+
+def test_labels_are_found_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "curated" / "labels.parquet"
+    path.parent.mkdir()
+    path.touch()
+    for given in ("~/curated", "~/curated/labels.parquet", Path("~/curated"), path.parent):
+        assert find_labels(given) == path
+    for given in ("~/other", "https://host/labels.parquet", [str(path)]):
+        assert find_labels(given) is None

@@ -98,6 +98,15 @@ def test_labels_of_shards_and_of_a_curation(form: str, tmp_path: Path) -> None:
         (("objective.mixup=0.2",), "embeddings are of images that are not mixed"),
         (("image_size=64",), "whose weights are not those of init vit_nano_hashtags at 64 pixels"),
         (("arch=regnety_nano", "init=regnety_nano_hashtags"), "has embeddings of vit_nano_hasht"),
+        (("augment.flip=0.3",), r"augment\.flip is 0\.3, and has no effect on .* leave it at 0\.5"),
+        (("augment.scale=0.5,1",), r"augment\.scale is \(0\.5, 1\.0\), and has no effect"),
+        (("augment.auto=rand",), r"augment\.auto is rand, .* leave it at None"),
+        (("augment.sizes=32,48",), r"augment\.sizes is \(32, 48\), and has no effect"),
+        (("augment.interpolation=bilinear",), r"augment\.interpolation is bilinear, and has no"),
+        (("drop_path_rate=0.1",), r"drop_path_rate is 0\.1, and has no effect"),
+        (("optimizer.layer_decay=0.7",), r"optimizer\.layer_decay is 0\.7, and has no effect"),
+        (("engine.grad_checkpointing=true",), r"grad_checkpointing is True, .* leave it at False"),
+        (("engine.lanes=4",), r"engine\.lanes is 4, and has no effect"),
     ],
 )
 def test_embeddings_of_another_model_are_refused(
@@ -106,6 +115,20 @@ def test_embeddings_of_another_model_are_refused(
     with pytest.raises(ConfigError, match=message) as caught:
         check_embeddings(make_run(*settings), StoredEmbeddings(stored))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("augment.scale=0.8,1", "augment.ratio=0.75,1.3333333333333333", "augment.flip=0.5"),
+        ("engine.workers=2", "engine.channels_last=false", "objective.kind=sigmoid"),
+        ("engine.compile=true", "ema.decay=0.5"),
+    ],
+)
+def test_values_of_presets_and_settings_with_an_effect_are_allowed(
+    settings: tuple[str, ...], stored: Path
+) -> None:
+    check_embeddings(make_run(*settings), StoredEmbeddings(stored))
 
 
 def test_an_epoch_has_each_image_floor_or_ceil_of_its_repeats_times() -> None:
