@@ -84,6 +84,11 @@ def _print_script(options: argparse.Namespace, run: Run, estimate: "Plan") -> No
 
     if not estimate.fits:
         print_message(f"warning: {_describe_excess(estimate)}")
+    settings = list(options.set)
+    if run.distill:
+        if run.distill.teacher is None:
+            raise ConfigError("the script needs a teacher; add --set distill.teacher=MODEL")
+        settings.append(f"distill.teacher={_make_absolute(run.distill.teacher)}")
     # the job may start in another folder
     values = {name: getattr(options, name) for name in TRAIN_OPTIONS}
     values |= {name: _make_absolute(values[name]) for name in ("val", "init") if values[name]}
@@ -94,7 +99,7 @@ def _print_script(options: argparse.Namespace, run: Run, estimate: "Plan") -> No
             preset=options.preset,
             data=_make_absolute(options.data),
             output=os.path.abspath(options.output),
-            settings=options.set,
+            settings=settings,
             options=texts,
             gpus_per_node=options.gpus_per_node,
             workers=run.engine.workers,
@@ -116,11 +121,15 @@ def _describe(estimate: "Plan", origin: str) -> dict[str, str]:
     frozen = "; the rest is frozen" if estimate.trained < estimate.parameters else ""
     memory, total = asdict(estimate.memory), estimate.memory.total
     sample = memory.pop("sample")
+    if not memory["teacher"]:
+        del memory["teacher"]
     rows = {
         "steps": f"{estimate.steps:,}",
         "samples": f"{estimate.samples:,}",
         "parameters": f"{estimate.parameters:,}, {estimate.trained:,} of them trained{frozen}",
-        "operations": f"{estimate.flops:.3g} per sample ({estimate.passes}x the forward pass), "
+        **({"teacher": estimate.teacher} if estimate.teacher else {}),
+        "operations": f"{estimate.flops:.3g} per sample ({estimate.passes}x the forward pass"
+        f"{', and the teacher' if estimate.memory.teacher else ''}), "
         f"{estimate.flops * estimate.samples:.3g} in all",
         "throughput": f"{estimate.throughput:,.1f} images/s per GPU; {estimate.basis}",
         "time": f"{_format_time(estimate.days)} on {count_noun(estimate.gpus, 'GPU')}",

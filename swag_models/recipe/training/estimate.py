@@ -13,14 +13,18 @@ from swag_models.formatting import count_noun, describe
 from swag_models.models import Backbone, build
 from swag_models.publish.model_info import count_flops
 from swag_models.recipe.config import Run
+from swag_models.recipe.distill_runs import check_distill_run
 from swag_models.recipe.limits import MAX_STEPS
 from swag_models.recipe.training.logging import find_peak
 from swag_models.recipe.training.memory import (
+    NO_TEACHER,
     Memory,
+    TeacherCost,
     estimate_memory,
     find_arch,
     list_fitting_settings,
 )
+from swag_models.recipe.training.teacher_spec import price_teacher
 from swag_models.spec import ModelSpec, Preprocess
 
 DEFAULT_GPU = "H100"
@@ -52,7 +56,8 @@ class Plan:
         parameters: of the model.
         trained: of the parameters.
         passes: operations of a training step in units of a forward pass.
-        flops: floating-point operations for one sample, forward and backward.
+        flops: floating-point operations for one sample, forward and backward, and of a teacher.
+        teacher: what the teacher of a distillation is, and what is counted of it; empty without.
         gpus: number of GPUs.
         throughput: images per second on each GPU.
         basis: where the throughput comes from.
@@ -73,6 +78,7 @@ class Plan:
     trained: int
     passes: int
     flops: int
+    teacher: str
     gpus: int
     throughput: float
     basis: str
@@ -197,20 +203,24 @@ def plan(
             f"{run.batch_size} busy"
         )
     check_train_sizes(run)
-    spec, parameters, trained = _count_parameters(run, num_classes)
+    teacher = NO_TEACHER
+    if run.distill:
+        check_distill_run(run)
+        teacher = price_teacher(run.distill)
+    spec, parameters, trained = _count_parameters(run, num_classes, teacher)
     # The backward pass costs two forward passes, gradient checkpointing another; a frozen backbone
     # has no backward pass.
     passes = 1 if run.trainable == "head" else 4 if run.engine.grad_checkpointing else 3
-    operations = passes * count_step_flops(run, spec)
+    operations = passes * count_step_flops(run, spec) + teacher.flops
     if throughput is None:
         throughput, basis = _assume_throughput(run, operations, gpu, flops)
     else:
         basis = "given"
     steps = count_steps(run, samples_per_epoch)
-    memory = estimate_memory(run, parameters, trained, gpus)
+    memory = estimate_memory(run, parameters, trained, gpus, teacher)
     rates = dict(decode_rates or {})
     per_rank = {name: math.ceil(throughput / rate) for name, rate in rates.items()}
-    fitting = list_fitting_settings(run, parameters, trained, gpus, gpu_memory)
+    fitting = list_fitting_settings(run, parameters, trained, gpus, gpu_memory, teacher)
     return Plan(
         steps=steps,
         samples=steps * run.batch_size,
@@ -218,6 +228,7 @@ def plan(
         trained=trained,
         passes=passes,
         flops=operations,
+        teacher=teacher.text,
         gpus=gpus,
         throughput=throughput,
         basis=basis,
@@ -232,19 +243,32 @@ def plan(
     )
 
 
-def _count_parameters(run: Run, num_classes: int) -> tuple[ModelSpec, int, int]:
-    """The spec of the model that a run trains, its parameters, and those that are trained."""
+def _count_parameters(
+    run: Run, num_classes: int, teacher: TeacherCost
+) -> tuple[ModelSpec, int, int]:
+    """The spec of the model that a run trains, its parameters, and those that are trained.
+
+    A student has the classes of its teacher, or none, and a projection to its teacher's features.
+    """
+    classes: int | None = num_classes
+    if run.distill and not run.distill.logit_weight:
+        classes = None
+    elif teacher.spec:
+        classes = teacher.spec.num_classes
     spec = replace(
         find_arch(run.arch),
         preprocess=Preprocess(run.image_size),
-        num_classes=num_classes,
+        num_classes=classes,
         in_chans=3,
         global_pool=None,
     )
     model = _build_meta(spec, run)
     weights = list(model.parameters())
+    projection = 0
+    if run.distill and run.distill.feature_weight and teacher.width:
+        projection = (model.num_features + 1) * teacher.width
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    return spec, sum(weight.numel() for weight in weights), trained
+    return spec, sum(weight.numel() for weight in weights) + projection, trained + projection
 
 
 def _build_meta(spec: ModelSpec, run: Run) -> Backbone:

@@ -39,7 +39,9 @@ class Memory:
             for each of `count_matrix_weights`.
         ema: float32, a copy of the weights.
         casts: trained weights in half precision, which autocast caches until the end of a step.
-        activations: stored for the backward pass, of all samples that a GPU processes at once.
+        teacher: float32 weights of a frozen teacher, a copy on each GPU; 0 without one.
+        activations: stored for the backward pass, of all samples that a GPU processes at once. A
+            teacher's are freed before the student stores any, so that only the larger count.
         sample: the activations of one sample; not part of the total.
     """
 
@@ -48,6 +50,7 @@ class Memory:
     optimizer: int
     ema: int
     casts: int
+    teacher: int
     activations: int
     sample: int
 
@@ -57,6 +60,28 @@ class Memory:
         return sum(asdict(self).values()) - self.sample
 
 
+@dataclass(frozen=True)
+class TeacherCost:
+    """What a frozen teacher adds to a run.
+
+    Attributes:
+        flops: floating-point operations for one sample.
+        parameters: number of them.
+        spec: of the model; None for stored embeddings, or if no teacher is given.
+        width: of the features that the student's are projected to; None if this is unknown.
+        text: what it is, for people.
+    """
+
+    flops: int = 0
+    parameters: int = 0
+    spec: ModelSpec | None = None
+    width: int | None = None
+    text: str = ""
+
+
+NO_TEACHER = TeacherCost()
+
+
 class BlockSize(NamedTuple):
     """Bytes that a block stores for the backward pass of one sample: its input, and everything."""
 
@@ -64,7 +89,9 @@ class BlockSize(NamedTuple):
     total: int
 
 
-def estimate_memory(run: Run, parameters: int, trained: int, gpus: int) -> Memory:
+def estimate_memory(
+    run: Run, parameters: int, trained: int, gpus: int, teacher: TeacherCost = NO_TEACHER
+) -> Memory:
     """Estimate the memory of each GPU by formula; see `Memory` and `estimate_activations`.
 
     Args:
@@ -72,12 +99,17 @@ def estimate_memory(run: Run, parameters: int, trained: int, gpus: int) -> Memor
         parameters: number of parameters of the model.
         trained: number of those that are trained.
         gpus: number of GPUs.
+        teacher: in distillation.
     """
     shards = gpus if run.engine.parallel == "fsdp" else 1
     local_batch = -(-run.batch_size // gpus)  # rounded up: the GPU with most samples
     # gradients of micro batches are added up in place, so one micro batch is alive at a time
     micro_batch = min(run.engine.micro_batch or local_batch, local_batch)
     sample = estimate_activations(run)
+    if teacher.spec:
+        (size, _), product = teacher.spec.preprocess.size, count_product_bytes(run)
+        blocks = list_blocks(teacher.spec.config, size, product)
+        sample = max(sample, *(block.total for block in blocks))
     states = OPTIMIZER_STATES[run.optimizer.kind] * trained
     if run.optimizer.kind == "muon":
         states -= count_matrix_weights(find_arch(run.arch).config)
@@ -87,6 +119,7 @@ def estimate_memory(run: Run, parameters: int, trained: int, gpus: int) -> Memor
         optimizer=FLOAT_BYTES * states // shards,
         ema=FLOAT_BYTES * parameters // shards if run.ema else 0,
         casts=0 if run.engine.precision == "fp32" else HALF_BYTES * trained,
+        teacher=FLOAT_BYTES * teacher.parameters,
         activations=micro_batch * sample,
         sample=sample,
     )
@@ -101,17 +134,27 @@ def estimate_activations(run: Run) -> int:
     stored, and the tensors of one block at a time are alive.
     """
     config, size = find_arch(run.arch).config, run.train_sizes[-1]
-    product = FLOAT_BYTES if run.engine.precision == "fp32" else HALF_BYTES
-    if isinstance(config, ViTConfig):
-        blocks = list(_size_vit_blocks(config, size, product, run.patch_drop_rate))
-    else:
-        blocks = list(_size_regnet_blocks(config, size, product))
+    blocks = list_blocks(config, size, count_product_bytes(run), run.patch_drop_rate)
     largest = max(block.total for block in blocks)
     if run.trainable == "head":
         return largest
     if run.engine.grad_checkpointing:
         return sum(block.input for block in blocks) + largest
     return sum(block.total for block in blocks)
+
+
+def count_product_bytes(run: Run) -> int:
+    """Bytes of a number in matrix products and convolutions."""
+    return FLOAT_BYTES if run.engine.precision == "fp32" else HALF_BYTES
+
+
+def list_blocks(
+    config: ViTConfig | RegNetConfig, image_size: int, product: int, patch_drop_rate: float = 0.0
+) -> list[BlockSize]:
+    """Sizes of a model's blocks; see `_size_vit_blocks` and `_size_regnet_blocks`."""
+    if isinstance(config, ViTConfig):
+        return list(_size_vit_blocks(config, image_size, product, patch_drop_rate))
+    return list(_size_regnet_blocks(config, image_size, product))
 
 
 def count_matrix_weights(config: ViTConfig | RegNetConfig) -> int:
@@ -129,7 +172,12 @@ def count_matrix_weights(config: ViTConfig | RegNetConfig) -> int:
 
 
 def list_fitting_settings(
-    run: Run, parameters: int, trained: int, gpus: int, gpu_memory: float
+    run: Run,
+    parameters: int,
+    trained: int,
+    gpus: int,
+    gpu_memory: float,
+    teacher: TeacherCost = NO_TEACHER,
 ) -> list[list[str]]:
     """List changes with which a run fits into the memory of its GPUs, by formula.
 
@@ -139,6 +187,7 @@ def list_fitting_settings(
         trained: number of those that are trained.
         gpus: number of GPUs.
         gpu_memory: bytes of memory of a GPU.
+        teacher: in distillation.
 
     Returns:
         Up to MAX_ALTERNATIVES lists of settings for `override`, those with the fewest settings
@@ -146,9 +195,12 @@ def list_fitting_settings(
         are equal up to one sample.
     """
 
+    def estimate(run: Run) -> Memory:
+        return estimate_memory(run, parameters, trained, gpus, teacher)
+
     def fits(settings: Sequence[str]) -> bool:
         changed = override(run, settings)
-        return estimate_memory(changed, parameters, trained, gpus).total <= gpu_memory
+        return estimate(changed).total <= gpu_memory
 
     alternatives = list[list[str]]()
     for change in CHANGES:
@@ -156,7 +208,7 @@ def list_fitting_settings(
         if change and changed == run:
             continue
         if not fits(settings):
-            size = _fit_micro_batch(changed, parameters, trained, gpus, gpu_memory)
+            size = _fit_micro_batch(-(-run.batch_size // gpus), estimate(changed), gpu_memory)
             settings.append(f"engine.micro_batch={size}")
         # none of the settings is superfluous
         rests = [settings[:index] + settings[index + 1 :] for index in range(len(settings))]
@@ -165,11 +217,9 @@ def list_fitting_settings(
     return sorted(alternatives, key=len)[:MAX_ALTERNATIVES]  # the order of CHANGES otherwise
 
 
-def _fit_micro_batch(run: Run, parameters: int, trained: int, gpus: int, gpu_memory: float) -> int:
+def _fit_micro_batch(local_batch: int, memory: Memory, gpu_memory: float) -> int:
     """The `engine.micro_batch` of the fewest equal parts that fit; 1 if none does."""
-    memory = estimate_memory(run, parameters, trained, gpus)
     largest = int((gpu_memory - (memory.total - memory.activations)) // memory.sample)
-    local_batch = -(-run.batch_size // gpus)
     parts = -(-local_batch // max(1, largest))
     return -(-local_batch // parts)
 

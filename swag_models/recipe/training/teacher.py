@@ -10,21 +10,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swag_models.api import get_spec, load_classes, load_model
+from swag_models.api import load_classes, load_model
 from swag_models.catalog import MODELS
 from swag_models.errors import ConfigError
-from swag_models.formatting import count_noun
 from swag_models.hub.hf_format import VOCABULARY_FILE
 from swag_models.hub.published_files import find_beside
 from swag_models.inference.embed_job import hash_weights
 from swag_models.models import Backbone
 from swag_models.preprocess import Transform
 from swag_models.recipe.data.datasets import ImageDataset
-from swag_models.recipe.data.embeddings import StoredEmbeddings, is_embeddings_file, select_embedded
+from swag_models.recipe.data.embeddings import StoredEmbeddings, select_embedded
 from swag_models.recipe.data.shard_labels import read_shard_labels
 from swag_models.recipe.data.shards import Shards, name_shards
 from swag_models.recipe.distillation import Distillation
 from swag_models.recipe.training.classes import Classes
+from swag_models.recipe.training.teacher_spec import find_teacher
 from swag_models.spec import UNKNOWN, ModelSpec
 
 
@@ -171,41 +171,6 @@ def open_teacher(distill: Distillation, device: torch.device) -> Teacher:
     classes = read_teacher_classes(spec) if has_head else Classes(0)
     facts = {"model": spec.name, "weights_sha256": hash_weights(model)}
     return ModelTeacher(spec, model, Transform(spec.preprocess), classes, facts)
-
-
-def find_teacher(distill: Distillation) -> ModelSpec | None:
-    """Find the spec of a teacher, without its weights; None if it is a file of embeddings.
-
-    Raises:
-        ConfigError: it has no classes although its logits are needed, or takes images that are not
-            square or have other channels than red, green and blue.
-    """
-    name, has_head = distill.teacher, distill.logit_weight > 0
-    assert name is not None
-    if is_embeddings_file(name):
-        if has_head:
-            raise ConfigError(
-                f"distill.logit_weight is {distill.logit_weight:g}, but {name} has embeddings and "
-                "no logits; set it to 0, or give a model as distill.teacher"
-            )
-        return None
-    spec = get_spec(name)
-    if has_head and not spec.num_classes:
-        raise ConfigError(
-            f"distill.logit_weight is {distill.logit_weight:g}, but {name} has no classes; set it "
-            "to 0, or give a teacher with classes"
-        )
-    height, width = spec.preprocess.size
-    if height != width:
-        raise ConfigError(
-            f"teacher {name} takes images of {height}x{width} pixels; allowed: a square size, as "
-            "crops have"
-        )
-    if spec.in_chans != 3:
-        raise ConfigError(
-            f"teacher {name} takes {count_noun(spec.in_chans, 'channel')}; allowed: 3"
-        )
-    return spec
 
 
 def read_teacher_classes(spec: ModelSpec) -> Classes:
