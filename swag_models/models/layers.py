@@ -11,7 +11,7 @@ Axes: N batch, S tokens, D input width, E output width.
 """
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -69,8 +69,7 @@ class Blocks(nn.Sequential):
         )
 
 
-@contextmanager
-def keep_statistics(module: nn.Module) -> Iterator[None]:
+def keep_statistics(module: nn.Module) -> AbstractContextManager[None]:
     """Keep the running statistics of batch norms unchanged inside the `with` block.
 
     The second run of a checkpointed block would otherwise update them twice per step.
@@ -78,9 +77,13 @@ def keep_statistics(module: nn.Module) -> Iterator[None]:
     Args:
         module: its batch norms update copies of their statistics instead.
     """
-    statistics = [
-        (norm, dict(norm._buffers)) for norm in module.modules() if isinstance(norm, _BatchNorm)
-    ]
+    return keep_buffers([norm for norm in module.modules() if isinstance(norm, _BatchNorm)])
+
+
+@contextmanager
+def keep_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules change copies of their own buffers inside the `with` block."""
+    statistics = [(module, dict(module._buffers)) for module in modules]
     for norm, buffers in statistics:
         norm._buffers.update(
             {name: buffer if buffer is None else buffer.clone() for name, buffer in buffers.items()}

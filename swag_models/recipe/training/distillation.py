@@ -31,7 +31,11 @@ from swag_models.recipe.training.student import (
     make_student,
 )
 from swag_models.recipe.training.teacher import ModelTeacher, StoredTeacher, Teacher
-from swag_models.recipe.training.timm_student import TIMM_PREFIX, save_timm_student
+from swag_models.recipe.training.timm_student import (
+    TIMM_PREFIX,
+    save_timm_student,
+    update_statistics_once,
+)
 from swag_models.recipe.training.train_state import TrainState, assemble_state
 from swag_models.spec import UNKNOWN
 
@@ -145,9 +149,12 @@ def make_distill_state(run: Run, teacher: Teacher, dist: DistContext) -> Distill
         f"of the {role}, {origin[0]}: {spell_license(origin[1])}"
         for role, origin in origins.items()
     )
-    return assemble_state(
+    state = assemble_state(
         *(DistillState, run, dist, student, spec), teacher=teacher, flops=flops, licenses=licenses
     )
+    if run.engine.grad_checkpointing and run.arch.startswith(TIMM_PREFIX):
+        update_statistics_once(state.model)
+    return state
 
 
 def combine_licenses(licenses: Sequence[tuple[str, str]]) -> tuple[str, str]:

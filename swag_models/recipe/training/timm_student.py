@@ -1,10 +1,13 @@
 """Students of timm: construction, checks of what the architecture can do, publication for timm."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from swag_models.atomic import atomic_write, write_text
@@ -12,6 +15,7 @@ from swag_models.checkpoint import write_state_dict
 from swag_models.errors import ConfigError, suggest_names
 from swag_models.formatting import describe_error
 from swag_models.hub.hf_format import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
+from swag_models.models.layers import keep_buffers
 from swag_models.publish.model_card import make_timm_card
 from swag_models.publish.model_info import choose_license
 from swag_models.publish.save import choose_name
@@ -88,6 +92,32 @@ def make_timm_student(run: Run, classes: Classes) -> tuple[nn.Module, ModelSpec]
         sources=(),
     )
     return model, spec
+
+
+def update_statistics_once(model: nn.Module) -> None:
+    """Keep norms from updating running statistics again when timm computes a block a second time.
+
+    Blocks of this library do so themselves, see `keep_statistics`.
+
+    Args:
+        model: with gradient checkpointing; after its norms have been synchronised.
+    """
+    for norm in model.modules():
+        if any(name.startswith("running_") for name, _ in norm.named_buffers(recurse=False)):
+            context = ExitStack()
+            norm.register_forward_pre_hook(partial(_set_aside, context))
+            # also after an exception, by which torch ends a second computation early
+            norm.register_forward_hook(partial(_put_back, context), always_call=True)
+
+
+def _set_aside(context: ExitStack, norm: nn.Module, inputs: object) -> None:
+    # the compiler runs no update twice; with -1, this is no backward pass
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        context.enter_context(keep_buffers([norm]))
+
+
+def _put_back(context: ExitStack, norm: nn.Module, inputs: object, output: object) -> None:
+    context.close()
 
 
 def save_timm_student(

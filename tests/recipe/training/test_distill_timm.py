@@ -134,6 +134,23 @@ def test_what_does_not_fit_a_timm_student_is_one_line(
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.parametrize("more", [(), ("engine.micro_batch=6", "engine.parallel=fsdp")])
+@pytest.mark.parametrize("student", ["timm:test_resnet", "timm:test_efficientnet"])
+def test_gradient_checkpointing_does_not_change_a_timm_student(
+    student: str, more: tuple[str, ...], images: Path, tmp_path: Path
+) -> None:
+    settings = ("engine.precision=fp32", "image_size=96", "steps=2", *more)
+    plain = distill_digits(images, tmp_path / "plain", *settings, student=student)
+    changed = distill_digits(
+        images, tmp_path / "run", *settings, "engine.grad_checkpointing=true", student=student
+    )
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (changed, plain))
+    counters = [name for name in theirs if name.endswith("num_batches_tracked")]
+    assert len(counters) > 10
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("student", ["timm:resnet10t", "timm:vit_tiny_patch16_224"])
 def test_a_timm_student_is_loaded_by_timm(student: str, images: Path, tmp_path: Path) -> None:
     folder = distill_digits(
