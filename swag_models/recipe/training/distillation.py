@@ -141,9 +141,9 @@ def make_distill_state(run: Run, teacher: Teacher, dist: DistContext) -> Distill
     # that of its initial weights.
     origins = {"teacher": (teacher.facts["model"], *teacher.license)}
     if run.init:
-        origins["initial weights"] = (run.init, spec.license, spec.license_url)
+        origins["initial weights"] = (spec.name, spec.license, spec.license_url)
     license, url = combine_licenses([origin[1:] for origin in origins.values()])
-    name = " and ".join(origin[0] for origin in origins.values())
+    name = " and ".join(dict.fromkeys(origin[0] for origin in origins.values()))
     spec = replace(spec, name=name, license=license, license_url=url)
     licenses = "; ".join(
         f"of the {role}, {origin[0]}: {spell_license(origin[1])}"
