@@ -93,7 +93,7 @@ def push(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Export a model to ONNX (.onnx) or torch.export (.pt2), and compare it with the original."""
+    """Export a model to .onnx, torch.export (.pt2) or compiled code (.aoti.pt2), and verify it."""
     path, spec = expand_path(options.path), get_spec(options.name)  # see `save`
     from swag_models.export import export_model
     from swag_models.export.external_data import list_parts
@@ -131,6 +131,8 @@ def export(options: argparse.Namespace) -> int:
 
 def _identify_export(options: argparse.Namespace, spec: ModelSpec, settings: dict[str, Any]) -> Any:
     """All that an exported file depends on; None if the weights are not on this machine."""
+    from swag_models.export.compiled import list_instructions
+    from swag_models.export.metadata import COMPILED_SUFFIX, find_suffix
     from swag_models.inference.image_sources import find_images
     from swag_models.reruns import (
         identify_files,
@@ -152,7 +154,9 @@ def _identify_export(options: argparse.Namespace, spec: ModelSpec, settings: dic
             for ref in find_images(options.calibrate, Counter())
             if isinstance(ref.source, Path)
         )
-    packages = identify_packages("onnx", "onnxruntime", "onnxscript")
+    packages: Any = identify_packages("onnx", "onnxruntime", "onnxscript")
+    if find_suffix(expand_path(options.path)) == COMPILED_SUFFIX:
+        packages = [packages, list_instructions()]
     return ["export", model, settings, images, packages]
 
 
@@ -196,7 +200,10 @@ def _add_push_options(command: argparse.ArgumentParser) -> None:
 
 def _add_export_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", help="name of the model")
-    command.add_argument("path", help="file to write: .onnx or .pt2")
+    command.add_argument(
+        "path",
+        help="file to write: .onnx, .pt2 or .aoti.pt2, which contains code for this kind of CPU",
+    )
     command.add_argument(
         "--image-size",
         type=_parse_size,

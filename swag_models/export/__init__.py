@@ -1,4 +1,4 @@
-"""Models as files for other runtimes: `.onnx` for onnxruntime, `.pt2` for torch.export.
+"""Models as files for other runtimes: `.onnx`, `.pt2` of torch.export, compiled `.aoti.pt2`.
 
 A file takes images and returns logits or features, both as float32 regardless of the internal
 precision. It accepts any batch size, at a fixed image size or any that the model accepts, and
@@ -26,6 +26,7 @@ from swag_models.errors import (
     check_types,
     plain_arguments,
 )
+from swag_models.export.compiled import check_compiler, load_compiled, write_compiled
 from swag_models.export.external_data import (
     check_replaceable,
     choose_external_data,
@@ -38,7 +39,14 @@ from swag_models.export.formats import (
     write_onnx,
     write_pt2,
 )
-from swag_models.export.metadata import ONNX_EXTRA, Metadata, check_suffix, read_metadata
+from swag_models.export.metadata import (
+    COMPILED_SUFFIX,
+    ONNX_EXTRA,
+    Metadata,
+    check_suffix,
+    find_suffix,
+    read_metadata,
+)
 from swag_models.export.verification import (
     check_agreement,
     check_deviation,
@@ -46,6 +54,7 @@ from swag_models.export.verification import (
     split_images,
 )
 from swag_models.formatting import count_noun, describe, escape_unprintable
+from swag_models.inference.acceleration import accelerate
 from swag_models.models import Backbone
 from swag_models.models.unwrap import unwrap
 from swag_models.paths import expand_path
@@ -56,7 +65,15 @@ from swag_models.spec import ImageSize, ModelSpec
 # Set before onnxruntime is imported: it would report its use to its authors over the network.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-__all__ = ["DTYPES", "OPSETS", "ExportReport", "Metadata", "export_model", "read_metadata"]
+__all__ = [
+    "DTYPES",
+    "OPSETS",
+    "ExportReport",
+    "Metadata",
+    "export_model",
+    "load_compiled",
+    "read_metadata",
+]
 
 
 def __dir__() -> list[str]:
@@ -67,6 +84,7 @@ def __dir__() -> list[str]:
 DTYPES = {
     ".onnx": ("float32", "float16", "bfloat16", "int8"),
     ".pt2": ("float32", "float16", "bfloat16"),
+    COMPILED_SUFFIX: ("float32", "float16", "bfloat16"),
 }
 ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as in Optimum
 OPSETS = range(18, 24)  # of ONNX; those that torch's exporter writes and onnxruntime runs
@@ -114,7 +132,7 @@ def export_model(
     images: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> ExportReport:
-    """Write a model as .onnx or .pt2, by the suffix of `path`, and verify the file.
+    """Write a model as .onnx, .pt2 or .aoti.pt2, by the suffix of `path`, and verify the file.
 
     The file is loaded again and compared with eager float32 on noise, constants, black and white,
     in batches and one by one, with `dynamic_size` also in other sizes. In float32 it may deviate by
@@ -124,7 +142,8 @@ def export_model(
     Args:
         model: anything that `load_model` accepts, or a loaded model, possibly compiled or wrapped
             for parallel training, which is not changed.
-        path: file to write.
+        path: file to write. A .aoti.pt2 contains code compiled by AOTInductor for this kind of CPU,
+            with the batch norms folded; experimental, on Linux only. See `load_compiled`.
         spec: spec of a loaded model, if it differs from the one that it was loaded with.
         image_size: pixels, int or (height, width); by default the model's.
         dynamic_size: accept any height and width: of a RegNet from 33 pixels, of a ViT multiples of
@@ -161,6 +180,7 @@ def export_model(
     dtype = ALIASES.get(dtype, dtype)
     images = None if images is None else expand_path(images, "images")
     opset = _check_arguments(path, dtype, opset, external_data, images)
+    compiled = find_suffix(path) == COMPILED_SUFFIX
     with _default_settings():
         eager, spec = _load_eager(model, spec, image_size, options)
         metadata = Metadata(
@@ -186,8 +206,11 @@ def export_model(
             with temporary_folder(path) as folder:
                 temporary = folder / path.name
                 with argument_errors("model", model, HINT):
-                    program = trace_model(eager, traced_dtype, dynamic_size=dynamic_size)
-                if path.suffix == ".pt2":
+                    traced = accelerate(copy.deepcopy(eager), traced_dtype) if compiled else eager
+                    program = trace_model(traced, traced_dtype, dynamic_size=dynamic_size)
+                if compiled:
+                    write_compiled(program, temporary, metadata)
+                elif path.suffix == ".pt2":
                     write_pt2(program, temporary, metadata)
                 else:
                     beside = choose_external_data(program, external_data, dtype)
@@ -214,19 +237,20 @@ def _check_arguments(
 ) -> int:
     """Raise ConfigError for invalid arguments, before any work; return the opset."""
     check_suffix(path)
-    if dtype not in DTYPES[path.suffix]:
+    suffix = find_suffix(path)
+    if dtype not in DTYPES[suffix]:
         raise ConfigError(
-            f"invalid dtype {escape_unprintable(dtype, 100)} for {path.suffix}: allowed: "
-            f"{', '.join(DTYPES[path.suffix])}; use .onnx for int8"
+            f"invalid dtype {escape_unprintable(dtype, 100)} for {suffix}: allowed: "
+            f"{', '.join(DTYPES[suffix])}; use .onnx for int8"
         )
-    opsets = BFLOAT16_OPSETS if (path.suffix, dtype) == (".onnx", "bfloat16") else OPSETS
+    opsets = BFLOAT16_OPSETS if (suffix, dtype) == (".onnx", "bfloat16") else OPSETS
     opset = opsets[0] if opset is None else opset
     if type(opset) is not int or opset not in opsets:
         raise ConfigError(
             f"invalid opset {describe(opset)} for {dtype}: allowed: {opsets[0]} to {opsets[-1]}"
         )
-    if external_data is not None and path.suffix != ".onnx":
-        raise ConfigError(f"external_data is for .onnx; a {path.suffix} is always one file")
+    if external_data is not None and suffix != ".onnx":
+        raise ConfigError(f"external_data is for .onnx; a {suffix} is always one file")
     if dtype == "int8" and images is None:
         raise ConfigError("int8 needs a folder of images to calibrate on: pass images=")
     if images is not None and not os.path.isdir(images):
@@ -236,7 +260,9 @@ def _check_arguments(
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a folder; create it first")
     check_replaceable(path)
-    if path.suffix == ".onnx":  # checked now, not after minutes of tracing
+    if suffix == COMPILED_SUFFIX:
+        check_compiler()
+    if suffix == ".onnx":  # checked now, not after minutes of tracing
         for module in ("onnx", "onnxruntime", "onnxscript"):
             import_extra(module, ONNX_EXTRA, ".onnx")
     return opset

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from swag_models.errors import ExportError
 from swag_models.export.bfloat16 import write_emulation
+from swag_models.export.compiled import load_compiled
 from swag_models.export.external_data import list_data_paths
-from swag_models.export.metadata import Metadata
+from swag_models.export.metadata import COMPILED_SUFFIX, Metadata, find_suffix
 from swag_models.model_limits import LIMITS
 from swag_models.models import Backbone, ViT
 from swag_models.models.regnet import MIN_SIZE
@@ -246,6 +247,8 @@ def load_file(path: Path, dtype: str) -> ModelFunction:
     Raises:
         ExportError: onnxruntime cannot run the model.
     """
+    if find_suffix(path) == COMPILED_SUFFIX:
+        return load_compiled(path)
     if path.suffix == ".pt2":
         program: ModelFunction = torch.export.load(path).module()
         return program

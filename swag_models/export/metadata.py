@@ -1,11 +1,12 @@
 """What an exported file states about itself.
 
-It is stored in ONNX's metadata_props or torch.export's extra files.
+It is stored in ONNX's metadata_props, torch.export's extra files or AOTInductor's metadata.
 """
 
 import json
 import os
 import zipfile
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 from swag_models.archives import ZIP_ERRORS
 from swag_models.decoding import decode_fields
 from swag_models.errors import ConfigError, ExportError, plain_arguments
+from swag_models.formatting import count_noun
 from swag_models.paths import expand_path
 from swag_models.runtime import import_extra
 from swag_models.spec import Preprocess
 
-SUFFIXES = (".onnx", ".pt2")
+COMPILED_SUFFIX = ".aoti.pt2"
+SUFFIXES = (".onnx", ".pt2", COMPILED_SUFFIX)
 ONNX_EXTRA = "swag-models[export]"
 MAX_METADATA = 1 << 25  # bytes; names of 27,000 classes have less than 1 million
 
@@ -86,7 +89,7 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     path = expand_path(path)
     check_suffix(path)
     try:
-        return Metadata.from_strings(_read_pt2(path) if path.suffix == ".pt2" else _read_onnx(path))
+        return Metadata.from_strings(READERS[find_suffix(path)](path))
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error}") from None
     except ZIP_ERRORS as error:
@@ -95,10 +98,15 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
 
 def check_suffix(path: Path) -> None:
     """Raise ConfigError unless the suffix is that of a known format."""
-    if path.suffix not in SUFFIXES:
+    if find_suffix(path) not in SUFFIXES:
         raise ConfigError(
             f"invalid suffix {path.suffix!r} of {path}: allowed: {', '.join(SUFFIXES)}"
         )
+
+
+def find_suffix(path: Path) -> str:
+    """The suffix, which for a compiled model has two parts."""
+    return COMPILED_SUFFIX if path.name.endswith(COMPILED_SUFFIX) else path.suffix
 
 
 def _read_pt2(path: Path) -> dict[str, str]:
@@ -108,9 +116,32 @@ def _read_pt2(path: Path) -> dict[str, str]:
         members = [PurePosixPath(name) for name in archive.namelist()]
         # The folder is `extra_files` before torch 2.8, `extra` since.
         extra = [name for name in members if name.parent.name in ("extra", "extra_files")]
-        if (size := sum(archive.getinfo(str(name)).file_size for name in extra)) > MAX_METADATA:
-            raise ValueError(f"its extra files have {size:,} bytes, more than {MAX_METADATA:,}")
+        _check_length(archive, map(str, extra), "extra files")
         return {name.name: archive.read(str(name)).decode() for name in extra}
+
+
+def read_compiled(path: Path) -> dict[str, str]:
+    """The metadata that AOTInductor stored in a .aoti.pt2, without loading its code.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError, zipfile.BadZipFile, ...: see `ZIP_ERRORS`.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith("wrapper_metadata.json")]
+        _check_length(archive, names, "metadata")
+        if len(names) != 1:
+            raise ValueError(f"it contains metadata of {count_noun(len(names), 'model')}, not of 1")
+        strings = json.loads(archive.read(names[0]))
+    if not isinstance(strings, dict) or not all(isinstance(v, str) for v in strings.values()):
+        raise ValueError("its metadata are not strings")
+    return strings
+
+
+def _check_length(archive: zipfile.ZipFile, names: Iterable[str], what: str) -> None:
+    """Raise ValueError if members of an archive are larger than metadata can be."""
+    if (size := sum(archive.getinfo(name).file_size for name in names)) > MAX_METADATA:
+        raise ValueError(f"its {what} have {size:,} bytes, more than {MAX_METADATA:,}")
 
 
 def _read_onnx(path: Path) -> dict[str, str]:
@@ -124,3 +155,6 @@ def _read_onnx(path: Path) -> dict[str, str]:
     except DecodeError as error:
         raise ValueError(error) from None
     return {prop.key: prop.value for prop in model.metadata_props}
+
+
+READERS = {".onnx": _read_onnx, ".pt2": _read_pt2, COMPILED_SUFFIX: read_compiled}

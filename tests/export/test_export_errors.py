@@ -96,8 +96,12 @@ def test_an_operator_that_onnx_lacks_is_an_error_and_pt2_works(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("model.pth", {}, r"invalid suffix '\.pth' of model\.pth: allowed: \.onnx, \.pt2"),
-        ("model", {}, r"invalid suffix '' of model: allowed: \.onnx, \.pt2"),
+        (
+            "model.pth",
+            {},
+            r"invalid suffix '\.pth' of model\.pth: allowed: \.onnx, \.pt2, \.aoti\.pt2",
+        ),
+        ("model", {}, r"invalid suffix '' of model: allowed: \.onnx, \.pt2, \.aoti\.pt2"),
         (
             "model.onnx",
             {"dtype": "float64"},
